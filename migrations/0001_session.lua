@@ -1,0 +1,568 @@
+#!lua name=jarvis_0001
+-- Sessions. Oldest supported binary: 0.1.0
+--
+-- Every function takes the session's keys and, first, who is asking. A session of somebody else
+-- looks like one that is not there. Fences, tags, identifiers and times are made by the caller, so
+-- that a repeated call, after a reply that was lost, changes nothing.
+--
+-- KEYS: 1 session (hash, and the name of the channel)  2 messages  3 waiting  4 events  5 answer
+--       6 open (one a bucket)  7 idempotency key (only where one is given)
+--
+-- Stored forms, a header line that is read here and the rest that is not:
+--   message   <json header> \n <content>
+--   event     <number> <tag> <running generation|-> <its length> <kind> <generation|-> \n <json>
+--   waiting   <generation> <fence> <replica> \n <turn json> \n <message header json> \n <content>
+
+local EVENTS_KEPT = 128
+local EVENT_BYTES_KEPT = 1048576
+
+local function meta(keys, ...)
+  return redis.call('HMGET', keys[1], ...)
+end
+
+-- The session's fields, or nil where it is absent, deleted or another owner's.
+local function owned(keys, owner, ...)
+  local found = meta(keys, 'owner', 'deleted', ...)
+  if not found[1] or found[1] ~= owner or found[2] then
+    return nil
+  end
+  local fields = {}
+  for i = 3, #found do
+    fields[i - 2] = found[i]
+  end
+  return fields
+end
+
+local function line(text, from)
+  local at = string.find(text, '\n', from, true)
+  return string.sub(text, from, at - 1), at + 1
+end
+
+local function words(text)
+  local list = {}
+  for word in string.gmatch(text, '%S+') do
+    list[#list + 1] = word
+  end
+  return list
+end
+
+local function open_field(keys, generation)
+  return string.match(keys[1], '([^:]+)$') .. ' ' .. generation
+end
+
+-- Writes a control event at the end of what has happened so far, and announces it.
+local function push_event(keys, tag, kind, generation, json)
+  local running = redis.call('HGET', keys[1], 'generation') or '-'
+  local length = running == '-' and 0 or redis.call('STRLEN', keys[5])
+  local number = redis.call('HINCRBY', keys[1], 'events', 1)
+  local entry = number .. ' ' .. tag .. ' ' .. running .. ' ' .. length .. ' ' .. kind .. ' '
+    .. generation .. '\n' .. json
+  local kept = redis.call('RPUSH', keys[4], entry)
+  local bytes = redis.call('HINCRBY', keys[1], 'event_bytes', #entry)
+  while kept > 1 and (kept > EVENTS_KEPT or bytes > EVENT_BYTES_KEPT) do
+    local dropped = redis.call('LPOP', keys[4])
+    bytes = redis.call('HINCRBY', keys[1], 'event_bytes', -#dropped)
+    kept = kept - 1
+    redis.call('HSET', keys[1], 'dropped_tag', words(line(dropped, 1))[2])
+  end
+  redis.call('HSET', keys[1], 'tag', tag)
+  redis.call('SPUBLISH', keys[1], 'e' .. entry)
+  return number
+end
+
+local function push_message(keys, header, content)
+  redis.call('RPUSH', keys[2], header .. '\n' .. content)
+  redis.call('HINCRBY', keys[1], 'bytes', #header + 1 + #content)
+end
+
+local function keep(keys, seconds)
+  if tonumber(seconds) > 0 then
+    for i = 1, 5 do
+      redis.call('EXPIRE', keys[i], seconds)
+    end
+  end
+end
+
+local function find_waiting(keys, generation)
+  for _, entry in ipairs(redis.call('LRANGE', keys[3], 0, -1)) do
+    local header = words(line(entry, 1))
+    if header[1] == generation then
+      return entry, header
+    end
+  end
+end
+
+local function make_running(keys, generation, fence, replica, turn, header, content)
+  push_message(keys, header, content)
+  redis.call('DEL', keys[5])
+  redis.call('HSET', keys[1], 'generation', generation, 'fence', fence, 'replica', replica,
+    'turn', turn, 'writers', 1)
+  redis.call('HDEL', keys[1], 'started')
+end
+
+-- The number and tag of the event before the one that accepted this generation, - where that is no
+-- longer kept.
+local function accepted_after(keys, generation)
+  local list = redis.call('LRANGE', keys[4], 0, -1)
+  for i = #list, 1, -1 do
+    local header = words(line(list[i], 1))
+    if header[5] == 'accepted' and header[6] == generation then
+      local number = tonumber(header[1]) - 1
+      if number == 0 then
+        return '0', '0'
+      elseif i > 1 then
+        return tostring(number), words(line(list[i - 1], 1))[2]
+      end
+      return tostring(number), redis.call('HGET', keys[1], 'dropped_tag')
+    end
+  end
+  return '-', '-'
+end
+
+local function is_writer(keys, owner, generation, fence)
+  local fields = owned(keys, owner, 'generation', 'fence')
+  return fields and fields[1] == generation and fields[2] == fence
+end
+
+-- Ends the running generation: its answer so far becomes a message.
+local function close_running(keys, generation, header)
+  push_message(keys, header, redis.call('GET', keys[5]) or '')
+  redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started')
+  redis.call('HDEL', keys[6], open_field(keys, generation))
+end
+
+-- owner, generation, fence, replica, turn, message header, content, tag, event, title, model, now,
+-- idle seconds, most waiting, most bytes, body hash, key seconds
+-- → began <events before> <tag before> | waiting <events before> <tag before>
+-- | same <generation> <events before|-> <tag before|-> | other_body | absent | busy | full
+local function accept(keys, args)
+  local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
+  local found = meta(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag')
+  if found[1] and found[1] ~= owner then
+    return { 'absent' }
+  end
+  if keys[7] then
+    local known = redis.call('GET', keys[7])
+    if known then
+      local known_words = words(known)
+      if known_words[2] ~= args[16] then
+        return { 'other_body' }
+      end
+      if known_words[1] ~= generation then
+        return { 'same', known_words[1], accepted_after(keys, known_words[1]) }
+      end
+    end
+  end
+  -- A repeat after a lost reply.
+  if redis.call('HEXISTS', keys[6], open_field(keys, generation)) == 1 then
+    local before, before_tag = accepted_after(keys, generation)
+    return { found[3] == generation and 'began' or 'waiting', before, before_tag }
+  end
+  local waiting = redis.call('LLEN', keys[3])
+  if waiting >= tonumber(args[14]) then
+    return { 'busy' }
+  end
+  if tonumber(found[4] or '0') + #args[7] > tonumber(args[15]) then
+    return { 'full' }
+  end
+  if not found[1] or found[2] then
+    redis.call('HSET', keys[1], 'owner', owner, 'created', args[12], 'title', args[10])
+    redis.call('HDEL', keys[1], 'deleted')
+    redis.call('PERSIST', keys[1])
+    redis.call('PERSIST', keys[4])
+  end
+  redis.call('HSET', keys[1], 'updated', args[12], 'model', args[11])
+  if keys[7] then
+    redis.call('SET', keys[7], generation .. ' ' .. args[16], 'EX', args[17])
+  end
+  redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
+  push_event(keys, args[8], 'accepted', generation, args[9])
+  local before, before_tag = found[5] or '0', found[6] or '0'
+  local begins = not found[3] and waiting == 0
+  if begins then
+    make_running(keys, generation, fence, replica, args[5], args[6], args[7])
+  else
+    redis.call('RPUSH', keys[3], generation .. ' ' .. fence .. ' ' .. replica .. '\n' .. args[5]
+      .. '\n' .. args[6] .. '\n' .. args[7])
+  end
+  keep(keys, args[13])
+  if begins then
+    return { 'began', before, before_tag }
+  end
+  return { 'waiting', before, before_tag }
+end
+
+-- owner, generation, fence → began | waiting | gone
+local function begin(keys, args)
+  local owner, generation, fence = args[1], args[2], args[3]
+  local fields = owned(keys, owner, 'generation', 'fence')
+  if not fields then
+    return 'gone'
+  end
+  if fields[1] == generation then
+    return fields[2] == fence and 'began' or 'gone'
+  end
+  local entry, header = find_waiting(keys, generation)
+  if not entry or header[2] ~= fence then
+    return 'gone'
+  end
+  if fields[1] or redis.call('LINDEX', keys[3], 0) ~= entry then
+    return 'waiting'
+  end
+  local _, at = line(entry, 1)
+  local turn, message
+  turn, at = line(entry, at)
+  message, at = line(entry, at)
+  redis.call('LPOP', keys[3])
+  make_running(keys, generation, fence, header[3], turn, message, string.sub(entry, at))
+  return 'began'
+end
+
+-- owner, generation, fence, tag, event → ok | fenced
+local function start(keys, args)
+  if not is_writer(keys, args[1], args[2], args[3]) then
+    return 'fenced'
+  end
+  if not redis.call('HGET', keys[1], 'started') then
+    local before = meta(keys, 'events', 'tag')
+    redis.call('HSET', keys[1], 'started', before[1] .. ' ' .. before[2])
+    push_event(keys, args[4], 'started', args[2], args[5])
+  end
+  return 'ok'
+end
+
+-- owner, generation, fence, offset, bytes → ok | fenced | hole <length>
+local function append(keys, args)
+  if not is_writer(keys, args[1], args[2], args[3]) then
+    return { 'fenced' }
+  end
+  local offset, length = tonumber(args[4]), redis.call('STRLEN', keys[5])
+  if offset > length then
+    return { 'hole', tostring(length) }
+  end
+  if offset + #args[5] > length then
+    redis.call('SETRANGE', keys[5], offset, args[5])
+  end
+  redis.call('SPUBLISH', keys[1], 'p' .. args[2] .. ' ' .. args[4] .. '\n' .. args[5])
+  return { 'ok' }
+end
+
+-- owner, generation, fence, length, message header, now, idle seconds, then (tag, kind, event) for
+-- each event → ok | fenced | hole <length>
+local function finish(keys, args)
+  if not is_writer(keys, args[1], args[2], args[3]) then
+    local ended = owned(keys, args[1], 'ended')
+    return { ended and ended[1] == args[2] .. ' ' .. args[3] and 'ok' or 'fenced' }
+  end
+  local length = redis.call('STRLEN', keys[5])
+  if length < tonumber(args[4]) then
+    return { 'hole', tostring(length) }
+  end
+  for i = 8, #args, 3 do
+    push_event(keys, args[i], args[i + 1], args[2], args[i + 2])
+  end
+  close_running(keys, args[2], args[5])
+  redis.call('HSET', keys[1], 'ended', args[2] .. ' ' .. args[3], 'updated', args[6])
+  keep(keys, args[7])
+  return { 'ok' }
+end
+
+-- owner, generation or -, message header with GENERATION, MODEL and WRITERS to fill in, tag, event
+-- → cancelled <generation> running|waiting | none | absent
+local function cancel(keys, args)
+  local fields = owned(keys, args[1], 'generation', 'turn', 'writers')
+  if not fields then
+    return { 'absent' }
+  end
+  local wanted = args[2]
+  if fields[1] and (wanted == '-' or wanted == fields[1]) then
+    local model = cjson.encode(cjson.decode(fields[2]).model)
+    local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
+    push_event(keys, args[4], 'cancelled', fields[1], args[5])
+    close_running(keys, fields[1], (string.gsub(args[3], '%u%u%u%u%u+', fill)))
+    return { 'cancelled', fields[1], 'running' }
+  end
+  local entry, header
+  if wanted == '-' then
+    entry = redis.call('LINDEX', keys[3], 0)
+    header = entry and words(line(entry, 1))
+  else
+    entry, header = find_waiting(keys, wanted)
+  end
+  if not entry then
+    return { 'none' }
+  end
+  redis.call('LREM', keys[3], 1, entry)
+  redis.call('HDEL', keys[6], open_field(keys, header[1]))
+  push_event(keys, args[4], 'cancelled', header[1], args[5])
+  return { 'cancelled', header[1], 'waiting' }
+end
+
+-- generation: the writer tells that its request to the model's host is closed
+local function closed(keys, args)
+  if redis.call('EXISTS', keys[1]) == 1 then
+    redis.call('HSET', keys[1], 'closed', args[1])
+  end
+  redis.call('SPUBLISH', keys[1], 'x' .. args[1])
+  return 'ok'
+end
+
+-- owner, delete?, tag, event, cancel event, now, tombstone seconds, then a tag for each turn that is
+-- cancelled with it → messages | -1
+local function clear(keys, args)
+  local fields = owned(keys, args[1], 'generation')
+  if not fields then
+    return -1
+  end
+  local count = redis.call('LLEN', keys[2])
+  if fields[1] then
+    push_event(keys, args[8], 'cancelled', fields[1], args[5])
+    redis.call('HDEL', keys[6], open_field(keys, fields[1]))
+    redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started')
+  end
+  for place, entry in ipairs(redis.call('LRANGE', keys[3], 0, -1)) do
+    local header = words(line(entry, 1))
+    redis.call('HDEL', keys[6], open_field(keys, header[1]))
+    push_event(keys, args[8 + place], 'cancelled', header[1], args[5])
+  end
+  push_event(keys, args[3], 'cleared', '-', args[4])
+  redis.call('DEL', keys[2], keys[3], keys[5])
+  redis.call('HSET', keys[1], 'bytes', 0, 'updated', args[6])
+  redis.call('HINCRBY', keys[1], 'epoch', 1)
+  if args[2] == '1' then
+    redis.call('HSET', keys[1], 'deleted', 1)
+    redis.call('EXPIRE', keys[1], args[7])
+    redis.call('EXPIRE', keys[4], args[7])
+  end
+  return count
+end
+
+-- owner, title, now → ok | absent
+local function retitle(keys, args)
+  if not owned(keys, args[1]) then
+    return 'absent'
+  end
+  redis.call('HSET', keys[1], 'title', args[2], 'updated', args[3])
+  return 'ok'
+end
+
+local function describe(keys, owner)
+  local fields = owned(keys, owner, 'title', 'model', 'created', 'updated', 'generation', 'closed')
+  if not fields then
+    return { 'absent' }
+  end
+  local count = redis.call('LLEN', keys[2])
+  return { 'ok', fields[1], fields[2], fields[3], fields[4], tostring(count), fields[5] or '-',
+    fields[6] or '-' }
+end
+
+-- owner → ok <title> <model> <created> <updated> <messages> <running|-> <closed|-> | absent
+local function session(keys, args)
+  return describe(keys, args[1])
+end
+
+-- owner, first, last (from the end where negative), most bytes, 1 to fill from the newest
+-- → as session, then the index of the first message given, then the messages
+local function messages(keys, args)
+  local reply = describe(keys, args[1])
+  if reply[1] ~= 'ok' then
+    return reply
+  end
+  local total = tonumber(reply[6])
+  local first, last = tonumber(args[2]), tonumber(args[3])
+  if first < 0 then first = math.max(total + first, 0) end
+  if last < 0 then last = total + last end
+  last = math.min(last, total - 1)
+  local list = first <= last and redis.call('LRANGE', keys[2], first, last) or {}
+  local room, from, to = tonumber(args[4]), 1, #list
+  if args[5] == '1' then
+    local at = #list
+    while at >= 1 and (room >= #list[at] or at == #list) do
+      room = room - #list[at]
+      at = at - 1
+    end
+    from = at + 1
+  else
+    local at = 1
+    while at <= #list and (room >= #list[at] or at == 1) do
+      room = room - #list[at]
+      at = at + 1
+    end
+    to = at - 1
+  end
+  reply[#reply + 1] = tostring(first + from - 1)
+  for i = from, to do
+    reply[#reply + 1] = list[i]
+  end
+  return reply
+end
+
+-- The stored answer of a generation that has ended, or nil: it is near the end of the messages.
+local function ended_answer(keys, generation)
+  local list = redis.call('LRANGE', keys[2], -40, -1)
+  for i = #list, 1, -1 do
+    local header, at = line(list[i], 1)
+    if string.find(header, generation, 1, true) then
+      return string.sub(list[i], at)
+    end
+  end
+end
+
+-- owner, events, tag (or - : from where the running turn began, else the end), generation or -,
+-- bytes of it that the reader holds, most bytes
+-- → absent | unknown | ok <events> <tag> <running|-> <1 if there is more> <events that follow>
+--   {event} {generation, from, bytes}
+local function read(keys, args)
+  local fields = owned(keys, args[1], 'events', 'tag', 'generation', 'started', 'dropped_tag')
+  if not fields then
+    return { 'absent' }
+  end
+  local tip, running = tonumber(fields[1]), fields[3] or '-'
+  local number, tag = tonumber(args[2]), args[3]
+  local generation, held = args[4], tonumber(args[5])
+  if tag == '-' then
+    number, tag = tip, fields[2]
+    if fields[4] then
+      local start = words(fields[4])
+      number, tag = tonumber(start[1]), start[2]
+    end
+    generation, held = '-', 0
+  end
+  local kept = redis.call('LLEN', keys[4])
+  local first = tip - kept + 1
+  if number > tip or number < first - 1 then
+    return { 'unknown' }
+  end
+  local true_tag = '0'
+  if number >= first then
+    true_tag = words(line(redis.call('LINDEX', keys[4], number - first), 1))[2]
+  elseif number > 0 then
+    true_tag = fields[5]
+  end
+  if true_tag ~= tag then
+    return { 'unknown' }
+  end
+  local room = tonumber(args[6])
+  local answers, given = {}, {}
+  local function give(id, from)
+    if given[id] then
+      return true
+    end
+    local bytes
+    if id == running then
+      bytes = redis.call('GETRANGE', keys[5], from, -1)
+    else
+      bytes = ended_answer(keys, id)
+      if not bytes then
+        return false
+      end
+      bytes = string.sub(bytes, from + 1)
+    end
+    given[id] = true
+    room = room - #bytes
+    answers[#answers + 1] = { id, tostring(from), bytes }
+    return true
+  end
+  local events, more = {}, '0'
+  local list = number < tip and redis.call('LRANGE', keys[4], number - first + 1, -1) or {}
+  if generation ~= '-' and generation == running then
+    give(generation, held)
+  end
+  for i = 1, #list do
+    local header = words(line(list[i], 1))
+    local kind, about = header[5], header[6]
+    room = room - #list[i]
+    if room < 0 and i > 1 then
+      running, more = '-', '1'
+      break
+    end
+    if about ~= '-' and (kind == 'started' or (about == generation and kind ~= 'claimed')) then
+      if not give(about, about == generation and held or 0) and kind == 'started' then
+        -- Its text was cleared or is too far back.
+        return { 'unknown' }
+      end
+    end
+    events[#events + 1] = list[i]
+  end
+  local reply = { 'ok', tostring(number), tag, running, more, tostring(#events) }
+  for _, event in ipairs(events) do
+    reply[#reply + 1] = event
+  end
+  for _, answer in ipairs(answers) do
+    for i = 1, 3 do
+      reply[#reply + 1] = answer[i]
+    end
+  end
+  return reply
+end
+
+-- owner, generation, fence it replaces, new fence, replica, tag, event with LENGTH to fill in
+-- → running <turn> <length> <writers> <started?> | waiting <turn> | other
+local function claim(keys, args)
+  local generation, old, fence, replica = args[2], args[3], args[4], args[5]
+  local found = meta(keys, 'generation', 'fence', 'turn', 'started')
+  if found[1] == generation then
+    if found[2] ~= old and found[2] ~= fence then
+      return { 'other' }
+    end
+    local length = redis.call('STRLEN', keys[5])
+    if found[2] == old then
+      redis.call('HSET', keys[1], 'fence', fence, 'replica', replica)
+      redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
+      redis.call('HINCRBY', keys[1], 'writers', 1)
+      push_event(keys, args[6], 'claimed', generation, (string.gsub(args[7], 'LENGTH', length)))
+    end
+    return { 'running', found[3], tostring(length), redis.call('HGET', keys[1], 'writers'),
+      found[4] and '1' or '0', redis.call('HGET', keys[1], 'owner') }
+  end
+  local entry, header = find_waiting(keys, generation)
+  if not entry then
+    redis.call('HDEL', keys[6], open_field(keys, generation))
+    return { 'other' }
+  end
+  if header[2] ~= old and header[2] ~= fence then
+    return { 'other' }
+  end
+  local _, at = line(entry, 1)
+  if header[2] == old then
+    local moved = generation .. ' ' .. fence .. ' ' .. replica .. '\n' .. string.sub(entry, at)
+    redis.call('LINSERT', keys[3], 'BEFORE', entry, moved)
+    redis.call('LREM', keys[3], 1, entry)
+    redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
+  end
+  return { 'waiting', (line(entry, at)), redis.call('HGET', keys[1], 'owner') }
+end
+
+-- owner, generation, fence, length, tag, event: takes back what lies beyond → ok | fenced
+local function rewind(keys, args)
+  if not is_writer(keys, args[1], args[2], args[3]) then
+    return 'fenced'
+  end
+  local length = tonumber(args[4])
+  if redis.call('STRLEN', keys[5]) > length then
+    local kept = length > 0 and redis.call('GETRANGE', keys[5], 0, length - 1) or ''
+    redis.call('SET', keys[5], kept)
+    push_event(keys, args[5], 'claimed', args[2], args[6])
+  end
+  return 'ok'
+end
+
+local function register(name, callback, ...)
+  redis.register_function { function_name = 'jarvis_' .. name .. '_1', callback = callback,
+    flags = { ... } }
+end
+
+register('accept', accept)
+register('begin', begin)
+register('start', start)
+register('append', append)
+register('finish', finish, 'allow-oom')
+register('cancel', cancel, 'allow-oom')
+register('closed', closed, 'allow-oom')
+register('clear', clear, 'allow-oom')
+register('retitle', retitle)
+register('claim', claim, 'allow-oom')
+register('rewind', rewind, 'allow-oom')
+register('session', session, 'no-writes')
+register('messages', messages, 'no-writes')
+register('read', read, 'no-writes')

@@ -1,0 +1,168 @@
+//! Every setting of the simulator.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, ValueEnum};
+
+/// What makes the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// Deterministic text, faults on request.
+    Scripted,
+    /// Real weights behind a llama.cpp server.
+    Llama,
+}
+
+const AFTER_HELP: &str = "\
+Directives in the last user message steer the scripted engine: [[key=value ...]]
+  tokens=N       length of the answer, in tokens (at most 1000000)
+  rate=R         tokens per second; 0 = as fast as possible
+  first_ms=MS    milliseconds before the first token
+  think=N        length of the thoughts, in tokens (models with 'think' in their name)
+  count          the answer is 1 2 3 ... N
+  repeat         30 equal pieces, then the stream ends without done and without an error
+  say            everything after the block is the answer
+  fault=KIND[@N][!]  several are met one after another, each once for a message; ! = always
+      refuse     close the connection without a response
+      busy       503, server busy
+      status@C   HTTP status C (default 500)
+      hang       never answer
+      slow@MS    first token MS milliseconds late (default 5000)
+      split      every line in several writes, cut anywhere
+      stall@N cut@N error@N end@N garbage@N   after N pieces (default 5): stop but stay open;
+                 close without terminator; error line; clean end without done; a line of rubbish
+
+Introspection (not Ollama's): GET|DELETE /sim/requests, GET /sim/stats,
+  GET|POST|DELETE /sim/faults with {\"fault\":\"cut\",\"after_pieces\":20,\"times\":1,\"model\":\"...\",\"path\":\"...\"}";
+
+/// An Ollama as far as its API goes: scripted for tests and benchmarks, or with real weights.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ollama-sim", version, after_help = AFTER_HELP)]
+pub struct Config {
+    /// Address to listen on; port 0 lets the system choose
+    #[arg(long, env = "OLLAMA_SIM_LISTEN", default_value = "127.0.0.1:11434")]
+    pub listen: SocketAddr,
+
+    /// What makes the answers
+    #[arg(long, env = "OLLAMA_SIM_ENGINE", value_enum, default_value = "scripted")]
+    pub engine: EngineKind,
+
+    /// Models that are there, separated by commas; one with 'think' in its name thinks
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_MODELS",
+        value_delimiter = ',',
+        value_name = "NAME",
+        default_value = "tinyllama:latest"
+    )]
+    pub models: Vec<String>,
+
+    /// A second name for a model, as `ollama cp` makes it; may be repeated
+    #[arg(
+        long = "alias",
+        env = "OLLAMA_SIM_ALIAS",
+        value_delimiter = ',',
+        value_name = "NEW=OLD"
+    )]
+    pub aliases: Vec<String>,
+
+    /// Generations that run at the same time
+    #[arg(long, env = "OLLAMA_SIM_SLOTS", value_name = "N", default_value_t = 4)]
+    pub slots: usize,
+
+    /// Requests that may wait for a slot; beyond it the answer is 503
+    #[arg(long, env = "OLLAMA_SIM_QUEUE", value_name = "N", default_value_t = 512)]
+    pub queue: usize,
+
+    /// Speed of one generation in tokens per second; 0 = as fast as possible [scripted]
+    #[arg(long, env = "OLLAMA_SIM_RATE", value_name = "TOKENS/S", default_value_t = 0.0, value_parser = rate)]
+    pub rate: f64,
+
+    /// Milliseconds before the first token [scripted]
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_FIRST_TOKEN_MS",
+        value_name = "MS",
+        default_value_t = 0
+    )]
+    pub first_token_ms: u64,
+
+    /// Length of an answer in tokens, where the message does not say [scripted]
+    #[arg(long, env = "OLLAMA_SIM_TOKENS", value_name = "N", default_value_t = 64)]
+    pub tokens: usize,
+
+    /// Milliseconds that loading a model takes, the first time and with another num_ctx
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_LOAD_MS",
+        value_name = "MS",
+        default_value_t = 0
+    )]
+    pub load_ms: u64,
+
+    /// Context in tokens, where a request does not set num_ctx
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_NUM_CTX",
+        value_name = "TOKENS",
+        default_value_t = 4096
+    )]
+    pub num_ctx: usize,
+
+    /// The models' own limit in tokens, as /api/show reports it; num_ctx is cut to it
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_MODEL_CTX",
+        value_name = "TOKENS",
+        default_value_t = 8192
+    )]
+    pub model_ctx: usize,
+
+    /// Where the llama.cpp server is [llama]
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_LLAMA_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    pub llama_url: String,
+}
+
+impl Default for Config {
+    /// As the flags' defaults, but on a port that the system chooses; reads no environment.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            engine: EngineKind::Scripted,
+            models: vec!["tinyllama:latest".to_owned()],
+            aliases: Vec::new(),
+            slots: 4,
+            queue: 512,
+            rate: 0.0,
+            first_token_ms: 0,
+            tokens: 64,
+            load_ms: 0,
+            num_ctx: 4096,
+            model_ctx: 8192,
+            llama_url: "http://127.0.0.1:8080".to_owned(),
+        }
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
+        _ => Err("a number of tokens per second, 0 or more".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_flags_are_sound() {
+        Config::command().debug_assert();
+    }
+}

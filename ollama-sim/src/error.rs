@@ -1,0 +1,89 @@
+//! The errors that a client sees, with Ollama's statuses and texts.
+
+use std::fmt;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// The text of an error line when a runner dies.
+pub const RUNNER_DIED: &str =
+    "an error was encountered while running the model: unexpected EOF";
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiError {
+    /// 400 with this text.
+    BadRequest(String),
+    /// 404: no such model.
+    ModelNotFound(String),
+    /// 400: thoughts asked of a model that has none.
+    ThinkingUnsupported(String),
+    /// 400: longer than the context, and may not be cut.
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of the context.
+        num_ctx: usize,
+    },
+    /// 503: no slot, and no place to wait for one.
+    Busy,
+    /// 500 with this text.
+    Internal(String),
+    /// A fault: this status.
+    Simulated(StatusCode),
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::ThinkingUnsupported(_) | Self::PromptTooLong { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::ModelNotFound(_) => StatusCode::NOT_FOUND,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Simulated(status) => *status,
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadRequest(text) | Self::Internal(text) => f.write_str(text),
+            Self::ModelNotFound(model) => write!(f, "model '{model}' not found"),
+            Self::ThinkingUnsupported(model) => write!(f, "{model:?} does not support thinking"),
+            Self::PromptTooLong {
+                prompt_tokens,
+                num_ctx,
+            } => {
+                let message = format!(
+                    "request ({prompt_tokens} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
+                );
+                let inner = json!({"error": {
+                    "code": 400,
+                    "message": message,
+                    "type": "exceed_context_size_error",
+                    "n_prompt_tokens": prompt_tokens,
+                    "n_ctx": num_ctx,
+                }});
+                write!(f, "{inner}")
+            }
+            Self::Busy => {
+                f.write_str("server busy, please try again.  maximum pending requests exceeded")
+            }
+            Self::Simulated(status) => write!(f, "simulated failure {status}"),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Json(json!({"error": self.to_string()}));
+        (self.status(), body).into_response()
+    }
+}

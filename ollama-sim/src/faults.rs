@@ -1,0 +1,296 @@
+//! Faults: what they are, which are armed, and which messages have already met theirs.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::script::directive::Directives;
+use crate::script::fnv;
+use crate::sync::lock;
+
+/// Pieces before a fault in mid-stream, when not said.
+const DEFAULT_PIECES: u64 = 5;
+/// Milliseconds by which `slow` delays the first token, when not said.
+const DEFAULT_SLOW_MS: u64 = 5_000;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultKind {
+    /// The connection is closed without a response.
+    Refuse,
+    /// 503, as with a full queue.
+    Busy,
+    /// An error status.
+    Status,
+    /// No answer, ever; a slot is held until the client leaves.
+    Hang,
+    /// The stream stops, and stays open.
+    Stall,
+    /// The connection is closed in mid-stream, without the terminating chunk.
+    Cut,
+    /// The runner dies: an error line, then a clean end.
+    Error,
+    /// A clean end without a last line.
+    End,
+    /// A late first token.
+    Slow,
+    /// One line that is not JSON; the stream goes on.
+    Garbage,
+    /// Every line in several writes, cut anywhere.
+    Split,
+}
+
+/// A fault and its one figure: pieces before it, milliseconds (`slow`) or the status (`status`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What goes wrong.
+    pub kind: FaultKind,
+    /// Its figure.
+    pub at: u64,
+}
+
+impl Fault {
+    fn new(kind: FaultKind, at: Option<u64>) -> Self {
+        let otherwise = match kind {
+            FaultKind::Slow => DEFAULT_SLOW_MS,
+            FaultKind::Status => 500,
+            _ => DEFAULT_PIECES,
+        };
+        Self {
+            kind,
+            at: at.unwrap_or(otherwise),
+        }
+    }
+
+    /// How many pieces come before it, where it strikes between pieces.
+    pub fn after_pieces(self) -> Option<u64> {
+        matches!(
+            self.kind,
+            FaultKind::Stall
+                | FaultKind::Cut
+                | FaultKind::Error
+                | FaultKind::End
+                | FaultKind::Garbage
+        )
+        .then_some(self.at)
+    }
+}
+
+/// A name that is no fault.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownFault(String);
+
+impl fmt::Display for UnknownFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no such fault: {:?}", self.0)
+    }
+}
+
+impl std::error::Error for UnknownFault {}
+
+impl FromStr for Fault {
+    type Err = UnknownFault;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFault> {
+        let unknown = || UnknownFault(text.to_owned());
+        let (name, figure) = match text.split_once('@') {
+            Some((name, figure)) => (name, Some(figure.parse().map_err(|_| unknown())?)),
+            None => (text, None),
+        };
+        let kind = match name {
+            "refuse" => FaultKind::Refuse,
+            "busy" => FaultKind::Busy,
+            "status" => FaultKind::Status,
+            "hang" => FaultKind::Hang,
+            "stall" => FaultKind::Stall,
+            "cut" => FaultKind::Cut,
+            "error" => FaultKind::Error,
+            "end" => FaultKind::End,
+            "slow" => FaultKind::Slow,
+            "garbage" => FaultKind::Garbage,
+            "split" => FaultKind::Split,
+            _ => return Err(unknown()),
+        };
+        Ok(Self::new(kind, figure))
+    }
+}
+
+/// The body of `POST /sim/faults`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arming {
+    /// `cut`, or with its figure `cut@20`.
+    pub fault: String,
+    /// Pieces before it; wins over the figure in `fault`, as the next two do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_pieces: Option<u64>,
+    /// Milliseconds, for `slow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+    /// The status, for `status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u64>,
+    /// How many requests meet it (default 1).
+    #[serde(default = "once")]
+    pub times: u64,
+    /// Only requests for this model, as they spell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Only requests to this path (default: `/api/chat` and `/api/generate`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+fn once() -> u64 {
+    1
+}
+
+impl Arming {
+    /// The fault that it arms.
+    pub fn fault(&self) -> Result<Fault, UnknownFault> {
+        let mut fault: Fault = self.fault.parse()?;
+        if let Some(figure) = self.after_pieces.or(self.ms).or(self.status) {
+            fault.at = figure;
+        }
+        Ok(fault)
+    }
+
+    fn meets(&self, path: &str, model: &str) -> bool {
+        let path_meets = self.path.as_deref().map_or_else(
+            || matches!(path, "/api/chat" | "/api/generate"),
+            |wanted| wanted == path,
+        );
+        path_meets && self.model.as_deref().is_none_or(|wanted| wanted == model)
+    }
+}
+
+/// A fault that waits for its place in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// The fault.
+    pub fault: Fault,
+    once: Option<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    armed: Vec<(Fault, Arming)>,
+    fired: HashSet<u64>,
+}
+
+/// All faults of one server.
+#[derive(Default)]
+pub struct Faults {
+    state: Mutex<State>,
+}
+
+impl Faults {
+    /// Arms a fault for the next requests that it meets.
+    pub fn arm(&self, arming: Arming) -> Result<(), UnknownFault> {
+        let fault = arming.fault()?;
+        lock(&self.state).armed.push((fault, arming));
+        Ok(())
+    }
+
+    /// What is armed, with the times that are left.
+    pub fn armed(&self) -> Vec<Arming> {
+        let state = lock(&self.state);
+        state.armed.iter().map(|(_, arming)| arming.clone()).collect()
+    }
+
+    /// Disarms everything, and forgets which messages have met their faults.
+    pub fn clear(&self) {
+        *lock(&self.state) = State::default();
+    }
+
+    /// Takes an armed fault for a request, if there is one.
+    pub fn take_armed(&self, path: &str, model: &str) -> Option<Planned> {
+        let mut state = lock(&self.state);
+        let at = state.armed.iter().position(|(_, a)| a.meets(path, model))?;
+        let (fault, arming) = state.armed.get_mut(at)?;
+        let fault = *fault;
+        arming.times = arming.times.saturating_sub(1);
+        if arming.times == 0 {
+            state.armed.remove(at);
+        }
+        Some(Planned { fault, once: None })
+    }
+
+    /// The fault of one generation: an armed one first, else the first that the user's message
+    /// asks for and has not had.
+    pub fn plan(&self, path: &str, model: &str, user_message: &str) -> Option<Planned> {
+        if let Some(armed) = self.take_armed(path, model) {
+            return Some(armed);
+        }
+        let asked = Directives::parse(user_message).faults;
+        if asked.is_empty() {
+            return None;
+        }
+        let message = fnv(0xcbf2_9ce4_8422_2325, user_message.as_bytes());
+        let state = lock(&self.state);
+        asked.iter().zip(1_u64..).find_map(|(asked, number)| {
+            let key = fnv(message, &number.to_le_bytes());
+            if asked.always {
+                Some(Planned {
+                    fault: asked.fault,
+                    once: None,
+                })
+            } else {
+                (!state.fired.contains(&key)).then_some(Planned {
+                    fault: asked.fault,
+                    once: Some(key),
+                })
+            }
+        })
+    }
+
+    /// Called where the fault would strike; false if another request has met it meanwhile.
+    ///
+    /// Marked here and not when planned, so that a short probe with the same message does not use
+    /// the fault up.
+    pub fn strike(&self, planned: Planned) -> bool {
+        planned
+            .once
+            .is_none_or(|key| lock(&self.state).fired.insert(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_meets_its_faults_one_after_another_and_then_none() {
+        let faults = Faults::default();
+        let message = "[[fault=cut@2 fault=busy]]";
+        for kind in [FaultKind::Cut, FaultKind::Busy] {
+            let planned = faults.plan("/api/chat", "m", message).expect("a fault");
+            assert_eq!(planned.fault.kind, kind);
+            assert!(faults.strike(planned));
+            assert!(!faults.strike(planned));
+        }
+        assert_eq!(faults.plan("/api/chat", "m", message), None);
+        assert!(faults.plan("/api/chat", "m", "[[fault=end!]]").is_some());
+        assert!(faults.plan("/api/chat", "m", "[[fault=end!]]").is_some());
+    }
+
+    #[test]
+    fn an_armed_fault_hits_only_what_it_was_armed_for() {
+        let faults = Faults::default();
+        let arming = r#"{"fault":"cut","after_pieces":20,"times":2,"model":"m"}"#;
+        faults
+            .arm(serde_json::from_str(arming).expect("valid"))
+            .expect("known");
+        assert_eq!(faults.plan("/api/chat", "n", ""), None);
+        assert_eq!(faults.take_armed("/api/tags", "m"), None);
+        for _ in 0..2 {
+            let planned = faults.plan("/api/generate", "m", "").expect("armed");
+            assert_eq!(planned.fault.at, 20);
+        }
+        assert_eq!(faults.plan("/api/generate", "m", ""), None);
+    }
+}

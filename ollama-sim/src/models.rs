@@ -1,0 +1,228 @@
+//! Which models are there, under which names, and which are loaded.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+use chrono::{DateTime, Utc};
+
+use crate::options::KeepAlive;
+use crate::script::fnv;
+use crate::sync::lock;
+
+/// A name with its tag: without one it means `:latest`.
+pub fn canonical(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') {
+        name.to_owned()
+    } else {
+        format!("{name}:latest")
+    }
+}
+
+/// A name, and the model behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The name with its tag.
+    pub name: String,
+    /// The name that the weights were first known under; the same for all copies.
+    pub origin: String,
+    /// When the name was made.
+    pub modified_at: DateTime<Utc>,
+}
+
+impl Model {
+    fn new(name: String, origin: String) -> Self {
+        Self {
+            name,
+            origin,
+            modified_at: Utc::now(),
+        }
+    }
+
+    /// The same for all copies.
+    pub fn digest(&self) -> String {
+        (0_u64..4).fold(String::with_capacity(64), |digest, part| {
+            let hash = fnv(0xcbf2_9ce4_8422_2325 ^ part, self.origin.as_bytes());
+            digest + &format!("{hash:016x}")
+        })
+    }
+
+    /// Bytes on disk: invented, but always the same.
+    pub fn size(&self) -> u64 {
+        600_000_000 + fnv(1, self.origin.as_bytes()) % 400_000_000
+    }
+
+    /// Thinks before it answers.
+    pub fn thinks(&self) -> bool {
+        self.origin.contains("think")
+    }
+}
+
+/// A model in memory.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The model, under the name that it was last asked for.
+    pub model: Model,
+    /// Context in tokens.
+    pub num_ctx: usize,
+    /// When it is unloaded if nothing asks for it; none is never.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// What a request does to the models in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Nothing: it is there, with that context.
+    Ready,
+    /// It was not there.
+    Fresh,
+    /// It was there with another context.
+    Reload,
+}
+
+/// All models of one server.
+pub struct Models {
+    known: Mutex<BTreeMap<String, Model>>,
+    loaded: Mutex<HashMap<String, Loaded>>,
+}
+
+impl Models {
+    /// Models by name, then aliases `NEW=OLD`; an alias may follow another.
+    pub fn new(names: &[String], aliases: &[String]) -> Result<Self, UnknownOrigin> {
+        let models = Self {
+            known: Mutex::default(),
+            loaded: Mutex::default(),
+        };
+        for name in names.iter().map(|n| n.trim()).filter(|n| !n.is_empty()) {
+            let name = canonical(name);
+            let model = Model::new(name.clone(), name.clone());
+            lock(&models.known).insert(name, model);
+        }
+        for alias in aliases {
+            let unknown = || UnknownOrigin(alias.clone());
+            let (new, old) = alias.split_once('=').ok_or_else(unknown)?;
+            if !models.copy(old.trim(), new.trim()) {
+                return Err(unknown());
+            }
+        }
+        Ok(models)
+    }
+
+    /// The model of a name.
+    pub fn get(&self, name: &str) -> Option<Model> {
+        lock(&self.known).get(&canonical(name)).cloned()
+    }
+
+    /// All names, in order.
+    pub fn list(&self) -> Vec<Model> {
+        lock(&self.known).values().cloned().collect()
+    }
+
+    /// A second name; false if there is no such model.
+    pub fn copy(&self, source: &str, destination: &str) -> bool {
+        let mut known = lock(&self.known);
+        let Some(origin) = known.get(&canonical(source)).map(|m| m.origin.clone()) else {
+            return false;
+        };
+        let name = canonical(destination);
+        known.insert(name.clone(), Model::new(name, origin));
+        true
+    }
+
+    /// Forgets a name; false if it was not there.
+    pub fn delete(&self, name: &str) -> bool {
+        let name = canonical(name);
+        let Some(model) = lock(&self.known).remove(&name) else {
+            return false;
+        };
+        let others = lock(&self.known).values().any(|m| m.origin == model.origin);
+        if !others {
+            lock(&self.loaded).remove(&model.origin);
+        }
+        true
+    }
+
+    /// What is in memory now.
+    pub fn loaded(&self) -> Vec<Loaded> {
+        let mut loaded = lock(&self.loaded);
+        drop_expired(&mut loaded);
+        let mut all: Vec<_> = loaded.values().cloned().collect();
+        all.sort_by(|a, b| a.model.name.cmp(&b.model.name));
+        all
+    }
+
+    /// Loads a model, or keeps it loaded.
+    pub fn load(&self, model: &Model, num_ctx: usize, keep_alive: KeepAlive) -> Load {
+        let mut loaded = lock(&self.loaded);
+        drop_expired(&mut loaded);
+        let entry = Loaded {
+            model: model.clone(),
+            num_ctx,
+            expires_at: match keep_alive {
+                KeepAlive::Forever => None,
+                KeepAlive::For(time) => chrono::Duration::from_std(time)
+                    .ok()
+                    .and_then(|time| Utc::now().checked_add_signed(time)),
+            },
+        };
+        match loaded.insert(model.origin.clone(), entry) {
+            None => Load::Fresh,
+            Some(before) if before.num_ctx != num_ctx => Load::Reload,
+            Some(_) => Load::Ready,
+        }
+    }
+
+    /// Takes a model out of memory.
+    pub fn unload(&self, model: &Model) {
+        lock(&self.loaded).remove(&model.origin);
+    }
+}
+
+fn drop_expired(loaded: &mut HashMap<String, Loaded>) {
+    let now = Utc::now();
+    loaded.retain(|_, l| l.expires_at.is_none_or(|at| at > now));
+}
+
+/// An alias that is not `NEW=OLD` with a known OLD.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownOrigin(String);
+
+impl std::fmt::Display for UnknownOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "alias {:?} is not NEW=OLD with a model that is there", self.0)
+    }
+}
+
+impl std::error::Error for UnknownOrigin {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_tag_means_latest() {
+        assert_eq!(canonical("a"), "a:latest");
+        assert_eq!(canonical("a:b"), "a:b");
+        assert_eq!(canonical("host:80/x/a"), "host:80/x/a:latest");
+    }
+
+    #[test]
+    fn a_copy_is_the_same_model() {
+        let models = Models::new(&["a".into()], &["b=a".into(), "c=b".into()]).expect("valid");
+        let (a, c) = (models.get("a"), models.get("c:latest"));
+        assert_eq!(a.map(|m| m.digest()), c.map(|m| m.digest()));
+        assert!(Models::new(&["a".into()], &["b=z".into()]).is_err());
+    }
+
+    #[test]
+    fn another_context_reloads() {
+        let models = Models::new(&["a".into()], &[]).expect("valid");
+        let a = models.get("a").expect("there");
+        let five = KeepAlive::default();
+        assert_eq!(models.load(&a, 4096, five), Load::Fresh);
+        assert_eq!(models.load(&a, 4096, five), Load::Ready);
+        assert_eq!(models.load(&a, 2048, five), Load::Reload);
+        models.unload(&a);
+        assert_eq!(models.load(&a, 4096, five), Load::Fresh);
+    }
+}

@@ -1,0 +1,90 @@
+//! How many generations run, and how many wait: first come, first served.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::ApiError;
+use crate::stats::{Counters, count};
+
+/// The slots of one server.
+pub struct Slots {
+    free: Arc<Semaphore>,
+    queue: u64,
+    counters: Arc<Counters>,
+}
+
+/// The right to run; dropping it gives the slot back.
+pub struct Slot {
+    counters: Arc<Counters>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    /// `slots` run (at least one), `queue` wait.
+    pub fn new(slots: usize, queue: usize, counters: Arc<Counters>) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))),
+            queue: queue as u64,
+            counters,
+        }
+    }
+
+    /// Waits for a slot; a caller that gives up (is dropped) leaves the queue.
+    pub async fn take(&self) -> Result<Slot, ApiError> {
+        let permit = if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+            permit
+        } else {
+            let place = Place::take(&self.counters, self.queue)?;
+            let permit = Arc::clone(&self.free).acquire_owned().await;
+            place.leave();
+            permit.map_err(|_| ApiError::Busy)?
+        };
+        self.counters.start();
+        Ok(Slot {
+            counters: Arc::clone(&self.counters),
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.counters.end();
+    }
+}
+
+/// A place in the queue.
+struct Place<'a> {
+    counters: &'a Counters,
+    served: bool,
+}
+
+impl<'a> Place<'a> {
+    fn take(counters: &'a Counters, most: u64) -> Result<Self, ApiError> {
+        let waiting = counters.queued.fetch_add(1, Ordering::Relaxed);
+        if waiting >= most {
+            counters.queued.fetch_sub(1, Ordering::Relaxed);
+            count(&counters.refused);
+            return Err(ApiError::Busy);
+        }
+        Ok(Self {
+            counters,
+            served: false,
+        })
+    }
+
+    fn leave(mut self) {
+        self.served = true;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.counters.queued.fetch_sub(1, Ordering::Relaxed);
+        if !self.served {
+            count(&self.counters.client_gone);
+        }
+    }
+}

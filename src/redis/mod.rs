@@ -1,0 +1,9 @@
+//! The way to Redis: connections, subscriptions, migrations. What is stored there is the business
+//! of [`crate::session`].
+
+pub mod connection;
+pub mod migrations;
+pub mod subscriptions;
+
+pub use connection::{Redis, RedisError, RedisOptions};
+pub use subscriptions::{Listener, Subscriptions};

@@ -1,0 +1,561 @@
+//! What happens in a session, as it reaches one replica.
+//!
+//! There is one feed for a session and owner, however many sockets of it this replica has. Hints
+//! from the channel grow its window; where they leave a hole, it reads Redis. A reader is a cursor
+//! over the window, so a slow one costs no memory.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use axum::extract::ws::Utf8Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::cursor::{Cursor, Tag};
+use super::event::{Event, Hint};
+use super::model::{GenerationId, Owner, SessionId};
+use super::store::{self, From, Read, Store, StoreError};
+use super::window::{Applied, Step, Window};
+use crate::redis::{Listener, RedisError, RedisOptions, Subscriptions};
+
+/// How a step is written on the wire. The result is shared by all readers that stand at the same
+/// place.
+pub type Encode = fn(SessionId, &Step<'_>) -> Utf8Bytes;
+
+/// A running turn that is silent for so long may be one whose hints were lost.
+const SILENCE: Duration = Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_millis(250);
+/// After so long without anything new, a feed keeps no more than its place.
+const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
+const EVENTS_KEPT: usize = 32;
+/// Bytes of an answer in one piece to a reader who has to catch up.
+const PIECE_BYTES: usize = 16 << 10;
+/// Pause before Redis is asked again after it failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// Feeds that read at the same time after a gap that concerns all.
+const READS_AT_ONCE: usize = 64;
+
+/// All feeds of this replica.
+#[derive(Clone)]
+pub struct Feeds {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    encode: Encode,
+    subscriptions: OnceLock<Subscriptions>,
+    feeds: Mutex<HashMap<SessionId, Vec<Weak<Feed>>>>,
+    reads: tokio::sync::Semaphore,
+}
+
+/// One session's feed on this replica.
+pub struct Feed {
+    session: SessionId,
+    owner: Owner,
+    inner: Weak<Inner>,
+    state: Mutex<State>,
+    changed: Notify,
+    subscribed: tokio::sync::OnceCell<()>,
+    reading: AtomicBool,
+    read_again: AtomicBool,
+}
+
+struct State {
+    window: Window,
+    /// Redis has said that this session is this owner's. Until then no hint is believed.
+    confirmed: bool,
+    heard: Instant,
+    upstream_closed: Option<GenerationId>,
+    encoded: Option<Encoded>,
+}
+
+/// The newest frame, for the readers that stand just before it.
+struct Encoded {
+    from: Cursor,
+    after: Cursor,
+    generation: Option<GenerationId>,
+    kind: FrameKind,
+    json: Utf8Bytes,
+}
+
+/// One event on its way to a client.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The event as the wire has it, shared.
+    pub json: Utf8Bytes,
+    /// The cursor that it carries.
+    pub after: Cursor,
+    /// The generation that it belongs to.
+    pub generation: Option<GenerationId>,
+    /// What it is.
+    pub kind: FrameKind,
+    /// The whole answer, with the end of the generation that the reader wants it of.
+    pub answer: Option<String>,
+}
+
+/// What a frame holds.
+#[derive(Clone, Debug)]
+pub enum FrameKind {
+    /// A piece of an answer.
+    Piece,
+    /// A control event.
+    Control(Arc<Event>),
+    /// Text that was seen is taken back.
+    Restart,
+}
+
+/// What a reader gets.
+#[derive(Debug)]
+pub enum Delivered {
+    /// The next event.
+    Frame(Frame),
+    /// The reader's place is none of this session's, or no longer kept: give it a snapshot.
+    Lost,
+}
+
+impl Feeds {
+    /// Starts following Redis.
+    ///
+    /// # Errors
+    /// [`RedisError::Url`].
+    pub fn start(options: &RedisOptions, store: Store, encode: Encode) -> Result<Self, RedisError> {
+        let inner = Arc::new(Inner {
+            store,
+            encode,
+            subscriptions: OnceLock::new(),
+            feeds: Mutex::default(),
+            reads: tokio::sync::Semaphore::new(READS_AT_ONCE),
+        });
+        let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
+        let _ = inner.subscriptions.set(Subscriptions::start(options, &listener)?);
+        tokio::spawn(sweep(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// The feed of a session, followed and read.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] where it is somebody else's; [`StoreError::Redis`].
+    pub async fn join(&self, owner: &Owner, session: SessionId) -> Result<Arc<Feed>, StoreError> {
+        let feed = self.inner.feed(owner, session);
+        feed.subscribed
+            .get_or_try_init(|| async {
+                if let Some(subscriptions) = self.inner.subscriptions.get() {
+                    subscriptions.subscribe(&store::channel(session)).await?;
+                }
+                // Subscribed first, so that nothing falls between what is read and what follows.
+                feed.read(&self.inner.store).await
+            })
+            .await?;
+        Ok(feed)
+    }
+
+    /// A reader from `cursor` on; without one from where the running turn began, else from now on.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn reader(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        cursor: Option<Cursor>,
+    ) -> Result<Reader, StoreError> {
+        let feed = self.join(owner, session).await?;
+        let store = self.inner.store.clone();
+        let start = match cursor {
+            Some(cursor) => cursor,
+            None => match store.read(owner, session, From::RunningTurn).await? {
+                Read::Window { window, .. } => window.start(),
+                Read::Absent | Read::Unknown => Cursor::START,
+            },
+        };
+        let mut reader =
+            Reader { feed, store, cursor: start, catching_up: None, lost: false, whole: None };
+        reader.locate().await?;
+        Ok(reader)
+    }
+}
+
+impl Inner {
+    fn feeds(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Weak<Feed>>>> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn feed(self: &Arc<Self>, owner: &Owner, session: SessionId) -> Arc<Feed> {
+        let mut feeds = self.feeds();
+        let of_session = feeds.entry(session).or_default();
+        let known = of_session.iter().filter_map(Weak::upgrade).find(|feed| feed.owner == *owner);
+        if let Some(feed) = known {
+            return feed;
+        }
+        let feed = Arc::new(Feed {
+            session,
+            owner: owner.clone(),
+            inner: Arc::downgrade(self),
+            state: Mutex::new(State {
+                window: Window::empty(0, Tag::START, None),
+                confirmed: false,
+                heard: Instant::now(),
+                upstream_closed: None,
+                encoded: None,
+            }),
+            changed: Notify::new(),
+            subscribed: tokio::sync::OnceCell::new(),
+            reading: AtomicBool::new(false),
+            read_again: AtomicBool::new(false),
+        });
+        of_session.push(Arc::downgrade(&feed));
+        feed
+    }
+
+    fn live(&self) -> Vec<Arc<Feed>> {
+        self.feeds().values().flatten().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Listener for Inner {
+    fn message(&self, channel: &str, payload: &str) {
+        let Some(session) = store::session_of(channel) else { return };
+        let feeds: Vec<_> = match self.feeds().get(&session) {
+            Some(feeds) => feeds.iter().filter_map(Weak::upgrade).collect(),
+            None => return,
+        };
+        for feed in feeds {
+            feed.hear(payload);
+        }
+    }
+
+    fn gap(&self) {
+        for feed in self.live() {
+            feed.read_soon();
+        }
+    }
+}
+
+async fn sweep(inner: Weak<Inner>) {
+    let mut tick = tokio::time::interval(SWEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        for feed in inner.live() {
+            feed.sweep();
+        }
+    }
+}
+
+impl Feed {
+    /// Resolves when something is new. Make it before looking, so that nothing is missed.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Whether this generation has ended, as far as this feed has seen.
+    pub fn has_ended(&self, generation: GenerationId) -> bool {
+        self.state().window.events().rev().any(|event| {
+            event.generation == Some(generation) && event.control.is_terminal()
+        })
+    }
+
+    /// Whether the writer has told that its request to the model's host is closed.
+    pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
+        self.state().upstream_closed == Some(generation)
+    }
+
+    /// Whether some generation runs, as far as this feed has seen.
+    pub fn is_running(&self) -> bool {
+        self.state().window.running().is_some()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(self: &Arc<Self>, payload: &str) {
+        let Ok(hint) = Hint::parse(payload) else {
+            return self.read_soon();
+        };
+        let mut state = self.state();
+        if !state.confirmed {
+            drop(state);
+            return self.read_soon();
+        }
+        state.heard = Instant::now();
+        let applied = match hint {
+            Hint::Event(event) => state.window.push_event(event),
+            Hint::Piece { generation, offset, text } => {
+                state.window.push_piece(generation, offset, text)
+            }
+            Hint::UpstreamClosed(generation) => {
+                state.upstream_closed = Some(generation);
+                Applied::Grown
+            }
+        };
+        state.window.trim(EVENTS_KEPT);
+        drop(state);
+        match applied {
+            Applied::Grown => self.changed.notify_waiters(),
+            Applied::Known => {}
+            Applied::Hole => self.read_soon(),
+        }
+    }
+
+    fn sweep(self: &Arc<Self>) {
+        let mut state = self.state();
+        let silent = state.heard.elapsed();
+        if state.window.running().is_some() {
+            if silent >= SILENCE {
+                drop(state);
+                self.read_soon();
+            }
+        } else if silent >= KEPT_WHEN_IDLE {
+            state.window.trim(0);
+            state.encoded = None;
+        }
+    }
+
+    /// Reads Redis in the background; a wish that comes while a read is under way is not lost.
+    fn read_soon(self: &Arc<Self>) {
+        self.read_again.store(true, Ordering::SeqCst);
+        if self.reading.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let feed = Arc::clone(self);
+        tokio::spawn(async move {
+            while feed.read_again.swap(false, Ordering::SeqCst) {
+                let Some(inner) = feed.inner.upgrade() else { return };
+                let permit = inner.reads.acquire().await;
+                if feed.read(&inner.store).await.is_err() {
+                    drop(permit);
+                    feed.read_again.store(true, Ordering::SeqCst);
+                    tokio::time::sleep(RETRY).await;
+                }
+                if Arc::strong_count(&feed) == 1 {
+                    break;
+                }
+                if !feed.read_again.load(Ordering::SeqCst) {
+                    feed.reading.store(false, Ordering::SeqCst);
+                    // A wish between the two lines above found a reader and left it to us.
+                    if !feed.read_again.load(Ordering::SeqCst)
+                        || feed.reading.swap(true, Ordering::SeqCst)
+                    {
+                        return;
+                    }
+                }
+            }
+            feed.reading.store(false, Ordering::SeqCst);
+        });
+    }
+
+    async fn read(&self, store: &Store) -> Result<(), StoreError> {
+        loop {
+            let (confirmed, end) = {
+                let mut state = self.state();
+                state.heard = Instant::now();
+                (state.confirmed, state.window.end())
+            };
+            let from = if confirmed { From::Cursor(end, end.offset) } else { From::RunningTurn };
+            let more = match store.read(&self.owner, self.session, from).await? {
+                Read::Absent => false,
+                Read::Window { window, more } => {
+                    let mut state = self.state();
+                    let applied = if confirmed {
+                        state.window.absorb(&window)
+                    } else {
+                        state.confirmed = true;
+                        state.window = window;
+                        Applied::Grown
+                    };
+                    drop(state);
+                    if applied != Applied::Known {
+                        self.changed.notify_waiters();
+                    }
+                    if applied == Applied::Hole {
+                        self.forget();
+                    }
+                    more || applied == Applied::Hole
+                }
+                Read::Unknown => {
+                    // What this feed knows is not what Redis holds: begin anew from there.
+                    let again = confirmed;
+                    self.forget();
+                    self.changed.notify_waiters();
+                    again
+                }
+            };
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn forget(&self) {
+        let mut state = self.state();
+        state.confirmed = false;
+        state.encoded = None;
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let mut feeds = inner.feeds();
+        if let Some(of_session) = feeds.get_mut(&self.session) {
+            of_session.retain(|feed| feed.strong_count() > 0);
+            if of_session.is_empty() {
+                feeds.remove(&self.session);
+                // Under the lock, so that a join that makes the next feed subscribes after it.
+                if let Some(subscriptions) = inner.subscriptions.get() {
+                    subscriptions.unsubscribe(&store::channel(self.session));
+                }
+            }
+        }
+    }
+}
+
+/// A place in a feed, that moves on.
+pub struct Reader {
+    feed: Arc<Feed>,
+    store: Store,
+    cursor: Cursor,
+    /// Read from Redis by a reader that stands before the feed's window.
+    catching_up: Option<Window>,
+    lost: bool,
+    whole: Option<GenerationId>,
+}
+
+impl Reader {
+    /// Everything up to here was delivered.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Whether everything since the cursor that it began with can be delivered.
+    pub fn is_recovered(&self) -> bool {
+        !self.lost
+    }
+
+    /// The feed behind it.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// Goes on from another place, such as a snapshot's.
+    pub fn move_to(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.catching_up = None;
+        self.lost = false;
+    }
+
+    /// Wants the whole answer of this generation with its end.
+    pub fn want_answer(&mut self, generation: GenerationId) {
+        self.whole = Some(generation);
+    }
+
+    async fn locate(&mut self) -> Result<(), StoreError> {
+        let step = {
+            let state = self.feed.state();
+            match state.window.next(&self.cursor, PIECE_BYTES) {
+                Step::Behind | Step::Unknown => false,
+                Step::UpToDate => self.cursor == state.window.end(),
+                _ => true,
+            }
+        };
+        if !step {
+            self.catch_up().await?;
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let from = From::Cursor(self.cursor, 0);
+        match self.store.read(&self.feed.owner, self.feed.session, from).await? {
+            Read::Window { window, .. } => {
+                self.lost = matches!(
+                    window.next(&self.cursor, PIECE_BYTES),
+                    Step::Behind | Step::Unknown
+                );
+                self.catching_up = Some(window);
+            }
+            Read::Absent => self.lost = self.cursor != Cursor::START,
+            Read::Unknown => self.lost = true,
+        }
+        Ok(())
+    }
+
+    /// The next event, waiting for it. Cancel-safe.
+    pub async fn next(&mut self) -> Delivered {
+        let feed = Arc::clone(&self.feed);
+        loop {
+            let changed = feed.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lost {
+                return Delivered::Lost;
+            }
+            match self.try_next() {
+                Some(Some(frame)) => return Delivered::Frame(frame),
+                Some(None) => changed.await,
+                None => {
+                    if let Err(error) = self.catch_up().await {
+                        tracing::debug!(%error, "a reader has to wait for Redis");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `None`: Redis is to be read. `Some(None)`: nothing new.
+    fn try_next(&mut self) -> Option<Option<Frame>> {
+        if let Some(window) = self.catching_up.take() {
+            let frame = walk(self, |reader| {
+                let step = window.next(&reader.cursor, PIECE_BYTES);
+                taken(&step, reader, &Encoding::Alone)
+            });
+            if let Walked::Frame(frame) = frame {
+                self.catching_up = Some(window);
+                return Some(Some(frame));
+            }
+        }
+        let feed = Arc::clone(&self.feed);
+        let mut state = feed.state();
+        let walked = walk(self, |reader| {
+            if let Some(encoded) = &state.encoded
+                && encoded.from == reader.cursor
+                && reader.whole.is_none_or(|id| encoded.generation != Some(id))
+            {
+                reader.cursor = encoded.after;
+                return Walked::Frame(Frame {
+                    json: encoded.json.clone(),
+                    after: encoded.after,
+                    generation: encoded.generation,
+                    kind: encoded.kind.clone(),
+                    answer: None,
+                });
+            }
+            let State { window, encoded, .. } = &mut *state;
+            let from = reader.cursor;
+            let step = window.next(&reader.cursor, PIECE_BYTES);
+            let walked = taken(&step, reader, &Encoding::Alone);
+            if let Walked::Frame(frame) = &walked {
+                *encoded = Some(Encoded {
+                    from,
+                    after: frame.after,
+                    generation: frame.generation,
+                    kind: frame.kind.clone(),
+                    json: frame.json.clone(),
+                });
+            }
+            walked
+        });
+        match walked {
+            Walked::Frame(frame) => Some(Some(frame)),
+            Walked::Nothing => Some(None),
+            Walked::Elsewhere | Walked::On => None,
+        }
+    }
+}
