@@ -5,7 +5,7 @@
 //! over the window, so a slow one costs no memory.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -59,8 +59,8 @@ pub struct Feed {
     state: Mutex<State>,
     changed: Notify,
     subscribed: tokio::sync::OnceCell<()>,
-    reading: AtomicBool,
-    read_again: AtomicBool,
+    /// Reads that were asked for and not yet made.
+    wishes: AtomicU32,
 }
 
 struct State {
@@ -75,10 +75,7 @@ struct State {
 /// The newest frame, for the readers that stand just before it.
 struct Encoded {
     from: Cursor,
-    after: Cursor,
-    generation: Option<GenerationId>,
-    kind: FrameKind,
-    json: Utf8Bytes,
+    frame: Frame,
 }
 
 /// One event on its way to a client.
@@ -172,8 +169,15 @@ impl Feeds {
                 Read::Absent | Read::Unknown => Cursor::START,
             },
         };
-        let mut reader =
-            Reader { feed, store, cursor: start, catching_up: None, lost: false, whole: None };
+        let mut reader = Reader {
+            feed,
+            store,
+            cursor: start,
+            catching_up: None,
+            lost: false,
+            whole: None,
+            encode: self.inner.encode,
+        };
         reader.locate().await?;
         Ok(reader)
     }
@@ -185,11 +189,13 @@ impl Inner {
     }
 
     fn feed(self: &Arc<Self>, owner: &Owner, session: SessionId) -> Arc<Feed> {
+        // Declared first and so dropped last: the end of a feed takes the lock.
+        let held: Vec<Arc<Feed>>;
         let mut feeds = self.feeds();
         let of_session = feeds.entry(session).or_default();
-        let known = of_session.iter().filter_map(Weak::upgrade).find(|feed| feed.owner == *owner);
-        if let Some(feed) = known {
-            return feed;
+        held = of_session.iter().filter_map(Weak::upgrade).collect();
+        if let Some(feed) = held.iter().find(|feed| feed.owner == *owner) {
+            return Arc::clone(feed);
         }
         let feed = Arc::new(Feed {
             session,
@@ -204,8 +210,7 @@ impl Inner {
             }),
             changed: Notify::new(),
             subscribed: tokio::sync::OnceCell::new(),
-            reading: AtomicBool::new(false),
-            read_again: AtomicBool::new(false),
+            wishes: AtomicU32::new(0),
         });
         of_session.push(Arc::downgrade(&feed));
         feed
@@ -319,34 +324,27 @@ impl Feed {
 
     /// Reads Redis in the background; a wish that comes while a read is under way is not lost.
     fn read_soon(self: &Arc<Self>) {
-        self.read_again.store(true, Ordering::SeqCst);
-        if self.reading.swap(true, Ordering::SeqCst) {
+        if self.wishes.fetch_add(1, Ordering::SeqCst) > 0 {
             return;
         }
         let feed = Arc::clone(self);
         tokio::spawn(async move {
-            while feed.read_again.swap(false, Ordering::SeqCst) {
+            loop {
+                let served = feed.wishes.load(Ordering::SeqCst);
                 let Some(inner) = feed.inner.upgrade() else { return };
                 let permit = inner.reads.acquire().await;
-                if feed.read(&inner.store).await.is_err() {
-                    drop(permit);
-                    feed.read_again.store(true, Ordering::SeqCst);
-                    tokio::time::sleep(RETRY).await;
-                }
+                let read = feed.read(&inner.store).await;
+                drop(permit);
+                drop(inner);
                 if Arc::strong_count(&feed) == 1 {
-                    break;
+                    return;
                 }
-                if !feed.read_again.load(Ordering::SeqCst) {
-                    feed.reading.store(false, Ordering::SeqCst);
-                    // A wish between the two lines above found a reader and left it to us.
-                    if !feed.read_again.load(Ordering::SeqCst)
-                        || feed.reading.swap(true, Ordering::SeqCst)
-                    {
-                        return;
-                    }
+                if read.is_err() {
+                    tokio::time::sleep(RETRY).await;
+                } else if feed.wishes.fetch_sub(served, Ordering::SeqCst) == served {
+                    return;
                 }
             }
-            feed.reading.store(false, Ordering::SeqCst);
         });
     }
 
@@ -425,6 +423,7 @@ pub struct Reader {
     catching_up: Option<Window>,
     lost: bool,
     whole: Option<GenerationId>,
+    encode: Encode,
 }
 
 impl Reader {
@@ -496,10 +495,10 @@ impl Reader {
             if self.lost {
                 return Delivered::Lost;
             }
-            match self.try_next() {
-                Some(Some(frame)) => return Delivered::Frame(frame),
-                Some(None) => changed.await,
-                None => {
+            match self.look() {
+                Look::Frame(frame) => return Delivered::Frame(frame),
+                Look::Moved | Look::Nothing => changed.await,
+                Look::Redis => {
                     if let Err(error) = self.catch_up().await {
                         tracing::debug!(%error, "a reader has to wait for Redis");
                         tokio::time::sleep(RETRY).await;
@@ -509,53 +508,79 @@ impl Reader {
         }
     }
 
-    /// `None`: Redis is to be read. `Some(None)`: nothing new.
-    fn try_next(&mut self) -> Option<Option<Frame>> {
+    fn look(&mut self) -> Look {
         if let Some(window) = self.catching_up.take() {
-            let frame = walk(self, |reader| {
-                let step = window.next(&reader.cursor, PIECE_BYTES);
-                taken(&step, reader, &Encoding::Alone)
-            });
-            if let Walked::Frame(frame) = frame {
+            let look = loop {
+                match self.step(&window) {
+                    Look::Moved => {}
+                    look => break look,
+                }
+            };
+            if let Look::Frame(..) = look {
                 self.catching_up = Some(window);
-                return Some(Some(frame));
+                return look;
             }
         }
         let feed = Arc::clone(&self.feed);
         let mut state = feed.state();
-        let walked = walk(self, |reader| {
-            if let Some(encoded) = &state.encoded
-                && encoded.from == reader.cursor
-                && reader.whole.is_none_or(|id| encoded.generation != Some(id))
+        loop {
+            if let Some(shared) = &state.encoded
+                && shared.from == self.cursor
+                && (self.whole.is_none() || shared.frame.generation != self.whole)
             {
-                reader.cursor = encoded.after;
-                return Walked::Frame(Frame {
-                    json: encoded.json.clone(),
-                    after: encoded.after,
-                    generation: encoded.generation,
-                    kind: encoded.kind.clone(),
-                    answer: None,
-                });
+                self.cursor = shared.frame.after;
+                return Look::Frame(shared.frame.clone());
             }
-            let State { window, encoded, .. } = &mut *state;
-            let from = reader.cursor;
-            let step = window.next(&reader.cursor, PIECE_BYTES);
-            let walked = taken(&step, reader, &Encoding::Alone);
-            if let Walked::Frame(frame) = &walked {
-                *encoded = Some(Encoded {
-                    from,
-                    after: frame.after,
-                    generation: frame.generation,
-                    kind: frame.kind.clone(),
-                    json: frame.json.clone(),
-                });
+            let from = self.cursor;
+            match self.step(&state.window) {
+                Look::Moved => {}
+                Look::Frame(frame) => {
+                    if frame.after == state.window.end() {
+                        let frame = Frame { answer: None, ..frame.clone() };
+                        state.encoded = Some(Encoded { from, frame });
+                    }
+                    return Look::Frame(frame);
+                }
+                look => return look,
             }
-            walked
-        });
-        match walked {
-            Walked::Frame(frame) => Some(Some(frame)),
-            Walked::Nothing => Some(None),
-            Walked::Elsewhere | Walked::On => None,
         }
     }
+
+    fn step(&mut self, window: &Window) -> Look {
+        let step = window.next(&self.cursor, PIECE_BYTES);
+        let (after, generation, kind, answer) = match &step {
+            Step::Piece { after, generation, .. } => {
+                (*after, Some(*generation), FrameKind::Piece, None)
+            }
+            Step::Event { event, answer, after } => {
+                let whole = event.control.is_terminal()
+                    && self.whole.is_some()
+                    && event.generation == self.whole;
+                let answer = whole.then(|| (*answer).to_owned());
+                (*after, event.generation, FrameKind::Control(Arc::clone(event)), answer)
+            }
+            Step::Restart { after, generation, .. } => {
+                (*after, Some(*generation), FrameKind::Restart, None)
+            }
+            Step::Silent { after } => {
+                self.cursor = *after;
+                return Look::Moved;
+            }
+            Step::UpToDate => return Look::Nothing,
+            Step::Behind | Step::Unknown => return Look::Redis,
+        };
+        let json = (self.encode)(self.feed.session, &step);
+        self.cursor = after;
+        Look::Frame(Frame { json, after, generation, kind, answer })
+    }
+}
+
+/// What a reader saw.
+enum Look {
+    Frame(Frame),
+    /// Something that is not told moved the cursor.
+    Moved,
+    Nothing,
+    /// What comes next is in Redis only.
+    Redis,
 }

@@ -278,10 +278,11 @@ impl Window {
 
     /// Takes in a control event that was announced.
     pub fn push_event(&mut self, event: Event) -> Applied {
-        let (tip, tip_tag) = self.tip();
+        let (tip, _) = self.tip();
         if event.number <= tip {
-            let same = event.number != tip || event.tag == tip_tag;
-            return if same { Applied::Known } else { Applied::Hole };
+            let known = (event.number, event.tag) == self.base
+                || self.events.iter().any(|held| held.tag == event.tag);
+            return if known { Applied::Known } else { Applied::Hole };
         }
         if event.number != tip + 1 {
             return Applied::Hole;
