@@ -44,7 +44,12 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// What makes the answers
-    #[arg(long, env = "OLLAMA_SIM_ENGINE", value_enum, default_value = "scripted")]
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_ENGINE",
+        value_enum,
+        default_value = "scripted"
+    )]
     pub engine: EngineKind,
 
     /// Models that are there, separated by commas; one with 'think' in its name thinks
@@ -71,7 +76,12 @@ pub struct Config {
     pub slots: usize,
 
     /// Requests that may wait for a slot; beyond it the answer is 503
-    #[arg(long, env = "OLLAMA_SIM_QUEUE", value_name = "N", default_value_t = 512)]
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_QUEUE",
+        value_name = "N",
+        default_value_t = 512
+    )]
     pub queue: usize,
 
     /// Speed of one generation in tokens per second; 0 = as fast as possible [scripted]
@@ -88,7 +98,12 @@ pub struct Config {
     pub first_token_ms: u64,
 
     /// Length of an answer in tokens, where the message does not say [scripted]
-    #[arg(long, env = "OLLAMA_SIM_TOKENS", value_name = "N", default_value_t = 64)]
+    #[arg(
+        long,
+        env = "OLLAMA_SIM_TOKENS",
+        value_name = "N",
+        default_value_t = 64
+    )]
     pub tokens: usize,
 
     /// Milliseconds that loading a model takes, the first time and with another num_ctx

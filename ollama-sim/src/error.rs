@@ -8,8 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 /// The text of an error line when a runner dies.
-pub const RUNNER_DIED: &str =
-    "an error was encountered while running the model: unexpected EOF";
+pub const RUNNER_DIED: &str = "an error was encountered while running the model: unexpected EOF";
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,8 +17,7 @@ const DEFAULT_PIECES: u64 = 5;
 const DEFAULT_SLOW_MS: u64 = 5_000;
 
 /// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// The connection is closed without a response.
     Refuse,
@@ -77,6 +76,13 @@ impl Fault {
                 | FaultKind::Garbage
         )
         .then_some(self.at)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = format!("{:?}", self.kind).to_lowercase();
+        write!(f, "{kind}@{}", self.at)
     }
 }
 
@@ -199,7 +205,11 @@ impl Faults {
     /// What is armed, with the times that are left.
     pub fn armed(&self) -> Vec<Arming> {
         let state = lock(&self.state);
-        state.armed.iter().map(|(_, arming)| arming.clone()).collect()
+        state
+            .armed
+            .iter()
+            .map(|(_, arming)| arming.clone())
+            .collect()
     }
 
     /// Disarms everything, and forgets which messages have met their faults.

@@ -189,7 +189,11 @@ pub struct UnknownOrigin(String);
 
 impl std::fmt::Display for UnknownOrigin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "alias {:?} is not NEW=OLD with a model that is there", self.0)
+        write!(
+            f,
+            "alias {:?} is not NEW=OLD with a model that is there",
+            self.0
+        )
     }
 }
 

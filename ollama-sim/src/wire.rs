@@ -93,21 +93,64 @@ pub enum Shape {
     Generate,
 }
 
-/// The figures of a last line.
-#[derive(Clone, Copy, Debug, Default)]
+/// The figures of a last line; durations in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Figures {
-    /// Nanoseconds since the request came.
-    pub total: u64,
-    /// Nanoseconds until the model was loaded.
-    pub load: u64,
+    /// Since the request came.
+    pub total_duration: u64,
+    /// Until the model was loaded.
+    pub load_duration: u64,
     /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Nanoseconds until the first token.
-    pub prompt: u64,
+    pub prompt_eval_count: usize,
+    /// From then until the first token.
+    pub prompt_eval_duration: u64,
     /// Tokens generated.
-    pub tokens: usize,
-    /// Nanoseconds of generating.
-    pub generating: u64,
+    pub eval_count: usize,
+    /// From the first token to the end.
+    pub eval_duration: u64,
+}
+
+/// What was said, where it is said at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Texts<'a> {
+    /// The answer.
+    pub answer: &'a str,
+    /// The thoughts before it.
+    pub thoughts: &'a str,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    model: &'a str,
+    created_at: String,
+    #[serde(flatten)]
+    said: Said<'a>,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_reason: Option<&'a str>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    figures: Option<Figures>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said<'a> {
+    Chat {
+        message: Spoken<'a>,
+    },
+    Generate {
+        response: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        thinking: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+struct Spoken<'a> {
+    role: &'static str,
+    content: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    thinking: &'a str,
 }
 
 impl Shape {
@@ -136,40 +179,53 @@ impl Shape {
     pub fn last(
         self,
         model: &str,
-        reason: &str,
-        answer: &str,
-        thoughts: &str,
+        done_reason: &str,
+        texts: Texts<'_>,
+        figures: Figures,
+    ) -> String {
+        self.object(model, Some(done_reason), texts, Some(figures))
+    }
+
+    /// The answer to a request that has nothing to generate.
+    pub fn loaded(self, model: &str, done_reason: &str) -> String {
+        self.object(model, Some(done_reason), Texts::default(), None)
+    }
+
+    /// The only object of a generation that never said that it was done.
+    pub fn not_done(self, model: &str, texts: Texts<'_>) -> String {
+        self.object(model, None, texts, None)
+    }
+
+    fn object(
+        self,
+        model: &str,
+        done_reason: Option<&str>,
+        texts: Texts<'_>,
         figures: Option<Figures>,
-    ) -> Value {
-        let mut line = Map::new();
-        line.insert("model".to_owned(), json!(model));
-        line.insert("created_at".to_owned(), json!(now()));
-        match self {
-            Self::Chat => {
-                let mut message = json!({"role": "assistant", "content": answer});
-                if !thoughts.is_empty() {
-                    message["thinking"] = json!(thoughts);
-                }
-                line.insert("message".to_owned(), message);
-            }
-            Self::Generate => {
-                line.insert("response".to_owned(), json!(answer));
-                if !thoughts.is_empty() {
-                    line.insert("thinking".to_owned(), json!(thoughts));
-                }
-            }
-        }
-        line.insert("done".to_owned(), json!(true));
-        line.insert("done_reason".to_owned(), json!(reason));
-        if let Some(f) = figures {
-            line.insert("total_duration".to_owned(), json!(f.total));
-            line.insert("load_duration".to_owned(), json!(f.load));
-            line.insert("prompt_eval_count".to_owned(), json!(f.prompt_tokens));
-            line.insert("prompt_eval_duration".to_owned(), json!(f.prompt));
-            line.insert("eval_count".to_owned(), json!(f.tokens));
-            line.insert("eval_duration".to_owned(), json!(f.generating));
-        }
-        Value::Object(line)
+    ) -> String {
+        let texts_of = match self {
+            Self::Chat => Said::Chat {
+                message: Spoken {
+                    role: "assistant",
+                    content: texts.answer,
+                    thinking: texts.thoughts,
+                },
+            },
+            Self::Generate => Said::Generate {
+                response: texts.answer,
+                thinking: texts.thoughts,
+            },
+        };
+        let line = Line {
+            model,
+            created_at: now(),
+            said: texts_of,
+            done: done_reason.is_some(),
+            done_reason,
+            figures,
+        };
+        // Strings and numbers always serialise.
+        serde_json::to_string(&line).unwrap_or_default() + "\n"
     }
 
     /// The rendered prompt, as `_debug_render_only` shows it.

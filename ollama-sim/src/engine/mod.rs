@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::options::Options;
 use crate::script::Part;
+use crate::tokens::count_tokens;
 
 /// What one generation is asked to do.
 #[derive(Clone, Debug)]
@@ -89,10 +90,38 @@ impl fmt::Display for EngineError {
 
 impl std::error::Error for EngineError {}
 
+/// What makes the answers of one server.
+pub enum Engine {
+    /// Deterministic text.
+    Scripted(scripted::Pace),
+    /// Real weights.
+    Llama(llama::Llama),
+}
+
+impl Engine {
+    /// Tokens of a prompt.
+    pub async fn count(&self, prompt: &str) -> Result<usize, EngineError> {
+        match self {
+            Self::Scripted(_) => Ok(count_tokens(prompt)),
+            Self::Llama(llama) => llama.count(prompt).await,
+        }
+    }
+
+    /// Starts a generation.
+    pub async fn start(&self, task: &Task) -> Result<Generator, EngineError> {
+        Ok(match self {
+            Self::Scripted(pace) => {
+                Generator::Scripted(Box::new(scripted::Scripted::new(task, *pace)))
+            }
+            Self::Llama(llama) => Generator::Llama(Box::new(llama.complete(task).await?)),
+        })
+    }
+}
+
 /// A generation under way; dropping it stops it.
 pub enum Generator {
     /// Deterministic text.
-    Scripted(scripted::Scripted),
+    Scripted(Box<scripted::Scripted>),
     /// Real weights.
     Llama(Box<llama::Completion>),
 }

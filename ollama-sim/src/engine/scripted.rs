@@ -68,11 +68,12 @@ impl Scripted {
             reason = Reason::Stop;
         }
         if let Some(limit) = task.limit() {
-            let fitting = first_tokens(before, &script.text[from..], limit);
-            let total = script.counter_at(end).count() - before.count();
+            let fitting = from + first_tokens(before, &script.text[from..], limit).len();
+            let all_said = reason == Reason::Stop && end == script.text.len();
+            let said = script.counter_at(end).count() - before.count();
             // A model that has used its last token never gets to say that it is done.
-            if from + fitting.len() < end || total >= limit {
-                end = end.min(from + fitting.len());
+            if fitting < end || (all_said && said >= limit) {
+                end = end.min(fitting);
                 reason = Reason::Length;
             }
         }

@@ -230,7 +230,7 @@ impl Random {
     /// Each carries its number, so that loss, doubling and reordering show.
     fn piece(&mut self, number: u64) -> String {
         let word = WORDS[self.below(WORDS.len())];
-        match self.below(16) {
+        match self.below(30) {
             0 => format!(" 世界{number}"),
             1 => format!(" 👩\u{200d}👩\u{200d}👧{number}"),
             2 => format!(" e\u{301}t{number}e\u{301}"),

@@ -1,0 +1,58 @@
+//! `POST /api/generate`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, State};
+use axum::response::{IntoResponse, Response};
+
+use super::inference::{Asked, refused};
+use super::read;
+use crate::net::Connection;
+use crate::server::Server;
+use crate::template;
+use crate::wire::{GenerateRequest, Message, Shape};
+
+/// Completes a prompt.
+pub async fn generate(
+    State(server): State<Arc<Server>>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    body: Bytes,
+) -> Response {
+    let entry = server.journal.open("/api/generate", &body);
+    let request: GenerateRequest = match read(&body) {
+        Ok(request) => request,
+        Err(error) => return refused(&entry, error),
+    };
+    let asked = match Asked::read(&server, Shape::Generate, request.common) {
+        Ok(asked) => asked,
+        Err(error) => return refused(&entry, error),
+    };
+    let prompt = request.prompt.unwrap_or_default();
+    if prompt.is_empty() {
+        return asked.load_only(&server, &entry);
+    }
+    let raw = request.raw.unwrap_or(false);
+    let prompt = if raw {
+        prompt
+    } else {
+        let message = |role: &str, content| Message {
+            role: role.to_owned(),
+            content: Some(content),
+        };
+        let system = request.system.filter(|system| !system.is_empty());
+        let mut messages: Vec<_> = system.map(|s| message("system", s)).into_iter().collect();
+        messages.push(message("user", prompt));
+        template::render(&messages, asked.thinking)
+    };
+    if let Some(rendered) = asked.rendered(&prompt) {
+        entry.end("rendered");
+        return Json(rendered).into_response();
+    }
+    let fitted = match asked.fit_prompt(&server, &prompt).await {
+        Ok(fitted) => fitted,
+        Err(error) => return refused(&entry, error),
+    };
+    asked.generate(server, connection, entry, fitted, raw).await
+}

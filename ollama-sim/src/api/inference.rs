@@ -1,0 +1,233 @@
+//! What chat and generate have in common: who is asked, and whether the prompt fits.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+use crate::engine::Task;
+use crate::error::ApiError;
+use crate::generation::{JSON, Job, respond};
+use crate::journal::Entry;
+use crate::models::{Load, Model};
+use crate::net::Connection;
+use crate::options::{KeepAlive, Options};
+use crate::server::Server;
+use crate::stats::count;
+use crate::template::{self, Thinking};
+use crate::wire::{Common, Message, Shape};
+
+/// A request whose common part is understood.
+pub struct Asked {
+    since: Instant,
+    shape: Shape,
+    name: String,
+    model: Model,
+    options: Options,
+    num_ctx: usize,
+    keep_alive: KeepAlive,
+    pub thinking: Thinking,
+    common: Common,
+}
+
+/// A prompt, and what became of it.
+pub struct Fitted {
+    prompt: String,
+    tokens: usize,
+    beheaded: bool,
+}
+
+impl Asked {
+    /// Checks the common part, in Ollama's order.
+    pub fn read(server: &Server, shape: Shape, common: Common) -> Result<Self, ApiError> {
+        let name = common.model.clone().unwrap_or_default();
+        if name.is_empty() {
+            return Err(ApiError::BadRequest("model is required".to_owned()));
+        }
+        let model = server
+            .models
+            .get(&name)
+            .ok_or_else(|| ApiError::ModelNotFound(name.clone()))?;
+        let thinking = thinking(&model, &name, common.think.as_ref())?;
+        let keep_alive = KeepAlive::read(common.keep_alive.as_ref())?;
+        let options = Options::read(common.options.as_ref())?;
+        let num_ctx = options
+            .num_ctx
+            .unwrap_or(server.config.num_ctx)
+            .min(server.config.model_ctx);
+        Ok(Self {
+            since: Instant::now(),
+            shape,
+            name,
+            model,
+            options,
+            num_ctx,
+            keep_alive,
+            thinking,
+            common,
+        })
+    }
+
+    /// Nothing to say: the model is loaded, or unloaded.
+    pub fn load_only(&self, server: &Server, entry: &Entry) -> Response {
+        let reason = if self.keep_alive.is_zero() {
+            server.models.unload(&self.model);
+            "unload"
+        } else {
+            let load = server
+                .models
+                .load(&self.model, self.num_ctx, self.keep_alive);
+            if load == Load::Reload {
+                count(&server.counters.reloads);
+            }
+            "load"
+        };
+        entry.end(reason);
+        let body = self.shape.loaded(&self.name, reason);
+        ([(header::CONTENT_TYPE, JSON)], body).into_response()
+    }
+
+    /// The prompt is shown and nothing generated, if that was asked for.
+    pub fn rendered(&self, prompt: &str) -> Option<Value> {
+        self.common
+            .debug_render_only
+            .unwrap_or(false)
+            .then(|| self.shape.rendered(&self.name, prompt))
+    }
+
+    /// Makes a conversation fit: without `truncate: false` its oldest messages go, in silence.
+    pub async fn fit_messages(
+        &self,
+        server: &Server,
+        messages: &[Message],
+    ) -> Result<Fitted, ApiError> {
+        let mut kept = messages.to_vec();
+        loop {
+            let prompt = template::render(&kept, self.thinking);
+            let tokens = self.count(server, &prompt).await?;
+            if tokens <= self.num_ctx {
+                return Ok(Fitted {
+                    prompt,
+                    tokens,
+                    beheaded: false,
+                });
+            }
+            let oldest = kept[..kept.len().saturating_sub(1)]
+                .iter()
+                .position(|message| message.role != "system");
+            match oldest {
+                Some(at) if self.common.truncate != Some(false) => {
+                    kept.remove(at);
+                }
+                _ => return self.behead(&prompt, tokens),
+            }
+        }
+    }
+
+    /// Makes a prompt fit: without `truncate: false` it loses its beginning, in silence.
+    pub async fn fit_prompt(&self, server: &Server, prompt: &str) -> Result<Fitted, ApiError> {
+        let tokens = self.count(server, prompt).await?;
+        if tokens <= self.num_ctx {
+            return Ok(Fitted {
+                prompt: prompt.to_owned(),
+                tokens,
+                beheaded: false,
+            });
+        }
+        self.behead(prompt, tokens)
+    }
+
+    async fn count(&self, server: &Server, prompt: &str) -> Result<usize, ApiError> {
+        let counted = server.engine.count(prompt).await;
+        counted.map_err(|error| ApiError::Internal(error.to_string()))
+    }
+
+    /// As observed: half of the context and two tokens are left.
+    fn behead(&self, prompt: &str, tokens: usize) -> Result<Fitted, ApiError> {
+        if self.common.truncate == Some(false) {
+            return Err(ApiError::PromptTooLong {
+                prompt_tokens: tokens,
+                num_ctx: self.num_ctx,
+            });
+        }
+        let left = (self.num_ctx / 2 + 2).min(self.num_ctx);
+        let bytes = prompt.len() / tokens.max(1) * left;
+        let from = prompt.floor_char_boundary(prompt.len().saturating_sub(bytes));
+        Ok(Fitted {
+            prompt: prompt[from..].to_owned(),
+            tokens: left,
+            beheaded: true,
+        })
+    }
+
+    /// Generates.
+    pub async fn generate(
+        self,
+        server: Arc<Server>,
+        connection: Connection,
+        entry: Arc<Entry>,
+        fitted: Fitted,
+        raw: bool,
+    ) -> Response {
+        let path = match self.shape {
+            Shape::Chat => "/api/chat",
+            Shape::Generate => "/api/generate",
+        };
+        let user = template::parse(&fitted.prompt).user;
+        let fault = server.faults.plan(path, &self.name, user);
+        let room =
+            (self.common.shift == Some(false)).then(|| self.num_ctx.saturating_sub(fitted.tokens));
+        let prompt: Arc<str> = fitted.prompt.into();
+        entry.prompt(Arc::clone(&prompt));
+        let job = Job {
+            shape: self.shape,
+            stream: self.common.stream.unwrap_or(true),
+            asked: self.name,
+            num_ctx: self.num_ctx,
+            keep_alive: self.keep_alive,
+            task: Task {
+                model: self.model.origin.clone(),
+                prompt,
+                prompt_tokens: fitted.tokens,
+                beheaded: fitted.beheaded,
+                thinks: self.model.thinks(),
+                raw,
+                room,
+                options: self.options,
+            },
+            model: self.model,
+            fault,
+            entry,
+            since: self.since,
+        };
+        respond(server, connection, job).await
+    }
+}
+
+fn thinking(model: &Model, name: &str, think: Option<&Value>) -> Result<Thinking, ApiError> {
+    let asked = match think {
+        None | Some(Value::Null) => None,
+        Some(Value::Bool(think)) => Some(*think),
+        Some(Value::String(level)) if matches!(level.as_str(), "low" | "medium" | "high") => {
+            Some(true)
+        }
+        Some(other) => {
+            let text = format!("invalid think value: {other}");
+            return Err(ApiError::BadRequest(text));
+        }
+    };
+    match (model.thinks(), asked) {
+        (true, Some(false)) => Ok(Thinking::Off),
+        (true, _) => Ok(Thinking::On),
+        (false, Some(true)) => Err(ApiError::ThinkingUnsupported(name.to_owned())),
+        (false, _) => Ok(Thinking::Unsupported),
+    }
+}
+
+/// Gives an error its response, and writes it down.
+pub fn refused(entry: &Entry, error: ApiError) -> Response {
+    entry.end(format!("refused: {error}"));
+    error.into_response()
+}

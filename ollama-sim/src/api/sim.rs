@@ -1,0 +1,52 @@
+//! What no Ollama has: a look inside, and faults on request.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::read;
+use crate::error::ApiError;
+use crate::faults::Arming;
+use crate::server::Server;
+use crate::stats::Stats;
+
+/// `GET /sim/stats`.
+pub async fn stats(State(server): State<Arc<Server>>) -> Json<Stats> {
+    Json(server.counters.read())
+}
+
+/// `GET /sim/requests`.
+pub async fn requests(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(json!({"requests": server.journal.list()}))
+}
+
+/// `DELETE /sim/requests`.
+pub async fn forget(State(server): State<Arc<Server>>) -> StatusCode {
+    server.journal.clear();
+    StatusCode::NO_CONTENT
+}
+
+/// `GET /sim/faults`.
+pub async fn armed(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(json!({"armed": server.faults.armed()}))
+}
+
+/// `POST /sim/faults`.
+pub async fn arm(State(server): State<Arc<Server>>, body: Bytes) -> Result<StatusCode, ApiError> {
+    let arming: Arming = read(&body)?;
+    server
+        .faults
+        .arm(arming)
+        .map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `DELETE /sim/faults`.
+pub async fn disarm(State(server): State<Arc<Server>>) -> StatusCode {
+    server.faults.clear();
+    StatusCode::NO_CONTENT
+}

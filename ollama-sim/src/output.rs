@@ -1,0 +1,135 @@
+//! Pieces turned into frames: lines as they come, or one object at the end.
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::engine::Piece;
+use crate::script::Part;
+use crate::stream::Frame;
+use crate::wire::{Figures, Shape, Texts, now};
+
+/// What a generation writes to.
+pub struct Output<'a> {
+    shape: Shape,
+    stream: bool,
+    model: &'a str,
+    frames: &'a UnboundedSender<Frame>,
+    split: bool,
+    pieces: u64,
+    answer: String,
+    thoughts: String,
+}
+
+impl<'a> Output<'a> {
+    /// Lines of `shape` for `model`, or with `stream` false one object.
+    pub fn new(
+        shape: Shape,
+        stream: bool,
+        model: &'a str,
+        frames: &'a UnboundedSender<Frame>,
+    ) -> Self {
+        Self {
+            shape,
+            stream,
+            model,
+            frames,
+            split: false,
+            pieces: 0,
+            answer: String::new(),
+            thoughts: String::new(),
+        }
+    }
+
+    /// From now on every line goes out in several writes.
+    pub fn split(&mut self) {
+        self.split = true;
+    }
+
+    /// Pieces so far.
+    pub fn pieces(&self) -> u64 {
+        self.pieces
+    }
+
+    /// Writes pieces.
+    pub fn pieces_of(&mut self, pieces: &[Piece]) {
+        if pieces.is_empty() {
+            return;
+        }
+        self.pieces += pieces.len() as u64;
+        if !self.stream {
+            for piece in pieces {
+                match piece.part {
+                    Part::Thought => self.thoughts.push_str(&piece.text),
+                    Part::Answer | Part::Mark => self.answer.push_str(&piece.text),
+                }
+            }
+            return;
+        }
+        let at = now();
+        let mut lines = Vec::with_capacity(pieces.len() * 160);
+        for piece in pieces {
+            let thought = piece.part == Part::Thought;
+            self.shape
+                .piece(&mut lines, self.model, &at, &piece.text, thought);
+        }
+        self.send(lines);
+    }
+
+    /// One line that is not JSON.
+    pub fn garbage(&self) {
+        if self.stream {
+            self.send(b"{\"model\": garbage, <html>\n".to_vec());
+        }
+    }
+
+    /// What was written reaches the socket before anything else.
+    pub fn flush(&self) {
+        if self.stream {
+            // Nobody is there to read it: then the generation ends anyway.
+            let _ = self.frames.send(Frame::Flush);
+        }
+    }
+
+    /// The last line, or the only object.
+    pub fn last(&self, reason: &str, figures: Figures) -> Option<Frame> {
+        let line = self.shape.last(self.model, reason, self.texts(), figures);
+        if self.split {
+            self.send(line.into_bytes());
+            return None;
+        }
+        Some(Frame::Data(line.into()))
+    }
+
+    /// No last line; the one object says that it is not done.
+    pub fn open_end(&self) -> Option<Frame> {
+        if self.stream {
+            return None;
+        }
+        let object = self.shape.not_done(self.model, self.texts());
+        Some(Frame::Data(object.into()))
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        Texts {
+            answer: &self.answer,
+            thoughts: &self.thoughts,
+        }
+    }
+
+    fn send(&self, lines: Vec<u8>) {
+        // A failure means that the client has left, which `run` notices by itself.
+        if !self.split {
+            let _ = self.frames.send(Frame::Data(lines.into()));
+            return;
+        }
+        let mut rest = &lines[..];
+        let mut length = 1 + usize::try_from(self.pieces % 5).unwrap_or(0);
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(length.min(rest.len()));
+            let _ = self.frames.send(Frame::Data(now.to_vec().into()));
+            let _ = self.frames.send(Frame::Flush);
+            rest = later;
+            // 1, 3, 5, 7, 2, 4, 6 …: so that cuts fall into every place of a character.
+            length = 1 + (length + 1) % 7;
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Everything that one simulated Ollama has.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::config::{Config, EngineKind};
+use crate::engine::Engine;
+use crate::engine::llama::Llama;
+use crate::engine::scripted::Pace;
+use crate::faults::Faults;
+use crate::journal::Journal;
+use crate::models::{Models, UnknownOrigin};
+use crate::net::{Connection, Listener};
+use crate::slots::Slots;
+use crate::stats::{Counters, Stats};
+
+/// The state behind the routes.
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) engine: Engine,
+    pub(crate) models: Models,
+    pub(crate) slots: Slots,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) faults: Faults,
+    pub(crate) journal: Journal,
+}
+
+/// Why a simulator could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    Listen(SocketAddr, io::Error),
+    /// An alias of nothing.
+    Alias(UnknownOrigin),
+    /// No client for the llama.cpp server.
+    Client(reqwest::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            Self::Alias(error) => error.fmt(f),
+            Self::Client(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A running simulator; dropping it closes every connection.
+pub struct Sim {
+    address: SocketAddr,
+    server: Arc<Server>,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Sim {
+    /// Listens, and answers from then on.
+    ///
+    /// # Errors
+    /// The address is taken, or an alias names no model.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let models = Models::new(&config.models, &config.aliases).map_err(StartError::Alias)?;
+        let engine = match config.engine {
+            EngineKind::Scripted => Engine::Scripted(Pace {
+                tokens: config.tokens,
+                rate: config.rate,
+                first: Duration::from_millis(config.first_token_ms),
+            }),
+            EngineKind::Llama => {
+                Engine::Llama(Llama::new(&config.llama_url).map_err(StartError::Client)?)
+            }
+        };
+        let cannot = |error| StartError::Listen(config.listen, error);
+        let listener = TcpListener::bind(config.listen).await.map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Server {
+            slots: Slots::new(config.slots, config.queue, Arc::clone(&counters)),
+            faults: Faults::default(),
+            journal: Journal::default(),
+            engine,
+            models,
+            counters,
+            config,
+        });
+        let stop = CancellationToken::new();
+        let listener = Listener::new(listener, stop.clone());
+        let service =
+            api::router(Arc::clone(&shared)).into_make_service_with_connect_info::<Connection>();
+        let stopped = stop.clone();
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                served = axum::serve(listener, service) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "stopped serving");
+                    }
+                }
+            }
+        });
+        Ok(Self {
+            address,
+            server: shared,
+            stop,
+            serving,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://ADDRESS`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its figures.
+    pub fn stats(&self) -> Stats {
+        self.server.counters.read()
+    }
+
+    /// Dies like a killed process: every connection is closed in the middle of what it says, and
+    /// the port is free once this returns.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        // Its only failure would be a panic in the accept loop, which has been logged.
+        let _ = (&mut self.serving).await;
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
