@@ -1,4 +1,148 @@
-//! jarvis: a chat service in front of Ollama. See ARCHITECTURE.md.
+//! jarvis: a chat service in front of Ollama whose answers survive the replica that writes them.
+//!
+//! [`Server`] owns a replica's life: start, serve, drain. ARCHITECTURE.md tells how the parts work
+//! together.
 
+pub mod config;
+pub mod edge;
+pub mod generation;
+pub mod ollama;
 pub mod redis;
 pub mod session;
+pub mod telemetry;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Settings;
+use crate::edge::{AppState, EdgeSettings};
+use crate::generation::Generations;
+use crate::ollama::{Fleet, FleetConfig};
+use crate::redis::{Redis, RedisError, migrations};
+use crate::session::{Feeds, Store};
+
+/// Pause between attempts to reach a Redis that is not there yet.
+const REDIS_RETRY: Duration = Duration::from_millis(500);
+/// After drain, how long sockets may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
+/// One replica.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    state: AppState,
+    redis: Redis,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Opens everything, without waiting for Redis or Ollama: both may come later.
+    ///
+    /// # Errors
+    /// Where the port is taken or an address is not usable.
+    pub async fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", settings.listen))?;
+        let address = listener.local_addr()?;
+        let options = settings.redis.options();
+        let redis = Redis::connect(&options)?;
+        let replica = uuid::Uuid::new_v4().to_string();
+        let store = Store::new(redis.clone(), replica, session::store::Limits::default());
+        let feeds = Feeds::start(&options, store.clone(), edge::wire::encode)?;
+        let fleet = Fleet::new(FleetConfig {
+            hosts: settings.ollama_urls.clone(),
+            slots: usize::from(settings.ollama_slots),
+            connect_timeout: settings.connect_timeout(),
+            first_token_timeout: Duration::from_secs(settings.first_token_timeout),
+            token_gap_timeout: Duration::from_secs(settings.token_gap_timeout),
+            keep_alive: settings.keep_alive.clone(),
+        })?;
+        let generations =
+            Generations::new(store.clone(), feeds.clone(), fleet, settings.num_ctx);
+        let state = AppState {
+            store,
+            feeds,
+            generations,
+            settings: Arc::new(EdgeSettings {
+                default_model: settings.default_model.clone(),
+                allowed_origins: settings.allowed_origins.clone(),
+                allowed_hosts: settings.allowed_hosts.clone(),
+                request_timeout: Duration::from_secs(settings.request_timeout),
+                max_sockets: settings.max_sockets,
+                ..EdgeSettings::default()
+            }),
+            drain: CancellationToken::new(),
+            sockets: TaskTracker::new(),
+            metrics,
+        };
+        let drain_timeout = Duration::from_secs(settings.drain_timeout);
+        Ok(Self { listener, address, state, redis, drain_timeout })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` resolves, then drains: nothing new is taken, running turns may end, and
+    /// sockets are told to reconnect.
+    ///
+    /// # Errors
+    /// Where this release cannot run on what Redis holds, or the listener fails.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+        let Self { listener, state, redis, drain_timeout, .. } = self;
+        let AppState { generations, drain, sockets, .. } = state.clone();
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "Nagle's algorithm stays on");
+            }
+        });
+        let closed = CancellationToken::new();
+        let serving = axum::serve(listener, edge::router(state))
+            .with_graceful_shutdown(closed.clone().cancelled_owned());
+        let mut serving = tokio::spawn(serving.into_future());
+        let migrating = migrate_when_up(redis);
+        tokio::pin!(migrating, stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                served = &mut serving => return Ok(served??),
+                migrated = &mut migrating => migrated?,
+            }
+        }
+        tracing::info!("draining");
+        drain.cancel();
+        generations.drain(drain_timeout).await;
+        closed.cancel();
+        sockets.close();
+        let _ = tokio::time::timeout(CLOSE_LIMIT, sockets.wait()).await;
+        let _ = tokio::time::timeout(CLOSE_LIMIT, serving).await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Applies the migrations as soon as Redis is there, and then never resolves.
+async fn migrate_when_up(redis: Redis) -> anyhow::Result<()> {
+    loop {
+        match migrations::apply(&redis).await {
+            Ok(()) => break,
+            Err(error @ (RedisError::Migration(_) | RedisError::Unexpected(_))) => {
+                return Err(error.into());
+            }
+            Err(_) => tokio::time::sleep(REDIS_RETRY).await,
+        }
+    }
+    tracing::info!("Redis is ready");
+    std::future::pending().await
+}

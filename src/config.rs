@@ -1,0 +1,213 @@
+//! Every setting, parsed and checked before anything is opened.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use reqwest::Url;
+
+/// A chat service in front of Ollama whose answers survive the replica that writes them.
+#[derive(Debug, Parser)]
+#[command(name = "jarvis", version, about, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves REST, server-sent events and WebSockets until SIGTERM or Ctrl-C, then drains
+    Serve(Box<Settings>),
+    /// Loads this release's Redis Functions and records them (serve does so by itself)
+    Migrate {
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Asks a running server whether it is ready; exit code 0 if it is, else 1
+    Health {
+        /// The server's address
+        #[arg(long, env = "JARVIS_HEALTH_URL", default_value = "http://127.0.0.1:10200")]
+        url: Url,
+    },
+    /// Prints every setting of serve as a Markdown table
+    Settings,
+}
+
+/// Where Redis is.
+#[derive(Clone, Debug, Args)]
+pub struct RedisSettings {
+    /// Redis: redis://, rediss://, redis-cluster://, redis-sentinel:// or redis+unix://
+    #[arg(long, env = "JARVIS_REDIS_URL", value_name = "URL", value_parser = redis_url)]
+    #[arg(default_value = "redis://127.0.0.1:6379")]
+    pub redis_url: String,
+
+    /// Time limit of one Redis command, in milliseconds
+    #[arg(long, env = "JARVIS_REDIS_TIMEOUT_MS", value_name = "MS", default_value_t = 2000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    pub redis_timeout_ms: u64,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The settings of `jarvis serve`.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Address and port to listen on
+    #[arg(long, env = "JARVIS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:10200")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub redis: RedisSettings,
+
+    /// Ollama hosts, separated by commas
+    #[arg(long, env = "JARVIS_OLLAMA_URLS", value_name = "URLS", value_delimiter = ',')]
+    #[arg(default_value = "http://127.0.0.1:11434", value_parser = http_url)]
+    pub ollama_urls: Vec<Url>,
+
+    /// Generations at a time on one Ollama host, by this replica
+    #[arg(long, env = "JARVIS_OLLAMA_SLOTS", value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub ollama_slots: u16,
+
+    /// Model of a request that names none
+    #[arg(long, env = "JARVIS_DEFAULT_MODEL", value_name = "NAME")]
+    #[arg(default_value = "tinyllama:latest", value_parser = not_blank)]
+    pub default_model: String,
+
+    /// Largest context window that is asked for, in tokens, whatever a model allows
+    #[arg(long, env = "JARVIS_NUM_CTX", value_name = "TOKENS", default_value_t = 8192)]
+    #[arg(value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    pub num_ctx: u32,
+
+    /// How long Ollama keeps an idle model loaded, as Ollama writes it (5m, 1h, -1)
+    #[arg(long, env = "JARVIS_KEEP_ALIVE", value_name = "TIME", default_value = "5m")]
+    #[arg(value_parser = not_blank, allow_hyphen_values = true)]
+    pub keep_alive: String,
+
+    /// Time limit of connecting to an Ollama host, in seconds
+    #[arg(long, env = "JARVIS_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
+    pub connect_timeout: u64,
+
+    /// Time limit of the first token, in seconds; loading a model counts
+    #[arg(long, env = "JARVIS_FIRST_TOKEN_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub first_token_timeout: u64,
+
+    /// Time limit between two tokens, in seconds
+    #[arg(long, env = "JARVIS_TOKEN_GAP_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub token_gap_timeout: u64,
+
+    /// How long a REST call waits for its whole answer, in seconds; the generation goes on after it
+    #[arg(long, env = "JARVIS_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub request_timeout: u64,
+
+    /// Web origins beside the server's own that may call it, separated by commas
+    #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    pub allowed_origins: Vec<String>,
+
+    /// Names that the Host header may have, separated by commas; empty: any
+    #[arg(long, env = "JARVIS_ALLOWED_HOSTS", value_name = "HOSTS", value_delimiter = ',')]
+    pub allowed_hosts: Vec<String>,
+
+    /// WebSockets and event streams at a time
+    #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
+    pub max_sockets: usize,
+
+    /// How long running turns may go on after SIGTERM, in seconds
+    #[arg(long, env = "JARVIS_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain_timeout: u64,
+
+    /// Log lines for people (text) or machines (json)
+    #[arg(long, env = "JARVIS_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// What is logged, as tracing's filter directives
+    #[arg(long, env = "JARVIS_LOG", value_name = "FILTER", default_value = "info,fred=error")]
+    pub log: String,
+
+    /// OpenTelemetry collector that spans are sent to over HTTP; none: no spans are sent
+    #[arg(long, env = "JARVIS_OTLP_URL", value_name = "URL", value_parser = http_url)]
+    pub otlp_url: Option<Url>,
+}
+
+impl Settings {
+    /// The time limit of connecting to an Ollama host.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.connect_timeout)
+    }
+}
+
+impl RedisSettings {
+    /// As the connection takes it.
+    pub fn options(&self) -> crate::redis::RedisOptions {
+        crate::redis::RedisOptions {
+            url: self.redis_url.clone(),
+            command_timeout: Duration::from_millis(self.redis_timeout_ms),
+        }
+    }
+}
+
+/// Every setting of `jarvis serve`, as a Markdown table.
+pub fn settings_table() -> String {
+    let mut table = String::from("| flag | environment | default | |\n| --- | --- | --- | --- |\n");
+    let command = Cli::command();
+    let arguments = command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    for argument in arguments {
+        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
+            continue;
+        };
+        let default = argument.get_default_values().first().map_or(String::new(), |value| {
+            format!("`{}`", value.to_string_lossy())
+        });
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let _ = writeln!(
+            table,
+            "| `--{flag}` | `{}` | {default} | {help} |",
+            variable.to_string_lossy()
+        );
+    }
+    table
+}
+
+fn http_url(text: &str) -> Result<Url, String> {
+    let expected = "expected http://host:port or https://host:port";
+    let url: Url = text.trim().parse().map_err(|_| expected.to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(expected.to_owned());
+    }
+    Ok(url)
+}
+
+fn redis_url(text: &str) -> Result<String, String> {
+    let schemes = [
+        "redis://", "rediss://", "redis-cluster://", "rediss-cluster://", "redis-sentinel://",
+        "rediss-sentinel://", "redis+unix://",
+    ];
+    let known = schemes.iter().any(|scheme| text.starts_with(scheme));
+    if !known || fred::prelude::Config::from_url(text).is_err() {
+        return Err(
+            "expected redis://, rediss://, redis-cluster://, redis-sentinel:// or redis+unix://"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn not_blank(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("must not be blank".to_owned()) } else { Ok(text.to_owned()) }
+}

@@ -1,0 +1,211 @@
+//! Generations: turns are taken in, wait for their place, run, and end.
+//!
+//! Nothing here knows of sockets. What is written reaches clients through the session's feed.
+
+mod context;
+mod turn;
+mod writer;
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utoipa::ToSchema;
+
+use crate::ollama::{Fleet, OllamaError};
+use crate::session::store::{self, Acceptance, NewTurn};
+use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
+
+/// How long a cancel waits for the request to the model's host to be closed.
+const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
+
+/// Runs the turns that this replica accepted.
+#[derive(Clone)]
+pub struct Generations {
+    store: Store,
+    feeds: Feeds,
+    fleet: Fleet,
+    num_ctx_cap: u32,
+    tasks: TaskTracker,
+    drain: CancellationToken,
+}
+
+/// An accepted turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitted {
+    /// The run that answers it.
+    pub generation: GenerationId,
+    /// The place in the session just before it, while that is kept.
+    pub before: Option<Cursor>,
+    /// Whether it was accepted earlier, with the same idempotency key.
+    pub repeated: bool,
+}
+
+/// What a cancel came to.
+#[derive(Clone, Copy, Debug)]
+pub enum CancelOutcome {
+    /// The generation is cancelled.
+    Cancelled {
+        /// Which one.
+        generation: GenerationId,
+        /// Whether its request to the model's host is known to be closed.
+        upstream_closed: bool,
+    },
+    /// There was nothing left to cancel.
+    AlreadyEnded,
+}
+
+/// A model that some host has.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelInfo {
+    /// Its name with its tag.
+    pub name: String,
+    /// Bytes on disk.
+    pub size: u64,
+    /// When it last changed, as the host tells it.
+    pub modified: String,
+}
+
+/// Why a turn was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The session refused it, or Redis did.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No host has the model.
+    #[error("there is no model {model}; there are: {}", available.join(", "))]
+    ModelNotFound {
+        /// As asked for.
+        model: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// No host answers.
+    #[error("no model host can be reached")]
+    NoModelHost,
+    /// This replica is on its way out.
+    #[error("this replica is being replaced; try again")]
+    Draining,
+    /// The hosts answer, but not as they should.
+    #[error("{message}")]
+    Upstream {
+        /// Stable.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+}
+
+impl From<OllamaError> for SubmitError {
+    fn from(error: OllamaError) -> Self {
+        match error {
+            OllamaError::NoHost => Self::NoModelHost,
+            OllamaError::ModelNotFound { model, available } => {
+                Self::ModelNotFound { model, available }
+            }
+            other => Self::Upstream { code: other.code(), message: other.to_string() },
+        }
+    }
+}
+
+impl Generations {
+    /// `num_ctx_cap` bounds the context window in tokens, whatever a model allows.
+    pub fn new(store: Store, feeds: Feeds, fleet: Fleet, num_ctx_cap: u32) -> Self {
+        let (tasks, drain) = (TaskTracker::new(), CancellationToken::new());
+        Self { store, feeds, fleet, num_ctx_cap, tasks, drain }
+    }
+
+    /// Accepts a turn and runs it, here. A repeat with the same key finds the first.
+    ///
+    /// # Errors
+    /// Any [`SubmitError`].
+    pub async fn submit(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: NewTurn,
+    ) -> Result<Submitted, SubmitError> {
+        if self.drain.is_cancelled() {
+            return Err(SubmitError::Draining);
+        }
+        self.fleet.check(&new.spec.model).await?;
+        match self.store.accept(owner, session, &new).await? {
+            Acceptance::New { turn, began, before } => {
+                let generation = turn.generation;
+                self.tasks.spawn(turn::run(self.clone(), turn, began));
+                Ok(Submitted { generation, before: Some(before), repeated: false })
+            }
+            Acceptance::Same { generation, before } => {
+                Ok(Submitted { generation, before, repeated: true })
+            }
+        }
+    }
+
+    /// Stops a generation, whichever replica runs it: the one named, else the running one, else the
+    /// oldest that waits. Waits up to 500 ms to learn that the model's host was told.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`].
+    pub async fn cancel(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        generation: Option<GenerationId>,
+    ) -> Result<CancelOutcome, SubmitError> {
+        // Joined first, so that the word of the writer cannot come before we listen.
+        let feed = self.feeds.join(owner, session).await?;
+        match self.store.cancel(owner, session, generation).await? {
+            store::Cancelled::Nothing => Ok(CancelOutcome::AlreadyEnded),
+            store::Cancelled::Waiting(generation) => {
+                Ok(CancelOutcome::Cancelled { generation, upstream_closed: true })
+            }
+            store::Cancelled::Running(generation) => {
+                metrics::counter!("jarvis_turns_total", "outcome" => "cancelled").increment(1);
+                let closed = async {
+                    loop {
+                        let changed = feed.changed();
+                        tokio::pin!(changed);
+                        changed.as_mut().enable();
+                        if feed.upstream_is_closed(generation) {
+                            return;
+                        }
+                        changed.await;
+                    }
+                };
+                let upstream_closed = tokio::time::timeout(UPSTREAM_CLOSE, closed).await.is_ok();
+                Ok(CancelOutcome::Cancelled { generation, upstream_closed })
+            }
+        }
+    }
+
+    /// The models of all hosts.
+    ///
+    /// # Errors
+    /// [`SubmitError::NoModelHost`].
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, SubmitError> {
+        let models = self.fleet.models().await?;
+        Ok(models
+            .into_iter()
+            .map(|model| ModelInfo {
+                name: model.name,
+                size: model.size,
+                modified: model.modified_at,
+            })
+            .collect())
+    }
+
+    /// Hosts that answer.
+    pub async fn model_host_count(&self) -> usize {
+        self.fleet.healthy().await
+    }
+
+    /// Takes no new turns, and waits until those that run have ended or `limit` is over.
+    pub async fn drain(&self, limit: Duration) {
+        self.drain.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(turns = self.tasks.len(), "turns were still running at the end of drain");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Logs, spans and metrics of the process.
+
+use anyhow::Context;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::config::{LogFormat, Settings};
+
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+
+/// What has to be told to flush when the process ends.
+#[derive(Default)]
+pub struct Telemetry {
+    spans: Option<SdkTracerProvider>,
+}
+
+impl Telemetry {
+    /// Starts logging, and sending spans where a collector is set.
+    ///
+    /// # Errors
+    /// Where the filter or the collector's address is not usable.
+    pub fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let filter = EnvFilter::try_new(&settings.log).context("--log is no filter directive")?;
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = match settings.log_format {
+            LogFormat::Text => lines.with_target(false).boxed(),
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        };
+        let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
+        let traces = spans.as_ref().map(|provider| {
+            tracing_opentelemetry::layer().with_tracer(provider.tracer("jarvis"))
+        });
+        tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+        Ok(Self { spans })
+    }
+
+    /// Sends what is not sent yet.
+    pub fn stop(&self) {
+        if let Some(spans) = &self.spans
+            && let Err(error) = spans.shutdown()
+        {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+fn exporter(url: &str) -> anyhow::Result<SdkTracerProvider> {
+    let exporter =
+        opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(url).build()?;
+    let resource = opentelemetry_sdk::Resource::builder().with_service_name("jarvis").build();
+    Ok(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
+}
+
+/// The process's metrics, and the handle that renders them.
+///
+/// # Errors
+/// Where a recorder is installed already.
+pub fn metrics() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("jarvis_http_requests_total", "Requests by method, route and status.");
+    describe_histogram!("jarvis_http_request_seconds", "Time to the response's head.");
+    describe_gauge!("jarvis_websockets", "Open WebSockets.");
+    describe_counter!("jarvis_websocket_messages_total", "Client messages by type.");
+    describe_counter!("jarvis_turns_total", "Ended turns by outcome.");
+    describe_gauge!("jarvis_turns_open", "Turns that this replica runs or holds waiting.");
+    describe_histogram!("jarvis_turn_seconds", "Time from acceptance to the end of a turn.");
+    describe_histogram!(
+        "jarvis_time_to_first_token_seconds",
+        "Time from a turn's beginning to its first token."
+    );
+    describe_counter!("jarvis_tokens_total", "Tokens by kind, as the model hosts count them.");
+    describe_counter!("jarvis_redis_errors_total", "Failed Redis commands by kind.");
+    metrics_process::Collector::default().describe();
+}

@@ -1,0 +1,477 @@
+//! What the session store and the feed promise, on a single server, a cluster of six and a trio of
+//! sentinels.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::Utf8Bytes;
+use chrono::Utc;
+use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
+use jarvis::session::store::{
+    Acceptance, Begin, Cancelled, IdempotencyKey, Limits, NewTurn, Turn, Written, message,
+};
+use jarvis::session::window::Step;
+use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
+use jarvis::session::{
+    Control, Cursor, Feeds, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
+    TurnSpec, Usage,
+};
+use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+
+/// Beyond it a promise counts as broken.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A replica as far as the store goes.
+struct Replica {
+    store: Store,
+    feeds: Feeds,
+}
+
+impl Replica {
+    async fn on(url: &str) -> Self {
+        let options =
+            RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
+        let redis = Redis::connect(&options).expect("a client");
+        migrations::apply(&redis).await.expect("migrations");
+        let name = uuid::Uuid::new_v4().to_string();
+        let store = Store::new(redis, name, Limits::default());
+        let feeds = Feeds::start(&options, store.clone(), encode).expect("feeds");
+        Self { store, feeds }
+    }
+
+    async fn accept(&self, session: SessionId, text: &str) -> (Turn, bool) {
+        match self.store.accept(&Owner::Anonymous, session, &new_turn(text)).await {
+            Ok(Acceptance::New { turn, began, .. }) => (turn, began),
+            other => panic!("not accepted: {other:?}"),
+        }
+    }
+
+    async fn reader(&self, session: SessionId, cursor: Option<Cursor>) -> Reader {
+        self.feeds.reader(&Owner::Anonymous, session, cursor).await.expect("a reader")
+    }
+
+    async fn answer(&self, turn: &Turn, pieces: &[&str]) {
+        assert_eq!(self.store.start(turn, Tag::random()).await.unwrap(), Written::Ok);
+        let mut offset = 0;
+        for piece in pieces {
+            assert_eq!(self.store.append(turn, offset, piece).await.unwrap(), Written::Ok);
+            offset += piece.len() as u64;
+        }
+    }
+
+    async fn finish(&self, turn: &Turn, length: usize) -> Written {
+        let now = Utc::now();
+        let header = Message {
+            generation_id: Some(turn.generation),
+            model: Some(turn.spec.model.clone()),
+            status: Some(Status::Complete),
+            ..message(Role::Assistant, now)
+        };
+        let ended = Control::Ended {
+            timestamp: rfc3339(&now),
+            model: turn.spec.model.clone(),
+            finish_reason: FinishReason::Stop,
+            usage: Usage::default(),
+            context: ContextReport::default(),
+        };
+        let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
+        self.store.finish(turn, length as u64, &header, &events).await.unwrap()
+    }
+
+    async fn whole_turn(&self, session: SessionId, question: &str, answer: &[&str]) -> Turn {
+        let (turn, began) = self.accept(session, question).await;
+        assert!(began);
+        self.answer(&turn, answer).await;
+        let length = answer.iter().map(|piece| piece.len()).sum();
+        assert_eq!(self.finish(&turn, length).await, Written::Ok);
+        turn
+    }
+}
+
+fn new_turn(text: &str) -> NewTurn {
+    let spec = TurnSpec {
+        model: "m \"quoted\"".to_owned(),
+        temperature: 0.7,
+        max_tokens: 10,
+        system: None,
+        seed: None,
+        stop: Vec::new(),
+        think: false,
+        message_id: None,
+    };
+    NewTurn { spec, content: text.to_owned(), key: None }
+}
+
+/// A short word for each event, so that a test reads as a story.
+fn encode(_: SessionId, step: &Step<'_>) -> Utf8Bytes {
+    match step {
+        Step::Piece { offset, text, .. } => format!("{offset}:{text}").into(),
+        Step::Event { event, answer, .. } if event.control.is_terminal() => {
+            format!("{}({answer})", event.control.kind()).into()
+        }
+        Step::Event { event, .. } => event.control.kind().to_owned().into(),
+        Step::Restart { from, .. } => format!("restart({from})").into(),
+        _ => Utf8Bytes::default(),
+    }
+}
+
+async fn frame(reader: &mut Reader) -> Frame {
+    match tokio::time::timeout(LIMIT, reader.next()).await.expect("an event in time") {
+        Delivered::Frame(frame) => frame,
+        Delivered::Lost => panic!("the reader lost its place"),
+    }
+}
+
+/// All that comes until an event of this kind, pieces joined.
+async fn story(reader: &mut Reader, until: &str) -> String {
+    let mut story = String::new();
+    let mut pieces = String::new();
+    loop {
+        let frame = frame(reader).await;
+        if let FrameKind::Piece = frame.kind {
+            let (offset, text) = frame.json.split_once(':').expect("a piece");
+            assert_eq!(offset.parse(), Ok(pieces.len()), "a hole or a double in {story}");
+            pieces.push_str(text);
+            continue;
+        }
+        if !pieces.is_empty() {
+            story.push_str(&format!(" [{pieces}]"));
+            pieces.clear();
+        }
+        story.push_str(&format!(" {}", frame.json.as_str()));
+        if frame.json.starts_with(until) {
+            return story.trim().to_owned();
+        }
+    }
+}
+
+async fn two_replicas_tell_the_same_story(url: &str) {
+    let (here, there) = (Replica::on(url).await, Replica::on(url).await);
+    for _ in 0..8 {
+        let session = SessionId::random();
+        let mut far = there.reader(session, None).await;
+        here.whole_turn(session, "hello", &["one ", "zwei ", "三 ", "🏳️‍🌈"]).await;
+        let told = story(&mut far, "ended").await;
+        assert_eq!(told, "accepted started [one zwei 三 🏳️‍🌈] done ended(one zwei 三 🏳️‍🌈)");
+        let page = there.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
+        let contents: Vec<_> = page.messages.iter().map(|m| m.content.as_str()).collect();
+        assert_eq!(contents, ["hello", "one zwei 三 🏳️‍🌈"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_tell_the_same_story_on_a_single_server() {
+    let redis = RedisServer::start();
+    two_replicas_tell_the_same_story(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_tell_the_same_story_on_a_cluster_of_six() {
+    let redis = RedisCluster::start();
+    two_replicas_tell_the_same_story(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_tell_the_same_story_behind_sentinels() {
+    let redis = RedisSentinels::start();
+    two_replicas_tell_the_same_story(&redis.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_resumes_from_any_cursor_without_a_hole_or_a_double() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut live = replica.reader(session, None).await;
+    replica.whole_turn(session, "first", &["alpha ", "beta"]).await;
+    let (turn, _) = replica.accept(session, "second").await;
+    replica.answer(&turn, &["gamma ", "delta ", "epsilon"]).await;
+    let mut seen: Vec<Frame> = Vec::new();
+    while seen.last().is_none_or(|last| !last.json.ends_with("epsilon")) {
+        seen.push(frame(&mut live).await);
+    }
+    let other = Replica::on(&redis.url()).await;
+    replica.finish(&turn, "gamma delta epsilon".len()).await;
+    for (place, from) in seen.iter().enumerate() {
+        let mut resumed = other.reader(session, Some(from.after)).await;
+        assert!(resumed.is_recovered());
+        let mut rest = String::new();
+        loop {
+            let next = frame(&mut resumed).await;
+            rest.push_str(match next.kind {
+                FrameKind::Piece => next.json.split_once(':').unwrap().1,
+                _ => next.json.as_str(),
+            });
+            if next.json.as_str() == "ended(gamma delta epsilon)" {
+                break;
+            }
+        }
+        let expected: String = seen[place + 1..]
+            .iter()
+            .map(|frame| match frame.kind {
+                FrameKind::Piece => frame.json.split_once(':').unwrap().1,
+                _ => frame.json.as_str(),
+            })
+            .collect();
+        assert_eq!(rest, format!("{expected}doneended(gamma delta epsilon)"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_another_history_is_not_recovered() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    replica.whole_turn(session, "q", &["a"]).await;
+    let strange = Cursor { events: 1, tag: Tag(77), generation: None, offset: 0 };
+    assert!(!replica.reader(session, Some(strange)).await.is_recovered());
+    let beyond = Cursor { events: 1000, tag: Tag(77), generation: None, offset: 0 };
+    assert!(!replica.reader(session, Some(beyond)).await.is_recovered());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let (turn, _) = replica.accept(session, "q").await;
+    replica.answer(&turn, &["hello"]).await;
+    let stranger = Turn { fence: jarvis::session::store::Fence(uuid::Uuid::new_v4()), ..turn.clone() };
+    assert_eq!(replica.store.append(&stranger, 5, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
+    assert_eq!(replica.store.append(&turn, 0, "hello").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, 3, "lo").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, 9, "x").await.unwrap(), Written::Hole(5));
+    assert_eq!(replica.finish(&turn, 6).await, Written::Hole(5));
+    assert_eq!(replica.finish(&turn, 5).await, Written::Ok);
+    assert_eq!(replica.finish(&turn, 5).await, Written::Ok, "a repeat after a lost reply");
+    let page = replica.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
+    assert_eq!(page.messages.len(), 2);
+    assert_eq!(page.messages[1].content, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_run_in_the_order_of_acceptance_and_the_ninth_that_waits_is_refused() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let (first, began) = replica.accept(session, "0").await;
+    assert!(began);
+    let mut waiting = Vec::new();
+    for number in 1..=8 {
+        let (turn, began) = replica.accept(session, &number.to_string()).await;
+        assert!(!began);
+        waiting.push(turn);
+    }
+    let ninth = replica.store.accept(&Owner::Anonymous, session, &new_turn("9")).await;
+    assert!(matches!(ninth, Err(StoreError::Busy)));
+    assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Waiting);
+    replica.finish(&first, 0).await;
+    assert_eq!(replica.store.begin(&waiting[1]).await.unwrap(), Begin::Waiting);
+    assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Began);
+    assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Began, "a repeat");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_of_cancel_and_finish_wins_and_what_there_was_is_kept() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut reader = replica.reader(session, None).await;
+    let (turn, _) = replica.accept(session, "q").await;
+    replica.answer(&turn, &["so far"]).await;
+    let (waiting, _) = replica.accept(session, "waits").await;
+    let cancelled = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    assert_eq!(cancelled, Cancelled::Running(turn.generation));
+    assert_eq!(replica.store.append(&turn, 6, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.finish(&turn, 6).await, Written::Fenced);
+    let told = story(&mut reader, "cancelled").await;
+    assert_eq!(told, "accepted started [so far] accepted cancelled(so far)");
+    let page = replica.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
+    assert_eq!(page.messages[1].content, "so far");
+    assert_eq!(page.messages[1].status, Some(Status::Cancelled));
+    assert_eq!(page.messages[1].generation_id, Some(turn.generation));
+    assert_eq!(page.messages[1].model.as_deref(), Some("m \"quoted\""));
+    let cancelled = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    assert_eq!(cancelled, Cancelled::Waiting(waiting.generation));
+    assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
+    let nothing = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    assert_eq!(nothing, Cancelled::Nothing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_gives_the_same_generation_and_never_another_body() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    let keyed = |body: &str| NewTurn {
+        key: Some(IdempotencyKey { key: "k".into(), body: body.into() }),
+        ..new_turn("q")
+    };
+    let owner = Owner::Anonymous;
+    let Ok(Acceptance::New { turn, before: began_after, .. }) =
+        here.store.accept(&owner, session, &keyed("b")).await
+    else {
+        panic!("not accepted")
+    };
+    for ended in [false, true] {
+        if ended {
+            here.answer(&turn, &["a"]).await;
+            here.finish(&turn, 1).await;
+        }
+        match there.store.accept(&owner, session, &keyed("b")).await.unwrap() {
+            Acceptance::Same { generation, before } => {
+                assert_eq!(generation, turn.generation);
+                assert_eq!(before, Some(began_after));
+            }
+            Acceptance::New { .. } => panic!("a second turn for the same key"),
+        }
+    }
+    let other = there.store.accept(&owner, session, &keyed("other")).await;
+    assert!(matches!(other, Err(StoreError::KeyReused)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_somebody_else_looks_like_none() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let turn = replica.whole_turn(session, "mine", &["a secret"]).await;
+    let thief = Owner::User("thief".into());
+    let store = &replica.store;
+    assert!(matches!(store.page(&thief, session, 0, 50).await, Err(StoreError::Absent)));
+    assert!(matches!(store.describe(&thief, session).await, Err(StoreError::Absent)));
+    assert!(matches!(store.cancel(&thief, session, None).await, Err(StoreError::Absent)));
+    assert!(matches!(store.clear(&thief, session, true).await, Err(StoreError::Absent)));
+    assert!(matches!(store.retitle(&thief, session, "x").await, Err(StoreError::Absent)));
+    let chat = store.accept(&thief, session, &new_turn("q")).await;
+    assert!(matches!(chat, Err(StoreError::Absent)));
+    let stolen = Turn { owner: thief.clone(), ..turn };
+    assert_eq!(store.append(&stolen, 0, "x").await.unwrap(), Written::Fenced);
+    let mut listening = replica.feeds.reader(&thief, session, None).await.unwrap();
+    let mut mine = replica.reader(session, None).await;
+    replica.whole_turn(session, "again", &["another secret"]).await;
+    story(&mut mine, "ended").await;
+    let heard = tokio::time::timeout(Duration::from_millis(300), listening.next()).await;
+    assert!(heard.is_err(), "a stranger was told {heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut reader = replica.reader(session, None).await;
+    replica.whole_turn(session, "q", &["a"]).await;
+    story(&mut reader, "ended").await;
+    let (running, _) = replica.accept(session, "r").await;
+    replica.answer(&running, &["part"]).await;
+    let (waiting, _) = replica.accept(session, "w").await;
+    assert_eq!(replica.store.clear(&Owner::Anonymous, session, false).await.unwrap(), 3);
+    assert_eq!(replica.store.append(&running, 4, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
+    let told = story(&mut reader, "cleared").await;
+    let expected = "accepted started [part] accepted cancelled(part) cancelled() cleared";
+    assert_eq!(told, expected);
+    let before = reader.cursor();
+    replica.store.clear(&Owner::Anonymous, session, true).await.unwrap();
+    let gone = replica.store.describe(&Owner::Anonymous, session).await;
+    assert!(matches!(gone, Err(StoreError::Absent)));
+    replica.whole_turn(session, "new life", &["b"]).await;
+    story(&mut reader, "ended").await;
+    assert!(reader.cursor().events > before.events + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_came_back_empty_gets_its_functions_again() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    redis.cli(&["FUNCTION", "FLUSH"]);
+    replica.whole_turn(SessionId::random(), "q", &["a"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut reader = replica.reader(session, None).await;
+    let (turn, _) = replica.accept(session, "q").await;
+    replica.answer(&turn, &["one "]).await;
+    assert_eq!(frame(&mut reader).await.json.as_str(), "accepted");
+    assert_eq!(frame(&mut reader).await.json.as_str(), "started");
+    assert_eq!(frame(&mut reader).await.json.as_str(), "0:one ");
+    // The answer grows without a word on the channel.
+    let keys = redis.cli(&["KEYS", "*:answer"]);
+    redis.cli(&["APPEND", keys.trim(), "two"]);
+    let silent_since = Instant::now();
+    assert_eq!(frame(&mut reader).await.json.as_str(), "4:two");
+    assert!(silent_since.elapsed() < Duration::from_secs(3), "{:?}", silent_since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
+    let mut redis = RedisServer::start_with(&["--appendfsync", "always"]);
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut reader = replica.reader(session, None).await;
+    replica.whole_turn(session, "before", &["a"]).await;
+    story(&mut reader, "ended").await;
+    redis.restart();
+    let deadline = Instant::now() + LIMIT;
+    let turn = loop {
+        assert!(Instant::now() < deadline, "no write after the restart");
+        match replica.store.accept(&Owner::Anonymous, session, &new_turn("after")).await {
+            Ok(Acceptance::New { turn, .. }) => break turn,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    replica.answer(&turn, &["b"]).await;
+    replica.finish(&turn, 1).await;
+    assert_eq!(story(&mut reader, "ended").await, "accepted started [b] done ended(b)");
+    let page = replica.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
+    assert_eq!(page.messages.len(), 4);
+}
+
+/// Microseconds that Redis spends on one turn of a session with so many messages.
+async fn cost_of_a_turn(redis: &RedisServer, replica: &Replica, messages: usize) -> f64 {
+    const TURNS: u32 = 40;
+    let session = SessionId::random();
+    replica.whole_turn(session, "q", &["a"]).await;
+    let key = redis.cli(&["KEYS", &format!("*{session}:messages")]);
+    let fill = "local m = redis.call('LINDEX', KEYS[1], 0) \
+                for i = 3, tonumber(ARGV[1]) do redis.call('RPUSH', KEYS[1], m) end";
+    redis.cli(&["EVAL", fill, "1", key.trim(), &messages.to_string()]);
+    redis.cli(&["CONFIG", "RESETSTAT"]);
+    for _ in 0..TURNS {
+        replica.store.newest(&Owner::Anonymous, session, 50, 64 << 10).await.unwrap();
+        replica.whole_turn(session, "another question", &["an ", "answer"]).await;
+    }
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let spent: f64 = stats
+        .lines()
+        .filter(|line| line.starts_with("cmdstat_fcall"))
+        .filter_map(|line| line.split("usec=").nth(1)?.split(',').next()?.parse::<f64>().ok())
+        .sum();
+    spent / f64::from(TURNS)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    cost_of_a_turn(&redis, &replica, 100).await;
+    let base = cost_of_a_turn(&redis, &replica, 100).await;
+    let mut line = format!("100 messages: {base:.0} us of Redis a turn");
+    for messages in [10, 1_000, 100_000] {
+        let cost = cost_of_a_turn(&redis, &replica, messages).await;
+        line.push_str(&format!("; {messages}: {cost:.0} us, {:.2} times", cost / base));
+        // A linear cost would be a thousand times; the rest is this machine's noise.
+        assert!(cost < base * 5.0, "{line}");
+    }
+    println!("{line}");
+}
