@@ -243,7 +243,9 @@ local function append(keys, args)
   if offset + #args[5] > length then
     redis.call('SETRANGE', keys[5], offset, args[5])
   end
-  redis.call('SPUBLISH', keys[1], 'p' .. args[2] .. ' ' .. args[4] .. '\n' .. args[5])
+  local events = redis.call('HGET', keys[1], 'events')
+  redis.call('SPUBLISH', keys[1],
+    'p' .. args[2] .. ' ' .. args[4] .. ' ' .. events .. '\n' .. args[5])
   return { 'ok' }
 end
 

@@ -105,6 +105,8 @@ pub enum Hint<'a> {
         generation: GenerationId,
         /// UTF-8 bytes before it.
         offset: u64,
+        /// The number of the last event that was written before it.
+        after: u64,
         /// The bytes.
         text: &'a str,
     },
@@ -154,10 +156,12 @@ impl<'a> Hint<'a> {
             "e" => Event::parse(rest).map(Hint::Event),
             "p" => {
                 let (header, text) = rest.split_once('\n').ok_or(Unreadable)?;
-                let (id, offset) = header.split_once(' ').ok_or(Unreadable)?;
+                let mut words = header.split(' ');
+                let mut word = || words.next().ok_or(Unreadable);
                 Ok(Hint::Piece {
-                    generation: generation(id)?.ok_or(Unreadable)?,
-                    offset: offset.parse().map_err(|_| Unreadable)?,
+                    generation: generation(word()?)?.ok_or(Unreadable)?,
+                    offset: word()?.parse().map_err(|_| Unreadable)?,
+                    after: word()?.parse().map_err(|_| Unreadable)?,
                     text,
                 })
             }

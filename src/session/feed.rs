@@ -291,8 +291,8 @@ impl Feed {
         state.heard = Instant::now();
         let applied = match hint {
             Hint::Event(event) => state.window.push_event(event),
-            Hint::Piece { generation, offset, text } => {
-                state.window.push_piece(generation, offset, text)
+            Hint::Piece { generation, offset, after, text } => {
+                state.window.push_piece(generation, offset, after, text)
             }
             Hint::UpstreamClosed(generation) => {
                 state.upstream_closed = Some(generation);

@@ -3,6 +3,7 @@
 //! The same walk serves a live feed, a read of what is stored, and a slow reader: whoever has a
 //! [`Cursor`] asks for the next [`Step`]. Nothing here waits or does I/O.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -188,7 +189,7 @@ impl Window {
             return Step::Unknown;
         }
         let event = self.events.get(index);
-        match self.piece_before(event, cursor, max_piece) {
+        match self.piece_before(index, cursor, max_piece) {
             Step::UpToDate => {}
             step => return step,
         }
@@ -200,13 +201,13 @@ impl Window {
 
     fn piece_before(
         &self,
-        event: Option<&Arc<Event>>,
+        index: usize,
         cursor: &Cursor,
         max_piece: usize,
     ) -> Step<'_> {
         let Some(generation) = cursor.generation else { return Step::UpToDate };
         let held = self.answer(generation);
-        let until = match event {
+        let until = match self.events.get(index) {
             Some(event) => match event.place {
                 Some((running, length)) if running == generation => length,
                 _ => return Step::UpToDate,
@@ -221,8 +222,12 @@ impl Window {
         if cursor.offset < answer.base {
             return Step::Behind;
         }
-        // After a claim that took text back, less is held than the event's place says.
-        let until = until.min(answer.end());
+        // What a later claim takes back is not given first, and may not even be there any more.
+        let kept = self.events.range(index..).filter_map(|event| match event.control {
+            Control::Claimed { from } if event.generation == Some(generation) => Some(from),
+            _ => None,
+        });
+        let until = kept.fold(until.min(answer.end()), u64::min);
         let from = (cursor.offset - answer.base) as usize;
         let to = (until.saturating_sub(answer.base)) as usize;
         if from >= to {
@@ -293,6 +298,11 @@ impl Window {
         {
             return Applied::Hole;
         }
+        self.take(event);
+        Applied::Grown
+    }
+
+    fn take(&mut self, event: Event) {
         match (&event.control, event.generation) {
             (Control::Started { .. }, Some(generation)) => {
                 // The answer before this one stays for readers who are just behind.
@@ -312,11 +322,26 @@ impl Window {
             _ => {}
         }
         self.events.push_back(Arc::new(event));
-        Applied::Grown
     }
 
-    /// Takes in a piece of an answer that was announced.
-    pub fn push_piece(&mut self, generation: GenerationId, offset: u64, text: &str) -> Applied {
+    /// Takes in a piece of an answer that was announced, written after event number `after`.
+    pub fn push_piece(
+        &mut self,
+        generation: GenerationId,
+        offset: u64,
+        after: u64,
+        text: &str,
+    ) -> Applied {
+        // The event that is missing may have taken text back; the one that is known came later, and
+        // what was read with it holds this piece.
+        match after.cmp(&self.tip().0) {
+            Ordering::Greater => Applied::Hole,
+            Ordering::Less => Applied::Known,
+            Ordering::Equal => self.grow(generation, offset, text),
+        }
+    }
+
+    fn grow(&mut self, generation: GenerationId, offset: u64, text: &str) -> Applied {
         let known = self.running == Some(generation);
         let answer = self.answers.iter_mut().find(|answer| answer.generation == generation);
         let Some(answer) = answer.filter(|_| known) else { return Applied::Hole };
@@ -343,16 +368,18 @@ impl Window {
             let grown = match read.walk(&cursor, usize::MAX, false) {
                 Step::Piece { generation, offset, text, after } => {
                     cursor = after;
-                    self.push_piece(generation, offset, text)
+                    self.grow(generation, offset, text)
                 }
                 Step::Event { after, .. }
                 | Step::Restart { after, .. }
                 | Step::Silent { after } => {
                     cursor = after;
                     match read.events.iter().find(|event| event.number == after.events) {
-                        Some(event) => self.push_event(Event::clone(event)),
-                        None => Applied::Hole,
+                        // Text at its place that Redis no longer has was taken back since.
+                        Some(event) => self.take(Event::clone(event)),
+                        None => return Applied::Hole,
                     }
+                    Applied::Grown
                 }
                 Step::UpToDate => return applied,
                 Step::Behind | Step::Unknown => return Applied::Hole,
@@ -393,4 +420,217 @@ pub fn floor_char_boundary(text: &str, at: usize) -> usize {
         at -= 1;
     }
     at
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::session::model::Failure;
+
+    /// What may happen in a session, as the store would write it.
+    #[derive(Clone, Debug)]
+    enum Happens {
+        Begin,
+        Piece(String),
+        /// Another writer goes on from this share of the text.
+        Claim(f64),
+        Message,
+        End,
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            2 => Just(Happens::Begin),
+            8 => "[a-zé三🏳️‍🌈 ]{1,12}".prop_map(Happens::Piece),
+            1 => (0.0..=1.0f64).prop_map(Happens::Claim),
+            1 => Just(Happens::Message),
+            2 => Just(Happens::End),
+        ]
+    }
+
+    /// The session itself: everything that ever happened, as Redis would hold it.
+    struct Session {
+        log: Window,
+        ended: Vec<Answer>,
+    }
+
+    impl Session {
+        fn new() -> Self {
+            Self { log: Window::empty(0, Tag::START, None), ended: Vec::new() }
+        }
+
+        fn event(&self, generation: Option<GenerationId>, control: Control) -> Event {
+            Event {
+                number: self.log.tip().0 + 1,
+                tag: Tag::random(),
+                place: self.log.running().map(|id| (id, self.log.running_length())),
+                generation,
+                control,
+            }
+        }
+
+        /// The hint that would announce it.
+        fn apply(&mut self, what: &Happens) -> Option<Announced> {
+            let running = self.log.running();
+            let event = match (what, running) {
+                (Happens::Begin, None) => {
+                    let id = GenerationId::random();
+                    self.ended.extend(self.log.answers.clone());
+                    let started = Control::Started { model: "m".to_owned() };
+                    self.event(Some(id), started)
+                }
+                (Happens::Piece(text), Some(id)) => {
+                    let offset = self.log.running_length();
+                    let after = self.log.tip().0;
+                    assert_eq!(self.log.push_piece(id, offset, after, text), Applied::Grown);
+                    return Some(Announced::Piece(id, offset, after, text.clone()));
+                }
+                (Happens::Claim(share), Some(id)) => {
+                    let text = &self.log.answer(id).expect("held").text;
+                    let at = (text.len() as f64 * share) as usize;
+                    let from = floor_char_boundary(text, at) as u64;
+                    let mut event = self.event(Some(id), Control::Claimed { from });
+                    event.place = Some((id, from));
+                    event
+                }
+                (Happens::Message, _) => {
+                    let accepted = Control::Accepted {
+                        message: "q".to_owned(),
+                        timestamp: String::new(),
+                        message_id: None,
+                    };
+                    self.event(None, accepted)
+                }
+                (Happens::End, Some(id)) => {
+                    let failed = Failure {
+                        code: "c".to_owned(),
+                        message: String::new(),
+                        retryable: false,
+                        retry_after: None,
+                    };
+                    self.event(Some(id), Control::Failed(failed))
+                }
+                _ => return None,
+            };
+            assert_eq!(self.log.push_event(event.clone()), Applied::Grown);
+            Some(Announced::Event(event))
+        }
+
+        /// What a read from Redis gives: nothing is trimmed there.
+        fn read(&self) -> Window {
+            let mut all = self.log.clone();
+            for answer in &self.ended {
+                if all.answer(answer.generation).is_none() {
+                    all.answers.push(answer.clone());
+                }
+            }
+            all
+        }
+    }
+
+    enum Announced {
+        Event(Event),
+        Piece(GenerationId, u64, u64, String),
+    }
+
+    /// A client: it concatenates, and takes back what it is told to.
+    struct Client {
+        cursor: Cursor,
+        text: String,
+        events: Vec<u64>,
+        answers: Vec<(GenerationId, String)>,
+    }
+
+    impl Client {
+        fn new() -> Self {
+            Self {
+                cursor: Cursor::START,
+                text: String::new(),
+                events: Vec::new(),
+                answers: Vec::new(),
+            }
+        }
+
+        /// `false`: Redis is to be read.
+        fn follow(&mut self, window: &Window, max_piece: usize) -> bool {
+            loop {
+                let after = match window.next(&self.cursor, max_piece) {
+                    Step::Piece { offset, text, after, .. } => {
+                        assert_eq!(offset, self.text.len() as u64, "a hole or a double");
+                        self.text.push_str(text);
+                        after
+                    }
+                    Step::Event { event, answer, after } => {
+                        self.events.push(event.number);
+                        if matches!(event.control, Control::Started { .. }) {
+                            self.text.clear();
+                        }
+                        if event.control.is_terminal() {
+                            assert_eq!(self.text, answer, "not the answer that was given");
+                            self.answers.extend(event.generation.map(|id| (id, answer.to_owned())));
+                        }
+                        after
+                    }
+                    Step::Restart { from, after, .. } => {
+                        self.events.push(after.events);
+                        self.text.truncate(from as usize);
+                        after
+                    }
+                    Step::Silent { after } => {
+                        self.events.push(after.events);
+                        after
+                    }
+                    Step::UpToDate => return true,
+                    Step::Behind => return false,
+                    Step::Unknown => panic!("a true cursor is not known"),
+                };
+                self.cursor = after;
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Readers of any pace, hints that are lost, windows that are trimmed: each client gets
+        /// every event once, in order, and each answer as it is stored.
+        #[test]
+        fn every_reader_gets_every_event_once_and_the_answer_as_it_is_stored(
+            history in proptest::collection::vec((happens(), any::<bool>(), any::<bool>()), 1..80),
+            max_piece in 4usize..32,
+            kept in 1usize..6,
+        ) {
+            let mut session = Session::new();
+            let mut feed = Window::empty(0, Tag::START, None);
+            let mut client = Client::new();
+            for (what, hint_is_lost, client_reads) in &history {
+                let announced = session.apply(what);
+                let heard = match announced {
+                    Some(Announced::Event(event)) if !hint_is_lost => feed.push_event(event),
+                    Some(Announced::Piece(id, offset, after, text)) if !hint_is_lost => {
+                        feed.push_piece(id, offset, after, &text)
+                    }
+                    _ => Applied::Known,
+                };
+                if heard == Applied::Hole {
+                    prop_assert_ne!(feed.absorb(&session.read()), Applied::Hole);
+                }
+                feed.trim(kept);
+                if *client_reads && !client.follow(&feed, max_piece) {
+                    prop_assert!(client.follow(&session.read(), max_piece));
+                }
+            }
+            prop_assert_ne!(feed.absorb(&session.read()), Applied::Hole);
+            if !client.follow(&feed, max_piece) {
+                prop_assert!(client.follow(&session.read(), max_piece));
+            }
+            let all: Vec<u64> = (1..=session.log.tip().0).collect();
+            prop_assert_eq!(client.events, all);
+            if let Some(running) = session.log.running() {
+                prop_assert_eq!(&client.text, &session.log.answer(running).expect("held").text);
+            }
+        }
+    }
 }

@@ -1,0 +1,139 @@
+//! Which models one host has: asked for when it matters, remembered for seconds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::time::Instant;
+
+use super::error::OllamaError;
+use super::host::{Details, Host};
+use super::lock;
+use super::wire::{Model, same_model};
+
+/// How long a list is taken for true.
+pub(super) const FRESH: Duration = Duration::from_secs(5);
+/// How long a host that gave no list is left alone.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
+/// Models whose details are remembered, at most.
+const DETAILS: usize = 1024;
+
+/// What a host said it has.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub models: Vec<Model>,
+    loaded: Vec<String>,
+}
+
+impl Listing {
+    /// The model of a name.
+    pub(super) fn find(&self, model: &str) -> Option<&Model> {
+        self.models.iter().find(|known| same_model(&known.name, model))
+    }
+
+    /// Whether a model is in the host's memory.
+    pub(super) fn has_loaded(&self, model: &str) -> bool {
+        self.loaded.iter().any(|known| same_model(known, model))
+    }
+}
+
+/// A host's answer; none where there was none.
+pub(super) type Answer = Option<Arc<Listing>>;
+
+/// A question under way, shared by all who want to know.
+pub(super) type Question = Shared<BoxFuture<'static, Answer>>;
+
+/// What can be said at once.
+pub(super) enum Look {
+    /// This, and it is fresh.
+    Known(Answer),
+    /// Only after asking. `doubtful`: the host gave no answer last time.
+    Asked { question: Question, doubtful: bool },
+}
+
+/// The models of one host.
+#[derive(Debug)]
+pub(super) struct Catalogue {
+    host: Arc<Host>,
+    state: Mutex<State>,
+    /// By digest, so that a replaced model is asked about again.
+    details: Mutex<HashMap<String, Details>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    answered: Option<(Instant, Answer)>,
+    question: Option<Question>,
+}
+
+impl Catalogue {
+    pub(super) fn new(host: Arc<Host>) -> Arc<Self> {
+        Arc::new(Self { host, state: Mutex::default(), details: Mutex::default() })
+    }
+
+    /// What is known, or the question that will tell.
+    pub(super) fn look(self: &Arc<Self>) -> Look {
+        let doubtful = {
+            let state = lock(&self.state);
+            match &state.answered {
+                Some((at, Some(listing)))
+                    if at.elapsed() < FRESH && !self.host.health.failed_since(*at) =>
+                {
+                    return Look::Known(Some(Arc::clone(listing)));
+                }
+                Some((at, None)) if at.elapsed() < LEFT_ALONE => return Look::Known(None),
+                Some((_, answer)) => answer.is_none(),
+                None => false,
+            }
+        };
+        Look::Asked { question: self.ask(), doubtful }
+    }
+
+    /// Asks the host, or joins a question that is under way. It goes on when nobody waits for it,
+    /// so that a host that hangs is found out even if others are faster.
+    pub(super) fn ask(self: &Arc<Self>) -> Question {
+        let mut state = lock(&self.state);
+        if let Some(question) = &state.question {
+            return question.clone();
+        }
+        let catalogue = Arc::clone(self);
+        let question = async move {
+            let answer = catalogue.fetch().await;
+            let mut state = lock(&catalogue.state);
+            state.answered = Some((Instant::now(), answer.clone()));
+            state.question = None;
+            answer
+        }
+        .boxed()
+        .shared();
+        state.question = Some(question.clone());
+        tokio::spawn(question.clone());
+        question
+    }
+
+    async fn fetch(&self) -> Answer {
+        let (models, loaded) = tokio::join!(self.host.models(), self.host.loaded());
+        // What is loaded only helps to choose.
+        let loaded = loaded.unwrap_or_default();
+        models.ok().map(|models| Arc::new(Listing { models, loaded }))
+    }
+
+    /// What the host knows of a model; asked once for each digest.
+    pub(super) async fn details(&self, model: &Model) -> Result<Details, OllamaError> {
+        if let Some(details) = lock(&self.details).get(&model.digest) {
+            return Ok(*details);
+        }
+        let details = self.host.details(&model.name).await?;
+        let mut known = lock(&self.details);
+        if known.len() >= DETAILS {
+            known.clear();
+        }
+        // Without a digest nobody could tell whether it is still the same model.
+        if !model.digest.is_empty() {
+            known.insert(model.digest.clone(), details);
+        }
+        Ok(details)
+    }
+}

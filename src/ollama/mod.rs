@@ -1,0 +1,30 @@
+//! Ollama: a fleet of hosts, their free slots, and the streams of tokens that they send.
+//!
+//! [`Fleet`] knows the hosts and which models they have, [`Slot`] is the right to one generation on
+//! one of them, [`TokenStream`] is that generation. Nothing here retries: before the first token
+//! the caller takes another slot, after it the caller continues from what there is.
+
+mod catalogue;
+mod error;
+mod fleet;
+mod health;
+mod host;
+mod ndjson;
+mod pool;
+mod stream;
+mod wire;
+
+pub use error::OllamaError;
+pub use fleet::{Fleet, FleetConfig};
+pub use host::{HostId, HostName};
+pub use ndjson::{Decoder, Event, LINE_LIMIT};
+pub use pool::Slot;
+pub use stream::TokenStream;
+pub use wire::{ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Token};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Every value behind these locks is replaced whole, so a panic elsewhere leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

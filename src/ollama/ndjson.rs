@@ -1,0 +1,267 @@
+//! Newline-delimited JSON, from bytes as they come.
+
+use bytes::Bytes;
+
+use super::error::OllamaError;
+use super::wire::{Line, Token};
+
+/// Longest line, in bytes without its line break.
+pub const LINE_LIMIT: usize = 1 << 20;
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A piece of the answer.
+    Token(Token),
+    /// The host's own words for what went wrong; not for clients.
+    Failed(String),
+}
+
+/// Turns bytes into events, wherever they are split.
+///
+/// Each byte is looked at once for a line break, and copied only where a line spans chunks.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    chunk: Bytes,
+    /// The begin of a line whose end has not come; holds no line break.
+    partial: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes the next bytes. Cheapest once [`Decoder::next_event`] has given all that there was.
+    pub fn push(&mut self, bytes: Bytes) {
+        self.chunk = if self.chunk.is_empty() {
+            bytes
+        } else {
+            [&self.chunk[..], &bytes[..]].concat().into()
+        };
+    }
+
+    /// The next event; none until more bytes have come. Lines that say nothing are left out.
+    ///
+    /// # Errors
+    /// [`OllamaError::Malformed`]: a line is not JSON, not an object, or longer than
+    /// [`LINE_LIMIT`]. It is not called again then.
+    pub fn next_event(&mut self) -> Result<Option<Event>, OllamaError> {
+        while let Some(line) = self.next_line()? {
+            if let Some(event) = read(&line)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The last line, where the bytes ended without a line break. A cut leaves half a line, which
+    /// says nothing.
+    pub fn finish(&mut self) -> Option<Event> {
+        read(&std::mem::take(&mut self.partial)).ok().flatten()
+    }
+
+    fn next_line(&mut self) -> Result<Option<Bytes>, OllamaError> {
+        let end = self.chunk.iter().position(|byte| *byte == b'\n');
+        if self.partial.len() + end.unwrap_or(self.chunk.len()) > LINE_LIMIT {
+            tracing::warn!("a model host sent a line of more than {LINE_LIMIT} bytes");
+            return Err(OllamaError::Malformed);
+        }
+        let Some(end) = end else {
+            self.partial.extend_from_slice(&self.chunk);
+            self.chunk = Bytes::new();
+            return Ok(None);
+        };
+        let rest = self.chunk.split_off(end + 1);
+        let mut line = std::mem::replace(&mut self.chunk, rest);
+        line.truncate(end);
+        if self.partial.is_empty() {
+            return Ok(Some(line));
+        }
+        self.partial.extend_from_slice(&line);
+        Ok(Some(std::mem::take(&mut self.partial).into()))
+    }
+}
+
+fn read(line: &[u8]) -> Result<Option<Event>, OllamaError> {
+    if line.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    // An empty array would pass for an object without fields.
+    if !line.trim_ascii_start().starts_with(b"{") {
+        tracing::warn!(bytes = line.len(), "a model host sent a line that is no object");
+        return Err(OllamaError::Malformed);
+    }
+    let line: Line = serde_json::from_slice(line).map_err(|error| {
+        tracing::warn!(%error, bytes = line.len(), "a model host sent a line that is not Ollama's");
+        OllamaError::Malformed
+    })?;
+    Ok(match line.error {
+        Some(serde_json::Value::String(text)) => Some(Event::Failed(text)),
+        Some(other) => Some(Event::Failed(other.to_string())),
+        None => line.into_token().map(Event::Token),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::wire::{Done, DoneReason};
+    use super::*;
+
+    /// All events of chunks, and how they end.
+    fn decode<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Event>, bool) {
+        let mut decoder = Decoder::default();
+        let mut events = Vec::new();
+        for chunk in chunks {
+            decoder.push(Bytes::copy_from_slice(chunk));
+            loop {
+                match decoder.next_event() {
+                    Ok(Some(event)) => events.push(event),
+                    Ok(None) => break,
+                    Err(_) => return (events, false),
+                }
+            }
+        }
+        events.extend(decoder.finish());
+        (events, true)
+    }
+
+    fn token(content: &str) -> Event {
+        Event::Token(Token { content: content.to_owned(), ..Token::default() })
+    }
+
+    #[test]
+    fn lines_of_chat_and_generate_become_tokens_and_the_last_carries_the_end() {
+        let stream = concat!(
+            r#"{"model":"m","message":{"role":"assistant","content":"a"},"done":false}"#,
+            "\r\n\n",
+            r#"{"status":"loading"}"#,
+            "\n",
+            r#"{"message":{"role":"assistant","content":"","thinking":"hm"},"done":false}"#,
+            "\n",
+            r#"{"model":"m","response":"b","done":false}"#,
+            "\n",
+            r#"{"message":{"role":"assistant","content":""},"done":true,"done_reason":"length","#,
+            r#""prompt_eval_count":7,"eval_count":3}"#,
+            "\n",
+        );
+        let thought =
+            Event::Token(Token { thinking: "hm".to_owned(), ..Token::default() });
+        let done = Done { reason: DoneReason::Length, prompt_eval_count: 7, eval_count: 3 };
+        let last = Event::Token(Token { done: Some(done), ..Token::default() });
+        assert_eq!(
+            decode([stream.as_bytes()]),
+            (vec![token("a"), thought, token("b"), last], true)
+        );
+    }
+
+    #[test]
+    fn a_last_line_needs_no_line_break_and_half_a_line_is_nothing() {
+        let whole = br#"{"response":"a"}"#;
+        assert_eq!(decode([&whole[..]]), (vec![token("a")], true));
+        assert_eq!(decode([&whole[..9]]), (vec![], true));
+    }
+
+    #[test]
+    fn bytes_that_come_before_the_last_were_read_are_not_lost() {
+        let mut decoder = Decoder::default();
+        for part in ["{\"response\":\"a\"}\n{\"resp", "onse\":\"b\"}\n"] {
+            decoder.push(Bytes::from_static(part.as_bytes()));
+        }
+        assert_eq!(decoder.next_event(), Ok(Some(token("a"))));
+        assert_eq!(decoder.next_event(), Ok(Some(token("b"))));
+        assert_eq!(decoder.next_event(), Ok(None));
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_malformed() {
+        for line in ["<html>\n", "[]\n", "1\n", "\"a\"\n", "{\"response\":1}\n", "\u{0}\n", "{\n"] {
+            assert_eq!(decode([line.as_bytes()]), (vec![], false), "{line:?}");
+        }
+        assert_eq!(decode([&b"{\"response\":\"\xff\"}\n"[..]]), (vec![], false));
+        // So deep that a recursive parser would run out of stack.
+        let deep = "[".repeat(500_000) + "\n";
+        assert_eq!(decode([deep.as_bytes()]), (vec![], false));
+    }
+
+    #[test]
+    fn a_line_is_bounded_however_it_comes() {
+        let line = |length: usize| {
+            let frame = json!({"response": ""}).to_string().len();
+            json!({"response": "x".repeat(length - frame)}).to_string() + "\n"
+        };
+        let (fits, exceeds) = (line(LINE_LIMIT), line(LINE_LIMIT + 1));
+        for size in [4096, usize::MAX] {
+            let chunks = |text: &str| decode(text.as_bytes().chunks(size.min(text.len()))).0.len();
+            assert_eq!(chunks(&fits), 1);
+            assert_eq!(chunks(&exceeds), 0);
+        }
+        // No line break ever: refused at the bound, not stored for ever.
+        let mut decoder = Decoder::default();
+        let endless = Bytes::from(vec![b' '; 64 << 10]);
+        let refused = (0..1000).find(|_| {
+            decoder.push(endless.clone());
+            decoder.next_event().is_err()
+        });
+        assert_eq!(refused, Some(LINE_LIMIT / endless.len()));
+    }
+
+    /// Pieces with every kind of character that a split could hurt.
+    fn stream() -> impl Strategy<Value = String> {
+        let line = prop_oneof![
+            8 => "[ -~äß世👩\u{200d}👧\u{301}\"\\\\]{0,12}"
+                .prop_map(|text| json!({"message": {"role": "assistant", "content": text}})),
+            1 => "\\PC{0,8}".prop_map(|text| json!({"response": text, "thinking": text})),
+            1 => Just(json!({"error": "runner: unexpected EOF"})),
+            1 => Just(json!({"done": true, "done_reason": "stop", "eval_count": 2})),
+        ]
+        .prop_map(|line| line.to_string());
+        (prop::collection::vec(line, 0..20), any::<bool>())
+            .prop_map(|(lines, ended)| lines.join("\n") + if ended { "\n" } else { "" })
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_events(
+            stream in stream(),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+        ) {
+            let bytes = stream.as_bytes();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.push(bytes.len());
+            cuts.sort_unstable();
+            let mut begin = 0;
+            let chunks: Vec<_> = cuts
+                .into_iter()
+                .map(|cut| &bytes[std::mem::replace(&mut begin, cut)..cut])
+                .collect();
+            let whole = decode([bytes]);
+            prop_assert!(whole.1);
+            prop_assert_eq!(decode(chunks), whole.clone());
+            prop_assert_eq!(decode(bytes.chunks(1)), whole);
+        }
+
+        #[test]
+        fn any_damage_gives_the_same_error_at_the_same_place_however_it_is_split(
+            stream in stream(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            size in 1_usize..50,
+        ) {
+            let mut bytes = stream.into_bytes();
+            prop_assume!(!bytes.is_empty());
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            prop_assert_eq!(decode(bytes.chunks(size)), decode([&bytes[..]]));
+        }
+
+        #[test]
+        fn ten_thousand_random_bytes_give_an_error_and_no_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 10_000),
+            size in 1_usize..5_000,
+        ) {
+            bytes.push(b'\n');
+            prop_assert_eq!(decode(bytes.chunks(size)), (vec![], false));
+        }
+    }
+}

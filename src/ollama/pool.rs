@@ -1,0 +1,172 @@
+//! The slots of one host, and what may be done with one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, TimeoutType, Timeouts};
+
+use super::catalogue::{Catalogue, FRESH};
+use super::error::OllamaError;
+use super::host::{Host, HostId, HostName};
+use super::stream::TokenStream;
+use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options};
+
+/// Makes a client of its host ready, which means: proves that the host answers.
+#[derive(Debug)]
+pub(super) struct Manager {
+    host: Arc<Host>,
+}
+
+impl managed::Manager for Manager {
+    type Type = Arc<Host>;
+    type Error = OllamaError;
+
+    async fn create(&self) -> Result<Arc<Host>, OllamaError> {
+        self.host.prove_alive(FRESH).await?;
+        Ok(Arc::clone(&self.host))
+    }
+
+    async fn recycle(&self, host: &mut Arc<Host>, _: &Metrics) -> RecycleResult<OllamaError> {
+        Ok(host.prove_alive(FRESH).await?)
+    }
+}
+
+/// A host of a fleet: its models and its slots.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub host: Arc<Host>,
+    pub catalogue: Arc<Catalogue>,
+    pool: managed::Pool<Manager>,
+}
+
+impl Member {
+    pub(super) fn new(host: Host, slots: usize) -> Result<Self, OllamaError> {
+        let host = Arc::new(host);
+        let manager = Manager { host: Arc::clone(&host) };
+        let pool = managed::Pool::builder(manager)
+            .max_size(slots)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|_| OllamaError::Setting("a pool of slots cannot be built"))?;
+        Ok(Self { catalogue: Catalogue::new(Arc::clone(&host)), host, pool })
+    }
+
+    /// Slots in use, and callers that wait for one.
+    pub(super) fn in_flight(&self) -> usize {
+        let status = self.pool.status();
+        status.size.saturating_sub(status.available) + status.waiting
+    }
+
+    /// A slot, waiting at most `wait` for it (with zero: only a free one). None when there is none.
+    pub(super) async fn take(
+        self: Arc<Self>,
+        model: Model,
+        wait: Duration,
+    ) -> Result<Option<Slot>, OllamaError> {
+        let timeouts = Timeouts { wait: Some(wait), ..Timeouts::default() };
+        match self.pool.timeout_get(&timeouts).await {
+            Ok(client) => Ok(Some(Slot { client, model, member: self })),
+            Err(PoolError::Timeout(TimeoutType::Wait)) => Ok(None),
+            Err(PoolError::Backend(error)) => Err(error),
+            Err(error) => {
+                tracing::error!(host = %self.host.name, %error, "a pool of slots failed");
+                Err(OllamaError::Unreachable)
+            }
+        }
+    }
+}
+
+/// The right to one generation on one host, free again when dropped. To be kept until the stream
+/// is dropped: a host with more generations than slots makes all of them slow.
+#[derive(Debug)]
+pub struct Slot {
+    client: Object<Manager>,
+    member: Arc<Member>,
+    model: Model,
+}
+
+impl Slot {
+    /// The host; for logs only.
+    pub fn host(&self) -> &HostName {
+        &self.client.name
+    }
+
+    /// The host; to exclude it from the next choice.
+    pub fn host_id(&self) -> HostId {
+        self.client.id
+    }
+
+    /// The model, as this host has it.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Answers a conversation.
+    ///
+    /// Resolves with the first piece, at the latest at the limit for it.
+    ///
+    /// # Errors
+    /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
+    pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
+        let think = self.thinks(request).await?;
+        let body = self.chat_body(request, &request.options, think, false);
+        self.client.stream("api/chat", &request.model, &body).await
+    }
+
+    /// The prompt as the model would see it; none where the host does not know how to tell.
+    ///
+    /// Generates nothing, or, where it is not understood, one token. Loads the model.
+    ///
+    /// # Errors
+    /// As [`Slot::chat`].
+    pub async fn render(&self, request: &ChatRequest) -> Result<Option<String>, OllamaError> {
+        let think = self.thinks(request).await?;
+        let options = Options { num_predict: 1, ..request.options.clone() };
+        let body = self.chat_body(request, &options, think, true);
+        Ok(self.client.object("api/chat", &request.model, &body).await?.into_rendered())
+    }
+
+    /// Goes on after `prompt`, which is a rendered prompt followed by the answer so far. Messages
+    /// and thoughts of `request` are not looked at.
+    ///
+    /// # Errors
+    /// As [`Slot::chat`].
+    pub async fn continue_raw(
+        &self,
+        request: &ChatRequest,
+        prompt: &str,
+    ) -> Result<TokenStream, OllamaError> {
+        let body = GenerateBody {
+            model: &request.model,
+            prompt,
+            options: &request.options,
+            stream: true,
+            raw: true,
+            always: Always::new(&self.client.keep_alive, false),
+        };
+        self.client.stream("api/generate", &request.model, &body).await
+    }
+
+    fn chat_body<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+        options: &'a Options,
+        think: bool,
+        render_only: bool,
+    ) -> ChatBody<'a> {
+        ChatBody {
+            model: &request.model,
+            messages: &request.messages,
+            options,
+            stream: !render_only,
+            render_only,
+            always: Always::new(&self.client.keep_alive, think),
+        }
+    }
+
+    /// A model without thoughts refuses to be asked for them.
+    async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
+        Ok(request.think && self.member.catalogue.details(&self.model).await?.thinks)
+    }
+}
