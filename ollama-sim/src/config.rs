@@ -44,12 +44,7 @@ pub struct Config {
     pub listen: SocketAddr,
 
     /// What makes the answers
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_ENGINE",
-        value_enum,
-        default_value = "scripted"
-    )]
+    #[arg(long, env = "OLLAMA_SIM_ENGINE", value_enum, default_value = "scripted")]
     pub engine: EngineKind,
 
     /// Models that are there, separated by commas; one with 'think' in its name thinks
@@ -63,12 +58,7 @@ pub struct Config {
     pub models: Vec<String>,
 
     /// A second name for a model, as `ollama cp` makes it; may be repeated
-    #[arg(
-        long = "alias",
-        env = "OLLAMA_SIM_ALIAS",
-        value_delimiter = ',',
-        value_name = "NEW=OLD"
-    )]
+    #[arg(long = "alias", env = "OLLAMA_SIM_ALIAS", value_delimiter = ',', value_name = "NEW=OLD")]
     pub aliases: Vec<String>,
 
     /// Generations that run at the same time
@@ -76,12 +66,7 @@ pub struct Config {
     pub slots: usize,
 
     /// Requests that may wait for a slot; beyond it the answer is 503
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_QUEUE",
-        value_name = "N",
-        default_value_t = 512
-    )]
+    #[arg(long, env = "OLLAMA_SIM_QUEUE", value_name = "N", default_value_t = 512)]
     pub queue: usize,
 
     /// Speed of one generation in tokens per second; 0 = as fast as possible [scripted]
@@ -89,48 +74,23 @@ pub struct Config {
     pub rate: f64,
 
     /// Milliseconds before the first token [scripted]
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_FIRST_TOKEN_MS",
-        value_name = "MS",
-        default_value_t = 0
-    )]
+    #[arg(long, env = "OLLAMA_SIM_FIRST_TOKEN_MS", value_name = "MS", default_value_t = 0)]
     pub first_token_ms: u64,
 
     /// Length of an answer in tokens, where the message does not say [scripted]
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_TOKENS",
-        value_name = "N",
-        default_value_t = 64
-    )]
+    #[arg(long, env = "OLLAMA_SIM_TOKENS", value_name = "N", default_value_t = 64)]
     pub tokens: usize,
 
     /// Milliseconds that loading a model takes, the first time and with another num_ctx
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_LOAD_MS",
-        value_name = "MS",
-        default_value_t = 0
-    )]
+    #[arg(long, env = "OLLAMA_SIM_LOAD_MS", value_name = "MS", default_value_t = 0)]
     pub load_ms: u64,
 
     /// Context in tokens, where a request does not set num_ctx
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_NUM_CTX",
-        value_name = "TOKENS",
-        default_value_t = 4096
-    )]
+    #[arg(long, env = "OLLAMA_SIM_NUM_CTX", value_name = "TOKENS", default_value_t = 4096)]
     pub num_ctx: usize,
 
     /// The models' own limit in tokens, as /api/show reports it; num_ctx is cut to it
-    #[arg(
-        long,
-        env = "OLLAMA_SIM_MODEL_CTX",
-        value_name = "TOKENS",
-        default_value_t = 8192
-    )]
+    #[arg(long, env = "OLLAMA_SIM_MODEL_CTX", value_name = "TOKENS", default_value_t = 8192)]
     pub model_ctx: usize,
 
     /// Where the llama.cpp server is [llama]

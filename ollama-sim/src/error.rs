@@ -54,10 +54,7 @@ impl fmt::Display for ApiError {
             Self::BadRequest(text) | Self::Internal(text) => f.write_str(text),
             Self::ModelNotFound(model) => write!(f, "model '{model}' not found"),
             Self::ThinkingUnsupported(model) => write!(f, "{model:?} does not support thinking"),
-            Self::PromptTooLong {
-                prompt_tokens,
-                num_ctx,
-            } => {
+            Self::PromptTooLong { prompt_tokens, num_ctx } => {
                 let message = format!(
                     "request ({prompt_tokens} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
                 );

@@ -59,10 +59,7 @@ impl Fault {
             FaultKind::Status => 500,
             _ => DEFAULT_PIECES,
         };
-        Self {
-            kind,
-            at: at.unwrap_or(otherwise),
-        }
+        Self { kind, at: at.unwrap_or(otherwise) }
     }
 
     /// How many pieces come before it, where it strikes between pieces.
@@ -166,10 +163,10 @@ impl Arming {
     }
 
     fn meets(&self, path: &str, model: &str) -> bool {
-        let path_meets = self.path.as_deref().map_or_else(
-            || matches!(path, "/api/chat" | "/api/generate"),
-            |wanted| wanted == path,
-        );
+        let path_meets = self
+            .path
+            .as_deref()
+            .map_or_else(|| matches!(path, "/api/chat" | "/api/generate"), |wanted| wanted == path);
         path_meets && self.model.as_deref().is_none_or(|wanted| wanted == model)
     }
 }
@@ -205,11 +202,7 @@ impl Faults {
     /// What is armed, with the times that are left.
     pub fn armed(&self) -> Vec<Arming> {
         let state = lock(&self.state);
-        state
-            .armed
-            .iter()
-            .map(|(_, arming)| arming.clone())
-            .collect()
+        state.armed.iter().map(|(_, arming)| arming.clone()).collect()
     }
 
     /// Disarms everything, and forgets which messages have met their faults.
@@ -245,15 +238,10 @@ impl Faults {
         asked.iter().zip(1_u64..).find_map(|(asked, number)| {
             let key = fnv(message, &number.to_le_bytes());
             if asked.always {
-                Some(Planned {
-                    fault: asked.fault,
-                    once: None,
-                })
+                Some(Planned { fault: asked.fault, once: None })
             } else {
-                (!state.fired.contains(&key)).then_some(Planned {
-                    fault: asked.fault,
-                    once: Some(key),
-                })
+                (!state.fired.contains(&key))
+                    .then_some(Planned { fault: asked.fault, once: Some(key) })
             }
         })
     }
@@ -263,9 +251,7 @@ impl Faults {
     /// Marked here and not when planned, so that a short probe with the same message does not use
     /// the fault up.
     pub fn strike(&self, planned: Planned) -> bool {
-        planned
-            .once
-            .is_none_or(|key| lock(&self.state).fired.insert(key))
+        planned.once.is_none_or(|key| lock(&self.state).fired.insert(key))
     }
 }
 
@@ -292,9 +278,7 @@ mod tests {
     fn an_armed_fault_hits_only_what_it_was_armed_for() {
         let faults = Faults::default();
         let arming = r#"{"fault":"cut","after_pieces":20,"times":2,"model":"m"}"#;
-        faults
-            .arm(serde_json::from_str(arming).expect("valid"))
-            .expect("known");
+        faults.arm(serde_json::from_str(arming).expect("valid")).expect("known");
         assert_eq!(faults.plan("/api/chat", "n", ""), None);
         assert_eq!(faults.take_armed("/api/tags", "m"), None);
         for _ in 0..2 {

@@ -78,6 +78,10 @@ pub async fn respond(server: Arc<Server>, connection: Connection, job: Job) -> R
         }
     };
     let stream = job.stream;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a paused client must not hold the generation up; the answer's length bounds it"
+    )]
     let (frames, mut received) = unbounded_channel();
     tokio::spawn(run(server, slot, job, frames));
     let first = match received.recv().await {
@@ -113,10 +117,8 @@ async fn strike_first(
     job: &Job,
     planned: Planned,
 ) -> Option<Response> {
-    let needs_no_slot = matches!(
-        planned.fault.kind,
-        FaultKind::Refuse | FaultKind::Busy | FaultKind::Status
-    );
+    let needs_no_slot =
+        matches!(planned.fault.kind, FaultKind::Refuse | FaultKind::Busy | FaultKind::Status);
     if !needs_no_slot || !server.faults.strike(planned) {
         return None;
     }
@@ -183,10 +185,7 @@ async fn drive(
     let mut output = Output::new(job.shape, job.stream, &job.asked, frames);
     let mut planned = job.fault;
     if let Some(early) = planned
-        && matches!(
-            early.fault.kind,
-            FaultKind::Hang | FaultKind::Slow | FaultKind::Split
-        )
+        && matches!(early.fault.kind, FaultKind::Hang | FaultKind::Slow | FaultKind::Split)
     {
         planned = None;
         if server.faults.strike(early) {
@@ -209,11 +208,7 @@ async fn drive(
     loop {
         let pieces = match generator.next().await {
             Ok(Step::Pieces(pieces)) => pieces,
-            Ok(Step::End {
-                reason,
-                prompt_tokens,
-                tokens,
-            }) => {
+            Ok(Step::End { reason, prompt_tokens, tokens }) => {
                 let figures = figures(
                     job.since,
                     loaded,
@@ -221,8 +216,7 @@ async fn drive(
                     prompt_tokens.unwrap_or(job.task.prompt_tokens),
                     tokens,
                 );
-                job.entry
-                    .progress(figures.prompt_eval_count, tokens, output.pieces());
+                job.entry.progress(figures.prompt_eval_count, tokens, output.pieces());
                 return match reason {
                     Reason::Repetition => (Outcome::Completed("repetition"), output.open_end()),
                     Reason::Stop => (Outcome::Completed("stop"), output.last("stop", figures)),
@@ -248,9 +242,8 @@ async fn drive(
             output.pieces_of(&rest[..before]);
             rest = &rest[before..];
             if server.faults.strike(due) {
-                let tokens = before
-                    .checked_sub(1)
-                    .map_or(tokens_so_far, |last| pieces[last].tokens);
+                let tokens =
+                    before.checked_sub(1).map_or(tokens_so_far, |last| pieces[last].tokens);
                 count_tokens(server, job, &output, &mut tokens_so_far, tokens);
                 match due.fault.kind {
                     FaultKind::Stall => {
@@ -286,8 +279,7 @@ async fn load(server: &Server, job: &Job) {
 fn count_tokens(server: &Server, job: &Job, output: &Output<'_>, before: &mut usize, now: usize) {
     let new = now.saturating_sub(*before) as u64;
     server.counters.tokens.fetch_add(new, Ordering::Relaxed);
-    job.entry
-        .progress(job.task.prompt_tokens, now, output.pieces());
+    job.entry.progress(job.task.prompt_tokens, now, output.pieces());
     *before = now;
 }
 

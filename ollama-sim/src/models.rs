@@ -12,11 +12,7 @@ use crate::sync::lock;
 /// A name with its tag: without one it means `:latest`.
 pub fn canonical(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
-    if last.contains(':') {
-        name.to_owned()
-    } else {
-        format!("{name}:latest")
-    }
+    if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
 }
 
 /// A name, and the model behind it.
@@ -32,11 +28,7 @@ pub struct Model {
 
 impl Model {
     fn new(name: String, origin: String) -> Self {
-        Self {
-            name,
-            origin,
-            modified_at: Utc::now(),
-        }
+        Self { name, origin, modified_at: Utc::now() }
     }
 
     /// The same for all copies.
@@ -89,10 +81,7 @@ pub struct Models {
 impl Models {
     /// Models by name, then aliases `NEW=OLD`; an alias may follow another.
     pub fn new(names: &[String], aliases: &[String]) -> Result<Self, UnknownOrigin> {
-        let models = Self {
-            known: Mutex::default(),
-            loaded: Mutex::default(),
-        };
+        let models = Self { known: Mutex::default(), loaded: Mutex::default() };
         for name in names.iter().map(|n| n.trim()).filter(|n| !n.is_empty()) {
             let name = canonical(name);
             let model = Model::new(name.clone(), name.clone());
@@ -189,11 +178,7 @@ pub struct UnknownOrigin(String);
 
 impl std::fmt::Display for UnknownOrigin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "alias {:?} is not NEW=OLD with a model that is there",
-            self.0
-        )
+        write!(f, "alias {:?} is not NEW=OLD with a model that is there", self.0)
     }
 }
 

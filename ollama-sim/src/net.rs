@@ -40,14 +40,7 @@ impl axum::serve::Listener for Listener {
                     }
                     let cut = self.stop.child_token();
                     let waiting = Box::pin(cut.clone().cancelled_owned());
-                    return (
-                        Cuttable {
-                            stream,
-                            cut,
-                            waiting,
-                        },
-                        peer,
-                    );
+                    return (Cuttable { stream, cut, waiting }, peer);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
@@ -138,8 +131,6 @@ impl Connection {
 
 impl Connected<IncomingStream<'_, Listener>> for Connection {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        Self {
-            cut: stream.io().cut.clone(),
-        }
+        Self { cut: stream.io().cut.clone() }
     }
 }

@@ -69,9 +69,7 @@ impl Options {
             } else if name == "stop" {
                 let texts = value.as_array().ok_or_else(|| wrong(name, "array"))?;
                 for text in texts {
-                    let text = text
-                        .as_str()
-                        .ok_or_else(|| wrong(name, "array of strings"))?;
+                    let text = text.as_str().ok_or_else(|| wrong(name, "array of strings"))?;
                     if !text.is_empty() {
                         read.stop.push(text.to_owned());
                     }

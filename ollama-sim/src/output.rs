@@ -68,8 +68,7 @@ impl<'a> Output<'a> {
         let mut lines = Vec::with_capacity(pieces.len() * 160);
         for piece in pieces {
             let thought = piece.part == Part::Thought;
-            self.shape
-                .piece(&mut lines, self.model, &at, &piece.text, thought);
+            self.shape.piece(&mut lines, self.model, &at, &piece.text, thought);
         }
         self.send(lines);
     }
@@ -109,10 +108,7 @@ impl<'a> Output<'a> {
     }
 
     fn texts(&self) -> Texts<'_> {
-        Texts {
-            answer: &self.answer,
-            thoughts: &self.thoughts,
-        }
+        Texts { answer: &self.answer, thoughts: &self.thoughts }
     }
 
     fn send(&self, lines: Vec<u8>) {

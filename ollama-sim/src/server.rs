@@ -108,12 +108,7 @@ impl Sim {
                 }
             }
         });
-        Ok(Self {
-            address,
-            server: shared,
-            stop,
-            serving,
-        })
+        Ok(Self { address, server: shared, stop, serving })
     }
 
     /// Where it listens.

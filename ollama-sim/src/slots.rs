@@ -42,10 +42,7 @@ impl Slots {
             permit.map_err(|_| ApiError::Busy)?
         };
         self.counters.start();
-        Ok(Slot {
-            counters: Arc::clone(&self.counters),
-            _permit: permit,
-        })
+        Ok(Slot { counters: Arc::clone(&self.counters), _permit: permit })
     }
 }
 
@@ -69,10 +66,7 @@ impl<'a> Place<'a> {
             count(&counters.refused);
             return Err(ApiError::Busy);
         }
-        Ok(Self {
-            counters,
-            served: false,
-        })
+        Ok(Self { counters, served: false })
     }
 
     fn leave(mut self) {

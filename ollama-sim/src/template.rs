@@ -56,11 +56,7 @@ pub struct OpenTurn<'a> {
 /// Reads a prompt back.
 pub fn parse(prompt: &str) -> OpenTurn<'_> {
     let Some(header) = prompt.rfind(ASSISTANT) else {
-        return OpenTurn {
-            user: prompt,
-            answer_so_far: "",
-            without_thoughts: false,
-        };
+        return OpenTurn { user: prompt, answer_so_far: "", without_thoughts: false };
     };
     let after = &prompt[header + ASSISTANT.len()..];
     let before = &prompt[..header];
@@ -72,11 +68,7 @@ pub fn parse(prompt: &str) -> OpenTurn<'_> {
         }
     });
     let rest = after.strip_prefix(NO_THOUGHTS);
-    OpenTurn {
-        user,
-        answer_so_far: rest.unwrap_or(after),
-        without_thoughts: rest.is_some(),
-    }
+    OpenTurn { user, answer_so_far: rest.unwrap_or(after), without_thoughts: rest.is_some() }
 }
 
 #[cfg(test)]
@@ -84,10 +76,7 @@ mod tests {
     use super::*;
 
     fn message(role: &str, content: &str) -> Message {
-        Message {
-            role: role.to_owned(),
-            content: Some(content.to_owned()),
-        }
+        Message { role: role.to_owned(), content: Some(content.to_owned()) }
     }
 
     #[test]
@@ -109,10 +98,8 @@ mod tests {
 
     #[test]
     fn a_closed_last_assistant_message_is_not_an_answer_so_far() {
-        let prompt = render(
-            &[message("user", "q"), message("assistant", "half")],
-            Thinking::Unsupported,
-        );
+        let prompt =
+            render(&[message("user", "q"), message("assistant", "half")], Thinking::Unsupported);
         assert_eq!(parse(&prompt).answer_so_far, "");
         assert_eq!(parse(&prompt).user, "q");
     }

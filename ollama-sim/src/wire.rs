@@ -211,10 +211,7 @@ impl Shape {
                     thinking: texts.thoughts,
                 },
             },
-            Self::Generate => Said::Generate {
-                response: texts.answer,
-                thinking: texts.thoughts,
-            },
+            Self::Generate => Said::Generate { response: texts.answer, thinking: texts.thoughts },
         };
         let line = Line {
             model,

@@ -42,7 +42,5 @@ pub async fn chat(
         Ok(fitted) => fitted,
         Err(error) => return refused(&entry, error),
     };
-    asked
-        .generate(server, connection, entry, fitted, false)
-        .await
+    asked.generate(server, connection, entry, fitted, false).await
 }

@@ -46,17 +46,12 @@ impl Asked {
         if name.is_empty() {
             return Err(ApiError::BadRequest("model is required".to_owned()));
         }
-        let model = server
-            .models
-            .get(&name)
-            .ok_or_else(|| ApiError::ModelNotFound(name.clone()))?;
+        let model =
+            server.models.get(&name).ok_or_else(|| ApiError::ModelNotFound(name.clone()))?;
         let thinking = thinking(&model, &name, common.think.as_ref())?;
         let keep_alive = KeepAlive::read(common.keep_alive.as_ref())?;
         let options = Options::read(common.options.as_ref())?;
-        let num_ctx = options
-            .num_ctx
-            .unwrap_or(server.config.num_ctx)
-            .min(server.config.model_ctx);
+        let num_ctx = options.num_ctx.unwrap_or(server.config.num_ctx).min(server.config.model_ctx);
         Ok(Self {
             since: Instant::now(),
             shape,
@@ -76,9 +71,7 @@ impl Asked {
             server.models.unload(&self.model);
             "unload"
         } else {
-            let load = server
-                .models
-                .load(&self.model, self.num_ctx, self.keep_alive);
+            let load = server.models.load(&self.model, self.num_ctx, self.keep_alive);
             if load == Load::Reload {
                 count(&server.counters.reloads);
             }
@@ -108,11 +101,7 @@ impl Asked {
             let prompt = template::render(&kept, self.thinking);
             let tokens = self.count(server, &prompt).await?;
             if tokens <= self.num_ctx {
-                return Ok(Fitted {
-                    prompt,
-                    tokens,
-                    beheaded: false,
-                });
+                return Ok(Fitted { prompt, tokens, beheaded: false });
             }
             let oldest = kept[..kept.len().saturating_sub(1)]
                 .iter()
@@ -130,11 +119,7 @@ impl Asked {
     pub async fn fit_prompt(&self, server: &Server, prompt: &str) -> Result<Fitted, ApiError> {
         let tokens = self.count(server, prompt).await?;
         if tokens <= self.num_ctx {
-            return Ok(Fitted {
-                prompt: prompt.to_owned(),
-                tokens,
-                beheaded: false,
-            });
+            return Ok(Fitted { prompt: prompt.to_owned(), tokens, beheaded: false });
         }
         self.behead(prompt, tokens)
     }
@@ -147,19 +132,12 @@ impl Asked {
     /// As observed: half of the context and two tokens are left.
     fn behead(&self, prompt: &str, tokens: usize) -> Result<Fitted, ApiError> {
         if self.common.truncate == Some(false) {
-            return Err(ApiError::PromptTooLong {
-                prompt_tokens: tokens,
-                num_ctx: self.num_ctx,
-            });
+            return Err(ApiError::PromptTooLong { prompt_tokens: tokens, num_ctx: self.num_ctx });
         }
         let left = (self.num_ctx / 2 + 2).min(self.num_ctx);
         let bytes = prompt.len() / tokens.max(1) * left;
         let from = prompt.floor_char_boundary(prompt.len().saturating_sub(bytes));
-        Ok(Fitted {
-            prompt: prompt[from..].to_owned(),
-            tokens: left,
-            beheaded: true,
-        })
+        Ok(Fitted { prompt: prompt[from..].to_owned(), tokens: left, beheaded: true })
     }
 
     /// Generates.

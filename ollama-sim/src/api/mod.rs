@@ -35,10 +35,7 @@ const VERSION: &str = "0.33.0";
 pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))
-        .route(
-            "/api/version",
-            get(|| async { Json(json!({"version": VERSION})) }),
-        )
+        .route("/api/version", get(|| async { Json(json!({"version": VERSION})) }))
         .route("/api/tags", get(models::tags))
         .route("/api/ps", get(models::ps))
         .route("/api/show", post(models::show))
@@ -50,10 +47,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/api/generate", post(generate::generate))
         .route("/sim/stats", get(sim::stats))
         .route("/sim/requests", get(sim::requests).delete(sim::forget))
-        .route(
-            "/sim/faults",
-            get(sim::armed).post(sim::arm).delete(sim::disarm),
-        )
+        .route("/sim/faults", get(sim::armed).post(sim::arm).delete(sim::disarm))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found") })
         .method_not_allowed_fallback(|| async {
             (StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed")

@@ -33,10 +33,7 @@ pub struct Named {
 
 impl Named {
     fn name(self) -> String {
-        self.model
-            .filter(|model| !model.is_empty())
-            .or(self.name)
-            .unwrap_or_default()
+        self.model.filter(|model| !model.is_empty()).or(self.name).unwrap_or_default()
     }
 }
 
@@ -197,8 +194,5 @@ fn find(server: &Server, body: &Bytes) -> Result<Model, ApiError> {
     if name.is_empty() {
         return Err(ApiError::BadRequest("model is required".to_owned()));
     }
-    server
-        .models
-        .get(&name)
-        .ok_or(ApiError::ModelNotFound(name))
+    server.models.get(&name).ok_or(ApiError::ModelNotFound(name))
 }

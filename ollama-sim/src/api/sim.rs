@@ -38,10 +38,7 @@ pub async fn armed(State(server): State<Arc<Server>>) -> Json<Value> {
 /// `POST /sim/faults`.
 pub async fn arm(State(server): State<Arc<Server>>, body: Bytes) -> Result<StatusCode, ApiError> {
     let arming: Arming = read(&body)?;
-    server
-        .faults
-        .arm(arming)
-        .map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    server.faults.arm(arming).map_err(|error| ApiError::BadRequest(error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

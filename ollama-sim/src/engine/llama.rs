@@ -64,22 +64,16 @@ impl Llama {
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
+            // llama.cpp closes a connection after some requests, often as the next one is sent.
+            .pool_max_idle_per_host(0)
             .build()?;
-        Ok(Self {
-            client,
-            base: base.trim_end_matches('/').to_owned(),
-        })
+        Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
     }
 
     /// Tokens of a prompt.
     pub async fn count(&self, prompt: &str) -> Result<usize, EngineError> {
         let body = json!({"content": prompt, "add_special": true, "parse_special": true});
-        let tokens: Tokens = self
-            .post("/tokenize", &body)
-            .await?
-            .json()
-            .await
-            .map_err(failed)?;
+        let tokens: Tokens = self.post("/tokenize", &body).await?.json().await.map_err(failed)?;
         Ok(tokens.tokens.len())
     }
 
@@ -87,11 +81,7 @@ impl Llama {
     pub async fn complete(&self, task: &Task) -> Result<Completion, EngineError> {
         let body = completion(task);
         let response = self.post("/completion", &body).await?;
-        Ok(Completion {
-            body: response.bytes_stream().boxed(),
-            buffer: Vec::new(),
-            tokens: 0,
-        })
+        Ok(Completion { body: response.bytes_stream().boxed(), buffer: Vec::new(), tokens: 0 })
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, EngineError> {
@@ -130,10 +120,8 @@ fn completion(task: &Task) -> Value {
             body.insert(name.to_owned(), value.clone());
         }
     }
-    let stops: Vec<&str> = END_OF_TURN
-        .into_iter()
-        .chain(task.options.stop.iter().map(String::as_str))
-        .collect();
+    let stops: Vec<&str> =
+        END_OF_TURN.into_iter().chain(task.options.stop.iter().map(String::as_str)).collect();
     body.insert("stop".to_owned(), json!(stops));
     Value::Object(body)
 }
@@ -173,11 +161,7 @@ impl Completion {
         let chunk: Chunk = serde_json::from_str(data.trim())
             .map_err(|error| EngineError(format!("llama.cpp server: {error}: {data}")))?;
         if chunk.stop && chunk.content.is_empty() {
-            let reason = if chunk.stop_type == "limit" {
-                Reason::Length
-            } else {
-                Reason::Stop
-            };
+            let reason = if chunk.stop_type == "limit" { Reason::Length } else { Reason::Stop };
             return Ok(Some(Step::End {
                 reason,
                 prompt_tokens: chunk.tokens_evaluated,

@@ -51,18 +51,10 @@ impl Scripted {
             script = Script::empty();
         }
         let repeats = script.ending == Ending::Silent;
-        let from = if repeats {
-            0
-        } else {
-            place(&script.text, turn.answer_so_far)
-        };
+        let from = if repeats { 0 } else { place(&script.text, turn.answer_so_far) };
         let before = script.counter_at(from);
         let mut end = script.text.len();
-        let mut reason = if repeats {
-            Reason::Repetition
-        } else {
-            Reason::Stop
-        };
+        let mut reason = if repeats { Reason::Repetition } else { Reason::Stop };
         if let Some(stop) = stop_at(&script, &task.options.stop, task.raw) {
             end = stop.max(from);
             reason = Reason::Stop;
@@ -88,9 +80,7 @@ impl Scripted {
             show_marks: task.raw,
             rate: directives.rate.unwrap_or(pace.rate),
             first_at: Instant::now()
-                + directives
-                    .first_ms
-                    .map_or(pace.first, Duration::from_millis),
+                + directives.first_ms.map_or(pace.first, Duration::from_millis),
             script,
             started: false,
         }
@@ -125,11 +115,7 @@ impl Scripted {
             self.at = until;
             self.next += 1;
             if boundary.part != Part::Mark || self.show_marks {
-                pieces.push(Piece {
-                    text,
-                    tokens,
-                    part: boundary.part,
-                });
+                pieces.push(Piece { text, tokens, part: boundary.part });
             }
         }
         if pieces.is_empty() {
@@ -175,9 +161,5 @@ fn stop_at(script: &Script, stops: &[String], raw: bool) -> Option<usize> {
             .map_or(0, |piece| piece.end)
     };
     let answer = &script.text[from..];
-    stops
-        .iter()
-        .filter_map(|stop| answer.find(stop.as_str()))
-        .min()
-        .map(|at| from + at)
+    stops.iter().filter_map(|stop| answer.find(stop.as_str())).min().map(|at| from + at)
 }

@@ -86,9 +86,8 @@ impl<'a> Directives<'a> {
             "count" => self.form = Form::Count,
             "repeat" => self.form = Form::Repeat,
             "fault" => {
-                let (name, always) = value
-                    .strip_suffix('!')
-                    .map_or((value, false), |name| (name, true));
+                let (name, always) =
+                    value.strip_suffix('!').map_or((value, false), |name| (name, true));
                 if let Ok(fault) = name.parse() {
                     self.faults.push(AskedFault { fault, always });
                 }

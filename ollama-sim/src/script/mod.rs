@@ -105,10 +105,7 @@ pub fn script(
         counter: TokenCounter::default(),
     };
     if thinking {
-        let thoughts = directives
-            .thoughts
-            .unwrap_or(DEFAULT_THOUGHTS)
-            .min(MOST_TOKENS);
+        let thoughts = directives.thoughts.unwrap_or(DEFAULT_THOUGHTS).min(MOST_TOKENS);
         script.push("<think>\n", Part::Mark);
         script.varied(key.fork("thoughts"), thoughts, Part::Thought);
         script.push("\n</think>\n\n", Part::Mark);
@@ -145,11 +142,7 @@ impl Script {
         }
         self.text.push_str(text);
         self.counter.feed(text);
-        self.pieces.push(Boundary {
-            end: self.text.len(),
-            tokens: self.counter.count(),
-            part,
-        });
+        self.pieces.push(Boundary { end: self.text.len(), tokens: self.counter.count(), part });
     }
 
     /// Adds pieces until there are exactly `tokens` more; the last piece is cut to fit.
@@ -247,9 +240,7 @@ impl Random {
 
 /// FNV-1a; also what gives models their digests.
 pub(crate) fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
