@@ -23,6 +23,7 @@ pub enum Command {
     Serve(Box<Settings>),
     /// Loads this release's Redis Functions and records them (serve does so by itself)
     Migrate {
+        /// Where Redis is
         #[command(flatten)]
         redis: RedisSettings,
     },
@@ -66,8 +67,8 @@ pub struct Settings {
     #[arg(long, env = "JARVIS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:10200")]
     pub listen: SocketAddr,
 
+    /// Where Redis is
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub redis: RedisSettings,
 
     /// Ollama hosts, separated by commas

@@ -1,4 +1,6 @@
 //! What the tests share: real servers, and ways to wait for them.
 #![allow(dead_code, missing_docs, reason = "each test file uses a part of it")]
 
+pub mod client;
+pub mod process;
 pub mod redis;

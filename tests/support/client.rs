@@ -1,0 +1,143 @@
+//! Clients: HTTP, server-sent events, WebSocket.
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::process::{LIMIT, Process};
+
+/// What came back.
+pub struct Reply {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+pub fn http() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().timeout(LIMIT).build().expect("a client")
+}
+
+pub async fn send(request: reqwest::RequestBuilder) -> Reply {
+    let response = request.send().await.expect("a response");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.expect("a body");
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Reply { status, headers, body }
+}
+
+pub async fn get(server: &Process, path: &str) -> Reply {
+    send(http().get(format!("{}{path}", server.url))).await
+}
+
+pub async fn post(server: &Process, path: &str, body: &Value) -> Reply {
+    send(http().post(format!("{}{path}", server.url)).json(body)).await
+}
+
+pub async fn chat(server: &Process, session: &str, message: &str) -> Reply {
+    post(server, "/api/v1/chat/", &json!({"message": message, "session_id": session})).await
+}
+
+/// Waits until this path answers 200.
+pub async fn until_ok(server: &Process, path: &str) {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        let response = http().get(format!("{}{path}", server.url)).send().await;
+        if response.is_ok_and(|response| response.status().is_success()) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{path} is not 200 in time");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// One WebSocket.
+pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    /// Connects and gives the `connection` event.
+    pub async fn open(server: &Process, path: &str) -> (Self, Value) {
+        let (stream, _) = tokio_tungstenite::connect_async(server.websocket(path))
+            .await
+            .expect("a handshake");
+        let mut socket = Self(stream);
+        let connection = socket.event().await;
+        assert_eq!(connection["type"], "connection");
+        (socket, connection)
+    }
+
+    pub async fn say(&mut self, message: &Value) {
+        self.text(&message.to_string()).await;
+    }
+
+    pub async fn text(&mut self, text: &str) {
+        self.frame(Message::text(text)).await;
+    }
+
+    pub async fn frame(&mut self, frame: Message) {
+        self.0.send(frame).await.expect("a frame to be sent");
+    }
+
+    /// The next event.
+    pub async fn event(&mut self) -> Value {
+        match self.raw().await {
+            Message::Text(text) => serde_json::from_str(&text).expect("JSON"),
+            other => panic!("not an event: {other:?}"),
+        }
+    }
+
+    /// The close code.
+    pub async fn closed(&mut self) -> u16 {
+        loop {
+            match self.raw().await {
+                Message::Close(frame) => return frame.map_or(0, |frame| frame.code.into()),
+                Message::Text(_) => {}
+                other => panic!("not a close: {other:?}"),
+            }
+        }
+    }
+
+    async fn raw(&mut self) -> Message {
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.0.next()).await.expect("a frame in time");
+            match next.expect("an open socket").expect("a frame") {
+                Message::Ping(_) | Message::Pong(_) => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    /// All events up to the first of this type.
+    pub async fn until(&mut self, kind: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.event().await;
+            let last = event["type"] == kind;
+            events.push(event);
+            if last {
+                return events;
+            }
+        }
+    }
+}
+
+/// The pieces joined, with every offset checked: no hole, no double.
+pub fn joined(events: &[Value]) -> String {
+    let mut text = String::new();
+    for event in events.iter().filter(|event| event["type"] == "stream_chunk") {
+        if event["done"] == false {
+            assert_eq!(event["offset"], text.len(), "a hole or a double: {event}");
+            text.push_str(event["content"].as_str().expect("content"));
+        }
+    }
+    text
+}
+
+/// The types in order, pieces of an answer as one.
+pub fn kinds(events: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    kinds.dedup();
+    kinds
+}

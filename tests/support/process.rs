@@ -1,0 +1,95 @@
+//! Real processes of ours, on ports of their own, killed with the test.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Beyond it a promise counts as broken.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// A child process that told where it listens.
+pub struct Process {
+    child: Child,
+    pub url: String,
+}
+
+impl Process {
+    fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stdout = child.stdout.take().expect("stdout");
+        let mut lines = BufReader::new(stdout).lines();
+        let url = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
+            .expect("an address");
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { child, url }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// As a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {name}");
+    }
+
+    /// Its exit code, when it ends by itself.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().ok().and_then(|status| status.code())
+    }
+
+    pub fn websocket(&self, path: &str) -> String {
+        format!("{}{path}", self.url.replacen("http", "ws", 1))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A replica.
+pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--redis-url", redis]);
+    command.args(["--ollama-urls", ollama]);
+    command.env("JARVIS_LOG", "warn,fred=off").env("JARVIS_DRAIN_TIMEOUT", "2");
+    for (name, value) in extra {
+        command.env(name, value);
+    }
+    Process::start(command)
+}
+
+/// A scripted Ollama.
+pub fn ollama_sim(args: &[&str]) -> Process {
+    let mut command = Command::new(sim_binary());
+    command.args(["--listen", "127.0.0.1:0", "--engine", "scripted"]).args(args);
+    Process::start(command)
+}
+
+/// Cargo names the binaries of this crate only; the other crate's lies beside.
+fn sim_binary() -> PathBuf {
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_jarvis")).with_file_name("ollama-sim");
+    if !binary.exists() {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--package", "ollama-sim", "--bin", "ollama-sim"])
+            .status();
+        assert!(built.is_ok_and(|status| status.success()), "cargo build --package ollama-sim");
+    }
+    binary
+}
