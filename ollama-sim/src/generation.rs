@@ -146,9 +146,7 @@ async fn run(server: Arc<Server>, slot: Slot, job: Job, frames: UnboundedSender<
     };
     // The last line comes after all this, so that who has read it finds the slot free.
     drop(slot);
-    if !job.keep_alive.is_zero() {
-        server.models.load(&job.model, job.num_ctx, job.keep_alive);
-    }
+    server.models.touch(&job.model, job.num_ctx, job.keep_alive);
     let Some((outcome, last)) = ended else {
         count(&server.counters.client_gone);
         job.entry.end("client_gone");

@@ -144,16 +144,7 @@ impl Models {
     pub fn load(&self, model: &Model, num_ctx: usize, keep_alive: KeepAlive) -> Load {
         let mut loaded = lock(&self.loaded);
         drop_expired(&mut loaded);
-        let entry = Loaded {
-            model: model.clone(),
-            num_ctx,
-            expires_at: match keep_alive {
-                KeepAlive::Forever => None,
-                KeepAlive::For(time) => chrono::Duration::from_std(time)
-                    .ok()
-                    .and_then(|time| Utc::now().checked_add_signed(time)),
-            },
-        };
+        let entry = Loaded { model: model.clone(), num_ctx, expires_at: expiry(keep_alive) };
         match loaded.insert(model.origin.clone(), entry) {
             None => Load::Fresh,
             Some(before) if before.num_ctx != num_ctx => Load::Reload,
@@ -161,10 +152,29 @@ impl Models {
         }
     }
 
+    /// A request has ended: its model stays from now on for as long as the request said.
+    ///
+    /// Unless it was loaded with another context meanwhile, which must not count as a reload.
+    pub fn touch(&self, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
+        if let Some(loaded) = lock(&self.loaded).get_mut(&model.origin)
+            && loaded.num_ctx == num_ctx
+        {
+            loaded.expires_at = expiry(keep_alive);
+        }
+    }
+
     /// Takes a model out of memory.
     pub fn unload(&self, model: &Model) {
         lock(&self.loaded).remove(&model.origin);
     }
+}
+
+/// Nothing is never.
+fn expiry(keep_alive: KeepAlive) -> Option<DateTime<Utc>> {
+    let KeepAlive::For(time) = keep_alive else {
+        return None;
+    };
+    Utc::now().checked_add_signed(chrono::Duration::from_std(time).ok()?)
 }
 
 fn drop_expired(loaded: &mut HashMap<String, Loaded>) {

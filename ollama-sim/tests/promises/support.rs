@@ -36,7 +36,10 @@ impl Said {
 
 pub async fn world(config: Config) -> World {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    World { sim: Sim::start(config).await.expect("starts"), client: Client::new() }
+    World {
+        sim: Sim::start(config).await.expect("starts"),
+        client: Client::builder().timeout(PATIENCE).build().expect("a client"),
+    }
 }
 
 /// One with the default settings.
