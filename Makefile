@@ -1,0 +1,29 @@
+# What each target does is in scripts/dev/; here are only the names.
+.DEFAULT_GOAL := help
+.PHONY: help run cluster chat stop test clean purge
+REPLICAS ?= 3
+DEV := @scripts/dev.sh
+
+help:     ## this list
+	$(DEV) help
+
+run:      ## one replica with all it needs: Redis, a model, and an address to point a browser at
+	$(DEV) run
+
+cluster:  ## the same with REPLICAS=3 behind nginx, round robin
+	$(DEV) cluster --replicas $(REPLICAS)
+
+chat:     ## talk to what runs, in this terminal
+	$(DEV) chat
+
+stop:     ## stop what `make run` or `make cluster` started
+	$(DEV) stop
+
+test:     ## formatting, lints, licences, manifests and all tests
+	$(DEV) test
+
+clean:    ## remove what was built and fetched; the history stays
+	$(DEV) clean
+
+purge:    ## the same, and the history
+	$(DEV) clean --history

@@ -1,0 +1,1 @@
+"""What `make` does: run, cluster, chat, stop, test, clean."""

@@ -1,0 +1,81 @@
+"""The entry: python3 -m dev TARGET."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import console, run
+from .console import Failure, bold, dim, say
+from .paths import ROOT
+from .process import Interrupted, Signals
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make", description=__doc__)
+    targets = parser.add_subparsers(dest="target", required=True)
+    targets.add_parser("help")
+    targets.add_parser("run")
+    targets.add_parser("cluster").add_argument("--replicas", type=int, default=3)
+    targets.add_parser("chat")
+    targets.add_parser("stop")
+    targets.add_parser("test")
+    targets.add_parser("clean").add_argument("--history", action="store_true")
+    arguments = parser.parse_args()
+
+    Signals.install()
+    try:
+        return _do(arguments)
+    except Interrupted:
+        say()
+        return 128 + Signals.last
+    except Failure as failure:
+        first, *rest = str(failure).split("\n")
+        say()
+        say(f"  {console.red(first)}")
+        for text in rest:
+            say(f"  {text}")
+        say()
+        return 1
+
+
+def _do(arguments: argparse.Namespace) -> int:
+    match arguments.target:
+        case "help":
+            _help()
+        case "run":
+            run.run(None)
+        case "cluster":
+            if not 1 <= arguments.replicas <= 32:
+                raise Failure("REPLICAS is a number from 1 to 32.")
+            run.run(arguments.replicas)
+        case "chat":
+            from . import chat
+
+            chat.talk(run.url_of_running())
+        case "stop":
+            say("  Stopped." if run.stop() else "  Nothing is running from this folder.")
+        case "test":
+            from . import check
+
+            return check.everything()
+        case "clean":
+            run.clean(history=arguments.history)
+    return 0
+
+
+def _help() -> None:
+    """The targets, as the Makefile describes them."""
+    console.title("make …")
+    for text in (ROOT / "Makefile").read_text().splitlines():
+        name, mark, what = text.partition("##")
+        if mark:
+            say(f"  {bold(name.split(':')[0].ljust(console.LABEL))}{what.strip()}")
+    say()
+    say(dim("  Settings are environment variables: JARVIS_LISTEN, JARVIS_REDIS_URL, JARVIS_OLLAMA_URLS,"))
+    say(dim("  JARVIS_DEFAULT_MODEL; the others are listed by `jarvis serve --help`."))
+    say()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""jarvis itself, once or several times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import net
+from .console import Failure, Step, bold
+from .paths import TARGET
+from .process import Fleet, Service, foreground
+
+JARVIS = TARGET / "release" / "jarvis"
+# What jarvis may take to drain, and a little to say so.
+_GRACE = 27.0
+
+
+def build() -> None:
+    with Step("Build") as step:
+        argv = ["cargo", "build", "--release", "--locked", "-p", "jarvis", "-p", "ollama-sim"]
+        try:
+            code = foreground(argv)
+        except FileNotFoundError:
+            raise Failure("There is no cargo here: install the Rust toolchain (1.95 or later).") from None
+        if code != 0:
+            raise Failure("It does not build; what cargo says is above.")
+        step.text = f"{bold('jarvis')} and {bold('ollama-sim')}, release"
+
+
+def start(fleet: Fleet, name: str, listen: str, settings: Mapping[str, str]) -> Service:
+    env = {**settings, "JARVIS_LISTEN": listen}
+    return fleet.start(Service(name, [str(JARVIS), "serve"], stage=4, env=env, grace=_GRACE))
+
+
+def wait_until_live(service: Service, listen: str) -> str:
+    """Returns what is still missing; empty where it is ready."""
+    url = _url(listen)
+    service.wait_until(lambda: net.get(f"{url}/health/live")[0] == 200, 30, f"{service.name} starts")
+    try:
+        service.wait_until(lambda: net.get(f"{url}/health/ready")[0] == 200, 10, f"{service.name} gets ready")
+    except Failure:
+        if not service.alive:
+            raise
+        return "up, but not ready: Redis does not answer; it goes on trying"
+    return ""
+
+
+def _url(listen: str) -> str:
+    host, port = net.split(listen)
+    return f"http://{net.joined(net.reachable(host), port)}"
