@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// How long a sign of life counts where somebody asks for the fleet's health.
 const HEALTH: Duration = Duration::from_secs(1);
 /// How long a caller waits for a slot, where it does not say.
-const SLOT_WAIT: Duration = Duration::from_secs(60);
+const SLOT_WAIT: Duration = Duration::from_mins(1);
 /// When to come back after having waited for a slot in vain.
 const BUSY_RETRY: Duration = Duration::from_secs(5);
 
@@ -63,10 +63,8 @@ impl Fleet {
         check(&config)?;
         let tls = config.hosts.iter().any(|url| url.scheme() == "https");
         let http = http_client(config.connect_timeout, tls)?;
-        let limits = Limits {
-            first_token: config.first_token_timeout,
-            token_gap: config.token_gap_timeout,
-        };
+        let limits =
+            Limits { first_token: config.first_token_timeout, token_gap: config.token_gap_timeout };
         let keep_alive = KeepAlive::from(config.keep_alive.as_str());
         let members: Result<Arc<[_]>, OllamaError> = config
             .hosts
@@ -119,7 +117,7 @@ impl Fleet {
     /// How many hosts answer.
     pub async fn healthy(&self) -> usize {
         let asked = self.members.iter().map(|member| member.host.prove_alive(HEALTH));
-        join_all(asked).await.into_iter().filter(Result::is_ok).count()
+        join_all(asked).await.into_iter().flatten().count()
     }
 
     /// The largest context window that the model allows, in tokens; none where no host tells.
@@ -182,7 +180,9 @@ impl Fleet {
             match taken {
                 Ok(Some(slot)) => return Ok(slot),
                 Ok(None) => busy = true,
-                Err(error) => tracing::debug!(%error, "a host failed while its slot was waited for"),
+                Err(error) => {
+                    tracing::debug!(%error, "a host failed while its slot was waited for");
+                }
             }
         }
         Err(if busy { OllamaError::Busy { retry_after: BUSY_RETRY } } else { OllamaError::NoHost })
@@ -199,20 +199,15 @@ impl Fleet {
         if !survey.matching.is_empty() {
             return Ok(survey.matching);
         }
-        // It may have been pulled since.
-        let questions = self.considered(excluded).map(|member| {
-            let question = member.catalogue.ask();
-            async move { (Arc::clone(member), question.await) }
-        });
-        let answered = survey.from_memory.then_some(questions);
-        let mut answered: Vec<Answered> = match answered {
-            Some(questions) => join_all(questions)
-                .await
-                .into_iter()
-                .filter_map(|(member, answer)| Some((member, answer?)))
-                .collect(),
-            None => survey.others,
-        };
+        let mut answered = survey.others;
+        if survey.from_memory {
+            // It may have been pulled since.
+            let asked = self.considered(excluded).map(async |member| {
+                let listing = member.catalogue.ask().await?;
+                Some((Arc::clone(member), listing))
+            });
+            answered = join_all(asked).await.into_iter().flatten().collect();
+        }
         if answered.is_empty() {
             return Err(OllamaError::NoHost);
         }

@@ -37,10 +37,10 @@ pub struct HostName(String);
 impl HostName {
     pub(super) fn of(url: &Url) -> Self {
         let host = url.host_str().unwrap_or_default();
-        Self(url.port_or_known_default().map_or_else(
-            || host.to_owned(),
-            |port| format!("{host}:{port}"),
-        ))
+        Self(
+            url.port_or_known_default()
+                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+        )
     }
 }
 
@@ -147,8 +147,7 @@ impl Host {
     ) -> Result<TokenStream, OllamaError> {
         let deadline = Instant::now() + self.limits.first_token;
         let request = self.post(path)?.json(body);
-        let response =
-            self.send(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
+        let response = self.send(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
         Ok(TokenStream::new(Arc::clone(self), response, deadline))
     }
 

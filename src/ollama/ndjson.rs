@@ -144,8 +144,7 @@ mod tests {
             r#""prompt_eval_count":7,"eval_count":3}"#,
             "\n",
         );
-        let thought =
-            Event::Token(Token { thinking: "hm".to_owned(), ..Token::default() });
+        let thought = Event::Token(Token { thinking: "hm".to_owned(), ..Token::default() });
         let done = Done { reason: DoneReason::Length, prompt_eval_count: 7, eval_count: 3 };
         let last = Event::Token(Token { done: Some(done), ..Token::default() });
         assert_eq!(

@@ -227,7 +227,7 @@ struct DebugInfo {
 impl Line {
     /// The piece that it carries; none where it is about something else.
     pub(super) fn into_token(self) -> Option<Token> {
-        let done = self.done.then(|| Done {
+        let done = self.done.then_some(Done {
             // Ollamas that give no reason knew only one.
             reason: match self.done_reason.as_deref() {
                 Some("stop") | None => DoneReason::Stop,
@@ -379,6 +379,7 @@ mod tests {
             seed: None,
             stop: Vec::new(),
         };
+        let keep_alive = KeepAlive::from("-1");
         let messages = [ChatMessage { role: ChatRole::User, content: "hi".to_owned() }];
         let body = ChatBody {
             model: "m",
@@ -386,7 +387,7 @@ mod tests {
             options: &options,
             stream: true,
             render_only: false,
-            always: Always::new(&KeepAlive::from("-1"), false),
+            always: Always::new(&keep_alive, false),
         };
         assert_eq!(
             serde_json::to_value(&body).expect("JSON"),
