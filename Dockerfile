@@ -1,0 +1,44 @@
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+
+# The dependencies change less often than the code: built with empty sources they are a layer of their own.
+COPY Cargo.toml Cargo.lock ./
+COPY ollama-sim/Cargo.toml ollama-sim/
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    mkdir -p src ollama-sim/src \
+    && echo 'fn main() {}' | tee src/main.rs > ollama-sim/src/main.rs \
+    && touch src/lib.rs ollama-sim/src/lib.rs \
+    && cargo build --release --locked -p jarvis --bin jarvis \
+    && rm -r src ollama-sim/src target/release/.fingerprint/jarvis-* target/release/deps/*jarvis*
+
+COPY ollama-sim/src ollama-sim/src
+COPY migrations migrations
+COPY src src
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    cargo build --release --locked -p jarvis --bin jarvis \
+    && strip target/release/jarvis
+
+
+FROM debian:bookworm-slim
+
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="jarvis" \
+      org.opencontainers.image.description="A chat service in front of Ollama whose answers survive the replica that writes them" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# For rediss:// and for outside issuers of tokens. Copied, so that this stage needs no network.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /src/target/release/jarvis /usr/local/bin/jarvis
+
+# A number, as Kubernetes can't tell whether a name is root.
+USER 10001:10001
+ENV JARVIS_LISTEN=0.0.0.0:10200 \
+    JARVIS_LOG_FORMAT=json
+EXPOSE 10200
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["jarvis", "health"]
+ENTRYPOINT ["jarvis"]
+CMD ["serve"]
