@@ -16,7 +16,7 @@ if ! command -v python3 >/dev/null 2>&1; then
     echo "Python 3 is not there: installing it (apt-get install python3 python3-venv)" >&2
     $as_root apt-get update -qq
     DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends \
-        python3 python3-venv ca-certificates
+        python3 python3-venv ca-certificates >/dev/null
 fi
 
 PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec python3 -m dev "$@"

@@ -89,7 +89,7 @@ class Progress:
     """One line that rewrites itself on a terminal, and is a line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
-        self._last = 0.0
+        self._last = time.monotonic() if not sys.stdout.isatty() else 0.0
         self._shown = False
 
     def show(self, text: str) -> None:

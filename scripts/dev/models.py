@@ -92,7 +92,7 @@ def _small_model(fleet: Fleet, wanted: str) -> Models:
         sim = fleet.start(Service("ollama-sim", argv, stage=2))
         url = _announced(sim, "ollama-sim starts")
         step.text = (
-            "SmolLM2 135M, real weights run by llama.cpp on this machine, as no Ollama was found.\n"
+            "no Ollama found: SmolLM2 135M, real weights, run here by llama.cpp.\n"
             f"It is small and often wrong. It answers as {wanted}; its own name is {_SMALL}."
         )
     return Models(url, wanted)
