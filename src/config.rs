@@ -128,6 +128,11 @@ pub struct Settings {
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
     pub max_sockets: usize,
 
+    /// How long a replica may be silent before the others take its turns over, in milliseconds
+    #[arg(long, env = "JARVIS_LEASE_MS", value_name = "MS", default_value_t = 3000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(300..=60_000))]
+    pub lease_ms: u64,
+
     /// How long running turns may go on after SIGTERM, in seconds
     #[arg(long, env = "JARVIS_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]

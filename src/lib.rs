@@ -67,8 +67,13 @@ impl Server {
             token_gap_timeout: Duration::from_secs(settings.token_gap_timeout),
             keep_alive: settings.keep_alive.clone(),
         })?;
-        let generations =
-            Generations::new(store.clone(), feeds.clone(), fleet, settings.num_ctx);
+        let generations = Generations::start(
+            store.clone(),
+            feeds.clone(),
+            fleet,
+            settings.num_ctx,
+            Duration::from_millis(settings.lease_ms),
+        );
         let state = AppState {
             store,
             feeds,

@@ -3,9 +3,13 @@
 //! Nothing here knows of sockets. What is written reaches clients through the session's feed.
 
 mod context;
+mod continuation;
+mod takeover;
 mod turn;
 mod writer;
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,6 +21,8 @@ use crate::ollama::{Fleet, OllamaError};
 use crate::session::store::{self, Acceptance, NewTurn};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
+use turn::Stage;
+
 /// How long a cancel waits for the request to the model's host to be closed.
 const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 
@@ -27,8 +33,11 @@ pub struct Generations {
     feeds: Feeds,
     fleet: Fleet,
     num_ctx_cap: u32,
+    lease: Duration,
+    running: Arc<Mutex<HashSet<GenerationId>>>,
     tasks: TaskTracker,
     drain: CancellationToken,
+    stop: CancellationToken,
 }
 
 /// An accepted turn.
@@ -110,10 +119,46 @@ impl From<OllamaError> for SubmitError {
 }
 
 impl Generations {
-    /// `num_ctx_cap` bounds the context window in tokens, whatever a model allows.
-    pub fn new(store: Store, feeds: Feeds, fleet: Fleet, num_ctx_cap: u32) -> Self {
-        let (tasks, drain) = (TaskTracker::new(), CancellationToken::new());
-        Self { store, feeds, fleet, num_ctx_cap, tasks, drain }
+    /// Begins to watch the other replicas. `num_ctx_cap` bounds the context window in tokens,
+    /// whatever a model allows; `lease` is how long a replica may be silent before its turns are
+    /// taken over.
+    pub fn start(
+        store: Store,
+        feeds: Feeds,
+        fleet: Fleet,
+        num_ctx_cap: u32,
+        lease: Duration,
+    ) -> Self {
+        let generations = Self {
+            store,
+            feeds,
+            fleet,
+            num_ctx_cap,
+            lease,
+            running: Arc::default(),
+            tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        };
+        tokio::spawn(takeover::watch(generations.clone()));
+        generations
+    }
+
+    fn run(&self, turn: store::Turn, stage: Stage) {
+        let generation = turn.generation;
+        self.running().insert(generation);
+        let (generations, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = turn::run(generations.clone(), turn, stage) => {}
+                () = stop.cancelled() => {}
+            }
+            generations.running().remove(&generation);
+        });
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashSet<GenerationId>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Accepts a turn and runs it, here. A repeat with the same key finds the first.
@@ -133,7 +178,8 @@ impl Generations {
         match self.store.accept(owner, session, &new).await? {
             Acceptance::New { turn, began, before } => {
                 let generation = turn.generation;
-                self.tasks.spawn(turn::run(self.clone(), turn, began));
+                let stage = if began { Stage::Running { writers: 1 } } else { Stage::Waiting };
+                self.run(turn, stage);
                 Ok(Submitted { generation, before: Some(before), repeated: false })
             }
             Acceptance::Same { generation, before } => {
@@ -200,12 +246,18 @@ impl Generations {
         self.fleet.healthy().await
     }
 
-    /// Takes no new turns, and waits until those that run have ended or `limit` is over.
+    /// Takes no new turns, waits until those that run have ended or `limit` is over, and hands the
+    /// rest over to the other replicas.
     pub async fn drain(&self, limit: Duration) {
         self.drain.cancel();
         self.tasks.close();
-        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::warn!(turns = self.tasks.len(), "turns were still running at the end of drain");
+        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
+        let rest = self.tasks.len();
+        self.stop.cancel();
+        self.tasks.wait().await;
+        match self.store.sign_off().await {
+            Ok(()) => tracing::info!(turns = rest, "handed over"),
+            Err(error) => tracing::warn!(%error, "could not sign off; the lease has to run out"),
         }
     }
 }

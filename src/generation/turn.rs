@@ -9,8 +9,9 @@ use tracing::Instrument;
 
 use super::Generations;
 use super::context::Conversation;
+use super::continuation::{self, Asked, without_overlap};
 use super::writer::{Fenced, Writer};
-use crate::ollama::{Done, DoneReason, OllamaError, Slot, TokenStream};
+use crate::ollama::{Done, DoneReason, OllamaError, Slot};
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Begin, Turn, Written, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
@@ -20,8 +21,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the end of a turn is tried to be written before it is left to another replica.
 const FINISH_LIMIT: Duration = Duration::from_secs(600);
-/// Hosts that are tried before the first token.
-const HOSTS_TRIED: usize = 3;
+/// Attempts in a row that bring no text, after which the turn fails.
+const FRUITLESS_ATTEMPTS: usize = 3;
+/// Attempts in all.
+const ATTEMPTS: usize = 12;
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 0.9;
 
@@ -34,8 +37,19 @@ enum End {
     Failed { failure: Failure, context: ContextReport },
 }
 
+/// Where a turn stands when this replica gets it.
+pub(super) enum Stage {
+    /// Accepted, and other turns of the session come first.
+    Waiting,
+    /// Running; a writer before us may have stored a part of the answer.
+    Running {
+        /// How many replicas have written it, this one included.
+        writers: u32,
+    },
+}
+
 /// Runs a turn. Whatever happens, its generation ends, or is somebody else's.
-pub(super) async fn run(generations: Generations, turn: Turn, began: bool) {
+pub(super) async fn run(generations: Generations, turn: Turn, stage: Stage) {
     let span = tracing::info_span!(
         "turn",
         session = turn.session.redacted(),
@@ -45,7 +59,7 @@ pub(super) async fn run(generations: Generations, turn: Turn, began: bool) {
     async move {
         metrics::gauge!("jarvis_turns_open").increment(1.0);
         let accepted = Instant::now();
-        if run_to_end(&generations, &turn, began).await.is_err() {
+        if run_to_end(&generations, &turn, stage).await.is_err() {
             // Whoever cancelled it waits for this word.
             if let Err(error) = generations.store.upstream_closed(&turn).await {
                 tracing::debug!(%error, "could not tell that the upstream is closed");
@@ -59,7 +73,7 @@ pub(super) async fn run(generations: Generations, turn: Turn, began: bool) {
     .await;
 }
 
-async fn run_to_end(generations: &Generations, turn: &Turn, began: bool) -> Result<(), Stopped> {
+async fn run_to_end(generations: &Generations, turn: &Turn, stage: Stage) -> Result<(), Stopped> {
     let feed = loop {
         match generations.feeds.join(&turn.owner, turn.session).await {
             Ok(feed) => break feed,
@@ -69,12 +83,17 @@ async fn run_to_end(generations: &Generations, turn: &Turn, began: bool) -> Resu
             }
         }
     };
-    if !began {
-        wait_for_place(generations, turn, &feed).await?;
-    }
-    let mut writer = Writer::start(generations.store.clone(), turn.clone());
+    let (writers, stored) = match stage {
+        Stage::Waiting => {
+            wait_for_place(generations, turn, &feed).await?;
+            (1, String::new())
+        }
+        Stage::Running { writers: 1 } => (1, String::new()),
+        Stage::Running { writers } => (writers, stored_answer(generations, turn).await),
+    };
+    let mut writer = Writer::start(generations.store.clone(), turn.clone(), stored);
     let end = answer(generations, turn, &feed, &mut writer).await?;
-    finish(generations, turn, writer, end).await
+    finish(generations, turn, writer, writers, end).await
 }
 
 async fn wait_for_place(
@@ -111,16 +130,70 @@ async fn wait_for_place(
     }
 }
 
-/// Streams the answer into the writer until it ends or breaks off.
+async fn stored_answer(generations: &Generations, turn: &Turn) -> String {
+    loop {
+        match generations.store.answer_so_far(turn).await {
+            Ok(text) => return text,
+            Err(error) => {
+                tracing::warn!(%error, "a turn waits for Redis");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Streams the answer into the writer until it ends; what breaks off is continued.
 async fn answer(
     generations: &Generations,
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
 ) -> Result<End, Stopped> {
+    let mut attempts = 0;
+    let mut fruitless = 0;
+    loop {
+        let before = writer.text().len();
+        let (ended, context) = attempt(generations, turn, feed, writer).await?;
+        while !writer.is_settled() {
+            tokio::select! {
+                written = writer.progress() => written.map_err(|Fenced| Stopped)?,
+                () = cancelled(feed, turn) => return Err(Stopped),
+            }
+        }
+        let error = match ended {
+            Ok((reason, usage)) => return Ok(End::Finished { reason, usage, context }),
+            Err(OllamaError::Repetition) => {
+                let reason = FinishReason::Repetition;
+                return Ok(End::Finished { reason, usage: Usage::default(), context });
+            }
+            Err(error) => error,
+        };
+        attempts += 1;
+        fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
+        if !error.is_retryable() || fruitless >= FRUITLESS_ATTEMPTS || attempts >= ATTEMPTS {
+            return Ok(End::Failed { failure: failure(&error), context });
+        }
+        tracing::warn!(%error, attempts, "the model broke off; going on");
+        metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
+        tokio::select! {
+            () = sleep(RETRY) => {}
+            () = cancelled(feed, turn) => return Err(Stopped),
+        }
+    }
+}
+
+type Ended = Result<(FinishReason, Usage), OllamaError>;
+
+/// One stream from one host, into the writer.
+async fn attempt(
+    generations: &Generations,
+    turn: &Turn,
+    feed: &Arc<Feed>,
+    writer: &mut Writer,
+) -> Result<(Ended, ContextReport), Stopped> {
     let opened = Instant::now();
-    let mut first_token = None;
-    let opening = open(generations, turn);
+    let so_far = writer.text().to_owned();
+    let opening = open(generations, turn, &so_far);
     tokio::pin!(opening);
     let opened_stream = loop {
         tokio::select! {
@@ -129,11 +202,26 @@ async fn answer(
             () = cancelled(feed, turn) => return Err(Stopped),
         }
     };
-    let Open { mut stream, mut context, slot: _slot } = match opened_stream {
+    let (asked, mut context, _slot) = match opened_stream {
         Ok(open) => open,
-        Err((error, context)) => return Ok(End::Failed { failure: failure(&error), context }),
+        Err((error, context)) => return Ok((Err(error), context)),
     };
-    let ended: Result<Done, OllamaError> = loop {
+    let mut continued = match asked {
+        Asked::Goes(continued) => continued,
+        Asked::Length { prompt_tokens, answer_tokens } => {
+            context.prompt_tokens = prompt_tokens;
+            let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
+            return Ok((Ok((FinishReason::Length, usage)), context));
+        }
+    };
+    if continued.anew {
+        writer.take_back(0).await.map_err(|Fenced| Stopped)?;
+    }
+    if so_far.is_empty() {
+        metrics::histogram!("jarvis_time_to_first_token_seconds")
+            .record(opened.elapsed().as_secs_f64());
+    }
+    let done = loop {
         let token = tokio::select! {
             biased;
             written = writer.progress() => {
@@ -141,75 +229,56 @@ async fn answer(
                 continue;
             }
             () = cancelled(feed, turn) => return Err(Stopped),
-            token = stream.next() => token,
+            token = continued.stream.next() => token,
         };
-        match token {
-            Ok(Some(token)) => {
-                if !token.content.is_empty() {
-                    first_token.get_or_insert_with(|| {
-                        metrics::histogram!("jarvis_time_to_first_token_seconds")
-                            .record(opened.elapsed().as_secs_f64());
-                    });
-                    if !writer.push(&token.content) {
-                        break Ok(Done {
-                            reason: DoneReason::Length,
-                            prompt_eval_count: 0,
-                            eval_count: 0,
-                        });
-                    }
-                }
-                if let Some(done) = token.done {
-                    break Ok(done);
-                }
+        let token = match token {
+            Ok(Some(token)) => token,
+            Ok(None) => return Ok((Err(OllamaError::Interrupted("no end")), context)),
+            Err(error) => return Ok((Err(error), context)),
+        };
+        let fresh = match without_overlap(&mut continued.overlap, &token.content) {
+            Ok(fresh) => fresh,
+            Err((other, fresh)) => {
+                let kept = writer.text().len() - other;
+                writer.take_back(kept).await.map_err(|Fenced| Stopped)?;
+                fresh
             }
-            Ok(None) => break Err(OllamaError::Interrupted("the stream ended without an end")),
-            Err(error) => break Err(error),
+        };
+        if !writer.push(fresh) {
+            let reason = DoneReason::Length;
+            break Done { reason, prompt_eval_count: 0, eval_count: 0 };
+        }
+        if let Some(done) = token.done {
+            break done;
         }
     };
-    // The host is free from here on, whatever Redis takes to hold the rest.
-    drop(stream);
-    drop(_slot);
-    while !writer.is_settled() {
-        tokio::select! {
-            written = writer.progress() => written.map_err(|Fenced| Stopped)?,
-            () = cancelled(feed, turn) => return Err(Stopped),
-        }
+    if !continued.overlap.is_empty() {
+        // The model ended before it had said again what was cut off for it.
+        let kept = writer.text().len() - continued.overlap.len();
+        writer.take_back(kept).await.map_err(|Fenced| Stopped)?;
     }
-    Ok(match ended {
-        Ok(done) => {
-            let usage = Usage {
-                prompt_tokens: done.prompt_eval_count,
-                completion_tokens: done.eval_count,
-            };
-            context.prompt_tokens = usage.prompt_tokens;
-            metrics::counter!("jarvis_tokens_total", "kind" => "prompt")
-                .increment(usage.prompt_tokens);
-            metrics::counter!("jarvis_tokens_total", "kind" => "completion")
-                .increment(usage.completion_tokens);
-            let reason = match done.reason {
-                DoneReason::Length => FinishReason::Length,
-                _ => FinishReason::Stop,
-            };
-            End::Finished { reason, usage, context }
-        }
-        Err(OllamaError::Repetition) => {
-            End::Finished { reason: FinishReason::Repetition, usage: Usage::default(), context }
-        }
-        Err(error) => End::Failed { failure: failure(&error), context },
-    })
+    let prompt_tokens = match continued.prompt_tokens {
+        0 => done.prompt_eval_count,
+        counted => counted,
+    };
+    let usage =
+        Usage { prompt_tokens, completion_tokens: continued.tokens_before + done.eval_count };
+    context.prompt_tokens = prompt_tokens;
+    metrics::counter!("jarvis_tokens_total", "kind" => "prompt").increment(prompt_tokens);
+    metrics::counter!("jarvis_tokens_total", "kind" => "completion").increment(done.eval_count);
+    let reason = match done.reason {
+        DoneReason::Length => FinishReason::Length,
+        _ => FinishReason::Stop,
+    };
+    Ok((Ok((reason, usage)), context))
 }
 
-struct Open {
-    stream: TokenStream,
-    context: ContextReport,
-    slot: Slot,
-}
-
-/// Finds a host and opens the stream. Before the first token a failure goes to another host.
+/// Finds a host and has the model go on after `so_far`.
 async fn open(
     generations: &Generations,
     turn: &Turn,
-) -> Result<Open, (OllamaError, ContextReport)> {
+    so_far: &str,
+) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = loop {
         match Conversation::read(&generations.store, &turn.owner, turn.session).await {
@@ -224,25 +293,19 @@ async fn open(
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let (mut request, mut context) = conversation.request(turn, num_ctx, 1.0);
     let mut shortened = false;
-    let mut tried = 0;
     loop {
-        tried += 1;
         let opened = match fleet.acquire(&turn.spec.model).await {
-            Ok(slot) => slot.chat(&request).await.map(|stream| (stream, slot)),
+            Ok(slot) => continuation::open(&slot, &request, so_far).await.map(|asked| (asked, slot)),
             Err(error) => Err(error),
         };
         match opened {
-            Ok((stream, slot)) => return Ok(Open { stream, context, slot }),
+            Ok((asked, slot)) => return Ok((asked, context, slot)),
             Err(OllamaError::ContextTooLong { prompt_tokens, num_ctx: window })
                 if !shortened && context.messages_sent > 1 =>
             {
                 shortened = true;
                 let boldness = window as f64 / prompt_tokens.max(1) as f64 * MARGIN;
                 (request, context) = conversation.request(turn, num_ctx, boldness);
-            }
-            Err(error) if error.is_retryable() && tried < HOSTS_TRIED => {
-                tracing::warn!(%error, tried, "a model host failed before the first token");
-                sleep(RETRY).await;
             }
             Err(error) => return Err((error, context)),
         }
@@ -265,13 +328,14 @@ async fn finish(
     generations: &Generations,
     turn: &Turn,
     mut writer: Writer,
+    writers: u32,
     end: End,
 ) -> Result<(), Stopped> {
     let now = Utc::now();
     let header = Message {
         generation_id: Some(turn.generation),
         model: Some(turn.spec.model.clone()),
-        writers: Some(1),
+        writers: Some(writers),
         ..message(Role::Assistant, now)
     };
     let (outcome, header, events) = match end {

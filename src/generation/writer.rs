@@ -39,14 +39,15 @@ struct UnderWay {
 }
 
 impl Writer {
-    /// Begins with the event that tells of the answer.
-    pub(super) fn start(store: Store, turn: Turn) -> Self {
+    /// Begins with the event that tells of the answer, where none has yet; goes on after what is
+    /// stored of it.
+    pub(super) fn start(store: Store, turn: Turn, stored: String) -> Self {
         let mut writer = Self {
             store,
             turn,
-            text: String::new(),
-            json_bytes: 0,
-            stored: 0,
+            json_bytes: stored.chars().map(json_bytes).sum(),
+            stored: stored.len(),
+            text: stored,
             under_way: None,
         };
         let (store, turn, tag) = (writer.store.clone(), writer.turn.clone(), Tag::random());
@@ -59,7 +60,7 @@ impl Writer {
                 }
             }
         });
-        writer.under_way = Some(UnderWay { end: 0, reply });
+        writer.under_way = Some(UnderWay { end: writer.stored, reply });
         writer
     }
 
@@ -85,6 +86,25 @@ impl Writer {
     /// Whether Redis has everything.
     pub(super) fn is_settled(&self) -> bool {
         self.under_way.is_none() && self.stored == self.text.len()
+    }
+
+    /// Takes back what lies beyond `length`: the model, asked to go on, said something else.
+    pub(super) async fn take_back(&mut self, length: usize) -> Result<(), Fenced> {
+        while !self.is_settled() {
+            self.progress().await?;
+        }
+        let tag = Tag::random();
+        loop {
+            match self.store.rewind(&self.turn, length as u64, tag).await {
+                Ok(Written::Fenced) => return Err(Fenced),
+                Ok(_) => break,
+                Err(error) => wait_after(&error).await,
+            }
+        }
+        self.text.truncate(floor_char_boundary(&self.text, length));
+        self.stored = self.text.len();
+        self.json_bytes = self.text.chars().map(json_bytes).sum();
+        Ok(())
     }
 
     /// Redis turned out to have only so many bytes.

@@ -25,11 +25,18 @@ pub struct Migration {
 }
 
 /// All of them, oldest first.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    number: 1,
-    name: "0001_session.lua",
-    code: include_str!("../../migrations/0001_session.lua"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        number: 1,
+        name: "0001_session.lua",
+        code: include_str!("../../migrations/0001_session.lua"),
+    },
+    Migration {
+        number: 2,
+        name: "0002_takeover.lua",
+        code: include_str!("../../migrations/0002_takeover.lua"),
+    },
+];
 
 const RECORD: &str = "jarvis:{migrations}:applied";
 const LOCK: &str = "jarvis:{migrations}:lock";

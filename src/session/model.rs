@@ -74,6 +74,14 @@ impl Owner {
         }
     }
 
+    /// The owner whose [`Owner::key`] this is.
+    pub fn from_key(key: &str) -> Self {
+        match key.strip_prefix("user:") {
+            Some(subject) => Self::User(subject.to_owned()),
+            None => Self::Anonymous,
+        }
+    }
+
     /// What a message of this owner carries as `user_id`.
     pub fn user_id(&self) -> &str {
         match self {

@@ -1,5 +1,7 @@
 //! Sessions in Redis: the keys, and the functions that change them.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use fred::prelude::Value;
 use serde::Serialize;
@@ -44,7 +46,6 @@ const KEY_SECONDS: u64 = 24 * 60 * 60;
 /// How long a deleted session's counters are kept, so that its cursors do not come again.
 const TOMBSTONE_SECONDS: u64 = 60 * 60;
 const TITLE_CHARACTERS: usize = 80;
-const BUCKETS: u8 = 255;
 
 /// What went wrong with a session.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +105,34 @@ pub struct Turn {
     /// What was asked for.
     pub spec: TurnSpec,
 }
+
+/// An unfinished turn, as the index of its bucket has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTurn {
+    /// Where.
+    pub session: SessionId,
+    /// The run.
+    pub generation: GenerationId,
+    /// The replica that has it.
+    pub replica: String,
+    /// That replica's right to write it.
+    pub fence: Fence,
+}
+
+/// What a claim came to.
+#[derive(Debug)]
+pub enum Claim {
+    /// The turn is the running one, and ours; so many replicas wrote it, we included.
+    Running(Turn, u32),
+    /// The turn waits, and is ours.
+    Waiting(Turn),
+    /// It has ended, or another replica was faster.
+    Other,
+}
+
+/// The number of buckets, each with an index of its open turns.
+pub const BUCKETS: u16 = 256;
+const BEATS: &str = "jarvis:{queue}:beats";
 
 /// What became of a [`NewTurn`].
 #[derive(Debug)]
@@ -240,7 +269,7 @@ impl Keys {
 /// All keys of a bucket lie in one slot, so that a function may touch a session and its bucket's
 /// index in one step.
 fn bucket(session: SessionId) -> u8 {
-    session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte) & BUCKETS
+    session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte)
 }
 
 /// The name of a session's hash and of its channel.
@@ -650,6 +679,121 @@ impl Store {
             Some("unknown") => Ok(Read::Unknown),
             Some("absent") => Ok(Read::Absent),
             _ => Err(unexpected("read")),
+        }
+    }
+
+    /// Renews this replica's heartbeat and gives everybody's.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn beat(&self) -> Result<HashMap<String, i64>, StoreError> {
+        Ok(self.redis.call("jarvis_beat_1", &[BEATS], vec![self.replica.as_str().into()]).await?)
+    }
+
+    /// Gives up whatever is held in this replica's name, at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn sign_off(&self) -> Result<(), StoreError> {
+        let args = vec![self.replica.as_str().into()];
+        Ok(self.redis.call("jarvis_sign_off_1", &[BEATS], args).await?)
+    }
+
+    /// Forgets a replica whose heartbeat stopped at `counter`, unless it has moved since.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn bury(&self, replica: &str, counter: i64) -> Result<(), StoreError> {
+        let args = vec![replica.into(), counter.to_string().into()];
+        Ok(self.redis.call("jarvis_bury_1", &[BEATS], args).await?)
+    }
+
+    /// The name that this replica's turns are held in.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// The open turns of one bucket, below [`BUCKETS`].
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn open_turns(&self, bucket: u16) -> Result<Vec<OpenTurn>, StoreError> {
+        let key = format!("jarvis:{{b{bucket}}}:open");
+        let open: HashMap<String, String> =
+            self.redis.call_readonly("jarvis_open_1", &[&key], Vec::new()).await?;
+        open.iter()
+            .map(|(turn, holder)| {
+                let (session, generation) = turn.split_once(' ')?;
+                let (replica, fence) = holder.split_once(' ')?;
+                Some(OpenTurn {
+                    session: session.parse().ok()?,
+                    generation: generation.parse().ok()?,
+                    replica: replica.to_owned(),
+                    fence: Fence(fence.parse().ok()?),
+                })
+            })
+            .map(|turn| turn.ok_or_else(|| unexpected("open turn")))
+            .collect()
+    }
+
+    /// Takes a turn from the replica that has it, if it still has it by the same fence.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn claim(&self, open: &OpenTurn) -> Result<Claim, StoreError> {
+        let fence = Fence(Uuid::new_v4());
+        let event = json(&Control::Claimed { from: 0 }).replace(":0", ":LENGTH");
+        let args = vec![
+            "-".into(),
+            open.generation.to_string().into(),
+            open.fence.0.to_string().into(),
+            fence.0.to_string().into(),
+            self.replica.as_str().into(),
+            Tag::random().to_string().into(),
+            event.into(),
+        ];
+        let keys = Keys::of(open.session);
+        let reply: Vec<String> = self.redis.call("jarvis_claim_1", &keys.all(), args).await?;
+        let turn = |owner: usize| -> Result<Turn, StoreError> {
+            let spec = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
+            Ok(Turn {
+                owner: Owner::from_key(&field::<String>(&reply, owner)?),
+                session: open.session,
+                generation: open.generation,
+                fence,
+                spec: spec.ok_or_else(|| unexpected("turn"))?,
+            })
+        };
+        match reply.first().map(String::as_str) {
+            Some("running") => Ok(Claim::Running(turn(5)?, field(&reply, 3)?)),
+            Some("waiting") => Ok(Claim::Waiting(turn(2)?)),
+            Some("other") => Ok(Claim::Other),
+            _ => Err(unexpected("claim")),
+        }
+    }
+
+    /// Takes back what lies beyond `length` bytes of the answer.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn rewind(&self, turn: &Turn, length: u64, tag: Tag) -> Result<Written, StoreError> {
+        let event = json(&Control::Claimed { from: length });
+        let args = vec![length.to_string().into(), tag.to_string().into(), event.into()];
+        let reply: String = self.write("jarvis_rewind_1", turn, args).await?;
+        written(&[reply])
+    }
+
+    /// The answer of the running turn, as far as it is stored.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn answer_so_far(&self, turn: &Turn) -> Result<String, StoreError> {
+        match self.read(&turn.owner, turn.session, From::RunningTurn).await? {
+            Read::Window { window, .. } => Ok(window
+                .answer(turn.generation)
+                .map(|answer| answer.text.clone())
+                .unwrap_or_default()),
+            Read::Unknown | Read::Absent => Ok(String::new()),
         }
     }
 

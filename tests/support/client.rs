@@ -59,9 +59,8 @@ pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 impl Socket {
     /// Connects and gives the `connection` event.
     pub async fn open(server: &Process, path: &str) -> (Self, Value) {
-        let (stream, _) = tokio_tungstenite::connect_async(server.websocket(path))
-            .await
-            .expect("a handshake");
+        let (stream, _) =
+            tokio_tungstenite::connect_async(server.websocket(path)).await.expect("a handshake");
         let mut socket = Self(stream);
         let connection = socket.event().await;
         assert_eq!(connection["type"], "connection");

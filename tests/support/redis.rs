@@ -122,7 +122,12 @@ impl RedisCluster {
     pub fn start() -> Self {
         let nodes: Vec<RedisServer> = (0..6)
             .map(|_| {
-                RedisServer::start_with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"])
+                RedisServer::start_with(&[
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-node-timeout",
+                    "2000",
+                ])
             })
             .collect();
         let mut create = vec!["--cluster".to_owned(), "create".to_owned()];
@@ -131,7 +136,8 @@ impl RedisCluster {
         let create: Vec<&str> = create.iter().map(String::as_str).collect();
         cli(nodes[0].port(), &create);
         let deadline = Instant::now() + START_LIMIT;
-        while !nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")) {
+        while !nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+        {
             assert!(Instant::now() < deadline, "the cluster did not form");
             std::thread::yield_now();
         }

@@ -1,0 +1,689 @@
+//! What the fleet of model hosts promises: against a real `ollama-sim` for all that Ollama does,
+//! and against a socket that sends any bytes for what it never should.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use jarvis::ollama::{
+    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig, OllamaError, Options,
+    TokenStream,
+};
+use serde_json::{Value, json};
+use support::client::http;
+use support::process::{LIMIT, Process, ollama_sim};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// A time limit that is waited for.
+const SHORT: Duration = Duration::from_millis(300);
+const MODEL: &str = "tinyllama:latest";
+
+fn config(urls: &[&str]) -> FleetConfig {
+    FleetConfig {
+        hosts: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
+        slots: 2,
+        connect_timeout: LIMIT,
+        first_token_timeout: LIMIT,
+        token_gap_timeout: LIMIT,
+        keep_alive: "5m".to_owned(),
+    }
+}
+
+fn fleet(urls: &[&str]) -> Fleet {
+    Fleet::new(config(urls)).expect("a fleet")
+}
+
+fn request(text: &str) -> ChatRequest {
+    ChatRequest {
+        model: MODEL.to_owned(),
+        messages: vec![ChatMessage { role: ChatRole::User, content: text.to_owned() }],
+        options: Options {
+            temperature: 0.0,
+            num_predict: 1000,
+            num_ctx: Some(4096),
+            seed: Some(1),
+            stop: Vec::new(),
+        },
+        think: false,
+    }
+}
+
+/// All that a stream gave, and how it ended.
+#[derive(Debug)]
+struct Heard {
+    content: String,
+    thinking: String,
+    pieces: usize,
+    end: Result<Done, OllamaError>,
+}
+
+async fn hear(stream: &mut TokenStream) -> Heard {
+    let mut heard = Heard {
+        content: String::new(),
+        thinking: String::new(),
+        pieces: 0,
+        end: Err(OllamaError::NoHost),
+    };
+    loop {
+        match stream.next().await {
+            Ok(Some(token)) => {
+                heard.content += &token.content;
+                heard.thinking += &token.thinking;
+                heard.pieces += usize::from(token.done.is_none());
+                if let Some(done) = token.done {
+                    heard.end = Ok(done);
+                    break;
+                }
+            }
+            Ok(None) => panic!("an end without a word: {heard:?}"),
+            Err(error) => {
+                heard.end = Err(error);
+                break;
+            }
+        }
+    }
+    // After an end, of whatever kind, there is nothing.
+    assert_eq!(stream.next().await, Ok(None));
+    heard
+}
+
+/// One answer, from choosing a host to the end.
+async fn ask(fleet: &Fleet, request: &ChatRequest) -> Result<Heard, OllamaError> {
+    let slot = fleet.acquire(&request.model).await?;
+    Ok(hear(&mut slot.chat(request).await?).await)
+}
+
+async fn sim_json(sim: &Process, path: &str) -> Value {
+    let response = http().get(format!("{}{path}", sim.url)).send().await.expect("a response");
+    serde_json::from_slice(&response.bytes().await.expect("a body")).expect("JSON")
+}
+
+async fn until_stats(sim: &Process, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let stats = sim_json(sim, "/sim/stats").await;
+        if wanted(&stats) {
+            return stats;
+        }
+        assert!(Instant::now() < deadline, "not in time: {stats}");
+    }
+}
+
+// What Ollama does
+
+#[tokio::test]
+async fn an_answer_comes_whole_and_says_what_it_cost() {
+    let sim = ollama_sim(&[]);
+    let heard = ask(&fleet(&[&sim.url]), &request("[[count tokens=50]]")).await.expect("an answer");
+    let counted: Vec<_> = (1..=50).map(|number: u32| number.to_string()).collect();
+    assert_eq!(heard.content, counted.join(" "));
+    assert_eq!(heard.thinking, "");
+    let done = heard.end.expect("an end");
+    assert_eq!((done.reason, done.eval_count), (DoneReason::Stop, 50));
+    assert!(done.prompt_eval_count > 0);
+}
+
+#[tokio::test]
+async fn ollama_is_left_nothing_to_decide_in_silence() {
+    let sim = ollama_sim(&[]);
+    ask(&fleet(&[&sim.url]), &request("[[tokens=1]]")).await.expect("an answer");
+    let asked = &sim_json(&sim, "/sim/requests").await["requests"][0]["request"];
+    for (field, value) in [
+        ("stream", json!(true)),
+        ("think", json!(false)),
+        ("truncate", json!(false)),
+        ("shift", json!(false)),
+        ("keep_alive", json!("5m")),
+    ] {
+        assert_eq!(asked[field], value, "{field}");
+    }
+    assert_eq!(asked["options"]["num_ctx"], 4096);
+}
+
+#[tokio::test]
+async fn an_answer_that_reaches_its_limit_ends_with_length() {
+    let sim = ollama_sim(&[]);
+    let mut request = request("[[tokens=500]]");
+    request.options.num_predict = 7;
+    let done = ask(&fleet(&[&sim.url]), &request).await.expect("an answer").end.expect("an end");
+    assert_eq!((done.reason, done.eval_count), (DoneReason::Length, 7));
+}
+
+#[tokio::test]
+async fn every_fault_in_mid_stream_is_one_clean_error_after_a_true_beginning() {
+    let sim = ollama_sim(&[]);
+    let patient = fleet(&[&sim.url]);
+    let short_gap = FleetConfig { token_gap_timeout: SHORT, ..config(&[&sim.url]) };
+    let short_gap = Fleet::new(short_gap).expect("a fleet");
+    for (fault, fleet, code) in [
+        ("cut@5", &patient, "upstream_interrupted"),
+        ("cut@0", &patient, "upstream_interrupted"),
+        ("error@5", &patient, "upstream_interrupted"),
+        ("end@5", &patient, "upstream_interrupted"),
+        ("end@0", &patient, "upstream_interrupted"),
+        ("garbage@5", &patient, "upstream_error"),
+        ("stall@5", &short_gap, "upstream_timeout"),
+    ] {
+        let request = request(&format!("[[tokens=200 rate=2000 fault={fault}]] tell me"));
+        let broken = match ask(fleet, &request).await {
+            Ok(heard) => heard,
+            // The same before the first piece.
+            Err(error) => Heard {
+                content: String::new(),
+                thinking: String::new(),
+                pieces: 0,
+                end: Err(error),
+            },
+        };
+        let error = broken.end.expect_err(fault);
+        assert_eq!(error.code(), code, "{fault}");
+        assert!(error.is_retryable(), "{fault}");
+        let pieces = if fault.ends_with("@5") { 5 } else { 0 };
+        assert_eq!(broken.pieces, pieces, "{fault}");
+        // The simulator has each fault once for a message.
+        let whole = ask(&patient, &request).await.expect("an answer");
+        assert!(whole.end.is_ok(), "{fault}");
+        assert!(whole.content.starts_with(&broken.content), "{fault}");
+        assert!(whole.content.len() > broken.content.len(), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn lines_split_anywhere_give_the_same_answer() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    let request = request("[[tokens=300 fault=split]] with every kind of character");
+    let split = ask(&fleet, &request).await.expect("an answer");
+    let whole = ask(&fleet, &request).await.expect("an answer");
+    assert_eq!(split.content, whole.content);
+    assert_eq!(split.pieces, whole.pieces);
+    assert!(split.end.is_ok() && !split.content.is_ascii());
+}
+
+#[tokio::test]
+async fn a_failure_before_the_first_token_is_told_apart_from_a_late_one() {
+    let sim = ollama_sim(&[]);
+    let patient = fleet(&[&sim.url]);
+    let hasty = FleetConfig { first_token_timeout: SHORT, ..config(&[&sim.url]) };
+    let hasty = Fleet::new(hasty).expect("a fleet");
+    for (fault, fleet, code, retryable) in [
+        ("refuse", &patient, "upstream_interrupted", true),
+        ("busy", &patient, "upstream_busy", true),
+        ("status@500", &patient, "upstream_error", true),
+        ("status@400", &patient, "upstream_error", false),
+        ("hang", &hasty, "upstream_timeout", true),
+        ("slow@60000", &hasty, "upstream_timeout", true),
+    ] {
+        let request = request(&format!("[[tokens=3 fault={fault}]]"));
+        let slot = fleet.acquire(MODEL).await.expect("a slot");
+        let error = slot.chat(&request).await.expect_err(fault);
+        assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{fault}");
+        drop(slot);
+        // A host that failed once is asked again, not given up.
+        let heard = ask(fleet, &request).await.expect("an answer");
+        assert!(heard.end.is_ok(), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_repeats_itself_ends_and_is_no_fault() {
+    let sim = ollama_sim(&[]);
+    let heard = ask(&fleet(&[&sim.url]), &request("[[repeat]]")).await.expect("an answer");
+    assert_eq!(heard.pieces, 30);
+    let error = heard.end.expect_err("no last line");
+    assert_eq!(error, OllamaError::Repetition);
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_too_long_is_refused_with_both_figures() {
+    let sim = ollama_sim(&[]);
+    let mut request = request(&"many words ".repeat(500));
+    request.options.num_ctx = Some(256);
+    let error = ask(&fleet(&[&sim.url]), &request).await.expect_err("too long");
+    let OllamaError::ContextTooLong { prompt_tokens, num_ctx } = error else {
+        panic!("{error:?}");
+    };
+    assert!(prompt_tokens > 900, "{prompt_tokens}");
+    assert_eq!(num_ctx, 256);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_stops_the_host_at_once() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let mut stream = slot.chat(&request("[[tokens=100000 rate=50]]")).await.expect("a stream");
+    assert!(stream.next().await.expect("a piece").is_some());
+    drop(stream);
+    let dropped = Instant::now();
+    until_stats(&sim, |stats| stats["running"] == 0 && stats["client_gone"] == 1).await;
+    assert!(dropped.elapsed() < Duration::from_millis(500), "{:?}", dropped.elapsed());
+}
+
+#[tokio::test]
+async fn a_request_dropped_before_its_first_token_stops_the_host_too() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let request = request("[[fault=hang]]");
+    tokio::select! {
+        answer = slot.chat(&request) => panic!("{answer:?}"),
+        _ = until_stats(&sim, |stats| stats["running"] == 1) => {}
+    }
+    until_stats(&sim, |stats| stats["running"] == 0 && stats["client_gone"] == 1).await;
+}
+
+#[tokio::test]
+async fn waiting_in_small_steps_loses_nothing_and_extends_no_limit() {
+    let sim = ollama_sim(&[]);
+    let config = FleetConfig { token_gap_timeout: 2 * SHORT, ..config(&[&sim.url]) };
+    let fleet = Fleet::new(config).expect("a fleet");
+    let request = request("[[tokens=60 rate=200 fault=stall@40]]");
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let mut stream = slot.chat(&request).await.expect("a stream");
+    let mut content = String::new();
+    let mut dropped = 0;
+    let error = loop {
+        match tokio::time::timeout(Duration::from_millis(1), stream.next()).await {
+            Err(_) => dropped += 1,
+            Ok(Ok(Some(token))) => content += &token.content,
+            Ok(Ok(None)) => panic!("an end without a word"),
+            Ok(Err(error)) => break error,
+        }
+    };
+    assert_eq!(error, OllamaError::TokenGapTimeout);
+    assert!(dropped > 40, "{dropped}");
+    drop((stream, slot));
+    let whole = ask(&fleet, &request).await.expect("an answer");
+    assert!(content.len() < whole.content.len() && whole.content.starts_with(&content));
+}
+
+#[tokio::test]
+async fn a_reader_that_is_late_itself_is_no_gap_of_the_host() {
+    let sim = ollama_sim(&[]);
+    let config = FleetConfig { token_gap_timeout: SHORT, ..config(&[&sim.url]) };
+    let fleet = Fleet::new(config).expect("a fleet");
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let mut stream = slot.chat(&request("[[tokens=400 rate=1000]]")).await.expect("a stream");
+    assert!(stream.next().await.expect("a piece").is_some());
+    tokio::time::sleep(2 * SHORT).await;
+    let heard = hear(&mut stream).await;
+    assert!(heard.end.is_ok(), "{:?}", heard.end);
+}
+
+#[tokio::test]
+async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() {
+    let sim = ollama_sim(&["--models", "thinker,tinyllama"]);
+    let fleet = fleet(&[&sim.url]);
+    let mut asked = request("[[tokens=20 think=10]]");
+    let plain =
+        ask(&fleet, &ChatRequest { think: true, ..asked.clone() }).await.expect("an answer");
+    assert!(plain.end.is_ok() && plain.thinking.is_empty());
+    asked.model = "thinker".to_owned();
+    let silent = ask(&fleet, &asked).await.expect("an answer");
+    assert!(silent.end.is_ok() && silent.thinking.is_empty());
+    asked.think = true;
+    let thinking = ask(&fleet, &asked).await.expect("an answer");
+    assert!(thinking.end.is_ok() && !thinking.thinking.is_empty());
+    assert_eq!(thinking.content, silent.content);
+}
+
+#[tokio::test]
+async fn a_broken_answer_goes_on_exactly_where_it_broke_off() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    let request = request("[[tokens=120 fault=cut@40]] a long story");
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let broken = hear(&mut slot.chat(&request).await.expect("a stream")).await;
+    assert_eq!(broken.end.expect_err("cut").code(), "upstream_interrupted");
+    let prompt = slot.render(&request).await.expect("a reply").expect("a prompt");
+    assert!(prompt.contains("a long story"));
+    let prompt = prompt + &broken.content;
+    let rest = hear(&mut slot.continue_raw(&request, &prompt).await.expect("a stream")).await;
+    assert_eq!(rest.end.expect("an end").reason, DoneReason::Stop);
+    let whole = hear(&mut slot.chat(&request).await.expect("a stream")).await;
+    assert_eq!(broken.content + &rest.content, whole.content);
+}
+
+// Many hosts
+
+#[tokio::test]
+async fn models_are_merged_over_the_hosts_and_found_with_or_without_a_tag() {
+    let first = ollama_sim(&["--models", "b,a:7b", "--model-ctx", "2048"]);
+    let second = ollama_sim(&["--models", "b,c", "--model-ctx", "2048"]);
+    let fleet = fleet(&[&first.url, &second.url]);
+    let models = fleet.models().await.expect("models");
+    let names: Vec<_> = models.iter().map(|model| &*model.name).collect();
+    assert_eq!(names, ["a:7b", "b:latest", "c:latest"]);
+    assert!(models.iter().all(|model| model.size > 0 && !model.digest.is_empty()));
+    for model in ["a:7b", "b", "b:latest", "c"] {
+        assert_eq!(fleet.check(model).await, Ok(()), "{model}");
+        assert_eq!(fleet.num_ctx(model).await, Some(2048), "{model}");
+    }
+    assert_eq!(fleet.acquire("c").await.expect("a slot").model().name, "c:latest");
+    let OllamaError::ModelNotFound { model, available } =
+        fleet.check("a").await.expect_err("no such model")
+    else {
+        panic!("another error");
+    };
+    assert_eq!(
+        (&*model, available),
+        ("a", vec!["a:7b".into(), "b:latest".into(), "c:latest".into()])
+    );
+    assert_eq!(fleet.num_ctx("a").await, None);
+}
+
+#[tokio::test]
+async fn a_model_pulled_since_is_found_and_one_deleted_since_is_missed() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    assert_eq!(fleet.check(MODEL).await, Ok(()));
+    assert_eq!(fleet.check("new").await.expect_err("not yet").code(), "model_not_found");
+    let body = json!({"source": MODEL, "destination": "new"});
+    let copied = http().post(format!("{}/api/copy", sim.url)).json(&body).send().await;
+    assert!(copied.is_ok_and(|reply| reply.status().is_success()));
+    assert_eq!(fleet.check("new").await, Ok(()));
+    let slot = fleet.acquire("new").await.expect("a slot");
+    let body = json!({"model": "new"});
+    let deleted = http().delete(format!("{}/api/delete", sim.url)).json(&body).send().await;
+    assert!(deleted.is_ok_and(|reply| reply.status().is_success()));
+    let request = ChatRequest { model: "new".to_owned(), ..request("hi") };
+    assert_eq!(slot.chat(&request).await.expect_err("deleted").code(), "model_not_found");
+    assert_eq!(fleet.check("new").await.expect_err("deleted").code(), "model_not_found");
+}
+
+#[tokio::test]
+async fn slots_are_spread_and_bounded_and_the_next_caller_waits_for_one() {
+    let (first, second) = (ollama_sim(&[]), ollama_sim(&[]));
+    let fleet = fleet(&[&first.url, &second.url]);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(fleet.acquire(MODEL).await.expect("a slot"));
+    }
+    let hosts: Vec<_> = held.iter().map(jarvis::ollama::Slot::host_id).collect();
+    assert_ne!(hosts[0], hosts[1]);
+    assert_ne!(hosts[2], hosts[3]);
+    let hurried = fleet.clone().with_slot_wait(SHORT);
+    let busy = hurried.acquire(MODEL).await.expect_err("all are in use");
+    assert_eq!(busy.code(), "upstream_busy");
+    assert!(busy.retry_after().is_some_and(|after| after >= Duration::from_secs(1)));
+    let waiting = tokio::spawn({
+        let fleet = fleet.clone();
+        async move { fleet.acquire(MODEL).await }
+    });
+    let freed = held.swap_remove(1).host_id();
+    let slot = waiting.await.expect("no panic").expect("the slot that came free");
+    assert_eq!(slot.host_id(), freed);
+    drop((held, slot));
+    let other = fleet.acquire_excluding(MODEL, &[hosts[0]]).await.expect("a slot");
+    assert_ne!(other.host_id(), hosts[0]);
+    let both = [hosts[0], hosts[1]];
+    let none = fleet.acquire_excluding(MODEL, &both).await.expect_err("none is left");
+    assert_eq!(none, OllamaError::NoHost);
+}
+
+#[tokio::test]
+async fn dropped_waiting_costs_no_slot() {
+    let sim = ollama_sim(&[]);
+    let fleet = Fleet::new(FleetConfig { slots: 1, ..config(&[&sim.url]) }).expect("a fleet");
+    let held = fleet.acquire(MODEL).await.expect("a slot");
+    for _ in 0..20 {
+        let waiting = fleet.acquire(MODEL);
+        assert!(tokio::time::timeout(Duration::from_millis(2), waiting).await.is_err());
+    }
+    drop(held);
+    assert!(fleet.acquire(MODEL).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
+    let (mut first, mut second) = (ollama_sim(&[]), ollama_sim(&[]));
+    let fleet = fleet(&[&first.url, &second.url]);
+    assert_eq!(fleet.healthy().await, 2);
+    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    first.kill();
+    // What dies under a request is told as such; what follows avoids it.
+    let error = slot.chat(&request("hi")).await.expect_err("dead");
+    assert!(error.is_retryable(), "{error:?}");
+    drop(slot);
+    for _ in 0..5 {
+        let heard = ask(&fleet, &request("[[tokens=3]]")).await.expect("the other answers");
+        assert!(heard.end.is_ok());
+    }
+    assert_eq!(fleet.healthy().await, 1);
+    second.kill();
+    // The first to come may still meet the list of before, or a connection that just broke.
+    let error = ask(&fleet, &request("hi")).await.expect_err("dead");
+    assert!(error.is_retryable(), "{error:?}");
+    assert_eq!(fleet.models().await, Err(OllamaError::NoHost));
+    assert_eq!(fleet.check(MODEL).await, Err(OllamaError::NoHost));
+    assert_eq!(fleet.acquire(MODEL).await.map(drop), Err(OllamaError::NoHost));
+    assert_eq!(fleet.num_ctx(MODEL).await, None);
+    assert_eq!(fleet.healthy().await, 0);
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_delays_nobody_who_has_another() {
+    let sim = ollama_sim(&[]);
+    let hung = Host::start(|_| None).await;
+    let fleet = fleet(&[&hung.url, &sim.url]);
+    let begun = Instant::now();
+    for _ in 0..5 {
+        fleet.check(MODEL).await.expect("the other has it");
+        assert!(ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer").end.is_ok());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(fleet.healthy().await, 1);
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_is_used_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    let fleet = fleet(&[&format!("http://{address}")]);
+    assert_eq!(fleet.check("m").await, Err(OllamaError::NoHost));
+    let listener = TcpListener::bind(address).await.expect("the same port");
+    let _host = Host::on(listener, |path| Some(odd_reply(path, b"")));
+    let deadline = Instant::now() + LIMIT;
+    while fleet.check("m").await.is_err() {
+        assert!(Instant::now() < deadline, "not found again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(fleet.acquire("m").await.is_ok());
+}
+
+// What no Ollama should do
+
+#[tokio::test]
+async fn whatever_a_host_sends_instead_of_a_stream_is_one_clean_error() {
+    let long_line = [&b"{\"response\":\""[..], &vec![b'x'; 2 << 20]].concat();
+    let random: Vec<u8> =
+        (0..10_000_u32).map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
+    for (name, body, code) in [
+        ("nothing", &b""[..], "upstream_interrupted"),
+        ("a page", b"<html>http://secret.internal</html>", "upstream_interrupted"),
+        ("a page with lines", b"<html>\n<body>\n", "upstream_error"),
+        ("an array", b"[]\n", "upstream_error"),
+        ("half a character", b"{\"response\":\"\xe4\xb8\"}\n", "upstream_error"),
+        ("an error at once", b"{\"error\":\"secret.internal died\"}\n", "upstream_interrupted"),
+        ("an endless line", &long_line, "upstream_error"),
+        ("random bytes", &random, "upstream_error"),
+    ] {
+        let body = body.to_vec();
+        let host = Host::start(move |path| Some(odd_reply(path, &body))).await;
+        let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+        let error = match ask(&fleet(&[&host.url]), &request).await {
+            Ok(heard) => heard.end.expect_err(name),
+            Err(error) => error,
+        };
+        assert_eq!(error.code(), code, "{name}");
+        for secret in ["secret", "http", "127.0.0.1"] {
+            assert!(!error.to_string().contains(secret), "{name}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_last_line_without_a_line_break_is_an_end() {
+    let host = Host::start(|path| {
+        Some(odd_reply(path, b"{\"response\":\"a\"}\n{\"done\":true,\"done_reason\":\"stop\"}"))
+    })
+    .await;
+    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    let heard = ask(&fleet(&[&host.url]), &request).await.expect("an answer");
+    assert_eq!(heard.content, "a");
+    assert_eq!(heard.end.expect("an end").reason, DoneReason::Stop);
+}
+
+#[tokio::test]
+async fn no_conversation_follows_a_redirect() {
+    let elsewhere = Host::start(|path| Some(odd_reply(path, b""))).await;
+    let location = format!("Location: {}/api/chat\r\n", elsewhere.url);
+    let host = Host::start(move |path| {
+        Some(if path == "/api/chat" {
+            format!("HTTP/1.1 307 Temporary Redirect\r\n{location}Content-Length: 0\r\n\r\n").into()
+        } else {
+            odd_reply(path, b"")
+        })
+    })
+    .await;
+    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    let error = ask(&fleet(&[&host.url]), &request).await.expect_err("a redirect");
+    assert_eq!(error, OllamaError::Rejected { status: 307 });
+    assert_eq!(elsewhere.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_list_without_end_is_not_read() {
+    let host = Host::start(|_| {
+        let mut reply = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n".to_vec();
+        reply.resize(9 << 20, b' ');
+        Some(reply)
+    })
+    .await;
+    let begun = Instant::now();
+    assert_eq!(fleet(&[&host.url]).models().await, Err(OllamaError::NoHost));
+    // Refused for its size, not given up for its time.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_render_says_so_without_a_word_of_an_answer() {
+    let host = Host::start(|path| {
+        Some(odd_reply(path, b"{\"message\":{\"content\":\"one\"},\"done\":true}"))
+    })
+    .await;
+    let fleet = fleet(&[&host.url]);
+    let slot = fleet.acquire("m").await.expect("a slot");
+    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    assert_eq!(slot.render(&request).await, Ok(None));
+}
+
+#[tokio::test]
+async fn generations_one_after_another_share_a_connection() {
+    let host = Host::start(|path| Some(odd_reply(path, b"{\"done\":true}\n"))).await;
+    let fleet = fleet(&[&host.url]);
+    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    ask(&fleet, &request).await.expect("an answer").end.expect("an end");
+    let before = host.accepted();
+    for _ in 0..20 {
+        ask(&fleet, &request).await.expect("an answer").end.expect("an end");
+    }
+    assert_eq!(host.accepted(), before);
+}
+
+/// A reply for every path that a fleet asks before it chats, and `body` for what it chats.
+fn odd_reply(path: &str, body: &[u8]) -> Vec<u8> {
+    let body = match path {
+        "/api/tags" => b"{\"models\":[{\"name\":\"m:latest\"}]}",
+        "/api/ps" => &b"{\"models\":null}"[..],
+        "/api/version" => b"{\"version\":\"0\"}",
+        _ => body,
+    };
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// A host that answers a path with any bytes, or never.
+struct Host {
+    url: String,
+    accepted: Arc<AtomicUsize>,
+    accepting: JoinHandle<()>,
+}
+
+impl Host {
+    async fn start(reply: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a port"), reply)
+    }
+
+    fn on(
+        listener: TcpListener,
+        reply: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (counter, reply) = (Arc::clone(&accepted), Arc::new(reply));
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.expect("a connection");
+                counter.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(answer(socket, Arc::clone(&reply)));
+            }
+        });
+        Self { url, accepted, accepting }
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Answers the requests of one connection until the client has enough.
+async fn answer(mut socket: TcpStream, reply: Arc<impl Fn(&str) -> Option<Vec<u8>>>) {
+    let mut received = Vec::new();
+    loop {
+        let head = loop {
+            if let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            match socket.read_buf(&mut received).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        };
+        let text = String::from_utf8_lossy(&received[..head]).to_lowercase();
+        let length = text
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))
+            .map_or(0, |length| length.trim().parse().expect("a length"));
+        let path = text.split(' ').nth(1).expect("a path").to_owned();
+        while received.len() < head + length {
+            match socket.read_buf(&mut received).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        received.drain(..head + length);
+        match reply(&path) {
+            None => std::future::pending().await,
+            Some(bytes) => {
+                if socket.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
