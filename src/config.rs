@@ -172,14 +172,16 @@ impl RedisSettings {
 pub fn settings_table() -> String {
     let mut table = String::from("| flag | environment | default | |\n| --- | --- | --- | --- |\n");
     let command = Cli::command();
-    let arguments = command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    let arguments =
+        command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
     for argument in arguments {
         let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
             continue;
         };
-        let default = argument.get_default_values().first().map_or(String::new(), |value| {
-            format!("`{}`", value.to_string_lossy())
-        });
+        let default = argument
+            .get_default_values()
+            .first()
+            .map_or(String::new(), |value| format!("`{}`", value.to_string_lossy()));
         let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
         let _ = writeln!(
             table,
@@ -201,8 +203,13 @@ fn http_url(text: &str) -> Result<Url, String> {
 
 fn redis_url(text: &str) -> Result<String, String> {
     let schemes = [
-        "redis://", "rediss://", "redis-cluster://", "rediss-cluster://", "redis-sentinel://",
-        "rediss-sentinel://", "redis+unix://",
+        "redis://",
+        "rediss://",
+        "redis-cluster://",
+        "rediss-cluster://",
+        "redis-sentinel://",
+        "rediss-sentinel://",
+        "redis+unix://",
     ];
     let known = schemes.iter().any(|scheme| text.starts_with(scheme));
     if !known || fred::prelude::Config::from_url(text).is_err() {

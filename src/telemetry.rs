@@ -34,9 +34,9 @@ impl Telemetry {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
-        let traces = spans.as_ref().map(|provider| {
-            tracing_opentelemetry::layer().with_tracer(provider.tracer("jarvis"))
-        });
+        let traces = spans
+            .as_ref()
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("jarvis")));
         tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
         Ok(Self { spans })
     }

@@ -18,8 +18,7 @@ struct Fleet {
 async fn fleet(replicas: usize, sim: &[&str]) -> Fleet {
     let redis = RedisServer::start();
     let ollama = ollama_sim(sim);
-    let replicas: Vec<_> =
-        (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
+    let replicas: Vec<_> = (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
     for replica in &replicas {
         until_ok(replica, "/health/ready").await;
     }
@@ -39,15 +38,10 @@ async fn a_turn_over_rest_on_one_replica_streams_to_a_websocket_on_the_other() {
     assert_eq!(connection["session_id"], session.as_str());
     assert_eq!(connection["status"], "connected");
     assert_eq!(connection["resumed"], false);
-    let (reply, events) = tokio::join!(
-        chat(here, &session, "[[tokens=60]] tell me"),
-        socket.until("stream_end")
-    );
+    let (reply, events) =
+        tokio::join!(chat(here, &session, "[[tokens=60]] tell me"), socket.until("stream_end"));
     assert_eq!(reply.status, 200, "{}", reply.body);
-    assert_eq!(
-        kinds(&events),
-        ["message_received", "stream_start", "stream_chunk", "stream_end"]
-    );
+    assert_eq!(kinds(&events), ["message_received", "stream_start", "stream_chunk", "stream_end"]);
     let pieces = events.iter().filter(|event| event["done"] == false).count();
     assert!(pieces > 10, "piece by piece, not {pieces}");
     let whole = events.last().expect("an end");
@@ -257,10 +251,19 @@ async fn what_is_wrong_is_told_as_a_problem_with_a_stable_code() {
         (http().put(&url), 405, "method_not_allowed"),
         (json_body("{}").header("Origin", "http://evil.example"), 403, "origin_not_allowed"),
         (json_body("{}").header("Sec-Fetch-Site", "cross-site"), 403, "origin_not_allowed"),
-        (http().get(format!("{}/api/v1/chat/sessions/{}", replica.url, id())), 404, "session_not_found"),
+        (
+            http().get(format!("{}/api/v1/chat/sessions/{}", replica.url, id())),
+            404,
+            "session_not_found",
+        ),
     ] {
         let reply = send(request).await;
-        assert_eq!((reply.status, reply.body["code"].as_str()), (status, Some(code)), "{}", reply.body);
+        assert_eq!(
+            (reply.status, reply.body["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            reply.body
+        );
         assert_eq!(reply.headers["content-type"], "application/problem+json");
         assert!(reply.body["detail"].is_string() && reply.body["title"].is_string());
         assert_eq!(reply.body["status"], status);
@@ -275,8 +278,15 @@ async fn what_is_wrong_is_told_as_a_problem_with_a_stable_code() {
 async fn both_forms_of_each_path_answer_and_health_and_docs_are_there() {
     let fleet = fleet(1, &[]).await;
     for path in [
-        "/health", "/health/detailed", "/health/live", "/health/ready", "/api/v1/chat/models",
-        "/api/v1/chat/health", "/api/v1/models", "/openapi.json", "/metrics",
+        "/health",
+        "/health/detailed",
+        "/health/live",
+        "/health/ready",
+        "/api/v1/chat/models",
+        "/api/v1/chat/health",
+        "/api/v1/models",
+        "/openapi.json",
+        "/metrics",
     ] {
         for form in [path.to_owned(), format!("{path}/")] {
             let reply = get(&fleet.replicas[0], &form).await;
@@ -383,4 +393,62 @@ fn the_readme_has_the_table_of_settings_that_the_binary_prints() {
     let table = String::from_utf8(output.stdout).expect("text");
     let readme = std::fs::read_to_string("README.md").expect("README.md");
     assert!(readme.contains(table.trim()), "put this into README.md:\n{table}");
+}
+
+#[tokio::test]
+async fn a_killed_replica_is_replaced_without_a_lost_character() {
+    let mut fleet = fleet(3, &["--rate", "60"]).await;
+    let message = "[[tokens=300]] survive";
+    let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut watching, _) = Socket::open(&fleet.replicas[1], &path).await;
+    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    for _ in 0..30 {
+        events.push(watching.event().await);
+    }
+    fleet.replicas[0].kill();
+    let killed = std::time::Instant::now();
+    let next = watching.event().await;
+    println!("the answer went on {:?} after the kill", killed.elapsed());
+    events.push(next);
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(joined(&events), expected);
+    let end = events.last().expect("an end");
+    assert_eq!(end["full_response"], expected.as_str());
+    let history = get(&fleet.replicas[2], &format!("/api/v1/chat/sessions/{session}")).await.body;
+    assert_eq!(history["messages"][1]["content"], expected.as_str());
+    assert_eq!(history["messages"][1]["writers"], 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_continued_without_a_lost_or_doubled_character() {
+    let fleet = fleet(1, &["--rate", "300"]).await;
+    for fault in ["cut@20", "error@20", "end@20"] {
+        let message = format!("[[tokens=80 fault={fault}]] on and on");
+        let expected = ollama_sim::script_answer("tinyllama:latest", &message, None, 64);
+        let (mut socket, _) = Socket::open(&fleet.replicas[0], "/ws").await;
+        socket.say(&json!({"type": "chat", "message": message})).await;
+        let events = socket.until("stream_end").await;
+        assert_eq!(joined(&events), expected, "{fault}");
+        assert_eq!(events.last().expect("an end")["full_response"], expected.as_str());
+    }
+}
+
+#[tokio::test]
+async fn a_drained_replica_hands_its_turns_over_at_once() {
+    let fleet = fleet(2, &["--rate", "60"]).await;
+    let message = "[[tokens=300]] hand over";
+    let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut watching, _) = Socket::open(&fleet.replicas[1], &path).await;
+    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    fleet.replicas[0].signal("-TERM");
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(joined(&events), expected);
 }

@@ -561,6 +561,29 @@ async fn no_conversation_follows_a_redirect() {
 }
 
 #[tokio::test]
+async fn a_host_that_does_not_tell_what_it_has_loaded_is_used_all_the_same() {
+    let host = Host::start(|path| match path {
+        "/api/ps" => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
+        _ => Some(odd_reply(path, b"{\"done\":true}\n")),
+    })
+    .await;
+    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    let heard = ask(&fleet(&[&host.url]), &request).await.expect("an answer");
+    assert!(heard.end.is_ok());
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_ollama_counts_as_no_host() {
+    let page = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>";
+    let host = Host::start(|_| Some(page.to_vec())).await;
+    let fleet = fleet(&[&host.url]);
+    for _ in 0..2 {
+        assert_eq!(fleet.healthy().await, 0);
+        assert_eq!(fleet.models().await, Err(OllamaError::NoHost));
+    }
+}
+
+#[tokio::test]
 async fn a_list_without_end_is_not_read() {
     let host = Host::start(|_| {
         let mut reply = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n".to_vec();

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use axum::extract::ws::Utf8Bytes;
 use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, Cancelled, IdempotencyKey, Limits, NewTurn, Turn, Written, message,
 };
 use jarvis::session::window::Step;
-use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::{
     Control, Cursor, Feeds, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
     TurnSpec, Usage,
@@ -32,8 +32,7 @@ struct Replica {
 
 impl Replica {
     async fn on(url: &str) -> Self {
-        let options =
-            RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
+        let options = RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
@@ -239,7 +238,8 @@ async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     let session = SessionId::random();
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["hello"]).await;
-    let stranger = Turn { fence: jarvis::session::store::Fence(uuid::Uuid::new_v4()), ..turn.clone() };
+    let stranger =
+        Turn { fence: jarvis::session::store::Fence(uuid::Uuid::new_v4()), ..turn.clone() };
     assert_eq!(replica.store.append(&stranger, 5, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
     assert_eq!(replica.store.append(&turn, 0, "hello").await.unwrap(), Written::Ok);

@@ -62,10 +62,10 @@ impl Conversation {
         let sent = chosen.len() as u64;
         let empty =
             self.page.messages.iter().filter(|message| message.content.is_empty()).count() as u64;
-        let system = spec.system.as_ref().map(|content| ChatMessage {
-            role: ChatRole::System,
-            content: content.clone(),
-        });
+        let system = spec
+            .system
+            .as_ref()
+            .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
         let request = ChatRequest {
             model: spec.model.clone(),
             messages: system.into_iter().chain(chosen.into_iter().rev()).collect(),

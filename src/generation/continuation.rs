@@ -22,9 +22,12 @@ pub(super) struct Continued {
 
 /// What became of asking the model to go on.
 pub(super) enum Asked {
-    Goes(Continued),
+    Goes(Box<Continued>),
     /// The answer has used up its tokens: there is nothing to ask for.
-    Length { prompt_tokens: u64, answer_tokens: u64 },
+    Length {
+        prompt_tokens: u64,
+        answer_tokens: u64,
+    },
 }
 
 /// Opens a stream that goes on after `so_far`, or begins where nothing is there.
@@ -36,7 +39,8 @@ pub(super) async fn open(
     let anew = async |anew| {
         let stream = slot.chat(request).await?;
         let overlap = String::new();
-        Ok(Asked::Goes(Continued { stream, overlap, anew, tokens_before: 0, prompt_tokens: 0 }))
+        let continued = Continued { stream, overlap, anew, tokens_before: 0, prompt_tokens: 0 };
+        Ok(Asked::Goes(Box::new(continued)))
     };
     if so_far.is_empty() {
         return anew(false).await;
@@ -59,7 +63,8 @@ pub(super) async fn open(
     let request = with_limit(request, left);
     let stream = slot.continue_raw(&request, &prompt).await?;
     let overlap = so_far[kept.len()..].to_owned();
-    Ok(Asked::Goes(Continued { stream, overlap, anew: false, tokens_before, prompt_tokens }))
+    let continued = Continued { stream, overlap, anew: false, tokens_before, prompt_tokens };
+    Ok(Asked::Goes(Box::new(continued)))
 }
 
 /// Pieces are not tokens: only the host can count them.

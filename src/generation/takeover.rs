@@ -14,8 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::Generations;
 use super::turn::Stage;
 use crate::session::GenerationId;
-use crate::session::store::{BUCKETS, Claim, OpenTurn};
 use crate::session::StoreError;
+use crate::session::store::{BUCKETS, Claim, OpenTurn};
 
 /// Heartbeats in one lease.
 const BEATS_PER_LEASE: u32 = 6;
@@ -46,13 +46,10 @@ pub(super) async fn watch(generations: Generations) {
             _ = tick.tick() => {}
             () = generations.stop.cancelled() => return,
         }
-        let beats = match timeout(generations.lease, generations.store.beat()).await {
-            Ok(Ok(beats)) => beats,
-            Ok(Err(_)) | Err(_) => {
-                // Who cannot see must not suspect.
-                seen.clear();
-                continue;
-            }
+        let Ok(Ok(beats)) = timeout(generations.lease, generations.store.beat()).await else {
+            // Who cannot see must not suspect.
+            seen.clear();
+            continue;
         };
         if last_beat.elapsed() > generations.lease {
             seen.clear();
@@ -126,7 +123,8 @@ async fn take_over(
 
 async fn open_turns(generations: &Generations) -> Result<Vec<OpenTurn>, StoreError> {
     let reads = (0..BUCKETS).map(|bucket| generations.store.open_turns(bucket));
-    let read: Vec<_> = futures_util::stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect().await;
+    let read: Vec<_> =
+        futures_util::stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect().await;
     let lists = read.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(lists.into_iter().flatten().collect())
 }

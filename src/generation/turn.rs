@@ -20,7 +20,7 @@ use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Us
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the end of a turn is tried to be written before it is left to another replica.
-const FINISH_LIMIT: Duration = Duration::from_secs(600);
+const FINISH_LIMIT: Duration = Duration::from_mins(10);
 /// Attempts in a row that bring no text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
 /// Attempts in all.
@@ -92,7 +92,7 @@ async fn run_to_end(generations: &Generations, turn: &Turn, stage: Stage) -> Res
         Stage::Running { writers } => (writers, stored_answer(generations, turn).await),
     };
     let mut writer = Writer::start(generations.store.clone(), turn.clone(), stored);
-    let end = answer(generations, turn, &feed, &mut writer).await?;
+    let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
     finish(generations, turn, writer, writers, end).await
 }
 
@@ -193,8 +193,7 @@ async fn attempt(
 ) -> Result<(Ended, ContextReport), Stopped> {
     let opened = Instant::now();
     let so_far = writer.text().to_owned();
-    let opening = open(generations, turn, &so_far);
-    tokio::pin!(opening);
+    let mut opening = Box::pin(open(generations, turn, &so_far));
     let opened_stream = loop {
         tokio::select! {
             opened = &mut opening => break opened,
@@ -295,7 +294,9 @@ async fn open(
     let mut shortened = false;
     loop {
         let opened = match fleet.acquire(&turn.spec.model).await {
-            Ok(slot) => continuation::open(&slot, &request, so_far).await.map(|asked| (asked, slot)),
+            Ok(slot) => {
+                continuation::open(&slot, &request, so_far).await.map(|asked| (asked, slot))
+            }
             Err(error) => Err(error),
         };
         match opened {

@@ -161,7 +161,7 @@ impl Redis {
             Err(error) if *error.kind() == ErrorKind::Timeout => {
                 metrics::counter!("jarvis_redis_errors_total", "kind" => "timeout").increment(1);
                 let timeouts = self.timeouts_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if timeouts % TIMEOUTS_BEFORE_RECONNECT == 0 {
+                if timeouts.is_multiple_of(TIMEOUTS_BEFORE_RECONNECT) {
                     let client = self.client.clone();
                     tokio::spawn(async move {
                         let _ = client.force_reconnection().await;
@@ -223,9 +223,18 @@ fn is_unavailable(error: &Error) -> bool {
             | ErrorKind::Routing
             | ErrorKind::Auth
             | ErrorKind::Tls
-    ) || ["LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "TRYAGAIN", "MISCONF", "BUSY"]
-        .iter()
-        .any(|word| error.details().starts_with(word))
+    ) || [
+        "LOADING",
+        "READONLY",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "NOREPLICAS",
+        "TRYAGAIN",
+        "MISCONF",
+        "BUSY",
+    ]
+    .iter()
+    .any(|word| error.details().starts_with(word))
 }
 
 pub(super) fn classify(error: Error) -> RedisError {
@@ -253,7 +262,11 @@ fn report_errors(client: &Client) {
             if last.is_none_or(|at| at.elapsed() >= quiet) {
                 last = Some(tokio::time::Instant::now());
                 let server = server.map(|server| server.to_string());
-                tracing::warn!(server, error = error.details(), "Redis is not reachable; still trying");
+                tracing::warn!(
+                    server,
+                    error = error.details(),
+                    "Redis is not reachable; still trying"
+                );
             }
         }
     });

@@ -81,7 +81,7 @@ impl Migration {
             .find_map(|line| line.split_once(OLDEST))
             .map_or_else(|| "0.0.0".to_owned(), |(_, version)| version.trim().to_owned());
         let digest = Sha256::digest(self.code.as_bytes());
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         Applied { name: self.name.to_owned(), sha256, oldest }
     }
 }

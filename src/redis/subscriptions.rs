@@ -24,6 +24,8 @@ pub trait Listener: Send + Sync + 'static {
 
 /// SSUBSCRIBE is not pipelined by fred: several clients share the channels.
 const CLIENTS: usize = 4;
+/// Changes that may wait for one client: more than a replica has sockets.
+const CHANGES: usize = 32_768;
 const RECONCILE_CLUSTER: Duration = Duration::from_secs(2);
 
 /// The channels that this replica follows.
@@ -35,7 +37,7 @@ pub struct Subscriptions {
 
 struct Shard {
     wanted: Arc<Mutex<HashSet<String>>>,
-    changes: mpsc::UnboundedSender<Change>,
+    changes: mpsc::Sender<Change>,
 }
 
 enum Change {
@@ -54,7 +56,7 @@ impl Subscriptions {
             let client = builder(options)?
                 .build()
                 .map_err(|error| RedisError::Url(error.details().to_owned()))?;
-            shards.push(Shard::start(client, Arc::clone(listener)));
+            shards.push(Shard::start(&client, listener));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -70,7 +72,7 @@ impl Subscriptions {
         lock(&shard.wanted).insert(channel.to_owned());
         let (done, subscribed) = oneshot::channel();
         let change = Change::Subscribe(channel.to_owned(), done);
-        if shard.changes.send(change).is_err() {
+        if shard.changes.send(change).await.is_err() {
             return Err(closing());
         }
         subscribed.await.unwrap_or_else(|_| Err(closing()))
@@ -80,7 +82,8 @@ impl Subscriptions {
     pub fn unsubscribe(&self, channel: &str) {
         let shard = self.shard(channel);
         lock(&shard.wanted).remove(channel);
-        let _ = shard.changes.send(Change::Unsubscribe(channel.to_owned()));
+        // Where there is no room it stays subscribed, and what it brings is ignored.
+        let _ = shard.changes.try_send(Change::Unsubscribe(channel.to_owned()));
     }
 
     fn shard(&self, channel: &str) -> &Shard {
@@ -89,10 +92,11 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(client: Client, listener: Arc<dyn Listener>) -> Self {
+    fn start(client: &Client, listener: &Arc<dyn Listener>) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
-        let (changes, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(listen(client.clone(), Arc::clone(&listener)));
+        let (changes, inbox) = mpsc::channel(CHANGES);
+        tokio::spawn(listen(client.clone(), Arc::clone(listener)));
+        let listener = Arc::clone(listener);
         tokio::spawn(keep_subscribed(client.clone(), Arc::clone(&wanted), inbox, listener));
         client.connect();
         Self { wanted, changes }
@@ -122,7 +126,7 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) {
 async fn keep_subscribed(
     client: Client,
     wanted: Arc<Mutex<HashSet<String>>>,
-    mut changes: mpsc::UnboundedReceiver<Change>,
+    mut changes: mpsc::Receiver<Change>,
     listener: Arc<dyn Listener>,
 ) {
     let mut reconnections = client.reconnect_rx();

@@ -260,9 +260,11 @@ impl Feed {
 
     /// Whether this generation has ended, as far as this feed has seen.
     pub fn has_ended(&self, generation: GenerationId) -> bool {
-        self.state().window.events().rev().any(|event| {
-            event.generation == Some(generation) && event.control.is_terminal()
-        })
+        self.state()
+            .window
+            .events()
+            .rev()
+            .any(|event| event.generation == Some(generation) && event.control.is_terminal())
     }
 
     /// Whether the writer has told that its request to the model's host is closed.
@@ -473,10 +475,8 @@ impl Reader {
         let from = From::Cursor(self.cursor, 0);
         match self.store.read(&self.feed.owner, self.feed.session, from).await? {
             Read::Window { window, .. } => {
-                self.lost = matches!(
-                    window.next(&self.cursor, PIECE_BYTES),
-                    Step::Behind | Step::Unknown
-                );
+                self.lost =
+                    matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
                 self.catching_up = Some(window);
             }
             Read::Absent => self.lost = self.cursor != Cursor::START,

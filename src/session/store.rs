@@ -454,7 +454,11 @@ impl Store {
             finish_reason: Some(FinishReason::Cancelled),
             ..message(Role::Assistant, Utc::now())
         })
-        .replacen('{', r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#, 1);
+        .replacen(
+            '{',
+            r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#,
+            1,
+        );
         let args = vec![
             owner.key().into(),
             generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
@@ -876,11 +880,7 @@ fn described(session: SessionId, reply: &[String]) -> Result<Described, StoreErr
         updated_at: field(reply, 4)?,
         message_count: field(reply, 5)?,
     };
-    Ok(Described {
-        info,
-        running: optional(reply, 6)?,
-        upstream_closed: optional(reply, 7)?,
-    })
+    Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
 }
 
 fn stored_message(entry: &str) -> Result<Message, StoreError> {

@@ -146,12 +146,9 @@ impl Window {
         let (events, tag) = self.base;
         match self.running.and_then(|id| self.answer(id)) {
             // The running answer began before the window.
-            Some(answer) if !self.began_here(answer.generation) => Cursor {
-                events,
-                tag,
-                generation: Some(answer.generation),
-                offset: answer.base,
-            },
+            Some(answer) if !self.began_here(answer.generation) => {
+                Cursor { events, tag, generation: Some(answer.generation), offset: answer.base }
+            }
             _ => Cursor { events, tag, generation: None, offset: 0 },
         }
     }
@@ -199,12 +196,7 @@ impl Window {
         }
     }
 
-    fn piece_before(
-        &self,
-        index: usize,
-        cursor: &Cursor,
-        max_piece: usize,
-    ) -> Step<'_> {
+    fn piece_before(&self, index: usize, cursor: &Cursor, max_piece: usize) -> Step<'_> {
         let Some(generation) = cursor.generation else { return Step::UpToDate };
         let held = self.answer(generation);
         let until = match self.events.get(index) {
