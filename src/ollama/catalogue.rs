@@ -115,9 +115,10 @@ impl Catalogue {
 
     async fn fetch(&self) -> Answer {
         let (models, loaded) = tokio::join!(self.host.models(), self.host.loaded());
-        // What is loaded only helps to choose.
-        let loaded = loaded.unwrap_or_default();
-        models.ok().map(|models| Arc::new(Listing { models, loaded }))
+        let models = models.ok()?;
+        // What is loaded only helps to choose: a host that does not tell it is well all the same.
+        self.host.health.well();
+        Some(Arc::new(Listing { models, loaded: loaded.unwrap_or_default() }))
     }
 
     /// What the host knows of a model; asked once for each digest.

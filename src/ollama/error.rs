@@ -6,7 +6,6 @@ use std::time::Duration;
 ///
 /// No text here holds a host's name, its URL or its own words: those go to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum OllamaError {
     /// The fleet cannot be built from these settings.
     #[error("{0}")]

@@ -148,6 +148,7 @@ impl Host {
         let deadline = Instant::now() + self.limits.first_token;
         let request = self.post(path)?.json(body);
         let response = self.send(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
+        self.health.well();
         Ok(TokenStream::new(Arc::clone(self), response, deadline))
     }
 
@@ -174,11 +175,12 @@ impl Host {
     ) -> Result<T, OllamaError> {
         let response = self.send(request, model, deadline, late.clone()).await?;
         let body = self.read(response, REPLY_LIMIT, deadline, late).await?;
-        serde_json::from_slice(&body).map_err(|error| {
+        let reply = serde_json::from_slice(&body).map_err(|error| {
             tracing::warn!(host = %self.name, %error, "a model host's reply is not Ollama's");
-            self.health.failed();
             OllamaError::Malformed
-        })
+        })?;
+        self.health.well();
+        Ok(reply)
     }
 
     async fn send(
@@ -195,7 +197,6 @@ impl Host {
         };
         let status = response.status();
         if status.is_success() {
-            self.health.well();
             return Ok(response);
         }
         // The status says enough where its text does not come.

@@ -104,14 +104,14 @@ impl Slot {
 
     /// Answers a conversation.
     ///
-    /// Resolves with the first piece, at the latest at the limit for it.
+    /// Resolves when the host begins to answer, at the latest at the limit for the first token.
     ///
     /// # Errors
     /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
     pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
         let think = self.thinks(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.client.stream("api/chat", &request.model, &body).await
+        self.learned(self.client.stream("api/chat", &request.model, &body).await).await
     }
 
     /// The prompt as the model would see it; none where the host does not know how to tell.
@@ -124,7 +124,8 @@ impl Slot {
         let think = self.thinks(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
-        Ok(self.client.object("api/chat", &request.model, &body).await?.into_rendered())
+        let reply = self.client.object("api/chat", &request.model, &body).await;
+        Ok(self.learned(reply).await?.into_rendered())
     }
 
     /// Goes on after `prompt`, which is a rendered prompt followed by the answer so far. Messages
@@ -145,7 +146,18 @@ impl Slot {
             raw: true,
             always: Always::new(&self.client.keep_alive, false),
         };
-        self.client.stream("api/generate", &request.model, &body).await
+        self.learned(self.client.stream("api/generate", &request.model, &body).await).await
+    }
+
+    /// A model that is missing here was deleted since the host was asked: it is asked again.
+    async fn learned<T>(&self, result: Result<T, OllamaError>) -> Result<T, OllamaError> {
+        let Err(OllamaError::ModelNotFound { model, .. }) = result else {
+            return result;
+        };
+        let listing = self.member.catalogue.ask().await;
+        let available = listing.iter().flat_map(|listing| &listing.models);
+        let available = available.map(|model| model.name.clone()).collect();
+        Err(OllamaError::ModelNotFound { model, available })
     }
 
     fn chat_body<'a>(
