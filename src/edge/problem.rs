@@ -1,0 +1,348 @@
+//! Errors as RFC 9457 tells them, and the extractors whose refusals are such errors.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::input::FieldError;
+use crate::generation::SubmitError;
+use crate::session::model::Failure;
+use crate::session::{SessionId, StoreError};
+
+/// How long a request's body may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
+/// How long the store may take before a client is told to come back.
+const STORE_LIMIT: Duration = Duration::from_millis(2500);
+
+/// What went wrong, as a client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// Stable, `snake_case`.
+    pub code: Cow<'static, str>,
+    /// For people.
+    pub detail: String,
+    /// The fields that are not as they should be.
+    pub errors: Vec<FieldError>,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// Seconds to wait first.
+    pub retry_after: Option<u64>,
+}
+
+/// An error as it is sent: `application/problem+json`.
+#[derive(Serialize, ToSchema)]
+pub struct ProblemDetails<'a> {
+    /// Always `about:blank`: what tells errors apart is `code`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The status in words.
+    title: &'a str,
+    /// The HTTP status.
+    status: u16,
+    /// For people.
+    detail: &'a str,
+    /// Stable, `snake_case`.
+    code: &'a str,
+    /// The fields that are not as they should be.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+impl Problem {
+    /// An error that stays one however often it is tried.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code: Cow::Borrowed(code),
+            detail: detail.into(),
+            errors: Vec::new(),
+            retryable: false,
+            retry_after: None,
+        }
+    }
+
+    /// Worth another try, after so many seconds.
+    #[must_use]
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retryable: true, retry_after: Some(seconds), ..self }
+    }
+
+    /// A 503.
+    pub fn unavailable(code: &'static str, detail: &str, retry_after: u64) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(retry_after)
+    }
+
+    /// Redis does not answer.
+    pub fn store_unavailable() -> Self {
+        Self::unavailable("store_unavailable", "the session store cannot be reached", 2)
+    }
+
+    /// No such generation, or nothing is kept of it.
+    pub fn generation_not_found() -> Self {
+        let detail = "there is no such generation in this session, or its answer is not kept";
+        Self::new(StatusCode::NOT_FOUND, "generation_not_found", detail)
+    }
+
+    /// There is nothing at the path.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    }
+
+    /// Something that should not happen happened.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
+    }
+
+    fn invalid_json(detail: String) -> Self {
+        let error = FieldError { loc: vec!["body".to_owned()], msg: detail, kind: "json_invalid" };
+        Self { code: Cow::Borrowed("json_invalid"), ..Self::from(vec![error]) }
+    }
+}
+
+impl From<Vec<FieldError>> for Problem {
+    fn from(errors: Vec<FieldError>) -> Self {
+        let detail: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self { errors, ..Self::new(status, "validation_failed", detail.join("; ")) }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let detail = error.to_string();
+        match error {
+            StoreError::Absent => Self::new(StatusCode::NOT_FOUND, "session_not_found", detail),
+            StoreError::Busy => Self {
+                retryable: true,
+                ..Self::new(StatusCode::CONFLICT, "session_busy", detail)
+            },
+            StoreError::Full => Self::new(StatusCode::CONFLICT, "session_full", detail),
+            StoreError::KeyReused => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self::new(status, "idempotency_key_reused", detail)
+            }
+            StoreError::Redis(error) => {
+                tracing::warn!(%error, "the store failed");
+                Self::store_unavailable()
+            }
+        }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SubmitError::Store(error) => error.into(),
+            SubmitError::ModelNotFound { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
+            }
+            SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
+            SubmitError::Draining => Self::unavailable("draining", &detail, 1),
+            SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
+        }
+        .with_wait()
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let problem = Self {
+            code: Cow::Owned(failure.code),
+            retryable: failure.retryable,
+            retry_after: failure.retry_after,
+            ..Self::new(StatusCode::BAD_GATEWAY, "", failure.message)
+        };
+        Self { status: upstream_status(&problem.code), ..problem }.with_wait()
+    }
+}
+
+impl Problem {
+    /// A 503 always says when to come back.
+    fn with_wait(self) -> Self {
+        match (self.status, self.retry_after) {
+            (StatusCode::SERVICE_UNAVAILABLE, None) => self.retry_after(5),
+            _ => self,
+        }
+    }
+}
+
+fn upstream_status(code: &str) -> StatusCode {
+    match code {
+        "model_not_found" => StatusCode::NOT_FOUND,
+        "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
+        "no_model_host" | "upstream_busy" => StatusCode::SERVICE_UNAVAILABLE,
+        "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = ProblemDetails {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: &self.code,
+            errors: &self.errors,
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        let kind = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, kind);
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+/// What the store says, if it says it in time.
+pub async fn in_time<T, E: Into<Problem>>(
+    reply: impl Future<Output = Result<T, E>>,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(STORE_LIMIT, reply).await {
+        Ok(reply) => reply.map_err(Into::into),
+        Err(_) => Err(Problem::store_unavailable()),
+    }
+}
+
+/// Marks a response to a request that met no route, whose path is therefore no metric's label.
+#[derive(Clone, Copy)]
+pub struct NoRoute;
+
+/// Answers for paths that there are not.
+pub async fn not_found() -> Response {
+    let mut response = Problem::not_found().into_response();
+    response.extensions_mut().insert(NoRoute);
+    response
+}
+
+/// Answers for methods that a path does not have.
+pub async fn wrong_method() -> Problem {
+    let detail = "this path does not have this method";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+}
+
+/// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
+pub struct JsonBody(pub Map<String, Value>);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let body = tokio::time::timeout(BODY_LIMIT, Bytes::from_request(request, state))
+            .await
+            .map_err(|_| {
+                let detail = "the body did not arrive in time";
+                Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+            })?
+            .map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "body_too_large",
+                    "the body is too large",
+                ),
+                _ => Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off"),
+            })?;
+        if body.is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(_) => {
+                let error = FieldError {
+                    loc: vec!["body".to_owned()],
+                    msg: "must be an object".to_owned(),
+                    kind: "dict_type",
+                };
+                Err(vec![error].into())
+            }
+            Err(error) => Err(Problem::invalid_json(not_json(&error))),
+        }
+    }
+}
+
+/// Where a text stops being JSON.
+pub fn not_json(error: &serde_json::Error) -> String {
+    format!("not valid JSON, at line {} column {}", error.line(), error.column())
+}
+
+/// The query's fields; of one that is given twice, the last.
+pub struct QueryFields(pub Map<String, Value>);
+
+impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(fields): Query<HashMap<String, String>> =
+            Query::from_request_parts(parts, state).await.map_err(|_| {
+                let error = FieldError {
+                    loc: vec!["query".to_owned()],
+                    msg: "cannot be read".to_owned(),
+                    kind: "query_parsing",
+                };
+                Problem::from(vec![error])
+            })?;
+        Ok(Self(fields.into_iter().map(|(name, value)| (name, Value::String(value))).collect()))
+    }
+}
+
+/// The session that the path names.
+pub struct SessionPath(pub SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await.ok();
+        let session: Option<SessionId> = id.and_then(|Path(id)| id.parse().ok());
+        let session = session.ok_or_else(|| {
+            let error = FieldError::new("path", "session_id", "uuid_parsing", "must be a UUID");
+            Problem::from(vec![error])
+        })?;
+        tracing::Span::current().record("session", session.redacted());
+        Ok(Self(session))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_problem_says_what_and_when_to_come_back() {
+        let response = Problem::store_unavailable().into_response();
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(response.headers()["retry-after"], "2");
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.expect("a body");
+        insta::assert_snapshot!(
+            String::from_utf8_lossy(&body),
+            @r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the session store cannot be reached","code":"store_unavailable"}"#
+        );
+    }
+
+    #[test]
+    fn a_failure_without_a_wait_gets_one_where_the_status_asks_for_it() {
+        let failure = Failure {
+            code: "no_model_host".to_owned(),
+            message: "no model host can be reached".to_owned(),
+            retryable: true,
+            retry_after: None,
+        };
+        assert_eq!(Problem::from(failure).retry_after, Some(5));
+    }
+}

@@ -1,0 +1,630 @@
+//! WebSockets: one task each, that never waits for a submission while it could answer a ping.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message as Packet, Utf8Bytes, WebSocket, close_code};
+use axum::http::StatusCode;
+use axum::response::Response;
+use chrono::Utc;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tracing::Instrument;
+
+use super::Shared;
+use super::guard::Caller;
+use super::input::{ChatRequest, Fields, hex_digest};
+use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
+use super::sessions::already_ended;
+use super::snapshot::{self, Snapshot};
+use super::turns::{self, Past};
+use super::wire::{self, ClientMessage, Place, ServerEvent};
+use crate::generation::{CancelOutcome, Submitted};
+use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
+use crate::session::model::rfc3339;
+use crate::session::store::Page;
+use crate::session::{Control, Cursor, GenerationId, Owner, SessionId, Store, StoreError};
+
+/// It grows for larger messages, and stays: most are small.
+const READ_BUFFER: usize = 1 << 10;
+/// A frame larger than this is refused: it has to hold the largest event.
+const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
+/// How long a client that was pinged may be silent.
+const PONG_LIMIT: Duration = Duration::from_secs(8);
+/// How long a client may take to read one event.
+const SEND_LIMIT: Duration = Duration::from_secs(60);
+/// How long a client may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// Time for a close to arrive ahead of the reset that unread input causes.
+const RESET_DELAY: Duration = Duration::from_millis(250);
+/// Requests that wait while one is under way.
+const QUEUE: usize = 16;
+/// More bad messages than so many in so long, and the socket is closed.
+const BAD_MESSAGES: u32 = 20;
+const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
+/// Seconds over which the clients of a draining replica are spread.
+const RECONNECT_SECONDS: f64 = 5.0;
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Opens a WebSocket.
+#[utoipa::path(
+    get, path = "/ws", tag = "chat",
+    params(
+        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without"),
+        ("cursor" = Option<String>, Query, description = "Resumes after this event"),
+    ),
+    responses(
+        (status = 101, description = "JSON text frames follow"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn upgrade(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    QueryFields(query): QueryFields,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade.map_err(|_| {
+        let detail = "this path speaks WebSocket";
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail)
+    })?;
+    let mut fields = Fields::new("query", &query);
+    let session = fields.uuid("session_id").map(SessionId);
+    let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
+    fields.finish(())?;
+    shared.admit()?;
+    let resumed = given.is_some();
+    let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
+    let session = session.unwrap_or_else(SessionId::random);
+    tracing::Span::current().record("session", session.redacted());
+    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    // What is none of our cursors gets a snapshot, as one that is no longer kept.
+    let recovered = reader.is_recovered() && resumed == cursor.is_some();
+    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let hello = wire::connection(session, Some(place), resumed, recovered, None);
+    let largest = shared.settings.max_frame_bytes;
+    let tracker = shared.sockets.clone();
+    let span = tracing::Span::current();
+    Ok(upgrade
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_BUFFER)
+        .max_message_size(largest)
+        .max_frame_size(largest)
+        .on_upgrade(move |socket| {
+            let connection = Connection::new(shared, owner, session, socket, reader);
+            tracker.track_future(connection.run(hello, recovered).instrument(span))
+        }))
+}
+
+/// Why a socket ends.
+enum End {
+    /// With this code and reason.
+    Close(u16, Utf8Bytes),
+    /// Too much came at once: what is unread stays so.
+    TooBig,
+    /// There is nobody to tell.
+    Gone,
+}
+
+/// What is under way for this socket.
+struct UnderWay {
+    kind: Kind,
+    outcome: BoxFuture<'static, Outcome>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A turn whose answer is wanted in one piece.
+    WholeTurn,
+    Cancel,
+    Other,
+}
+
+/// What became of it.
+enum Outcome {
+    Submitted { submitted: Submitted, request: Box<ChatRequest>, past: Past },
+    Cancelled(CancelOutcome),
+    Reply(Utf8Bytes),
+    /// What comes of it comes to all sockets of the session.
+    Nothing,
+    /// There was no history to clear.
+    NothingToClear,
+}
+
+struct Connection {
+    shared: Shared,
+    owner: Owner,
+    session: SessionId,
+    socket: WebSocket,
+    reader: Reader,
+    under_way: Option<UnderWay>,
+    queue: VecDeque<ClientMessage>,
+    /// A frame that cannot be sent before what is under way has ended.
+    held: Option<Box<Frame>>,
+    /// Generations whose answers this socket wants in one piece.
+    whole: Vec<GenerationId>,
+    /// The generation that this socket sees as a stream now.
+    streaming: Option<GenerationId>,
+    /// What this socket cancelled, and whether the model's host was told.
+    cancelled: Option<(GenerationId, bool)>,
+    recovering: Option<BoxFuture<'static, Snapshot>>,
+    bad: u32,
+    bad_since: Instant,
+    /// The next ping, or the end of the wait for a sign of life.
+    heartbeat: Pin<Box<Sleep>>,
+    pinged: bool,
+}
+
+impl Connection {
+    fn new(
+        shared: Shared,
+        owner: Owner,
+        session: SessionId,
+        socket: WebSocket,
+        reader: Reader,
+    ) -> Self {
+        metrics::gauge!("jarvis_websockets").increment(1.0);
+        let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
+        Self {
+            shared,
+            owner,
+            session,
+            socket,
+            reader,
+            under_way: None,
+            queue: VecDeque::new(),
+            held: None,
+            whole: Vec::new(),
+            streaming: None,
+            cancelled: None,
+            recovering: None,
+            bad: 0,
+            bad_since: Instant::now(),
+            heartbeat,
+            pinged: false,
+        }
+    }
+
+    async fn run(mut self, hello: Utf8Bytes, recovered: bool) {
+        let end = match self.send(hello).await {
+            Ok(()) => {
+                if !recovered {
+                    self.recover();
+                }
+                self.serve().await
+            }
+            Err(end) => end,
+        };
+        match end {
+            End::Close(code, reason) => self.close(code, reason, CLOSE_LIMIT).await,
+            End::TooBig => {
+                self.close(close_code::SIZE, "message too big".into(), Duration::ZERO).await;
+                sleep(RESET_DELAY).await;
+            }
+            End::Gone => {}
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            let step = tokio::select! {
+                () = self.shared.drain.cancelled() => Err(draining()),
+                packet = self.socket.recv() => match packet {
+                    Some(Ok(packet)) => self.receive(packet).await,
+                    Some(Err(error)) => Err(broken(&error)),
+                    None => Err(End::Gone),
+                },
+                outcome = outcome(&mut self.under_way) => self.conclude(outcome).await,
+                snapshot = recovered(&mut self.recovering) => self.go_on(snapshot).await,
+                delivered = self.reader.next(),
+                    if self.held.is_none() && self.recovering.is_none() => match delivered {
+                    Delivered::Frame(frame) => self.deliver(frame).await,
+                    Delivered::Lost => {
+                        self.recover();
+                        Ok(())
+                    }
+                },
+                () = &mut self.heartbeat => self.beat().await,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn send(&mut self, json: Utf8Bytes) -> Result<(), End> {
+        self.send_packet(Packet::Text(json)).await
+    }
+
+    async fn send_packet(&mut self, packet: Packet) -> Result<(), End> {
+        match timeout(SEND_LIMIT, self.socket.send(packet)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone),
+            Err(_) => {
+                tracing::info!("a client does not read, and is let go");
+                Err(End::Gone)
+            }
+        }
+    }
+
+    async fn close(&mut self, code: u16, reason: Utf8Bytes, wait: Duration) {
+        let frame = Packet::Close(Some(CloseFrame { code, reason }));
+        if !matches!(timeout(CLOSE_LIMIT, self.socket.send(frame)).await, Ok(Ok(()))) {
+            return;
+        }
+        let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
+        let _ = timeout(wait, closed).await;
+    }
+
+    async fn beat(&mut self) -> Result<(), End> {
+        if self.pinged {
+            tracing::debug!("a client gives no sign of life");
+            return Err(End::Gone);
+        }
+        self.pinged = true;
+        self.heartbeat.as_mut().reset(Instant::now() + PONG_LIMIT);
+        self.send_packet(Packet::Ping(bytes::Bytes::new())).await
+    }
+
+    async fn receive(&mut self, packet: Packet) -> Result<(), End> {
+        if self.pinged {
+            self.pinged = false;
+            let next = Instant::now() + self.shared.settings.heartbeat;
+            self.heartbeat.as_mut().reset(next);
+        }
+        match packet {
+            Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
+                Ok(message) => self.hear(message).await,
+                Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
+            },
+            Packet::Binary(_) => {
+                let detail = "binary messages are not understood; send text";
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                self.refuse(&Problem::new(status, "binary_message", detail), None).await
+            }
+            Packet::Ping(_) | Packet::Pong(_) => Ok(()),
+            Packet::Close(_) => Err(End::Gone),
+        }
+    }
+
+    async fn refuse(&mut self, problem: &Problem, message_id: Option<&str>) -> Result<(), End> {
+        count("bad");
+        if self.bad_since.elapsed() > BAD_MESSAGES_IN {
+            self.bad = 0;
+        }
+        if self.bad == 0 {
+            self.bad_since = Instant::now();
+        }
+        self.bad += 1;
+        if self.bad > BAD_MESSAGES {
+            return Err(End::Close(close_code::POLICY, "too many bad messages".into()));
+        }
+        self.send(wire::error(problem, message_id)).await
+    }
+
+    async fn hear(&mut self, message: ClientMessage) -> Result<(), End> {
+        count(message.kind());
+        if message == ClientMessage::Ping {
+            return self.send(wire::pong()).await;
+        }
+        if self.queue.len() >= QUEUE {
+            let detail = "too many requests wait on this connection";
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
+            return self.send(wire::error(&problem, message_id(&message))).await;
+        }
+        self.queue.push_back(message);
+        self.begin_next();
+        Ok(())
+    }
+
+    /// One request at a time, so that they take effect in the order in which they came.
+    fn begin_next(&mut self) {
+        if self.under_way.is_some() {
+            return;
+        }
+        let Some(message) = self.queue.pop_front() else { return };
+        let kind = match &message {
+            ClientMessage::Chat(request) if request.stream == Some(false) => Kind::WholeTurn,
+            ClientMessage::Cancel { .. } => Kind::Cancel,
+            _ => Kind::Other,
+        };
+        let outcome = attend(self.shared.clone(), self.owner.clone(), self.session, message);
+        self.under_way = Some(UnderWay { kind, outcome: Box::pin(outcome) });
+    }
+
+    async fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
+        self.under_way = None;
+        match outcome {
+            Outcome::Submitted { submitted, request, past } => {
+                self.accepted(submitted, &request, past).await?;
+            }
+            Outcome::Cancelled(CancelOutcome::Cancelled { generation, upstream_closed }) => {
+                self.cancelled = Some((generation, upstream_closed));
+            }
+            Outcome::Cancelled(CancelOutcome::AlreadyEnded) => {
+                self.send(wire::error(&already_ended(), None)).await?;
+            }
+            Outcome::Nothing => {}
+            Outcome::Reply(json) => self.send(json).await?,
+            Outcome::NothingToClear => {
+                let place = Place { generation: None, cursor: Some(self.reader.cursor()) };
+                let session_id = self.session;
+                self.send(ServerEvent::HistoryCleared { session_id, place }.json()).await?;
+            }
+        }
+        if let Some(frame) = self.held.take() {
+            self.deliver(*frame).await?;
+        }
+        self.begin_next();
+        Ok(())
+    }
+
+    async fn accepted(
+        &mut self,
+        submitted: Submitted,
+        request: &ChatRequest,
+        past: Past,
+    ) -> Result<(), End> {
+        let generation = submitted.generation;
+        let whole = request.stream == Some(false);
+        let told = submitted.before.is_none_or(|before| before.events < self.reader.cursor().events);
+        if submitted.repeated && told {
+            let place =
+                Place { generation: Some(generation), cursor: Some(self.reader.cursor()) };
+            let received = ServerEvent::MessageReceived {
+                message: &request.message,
+                timestamp: &rfc3339(&Utc::now()),
+                message_id: request.message_id.as_deref(),
+                place,
+            };
+            self.send(received.json()).await?;
+        }
+        match past {
+            Past::Live => {
+                if whole && !self.whole.contains(&generation) {
+                    self.whole.push(generation);
+                    if self.reader.cursor().generation == Some(generation) {
+                        self.reader.want_answer(generation);
+                    }
+                }
+                Ok(())
+            }
+            // Its end is still to come to this socket, or was long ago.
+            Past::Ended(_) if !told => Ok(()),
+            Past::Ended(message) => {
+                for json in wire::replay(&message, whole, self.reader.cursor()) {
+                    self.send(json).await?;
+                }
+                Ok(())
+            }
+            Past::Unknown => {
+                let problem = Problem::generation_not_found();
+                self.send(wire::error(&problem, request.message_id.as_deref())).await
+            }
+        }
+    }
+
+    async fn deliver(&mut self, frame: Frame) -> Result<(), End> {
+        if self.has_to_wait(&frame) {
+            self.held = Some(Box::new(frame));
+            return Ok(());
+        }
+        match self.seen_from_here(&frame) {
+            Some(json) => self.send(json).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what is under way decides how this frame is told.
+    fn has_to_wait(&self, frame: &Frame) -> bool {
+        let FrameKind::Control(event) = &frame.kind else { return false };
+        match (&event.control, self.under_way.as_ref().map(|under_way| under_way.kind)) {
+            (Control::Started { .. }, Some(Kind::WholeTurn))
+            | (Control::Cancelled {}, Some(Kind::Cancel)) => true,
+            _ => false,
+        }
+    }
+
+    /// A frame as this socket is to see it.
+    fn seen_from_here(&mut self, frame: &Frame) -> Option<Utf8Bytes> {
+        let whole = frame.generation.filter(|generation| self.whole.contains(generation));
+        let FrameKind::Control(event) = &frame.kind else {
+            return whole.is_none().then(|| frame.json.clone());
+        };
+        let terminal = event.control.is_terminal();
+        match &event.control {
+            Control::Started { .. } => match whole {
+                Some(generation) => self.reader.want_answer(generation),
+                None => self.streaming = frame.generation,
+            },
+            _ if terminal => {
+                self.whole.retain(|generation| Some(*generation) != whole);
+                if self.streaming == frame.generation {
+                    self.streaming = None;
+                }
+            }
+            _ => {}
+        }
+        match (&event.control, self.cancelled) {
+            (Control::Cancelled {}, Some((generation, closed)))
+                if frame.generation == Some(generation) =>
+            {
+                self.cancelled = None;
+                Some(wire::with_upstream_closed(&frame.json, closed))
+            }
+            (Control::Started { .. } | Control::Done {}, _) if whole.is_some() => None,
+            (Control::Ended { .. }, _) if whole.is_some() => {
+                let answer = frame.answer.as_deref().unwrap_or_default();
+                wire::response(event, answer, frame.after)
+            }
+            _ => Some(frame.json.clone()),
+        }
+    }
+
+    /// Begins to take a snapshot, as what this socket missed cannot be told.
+    fn recover(&mut self) {
+        let (store, owner, session) =
+            (self.shared.store.clone(), self.owner.clone(), self.session);
+        self.recovering = Some(Box::pin(async move {
+            loop {
+                match snapshot::take(&store, &owner, session).await {
+                    Ok(snapshot) => return snapshot,
+                    Err(error) => {
+                        tracing::debug!(%error, "a snapshot waits for the store");
+                        sleep(RETRY).await;
+                    }
+                }
+            }
+        }));
+    }
+
+    async fn go_on(&mut self, snapshot: Snapshot) -> Result<(), End> {
+        self.recovering = None;
+        if self.streaming.is_some() {
+            // With the cursor that is no good any more: a client that comes back with it before it
+            // has read the history gets that again.
+            let place = Place { generation: self.streaming, cursor: Some(self.reader.cursor()) };
+            self.send(ServerEvent::StreamRestart { from: 0, place }.json()).await?;
+        }
+        self.send(snapshot.json).await?;
+        self.reader.move_to(snapshot.cursor);
+        self.streaming = None;
+        match snapshot.running {
+            Some(generation) if self.whole.contains(&generation) => {
+                self.reader.want_answer(generation);
+            }
+            running => self.streaming = running,
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        metrics::gauge!("jarvis_websockets").decrement(1.0);
+    }
+}
+
+fn count(kind: &'static str) {
+    metrics::counter!("jarvis_websocket_messages_total", "type" => kind).increment(1);
+}
+
+fn message_id(message: &ClientMessage) -> Option<&str> {
+    match message {
+        ClientMessage::Chat(request) => request.message_id.as_deref(),
+        _ => None,
+    }
+}
+
+fn draining() -> End {
+    let seconds = rand::random_range(0.0..RECONNECT_SECONDS);
+    End::Close(close_code::RESTART, format!(r#"{{"retry_after":{seconds:.1}}}"#).into())
+}
+
+fn broken(error: &axum::Error) -> End {
+    // axum does not show the error's type.
+    if error.to_string().contains("Space limit exceeded") { End::TooBig } else { End::Gone }
+}
+
+async fn outcome(under_way: &mut Option<UnderWay>) -> Outcome {
+    match under_way {
+        Some(under_way) => under_way.outcome.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn recovered(recovering: &mut Option<BoxFuture<'static, Snapshot>>) -> Snapshot {
+    match recovering {
+        Some(recovering) => recovering.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Does what a client asks for.
+async fn attend(
+    shared: Shared,
+    owner: Owner,
+    session: SessionId,
+    message: ClientMessage,
+) -> Outcome {
+    let id = message_id(&message).map(str::to_owned);
+    let done = match message {
+        ClientMessage::Ping => Ok(Outcome::Reply(wire::pong())),
+        ClientMessage::Chat(request) => submit(&shared, &owner, session, request).await,
+        ClientMessage::History { limit, before } => {
+            in_time(history(&shared.store, &owner, session, limit, before)).await
+        }
+        ClientMessage::ClearHistory => {
+            match in_time(async { Ok::<_, Problem>(shared.store.clear(&owner, session, false).await) })
+                .await
+            {
+                // The event comes to all sockets of the session.
+                Ok(Ok(_)) => return Outcome::Nothing,
+                Ok(Err(StoreError::Absent)) => Ok(Outcome::NothingToClear),
+                Ok(Err(error)) => Err(error.into()),
+                Err(problem) => Err(problem),
+            }
+        }
+        ClientMessage::Cancel { generation } => {
+            match shared.generations.cancel(&owner, session, generation).await {
+                Ok(outcome) => Ok(Outcome::Cancelled(outcome)),
+                Err(error) => Err(error.into()),
+            }
+        }
+    };
+    done.unwrap_or_else(|problem| Outcome::Reply(wire::error(&problem, id.as_deref())))
+}
+
+async fn submit(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    request: Box<ChatRequest>,
+) -> Result<Outcome, Problem> {
+    // Beside the keys of REST, whose form clients do not choose.
+    let key = request.message_id.as_ref().map(|id| hex_digest(format!("ws\n{id}").as_bytes()));
+    let asked = turns::submit(shared, owner, session, &request, key).await?;
+    let submitted = asked.submitted;
+    let past = if submitted.repeated {
+        let (generation, before) = (submitted.generation, submitted.before);
+        in_time(turns::past(&shared.store, owner, session, generation, before)).await?
+    } else {
+        Past::Live
+    };
+    Ok(Outcome::Submitted { submitted, request, past })
+}
+
+async fn history(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    limit: u64,
+    before: Option<uuid::Uuid>,
+) -> Result<Outcome, Problem> {
+    let page = match before {
+        None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
+        Some(id) => match store.find_message(owner, session, |message| message.id == id).await {
+            Ok(Some((place, _))) => store.page_before(owner, session, place, limit).await,
+            Ok(None) => {
+                let detail = "there is no such message in this session";
+                return Err(Problem::new(StatusCode::NOT_FOUND, "message_not_found", detail));
+            }
+            Err(error) => Err(error),
+        },
+    };
+    let (messages, first) = match page {
+        Ok(Page { messages, first, .. }) => (messages, first),
+        // A session begins with its first turn.
+        Err(StoreError::Absent) => (Vec::new(), 0),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Outcome::Reply(wire::history(&messages, first > 0, None).0))
+}
