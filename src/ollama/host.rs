@@ -12,8 +12,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::OllamaError;
 use super::health::Health;
+use super::refusal::refusal;
 use super::stream::TokenStream;
-use super::wire::{KeepAlive, Line, Model, Show, Tags, Version, refusal};
+use super::wire::{KeepAlive, Line, Model, Show, Tags, Version};
 
 /// Largest reply that is read, in bytes.
 const REPLY_LIMIT: usize = 8 << 20;

@@ -11,6 +11,7 @@ mod health;
 mod host;
 mod ndjson;
 mod pool;
+mod refusal;
 mod stream;
 mod wire;
 

@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::error::OllamaError;
 use super::host::Host;
 use super::ndjson::{Decoder, Event};
-use super::wire::{Token, failure};
+use super::refusal::failure;
+use super::wire::Token;
 
 /// Equal pieces in a row after which Ollama ends a stream without a word.
 const REPETITION: u32 = 30;
