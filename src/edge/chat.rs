@@ -1,10 +1,10 @@
 //! A turn over REST.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use chrono::Utc;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use crate::generation::Submitted;
 use crate::session::feed::{Delivered, Frame, FrameKind};
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::{
-    Control, FinishReason, GenerationId, Message, Owner, SessionId, Status, Usage,
+    Control, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Usage, store,
 };
 
 /// What a session is named after whose turn came with a key and without a session.
@@ -163,14 +163,9 @@ async fn answer(
         }
         let mut reader = in_time(shared.feeds.reader(owner, session, before)).await?;
         reader.want_answer(generation);
-        loop {
-            match reader.next().await {
-                Delivered::Frame(frame) => {
-                    if let Some(message) = ended(frame, generation) {
-                        return Ok(message);
-                    }
-                }
-                Delivered::Lost => break,
+        while let Delivered::Frame(frame) = reader.next().await {
+            if let Some(message) = ended(frame, generation) {
+                return Ok(message);
             }
         }
         before = None;
@@ -191,7 +186,7 @@ fn ended(frame: Frame, generation: GenerationId) -> Option<Message> {
     let message = Message {
         content: frame.answer.unwrap_or_default(),
         generation_id: Some(generation),
-        ..crate::session::store::message(crate::session::Role::Assistant, Utc::now())
+        ..store::message(Role::Assistant, Utc::now())
     };
     match &event.control {
         Control::Ended { timestamp, model, finish_reason, usage, context } => Some(Message {
@@ -208,11 +203,9 @@ fn ended(frame: Frame, generation: GenerationId) -> Option<Message> {
             finish_reason: Some(FinishReason::Cancelled),
             ..message
         }),
-        Control::Failed(failure) => Some(Message {
-            status: Some(Status::Failed),
-            error: Some(failure.clone()),
-            ..message
-        }),
+        Control::Failed(failure) => {
+            Some(Message { status: Some(Status::Failed), error: Some(failure.clone()), ..message })
+        }
         _ => None,
     }
 }

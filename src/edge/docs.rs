@@ -32,8 +32,11 @@ pub struct ApiDoc;
 pub async fn index() -> Response {
     match utoipa_swagger_ui::serve("index.html", config()) {
         Ok(Some(page)) => {
-            let html = String::from_utf8_lossy(&page.bytes)
-                .replacen("<head>", "<head><base href=\"/docs/\">", 1);
+            let html = String::from_utf8_lossy(&page.bytes).replacen(
+                "<head>",
+                "<head><base href=\"/docs/\">",
+                1,
+            );
             ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
         }
         _ => Problem::internal().into_response(),

@@ -13,8 +13,8 @@ use tracing::Instrument;
 use tracing::field::Empty;
 use uuid::Uuid;
 
-use super::{EdgeSettings, Shared};
 use super::problem::{NoRoute, Problem};
+use super::{EdgeSettings, Shared};
 use crate::session::Owner;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -201,9 +201,8 @@ fn check_host(settings: &EdgeSettings, headers: &HeaderMap, uri: &Uri) -> Result
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
-    let allowed = |allowed: &String| {
-        allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host)
-    };
+    let allowed =
+        |allowed: &String| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host);
     if settings.allowed_hosts.iter().any(allowed) {
         return Ok(());
     }

@@ -206,7 +206,10 @@ impl<'a> Fields<'a> {
 /// A whole number that was written with a point, or beyond what an `i64` holds.
 fn whole(value: &Value) -> Option<i64> {
     let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
-    #[expect(clippy::cast_possible_truncation, reason = "it saturates, and bounds are checked after")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it saturates, and bounds are checked after"
+    )]
     Some(number as i64)
 }
 

@@ -85,7 +85,7 @@ impl Default for EdgeSettings {
             allowed_hosts: Vec::new(),
             max_body_bytes: LARGEST_REQUEST,
             max_frame_bytes: LARGEST_REQUEST,
-            request_timeout: Duration::from_secs(300),
+            request_timeout: Duration::from_mins(5),
             heartbeat: Duration::from_secs(25),
             max_sockets: 19_000,
         }

@@ -124,10 +124,9 @@ impl From<StoreError> for Problem {
         let detail = error.to_string();
         match error {
             StoreError::Absent => Self::new(StatusCode::NOT_FOUND, "session_not_found", detail),
-            StoreError::Busy => Self {
-                retryable: true,
-                ..Self::new(StatusCode::CONFLICT, "session_busy", detail)
-            },
+            StoreError::Busy => {
+                Self { retryable: true, ..Self::new(StatusCode::CONFLICT, "session_busy", detail) }
+            }
             StoreError::Full => Self::new(StatusCode::CONFLICT, "session_full", detail),
             StoreError::KeyReused => {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -210,11 +209,15 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What the store says, if it says it in time.
+/// What the store says, if it says it in time. The call is boxed: it is large, and would be part of
+/// whatever waits for it.
+///
+/// # Errors
+/// The store's, or [`Problem::store_unavailable`].
 pub async fn in_time<T, E: Into<Problem>>(
-    reply: impl Future<Output = Result<T, E>>,
+    reply: impl Future<Output = Result<T, E>> + Send,
 ) -> Result<T, Problem> {
-    match tokio::time::timeout(STORE_LIMIT, reply).await {
+    match tokio::time::timeout(STORE_LIMIT, Box::pin(reply)).await {
         Ok(reply) => reply.map_err(Into::into),
         Err(_) => Err(Problem::store_unavailable()),
     }

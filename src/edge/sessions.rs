@@ -16,7 +16,7 @@ use crate::session::{GenerationId, Message, SessionId, SessionInfo};
 
 /// A session with some of its messages.
 #[derive(Serialize, ToSchema)]
-pub struct Session {
+pub struct Conversation {
     session_id: SessionId,
     title: String,
     /// The model of the last turn.
@@ -44,7 +44,7 @@ pub struct Session {
         ("limit" = Option<u64>, Query, description = "0 to 500; 50"),
     ),
     responses(
-        (status = 200, body = Session),
+        (status = 200, body = Conversation),
         (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
         (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
     ),
@@ -54,14 +54,14 @@ pub async fn read(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     QueryFields(query): QueryFields,
-) -> Result<Json<Session>, Problem> {
+) -> Result<Json<Conversation>, Problem> {
     let mut fields = Fields::new("query", &query);
     let skip = fields.integer("skip", 0, i64::MAX).unwrap_or(0).unsigned_abs();
     let limit = fields.page_limit(0);
     fields.finish(())?;
     let page = in_time(shared.store.page(&owner, session, skip, limit)).await?;
     let total = page.info.message_count;
-    Ok(Json(Session {
+    Ok(Json(Conversation {
         session_id: session,
         title: page.info.title,
         model: page.info.model,
@@ -110,7 +110,7 @@ pub async fn rename(
 
 /// What was deleted.
 #[derive(Serialize, ToSchema)]
-pub struct Deleted {
+pub struct Deletion {
     /// Always "success".
     status: &'static str,
     message: String,
@@ -122,7 +122,7 @@ pub struct Deleted {
     delete, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
     params(("session_id" = SessionId, Path)),
     responses(
-        (status = 200, body = Deleted),
+        (status = 200, body = Deletion),
         (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
     ),
 )]
@@ -130,10 +130,10 @@ pub async fn delete(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-) -> Result<Json<Deleted>, Problem> {
+) -> Result<Json<Deletion>, Problem> {
     let messages_deleted = in_time(shared.store.clear(&owner, session, true)).await?;
     let message = format!("Session {session} cleared");
-    Ok(Json(Deleted { status: "success", message, messages_deleted }))
+    Ok(Json(Deletion { status: "success", message, messages_deleted }))
 }
 
 /// Which generation is to be stopped.

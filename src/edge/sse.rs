@@ -94,8 +94,7 @@ pub async fn events(
             match in_time(turns::stored(store, &owner, session, generation)).await? {
                 Some(_) if told.is_some() => return Ok(StatusCode::NO_CONTENT.into_response()),
                 Some(message) => {
-                    let mut events =
-                        Events::new(shared, owner, session, Some(generation), reader);
+                    let mut events = Events::new(shared, owner, session, Some(generation), reader);
                     events.connect(None, resumed, recovered);
                     events.replay(&message);
                     return Ok(events.into_response());
@@ -143,15 +142,12 @@ pub async fn of_turn(
     }
     let mut events = Events::new(shared, owner, session, Some(generation), reader);
     events.guard = guard;
-    match ended {
-        Some(message) => {
-            events.connect(None, false, true);
-            events.replay(&message);
-        }
-        None => {
-            let place = events.reader.cursor();
-            events.connect(Some(place), false, true);
-        }
+    if let Some(message) = ended {
+        events.connect(None, false, true);
+        events.replay(&message);
+    } else {
+        let place = events.reader.cursor();
+        events.connect(Some(place), false, true);
     }
     Ok(events.into_response())
 }

@@ -75,8 +75,7 @@ pub async fn submit(
     let task = async move {
         let submitted = generations.submit(&owner, session, new).await?;
         let generation = Some(submitted.generation);
-        let guard =
-            cancels.then(|| CancelOnDrop { generations, owner, session, generation });
+        let guard = cancels.then(|| CancelOnDrop { generations, owner, session, generation });
         Ok(Asked { submitted, guard })
     };
     let asked: Result<Asked, Problem> =

@@ -1,42 +1,32 @@
-//! WebSockets: one task each, that never waits for a submission while it could answer a ping.
+//! One socket: what its session does goes out, what its client asks for comes in.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Packet, Utf8Bytes, WebSocket, close_code};
 use axum::http::StatusCode;
-use axum::response::Response;
 use chrono::Utc;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tracing::Instrument;
 
-use super::Shared;
-use super::guard::Caller;
-use super::input::{ChatRequest, Fields, hex_digest};
-use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
-use super::sessions::already_ended;
-use super::snapshot::{self, Snapshot};
-use super::turns::{self, Past};
-use super::wire::{self, ClientMessage, Place, ServerEvent};
+use super::request::{Kind, Outcome, UnderWay};
+use crate::edge::Shared;
+use crate::edge::input::ChatRequest;
+use crate::edge::problem::Problem;
+use crate::edge::sessions::already_ended;
+use crate::edge::snapshot::{self, Snapshot};
+use crate::edge::turns::Past;
+use crate::edge::wire::{self, ClientMessage, Place, ServerEvent};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
 use crate::session::model::rfc3339;
-use crate::session::store::Page;
-use crate::session::{Control, Cursor, GenerationId, Owner, SessionId, Store, StoreError};
+use crate::session::{Control, GenerationId, Owner, SessionId};
 
-/// It grows for larger messages, and stays: most are small.
-const READ_BUFFER: usize = 1 << 10;
-/// A frame larger than this is refused: it has to hold the largest event.
-const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
 /// How long a client that was pinged may be silent.
 const PONG_LIMIT: Duration = Duration::from_secs(8);
 /// How long a client may take to read one event.
-const SEND_LIMIT: Duration = Duration::from_secs(60);
+const SEND_LIMIT: Duration = Duration::from_mins(1);
 /// How long a client may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Time for a close to arrive ahead of the reset that unread input causes.
@@ -50,59 +40,6 @@ const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
 const RECONNECT_SECONDS: f64 = 5.0;
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Opens a WebSocket.
-#[utoipa::path(
-    get, path = "/ws", tag = "chat",
-    params(
-        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without"),
-        ("cursor" = Option<String>, Query, description = "Resumes after this event"),
-    ),
-    responses(
-        (status = 101, description = "JSON text frames follow"),
-        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
-)]
-pub async fn upgrade(
-    State(shared): State<Shared>,
-    Caller(owner): Caller,
-    QueryFields(query): QueryFields,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, Problem> {
-    let upgrade = upgrade.map_err(|_| {
-        let detail = "this path speaks WebSocket";
-        Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail)
-    })?;
-    let mut fields = Fields::new("query", &query);
-    let session = fields.uuid("session_id").map(SessionId);
-    let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
-    fields.finish(())?;
-    shared.admit()?;
-    let resumed = given.is_some();
-    let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
-    let session = session.unwrap_or_else(SessionId::random);
-    tracing::Span::current().record("session", session.redacted());
-    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
-    // What is none of our cursors gets a snapshot, as one that is no longer kept.
-    let recovered = reader.is_recovered() && resumed == cursor.is_some();
-    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
-    let hello = wire::connection(session, Some(place), resumed, recovered, None);
-    let largest = shared.settings.max_frame_bytes;
-    let tracker = shared.sockets.clone();
-    let span = tracing::Span::current();
-    Ok(upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(WRITE_BUFFER)
-        .max_message_size(largest)
-        .max_frame_size(largest)
-        .on_upgrade(move |socket| {
-            let connection = Connection::new(shared, owner, session, socket, reader);
-            tracker.track_future(connection.run(hello, recovered).instrument(span))
-        }))
-}
-
 /// Why a socket ends.
 enum End {
     /// With this code and reason.
@@ -113,32 +50,8 @@ enum End {
     Gone,
 }
 
-/// What is under way for this socket.
-struct UnderWay {
-    kind: Kind,
-    outcome: BoxFuture<'static, Outcome>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A turn whose answer is wanted in one piece.
-    WholeTurn,
-    Cancel,
-    Other,
-}
-
-/// What became of it.
-enum Outcome {
-    Submitted { submitted: Submitted, request: Box<ChatRequest>, past: Past },
-    Cancelled(CancelOutcome),
-    Reply(Utf8Bytes),
-    /// What comes of it comes to all sockets of the session.
-    Nothing,
-    /// There was no history to clear.
-    NothingToClear,
-}
-
-struct Connection {
+/// One socket.
+pub struct Connection {
     shared: Shared,
     owner: Owner,
     session: SessionId,
@@ -163,7 +76,8 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(
+    /// A socket that has just been opened, and follows `reader`.
+    pub fn new(
         shared: Shared,
         owner: Owner,
         session: SessionId,
@@ -192,7 +106,8 @@ impl Connection {
         }
     }
 
-    async fn run(mut self, hello: Utf8Bytes, recovered: bool) {
+    /// Says hello, and then serves until either side ends it.
+    pub async fn run(mut self, hello: Utf8Bytes, recovered: bool) {
         let end = match self.send(hello).await {
             Ok(()) => {
                 if !recovered {
@@ -318,7 +233,7 @@ impl Connection {
             let detail = "too many requests wait on this connection";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
-            return self.send(wire::error(&problem, message_id(&message))).await;
+            return self.send(wire::error(&problem, message.message_id())).await;
         }
         self.queue.push_back(message);
         self.begin_next();
@@ -331,13 +246,7 @@ impl Connection {
             return;
         }
         let Some(message) = self.queue.pop_front() else { return };
-        let kind = match &message {
-            ClientMessage::Chat(request) if request.stream == Some(false) => Kind::WholeTurn,
-            ClientMessage::Cancel { .. } => Kind::Cancel,
-            _ => Kind::Other,
-        };
-        let outcome = attend(self.shared.clone(), self.owner.clone(), self.session, message);
-        self.under_way = Some(UnderWay { kind, outcome: Box::pin(outcome) });
+        self.under_way = Some(UnderWay::begin(&self.shared, &self.owner, self.session, message));
     }
 
     async fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
@@ -375,10 +284,10 @@ impl Connection {
     ) -> Result<(), End> {
         let generation = submitted.generation;
         let whole = request.stream == Some(false);
-        let told = submitted.before.is_none_or(|before| before.events < self.reader.cursor().events);
+        let told =
+            submitted.before.is_none_or(|before| before.events < self.reader.cursor().events);
         if submitted.repeated && told {
-            let place =
-                Place { generation: Some(generation), cursor: Some(self.reader.cursor()) };
+            let place = Place { generation: Some(generation), cursor: Some(self.reader.cursor()) };
             let received = ServerEvent::MessageReceived {
                 message: &request.message,
                 timestamp: &rfc3339(&Utc::now()),
@@ -426,11 +335,11 @@ impl Connection {
     /// Whether what is under way decides how this frame is told.
     fn has_to_wait(&self, frame: &Frame) -> bool {
         let FrameKind::Control(event) = &frame.kind else { return false };
-        match (&event.control, self.under_way.as_ref().map(|under_way| under_way.kind)) {
+        matches!(
+            (&event.control, self.under_way.as_ref().map(|under_way| under_way.kind)),
             (Control::Started { .. }, Some(Kind::WholeTurn))
-            | (Control::Cancelled {}, Some(Kind::Cancel)) => true,
-            _ => false,
-        }
+                | (Control::Cancelled {}, Some(Kind::Cancel))
+        )
     }
 
     /// A frame as this socket is to see it.
@@ -471,8 +380,7 @@ impl Connection {
 
     /// Begins to take a snapshot, as what this socket missed cannot be told.
     fn recover(&mut self) {
-        let (store, owner, session) =
-            (self.shared.store.clone(), self.owner.clone(), self.session);
+        let (store, owner, session) = (self.shared.store.clone(), self.owner.clone(), self.session);
         self.recovering = Some(Box::pin(async move {
             loop {
                 match snapshot::take(&store, &owner, session).await {
@@ -517,13 +425,6 @@ fn count(kind: &'static str) {
     metrics::counter!("jarvis_websocket_messages_total", "type" => kind).increment(1);
 }
 
-fn message_id(message: &ClientMessage) -> Option<&str> {
-    match message {
-        ClientMessage::Chat(request) => request.message_id.as_deref(),
-        _ => None,
-    }
-}
-
 fn draining() -> End {
     let seconds = rand::random_range(0.0..RECONNECT_SECONDS);
     End::Close(close_code::RESTART, format!(r#"{{"retry_after":{seconds:.1}}}"#).into())
@@ -546,85 +447,4 @@ async fn recovered(recovering: &mut Option<BoxFuture<'static, Snapshot>>) -> Sna
         Some(recovering) => recovering.as_mut().await,
         None => std::future::pending().await,
     }
-}
-
-/// Does what a client asks for.
-async fn attend(
-    shared: Shared,
-    owner: Owner,
-    session: SessionId,
-    message: ClientMessage,
-) -> Outcome {
-    let id = message_id(&message).map(str::to_owned);
-    let done = match message {
-        ClientMessage::Ping => Ok(Outcome::Reply(wire::pong())),
-        ClientMessage::Chat(request) => submit(&shared, &owner, session, request).await,
-        ClientMessage::History { limit, before } => {
-            in_time(history(&shared.store, &owner, session, limit, before)).await
-        }
-        ClientMessage::ClearHistory => {
-            match in_time(async { Ok::<_, Problem>(shared.store.clear(&owner, session, false).await) })
-                .await
-            {
-                // The event comes to all sockets of the session.
-                Ok(Ok(_)) => return Outcome::Nothing,
-                Ok(Err(StoreError::Absent)) => Ok(Outcome::NothingToClear),
-                Ok(Err(error)) => Err(error.into()),
-                Err(problem) => Err(problem),
-            }
-        }
-        ClientMessage::Cancel { generation } => {
-            match shared.generations.cancel(&owner, session, generation).await {
-                Ok(outcome) => Ok(Outcome::Cancelled(outcome)),
-                Err(error) => Err(error.into()),
-            }
-        }
-    };
-    done.unwrap_or_else(|problem| Outcome::Reply(wire::error(&problem, id.as_deref())))
-}
-
-async fn submit(
-    shared: &Shared,
-    owner: &Owner,
-    session: SessionId,
-    request: Box<ChatRequest>,
-) -> Result<Outcome, Problem> {
-    // Beside the keys of REST, whose form clients do not choose.
-    let key = request.message_id.as_ref().map(|id| hex_digest(format!("ws\n{id}").as_bytes()));
-    let asked = turns::submit(shared, owner, session, &request, key).await?;
-    let submitted = asked.submitted;
-    let past = if submitted.repeated {
-        let (generation, before) = (submitted.generation, submitted.before);
-        in_time(turns::past(&shared.store, owner, session, generation, before)).await?
-    } else {
-        Past::Live
-    };
-    Ok(Outcome::Submitted { submitted, request, past })
-}
-
-async fn history(
-    store: &Store,
-    owner: &Owner,
-    session: SessionId,
-    limit: u64,
-    before: Option<uuid::Uuid>,
-) -> Result<Outcome, Problem> {
-    let page = match before {
-        None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
-        Some(id) => match store.find_message(owner, session, |message| message.id == id).await {
-            Ok(Some((place, _))) => store.page_before(owner, session, place, limit).await,
-            Ok(None) => {
-                let detail = "there is no such message in this session";
-                return Err(Problem::new(StatusCode::NOT_FOUND, "message_not_found", detail));
-            }
-            Err(error) => Err(error),
-        },
-    };
-    let (messages, first) = match page {
-        Ok(Page { messages, first, .. }) => (messages, first),
-        // A session begins with its first turn.
-        Err(StoreError::Absent) => (Vec::new(), 0),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Outcome::Reply(wire::history(&messages, first > 0, None).0))
 }

@@ -1,0 +1,77 @@
+//! WebSockets: one task each, that never waits for a submission while it could answer a ping.
+
+mod connection;
+mod request;
+
+use axum::extract::State;
+use axum::extract::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::http::StatusCode;
+use axum::response::Response;
+use tracing::Instrument;
+
+use self::connection::Connection;
+use super::Shared;
+use super::guard::Caller;
+use super::input::Fields;
+use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
+use super::wire;
+use crate::session::{Cursor, SessionId};
+
+/// It grows for larger messages, and stays: most are small.
+const READ_BUFFER: usize = 1 << 10;
+/// A frame larger than this is refused: it has to hold the largest event.
+const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
+
+/// Opens a WebSocket.
+#[utoipa::path(
+    get, path = "/ws", tag = "chat",
+    params(
+        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without"),
+        ("cursor" = Option<String>, Query, description = "Resumes after this event"),
+    ),
+    responses(
+        (status = 101, description = "JSON text frames follow"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn upgrade(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    QueryFields(query): QueryFields,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let upgrade = upgrade.map_err(|_| {
+        let detail = "this path speaks WebSocket";
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail)
+    })?;
+    let mut fields = Fields::new("query", &query);
+    let session = fields.uuid("session_id").map(SessionId);
+    let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
+    fields.finish(())?;
+    shared.admit()?;
+    let resumed = given.is_some();
+    let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
+    let session = session.unwrap_or_else(SessionId::random);
+    tracing::Span::current().record("session", session.redacted());
+    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    // What is none of our cursors gets a snapshot, as one that is no longer kept.
+    let recovered = reader.is_recovered() && resumed == cursor.is_some();
+    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let hello = wire::connection(session, Some(place), resumed, recovered, None);
+    let largest = shared.settings.max_frame_bytes;
+    let tracker = shared.sockets.clone();
+    let span = tracing::Span::current();
+    Ok(upgrade
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_BUFFER)
+        .max_message_size(largest)
+        .max_frame_size(largest)
+        .on_upgrade(move |socket| {
+            let connection = Connection::new(shared, owner, session, socket, reader);
+            tracker.track_future(connection.run(hello, recovered).instrument(span))
+        }))
+}

@@ -1,0 +1,104 @@
+//! Clients' messages over a WebSocket, as they are read.
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::edge::input::{ChatRequest, FieldError, Fields, PAGE_LIMIT, cancel_target};
+use crate::edge::problem::{Problem, not_json};
+use crate::session::GenerationId;
+
+/// What a client says over a WebSocket.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClientMessage {
+    /// Are you there?
+    Ping,
+    /// A message to the model.
+    Chat(Box<ChatRequest>),
+    /// Messages of the session, please.
+    History {
+        /// At most so many, 1 to 500.
+        limit: u64,
+        /// Those before this message.
+        before: Option<Uuid>,
+    },
+    /// Forget the history.
+    ClearHistory,
+    /// Stop a generation.
+    Cancel {
+        /// This one, else the running one, else the oldest that waits.
+        generation: Option<GenerationId>,
+    },
+}
+
+impl ClientMessage {
+    /// Its name on the wire.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Chat(_) => "chat",
+            Self::History { .. } => "get_history",
+            Self::ClearHistory => "clear_history",
+            Self::Cancel { .. } => "cancel",
+        }
+    }
+
+    /// The client's own identifier of it.
+    pub fn message_id(&self) -> Option<&str> {
+        match self {
+            Self::Chat(request) => request.message_id.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// A client's message that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadMessage {
+    /// Why.
+    pub problem: Problem,
+    /// The client's own identifier of it, where that much could be read.
+    pub message_id: Option<String>,
+}
+
+/// Reads a client's message.
+///
+/// # Errors
+/// [`BadMessage`] for whatever is none.
+pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
+    let bad = |code, detail: &str| BadMessage {
+        problem: Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail),
+        message_id: None,
+    };
+    let map = match serde_json::from_slice(text) {
+        Ok(Value::Object(map)) => map,
+        Ok(_) => return Err(bad("not_an_object", "the message is not a JSON object")),
+        Err(error) => return Err(bad("json_invalid", &not_json(&error))),
+    };
+    let kind = match map.get("type") {
+        None | Some(Value::Null) => "chat",
+        Some(Value::String(kind)) => kind,
+        Some(_) => return Err(bad("unknown_type", "type must be a string")),
+    };
+    let parsed = match kind {
+        "ping" => Ok(ClientMessage::Ping),
+        "chat" => ChatRequest::from_message(&map).map(Box::new).map(ClientMessage::Chat),
+        "get_history" | "history" => history_request(&map),
+        "clear_history" => Ok(ClientMessage::ClearHistory),
+        "cancel" => cancel_target(&map).map(|generation| ClientMessage::Cancel { generation }),
+        _ => return Err(bad("unknown_type", "there is no such type of message")),
+    };
+    parsed.map_err(|errors| BadMessage {
+        problem: errors.into(),
+        message_id: map.get("message_id").and_then(Value::as_str).map(str::to_owned),
+    })
+}
+
+fn history_request(map: &Map<String, Value>) -> Result<ClientMessage, Vec<FieldError>> {
+    let mut fields = Fields::new("body", map);
+    // A client of the original may ask for more than there is at once, and is told that there is.
+    let (most, default) = PAGE_LIMIT;
+    let limit = fields.integer("limit", 1, i64::MAX).unwrap_or(default).min(most);
+    let before = fields.uuid("before");
+    fields.finish(ClientMessage::History { limit: limit.unsigned_abs(), before })
+}
