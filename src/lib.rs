@@ -104,7 +104,10 @@ impl Server {
     ///
     /// # Errors
     /// Where this release cannot run on what Redis holds, or the listener fails.
-    pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    pub async fn serve(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<()> {
         let Self { listener, state, redis, drain_timeout, .. } = self;
         let AppState { generations, drain, sockets, .. } = state.clone();
         let listener = listener.tap_io(|stream| {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use jarvis::Server;
 use jarvis::config::{Cli, Command, RedisSettings, Settings, settings_table};
 use jarvis::redis::{Redis, migrations};
 use jarvis::telemetry::{self, Telemetry};
-use jarvis::Server;
 use reqwest::Url;
 use tokio::signal::unix::{SignalKind, signal};
 

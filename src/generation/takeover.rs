@@ -55,6 +55,9 @@ pub(super) async fn watch(generations: Generations) {
             seen.clear();
         }
         last_beat = Instant::now();
+        if generations.drain.is_cancelled() {
+            continue;
+        }
         let gone = observe(&mut seen, &beats, &generations);
         for replica in &gone {
             match take_over(&generations, |turn| turn.replica == *replica).await {
