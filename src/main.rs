@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let outcome = match cli.command {
-        Command::Serve(settings) => serve(&settings).await,
+        Command::Serve(settings) => Box::pin(serve(&settings)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health { url } => health(url).await,
         Command::Settings => {
@@ -61,16 +61,15 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let server = Server::bind(settings, telemetry::metrics()?).await?;
     println!("listening on http://{}", server.address());
     let mut terminate = signal(SignalKind::terminate())?;
-    let served = server
-        .serve(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        })
-        .await;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    let outcome = Box::pin(server.serve(stop)).await;
     telemetry.stop();
-    served
+    outcome
 }
 
 async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {

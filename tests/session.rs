@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::Utf8Bytes;
@@ -137,10 +138,10 @@ async fn story(reader: &mut Reader, until: &str) -> String {
             continue;
         }
         if !pieces.is_empty() {
-            story.push_str(&format!(" [{pieces}]"));
+            write!(story, " [{pieces}]").unwrap();
             pieces.clear();
         }
-        story.push_str(&format!(" {}", frame.json.as_str()));
+        write!(story, " {}", frame.json.as_str()).unwrap();
         if frame.json.starts_with(until) {
             return story.trim().to_owned();
         }
@@ -469,7 +470,7 @@ async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
     let mut line = format!("100 messages: {base:.0} us of Redis a turn");
     for messages in [10, 1_000, 100_000] {
         let cost = cost_of_a_turn(&redis, &replica, messages).await;
-        line.push_str(&format!("; {messages}: {cost:.0} us, {:.2} times", cost / base));
+        write!(line, "; {messages}: {cost:.0} us, {:.2} times", cost / base).unwrap();
         // A linear cost would be a thousand times; the rest is this machine's noise.
         assert!(cost < base * 5.0, "{line}");
     }
