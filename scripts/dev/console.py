@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -38,7 +39,9 @@ def green(text: str) -> str:
 
 
 def say(text: str = "") -> None:
-    print(text, flush=True)
+    # The terminal may be gone; that must not keep us from stopping what we started.
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def title(text: str) -> None:
