@@ -270,7 +270,7 @@ async fn what_is_wrong_is_told_as_a_problem_with_a_stable_code() {
     }
     let unknown = send(json_body(r#"{"message":"x","model":"nope"}"#)).await;
     assert!(unknown.body["detail"].as_str().expect("detail").contains("tinyllama:latest"));
-    let big = format!(r#"{{"message":"{}"}}"#, "x".repeat(4 << 20));
+    let big = format!(r#"{{"message":"{}"}}"#, "x".repeat(600 << 10));
     assert_eq!(send(http().post(&url).body(big)).await.status, 413);
 }
 
