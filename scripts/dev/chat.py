@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from .console import Failure, bold, dim, say
-from .process import Interrupted, Signals
+from .process import Signals
 
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 _PATIENCE = 60.0
@@ -173,15 +173,26 @@ def talk(url: str) -> None:
     except _Lost as lost:
         raise Failure(f"Nothing to talk to at {url} ({lost}).\nStart it in another terminal: make run") from None
     say(dim(f"\n  {url}/ws, session {conversation.session}. An empty line or Ctrl-D ends.\n"))
-    while question := _line():
+    keyboard = _Keyboard()
+    while question := keyboard.line():
         conversation.ask(question)
     conversation.socket.close()
 
 
-def _line() -> str:
-    """A line that is typed; Ctrl-C must reach us while we wait."""
-    print(bold("> "), end="", flush=True)
-    while not select.select([sys.stdin], [], [], 0.2)[0]:
-        if Signals.count:
-            raise Interrupted
-    return sys.stdin.readline().strip()
+class _Keyboard:
+    """Lines that are typed. Ctrl-C must reach us while we wait, and what is pasted has several lines."""
+
+    def __init__(self) -> None:
+        self._typed = b""
+        self._ended = False
+
+    def line(self) -> str:
+        print(bold("> "), end="", flush=True)
+        while b"\n" not in self._typed and not self._ended:
+            Signals.check()
+            if select.select([sys.stdin], [], [], 0.2)[0]:
+                data = os.read(sys.stdin.fileno(), 4096)
+                self._typed += data
+                self._ended = not data
+        line, _, self._typed = self._typed.partition(b"\n")
+        return line.decode(errors="replace").strip()
