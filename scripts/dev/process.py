@@ -154,7 +154,8 @@ class Service:
             self.process = subprocess.Popen(
                 self.argv,
                 cwd=ROOT,
-                env={**os.environ, **self.env},
+                # Its log is a file: some would colour it all the same.
+                env={**os.environ, "NO_COLOR": "1", **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
