@@ -11,10 +11,12 @@
 -- Stored forms, a header line that is read here and the rest that is not:
 --   message   <json header> \n <content>
 --   event     <number> <tag> <running generation|-> <its length> <kind> <generation|-> \n <json>
---   waiting   <generation> <fence> <replica> \n <turn json> \n <message header json> \n <content>
+--   waiting   <generation> <fence> <replica> <number of its accepted event> \n <turn json> \n <message header json> \n <content>
 
 local EVENTS_KEPT = 128
 local EVENT_BYTES_KEPT = 1048576
+-- Longer than any writer may ask for its turn to be restored.
+local ENDED_SECONDS = 180
 
 local function meta(keys, ...)
   return redis.call('HMGET', keys[1], ...)
@@ -97,7 +99,25 @@ local function make_running(keys, generation, fence, replica, turn, header, cont
   redis.call('DEL', keys[5])
   redis.call('HSET', keys[1], 'generation', generation, 'fence', fence, 'replica', replica,
     'turn', turn, 'writers', 1)
-  redis.call('HDEL', keys[1], 'started')
+  redis.call('HDEL', keys[1], 'started', 'mark')
+end
+
+local function ended_key(keys, generation)
+  return keys[1] .. ':ended:' .. generation
+end
+
+local function hold(keys, generation, replica, fence)
+  redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
+end
+
+-- A generation ends once. What ended it is remembered for as long as somebody may try again.
+local function release(keys, generation, by)
+  redis.call('HDEL', keys[6], open_field(keys, generation))
+  redis.call('SET', ended_key(keys, generation), by, 'EX', ENDED_SECONDS)
+end
+
+local function forget_running(keys)
+  redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started', 'mark')
 end
 
 -- The number and tag of the event before the one that accepted this generation, - where that is no
@@ -125,20 +145,61 @@ local function is_writer(keys, owner, generation, fence)
 end
 
 -- Ends the running generation: its answer so far becomes a message.
-local function close_running(keys, generation, header)
+local function close_running(keys, generation, header, by)
   push_message(keys, header, redis.call('GET', keys[5]) or '')
-  redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started')
-  redis.call('HDEL', keys[6], open_field(keys, generation))
+  forget_running(keys)
+  release(keys, generation, by)
 end
 
--- owner, generation, fence, replica, turn, message header, content, tag, event, title, model, now,
--- idle seconds, most waiting, most bytes, body hash, key seconds
--- → began <events before> <tag before> | waiting <events before> <tag before>
+-- What accept and restore are given:
+-- 1 owner  2 generation  3 fence  4 replica  5 turn  6 message header  7 content  8 tag  9 event
+-- 10 title  11 model  12 now  13 idle seconds  14 most waiting  15 most bytes  16 body hash
+-- 17 key seconds  18 epoch
+
+-- Writes the turn. With begins it is the running one, else it waits, in the order of acceptance.
+local function admit(keys, args, found, begins, number)
+  local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
+  if not found.owner or found.deleted then
+    redis.call('HSET', keys[1], 'owner', owner, 'created', args[12], 'title', args[10],
+      'epoch', args[18])
+    redis.call('HDEL', keys[1], 'deleted')
+    redis.call('PERSIST', keys[1])
+    redis.call('PERSIST', keys[4])
+  end
+  redis.call('HSET', keys[1], 'updated', args[12], 'model', args[11])
+  if keys[7] then
+    redis.call('SET', keys[7], generation .. ' ' .. args[16], 'EX', args[17])
+  end
+  hold(keys, generation, replica, fence)
+  local written = push_event(keys, args[8], 'accepted', generation, args[9])
+  number = number or written
+  if begins then
+    make_running(keys, generation, fence, replica, args[5], args[6], args[7])
+  else
+    local entry = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. number .. '\n' .. args[5]
+      .. '\n' .. args[6] .. '\n' .. args[7]
+    local later
+    for _, other in ipairs(redis.call('LRANGE', keys[3], 0, -1)) do
+      if not later and tonumber(words(line(other, 1))[4]) > tonumber(number) then
+        later = other
+      end
+    end
+    if later then
+      redis.call('LINSERT', keys[3], 'BEFORE', later, entry)
+    else
+      redis.call('RPUSH', keys[3], entry)
+    end
+  end
+  keep(keys, args[13])
+end
+
+-- → began <events before> <tag before> <epoch> | waiting <events before> <tag before> <epoch>
 -- | same <generation> <events before|-> <tag before|-> | other_body | absent | busy | full
 local function accept(keys, args)
-  local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
-  local found = meta(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag')
-  if found[1] and found[1] ~= owner then
+  local owner, generation = args[1], args[2]
+  local fields = meta(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag', 'epoch')
+  local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
+  if found.owner and found.owner ~= owner then
     return { 'absent' }
   end
   if keys[7] then
@@ -156,40 +217,79 @@ local function accept(keys, args)
   -- A repeat after a lost reply.
   if redis.call('HEXISTS', keys[6], open_field(keys, generation)) == 1 then
     local before, before_tag = accepted_after(keys, generation)
-    return { found[3] == generation and 'began' or 'waiting', before, before_tag }
+    return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7] }
   end
-  local waiting = redis.call('LLEN', keys[3])
-  if waiting >= tonumber(args[14]) then
+  if redis.call('LLEN', keys[3]) >= tonumber(args[14]) then
     return { 'busy' }
   end
-  if tonumber(found[4] or '0') + #args[7] > tonumber(args[15]) then
+  if tonumber(fields[4] or '0') + #args[7] > tonumber(args[15]) then
     return { 'full' }
   end
-  if not found[1] or found[2] then
-    redis.call('HSET', keys[1], 'owner', owner, 'created', args[12], 'title', args[10])
-    redis.call('HDEL', keys[1], 'deleted')
-    redis.call('PERSIST', keys[1])
-    redis.call('PERSIST', keys[4])
+  local begins = not found.generation and redis.call('LLEN', keys[3]) == 0
+  admit(keys, args, found, begins)
+  local epoch = (found.owner and not found.deleted) and fields[7] or args[18]
+  return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
+end
+
+-- Moves a turn from one holder to another.
+local function take(keys, generation, fence, replica, tag, event)
+  redis.call('HSET', keys[1], 'fence', fence, 'replica', replica)
+  redis.call('HDEL', keys[1], 'mark')
+  redis.call('HINCRBY', keys[1], 'writers', 1)
+  hold(keys, generation, replica, fence)
+  push_event(keys, tag, 'claimed', generation,
+    (string.gsub(event, 'LENGTH', redis.call('STRLEN', keys[5]))))
+end
+
+local function take_waiting(keys, entry, generation, fence, replica)
+  local _, at = line(entry, 1)
+  local number = words(line(entry, 1))[4]
+  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. number .. '\n'
+    .. string.sub(entry, at)
+  redis.call('LINSERT', keys[3], 'BEFORE', entry, moved)
+  redis.call('LREM', keys[3], 1, entry)
+  hold(keys, generation, replica, fence)
+end
+
+-- As accept, then 19 the fence that this one replaced, or -  20 tag of that claim  21 its event
+-- 22 number of the accepted event.
+-- For a holder whose turn Redis seems not to have: after a failover its last writes may be gone.
+-- With an empty content only the claim is repeated. A turn that is not there at all waits at first,
+-- so that earlier ones of its session can come back before it.
+-- → kept | claimed | waiting | gone
+local function restore(keys, args)
+  local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
+  local fields = meta(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch')
+  local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
+  if found.owner and (found.owner ~= owner or found.deleted or fields[5] ~= args[18]) then
+    return 'gone'
   end
-  redis.call('HSET', keys[1], 'updated', args[12], 'model', args[11])
-  if keys[7] then
-    redis.call('SET', keys[7], generation .. ' ' .. args[16], 'EX', args[17])
+  if redis.call('EXISTS', ended_key(keys, generation)) == 1 then
+    return 'gone'
   end
-  redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
-  push_event(keys, args[8], 'accepted', generation, args[9])
-  local before, before_tag = found[5] or '0', found[6] or '0'
-  local begins = not found[3] and waiting == 0
-  if begins then
-    make_running(keys, generation, fence, replica, args[5], args[6], args[7])
-  else
-    redis.call('RPUSH', keys[3], generation .. ' ' .. fence .. ' ' .. replica .. '\n' .. args[5]
-      .. '\n' .. args[6] .. '\n' .. args[7])
+  if found.generation == generation then
+    if fields[4] == fence then
+      return 'kept'
+    elseif fields[4] ~= args[19] then
+      return 'gone'
+    end
+    take(keys, generation, fence, replica, args[20], args[21])
+    return 'claimed'
   end
-  keep(keys, args[13])
-  if begins then
-    return { 'began', before, before_tag }
+  local entry, header = find_waiting(keys, generation)
+  if entry then
+    if header[2] == args[19] then
+      take_waiting(keys, entry, generation, fence, replica)
+    elseif header[2] ~= fence then
+      return 'gone'
+    end
+    return 'waiting'
   end
-  return { 'waiting', before, before_tag }
+  if args[7] == '' then
+    return 'gone'
+  end
+  admit(keys, args, found, false, args[22])
+  return 'waiting'
 end
 
 -- owner, generation, fence → began | waiting | gone
@@ -218,70 +318,88 @@ local function begin(keys, args)
   return 'began'
 end
 
+-- A writer leaves a mark: the tag of its last event that shaped the answer. Where it is another, a
+-- failover took that event, and nothing may be written before it is told again.
+
 -- owner, generation, fence, tag, event → ok | fenced
 local function start(keys, args)
   if not is_writer(keys, args[1], args[2], args[3]) then
-    return 'fenced'
+    return { 'fenced' }
   end
   if not redis.call('HGET', keys[1], 'started') then
     local before = meta(keys, 'events', 'tag')
     redis.call('HSET', keys[1], 'started', before[1] .. ' ' .. before[2])
     push_event(keys, args[4], 'started', args[2], args[5])
   end
-  return 'ok'
-end
-
--- owner, generation, fence, offset, bytes → ok | fenced | hole <length>
-local function append(keys, args)
-  if not is_writer(keys, args[1], args[2], args[3]) then
-    return { 'fenced' }
-  end
-  local offset, length = tonumber(args[4]), redis.call('STRLEN', keys[5])
-  if offset > length then
-    return { 'hole', tostring(length) }
-  end
-  if offset + #args[5] > length then
-    redis.call('SETRANGE', keys[5], offset, args[5])
-  end
-  local events = redis.call('HGET', keys[1], 'events')
-  redis.call('SPUBLISH', keys[1],
-    'p' .. args[2] .. ' ' .. args[4] .. ' ' .. events .. '\n' .. args[5])
+  redis.call('HSET', keys[1], 'mark', args[4])
   return { 'ok' }
 end
 
--- owner, generation, fence, length, message header, now, idle seconds, then (tag, kind, event) for
--- each event → ok | fenced | hole <length>
-local function finish(keys, args)
-  if not is_writer(keys, args[1], args[2], args[3]) then
-    local ended = owned(keys, args[1], 'ended')
-    return { ended and ended[1] == args[2] .. ' ' .. args[3] and 'ok' or 'fenced' }
+-- owner, generation, fence, mark, offset, bytes (none: only looks whether all is well)
+-- → ok | fenced | unmarked | hole <length>
+local function append(keys, args)
+  local fields = owned(keys, args[1], 'generation', 'fence', 'mark', 'events')
+  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
+    return { 'fenced' }
   end
-  local length = redis.call('STRLEN', keys[5])
-  if length < tonumber(args[4]) then
+  if fields[3] ~= args[4] then
+    return { 'unmarked' }
+  end
+  local offset, length = tonumber(args[5]), redis.call('STRLEN', keys[5])
+  if offset > length then
     return { 'hole', tostring(length) }
   end
-  for i = 8, #args, 3 do
+  if #args[6] == 0 then
+    return { 'ok' }
+  end
+  if offset + #args[6] > length then
+    redis.call('SETRANGE', keys[5], offset, args[6])
+  end
+  redis.call('SPUBLISH', keys[1],
+    'p' .. args[2] .. ' ' .. args[5] .. ' ' .. fields[4] .. '\n' .. args[6])
+  return { 'ok' }
+end
+
+-- owner, generation, fence, mark, length, message header, now, idle seconds, then (tag, kind, event)
+-- for each event → ok | fenced | unmarked | hole <length>
+local function finish(keys, args)
+  local fields = owned(keys, args[1], 'generation', 'fence', 'mark')
+  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
+    return { redis.call('GET', ended_key(keys, args[2])) == args[3] and 'ok' or 'fenced' }
+  end
+  local length = redis.call('STRLEN', keys[5])
+  if fields[3] ~= args[4] or length > tonumber(args[5]) then
+    return { 'unmarked' }
+  end
+  if length < tonumber(args[5]) then
+    return { 'hole', tostring(length) }
+  end
+  for i = 9, #args, 3 do
     push_event(keys, args[i], args[i + 1], args[2], args[i + 2])
   end
-  close_running(keys, args[2], args[5])
-  redis.call('HSET', keys[1], 'ended', args[2] .. ' ' .. args[3], 'updated', args[6])
-  keep(keys, args[7])
+  close_running(keys, args[2], args[6], args[3])
+  redis.call('HSET', keys[1], 'updated', args[7])
+  keep(keys, args[8])
   return { 'ok' }
 end
 
 -- owner, generation or -, message header with GENERATION, MODEL and WRITERS to fill in, tag, event
 -- → cancelled <generation> running|waiting | none | absent
 local function cancel(keys, args)
-  local fields = owned(keys, args[1], 'generation', 'turn', 'writers')
+  local fields = owned(keys, args[1], 'generation', 'turn', 'writers', 'tag')
   if not fields then
     return { 'absent' }
+  end
+  if fields[4] == args[4] then
+    -- A repeat after a lost reply.
+    return { 'cancelled', words(line(redis.call('LINDEX', keys[4], -1), 1))[6], 'running' }
   end
   local wanted = args[2]
   if fields[1] and (wanted == '-' or wanted == fields[1]) then
     local model = cjson.encode(cjson.decode(fields[2]).model)
     local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
     push_event(keys, args[4], 'cancelled', fields[1], args[5])
-    close_running(keys, fields[1], (string.gsub(args[3], '%u%u%u%u%u+', fill)))
+    close_running(keys, fields[1], (string.gsub(args[3], '%u%u%u%u%u+', fill)), 'cancel')
     return { 'cancelled', fields[1], 'running' }
   end
   local entry, header
@@ -295,7 +413,7 @@ local function cancel(keys, args)
     return { 'none' }
   end
   redis.call('LREM', keys[3], 1, entry)
-  redis.call('HDEL', keys[6], open_field(keys, header[1]))
+  release(keys, header[1], 'cancel')
   push_event(keys, args[4], 'cancelled', header[1], args[5])
   return { 'cancelled', header[1], 'waiting' }
 end
@@ -309,34 +427,33 @@ local function closed(keys, args)
   return 'ok'
 end
 
--- owner, delete?, tag, event, cancel event, now, tombstone seconds, then a tag for each turn that is
--- cancelled with it → messages | -1
+-- owner, delete?, tag, event, cancel event, now, tombstone seconds, new epoch, the epoch to be cleared
+-- or - for any, then a tag for each turn that is cancelled with it → messages | -1, the epoch cleared
 local function clear(keys, args)
-  local fields = owned(keys, args[1], 'generation')
-  if not fields then
-    return -1
+  local fields = owned(keys, args[1], 'generation', 'epoch')
+  if not fields or (args[9] ~= '-' and args[9] ~= fields[2]) then
+    return { '-1', '-' }
   end
   local count = redis.call('LLEN', keys[2])
   if fields[1] then
-    push_event(keys, args[8], 'cancelled', fields[1], args[5])
-    redis.call('HDEL', keys[6], open_field(keys, fields[1]))
-    redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started')
+    push_event(keys, args[10], 'cancelled', fields[1], args[5])
+    forget_running(keys)
+    release(keys, fields[1], 'clear')
   end
   for place, entry in ipairs(redis.call('LRANGE', keys[3], 0, -1)) do
     local header = words(line(entry, 1))
-    redis.call('HDEL', keys[6], open_field(keys, header[1]))
-    push_event(keys, args[8 + place], 'cancelled', header[1], args[5])
+    release(keys, header[1], 'clear')
+    push_event(keys, args[10 + place], 'cancelled', header[1], args[5])
   end
   push_event(keys, args[3], 'cleared', '-', args[4])
   redis.call('DEL', keys[2], keys[3], keys[5])
-  redis.call('HSET', keys[1], 'bytes', 0, 'updated', args[6])
-  redis.call('HINCRBY', keys[1], 'epoch', 1)
+  redis.call('HSET', keys[1], 'bytes', 0, 'updated', args[6], 'epoch', args[8])
   if args[2] == '1' then
     redis.call('HSET', keys[1], 'deleted', 1)
     redis.call('EXPIRE', keys[1], args[7])
     redis.call('EXPIRE', keys[4], args[7])
   end
-  return count
+  return { tostring(count), fields[2] }
 end
 
 -- owner, title, now → ok | absent
@@ -412,7 +529,8 @@ end
 
 -- owner, events, tag (or - : from where the running turn began, else the end), generation or -,
 -- bytes of it that the reader holds, most bytes
--- → absent | unknown | ok <events> <tag> <running|-> <1 if there is more> <events that follow>
+-- → absent | behind (what follows is no longer kept) | unknown (of another history, or one that Redis
+-- does not have yet) | ok <events> <tag> <running|-> <1 if there is more> <events that follow>
 --   {event} {generation, from, bytes}
 local function read(keys, args)
   local fields = owned(keys, args[1], 'events', 'tag', 'generation', 'started', 'dropped_tag')
@@ -432,7 +550,10 @@ local function read(keys, args)
   end
   local kept = redis.call('LLEN', keys[4])
   local first = tip - kept + 1
-  if number > tip or number < first - 1 then
+  if number < first - 1 then
+    return { 'behind' }
+  end
+  if number > tip then
     return { 'unknown' }
   end
   local true_tag = '0'
@@ -481,7 +602,7 @@ local function read(keys, args)
     if about ~= '-' and (kind == 'started' or (about == generation and kind ~= 'claimed')) then
       if not give(about, about == generation and held or 0) and kind == 'started' then
         -- Its text was cleared or is too far back.
-        return { 'unknown' }
+        return { 'behind' }
       end
     end
     events[#events + 1] = list[i]
@@ -498,47 +619,37 @@ local function read(keys, args)
   return reply
 end
 
--- owner, generation, fence it replaces, new fence, replica, tag, event with LENGTH to fill in
--- → running <turn> <length> <writers> <started?> | waiting <turn> | other
+-- generation, fence it replaces, new fence, replica, tag, event with LENGTH to fill in
+-- → running <turn> <owner> <epoch> <writers> | waiting <turn> <owner> <epoch> | other
 local function claim(keys, args)
-  local generation, old, fence, replica = args[2], args[3], args[4], args[5]
-  local found = meta(keys, 'generation', 'fence', 'turn', 'started')
+  local generation, old, fence, replica = args[1], args[2], args[3], args[4]
+  local found = meta(keys, 'generation', 'fence', 'turn', 'owner', 'epoch')
   if found[1] == generation then
-    if found[2] ~= old and found[2] ~= fence then
+    if found[2] == old then
+      take(keys, generation, fence, replica, args[5], args[6])
+    elseif found[2] ~= fence then
       return { 'other' }
     end
-    local length = redis.call('STRLEN', keys[5])
-    if found[2] == old then
-      redis.call('HSET', keys[1], 'fence', fence, 'replica', replica)
-      redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
-      redis.call('HINCRBY', keys[1], 'writers', 1)
-      push_event(keys, args[6], 'claimed', generation, (string.gsub(args[7], 'LENGTH', length)))
-    end
-    return { 'running', found[3], tostring(length), redis.call('HGET', keys[1], 'writers'),
-      found[4] and '1' or '0', redis.call('HGET', keys[1], 'owner') }
+    return { 'running', found[3], found[4], found[5], redis.call('HGET', keys[1], 'writers') }
   end
   local entry, header = find_waiting(keys, generation)
   if not entry then
     redis.call('HDEL', keys[6], open_field(keys, generation))
     return { 'other' }
   end
-  if header[2] ~= old and header[2] ~= fence then
+  if header[2] == old then
+    take_waiting(keys, entry, generation, fence, replica)
+  elseif header[2] ~= fence then
     return { 'other' }
   end
   local _, at = line(entry, 1)
-  if header[2] == old then
-    local moved = generation .. ' ' .. fence .. ' ' .. replica .. '\n' .. string.sub(entry, at)
-    redis.call('LINSERT', keys[3], 'BEFORE', entry, moved)
-    redis.call('LREM', keys[3], 1, entry)
-    redis.call('HSET', keys[6], open_field(keys, generation), replica .. ' ' .. fence)
-  end
-  return { 'waiting', (line(entry, at)), redis.call('HGET', keys[1], 'owner') }
+  return { 'waiting', (line(entry, at)), found[4], found[5] }
 end
 
 -- owner, generation, fence, length, tag, event: takes back what lies beyond → ok | fenced
 local function rewind(keys, args)
   if not is_writer(keys, args[1], args[2], args[3]) then
-    return 'fenced'
+    return { 'fenced' }
   end
   local length = tonumber(args[4])
   if redis.call('STRLEN', keys[5]) > length then
@@ -546,7 +657,8 @@ local function rewind(keys, args)
     redis.call('SET', keys[5], kept)
     push_event(keys, args[5], 'claimed', args[2], args[6])
   end
-  return 'ok'
+  redis.call('HSET', keys[1], 'mark', args[5])
+  return { 'ok' }
 end
 
 local function register(name, callback, ...)
@@ -555,6 +667,7 @@ local function register(name, callback, ...)
 end
 
 register('accept', accept)
+register('restore', restore)
 register('begin', begin)
 register('start', start)
 register('append', append)

@@ -46,9 +46,15 @@ pub struct RedisSettings {
     pub redis_url: String,
 
     /// Time limit of one Redis command, in milliseconds
-    #[arg(long, env = "JARVIS_REDIS_TIMEOUT_MS", value_name = "MS", default_value_t = 2000)]
+    #[arg(long, env = "JARVIS_REDIS_TIMEOUT_MS", value_name = "MS", default_value_t = 1500)]
     #[arg(value_parser = clap::value_parser!(u64).range(50..=60_000))]
     pub redis_timeout_ms: u64,
+
+    /// Replicas of Redis that must have an accepted message and a finished answer before it is
+    /// acknowledged; 1 for a cluster and behind sentinels, else 0
+    #[arg(long, env = "JARVIS_REDIS_ACKNOWLEDGEMENTS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub redis_acknowledgements: Option<u8>,
 }
 
 /// How log lines look.
@@ -164,6 +170,10 @@ impl RedisSettings {
         crate::redis::RedisOptions {
             url: self.redis_url.clone(),
             command_timeout: Duration::from_millis(self.redis_timeout_ms),
+            acknowledgements: self.redis_acknowledgements.unwrap_or_else(|| {
+                let replicated = ["-cluster://", "-sentinel://"];
+                u8::from(replicated.iter().any(|kind| self.redis_url.contains(kind)))
+            }),
         }
     }
 }

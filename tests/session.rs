@@ -13,7 +13,8 @@ use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancelled, IdempotencyKey, Limits, NewTurn, Turn, Written, message,
+    Acceptance, Begin, Cancellation, Cancelled, Clearing, IdempotencyKey, Limits, NewTurn, Turn,
+    Written, message,
 };
 use jarvis::session::window::Step;
 use jarvis::session::{
@@ -25,6 +26,13 @@ use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 /// Beyond it a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// What these writers leave as their mark.
+const MARK: Tag = Tag(7);
+
+fn wish(session: SessionId) -> Cancellation {
+    Cancellation::new(&Owner::Anonymous, session, None)
+}
+
 /// A replica as far as the store goes.
 struct Replica {
     store: Store,
@@ -33,7 +41,11 @@ struct Replica {
 
 impl Replica {
     async fn on(url: &str) -> Self {
-        let options = RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
+        let options = RedisOptions {
+            url: url.to_owned(),
+            command_timeout: Duration::from_secs(5),
+            acknowledgements: 0,
+        };
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
@@ -54,10 +66,10 @@ impl Replica {
     }
 
     async fn answer(&self, turn: &Turn, pieces: &[&str]) {
-        assert_eq!(self.store.start(turn, Tag::random()).await.unwrap(), Written::Ok);
+        assert_eq!(self.store.start(turn, MARK).await.unwrap(), Written::Ok);
         let mut offset = 0;
         for piece in pieces {
-            assert_eq!(self.store.append(turn, offset, piece).await.unwrap(), Written::Ok);
+            assert_eq!(self.store.append(turn, MARK, offset, piece).await.unwrap(), Written::Ok);
             offset += piece.len() as u64;
         }
     }
@@ -78,7 +90,7 @@ impl Replica {
             context: ContextReport::default(),
         };
         let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
-        self.store.finish(turn, length as u64, &header, &events).await.unwrap()
+        self.store.finish(turn, MARK, length as u64, &header, &events).await.unwrap()
     }
 
     async fn whole_turn(&self, session: SessionId, question: &str, answer: &[&str]) -> Turn {
@@ -241,11 +253,11 @@ async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     replica.answer(&turn, &["hello"]).await;
     let stranger =
         Turn { fence: jarvis::session::store::Fence(uuid::Uuid::new_v4()), ..turn.clone() };
-    assert_eq!(replica.store.append(&stranger, 5, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.append(&stranger, MARK, 5, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
-    assert_eq!(replica.store.append(&turn, 0, "hello").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, 3, "lo").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, 9, "x").await.unwrap(), Written::Hole(5));
+    assert_eq!(replica.store.append(&turn, MARK, 0, "hello").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, MARK, 3, "lo").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, MARK, 9, "x").await.unwrap(), Written::Hole(5));
     assert_eq!(replica.finish(&turn, 6).await, Written::Hole(5));
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok);
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok, "a repeat after a lost reply");
@@ -270,7 +282,8 @@ async fn turns_run_in_the_order_of_acceptance_and_the_ninth_that_waits_is_refuse
     let ninth = replica.store.accept(&Owner::Anonymous, session, &new_turn("9")).await;
     assert!(matches!(ninth, Err(StoreError::Busy)));
     assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Waiting);
-    replica.finish(&first, 0).await;
+    replica.answer(&first, &[]).await;
+    assert_eq!(replica.finish(&first, 0).await, Written::Ok);
     assert_eq!(replica.store.begin(&waiting[1]).await.unwrap(), Begin::Waiting);
     assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Began);
     assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Began, "a repeat");
@@ -285,9 +298,9 @@ async fn the_first_of_cancel_and_finish_wins_and_what_there_was_is_kept() {
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["so far"]).await;
     let (waiting, _) = replica.accept(session, "waits").await;
-    let cancelled = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    let cancelled = replica.store.cancel(&wish(session)).await.unwrap();
     assert_eq!(cancelled, Cancelled::Running(turn.generation));
-    assert_eq!(replica.store.append(&turn, 6, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.append(&turn, MARK, 6, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&turn, 6).await, Written::Fenced);
     let told = story(&mut reader, "cancelled").await;
     assert_eq!(told, "accepted started [so far] accepted cancelled(so far)");
@@ -296,10 +309,10 @@ async fn the_first_of_cancel_and_finish_wins_and_what_there_was_is_kept() {
     assert_eq!(page.messages[1].status, Some(Status::Cancelled));
     assert_eq!(page.messages[1].generation_id, Some(turn.generation));
     assert_eq!(page.messages[1].model.as_deref(), Some("m \"quoted\""));
-    let cancelled = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    let cancelled = replica.store.cancel(&wish(session)).await.unwrap();
     assert_eq!(cancelled, Cancelled::Waiting(waiting.generation));
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
-    let nothing = replica.store.cancel(&Owner::Anonymous, session, None).await.unwrap();
+    let nothing = replica.store.cancel(&wish(session)).await.unwrap();
     assert_eq!(nothing, Cancelled::Nothing);
 }
 
@@ -345,13 +358,19 @@ async fn a_session_of_somebody_else_looks_like_none() {
     let store = &replica.store;
     assert!(matches!(store.page(&thief, session, 0, 50).await, Err(StoreError::Absent)));
     assert!(matches!(store.describe(&thief, session).await, Err(StoreError::Absent)));
-    assert!(matches!(store.cancel(&thief, session, None).await, Err(StoreError::Absent)));
-    assert!(matches!(store.clear(&thief, session, true).await, Err(StoreError::Absent)));
+    assert!(matches!(
+        store.cancel(&Cancellation::new(&thief, session, None)).await,
+        Err(StoreError::Absent)
+    ));
+    assert!(matches!(
+        store.clear(&mut Clearing::new(&thief, session, true)).await,
+        Err(StoreError::Absent)
+    ));
     assert!(matches!(store.retitle(&thief, session, "x").await, Err(StoreError::Absent)));
     let chat = store.accept(&thief, session, &new_turn("q")).await;
     assert!(matches!(chat, Err(StoreError::Absent)));
     let stolen = Turn { owner: thief.clone(), ..turn };
-    assert_eq!(store.append(&stolen, 0, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(store.append(&stolen, MARK, 0, "x").await.unwrap(), Written::Fenced);
     let mut listening = replica.feeds.reader(&thief, session, None).await.unwrap();
     let mut mine = replica.reader(session, None).await;
     replica.whole_turn(session, "again", &["another secret"]).await;
@@ -371,14 +390,17 @@ async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again()
     let (running, _) = replica.accept(session, "r").await;
     replica.answer(&running, &["part"]).await;
     let (waiting, _) = replica.accept(session, "w").await;
-    assert_eq!(replica.store.clear(&Owner::Anonymous, session, false).await.unwrap(), 3);
-    assert_eq!(replica.store.append(&running, 4, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(
+        replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap(),
+        3
+    );
+    assert_eq!(replica.store.append(&running, MARK, 4, "x").await.unwrap(), Written::Fenced);
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
     let told = story(&mut reader, "cleared").await;
     let expected = "accepted started [part] accepted cancelled(part) cancelled() cleared";
     assert_eq!(told, expected);
     let before = reader.cursor();
-    replica.store.clear(&Owner::Anonymous, session, true).await.unwrap();
+    replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, true)).await.unwrap();
     let gone = replica.store.describe(&Owner::Anonymous, session).await;
     assert!(matches!(gone, Err(StoreError::Absent)));
     replica.whole_turn(session, "new life", &["b"]).await;

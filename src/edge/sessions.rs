@@ -131,7 +131,7 @@ pub async fn delete(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
 ) -> Result<Json<Deletion>, Problem> {
-    let messages_deleted = in_time(shared.store.clear(&owner, session, true)).await?;
+    let messages_deleted = in_time(shared.generations.clear(&owner, session, true)).await?;
     let message = format!("Session {session} cleared");
     Ok(Json(Deletion { status: "success", message, messages_deleted }))
 }

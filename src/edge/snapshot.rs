@@ -36,7 +36,7 @@ pub async fn take(
         tries += 1;
         let window = match store.read(owner, session, ReadFrom::RunningTurn).await? {
             Read::Window { window, .. } => window,
-            Read::Absent | Read::Unknown => return Ok(empty()),
+            Read::Absent | Read::Behind | Read::Unknown => return Ok(empty()),
         };
         let page = match store.newest(owner, session, MESSAGES, wire::EVENT_BYTES).await {
             Ok(page) => page,

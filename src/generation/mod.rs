@@ -4,6 +4,7 @@
 
 mod context;
 mod continuation;
+mod deeds;
 mod takeover;
 mod turn;
 mod writer;
@@ -18,9 +19,10 @@ use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
 use crate::ollama::{Fleet, OllamaError};
-use crate::session::store::{self, Acceptance, NewTurn};
+use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
+use deeds::{Deed, Deeds};
 use turn::Stage;
 
 /// How long a cancel waits for the request to the model's host to be closed.
@@ -35,6 +37,7 @@ pub struct Generations {
     num_ctx_cap: u32,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
+    deeds: Arc<Deeds>,
     tasks: TaskTracker,
     drain: CancellationToken,
     stop: CancellationToken,
@@ -136,11 +139,13 @@ impl Generations {
             num_ctx_cap,
             lease,
             running: Arc::default(),
+            deeds: Arc::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
         tokio::spawn(takeover::watch(generations.clone()));
+        tokio::spawn(deeds::watch(generations.clone()));
         generations
     }
 
@@ -201,7 +206,12 @@ impl Generations {
     ) -> Result<CancelOutcome, SubmitError> {
         // Joined first, so that the word of the writer cannot come before we listen.
         let feed = self.feeds.join(owner, session).await?;
-        match self.store.cancel(owner, session, generation).await? {
+        let wish = Cancellation::new(owner, session, generation);
+        let cancelled = self.store.cancel(&wish).await?;
+        if let store::Cancelled::Running(met) | store::Cancelled::Waiting(met) = cancelled {
+            self.deeds.note(Deed::Cancelled(wish.of(met)));
+        }
+        match cancelled {
             store::Cancelled::Nothing => Ok(CancelOutcome::AlreadyEnded),
             store::Cancelled::Waiting(generation) => {
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed: true })
@@ -223,6 +233,23 @@ impl Generations {
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed })
             }
         }
+    }
+
+    /// Empties the session's history, cancelling its turns; with `delete` the session goes too.
+    /// Gives the number of messages that were in it.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn clear(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        delete: bool,
+    ) -> Result<u64, StoreError> {
+        let mut wish = Clearing::new(owner, session, delete);
+        let count = self.store.clear(&mut wish).await?;
+        self.deeds.note(Deed::Cleared(wish));
+        Ok(count)
     }
 
     /// The models of all hosts.

@@ -10,17 +10,16 @@ use tracing::Instrument;
 use super::Generations;
 use super::context::Conversation;
 use super::continuation::{self, Asked, without_overlap};
-use super::writer::{Fenced, Writer};
+use super::deeds::{Deed, Finished};
+use super::writer::{Fenced, RESTORE_WITHIN, Writer};
 use crate::ollama::{Done, DoneReason, OllamaError, Slot};
 use crate::session::model::{ContextReport, Failure, rfc3339};
-use crate::session::store::{Begin, Turn, Written, message};
+use crate::session::store::{Begin, Restored, Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
 
 /// A waiting turn asks for its place at least this often, should a hint be lost.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(500);
-/// How long the end of a turn is tried to be written before it is left to another replica.
-const FINISH_LIMIT: Duration = Duration::from_mins(10);
 /// Attempts in a row that bring no text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
 /// Attempts in all.
@@ -101,14 +100,21 @@ async fn wait_for_place(
     turn: &Turn,
     feed: &Arc<Feed>,
 ) -> Result<(), Stopped> {
+    let mut acknowledged = Instant::now();
     loop {
         let changed = feed.changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
         match generations.store.begin(turn).await {
             Ok(Begin::Began) => return Ok(()),
-            Ok(Begin::Gone) => return Err(Stopped),
-            Ok(Begin::Waiting) => {}
+            Ok(Begin::Gone) if acknowledged.elapsed() > RESTORE_WITHIN => return Err(Stopped),
+            // A failover may have taken it.
+            Ok(Begin::Gone) => match generations.store.restore(turn).await {
+                Ok(Restored::Gone) => return Err(Stopped),
+                Ok(Restored::Kept | Restored::Claimed) => return Ok(()),
+                Ok(Restored::Waiting) | Err(_) => {}
+            },
+            Ok(Begin::Waiting) => acknowledged = Instant::now(),
             Err(error) => {
                 tracing::warn!(%error, "a turn waits for Redis");
                 sleep(RETRY).await;
@@ -214,7 +220,7 @@ async fn attempt(
         }
     };
     if continued.anew {
-        writer.take_back(0).await.map_err(|Fenced| Stopped)?;
+        writer.take_back(0);
     }
     if so_far.is_empty() {
         metrics::histogram!("jarvis_time_to_first_token_seconds")
@@ -239,7 +245,7 @@ async fn attempt(
             Ok(fresh) => fresh,
             Err((other, fresh)) => {
                 let kept = writer.text().len() - other;
-                writer.take_back(kept).await.map_err(|Fenced| Stopped)?;
+                writer.take_back(kept);
                 fresh
             }
         };
@@ -254,7 +260,7 @@ async fn attempt(
     if !continued.overlap.is_empty() {
         // The model ended before it had said again what was cut off for it.
         let kept = writer.text().len() - continued.overlap.len();
-        writer.take_back(kept).await.map_err(|Fenced| Stopped)?;
+        writer.take_back(kept);
     }
     let prompt_tokens = match continued.prompt_tokens {
         0 => done.prompt_eval_count,
@@ -374,32 +380,11 @@ async fn finish(
             vec![(Tag::random(), Control::Failed(failure))],
         ),
     };
-    let deadline = Instant::now() + FINISH_LIMIT;
-    loop {
-        let length = writer.text().len() as u64;
-        match generations.store.finish(turn, length, &header, &events).await {
-            Ok(Written::Ok) => {
-                metrics::counter!("jarvis_turns_total", "outcome" => outcome).increment(1);
-                tracing::info!(outcome, bytes = length, "ended");
-                return Ok(());
-            }
-            Ok(Written::Fenced) => return Err(Stopped),
-            Ok(Written::Hole(stored)) => {
-                writer.go_back_to(stored);
-                while !writer.is_settled() {
-                    writer.progress().await.map_err(|Fenced| Stopped)?;
-                }
-            }
-            Err(error) if Instant::now() < deadline => {
-                tracing::warn!(%error, "the end of a turn waits for Redis");
-                sleep(RETRY).await;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the end of a turn could not be written");
-                return Err(Stopped);
-            }
-        }
-    }
+    writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
+    metrics::counter!("jarvis_turns_total", "outcome" => outcome).increment(1);
+    tracing::info!(outcome, bytes = writer.text().len(), "ended");
+    generations.deeds.note(Deed::Finished(Box::new(Finished { writer, header, events })));
+    Ok(())
 }
 
 fn failure(error: &OllamaError) -> Failure {

@@ -1,7 +1,5 @@
 //! Clients of Redis, and calls of our functions over them.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fred::prelude::{
@@ -9,8 +7,10 @@ use fred::prelude::{
     FromValue, FunctionInterface, Options, ReconnectPolicy, Server, TcpConfig, Value,
 };
 use fred::types::{ClusterHash, CustomCommand, RespVersion};
+use tokio::sync::watch;
 
 use super::migrations;
+use super::watchdog::{self, Disturbances};
 
 /// How to reach Redis.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct RedisOptions {
     pub url: String,
     /// How long a command may take, reconnection included.
     pub command_timeout: Duration,
+    /// Replicas of Redis that are to have what [`Redis::call_replicated`] wrote before it returns.
+    pub acknowledgements: u8,
 }
 
 /// What went wrong between us and Redis.
@@ -43,8 +45,9 @@ pub enum RedisError {
 
 /// Commands in flight and waiting, at most; beyond it a command fails at once.
 const COMMAND_BUFFER: usize = 20_000;
-/// Time-outs in a row after which the connection is taken for dead.
-const TIMEOUTS_BEFORE_RECONNECT: u32 = 3;
+/// How long an acknowledgement is waited for, in milliseconds: it narrows the window in which a
+/// failover loses a write, no more.
+const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 /// A slot that is being moved answers TRYAGAIN for some of its keys for as long as the move takes.
 const TRYAGAIN_ATTEMPTS: u32 = 10;
 
@@ -52,7 +55,10 @@ const TRYAGAIN_ATTEMPTS: u32 = 10;
 #[derive(Clone)]
 pub struct Redis {
     client: Client,
-    timeouts_in_a_row: Arc<AtomicU32>,
+    /// WAIT holds up its connection, so that nothing that is in a hurry may share it.
+    replicated: Client,
+    acknowledgements: u8,
+    disturbances: Disturbances,
 }
 
 impl Redis {
@@ -61,12 +67,25 @@ impl Redis {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn connect(options: &RedisOptions) -> Result<Self, RedisError> {
-        let client = builder(options)?
-            .build()
-            .map_err(|error| RedisError::Url(error.details().to_owned()))?;
+        let disturbances = Disturbances::new();
+        let connect = || -> Result<Client, RedisError> {
+            let client = builder(options)?
+                .build()
+                .map_err(|error| RedisError::Url(error.details().to_owned()))?;
+            tokio::spawn(watchdog::watch(client.clone(), disturbances.clone()));
+            client.connect();
+            Ok(client)
+        };
+        let client = connect()?;
         report_errors(&client);
-        client.connect();
-        Ok(Self { client, timeouts_in_a_row: Arc::default() })
+        let acknowledgements = options.acknowledgements;
+        let replicated = if acknowledgements > 0 { connect()? } else { client.clone() };
+        Ok(Self { client, replicated, acknowledgements, disturbances })
+    }
+
+    /// Changes whenever a write that was acknowledged may have been lost.
+    pub fn disturbances(&self) -> watch::Receiver<u64> {
+        self.disturbances.subscribe()
     }
 
     /// Whether Redis answers.
@@ -90,7 +109,30 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function("FCALL", function, keys, args).await
+        self.function(&self.client, "FCALL", function, keys, args).await
+    }
+
+    /// As [`Redis::call`], and then waits shortly for the replicas of Redis to have it.
+    ///
+    /// # Errors
+    /// Any [`RedisError`]. That replicas are late is none.
+    pub async fn call_replicated<R: FromValue>(
+        &self,
+        function: &'static str,
+        keys: &[&str],
+        args: Vec<Value>,
+    ) -> Result<R, RedisError> {
+        let reply = self.function(&self.replicated, "FCALL", function, keys, args).await?;
+        if let (1.., Some(key)) = (self.acknowledgements, keys.first()) {
+            let slot = ClusterHash::Custom(fred::util::redis_keyslot(key.as_bytes()));
+            let wait = CustomCommand::new_static("WAIT", slot, false);
+            let args = vec![i64::from(self.acknowledgements), ACKNOWLEDGEMENT_MILLISECONDS];
+            let acknowledged = self.replicated.custom::<i64, _>(wait, args).await;
+            if !acknowledged.is_ok_and(|count| count >= i64::from(self.acknowledgements)) {
+                metrics::counter!("jarvis_redis_unacknowledged_total").increment(1);
+            }
+        }
+        Ok(reply)
     }
 
     /// Calls a function that only reads.
@@ -103,11 +145,12 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function("FCALL_RO", function, keys, args).await
+        self.function(&self.client, "FCALL_RO", function, keys, args).await
     }
 
     async fn function<R: FromValue>(
         &self,
+        client: &Client,
         command: &'static str,
         function: &'static str,
         keys: &[&str],
@@ -123,7 +166,7 @@ impl Redis {
             attempt += 1;
             // fred counts FCALL itself among the blocking commands, which have no time limit.
             let call = CustomCommand::new_static(command, ClusterHash::Offset(2), false);
-            let reply = self.client.custom::<R, Value>(call, line.clone()).await;
+            let reply = client.custom::<R, Value>(call, line.clone()).await;
             self.watch(&reply);
             let error = match reply {
                 Ok(value) => return Ok(value),
@@ -155,25 +198,17 @@ impl Redis {
         loaded.map_err(classify)
     }
 
-    /// A server that is stopped, not gone, leaves its connections open: only time tells.
     fn watch<T>(&self, reply: &Result<T, Error>) {
-        match reply {
-            Err(error) if *error.kind() == ErrorKind::Timeout => {
-                metrics::counter!("jarvis_redis_errors_total", "kind" => "timeout").increment(1);
-                let timeouts = self.timeouts_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if timeouts.is_multiple_of(TIMEOUTS_BEFORE_RECONNECT) {
-                    let client = self.client.clone();
-                    tokio::spawn(async move {
-                        let _ = client.force_reconnection().await;
-                    });
-                }
-            }
-            Err(error) => {
-                let kind = if is_unavailable(error) { "unavailable" } else { "refused" };
-                metrics::counter!("jarvis_redis_errors_total", "kind" => kind).increment(1);
-            }
-            Ok(_) => self.timeouts_in_a_row.store(0, Ordering::Relaxed),
+        let Err(error) = reply else { return };
+        let kind = match error.kind() {
+            ErrorKind::Timeout => "timeout",
+            _ if is_unavailable(error) => "unavailable",
+            _ => "refused",
+        };
+        if kind != "refused" {
+            self.disturbances.note();
         }
+        metrics::counter!("jarvis_redis_errors_total", "kind" => kind).increment(1);
     }
 
     /// Learns anew which node has which slot.
@@ -194,8 +229,9 @@ pub(super) fn builder(options: &RedisOptions) -> Result<Builder, RedisError> {
     let timeout = options.command_timeout;
     builder
         .with_connection_config(|connection| {
-            connection.connection_timeout = timeout;
-            connection.internal_command_timeout = timeout;
+            // Shorter, so that a server that is stopped does not hold up the way to its successor.
+            connection.connection_timeout = timeout / 2;
+            connection.internal_command_timeout = timeout / 2;
             connection.max_command_attempts = 2;
             connection.max_command_buffer_len = COMMAND_BUFFER;
             connection.auto_client_setname = true;

@@ -4,6 +4,7 @@
 pub mod connection;
 pub mod migrations;
 pub mod subscriptions;
+mod watchdog;
 
 pub use connection::{Redis, RedisError, RedisOptions};
 pub use subscriptions::{Listener, Subscriptions};

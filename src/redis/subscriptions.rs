@@ -1,18 +1,22 @@
 //! Sharded subscriptions that stay.
 //!
 //! fred loses them silently on a failover and when a slot moves, so the set of wanted channels is
-//! kept here and subscribed again: after every reconnection, and in a cluster every two seconds.
+//! kept here and subscribed again: after every reconnection, in a cluster whenever a slot has moved,
+//! and there every half minute whatever is known.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fred::prelude::{Client, ClientLike, EventInterface, PubsubInterface};
+use fred::prelude::{
+    Client, ClientLike, ClusterInterface, EventInterface, PubsubInterface, Server,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Redis, RedisError, RedisOptions, builder, classify};
+use super::watchdog::{self, Disturbances};
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
 pub trait Listener: Send + Sync + 'static {
@@ -26,7 +30,12 @@ pub trait Listener: Send + Sync + 'static {
 const CLIENTS: usize = 4;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
-const RECONCILE_CLUSTER: Duration = Duration::from_secs(2);
+/// How often a cluster is asked which node has which slot.
+const LOOK_AT_CLUSTER: Duration = Duration::from_secs(1);
+/// Looks after which everything is subscribed again, even if nothing seems to have moved.
+const LOOKS_UNTIL_ALL_AGAIN: u32 = 30;
+/// Passes after a move: while it takes place a subscription may go to the node that had the slot.
+const PASSES_AFTER_A_MOVE: u32 = 3;
 
 /// The channels that this replica follows.
 #[derive(Clone)]
@@ -96,6 +105,7 @@ impl Shard {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, inbox) = mpsc::channel(CHANGES);
         tokio::spawn(listen(client.clone(), Arc::clone(listener)));
+        tokio::spawn(watchdog::watch(client.clone(), Disturbances::new()));
         let listener = Arc::clone(listener);
         tokio::spawn(keep_subscribed(client.clone(), Arc::clone(&wanted), inbox, listener));
         client.connect();
@@ -130,7 +140,9 @@ async fn keep_subscribed(
     listener: Arc<dyn Listener>,
 ) {
     let mut reconnections = client.reconnect_rx();
-    let mut reconcile = tokio::time::interval(RECONCILE_CLUSTER);
+    let mut look = tokio::time::interval(LOOK_AT_CLUSTER);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut cluster = Cluster::default();
     let mut connected_before = false;
     loop {
         tokio::select! {
@@ -151,27 +163,63 @@ async fn keep_subscribed(
                 if matches!(reconnected, Err(RecvError::Closed)) {
                     return;
                 }
-                subscribe_all(&client, &wanted).await;
+                let complete = subscribe_all(&client, &wanted).await;
+                cluster.subscribed(complete);
                 if std::mem::replace(&mut connected_before, true) {
                     listener.gap();
                 }
             }
-            _ = reconcile.tick(), if client.is_clustered() => {
+            _ = look.tick(), if client.is_clustered() => {
                 Redis::refresh_cluster(&client).await;
-                subscribe_all(&client, &wanted).await;
+                if cluster.wants_a_pass(&client) {
+                    let complete = subscribe_all(&client, &wanted).await;
+                    cluster.subscribed(complete);
+                    listener.gap();
+                }
             }
         }
     }
 }
 
-async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) {
+/// What is known of a cluster, and whether its channels are to be subscribed again.
+#[derive(Default)]
+struct Cluster {
+    slots: Vec<(u16, u16, Server)>,
+    passes: u32,
+    looks: u32,
+}
+
+impl Cluster {
+    fn wants_a_pass(&mut self, client: &Client) -> bool {
+        let Some(state) = client.cached_cluster_state() else { return false };
+        let slots: Vec<_> = state
+            .slots()
+            .iter()
+            .map(|range| (range.start, range.end, range.primary.clone()))
+            .collect();
+        if slots != self.slots {
+            self.passes = PASSES_AFTER_A_MOVE;
+            self.slots = slots;
+        }
+        self.looks += 1;
+        self.passes > 0 || self.looks >= LOOKS_UNTIL_ALL_AGAIN
+    }
+
+    fn subscribed(&mut self, complete: bool) {
+        self.looks = 0;
+        self.passes = if complete { self.passes.saturating_sub(1) } else { PASSES_AFTER_A_MOVE };
+    }
+}
+
+/// Whether every channel could be subscribed.
+async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool {
     let channels: Vec<String> = lock(wanted).iter().cloned().collect();
     for channel in channels {
         if client.ssubscribe(channel).await.is_err() {
-            // The next reconnection begins again.
-            return;
+            return false;
         }
     }
+    true
 }
 
 fn lock(wanted: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {

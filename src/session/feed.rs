@@ -34,6 +34,9 @@ const EVENTS_KEPT: usize = 32;
 const PIECE_BYTES: usize = 16 << 10;
 /// Pause before Redis is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long a place that Redis does not know may be one that a failover took: its writer tells it
+/// again, with the same marks.
+const GRACE: Duration = Duration::from_secs(3);
 /// Feeds that read at the same time after a gap that concerns all.
 const READS_AT_ONCE: usize = 64;
 
@@ -70,6 +73,16 @@ struct State {
     heard: Instant,
     upstream_closed: Option<GenerationId>,
     encoded: Option<Encoded>,
+    /// Since when Redis has not known this feed's place.
+    unknown_since: Option<Instant>,
+}
+
+/// Whether a read has brought a feed to where Redis is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    Yes,
+    /// To be tried again after a pause.
+    Later,
 }
 
 /// The newest frame, for the readers that stand just before it.
@@ -144,7 +157,7 @@ impl Feeds {
                     subscriptions.subscribe(&store::channel(session)).await?;
                 }
                 // Subscribed first, so that nothing falls between what is read and what follows.
-                feed.read(&self.inner.store).await
+                feed.read(&self.inner.store).await.map(drop)
             })
             .await?;
         Ok(feed)
@@ -166,7 +179,7 @@ impl Feeds {
             Some(cursor) => cursor,
             None => match store.read(owner, session, From::RunningTurn).await? {
                 Read::Window { window, .. } => window.start(),
-                Read::Absent | Read::Unknown => Cursor::START,
+                Read::Absent | Read::Behind | Read::Unknown => Cursor::START,
             },
         };
         let mut reader = Reader {
@@ -175,6 +188,7 @@ impl Feeds {
             cursor: start,
             catching_up: None,
             lost: false,
+            unknown_since: None,
             whole: None,
             encode: self.inner.encode,
         };
@@ -207,6 +221,7 @@ impl Inner {
                 heard: Instant::now(),
                 upstream_closed: None,
                 encoded: None,
+                unknown_since: None,
             }),
             changed: Notify::new(),
             subscribed: tokio::sync::OnceCell::new(),
@@ -341,7 +356,7 @@ impl Feed {
                 if Arc::strong_count(&feed) == 1 {
                     return;
                 }
-                if read.is_err() {
+                if !matches!(read, Ok(Reached::Yes)) {
                     tokio::time::sleep(RETRY).await;
                 } else if feed.wishes.fetch_sub(served, Ordering::SeqCst) == served {
                     return;
@@ -350,7 +365,7 @@ impl Feed {
         });
     }
 
-    async fn read(&self, store: &Store) -> Result<(), StoreError> {
+    async fn read(&self, store: &Store) -> Result<Reached, StoreError> {
         loop {
             let (confirmed, end) = {
                 let mut state = self.state();
@@ -378,7 +393,8 @@ impl Feed {
                     }
                     more || applied == Applied::Hole
                 }
-                Read::Unknown => {
+                Read::Unknown if confirmed && self.may_come_back() => return Ok(Reached::Later),
+                Read::Unknown | Read::Behind => {
                     // What this feed knows is not what Redis holds: begin anew from there.
                     let again = confirmed;
                     self.forget();
@@ -386,10 +402,16 @@ impl Feed {
                     again
                 }
             };
+            self.state().unknown_since = None;
             if !more {
-                return Ok(());
+                return Ok(Reached::Yes);
             }
         }
+    }
+
+    fn may_come_back(&self) -> bool {
+        let since = *self.state().unknown_since.get_or_insert_with(Instant::now);
+        since.elapsed() < GRACE
     }
 
     fn forget(&self) {
@@ -424,6 +446,8 @@ pub struct Reader {
     /// Read from Redis by a reader that stands before the feed's window.
     catching_up: Option<Window>,
     lost: bool,
+    /// Since when Redis has not known this reader's place.
+    unknown_since: Option<Instant>,
     whole: Option<GenerationId>,
     encode: Encode,
 }
@@ -466,12 +490,13 @@ impl Reader {
             }
         };
         if !step {
-            self.catch_up().await?;
+            self.catch_up(Duration::ZERO).await?;
         }
         Ok(())
     }
 
-    async fn catch_up(&mut self) -> Result<(), StoreError> {
+    /// A place that Redis does not know is lost after `grace`.
+    async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let from = From::Cursor(self.cursor, 0);
         match self.store.read(&self.feed.owner, self.feed.session, from).await? {
             Read::Window { window, .. } => {
@@ -479,9 +504,18 @@ impl Reader {
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
                 self.catching_up = Some(window);
             }
-            Read::Absent => self.lost = self.cursor != Cursor::START,
-            Read::Unknown => self.lost = true,
+            Read::Behind => self.lost = true,
+            Read::Absent if self.cursor == Cursor::START => {}
+            Read::Absent | Read::Unknown => {
+                let since = *self.unknown_since.get_or_insert_with(Instant::now);
+                self.lost = since.elapsed() >= grace;
+                if !self.lost {
+                    tokio::time::sleep(RETRY).await;
+                }
+                return Ok(());
+            }
         }
+        self.unknown_since = None;
         Ok(())
     }
 
@@ -499,7 +533,7 @@ impl Reader {
                 Look::Frame(frame) => return Delivered::Frame(frame),
                 Look::Moved | Look::Nothing => changed.await,
                 Look::Redis => {
-                    if let Err(error) = self.catch_up().await {
+                    if let Err(error) = self.catch_up(GRACE).await {
                         tracing::debug!(%error, "a reader has to wait for Redis");
                         tokio::time::sleep(RETRY).await;
                     }

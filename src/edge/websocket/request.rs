@@ -86,7 +86,7 @@ async fn attend(
         }
         ClientMessage::ClearHistory => {
             match in_time(async {
-                Ok::<_, Problem>(shared.store.clear(&owner, session, false).await)
+                Ok::<_, Problem>(shared.generations.clear(&owner, session, false).await)
             })
             .await
             {

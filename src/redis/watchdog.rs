@@ -1,0 +1,90 @@
+//! Notices a server that is stopped, not gone: it leaves its connections open, and only time tells.
+//!
+//! fred's own check begins anew at every write, so that it never ends under light traffic.
+
+use std::time::Duration;
+
+use fred::prelude::{Client, ClientLike, ClusterInterface, EventInterface, Options, Server};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(1);
+/// Probes in a row without an answer, after which the connections are made anew.
+const FAILURES: u32 = 2;
+
+/// Counts what may have cost a write that was acknowledged: lost connections, silent servers,
+/// changes of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Disturbances(watch::Sender<u64>);
+
+impl Disturbances {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(0))
+    }
+
+    pub(super) fn note(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+/// Probes the servers of a client until it is gone.
+pub(super) async fn watch(client: Client, disturbances: Disturbances) {
+    tokio::spawn(note_changes(client.clone(), disturbances.clone()));
+    let mut tick = interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failures = 0;
+    loop {
+        tick.tick().await;
+        if !client.is_connected() {
+            failures = 0;
+            continue;
+        }
+        if answers(&client).await {
+            failures = 0;
+            continue;
+        }
+        disturbances.note();
+        failures += 1;
+        if failures >= FAILURES {
+            failures = 0;
+            tracing::warn!("Redis is silent; connecting anew");
+            metrics::counter!("jarvis_redis_errors_total", "kind" => "silent").increment(1);
+            let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
+        }
+    }
+}
+
+async fn answers(client: &Client) -> bool {
+    let options = Options { timeout: Some(LIMIT), max_attempts: Some(1), ..Options::default() };
+    let nodes = client.cached_cluster_state().map(|state| state.unique_primary_nodes());
+    match nodes {
+        Some(nodes) => {
+            let probes = nodes.into_iter().map(|node: Server| {
+                let client = client.clone();
+                let options = Options { cluster_node: Some(node), ..options.clone() };
+                async move { client.with_options(&options).ping::<()>(None).await }
+            });
+            futures_util::future::join_all(probes).await.iter().all(Result::is_ok)
+        }
+        None => client.with_options(&options).ping::<()>(None).await.is_ok(),
+    }
+}
+
+async fn note_changes(client: Client, disturbances: Disturbances) {
+    let (mut errors, mut reconnections) = (client.error_rx(), client.reconnect_rx());
+    let mut changes = client.cluster_change_rx();
+    loop {
+        use tokio::sync::broadcast::error::RecvError::Closed;
+        tokio::select! {
+            error = errors.recv() => if matches!(error, Err(Closed)) { return },
+            server = reconnections.recv() => if matches!(server, Err(Closed)) { return },
+            change = changes.recv() => if matches!(change, Err(Closed)) { return },
+        }
+        disturbances.note();
+    }
+}

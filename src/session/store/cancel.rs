@@ -1,0 +1,137 @@
+//! Generations that are stopped, and histories that are emptied.
+//!
+//! Each is a value of its own, so that whoever did it can do the same again where a failover undid
+//! it.
+
+use chrono::Utc;
+use fred::prelude::Value;
+use uuid::Uuid;
+
+use super::{Keys, Store, StoreError, field, json, message, unexpected};
+use crate::session::cursor::Tag;
+use crate::session::event::Control;
+use crate::session::model::{
+    FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, rfc3339,
+};
+
+/// How long a deleted session's counters are kept, so that its cursors do not come again.
+const TOMBSTONE_SECONDS: u64 = 60 * 60;
+
+/// One wish that a generation should stop.
+#[derive(Clone, Debug)]
+pub struct Cancellation {
+    owner: Owner,
+    session: SessionId,
+    generation: Option<GenerationId>,
+    header: String,
+    tag: Tag,
+}
+
+/// What a cancel met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// The running generation.
+    Running(GenerationId),
+    /// A turn that waited.
+    Waiting(GenerationId),
+    /// Nothing that could be cancelled.
+    Nothing,
+}
+
+impl Cancellation {
+    /// Of the generation that is named, else of the running one, else of the oldest that waits.
+    pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
+        let header = json(&Message {
+            status: Some(Status::Cancelled),
+            finish_reason: Some(FinishReason::Cancelled),
+            ..message(Role::Assistant, Utc::now())
+        });
+        // The function knows these three, and they stand where no JSON string has capitals.
+        let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
+        let header = header.replacen('{', fields, 1);
+        Self { owner: owner.clone(), session, generation, header, tag: Tag::random() }
+    }
+
+    /// The same wish, now that it is known which generation it met.
+    #[must_use]
+    pub fn of(self, generation: GenerationId) -> Self {
+        Self { generation: Some(generation), ..self }
+    }
+}
+
+/// One wish that a session's history should go.
+#[derive(Clone, Debug)]
+pub struct Clearing {
+    owner: Owner,
+    session: SessionId,
+    delete: bool,
+    tag: Tag,
+    /// Begins with it.
+    epoch: String,
+    /// Ends with it; any, where it is not known yet.
+    ended: Option<String>,
+}
+
+impl Clearing {
+    /// Of the messages, and with `delete` of the session too.
+    pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
+        let epoch = Uuid::new_v4().simple().to_string();
+        Self { owner: owner.clone(), session, delete, tag: Tag::random(), epoch, ended: None }
+    }
+}
+
+impl Store {
+    /// Stops a generation. The first of cancel and finish wins.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn cancel(&self, wish: &Cancellation) -> Result<Cancelled, StoreError> {
+        let args = vec![
+            wish.owner.key().into(),
+            wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
+            wish.header.as_str().into(),
+            wish.tag.to_string().into(),
+            json(&Control::Cancelled {}).into(),
+        ];
+        let keys = Keys::of(wish.session);
+        let reply: Vec<String> =
+            self.redis.call_replicated("jarvis_cancel_1", &keys.all(), args).await?;
+        match reply.first().map(String::as_str) {
+            Some("absent") => Err(StoreError::Absent),
+            Some("none") => Ok(Cancelled::Nothing),
+            Some("cancelled") if reply.get(2).is_some_and(|state| state == "running") => {
+                Ok(Cancelled::Running(field(&reply, 1)?))
+            }
+            Some("cancelled") => Ok(Cancelled::Waiting(field(&reply, 1)?)),
+            _ => Err(unexpected("cancel")),
+        }
+    }
+
+    /// Empties the session's history, cancelling its turns. Gives the number of messages that were
+    /// in it. Done again, it touches nothing that came after it.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn clear(&self, wish: &mut Clearing) -> Result<u64, StoreError> {
+        let mut args: Vec<Value> = vec![
+            wish.owner.key().into(),
+            if wish.delete { "1" } else { "0" }.into(),
+            wish.tag.to_string().into(),
+            json(&Control::Cleared {}).into(),
+            json(&Control::Cancelled {}).into(),
+            rfc3339(&Utc::now()).into(),
+            TOMBSTONE_SECONDS.to_string().into(),
+            wish.epoch.as_str().into(),
+            wish.ended.as_deref().unwrap_or("-").into(),
+        ];
+        let turns = self.limits.waiting_turns + 1;
+        args.extend((0..turns).map(|_| Value::from(Tag::random().to_string())));
+        let keys = Keys::of(wish.session);
+        let reply: Vec<String> =
+            self.redis.call_replicated("jarvis_clear_1", &keys.all(), args).await?;
+        let count: i64 = field(&reply, 0)?;
+        let count = u64::try_from(count).map_err(|_| StoreError::Absent)?;
+        wish.ended = Some(field(&reply, 1)?);
+        Ok(count)
+    }
+}

@@ -1,0 +1,113 @@
+//! What happened in a session, as it is stored.
+
+use super::{Keys, Store, StoreError, field, optional, unexpected};
+use crate::session::cursor::Cursor;
+use crate::session::event::Event;
+use crate::session::model::{Owner, SessionId};
+use crate::session::store::Turn;
+use crate::session::window::{Answer, Window};
+
+/// Bytes of events and answers in one read, at most, but for one event that is larger alone.
+const READ_BYTES: usize = 2 << 20;
+
+/// What a read found.
+#[derive(Debug)]
+pub enum Read {
+    /// All from the cursor on, or as much of it as fits one read.
+    Window {
+        /// What was read.
+        window: Window,
+        /// Whether there is more.
+        more: bool,
+    },
+    /// What follows the cursor is no longer kept.
+    Behind,
+    /// The cursor is of another history, or of one that a failover took and its writer may bring
+    /// back.
+    Unknown,
+    /// No such session of this owner.
+    Absent,
+}
+
+/// Where to read from.
+#[derive(Clone, Copy, Debug)]
+pub enum From {
+    /// From a cursor; `held` bytes of its generation's answer are held already.
+    Cursor(Cursor, u64),
+    /// From where the running turn began, else from the end.
+    RunningTurn,
+}
+
+impl Store {
+    /// What happened in the session.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn read(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        from: From,
+    ) -> Result<Read, StoreError> {
+        let (events, tag, generation, held) = match from {
+            From::Cursor(cursor, held) => {
+                (cursor.events, cursor.tag.to_string(), cursor.generation, held)
+            }
+            From::RunningTurn => (0, "-".to_owned(), None, 0),
+        };
+        let args = vec![
+            owner.key().into(),
+            events.to_string().into(),
+            tag.into(),
+            generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
+            held.to_string().into(),
+            READ_BYTES.to_string().into(),
+        ];
+        let keys = Keys::of(session);
+        let reply: Vec<String> =
+            self.redis.call_readonly("jarvis_read_1", &keys.all(), args).await?;
+        match reply.first().map(String::as_str) {
+            Some("ok") => window(reply),
+            Some("behind") => Ok(Read::Behind),
+            Some("unknown") => Ok(Read::Unknown),
+            Some("absent") => Ok(Read::Absent),
+            _ => Err(unexpected("read")),
+        }
+    }
+
+    /// The answer of the running turn, as far as it is stored.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn answer_so_far(&self, turn: &Turn) -> Result<String, StoreError> {
+        match self.read(&turn.owner, turn.session, From::RunningTurn).await? {
+            Read::Window { window, .. } => Ok(window
+                .answer(turn.generation)
+                .map(|answer| answer.text.clone())
+                .unwrap_or_default()),
+            Read::Behind | Read::Unknown | Read::Absent => Ok(String::new()),
+        }
+    }
+}
+
+fn window(reply: Vec<String>) -> Result<Read, StoreError> {
+    let base = (field(&reply, 1)?, field(&reply, 2)?);
+    let running = optional(&reply, 3)?;
+    let more = reply.get(4).is_some_and(|flag| flag == "1");
+    let count: usize = field(&reply, 5)?;
+    let mut rest = reply.into_iter().skip(6);
+    let events = rest
+        .by_ref()
+        .take(count)
+        .map(|entry| Event::parse(&entry).map_err(|_| unexpected("event")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut answers = Vec::new();
+    while let (Some(id), Some(from), Some(text)) = (rest.next(), rest.next(), rest.next()) {
+        answers.push(Answer {
+            generation: id.parse().map_err(|_| unexpected("generation"))?,
+            base: from.parse().map_err(|_| unexpected("offset"))?,
+            text,
+        });
+    }
+    Ok(Read::Window { window: Window::new(base, events, answers, running), more })
+}

@@ -1,0 +1,125 @@
+//! Heartbeats, the turns that are open, and claims of them.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::turns::{Fence, Origin, Turn};
+use super::{Keys, Store, StoreError, claimed_event, field, unexpected};
+use crate::session::cursor::Tag;
+use crate::session::model::{GenerationId, Owner, SessionId};
+
+/// An unfinished turn, as the index of its bucket has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTurn {
+    /// Where.
+    pub session: SessionId,
+    /// The run.
+    pub generation: GenerationId,
+    /// The replica that has it.
+    pub replica: String,
+    /// That replica's right to write it.
+    pub fence: Fence,
+}
+
+/// What a claim came to.
+#[derive(Debug)]
+pub enum Claim {
+    /// The turn is the running one, and ours; so many replicas wrote it, we included.
+    Running(Turn, u32),
+    /// The turn waits, and is ours.
+    Waiting(Turn),
+    /// It has ended, or another replica was faster.
+    Other,
+}
+
+/// The number of buckets, each with an index of its open turns.
+pub const BUCKETS: u16 = 256;
+const BEATS: &str = "jarvis:{queue}:beats";
+
+impl Store {
+    /// Renews this replica's heartbeat and gives everybody's.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn beat(&self) -> Result<HashMap<String, i64>, StoreError> {
+        Ok(self.redis.call("jarvis_beat_1", &[BEATS], vec![self.replica.as_str().into()]).await?)
+    }
+
+    /// Gives up whatever is held in this replica's name, at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn sign_off(&self) -> Result<(), StoreError> {
+        let args = vec![self.replica.as_str().into()];
+        Ok(self.redis.call("jarvis_sign_off_1", &[BEATS], args).await?)
+    }
+
+    /// Forgets a replica whose heartbeat stopped at `counter`, unless it has moved since.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn bury(&self, replica: &str, counter: i64) -> Result<(), StoreError> {
+        let args = vec![replica.into(), counter.to_string().into()];
+        Ok(self.redis.call("jarvis_bury_1", &[BEATS], args).await?)
+    }
+
+    /// The open turns of one bucket, below [`BUCKETS`].
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn open_turns(&self, bucket: u16) -> Result<Vec<OpenTurn>, StoreError> {
+        let key = format!("jarvis:{{b{bucket}}}:open");
+        let open: HashMap<String, String> =
+            self.redis.call_readonly("jarvis_open_1", &[&key], Vec::new()).await?;
+        open.iter()
+            .map(|(turn, holder)| {
+                let (session, generation) = turn.split_once(' ')?;
+                let (replica, fence) = holder.split_once(' ')?;
+                Some(OpenTurn {
+                    session: session.parse().ok()?,
+                    generation: generation.parse().ok()?,
+                    replica: replica.to_owned(),
+                    fence: Fence(fence.parse().ok()?),
+                })
+            })
+            .map(|turn| turn.ok_or_else(|| unexpected("open turn")))
+            .collect()
+    }
+
+    /// Takes a turn from the replica that has it, if it still has it by the same fence.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn claim(&self, open: &OpenTurn) -> Result<Claim, StoreError> {
+        let (fence, tag) = (Fence(Uuid::new_v4()), Tag::random());
+        let args = vec![
+            open.generation.to_string().into(),
+            open.fence.0.to_string().into(),
+            fence.0.to_string().into(),
+            self.replica.as_str().into(),
+            tag.to_string().into(),
+            claimed_event().into(),
+        ];
+        let keys = Keys::of(open.session);
+        let reply: Vec<String> = self.redis.call("jarvis_claim_1", &keys.all(), args).await?;
+        let turn = || -> Result<Turn, StoreError> {
+            let spec = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
+            Ok(Turn {
+                owner: Owner::from_key(&field::<String>(&reply, 2)?),
+                session: open.session,
+                generation: open.generation,
+                fence,
+                spec: spec.ok_or_else(|| unexpected("turn"))?,
+                epoch: field(&reply, 3)?,
+                origin: Origin::Claimed { replaced: open.fence, tag },
+            })
+        };
+        match reply.first().map(String::as_str) {
+            Some("running") => Ok(Claim::Running(turn()?, field(&reply, 4)?)),
+            Some("waiting") => Ok(Claim::Waiting(turn()?)),
+            Some("other") => Ok(Claim::Other),
+            _ => Err(unexpected("claim")),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Turns: taken in, found again, begun.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+use fred::prelude::Value;
+use uuid::Uuid;
+
+use super::{
+    Keys, Store, StoreError, claimed_event, field, json, message, unexpected, writer_args,
+};
+use crate::session::cursor::{Cursor, Tag};
+use crate::session::event::Control;
+use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339};
+
+/// How long an idempotency key is remembered.
+const KEY_SECONDS: u64 = 24 * 60 * 60;
+const TITLE_CHARACTERS: usize = 80;
+
+/// A request that is the same request however often it is sent.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    /// The client's word for it, at most 255 bytes.
+    pub key: String,
+    /// A digest of what was asked.
+    pub body: String,
+}
+
+/// A user's message on its way in.
+#[derive(Clone, Debug)]
+pub struct NewTurn {
+    /// What was asked for.
+    pub spec: TurnSpec,
+    /// The user's text.
+    pub content: String,
+    /// Where a repeat is to find the first.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// The right to write one answer. Compared for equality in Redis, never for order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence(pub Uuid);
+
+/// An accepted turn, with all that its writer needs.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// Whose.
+    pub owner: Owner,
+    /// Where.
+    pub session: SessionId,
+    /// The run.
+    pub generation: GenerationId,
+    /// The right to write it.
+    pub fence: Fence,
+    /// What was asked for.
+    pub spec: TurnSpec,
+    /// Which life of the session it belongs to: clear and delete begin another.
+    pub epoch: String,
+    /// How the fence came to its holder.
+    pub origin: Origin,
+}
+
+/// How a fence came to its holder, so that it can be done again where a failover undid it.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// By accepting the turn.
+    Accepted(Arc<Accepted>),
+    /// By replacing another holder, with an event of this tag.
+    Claimed {
+        /// The fence of the holder before.
+        replaced: Fence,
+        /// The claim's event.
+        tag: Tag,
+    },
+}
+
+/// What was written when the turn was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    new: NewTurn,
+    /// The user's message without its text.
+    header: String,
+    event: String,
+    tag: Tag,
+    /// The number of the event.
+    number: u64,
+    at: String,
+}
+
+/// What became of a [`NewTurn`].
+#[derive(Debug)]
+pub enum Acceptance {
+    /// It is a new turn.
+    New {
+        /// To run.
+        turn: Turn,
+        /// Whether it is the session's running turn now, or waits for another.
+        began: bool,
+        /// The place in the session just before it.
+        before: Cursor,
+    },
+    /// It was accepted before, with the same key.
+    Same {
+        /// The run that answers it, or has.
+        generation: GenerationId,
+        /// The place in the session just before it, while that is kept.
+        before: Option<Cursor>,
+    },
+}
+
+/// Whether a waiting turn's time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// It is the running turn.
+    Began,
+    /// Another one still runs, or waits before it.
+    Waiting,
+    /// It was cancelled, or another replica has it, or a failover took it: [`Store::restore`] tells.
+    Gone,
+}
+
+/// Whose a turn is that Redis refused its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// The holder's, and runs.
+    Kept,
+    /// The holder's again, and runs: the holder before may have written since.
+    Claimed,
+    /// The holder's, and waits: it is to begin, again.
+    Waiting,
+    /// It has ended, or is another's.
+    Gone,
+}
+
+impl Store {
+    /// Takes in a user's message as a turn of the session, which is created where it is not known.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. After [`StoreError::Redis`] the message may have been accepted.
+    pub async fn accept(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<Acceptance, StoreError> {
+        let now = Utc::now();
+        let header = json(&Message {
+            user_id: Some(owner.user_id().to_owned()),
+            ..message(Role::User, now)
+        });
+        let event = json(&Control::Accepted {
+            message: new.content.clone(),
+            timestamp: rfc3339(&now),
+            message_id: new.spec.message_id.clone(),
+        });
+        let at = rfc3339(&now);
+        let mut accepted =
+            Accepted { new: new.clone(), header, event, tag: Tag::random(), number: 0, at };
+        let (generation, fence) = (GenerationId::random(), Fence(Uuid::new_v4()));
+        let epoch = Uuid::new_v4().simple().to_string();
+        let args = self.accept_args(owner, generation, fence, &epoch, &new.spec, Some(&accepted));
+        let keys = Keys::of(session);
+        let key = new.key.as_ref().map(|key| keys.idempotency(key));
+        let mut names: Vec<&str> = keys.all().to_vec();
+        names.extend(key.as_deref());
+        let reply: Vec<String> =
+            self.redis.call_replicated("jarvis_accept_1", &names, args).await?;
+        let before = |at: usize| {
+            let events = reply.get(at)?.parse().ok()?;
+            let tag = reply.get(at + 1)?.parse().ok()?;
+            Some(Cursor { events, tag, generation: None, offset: 0 })
+        };
+        match reply.first().map(String::as_str) {
+            Some(kind @ ("began" | "waiting")) => {
+                let before = before(1).unwrap_or(Cursor::START);
+                accepted.number = before.events + 1;
+                let turn = Turn {
+                    owner: owner.clone(),
+                    session,
+                    generation,
+                    fence,
+                    spec: new.spec.clone(),
+                    epoch: field(&reply, 3)?,
+                    origin: Origin::Accepted(Arc::new(accepted)),
+                };
+                Ok(Acceptance::New { turn, began: kind == "began", before })
+            }
+            Some("same") => {
+                Ok(Acceptance::Same { generation: field(&reply, 1)?, before: before(2) })
+            }
+            Some("absent") => Err(StoreError::Absent),
+            Some("busy") => Err(StoreError::Busy),
+            Some("full") => Err(StoreError::Full),
+            Some("other_body") => Err(StoreError::KeyReused),
+            _ => Err(unexpected("accept")),
+        }
+    }
+
+    /// Asks whose a turn is that Redis refused its holder. What a failover undid, be it the claim or
+    /// the acceptance, is done again. To be asked only within a minute of the last write that was
+    /// acknowledged: an end is remembered for three.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn restore(&self, turn: &Turn) -> Result<Restored, StoreError> {
+        let (accepted, replaced, tag) = match &turn.origin {
+            Origin::Accepted(accepted) => (Some(accepted.as_ref()), "-".to_owned(), Tag::START),
+            Origin::Claimed { replaced, tag } => (None, replaced.0.to_string(), *tag),
+        };
+        let mut args = self.accept_args(
+            &turn.owner,
+            turn.generation,
+            turn.fence,
+            &turn.epoch,
+            &turn.spec,
+            accepted,
+        );
+        args.extend([
+            replaced.into(),
+            tag.to_string().into(),
+            claimed_event().into(),
+            accepted.map_or(0, |accepted| accepted.number).to_string().into(),
+        ]);
+        let keys = Keys::of(turn.session);
+        let key = accepted.and_then(|accepted| accepted.new.key.as_ref());
+        let key = key.map(|key| keys.idempotency(key));
+        let mut names: Vec<&str> = keys.all().to_vec();
+        names.extend(key.as_deref());
+        let reply: String = self.redis.call_replicated("jarvis_restore_1", &names, args).await?;
+        match reply.as_str() {
+            "kept" => Ok(Restored::Kept),
+            "claimed" => Ok(Restored::Claimed),
+            "waiting" => Ok(Restored::Waiting),
+            "gone" => Ok(Restored::Gone),
+            _ => Err(unexpected("restore")),
+        }
+    }
+
+    /// Makes a waiting turn the running one, if its time has come.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn begin(&self, turn: &Turn) -> Result<Begin, StoreError> {
+        let args = writer_args(turn, Vec::new());
+        let keys = Keys::of(turn.session);
+        let reply: String = self.redis.call("jarvis_begin_1", &keys.all(), args).await?;
+        match reply.as_str() {
+            "began" => Ok(Begin::Began),
+            "waiting" => Ok(Begin::Waiting),
+            "gone" => Ok(Begin::Gone),
+            _ => Err(unexpected("begin")),
+        }
+    }
+
+    /// What the functions are given that can write an acceptance; without one they write none.
+    fn accept_args(
+        &self,
+        owner: &Owner,
+        generation: GenerationId,
+        fence: Fence,
+        epoch: &str,
+        spec: &TurnSpec,
+        accepted: Option<&Accepted>,
+    ) -> Vec<Value> {
+        let text = |of: fn(&Accepted) -> &str| Value::from(accepted.map_or("", of));
+        let title = accepted.map(|accepted| title(&accepted.new.content)).unwrap_or_default();
+        let key = accepted.and_then(|accepted| accepted.new.key.as_ref());
+        vec![
+            owner.key().into(),
+            generation.to_string().into(),
+            fence.0.to_string().into(),
+            self.replica.as_str().into(),
+            json(spec).into(),
+            text(|accepted| &accepted.header),
+            text(|accepted| &accepted.new.content),
+            accepted.map_or(Tag::START, |accepted| accepted.tag).to_string().into(),
+            text(|accepted| &accepted.event),
+            title.into(),
+            spec.model.as_str().into(),
+            text(|accepted| &accepted.at),
+            self.idle_seconds(owner).to_string().into(),
+            self.limits.waiting_turns.to_string().into(),
+            self.limits.session_bytes.to_string().into(),
+            key.map_or("", |key| key.body.as_str()).into(),
+            KEY_SECONDS.to_string().into(),
+            epoch.into(),
+        ]
+    }
+}
+
+fn title(content: &str) -> String {
+    let line = content.trim().lines().next().unwrap_or_default();
+    line.chars().take(TITLE_CHARACTERS).collect()
+}
