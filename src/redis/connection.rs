@@ -1,10 +1,11 @@
 //! Clients of Redis, and calls of our functions over them.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use fred::prelude::{
     Builder, Client, ClientLike, ClusterInterface, Config, Error, ErrorKind, EventInterface,
-    FromValue, FunctionInterface, Options, ReconnectPolicy, Server, TcpConfig, Value,
+    FromValue, FunctionInterface, Options, ReconnectPolicy, Server, ServerConfig, TcpConfig, Value,
 };
 use fred::types::{ClusterHash, CustomCommand, RespVersion};
 use tokio::sync::watch;
@@ -48,15 +49,18 @@ const COMMAND_BUFFER: usize = 20_000;
 /// How long an acknowledgement is waited for, in milliseconds: it narrows the window in which a
 /// failover loses a write, no more.
 const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
-/// A slot that is being moved answers TRYAGAIN for some of its keys for as long as the move takes.
-const TRYAGAIN_ATTEMPTS: u32 = 10;
+/// How long a client that was given up may take to end.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
+/// While a slot is being moved, its keys are here, there, or both (TRYAGAIN): attempts over about a
+/// second.
+const REDIRECTED_ATTEMPTS: u32 = 11;
 
 /// A connection for commands, shared by everybody.
 #[derive(Clone)]
 pub struct Redis {
-    client: Client,
+    line: Arc<Line>,
     /// WAIT holds up its connection, so that nothing that is in a hurry may share it.
-    replicated: Client,
+    replicated: Arc<Line>,
     acknowledgements: u8,
     disturbances: Disturbances,
 }
@@ -68,19 +72,14 @@ impl Redis {
     /// [`RedisError::Url`].
     pub fn connect(options: &RedisOptions) -> Result<Self, RedisError> {
         let disturbances = Disturbances::new();
-        let connect = || -> Result<Client, RedisError> {
-            let client = builder(options)?
-                .build()
-                .map_err(|error| RedisError::Url(error.details().to_owned()))?;
-            tokio::spawn(watchdog::watch(client.clone(), disturbances.clone()));
-            client.connect();
-            Ok(client)
-        };
-        let client = connect()?;
-        report_errors(&client);
+        let line = Line::open(options, &disturbances)?;
         let acknowledgements = options.acknowledgements;
-        let replicated = if acknowledgements > 0 { connect()? } else { client.clone() };
-        Ok(Self { client, replicated, acknowledgements, disturbances })
+        let replicated = if acknowledgements > 0 {
+            Line::open(options, &disturbances)?
+        } else {
+            Arc::clone(&line)
+        };
+        Ok(Self { line, replicated, acknowledgements, disturbances })
     }
 
     /// Changes whenever a write that was acknowledged may have been lost.
@@ -93,7 +92,7 @@ impl Redis {
     /// # Errors
     /// [`RedisError::Unavailable`].
     pub async fn ping(&self) -> Result<(), RedisError> {
-        let pong = self.client.with_options(&Options { fail_fast: true, ..Options::default() });
+        let pong = self.client().with_options(&Options { fail_fast: true, ..Options::default() });
         let answered = pong.ping::<()>(None).await;
         self.watch(&answered);
         answered.map_err(classify)
@@ -109,7 +108,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function(&self.client, "FCALL", function, keys, args).await
+        self.function(&self.line, "FCALL", function, keys, args).await
     }
 
     /// As [`Redis::call`], and then waits shortly for the replicas of Redis to have it.
@@ -123,11 +122,10 @@ impl Redis {
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
         let reply = self.function(&self.replicated, "FCALL", function, keys, args).await?;
-        if let (1.., Some(key)) = (self.acknowledgements, keys.first()) {
-            let slot = ClusterHash::Custom(fred::util::redis_keyslot(key.as_bytes()));
-            let wait = CustomCommand::new_static("WAIT", slot, false);
+        if self.acknowledgements > 0 {
+            let wait = CustomCommand::new_static("WAIT", slot_of(keys), false);
             let args = vec![i64::from(self.acknowledgements), ACKNOWLEDGEMENT_MILLISECONDS];
-            let acknowledged = self.replicated.custom::<i64, _>(wait, args).await;
+            let acknowledged = self.replicated.client().custom::<i64, _>(wait, args).await;
             if !acknowledged.is_ok_and(|count| count >= i64::from(self.acknowledgements)) {
                 metrics::counter!("jarvis_redis_unacknowledged_total").increment(1);
             }
@@ -145,28 +143,29 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function(&self.client, "FCALL_RO", function, keys, args).await
+        self.function(&self.line, "FCALL_RO", function, keys, args).await
     }
 
     async fn function<R: FromValue>(
         &self,
-        client: &Client,
+        line: &Line,
         command: &'static str,
         function: &'static str,
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        let mut line: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
-        line.push(Value::from_static_str(function));
-        line.push(Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX)));
-        line.extend(keys.iter().map(|key| Value::from(*key)));
-        line.extend(args);
+        let mut words: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
+        words.push(Value::from_static_str(function));
+        words.push(Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX)));
+        words.extend(keys.iter().map(|key| Value::from(*key)));
+        words.extend(args);
         let mut attempt = 0;
         loop {
             attempt += 1;
-            // fred counts FCALL itself among the blocking commands, which have no time limit.
-            let call = CustomCommand::new_static(command, ClusterHash::Offset(2), false);
-            let reply = client.custom::<R, Value>(call, line.clone()).await;
+            // fred counts FCALL itself among the blocking commands, which have no time limit; and of
+            // a custom command it minds no other hash than a slot.
+            let call = CustomCommand::new_static(command, slot_of(keys), false);
+            let reply = line.client().custom::<R, Value>(call, words.clone()).await;
             self.watch(&reply);
             let error = match reply {
                 Ok(value) => return Ok(value),
@@ -175,8 +174,8 @@ impl Redis {
             if error.details().contains("Function not found") && attempt == 1 {
                 // A node that came back empty.
                 migrations::load(self).await?;
-            } else if error.details().starts_with("TRYAGAIN") && attempt < TRYAGAIN_ATTEMPTS {
-                tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt))).await;
+            } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
+                tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt - 1))).await;
             } else {
                 return Err(classify(error));
             }
@@ -184,16 +183,17 @@ impl Redis {
     }
 
     /// The client, for what is not a call of a function.
-    pub(super) fn client(&self) -> &Client {
-        &self.client
+    pub(super) fn client(&self) -> Client {
+        self.line.client()
     }
 
     /// Loads a library of functions on every primary, in place of its earlier self.
     pub(super) async fn load_library(&self, code: &str) -> Result<(), RedisError> {
-        let loaded = if self.client.is_clustered() {
-            self.client.function_load_cluster::<(), _>(true, code).await
+        let client = self.client();
+        let loaded = if client.is_clustered() {
+            client.function_load_cluster::<(), _>(true, code).await
         } else {
-            self.client.function_load::<(), _>(true, code).await
+            client.function_load::<(), _>(true, code).await
         };
         loaded.map_err(classify)
     }
@@ -205,6 +205,7 @@ impl Redis {
             _ if is_unavailable(error) => "unavailable",
             _ => "refused",
         };
+        tracing::debug!(kind, error = error.details(), "Redis");
         if kind != "refused" {
             self.disturbances.note();
         }
@@ -219,10 +220,63 @@ impl Redis {
     }
 }
 
-/// A builder with what every client of ours has in common.
-pub(super) fn builder(options: &RedisOptions) -> Result<Builder, RedisError> {
+/// A client that is replaced when it answers no more.
+struct Line(RwLock<Client>);
+
+impl Line {
+    fn open(options: &RedisOptions, disturbances: &Disturbances) -> Result<Arc<Self>, RedisError> {
+        let client = connect(options, &[])?;
+        let line = Arc::new(Self(RwLock::new(client)));
+        let (watched, options) = (Arc::downgrade(&line), options.clone());
+        let disturbances = disturbances.clone();
+        tokio::spawn(async move {
+            while let Some(client) = watched.upgrade().map(|line| line.client()) {
+                tokio::select! {
+                    () = watchdog::until_given_up(&client, &disturbances) => {}
+                    () = report_errors(&client) => {}
+                }
+                let (Some(line), Ok(next)) = (watched.upgrade(), successor(&options, client))
+                else {
+                    return;
+                };
+                *line.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+            }
+        });
+        Ok(line)
+    }
+
+    fn client(&self) -> Client {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A client in place of one that was given up, and that knows the nodes which that one knew.
+pub(super) fn successor(options: &RedisOptions, given_up: Client) -> Result<Client, RedisError> {
+    tracing::warn!("a client of Redis answers no more, and is replaced");
+    metrics::counter!("jarvis_redis_clients_replaced_total").increment(1);
+    let known = given_up.cached_cluster_state().map(|state| state.unique_primary_nodes());
+    let next = connect(options, &known.unwrap_or_default());
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(QUIT_LIMIT, given_up.quit()).await;
+    });
+    next
+}
+
+/// A client, and `known` nodes of its cluster beside those of the URL. It connects by itself.
+pub(super) fn connect(options: &RedisOptions, known: &[Server]) -> Result<Client, RedisError> {
+    let client = builder(options, known)?
+        .build()
+        .map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    client.connect();
+    Ok(client)
+}
+
+fn builder(options: &RedisOptions, known: &[Server]) -> Result<Builder, RedisError> {
     let mut config =
         Config::from_url(&options.url).map_err(|e| RedisError::Url(e.details().to_owned()))?;
+    if let ServerConfig::Clustered { hosts, .. } = &mut config.server {
+        hosts.extend_from_slice(known);
+    }
     config.version = RespVersion::RESP3;
     config.fail_fast = false;
     let mut builder = Builder::from_config(config);
@@ -233,6 +287,10 @@ pub(super) fn builder(options: &RedisOptions) -> Result<Builder, RedisError> {
             connection.connection_timeout = timeout / 2;
             connection.internal_command_timeout = timeout / 2;
             connection.max_command_attempts = 2;
+            // Where a slot moves, fred sends ASKING on a connection that others use, and takes the
+            // next reply for its own: from then on everybody gets somebody else's. After MOVED it
+            // learns the cluster anew before it gives up, and the call is made again here.
+            connection.max_redirections = 0;
             connection.max_command_buffer_len = COMMAND_BUFFER;
             connection.auto_client_setname = true;
             connection.unresponsive.max_timeout = Some(timeout * 2);
@@ -247,6 +305,18 @@ pub(super) fn builder(options: &RedisOptions) -> Result<Builder, RedisError> {
     Ok(builder)
 }
 
+fn slot_of(keys: &[&str]) -> ClusterHash {
+    match keys.first() {
+        Some(key) => ClusterHash::Custom(fred::util::redis_keyslot(key.as_bytes())),
+        None => ClusterHash::Random,
+    }
+}
+
+fn is_redirection(error: &Error) -> bool {
+    let details = error.details();
+    details.starts_with("TRYAGAIN") || details.starts_with("Too many redirections")
+}
+
 fn is_unavailable(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -259,18 +329,19 @@ fn is_unavailable(error: &Error) -> bool {
             | ErrorKind::Routing
             | ErrorKind::Auth
             | ErrorKind::Tls
-    ) || [
-        "LOADING",
-        "READONLY",
-        "MASTERDOWN",
-        "CLUSTERDOWN",
-        "NOREPLICAS",
-        "TRYAGAIN",
-        "MISCONF",
-        "BUSY",
-    ]
-    .iter()
-    .any(|word| error.details().starts_with(word))
+    ) || error.details().starts_with("Too many failed")
+        || [
+            "LOADING",
+            "READONLY",
+            "MASTERDOWN",
+            "CLUSTERDOWN",
+            "NOREPLICAS",
+            "TRYAGAIN",
+            "MISCONF",
+            "BUSY",
+        ]
+        .iter()
+        .any(|word| error.details().starts_with(word))
 }
 
 pub(super) fn classify(error: Error) -> RedisError {
@@ -284,26 +355,20 @@ pub(super) fn classify(error: Error) -> RedisError {
 }
 
 /// One line every few seconds while Redis is away, not one for every attempt.
-fn report_errors(client: &Client) {
+async fn report_errors(client: &Client) {
     let mut errors = client.error_rx();
-    tokio::spawn(async move {
-        let quiet = Duration::from_secs(3);
-        let mut last = None::<tokio::time::Instant>;
-        loop {
-            let (error, server): (Error, Option<Server>) = match errors.recv().await {
-                Ok(error) => error,
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-            };
-            if last.is_none_or(|at| at.elapsed() >= quiet) {
-                last = Some(tokio::time::Instant::now());
-                let server = server.map(|server| server.to_string());
-                tracing::warn!(
-                    server,
-                    error = error.details(),
-                    "Redis is not reachable; still trying"
-                );
-            }
+    let quiet = Duration::from_secs(3);
+    let mut last = None::<tokio::time::Instant>;
+    loop {
+        let (error, server): (Error, Option<Server>) = match errors.recv().await {
+            Ok(error) => error,
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        };
+        if last.is_none_or(|at| at.elapsed() >= quiet) {
+            last = Some(tokio::time::Instant::now());
+            let server = server.map(|server| server.to_string());
+            tracing::warn!(server, error = error.details(), "Redis is not reachable; still trying");
         }
-    });
+    }
 }

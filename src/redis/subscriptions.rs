@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fred::prelude::{
-    Client, ClientLike, ClusterInterface, EventInterface, PubsubInterface, Server,
+    Client, ClientLike, ClusterInterface, Error, ErrorKind, EventInterface, PubsubInterface, Server,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Redis, RedisError, RedisOptions, builder, classify};
+use super::connection::{Redis, RedisError, RedisOptions, classify, connect, successor};
 use super::watchdog::{self, Disturbances};
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
@@ -62,10 +62,8 @@ impl Subscriptions {
     pub fn start(options: &RedisOptions, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(CLIENTS);
         for _ in 0..CLIENTS {
-            let client = builder(options)?
-                .build()
-                .map_err(|error| RedisError::Url(error.details().to_owned()))?;
-            shards.push(Shard::start(&client, listener));
+            let client = connect(options, &[])?;
+            shards.push(Shard::start(options, client, listener));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -101,14 +99,26 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(client: &Client, listener: &Arc<dyn Listener>) -> Self {
+    fn start(options: &RedisOptions, mut client: Client, listener: &Arc<dyn Listener>) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
-        let (changes, inbox) = mpsc::channel(CHANGES);
-        tokio::spawn(listen(client.clone(), Arc::clone(listener)));
-        tokio::spawn(watchdog::watch(client.clone(), Disturbances::new()));
-        let listener = Arc::clone(listener);
-        tokio::spawn(keep_subscribed(client.clone(), Arc::clone(&wanted), inbox, listener));
-        client.connect();
+        let (changes, mut inbox) = mpsc::channel(CHANGES);
+        let (options, listener) = (options.clone(), Arc::clone(listener));
+        let followed = Arc::clone(&wanted);
+        tokio::spawn(async move {
+            let disturbances = Disturbances::new();
+            loop {
+                let listening = tokio::spawn(listen(client.clone(), Arc::clone(&listener)));
+                let over = tokio::select! {
+                    () = keep_subscribed(&client, &followed, &mut inbox, &*listener) => true,
+                    () = watchdog::until_given_up(&client, &disturbances) => false,
+                };
+                listening.abort();
+                client = match successor(&options, client) {
+                    Ok(next) if !over => next,
+                    _ => return,
+                };
+            }
+        });
         Self { wanted, changes }
     }
 }
@@ -134,25 +144,28 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) {
 /// The only task that subscribes on its client, one channel a call: with more the replies get out
 /// of step.
 async fn keep_subscribed(
-    client: Client,
-    wanted: Arc<Mutex<HashSet<String>>>,
-    mut changes: mpsc::Receiver<Change>,
-    listener: Arc<dyn Listener>,
+    client: &Client,
+    wanted: &Mutex<HashSet<String>>,
+    changes: &mut mpsc::Receiver<Change>,
+    listener: &dyn Listener,
 ) {
     let mut reconnections = client.reconnect_rx();
     let mut look = tokio::time::interval(LOOK_AT_CLUSTER);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut cluster = Cluster::default();
-    let mut connected_before = false;
+    if client.is_connected() {
+        // Before anybody listened for it.
+        subscribe_all(client, wanted).await;
+        listener.gap();
+    }
     loop {
         tokio::select! {
             change = changes.recv() => match change {
                 Some(Change::Subscribe(channel, done)) => {
-                    let subscribed = client.ssubscribe(channel).await.map_err(classify);
-                    let _ = done.send(subscribed);
+                    let _ = done.send(subscribe(client, &channel).await.map_err(classify));
                 }
                 Some(Change::Unsubscribe(channel)) => {
-                    let wanted_again = lock(&wanted).contains(&channel);
+                    let wanted_again = lock(wanted).contains(&channel);
                     if !wanted_again {
                         let _ = client.sunsubscribe(channel).await;
                     }
@@ -163,16 +176,14 @@ async fn keep_subscribed(
                 if matches!(reconnected, Err(RecvError::Closed)) {
                     return;
                 }
-                let complete = subscribe_all(&client, &wanted).await;
+                let complete = subscribe_all(client, wanted).await;
                 cluster.subscribed(complete);
-                if std::mem::replace(&mut connected_before, true) {
-                    listener.gap();
-                }
+                listener.gap();
             }
             _ = look.tick(), if client.is_clustered() => {
-                Redis::refresh_cluster(&client).await;
-                if cluster.wants_a_pass(&client) {
-                    let complete = subscribe_all(&client, &wanted).await;
+                Redis::refresh_cluster(client).await;
+                if cluster.wants_a_pass(client) {
+                    let complete = subscribe_all(client, wanted).await;
                     cluster.subscribed(complete);
                     listener.gap();
                 }
@@ -215,11 +226,19 @@ impl Cluster {
 async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool {
     let channels: Vec<String> = lock(wanted).iter().cloned().collect();
     for channel in channels {
-        if client.ssubscribe(channel).await.is_err() {
+        if subscribe(client, &channel).await.is_err() {
             return false;
         }
     }
     true
+}
+
+/// Once more where the slot has moved: the client has learned that by then.
+async fn subscribe(client: &Client, channel: &str) -> Result<(), Error> {
+    match client.ssubscribe(channel).await {
+        Err(error) if *error.kind() == ErrorKind::Routing => client.ssubscribe(channel).await,
+        subscribed => subscribed,
+    }
 }
 
 fn lock(wanted: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {

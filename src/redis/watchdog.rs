@@ -1,6 +1,8 @@
 //! Notices a server that is stopped, not gone: it leaves its connections open, and only time tells.
 //!
-//! fred's own check begins anew at every write, so that it never ends under light traffic.
+//! fred's own check begins anew at every write, so that it never ends under light traffic. And after
+//! a slot has moved a client of it was seen that answered nothing any more, whatever it was told: such
+//! a one is replaced.
 
 use std::time::Duration;
 
@@ -11,7 +13,9 @@ use tokio::time::{MissedTickBehavior, interval};
 const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(1);
 /// Probes in a row without an answer, after which the connections are made anew.
-const FAILURES: u32 = 2;
+const RECONNECT_AFTER: u32 = 2;
+/// Probes in a row without an answer, after which the client is given up.
+const REPLACE_AFTER: u32 = 5;
 
 /// Counts what may have cost a write that was acknowledged: lost connections, silent servers,
 /// changes of a cluster.
@@ -32,29 +36,31 @@ impl Disturbances {
     }
 }
 
-/// Probes the servers of a client until it is gone.
-pub(super) async fn watch(client: Client, disturbances: Disturbances) {
-    tokio::spawn(note_changes(client.clone(), disturbances.clone()));
+/// Probes the servers of a client, and resolves when it is to be replaced.
+pub(super) async fn until_given_up(client: &Client, disturbances: &Disturbances) {
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures = 0;
+    let changes = changes(client, disturbances);
+    tokio::pin!(changes);
     loop {
-        tick.tick().await;
-        if !client.is_connected() {
-            failures = 0;
-            continue;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = &mut changes => return,
         }
-        if answers(&client).await {
+        if client.is_connected() && answers(client).await {
             failures = 0;
             continue;
         }
         disturbances.note();
         failures += 1;
-        if failures >= FAILURES {
-            failures = 0;
+        if failures == RECONNECT_AFTER && client.is_connected() {
             tracing::warn!("Redis is silent; connecting anew");
             metrics::counter!("jarvis_redis_errors_total", "kind" => "silent").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
+        }
+        if failures >= REPLACE_AFTER {
+            return;
         }
     }
 }
@@ -75,7 +81,8 @@ async fn answers(client: &Client) -> bool {
     }
 }
 
-async fn note_changes(client: Client, disturbances: Disturbances) {
+/// Notes what happens to the connections, as long as it is polled.
+async fn changes(client: &Client, disturbances: &Disturbances) {
     let (mut errors, mut reconnections) = (client.error_rx(), client.reconnect_rx());
     let mut changes = client.cluster_change_rx();
     loop {

@@ -68,6 +68,36 @@ impl RedisServer {
         cli(self.port, args)
     }
 
+    /// A replica that never had its primary's data cannot take over.
+    pub fn wait_until_in_sync(&self) {
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.cli(&["INFO", "replication"]).contains("master_link_status:up") {
+            assert!(Instant::now() < deadline, "a replica does not come into sync");
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.process.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {name}");
+    }
+
+    /// Remembers everything that is stored.
+    pub fn remember(&self) {
+        self.cli(&["-n", "1", "FLUSHDB"]);
+        let copy = "for _, k in ipairs(redis.call('KEYS', '*')) do \
+                    redis.call('COPY', k, k, 'DB', 1, 'REPLACE') end";
+        self.cli(&["EVAL", copy, "0"]);
+    }
+
+    /// As a failover to a server that had only what was remembered: connections break, and what was
+    /// written since is gone.
+    pub fn lose_what_came_since(&self) {
+        self.cli(&["SWAPDB", "0", "1"]);
+        self.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+        self.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    }
+
     fn wait_until_it_answers(&mut self) -> bool {
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
@@ -103,7 +133,7 @@ pub fn cli(port: u16, args: &[&str]) -> String {
 fn spawn(port: u16, dir: PathBuf, extra: &[String]) -> Child {
     Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-        .args(["--appendonly", "yes", "--appendfsync", "no"])
+        .args(["--appendonly", "yes", "--appendfsync", "no", "--repl-diskless-sync-delay", "0"])
         .arg("--dir")
         .arg(dir)
         .args(extra)
@@ -141,18 +171,79 @@ impl RedisCluster {
             assert!(Instant::now() < deadline, "the cluster did not form");
             std::thread::yield_now();
         }
+        let replicas = nodes.iter().filter(|node| node.cli(&["ROLE"]).starts_with("slave"));
+        replicas.for_each(RedisServer::wait_until_in_sync);
         Self { nodes }
     }
 
     pub fn url(&self) -> String {
         format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port())
     }
+
+    /// The slot of a key.
+    pub fn slot(&self, key: &str) -> String {
+        self.nodes[0].cli(&["CLUSTER", "KEYSLOT", key]).trim().to_owned()
+    }
+
+    /// The primary that has a key, and its replica.
+    pub fn holders(&mut self, key: &str) -> (&mut RedisServer, u16) {
+        let slot: u32 = self.slot(key).parse().expect("a slot");
+        let nodes = self.nodes[0].cli(&["CLUSTER", "NODES"]);
+        let rows: Vec<Vec<&str>> = nodes.lines().map(|row| row.split(' ').collect()).collect();
+        let port = |row: &[&str]| -> u16 {
+            let address = row[1].split('@').next().expect("an address");
+            address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
+        };
+        let has = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let number = |text: &str| text.parse::<u32>().unwrap_or(u32::MAX);
+            number(first) <= slot && slot <= number(last)
+        };
+        let primary = rows
+            .iter()
+            .find(|row| row[2].contains("master") && row[8..].iter().any(|range| has(range)))
+            .expect("a primary");
+        let replica = rows.iter().find(|row| row[3] == primary[0]).expect("a replica");
+        let (primary, replica) = (port(primary), port(replica));
+        let primary = self.nodes.iter_mut().find(|node| node.port() == primary).expect("a node");
+        (primary, replica)
+    }
+
+    /// Moves a slot from the primary that has it to another, keys and all.
+    pub fn migrate(&mut self, key: &str) {
+        let slot = self.slot(key);
+        let (source, _) = self.holders(key);
+        let source_port = source.port();
+        let source_id = source.cli(&["CLUSTER", "MYID"]).trim().to_owned();
+        let target = self
+            .nodes
+            .iter()
+            .find(|node| node.port() != source_port && node.cli(&["ROLE"]).starts_with("master"))
+            .expect("another primary");
+        let target_id = target.cli(&["CLUSTER", "MYID"]).trim().to_owned();
+        target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]);
+        cli(source_port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]);
+        loop {
+            let keys = cli(source_port, &["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            let keys: Vec<&str> = keys.split_whitespace().collect();
+            if keys.is_empty() {
+                break;
+            }
+            let port = target.port().to_string();
+            let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+            migrate.extend(keys);
+            cli(source_port, &migrate);
+        }
+        for node in [target.port(), source_port] {
+            cli(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]);
+        }
+    }
 }
 
 /// A primary, a replica of it, and three sentinels that watch them.
 pub struct RedisSentinels {
-    _primary: RedisServer,
-    _replica: RedisServer,
+    pub primary: RedisServer,
+    pub replica: RedisServer,
     sentinels: Vec<(Child, u16, TempDir)>,
 }
 
@@ -175,7 +266,8 @@ impl RedisSentinels {
             assert!(Instant::now() < deadline, "the sentinels did not find each other");
             std::thread::yield_now();
         }
-        Self { _primary: primary, _replica: replica, sentinels }
+        replica.wait_until_in_sync();
+        Self { primary, replica, sentinels }
     }
 
     pub fn url(&self) -> String {

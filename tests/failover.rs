@@ -1,0 +1,291 @@
+//! What a client sees when Redis fails over in the middle of an answer: nothing.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::client::{Socket, chat, get, joined, post, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+use uuid::Uuid;
+
+const MODEL: &str = "tinyllama:latest";
+
+struct Fleet {
+    ollama: Process,
+    replicas: Vec<Process>,
+    session: String,
+}
+
+impl Fleet {
+    async fn on(redis_url: &str, rate: &str) -> Self {
+        let ollama = ollama_sim(&["--rate", rate]);
+        let replicas: Vec<_> = (0..2).map(|_| jarvis(redis_url, &ollama.url, &[])).collect();
+        for replica in &replicas {
+            until_ok(replica, "/health/ready").await;
+        }
+        Self { ollama, replicas, session: Uuid::new_v4().to_string() }
+    }
+
+    async fn socket(&self, replica: usize) -> Socket {
+        let path = format!("/ws?session_id={}", self.session);
+        Socket::open(&self.replicas[replica], &path).await.0
+    }
+
+    async fn history(&self) -> Vec<Value> {
+        let path = format!("/api/v1/chat/sessions/{}", self.session);
+        let reply = get(&self.replicas[1], &path).await;
+        reply.body["messages"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until the history is what it should be.
+    async fn history_until(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let messages = self.history().await;
+            if wanted(&messages) {
+                return messages;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the history stays {messages:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn expected(message: &str) -> String {
+    ollama_sim::script_answer(MODEL, message, None, 64)
+}
+
+/// As a client sees the text: what is taken back is gone.
+fn seen(events: &[Value]) -> String {
+    let mut text = String::new();
+    for event in events {
+        match event["type"].as_str() {
+            Some("stream_restart") => {
+                text.truncate(event["from"].as_u64().expect("a length") as usize);
+            }
+            Some("stream_chunk") if event["done"] == false => {
+                assert_eq!(event["offset"], text.len(), "a hole or a double: {event}");
+                text.push_str(event["content"].as_str().expect("content"));
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+/// Runs a turn through a fault in its middle, watched from another replica.
+async fn a_turn_through(fleet: &Fleet, fault: impl FnOnce()) {
+    let message = "[[tokens=240]] hold on";
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    for _ in 0..20 {
+        events.push(watching.event().await);
+    }
+    fault();
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(joined(&events), expected(message));
+    assert_eq!(events.last().expect("an end")["full_response"], expected(message).as_str());
+    let asked = asking.until("stream_end").await;
+    assert_eq!(seen(&asked), expected(message));
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+    assert_eq!(history[1]["writers"], 1);
+    // And the session goes on.
+    let reply = chat(&fleet.replicas[1], &fleet.session, "and on").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_the_last_pieces_is_made_good() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "60").await;
+    let message = "[[tokens=200]] pieces";
+    let mut watching = fleet.socket(1).await;
+    let mut asking = fleet.socket(0).await;
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    redis.remember();
+    for _ in 0..30 {
+        events.push(watching.event().await);
+    }
+    redis.lose_what_came_since();
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(joined(&events), expected(message));
+    let history = fleet.history().await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_whole_turn_brings_it_back() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "60").await;
+    chat(&fleet.replicas[0], &fleet.session, "before").await;
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    redis.remember();
+    let message = "[[tokens=200]] a turn";
+    asking.say(&json!({"type": "chat", "message": message, "message_id": "m"})).await;
+    let mut events = watching.until("stream_chunk").await;
+    for _ in 0..30 {
+        events.push(watching.event().await);
+    }
+    // Another turn waits behind it.
+    asking.say(&json!({"type": "chat", "message": "and another"})).await;
+    events.extend(watching.until("message_received").await);
+    redis.lose_what_came_since();
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(seen(&events), expected(message));
+    watching.until("stream_end").await;
+    let history = fleet.history_until(|messages| messages.len() == 6).await;
+    let contents: Vec<_> = history.iter().map(|message| &message["content"]).collect();
+    assert_eq!(contents[2], message);
+    assert_eq!(contents[3], expected(message).as_str());
+    assert_eq!(contents[4], "and another");
+    // It is known by its key, too.
+    asking.say(&json!({"type": "chat", "message": message, "message_id": "m"})).await;
+    let again = asking.until("stream_end").await;
+    assert_eq!(again.last().expect("an end")["full_response"], expected(message).as_str());
+    assert_eq!(fleet.history().await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_the_end_of_a_turn_ends_it_again() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "200").await;
+    let message = "[[tokens=60]] the end";
+    let mut watching = fleet.socket(1).await;
+    let mut asking = fleet.socket(0).await;
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    redis.remember();
+    events.extend(watching.until("stream_end").await);
+    redis.lose_what_came_since();
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+    assert_eq!(history[1]["status"], "complete");
+    let stats = get(&fleet.ollama, "/sim/stats").await.body;
+    assert_eq!(stats["started"], 1, "it was not generated anew");
+    // The socket has seen its end, and sees it once.
+    asking.say(&json!({"type": "chat", "message": "on"})).await;
+    let next = watching.event().await;
+    assert_eq!(next["type"], "message_received", "{next}");
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_cancel_does_not_bring_the_answer_back() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "60").await;
+    let mut asking = fleet.socket(0).await;
+    asking.say(&json!({"type": "chat", "message": "[[tokens=2000]] stop"})).await;
+    asking.until("stream_chunk").await;
+    redis.remember();
+    let path = format!("/api/v1/chat/sessions/{}/cancel", fleet.session);
+    assert_eq!(post(&fleet.replicas[1], &path, &json!({})).await.status, 200);
+    asking.until("cancelled").await;
+    redis.lose_what_came_since();
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["status"], "cancelled");
+    let stats = get(&fleet.ollama, "/sim/stats").await.body;
+    assert_eq!((&stats["started"], &stats["running"]), (&json!(1), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_back() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "200").await;
+    chat(&fleet.replicas[0], &fleet.session, "secret").await;
+    let mut socket = fleet.socket(0).await;
+    redis.remember();
+    socket.say(&json!({"type": "clear_history"})).await;
+    socket.until("history_cleared").await;
+    redis.lose_what_came_since();
+    until_ok(&fleet.replicas[0], "/health/ready").await;
+    fleet.history_until(<[Value]>::is_empty).await;
+    // What came after it stays.
+    let reply = chat(&fleet.replicas[1], &fleet.session, "after").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    redis.remember();
+    redis.lose_what_came_since();
+    until_ok(&fleet.replicas[1], "/health/ready").await;
+    fleet.history_until(|messages| messages.len() == 2).await;
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
+    let redis = RedisServer::start();
+    let mut fleet = Fleet::on(&redis.url(), "40").await;
+    let message = "[[tokens=300]] claimed";
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = watching.until("stream_chunk").await;
+    fleet.replicas[0].kill();
+    redis.remember();
+    // Until it goes on, by another writer.
+    let mut last = tokio::time::Instant::now();
+    loop {
+        events.push(watching.event().await);
+        if last.elapsed() > std::time::Duration::from_secs(1) {
+            break;
+        }
+        last = tokio::time::Instant::now();
+    }
+    for _ in 0..20 {
+        events.push(watching.event().await);
+    }
+    redis.lose_what_came_since();
+    events.extend(watching.until("stream_end").await);
+    assert_eq!(seen(&events), expected(message));
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+}
+
+#[tokio::test]
+async fn behind_sentinels_a_killed_primary_costs_no_character() {
+    let mut redis = RedisSentinels::start();
+    let fleet = Fleet::on(&redis.url(), "40").await;
+    a_turn_through(&fleet, || redis.primary.kill()).await;
+}
+
+#[tokio::test]
+async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
+    let redis = RedisSentinels::start();
+    let fleet = Fleet::on(&redis.url(), "30").await;
+    let pid_holder = &redis.primary;
+    a_turn_through(&fleet, || {
+        pid_holder.signal("-STOP");
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        pid_holder.signal("-CONT");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_killed_primary_costs_no_character() {
+    let mut redis = RedisCluster::start();
+    let fleet = Fleet::on(&redis.url(), "30").await;
+    let key = bucket_key(&fleet.session);
+    a_turn_through(&fleet, || redis.holders(&key).0.kill()).await;
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character() {
+    let mut redis = RedisCluster::start();
+    let fleet = Fleet::on(&redis.url(), "40").await;
+    let key = bucket_key(&fleet.session);
+    a_turn_through(&fleet, || {
+        let (_, replica) = redis.holders(&key);
+        support::redis::cli(replica, &["CLUSTER", "FAILOVER"]);
+    })
+    .await;
+    let fleet = Fleet { session: Uuid::new_v4().to_string(), ..fleet };
+    let key = bucket_key(&fleet.session);
+    a_turn_through(&fleet, || redis.migrate(&key)).await;
+}
+
+/// A key in the slot of a session.
+fn bucket_key(session: &str) -> String {
+    let id = Uuid::parse_str(session).expect("a session");
+    let bucket = id.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);
+    format!("jarvis:{{b{bucket}}}:s:{session}")
+}
