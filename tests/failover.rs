@@ -75,7 +75,7 @@ fn seen(events: &[Value]) -> String {
 }
 
 /// Runs a turn through a fault in its middle, watched from another replica.
-async fn a_turn_through(fleet: &Fleet, fault: impl FnOnce()) {
+async fn a_turn_through(fleet: &Fleet, fault: impl AsyncFnOnce()) {
     let message = "[[tokens=240]] hold on";
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
     asking.say(&json!({"type": "chat", "message": message})).await;
@@ -83,7 +83,7 @@ async fn a_turn_through(fleet: &Fleet, fault: impl FnOnce()) {
     for _ in 0..20 {
         events.push(watching.event().await);
     }
-    fault();
+    fault().await;
     events.extend(watching.until("stream_end").await);
     assert_eq!(joined(&events), expected(message));
     assert_eq!(events.last().expect("an end")["full_response"], expected(message).as_str());
@@ -244,18 +244,21 @@ async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
 async fn behind_sentinels_a_killed_primary_costs_no_character() {
     let mut redis = RedisSentinels::start();
     let fleet = Fleet::on(&redis.url(), "40").await;
-    a_turn_through(&fleet, || redis.primary.kill()).await;
+    a_turn_through(&fleet, async || redis.primary.kill()).await;
 }
 
 #[tokio::test]
 async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
     let redis = RedisSentinels::start();
     let fleet = Fleet::on(&redis.url(), "30").await;
-    let pid_holder = &redis.primary;
-    a_turn_through(&fleet, || {
-        pid_holder.signal("-STOP");
-        std::thread::sleep(std::time::Duration::from_secs(4));
-        pid_holder.signal("-CONT");
+    a_turn_through(&fleet, async || {
+        redis.primary.signal("-STOP");
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while !redis.replica.cli(&["ROLE"]).starts_with("master") {
+            assert!(tokio::time::Instant::now() < deadline, "no failover");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        redis.primary.signal("-CONT");
     })
     .await;
 }
@@ -265,7 +268,7 @@ async fn in_a_cluster_a_killed_primary_costs_no_character() {
     let mut redis = RedisCluster::start();
     let fleet = Fleet::on(&redis.url(), "30").await;
     let key = bucket_key(&fleet.session);
-    a_turn_through(&fleet, || redis.holders(&key).0.kill()).await;
+    a_turn_through(&fleet, async || redis.holders(&key).0.kill()).await;
 }
 
 #[tokio::test]
@@ -273,14 +276,14 @@ async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character(
     let mut redis = RedisCluster::start();
     let fleet = Fleet::on(&redis.url(), "40").await;
     let key = bucket_key(&fleet.session);
-    a_turn_through(&fleet, || {
+    a_turn_through(&fleet, async || {
         let (_, replica) = redis.holders(&key);
         support::redis::cli(replica, &["CLUSTER", "FAILOVER"]);
     })
     .await;
     let fleet = Fleet { session: Uuid::new_v4().to_string(), ..fleet };
     let key = bucket_key(&fleet.session);
-    a_turn_through(&fleet, || redis.migrate(&key)).await;
+    a_turn_through(&fleet, async || redis.migrate(&key)).await;
 }
 
 /// A key in the slot of a session.

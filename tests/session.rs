@@ -5,6 +5,7 @@
 mod support;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::Utf8Bytes;
@@ -56,7 +57,7 @@ impl Replica {
 
     async fn accept(&self, session: SessionId, text: &str) -> (Turn, bool) {
         match self.store.accept(&Owner::Anonymous, session, &new_turn(text)).await {
-            Ok(Acceptance::New { turn, began, .. }) => (turn, began),
+            Ok(Acceptance::New { turn, began, .. }) => (Arc::unwrap_or_clone(turn), began),
             other => panic!("not accepted: {other:?}"),
         }
     }

@@ -149,7 +149,7 @@ impl Generations {
         generations
     }
 
-    fn run(&self, turn: store::Turn, stage: Stage) {
+    fn run(&self, turn: Arc<store::Turn>, stage: Stage) {
         let generation = turn.generation;
         self.running().insert(generation);
         let (generations, stop) = (self.clone(), self.stop.clone());

@@ -48,7 +48,7 @@ pub(super) enum Stage {
 }
 
 /// Runs a turn. Whatever happens, its generation ends, or is somebody else's.
-pub(super) async fn run(generations: Generations, turn: Turn, stage: Stage) {
+pub(super) async fn run(generations: Generations, turn: Arc<Turn>, stage: Stage) {
     let span = tracing::info_span!(
         "turn",
         session = turn.session.redacted(),
@@ -72,7 +72,11 @@ pub(super) async fn run(generations: Generations, turn: Turn, stage: Stage) {
     .await;
 }
 
-async fn run_to_end(generations: &Generations, turn: &Turn, stage: Stage) -> Result<(), Stopped> {
+async fn run_to_end(
+    generations: &Generations,
+    turn: &Arc<Turn>,
+    stage: Stage,
+) -> Result<(), Stopped> {
     let feed = loop {
         match generations.feeds.join(&turn.owner, turn.session).await {
             Ok(feed) => break feed,
@@ -90,7 +94,7 @@ async fn run_to_end(generations: &Generations, turn: &Turn, stage: Stage) -> Res
         Stage::Running { writers: 1 } => (1, String::new()),
         Stage::Running { writers } => (writers, stored_answer(generations, turn).await),
     };
-    let mut writer = Writer::start(generations.store.clone(), turn.clone(), stored);
+    let mut writer = Writer::start(generations.store.clone(), Arc::clone(turn), stored);
     let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
     finish(generations, turn, writer, writers, end).await
 }

@@ -7,6 +7,7 @@
 //! A failover may take back what Redis had acknowledged. The writer keeps the whole answer, looks
 //! at least once a second whether all is well, and tells again what is missing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -39,7 +40,7 @@ pub(super) struct Fenced;
 /// One answer on its way to Redis.
 pub(super) struct Writer {
     store: Store,
-    turn: Turn,
+    turn: Arc<Turn>,
     text: String,
     json_bytes: usize,
     /// Bytes that Redis has.
@@ -92,7 +93,7 @@ enum Reply {
 impl Writer {
     /// Begins with the event that tells of the answer, where none has yet; goes on after what is
     /// stored of it.
-    pub(super) fn start(store: Store, turn: Turn, stored: String) -> Self {
+    pub(super) fn start(store: Store, turn: Arc<Turn>, stored: String) -> Self {
         let start = Tag::random();
         Self {
             store,
@@ -148,12 +149,11 @@ impl Writer {
     /// for at most a second. Cancel-safe.
     pub(super) async fn progress(&mut self) -> Result<(), Fenced> {
         if self.under_way.is_none() {
-            let call = match self.next_call() {
-                Some(call) => call,
-                None => {
-                    sleep_until(self.acknowledged + LOOK).await;
-                    Call::Append(self.stored)
-                }
+            let call = if let Some(call) = self.next_call() {
+                call
+            } else {
+                sleep_until(self.acknowledged + LOOK).await;
+                Call::Append(self.stored)
             };
             self.under_way = Some(self.begin(call));
         }
@@ -219,7 +219,7 @@ impl Writer {
     }
 
     fn begin(&self, call: Call) -> UnderWay {
-        let (store, turn) = (self.store.clone(), self.turn.clone());
+        let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
         let (start, mark, offset) = (self.start, self.mark, self.stored as u64);
         let reply: BoxFuture<'static, _> = match call {
             Call::Restore => {

@@ -83,8 +83,9 @@ impl Store {
         }
         let keys = Keys::of(turn.session);
         let args = writer_args(turn, args);
-        let reply = self.redis.call_replicated("jarvis_finish_1", &keys.all(), args).await?;
-        written(reply)
+        let reply: Vec<String> =
+            self.redis.call_replicated("jarvis_finish_1", &keys.all(), args).await?;
+        written(&reply)
     }
 
     /// Tells whoever cancelled that the request to the model's host is closed.
@@ -104,16 +105,18 @@ impl Store {
         rest: Vec<Value>,
     ) -> Result<Written, StoreError> {
         let keys = Keys::of(turn.session);
-        written(self.redis.call(function, &keys.all(), writer_args(turn, rest)).await?)
+        let reply: Vec<String> =
+            self.redis.call(function, &keys.all(), writer_args(turn, rest)).await?;
+        written(&reply)
     }
 }
 
-fn written(reply: Vec<String>) -> Result<Written, StoreError> {
+fn written(reply: &[String]) -> Result<Written, StoreError> {
     match reply.first().map(String::as_str) {
         Some("ok") => Ok(Written::Ok),
         Some("fenced") => Ok(Written::Fenced),
         Some("unmarked") => Ok(Written::Unmarked),
-        Some("hole") => Ok(Written::Hole(field(&reply, 1)?)),
+        Some("hole") => Ok(Written::Hole(field(reply, 1)?)),
         _ => Err(unexpected("write")),
     }
 }

@@ -1,6 +1,7 @@
 //! Heartbeats, the turns that are open, and claims of them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -26,9 +27,9 @@ pub struct OpenTurn {
 #[derive(Debug)]
 pub enum Claim {
     /// The turn is the running one, and ours; so many replicas wrote it, we included.
-    Running(Turn, u32),
+    Running(Arc<Turn>, u32),
     /// The turn waits, and is ours.
-    Waiting(Turn),
+    Waiting(Arc<Turn>),
     /// It has ended, or another replica was faster.
     Other,
 }
@@ -103,9 +104,9 @@ impl Store {
         ];
         let keys = Keys::of(open.session);
         let reply: Vec<String> = self.redis.call("jarvis_claim_1", &keys.all(), args).await?;
-        let turn = || -> Result<Turn, StoreError> {
+        let turn = || -> Result<Arc<Turn>, StoreError> {
             let spec = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
-            Ok(Turn {
+            Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
                 session: open.session,
                 generation: open.generation,
@@ -113,7 +114,7 @@ impl Store {
                 spec: spec.ok_or_else(|| unexpected("turn"))?,
                 epoch: field(&reply, 3)?,
                 origin: Origin::Claimed { replaced: open.fence, tag },
-            })
+            }))
         };
         match reply.first().map(String::as_str) {
             Some("running") => Ok(Claim::Running(turn()?, field(&reply, 4)?)),

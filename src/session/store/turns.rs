@@ -93,7 +93,7 @@ pub enum Acceptance {
     /// It is a new turn.
     New {
         /// To run.
-        turn: Turn,
+        turn: Arc<Turn>,
         /// Whether it is the session's running turn now, or waits for another.
         began: bool,
         /// The place in the session just before it.
@@ -183,7 +183,7 @@ impl Store {
                     epoch: field(&reply, 3)?,
                     origin: Origin::Accepted(Arc::new(accepted)),
                 };
-                Ok(Acceptance::New { turn, began: kind == "began", before })
+                Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
             }
             Some("same") => {
                 Ok(Acceptance::Same { generation: field(&reply, 1)?, before: before(2) })
