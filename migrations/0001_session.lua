@@ -154,14 +154,18 @@ end
 -- What accept and restore are given:
 -- 1 owner  2 generation  3 fence  4 replica  5 turn  6 message header  7 content  8 tag  9 event
 -- 10 title  11 model  12 now  13 idle seconds  14 most waiting  15 most bytes  16 body hash
--- 17 key seconds  18 epoch
+-- 17 key seconds  18 epoch (accept: where the session was deleted)
+
+-- A session's first life has this epoch wherever it begins, so that turns of one that a failover took
+-- know it again; clear and delete begin another.
+local FIRST_EPOCH = '0'
 
 -- Writes the turn. With begins it is the running one, else it waits, in the order of acceptance.
-local function admit(keys, args, found, begins, number)
+local function admit(keys, args, found, epoch, begins, number)
   local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
   if not found.owner or found.deleted then
     redis.call('HSET', keys[1], 'owner', owner, 'created', args[12], 'title', args[10],
-      'epoch', args[18])
+      'epoch', epoch)
     redis.call('HDEL', keys[1], 'deleted')
     redis.call('PERSIST', keys[1])
     redis.call('PERSIST', keys[4])
@@ -226,8 +230,11 @@ local function accept(keys, args)
     return { 'full' }
   end
   local begins = not found.generation and redis.call('LLEN', keys[3]) == 0
-  admit(keys, args, found, begins)
-  local epoch = (found.owner and not found.deleted) and fields[7] or args[18]
+  local epoch = fields[7] or FIRST_EPOCH
+  if found.deleted then
+    epoch = args[18]
+  end
+  admit(keys, args, found, epoch, begins)
   return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
 end
 
@@ -254,8 +261,8 @@ end
 -- As accept, then 19 the fence that this one replaced, or -  20 tag of that claim  21 its event
 -- 22 number of the accepted event.
 -- For a holder whose turn Redis seems not to have: after a failover its last writes may be gone.
--- With an empty content only the claim is repeated. A turn that is not there at all waits at first,
--- so that earlier ones of its session can come back before it.
+-- A turn that is not there at all waits at first, so that earlier ones of its session can come back
+-- before it.
 -- → kept | claimed | waiting | gone
 local function restore(keys, args)
   local owner, generation, fence, replica = args[1], args[2], args[3], args[4]
@@ -285,10 +292,7 @@ local function restore(keys, args)
     end
     return 'waiting'
   end
-  if args[7] == '' then
-    return 'gone'
-  end
-  admit(keys, args, found, false, args[22])
+  admit(keys, args, found, args[18], false, args[22])
   return 'waiting'
 end
 
@@ -383,9 +387,14 @@ local function finish(keys, args)
   return { 'ok' }
 end
 
--- owner, generation or -, message header with GENERATION, MODEL and WRITERS to fill in, tag, event
+-- owner, generation or -, message header with GENERATION, MODEL and WRITERS to fill in, tag, event,
+-- 1 if done again after a failover: a turn that is not there may not come back either
 -- → cancelled <generation> running|waiting | none | absent
 local function cancel(keys, args)
+  if args[6] == '1' and redis.call('HEXISTS', keys[6], open_field(keys, args[2])) == 0 then
+    redis.call('SET', ended_key(keys, args[2]), 'cancel', 'NX', 'EX', ENDED_SECONDS)
+    return { 'none' }
+  end
   local fields = owned(keys, args[1], 'generation', 'turn', 'writers', 'tag')
   if not fields then
     return { 'absent' }
@@ -620,7 +629,8 @@ local function read(keys, args)
 end
 
 -- generation, fence it replaces, new fence, replica, tag, event with LENGTH to fill in
--- → running <turn> <owner> <epoch> <writers> | waiting <turn> <owner> <epoch> | other
+-- → running <turn> <owner> <epoch> <user's message> <writers>
+-- | waiting <turn> <owner> <epoch> <user's message> | other
 local function claim(keys, args)
   local generation, old, fence, replica = args[1], args[2], args[3], args[4]
   local found = meta(keys, 'generation', 'fence', 'turn', 'owner', 'epoch')
@@ -630,7 +640,9 @@ local function claim(keys, args)
     elseif found[2] ~= fence then
       return { 'other' }
     end
-    return { 'running', found[3], found[4], found[5], redis.call('HGET', keys[1], 'writers') }
+    -- Nothing joins the messages while a turn runs.
+    return { 'running', found[3], found[4], found[5], redis.call('LINDEX', keys[2], -1),
+      redis.call('HGET', keys[1], 'writers') }
   end
   local entry, header = find_waiting(keys, generation)
   if not entry then
@@ -643,21 +655,27 @@ local function claim(keys, args)
     return { 'other' }
   end
   local _, at = line(entry, 1)
-  return { 'waiting', (line(entry, at)), found[4], found[5] }
+  local turn, message = line(entry, at)
+  return { 'waiting', turn, found[4], found[5], string.sub(entry, message) }
 end
 
--- owner, generation, fence, length, tag, event: takes back what lies beyond → ok | fenced
+-- owner, generation, fence, mark, length, tag, event: takes back what lies beyond → ok | fenced
+-- | unmarked
 local function rewind(keys, args)
-  if not is_writer(keys, args[1], args[2], args[3]) then
+  local fields = owned(keys, args[1], 'generation', 'fence', 'mark')
+  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
     return { 'fenced' }
   end
-  local length = tonumber(args[4])
+  if fields[3] ~= args[4] and fields[3] ~= args[6] then
+    return { 'unmarked' }
+  end
+  local length = tonumber(args[5])
   if redis.call('STRLEN', keys[5]) > length then
     local kept = length > 0 and redis.call('GETRANGE', keys[5], 0, length - 1) or ''
     redis.call('SET', keys[5], kept)
-    push_event(keys, args[5], 'claimed', args[2], args[6])
+    push_event(keys, args[6], 'claimed', args[2], args[7])
   end
-  redis.call('HSET', keys[1], 'mark', args[5])
+  redis.call('HSET', keys[1], 'mark', args[6])
   return { 'ok' }
 end
 

@@ -252,8 +252,8 @@ async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     let session = SessionId::random();
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["hello"]).await;
-    let stranger =
-        Turn { fence: jarvis::session::store::Fence(uuid::Uuid::new_v4()), ..turn.clone() };
+    let mut stranger = turn.clone();
+    stranger.fence = jarvis::session::store::Fence(uuid::Uuid::new_v4());
     assert_eq!(replica.store.append(&stranger, MARK, 5, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
     assert_eq!(replica.store.append(&turn, MARK, 0, "hello").await.unwrap(), Written::Ok);
@@ -370,7 +370,8 @@ async fn a_session_of_somebody_else_looks_like_none() {
     assert!(matches!(store.retitle(&thief, session, "x").await, Err(StoreError::Absent)));
     let chat = store.accept(&thief, session, &new_turn("q")).await;
     assert!(matches!(chat, Err(StoreError::Absent)));
-    let stolen = Turn { owner: thief.clone(), ..turn };
+    let mut stolen = turn;
+    stolen.owner = thief.clone();
     assert_eq!(store.append(&stolen, MARK, 0, "x").await.unwrap(), Written::Fenced);
     let mut listening = replica.feeds.reader(&thief, session, None).await.unwrap();
     let mut mine = replica.reader(session, None).await;

@@ -11,7 +11,8 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Generations;
-use super::writer::{Fenced, Writer};
+use super::draft::Fenced;
+use super::writer::Writer;
 use crate::session::store::{Cancellation, Clearing};
 use crate::session::{Control, Message, StoreError, Tag};
 

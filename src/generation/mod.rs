@@ -5,6 +5,9 @@
 mod context;
 mod continuation;
 mod deeds;
+mod draft;
+#[cfg(test)]
+mod interleavings;
 mod takeover;
 mod turn;
 mod writer;
@@ -209,7 +212,7 @@ impl Generations {
         let wish = Cancellation::new(owner, session, generation);
         let cancelled = self.store.cancel(&wish).await?;
         if let store::Cancelled::Running(met) | store::Cancelled::Waiting(met) = cancelled {
-            self.deeds.note(Deed::Cancelled(wish.of(met)));
+            self.deeds.note(Deed::Cancelled(wish.again(met)));
         }
         match cancelled {
             store::Cancelled::Nothing => Ok(CancelOutcome::AlreadyEnded),

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use rand::seq::SliceRandom;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::Generations;
@@ -18,12 +19,12 @@ use crate::session::StoreError;
 use crate::session::store::{BUCKETS, Claim, OpenTurn};
 
 /// Heartbeats in one lease.
-const BEATS_PER_LEASE: u32 = 6;
+const BEATS_PER_LEASE: u32 = 10;
 /// How often the index is searched for turns of replicas that have no heartbeat at all, and for
 /// own ones that nobody runs.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Buckets that are read at the same time.
-const READS_AT_ONCE: usize = 32;
+/// Calls of Redis at the same time.
+const CALLS_AT_ONCE: usize = 32;
 /// What a replica writes as its counter when it gives everything up.
 const SIGNED_OFF: i64 = -1;
 
@@ -110,24 +111,44 @@ async fn take_over(
     generations: &Generations,
     wanted: impl Fn(&OpenTurn) -> bool,
 ) -> Result<usize, StoreError> {
+    let mut turns: Vec<_> = open_turns(generations).await?.into_iter().filter(wanted).collect();
+    // Every replica takes what it can: in another order each, so that they share.
+    turns.shuffle(&mut rand::rng());
+    let mut claims = futures_util::stream::iter(turns)
+        .map(|turn| async move {
+            let claim = generations.store.claim(&turn).await;
+            (turn, claim)
+        })
+        .buffer_unordered(CALLS_AT_ONCE);
     let mut taken = 0;
-    for turn in open_turns(generations).await?.iter().filter(|turn| wanted(turn)) {
-        let (turn, stage) = match generations.store.claim(turn).await? {
-            Claim::Running(turn, writers) => (turn, Stage::Running { writers }),
-            Claim::Waiting(turn) => (turn, Stage::Waiting),
-            Claim::Other => continue,
+    let mut failed = None;
+    while let Some((open, claim)) = claims.next().await {
+        let (turn, stage) = match claim {
+            Ok(Claim::Running(turn, writers)) => (turn, Stage::Running { writers }),
+            Ok(Claim::Waiting(turn)) => (turn, Stage::Waiting),
+            Ok(Claim::Other) => continue,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
         };
         taken += 1;
         metrics::counter!("jarvis_takeovers_total").increment(1);
+        tracing::info!(
+            session = turn.session.redacted(),
+            generation = %turn.generation,
+            from = open.replica,
+            "taken over"
+        );
         generations.run(turn, stage);
     }
-    Ok(taken)
+    failed.map_or(Ok(taken), Err)
 }
 
 async fn open_turns(generations: &Generations) -> Result<Vec<OpenTurn>, StoreError> {
     let reads = (0..BUCKETS).map(|bucket| generations.store.open_turns(bucket));
     let read: Vec<_> =
-        futures_util::stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect().await;
+        futures_util::stream::iter(reads).buffer_unordered(CALLS_AT_ONCE).collect().await;
     let lists = read.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(lists.into_iter().flatten().collect())
 }

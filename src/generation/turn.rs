@@ -11,14 +11,13 @@ use super::Generations;
 use super::context::Conversation;
 use super::continuation::{self, Asked, without_overlap};
 use super::deeds::{Deed, Finished};
-use super::writer::{Fenced, RESTORE_WITHIN, Writer};
+use super::draft::Fenced;
+use super::writer::Writer;
 use crate::ollama::{Done, DoneReason, OllamaError, Slot};
 use crate::session::model::{ContextReport, Failure, rfc3339};
-use crate::session::store::{Begin, Restored, Turn, message};
+use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
 
-/// A waiting turn asks for its place at least this often, should a hint be lost.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(500);
 /// Attempts in a row that bring no text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
@@ -86,58 +85,40 @@ async fn run_to_end(
             }
         }
     };
-    let (writers, stored) = match stage {
+    let (store, held) = (generations.store.clone(), Arc::clone(turn));
+    let (writers, mut writer) = match stage {
         Stage::Waiting => {
-            wait_for_place(generations, turn, &feed).await?;
-            (1, String::new())
+            let mut writer = Writer::waiting(store, held);
+            wait_for_place(&mut writer, turn, &feed).await?;
+            (1, writer)
         }
-        Stage::Running { writers: 1 } => (1, String::new()),
-        Stage::Running { writers } => (writers, stored_answer(generations, turn).await),
+        Stage::Running { writers: 1 } => (1, Writer::start(store, held, String::new())),
+        Stage::Running { writers } => {
+            let stored = stored_answer(generations, turn).await;
+            (writers, Writer::start(store, held, stored))
+        }
     };
-    let mut writer = Writer::start(generations.store.clone(), Arc::clone(turn), stored);
     let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
     finish(generations, turn, writer, writers, end).await
 }
 
-async fn wait_for_place(
-    generations: &Generations,
-    turn: &Turn,
-    feed: &Arc<Feed>,
-) -> Result<(), Stopped> {
-    let mut acknowledged = Instant::now();
-    loop {
-        let changed = feed.changed();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        match generations.store.begin(turn).await {
-            Ok(Begin::Began) => return Ok(()),
-            Ok(Begin::Gone) if acknowledged.elapsed() > RESTORE_WITHIN => return Err(Stopped),
-            // A failover may have taken it.
-            Ok(Begin::Gone) => match generations.store.restore(turn).await {
-                Ok(Restored::Gone) => return Err(Stopped),
-                Ok(Restored::Kept | Restored::Claimed) => return Ok(()),
-                Ok(Restored::Waiting) | Err(_) => {}
-            },
-            Ok(Begin::Waiting) => acknowledged = Instant::now(),
-            Err(error) => {
-                tracing::warn!(%error, "a turn waits for Redis");
-                sleep(RETRY).await;
-            }
-        }
-        let ask_again = sleep(ASK_AGAIN);
-        tokio::pin!(ask_again);
-        loop {
-            tokio::select! {
-                () = &mut changed => {}
-                () = &mut ask_again => break,
-            }
-            changed.set(feed.changed());
-            changed.as_mut().enable();
-            if !feed.is_running() || feed.has_ended(turn.generation) {
-                break;
+async fn wait_for_place(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Result<(), Stopped> {
+    let changed = feed.changed();
+    tokio::pin!(changed);
+    changed.as_mut().enable();
+    while !writer.has_place() {
+        tokio::select! {
+            asked = writer.progress() => asked.map_err(|Fenced| Stopped)?,
+            () = &mut changed => {
+                changed.set(feed.changed());
+                changed.as_mut().enable();
+                if !feed.is_running() || feed.has_ended(turn.generation) {
+                    writer.hurry();
+                }
             }
         }
     }
+    Ok(())
 }
 
 async fn stored_answer(generations: &Generations, turn: &Turn) -> String {

@@ -120,6 +120,12 @@ pub enum Hint<'a> {
 pub struct Unreadable;
 
 impl Event {
+    /// The whole length of the answer, where it is complete with this event.
+    pub fn final_length(&self) -> Option<(GenerationId, u64)> {
+        let complete = self.control.is_terminal() || self.control == Control::Done {};
+        self.place.filter(|(running, _)| complete && self.generation == Some(*running))
+    }
+
     /// Reads an event as it is stored.
     ///
     /// # Errors

@@ -245,6 +245,14 @@ impl Window {
     ) -> Step<'a> {
         let mut after = Cursor { events: event.number, tag: event.tag, ..*cursor };
         let about = event.generation;
+        if let Some((generation, length)) = event.final_length()
+            && cursor.generation == Some(generation)
+            && cursor.offset > length
+        {
+            // A failover took text that had been told, and the answer ended without it.
+            let after = Cursor { offset: length, ..*cursor };
+            return Step::Restart { generation, from: length, after };
+        }
         match &event.control {
             Control::Started { .. } => {
                 after.generation = about;
@@ -303,17 +311,22 @@ impl Window {
                 self.answers.push(Answer { generation, base: 0, text: String::new() });
                 self.running = Some(generation);
             }
-            (Control::Claimed { from }, Some(generation)) => {
-                if let Some(answer) = self.answers.iter_mut().find(|a| a.generation == generation) {
-                    answer.cut(*from);
-                }
-            }
+            (Control::Claimed { from }, Some(generation)) => self.cut(generation, *from),
             (control, about) if control.is_terminal() && about == self.running => {
                 self.running = None;
+                if let Some((generation, length)) = event.final_length() {
+                    self.cut(generation, length);
+                }
             }
             _ => {}
         }
         self.events.push_back(Arc::new(event));
+    }
+
+    fn cut(&mut self, generation: GenerationId, length: u64) {
+        if let Some(answer) = self.answers.iter_mut().find(|a| a.generation == generation) {
+            answer.cut(length);
+        }
     }
 
     /// Takes in a piece of an answer that was announced, written after event number `after`.
@@ -361,6 +374,11 @@ impl Window {
                 Step::Piece { generation, offset, text, after } => {
                     cursor = after;
                     self.grow(generation, offset, text)
+                }
+                Step::Restart { generation, from, after } if after.events == cursor.events => {
+                    cursor = after;
+                    self.cut(generation, from);
+                    Applied::Grown
                 }
                 Step::Event { after, .. }
                 | Step::Restart { after, .. }

@@ -48,14 +48,24 @@ impl Store {
         self.write("jarvis_append_1", turn, args).await
     }
 
-    /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` as the writer's
-    /// mark.
+    /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` in place of `mark`.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
-    pub async fn rewind(&self, turn: &Turn, length: u64, tag: Tag) -> Result<Written, StoreError> {
+    pub async fn rewind(
+        &self,
+        turn: &Turn,
+        mark: Tag,
+        length: u64,
+        tag: Tag,
+    ) -> Result<Written, StoreError> {
         let event = json(&Control::Claimed { from: length });
-        let args = vec![length.to_string().into(), tag.to_string().into(), event.into()];
+        let args = vec![
+            mark.to_string().into(),
+            length.to_string().into(),
+            tag.to_string().into(),
+            event.into(),
+        ];
         self.write("jarvis_rewind_1", turn, args).await
     }
 

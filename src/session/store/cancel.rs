@@ -25,6 +25,7 @@ pub struct Cancellation {
     generation: Option<GenerationId>,
     header: String,
     tag: Tag,
+    again: bool,
 }
 
 /// What a cancel met.
@@ -49,13 +50,14 @@ impl Cancellation {
         // The function knows these three, and they stand where no JSON string has capitals.
         let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
         let header = header.replacen('{', fields, 1);
-        Self { owner: owner.clone(), session, generation, header, tag: Tag::random() }
+        Self { owner: owner.clone(), session, generation, header, tag: Tag::random(), again: false }
     }
 
-    /// The same wish, now that it is known which generation it met.
+    /// The same wish, to be done again where a failover undid it: then not even a turn that is not
+    /// there may come back.
     #[must_use]
-    pub fn of(self, generation: GenerationId) -> Self {
-        Self { generation: Some(generation), ..self }
+    pub fn again(self, generation: GenerationId) -> Self {
+        Self { generation: Some(generation), again: true, ..self }
     }
 }
 
@@ -92,6 +94,7 @@ impl Store {
             wish.header.as_str().into(),
             wish.tag.to_string().into(),
             json(&Control::Cancelled {}).into(),
+            if wish.again { "1" } else { "0" }.into(),
         ];
         let keys = Keys::of(wish.session);
         let reply: Vec<String> =

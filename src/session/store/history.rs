@@ -206,7 +206,7 @@ fn described(session: SessionId, reply: &[String]) -> Result<Described, StoreErr
     Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
 }
 
-fn stored_message(entry: &str) -> Result<Message, StoreError> {
+pub(super) fn stored_message(entry: &str) -> Result<Message, StoreError> {
     let (header, content) = entry.split_once('\n').ok_or_else(|| unexpected("message"))?;
     let mut message: Message =
         serde_json::from_str(header).map_err(|_| unexpected("message header"))?;

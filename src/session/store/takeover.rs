@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::turns::{Fence, Origin, Turn};
+use super::history::stored_message;
+use super::turns::{Accepted, Claimed, Fence, Turn, accepted_event};
 use super::{Keys, Store, StoreError, claimed_event, field, unexpected};
 use crate::session::cursor::Tag;
-use crate::session::model::{GenerationId, Owner, SessionId};
+use crate::session::model::{GenerationId, Owner, SessionId, TurnSpec, rfc3339};
 
 /// An unfinished turn, as the index of its bucket has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,18 +107,32 @@ impl Store {
         let reply: Vec<String> = self.redis.call("jarvis_claim_1", &keys.all(), args).await?;
         let turn = || -> Result<Arc<Turn>, StoreError> {
             let spec = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
+            let spec: TurnSpec = spec.ok_or_else(|| unexpected("turn"))?;
+            let entry = reply.get(4).ok_or_else(|| unexpected("message"))?;
+            let message = stored_message(entry)?;
+            let header = entry.lines().next().unwrap_or_default().to_owned();
+            let at = rfc3339(&message.timestamp);
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
                 session: open.session,
                 generation: open.generation,
                 fence,
-                spec: spec.ok_or_else(|| unexpected("turn"))?,
                 epoch: field(&reply, 3)?,
-                origin: Origin::Claimed { replaced: open.fence, tag },
+                accepted: Arc::new(Accepted {
+                    event: accepted_event(&message.content, &at, &spec),
+                    content: message.content,
+                    header,
+                    tag: Tag::random(),
+                    number: 0,
+                    at,
+                    key: None,
+                }),
+                claimed: Some(Claimed { replaced: open.fence, tag }),
+                spec,
             }))
         };
         match reply.first().map(String::as_str) {
-            Some("running") => Ok(Claim::Running(turn()?, field(&reply, 4)?)),
+            Some("running") => Ok(Claim::Running(turn()?, field(&reply, 5)?)),
             Some("waiting") => Ok(Claim::Waiting(turn()?)),
             Some("other") => Ok(Claim::Other),
             _ => Err(unexpected("claim")),

@@ -56,35 +56,34 @@ pub struct Turn {
     pub spec: TurnSpec,
     /// Which life of the session it belongs to: clear and delete begin another.
     pub epoch: String,
-    /// How the fence came to its holder.
-    pub origin: Origin,
+    /// What was written when it was accepted.
+    pub(super) accepted: Arc<Accepted>,
+    /// How the fence came from another holder, where it did.
+    pub(super) claimed: Option<Claimed>,
 }
 
-/// How a fence came to its holder, so that it can be done again where a failover undid it.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    /// By accepting the turn.
-    Accepted(Arc<Accepted>),
-    /// By replacing another holder, with an event of this tag.
-    Claimed {
-        /// The fence of the holder before.
-        replaced: Fence,
-        /// The claim's event.
-        tag: Tag,
-    },
-}
-
-/// What was written when the turn was accepted.
+/// What was written when a turn was accepted, so that it can be done again where a failover undid
+/// it.
 #[derive(Debug)]
-pub struct Accepted {
-    new: NewTurn,
+pub(super) struct Accepted {
+    pub(super) content: String,
     /// The user's message without its text.
-    header: String,
-    event: String,
-    tag: Tag,
-    /// The number of the event.
-    number: u64,
-    at: String,
+    pub(super) header: String,
+    pub(super) event: String,
+    pub(super) tag: Tag,
+    /// The number of the event; 0 where it is not known, and surely old.
+    pub(super) number: u64,
+    pub(super) at: String,
+    pub(super) key: Option<IdempotencyKey>,
+}
+
+/// A claim, for the same purpose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claimed {
+    /// The fence of the holder before.
+    pub(super) replaced: Fence,
+    /// Of the claim's event.
+    pub(super) tag: Tag,
 }
 
 /// What became of a [`NewTurn`].
@@ -148,17 +147,20 @@ impl Store {
             user_id: Some(owner.user_id().to_owned()),
             ..message(Role::User, now)
         });
-        let event = json(&Control::Accepted {
-            message: new.content.clone(),
-            timestamp: rfc3339(&now),
-            message_id: new.spec.message_id.clone(),
-        });
         let at = rfc3339(&now);
-        let mut accepted =
-            Accepted { new: new.clone(), header, event, tag: Tag::random(), number: 0, at };
+        let event = accepted_event(&new.content, &at, &new.spec);
+        let mut accepted = Accepted {
+            content: new.content.clone(),
+            header,
+            event,
+            tag: Tag::random(),
+            number: 0,
+            at,
+            key: new.key.clone(),
+        };
         let (generation, fence) = (GenerationId::random(), Fence(Uuid::new_v4()));
         let epoch = Uuid::new_v4().simple().to_string();
-        let args = self.accept_args(owner, generation, fence, &epoch, &new.spec, Some(&accepted));
+        let args = self.accept_args(owner, generation, fence, &epoch, &new.spec, &accepted);
         let keys = Keys::of(session);
         let key = new.key.as_ref().map(|key| keys.idempotency(key));
         let mut names: Vec<&str> = keys.all().to_vec();
@@ -181,7 +183,8 @@ impl Store {
                     fence,
                     spec: new.spec.clone(),
                     epoch: field(&reply, 3)?,
-                    origin: Origin::Accepted(Arc::new(accepted)),
+                    accepted: Arc::new(accepted),
+                    claimed: None,
                 };
                 Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
             }
@@ -203,10 +206,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn restore(&self, turn: &Turn) -> Result<Restored, StoreError> {
-        let (accepted, replaced, tag) = match &turn.origin {
-            Origin::Accepted(accepted) => (Some(accepted.as_ref()), "-".to_owned(), Tag::START),
-            Origin::Claimed { replaced, tag } => (None, replaced.0.to_string(), *tag),
-        };
+        let accepted = &turn.accepted;
         let mut args = self.accept_args(
             &turn.owner,
             turn.generation,
@@ -216,14 +216,15 @@ impl Store {
             accepted,
         );
         args.extend([
-            replaced.into(),
-            tag.to_string().into(),
+            turn.claimed
+                .map_or_else(|| "-".to_owned(), |claim| claim.replaced.0.to_string())
+                .into(),
+            turn.claimed.map_or(Tag::START, |claim| claim.tag).to_string().into(),
             claimed_event().into(),
-            accepted.map_or(0, |accepted| accepted.number).to_string().into(),
+            accepted.number.to_string().into(),
         ]);
         let keys = Keys::of(turn.session);
-        let key = accepted.and_then(|accepted| accepted.new.key.as_ref());
-        let key = key.map(|key| keys.idempotency(key));
+        let key = accepted.key.as_ref().map(|key| keys.idempotency(key));
         let mut names: Vec<&str> = keys.all().to_vec();
         names.extend(key.as_deref());
         let reply: String = self.redis.call_replicated("jarvis_restore_1", &names, args).await?;
@@ -252,7 +253,7 @@ impl Store {
         }
     }
 
-    /// What the functions are given that can write an acceptance; without one they write none.
+    /// What the functions are given that can write an acceptance.
     fn accept_args(
         &self,
         owner: &Owner,
@@ -260,32 +261,37 @@ impl Store {
         fence: Fence,
         epoch: &str,
         spec: &TurnSpec,
-        accepted: Option<&Accepted>,
+        accepted: &Accepted,
     ) -> Vec<Value> {
-        let text = |of: fn(&Accepted) -> &str| Value::from(accepted.map_or("", of));
-        let title = accepted.map(|accepted| title(&accepted.new.content)).unwrap_or_default();
-        let key = accepted.and_then(|accepted| accepted.new.key.as_ref());
         vec![
             owner.key().into(),
             generation.to_string().into(),
             fence.0.to_string().into(),
             self.replica.as_str().into(),
             json(spec).into(),
-            text(|accepted| &accepted.header),
-            text(|accepted| &accepted.new.content),
-            accepted.map_or(Tag::START, |accepted| accepted.tag).to_string().into(),
-            text(|accepted| &accepted.event),
-            title.into(),
+            accepted.header.as_str().into(),
+            accepted.content.as_str().into(),
+            accepted.tag.to_string().into(),
+            accepted.event.as_str().into(),
+            title(&accepted.content).into(),
             spec.model.as_str().into(),
-            text(|accepted| &accepted.at),
+            accepted.at.as_str().into(),
             self.idle_seconds(owner).to_string().into(),
             self.limits.waiting_turns.to_string().into(),
             self.limits.session_bytes.to_string().into(),
-            key.map_or("", |key| key.body.as_str()).into(),
+            accepted.key.as_ref().map_or("", |key| key.body.as_str()).into(),
             KEY_SECONDS.to_string().into(),
             epoch.into(),
         ]
     }
+}
+
+pub(super) fn accepted_event(content: &str, at: &str, spec: &TurnSpec) -> String {
+    json(&Control::Accepted {
+        message: content.to_owned(),
+        timestamp: at.to_owned(),
+        message_id: spec.message_id.clone(),
+    })
 }
 
 fn title(content: &str) -> String {

@@ -1,0 +1,242 @@
+//! What a writer knows of its answer and of what Redis has of it, and what it is to do next.
+//!
+//! Nothing here waits or does I/O, so that every order of calls, lost replies and failovers can be
+//! tried.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::session::Tag;
+use crate::session::store::{Begin, Restored, Written};
+use crate::session::window::floor_char_boundary;
+
+/// Bytes of one write, at most.
+const WRITE_BYTES: usize = 64 << 10;
+/// Bytes of an answer as JSON, at most: with the rest of its event it stays below 512 KiB.
+const ANSWER_JSON_BYTES: usize = 500 << 10;
+/// A turn that had to be accepted again lets earlier ones of its session come back before it.
+pub(super) const COME_BACK: Duration = Duration::from_secs(1);
+/// A waiting turn asks for its place at least this often, should a hint be lost.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long after its last acknowledged write a refused writer may ask for its turn: less than its
+/// end would be remembered.
+const RESTORE_WITHIN: Duration = Duration::from_mins(1);
+
+/// Somebody else writes this answer now, or it has ended.
+#[derive(Debug)]
+pub(super) struct Fenced;
+
+/// One answer, and how far Redis has it.
+pub(super) struct Draft {
+    text: String,
+    json_bytes: usize,
+    /// Bytes that Redis has.
+    stored: usize,
+    /// Before it the text is of the writers before this one.
+    own_from: usize,
+    stage: Stage,
+    /// Told again as it was told first.
+    start: Tag,
+    /// The last event of this writer that shaped the answer.
+    mark: Tag,
+    /// What lies beyond is to be taken back, by an event of this tag.
+    cut: Option<(usize, Tag)>,
+    acknowledged: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Redis says that the turn is not this writer's.
+    Refused,
+    /// The turn was accepted again, and waits for its place.
+    Waiting,
+    /// The answer is to be begun.
+    Unmarked,
+    /// Text can be written.
+    Marked,
+}
+
+/// What is to be asked of Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Restore,
+    Begin,
+    /// Leaves this tag as the mark.
+    Start(Tag),
+    /// Takes back what lies beyond, and leaves the second tag as the mark in place of the first.
+    Cut(usize, Tag, Tag),
+    /// Writes the text between these places under this mark; between equal ones it only looks.
+    Append(usize, usize, Tag),
+}
+
+/// What Redis replied.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reply {
+    Restored(Restored),
+    Begin(Begin),
+    Written(Written),
+}
+
+impl Draft {
+    /// Of a turn that waits for its place.
+    pub(super) fn waiting() -> Self {
+        Self { stage: Stage::Waiting, ..Self::after(String::new()) }
+    }
+
+    /// Goes on after what the writers before this one left.
+    pub(super) fn after(stored: String) -> Self {
+        let start = Tag::random();
+        Self {
+            json_bytes: stored.chars().map(json_bytes).sum(),
+            stored: stored.len(),
+            own_from: stored.len(),
+            text: stored,
+            stage: Stage::Unmarked,
+            start,
+            mark: start,
+            cut: None,
+            acknowledged: Instant::now(),
+        }
+    }
+
+    /// The answer so far, written or not.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the turn has its place.
+    pub(super) fn has_place(&self) -> bool {
+        matches!(self.stage, Stage::Unmarked | Stage::Marked)
+    }
+
+    /// When Redis last said that all is well.
+    pub(super) fn acknowledged(&self) -> Instant {
+        self.acknowledged
+    }
+
+    /// The mark under which the answer ends.
+    pub(super) fn mark(&self) -> Tag {
+        self.mark
+    }
+
+    /// Adds text. `false`: the answer is as long as one may be, and what did not fit is left out.
+    pub(super) fn push(&mut self, text: &str) -> bool {
+        for (at, character) in text.char_indices() {
+            let bytes = json_bytes(character);
+            if self.json_bytes + bytes > ANSWER_JSON_BYTES {
+                self.text.push_str(&text[..at]);
+                return false;
+            }
+            self.json_bytes += bytes;
+        }
+        self.text.push_str(text);
+        true
+    }
+
+    /// Takes back what lies beyond `length`: the model, asked to go on, said something else.
+    pub(super) fn take_back(&mut self, length: usize) {
+        let length = floor_char_boundary(&self.text, length);
+        self.text.truncate(length);
+        self.json_bytes = self.text.chars().map(json_bytes).sum();
+        self.own_from = self.own_from.min(length);
+        self.stored = self.stored.min(length);
+        if self.cut.is_none_or(|(cut, _)| length < cut) {
+            self.cut = Some((length, Tag::random()));
+        }
+    }
+
+    /// What is to be done next; none where Redis has everything.
+    pub(super) fn next_call(&self) -> Option<Call> {
+        match self.stage {
+            Stage::Refused => Some(Call::Restore),
+            Stage::Waiting => Some(Call::Begin),
+            Stage::Unmarked => Some(Call::Start(self.start)),
+            Stage::Marked => match self.cut {
+                Some((length, tag)) => Some(Call::Cut(length, self.mark, tag)),
+                None if self.stored < self.text.len() => {
+                    let longest = self.text.len().min(self.stored + WRITE_BYTES);
+                    let end = floor_char_boundary(&self.text, longest);
+                    Some(Call::Append(self.stored, end, self.mark))
+                }
+                None => None,
+            },
+        }
+    }
+
+    /// Looks whether all is well, where there is nothing else to do.
+    pub(super) fn look(&self) -> Call {
+        Call::Append(self.stored, self.stored, self.mark)
+    }
+
+    /// Learns what Redis replied. Gives how long the next call is to wait.
+    pub(super) fn take_in(&mut self, call: Call, reply: Reply) -> Result<Duration, Fenced> {
+        match reply {
+            Reply::Written(Written::Ok) => {
+                self.acknowledged = Instant::now();
+                match call {
+                    Call::Start(_) => {
+                        self.stage = Stage::Marked;
+                        self.mark = self.start;
+                    }
+                    Call::Cut(length, _, tag) => {
+                        self.mark = tag;
+                        self.stored = length;
+                        // Less may be to be kept by now.
+                        self.cut = self.cut.filter(|(cut, _)| *cut < length);
+                    }
+                    Call::Append(_, end, _) => self.stored = end,
+                    Call::Restore | Call::Begin => {}
+                }
+            }
+            Reply::Written(Written::Hole(stored)) => {
+                let stored = usize::try_from(stored).unwrap_or(usize::MAX);
+                self.stored = floor_char_boundary(&self.text, stored);
+            }
+            Reply::Written(Written::Unmarked) | Reply::Restored(Restored::Claimed) => {
+                self.tell_again();
+            }
+            Reply::Written(Written::Fenced) | Reply::Begin(Begin::Gone) => {
+                if self.acknowledged.elapsed() > RESTORE_WITHIN {
+                    return Err(Fenced);
+                }
+                self.stage = Stage::Refused;
+            }
+            Reply::Restored(Restored::Gone) => return Err(Fenced),
+            Reply::Restored(Restored::Kept) => self.stage = Stage::Marked,
+            Reply::Restored(Restored::Waiting) => {
+                self.stage = Stage::Waiting;
+                return Ok(COME_BACK);
+            }
+            Reply::Begin(Begin::Began) => {
+                self.stage = Stage::Unmarked;
+                self.stored = 0;
+                self.cut = None;
+            }
+            Reply::Begin(Begin::Waiting) => {
+                self.acknowledged = Instant::now();
+                return Ok(ASK_AGAIN);
+            }
+        }
+        Ok(Duration::ZERO)
+    }
+
+    /// Beyond what the writers before it left, Redis may have what is not this writer's text.
+    fn tell_again(&mut self) {
+        tracing::warn!(
+            from = self.own_from,
+            "a failover took a part of an answer; telling it again"
+        );
+        self.stage = Stage::Unmarked;
+        self.stored = self.own_from;
+        self.cut = Some((self.own_from, Tag::random()));
+    }
+}
+
+fn json_bytes(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        control if control < ' ' => 6,
+        other => other.len_utf8(),
+    }
+}

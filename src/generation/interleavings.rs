@@ -1,0 +1,552 @@
+//! Every order of writes, lost replies, takeovers, cancels and failovers keeps what is promised.
+//!
+//! What is driven here are the real functions in a real Redis and the real decisions of a writer;
+//! only time and the network are made up. Each writer speaks a dialect of its own, so that text of
+//! two writers that is mixed, doubled or lost cannot look right.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::draft::{Call, Draft, Reply};
+use super::writer::make;
+use crate::redis::{Redis, RedisOptions, migrations};
+use crate::session::model::{ContextReport, rfc3339};
+use crate::session::store::{
+    Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Read, Turn,
+    Written, message,
+};
+use crate::session::window::Step as Seen;
+use crate::session::{
+    Control, Cursor, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Store,
+    Tag, TurnSpec, Usage,
+};
+
+#[path = "../../tests/support/redis.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod server;
+
+const REPLICAS: usize = 3;
+/// Characters of an answer.
+const ANSWER: usize = 40;
+/// Rounds after which everything must have ended.
+const ROUNDS: usize = 400;
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Done,
+    ReplyLost,
+    Twice,
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    Accept {
+        by: usize,
+    },
+    /// The writer does what it wants to do next.
+    Write {
+        who: usize,
+        fate: Fate,
+    },
+    /// The model says so many characters.
+    Speak {
+        who: usize,
+        characters: usize,
+    },
+    /// The model, asked to go on, says something else from this share of the text.
+    TakeBack {
+        who: usize,
+        share: f64,
+    },
+    Finish {
+        who: usize,
+        fate: Fate,
+    },
+    /// Never the first: somebody has to be left.
+    Die {
+        replica: usize,
+    },
+    /// Claims what the dead hold, and with `suspicion` what the living hold.
+    TakeOver {
+        by: usize,
+        suspicion: bool,
+    },
+    Cancel {
+        fate: Fate,
+    },
+    /// The replica of Redis has all of this.
+    InSync,
+    Failover,
+    Read,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![6 => Just(Fate::Done), 1 => Just(Fate::ReplyLost), 1 => Just(Fate::Twice)]
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let (replica, who) = (0..REPLICAS, 0..8usize);
+    prop_oneof![
+        3 => replica.clone().prop_map(|by| Happens::Accept { by }),
+        16 => (who.clone(), fate()).prop_map(|(who, fate)| Happens::Write { who, fate }),
+        10 => (who.clone(), 1..12usize)
+            .prop_map(|(who, characters)| Happens::Speak { who, characters }),
+        1 => (who.clone(), 0.0..1.0f64).prop_map(|(who, share)| Happens::TakeBack { who, share }),
+        4 => (who, fate()).prop_map(|(who, fate)| Happens::Finish { who, fate }),
+        1 => (1..REPLICAS).prop_map(|replica| Happens::Die { replica }),
+        2 => (replica, any::<bool>())
+            .prop_map(|(by, suspicion)| Happens::TakeOver { by, suspicion }),
+        1 => fate().prop_map(|fate| Happens::Cancel { fate }),
+        3 => Just(Happens::InSync),
+        2 => Just(Happens::Failover),
+        5 => Just(Happens::Read),
+    ]
+}
+
+/// A turn in the hands of a replica.
+struct Hand {
+    replica: usize,
+    turn: Arc<Turn>,
+    draft: Draft,
+    dialect: char,
+    end: (Message, Vec<(Tag, Control)>),
+    stopped: bool,
+    /// It has tried to end, and does not look in between.
+    ending: bool,
+    finished: bool,
+}
+
+impl Hand {
+    fn new(replica: usize, turn: Arc<Turn>, draft: Draft, dialect: char) -> Self {
+        let now = Utc::now();
+        let header = Message {
+            generation_id: Some(turn.generation),
+            model: Some(turn.spec.model.clone()),
+            status: Some(Status::Complete),
+            ..message(Role::Assistant, now)
+        };
+        let ended = Control::Ended {
+            timestamp: rfc3339(&now),
+            model: turn.spec.model.clone(),
+            finish_reason: FinishReason::Stop,
+            usage: Usage::default(),
+            context: ContextReport::default(),
+        };
+        let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
+        let end = (header, events);
+        Self { replica, turn, draft, dialect, end, stopped: false, ending: false, finished: false }
+    }
+
+    fn speak(&mut self, characters: usize) {
+        for _ in 0..characters {
+            let place = self.draft.text().chars().count();
+            if !self.draft.has_place() || place >= ANSWER {
+                return;
+            }
+            // Digits tell the place, so that a piece at a wrong one shows.
+            let digit = char::from_digit((place % 10) as u32, 10).unwrap_or('?');
+            self.draft.push(&if place % 3 == 0 { self.dialect } else { digit }.to_string());
+        }
+    }
+}
+
+/// A client that follows the session.
+struct Client {
+    cursor: Cursor,
+    text: String,
+    ended: HashMap<GenerationId, String>,
+    snapshots: usize,
+}
+
+struct World<'a> {
+    redis: &'a server::RedisServer,
+    stores: &'a [Store],
+    session: SessionId,
+    alive: [bool; REPLICAS],
+    hands: Vec<Hand>,
+    accepted: HashSet<GenerationId>,
+    cancels: Vec<Cancellation>,
+    cancelled: HashSet<GenerationId>,
+    client: Client,
+    failovers: usize,
+    deaths: usize,
+    writers: u32,
+}
+
+impl<'a> World<'a> {
+    fn new(redis: &'a server::RedisServer, stores: &'a [Store]) -> Self {
+        redis.cli(&["FLUSHALL"]);
+        Self {
+            redis,
+            stores,
+            session: SessionId::random(),
+            alive: [true; REPLICAS],
+            hands: Vec::new(),
+            accepted: HashSet::new(),
+            cancels: Vec::new(),
+            cancelled: HashSet::new(),
+            client: Client {
+                cursor: Cursor::START,
+                text: String::new(),
+                ended: HashMap::new(),
+                snapshots: 0,
+            },
+            failovers: 0,
+            deaths: 0,
+            writers: 0,
+        }
+    }
+
+    fn dialect(&mut self) -> char {
+        self.writers += 1;
+        // Two bytes each, so that no offset is a count of characters by chance.
+        char::from_u32(0x430 + self.writers % 32).unwrap_or('x')
+    }
+
+    fn writing(&mut self, who: usize) -> Option<&mut Hand> {
+        let alive = self.alive;
+        let mut hands: Vec<_> = self
+            .hands
+            .iter_mut()
+            .filter(|hand| alive[hand.replica] && !hand.stopped && !hand.finished)
+            .collect();
+        let count = hands.len();
+        (count > 0).then(|| hands.swap_remove(who % count))
+    }
+
+    async fn step(&mut self, what: &Happens) {
+        match *what {
+            Happens::Accept { by } if self.alive[by] => self.accept(by).await,
+            Happens::Write { who, fate } => {
+                let stores = self.stores;
+                if let Some(hand) = self.writing(who) {
+                    write(&stores[hand.replica], hand, fate).await;
+                }
+            }
+            Happens::Speak { who, characters } => {
+                if let Some(hand) = self.writing(who) {
+                    hand.speak(characters);
+                }
+            }
+            Happens::TakeBack { who, share } => {
+                if let Some(hand) = self.writing(who) {
+                    let length = (hand.draft.text().len() as f64 * share) as usize;
+                    hand.draft.take_back(length);
+                    hand.dialect = hand.dialect.to_uppercase().next().unwrap_or(hand.dialect);
+                }
+            }
+            Happens::Finish { who, fate } => {
+                let stores = self.stores;
+                if let Some(hand) = self.writing(who)
+                    && hand.draft.has_place()
+                    && hand.draft.next_call().is_none()
+                {
+                    finish(&stores[hand.replica], hand, fate).await;
+                }
+            }
+            Happens::Die { replica } if self.alive[replica] => {
+                self.alive[replica] = false;
+                self.deaths += 1;
+            }
+            Happens::TakeOver { by, suspicion } if self.alive[by] => {
+                self.take_over(by, suspicion).await;
+            }
+            Happens::Cancel { fate } => self.cancel(fate).await,
+            Happens::InSync => self.redis.remember(),
+            Happens::Failover => self.fail_over().await,
+            Happens::Read => self.read(false).await,
+            _ => {}
+        }
+    }
+
+    async fn accept(&mut self, by: usize) {
+        let spec = TurnSpec {
+            model: "m".to_owned(),
+            temperature: 0.0,
+            max_tokens: 1,
+            system: None,
+            seed: None,
+            stop: Vec::new(),
+            think: false,
+            message_id: None,
+        };
+        let new = NewTurn { spec, content: "q".to_owned(), key: None };
+        let accepted = self.stores[by].accept(&Owner::Anonymous, self.session, &new).await;
+        if let Ok(Acceptance::New { turn, began, .. }) = accepted {
+            self.accepted.insert(turn.generation);
+            let draft = if began { Draft::after(String::new()) } else { Draft::waiting() };
+            let dialect = self.dialect();
+            self.hands.push(Hand::new(by, turn, draft, dialect));
+        }
+    }
+
+    async fn take_over(&mut self, by: usize, suspicion: bool) {
+        let bucket = self.session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);
+        let open = self.stores[by].open_turns(u16::from(bucket)).await.expect("the open turns");
+        for turn in open {
+            let holder = self.stores.iter().position(|store| store.replica() == turn.replica);
+            let dead = holder.is_none_or(|holder| !self.alive[holder]);
+            // A replica takes its own turn over, too, where it holds it and does not know it.
+            let forgotten = holder == Some(by)
+                && !self.hands.iter().any(|hand| {
+                    hand.turn.generation == turn.generation
+                        && hand.replica == by
+                        && !hand.stopped
+                        && !hand.finished
+                });
+            if dead || forgotten || (suspicion && holder != Some(by)) {
+                self.claim(by, &turn).await;
+            }
+        }
+    }
+
+    async fn claim(&mut self, by: usize, open: &OpenTurn) {
+        let store = &self.stores[by];
+        let (turn, draft) = match store.claim(open).await.expect("a claim") {
+            Claim::Running(turn, _) => {
+                let stored = store.answer_so_far(&turn).await.expect("the answer so far");
+                (turn, Draft::after(stored))
+            }
+            Claim::Waiting(turn) => (turn, Draft::waiting()),
+            Claim::Other => return,
+        };
+        let dialect = self.dialect();
+        self.hands.push(Hand::new(by, turn, draft, dialect));
+    }
+
+    async fn cancel(&mut self, fate: Fate) {
+        let wish = Cancellation::new(&Owner::Anonymous, self.session, None);
+        let store = &self.stores[0];
+        let first = store.cancel(&wish).await;
+        let again = if matches!(fate, Fate::Done) { None } else { Some(store.cancel(&wish).await) };
+        let met = |told: &Result<Cancelled, _>| match told {
+            Ok(Cancelled::Running(id) | Cancelled::Waiting(id)) => Some(*id),
+            _ => None,
+        };
+        let Some(generation) = met(&first) else { return };
+        if let Some(again) = again {
+            assert_eq!(met(&again), Some(generation), "a repeat cancels what the first did");
+        }
+        self.cancels.push(wish.again(generation));
+        self.cancelled.insert(generation);
+    }
+
+    /// What was written since Redis was in sync is gone, and who lives does again what it did.
+    async fn fail_over(&mut self) {
+        self.redis.cli(&["SWAPDB", "0", "1"]);
+        self.redis.remember();
+        self.failovers += 1;
+        for wish in &self.cancels {
+            let _ = self.stores[0].cancel(wish).await;
+        }
+        for hand in self.hands.iter_mut().filter(|hand| hand.finished) {
+            if self.alive[hand.replica] {
+                hand.finished = false;
+            }
+        }
+    }
+
+    async fn read(&mut self, must_know: bool) {
+        let store = &self.stores[0];
+        let from = From::Cursor(self.client.cursor, 0);
+        match store.read(&Owner::Anonymous, self.session, from).await.expect("a read") {
+            Read::Window { window, .. } => {
+                let client = &mut self.client;
+                loop {
+                    let after = match window.next(&client.cursor, 5) {
+                        Seen::Piece { offset, text, after, .. } => {
+                            assert_eq!(offset, client.text.len() as u64, "a hole or a double");
+                            client.text.push_str(text);
+                            after
+                        }
+                        Seen::Event { event, answer, after } => {
+                            match (&event.control, event.generation) {
+                                (Control::Started { .. }, _) => client.text.clear(),
+                                (control, Some(generation)) if control.is_terminal() => {
+                                    if client.cursor.generation == Some(generation) {
+                                        assert_eq!(client.text, answer, "not what was told");
+                                    }
+                                    let twice = client.ended.insert(generation, answer.to_owned());
+                                    assert!(twice.is_none() || self.failovers > 0, "ended twice");
+                                }
+                                _ => {}
+                            }
+                            after
+                        }
+                        Seen::Restart { from, after, .. } => {
+                            client.text.truncate(from as usize);
+                            after
+                        }
+                        Seen::Silent { after } => after,
+                        Seen::UpToDate => return,
+                        Seen::Behind | Seen::Unknown => break,
+                    };
+                    client.cursor = after;
+                }
+            }
+            Read::Absent if self.client.cursor == Cursor::START => return,
+            Read::Absent | Read::Behind | Read::Unknown => {}
+        }
+        assert!(self.failovers > 0, "a place was lost without a failover");
+        if must_know {
+            self.client.snapshots += 1;
+            let from = From::RunningTurn;
+            let read = store.read(&Owner::Anonymous, self.session, from).await.expect("a read");
+            if let Read::Window { window, .. } = read {
+                self.client.cursor = window.start();
+                self.client.text.clear();
+            }
+        }
+    }
+
+    /// No more faults: everything has to end.
+    async fn settle(&mut self) {
+        for _ in 0..ROUNDS {
+            for replica in 0..REPLICAS {
+                if self.alive[replica] {
+                    self.take_over(replica, false).await;
+                }
+            }
+            let (alive, stores) = (self.alive, self.stores);
+            let mut busy = false;
+            for hand in &mut self.hands {
+                if !alive[hand.replica] || hand.stopped || hand.finished {
+                    continue;
+                }
+                busy = true;
+                hand.speak(ANSWER);
+                write(&stores[hand.replica], hand, Fate::Done).await;
+                if !hand.stopped && hand.draft.has_place() && hand.draft.next_call().is_none() {
+                    finish(&stores[hand.replica], hand, Fate::Done).await;
+                }
+            }
+            self.read(true).await;
+            let session = self.stores[0].describe(&Owner::Anonymous, self.session).await;
+            // Where a failover took the only turn, and that was cancelled, there is no session.
+            if !busy && session.map_or(true, |session| session.running.is_none()) {
+                return;
+            }
+        }
+        panic!("something never ends");
+    }
+
+    async fn check(&self) {
+        let page = match self.stores[0].newest(&Owner::Anonymous, self.session, 500, 1 << 20).await
+        {
+            Ok(page) => page,
+            Err(_) => {
+                assert!(self.accepted.is_empty() || self.failovers > 0, "the session is gone");
+                return;
+            }
+        };
+        assert_eq!(page.running, None, "nothing runs at the end");
+        let mut answers: HashMap<GenerationId, &Message> = HashMap::new();
+        for message in page.messages.iter().filter(|message| message.role == Role::Assistant) {
+            let generation = message.generation_id.expect("a generation");
+            assert!(answers.insert(generation, message).is_none(), "two answers of one turn");
+        }
+        let questions = page.messages.len() - answers.len();
+        assert_eq!(questions, answers.len(), "a question without an answer, or the other way");
+        if self.failovers == 0 || self.deaths == 0 {
+            for generation in self.accepted.difference(&self.cancelled) {
+                assert!(answers.contains_key(generation), "an accepted turn has no answer");
+            }
+            for (generation, told) in &self.client.ended {
+                match answers.get(generation) {
+                    // Who cancels does not have the text: what a failover took of it stays away.
+                    Some(message) if self.cancelled.contains(generation) => {
+                        assert!(told.starts_with(&message.content), "not what was told");
+                    }
+                    Some(message) => assert_eq!(&message.content, told, "not what was told"),
+                    None => {}
+                }
+            }
+        }
+        for hand in self.hands.iter().filter(|hand| hand.finished) {
+            let Some(message) = answers.get(&hand.turn.generation) else { continue };
+            let whole = message.content == hand.draft.text();
+            assert!(whole || self.failovers > 0, "stored is what its last writer wrote");
+        }
+    }
+}
+
+async fn write(store: &Store, hand: &mut Hand, fate: Fate) {
+    let call = match hand.draft.next_call() {
+        Some(call) => call,
+        None if hand.ending => return,
+        None => hand.draft.look(),
+    };
+    let ask = async |call: Call| -> Reply {
+        make(store.clone(), Arc::clone(&hand.turn), call, hand.draft.text()).await.expect("a reply")
+    };
+    let mut reply = ask(call).await;
+    match fate {
+        Fate::Done => {}
+        Fate::ReplyLost => return,
+        Fate::Twice => reply = ask(call).await,
+    }
+    hand.stopped = hand.draft.take_in(call, reply).is_err();
+}
+
+async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
+    hand.ending = true;
+    let (header, events) = &hand.end;
+    let (length, mark) = (hand.draft.text().len() as u64, hand.draft.mark());
+    let ask =
+        async || store.finish(&hand.turn, mark, length, header, events).await.expect("a reply");
+    let mut reply = ask().await;
+    match fate {
+        Fate::Done => {}
+        Fate::ReplyLost => return,
+        Fate::Twice => reply = ask().await,
+    }
+    let look = hand.draft.look();
+    hand.stopped = hand.draft.take_in(look, Reply::Written(reply)).is_err();
+    hand.finished = !hand.stopped && reply == Written::Ok;
+}
+
+#[test]
+fn every_interleaving_of_writes_takeovers_cancels_and_failovers_keeps_the_promises() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let redis = server::RedisServer::start_with(&["--appendonly", "no"]);
+    let stores: Vec<Store> = runtime.block_on(async {
+        let options = RedisOptions {
+            url: redis.url(),
+            command_timeout: Duration::from_secs(5),
+            acknowledgements: 0,
+        };
+        let mut stores = Vec::new();
+        for replica in 0..REPLICAS {
+            let redis = Redis::connect(&options).expect("a client");
+            migrations::apply(&redis).await.expect("migrations");
+            stores.push(Store::new(redis, format!("replica-{replica}"), Limits::default()));
+        }
+        stores
+    });
+    // PROPTEST_CASES, as everywhere; by default few, as each is some hundred calls of Redis.
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = cases.unwrap_or(60);
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let histories = proptest::collection::vec(happens(), 1..90);
+    let outcome = runner.run(&histories, |history| {
+        runtime.block_on(async {
+            let mut world = World::new(&redis, &stores);
+            for what in &history {
+                world.step(what).await;
+            }
+            world.settle().await;
+            world.check().await;
+        });
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
