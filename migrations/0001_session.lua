@@ -659,8 +659,8 @@ local function claim(keys, args)
   return { 'waiting', turn, found[4], found[5], string.sub(entry, message) }
 end
 
--- owner, generation, fence, mark, length, tag, event: takes back what lies beyond → ok | fenced
--- | unmarked
+-- owner, generation, fence, mark, length, tag, event, 1 if more may have been told than is here: takes
+-- back what lies beyond → ok | fenced | unmarked
 local function rewind(keys, args)
   local fields = owned(keys, args[1], 'generation', 'fence', 'mark')
   if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
@@ -669,10 +669,16 @@ local function rewind(keys, args)
   if fields[3] ~= args[4] and fields[3] ~= args[6] then
     return { 'unmarked' }
   end
-  local length = tonumber(args[5])
+  if fields[3] == args[6] then
+    return { 'ok' }
+  end
+  local length, beyond = tonumber(args[5]), args[8] == '1'
   if redis.call('STRLEN', keys[5]) > length then
     local kept = length > 0 and redis.call('GETRANGE', keys[5], 0, length - 1) or ''
     redis.call('SET', keys[5], kept)
+    beyond = true
+  end
+  if beyond then
     push_event(keys, args[6], 'claimed', args[2], args[7])
   end
   redis.call('HSET', keys[1], 'mark', args[6])

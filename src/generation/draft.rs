@@ -35,6 +35,8 @@ pub(super) struct Draft {
     stored: usize,
     /// Before it the text is of the writers before this one.
     own_from: usize,
+    /// Whether this writer ever took text back.
+    diverged: bool,
     stage: Stage,
     /// Told again as it was told first.
     start: Tag,
@@ -57,6 +59,18 @@ enum Stage {
     Marked,
 }
 
+/// Text to be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub(super) length: usize,
+    /// The mark that is there.
+    pub(super) mark: Tag,
+    /// The mark that it leaves.
+    pub(super) tag: Tag,
+    /// Whether what lies beyond may have been told and be another text now.
+    pub(super) told: bool,
+}
+
 /// What is to be asked of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
@@ -64,8 +78,8 @@ pub(super) enum Call {
     Begin,
     /// Leaves this tag as the mark.
     Start(Tag),
-    /// Takes back what lies beyond, and leaves the second tag as the mark in place of the first.
-    Cut(usize, Tag, Tag),
+    /// Takes back what lies beyond this length.
+    Cut(Cut),
     /// Writes the text between these places under this mark; between equal ones it only looks.
     Append(usize, usize, Tag),
 }
@@ -91,6 +105,7 @@ impl Draft {
             json_bytes: stored.chars().map(json_bytes).sum(),
             stored: stored.len(),
             own_from: stored.len(),
+            diverged: false,
             text: stored,
             stage: Stage::Unmarked,
             start,
@@ -140,6 +155,7 @@ impl Draft {
         self.text.truncate(length);
         self.json_bytes = self.text.chars().map(json_bytes).sum();
         self.own_from = self.own_from.min(length);
+        self.diverged = true;
         self.stored = self.stored.min(length);
         if self.cut.is_none_or(|(cut, _)| length < cut) {
             self.cut = Some((length, Tag::random()));
@@ -153,7 +169,10 @@ impl Draft {
             Stage::Waiting => Some(Call::Begin),
             Stage::Unmarked => Some(Call::Start(self.start)),
             Stage::Marked => match self.cut {
-                Some((length, tag)) => Some(Call::Cut(length, self.mark, tag)),
+                Some((length, tag)) => {
+                    let (mark, told) = (self.mark, self.diverged);
+                    Some(Call::Cut(Cut { length, mark, tag, told }))
+                }
                 None if self.stored < self.text.len() => {
                     let longest = self.text.len().min(self.stored + WRITE_BYTES);
                     let end = floor_char_boundary(&self.text, longest);
@@ -179,7 +198,7 @@ impl Draft {
                         self.stage = Stage::Marked;
                         self.mark = self.start;
                     }
-                    Call::Cut(length, _, tag) => {
+                    Call::Cut(Cut { length, tag, .. }) => {
                         self.mark = tag;
                         self.stored = length;
                         // Less may be to be kept by now.

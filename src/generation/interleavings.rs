@@ -151,7 +151,8 @@ impl Hand {
             }
             // Digits tell the place, so that a piece at a wrong one shows.
             let digit = char::from_digit((place % 10) as u32, 10).unwrap_or('?');
-            self.draft.push(&if place % 3 == 0 { self.dialect } else { digit }.to_string());
+            self.draft
+                .push(&if place.is_multiple_of(3) { self.dialect } else { digit }.to_string());
         }
     }
 }
@@ -437,13 +438,10 @@ impl<'a> World<'a> {
     }
 
     async fn check(&self) {
-        let page = match self.stores[0].newest(&Owner::Anonymous, self.session, 500, 1 << 20).await
-        {
-            Ok(page) => page,
-            Err(_) => {
-                assert!(self.accepted.is_empty() || self.failovers > 0, "the session is gone");
-                return;
-            }
+        let page = self.stores[0].newest(&Owner::Anonymous, self.session, 500, 1 << 20).await;
+        let Ok(page) = page else {
+            assert!(self.accepted.is_empty() || self.failovers > 0, "the session is gone");
+            return;
         };
         assert_eq!(page.running, None, "nothing runs at the end");
         let mut answers: HashMap<GenerationId, &Message> = HashMap::new();

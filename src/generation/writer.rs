@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::draft::{COME_BACK, Call, Draft, Fenced, Reply};
+use super::draft::{COME_BACK, Call, Cut, Draft, Fenced, Reply};
 use crate::session::store::{Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
@@ -165,8 +165,8 @@ pub(super) fn make(
         Call::Start(tag) => {
             Box::pin(async move { store.start(&turn, tag).await.map(Reply::Written) })
         }
-        Call::Cut(length, mark, tag) => Box::pin(async move {
-            store.rewind(&turn, mark, length as u64, tag).await.map(Reply::Written)
+        Call::Cut(Cut { length, mark, tag, told }) => Box::pin(async move {
+            store.rewind(&turn, mark, length as u64, tag, told).await.map(Reply::Written)
         }),
         Call::Append(from, to, mark) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();

@@ -49,6 +49,7 @@ impl Store {
     }
 
     /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` in place of `mark`.
+    /// With `told` readers may have seen more than Redis has, and it has to be said in any case.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -58,6 +59,7 @@ impl Store {
         mark: Tag,
         length: u64,
         tag: Tag,
+        told: bool,
     ) -> Result<Written, StoreError> {
         let event = json(&Control::Claimed { from: length });
         let args = vec![
@@ -65,6 +67,7 @@ impl Store {
             length.to_string().into(),
             tag.to_string().into(),
             event.into(),
+            if told { "1" } else { "0" }.into(),
         ];
         self.write("jarvis_rewind_1", turn, args).await
     }
