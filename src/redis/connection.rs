@@ -49,6 +49,8 @@ const COMMAND_BUFFER: usize = 20_000;
 /// How long an acknowledgement is waited for, in milliseconds: it narrows the window in which a
 /// failover loses a write, no more.
 const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
+/// Errors and changes that may wait to be noticed; there is no other kind on these clients.
+const NOTICES: usize = 256;
 /// How long a client that was given up may take to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
 /// While a slot is being moved, its keys are here, there, or both (TRYAGAIN): attempts over about a
@@ -225,7 +227,7 @@ struct Line(RwLock<Client>);
 
 impl Line {
     fn open(options: &RedisOptions, disturbances: &Disturbances) -> Result<Arc<Self>, RedisError> {
-        let client = connect(options, &[])?;
+        let client = connect(options, &[], NOTICES)?;
         let line = Arc::new(Self(RwLock::new(client)));
         let (watched, options) = (Arc::downgrade(&line), options.clone());
         let disturbances = disturbances.clone();
@@ -235,7 +237,8 @@ impl Line {
                     () = watchdog::until_given_up(&client, &disturbances) => {}
                     () = report_errors(&client) => {}
                 }
-                let (Some(line), Ok(next)) = (watched.upgrade(), successor(&options, client))
+                let (Some(line), Ok(next)) =
+                    (watched.upgrade(), successor(&options, client, NOTICES))
                 else {
                     return;
                 };
@@ -251,27 +254,40 @@ impl Line {
 }
 
 /// A client in place of one that was given up, and that knows the nodes which that one knew.
-pub(super) fn successor(options: &RedisOptions, given_up: Client) -> Result<Client, RedisError> {
+pub(super) fn successor(
+    options: &RedisOptions,
+    given_up: Client,
+    notices: usize,
+) -> Result<Client, RedisError> {
     tracing::warn!("a client of Redis answers no more, and is replaced");
     metrics::counter!("jarvis_redis_clients_replaced_total").increment(1);
     let known = given_up.cached_cluster_state().map(|state| state.unique_primary_nodes());
-    let next = connect(options, &known.unwrap_or_default());
+    let next = connect(options, &known.unwrap_or_default(), notices);
     tokio::spawn(async move {
         let _ = tokio::time::timeout(QUIT_LIMIT, given_up.quit()).await;
     });
     next
 }
 
-/// A client, and `known` nodes of its cluster beside those of the URL. It connects by itself.
-pub(super) fn connect(options: &RedisOptions, known: &[Server]) -> Result<Client, RedisError> {
-    let client = builder(options, known)?
+/// A client, and `known` nodes of its cluster beside those of the URL. It connects by itself, and has
+/// room for so many notices of each kind: messages, errors, changes.
+pub(super) fn connect(
+    options: &RedisOptions,
+    known: &[Server],
+    notices: usize,
+) -> Result<Client, RedisError> {
+    let client = builder(options, known, notices)?
         .build()
         .map_err(|error| RedisError::Url(error.details().to_owned()))?;
     client.connect();
     Ok(client)
 }
 
-fn builder(options: &RedisOptions, known: &[Server]) -> Result<Builder, RedisError> {
+fn builder(
+    options: &RedisOptions,
+    known: &[Server],
+    notices: usize,
+) -> Result<Builder, RedisError> {
     let mut config =
         Config::from_url(&options.url).map_err(|e| RedisError::Url(e.details().to_owned()))?;
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server {
@@ -298,8 +314,7 @@ fn builder(options: &RedisOptions, known: &[Server]) -> Result<Builder, RedisErr
         })
         .with_performance_config(|performance| {
             performance.default_command_timeout = timeout;
-            // The default of 32 loses most of a burst.
-            performance.broadcast_channel_capacity = 65_536;
+            performance.broadcast_channel_capacity = notices;
         })
         .set_policy(ReconnectPolicy::new_exponential(0, 50, 500, 2));
     Ok(builder)

@@ -28,6 +28,9 @@ pub trait Listener: Send + Sync + 'static {
 
 /// SSUBSCRIBE is not pipelined by fred: several clients share the channels.
 const CLIENTS: usize = 4;
+/// Messages that may wait for the listener; fred keeps this room for every kind of notice, 14 MiB a
+/// client. Its default of 32 loses most of a burst.
+const MESSAGES: usize = 8192;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
 /// How often a cluster is asked which node has which slot.
@@ -62,7 +65,7 @@ impl Subscriptions {
     pub fn start(options: &RedisOptions, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(CLIENTS);
         for _ in 0..CLIENTS {
-            let client = connect(options, &[])?;
+            let client = connect(options, &[], MESSAGES)?;
             shards.push(Shard::start(options, client, listener));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
@@ -113,7 +116,7 @@ impl Shard {
                     () = watchdog::until_given_up(&client, &disturbances) => false,
                 };
                 listening.abort();
-                client = match successor(&options, client) {
+                client = match successor(&options, client, MESSAGES) {
                     Ok(next) if !over => next,
                     _ => return,
                 };
