@@ -11,7 +11,7 @@ use support::redis::RedisServer;
 const WARM_UP: usize = 200;
 const LARGEST_RUN: usize = 10_000;
 const HANDSHAKES_AT_ONCE: usize = 64;
-const BUDGET_KIB: f64 = 16.0;
+const BUDGET_KIB: f64 = 8.0;
 
 fn resident_kib(process: &Process) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("status");
@@ -36,7 +36,7 @@ async fn open(replica: &Process, count: usize) -> Vec<Socket> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_socket_costs_at_most_16_kib_resident() {
+async fn an_idle_socket_costs_at_most_8_kib_resident() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
     let replica = jarvis(&redis.url(), &ollama.url, &[]);

@@ -533,7 +533,8 @@ impl Reader {
                 Look::Frame(frame) => return Delivered::Frame(frame),
                 Look::Moved | Look::Nothing => changed.await,
                 Look::Redis => {
-                    if let Err(error) = self.catch_up(GRACE).await {
+                    // Boxed: it is large and rare, and every idle socket would have room for it.
+                    if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
                         tracing::debug!(%error, "a reader has to wait for Redis");
                         tokio::time::sleep(RETRY).await;
                     }

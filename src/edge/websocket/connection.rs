@@ -106,8 +106,9 @@ impl Connection {
         }
     }
 
-    /// Says hello, and then serves until either side ends it.
-    pub async fn run(mut self, hello: Utf8Bytes, recovered: bool) {
+    /// Says hello, and then serves until either side ends it. Boxed: a future keeps room for what
+    /// it is given and again for what it works on.
+    pub async fn run(mut self: Box<Self>, hello: Utf8Bytes, recovered: bool) {
         let end = match self.send(hello).await {
             Ok(()) => {
                 if !recovered {

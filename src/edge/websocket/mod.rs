@@ -71,7 +71,7 @@ pub async fn upgrade(
         .max_message_size(largest)
         .max_frame_size(largest)
         .on_upgrade(move |socket| {
-            let connection = Connection::new(shared, owner, session, socket, reader);
+            let connection = Box::new(Connection::new(shared, owner, session, socket, reader));
             tracker.track_future(connection.run(hello, recovered).instrument(span))
         }))
 }
