@@ -134,6 +134,16 @@ pub struct Settings {
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
     pub max_sockets: usize,
 
+    /// Between two pings of a WebSocket, or comments of an event stream, in seconds
+    #[arg(long, env = "JARVIS_HEARTBEAT", value_name = "SECONDS", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub heartbeat: u64,
+
+    /// How long a client may take to read an event, or to answer a ping, in seconds
+    #[arg(long, env = "JARVIS_READ_TIMEOUT", value_name = "SECONDS", default_value_t = 90)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub read_timeout: u64,
+
     /// How long a replica may be silent before the others take its turns over, in milliseconds
     #[arg(long, env = "JARVIS_LEASE_MS", value_name = "MS", default_value_t = 3000)]
     #[arg(value_parser = clap::value_parser!(u64).range(300..=60_000))]

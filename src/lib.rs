@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
+use crate::edge::listener::{self, ReadersOnly};
 use crate::edge::{AppState, EdgeSettings};
 use crate::generation::Generations;
 use crate::ollama::{Fleet, FleetConfig};
@@ -31,8 +31,9 @@ use crate::session::{Feeds, Store};
 
 /// Pause between attempts to reach a Redis that is not there yet.
 const REDIS_RETRY: Duration = Duration::from_millis(500);
-/// After drain, how long sockets may take to close.
-const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// After drain, how long turns may take to be handed over, and connections to close.
+const HANDOVER_LIMIT: Duration = Duration::from_millis(2500);
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// One replica.
 pub struct Server {
@@ -50,8 +51,7 @@ impl Server {
     /// Where the port is taken or an address is not usable.
     pub async fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let listener = TcpListener::bind(settings.listen)
-            .await
+        let listener = listener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;
         let options = settings.redis.options();
@@ -83,10 +83,13 @@ impl Server {
                 allowed_origins: settings.allowed_origins.clone(),
                 allowed_hosts: settings.allowed_hosts.clone(),
                 request_timeout: Duration::from_secs(settings.request_timeout),
+                heartbeat: Duration::from_secs(settings.heartbeat),
+                read_timeout: Duration::from_secs(settings.read_timeout),
                 max_sockets: settings.max_sockets,
                 ..EdgeSettings::default()
             }),
             drain: CancellationToken::new(),
+            leave: CancellationToken::new(),
             sockets: TaskTracker::new(),
             metrics,
         };
@@ -109,15 +112,10 @@ impl Server {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
         let Self { listener, state, redis, drain_timeout, .. } = self;
-        let AppState { generations, drain, sockets, .. } = state.clone();
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "Nagle's algorithm stays on");
-            }
-        });
-        let closed = CancellationToken::new();
+        let AppState { generations, drain, leave, sockets, .. } = state.clone();
+        let listener = ReadersOnly::new(listener, state.settings.read_timeout);
         let serving = axum::serve(listener, edge::router(state))
-            .with_graceful_shutdown(closed.clone().cancelled_owned());
+            .with_graceful_shutdown(leave.clone().cancelled_owned());
         let mut serving = tokio::spawn(serving.into_future());
         let migrating = migrate_when_up(redis);
         tokio::pin!(migrating, stop);
@@ -130,11 +128,17 @@ impl Server {
         }
         tracing::info!("draining");
         drain.cancel();
-        generations.drain(drain_timeout).await;
-        closed.cancel();
+        let handed_over = generations.drain(drain_timeout);
+        if tokio::time::timeout(drain_timeout + HANDOVER_LIMIT, handed_over).await.is_err() {
+            tracing::warn!("the turns could not be handed over; their lease has to run out");
+        }
+        leave.cancel();
         sockets.close();
-        let _ = tokio::time::timeout(CLOSE_LIMIT, sockets.wait()).await;
-        let _ = tokio::time::timeout(CLOSE_LIMIT, serving).await;
+        let closed = async {
+            sockets.wait().await;
+            serving.await
+        };
+        let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
         tracing::info!("stopped");
         Ok(())
     }

@@ -76,6 +76,10 @@ fn describe() {
     describe_histogram!("jarvis_http_request_seconds", "Time to the response's head.");
     describe_gauge!("jarvis_websockets", "Open WebSockets.");
     describe_counter!("jarvis_websocket_messages_total", "Client messages by type.");
+    describe_counter!(
+        "jarvis_slow_readers_total",
+        "Connections closed as their clients did not read."
+    );
     describe_counter!("jarvis_turns_total", "Ended turns by outcome.");
     describe_gauge!("jarvis_turns_open", "Turns that this replica runs or holds waiting.");
     describe_histogram!("jarvis_turn_seconds", "Time from acceptance to the end of a turn.");

@@ -13,12 +13,6 @@ const LARGEST_RUN: usize = 10_000;
 const HANDSHAKES_AT_ONCE: usize = 64;
 const BUDGET_KIB: f64 = 8.0;
 
-fn resident_kib(process: &Process) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a figure")
-}
-
 /// As many as the limit of descriptors lets this process open.
 fn run_size() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
@@ -42,12 +36,12 @@ async fn an_idle_socket_costs_at_most_8_kib_resident() {
     let replica = jarvis(&redis.url(), &ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;
     let warm = open(&replica, WARM_UP).await;
-    let before = resident_kib(&replica);
+    let before = replica.resident_kib();
     let count = run_size();
     let started = std::time::Instant::now();
     let sockets = open(&replica, count).await;
     let handshakes = count as f64 / started.elapsed().as_secs_f64();
-    let each = (resident_kib(&replica) - before) / count as f64;
+    let each = (replica.resident_kib() - before) / count as f64;
     println!("{count} idle sockets: {each:.2} KiB each, {handshakes:.0} handshakes/s");
     assert!(each <= BUDGET_KIB, "{each:.2} KiB each");
     drop((warm, sockets));

@@ -89,8 +89,14 @@ pub async fn send(
     let Asked { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key).await?;
     let limit = shared.settings.request_timeout;
-    let answered =
-        tokio::time::timeout_at(started + limit, answer(&shared, &owner, session, submitted)).await;
+    let answered = tokio::select! {
+        biased;
+        answered = tokio::time::timeout_at(
+            started + limit,
+            answer(&shared, &owner, session, submitted),
+        ) => answered,
+        () = shared.leave.cancelled() => Ok(Err(Problem::draining())),
+    };
     // Only a client that went away, and so dropped this, wants the turn cancelled.
     if let Some(guard) = &mut guard {
         guard.disarm();

@@ -59,7 +59,12 @@ pub async fn observe(State(shared): State<Shared>, request: Request, next: Next)
     .increment(1);
     metrics::histogram!("jarvis_http_request_seconds", "method" => method, "route" => route)
         .record(elapsed);
-    response.headers_mut().insert(REQUEST_ID, id);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if shared.drain.is_cancelled() && status != 101 {
+        // So that a load balancer does not keep the connection for more.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

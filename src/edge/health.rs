@@ -71,7 +71,7 @@ pub async fn live() -> Json<Health> {
 )]
 pub async fn ready(State(shared): State<Shared>) -> Result<Json<Health>, Problem> {
     if shared.drain.is_cancelled() {
-        return Err(Problem::unavailable("draining", "this replica is being replaced", 1));
+        return Err(Problem::draining());
     }
     if !redis_answers(&shared).await {
         return Err(Problem::store_unavailable());

@@ -6,6 +6,7 @@ mod docs;
 mod guard;
 mod health;
 pub mod input;
+pub mod listener;
 pub mod problem;
 mod sessions;
 mod snapshot;
@@ -43,8 +44,10 @@ pub struct AppState {
     pub generations: Generations,
     /// The edge's settings.
     pub settings: Arc<EdgeSettings>,
-    /// Cancelled when this replica is on its way out.
+    /// Cancelled when this replica takes nothing new.
     pub drain: CancellationToken,
+    /// Cancelled when its turns have ended or are handed over: nobody is to wait here any longer.
+    pub leave: CancellationToken,
     /// Open WebSockets and event streams.
     pub sockets: TaskTracker,
     /// Renders the metrics.
@@ -68,8 +71,10 @@ pub struct EdgeSettings {
     pub max_frame_bytes: usize,
     /// How long a REST call waits for its whole answer.
     pub request_timeout: Duration,
-    /// Between two pings of a WebSocket.
+    /// Between two pings of a WebSocket, or comments of an event stream.
     pub heartbeat: Duration,
+    /// How long a client may take to read an event, or to answer a ping.
+    pub read_timeout: Duration,
     /// WebSockets and event streams at a time.
     pub max_sockets: usize,
 }
@@ -86,7 +91,8 @@ impl Default for EdgeSettings {
             max_body_bytes: LARGEST_REQUEST,
             max_frame_bytes: LARGEST_REQUEST,
             request_timeout: Duration::from_mins(5),
-            heartbeat: Duration::from_secs(25),
+            heartbeat: Duration::from_secs(20),
+            read_timeout: Duration::from_secs(90),
             max_sockets: 19_000,
         }
     }
@@ -96,8 +102,7 @@ impl AppState {
     /// Room for one more WebSocket or event stream.
     fn admit(&self) -> Result<(), problem::Problem> {
         if self.drain.is_cancelled() {
-            let detail = "this replica is being replaced; try again";
-            return Err(problem::Problem::unavailable("draining", detail, 1));
+            return Err(problem::Problem::draining());
         }
         if self.sockets.len() >= self.settings.max_sockets {
             let detail = "there are as many connections as there may be";

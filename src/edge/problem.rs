@@ -89,6 +89,11 @@ impl Problem {
         Self::unavailable("store_unavailable", "the session store cannot be reached", 2)
     }
 
+    /// This replica is on its way out.
+    pub fn draining() -> Self {
+        Self::unavailable("draining", "this replica is being replaced; try again", 1)
+    }
+
     /// No such generation, or nothing is kept of it.
     pub fn generation_not_found() -> Self {
         let detail = "there is no such generation in this session, or its answer is not kept";
@@ -149,7 +154,7 @@ impl From<SubmitError> for Problem {
                 Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
-            SubmitError::Draining => Self::unavailable("draining", &detail, 1),
+            SubmitError::Draining => Self::draining(),
             SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
         }
         .with_wait()

@@ -21,8 +21,6 @@ use super::{Shared, snapshot};
 use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
 use crate::session::{Cursor, GenerationId, Message, Owner, SessionId, StoreError};
 
-/// Between two comments that keep the connection open.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// What an event stream is about.
@@ -264,10 +262,18 @@ impl Events {
             if self.ended {
                 return None;
             }
-            let endless = self.generation.is_none();
+            // Another replica goes on with what has no end; an answer may end here.
+            let close = match self.generation {
+                None => &self.shared.drain,
+                Some(_) => &self.shared.leave,
+            };
             let delivered = tokio::select! {
-                // Another replica goes on with what has no end; an answer is told to its end here.
-                () = self.shared.drain.cancelled(), if endless => return None,
+                () = close.cancelled() => {
+                    if let Some(guard) = &mut self.guard {
+                        guard.disarm();
+                    }
+                    return None;
+                }
                 delivered = self.reader.next() => delivered,
             };
             match delivered {
@@ -283,9 +289,9 @@ impl Events {
     }
 
     fn into_response(self) -> Response {
+        let heartbeat = KeepAlive::new().interval(self.shared.settings.heartbeat);
         let events = stream::unfold(Box::new(self), Self::next);
-        let mut response =
-            Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response();
+        let mut response = Sse::new(events).keep_alive(heartbeat).into_response();
         let headers = response.headers_mut();
         let caching = HeaderValue::from_static("no-cache, no-transform");
         headers.insert(header::CACHE_CONTROL, caching);

@@ -53,6 +53,14 @@ pub async fn until_ok(server: &Process, path: &str) {
     }
 }
 
+/// A connection whose kernel keeps a few kilobytes of what is not read.
+pub async fn narrow(server: &Process) -> TcpStream {
+    let address = server.url.trim_start_matches("http://").parse().expect("an address");
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4 << 10).expect("a buffer");
+    socket.connect(address).await.expect("a connection")
+}
+
 /// One WebSocket.
 pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
@@ -64,6 +72,17 @@ impl Socket {
         let mut socket = Self(stream);
         let connection = socket.event().await;
         assert_eq!(connection["type"], "connection");
+        (socket, connection)
+    }
+
+    /// The same, with so little room for what is not read that the server notices soon.
+    pub async fn open_narrow(server: &Process, path: &str) -> (Self, Value) {
+        let stream = MaybeTlsStream::Plain(narrow(server).await);
+        let (stream, _) = tokio_tungstenite::client_async(server.websocket(path), stream)
+            .await
+            .expect("a handshake");
+        let mut socket = Self(stream);
+        let connection = socket.event().await;
         (socket, connection)
     }
 
@@ -94,6 +113,23 @@ impl Socket {
                 Message::Close(frame) => return frame.map_or(0, |frame| frame.code.into()),
                 Message::Text(_) => {}
                 other => panic!("not a close: {other:?}"),
+            }
+        }
+    }
+
+    /// All events that still come, and the close code if there is one.
+    pub async fn rest(&mut self) -> (Vec<Value>, Option<u16>) {
+        let mut events = Vec::new();
+        loop {
+            match tokio::time::timeout(LIMIT, self.0.next()).await.expect("an end in time") {
+                Some(Ok(Message::Text(text))) => {
+                    events.push(serde_json::from_str(&text).expect("JSON"));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    return (events, frame.map(|frame| frame.code.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return (events, None),
             }
         }
     }

@@ -36,6 +36,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Its resident memory.
+    pub fn resident_kib(&self) -> f64 {
+        let path = format!("/proc/{}/status", self.id());
+        let status = std::fs::read_to_string(path).expect("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a figure")
+    }
+
     /// As a crash would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::request::{Kind, Outcome, UnderWay};
 use crate::edge::Shared;
 use crate::edge::input::ChatRequest;
+use crate::edge::listener;
 use crate::edge::problem::Problem;
 use crate::edge::sessions::already_ended;
 use crate::edge::snapshot::{self, Snapshot};
@@ -23,10 +24,8 @@ use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
 use crate::session::model::rfc3339;
 use crate::session::{Control, GenerationId, Owner, SessionId};
 
-/// How long a client that was pinged may be silent.
-const PONG_LIMIT: Duration = Duration::from_secs(8);
-/// How long a client may take to read one event.
-const SEND_LIMIT: Duration = Duration::from_mins(1);
+/// A client that let an event wait for so long, and then took it, is alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How long a client may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Time for a close to arrive ahead of the reset that unread input causes.
@@ -160,13 +159,24 @@ impl Connection {
     }
 
     async fn send_packet(&mut self, packet: Packet) -> Result<(), End> {
-        match timeout(SEND_LIMIT, self.socket.send(packet)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Gone),
-            Err(_) => {
-                tracing::info!("a client does not read, and is let go");
-                Err(End::Gone)
+        let started = Instant::now();
+        match timeout(self.shared.settings.read_timeout, self.socket.send(packet)).await {
+            Ok(Ok(())) => {
+                if started.elapsed() > SIGN_OF_LIFE {
+                    self.is_alive();
+                }
+                Ok(())
             }
+            Ok(Err(_)) => Err(End::Gone),
+            Err(_) => Err(too_slow()),
+        }
+    }
+
+    fn is_alive(&mut self) {
+        if self.pinged {
+            self.pinged = false;
+            let next = Instant::now() + self.shared.settings.heartbeat;
+            self.heartbeat.as_mut().reset(next);
         }
     }
 
@@ -181,20 +191,15 @@ impl Connection {
 
     async fn beat(&mut self) -> Result<(), End> {
         if self.pinged {
-            tracing::debug!("a client gives no sign of life");
-            return Err(End::Gone);
+            return Err(too_slow());
         }
         self.pinged = true;
-        self.heartbeat.as_mut().reset(Instant::now() + PONG_LIMIT);
+        self.heartbeat.as_mut().reset(Instant::now() + self.shared.settings.read_timeout);
         self.send_packet(Packet::Ping(bytes::Bytes::new())).await
     }
 
     async fn receive(&mut self, packet: Packet) -> Result<(), End> {
-        if self.pinged {
-            self.pinged = false;
-            let next = Instant::now() + self.shared.settings.heartbeat;
-            self.heartbeat.as_mut().reset(next);
-        }
+        self.is_alive();
         match packet {
             Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
                 Ok(message) => self.hear(message).await,
@@ -429,6 +434,11 @@ fn count(kind: &'static str) {
 fn draining() -> End {
     let seconds = rand::random_range(0.0..RECONNECT_SECONDS);
     End::Close(close_code::RESTART, format!(r#"{{"retry_after":{seconds:.1}}}"#).into())
+}
+
+fn too_slow() -> End {
+    listener::too_slow("websocket");
+    End::Close(close_code::AGAIN, "read too slowly; resume with the last cursor".into())
 }
 
 fn broken(error: &axum::Error) -> End {

@@ -1,0 +1,167 @@
+//! Clients that do not read: a slow one costs a cursor, and one that never reads is let go.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::client::{Socket, get, http, joined, narrow, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use uuid::Uuid;
+
+/// Sockets that read nothing: the figure is of one of them.
+const SLOW: usize = 20;
+const TOKENS: usize = 10_000;
+/// More than one event that waits and one buffer of the socket's would be a queue.
+const BUDGET_KIB: f64 = 64.0;
+/// More than the kernel's buffers hold, and less than an answer may have.
+const MANY_TOKENS: usize = 60_000;
+const LARGEST_PIECE: usize = 16 << 10;
+
+struct Replica {
+    replica: Process,
+    _ollama: Process,
+    _redis: RedisServer,
+}
+
+async fn replica(rate: &str, extra: &[(&str, &str)]) -> Replica {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", rate]);
+    let replica = jarvis(&redis.url(), &ollama.url, extra);
+    until_ok(&replica, "/health/ready").await;
+    Replica { replica, _ollama: ollama, _redis: redis }
+}
+
+fn long_turn(tokens: usize) -> Value {
+    json!({"message": format!("[[tokens={tokens}]] at length"), "max_tokens": tokens})
+}
+
+async fn metric(replica: &Process, name: &str) -> u64 {
+    let metrics = get(replica, "/metrics").await.body;
+    let text = metrics.as_str().expect("text").to_owned();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse::<f64>().expect("a figure") as u64)
+}
+
+async fn until_metric(replica: &Process, name: &str, wanted: u64) {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while metric(replica, name).await != wanted {
+        assert!(tokio::time::Instant::now() < deadline, "{name} is not {wanted} in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// For how long they read nothing beyond the answer's end: `SLOW_SECONDS=60` is the long form.
+fn pause() -> Duration {
+    let seconds = std::env::var("SLOW_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+#[tokio::test]
+async fn a_slow_reader_costs_bounded_memory_and_then_gets_all_of_it_once_in_order() {
+    let Replica { replica, .. } = &replica("3000", &[]).await;
+    let session = Uuid::new_v4();
+    let path = format!("/ws?session_id={session}");
+    let (mut fast, _) = Socket::open(replica, &path).await;
+    // What the replica needs for a turn at all is not what slow readers cost.
+    fast.say(&long_turn(TOKENS)).await;
+    fast.until("stream_end").await;
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        slow.push(Socket::open_narrow(replica, &path).await.0);
+    }
+    let before = replica.resident_kib();
+    fast.say(&long_turn(TOKENS)).await;
+    let told = fast.until("stream_end").await;
+    tokio::time::sleep(pause()).await;
+    let each = (replica.resident_kib() - before) / SLOW as f64;
+    let expected = joined(&told);
+    println!("{TOKENS} tokens, {} KiB: {each:.1} KiB for each slow reader", expected.len() >> 10);
+    assert!(each <= BUDGET_KIB, "{each:.1} KiB each");
+    for mut socket in slow {
+        let events = socket.until("stream_end").await;
+        assert_eq!(joined(&events), expected);
+        assert_eq!(events.last().expect("an end")["full_response"], expected.as_str());
+        let cursors: HashSet<_> = events.iter().map(|event| event["cursor"].as_str()).collect();
+        assert_eq!(cursors.len(), events.len(), "an event came twice");
+        for event in &events {
+            assert!(event["content"].as_str().unwrap_or_default().len() <= LARGEST_PIECE);
+        }
+        assert!(events.len() < told.len() / 2, "{} of {} events", events.len(), told.len());
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
+    let Replica { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    let session = Uuid::new_v4();
+    let path = format!("/ws?session_id={session}");
+    let (mut socket, _) = Socket::open_narrow(replica, &path).await;
+    socket.say(&long_turn(MANY_TOKENS)).await;
+    until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
+    until_metric(replica, "jarvis_websockets", 0).await;
+    let (mut events, _) = socket.rest().await;
+    assert_ne!(events.last().expect("an event")["type"], "stream_end");
+    let cursor = events.last().expect("an event")["cursor"].as_str().expect("a cursor").to_owned();
+    let (mut socket, hello) = Socket::open(replica, &format!("{path}&cursor={cursor}")).await;
+    assert_eq!(hello["recovered"], true);
+    events.extend(socket.until("stream_end").await);
+    assert_eq!(events.last().expect("an end")["full_response"], joined(&events).as_str());
+}
+
+#[tokio::test]
+async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
+    let limits = [("JARVIS_READ_TIMEOUT", "1"), ("JARVIS_HEARTBEAT", "1")];
+    let Replica { replica, .. } = &replica("50000", &limits).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
+    assert_eq!(socket.rest().await.1, Some(1013));
+}
+
+#[tokio::test]
+async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole() {
+    let Replica { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    let session = Uuid::new_v4();
+    let mut body = long_turn(MANY_TOKENS);
+    body["stream"] = true.into();
+    body["session_id"] = session.to_string().into();
+    let body = body.to_string();
+    // HTTP/1.0 has no chunks to take apart.
+    let head = format!("POST /api/v1/chat/ HTTP/1.0\r\ncontent-length: {}\r\n\r\n", body.len());
+    let mut stream = narrow(replica).await;
+    stream.write_all((head + &body).as_bytes()).await.expect("a request");
+    until_metric(replica, "jarvis_slow_readers_total{protocol=\"http\"}", 1).await;
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text).await;
+    let (mut events, last) = server_sent(&String::from_utf8_lossy(&text));
+    let events_path = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
+    let generation = &events[1]["generation_id"].as_str().expect("a generation").to_owned();
+    let rest = http()
+        .get(format!("{events_path}?generation_id={generation}"))
+        .header("Last-Event-ID", last.expect("an id"))
+        .send()
+        .await
+        .expect("a stream");
+    let (rest, _) = server_sent(&rest.text().await.expect("its end"));
+    assert_eq!(rest[0]["recovered"], true);
+    events.extend(rest);
+    assert_eq!(events.last().expect("an end")["full_response"], joined(&events).as_str());
+}
+
+/// The whole events of a stream, and the last identifier.
+fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
+    let mut last = None;
+    let mut events = Vec::new();
+    for block in text.split_inclusive("\n\n").filter(|block| block.ends_with("\n\n")) {
+        let field = |name| block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if let Some(data) = field("data:") {
+            events.push(serde_json::from_str(data).expect("JSON"));
+            last = field("id:").map(str::to_owned).or(last);
+        }
+    }
+    (events, last)
+}
