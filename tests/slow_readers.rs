@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, joined, narrow, until_ok};
+use support::client::{Socket, get, http, joined, narrow, server_sent, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,7 +104,7 @@ async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
     socket.say(&long_turn(MANY_TOKENS)).await;
     until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
     until_metric(replica, "jarvis_websockets", 0).await;
-    let (mut events, _) = socket.rest().await;
+    let (mut events, _) = socket.end().await;
     assert_ne!(events.last().expect("an event")["type"], "stream_end");
     let cursor = events.last().expect("an event")["cursor"].as_str().expect("a cursor").to_owned();
     let (mut socket, hello) = Socket::open(replica, &format!("{path}&cursor={cursor}")).await;
@@ -119,7 +119,7 @@ async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
     let Replica { replica, .. } = &replica("50000", &limits).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
-    assert_eq!(socket.rest().await.1, Some(1013));
+    assert_eq!(socket.end().await.1.map(|(code, _)| code), Some(1013));
 }
 
 #[tokio::test]
@@ -150,18 +150,4 @@ async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole()
     assert_eq!(rest[0]["recovered"], true);
     events.extend(rest);
     assert_eq!(events.last().expect("an end")["full_response"], joined(&events).as_str());
-}
-
-/// The whole events of a stream, and the last identifier.
-fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
-    let mut last = None;
-    let mut events = Vec::new();
-    for block in text.split_inclusive("\n\n").filter(|block| block.ends_with("\n\n")) {
-        let field = |name| block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        if let Some(data) = field("data:") {
-            events.push(serde_json::from_str(data).expect("JSON"));
-            last = field("id:").map(str::to_owned).or(last);
-        }
-    }
-    (events, last)
 }

@@ -117,8 +117,8 @@ impl Socket {
         }
     }
 
-    /// All events that still come, and the close code if there is one.
-    pub async fn rest(&mut self) -> (Vec<Value>, Option<u16>) {
+    /// All events that still come, and the close code and reason if there are.
+    pub async fn end(&mut self) -> (Vec<Value>, Option<(u16, String)>) {
         let mut events = Vec::new();
         loop {
             match tokio::time::timeout(LIMIT, self.0.next()).await.expect("an end in time") {
@@ -126,7 +126,10 @@ impl Socket {
                     events.push(serde_json::from_str(&text).expect("JSON"));
                 }
                 Some(Ok(Message::Close(frame))) => {
-                    return (events, frame.map(|frame| frame.code.into()));
+                    return (
+                        events,
+                        frame.map(|frame| (frame.code.into(), frame.reason.to_string())),
+                    );
                 }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return (events, None),
@@ -156,6 +159,20 @@ impl Socket {
             }
         }
     }
+}
+
+/// The whole events of a stream, and the last identifier.
+pub fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
+    let mut last = None;
+    let mut events = Vec::new();
+    for block in text.split_inclusive("\n\n").filter(|block| block.ends_with("\n\n")) {
+        let field = |name| block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if let Some(data) = field("data:") {
+            events.push(serde_json::from_str(data).expect("JSON"));
+            last = field("id:").map(str::to_owned).or(last);
+        }
+    }
+    (events, last)
 }
 
 /// The pieces joined, with every offset checked: no hole, no double.

@@ -1,0 +1,159 @@
+//! What a replica that is being replaced does with those who use it.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::client::{Socket, get, http, joined, post, send, server_sent, until_ok};
+use support::process::{Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+/// Seconds that turns have after SIGTERM.
+const DRAIN: u64 = 3;
+/// What may come on top: 25 s in all, of which turns have 20.
+const HANDOVER: Duration = Duration::from_secs(5);
+/// At this pace short turns end within the drain, and long ones do not.
+const RATE: &str = "40";
+const SHORT: &str = "[[tokens=60]] short";
+const LONG: &str = "[[tokens=300]] long";
+
+fn expected(message: &str) -> String {
+    ollama_sim::script_answer("tinyllama:latest", message, None, 64)
+}
+
+async fn pair(redis: &RedisServer, ollama: &Process) -> [Process; 2] {
+    let drain = DRAIN.to_string();
+    let limits = [("JARVIS_DRAIN_TIMEOUT", drain.as_str())];
+    let replicas =
+        [jarvis(&redis.url(), &ollama.url, &limits), jarvis(&redis.url(), &ollama.url, &limits)];
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    replicas
+}
+
+async fn until_not_ready(replica: &Process) {
+    while get(replica, "/health/ready").await.status == 200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_draining_replica_refuses_what_is_new_and_says_when_to_come_back() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
+    let [mut old, _new] = pair(&redis, &ollama).await;
+    let (mut socket, _) = Socket::open(&old, "/ws").await;
+    socket.say(&json!({"message": LONG})).await;
+    socket.until("stream_chunk").await;
+    let (mut other, _) = Socket::open(&old, "/ws").await;
+    old.signal("-TERM");
+    let told = Instant::now();
+    until_not_ready(&old).await;
+    for socket in [&mut socket, &mut other] {
+        let (_, close) = socket.end().await;
+        let (code, reason) = close.expect("a close");
+        assert_eq!(code, 1012);
+        let reason: Value = serde_json::from_str(&reason).expect("JSON");
+        assert!((0.0..=5.0).contains(&reason["retry_after"].as_f64().expect("seconds")));
+    }
+    assert!(told.elapsed() < Duration::from_secs(DRAIN), "not at once: {:?}", told.elapsed());
+    let handshake = http()
+        .get(format!("{}/ws", old.url))
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let turn = http().post(format!("{}/api/v1/chat", old.url)).json(&json!({"message": "hi"}));
+    let stream = http()
+        .post(format!("{}/api/v1/chat", old.url))
+        .json(&json!({"message": "hi", "stream": true}));
+    for request in [handshake, turn, stream] {
+        let reply = send(request).await;
+        assert_eq!((reply.status, &reply.body["code"]), (503, &json!("draining")));
+        assert!(reply.headers.contains_key("retry-after"));
+        assert_eq!(reply.headers["connection"], "close");
+    }
+    assert_eq!(get(&old, "/health/live").await.status, 200);
+    assert_eq!(old.wait(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(DRAIN) + HANDOVER, "{:?}", told.elapsed());
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
+    let [mut old, new] = pair(&redis, &ollama).await;
+    let key = Uuid::new_v4().to_string();
+    let ask = |replica: &Process, message: &str| {
+        http()
+            .post(format!("{}/api/v1/chat", replica.url))
+            .header("Idempotency-Key", &key)
+            .json(&json!({"message": message}))
+    };
+    let session = Uuid::new_v4();
+    let (mut watching, _) = Socket::open(&new, &format!("/ws?session_id={session}")).await;
+    let short = json!({"message": SHORT, "session_id": session});
+    let term = async {
+        watching.until("stream_chunk").await;
+        // The long one was asked for with the short one; it is accepted, too, once it is found.
+        loop {
+            let stats = get(&ollama, "/sim/stats").await.body;
+            if stats["running"] == 2 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        old.signal("-TERM");
+    };
+    let (short, long, ()) =
+        tokio::join!(post(&old, "/api/v1/chat", &short), send(ask(&old, LONG)), term);
+    assert_eq!(short.status, 200, "{}", short.body);
+    assert_eq!(short.body["response"], expected(SHORT));
+    assert_eq!((long.status, &long.body["code"]), (503, &json!("draining")), "{}", long.body);
+    assert!(long.headers.contains_key("retry-after"));
+    let again = send(ask(&new, LONG)).await;
+    assert_eq!(again.status, 200, "{}", again.body);
+    assert_eq!(again.body["response"], expected(LONG));
+    assert_eq!(old.wait(), Some(0));
+}
+
+#[tokio::test]
+async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
+    let [mut old, new] = pair(&redis, &ollama).await;
+    let session = Uuid::new_v4().to_string();
+    let events = |replica: &Process, query: &str| {
+        http().get(format!("{}/api/v1/chat/sessions/{session}/events{query}", replica.url))
+    };
+    let turn = json!({"message": LONG, "stream": true, "session_id": session});
+    let turn = http().post(format!("{}/api/v1/chat", old.url)).json(&turn);
+    let mut turn = turn.send().await.expect("a stream");
+    let mut text = Vec::new();
+    while !String::from_utf8_lossy(&text).contains("stream_chunk") {
+        text.extend(turn.chunk().await.expect("a piece").expect("no end yet"));
+    }
+    let endless = events(&old, "").send().await.expect("a stream");
+    old.signal("-TERM");
+    let told = Instant::now();
+    endless.text().await.expect("a clean end");
+    assert!(told.elapsed() < Duration::from_secs(DRAIN), "not at once: {:?}", told.elapsed());
+    while let Some(bytes) = turn.chunk().await.expect("a clean end") {
+        text.extend(bytes);
+    }
+    let (mut all, last) = server_sent(&String::from_utf8_lossy(&text));
+    assert_ne!(all.last().expect("an event")["type"], "stream_end");
+    let generation = all[1]["generation_id"].as_str().expect("a generation").to_owned();
+    let rest = events(&new, &format!("?generation_id={generation}"))
+        .header("Last-Event-ID", last.expect("an id"))
+        .send()
+        .await
+        .expect("a stream");
+    let (rest, _) = server_sent(&rest.text().await.expect("its end"));
+    assert_eq!(rest[0]["recovered"], true);
+    all.extend(rest);
+    assert_eq!(joined(&all), expected(LONG));
+    assert_eq!(all.last().expect("an end")["full_response"], expected(LONG));
+    assert_eq!(old.wait(), Some(0));
+}
