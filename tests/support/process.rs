@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 /// Beyond it a promise counts as broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -18,7 +20,6 @@ impl Process {
     fn start(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("stdout");
@@ -73,6 +74,20 @@ impl Drop for Process {
 
 /// A replica.
 pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
+    Process::start(jarvis_command(redis, ollama, extra))
+}
+
+/// A replica, and what it logs: everything, one JSON object a line.
+pub fn logged_jarvis(redis: &str, ollama: &str) -> (Process, PathBuf, TempDir) {
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("log");
+    let format = [("JARVIS_LOG", "info,fred=off"), ("JARVIS_LOG_FORMAT", "json")];
+    let mut command = jarvis_command(redis, ollama, &format);
+    command.stderr(std::fs::File::create(&path).expect("a file"));
+    (Process::start(command), path, dir)
+}
+
+fn jarvis_command(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--redis-url", redis]);
     command.args(["--ollama-urls", ollama]);
@@ -80,7 +95,7 @@ pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
     for (name, value) in extra {
         command.env(name, value);
     }
-    Process::start(command)
+    command
 }
 
 /// A scripted Ollama.

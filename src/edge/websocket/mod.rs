@@ -6,8 +6,8 @@ mod request;
 use axum::extract::State;
 use axum::extract::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::http::StatusCode;
-use axum::response::Response;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
 use self::connection::Connection;
@@ -22,6 +22,13 @@ use crate::session::{Cursor, SessionId};
 const READ_BUFFER: usize = 1 << 10;
 /// A frame larger than this is refused: it has to hold the largest event.
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
+
+fn upgrade_required() -> Response {
+    let detail = "this path speaks WebSocket";
+    let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
+    let protocol = [(header::UPGRADE, "websocket"), (header::CONNECTION, "upgrade")];
+    (protocol, problem).into_response()
+}
 
 /// Opens a WebSocket.
 #[utoipa::path(
@@ -43,10 +50,7 @@ pub async fn upgrade(
     QueryFields(query): QueryFields,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    let upgrade = upgrade.map_err(|_| {
-        let detail = "this path speaks WebSocket";
-        Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail)
-    })?;
+    let Ok(upgrade) = upgrade else { return Ok(upgrade_required()) };
     let mut fields = Fields::new("query", &query);
     let session = fields.uuid("session_id").map(SessionId);
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());

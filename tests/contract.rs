@@ -1,0 +1,330 @@
+//! The wire contract, line by line, where no other test holds it.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::client::{Socket, get, http, joined, kinds, post, send, server_sent, until_ok};
+use support::process::{Process, jarvis, logged_jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+struct Setup {
+    replica: Process,
+    ollama: Process,
+    redis: RedisServer,
+}
+
+async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", rate]);
+    let replica = jarvis(&redis.url(), &ollama.url, extra);
+    until_ok(&replica, "/health/ready").await;
+    Setup { replica, ollama, redis }
+}
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+fn text<'a>(event: &'a Value, field: &str) -> &'a str {
+    event[field].as_str().unwrap_or_else(|| panic!("no {field} in {event}"))
+}
+
+fn handshake(replica: &Process, query: &str) -> reqwest::RequestBuilder {
+    http()
+        .get(format!("{}/ws{query}", replica.url))
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+}
+
+async fn refused(request: reqwest::RequestBuilder) -> (u16, String) {
+    let reply = send(request).await;
+    assert_eq!(reply.headers["content-type"], "application/problem+json");
+    assert_eq!(reply.body["status"], reply.status);
+    assert!(reply.body["detail"].is_string(), "{}", reply.body);
+    if matches!(reply.status, 429 | 503) {
+        assert!(reply.headers.contains_key("retry-after"), "{}", reply.body);
+    }
+    (reply.status, text(&reply.body, "code").to_owned())
+}
+
+#[tokio::test]
+async fn methods_and_protocols_are_answered_as_http_has_them() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    for path in ["/", "/health", "/api/v1/chat/models/", "/docs", "/openapi.json"] {
+        let head = send(http().head(format!("{}{path}", replica.url))).await;
+        assert_eq!((head.status, &head.body), (200, &json!("")), "{path}");
+    }
+    let options = send(http().request(reqwest::Method::OPTIONS, format!("{}/ws", replica.url)));
+    let options = options.await;
+    assert_eq!((options.status, options.headers["allow"].to_str().ok()), (405, Some("GET,HEAD")));
+    for path in ["/ws", "/ws/", "/api/v1/chat/ws", "/api/v1/chat/ws/"] {
+        let plain = get(replica, path).await;
+        assert_eq!(plain.status, 426, "{path}");
+        assert_eq!(plain.headers["upgrade"], "websocket");
+        assert!(Socket::open(replica, path).await.1["session_id"].is_string(), "{path}");
+    }
+    for path in ["/api/v1/chat", "/api/v1/chat/message/", "/api/v1/chat/send"] {
+        let reply = post(replica, path, &json!({"message": "[[tokens=3]] hi"})).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_may_not_be_is_refused_as_a_problem() {
+    let limits = [
+        ("JARVIS_MAX_SOCKETS", "1"),
+        ("JARVIS_ALLOWED_HOSTS", "127.0.0.1"),
+        ("JARVIS_ALLOWED_ORIGINS", "https://app.example"),
+    ];
+    let Setup { replica, .. } = &setup("500", &limits).await;
+    let ask = |name, value| handshake(replica, "").header(name, value);
+    let forbidden = |code: &str| (403, code.to_owned());
+    assert_eq!(refused(ask("Origin", "http://x.example")).await, forbidden("origin_not_allowed"));
+    assert_eq!(refused(ask("Sec-Fetch-Site", "cross-site")).await, forbidden("origin_not_allowed"));
+    assert_eq!(refused(ask("Host", "rebound.example")).await, forbidden("host_not_allowed"));
+    let invalid = (422, "validation_failed".to_owned());
+    assert_eq!(refused(handshake(replica, "?session_id=mine")).await, invalid);
+    let listed = send(
+        http()
+            .post(format!("{}/api/v1/chat", replica.url))
+            .header("Origin", "https://app.example")
+            .json(&json!({"message": "[[tokens=3]] hi"})),
+    )
+    .await;
+    assert_eq!(listed.status, 200);
+    assert_eq!(listed.headers["access-control-allow-origin"], "https://app.example");
+    let open = Socket::open(replica, "/ws").await;
+    let full = (503, "too_many_connections".to_owned());
+    assert_eq!(refused(handshake(replica, "")).await, full);
+    let stream = http().post(format!("{}/api/v1/chat", replica.url));
+    assert_eq!(refused(stream.json(&json!({"message": "hi", "stream": true}))).await, full);
+    drop(open);
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_sending_rubbish_is_closed_and_so_is_one_that_sends_too_much() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    for _ in 0..25 {
+        socket.text("rubbish").await;
+    }
+    let (events, close) = socket.end().await;
+    assert_eq!(close.expect("a close").0, 1008);
+    assert!(events.iter().all(|event| event["code"] == "json_invalid"));
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    socket.text(&" ".repeat((512 << 10) + 1)).await;
+    assert_eq!(socket.end().await.1.expect("a close").0, 1009);
+}
+
+#[tokio::test]
+async fn who_asks_without_stream_gets_one_response_and_the_others_see_the_stream() {
+    let Setup { replica, .. } = &setup("300", &[]).await;
+    let path = format!("/ws?session_id={}", id());
+    let (mut asking, _) = Socket::open(replica, &path).await;
+    let (mut other, _) = Socket::open(replica, &path).await;
+    let ask = json!({"message": "[[tokens=40]] go", "stream": false, "message_id": "m"});
+    asking.say(&ask).await;
+    let (own, seen) = tokio::join!(asking.until("response"), other.until("stream_end"));
+    assert_eq!(kinds(&own), ["message_received", "response"]);
+    assert_eq!(kinds(&seen), ["message_received", "stream_start", "stream_chunk", "stream_end"]);
+    let (response, end) = (&own[1], &seen[seen.len() - 1]);
+    assert_eq!(response["content"], joined(&seen).as_str());
+    for field in ["cursor", "generation_id", "usage", "context", "timestamp"] {
+        assert!(!end[field].is_null(), "{field}");
+        assert_eq!(response[field], end[field], "{field}");
+    }
+    assert_eq!(response["model"], "tinyllama:latest");
+    // The same message again is the same turn.
+    asking.say(&ask).await;
+    let again = asking.until("response").await;
+    assert_eq!(again[1]["generation_id"], response["generation_id"]);
+    assert_eq!(again[1]["content"], response["content"]);
+    // An end is told once.
+    other.say(&json!({"type": "ping"})).await;
+    assert_eq!(kinds(&other.until("pong").await), ["pong"]);
+}
+
+#[tokio::test]
+async fn the_history_is_read_page_by_page_over_a_websocket() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    socket.say(&json!({"type": "get_history"})).await;
+    let empty = socket.event().await;
+    assert_eq!((&empty["count"], &empty["messages"]), (&json!(0), &json!([])));
+    for message in ["one", "two", "three"] {
+        socket.say(&json!({"message": format!("[[tokens=3]] {message}")})).await;
+        socket.until("stream_end").await;
+    }
+    socket.say(&json!({"type": "history", "limit": 2})).await;
+    let newest = socket.event().await;
+    assert_eq!((&newest["type"], &newest["count"]), (&json!("history"), &json!(2)));
+    assert!(newest["cursor"].is_null() && newest["messages"][1]["role"] == "assistant");
+    assert_eq!(newest["messages"][0]["content"], "[[tokens=3]] three");
+    let before = text(&newest["messages"][0], "id");
+    socket.say(&json!({"type": "get_history", "limit": 3, "before": before})).await;
+    let older = socket.event().await;
+    assert_eq!((&older["count"], &older["has_more"]), (&json!(3), &json!(true)));
+    assert_eq!(older["messages"][1]["content"], "[[tokens=3]] two");
+    socket.say(&json!({"type": "get_history", "before": id()})).await;
+    assert_eq!(socket.event().await["code"], "message_not_found");
+}
+
+#[tokio::test]
+async fn a_generation_is_cancelled_by_its_name_running_or_waiting() {
+    let Setup { replica, ollama, .. } = &setup("50", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    let turn =
+        |name: &str| json!({"message": format!("[[tokens=500]] {name}"), "message_id": name});
+    socket.say(&turn("first")).await;
+    let first = socket.until("stream_chunk").await;
+    let first = text(&first[0], "generation_id").to_owned();
+    socket.say(&turn("second")).await;
+    let second = socket.until("message_received").await;
+    let second = text(&second[second.len() - 1], "generation_id").to_owned();
+    for (generation, answered) in [(&second, false), (&first, true)] {
+        socket.say(&json!({"type": "cancel", "generation_id": generation})).await;
+        let cancelled = socket.until("cancelled").await;
+        let cancelled = &cancelled[cancelled.len() - 1];
+        assert_eq!(text(cancelled, "generation_id"), generation);
+        assert_eq!(cancelled["upstream_closed"], true, "{cancelled}");
+        assert_eq!(!text(cancelled, "full_response").is_empty(), answered, "{cancelled}");
+    }
+    for generation in [&second, &first] {
+        socket.say(&json!({"type": "cancel", "generation_id": generation})).await;
+        assert_eq!(socket.event().await["code"], "already_ended");
+    }
+    let stats = get(ollama, "/sim/stats").await.body;
+    assert_eq!((&stats["running"], &stats["started"]), (&json!(0), &json!(1)), "{stats}");
+}
+
+#[tokio::test]
+async fn a_history_may_be_cleared_while_a_turn_runs() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let session = id();
+    let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+    socket.say(&json!({"message": "[[tokens=500]] go"})).await;
+    socket.until("stream_chunk").await;
+    socket.say(&json!({"type": "clear_history"})).await;
+    let events = socket.until("history_cleared").await;
+    let ends = events.iter().filter(|event| event["type"] == "cancelled").count();
+    assert_eq!(ends, 1, "a generation ends with one end");
+    assert_eq!(events[events.len() - 1]["session_id"], session.as_str());
+    assert!(events[events.len() - 1]["cursor"].is_string());
+    socket.say(&json!({"type": "get_history"})).await;
+    assert_eq!(socket.event().await["count"], 0);
+    socket.say(&json!({"message": "[[tokens=3]] on"})).await;
+    socket.until("stream_end").await;
+    let path = format!("/api/v1/chat/sessions/{session}");
+    let deleted = send(http().delete(format!("{}{path}", replica.url))).await;
+    assert_eq!((deleted.status, &deleted.body["messages_deleted"]), (200, &json!(2)));
+    assert_eq!(deleted.body["message"], format!("Session {session} cleared"));
+    assert_eq!(get(replica, &path).await.status, 404);
+}
+
+#[tokio::test]
+async fn the_ninth_turn_that_waits_is_refused_and_says_that_it_may_come_again() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let session = id();
+    let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+    for number in 0..10 {
+        socket
+            .say(&json!({"message": "[[tokens=500]] go", "message_id": number.to_string()}))
+            .await;
+    }
+    let events = socket.until("error").await;
+    let error = &events[events.len() - 1];
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("session_busy"), &json!(true)));
+    assert_eq!(error["message_id"], "9");
+    let url = format!("{}/api/v1/chat", replica.url);
+    let turn = http().post(&url).json(&json!({"message": "hi", "session_id": session}));
+    assert_eq!(refused(turn).await, (409, "session_busy".to_owned()));
+    let keyed = http().post(&url).header("Idempotency-Key", "guess").body(r#"{"message":"x"}"#);
+    assert_eq!(refused(keyed).await, (422, "validation_failed".to_owned()));
+}
+
+#[tokio::test]
+async fn an_event_stream_resumes_after_the_last_event_that_was_seen() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    let session = id();
+    let turn = json!({"message": "[[tokens=40]] go", "stream": true, "session_id": session});
+    let told = post(replica, "/api/v1/chat", &turn).await;
+    let (events, last) = server_sent(told.body.as_str().expect("a stream"));
+    let generation = text(&events[events.len() - 1], "generation_id");
+    let url = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
+    let ended = http().get(format!("{url}?generation_id={generation}"));
+    let last = last.expect("an id");
+    assert_eq!(last, text(&events[events.len() - 1], "cursor"));
+    assert_eq!(send(ended.header("Last-Event-ID", &last)).await.status, 204);
+    assert_eq!(get(replica, &format!("/api/v1/chat/sessions/{}/events", id())).await.status, 404);
+    // From the middle on, by header or query; the header is the newer of the two.
+    let middle = text(&events[3], "cursor");
+    let by_query = http().get(format!("{url}?generation_id={generation}&cursor={middle}"));
+    let by_header = http()
+        .get(format!("{url}?generation_id={generation}&cursor={last}"))
+        .header("Last-Event-ID", middle);
+    for request in [by_query, by_header] {
+        let reply = send(request).await;
+        assert_eq!(reply.headers["cache-control"], "no-cache, no-transform");
+        let (rest, _) = server_sent(reply.body.as_str().expect("a stream"));
+        assert_eq!((&rest[0]["type"], &rest[0]["recovered"]), (&json!("connection"), &json!(true)));
+        let seen: Vec<Value> = events[..4].iter().chain(&rest[1..]).cloned().collect();
+        assert_eq!(rest[rest.len() - 1]["full_response"], joined(&seen).as_str());
+    }
+    // Without a place, all of it.
+    let all = send(http().get(format!("{url}?generation_id={generation}"))).await;
+    let (all, _) = server_sent(all.body.as_str().expect("a stream"));
+    assert_eq!(all[all.len() - 1]["full_response"], joined(&all).as_str());
+}
+
+#[tokio::test]
+async fn a_request_id_is_echoed_and_stands_in_each_log_line_of_its_request() {
+    let Setup { ollama, redis, .. } = &setup("500", &[]).await;
+    let (replica, log, _dir) = logged_jarvis(&redis.url(), &ollama.url);
+    until_ok(&replica, "/health/ready").await;
+    let session = id();
+    let turn = json!({"message": "[[tokens=3]] hi", "session_id": session});
+    let ask = |id| http().post(format!("{}/api/v1/chat", replica.url)).header("X-Request-ID", id);
+    let reply = send(ask("trace-7").json(&turn)).await;
+    assert_eq!((reply.status, reply.headers["x-request-id"].to_str().ok()), (200, Some("trace-7")));
+    let unfit = send(ask("two words").body("{")).await;
+    assert_eq!((unfit.status, unfit.headers["x-request-id"].len()), (422, 36));
+    let lines = std::fs::read_to_string(log).expect("a log");
+    let answered = lines.lines().find(|line| line.contains("trace-7")).expect("a line");
+    assert!(answered.contains(text(&reply.body, "generation_id")), "{answered}");
+    assert!(!lines.contains(&session), "an anonymous session's name is its key");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_field_is_told_where_it_is() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    let body = json!({
+        "message": "x", "max_tokens": 0, "seed": 1.5, "temperature": "hot", "stop": [""],
+        "session_id": "mine", "unknown": {"is": "ignored"},
+    });
+    let reply = post(replica, "/api/v1/chat", &body).await;
+    assert_eq!((reply.status, &reply.body["code"]), (422, &json!("validation_failed")));
+    let errors = reply.body["errors"].as_array().expect("errors");
+    let places: Vec<_> =
+        errors.iter().map(|error| error["loc"][1].as_str().expect("loc")).collect();
+    assert_eq!(places, ["temperature", "max_tokens", "seed", "stop", "session_id"]);
+    assert!(errors.iter().all(|error| error["msg"].is_string() && error["type"].is_string()));
+    let good = json!({
+        "message": "[[tokens=3]] x", "max_tokens": 5_000_000_000_u64, "seed": -1, "temperature": 0,
+        "stop": ["never", "ever"], "session_id": null, "model": null, "unknown": 1,
+    });
+    let reply = post(replica, "/api/v1/chat/", &good).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(reply.body["model"], "tinyllama:latest");
+    let path = format!("/api/v1/chat/sessions/{}", text(&reply.body, "session_id"));
+    for query in ["?limit=501", "?skip=-1", "?limit=many"] {
+        assert_eq!(get(replica, &format!("{path}{query}")).await.status, 422, "{query}");
+    }
+    let page = get(replica, &format!("{path}/?skip=1&limit=1")).await.body;
+    assert_eq!((&page["total"], &page["messages"][0]["role"]), (&json!(2), &json!("assistant")));
+    let renamed = send(http().patch(format!("{}{path}", replica.url)).body(r#"{"title":"new"}"#));
+    assert_eq!(renamed.await.body["title"], "new");
+}
