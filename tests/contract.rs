@@ -328,3 +328,43 @@ async fn what_is_wrong_with_a_field_is_told_where_it_is() {
     let renamed = send(http().patch(format!("{}{path}", replica.url)).body(r#"{"title":"new"}"#));
     assert_eq!(renamed.await.body["title"], "new");
 }
+
+#[tokio::test]
+async fn a_client_that_goes_away_cancels_only_where_it_asked_for_that() {
+    let Setup { replica, ollama, .. } = &setup("50", &[]).await;
+    for (on_disconnect, stream) in [("continue", false), ("cancel", false), ("cancel", true)] {
+        let session = id();
+        let (mut watching, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+        let body = json!({
+            "message": "[[tokens=100]] go", "session_id": session, "stream": stream,
+            "on_disconnect": on_disconnect,
+        });
+        let url = format!("{}/api/v1/chat", replica.url);
+        let asking = tokio::spawn(async move {
+            let mut response = http().post(url).json(&body).send().await.expect("a response");
+            while response.chunk().await.is_ok_and(|chunk| chunk.is_some()) {}
+        });
+        watching.until("stream_chunk").await;
+        asking.abort();
+        let end = if on_disconnect == "cancel" { "cancelled" } else { "stream_end" };
+        watching.until(end).await;
+    }
+    let stats = get(ollama, "/sim/stats").await.body;
+    assert_eq!(stats["running"], 0, "{stats}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_late_is_a_504_and_is_found_with_its_key() {
+    let Setup { replica, .. } = &setup("40", &[("JARVIS_REQUEST_TIMEOUT", "1")]).await;
+    let key = id();
+    let ask = || {
+        http()
+            .post(format!("{}/api/v1/chat", replica.url))
+            .header("Idempotency-Key", &key)
+            .json(&json!({"message": "[[tokens=60]] go"}))
+    };
+    assert_eq!(refused(ask()).await, (504, "timeout".to_owned()));
+    // It was written on meanwhile: the second wait is for the rest.
+    let found = send(ask()).await;
+    assert_eq!((found.status, &found.body["status"]), (200, &json!("success")), "{}", found.body);
+}
