@@ -139,7 +139,7 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
     pub heartbeat: u64,
 
-    /// How long a client may take to read an event, or to answer a ping, in seconds
+    /// How long a client may take to ask, to read an event, or to answer a ping, in seconds
     #[arg(long, env = "JARVIS_READ_TIMEOUT", value_name = "SECONDS", default_value_t = 90)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub read_timeout: u64,

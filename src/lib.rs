@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
-use crate::edge::listener::{self, ReadersOnly};
+use crate::edge::listener;
 use crate::edge::{AppState, EdgeSettings};
 use crate::generation::Generations;
 use crate::ollama::{Fleet, FleetConfig};
@@ -32,7 +32,7 @@ use crate::session::{Feeds, Store};
 /// Pause between attempts to reach a Redis that is not there yet.
 const REDIS_RETRY: Duration = Duration::from_millis(500);
 /// After drain, how long turns may take to be handed over, and connections to close.
-const HANDOVER_LIMIT: Duration = Duration::from_millis(2500);
+const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// One replica.
@@ -45,11 +45,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens everything, without waiting for Redis or Ollama: both may come later.
+    /// Opens everything, without waiting for Redis or Ollama: both may come later. To be called
+    /// inside a Tokio runtime.
     ///
     /// # Errors
     /// Where the port is taken or an address is not usable.
-    pub async fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+    pub fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
@@ -113,16 +114,15 @@ impl Server {
     ) -> anyhow::Result<()> {
         let Self { listener, state, redis, drain_timeout, .. } = self;
         let AppState { generations, drain, leave, sockets, .. } = state.clone();
-        let listener = ReadersOnly::new(listener, state.settings.read_timeout);
-        let serving = axum::serve(listener, edge::router(state))
-            .with_graceful_shutdown(leave.clone().cancelled_owned());
-        let mut serving = tokio::spawn(serving.into_future());
+        let read_timeout = state.settings.read_timeout;
+        let serving = listener::serve(listener, edge::router(state), read_timeout, leave.clone());
+        let mut serving = tokio::spawn(serving);
         let migrating = migrate_when_up(redis);
         tokio::pin!(migrating, stop);
         loop {
             tokio::select! {
                 () = &mut stop => break,
-                served = &mut serving => return Ok(served??),
+                served = &mut serving => return Ok(served?),
                 migrated = &mut migrating => migrated?,
             }
         }

@@ -58,7 +58,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(settings)?;
-    let server = Server::bind(settings, telemetry::metrics()?).await?;
+    let server = Server::bind(settings, telemetry::metrics()?)?;
     println!("listening on http://{}", server.address());
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = async move {

@@ -1,5 +1,7 @@
 //! Logs, spans and metrics of the process.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
@@ -14,6 +16,9 @@ use crate::config::{LogFormat, Settings};
 const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
+
+/// How long the last spans may take.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// What has to be told to flush when the process ends.
 #[derive(Default)]
@@ -44,7 +49,7 @@ impl Telemetry {
     /// Sends what is not sent yet.
     pub fn stop(&self) {
         if let Some(spans) = &self.spans
-            && let Err(error) = spans.shutdown()
+            && let Err(error) = spans.shutdown_with_timeout(FLUSH_LIMIT)
         {
             tracing::warn!(%error, "the last spans were not sent");
         }

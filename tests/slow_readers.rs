@@ -22,18 +22,18 @@ const BUDGET_KIB: f64 = 64.0;
 const MANY_TOKENS: usize = 60_000;
 const LARGEST_PIECE: usize = 16 << 10;
 
-struct Replica {
+struct Setup {
     replica: Process,
     _ollama: Process,
     _redis: RedisServer,
 }
 
-async fn replica(rate: &str, extra: &[(&str, &str)]) -> Replica {
+async fn replica(rate: &str, extra: &[(&str, &str)]) -> Setup {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", rate]);
     let replica = jarvis(&redis.url(), &ollama.url, extra);
     until_ok(&replica, "/health/ready").await;
-    Replica { replica, _ollama: ollama, _redis: redis }
+    Setup { replica, _ollama: ollama, _redis: redis }
 }
 
 fn long_turn(tokens: usize) -> Value {
@@ -63,7 +63,7 @@ fn pause() -> Duration {
 
 #[tokio::test]
 async fn a_slow_reader_costs_bounded_memory_and_then_gets_all_of_it_once_in_order() {
-    let Replica { replica, .. } = &replica("3000", &[]).await;
+    let Setup { replica, .. } = &replica("3000", &[]).await;
     let session = Uuid::new_v4();
     let path = format!("/ws?session_id={session}");
     let (mut fast, _) = Socket::open(replica, &path).await;
@@ -97,7 +97,7 @@ async fn a_slow_reader_costs_bounded_memory_and_then_gets_all_of_it_once_in_orde
 
 #[tokio::test]
 async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
-    let Replica { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    let Setup { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
     let session = Uuid::new_v4();
     let path = format!("/ws?session_id={session}");
     let (mut socket, _) = Socket::open_narrow(replica, &path).await;
@@ -116,7 +116,7 @@ async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
 #[tokio::test]
 async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
     let limits = [("JARVIS_READ_TIMEOUT", "1"), ("JARVIS_HEARTBEAT", "1")];
-    let Replica { replica, .. } = &replica("50000", &limits).await;
+    let Setup { replica, .. } = &replica("50000", &limits).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
     assert_eq!(socket.end().await.1.map(|(code, _)| code), Some(1013));
@@ -124,7 +124,7 @@ async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
 
 #[tokio::test]
 async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole() {
-    let Replica { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    let Setup { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
     let session = Uuid::new_v4();
     let mut body = long_turn(MANY_TOKENS);
     body["stream"] = true.into();
@@ -150,4 +150,16 @@ async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole()
     assert_eq!(rest[0]["recovered"], true);
     events.extend(rest);
     assert_eq!(events.last().expect("an end")["full_response"], joined(&events).as_str());
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_get_to_its_question_is_closed() {
+    let Setup { replica, .. } = &replica("500", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    for beginning in ["", "PRI * HTTP", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow:"] {
+        let mut stream = narrow(replica).await;
+        stream.write_all(beginning.as_bytes()).await.expect("room");
+        let mut told = Vec::new();
+        let closed = tokio::time::timeout(LIMIT, stream.read_to_end(&mut told)).await;
+        assert!(closed.is_ok(), "still open after {beginning:?}");
+    }
 }

@@ -1,21 +1,35 @@
-//! Connections whose buffers are bounded, and whose clients have to read.
+//! Connections: their buffers are bounded, and their clients have to write and to read in time.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
 use axum::serve::Listener;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 /// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
 /// Left to itself it goes up to megabytes, which is memory of the machine for each slow reader.
 const KERNEL_BUFFER: u32 = 64 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
+/// Bytes that HTTP/1 reads or writes ahead; the head of a request has to fit.
+const HTTP_BUFFER: usize = 64 << 10;
+/// Bytes that tell HTTP/2 from HTTP/1.
+const PREFACE: usize = 24;
 /// What a WebSocket has beyond the limit to be told that it is too slow.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -33,42 +47,70 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Accepts connections and closes those whose clients stop reading.
-pub struct ReadersOnly {
-    listener: TcpListener,
-    limit: Duration,
-}
-
-impl ReadersOnly {
-    /// Clients may take `limit`, and a little, to make room for the next byte.
-    pub fn new(listener: TcpListener, limit: Duration) -> Self {
-        Self { listener, limit: limit + GRACE }
-    }
-}
-
-impl Listener for ReadersOnly {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let (stream, address) = Listener::accept(&mut self.listener).await;
+/// Serves until `stop`, and then until all requests are answered. Clients may take `read_timeout`
+/// for the head of a request, and a little more to make room for the next byte.
+pub async fn serve(
+    mut listener: TcpListener,
+    router: Router,
+    read_timeout: Duration,
+    stop: CancellationToken,
+) {
+    let protocol = protocol(read_timeout);
+    let connections = TaskTracker::new();
+    loop {
+        let (stream, _) = tokio::select! {
+            // axum's accept waits where there are no descriptors left.
+            accepted = Listener::accept(&mut listener) => accepted,
+            () = stop.cancelled() => break,
+        };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "Nagle's algorithm stays on");
         }
-        (Connection { stream, limit: self.limit, stalled: None }, address)
+        let limit = read_timeout + GRACE;
+        let opening = Some(Opening { deadline: Box::pin(sleep(limit)), bytes: 0 });
+        let io = TokioIo::new(Connection { stream, limit, opening, stalled: None });
+        let router =
+            router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
+        let service = TowerToHyperService::new(router);
+        let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
     }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
+    connections.close();
+    connections.wait().await;
 }
 
-/// A connection that fails when it could not write for too long.
+fn protocol(read_timeout: Duration) -> Builder<TokioExecutor> {
+    let mut protocol = Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(read_timeout)
+        .max_buf_size(HTTP_BUFFER);
+    protocol.http2().timer(TokioTimer::new());
+    protocol
+}
+
+/// A connection that fails when it could not write, or had nothing to read at first, for too long.
 pub struct Connection {
     stream: TcpStream,
     limit: Duration,
+    opening: Option<Opening>,
     /// Ends the wait for room, while there is none.
     stalled: Option<Pin<Box<Sleep>>>,
+}
+
+/// The wait for the first bytes, for which HTTP itself has no limit.
+struct Opening {
+    deadline: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 impl Connection {
@@ -100,7 +142,19 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        if let Some(opening) = &mut self.opening {
+            if read.is_pending() {
+                ready!(opening.deadline.as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            opening.bytes += into.filled().len() - before;
+            if opening.bytes >= PREFACE {
+                self.opening = None;
+            }
+        }
+        read
     }
 }
 

@@ -73,7 +73,8 @@ pub struct EdgeSettings {
     pub request_timeout: Duration,
     /// Between two pings of a WebSocket, or comments of an event stream.
     pub heartbeat: Duration,
-    /// How long a client may take to read an event, or to answer a ping.
+    /// How long a client may take to ask, to read an event, or to answer a ping. Longer than load
+    /// balancers keep an idle connection: they are to be those who close it.
     pub read_timeout: Duration,
     /// WebSockets and event streams at a time.
     pub max_sockets: usize,
