@@ -4,7 +4,7 @@
 //! from the channel grow its window; where they leave a hole, it reads Redis. A reader is a cursor
 //! over the window, so a slow one costs no memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// After so long without anything new, a feed keeps no more than its place.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 32;
+/// A session's turns may be cancelled together: one that runs, and eight that wait.
+const CLOSED_KEPT: usize = 9;
 /// Bytes of an answer in one piece to a reader who has to catch up.
 const PIECE_BYTES: usize = 16 << 10;
 /// Pause before Redis is asked again after it failed.
@@ -71,7 +73,8 @@ struct State {
     /// Redis has said that this session is this owner's. Until then no hint is believed.
     confirmed: bool,
     heard: Instant,
-    upstream_closed: Option<GenerationId>,
+    /// The last that were told of, newest last.
+    upstream_closed: VecDeque<GenerationId>,
     encoded: Option<Encoded>,
     /// Since when Redis has not known this feed's place.
     unknown_since: Option<Instant>,
@@ -219,7 +222,7 @@ impl Inner {
                 window: Window::empty(0, Tag::START, None),
                 confirmed: false,
                 heard: Instant::now(),
-                upstream_closed: None,
+                upstream_closed: VecDeque::new(),
                 encoded: None,
                 unknown_since: None,
             }),
@@ -284,7 +287,7 @@ impl Feed {
 
     /// Whether the writer has told that its request to the model's host is closed.
     pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
-        self.state().upstream_closed == Some(generation)
+        self.state().upstream_closed.contains(&generation)
     }
 
     /// Whether some generation runs, as far as this feed has seen.
@@ -312,7 +315,10 @@ impl Feed {
                 state.window.push_piece(generation, offset, after, text)
             }
             Hint::UpstreamClosed(generation) => {
-                state.upstream_closed = Some(generation);
+                if state.upstream_closed.len() >= CLOSED_KEPT {
+                    state.upstream_closed.pop_front();
+                }
+                state.upstream_closed.push_back(generation);
                 Applied::Grown
             }
         };
@@ -336,6 +342,7 @@ impl Feed {
         } else if silent >= KEPT_WHEN_IDLE {
             state.window.trim(0);
             state.encoded = None;
+            state.upstream_closed = VecDeque::new();
         }
     }
 
