@@ -7,6 +7,7 @@ pub mod config;
 pub mod edge;
 pub mod generation;
 pub mod ollama;
+pub mod queue;
 pub mod redis;
 pub mod session;
 pub mod telemetry;

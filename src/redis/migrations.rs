@@ -36,6 +36,11 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "0002_takeover.lua",
         code: include_str!("../../migrations/0002_takeover.lua"),
     },
+    Migration {
+        number: 3,
+        name: "0003_queue.lua",
+        code: include_str!("../../migrations/0003_queue.lua"),
+    },
 ];
 
 const RECORD: &str = "jarvis:{migrations}:applied";

@@ -1,0 +1,418 @@
+//! The queue in Redis: the functions that change it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fred::prelude::Value;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::redis::{Redis, RedisError};
+use crate::session::GenerationId;
+
+/// The name that every key of the queue begins with.
+const QUEUE: &str = "jarvis:{queue}";
+/// Tickets whose places are asked for in one call, so that none blocks Redis for long.
+pub(super) const PLACES_AT_ONCE: usize = 100;
+
+/// The stable name of a model host: what all replicas call it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct HostKey(pub String);
+
+/// Bounds of the queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Tickets that may wait.
+    pub waiting: usize,
+    /// Tickets of one source that may wait.
+    pub waiting_of_source: usize,
+}
+
+/// A wish for a slot.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// The run that wants it. It keeps its place for as long as it has this name.
+    pub generation: GenerationId,
+    /// Between whom the slots are shared fairly.
+    pub user: String,
+    /// Whose share of the queue is bounded.
+    pub source: String,
+    /// With its tag.
+    pub model: String,
+    /// Whose prompts a host may have in its cache.
+    pub session: String,
+    /// Whether there is text already: it goes first.
+    pub has_text: bool,
+}
+
+/// Where a ticket stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// It holds a slot.
+    Granted(Grant),
+    /// It waits.
+    Waiting(Waiting),
+    /// As many tickets wait as may; there is room after so long, where that is known.
+    Full(Option<Duration>),
+    /// As many of its source wait as may.
+    Crowded(Option<Duration>),
+    /// Redis knows nothing of it, or it is another replica's.
+    Gone,
+}
+
+/// The right to run on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Where.
+    pub host: HostKey,
+    /// Counted over the ticket's life, so that a late word of an earlier grant is known as such.
+    pub number: u64,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// From 1.
+    pub position: u64,
+    /// How long it will take, by what was measured; none before anything was.
+    pub eta: Option<Duration>,
+    /// Hosts that have the model.
+    pub hosts: u64,
+}
+
+/// A place, and the fair start that it goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Where the ticket stands.
+    pub place: Place,
+    /// To be given again, should Redis forget the ticket.
+    pub start: Option<String>,
+}
+
+/// How a replica gets on with a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Well.
+    Open,
+    /// One generation may try.
+    Trial,
+    /// Not at all.
+    Shut,
+}
+
+/// What a replica sees of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostReport {
+    /// Which.
+    pub name: HostKey,
+    /// Generations at a time, at least 1.
+    pub slots: usize,
+    /// Whether it may be used from here.
+    pub via: Via,
+    /// How many trials came before, so that each is a report of its own.
+    pub trials: u64,
+    /// The models that it has, with their tags, and whether they are in its memory.
+    pub models: BTreeMap<String, bool>,
+}
+
+/// A report, as Redis gets it.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub digest: String,
+    json: String,
+}
+
+impl Report {
+    pub(super) fn of(hosts: &[HostReport]) -> Self {
+        let json = serde_json::to_string(hosts).unwrap_or_else(|_| "[]".to_owned());
+        let digest = Sha256::digest(json.as_bytes());
+        let digest = digest.iter().take(8).fold(String::new(), |hex, b| hex + &format!("{b:02x}"));
+        Self { digest, json }
+    }
+}
+
+/// What Redis has at a tick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// Of the host table that this replica reported last; empty where that was lost.
+    pub(super) digest: String,
+    /// Tickets in this replica's name.
+    pub holdings: usize,
+    /// Tickets that wait, of all replicas.
+    pub waiting: usize,
+    /// Every host.
+    pub hosts: Vec<HostUse>,
+}
+
+/// How much of a host is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostUse {
+    /// Which.
+    pub name: HostKey,
+    /// Generations at a time.
+    pub slots: u64,
+    /// Generations now. More than slots where a replica that was taken for dead runs on.
+    pub used: u64,
+}
+
+/// What a ticket's replica found when it came to a host with a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Returned {
+    /// The ticket does not get this host for so long.
+    pub excluded: Duration,
+    /// Nobody does for so long: the host is full, whatever its slots say.
+    pub full: Duration,
+    /// Whether there is text by now.
+    pub has_text: bool,
+}
+
+/// What became of a replica's holdings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freed {
+    /// There are none any more.
+    All,
+    /// It lives: its heartbeat has moved.
+    Alive,
+}
+
+/// The queue, in the name of one replica.
+#[derive(Clone)]
+pub struct QueueStore {
+    redis: Redis,
+    replica: String,
+    limits: Limits,
+}
+
+/// The channel on which a replica learns of its grants.
+pub(super) fn channel(replica: &str) -> String {
+    format!("{QUEUE}:replica:{replica}")
+}
+
+/// Reads a grant off the channel.
+pub(super) fn announced(payload: &str) -> Option<(GenerationId, Grant)> {
+    let mut words = payload.splitn(3, ' ');
+    let generation = words.next()?.parse().ok()?;
+    let number = words.next()?.parse().ok()?;
+    Some((generation, Grant { host: HostKey(words.next()?.to_owned()), number }))
+}
+
+impl QueueStore {
+    /// A queue whose tickets are held in the name of `replica`.
+    pub fn new(redis: Redis, replica: String, limits: Limits) -> Self {
+        Self { redis, replica, limits }
+    }
+
+    /// In whose name tickets are held.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// The bounds.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Takes a place, or a slot where one is free. A repeat tells where the ticket stands; after a
+    /// takeover it keeps its place. `start` is what Redis forgot, if it did.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn join(&self, ticket: &Ticket, start: Option<&str>) -> Result<Told, RedisError> {
+        let args = vec![
+            ticket.generation.to_string().into(),
+            self.me(),
+            ticket.user.as_str().into(),
+            ticket.source.as_str().into(),
+            ticket.model.as_str().into(),
+            ticket.session.as_str().into(),
+            flag(ticket.has_text),
+            start.unwrap_or_default().into(),
+            self.limits.waiting.to_string().into(),
+            self.limits.waiting_of_source.to_string().into(),
+        ];
+        told(&self.redis.call("jarvis_queue_join_1", &[QUEUE], args).await?)
+    }
+
+    /// Returns a granted slot that is of no use, and keeps the place. May grant another at once.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn give_back(
+        &self,
+        generation: GenerationId,
+        grant: &Grant,
+        why: Returned,
+    ) -> Result<Told, RedisError> {
+        let args = vec![
+            generation.to_string().into(),
+            self.me(),
+            grant.host.0.as_str().into(),
+            grant.number.to_string().into(),
+            flag(why.has_text),
+            why.excluded.as_millis().to_string().into(),
+            why.full.as_millis().to_string().into(),
+        ];
+        told(&self.redis.call("jarvis_queue_give_back_1", &[QUEUE], args).await?)
+    }
+
+    /// Gives up the slot or the place.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn release(&self, generation: GenerationId) -> Result<(), RedisError> {
+        let args = vec![generation.to_string().into(), self.me()];
+        self.redis.call::<String>("jarvis_queue_release_1", &[QUEUE], args).await.map(drop)
+    }
+
+    /// Puts back a slot that is in use and that Redis forgot, over its host's capacity if need be.
+    /// Gives the grant's number; none where the ticket is another replica's.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn restore(
+        &self,
+        ticket: &Ticket,
+        host: &HostKey,
+        start: &str,
+    ) -> Result<Option<u64>, RedisError> {
+        let args = vec![
+            ticket.generation.to_string().into(),
+            self.me(),
+            host.0.as_str().into(),
+            ticket.user.as_str().into(),
+            ticket.source.as_str().into(),
+            ticket.model.as_str().into(),
+            ticket.session.as_str().into(),
+            start.into(),
+        ];
+        let reply: String = self.redis.call("jarvis_queue_restore_1", &[QUEUE], args).await?;
+        Ok(reply.parse().ok())
+    }
+
+    /// Tells what this replica sees of the hosts, in place of what it told before.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn report(&self, hosts: &[HostReport]) -> Result<(), RedisError> {
+        self.send(&Report::of(hosts)).await
+    }
+
+    pub(super) async fn send(&self, report: &Report) -> Result<(), RedisError> {
+        let args = vec![self.me(), report.digest.as_str().into(), report.json.as_str().into()];
+        self.redis.call::<String>("jarvis_queue_report_1", &[QUEUE], args).await.map(drop)
+    }
+
+    /// Gives out what came free by the passing of time, and tells how the queue is.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn tick(&self) -> Result<Tick, RedisError> {
+        let reply: Vec<String> =
+            self.redis.call("jarvis_queue_tick_1", &[QUEUE], vec![self.me()]).await?;
+        let number = |text: &String| text.parse().map_err(|_| unexpected("tick"));
+        let [digest, holdings, waiting, hosts @ ..] = reply.as_slice() else {
+            return Err(unexpected("tick"));
+        };
+        let hosts = hosts.chunks_exact(3).map(|host| {
+            let (slots, used) = (number(&host[1])?, number(&host[2])?);
+            Ok(HostUse { name: HostKey(host[0].clone()), slots, used })
+        });
+        Ok(Tick {
+            digest: digest.clone(),
+            holdings: number(holdings)? as usize,
+            waiting: number(waiting)? as usize,
+            hosts: hosts.collect::<Result<_, RedisError>>()?,
+        })
+    }
+
+    /// Where tickets stand, in their order.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn places(&self, tickets: &[GenerationId]) -> Result<Vec<Told>, RedisError> {
+        let mut all = Vec::with_capacity(tickets.len());
+        for chunk in tickets.chunks(PLACES_AT_ONCE) {
+            let mut args = vec![self.me()];
+            args.extend(chunk.iter().map(|ticket| ticket.to_string().into()));
+            let reply: Vec<Value> =
+                self.redis.call_readonly("jarvis_queue_places_1", &[QUEUE], args).await?;
+            if reply.len() != chunk.len() {
+                return Err(unexpected("places"));
+            }
+            for value in &reply {
+                all.push(told(value)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The generations in this replica's name.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn holdings(&self) -> Result<Vec<GenerationId>, RedisError> {
+        let reply: Vec<String> =
+            self.redis.call_readonly("jarvis_queue_holdings_1", &[QUEUE], vec![self.me()]).await?;
+        reply.iter().map(|id| id.parse().map_err(|_| unexpected("holdings"))).collect()
+    }
+
+    /// Frees everything in the name of a replica whose heartbeat stopped at `counter`, or that has
+    /// none. Its tickets keep their places for ten minutes, for whoever takes the turns over.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn free(&self, replica: &str, counter: Option<i64>) -> Result<Freed, RedisError> {
+        loop {
+            let counter = counter.map(|counter| counter.to_string()).unwrap_or_default();
+            let args = vec![replica.into(), counter.into()];
+            let reply: String = self.redis.call("jarvis_queue_free_1", &[QUEUE], args).await?;
+            match reply.as_str() {
+                "ok" => return Ok(Freed::All),
+                "more" => {}
+                "alive" => return Ok(Freed::Alive),
+                _ => return Err(unexpected("free")),
+            }
+        }
+    }
+
+    fn me(&self) -> Value {
+        self.replica.as_str().into()
+    }
+}
+
+fn flag(set: bool) -> Value {
+    Value::from_static_str(if set { "1" } else { "0" })
+}
+
+fn told(value: &Value) -> Result<Told, RedisError> {
+    let Value::Array(fields) = value else { return Err(unexpected("place")) };
+    let text = |at: usize| fields.get(at).and_then(Value::as_string);
+    let number = |at: usize| fields.get(at).and_then(Value::as_i64);
+    let count = |at: usize| {
+        number(at).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| unexpected("place"))
+    };
+    let time =
+        |at: usize| number(at).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+    let kind = text(0).unwrap_or_default();
+    let (place, start) = match kind.as_str() {
+        "granted" => {
+            let host = HostKey(text(1).ok_or_else(|| unexpected("place"))?);
+            (Place::Granted(Grant { host, number: count(2)? }), text(3))
+        }
+        "waiting" => {
+            let waiting = Waiting { position: count(1)?, eta: time(2), hosts: count(4)? };
+            (Place::Waiting(waiting), text(3))
+        }
+        "full" => (Place::Full(time(1)), None),
+        "crowded" => (Place::Crowded(time(1)), None),
+        "gone" => (Place::Gone, None),
+        _ => return Err(unexpected("place")),
+    };
+    Ok(Told { place, start })
+}
+
+fn unexpected(what: &str) -> RedisError {
+    RedisError::Unexpected(format!("the queue's {what} cannot be read"))
+}

@@ -1,0 +1,713 @@
+//! What the queue promises, on a real Redis.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use jarvis::queue::{
+    Freed, Grant, HostKey, HostReport, Limits, Place, QueueStore, Returned, Ticket, Via, Waiting,
+};
+use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::session::GenerationId;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use support::redis::{RedisCluster, RedisServer};
+
+const MODEL: &str = "m:latest";
+const LIMITS: Limits = Limits { waiting: 1000, waiting_of_source: 1000 };
+
+async fn connect(url: &str) -> Redis {
+    let options = RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
+    let redis = Redis::connect(&options).expect("a client");
+    migrations::apply(&redis).await.expect("migrations");
+    redis
+}
+
+fn replica(redis: &Redis, name: &str) -> QueueStore {
+    QueueStore::new(redis.clone(), name.to_owned(), LIMITS)
+}
+
+fn host(name: &str, slots: usize, models: &[&str]) -> HostReport {
+    HostReport {
+        name: HostKey(name.to_owned()),
+        slots,
+        via: Via::Open,
+        trials: 0,
+        models: models.iter().map(|model| ((*model).to_owned(), false)).collect(),
+    }
+}
+
+fn ticket(user: &str, model: &str) -> Ticket {
+    Ticket {
+        generation: GenerationId::random(),
+        user: user.to_owned(),
+        source: user.to_owned(),
+        model: model.to_owned(),
+        session: user.to_owned(),
+        has_text: false,
+    }
+}
+
+async fn join(store: &QueueStore, ticket: &Ticket) -> Place {
+    store.join(ticket, None).await.expect("Redis").place
+}
+
+async fn place(store: &QueueStore, ticket: &Ticket) -> Place {
+    store.places(&[ticket.generation]).await.expect("Redis").remove(0).place
+}
+
+async fn granted(store: &QueueStore, ticket: &Ticket) -> Grant {
+    match place(store, ticket).await {
+        Place::Granted(grant) => grant,
+        other => panic!("no slot: {other:?}"),
+    }
+}
+
+async fn position(store: &QueueStore, ticket: &Ticket) -> Option<u64> {
+    match place(store, ticket).await {
+        Place::Waiting(Waiting { position, .. }) => Some(position),
+        _ => None,
+    }
+}
+
+async fn release(store: &QueueStore, ticket: &Ticket) {
+    store.release(ticket.generation).await.expect("Redis");
+}
+
+/// A queue with one replica and these hosts.
+struct World {
+    server: RedisServer,
+    redis: Redis,
+    store: QueueStore,
+}
+
+impl World {
+    async fn with(hosts: &[HostReport]) -> Self {
+        let server = RedisServer::start();
+        let redis = connect(&server.url()).await;
+        let store = replica(&redis, "r1");
+        store.report(hosts).await.expect("Redis");
+        Self { server, redis, store }
+    }
+
+    async fn other(&self, name: &str, hosts: &[HostReport]) -> QueueStore {
+        let store = replica(&self.redis, name);
+        store.report(hosts).await.expect("Redis");
+        store
+    }
+}
+
+#[tokio::test]
+async fn a_free_slot_is_granted_at_once_and_a_repeat_gets_the_same() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let (first, second) = (ticket("u", MODEL), ticket("v", MODEL));
+    let got = join(&world.store, &first).await;
+    assert_eq!(got, Place::Granted(Grant { host: HostKey("a".into()), number: 1 }));
+    assert_eq!(join(&world.store, &first).await, got);
+    assert!(matches!(join(&world.store, &second).await, Place::Waiting(w) if w.position == 1));
+    release(&world.store, &first).await;
+    release(&world.store, &first).await;
+    granted(&world.store, &second).await;
+    release(&world.store, &second).await;
+    assert_eq!(world.store.holdings().await.unwrap(), []);
+    let left = world.server.cli(&["KEYS", "jarvis:{queue}:ticket:*"]);
+    assert_eq!(left.trim(), "", "tickets that are over leave nothing");
+}
+
+#[tokio::test]
+async fn the_queue_works_in_a_cluster() {
+    let cluster = RedisCluster::start();
+    let store = replica(&connect(&cluster.url()).await, "r1");
+    store.report(&[host("a", 1, &[MODEL])]).await.expect("Redis");
+    let (first, second) = (ticket("u", MODEL), ticket("v", MODEL));
+    assert!(matches!(join(&store, &first).await, Place::Granted(_)));
+    assert!(matches!(join(&store, &second).await, Place::Waiting(_)));
+    release(&store, &first).await;
+    granted(&store, &second).await;
+}
+
+#[tokio::test]
+async fn a_model_whose_hosts_are_full_blocks_no_other() {
+    let hosts = [host("a", 1, &["one:latest"]), host("b", 1, &["one:latest", "two:latest"])];
+    let world = World::with(&hosts).await;
+    let ones: Vec<_> = (0..5).map(|n| ticket(&format!("u{n}"), "one:latest")).collect();
+    for one in &ones {
+        join(&world.store, one).await;
+    }
+    let two = ticket("v", "two:latest");
+    let told = join(&world.store, &two).await;
+    assert!(matches!(told, Place::Waiting(w) if w.position == 4), "{told:?}");
+    // Host a has no use for the second model, however long that waits.
+    let on_a = ones.iter().take(2);
+    for one in on_a {
+        let grant = granted(&world.store, one).await;
+        if grant.host.0 == "a" {
+            release(&world.store, one).await;
+        }
+    }
+    granted(&world.store, &ones[2]).await;
+    assert_eq!(position(&world.store, &two).await, Some(3));
+    let third = ticket("w", "three:latest");
+    let told = join(&world.store, &third).await;
+    assert!(matches!(told, Place::Waiting(w) if w.hosts == 0 && w.eta.is_none()), "{told:?}");
+    release(&world.store, &third).await;
+}
+
+#[tokio::test]
+async fn among_free_hosts_the_loaded_one_then_the_one_that_ran_the_session_then_the_least_used() {
+    let mut hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 2, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let mut chosen = Vec::new();
+    for n in 0..6 {
+        let ticket = ticket(&format!("u{n}"), MODEL);
+        join(&world.store, &ticket).await;
+        chosen.push(granted(&world.store, &ticket).await.host.0);
+    }
+    assert_eq!(chosen, ["a", "b", "c", "a", "a", "b"], "the smallest share in use");
+    let world = World::with(&hosts).await;
+    let (busy, again) = (ticket("u", MODEL), ticket("u", MODEL));
+    join(&world.store, &busy).await;
+    assert_eq!(granted(&world.store, &busy).await.host.0, "a");
+    join(&world.store, &again).await;
+    assert_eq!(granted(&world.store, &again).await.host.0, "a", "the session's prompt is there");
+    hosts[2].models.insert(MODEL.to_owned(), true);
+    world.store.report(&hosts).await.unwrap();
+    let loaded = ticket("u", MODEL);
+    join(&world.store, &loaded).await;
+    assert_eq!(granted(&world.store, &loaded).await.host.0, "c", "the model is loaded there");
+}
+
+#[tokio::test]
+async fn fifty_turns_of_one_user_delay_anothers_first_by_one_turn() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let greedy: Vec<_> = (0..50).map(|_| ticket("greedy", MODEL)).collect();
+    for turn in &greedy {
+        join(&world.store, turn).await;
+    }
+    for turn in &greedy[..10] {
+        release(&world.store, turn).await;
+    }
+    let other = ticket("other", MODEL);
+    assert!(matches!(join(&world.store, &other).await, Place::Waiting(w) if w.position == 1));
+    release(&world.store, &greedy[10]).await;
+    granted(&world.store, &other).await;
+}
+
+#[tokio::test]
+async fn who_sends_two_hundred_turns_costs_the_others_little() {
+    let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
+    let (with, all_busy) = median_wait_of_others(&hosts, 200).await;
+    let (without, _) = median_wait_of_others(&hosts, 0).await;
+    println!(
+        "median wait of the others: {with} beside the greedy one, {without} without, in turns"
+    );
+    assert!(all_busy, "a slot was free while somebody waited");
+    assert!(with <= without * 1.3, "{with} against {without}");
+}
+
+/// 29 users send 100 turns and one sends `greedy`, all at once; every turn takes one step. Gives the
+/// median number of steps that a turn of the 29 waits, and whether all slots were busy meanwhile.
+async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, bool) {
+    let world = World::with(hosts).await;
+    let stores = [
+        world.other("r1", hosts).await,
+        world.other("r2", hosts).await,
+        world.other("r3", hosts).await,
+    ];
+    let slots: usize = hosts.iter().map(|host| host.slots).sum();
+    let users = (0..greedy).map(|_| "greedy".to_owned());
+    let users = users.chain((0..100).map(|n| format!("u{}", n % 29)));
+    let mut live: Vec<(Ticket, usize)> =
+        users.enumerate().map(|(n, user)| (ticket(&user, MODEL), n % 3)).collect();
+    for (ticket, replica) in &live {
+        join(&stores[*replica], ticket).await;
+    }
+    let (mut step, mut waits, mut all_busy) = (0, Vec::new(), true);
+    while !live.is_empty() {
+        let mut running = Vec::new();
+        for (replica, store) in stores.iter().enumerate() {
+            let own: Vec<_> = live.iter().filter(|(_, at)| *at == replica).collect();
+            let ids: Vec<_> = own.iter().map(|(ticket, _)| ticket.generation).collect();
+            let places = store.places(&ids).await.expect("Redis");
+            for ((ticket, _), told) in own.iter().zip(places) {
+                if matches!(told.place, Place::Granted(_)) {
+                    running.push((ticket.clone(), replica));
+                }
+            }
+        }
+        all_busy &= running.len() == slots.min(live.len());
+        waits.extend(
+            running.iter().filter(|(ticket, _)| ticket.user != "greedy").map(|_| f64::from(step)),
+        );
+        for (ticket, replica) in &running {
+            live.retain(|(other, _)| other.generation != ticket.generation);
+            release(&stores[*replica], ticket).await;
+        }
+        step += 1;
+    }
+    waits.sort_by(f64::total_cmp);
+    (waits[waits.len() / 2], all_busy)
+}
+
+#[tokio::test]
+async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places() {
+    let hosts = [host("a", 2, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let heir = world.other("r2", &hosts).await;
+    let running = [ticket("u1", MODEL), ticket("u2", MODEL)];
+    for turn in &running {
+        join(&world.store, turn).await;
+    }
+    let (early, late) = (ticket("u3", MODEL), ticket("u4", MODEL));
+    join(&world.store, &early).await;
+    join(&heir, &late).await;
+    world.server.cli(&["HSET", "jarvis:{queue}:beats", "r1", "8"]);
+    assert_eq!(heir.free("r1", Some(7)).await.unwrap(), Freed::Alive);
+    assert_eq!(position(&heir, &late).await, Some(2));
+    assert_eq!(heir.free("r1", Some(8)).await.unwrap(), Freed::All);
+    granted(&heir, &late).await;
+    assert_eq!(place(&world.store, &running[0]).await, Place::Gone);
+    // What the dead one still had to say changes nothing.
+    release(&world.store, &early).await;
+    let newcomer = ticket("u5", MODEL);
+    let full = ticket("u6", MODEL);
+    join(&heir, &full).await;
+    join(&heir, &newcomer).await;
+    let continued = Ticket { has_text: true, ..running[0].clone() };
+    join(&heir, &early).await;
+    join(&heir, &continued).await;
+    assert_eq!(position(&heir, &continued).await, Some(1), "text goes first");
+    assert_eq!(position(&heir, &early).await, Some(2), "its old place");
+    assert_eq!(position(&heir, &newcomer).await, Some(3));
+}
+
+#[tokio::test]
+async fn a_turn_that_is_taken_over_before_its_replica_is_freed_holds_one_slot() {
+    let hosts = [host("a", 2, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let heir = world.other("r2", &hosts).await;
+    let turn = ticket("u", MODEL);
+    join(&world.store, &turn).await;
+    let continued = Ticket { has_text: true, ..turn.clone() };
+    let Place::Granted(grant) = join(&heir, &continued).await else { panic!("no slot") };
+    assert_eq!(grant.number, 2);
+    assert_eq!(heir.tick().await.unwrap().hosts[0].used, 1);
+    heir.free("r1", None).await.unwrap();
+    assert_eq!(heir.tick().await.unwrap().hosts[0].used, 1);
+    granted(&heir, &continued).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_returned_keeps_the_place_and_another_host_is_tried() {
+    let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let other = world.other("r2", &hosts).await;
+    let (first, second) = (ticket("u1", MODEL), ticket("u2", MODEL));
+    join(&world.store, &first).await;
+    join(&world.store, &second).await;
+    let third = ticket("u3", MODEL);
+    join(&other, &third).await;
+    let grant = granted(&world.store, &first).await;
+    let why = Returned { excluded: Duration::from_mins(1), full: Duration::ZERO, has_text: false };
+    let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
+    assert!(matches!(told.place, Place::Waiting(w) if w.position == 1), "{told:?}");
+    assert_eq!(granted(&other, &third).await.host, grant.host, "the next one gets the host");
+    release(&world.store, &second).await;
+    let again = granted(&world.store, &first).await;
+    assert_ne!(again.host, grant.host);
+    // The same word a second time, late.
+    let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
+    assert_eq!(told.place, Place::Granted(again));
+}
+
+#[tokio::test]
+async fn a_host_that_says_it_is_full_gets_nothing_for_a_while() {
+    let world = World::with(&[host("a", 4, &[MODEL])]).await;
+    let (first, second) = (ticket("u1", MODEL), ticket("u2", MODEL));
+    join(&world.store, &first).await;
+    let grant = granted(&world.store, &first).await;
+    let full = Duration::from_millis(300);
+    let why = Returned { excluded: Duration::ZERO, full, has_text: false };
+    let began = Instant::now();
+    world.store.give_back(first.generation, &grant, why).await.unwrap();
+    assert!(matches!(join(&world.store, &second).await, Place::Waiting(w) if w.position == 2));
+    while position(&world.store, &first).await.is_some() {
+        world.store.tick().await.unwrap();
+    }
+    assert!(began.elapsed() >= full - Duration::from_millis(5), "{:?}", began.elapsed());
+    granted(&world.store, &second).await;
+}
+
+#[tokio::test]
+async fn a_host_that_one_replica_cannot_reach_serves_the_others_and_then_gets_one_trial() {
+    let mut hosts = [host("a", 3, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let other = world.other("r2", &hosts).await;
+    hosts[0].via = Via::Shut;
+    world.store.report(&hosts).await.unwrap();
+    let mine: Vec<_> = (0..3).map(|n| ticket(&format!("u{n}"), MODEL)).collect();
+    for turn in &mine {
+        join(&world.store, turn).await;
+    }
+    let theirs = ticket("v", MODEL);
+    assert!(matches!(join(&other, &theirs).await, Place::Granted(_)));
+    hosts[0].via = Via::Trial;
+    world.store.report(&hosts).await.unwrap();
+    granted(&world.store, &mine[0]).await;
+    assert_eq!(position(&world.store, &mine[1]).await, Some(1), "one trial");
+    hosts[0].via = Via::Open;
+    world.store.report(&hosts).await.unwrap();
+    granted(&world.store, &mine[1]).await;
+}
+
+#[tokio::test]
+async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let limits = Limits { waiting: 2, waiting_of_source: 1 };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let turn_time = Duration::from_millis(400);
+    let warm = ticket("u", MODEL);
+    join(&store, &warm).await;
+    tokio::time::sleep(turn_time).await;
+    release(&store, &warm).await;
+    let running = ticket("u", MODEL);
+    join(&store, &running).await;
+    let began = Instant::now();
+    assert!(matches!(join(&store, &ticket("u", MODEL)).await, Place::Waiting(_)));
+    assert!(matches!(join(&store, &ticket("u", MODEL)).await, Place::Crowded(Some(_))));
+    assert!(matches!(join(&store, &ticket("v", MODEL)).await, Place::Waiting(_)));
+    let late = ticket("w", MODEL);
+    let told = join(&store, &late).await;
+    let Place::Full(Some(wait)) = told else { panic!("{told:?}") };
+    assert!(wait <= turn_time * 2, "{wait:?}");
+    tokio::time::sleep_until((began + turn_time).into()).await;
+    release(&store, &running).await;
+    tokio::time::sleep_until((began + wait).into()).await;
+    assert!(matches!(join(&store, &late).await, Place::Waiting(_)));
+}
+
+#[tokio::test]
+async fn a_turn_that_never_ran_is_not_charged() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let running = ticket("x", MODEL);
+    join(&world.store, &running).await;
+    for _ in 0..5 {
+        let cancelled = ticket("u", MODEL);
+        join(&world.store, &cancelled).await;
+        release(&world.store, &cancelled).await;
+    }
+    let (second_of_x, of_u) = (ticket("x", MODEL), ticket("u", MODEL));
+    join(&world.store, &second_of_x).await;
+    join(&world.store, &of_u).await;
+    assert_eq!(position(&world.store, &of_u).await, Some(1));
+}
+
+#[tokio::test]
+async fn what_redis_forgot_is_put_back() {
+    let hosts = [host("a", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let (running, waiting) = (ticket("u", MODEL), ticket("v", MODEL));
+    let start = world.store.join(&running, None).await.unwrap().start.expect("a start");
+    let place_of_waiting = world.store.join(&waiting, None).await.unwrap().start;
+    world.server.cli(&["FLUSHALL"]);
+    assert_eq!(place(&world.store, &running).await, Place::Gone);
+    let grant = world.store.restore(&running, &HostKey("a".into()), &start).await.unwrap();
+    assert_eq!(grant, Some(1));
+    world.store.report(&hosts).await.unwrap();
+    let told = world.store.join(&waiting, place_of_waiting.as_deref()).await.unwrap();
+    assert!(matches!(told.place, Place::Waiting(w) if w.position == 1), "{told:?}");
+    assert_eq!(told.start, place_of_waiting);
+    release(&world.store, &running).await;
+    granted(&world.store, &waiting).await;
+}
+
+#[tokio::test]
+async fn the_time_that_is_told_is_the_time_it_takes() {
+    let hosts = [host("a", 2, &[MODEL]), host("b", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let turn_time = Duration::from_millis(300);
+    let run = |ticket: Ticket| {
+        let store = world.store.clone();
+        async move {
+            let joined = Instant::now();
+            let mut told: Option<(Instant, Duration)> = None;
+            let mut place = join(&store, &ticket).await;
+            while let Place::Waiting(Waiting { eta, .. }) = place {
+                told = told.or(eta.map(|eta| (Instant::now(), eta)));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                place = self::place(&store, &ticket).await;
+            }
+            let waited = told.map(|(at, eta)| (at.elapsed(), eta));
+            tokio::time::sleep(turn_time).await;
+            release(&store, &ticket).await;
+            (joined, waited)
+        }
+    };
+    run(ticket("warm", MODEL)).await;
+    let turns = (0..15).map(|n| run(ticket(&format!("u{n}"), MODEL)));
+    let turns = futures_util::future::join_all(turns).await;
+    let told: Vec<_> = turns.iter().filter_map(|(_, waited)| *waited).collect();
+    assert_eq!(told.len(), 12);
+    for (took, eta) in told {
+        let (took, eta) = (took.as_secs_f64(), eta.as_secs_f64());
+        assert!((eta - took).abs() <= 0.3 * took, "told {eta:.2} s, took {took:.2} s");
+    }
+}
+
+/// What the property test does.
+#[derive(Clone, Debug)]
+enum Op {
+    Join { user: u8, model: u8, replica: u8 },
+    Release(prop::sample::Index),
+    GiveBack { which: prop::sample::Index, excluded: bool },
+    TakeOver { which: prop::sample::Index, replica: u8 },
+    Free(u8),
+    Shut { replica: u8, host: u8, shut: bool },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => (0u8..4, 0u8..3, 0u8..3)
+            .prop_map(|(user, model, replica)| Op::Join { user, model, replica }),
+        4 => index().prop_map(Op::Release),
+        2 => (index(), any::<bool>()).prop_map(|(which, excluded)| Op::GiveBack { which, excluded }),
+        2 => (index(), 0u8..3).prop_map(|(which, replica)| Op::TakeOver { which, replica }),
+        1 => (0u8..3).prop_map(Op::Free),
+        1 => (0u8..3, 0u8..3, any::<bool>())
+            .prop_map(|(replica, host, shut)| Op::Shut { replica, host, shut }),
+    ]
+}
+
+/// A ticket as the test knows it.
+struct Known {
+    ticket: Ticket,
+    replica: usize,
+    parked: bool,
+    excluded: Vec<String>,
+}
+
+#[test]
+fn whatever_happens_no_host_is_overrun_no_slot_idles_and_no_ticket_is_lost() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let server = RedisServer::start();
+    let redis = runtime.block_on(connect(&server.url()));
+    let mut runner =
+        TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
+    let run = runner.run(&prop::collection::vec(op(), 1..60), |ops| {
+        server.cli(&["FLUSHALL"]);
+        runtime.block_on(check(&redis, ops))
+    });
+    run.unwrap_or_else(|broken| panic!("{broken}"));
+}
+
+async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let models = ["m0:latest", "m1:latest", "m2:latest"];
+    let table =
+        [host("a", 2, &models[..1]), host("b", 1, &models[..2]), host("c", 1, &models[1..])];
+    let stores: Vec<_> = ["r0", "r1", "r2"].map(|name| replica(redis, name)).into();
+    let mut seen = vec![table.to_vec(); 3];
+    for store in &stores {
+        store.report(&table).await.expect("Redis");
+    }
+    let mut known: Vec<Known> = Vec::new();
+    for op in ops {
+        match op {
+            Op::Join { user, model, replica } => {
+                let (replica, model) = (usize::from(replica), models[usize::from(model)]);
+                let ticket = ticket(&format!("u{user}"), model);
+                join(&stores[replica], &ticket).await;
+                known.push(Known { ticket, replica, parked: false, excluded: Vec::new() });
+            }
+            Op::Release(which) if !known.is_empty() => {
+                let over = known.swap_remove(which.index(known.len()));
+                if over.parked {
+                    join(&stores[over.replica], &over.ticket).await;
+                }
+                release(&stores[over.replica], &over.ticket).await;
+            }
+            Op::GiveBack { which, excluded } if !known.is_empty() => {
+                let at = which.index(known.len());
+                let one = &mut known[at];
+                let Place::Granted(grant) = place(&stores[one.replica], &one.ticket).await else {
+                    continue;
+                };
+                let excluded_for = Duration::from_secs(if excluded { 600 } else { 0 });
+                let why =
+                    Returned { excluded: excluded_for, full: Duration::ZERO, has_text: excluded };
+                let store = &stores[one.replica];
+                store.give_back(one.ticket.generation, &grant, why).await.expect("Redis");
+                if excluded {
+                    one.excluded.push(grant.host.0);
+                }
+            }
+            Op::TakeOver { which, replica } if !known.is_empty() => {
+                let at = which.index(known.len());
+                let one = &mut known[at];
+                (one.replica, one.parked) = (usize::from(replica), false);
+                join(&stores[one.replica], &one.ticket).await;
+            }
+            Op::Free(replica) => {
+                let replica = usize::from(replica);
+                stores[0].free(&format!("r{replica}"), None).await.expect("Redis");
+                stores[replica].report(&seen[replica]).await.expect("Redis");
+                for one in known.iter_mut().filter(|one| one.replica == replica) {
+                    one.parked = true;
+                }
+            }
+            Op::Shut { replica, host, shut } => {
+                let replica = usize::from(replica);
+                seen[replica][usize::from(host)].via = if shut { Via::Shut } else { Via::Open };
+                stores[replica].report(&seen[replica]).await.expect("Redis");
+            }
+            _ => continue,
+        }
+        check_invariants(&stores, &seen, &known).await?;
+    }
+    Ok(())
+}
+
+async fn check_invariants(
+    stores: &[QueueStore],
+    seen: &[Vec<HostReport>],
+    known: &[Known],
+) -> Result<(), TestCaseError> {
+    let mut used: HashMap<String, usize> = HashMap::new();
+    let mut waiting = Vec::new();
+    for one in known {
+        match place(&stores[one.replica], &one.ticket).await {
+            Place::Granted(grant) => *used.entry(grant.host.0).or_default() += 1,
+            Place::Waiting(_) => waiting.push(one),
+            Place::Gone => prop_assert!(one.parked, "a ticket was lost"),
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+    for host in &stores[0].tick().await.expect("Redis").hosts {
+        let mine = used.get(&host.name.0).copied().unwrap_or(0);
+        prop_assert_eq!(mine as u64, host.used, "slots that nobody holds");
+        prop_assert!(host.used <= host.slots, "a host is overrun");
+        let idle = host.used < host.slots;
+        let usable = |one: &&Known| {
+            let view = seen[one.replica].iter().find(|view| view.name == host.name);
+            view.is_some_and(|view| {
+                view.via == Via::Open && view.models.contains_key(&one.ticket.model)
+            }) && !one.excluded.contains(&host.name.0)
+        };
+        prop_assert!(!idle || !waiting.iter().any(|one| usable(&one)), "a slot idles");
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_comes_first_time_waits_for_at_most_one_turn_of_each_other_user() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let server = RedisServer::start();
+    let redis = runtime.block_on(connect(&server.url()));
+    let mut runner =
+        TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+    let joins = (0u8..5, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
+    let ends = (1usize..6).prop_map(|turns| (None, turns));
+    let steps = prop::collection::vec(prop_oneof![joins, ends], 1..30);
+    let run = runner.run(&steps, |steps| {
+        server.cli(&["FLUSHALL"]);
+        runtime.block_on(check_fairness(&redis, steps))
+    });
+    run.unwrap_or_else(|broken| panic!("{broken}"));
+}
+
+async fn check_fairness(
+    redis: &Redis,
+    steps: Vec<(Option<u8>, usize)>,
+) -> Result<(), TestCaseError> {
+    let store = replica(redis, "r1");
+    store.report(&[host("a", 1, &[MODEL]), host("b", 1, &[MODEL])]).await.expect("Redis");
+    let (mut waiting, mut running): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
+    // Of a user who has just come: the others' turns that were granted before the first of theirs,
+    // and how many may be: one more where the user has had turns of this round before.
+    let mut passed_by: HashMap<String, (BTreeMap<String, usize>, usize)> = HashMap::new();
+    let mut known = HashSet::new();
+    for (user, turns) in steps {
+        for _ in 0..turns {
+            if let Some(user) = user {
+                let ticket = ticket(&format!("u{user}"), MODEL);
+                if !waiting.iter().chain(&running).any(|other| other.user == ticket.user) {
+                    let most = if known.insert(ticket.user.clone()) { 1 } else { 2 };
+                    passed_by.insert(ticket.user.clone(), (BTreeMap::new(), most));
+                }
+                join(&store, &ticket).await;
+                waiting.push(ticket);
+            } else if !running.is_empty() {
+                release(&store, &running.remove(0)).await;
+            }
+            let mut still = Vec::new();
+            for ticket in waiting.drain(..) {
+                if position(&store, &ticket).await.is_some() {
+                    still.push(ticket);
+                    continue;
+                }
+                passed_by.remove(&ticket.user);
+                for (others, _) in passed_by.values_mut() {
+                    *others.entry(ticket.user.clone()).or_default() += 1;
+                }
+                running.push(ticket);
+            }
+            waiting = still;
+            for (user, (others, most)) in &passed_by {
+                let kept = others.values().all(|turns| turns <= most);
+                prop_assert!(kept, "{user} was passed by: {others:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond() {
+    let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let limits = Limits { waiting: 30_000, waiting_of_source: 30_000 };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let tickets: Vec<_> = (0..20_000).map(|n| ticket(&format!("u{}", n % 1000), MODEL)).collect();
+    for chunk in tickets.chunks(500) {
+        futures_util::future::join_all(chunk.iter().map(|ticket| join(&store, ticket))).await;
+    }
+    // Every command from here on is logged with the time that Redis itself took for it.
+    world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    world.server.cli(&["CONFIG", "SET", "slowlog-max-len", "1000000"]);
+    world.server.cli(&["SLOWLOG", "RESET"]);
+    for n in 0..1000 {
+        join(&store, &ticket(&format!("v{n}"), MODEL)).await;
+    }
+    // The oldest hold the slots: each release grants one. The newest leave the queue.
+    let (front, back) = (&tickets[..1000], &tickets[19_000..]);
+    for ticket in front.iter().chain(back) {
+        release(&store, ticket).await;
+    }
+    let ids: Vec<_> = tickets[5000..15_000].iter().map(|ticket| ticket.generation).collect();
+    store.places(&ids).await.expect("Redis");
+    world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]);
+    let log = world.server.cli(&["SLOWLOG", "GET", "-1"]);
+    for (function, bound) in [("join", 1000), ("release", 1000), ("places", 10_000)] {
+        let mut times = times_of(&log, &format!("jarvis_queue_{function}_1"));
+        times.sort_unstable();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+        println!(
+            "{function}: {} calls, {} µs at p50, {} at p99, {} at most",
+            times.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0),
+        );
+        assert!(at(0.99) < bound, "{function}: {} µs at p99", at(0.99));
+    }
+}
+
+/// Microseconds of each call of a function, from what `SLOWLOG GET` prints.
+fn times_of(log: &str, function: &str) -> Vec<u64> {
+    let lines: Vec<&str> = log.lines().collect();
+    let named = lines.iter().enumerate().filter(|(_, line)| **line == function);
+    // An entry: its number, when, microseconds, the words of the command.
+    named.filter_map(|(at, _)| lines.get(at.checked_sub(2)?)?.parse().ok()).collect()
+}
