@@ -276,7 +276,7 @@ end
 -- What a waiting ticket is told
 
 -- Which models are served before or beside one, when its hosts come free, and how fast they do.
-local function outlook(base, hosts, models, model, now)
+local function outlook(base, hosts, models, model, replica, now)
   local view = { models = { model }, ends = {}, round_ms = nil, hosts = 0 }
   local known, sum = 0, 0
   for _, host in ipairs(hosts) do
@@ -287,7 +287,9 @@ local function outlook(base, hosts, models, model, now)
   local shares, rate = {}, 0
   for _, host in ipairs(hosts) do
     if has(host, model) then
-      view.hosts = view.hosts + 1
+      if (host_field(host, 'via:' .. replica) or 'shut') ~= 'shut' then
+        view.hosts = view.hosts + 1
+      end
       for _, other in ipairs(models) do
         if other ~= model and not shares[other] and has(host, other) then
           shares[other] = true
@@ -341,7 +343,7 @@ local function told(base, hosts, ticket, now)
   if ticket.host then
     return { 'granted', ticket.host, tonumber(ticket.grants), ticket.start }
   end
-  local view = outlook(base, hosts, waiting_models(base), ticket.model, now)
+  local view = outlook(base, hosts, waiting_models(base), ticket.model, ticket.replica, now)
   local place = position(base, view, ticket.score)
   return { 'waiting', place, eta_ms(view, place), ticket.start, view.hosts }
 end
@@ -350,7 +352,7 @@ end
 
 -- generation, replica, user, source, model, session, '1' where it has text, a start that it had
 -- and Redis forgot or '', most waiting, most waiting of one source
--- → granted <host> <grant> <start> | waiting <position> <eta ms or -1> <start> <hosts of the model>
+-- → granted <host> <grant> <start> | waiting <position> <eta ms or -1> <start> <hosts of the model within reach>
 -- | full <ms until there is room, or -1> | crowded <the same>
 local function join(keys, args)
   local base, now = keys[1], now_ms()
@@ -380,9 +382,10 @@ local function join(keys, args)
     if args[8] == '' then
       local models = waiting_models(base)
       local word = count_waiting(base, models) >= tonumber(args[9]) and 'full'
-        or redis.call('SCARD', base .. ':source:' .. source) >= tonumber(args[10]) and 'crowded'
+        or source ~= '' and redis.call('SCARD', base .. ':source:' .. source) >= tonumber(args[10])
+        and 'crowded'
       if word then
-        return { word, eta_ms(outlook(base, hosts, models, model, now), 1) }
+        return { word, eta_ms(outlook(base, hosts, models, model, replica, now), 1) }
       end
     end
     local start = tonumber(args[8]) or fair_start(base, hosts, user, model)
@@ -555,7 +558,7 @@ local function places(keys, args)
       reply[i - 1] = { 'granted', found[2], tonumber(found[3]), found[4] }
     else
       local model = found[5]
-      views[model] = views[model] or outlook(base, hosts, models, model, now)
+      views[model] = views[model] or outlook(base, hosts, models, model, args[1], now)
       local place = position(base, views[model], found[6])
       reply[i - 1] = { 'waiting', place, eta_ms(views[model], place), found[4], views[model].hosts }
     end
@@ -568,12 +571,12 @@ local function holdings(keys, args)
   return redis.call('HKEYS', keys[1] .. ':replica:' .. args[1])
 end
 
--- replica, the counter that was observed or '': frees what is in its name, unless its counter has
+-- replica, the counter that was observed or '' or, by itself, 'self': frees what is in its name, unless its counter has
 -- moved. Tickets keep their place for whoever takes the turn over. → ok | more | alive
 local function free(keys, args)
   local base, now, replica = keys[1], now_ms(), args[1]
   local counter = redis.call('HGET', base .. ':beats', replica)
-  if counter and counter ~= args[2] then
+  if args[2] ~= 'self' and counter and counter ~= args[2] then
     return 'alive'
   end
   local freed = 0

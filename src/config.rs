@@ -77,15 +77,30 @@ pub struct Settings {
     #[command(flatten)]
     pub redis: RedisSettings,
 
-    /// Ollama hosts, separated by commas
+    /// Ollama hosts, separated by commas, as http://a:11434;slots=4; each address of a name is one
     #[arg(long, env = "JARVIS_OLLAMA_URLS", value_name = "URLS", value_delimiter = ',')]
-    #[arg(default_value = "http://127.0.0.1:11434", value_parser = http_url)]
-    pub ollama_urls: Vec<Url>,
+    #[arg(default_value = "http://127.0.0.1:11434", value_parser = ollama_host)]
+    pub ollama_urls: Vec<OllamaHost>,
 
-    /// Generations at a time on one Ollama host, by this replica
+    /// Generations at a time on one Ollama host, of all replicas together
     #[arg(long, env = "JARVIS_OLLAMA_SLOTS", value_name = "N", default_value_t = 4)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub ollama_slots: u16,
+
+    /// Turns that may wait for a slot, of all replicas together
+    #[arg(long, env = "JARVIS_QUEUE_LIMIT", value_name = "N", default_value_t = 1000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub queue_limit: u32,
+
+    /// Of them, turns of one user, or of one address where nobody is signed in
+    #[arg(long, env = "JARVIS_QUEUE_SHARE", value_name = "N", default_value_t = 100)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub queue_share: u32,
+
+    /// Proxies in front that add to X-Forwarded-For; 0: a client's address is the connection's
+    #[arg(long, env = "JARVIS_PROXIES", value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=16))]
+    pub proxies: u8,
 
     /// Model of a request that names none
     #[arg(long, env = "JARVIS_DEFAULT_MODEL", value_name = "NAME")]
@@ -167,7 +182,25 @@ pub struct Settings {
     pub otlp_url: Option<Url>,
 }
 
+/// An Ollama host as it is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OllamaHost {
+    /// Where.
+    pub url: Url,
+    /// Generations at a time, where it says so.
+    pub slots: Option<u16>,
+}
+
 impl Settings {
+    /// The Ollama hosts with their slots.
+    pub fn ollama_hosts(&self) -> Vec<crate::ollama::HostConfig> {
+        let hosts = self.ollama_urls.iter().map(|host| crate::ollama::HostConfig {
+            url: host.url.clone(),
+            slots: usize::from(host.slots.unwrap_or(self.ollama_slots)),
+        });
+        hosts.collect()
+    }
+
     /// The time limit of connecting to an Ollama host.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_secs(self.connect_timeout)
@@ -221,6 +254,20 @@ fn http_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+fn ollama_host(text: &str) -> Result<OllamaHost, String> {
+    let (url, slots) = match text.split_once(';') {
+        Some((url, slots)) => (url, Some(slots)),
+        None => (text, None),
+    };
+    let slots = slots.map(|slots| {
+        let number = slots.trim().strip_prefix("slots=").and_then(|number| number.parse().ok());
+        number
+            .filter(|number| (1..=1024).contains(number))
+            .ok_or_else(|| "expected ;slots=N, from 1 to 1024, after the URL".to_owned())
+    });
+    Ok(OllamaHost { url: http_url(url)?, slots: slots.transpose()? })
+}
+
 fn redis_url(text: &str) -> Result<String, String> {
     let schemes = [
         "redis://",
@@ -243,4 +290,19 @@ fn redis_url(text: &str) -> Result<String, String> {
 
 fn not_blank(text: &str) -> Result<String, String> {
     if text.trim().is_empty() { Err("must not be blank".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_say_how_many_slots_it_has() {
+        let host = ollama_host("http://a:11434;slots=2").expect("a host");
+        assert_eq!((host.url.as_str(), host.slots), ("http://a:11434/", Some(2)));
+        assert_eq!(ollama_host(" https://b/x").expect("a host").slots, None);
+        for wrong in ["http://a;slots=0", "http://a;slots=", "http://a;size=2", "a;slots=2", ""] {
+            assert!(ollama_host(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -27,6 +27,7 @@ use crate::edge::listener;
 use crate::edge::{AppState, EdgeSettings};
 use crate::generation::Generations;
 use crate::ollama::{Fleet, FleetConfig};
+use crate::queue::{Queue, QueueStore};
 use crate::redis::{Redis, RedisError, migrations};
 use crate::session::{Feeds, Store};
 
@@ -59,11 +60,13 @@ impl Server {
         let options = settings.redis.options();
         let redis = Redis::connect(&options)?;
         let replica = uuid::Uuid::new_v4().to_string();
+        let waiting = settings.queue_limit as usize;
+        let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
+        let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let store = Store::new(redis.clone(), replica, session::store::Limits::default());
         let feeds = Feeds::start(&options, store.clone(), edge::wire::encode)?;
         let fleet = Fleet::new(FleetConfig {
-            hosts: settings.ollama_urls.clone(),
-            slots: usize::from(settings.ollama_slots),
+            hosts: settings.ollama_hosts(),
             connect_timeout: settings.connect_timeout(),
             first_token_timeout: Duration::from_secs(settings.first_token_timeout),
             token_gap_timeout: Duration::from_secs(settings.token_gap_timeout),
@@ -72,7 +75,8 @@ impl Server {
         let generations = Generations::start(
             store.clone(),
             feeds.clone(),
-            fleet,
+            fleet.clone(),
+            Queue::start(&options, queue, move || generation::host_reports(&fleet))?,
             settings.num_ctx,
             Duration::from_millis(settings.lease_ms),
         );
@@ -88,6 +92,7 @@ impl Server {
                 heartbeat: Duration::from_secs(settings.heartbeat),
                 read_timeout: Duration::from_secs(settings.read_timeout),
                 max_sockets: settings.max_sockets,
+                proxies: usize::from(settings.proxies),
                 ..EdgeSettings::default()
             }),
             drain: CancellationToken::new(),

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jarvis::ollama::{
-    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig, OllamaError, Options,
-    TokenStream,
+    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
+    OllamaError, Options, Passage, Slot, TokenStream, canonical,
 };
 use serde_json::{Value, json};
 use support::client::http;
@@ -25,8 +25,10 @@ const MODEL: &str = "tinyllama:latest";
 
 fn config(urls: &[&str]) -> FleetConfig {
     FleetConfig {
-        hosts: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
-        slots: 2,
+        hosts: urls
+            .iter()
+            .map(|url| HostConfig { url: url.parse().expect("a URL"), slots: 2 })
+            .collect(),
         connect_timeout: LIMIT,
         first_token_timeout: LIMIT,
         token_gap_timeout: LIMIT,
@@ -92,9 +94,21 @@ async fn hear(stream: &mut TokenStream) -> Heard {
     heard
 }
 
+/// A client of the first host that has the model.
+async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
+    fleet.check(model).await?;
+    let name = canonical(model);
+    for host in fleet.hosts() {
+        if host.passage == Passage::Open && host.models.contains_key(&name) {
+            return fleet.slot(&host.id, model).await;
+        }
+    }
+    Err(OllamaError::NoHost)
+}
+
 /// One answer, from choosing a host to the end.
 async fn ask(fleet: &Fleet, request: &ChatRequest) -> Result<Heard, OllamaError> {
-    let slot = fleet.acquire(&request.model).await?;
+    let slot = acquire(fleet, &request.model).await?;
     Ok(hear(&mut slot.chat(request).await?).await)
 }
 
@@ -220,7 +234,7 @@ async fn a_failure_before_the_first_token_is_told_apart_from_a_late_one() {
         ("slow@60000", &hasty, "upstream_timeout", true),
     ] {
         let request = request(&format!("[[tokens=3 fault={fault}]]"));
-        let slot = fleet.acquire(MODEL).await.expect("a slot");
+        let slot = acquire(&fleet, MODEL).await.expect("a slot");
         let error = slot.chat(&request).await.expect_err(fault);
         assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{fault}");
         drop(slot);
@@ -257,7 +271,7 @@ async fn a_conversation_that_is_too_long_is_refused_with_both_figures() {
 async fn a_dropped_stream_stops_the_host_at_once() {
     let sim = ollama_sim(&[]);
     let fleet = fleet(&[&sim.url]);
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let mut stream = slot.chat(&request("[[tokens=100000 rate=50]]")).await.expect("a stream");
     assert!(stream.next().await.expect("a piece").is_some());
     drop(stream);
@@ -270,7 +284,7 @@ async fn a_dropped_stream_stops_the_host_at_once() {
 async fn a_request_dropped_before_its_first_token_stops_the_host_too() {
     let sim = ollama_sim(&[]);
     let fleet = fleet(&[&sim.url]);
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let request = request("[[fault=hang]]");
     tokio::select! {
         answer = slot.chat(&request) => panic!("{answer:?}"),
@@ -285,7 +299,7 @@ async fn waiting_in_small_steps_loses_nothing_and_extends_no_limit() {
     let config = FleetConfig { token_gap_timeout: 2 * SHORT, ..config(&[&sim.url]) };
     let fleet = Fleet::new(config).expect("a fleet");
     let request = request("[[tokens=60 rate=200 fault=stall@40]]");
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let mut stream = slot.chat(&request).await.expect("a stream");
     let mut content = String::new();
     let mut dropped = 0;
@@ -309,7 +323,7 @@ async fn a_reader_that_is_late_itself_is_no_gap_of_the_host() {
     let sim = ollama_sim(&[]);
     let config = FleetConfig { token_gap_timeout: SHORT, ..config(&[&sim.url]) };
     let fleet = Fleet::new(config).expect("a fleet");
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let mut stream = slot.chat(&request("[[tokens=400 rate=1000]]")).await.expect("a stream");
     assert!(stream.next().await.expect("a piece").is_some());
     tokio::time::sleep(2 * SHORT).await;
@@ -339,7 +353,7 @@ async fn a_broken_answer_goes_on_exactly_where_it_broke_off() {
     let sim = ollama_sim(&[]);
     let fleet = fleet(&[&sim.url]);
     let request = request("[[tokens=120 fault=cut@40]] a long story");
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     let broken = hear(&mut slot.chat(&request).await.expect("a stream")).await;
     assert_eq!(broken.end.expect_err("cut").code(), "upstream_interrupted");
     let prompt = slot.render(&request).await.expect("a reply").expect("a prompt");
@@ -366,7 +380,7 @@ async fn models_are_merged_over_the_hosts_and_found_with_or_without_a_tag() {
         assert_eq!(fleet.check(model).await, Ok(()), "{model}");
         assert_eq!(fleet.num_ctx(model).await, Some(2048), "{model}");
     }
-    assert_eq!(fleet.acquire("c").await.expect("a slot").model().name, "c:latest");
+    assert_eq!(acquire(&fleet, "c").await.expect("a slot").model().name, "c:latest");
     let OllamaError::ModelNotFound { model, available } =
         fleet.check("a").await.expect_err("no such model")
     else {
@@ -389,7 +403,7 @@ async fn a_model_pulled_since_is_found_and_one_deleted_since_is_missed() {
     let copied = http().post(format!("{}/api/copy", sim.url)).json(&body).send().await;
     assert!(copied.is_ok_and(|reply| reply.status().is_success()));
     assert_eq!(fleet.check("new").await, Ok(()));
-    let slot = fleet.acquire("new").await.expect("a slot");
+    let slot = acquire(&fleet, "new").await.expect("a slot");
     let body = json!({"model": "new"});
     let deleted = http().delete(format!("{}/api/delete", sim.url)).json(&body).send().await;
     assert!(deleted.is_ok_and(|reply| reply.status().is_success()));
@@ -399,46 +413,32 @@ async fn a_model_pulled_since_is_found_and_one_deleted_since_is_missed() {
 }
 
 #[tokio::test]
-async fn slots_are_spread_and_bounded_and_the_next_caller_waits_for_one() {
-    let (first, second) = (ollama_sim(&[]), ollama_sim(&[]));
-    let fleet = fleet(&[&first.url, &second.url]);
-    let mut held = Vec::new();
-    for _ in 0..4 {
-        held.push(fleet.acquire(MODEL).await.expect("a slot"));
-    }
-    let hosts: Vec<_> = held.iter().map(jarvis::ollama::Slot::host_id).collect();
-    assert_ne!(hosts[0], hosts[1]);
-    assert_ne!(hosts[2], hosts[3]);
-    let hurried = fleet.clone().with_slot_wait(SHORT);
-    let busy = hurried.acquire(MODEL).await.expect_err("all are in use");
+async fn a_host_has_no_more_clients_than_slots() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    let mut held = vec![acquire(&fleet, MODEL).await.expect("a slot")];
+    held.push(acquire(&fleet, MODEL).await.expect("a slot"));
+    let busy = acquire(&fleet, MODEL).await.expect_err("all are in use");
     assert_eq!(busy.code(), "upstream_busy");
-    assert!(busy.retry_after().is_some_and(|after| after >= Duration::from_secs(1)));
-    let waiting = tokio::spawn({
-        let fleet = fleet.clone();
-        async move { fleet.acquire(MODEL).await }
-    });
-    let freed = held.swap_remove(1).host_id();
-    let slot = waiting.await.expect("no panic").expect("the slot that came free");
-    assert_eq!(slot.host_id(), freed);
-    drop((held, slot));
-    let other = fleet.acquire_excluding(MODEL, &[hosts[0]]).await.expect("a slot");
-    assert_ne!(other.host_id(), hosts[0]);
-    let both = [hosts[0], hosts[1]];
-    let none = fleet.acquire_excluding(MODEL, &both).await.expect_err("none is left");
-    assert_eq!(none, OllamaError::NoHost);
+    let (next, ()) = tokio::join!(acquire(&fleet, MODEL), async { drop(held.pop()) });
+    assert!(next.is_ok(), "a stream that is just closed is waited for");
 }
 
 #[tokio::test]
-async fn dropped_waiting_costs_no_slot() {
+async fn a_host_is_known_by_its_address_and_asked_by_its_name() {
     let sim = ollama_sim(&[]);
-    let fleet = Fleet::new(FleetConfig { slots: 1, ..config(&[&sim.url]) }).expect("a fleet");
-    let held = fleet.acquire(MODEL).await.expect("a slot");
-    for _ in 0..20 {
-        let waiting = fleet.acquire(MODEL);
-        assert!(tokio::time::timeout(Duration::from_millis(2), waiting).await.is_err());
+    let named = sim.url.replace("127.0.0.1", "localhost");
+    let fleet = fleet(&[&named]);
+    let deadline = Instant::now() + LIMIT;
+    while fleet.hosts().is_empty() {
+        assert!(Instant::now() < deadline, "the name was not looked up");
+        tokio::task::yield_now().await;
     }
-    drop(held);
-    assert!(fleet.acquire(MODEL).await.is_ok());
+    let heard = ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer");
+    assert!(heard.end.is_ok());
+    let hosts = fleet.hosts();
+    let ids: Vec<_> = hosts.iter().map(|host| host.id.as_str()).collect();
+    assert_eq!(ids, [&*sim.url]);
 }
 
 #[tokio::test]
@@ -446,7 +446,7 @@ async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
     let (mut first, mut second) = (ollama_sim(&[]), ollama_sim(&[]));
     let fleet = fleet(&[&first.url, &second.url]);
     assert_eq!(fleet.healthy().await, 2);
-    let slot = fleet.acquire(MODEL).await.expect("a slot");
+    let slot = acquire(&fleet, MODEL).await.expect("a slot");
     first.kill();
     // What dies under a request is told as such; what follows avoids it.
     let error = slot.chat(&request("hi")).await.expect_err("dead");
@@ -463,7 +463,7 @@ async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
     assert!(error.is_retryable(), "{error:?}");
     assert_eq!(fleet.models().await, Err(OllamaError::NoHost));
     assert_eq!(fleet.check(MODEL).await, Err(OllamaError::NoHost));
-    assert_eq!(fleet.acquire(MODEL).await.map(drop), Err(OllamaError::NoHost));
+    assert_eq!(acquire(&fleet, MODEL).await.map(drop), Err(OllamaError::NoHost));
     assert_eq!(fleet.num_ctx(MODEL).await, None);
     assert_eq!(fleet.healthy().await, 0);
 }
@@ -496,7 +496,7 @@ async fn a_host_that_comes_back_is_used_again() {
         assert!(Instant::now() < deadline, "not found again");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(fleet.acquire("m").await.is_ok());
+    assert!(acquire(&fleet, "m").await.is_ok());
 }
 
 // What no Ollama should do
@@ -604,7 +604,7 @@ async fn a_host_that_cannot_render_says_so_without_a_word_of_an_answer() {
     })
     .await;
     let fleet = fleet(&[&host.url]);
-    let slot = fleet.acquire("m").await.expect("a slot");
+    let slot = acquire(&fleet, "m").await.expect("a slot");
     let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
     assert_eq!(slot.render(&request).await, Ok(None));
 }

@@ -114,6 +114,7 @@ fn new_turn(text: &str) -> NewTurn {
         stop: Vec::new(),
         think: false,
         message_id: None,
+        source: String::new(),
     };
     NewTurn { spec, content: text.to_owned(), key: None }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::guard::Caller;
+use super::guard::{Caller, Source};
 use super::input::{ChatRequest, FieldError, hex_digest};
 use super::problem::{JsonBody, Problem, ProblemDetails, in_time};
 use super::turns::{self, Asked, Past};
@@ -74,6 +74,7 @@ pub struct ChatResponse {
 pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
+    Source(source): Source,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -83,11 +84,11 @@ pub async fn send(
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
         shared.admit()?;
-        let asked = turns::submit(&shared, &owner, session, &request, key).await?;
+        let asked = turns::submit(&shared, &owner, session, &request, key, &source).await?;
         return sse::of_turn(shared, owner, session, asked).await;
     }
     let Asked { submitted, mut guard } =
-        turns::submit(&shared, &owner, session, &request, key).await?;
+        turns::submit(&shared, &owner, session, &request, key, &source).await?;
     let limit = shared.settings.request_timeout;
     let answered = tokio::select! {
         biased;

@@ -1,10 +1,11 @@
 //! What every request passes: its identifier, log and metrics, and the rules on who may ask.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use axum::Extension;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -13,6 +14,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 use uuid::Uuid;
 
+use super::input::hex_digest;
 use super::problem::{NoRoute, Problem};
 use super::{EdgeSettings, Shared};
 use crate::session::Owner;
@@ -29,6 +31,38 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self(Owner::Anonymous))
+    }
+}
+
+/// Where the caller comes from: a word that is the same for one address, and tells it to nobody.
+pub struct Source(pub String);
+
+impl FromRequestParts<Shared> for Source {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+        let address = forwarded(&parts.headers, shared.settings.proxies).or(peer);
+        Ok(Self(address.map_or_else(String::new, |address| {
+            let mut digest = hex_digest(network(address).to_string().as_bytes());
+            digest.truncate(16);
+            digest
+        })))
+    }
+}
+
+/// The address that the outermost of our proxies saw.
+fn forwarded(headers: &HeaderMap, proxies: usize) -> Option<IpAddr> {
+    let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
+    hops.len().checked_sub(proxies).filter(|_| proxies > 0).and_then(|at| hops[at].parse().ok())
+}
+
+/// What one subscriber has: an address, of IPv6 the first half of one.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
     }
 }
 

@@ -324,6 +324,7 @@ impl ChatRequest {
             stop: self.stop.clone(),
             think: self.think,
             message_id: self.message_id.clone(),
+            source: String::new(),
         }
     }
 

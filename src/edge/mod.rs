@@ -15,10 +15,12 @@ mod turns;
 mod websocket;
 pub mod wire;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -78,6 +80,8 @@ pub struct EdgeSettings {
     pub read_timeout: Duration,
     /// WebSockets and event streams at a time.
     pub max_sockets: usize,
+    /// Proxies in front that add to X-Forwarded-For.
+    pub proxies: usize,
 }
 
 /// The longest message with every character escaped as a pair of surrogates is 384 KiB.
@@ -95,6 +99,7 @@ impl Default for EdgeSettings {
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
             max_sockets: 19_000,
+            proxies: 0,
         }
     }
 }
@@ -111,6 +116,11 @@ impl AppState {
         }
         Ok(())
     }
+}
+
+/// All routes, told from where each connection comes.
+pub fn service(state: AppState) -> IntoMakeServiceWithConnectInfo<Router, SocketAddr> {
+    router(state).into_make_service_with_connect_info()
 }
 
 /// All routes. Each answers with and without a trailing slash.

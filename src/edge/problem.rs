@@ -154,6 +154,7 @@ impl From<SubmitError> for Problem {
                 Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
+            SubmitError::QueueFull(failure) => failure.into(),
             SubmitError::Draining => Self::draining(),
             SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
         }
@@ -187,7 +188,9 @@ fn upstream_status(code: &str) -> StatusCode {
     match code {
         "model_not_found" => StatusCode::NOT_FOUND,
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
-        "no_model_host" | "upstream_busy" => StatusCode::SERVICE_UNAVAILABLE,
+        "no_model_host" | "upstream_busy" | "queue_full" | "queue_timeout" => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     }

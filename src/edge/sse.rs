@@ -208,6 +208,9 @@ impl Events {
         if self.generation.is_some() && frame.generation != self.generation {
             return;
         }
+        if let FrameKind::Queued = frame.kind {
+            return self.send(&frame.json, None);
+        }
         self.begun = true;
         self.send(&frame.json, Some(frame.after));
         if let FrameKind::Control(event) = &frame.kind

@@ -13,7 +13,7 @@ use crate::generation::{Generations, Submitted};
 use crate::session::store::{self, From as ReadFrom, IdempotencyKey, NewTurn, Read};
 use crate::session::{
     Control, Cursor, Event, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status,
-    Store, StoreError,
+    Store, StoreError, TurnSpec,
 };
 
 /// Cancels a generation when it is dropped, unless it was told that there is no need.
@@ -64,9 +64,13 @@ pub async fn submit(
     session: SessionId,
     request: &ChatRequest,
     key: Option<String>,
+    source: &str,
 ) -> Result<Asked, Problem> {
     let new = NewTurn {
-        spec: request.spec(&shared.settings.default_model),
+        spec: TurnSpec {
+            source: source.to_owned(),
+            ..request.spec(&shared.settings.default_model)
+        },
         content: request.message.clone(),
         key: key.map(|key| IdempotencyKey { key, body: request.digest() }),
     };

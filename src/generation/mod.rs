@@ -2,12 +2,14 @@
 //!
 //! Nothing here knows of sockets. What is written reaches clients through the session's feed.
 
+mod capacity;
 mod context;
 mod continuation;
 mod deeds;
 mod draft;
 #[cfg(test)]
 mod interleavings;
+mod place;
 mod takeover;
 mod turn;
 mod writer;
@@ -22,6 +24,8 @@ use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
 use crate::ollama::{Fleet, OllamaError};
+use crate::queue::{HostReport, Queue};
+use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
@@ -37,6 +41,8 @@ pub struct Generations {
     store: Store,
     feeds: Feeds,
     fleet: Fleet,
+    queue: Queue,
+    retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
@@ -99,6 +105,9 @@ pub enum SubmitError {
     /// No host answers.
     #[error("no model host can be reached")]
     NoModelHost,
+    /// As many turns wait as may.
+    #[error("{}", .0.message)]
+    QueueFull(Failure),
     /// This replica is on its way out.
     #[error("this replica is being replaced; try again")]
     Draining,
@@ -124,6 +133,11 @@ impl From<OllamaError> for SubmitError {
     }
 }
 
+/// What a replica sees of the model hosts, as the queue wants to know it.
+pub fn host_reports(fleet: &Fleet) -> Vec<HostReport> {
+    capacity::reports(fleet)
+}
+
 impl Generations {
     /// Begins to watch the other replicas. `num_ctx_cap` bounds the context window in tokens,
     /// whatever a model allows; `lease` is how long a replica may be silent before its turns are
@@ -132,6 +146,7 @@ impl Generations {
         store: Store,
         feeds: Feeds,
         fleet: Fleet,
+        queue: Queue,
         num_ctx_cap: u32,
         lease: Duration,
     ) -> Self {
@@ -139,6 +154,8 @@ impl Generations {
             store,
             feeds,
             fleet,
+            queue,
+            retries: Arc::default(),
             num_ctx_cap,
             lease,
             running: Arc::default(),
@@ -183,6 +200,11 @@ impl Generations {
             return Err(SubmitError::Draining);
         }
         self.fleet.check(&new.spec.model).await?;
+        // What nobody can run soon is refused before it is a part of the conversation. The queue
+        // itself decides; this is what it was a moment ago.
+        if self.queue.is_full() {
+            return Err(SubmitError::QueueFull(place::queue_full(None)));
+        }
         match self.store.accept(owner, session, &new).await? {
             Acceptance::New { turn, began, before } => {
                 let generation = turn.generation;
@@ -283,8 +305,12 @@ impl Generations {
         self.tasks.close();
         let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
         let rest = self.tasks.len();
+        self.queue.leave_to_others();
         self.stop.cancel();
         self.tasks.wait().await;
+        if let Err(error) = self.queue.sign_off().await {
+            tracing::debug!(%error, "the slots have to wait for the lease");
+        }
         match self.store.sign_off().await {
             Ok(()) => tracing::info!(turns = rest, "handed over"),
             Err(error) => tracing::warn!(%error, "could not sign off; the lease has to run out"),

@@ -64,7 +64,12 @@ pub(super) async fn watch(generations: Generations) {
             match take_over(&generations, |turn| turn.replica == *replica).await {
                 Ok(turns) => {
                     tracing::warn!(replica, turns, "a replica is gone; its turns are taken over");
-                    let counter = seen.remove(replica).and_then(|seen| seen.counter);
+                    let counter = seen.get(replica).and_then(|seen| seen.counter);
+                    if let Err(error) = generations.queue.free(replica, counter).await {
+                        tracing::warn!(%error, replica, "its slots wait for Redis");
+                        continue;
+                    }
+                    seen.remove(replica);
                     if let Some(counter) = counter {
                         let _ = generations.store.bury(replica, counter).await;
                     }

@@ -8,12 +8,15 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Generations;
+use super::capacity;
 use super::context::Conversation;
 use super::continuation::{self, Asked, without_overlap};
 use super::deeds::{Deed, Finished};
 use super::draft::Fenced;
+use super::place::{Wait, wait_for_slot};
 use super::writer::Writer;
-use crate::ollama::{Done, DoneReason, OllamaError, Slot};
+use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
+use crate::queue::Lease;
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
@@ -23,11 +26,13 @@ const RETRY: Duration = Duration::from_millis(500);
 const FRUITLESS_ATTEMPTS: usize = 3;
 /// Attempts in all.
 const ATTEMPTS: usize = 12;
+/// Times in all that a host said it was full.
+const BUSY_ATTEMPTS: usize = 120;
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 0.9;
 
 /// Why a turn stops without an end of its own: it was cancelled, or is another replica's.
-struct Stopped;
+pub(super) struct Stopped;
 
 /// How an answer ended.
 enum End {
@@ -98,7 +103,8 @@ async fn run_to_end(
             (writers, Writer::start(store, held, stored))
         }
     };
-    let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
+    let told = writers == 1;
+    let end = Box::pin(answer(generations, turn, &feed, &mut writer, told)).await?;
     finish(generations, turn, writer, writers, end).await
 }
 
@@ -139,12 +145,20 @@ async fn answer(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
+    is_told: bool,
 ) -> Result<End, Stopped> {
-    let mut attempts = 0;
-    let mut fruitless = 0;
+    // Given up with this call, before the end is written: the next one need not wait for that.
+    let mut lease = generations.queue.lease(capacity::ticket(turn));
+    let mut wait = Wait { has_text: !writer.text().is_empty(), is_told, again_at: None };
+    let mut context = ContextReport::default();
+    let (mut attempts, mut fruitless, mut busy) = (0, 0, 0);
     loop {
+        if let Err(failure) = wait_for_slot(generations, turn, feed, &mut lease, wait).await? {
+            return Ok(End::Failed { failure, context });
+        }
         let before = writer.text().len();
-        let (ended, context) = attempt(generations, turn, feed, writer).await?;
+        let ended;
+        (ended, context) = attempt(generations, turn, feed, writer, &lease).await?;
         while !writer.is_settled() {
             tokio::select! {
                 written = writer.progress() => written.map_err(|Fenced| Stopped)?,
@@ -152,24 +166,50 @@ async fn answer(
             }
         }
         let error = match ended {
-            Ok((reason, usage)) => return Ok(End::Finished { reason, usage, context }),
+            Ok((reason, usage)) => {
+                generations.retries.earn();
+                return Ok(End::Finished { reason, usage, context });
+            }
             Err(OllamaError::Repetition) => {
                 let reason = FinishReason::Repetition;
                 return Ok(End::Finished { reason, usage: Usage::default(), context });
             }
             Err(error) => error,
         };
-        attempts += 1;
-        fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
-        if !error.is_retryable() || fruitless >= FRUITLESS_ATTEMPTS || attempts >= ATTEMPTS {
+        let has_text = !writer.text().is_empty();
+        if matches!(error, OllamaError::Busy { .. }) {
+            busy += 1;
+        } else {
+            attempts += 1;
+            fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
+        }
+        if !is_worth_another(generations, turn, &error).await
+            || fruitless >= FRUITLESS_ATTEMPTS
+            || attempts >= ATTEMPTS
+            || busy >= BUSY_ATTEMPTS
+            || (fruitless > 0 && !has_text && !generations.retries.spend())
+        {
             return Ok(End::Failed { failure: failure(&error), context });
         }
         tracing::warn!(%error, attempts, "the model broke off; going on");
         metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
-        tokio::select! {
-            () = sleep(RETRY) => {}
-            () = cancelled(feed, turn) => return Err(Stopped),
+        let why = capacity::returned(&error, attempts, has_text);
+        let again_at = Some(Instant::now() + why.excluded.max(why.full));
+        wait = Wait { has_text, is_told: false, again_at };
+        if let Err(error) = lease.give_back(why).await {
+            tracing::warn!(%error, "a slot could not be returned; another try with it");
         }
+    }
+}
+
+/// Whether the same request may succeed, here or elsewhere.
+async fn is_worth_another(generations: &Generations, turn: &Turn, error: &OllamaError) -> bool {
+    match error {
+        // One host has lost the model; others may have it.
+        OllamaError::ModelNotFound { .. } => {
+            generations.fleet.check(&turn.spec.model).await.is_ok()
+        }
+        error => error.is_retryable(),
     }
 }
 
@@ -181,10 +221,11 @@ async fn attempt(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
+    lease: &Lease,
 ) -> Result<(Ended, ContextReport), Stopped> {
     let opened = Instant::now();
     let so_far = writer.text().to_owned();
-    let mut opening = Box::pin(open(generations, turn, &so_far));
+    let mut opening = Box::pin(open(generations, turn, lease, &so_far));
     let opened_stream = loop {
         tokio::select! {
             opened = &mut opening => break opened,
@@ -263,10 +304,11 @@ async fn attempt(
     Ok((Ok((reason, usage)), context))
 }
 
-/// Finds a host and has the model go on after `so_far`.
+/// Has the model go on after `so_far`, on the host that was granted.
 async fn open(
     generations: &Generations,
     turn: &Turn,
+    lease: &Lease,
     so_far: &str,
 ) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
@@ -282,16 +324,18 @@ async fn open(
     let allowed = fleet.num_ctx(&turn.spec.model).await;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let (mut request, mut context) = conversation.request(turn, num_ctx, 1.0);
+    let slot = match lease.grant() {
+        Some(grant) => fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await,
+        None => Err(OllamaError::Unreachable),
+    };
+    let slot = match slot {
+        Ok(slot) => slot,
+        Err(error) => return Err((error, context)),
+    };
     let mut shortened = false;
     loop {
-        let opened = match fleet.acquire(&turn.spec.model).await {
-            Ok(slot) => {
-                continuation::open(&slot, &request, so_far).await.map(|asked| (asked, slot))
-            }
-            Err(error) => Err(error),
-        };
-        match opened {
-            Ok((asked, slot)) => return Ok((asked, context, slot)),
+        match continuation::open(&slot, &request, so_far).await {
+            Ok(asked) => return Ok((asked, context, slot)),
             Err(OllamaError::ContextTooLong { prompt_tokens, num_ctx: window })
                 if !shortened && context.messages_sent > 1 =>
             {
@@ -304,7 +348,7 @@ async fn open(
     }
 }
 
-async fn cancelled(feed: &Arc<Feed>, turn: &Turn) {
+pub(super) async fn cancelled(feed: &Arc<Feed>, turn: &Turn) {
     loop {
         let changed = feed.changed();
         tokio::pin!(changed);

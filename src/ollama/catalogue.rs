@@ -91,6 +91,17 @@ impl Catalogue {
         Look::Asked { question: self.ask(), doubtful }
     }
 
+    /// What the host said last, however long ago; none where it gave no answer. Asks it again where
+    /// that is due.
+    pub(super) fn latest(self: &Arc<Self>) -> Answer {
+        match self.look() {
+            Look::Known(answer) => answer,
+            Look::Asked { .. } => {
+                lock(&self.state).answered.as_ref().and_then(|(_, answer)| answer.clone())
+            }
+        }
+    }
+
     /// Asks the host, or joins a question that is under way. It goes on when nobody waits for it,
     /// so that a host that hangs is found out even if others are faster.
     pub(super) fn ask(self: &Arc<Self>) -> Question {

@@ -97,6 +97,21 @@ impl OllamaError {
         }
     }
 
+    /// Whether the host is to blame, and others may do better.
+    pub(super) fn is_fault(&self) -> bool {
+        match self {
+            Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::FirstTokenTimeout
+            | Self::TokenGapTimeout
+            | Self::ReplyTimeout
+            | Self::Interrupted(_)
+            | Self::Malformed => true,
+            Self::Rejected { status } => *status >= 500,
+            _ => false,
+        }
+    }
+
     /// When to come back, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -1,7 +1,8 @@
-//! All hosts together: which models there are, and who takes the next generation.
+//! All hosts together: which there are, which models they have, and how each gets on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,28 +11,23 @@ use futures_util::stream::FuturesUnordered;
 use reqwest::Url;
 use tokio::time::{Instant, sleep_until};
 
+use super::breaker::Passage;
 use super::catalogue::{Answer, Listing, Look};
 use super::error::OllamaError;
 use super::host::{Host, HostId, Limits, http_client};
 use super::pool::{Member, Slot};
 use super::wire::{KeepAlive, Model};
+use super::{lock, resolve};
 
 /// How long a caller that has a host already waits to hear of others.
 const GRACE: Duration = Duration::from_millis(100);
 /// How long a sign of life counts where somebody asks for the fleet's health.
 const HEALTH: Duration = Duration::from_secs(1);
-/// How long a caller waits for a slot, where it does not say.
-const SLOT_WAIT: Duration = Duration::from_mins(1);
-/// When to come back after having waited for a slot in vain.
-const BUSY_RETRY: Duration = Duration::from_secs(5);
-
 /// The hosts, and how to treat them.
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
-    /// `http://` or `https://`; at least one, each once. A path is kept as a prefix.
-    pub hosts: Vec<Url>,
-    /// Generations at a time on each host; at least 1.
-    pub slots: usize,
+    /// At least one, each once.
+    pub hosts: Vec<HostConfig>,
     /// Time limit of connecting.
     pub connect_timeout: Duration,
     /// Time limit from the request to the first piece; loading the model counts.
@@ -42,47 +38,87 @@ pub struct FleetConfig {
     pub keep_alive: String,
 }
 
+/// A host, or several of one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// `http://` or `https://`. A path is kept as a prefix; each address of a name is a host.
+    pub url: Url,
+    /// Generations at a time on each of them; at least 1.
+    pub slots: usize,
+}
+
 /// The hosts. Cloning is cheap, and clones share everything.
 ///
 /// Its methods need a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Fleet {
-    members: Arc<[Arc<Member>]>,
-    slot_wait: Duration,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: FleetConfig,
+    /// Replaced whole, where a name has other addresses.
+    members: Mutex<Arc<[Arc<Member>]>>,
+}
+
+/// What is known of a host without asking it now.
+#[derive(Clone, Debug)]
+pub struct HostState {
+    /// Which.
+    pub id: HostId,
+    /// Generations at a time.
+    pub slots: usize,
+    /// Whether generations may go there, from here.
+    pub passage: Passage,
+    /// The models that it has, with their tags, and whether they are in its memory.
+    pub models: BTreeMap<String, bool>,
 }
 
 /// A host, and what it said it has.
 type Answered = (Arc<Member>, Arc<Listing>);
 
 impl Fleet {
-    /// Opens nothing yet.
+    /// Opens nothing yet, but begins to look up the hosts that are given by name.
     ///
     /// # Errors
     /// [`OllamaError::Setting`].
     pub fn new(config: FleetConfig) -> Result<Self, OllamaError> {
         check(&config)?;
-        let tls = config.hosts.iter().any(|url| url.scheme() == "https");
-        let http = http_client(config.connect_timeout, tls)?;
-        let limits =
-            Limits { first_token: config.first_token_timeout, token_gap: config.token_gap_timeout };
-        let keep_alive = KeepAlive::from(config.keep_alive.as_str());
-        let members: Result<Arc<[_]>, OllamaError> = config
-            .hosts
-            .into_iter()
-            .enumerate()
-            .map(|(number, url)| {
-                let id = HostId(number);
-                let host = Host::new(id, url, http.clone(), limits, keep_alive.clone());
-                Ok(Arc::new(Member::new(host, config.slots)?))
-            })
-            .collect();
-        Ok(Self { members: members?, slot_wait: SLOT_WAIT })
+        let inner = Inner { config, members: Mutex::new(Arc::new([])) };
+        let literal = |host: &HostConfig| resolve::literal(&host.url).map(|address| vec![address]);
+        inner.set(&inner.config.hosts.iter().map(literal).collect::<Vec<_>>())?;
+        let inner = Arc::new(inner);
+        if inner.config.hosts.iter().any(|host| resolve::literal(&host.url).is_none()) {
+            tokio::spawn(follow_names(Arc::downgrade(&inner)));
+        }
+        Ok(Self { inner })
     }
 
-    /// The same fleet, where a caller waits at most so long for a slot (60 s otherwise).
-    #[must_use]
-    pub fn with_slot_wait(self, slot_wait: Duration) -> Self {
-        Self { slot_wait, ..self }
+    /// What is known of every host, in order. What is not known freshly is asked for meanwhile.
+    pub fn hosts(&self) -> Vec<HostState> {
+        self.members().iter().map(|member| member.state()).collect()
+    }
+
+    /// A client of the host, to answer with this model. Whoever calls has the right to one.
+    ///
+    /// # Errors
+    /// [`OllamaError::Unreachable`] also where there is no such host any more;
+    /// [`OllamaError::ModelNotFound`], [`OllamaError::Busy`] where more is under way than may be.
+    pub async fn slot(&self, host: &HostId, model: &str) -> Result<Slot, OllamaError> {
+        let members = self.members();
+        let member = members.iter().find(|member| member.host.id == *host);
+        let member = member.ok_or(OllamaError::Unreachable)?;
+        let listing = member.catalogue.latest().ok_or(OllamaError::Unreachable)?;
+        let Some(found) = listing.find(model) else {
+            let available = listing.models.iter().map(|model| model.name.clone()).collect();
+            return Err(OllamaError::ModelNotFound { model: model.to_owned(), available });
+        };
+        Arc::clone(member).take(found.clone()).await
+    }
+
+    fn members(&self) -> Arc<[Arc<Member>]> {
+        Arc::clone(&lock(&self.inner.members))
     }
 
     /// The models of all hosts that answer, by name, at most 5 s old. Where hosts have different
@@ -91,7 +127,7 @@ impl Fleet {
     /// # Errors
     /// [`OllamaError::NoHost`].
     pub async fn models(&self) -> Result<Vec<Model>, OllamaError> {
-        let survey = self.survey(&[], None, |_| true).await;
+        let survey = self.survey(None, |_| true).await;
         if survey.matching.is_empty() {
             return Err(OllamaError::NoHost);
         }
@@ -104,25 +140,26 @@ impl Fleet {
     /// [`OllamaError::NoHost`]; [`OllamaError::ModelNotFound`], which is only said after having
     /// asked, not from memory.
     pub async fn check(&self, model: &str) -> Result<(), OllamaError> {
-        let known = self.members.iter().any(|member| match member.catalogue.look() {
+        let known = self.members().iter().any(|member| match member.catalogue.look() {
             Look::Known(Some(listing)) => listing.find(model).is_some(),
             _ => false,
         });
         if known {
             return Ok(());
         }
-        self.holders(model, &[]).await.map(drop)
+        self.holders(model).await.map(drop)
     }
 
     /// How many hosts answer.
     pub async fn healthy(&self) -> usize {
-        let asked = self.members.iter().map(|member| member.host.prove_alive(HEALTH));
+        let members = self.members();
+        let asked = members.iter().map(|member| member.host.prove_alive(HEALTH));
         join_all(asked).await.into_iter().flatten().count()
     }
 
     /// The largest context window that the model allows, in tokens; none where no host tells.
     pub async fn num_ctx(&self, model: &str) -> Option<u32> {
-        for (member, listing) in self.holders(model, &[]).await.ok()? {
+        for (member, listing) in self.holders(model).await.ok()? {
             if let Some(model) = listing.find(model)
                 && let Ok(details) = member.catalogue.details(model).await
             {
@@ -132,77 +169,18 @@ impl Fleet {
         None
     }
 
-    /// A slot of a host that has the model.
-    ///
-    /// # Errors
-    /// [`OllamaError::NoHost`], [`OllamaError::ModelNotFound`], [`OllamaError::Busy`].
-    pub async fn acquire(&self, model: &str) -> Result<Slot, OllamaError> {
-        self.acquire_excluding(model, &[]).await
-    }
-
-    /// As [`Fleet::acquire`], of another host than these.
-    ///
-    /// Free hosts first, among them the one with the fewest generations, then one that has the
-    /// model loaded. When all are in use, the first slot that comes free.
-    ///
-    /// # Errors
-    /// As [`Fleet::acquire`]; [`OllamaError::NoHost`] also where only these hosts are left.
-    pub async fn acquire_excluding(
-        &self,
-        model: &str,
-        excluded: &[HostId],
-    ) -> Result<Slot, OllamaError> {
-        let deadline = Instant::now() + self.slot_wait;
-        let mut candidates: Vec<_> = self
-            .holders(model, excluded)
-            .await?
-            .into_iter()
-            .filter_map(|(member, listing)| {
-                let found = listing.find(model)?.clone();
-                let load = (member.in_flight(), !listing.has_loaded(model));
-                Some((load, member, found))
-            })
-            .collect();
-        candidates.sort_by_key(|(load, ..)| *load);
-        let mut full = Vec::new();
-        for (_, member, found) in candidates {
-            match Arc::clone(&member).take(found.clone(), Duration::ZERO).await {
-                Ok(Some(slot)) => return Ok(slot),
-                Ok(None) => full.push((member, found)),
-                Err(error) => tracing::debug!(host = %member.host.name, %error, "passed over"),
-            }
-        }
-        let wait = deadline.saturating_duration_since(Instant::now());
-        let mut waiting: FuturesUnordered<_> =
-            full.into_iter().map(|(member, found)| member.take(found, wait)).collect();
-        let mut busy = false;
-        while let Some(taken) = waiting.next().await {
-            match taken {
-                Ok(Some(slot)) => return Ok(slot),
-                Ok(None) => busy = true,
-                Err(error) => {
-                    tracing::debug!(%error, "a host failed while its slot was waited for");
-                }
-            }
-        }
-        Err(if busy { OllamaError::Busy { retry_after: BUSY_RETRY } } else { OllamaError::NoHost })
-    }
-
     /// The hosts that have the model, in the order of the settings.
-    async fn holders(
-        &self,
-        model: &str,
-        excluded: &[HostId],
-    ) -> Result<Vec<Answered>, OllamaError> {
+    async fn holders(&self, model: &str) -> Result<Vec<Answered>, OllamaError> {
         let has_it = |listing: &Listing| listing.find(model).is_some();
-        let survey = self.survey(excluded, Some(GRACE), has_it).await;
+        let survey = self.survey(Some(GRACE), has_it).await;
         if !survey.matching.is_empty() {
             return Ok(survey.matching);
         }
         let mut answered = survey.others;
         if survey.from_memory {
             // It may have been pulled since.
-            let asked = self.considered(excluded).map(async |member| {
+            let members = self.members();
+            let asked = members.iter().map(async |member| {
                 let listing = member.catalogue.ask().await?;
                 Some((Arc::clone(member), listing))
             });
@@ -221,15 +199,11 @@ impl Fleet {
 
     /// Asks the hosts that have not answered lately. Waits for all of them, with `grace` only so
     /// long once there is a match; those that gave no answer last time only where there is none.
-    async fn survey(
-        &self,
-        excluded: &[HostId],
-        grace: Option<Duration>,
-        wanted: impl Fn(&Listing) -> bool,
-    ) -> Survey {
+    async fn survey(&self, grace: Option<Duration>, wanted: impl Fn(&Listing) -> bool) -> Survey {
+        let members = self.members();
         let mut survey = Survey::default();
         let (hopeful, doubtful) = (FuturesUnordered::new(), FuturesUnordered::new());
-        for member in self.considered(excluded) {
+        for member in members.iter() {
             match member.catalogue.look() {
                 Look::Known(answer) => {
                     survey.from_memory = true;
@@ -246,12 +220,74 @@ impl Fleet {
         if survey.matching.is_empty() {
             survey.gather(doubtful, grace, &wanted).await;
         }
-        survey.matching.sort_by_key(|(member, _)| member.host.id.0);
+        survey
+            .matching
+            .sort_by(|(a, _), (b, _)| (a.number, &a.host.id).cmp(&(b.number, &b.host.id)));
         survey
     }
+}
 
-    fn considered(&self, excluded: &[HostId]) -> impl Iterator<Item = &Arc<Member>> {
-        self.members.iter().filter(|member| !excluded.contains(&member.host.id))
+impl Inner {
+    /// Makes the members of these addresses, one list a host of the settings; without one, those
+    /// that it has stay.
+    fn set(&self, found: &[Option<Vec<SocketAddr>>]) -> Result<(), OllamaError> {
+        let known = Arc::clone(&lock(&self.members));
+        let mut members: Vec<Arc<Member>> = Vec::new();
+        for (number, (host, addresses)) in self.config.hosts.iter().zip(found).enumerate() {
+            let Some(addresses) = addresses else {
+                members.extend(known.iter().filter(|member| member.number == number).cloned());
+                continue;
+            };
+            for address in addresses {
+                let id = HostId::of(&host.url, *address);
+                if members.iter().any(|member| member.host.id == id) {
+                    continue;
+                }
+                let same = known.iter().find(|member| member.host.id == id);
+                members.push(match same {
+                    Some(member) => Arc::clone(member),
+                    None => Arc::new(self.member(number, host, id, *address)?),
+                });
+            }
+        }
+        *lock(&self.members) = members.into();
+        Ok(())
+    }
+
+    fn member(
+        &self,
+        number: usize,
+        host: &HostConfig,
+        id: HostId,
+        address: SocketAddr,
+    ) -> Result<Member, OllamaError> {
+        let config = &self.config;
+        let tls = host.url.scheme() == "https";
+        let pinned = host.url.host_str().map(|name| (name, address));
+        let http = http_client(config.connect_timeout, tls, pinned)?;
+        let limits =
+            Limits { first_token: config.first_token_timeout, token_gap: config.token_gap_timeout };
+        let keep_alive = KeepAlive::from(config.keep_alive.as_str());
+        let client = Host::new(id, host.url.clone(), http, limits, keep_alive);
+        Member::new(number, client, host.slots)
+    }
+}
+
+async fn follow_names(inner: Weak<Inner>) {
+    loop {
+        {
+            let Some(inner) = inner.upgrade() else { return };
+            let asked =
+                inner.config.hosts.iter().map(async |host| match resolve::literal(&host.url) {
+                    Some(address) => Some(vec![address]),
+                    None => resolve::addresses(&host.url).await,
+                });
+            let found = join_all(asked).await;
+            if let Err(error) = inner.set(&found) {
+                tracing::warn!(%error, "a model host's new address cannot be used");
+            }
+        }
+        tokio::time::sleep(resolve::EVERY).await;
     }
 }
 
@@ -315,17 +351,17 @@ fn check(config: &FleetConfig) -> Result<(), OllamaError> {
     if config.hosts.is_empty() {
         return wrong("at least one Ollama host is needed");
     }
-    if config.slots == 0 {
-        return wrong("an Ollama host needs at least one slot");
-    }
-    for (number, url) in config.hosts.iter().enumerate() {
+    for (number, HostConfig { url, slots }) in config.hosts.iter().enumerate() {
+        if *slots == 0 {
+            return wrong("an Ollama host needs at least one slot");
+        }
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return wrong("an Ollama host is http://host:port or https://host:port");
         }
         if url.query().is_some() || url.fragment().is_some() {
             return wrong("the URL of an Ollama host has no query and no fragment");
         }
-        if config.hosts[..number].contains(url) {
+        if config.hosts[..number].iter().any(|host| host.url == *url) {
             return wrong("each Ollama host is given once");
         }
     }
@@ -338,8 +374,10 @@ mod tests {
 
     fn config(hosts: &[&str]) -> FleetConfig {
         FleetConfig {
-            hosts: hosts.iter().map(|host| host.parse().expect("a URL")).collect(),
-            slots: 1,
+            hosts: hosts
+                .iter()
+                .map(|host| HostConfig { url: host.parse().expect("a URL"), slots: 1 })
+                .collect(),
             connect_timeout: Duration::from_secs(1),
             first_token_timeout: Duration::from_secs(1),
             token_gap_timeout: Duration::from_secs(1),
@@ -347,17 +385,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn wrong_settings_are_refused_before_anything_is_opened() {
+    #[tokio::test]
+    async fn wrong_settings_are_refused_before_anything_is_opened() {
         let refused = |config| Fleet::new(config).map(drop).expect_err("refused").code();
         for hosts in [&[][..], &["ftp://h"], &["http://h", "http://h/"], &["http://h/?a"]] {
             assert_eq!(refused(config(hosts)), "invalid_setting", "{hosts:?}");
         }
-        assert_eq!(refused(FleetConfig { slots: 0, ..config(&["http://h"]) }), "invalid_setting");
+        let mut without_slots = config(&["http://h"]);
+        without_slots.hosts[0].slots = 0;
+        assert_eq!(refused(without_slots), "invalid_setting");
     }
 
-    #[test]
-    fn both_schemes_are_accepted_however_often() {
+    #[tokio::test]
+    async fn both_schemes_are_accepted_however_often() {
         for _ in 0..2 {
             assert!(Fleet::new(config(&["http://h"])).is_ok());
             assert!(Fleet::new(config(&["https://h:8443/ollama"])).is_ok());

@@ -1,6 +1,7 @@
 //! One Ollama host over HTTP: its routes, its time limits, its errors.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
+use super::breaker::Breaker;
 use super::error::OllamaError;
 use super::health::Health;
 use super::refusal::refusal;
@@ -27,9 +29,27 @@ const IDLE: Duration = Duration::from_secs(30);
 /// After such a silence the system asks whether the other side is still there.
 const KEEP_ALIVE_PROBE: Duration = Duration::from_secs(15);
 
-/// Which host of a fleet, for as long as the fleet lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct HostId(pub(super) usize);
+/// The stable name of a host: scheme, address and path, the same on every replica. For Redis and
+/// for metrics, never for clients.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostId(Arc<str>);
+
+impl HostId {
+    /// The host of this name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    pub(super) fn of(url: &Url, address: SocketAddr) -> Self {
+        let path = url.path().trim_end_matches('/');
+        Self(format!("{}://{address}{path}", url.scheme()).into())
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A host's name and port, without what is secret in its URL. For logs, never for clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +91,7 @@ pub(super) struct Host {
     pub id: HostId,
     pub name: HostName,
     pub health: Health,
+    pub breaker: Breaker,
     pub limits: Limits,
     pub keep_alive: KeepAlive,
     base: Url,
@@ -90,7 +111,8 @@ impl Host {
             base.set_path(&format!("{}/", base.path()));
         }
         let name = HostName::of(&base);
-        Self { id, name, health: Health::default(), limits, keep_alive, base, http }
+        let (health, breaker) = (Health::default(), Breaker::default());
+        Self { id, name, health, breaker, limits, keep_alive, base, http }
     }
 
     /// Asks for a sign of life, unless there was one, good or bad, within `age`.
@@ -265,10 +287,11 @@ impl fmt::Display for Causes<'_> {
     }
 }
 
-/// The one HTTP client of a fleet; `tls` where a host needs it.
+/// The HTTP client of one host, whatever address its name has by now; `tls` where it needs it.
 pub(super) fn http_client(
     connect_timeout: Duration,
     tls: bool,
+    pinned: Option<(&str, SocketAddr)>,
 ) -> Result<reqwest::Client, OllamaError> {
     let provider = rustls::crypto::ring::default_provider();
     let builder = reqwest::Client::builder();
@@ -285,6 +308,10 @@ pub(super) fn http_client(
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
         builder.tls_backend_preconfigured(config)
+    };
+    let builder = match pinned {
+        Some((name, address)) => builder.resolve(name, address),
+        None => builder,
     };
     builder
         .connect_timeout(connect_timeout)
@@ -315,12 +342,13 @@ mod tests {
 
     #[test]
     fn a_base_with_a_path_keeps_it() {
-        let http = http_client(Duration::from_secs(1), false).expect("a client");
+        let http = http_client(Duration::from_secs(1), false, None).expect("a client");
         let limits =
             Limits { first_token: Duration::from_secs(1), token_gap: Duration::from_secs(1) };
         for base in ["http://h/ollama", "http://h/ollama/"] {
             let base = base.parse().expect("a URL");
-            let host = Host::new(HostId(0), base, http.clone(), limits, KeepAlive::from("5m"));
+            let host =
+                Host::new(HostId::new("h"), base, http.clone(), limits, KeepAlive::from("5m"));
             let url = host.url("api/tags").expect("a URL");
             assert_eq!(url.as_str(), "http://h/ollama/api/tags");
         }

@@ -4,6 +4,7 @@
 //! one of them, [`TokenStream`] is that generation. Nothing here retries: before the first token
 //! the caller takes another slot, after it the caller continues from what there is.
 
+mod breaker;
 mod catalogue;
 mod error;
 mod fleet;
@@ -12,16 +13,20 @@ mod host;
 mod ndjson;
 mod pool;
 mod refusal;
+mod resolve;
 mod stream;
 mod wire;
 
+pub use breaker::Passage;
 pub use error::OllamaError;
-pub use fleet::{Fleet, FleetConfig};
+pub use fleet::{Fleet, FleetConfig, HostConfig, HostState};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, Event, LINE_LIMIT};
 pub use pool::Slot;
 pub use stream::TokenStream;
-pub use wire::{ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Token};
+pub use wire::{
+    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Token, canonical,
+};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

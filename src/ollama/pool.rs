@@ -6,11 +6,16 @@ use std::time::Duration;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, TimeoutType, Timeouts};
 
+use super::breaker::Passage;
 use super::catalogue::{Catalogue, FRESH};
 use super::error::OllamaError;
+use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options};
+use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options, canonical};
+
+/// How long a slot may take to come free after its lease has.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Makes a client of its host ready, which means: proves that the host answers.
 #[derive(Debug)]
@@ -35,13 +40,15 @@ impl managed::Manager for Manager {
 /// A host of a fleet: its models and its slots.
 #[derive(Debug)]
 pub(super) struct Member {
+    /// Its place in the settings; hosts of one name have the same.
+    pub number: usize,
     pub host: Arc<Host>,
     pub catalogue: Arc<Catalogue>,
     pool: managed::Pool<Manager>,
 }
 
 impl Member {
-    pub(super) fn new(host: Host, slots: usize) -> Result<Self, OllamaError> {
+    pub(super) fn new(number: usize, host: Host, slots: usize) -> Result<Self, OllamaError> {
         let host = Arc::new(host);
         let manager = Manager { host: Arc::clone(&host) };
         let pool = managed::Pool::builder(manager)
@@ -49,26 +56,36 @@ impl Member {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|_| OllamaError::Setting("a pool of slots cannot be built"))?;
-        Ok(Self { catalogue: Catalogue::new(Arc::clone(&host)), host, pool })
+        Ok(Self { number, catalogue: Catalogue::new(Arc::clone(&host)), host, pool })
     }
 
-    /// Slots in use, and callers that wait for one.
-    pub(super) fn in_flight(&self) -> usize {
-        let status = self.pool.status();
-        status.size.saturating_sub(status.available) + status.waiting
+    /// What is known of the host without asking it now.
+    pub(super) fn state(&self) -> HostState {
+        let listing = self.catalogue.latest();
+        // A host that does not answer is let alone, whatever its breaker says.
+        let passage = if listing.is_some() { self.host.breaker.passage() } else { Passage::Shut };
+        let models = listing.iter().flat_map(|listing| {
+            listing
+                .models
+                .iter()
+                .map(|model| (canonical(&model.name), listing.has_loaded(&model.name)))
+        });
+        let slots = self.pool.status().max_size;
+        HostState { id: self.host.id.clone(), slots, passage, models: models.collect() }
     }
 
-    /// A slot, waiting at most `wait` for it (with zero: only a free one). None when there is none.
-    pub(super) async fn take(
-        self: Arc<Self>,
-        model: Model,
-        wait: Duration,
-    ) -> Result<Option<Slot>, OllamaError> {
-        let timeouts = Timeouts { wait: Some(wait), ..Timeouts::default() };
+    /// A slot. Whoever comes has the right to one: the wait is for a stream that is just closed.
+    pub(super) async fn take(self: Arc<Self>, model: Model) -> Result<Slot, OllamaError> {
+        let timeouts = Timeouts { wait: Some(CLOSING), ..Timeouts::default() };
         match self.pool.timeout_get(&timeouts).await {
-            Ok(client) => Ok(Some(Slot { client, model, member: self })),
-            Err(PoolError::Timeout(TimeoutType::Wait)) => Ok(None),
-            Err(PoolError::Backend(error)) => Err(error),
+            Ok(client) => Ok(Slot { client, model, member: self }),
+            Err(PoolError::Timeout(TimeoutType::Wait)) => {
+                Err(OllamaError::Busy { retry_after: CLOSING })
+            }
+            Err(PoolError::Backend(error)) => {
+                self.host.breaker.failed();
+                Err(error)
+            }
             Err(error) => {
                 tracing::error!(host = %self.host.name, %error, "a pool of slots failed");
                 Err(OllamaError::Unreachable)
@@ -92,9 +109,9 @@ impl Slot {
         &self.client.name
     }
 
-    /// The host; to exclude it from the next choice.
-    pub fn host_id(&self) -> HostId {
-        self.client.id
+    /// The host, as all replicas call it.
+    pub fn host_id(&self) -> &HostId {
+        &self.client.id
     }
 
     /// The model, as this host has it.
@@ -151,6 +168,9 @@ impl Slot {
 
     /// A model that is missing here was deleted since the host was asked: it is asked again.
     async fn learned<T>(&self, result: Result<T, OllamaError>) -> Result<T, OllamaError> {
+        if result.as_ref().is_err_and(OllamaError::is_fault) {
+            self.client.breaker.failed();
+        }
         let Err(OllamaError::ModelNotFound { model, .. }) = result else {
             return result;
         };

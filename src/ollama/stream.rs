@@ -63,14 +63,18 @@ impl TokenStream {
         match &result {
             Ok(Token { done: Some(_), .. }) => {
                 self.ended = true;
+                self.host.breaker.succeeded();
                 if let Some(response) = self.response.take() {
                     tokio::spawn(read_tail(response));
                 }
             }
             Ok(_) => {}
-            Err(_) => {
+            Err(error) => {
                 self.ended = true;
                 self.response = None;
+                if error.is_fault() {
+                    self.host.breaker.failed();
+                }
             }
         }
         result.map(Some)
@@ -84,7 +88,10 @@ impl TokenStream {
             };
             match event {
                 Some(Event::Token(token)) => {
-                    self.begun = true;
+                    if !self.begun {
+                        self.begun = true;
+                        self.host.breaker.begun();
+                    }
                     self.deadline = None;
                     if let Some(token) = self.take(token) {
                         return Ok(token);

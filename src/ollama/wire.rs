@@ -169,16 +169,23 @@ pub struct Model {
     pub digest: String,
 }
 
-/// A name with its tag: without one it means `:latest`.
+/// Whether two names are of one model: without a tag a name means `:latest`.
 pub(super) fn same_model(a: &str, b: &str) -> bool {
-    fn parts(name: &str) -> (&str, &str) {
-        match name.rsplit_once(':') {
-            // A colon before a slash is a registry's port.
-            Some((name, tag)) if !tag.contains('/') => (name, tag),
-            _ => (name, "latest"),
-        }
-    }
     parts(a) == parts(b)
+}
+
+/// A model's name with its tag.
+pub fn canonical(name: &str) -> String {
+    let (name, tag) = parts(name);
+    format!("{name}:{tag}")
+}
+
+fn parts(name: &str) -> (&str, &str) {
+    match name.rsplit_once(':') {
+        // A colon before a slash is a registry's port.
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (name, "latest"),
+    }
 }
 
 /// One line of a stream, or the only object of a reply without one.

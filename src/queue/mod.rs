@@ -4,9 +4,188 @@
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
 //! one turn. All of it happens in Redis, in one step each; what is told over the channel is a hint.
 
+mod keeper;
+mod lease;
 mod store;
 
+pub use lease::Lease;
 pub use store::{
     Freed, Grant, HostKey, HostReport, HostUse, Limits, Place, QueueStore, Returned, Tick, Ticket,
     Told, Via, Waiting,
 };
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::redis::{Listener, RedisError, RedisOptions, Subscriptions};
+use crate::session::GenerationId;
+
+/// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
+#[derive(Clone)]
+pub struct Queue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: QueueStore,
+    hosts: Box<dyn Fn() -> Vec<HostReport> + Send + Sync>,
+    /// What was reported last.
+    reported: Mutex<Vec<HostReport>>,
+    own: Mutex<HashMap<GenerationId, Own>>,
+    waiting: AtomicUsize,
+    look: Notify,
+    leaves: AtomicBool,
+    subscriptions: OnceLock<Subscriptions>,
+}
+
+/// A ticket of this replica.
+struct Own {
+    ticket: Ticket,
+    start: Option<String>,
+    /// The greatest number of a grant that was heard of.
+    grants: u64,
+    /// Calls that were begun and those that were answered: while one is under way, nothing else
+    /// says where the ticket stands.
+    calls: u64,
+    under_way: bool,
+    place: watch::Sender<Place>,
+}
+
+impl Queue {
+    /// Takes part in the queue. `hosts` tells what this replica sees of the model hosts; it is
+    /// asked often, and must not wait.
+    ///
+    /// # Errors
+    /// [`RedisError::Url`].
+    pub fn start(
+        options: &RedisOptions,
+        store: QueueStore,
+        hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
+    ) -> Result<Self, RedisError> {
+        let channel = store::channel(store.replica());
+        let inner = Arc::new(Inner {
+            store,
+            hosts: Box::new(hosts),
+            reported: Mutex::default(),
+            own: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            look: Notify::new(),
+            leaves: AtomicBool::new(false),
+            subscriptions: OnceLock::new(),
+        });
+        let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
+        let subscriptions = Subscriptions::start_with(options, &listener, 1)?;
+        let _ = inner.subscriptions.set(subscriptions.clone());
+        tokio::spawn(async move {
+            // Where it fails it stays wanted, and the ticks tell of grants meanwhile.
+            let _ = subscriptions.subscribe(&channel).await;
+        });
+        tokio::spawn(keeper::keep(Arc::clone(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// A place for a ticket, to be joined; given up when it is dropped.
+    pub fn lease(&self, ticket: Ticket) -> Lease {
+        Lease::new(Arc::clone(&self.inner), ticket)
+    }
+
+    /// Whether the queue was full when it was last looked at, at most a second or so ago.
+    pub fn is_full(&self) -> bool {
+        self.inner.waiting.load(Ordering::Relaxed) >= self.inner.store.limits().waiting
+    }
+
+    /// From now on a lease that is dropped is not given up: what this replica holds is for the
+    /// others, who find its places kept.
+    pub fn leave_to_others(&self) {
+        self.inner.leaves.store(true, Ordering::Relaxed);
+    }
+
+    /// Frees all that is in this replica's name; places are kept.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn sign_off(&self) -> Result<(), RedisError> {
+        self.inner.store.sign_off().await
+    }
+
+    /// Frees what is in the name of a replica that is gone.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn free(&self, replica: &str, counter: Option<i64>) -> Result<Freed, RedisError> {
+        self.inner.store.free(replica, counter).await
+    }
+}
+
+impl Inner {
+    fn own(&self) -> MutexGuard<'_, HashMap<GenerationId, Own>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reported(&self) -> MutexGuard<'_, Vec<HostReport>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports the hosts, unless some are known to be there for this model.
+    async fn report_for(&self, model: &str) -> Result<(), RedisError> {
+        let known = self
+            .reported()
+            .iter()
+            .any(|host| host.via != Via::Shut && host.models.contains_key(model));
+        if known {
+            return Ok(());
+        }
+        let hosts = (self.hosts)();
+        if hosts == *self.reported() {
+            return Ok(());
+        }
+        self.store.report(&hosts).await?;
+        *self.reported() = hosts;
+        Ok(())
+    }
+}
+
+impl Own {
+    /// Takes over what Redis said, unless a later grant was heard of meanwhile.
+    fn learn(&mut self, told: Told, grants_before: u64) {
+        if told.start.is_some() {
+            self.start = told.start;
+        }
+        match told.place {
+            Place::Granted(grant) if grant.number >= self.grants => {
+                self.grants = grant.number;
+                self.set(Place::Granted(grant));
+            }
+            Place::Granted(_) => {}
+            _ if self.grants > grants_before => {}
+            place => self.set(place),
+        }
+    }
+
+    fn set(&self, place: Place) {
+        self.place.send_if_modified(|known| {
+            let changed = *known != place;
+            *known = place;
+            changed
+        });
+    }
+}
+
+impl Listener for Inner {
+    fn message(&self, _channel: &str, payload: &str) {
+        let Some((generation, grant)) = store::announced(payload) else { return };
+        if let Some(own) = self.own().get_mut(&generation)
+            && grant.number > own.grants
+        {
+            own.grants = grant.number;
+            own.set(Place::Granted(grant));
+        }
+    }
+
+    fn gap(&self) {
+        self.look.notify_one();
+    }
+}

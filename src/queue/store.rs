@@ -36,7 +36,7 @@ pub struct Ticket {
     pub generation: GenerationId,
     /// Between whom the slots are shared fairly.
     pub user: String,
-    /// Whose share of the queue is bounded.
+    /// Whose share of the queue is bounded; empty where it is not.
     pub source: String,
     /// With its tag.
     pub model: String,
@@ -77,7 +77,7 @@ pub struct Waiting {
     pub position: u64,
     /// How long it will take, by what was measured; none before anything was.
     pub eta: Option<Duration>,
-    /// Hosts that have the model.
+    /// Hosts that have the model and can be reached from here.
     pub hosts: u64,
 }
 
@@ -364,8 +364,12 @@ impl QueueStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn free(&self, replica: &str, counter: Option<i64>) -> Result<Freed, RedisError> {
+        let counter = counter.map(|counter| counter.to_string()).unwrap_or_default();
+        self.free_as(&counter, replica).await
+    }
+
+    async fn free_as(&self, counter: &str, replica: &str) -> Result<Freed, RedisError> {
         loop {
-            let counter = counter.map(|counter| counter.to_string()).unwrap_or_default();
             let args = vec![replica.into(), counter.into()];
             let reply: String = self.redis.call("jarvis_queue_free_1", &[QUEUE], args).await?;
             match reply.as_str() {
@@ -375,6 +379,14 @@ impl QueueStore {
                 _ => return Err(unexpected("free")),
             }
         }
+    }
+
+    /// Frees everything in the name of this replica. Places are kept for ten minutes.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn sign_off(&self) -> Result<(), RedisError> {
+        self.free_as("self", &self.replica).await.map(drop)
     }
 
     fn me(&self) -> Value {

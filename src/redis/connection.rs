@@ -148,6 +148,18 @@ impl Redis {
         self.function(&self.line, "FCALL_RO", function, keys, args).await
     }
 
+    /// Tells whoever follows a channel. Nothing is stored.
+    ///
+    /// # Errors
+    /// Any [`RedisError`].
+    pub async fn publish(&self, channel: &str, payload: String) -> Result<(), RedisError> {
+        let command = CustomCommand::new_static("SPUBLISH", slot_of(&[channel]), false);
+        let words: Vec<Value> = vec![channel.into(), payload.into()];
+        let published = self.client().custom::<i64, _>(command, words).await;
+        self.watch(&published);
+        published.map(drop).map_err(classify)
+    }
+
     async fn function<R: FromValue>(
         &self,
         line: &Line,

@@ -63,8 +63,20 @@ impl Subscriptions {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn start(options: &RedisOptions, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
-        let mut shards = Vec::with_capacity(CLIENTS);
-        for _ in 0..CLIENTS {
+        Self::start_with(options, listener, CLIENTS)
+    }
+
+    /// As [`Subscriptions::start`], with so many clients: one is enough for a few channels.
+    ///
+    /// # Errors
+    /// [`RedisError::Url`].
+    pub fn start_with(
+        options: &RedisOptions,
+        listener: &Arc<dyn Listener>,
+        clients: usize,
+    ) -> Result<Self, RedisError> {
+        let mut shards = Vec::with_capacity(clients);
+        for _ in 0..clients {
             let client = connect(options, &[], MESSAGES)?;
             shards.push(Shard::start(options, client, listener));
         }

@@ -112,6 +112,27 @@ pub enum Hint<'a> {
     },
     /// The writer has closed its request to the model's host.
     UpstreamClosed(GenerationId),
+    /// A turn waits for its slot. Stored nowhere: the next one follows within seconds.
+    Queued(Queued),
+}
+
+/// Where a turn stands in the queue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Queued {
+    /// Which.
+    pub generation: GenerationId,
+    /// From 1.
+    pub position: u64,
+    /// Seconds until it begins, by what was measured; none before anything was.
+    pub eta_seconds: Option<f64>,
+}
+
+impl Queued {
+    /// As a channel carries it.
+    pub(super) fn payload(&self) -> String {
+        let eta = self.eta_seconds.map_or_else(|| "-".to_owned(), |eta| eta.to_string());
+        format!("q{} {} {eta}", self.generation, self.position)
+    }
 }
 
 /// What came from Redis is not what this version writes there.
@@ -172,6 +193,18 @@ impl<'a> Hint<'a> {
                 })
             }
             "x" => Ok(Hint::UpstreamClosed(generation(rest)?.ok_or(Unreadable)?)),
+            "q" => {
+                let mut words = rest.split(' ');
+                let mut word = || words.next().ok_or(Unreadable);
+                Ok(Hint::Queued(Queued {
+                    generation: generation(word()?)?.ok_or(Unreadable)?,
+                    position: word()?.parse().map_err(|_| Unreadable)?,
+                    eta_seconds: match word()? {
+                        "-" => None,
+                        eta => Some(eta.parse().map_err(|_| Unreadable)?),
+                    },
+                }))
+            }
             _ => Err(Unreadable),
         }
     }

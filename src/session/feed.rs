@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cursor::{Cursor, Tag};
-use super::event::{Event, Hint};
+use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, From, Read, Store, StoreError};
 use super::window::{Applied, Step, Window};
@@ -75,6 +75,7 @@ struct State {
     heard: Instant,
     /// The last that were told of, newest last.
     upstream_closed: VecDeque<GenerationId>,
+    queued: Option<Queued>,
     encoded: Option<Encoded>,
     /// Since when Redis has not known this feed's place.
     unknown_since: Option<Instant>,
@@ -118,6 +119,8 @@ pub enum FrameKind {
     Control(Arc<Event>),
     /// Text that was seen is taken back.
     Restart,
+    /// A place in the queue; carries no cursor.
+    Queued,
 }
 
 /// What a reader gets.
@@ -193,6 +196,7 @@ impl Feeds {
             lost: false,
             unknown_since: None,
             whole: None,
+            queued: None,
             encode: self.inner.encode,
         };
         reader.locate().await?;
@@ -223,6 +227,7 @@ impl Inner {
                 confirmed: false,
                 heard: Instant::now(),
                 upstream_closed: VecDeque::new(),
+                queued: None,
                 encoded: None,
                 unknown_since: None,
             }),
@@ -319,6 +324,10 @@ impl Feed {
                     state.upstream_closed.pop_front();
                 }
                 state.upstream_closed.push_back(generation);
+                Applied::Grown
+            }
+            Hint::Queued(queued) => {
+                state.queued = Some(queued);
                 Applied::Grown
             }
         };
@@ -456,6 +465,8 @@ pub struct Reader {
     /// Since when Redis has not known this reader's place.
     unknown_since: Option<Instant>,
     whole: Option<GenerationId>,
+    /// The place in the queue that was delivered last.
+    queued: Option<Queued>,
     encode: Encode,
 }
 
@@ -583,9 +594,32 @@ impl Reader {
                     }
                     return Look::Frame(frame);
                 }
+                Look::Nothing => return self.look_at_the_queue(&state),
                 look => return look,
             }
         }
+    }
+
+    /// A reader that has everything else learns where a turn stands.
+    fn look_at_the_queue(&mut self, state: &State) -> Look {
+        let Some(queued) = state.queued.filter(|queued| self.queued != Some(*queued)) else {
+            return Look::Nothing;
+        };
+        let waits = !state.window.events().any(|event| {
+            event.generation == Some(queued.generation)
+                && !matches!(event.control, Control::Accepted { .. })
+        });
+        if !waits {
+            return Look::Nothing;
+        }
+        self.queued = Some(queued);
+        Look::Frame(Frame {
+            json: (self.encode)(self.feed.session, &Step::Queued(queued)),
+            after: self.cursor,
+            generation: Some(queued.generation),
+            kind: FrameKind::Queued,
+            answer: None,
+        })
     }
 
     fn step(&mut self, window: &Window) -> Look {
@@ -608,7 +642,7 @@ impl Reader {
                 self.cursor = *after;
                 return Look::Moved;
             }
-            Step::UpToDate => return Look::Nothing,
+            Step::UpToDate | Step::Queued(_) => return Look::Nothing,
             Step::Behind | Step::Unknown => return Look::Redis,
         };
         let json = (self.encode)(self.feed.session, &step);

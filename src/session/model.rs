@@ -230,6 +230,9 @@ pub struct TurnSpec {
     /// The client's own identifier of the message, echoed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message_id: Option<String>,
+    /// From where it came, in a word that is the same for one address.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub source: String,
 }
 
 /// A session as the API tells it, without its messages.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Tag};
-use super::event::{Control, Event};
+use super::event::{Control, Event, Queued};
 use super::model::GenerationId;
 
 /// Events and the bytes of the answers between them.
@@ -79,6 +79,8 @@ pub enum Step<'a> {
         /// Where the reader stands after it.
         after: Cursor,
     },
+    /// Where a turn stands in the queue. Moves nobody.
+    Queued(Queued),
     /// Something that this reader need not be told.
     Silent {
         /// Where the reader stands after it.
@@ -391,7 +393,7 @@ impl Window {
                     }
                     Applied::Grown
                 }
-                Step::UpToDate => return applied,
+                Step::UpToDate | Step::Queued(_) => return applied,
                 Step::Behind | Step::Unknown => return Applied::Hole,
             };
             match grown {

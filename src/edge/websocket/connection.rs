@@ -53,6 +53,7 @@ enum End {
 pub struct Connection {
     shared: Shared,
     owner: Owner,
+    source: String,
     session: SessionId,
     socket: WebSocket,
     reader: Reader,
@@ -79,6 +80,7 @@ impl Connection {
     pub fn new(
         shared: Shared,
         owner: Owner,
+        source: String,
         session: SessionId,
         socket: WebSocket,
         reader: Reader,
@@ -88,6 +90,7 @@ impl Connection {
         Self {
             shared,
             owner,
+            source,
             session,
             socket,
             reader,
@@ -252,7 +255,8 @@ impl Connection {
             return;
         }
         let Some(message) = self.queue.pop_front() else { return };
-        self.under_way = Some(UnderWay::begin(&self.shared, &self.owner, self.session, message));
+        self.under_way =
+            Some(UnderWay::begin(&self.shared, &self.owner, &self.source, self.session, message));
     }
 
     async fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
@@ -350,6 +354,9 @@ impl Connection {
 
     /// A frame as this socket is to see it.
     fn seen_from_here(&mut self, frame: &Frame) -> Option<Utf8Bytes> {
+        if let FrameKind::Queued = frame.kind {
+            return Some(frame.json.clone());
+        }
         let whole = frame.generation.filter(|generation| self.whole.contains(generation));
         let FrameKind::Control(event) = &frame.kind else {
             return whole.is_none().then(|| frame.json.clone());

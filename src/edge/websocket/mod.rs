@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use self::connection::Connection;
 use super::Shared;
-use super::guard::Caller;
+use super::guard::{Caller, Source};
 use super::input::Fields;
 use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
 use super::wire;
@@ -47,6 +47,7 @@ fn upgrade_required() -> Response {
 pub async fn upgrade(
     State(shared): State<Shared>,
     Caller(owner): Caller,
+    Source(source): Source,
     QueryFields(query): QueryFields,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -75,7 +76,8 @@ pub async fn upgrade(
         .max_message_size(largest)
         .max_frame_size(largest)
         .on_upgrade(move |socket| {
-            let connection = Box::new(Connection::new(shared, owner, session, socket, reader));
+            let connection = Connection::new(shared, owner, source, session, socket, reader);
+            let connection = Box::new(connection);
             tracker.track_future(connection.run(hello, recovered).instrument(span))
         }))
 }

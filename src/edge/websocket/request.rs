@@ -26,6 +26,7 @@ impl UnderWay {
     pub fn begin(
         shared: &Shared,
         owner: &Owner,
+        source: &str,
         session: SessionId,
         message: ClientMessage,
     ) -> Self {
@@ -34,7 +35,7 @@ impl UnderWay {
             ClientMessage::Cancel { .. } => Kind::Cancel,
             _ => Kind::Other,
         };
-        let outcome = attend(shared.clone(), owner.clone(), session, message);
+        let outcome = attend(shared.clone(), owner.clone(), source.to_owned(), session, message);
         Self { kind, outcome: Box::pin(outcome) }
     }
 }
@@ -74,13 +75,14 @@ pub enum Outcome {
 async fn attend(
     shared: Shared,
     owner: Owner,
+    source: String,
     session: SessionId,
     message: ClientMessage,
 ) -> Outcome {
     let id = message.message_id().map(str::to_owned);
     let done = match message {
         ClientMessage::Ping => Ok(Outcome::Reply(wire::pong())),
-        ClientMessage::Chat(request) => submit(&shared, &owner, session, request).await,
+        ClientMessage::Chat(request) => submit(&shared, &owner, &source, session, request).await,
         ClientMessage::History { limit, before } => {
             in_time(history(&shared.store, &owner, session, limit, before)).await
         }
@@ -110,12 +112,13 @@ async fn attend(
 async fn submit(
     shared: &Shared,
     owner: &Owner,
+    source: &str,
     session: SessionId,
     request: Box<ChatRequest>,
 ) -> Result<Outcome, Problem> {
     // Beside the keys of REST, whose form clients do not choose.
     let key = request.message_id.as_ref().map(|id| hex_digest(format!("ws\n{id}").as_bytes()));
-    let asked = turns::submit(shared, owner, session, &request, key).await?;
+    let asked = turns::submit(shared, owner, session, &request, key, source).await?;
     let submitted = asked.submitted;
     let past = if submitted.repeated {
         let (generation, before) = (submitted.generation, submitted.before);

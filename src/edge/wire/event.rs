@@ -35,6 +35,12 @@ pub enum ServerEvent<'a> {
         #[serde(flatten)]
         place: Place,
     },
+    Queued {
+        position: u64,
+        eta_seconds: Option<f64>,
+        #[serde(flatten)]
+        place: Place,
+    },
     StreamStart {
         model: &'a str,
         #[serde(flatten)]

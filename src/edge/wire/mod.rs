@@ -37,6 +37,12 @@ pub fn encode(session: SessionId, step: &Step<'_>) -> Utf8Bytes {
             place: Place { generation: Some(*generation), cursor: Some(*after) },
         }
         .json(),
+        Step::Queued(queued) => ServerEvent::Queued {
+            position: queued.position,
+            eta_seconds: queued.eta_seconds,
+            place: Place { generation: Some(queued.generation), cursor: None },
+        }
+        .json(),
         Step::Silent { .. } | Step::UpToDate | Step::Behind | Step::Unknown => Utf8Bytes::default(),
     }
 }

@@ -7,10 +7,11 @@ use fred::prelude::Value;
 use uuid::Uuid;
 
 use super::{
-    Keys, Store, StoreError, claimed_event, field, json, message, unexpected, writer_args,
+    Keys, Store, StoreError, channel, claimed_event, field, json, message, unexpected, writer_args,
 };
+use crate::redis::RedisError;
 use crate::session::cursor::{Cursor, Tag};
-use crate::session::event::Control;
+use crate::session::event::{Control, Queued};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339};
 
 /// How long an idempotency key is remembered.
@@ -235,6 +236,20 @@ impl Store {
             "gone" => Ok(Restored::Gone),
             _ => Err(unexpected("restore")),
         }
+    }
+
+    /// Tells the session where a turn stands in the queue. Nothing is stored.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn tell_queued(
+        &self,
+        turn: &Turn,
+        position: u64,
+        eta_seconds: Option<f64>,
+    ) -> Result<(), RedisError> {
+        let queued = Queued { generation: turn.generation, position, eta_seconds };
+        self.redis.publish(&channel(turn.session), queued.payload()).await
     }
 
     /// Makes a waiting turn the running one, if its time has come.

@@ -1,0 +1,121 @@
+//! What the queue is told of the model hosts and of a turn, and what a failure there means to it.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use crate::ollama::{Fleet, OllamaError, Passage, canonical};
+use crate::queue::{HostKey, HostReport, Returned, Ticket, Via};
+use crate::session::Owner;
+use crate::session::store::Turn;
+
+/// How long a host that is full by its own word gets nothing.
+const FULL: Duration = Duration::from_secs(1);
+/// How long a turn does not get the host where it failed: doubled with each attempt, up to the
+/// longest.
+const EXCLUDED: Duration = Duration::from_millis(500);
+const LONGEST_EXCLUDED: Duration = Duration::from_secs(30);
+/// Retries that may be made at once, when all was well for long.
+const RETRIES: i64 = 20;
+/// Turns that end well for one retry.
+const TURNS_A_RETRY: i64 = 10;
+
+/// What this replica sees of the hosts.
+pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
+    let hosts = fleet.hosts().into_iter().map(|host| {
+        let (via, trials) = match host.passage {
+            Passage::Open => (Via::Open, 0),
+            Passage::Trial(trials) => (Via::Trial, trials),
+            Passage::Shut => (Via::Shut, 0),
+        };
+        let name = host.id.as_str().to_owned();
+        let open = if via == Via::Open { 0.0 } else { 1.0 };
+        metrics::gauge!("jarvis_breaker_open", "host" => name.clone()).set(open);
+        HostReport { name: HostKey(name), slots: host.slots, via, trials, models: host.models }
+    });
+    hosts.collect()
+}
+
+/// A turn's wish for a slot. Slots are shared fairly between users, or sessions where nobody is
+/// signed in; the share of the queue is bounded by user, or by address.
+pub(super) fn ticket(turn: &Turn) -> Ticket {
+    let session = turn.session.to_string();
+    let (user, source) = match &turn.owner {
+        owner @ Owner::User(_) => (owner.key(), owner.key()),
+        Owner::Anonymous => (session.clone(), turn.spec.source.clone()),
+    };
+    Ticket {
+        generation: turn.generation,
+        user,
+        source,
+        model: canonical(&turn.spec.model),
+        session,
+        has_text: false,
+    }
+}
+
+/// What a failure means for the slot. `attempts`: how many failed, this one included.
+pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> Returned {
+    if let OllamaError::Busy { .. } = error {
+        return Returned { excluded: Duration::ZERO, full: FULL, has_text };
+    }
+    let doubled = 1 << attempts.saturating_sub(1).min(10);
+    let excluded = (EXCLUDED * doubled).min(LONGEST_EXCLUDED);
+    Returned { excluded, full: Duration::ZERO, has_text }
+}
+
+/// Keeps retries from multiplying an overload: only so many for the turns that end well.
+#[derive(Debug)]
+pub(super) struct RetryBudget {
+    turns: AtomicI64,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { turns: AtomicI64::new(RETRIES * TURNS_A_RETRY) }
+    }
+}
+
+impl RetryBudget {
+    /// A turn has ended well.
+    pub(super) fn earn(&self) {
+        let full = RETRIES * TURNS_A_RETRY;
+        let _ = self.turns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |turns| {
+            (turns < full).then_some(turns + 1)
+        });
+    }
+
+    /// Whether a turn that has no text yet may be tried again.
+    pub(super) fn spend(&self) -> bool {
+        self.turns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |turns| {
+                (turns >= TURNS_A_RETRY).then_some(turns - TURNS_A_RETRY)
+            })
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_end_when_nothing_ends_well() {
+        let budget = RetryBudget::default();
+        assert_eq!((0..100).filter(|_| budget.spend()).count() as i64, RETRIES);
+        for _ in 0..TURNS_A_RETRY {
+            assert!(!budget.spend());
+            budget.earn();
+        }
+        assert!(budget.spend());
+    }
+
+    #[test]
+    fn a_full_host_is_full_for_all_and_a_failed_one_only_for_the_turn() {
+        let busy = returned(&OllamaError::Busy { retry_after: FULL }, 1, false);
+        assert_eq!((busy.excluded, busy.full), (Duration::ZERO, FULL));
+        let first = returned(&OllamaError::Unreachable, 1, false);
+        assert_eq!((first.excluded, first.full), (EXCLUDED, Duration::ZERO));
+        let late = returned(&OllamaError::Unreachable, 60, true);
+        assert_eq!((late.excluded, late.has_text), (LONGEST_EXCLUDED, true));
+    }
+}

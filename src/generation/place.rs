@@ -1,0 +1,135 @@
+//! A turn waits for its slot, and its session is told where it stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Generations;
+use super::turn::{Stopped, cancelled};
+use crate::queue::{Lease, Place, Waiting};
+use crate::session::Feed;
+use crate::session::model::Failure;
+use crate::session::store::Turn;
+
+/// A turn whose model no host can serve is given up after so long.
+const HOPELESS: Duration = Duration::from_secs(10);
+/// How long a turn waits, at most.
+const LONGEST: Duration = Duration::from_hours(1);
+/// Pause before Redis is asked again after it failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// When to come back, where nothing was measured yet.
+const COME_BACK: Duration = Duration::from_secs(5);
+
+/// How a turn waits.
+#[derive(Clone, Copy)]
+pub(super) struct Wait {
+    /// Whether there is text, so that the turn goes first.
+    pub has_text: bool,
+    /// Whether the session is told: only before its answer has begun.
+    pub is_told: bool,
+    /// When a host that did not suit may be asked for again.
+    pub again_at: Option<Instant>,
+}
+
+/// Waits until the lease holds a slot. `Err`: the turn ends with this.
+pub(super) async fn wait_for_slot(
+    generations: &Generations,
+    turn: &Turn,
+    feed: &Arc<Feed>,
+    lease: &mut Lease,
+    wait: Wait,
+) -> Result<Result<(), Failure>, Stopped> {
+    let began = Instant::now();
+    let mut join_at = Some(began);
+    let mut again_at = wait.again_at;
+    let mut hopeless_since = None;
+    let mut told = None;
+    loop {
+        let place = if join_at.take().is_some() {
+            match lease.join(wait.has_text).await {
+                Ok(place) => place,
+                Err(error) => {
+                    tracing::warn!(%error, "a turn waits for Redis");
+                    join_at = Some(began);
+                    tokio::select! {
+                        () = sleep(RETRY) => continue,
+                        () = cancelled(feed, turn) => return Err(Stopped),
+                    }
+                }
+            }
+        } else {
+            lease.place()
+        };
+        match place {
+            Place::Granted(_) => {
+                let waited = began.elapsed().as_secs_f64();
+                metrics::histogram!("jarvis_queue_wait_seconds").record(waited);
+                return Ok(Ok(()));
+            }
+            Place::Waiting(waiting) => {
+                if wait.is_told && told.replace(waiting) != Some(waiting) {
+                    tell(generations, turn, waiting).await;
+                }
+                let since = (waiting.hosts == 0).then_some(Instant::now());
+                hopeless_since = since.map(|now| hopeless_since.unwrap_or(now));
+            }
+            Place::Full(after) | Place::Crowded(after) => {
+                return Ok(Err(queue_full(after)));
+            }
+            // Another replica has it: the feed will tell, or the fence.
+            Place::Gone => join_at = Some(began),
+        }
+        let (end, failure) = match hopeless_since {
+            Some(since) => (since + HOPELESS, no_host as fn() -> Failure),
+            None => (began + LONGEST, too_long as fn() -> Failure),
+        };
+        let again = again_at.unwrap_or(end);
+        tokio::select! {
+            _ = lease.changed() => {}
+            () = sleep(RETRY), if join_at.is_some() => {}
+            () = sleep_until(again), if again_at.is_some() => {
+                again_at = None;
+                join_at = Some(again);
+            }
+            () = sleep_until(end) => return Ok(Err(failure())),
+            () = cancelled(feed, turn) => return Err(Stopped),
+        }
+    }
+}
+
+async fn tell(generations: &Generations, turn: &Turn, Waiting { position, eta, .. }: Waiting) {
+    let eta_seconds = eta.map(|eta| (eta.as_secs_f64() * 10.0).round() / 10.0);
+    if let Err(error) = generations.store.tell_queued(turn, position, eta_seconds).await {
+        tracing::debug!(%error, "could not tell a place in the queue");
+    }
+}
+
+/// The queue has no room.
+pub(super) fn queue_full(after: Option<Duration>) -> Failure {
+    let after = after.unwrap_or(COME_BACK).as_secs_f64().ceil().max(1.0);
+    Failure {
+        code: "queue_full".to_owned(),
+        message: "as many turns wait as may; try again later".to_owned(),
+        retryable: true,
+        retry_after: Some(after as u64),
+    }
+}
+
+fn no_host() -> Failure {
+    Failure {
+        code: "no_model_host".to_owned(),
+        message: "no model host can be reached".to_owned(),
+        retryable: true,
+        retry_after: Some(COME_BACK.as_secs()),
+    }
+}
+
+fn too_long() -> Failure {
+    Failure {
+        code: "queue_timeout".to_owned(),
+        message: "the turn has waited for as long as one may".to_owned(),
+        retryable: true,
+        retry_after: Some(COME_BACK.as_secs()),
+    }
+}

@@ -1,0 +1,145 @@
+//! Every second: reports the hosts, learns where this replica's tickets stand, puts back what Redis
+//! forgot and gives up what nobody here holds.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::Inner;
+use super::store::{Place, Report, Tick, Told};
+use crate::redis::RedisError;
+use crate::session::GenerationId;
+
+/// Places are told at most this often.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long one round may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) async fn keep(inner: Arc<Inner>) {
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut strangers = HashSet::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = inner.look.notified() => {}
+        }
+        match timeout(LIMIT, round(&inner, &mut strangers)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the queue waits for Redis"),
+            Err(_) => tracing::debug!("the queue was not looked through in time"),
+        }
+    }
+}
+
+async fn round(
+    inner: &Arc<Inner>,
+    strangers: &mut HashSet<GenerationId>,
+) -> Result<(), RedisError> {
+    if inner.leaves.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let hosts = (inner.hosts)();
+    let report = Report::of(&hosts);
+    let mut tick = inner.store.tick().await?;
+    if tick.digest != report.digest {
+        inner.store.send(&report).await?;
+        *inner.reported() = hosts;
+        tick = inner.store.tick().await?;
+    }
+    tell(inner, &tick);
+    let held = look(inner).await?;
+    if tick.holdings == held {
+        strangers.clear();
+        return Ok(());
+    }
+    let found = inner.store.holdings().await?;
+    let unknown: HashSet<_> = {
+        let own = inner.own();
+        found.into_iter().filter(|generation| !own.contains_key(generation)).collect()
+    };
+    // Twice in a row: one that is just being given up is no stranger.
+    for generation in unknown.intersection(strangers) {
+        tracing::debug!(%generation, "gives up a slot or a place that nobody here holds");
+        inner.store.release(*generation).await?;
+    }
+    *strangers = unknown;
+    Ok(())
+}
+
+fn tell(inner: &Inner, tick: &Tick) {
+    inner.waiting.store(tick.waiting, Ordering::Relaxed);
+    metrics::gauge!("jarvis_queue_depth").set(tick.waiting as f64);
+    for host in &tick.hosts {
+        let name = host.name.0.clone();
+        metrics::gauge!("jarvis_slots_used", "host" => name.clone()).set(host.used as f64);
+        metrics::gauge!("jarvis_slots_total", "host" => name.clone()).set(host.slots as f64);
+        let over = host.used.saturating_sub(host.slots);
+        metrics::gauge!("jarvis_slots_over", "host" => name).set(over as f64);
+    }
+}
+
+/// Asks where the tickets stand. Gives how many there are.
+async fn look(inner: &Arc<Inner>) -> Result<usize, RedisError> {
+    let asked: Vec<(GenerationId, u64, u64)> = {
+        let own = inner.own();
+        own.iter().map(|(id, own)| (*id, own.calls, own.grants)).collect()
+    };
+    let ids: Vec<_> = asked.iter().map(|(id, ..)| *id).collect();
+    let told = inner.store.places(&ids).await?;
+    for ((generation, calls, grants), told) in asked.iter().zip(told) {
+        compare(inner, *generation, *calls, *grants, told).await?;
+    }
+    Ok(ids.len())
+}
+
+/// Brings together what Redis says of a ticket and what is known here.
+async fn compare(
+    inner: &Inner,
+    generation: GenerationId,
+    calls: u64,
+    grants: u64,
+    told: Told,
+) -> Result<(), RedisError> {
+    let (held, ticket, start) = {
+        let mut own = inner.own();
+        let Some(own) = own.get_mut(&generation) else { return Ok(()) };
+        if own.under_way || own.calls != calls || own.grants != grants {
+            return Ok(());
+        }
+        let here = own.place.borrow().clone();
+        match (here, told.place) {
+            (Place::Granted(here), Place::Granted(there)) if here == there => return Ok(()),
+            (Place::Granted(here), _) => {
+                (Some(here), own.ticket.clone(), own.start.clone().unwrap_or_default())
+            }
+            (Place::Waiting(_), Place::Gone) => {
+                (None, own.ticket.clone(), own.start.clone().unwrap_or_default())
+            }
+            (Place::Waiting(_), place) => {
+                own.learn(Told { place, start: told.start }, grants);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+    };
+    let Some(held) = held else {
+        let told = inner.store.join(&ticket, Some(&start)).await?;
+        if let Some(own) = inner.own().get_mut(&generation) {
+            own.learn(told, grants);
+        }
+        return Ok(());
+    };
+    tracing::warn!(%generation, "puts back a slot that Redis forgot");
+    if let Some(number) = inner.store.restore(&ticket, &held.host, &start).await?
+        && let Some(own) = inner.own().get_mut(&generation)
+        && own.calls == calls
+    {
+        own.grants = number;
+        own.set(Place::Granted(super::Grant { host: held.host, number }));
+    }
+    Ok(())
+}
