@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use jarvis::ollama::{
     ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
-    OllamaError, Options, Passage, Slot, TokenStream, canonical,
+    OllamaError, Options, Slot, TokenStream, canonical,
 };
 use serde_json::{Value, json};
 use support::client::http;
@@ -98,12 +98,14 @@ async fn hear(stream: &mut TokenStream) -> Heard {
 async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
     fleet.check(model).await?;
     let name = canonical(model);
-    for host in fleet.hosts() {
-        if host.passage == Passage::Open && host.models.contains_key(&name) {
-            return fleet.slot(&host.id, model).await;
+    let mut none = OllamaError::NoHost;
+    for host in fleet.hosts().iter().filter(|host| host.models.contains_key(&name)) {
+        match fleet.slot(&host.id, model).await {
+            Ok(slot) => return Ok(slot),
+            Err(error) => none = error,
         }
     }
-    Err(OllamaError::NoHost)
+    Err(none)
 }
 
 /// One answer, from choosing a host to the end.

@@ -27,7 +27,7 @@ const FRUITLESS_ATTEMPTS: usize = 3;
 /// Attempts in all.
 const ATTEMPTS: usize = 12;
 /// Times in all that a host said it was full.
-const BUSY_ATTEMPTS: usize = 120;
+const BUSY_ATTEMPTS: usize = 60;
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 0.9;
 

@@ -50,23 +50,12 @@ struct State {
 impl Breaker {
     /// Whether generations may go there now.
     pub(super) fn passage(&self) -> Passage {
-        let state = lock(&self.state);
-        match state.opened {
-            None => Passage::Open,
-            Some((from, _)) if Instant::now() < from => Passage::Shut,
-            Some((from, _)) => {
-                Passage::Trial(state.trials + from.elapsed().as_secs() / TRIAL.as_secs())
-            }
-        }
+        lock(&self.state).passage(Instant::now())
     }
 
     /// A generation has begun: a trial that comes so far has succeeded.
     pub(super) fn begun(&self) {
-        let mut state = lock(&self.state);
-        if state.opened.take().is_some() {
-            state.in_a_row = 0;
-            state.outcomes.clear();
-        }
+        lock(&self.state).begun();
     }
 
     /// A generation has ended well.
@@ -78,22 +67,42 @@ impl Breaker {
 
     /// A generation failed by the host's fault.
     pub(super) fn failed(&self) {
-        let mut state = lock(&self.state);
-        state.in_a_row += 1;
-        state.note(false);
-        let now = Instant::now();
-        let pause = match state.opened {
-            Some((from, _)) if now < from => return,
-            Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
-            None if state.in_a_row >= IN_A_ROW || state.fails_often() => PAUSE,
-            None => return,
-        };
-        state.trials += 1;
-        state.opened = Some((now + pause, pause));
+        lock(&self.state).failed(Instant::now());
     }
 }
 
 impl State {
+    fn passage(&self, now: Instant) -> Passage {
+        match self.opened {
+            None => Passage::Open,
+            Some((from, _)) if now < from => Passage::Shut,
+            Some((from, _)) => {
+                Passage::Trial(self.trials + (now - from).as_secs() / TRIAL.as_secs())
+            }
+        }
+    }
+
+    fn begun(&mut self) {
+        if self.opened.take().is_some() {
+            self.in_a_row = 0;
+            self.outcomes.clear();
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.in_a_row += 1;
+        self.note(false);
+        let pause = match self.opened {
+            // One that had begun before.
+            Some((from, _)) if now < from => return,
+            Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
+            None if self.in_a_row >= IN_A_ROW || self.fails_often() => PAUSE,
+            None => return,
+        };
+        self.trials += 1;
+        self.opened = Some((now + pause, pause));
+    }
+
     fn note(&mut self, well: bool) {
         if self.outcomes.len() == LOOKED_AT {
             self.outcomes.pop_front();
@@ -111,31 +120,31 @@ impl State {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn failures_in_a_row_shut_it_and_a_trial_that_begins_opens_it() {
-        let breaker = Breaker::default();
+    #[test]
+    fn failures_in_a_row_shut_it_and_a_trial_that_begins_opens_it() {
+        let (mut state, mut now) = (State::default(), Instant::now());
         for _ in 0..IN_A_ROW {
-            assert_eq!(breaker.passage(), Passage::Open);
-            breaker.failed();
+            assert_eq!(state.passage(now), Passage::Open);
+            state.failed(now);
         }
-        assert_eq!(breaker.passage(), Passage::Shut);
-        tokio::time::advance(PAUSE).await;
-        assert_eq!(breaker.passage(), Passage::Trial(1));
-        breaker.failed();
-        tokio::time::advance(PAUSE).await;
-        assert_eq!(breaker.passage(), Passage::Shut, "a longer pause than the first");
-        tokio::time::advance(PAUSE).await;
-        assert_eq!(breaker.passage(), Passage::Trial(2));
-        tokio::time::advance(TRIAL).await;
-        assert_eq!(breaker.passage(), Passage::Trial(3), "the second was never heard of");
-        breaker.begun();
-        assert_eq!(breaker.passage(), Passage::Open);
-        breaker.failed();
-        assert_eq!(breaker.passage(), Passage::Open);
+        assert_eq!(state.passage(now), Passage::Shut);
+        now += PAUSE;
+        assert_eq!(state.passage(now), Passage::Trial(1));
+        state.failed(now);
+        now += PAUSE;
+        assert_eq!(state.passage(now), Passage::Shut, "a longer pause than the first");
+        now += PAUSE;
+        assert_eq!(state.passage(now), Passage::Trial(2));
+        now += TRIAL;
+        assert_eq!(state.passage(now), Passage::Trial(3), "the second was never heard of");
+        state.begun();
+        assert_eq!(state.passage(now), Passage::Open);
+        state.failed(now);
+        assert_eq!(state.passage(now), Passage::Open);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_host_that_fails_every_other_time_is_let_alone_too() {
+    #[test]
+    fn a_host_that_fails_every_other_time_is_let_alone_too() {
         let breaker = Breaker::default();
         for _ in 0..ENOUGH / 2 {
             assert_eq!(breaker.passage(), Passage::Open);

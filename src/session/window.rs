@@ -594,7 +594,7 @@ mod tests {
                         self.events.push(after.events);
                         after
                     }
-                    Step::UpToDate => return true,
+                    Step::UpToDate | Step::Queued(_) => return true,
                     Step::Behind => return false,
                     Step::Unknown => panic!("a true cursor is not known"),
                 };
