@@ -1,0 +1,313 @@
+//! Capacity as clients see it: many replicas, many hosts, one queue.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// `http://…;slots=N`, joined.
+fn urls(hosts: &[(&Process, usize)]) -> String {
+    let hosts: Vec<_> =
+        hosts.iter().map(|(host, slots)| format!("{};slots={slots}", host.url)).collect();
+    hosts.join(",")
+}
+
+async fn replicas(n: usize, redis: &str, hosts: &str, extra: &[(&str, &str)]) -> Vec<Process> {
+    let replicas: Vec<_> = (0..n).map(|_| jarvis(redis, hosts, extra)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    replicas
+}
+
+async fn stats(host: &Process) -> Value {
+    http().get(format!("{}/sim/stats", host.url)).send().await.unwrap().json().await.unwrap()
+}
+
+async fn running(host: &Process) -> u64 {
+    stats(host).await["running"].as_u64().expect("a number")
+}
+
+async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < limit, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn no_host_is_overrun_and_none_idles_while_turns_wait() {
+    let redis = RedisServer::start();
+    let args = ["--slots", "8", "--rate", "200"];
+    let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
+    let hosts = [(&a, 4), (&b, 2), (&c, 1)];
+    let replicas =
+        replicas(3, &redis.url(), &urls(&hosts), &[("JARVIS_QUEUE_SHARE", "1000")]).await;
+    let sessions: Vec<_> = (0..100).map(|_| id()).collect();
+    let turns = sessions
+        .iter()
+        .enumerate()
+        .map(|(n, session)| chat(&replicas[n % 3], session, "[[tokens=60]] tell me"));
+    let watched = async {
+        let (mut looks, mut busy) = (0_u32, 0_u32);
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let waiting = redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
+            let started = stats(&a).await["started"].as_u64().unwrap_or(0);
+            match waiting.trim().parse::<u32>() {
+                Ok(waiting) if waiting > 10 => {
+                    let held = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", a.url)]);
+                    let held_b = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", b.url)]);
+                    let held_c = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", c.url)]);
+                    looks += 1;
+                    let all = [held, held_b, held_c];
+                    let all: Vec<_> = all.iter().map(|held| held.trim()).collect();
+                    busy += u32::from(all == ["4", "2", "1"]);
+                }
+                _ if started > 10 => return (looks, busy),
+                _ => {}
+            }
+        }
+    };
+    let (replies, (looks, busy)) = tokio::join!(join_all(turns), watched);
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    println!("all slots held at {busy} of {looks} looks");
+    assert!(looks > 10 && f64::from(busy) >= 0.95 * f64::from(looks), "{busy} of {looks}");
+    for (host, slots) in hosts {
+        assert_eq!(stats(host).await["peak_running"], slots, "the peak of a host");
+    }
+    let left = redis.cli(&["KEYS", "jarvis:{queue}:held:*"]);
+    assert_eq!(left.trim(), "", "slots that nobody holds");
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let warm = chat(&replicas[0], &id(), "[[tokens=20]] warm").await;
+    assert_eq!(warm.status, 200, "{}", warm.body);
+    let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=100]] first"})).await;
+    let events = first.until("stream_start").await;
+    assert_eq!(kinds(&events), ["message_received", "stream_start"], "nothing of a queue");
+    let (mut second, _) = Socket::open(&replicas[1], "/ws").await;
+    second.say(&json!({"type": "chat", "message": "[[tokens=100]] second"})).await;
+    let told = second.until("queued").await;
+    assert_eq!(kinds(&told), ["message_received", "queued"]);
+    assert_eq!(told[1]["position"], 1, "{}", told[1]);
+    assert!(told[1]["eta_seconds"].is_number(), "{}", told[1]);
+    assert!(told[1]["generation_id"].is_string() && told[1].get("cursor").is_none());
+    // Another socket of the session, on another replica, and one that wants the answer in one piece.
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut there, _) = Socket::open(&replicas[0], &path).await;
+    let (mut third, _) = Socket::open(&replicas[1], &path).await;
+    third.say(&json!({"type": "chat", "message": "[[tokens=5]] third", "stream": false})).await;
+    let seen = there.until("queued").await;
+    assert_eq!(seen.last().expect("queued")["position"], 2);
+    let events = third.until("response").await;
+    let positions: Vec<_> = events
+        .iter()
+        .filter(|event| event["type"] == "queued")
+        .map(|event| event["position"].as_u64().expect("a number"))
+        .collect();
+    assert_eq!((positions.first(), positions.last()), (Some(&2), Some(&1)), "{positions:?}");
+    assert!(positions.is_sorted_by(|before, after| before >= after), "{positions:?}");
+    let seen = there.until("stream_end").await;
+    assert_eq!(joined(&seen), events.last().expect("an answer")["content"].as_str().unwrap());
+    second.until("stream_end").await;
+    first.until("stream_end").await;
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_is_told_over_an_event_stream_and_can_be_cancelled() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=60]] first"})).await;
+    first.until("stream_start").await;
+    let session = id();
+    let body = json!({"message": "never", "session_id": session, "stream": true});
+    let request = http().post(format!("{}/api/v1/chat/", replicas[1].url)).json(&body);
+    let mut events = request.send().await.expect("a response");
+    let mut text = String::new();
+    while !text.contains(r#""type":"queued""#) {
+        let chunk = events.chunk().await.expect("a chunk").expect("no end yet");
+        text.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    let cancel = format!("/api/v1/chat/sessions/{session}/cancel");
+    let cancelled = post(&replicas[0], &cancel, &json!({})).await;
+    assert_eq!(cancelled.status, 200, "{}", cancelled.body);
+    while let Some(chunk) = events.chunk().await.expect("a chunk") {
+        text.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    assert!(text.contains(r#""type":"cancelled""#), "{text}");
+    assert!(!text.contains("stream_start"), "{text}");
+    first.until("stream_end").await;
+    let waiting = async || redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
+    until("nothing is left in the queue", LIMIT, waiting).await;
+    assert_eq!(stats(&sim).await["started"], 1, "a cancelled turn never runs");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_503_and_says_when_to_come_back() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let extra = [("JARVIS_QUEUE_LIMIT", "1")];
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replica = &replicas[0];
+    assert_eq!(chat(replica, &id(), "[[tokens=20]] warm").await.status, 200);
+    let (one, two) = (id(), id());
+    let running = chat(replica, &one, "[[tokens=100]] one");
+    let waiting = async {
+        until("one runs", LIMIT, async || running_is(&sim, 1).await).await;
+        chat(replica, &two, "[[tokens=5]] two").await
+    };
+    let refused = async {
+        let depth =
+            async || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == "1";
+        until("one waits", LIMIT, depth).await;
+        let refused = chat(replica, &id(), "three").await;
+        assert_eq!((refused.status, &refused.body["code"]), (503, &json!("queue_full")));
+        let after: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        tokio::time::sleep(Duration::from_secs(after)).await;
+        chat(replica, &id(), "[[tokens=5]] three again").await
+    };
+    let (one, two, again) = tokio::join!(running, waiting, refused);
+    for reply in [one, two, again] {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
+
+async fn running_is(host: &Process, n: u64) -> bool {
+    running(host).await == n
+}
+
+#[tokio::test]
+async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_second() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--slots", "8", "--rate", "20"]);
+    let lease = Duration::from_secs(1);
+    let extra = [("JARVIS_LEASE_MS", "1000")];
+    let mut replicas = replicas(3, &redis.url(), &urls(&[(&sim, 4)]), &extra).await;
+    let mut doomed = replicas.remove(0);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let (mut socket, _) = Socket::open(&doomed, "/ws").await;
+        socket.say(&json!({"type": "chat", "message": "[[tokens=100]] held"})).await;
+        socket.until("stream_start").await;
+        held.push(socket);
+    }
+    let sessions: Vec<_> = (0..4).map(|_| id()).collect();
+    let turns: Vec<_> = sessions
+        .iter()
+        .enumerate()
+        .map(|(n, session)| chat(&replicas[n % 2], session, "[[tokens=10]] next"))
+        .collect();
+    let killed = async {
+        let waiting =
+            async || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == "4";
+        until("four wait", LIMIT, waiting).await;
+        doomed.kill();
+        until("the host is told", LIMIT, async || running_is(&sim, 0).await).await;
+        until("full use again", LIMIT, async || running_is(&sim, 4).await).await
+    };
+    let (replies, took) = tokio::join!(join_all(turns), killed);
+    println!("full use again {:.2} s after the kill, with a lease of 1 s", took.as_secs_f64());
+    assert!(took <= lease + Duration::from_secs(1), "{took:?}");
+    assert!(replies.iter().all(|reply: &Reply| reply.status == 200));
+    let idle = async || redis.cli(&["KEYS", "jarvis:{queue}:held:*"]).trim().is_empty();
+    until("the continued turns end", LIMIT, idle).await;
+    assert_eq!(stats(&sim).await["peak_running"], 4, "never more than its slots");
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
+    let redis = RedisServer::start();
+    let args = ["--slots", "8", "--rate", "100"];
+    let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
+    let extra = [("JARVIS_TOKEN_GAP_TIMEOUT", "1"), ("JARVIS_FIRST_TOKEN_TIMEOUT", "2")];
+    let hosts = urls(&[(&a, 2), (&b, 2), (&c, 2)]);
+    let replicas = replicas(2, &redis.url(), &hosts, &extra).await;
+    let stuck: Vec<_> = (0..6).map(|_| id()).collect();
+    let turns = stuck
+        .iter()
+        .enumerate()
+        .map(|(n, session)| chat(&replicas[n % 2], session, "[[tokens=300]] a long one"));
+    let hang = async {
+        until("all slots run", LIMIT, async || {
+            running(&a).await + running(&b).await + running(&c).await == 6
+        })
+        .await;
+        a.signal("-STOP");
+        let began = Instant::now();
+        let quick = join_all(
+            (0..4).map(async |n: usize| chat(&replicas[n % 2], &id(), "[[tokens=5]] quick").await),
+        );
+        let quick = quick.await;
+        (quick, began.elapsed())
+    };
+    let (replies, (quick, took)) = tokio::join!(join_all(turns), hang);
+    for reply in replies.iter().chain(&quick) {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let whole = replies[0].body["response"].as_str().expect("an answer");
+    for reply in &replies {
+        assert_eq!(reply.body["response"], whole, "the same question, the same answer");
+    }
+    println!("four quick turns beside a hung host took {:.2} s", took.as_secs_f64());
+    a.signal("-CONT");
+}
+
+#[tokio::test]
+async fn a_host_that_is_full_by_its_own_word_is_waited_for() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&[]);
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
+    let reply = chat(&replicas[0], &id(), "[[tokens=5 fault=busy]] patient").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(stats(&sim).await["started"], 1);
+}
+
+#[tokio::test]
+async fn figures_for_autoscaling_are_there() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let sessions = [id(), id(), id()];
+    let turns = sessions.iter().map(|session| chat(&replicas[0], session, "[[tokens=60]] go"));
+    let figures = async {
+        let (depth, used, total) = (
+            "jarvis_queue_depth 2".to_owned(),
+            format!("jarvis_slots_used{{host=\"{}\"}} 1", sim.url),
+            format!("jarvis_slots_total{{host=\"{}\"}} 1", sim.url),
+        );
+        until("the figures", LIMIT, async || {
+            let metrics = get(&replicas[0], "/metrics").await.body;
+            let metrics = metrics.as_str().unwrap_or_default();
+            [&depth, &used, &total].iter().all(|line| metrics.contains(line.as_str()))
+        })
+        .await;
+    };
+    let (replies, ()) = tokio::join!(join_all(turns), figures);
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let metrics = get(&replicas[0], "/metrics").await.body;
+    assert!(metrics.as_str().unwrap_or_default().contains("jarvis_queue_wait_seconds"));
+}
