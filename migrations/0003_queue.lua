@@ -566,6 +566,17 @@ local function places(keys, args)
   return reply
 end
 
+-- replica, model, most waiting → room | full <ms until there is some, or -1>
+local function room(keys, args)
+  local base, now = keys[1], now_ms()
+  local models = waiting_models(base)
+  if count_waiting(base, models) < tonumber(args[3]) then
+    return { 'room' }
+  end
+  local view = outlook(base, read_hosts(base, now), models, args[2], args[1], now)
+  return { 'full', tostring(eta_ms(view, 1)) }
+end
+
 -- replica → the generations in its name
 local function holdings(keys, args)
   return redis.call('HKEYS', keys[1] .. ':replica:' .. args[1])
@@ -615,5 +626,6 @@ register('restore', restore, 'allow-oom')
 register('report', report, 'allow-oom')
 register('tick', tick, 'allow-oom')
 register('places', places, 'no-writes')
+register('room', room, 'no-writes')
 register('holdings', holdings, 'no-writes')
 register('free', free, 'allow-oom')

@@ -19,7 +19,11 @@ const MODEL: &str = "m:latest";
 const LIMITS: Limits = Limits { waiting: 1000, waiting_of_source: 1000 };
 
 async fn connect(url: &str) -> Redis {
-    let options = RedisOptions { url: url.to_owned(), command_timeout: Duration::from_secs(5) };
+    let options = RedisOptions {
+        url: url.to_owned(),
+        command_timeout: Duration::from_secs(5),
+        acknowledgements: 0,
+    };
     let redis = Redis::connect(&options).expect("a client");
     migrations::apply(&redis).await.expect("migrations");
     redis

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
-use crate::ollama::{Fleet, OllamaError};
-use crate::queue::{HostReport, Queue};
+use crate::ollama::{Fleet, OllamaError, canonical};
+use crate::queue::{HostReport, Queue, Room};
 use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
@@ -200,10 +200,9 @@ impl Generations {
             return Err(SubmitError::Draining);
         }
         self.fleet.check(&new.spec.model).await?;
-        // What nobody can run soon is refused before it is a part of the conversation. The queue
-        // itself decides; this is what it was a moment ago.
-        if self.queue.is_full() {
-            return Err(SubmitError::QueueFull(place::queue_full(None)));
+        // What nobody can run soon is refused before it is a part of the conversation.
+        if let Room::NoneFor(after) = self.queue.room(&canonical(&new.spec.model)).await {
+            return Err(SubmitError::QueueFull(place::queue_full(after)));
         }
         match self.store.accept(owner, session, &new).await? {
             Acceptance::New { turn, began, before } => {

@@ -21,6 +21,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// When to come back, where nothing was measured yet.
 const COME_BACK: Duration = Duration::from_secs(5);
 
+/// What was measured may be wrong by so much.
+const MARGIN: f64 = 1.3;
+
 /// How a turn waits.
 #[derive(Clone, Copy)]
 pub(super) struct Wait {
@@ -107,7 +110,8 @@ async fn tell(generations: &Generations, turn: &Turn, Waiting { position, eta, .
 
 /// The queue has no room.
 pub(super) fn queue_full(after: Option<Duration>) -> Failure {
-    let after = after.unwrap_or(COME_BACK).as_secs_f64().ceil().max(1.0);
+    let after = after.map_or(COME_BACK, |after| after.mul_f64(MARGIN));
+    let after = after.as_secs_f64().ceil().max(1.0);
     Failure {
         code: "queue_full".to_owned(),
         message: "as many turns wait as may; try again later".to_owned(),

@@ -10,8 +10,8 @@ mod store;
 
 pub use lease::Lease;
 pub use store::{
-    Freed, Grant, HostKey, HostReport, HostUse, Limits, Place, QueueStore, Returned, Tick, Ticket,
-    Told, Via, Waiting,
+    Freed, Grant, HostKey, HostReport, HostUse, Limits, Place, QueueStore, Returned, Room, Tick,
+    Ticket, Told, Via, Waiting,
 };
 
 use std::collections::HashMap;
@@ -92,9 +92,13 @@ impl Queue {
         Lease::new(Arc::clone(&self.inner), ticket)
     }
 
-    /// Whether the queue was full when it was last looked at, at most a second or so ago.
-    pub fn is_full(&self) -> bool {
-        self.inner.waiting.load(Ordering::Relaxed) >= self.inner.store.limits().waiting
+    /// Whether there is room for a ticket of this model. Asks Redis only where there was none a
+    /// moment ago: joining tells anyway.
+    pub async fn room(&self, model: &str) -> Room {
+        if self.inner.waiting.load(Ordering::Relaxed) < self.inner.store.limits().waiting {
+            return Room::Some;
+        }
+        self.inner.store.room(model).await.unwrap_or(Room::Some)
     }
 
     /// From now on a lease that is dropped is not given up: what this replica holds is for the

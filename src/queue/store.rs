@@ -168,6 +168,15 @@ pub struct Returned {
     pub has_text: bool,
 }
 
+/// Whether there is room in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Some,
+    /// There is none for so long, where that is known.
+    NoneFor(Option<Duration>),
+}
+
 /// What became of a replica's holdings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freed {
@@ -346,6 +355,23 @@ impl QueueStore {
             }
         }
         Ok(all)
+    }
+
+    /// Whether there is room for a ticket of this model.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn room(&self, model: &str) -> Result<Room, RedisError> {
+        let args = vec![self.me(), model.into(), self.limits.waiting.to_string().into()];
+        let reply: Vec<String> =
+            self.redis.call_readonly("jarvis_queue_room_1", &[QUEUE], args).await?;
+        match reply.as_slice() {
+            [word] if word == "room" => Ok(Room::Some),
+            [word, after] if word == "full" => {
+                Ok(Room::NoneFor(after.parse().ok().map(Duration::from_millis)))
+            }
+            _ => Err(unexpected("room")),
+        }
     }
 
     /// The generations in this replica's name.
