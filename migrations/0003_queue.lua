@@ -353,7 +353,7 @@ end
 -- generation, replica, user, source, model, session, '1' where it has text, a start that it had
 -- and Redis forgot or '', most waiting, most waiting of one source
 -- → granted <host> <grant> <start> | waiting <position> <eta ms or -1> <start> <hosts of the model within reach>
--- | full <ms until there is room, or -1> | crowded <the same>
+-- | full <ms until there is room, or -1> | crowded <the same> | gone
 local function join(keys, args)
   local base, now = keys[1], now_ms()
   local generation, replica, user, source, model = args[1], args[2], args[3], args[4], args[5]
@@ -363,6 +363,10 @@ local function join(keys, args)
   if ticket and ticket.replica == replica and (ticket.host or not first or ticket.first == '1') then
     dispatch(base, hosts, now, generation)
     return told(base, hosts, read(base, generation), now)
+  end
+  if ticket and ticket.replica and ticket.replica ~= replica and args[8] ~= '' then
+    -- It was taken over while this replica did not answer.
+    return { 'gone' }
   end
   if ticket then
     -- Another replica goes on with it, or it has text now: the same place, or a better one.

@@ -236,7 +236,7 @@ async fn a_failure_before_the_first_token_is_told_apart_from_a_late_one() {
         ("slow@60000", &hasty, "upstream_timeout", true),
     ] {
         let request = request(&format!("[[tokens=3 fault={fault}]]"));
-        let slot = acquire(&fleet, MODEL).await.expect("a slot");
+        let slot = acquire(fleet, MODEL).await.expect("a slot");
         let error = slot.chat(&request).await.expect_err(fault);
         assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{fault}");
         drop(slot);

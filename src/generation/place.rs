@@ -44,17 +44,18 @@ pub(super) async fn wait_for_slot(
     wait: Wait,
 ) -> Result<Result<(), Failure>, Stopped> {
     let began = Instant::now();
-    let mut join_at = Some(began);
+    let mut joins = true;
     let mut again_at = wait.again_at;
     let mut hopeless_since = None;
     let mut told = None;
     loop {
-        let place = if join_at.take().is_some() {
+        let joined = std::mem::replace(&mut joins, false);
+        let place = if joined {
             match lease.join(wait.has_text).await {
                 Ok(place) => place,
                 Err(error) => {
                     tracing::warn!(%error, "a turn waits for Redis");
-                    join_at = Some(began);
+                    joins = true;
                     tokio::select! {
                         () = sleep(RETRY) => continue,
                         () = cancelled(feed, turn) => return Err(Stopped),
@@ -80,8 +81,9 @@ pub(super) async fn wait_for_slot(
             Place::Full(after) | Place::Crowded(after) => {
                 return Ok(Err(queue_full(after)));
             }
-            // Another replica has it: the feed will tell, or the fence.
-            Place::Gone => join_at = Some(began),
+            // It was taken over.
+            Place::Gone if joined => return Err(Stopped),
+            Place::Gone => joins = true,
         }
         let (end, failure) = match hopeless_since {
             Some(since) => (since + HOPELESS, no_host as fn() -> Failure),
@@ -90,10 +92,10 @@ pub(super) async fn wait_for_slot(
         let again = again_at.unwrap_or(end);
         tokio::select! {
             _ = lease.changed() => {}
-            () = sleep(RETRY), if join_at.is_some() => {}
+            () = std::future::ready(()), if joins => {}
             () = sleep_until(again), if again_at.is_some() => {
                 again_at = None;
-                join_at = Some(again);
+                joins = true;
             }
             () = sleep_until(end) => return Ok(Err(failure())),
             () = cancelled(feed, turn) => return Err(Stopped),

@@ -45,14 +45,16 @@ async fn round(
     let hosts = (inner.hosts)();
     let report = Report::of(&hosts);
     let mut tick = inner.store.tick().await?;
+    // What runs is put back before anything else can be given its slot.
+    let held = look(inner, |place| matches!(place, Place::Granted(_))).await?;
     if tick.digest != report.digest {
         inner.store.send(&report).await?;
         *inner.reported() = hosts;
         tick = inner.store.tick().await?;
     }
     tell(inner, &tick);
-    let held = look(inner).await?;
-    if tick.holdings == held {
+    let waiting = look(inner, |place| matches!(place, Place::Waiting(_))).await?;
+    if tick.holdings == held + waiting {
         strangers.clear();
         return Ok(());
     }
@@ -82,11 +84,12 @@ fn tell(inner: &Inner, tick: &Tick) {
     }
 }
 
-/// Asks where the tickets stand. Gives how many there are.
-async fn look(inner: &Arc<Inner>) -> Result<usize, RedisError> {
+/// Asks where the tickets stand that are `wanted`. Gives how many there are.
+async fn look(inner: &Arc<Inner>, wanted: impl Fn(&Place) -> bool) -> Result<usize, RedisError> {
     let asked: Vec<(GenerationId, u64, u64)> = {
         let own = inner.own();
-        own.iter().map(|(id, own)| (*id, own.calls, own.grants)).collect()
+        let wanted = own.iter().filter(|(_, own)| wanted(&own.place.borrow()));
+        wanted.map(|(id, own)| (*id, own.calls, own.grants)).collect()
     };
     let ids: Vec<_> = asked.iter().map(|(id, ..)| *id).collect();
     let told = inner.store.places(&ids).await?;

@@ -595,7 +595,7 @@ impl Reader {
                     return Look::Frame(frame);
                 }
                 Look::Nothing => return self.look_at_the_queue(&state),
-                look => return look,
+                look @ Look::Redis => return look,
             }
         }
     }
