@@ -279,6 +279,26 @@ async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
 }
 
 #[tokio::test]
+async fn where_a_slot_is_free_a_turn_costs_one_call_to_join_and_one_to_give_it_up() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&[]);
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
+    assert_eq!(chat(&replicas[0], &id(), "[[tokens=3]] warm").await.status, 200);
+    redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
+    for _ in 0..5 {
+        assert_eq!(chat(&replicas[0], &id(), "[[tokens=3]] go").await.status, 200);
+    }
+    let released = async || redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
+    until("all is given up", LIMIT, released).await;
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    let calls = |name: &str| log.lines().filter(|line| *line == name).count();
+    let kinds = ["join", "release", "give_back", "restore", "report", "room"];
+    let counts = kinds.map(|kind| calls(&format!("jarvis_queue_{kind}_1")));
+    assert_eq!(counts, [5, 5, 0, 0, 0, 0], "{kinds:?}");
+}
+
+#[tokio::test]
 async fn a_host_that_is_full_by_its_own_word_is_waited_for() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&[]);

@@ -62,6 +62,8 @@ def _single(fleet: Fleet, listen: str, settings: dict[str, str]) -> None:
 
 def _several(fleet: Fleet, listen: str, settings: dict[str, str], count: int) -> None:
     places = [f"127.0.0.1:{net.free_port()}" for _ in range(count)]
+    # nginx tells where a client comes from.
+    settings = {**settings, "JARVIS_PROXIES": "1"}
     with Step("jarvis") as step:
         # One after another: the first loads the functions, and a port is taken before the next is chosen.
         texts = []

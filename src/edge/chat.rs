@@ -66,7 +66,7 @@ pub struct ChatResponse {
         (status = 502, body = ProblemDetails, content_type = "application/problem+json",
             description = "The answer broke off"),
         (status = 503, body = ProblemDetails, content_type = "application/problem+json",
-            description = "No model host, or no store; see Retry-After"),
+            description = "The queue is full, no model host, or no store; see Retry-After"),
         (status = 504, body = ProblemDetails, content_type = "application/problem+json",
             description = "Out of time"),
     ),
