@@ -383,7 +383,8 @@ local function join(keys, args)
       hosts = read_hosts(base, now)
     end
   else
-    if args[8] == '' then
+    -- What has text was let in once, and goes on.
+    if args[8] == '' and not first then
       local models = waiting_models(base)
       local word = count_waiting(base, models) >= tonumber(args[9]) and 'full'
         or source ~= '' and redis.call('SCARD', base .. ':source:' .. source) >= tonumber(args[10])

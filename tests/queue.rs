@@ -432,7 +432,7 @@ async fn what_redis_forgot_is_put_back() {
 async fn the_time_that_is_told_is_the_time_it_takes() {
     let hosts = [host("a", 2, &[MODEL]), host("b", 1, &[MODEL])];
     let world = World::with(&hosts).await;
-    let turn_time = Duration::from_millis(300);
+    let turn_time = Duration::from_secs(1);
     let run = |ticket: Ticket| {
         let store = world.store.clone();
         async move {
@@ -441,7 +441,7 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
             let mut place = join(&store, &ticket).await;
             while let Place::Waiting(Waiting { eta, .. }) = place {
                 told = told.or(eta.map(|eta| (Instant::now(), eta)));
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 place = self::place(&store, &ticket).await;
             }
             let waited = told.map(|(at, eta)| (at.elapsed(), eta));
