@@ -276,6 +276,7 @@ impl<'a> World<'a> {
             stop: Vec::new(),
             think: false,
             message_id: None,
+            source: String::new(),
         };
         let new = NewTurn { spec, content: "q".to_owned(), key: None };
         let accepted = self.stores[by].accept(&Owner::Anonymous, self.session, &new).await;
@@ -385,7 +386,7 @@ impl<'a> World<'a> {
                             after
                         }
                         Seen::Silent { after } => after,
-                        Seen::UpToDate => return,
+                        Seen::UpToDate | Seen::Queued(_) => return,
                         Seen::Behind | Seen::Unknown => break,
                     };
                     client.cursor = after;
