@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, until_ok};
+use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -103,11 +103,11 @@ async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
     let warm = chat(&replicas[0], &id(), "[[tokens=20]] warm").await;
     assert_eq!(warm.status, 200, "{}", warm.body);
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
-    first.say(&json!({"type": "chat", "message": "[[tokens=100]] first"})).await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=300]] first"})).await;
     let events = first.until("stream_start").await;
     assert_eq!(kinds(&events), ["message_received", "stream_start"], "nothing of a queue");
     let (mut second, _) = Socket::open(&replicas[1], "/ws").await;
-    second.say(&json!({"type": "chat", "message": "[[tokens=100]] second"})).await;
+    second.say(&json!({"type": "chat", "message": "[[tokens=50]] second"})).await;
     let told = second.until("queued").await;
     assert_eq!(kinds(&told), ["message_received", "queued"]);
     assert_eq!(told[1]["position"], 1, "{}", told[1]);
@@ -192,6 +192,41 @@ async fn a_full_queue_is_503_and_says_when_to_come_back() {
     };
     let (one, two, again) = tokio::join!(running, waiting, refused);
     for reply in [one, two, again] {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn one_address_may_not_fill_the_queue_with_sessions() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let extra = [("JARVIS_QUEUE_SHARE", "1"), ("JARVIS_PROXIES", "1")];
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let from = async |address: &str, message: &str| {
+        let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
+        // What a client claims by itself stands before what the proxy saw.
+        let request = request.header("x-forwarded-for", format!("{}, {address}", id()));
+        send(request.json(&json!({"message": message}))).await
+    };
+    let waiting = async |n: &str| {
+        until("so many wait", LIMIT, async || {
+            redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == n
+        })
+        .await;
+    };
+    let running = from("192.0.2.1", "[[tokens=100]] runs");
+    let others = async {
+        until("one runs", LIMIT, async || running_is(&sim, 1).await).await;
+        let more = async {
+            waiting("1").await;
+            let refused = from("192.0.2.1", "third").await;
+            assert_eq!((refused.status, &refused.body["code"]), (503, &json!("queue_full")));
+            from("192.0.2.2", "[[tokens=5]] another").await
+        };
+        tokio::join!(from("192.0.2.1", "[[tokens=5]] waits"), more)
+    };
+    let (running, (second, another)) = tokio::join!(running, others);
+    for reply in [running, second, another] {
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::Request;
 use axum::serve::Listener;
 use hyper::body::Incoming;
@@ -58,7 +59,7 @@ pub async fn serve(
     let protocol = protocol(read_timeout);
     let connections = TaskTracker::new();
     loop {
-        let (stream, _) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             // axum's accept waits where there are no descriptors left.
             accepted = Listener::accept(&mut listener) => accepted,
             () = stop.cancelled() => break,
@@ -69,8 +70,11 @@ pub async fn serve(
         let limit = read_timeout + GRACE;
         let opening = Some(Opening { deadline: Box::pin(sleep(limit)), bytes: 0 });
         let io = TokioIo::new(Connection { stream, limit, opening, stalled: None });
-        let router =
-            router.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
+        let router = router.clone().map_request(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request
+        });
         let service = TowerToHyperService::new(router);
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
         let stop = stop.clone();

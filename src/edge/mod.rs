@@ -15,12 +15,10 @@ mod turns;
 mod websocket;
 pub mod wire;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
-use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -116,11 +114,6 @@ impl AppState {
         }
         Ok(())
     }
-}
-
-/// All routes, told from where each connection comes.
-pub fn service(state: AppState) -> IntoMakeServiceWithConnectInfo<Router, SocketAddr> {
-    router(state).into_make_service_with_connect_info()
 }
 
 /// All routes. Each answers with and without a trailing slash.
