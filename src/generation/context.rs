@@ -3,15 +3,19 @@
 use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
 use crate::session::model::ContextReport;
 use crate::session::store::{Page, Turn};
-use crate::session::{Owner, Role, SessionId, Store, StoreError};
+use crate::session::{Message, Owner, Role, SessionId, Status, Store, StoreError};
 
 /// Messages that are looked at, from the newest back, at most.
 const MESSAGES: u64 = 400;
 /// Bytes of them, at most.
 const BYTES: usize = 512 << 10;
-/// Bytes of a token, at least, in the languages and models we know: an estimate that is corrected
-/// by the host's own count when it was too bold.
+/// Bytes of a token, while the conversation has not told better: less than in the languages and
+/// models we know, so that the estimate is high.
 const BYTES_PER_TOKEN: f64 = 3.0;
+/// What a conversation may have told, at most and at least.
+const LEARNED: std::ops::RangeInclusive<f64> = 0.5..=8.0;
+/// How much more an estimate from what was learned is taken for.
+const CAUTION: f64 = 1.1;
 /// Tokens that a chat template puts around one message.
 const TOKENS_AROUND_MESSAGE: f64 = 8.0;
 /// Share of the window that is left for the answer, at most.
@@ -44,11 +48,12 @@ impl Conversation {
             let window = f64::from(window);
             (window - f64::from(spec.max_tokens).min(window * ANSWER_SHARE)) * boldness
         });
-        room -= spec.system.as_deref().map_or(0.0, tokens);
+        let measure = Measure::of(&self.page.messages, &spec.model);
+        room -= spec.system.as_deref().map_or(0.0, |system| measure.text(system));
         let told = self.page.messages.iter().rev().filter(|message| !message.content.is_empty());
         let mut chosen = Vec::new();
         for message in told {
-            room -= tokens(&message.content);
+            room -= measure.message(message);
             // The question itself always goes: whether it fits is for the host to say.
             if room < 0.0 && !chosen.is_empty() {
                 break;
@@ -88,6 +93,85 @@ impl Conversation {
     }
 }
 
-fn tokens(text: &str) -> f64 {
-    text.len() as f64 / BYTES_PER_TOKEN + TOKENS_AROUND_MESSAGE
+/// How many tokens a text is: learned from what the host counted in this conversation, as only it
+/// knows its model's tokenizer.
+struct Measure {
+    bytes_per_token: f64,
+}
+
+impl Measure {
+    /// From the newest answer of this model that tells what it was given.
+    fn of(messages: &[Message], model: &str) -> Self {
+        let learned = messages.iter().enumerate().rev().find_map(|(place, answer)| {
+            let (usage, context) = (answer.usage?, answer.context?);
+            let told = answer.model.as_deref() == Some(model) && usage.prompt_tokens > 0;
+            // A system prompt is counted, too, and makes the estimate a little higher.
+            let sent = messages[..place].iter().rev().filter(|sent| !sent.content.is_empty());
+            let sent = sent.take(context.messages_sent as usize).collect::<Vec<_>>();
+            let bytes: usize = sent.iter().map(|sent| sent.content.len()).sum();
+            let around = sent.len() as f64 * TOKENS_AROUND_MESSAGE;
+            let tokens = (usage.prompt_tokens as f64 - around).max(1.0);
+            (told && sent.len() as u64 == context.messages_sent).then(|| bytes as f64 / tokens)
+        });
+        let bytes_per_token = learned.map_or(BYTES_PER_TOKEN, |bytes| {
+            bytes.clamp(*LEARNED.start(), *LEARNED.end()) / CAUTION
+        });
+        Self { bytes_per_token }
+    }
+
+    fn text(&self, text: &str) -> f64 {
+        text.len() as f64 / self.bytes_per_token + TOKENS_AROUND_MESSAGE
+    }
+
+    fn message(&self, message: &Message) -> f64 {
+        match (message.usage, message.status) {
+            // Counted by the host, as it said them.
+            (Some(usage), Some(Status::Complete)) if usage.completion_tokens > 0 => {
+                usage.completion_tokens as f64 + TOKENS_AROUND_MESSAGE
+            }
+            _ => self.text(&message.content),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Usage;
+    use crate::session::store::message;
+
+    fn said(content: &str) -> Message {
+        Message { content: content.to_owned(), ..message(Role::User, chrono::Utc::now()) }
+    }
+
+    fn answered(sent: u64, prompt_tokens: u64) -> Message {
+        Message {
+            model: Some("m".to_owned()),
+            status: Some(Status::Complete),
+            usage: Some(Usage { prompt_tokens, completion_tokens: 5 }),
+            context: Some(ContextReport { messages_sent: sent, ..ContextReport::default() }),
+            ..said("an answer")
+        }
+    }
+
+    #[test]
+    fn what_the_host_counted_is_the_measure_of_what_comes() {
+        let question = "x".repeat(1000);
+        // A thousand bytes were ten tokens more than what stands around a message.
+        let messages = [said(&question), answered(1, 8 + 10)];
+        let learned = Measure::of(&messages, "m");
+        assert!((learned.bytes_per_token - *LEARNED.end() / CAUTION).abs() < 1e-9, "the most");
+        let messages = [said(&question), answered(1, 8 + 500)];
+        let learned = Measure::of(&messages, "m");
+        assert!((learned.bytes_per_token - 2.0 / CAUTION).abs() < 1e-9);
+        assert!(learned.text(&question) > 500.0);
+        let of_another = Measure::of(&messages, "another model");
+        assert!((of_another.bytes_per_token - BYTES_PER_TOKEN).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_the_host_said() {
+        let measure = Measure::of(&[], "m");
+        assert!((measure.message(&answered(1, 9)) - 13.0).abs() < 1e-9);
+    }
 }
