@@ -150,6 +150,26 @@ async fn a_failover_that_lost_a_whole_turn_brings_it_back() {
 }
 
 #[tokio::test]
+async fn a_failover_that_lost_a_turn_that_waits_for_a_slot_brings_it_back() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let one_slot = [("JARVIS_OLLAMA_SLOTS", "1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &one_slot);
+    until_ok(&replica, "/health/ready").await;
+    let (mut first, _) = Socket::open(&replica, "/ws").await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=200]] busy"})).await;
+    first.until("stream_chunk").await;
+    redis.remember();
+    let (mut second, _) = Socket::open(&replica, "/ws").await;
+    let message = "[[tokens=20]] queued";
+    second.say(&json!({"type": "chat", "message": message})).await;
+    second.until("queued").await;
+    redis.lose_what_came_since();
+    let events = second.until("stream_end").await;
+    assert_eq!(seen(&events), expected(message));
+}
+
+#[tokio::test]
 async fn a_failover_that_lost_the_end_of_a_turn_ends_it_again() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), "200").await;

@@ -348,6 +348,15 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     }
     let other = there.store.accept(&owner, session, &keyed("other")).await;
     assert!(matches!(other, Err(StoreError::KeyReused)));
+    // Found, too, where nothing new would be taken in.
+    let found = there.store.find(&owner, session, &keyed("b")).await.unwrap();
+    assert_eq!(found, Some((turn.generation, Some(began_after))));
+    let unknown = NewTurn {
+        key: Some(IdempotencyKey { key: "new".into(), body: "b".into() }),
+        ..new_turn("q")
+    };
+    assert_eq!(there.store.find(&owner, session, &unknown).await.unwrap(), None);
+    assert_eq!(there.store.describe(&owner, session).await.unwrap().info.message_count, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

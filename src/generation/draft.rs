@@ -125,6 +125,11 @@ impl Draft {
         matches!(self.stage, Stage::Unmarked | Stage::Marked)
     }
 
+    /// Whether the answer has begun, so that nothing but text is to be told.
+    pub(super) fn has_begun(&self) -> bool {
+        self.stage == Stage::Marked
+    }
+
     /// When Redis last said that all is well.
     pub(super) fn acknowledged(&self) -> Instant {
         self.acknowledged
@@ -228,6 +233,7 @@ impl Draft {
                 return Ok(COME_BACK);
             }
             Reply::Begin(Begin::Began) => {
+                self.acknowledged = Instant::now();
                 self.stage = Stage::Unmarked;
                 self.stored = 0;
                 self.cut = None;

@@ -202,7 +202,10 @@ impl Generations {
         self.fleet.check(&new.spec.model).await?;
         // What nobody can run soon is refused before it is a part of the conversation.
         if let Room::NoneFor(after) = self.queue.room(&canonical(&new.spec.model)).await {
-            return Err(SubmitError::QueueFull(place::queue_full(after)));
+            return match self.store.find(owner, session, &new).await? {
+                Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
+                None => Err(SubmitError::QueueFull(place::queue_full(after))),
+            };
         }
         match self.store.accept(owner, session, &new).await? {
             Acceptance::New { turn, began, before } => {

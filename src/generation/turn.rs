@@ -153,7 +153,11 @@ async fn answer(
     let mut context = ContextReport::default();
     let (mut attempts, mut fruitless, mut busy) = (0, 0, 0);
     loop {
-        if let Err(failure) = wait_for_slot(generations, turn, feed, &mut lease, wait).await? {
+        let granted = tokio::select! {
+            granted = wait_for_slot(generations, turn, feed, &mut lease, wait) => granted?,
+            Fenced = writer.keep_place() => return Err(Stopped),
+        };
+        if let Err(failure) = granted {
             return Ok(End::Failed { failure, context });
         }
         let before = writer.text().len();

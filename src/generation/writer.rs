@@ -21,6 +21,8 @@ use crate::session::{Control, Message, Store, StoreError, Tag};
 const RETRY: Duration = Duration::from_millis(200);
 /// A writer that has nothing to write looks this often whether it still may.
 const LOOK: Duration = Duration::from_secs(1);
+/// One whose answer has not begun, as its turn waits for a slot, looks less often.
+const LOOK_WHILE_WAITING: Duration = Duration::from_secs(5);
 /// How long the end of a turn is tried to be written before it is left to another replica.
 const FINISH_LIMIT: Duration = Duration::from_mins(10);
 
@@ -117,6 +119,28 @@ impl Writer {
             self.not_before = (Instant::now() + pause, pause == COME_BACK);
         }
         Ok(())
+    }
+
+    /// Keeps the turn's place while nothing is to be written, until it is another's. Cancel-safe.
+    pub(super) async fn keep_place(&mut self) -> Fenced {
+        loop {
+            let kept = if self.has_place() && !self.draft.has_begun() {
+                sleep_until(self.draft.acknowledged() + LOOK_WHILE_WAITING).await;
+                match self.store.begin(&self.turn).await {
+                    Ok(reply) => self.draft.take_in(Call::Begin, Reply::Begin(reply)).map(drop),
+                    Err(error) => {
+                        tracing::warn!(%error, "a turn waits for Redis");
+                        sleep(RETRY).await;
+                        Ok(())
+                    }
+                }
+            } else {
+                self.progress().await
+            };
+            if let Err(fenced) = kept {
+                return fenced;
+            }
+        }
     }
 
     /// Writes what is left, and the end: the answer becomes a message with `header`'s fields. Done

@@ -7,7 +7,8 @@ use fred::prelude::Value;
 use uuid::Uuid;
 
 use super::{
-    Keys, Store, StoreError, channel, claimed_event, field, json, message, unexpected, writer_args,
+    Keys, Limits, Store, StoreError, channel, claimed_event, field, json, message, unexpected,
+    writer_args,
 };
 use crate::redis::RedisError;
 use crate::session::cursor::{Cursor, Tag};
@@ -197,6 +198,29 @@ impl Store {
             Some("full") => Err(StoreError::Full),
             Some("other_body") => Err(StoreError::KeyReused),
             _ => Err(unexpected("accept")),
+        }
+    }
+
+    /// The turn that was accepted before with the same key, and the place just before it while that
+    /// is kept. Takes in nothing.
+    ///
+    /// # Errors
+    /// As [`Store::accept`], but for [`StoreError::Busy`].
+    pub async fn find(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<Option<(GenerationId, Option<Cursor>)>, StoreError> {
+        if new.key.is_none() {
+            return Ok(None);
+        }
+        // Where none may wait, nothing is taken in.
+        let limits = Limits { waiting_turns: 0, ..self.limits.clone() };
+        match (Self { limits, ..self.clone() }).accept(owner, session, new).await {
+            Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),
+            Ok(Acceptance::New { .. }) | Err(StoreError::Busy) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
