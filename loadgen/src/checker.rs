@@ -1,0 +1,614 @@
+//! One turn as its client sees it, checked character by character against what it must be. Pure.
+
+use std::fmt;
+
+use crate::event::{Event, Stored};
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// So many bytes never came.
+    Lost(usize),
+    /// So many bytes came twice.
+    Doubled(usize),
+    /// An event came where none of its type may come.
+    Reordered(String),
+    /// The text is not what the script says.
+    Wrong(String),
+    /// An accepted turn, or its end, is not known any more.
+    Forgotten(String),
+    /// The turn had no end within its time limit.
+    Unfinished(String),
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(bytes) => write!(f, "lost {bytes} bytes"),
+            Self::Doubled(bytes) => write!(f, "{bytes} bytes came twice"),
+            Self::Reordered(what) => write!(f, "out of order: {what}"),
+            Self::Wrong(what) => write!(f, "wrong answer: {what}"),
+            Self::Forgotten(what) => write!(f, "forgotten: {what}"),
+            Self::Unfinished(what) => write!(f, "unfinished: {what}"),
+        }
+    }
+}
+
+/// What an event meant for the turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing that a reader would see.
+    None,
+    /// The replica has the message.
+    Accepted,
+    /// New characters.
+    Text,
+    /// What came after this many bytes was taken back.
+    Restart(usize),
+    /// The answer is complete.
+    Complete,
+    /// The answer ended early, and the client was told why.
+    Failed(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Asked,
+    Received,
+    Started,
+    Done,
+    Ended,
+}
+
+/// One turn: what was asked, what must come, and what has come so far.
+#[derive(Debug)]
+pub struct Turn {
+    prompt: String,
+    expected: String,
+    held: String,
+    stage: Stage,
+    generation: Option<String>,
+    /// How often the message was sent; a repeat may be answered from the beginning.
+    sends: u32,
+    flaws: Vec<Flaw>,
+}
+
+impl Turn {
+    /// A turn whose answer must be `expected`.
+    pub fn new(prompt: String, expected: String) -> Self {
+        Self {
+            prompt,
+            expected,
+            held: String::new(),
+            stage: Stage::Asked,
+            generation: None,
+            sends: 0,
+            flaws: Vec::new(),
+        }
+    }
+
+    /// What was asked.
+    pub fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// The run that makes the answer, once it is known.
+    pub fn generation(&self) -> Option<&str> {
+        self.generation.as_deref()
+    }
+
+    /// Whether the message has to be sent, for the first time or again.
+    pub fn is_unacknowledged(&self) -> bool {
+        self.stage == Stage::Asked
+    }
+
+    /// Whether the last event of the turn has come.
+    pub fn has_ended(&self) -> bool {
+        self.stage == Stage::Ended
+    }
+
+    /// The message is sent; gives how often, this time included.
+    pub fn sent(&mut self) -> u32 {
+        self.sends += 1;
+        self.sends
+    }
+
+    /// Whatever was held is to be told anew: the place in it is not known to the service.
+    pub fn start_over(&mut self) {
+        self.held.clear();
+        self.stage = self.stage.min(Stage::Received);
+        self.sends += 1;
+    }
+
+    /// Promises that were broken since this was last asked.
+    pub fn take_flaws(&mut self) -> Vec<Flaw> {
+        std::mem::take(&mut self.flaws)
+    }
+
+    /// Takes in an event of this turn.
+    pub fn take(&mut self, event: &Event) -> Progress {
+        self.identify(event);
+        match event.kind.as_str() {
+            "message_received" => {
+                self.stage = self.stage.max(Stage::Received);
+                Progress::Accepted
+            }
+            "stream_start" => {
+                self.begin(event);
+                Progress::None
+            }
+            "stream_chunk" if event.done == Some(true) => {
+                self.expect_stage(Stage::Started, event);
+                self.stage = self.stage.max(Stage::Done);
+                Progress::None
+            }
+            "stream_chunk" => self.piece(event),
+            "stream_restart" => self.restart(event),
+            "stream_end" => self.end(event, event.full_response.as_deref()),
+            "cancelled" => self.fail("cancelled", event),
+            "error" => {
+                let code = event.code.clone().unwrap_or_default();
+                self.fail(&code, event)
+            }
+            _ => Progress::None,
+        }
+    }
+
+    /// Takes in the session as it is stored, in place of the events that cannot be told.
+    pub fn take_snapshot(&mut self, event: &Event) -> Progress {
+        let stored = self.find(&event.messages);
+        if let Some(answer) = stored {
+            let (content, status) = (answer.content.clone(), answer.status.clone());
+            self.held.clone_from(&content);
+            self.stage = Stage::Ended;
+            return match status.as_deref() {
+                Some("complete") => {
+                    self.compare(&content);
+                    Progress::Complete
+                }
+                other => Progress::Failed(other.unwrap_or("no_status").to_owned()),
+            };
+        }
+        let asked = event.messages.last().is_some_and(|last| last.content == self.prompt);
+        match &event.answer {
+            Some(answer)
+                if self.generation.as_ref().is_none_or(|known| *known == answer.generation_id)
+                    && asked =>
+            {
+                self.generation = Some(answer.generation_id.clone());
+                self.held.clone_from(&answer.content);
+                self.stage = Stage::Started;
+                self.compare_from(0);
+                Progress::Text
+            }
+            _ => {
+                // It waits, or was never accepted: to send it again is right for both.
+                self.held.clear();
+                self.stage = Stage::Asked;
+                Progress::None
+            }
+        }
+    }
+
+    /// Takes in an answer that came in one piece.
+    pub fn take_whole(&mut self, content: &str, finish_reason: Option<&str>) {
+        self.stage = Stage::Ended;
+        self.compare(content);
+        self.check_reason(finish_reason);
+    }
+
+    /// The turn had no end in time.
+    pub fn give_up(&mut self) {
+        let stage = self.stage;
+        let (held, of) = (self.held.len(), self.expected.len());
+        self.flaws.push(Flaw::Unfinished(format!("{stage:?}, {held} of {of} bytes")));
+    }
+
+    /// The service says that there is no such turn although it had accepted it.
+    pub fn forgotten(&mut self, what: &str) {
+        self.flaws.push(Flaw::Forgotten(what.to_owned()));
+        self.stage = Stage::Ended;
+    }
+
+    fn find<'a>(&self, messages: &'a [Stored]) -> Option<&'a Stored> {
+        let at = messages
+            .iter()
+            .rposition(|message| message.role == "user" && message.content == self.prompt)?;
+        messages.get(at + 1).filter(|message| message.role == "assistant")
+    }
+
+    fn identify(&mut self, event: &Event) {
+        let Some(generation) = &event.generation_id else { return };
+        match &self.generation {
+            None => self.generation = Some(generation.clone()),
+            Some(known) if known == generation => {}
+            Some(known) => {
+                self.flaws
+                    .push(Flaw::Forgotten(format!("accepted as {known}, told as {generation}")));
+                self.generation = Some(generation.clone());
+            }
+        }
+    }
+
+    fn expect_stage(&mut self, wanted: Stage, event: &Event) -> bool {
+        if self.stage == wanted {
+            return true;
+        }
+        let kind = if event.done == Some(true) { "the last stream_chunk" } else { &event.kind };
+        self.flaws.push(Flaw::Reordered(format!("{kind} when {:?}", self.stage)));
+        false
+    }
+
+    fn begin(&mut self, event: &Event) {
+        // A stored answer is told again, from its beginning and without cursors.
+        let told_again = self.sends > 1 && event.cursor.is_none();
+        if told_again {
+            self.held.clear();
+        } else {
+            self.expect_stage(Stage::Received, event);
+        }
+        self.stage = Stage::Started;
+    }
+
+    fn piece(&mut self, event: &Event) -> Progress {
+        if !self.expect_stage(Stage::Started, event) && self.stage > Stage::Started {
+            return Progress::None;
+        }
+        self.stage = Stage::Started;
+        let content = event.content.as_deref().unwrap_or_default();
+        let Some(offset) = event.offset else {
+            self.flaws.push(Flaw::Reordered("a piece without an offset".to_owned()));
+            return Progress::None;
+        };
+        let before = self.held.len();
+        if offset > before {
+            self.flaws.push(Flaw::Lost(offset - before));
+            // What is missing is made up, so that it is told once only.
+            let missing = self.expected.get(before..offset).map(str::to_owned);
+            self.held.push_str(&missing.unwrap_or_else(|| "\0".repeat(offset - before)));
+        } else if offset < before {
+            self.flaws.push(Flaw::Doubled((before - offset).min(content.len())));
+        }
+        let known = self.held.len() - offset;
+        if content.len() > known {
+            let Some(fresh) = content.get(known..) else {
+                self.flaws.push(Flaw::Wrong(format!("a character is cut at {offset}")));
+                return Progress::None;
+            };
+            let from = self.held.len();
+            self.held.push_str(fresh);
+            self.compare_from(from);
+            return Progress::Text;
+        }
+        Progress::None
+    }
+
+    fn restart(&mut self, event: &Event) -> Progress {
+        let from = event.from.unwrap_or(0);
+        if from > self.held.len() || !self.held.is_char_boundary(from) {
+            let held = self.held.len();
+            self.flaws.push(Flaw::Reordered(format!("stream_restart from {from} of {held}")));
+            return Progress::None;
+        }
+        self.held.truncate(from);
+        Progress::Restart(from)
+    }
+
+    fn end(&mut self, event: &Event, whole: Option<&str>) -> Progress {
+        if self.stage == Stage::Ended {
+            self.flaws.push(Flaw::Reordered("a second end".to_owned()));
+            return Progress::None;
+        }
+        self.expect_stage(Stage::Done, event);
+        self.stage = Stage::Ended;
+        let whole = whole.unwrap_or_default();
+        if whole != self.held {
+            let (held, told) = (self.held.len(), whole.len());
+            if whole.starts_with(&self.held) {
+                self.flaws.push(Flaw::Lost(told - held));
+            } else {
+                let text = format!("full_response has {told} bytes, the pieces have {held}");
+                self.flaws.push(Flaw::Wrong(text));
+            }
+        }
+        self.compare(whole);
+        self.check_reason(event.finish_reason.as_deref());
+        Progress::Complete
+    }
+
+    fn fail(&mut self, code: &str, event: &Event) -> Progress {
+        if self.stage == Stage::Ended {
+            self.flaws.push(Flaw::Reordered(format!("{} after the end", event.kind)));
+            return Progress::None;
+        }
+        self.stage = Stage::Ended;
+        Progress::Failed(code.to_owned())
+    }
+
+    fn check_reason(&mut self, reason: Option<&str>) {
+        if reason != Some("stop") {
+            self.flaws.push(Flaw::Wrong(format!("finish_reason is {reason:?}")));
+        }
+    }
+
+    /// Compares what is held from this byte on.
+    fn compare_from(&mut self, from: usize) {
+        if self.expected.get(from..self.held.len()) != self.held.get(from..) {
+            let at = differs_at(&self.expected, &self.held);
+            self.flaws.push(Flaw::Wrong(differing(&self.expected, &self.held, at)));
+            // Told once: what follows is compared with what should have been here.
+            if let Some(right) = self.expected.get(..self.held.len()) {
+                self.held = right.to_owned();
+            }
+        }
+    }
+
+    fn compare(&mut self, whole: &str) {
+        if whole != self.expected {
+            let at = differs_at(&self.expected, whole);
+            self.flaws.push(Flaw::Wrong(differing(&self.expected, whole, at)));
+        }
+    }
+}
+
+fn differs_at(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+fn differing(expected: &str, got: &str, at: usize) -> String {
+    let near = |text: &str| {
+        let bytes = text.as_bytes();
+        let end = (at + 24).min(bytes.len());
+        String::from_utf8_lossy(bytes.get(at.min(end)..end).unwrap_or_default()).into_owned()
+    };
+    format!(
+        "at byte {at} of {} ({} came): {:?} instead of {:?}",
+        expected.len(),
+        got.len(),
+        near(got),
+        near(expected)
+    )
+}
+
+/// One turn as it should stand in the session's history.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// What was asked.
+    pub prompt: String,
+    /// What was answered; none where the turn ended with an error.
+    pub answer: Option<String>,
+}
+
+/// Compares a session's stored messages with what its client sent and received.
+pub fn check_history(sent: &[Sent], messages: &[Stored]) -> Vec<Flaw> {
+    let mut flaws = Vec::new();
+    let mut next = 0;
+    for turn in sent {
+        let place = messages
+            .iter()
+            .enumerate()
+            .skip(next)
+            .find(|(_, message)| message.role == "user" && message.content == turn.prompt);
+        let Some((at, _)) = place else {
+            let earlier = messages.iter().take(next).any(|message| message.content == turn.prompt);
+            flaws.push(if earlier {
+                Flaw::Reordered("a message stands before an earlier one".to_owned())
+            } else if turn.answer.is_some() {
+                Flaw::Forgotten("a message that was answered is not in the history".to_owned())
+            } else {
+                continue;
+            });
+            continue;
+        };
+        next = at + 1;
+        let again = messages.iter().skip(next).any(|message| message.content == turn.prompt);
+        if again {
+            flaws.push(Flaw::Doubled(turn.prompt.len()));
+        }
+        let Some(answer) = &turn.answer else { continue };
+        match messages.get(next) {
+            Some(stored) if stored.role == "assistant" && stored.content == *answer => next += 1,
+            Some(stored) if stored.role == "assistant" => {
+                let at = differs_at(answer, &stored.content);
+                let text = differing(answer, &stored.content, at);
+                flaws.push(Flaw::Wrong(format!("in the history, {text}")));
+                next += 1;
+            }
+            _ => flaws.push(Flaw::Forgotten("an answer is not in the history".to_owned())),
+        }
+    }
+    flaws
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const ANSWER: &str = "one 世界 two three";
+
+    fn event(json: Value) -> Event {
+        serde_json::from_value(json).expect("an event")
+    }
+
+    fn chunk(offset: usize, content: &str) -> Event {
+        event(json!({"type": "stream_chunk", "content": content, "done": false, "offset": offset,
+            "generation_id": "g", "cursor": "c"}))
+    }
+
+    fn named(kind: &str) -> Event {
+        event(json!({"type": kind, "generation_id": "g", "cursor": "c"}))
+    }
+
+    fn last_chunk() -> Event {
+        event(json!({"type": "stream_chunk", "content": "", "done": true, "generation_id": "g"}))
+    }
+
+    fn end(whole: &str) -> Event {
+        event(json!({"type": "stream_end", "full_response": whole, "finish_reason": "stop",
+            "generation_id": "g", "cursor": "c"}))
+    }
+
+    /// A stream without a flaw, one event after another.
+    fn clean() -> Vec<Event> {
+        vec![
+            named("message_received"),
+            named("stream_start"),
+            chunk(0, "one "),
+            chunk(4, "世界"),
+            chunk(10, " two"),
+            chunk(14, " three"),
+            last_chunk(),
+            end(ANSWER),
+        ]
+    }
+
+    fn check(events: &[Event]) -> Vec<Flaw> {
+        let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
+        turn.sent();
+        for event in events {
+            turn.take(event);
+        }
+        turn.take_flaws()
+    }
+
+    #[test]
+    fn a_clean_stream_has_no_flaw() {
+        assert_eq!(check(&clean()), []);
+    }
+
+    #[test]
+    fn a_dropped_piece_is_lost_wherever_it_was() {
+        for (dropped, bytes) in [(2, 4), (3, 6), (4, 4), (5, 6)] {
+            let mut events = clean();
+            events.remove(dropped);
+            assert_eq!(check(&events), [Flaw::Lost(bytes)], "without {dropped}");
+        }
+    }
+
+    #[test]
+    fn a_piece_that_comes_twice_is_doubled_wherever_it_was() {
+        for (doubled, bytes) in [(2, 4), (3, 6), (4, 4), (5, 6)] {
+            let mut events = clean();
+            events.insert(doubled, events[doubled].clone());
+            assert_eq!(check(&events), [Flaw::Doubled(bytes)], "twice {doubled}");
+        }
+    }
+
+    #[test]
+    fn two_pieces_that_change_places_are_noticed() {
+        let mut events = clean();
+        events.swap(3, 4);
+        assert_eq!(check(&events), [Flaw::Lost(6), Flaw::Doubled(6)]);
+    }
+
+    #[test]
+    fn events_that_change_places_are_noticed() {
+        for (one, other) in [(0, 1), (1, 2), (5, 6), (6, 7)] {
+            let mut events = clean();
+            events.swap(one, other);
+            let flaws = check(&events);
+            assert!(
+                flaws.iter().any(|flaw| matches!(flaw, Flaw::Reordered(_))),
+                "{one} and {other}: {flaws:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_end_is_noticed() {
+        for last in [end(ANSWER), named("cancelled"), named("error")] {
+            let mut events = clean();
+            events.push(last);
+            assert!(matches!(check(&events)[..], [Flaw::Reordered(_)]));
+        }
+    }
+
+    #[test]
+    fn another_text_of_the_same_length_is_wrong() {
+        let mut events = clean();
+        events[4] = chunk(10, " tow");
+        assert!(matches!(check(&events)[..], [Flaw::Wrong(_)]), "{:?}", check(&events));
+        let mut events = clean();
+        events[7] = end("one 世界 two threE");
+        assert!(matches!(check(&events)[..], [Flaw::Wrong(_), Flaw::Wrong(_)]));
+    }
+
+    #[test]
+    fn an_answer_that_ends_too_early_is_wrong() {
+        let mut events = clean();
+        events.remove(5);
+        events[6] = end("one 世界 two");
+        assert!(matches!(check(&events)[..], [Flaw::Wrong(_)]), "{:?}", check(&events));
+    }
+
+    #[test]
+    fn what_is_taken_back_comes_again_without_being_doubled() {
+        let mut events = clean();
+        let restart = event(json!({"type": "stream_restart", "from": 4, "generation_id": "g"}));
+        events.splice(5..5, [restart, chunk(4, "世界 two")]);
+        assert_eq!(check(&events), []);
+        let mut beyond = clean();
+        beyond.insert(3, event(json!({"type": "stream_restart", "from": 9, "generation_id": "g"})));
+        assert!(matches!(check(&beyond)[..], [Flaw::Reordered(_)]));
+    }
+
+    #[test]
+    fn another_generation_for_the_same_message_is_noticed() {
+        let mut events = clean();
+        let other = json!({"type": "message_received", "generation_id": "h", "cursor": "c"});
+        events.insert(1, event(other));
+        assert!(matches!(check(&events)[..], [Flaw::Forgotten(_), Flaw::Forgotten(_)]));
+    }
+
+    #[test]
+    fn a_turn_goes_on_from_a_snapshot() {
+        let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
+        turn.sent();
+        turn.take(&named("message_received"));
+        let history = json!({"type": "history", "messages": [{"role": "user", "content": "q"}],
+            "answer": {"generation_id": "g", "content": "one 世", "offset": 7}});
+        assert_eq!(turn.take_snapshot(&event(history)), Progress::Text);
+        turn.take(&chunk(7, "界 two three"));
+        turn.take(&last_chunk());
+        assert_eq!(turn.take(&end(ANSWER)), Progress::Complete);
+        assert_eq!(turn.take_flaws(), []);
+    }
+
+    #[test]
+    fn a_snapshot_without_the_message_asks_for_it_again() {
+        let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
+        turn.sent();
+        let history = json!({"type": "history", "messages": []});
+        assert_eq!(turn.take_snapshot(&event(history)), Progress::None);
+        assert!(turn.is_unacknowledged());
+    }
+
+    #[test]
+    fn a_history_that_lacks_doubles_or_changes_a_message_is_noticed() {
+        let sent: Vec<Sent> = ["a", "b"]
+            .map(|name| Sent { prompt: name.to_owned(), answer: Some(name.to_uppercase()) })
+            .into();
+        let stored = |texts: &[&str]| -> Vec<Stored> {
+            let role = |text: &str| if text.to_uppercase() == text { "assistant" } else { "user" };
+            texts
+                .iter()
+                .map(|text| Stored {
+                    role: role(text).to_owned(),
+                    content: (*text).to_owned(),
+                    ..Stored::default()
+                })
+                .collect()
+        };
+        assert_eq!(check_history(&sent, &stored(&["a", "A", "b", "B"])), []);
+        for bad in [
+            &["a", "A"][..],
+            &["a", "A", "b"],
+            &["b", "B", "a", "A"],
+            &["a", "A", "a", "A", "b", "B"],
+            &["a", "X", "b", "B"],
+        ] {
+            assert!(!check_history(&sent, &stored(bad)).is_empty(), "{bad:?}");
+        }
+    }
+}

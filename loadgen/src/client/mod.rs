@@ -1,0 +1,373 @@
+//! Clients as good ones are: they come back, elsewhere, after a pause, and ask for what they lack.
+
+mod rest;
+mod sse;
+mod websocket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::checker::{Flaw, Progress, Sent, Turn, check_history};
+use crate::event::{Event, Stored};
+use crate::script::{Script, random_uuid};
+use crate::tally::{Tally, count, record};
+
+/// Pause before the first attempt to come back, at most; it doubles from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause, unless the service asks for more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// What the service may ask for, at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a conversation's history may take to be readable.
+const HISTORY_LIMIT: Duration = Duration::from_mins(1);
+/// Time limit of one request that is answered at once.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Messages of one page of a history.
+const PAGE: usize = 500;
+
+/// What the clients do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The replicas' base addresses.
+    pub replicas: Vec<String>,
+    /// Sessions at a time.
+    pub sessions: usize,
+    /// How long new turns are begun.
+    pub duration: Duration,
+    /// How long a turn may take to end.
+    pub turn_limit: Duration,
+    /// Pause between two turns, at most.
+    pub think: Duration,
+    /// Turns of one conversation, after which its history is compared and another begins.
+    pub turns: usize,
+    /// Of a hundred sessions, how many use server-sent events.
+    pub sse_percent: usize,
+    /// Of a hundred sessions, how many use plain requests.
+    pub rest_percent: usize,
+    /// What is asked.
+    pub script: Script,
+    /// Decides prompts, pauses and replicas.
+    pub seed: u64,
+}
+
+/// What all clients share.
+#[derive(Clone)]
+pub struct Shared {
+    options: Arc<Options>,
+    tally: Arc<Tally>,
+    http: reqwest::Client,
+}
+
+impl Shared {
+    /// Ready to be used by clients.
+    ///
+    /// # Errors
+    /// Where no HTTP client can be made.
+    pub fn new(options: Options, tally: Arc<Tally>) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(REQUEST_LIMIT)
+            .tcp_nodelay(true)
+            .build()?;
+        Ok(Self { options: Arc::new(options), tally, http })
+    }
+
+    /// The number of sessions.
+    pub fn sessions(&self) -> usize {
+        self.options.sessions
+    }
+}
+
+/// What became of a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Complete,
+    Failed(String),
+    Unfinished,
+}
+
+/// One conversation's client.
+struct Client {
+    shared: Shared,
+    random: StdRng,
+    name: &'static str,
+    session: String,
+    /// The replica that was asked last.
+    replica: usize,
+    attempts: u32,
+    connected_before: bool,
+}
+
+/// When the characters of one turn came.
+struct Watch {
+    asked: Instant,
+    last: Option<Instant>,
+    lost: Option<(Instant, bool)>,
+    limit: Instant,
+}
+
+impl Watch {
+    fn new(limit: Duration) -> Self {
+        let now = Instant::now();
+        Self { asked: now, last: None, lost: None, limit: now + limit }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.limit
+    }
+
+    /// The connection was lost; `told` where the replica had said when to come back.
+    fn lost(&mut self, told: bool) {
+        self.lost.get_or_insert((Instant::now(), told));
+    }
+
+    fn text(&mut self, tally: &Tally) {
+        let now = Instant::now();
+        let mut measured = tally.measured();
+        match self.last {
+            None => record(&mut measured.first_token, now - self.asked),
+            Some(last) => record(&mut measured.gap, now - last),
+        }
+        self.last = Some(now);
+        self.recovered(now, &mut measured);
+    }
+
+    fn recovered(&mut self, now: Instant, measured: &mut crate::tally::Measured) {
+        match self.lost.take() {
+            Some((lost, false)) => record(&mut measured.recovery, now - lost),
+            Some((lost, true)) => record(&mut measured.told_recovery, now - lost),
+            None => {}
+        }
+    }
+}
+
+impl Client {
+    /// The base address of a replica that is not the last one, where there is another.
+    fn another_replica(&mut self) -> String {
+        let replicas = &self.shared.options.replicas;
+        if replicas.len() > 1 {
+            let step = self.random.random_range(1..replicas.len());
+            self.replica = (self.replica + step) % replicas.len();
+        }
+        replicas[self.replica].clone()
+    }
+
+    fn counted_connection(&mut self) {
+        if self.connected_before {
+            count(&self.shared.tally.counters.reconnects);
+        }
+        self.connected_before = true;
+    }
+
+    /// Waits before the next attempt: as long as the service asked for, else longer each time, and
+    /// never as long as the others do.
+    async fn pause(&mut self, asked: Option<f64>) {
+        let most =
+            FIRST_PAUSE.saturating_mul(1 << self.attempts.min(6)).min(LONGEST_PAUSE).as_secs_f64();
+        self.attempts += 1;
+        let jitter = self.random.random_range(0.0..most);
+        let asked = asked.map_or(Duration::ZERO, |seconds| {
+            Duration::try_from_secs_f64(seconds).unwrap_or_default().min(LONGEST_WAIT)
+        });
+        sleep(asked + Duration::from_secs_f64(jitter)).await;
+    }
+
+    /// Counts what an event brought.
+    fn note(&self, watch: &mut Watch, turn: &mut Turn, progress: &Progress) {
+        match progress {
+            Progress::Text => watch.text(&self.shared.tally),
+            Progress::Restart(_) => count(&self.shared.tally.counters.restarts),
+            Progress::Complete | Progress::Failed(_) => {
+                watch.recovered(Instant::now(), &mut self.shared.tally.measured());
+            }
+            Progress::None | Progress::Accepted => {}
+        }
+        self.flaws(turn);
+    }
+
+    fn flaws(&self, turn: &mut Turn) {
+        for flaw in turn.take_flaws() {
+            self.shared.tally.flaw(self.name, &self.session, turn.generation(), &flaw);
+        }
+    }
+
+    fn error(&self, code: &str) {
+        self.shared.tally.error(code);
+    }
+}
+
+/// What a refused request says.
+struct Refusal {
+    status: u16,
+    code: String,
+    retry_after: Option<f64>,
+}
+
+impl Refusal {
+    async fn read(response: reqwest::Response) -> Self {
+        #[derive(Deserialize)]
+        struct Problem {
+            code: Option<String>,
+        }
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok());
+        let body = timeout(REQUEST_LIMIT, response.bytes()).await;
+        let problem: Option<Problem> =
+            body.ok().and_then(Result::ok).and_then(|body| serde_json::from_slice(&body).ok());
+        let code =
+            problem.and_then(|problem| problem.code).unwrap_or_else(|| format!("http_{status}"));
+        Self { status, code, retry_after }
+    }
+
+    /// Whether the same request may succeed later.
+    fn is_temporary(&self) -> bool {
+        matches!(self.status, 408 | 409 | 429 | 500 | 503) || self.code == "timeout"
+    }
+}
+
+/// Holds one session after another until the time is over.
+pub async fn hold(shared: Shared, number: usize, start: Duration) {
+    let options = Arc::clone(&shared.options);
+    let stop = Instant::now() + options.duration;
+    sleep(start).await;
+    let mut random = StdRng::seed_from_u64(options.seed.wrapping_add(number as u64));
+    let place = number * 100 / options.sessions.max(1);
+    while Instant::now() < stop {
+        let session = random_uuid(&mut random).to_string();
+        count(&shared.tally.counters.conversations);
+        let replica = random.random_range(0..options.replicas.len());
+        let mut client = Client {
+            shared: shared.clone(),
+            random: StdRng::seed_from_u64(random.random()),
+            name: "",
+            session,
+            replica,
+            attempts: 0,
+            connected_before: false,
+        };
+        if place < options.sse_percent {
+            client.name = "sse";
+            converse(client, Speaks::Events, stop).await;
+        } else if place < options.sse_percent + options.rest_percent {
+            client.name = "rest";
+            converse(client, Speaks::Requests, stop).await;
+        } else {
+            client.name = "websocket";
+            converse(client, Speaks::Socket(Box::default()), stop).await;
+        }
+    }
+}
+
+enum Speaks {
+    Socket(Box<websocket::Line>),
+    Events,
+    Requests,
+}
+
+async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
+    let shared = client.shared.clone();
+    let counters = &shared.tally.counters;
+    let mut sent: Vec<Sent> = Vec::new();
+    let mut given_up = false;
+    for _ in 0..shared.options.turns {
+        if Instant::now() >= stop {
+            break;
+        }
+        let (prompt, answer) = shared.options.script.ask(&mut client.random);
+        let mut turn = Turn::new(prompt.clone(), answer.clone());
+        count(&counters.turns);
+        count(&counters.running);
+        let mut watch = Watch::new(shared.options.turn_limit);
+        let outcome = match &mut speaks {
+            Speaks::Socket(line) => websocket::turn(&mut client, line, &mut turn, &mut watch).await,
+            Speaks::Events => sse::turn(&mut client, &mut turn, &mut watch).await,
+            Speaks::Requests => rest::turn(&mut client, &mut turn, &mut watch).await,
+        };
+        client.flaws(&mut turn);
+        counters.running.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        match outcome {
+            Outcome::Complete => {
+                count(&counters.complete);
+                sent.push(Sent { prompt, answer: Some(answer) });
+            }
+            Outcome::Failed(code) => {
+                count(&counters.failed);
+                client.error(&format!("turn:{code}"));
+                sent.push(Sent { prompt, answer: None });
+            }
+            Outcome::Unfinished => {
+                turn.give_up();
+                client.flaws(&mut turn);
+                given_up = true;
+                break;
+            }
+        }
+        let think = client.random.random_range(0.0..=shared.options.think.as_secs_f64());
+        let until = Instant::now() + Duration::from_secs_f64(think);
+        match &mut speaks {
+            Speaks::Socket(line) => websocket::idle(&mut client, line, until).await,
+            Speaks::Events | Speaks::Requests => sleep_until(until).await,
+        }
+    }
+    // What an unfinished turn leaves behind is told already.
+    if !given_up && sent.iter().any(|turn| turn.answer.is_some()) {
+        compare_history(&mut client, &sent).await;
+    }
+}
+
+async fn compare_history(client: &mut Client, sent: &[Sent]) {
+    #[derive(Deserialize)]
+    struct Page {
+        messages: Vec<Stored>,
+    }
+    let limit = Instant::now() + HISTORY_LIMIT;
+    client.attempts = 0;
+    loop {
+        let base = client.another_replica();
+        let url = format!("{base}/api/v1/chat/sessions/{}?limit={PAGE}", client.session);
+        let mut asked = None;
+        match client.shared.http.get(url).timeout(REQUEST_LIMIT).send().await {
+            Ok(response) if response.status().is_success() => {
+                if let Ok(page) = response.json::<Page>().await {
+                    for flaw in check_history(sent, &page.messages) {
+                        client.shared.tally.flaw(client.name, &client.session, None, &flaw);
+                    }
+                    count(&client.shared.tally.counters.histories);
+                    return;
+                }
+            }
+            Ok(response) => {
+                let refusal = Refusal::read(response).await;
+                client.error(&format!("history:{}", refusal.code));
+                if !refusal.is_temporary() {
+                    let flaw = Flaw::Forgotten(format!("the session: {}", refusal.code));
+                    client.shared.tally.flaw(client.name, &client.session, None, &flaw);
+                    return;
+                }
+                asked = refusal.retry_after;
+            }
+            Err(_) => client.error("history:unreachable"),
+        }
+        if Instant::now() >= limit {
+            let flaw = Flaw::Unfinished("the history could not be read".to_owned());
+            client.shared.tally.flaw(client.name, &client.session, None, &flaw);
+            return;
+        }
+        client.pause(asked).await;
+    }
+}
+
+/// The events of one line of a stream.
+fn parse(text: &str) -> Option<Event> {
+    serde_json::from_str(text).ok()
+}

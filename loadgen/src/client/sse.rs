@@ -1,0 +1,210 @@
+//! Over server-sent events: a POST that streams, then GETs that resume.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{Client, Outcome, REQUEST_LIMIT, Refusal, Watch, parse};
+use crate::checker::{Progress, Turn};
+use crate::event::Event;
+use crate::script::random_uuid;
+use crate::tally::count;
+
+/// Longer than between two heartbeats of the service.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long a response's head may take: the turn is stored before it comes.
+const HEAD_LIMIT: Duration = Duration::from_secs(8);
+/// Lines longer than this are none of the service's.
+const LONGEST_LINE: usize = 4 << 20;
+
+/// How a stream of events ended.
+enum Ended {
+    Turn(Outcome),
+    Lost,
+}
+
+/// Asks, and reads the answer to its end.
+pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Outcome {
+    let key = random_uuid(&mut client.random).to_string();
+    let mut last_id: Option<String> = None;
+    client.attempts = 0;
+    loop {
+        if watch.is_over() {
+            return Outcome::Unfinished;
+        }
+        let request = request(client, turn, &key, last_id.as_deref());
+        let response = match timeout(HEAD_LIMIT, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => {
+                client.error("unreachable");
+                client.pause(None).await;
+                continue;
+            }
+            Err(_) => {
+                client.error("response_timeout");
+                client.pause(None).await;
+                continue;
+            }
+        };
+        match response.status().as_u16() {
+            200 => {}
+            204 => {
+                turn.forgotten("204 before its end was told");
+                return Outcome::Failed("no_content".to_owned());
+            }
+            _ => {
+                let refusal = Refusal::read(response).await;
+                client.error(&refusal.code);
+                if refusal.is_temporary() {
+                    client.pause(refusal.retry_after).await;
+                    continue;
+                }
+                if last_id.is_some() {
+                    turn.forgotten(&refusal.code);
+                }
+                return Outcome::Failed(refusal.code);
+            }
+        }
+        client.counted_connection();
+        client.attempts = 0;
+        match read(client, turn, watch, response, &mut last_id).await {
+            Ended::Turn(outcome) => return outcome,
+            Ended::Lost => {
+                watch.lost(false);
+                client.pause(None).await;
+            }
+        }
+    }
+}
+
+fn request(
+    client: &mut Client,
+    turn: &mut Turn,
+    key: &str,
+    last_id: Option<&str>,
+) -> reqwest::RequestBuilder {
+    let base = client.another_replica();
+    let session = &client.session;
+    if let (Some(generation), Some(id)) = (turn.generation(), last_id) {
+        let url =
+            format!("{base}/api/v1/chat/sessions/{session}/events?generation_id={generation}");
+        return client.shared.http.get(url).header("Last-Event-ID", id);
+    }
+    if turn.sent() > 1 {
+        count(&client.shared.tally.counters.resends);
+    }
+    let body = json!({"message": turn.prompt(), "session_id": session, "stream": true,
+        "model": client.shared.options.script.model});
+    client
+        .shared
+        .http
+        .post(format!("{base}/api/v1/chat/"))
+        .header("Idempotency-Key", key)
+        .json(&body)
+}
+
+async fn read(
+    client: &mut Client,
+    turn: &mut Turn,
+    watch: &mut Watch,
+    response: reqwest::Response,
+    last_id: &mut Option<String>,
+) -> Ended {
+    let mut stream = response.bytes_stream();
+    let mut lines = Lines::default();
+    while !watch.is_over() {
+        let Ok(Some(Ok(bytes))) = timeout(SILENCE, stream.next()).await else {
+            return Ended::Lost;
+        };
+        lines.push(&bytes);
+        if lines.is_too_long() {
+            return Ended::Turn(Outcome::Failed("line_too_long".to_owned()));
+        }
+        while let Some((id, event)) = lines.next_event() {
+            if id.is_some() {
+                *last_id = id;
+            }
+            if let Some(outcome) = take(client, turn, watch, &event) {
+                let _ = timeout(REQUEST_LIMIT, stream.next()).await;
+                return Ended::Turn(outcome);
+            }
+        }
+    }
+    Ended::Lost
+}
+
+fn take(client: &Client, turn: &mut Turn, watch: &mut Watch, event: &Event) -> Option<Outcome> {
+    if event.kind == "connection" && event.recovered == Some(false) {
+        count(&client.shared.tally.counters.unrecovered);
+        turn.start_over();
+    }
+    let progress = turn.take(event);
+    client.note(watch, turn, &progress);
+    match progress {
+        Progress::Complete => Some(Outcome::Complete),
+        Progress::Failed(code) => Some(Outcome::Failed(code)),
+        _ => None,
+    }
+}
+
+/// Bytes as they come, lines and events as they are complete.
+#[derive(Default)]
+struct Lines {
+    buffer: Vec<u8>,
+    id: Option<String>,
+    data: String,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.buffer.len() > LONGEST_LINE
+    }
+
+    fn next_event(&mut self) -> Option<(Option<String>, Event)> {
+        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.buffer.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\n', '\r']);
+            let value = |name| line.strip_prefix(name).map(|value: &str| value.trim_start());
+            if let Some(data) = value("data:") {
+                self.data.push_str(data);
+            } else if let Some(id) = value("id:") {
+                self.id = Some(id.to_owned());
+            } else if line.is_empty() {
+                let (id, data) = (self.id.take(), std::mem::take(&mut self.data));
+                if let Some(event) = parse(&data) {
+                    return Some((id, event));
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_however_their_bytes_are_cut() {
+        let text = ": beat\n\nid: 1\ndata: {\"type\":\"a\",\"content\":\"世\"}\n\ndata:{\"type\":\"b\"}\n\n";
+        for cut in 0..text.len() {
+            let mut lines = Lines::default();
+            let mut seen = Vec::new();
+            for part in [&text.as_bytes()[..cut], &text.as_bytes()[cut..]] {
+                lines.push(part);
+                while let Some((id, event)) = lines.next_event() {
+                    seen.push((id, event.kind, event.content));
+                }
+            }
+            let first = (Some("1".to_owned()), "a".to_owned(), Some("世".to_owned()));
+            assert_eq!(seen, [first, (None, "b".to_owned(), None)], "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Over a WebSocket.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use rand::Rng;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::{Client, Outcome, Watch, parse};
+use crate::checker::{Flaw, Progress, Turn};
+use crate::event::Event;
+use crate::script::random_uuid;
+use crate::tally::count;
+
+/// How long a handshake and the first event may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// How long a running turn may be silent before its client asks whether somebody is there.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How long it waits for the answer to that.
+const PONG_LIMIT: Duration = Duration::from_secs(2);
+/// How long the receipt of a message may take before it is sent again elsewhere.
+const RECEIPT_LIMIT: Duration = Duration::from_secs(10);
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// The connection of one session, and where to resume.
+#[derive(Default)]
+pub struct Line {
+    socket: Option<Socket>,
+    cursor: Option<String>,
+    /// When the running turn's message was sent over this connection.
+    sent: Option<Instant>,
+}
+
+/// What came over the connection.
+enum Heard {
+    Event(Box<Event>),
+    /// It is gone; with the seconds after which to come back, where the replica said so.
+    Lost(Option<f64>),
+    /// Nobody may come back with this.
+    Refused(String),
+    Over,
+}
+
+/// Asks, and reads the answer to its end.
+pub async fn turn(
+    client: &mut Client,
+    line: &mut Line,
+    turn: &mut Turn,
+    watch: &mut Watch,
+) -> Outcome {
+    let message_id = random_uuid(&mut client.random).to_string();
+    line.sent = None;
+    loop {
+        if watch.is_over() {
+            return Outcome::Unfinished;
+        }
+        let heard = match line.socket {
+            None => {
+                connect(client, line).await;
+                continue;
+            }
+            Some(_) if turn.is_unacknowledged() && line.sent.is_none() => {
+                ask(client, line, turn, &message_id).await
+            }
+            Some(_) => listen(line, watch.limit).await,
+        };
+        match heard {
+            Heard::Over => {}
+            Heard::Lost(asked) => {
+                line.socket = None;
+                line.sent = None;
+                watch.lost(asked.is_some());
+                client.pause(asked).await;
+            }
+            Heard::Refused(code) => {
+                line.socket = None;
+                return Outcome::Failed(code);
+            }
+            Heard::Event(event) => {
+                if let Some(outcome) = hear(client, line, turn, watch, &event).await {
+                    return outcome;
+                }
+            }
+        }
+        if turn.is_unacknowledged() && line.sent.is_some_and(|sent| sent.elapsed() > RECEIPT_LIMIT)
+        {
+            client.error("no_receipt");
+            line.socket = None;
+            line.sent = None;
+        }
+    }
+}
+
+/// Listens between two turns: nothing of a turn may come.
+pub async fn idle(client: &mut Client, line: &mut Line, until: Instant) {
+    while let Some(socket) = &mut line.socket {
+        let Ok(frame) = tokio::time::timeout_at(until, socket.next()).await else { return };
+        match read(frame) {
+            Heard::Event(event) => {
+                line.cursor = event.cursor.or(line.cursor.take());
+                if event.generation_id.is_some() {
+                    let flaw = Flaw::Reordered(format!("{} after the end", event.kind));
+                    let generation = event.generation_id.as_deref();
+                    client.shared.tally.flaw(client.name, &client.session, generation, &flaw);
+                }
+            }
+            Heard::Over => {}
+            Heard::Lost(_) | Heard::Refused(_) => line.socket = None,
+        }
+    }
+    tokio::time::sleep_until(until).await;
+}
+
+async fn ask(client: &mut Client, line: &mut Line, turn: &mut Turn, message_id: &str) -> Heard {
+    let Some(socket) = &mut line.socket else { return Heard::Lost(None) };
+    let chat = json!({"type": "chat", "message": turn.prompt(), "message_id": message_id,
+        "model": client.shared.options.script.model});
+    if turn.sent() > 1 {
+        count(&client.shared.tally.counters.resends);
+    }
+    line.sent = Some(Instant::now());
+    match timeout(CONNECT_LIMIT, socket.send(Message::text(chat.to_string()))).await {
+        Ok(Ok(())) => Heard::Over,
+        _ => Heard::Lost(None),
+    }
+}
+
+/// Waits for the next event. A client that hears nothing for long asks whether somebody is there.
+async fn listen(line: &mut Line, limit: Instant) -> Heard {
+    let Some(socket) = &mut line.socket else { return Heard::Lost(None) };
+    let silence = SILENCE.min(limit.saturating_duration_since(Instant::now()));
+    if let Ok(frame) = timeout(silence, socket.next()).await {
+        return read(frame);
+    }
+    let ping = Message::text(json!({"type": "ping"}).to_string());
+    match timeout(PONG_LIMIT, socket.send(ping)).await {
+        Ok(Ok(())) => {}
+        _ => return Heard::Lost(None),
+    }
+    match timeout(PONG_LIMIT, socket.next()).await {
+        Ok(frame) => read(frame),
+        Err(_) => Heard::Lost(None),
+    }
+}
+
+fn read(frame: Option<Result<Message, Error>>) -> Heard {
+    #[derive(Deserialize)]
+    struct Reason {
+        retry_after: f64,
+    }
+    match frame {
+        Some(Ok(Message::Text(text))) => match parse(&text) {
+            Some(event) => Heard::Event(Box::new(event)),
+            None => Heard::Refused("not_json".to_owned()),
+        },
+        Some(Ok(Message::Close(frame))) => {
+            let Some(frame) = frame else { return Heard::Lost(None) };
+            let code = u16::from(frame.code);
+            if matches!(code, 1008 | 1009) {
+                return Heard::Refused(format!("closed_{code}"));
+            }
+            let reason: Option<Reason> = serde_json::from_str(&frame.reason).ok();
+            Heard::Lost(reason.map(|reason| reason.retry_after))
+        }
+        Some(Ok(_)) => Heard::Over,
+        Some(Err(_)) | None => Heard::Lost(None),
+    }
+}
+
+async fn hear(
+    client: &mut Client,
+    line: &mut Line,
+    turn: &mut Turn,
+    watch: &mut Watch,
+    event: &Event,
+) -> Option<Outcome> {
+    if event.cursor.is_some() {
+        line.cursor.clone_from(&event.cursor);
+    }
+    if event.kind == "error" && event.generation_id.is_none() {
+        let code = event.code.clone().unwrap_or_default();
+        client.error(&code);
+        if !event.retryable {
+            return Some(Outcome::Failed(code));
+        }
+        client.pause(event.retry_after.or(Some(1.0))).await;
+        line.sent = None;
+        return None;
+    }
+    let progress = if event.kind == "history" {
+        count(&client.shared.tally.counters.unrecovered);
+        line.sent = None;
+        turn.take_snapshot(event)
+    } else {
+        turn.take(event)
+    };
+    client.note(watch, turn, &progress);
+    match progress {
+        Progress::Complete => Some(Outcome::Complete),
+        Progress::Failed(code) => Some(Outcome::Failed(code)),
+        _ => None,
+    }
+}
+
+/// Connects once; after a failure it waits.
+async fn connect(client: &mut Client, line: &mut Line) {
+    let base = client.another_replica().replacen("http", "ws", 1);
+    let mut url = format!("{base}/ws?session_id={}", client.session);
+    if let Some(cursor) = &line.cursor {
+        url.push_str("&cursor=");
+        url.push_str(cursor);
+    }
+    let handshake = tokio_tungstenite::connect_async_with_config(url, None, true);
+    let socket = match timeout(CONNECT_LIMIT, handshake).await {
+        Ok(Ok((socket, _))) => socket,
+        Ok(Err(Error::Http(response))) => {
+            client.error(&format!("handshake_{}", response.status().as_u16()));
+            let asked = response
+                .headers()
+                .get("retry-after")
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| value.parse().ok());
+            return client.pause(asked).await;
+        }
+        Ok(Err(_)) => {
+            client.error("unreachable");
+            return client.pause(None).await;
+        }
+        Err(_) => {
+            client.error("handshake_timeout");
+            return client.pause(None).await;
+        }
+    };
+    greet(client, line, socket).await;
+}
+
+async fn greet(client: &mut Client, line: &mut Line, mut socket: Socket) {
+    let Ok(frame) = timeout(CONNECT_LIMIT, socket.next()).await else {
+        client.error("greeting_timeout");
+        return client.pause(None).await;
+    };
+    match read(frame) {
+        Heard::Event(event) if event.kind == "connection" => {
+            // Without a cursor of its own, this is where the client's place is.
+            if line.cursor.is_none() {
+                line.cursor = event.cursor;
+            }
+            line.socket = Some(socket);
+            line.sent = None;
+            client.attempts = 0;
+            client.counted_connection();
+        }
+        Heard::Lost(asked) => client.pause(asked).await,
+        _ => {
+            client.error("no_greeting");
+            let seconds = client.random.random_range(0.1..1.0);
+            client.pause(Some(seconds)).await;
+        }
+    }
+}

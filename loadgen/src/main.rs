@@ -1,0 +1,163 @@
+//! The binary: arguments, and what is printed at the end.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use loadgen::client::Options;
+use loadgen::report::Report;
+use loadgen::script::Script;
+use loadgen::tally::Tally;
+use rand::Rng;
+
+/// Holds sessions over replicas of jarvis and checks every character of every answer.
+#[derive(Debug, Parser)]
+#[command(name = "loadgen", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sessions against replicas that run already, in front of a scripted ollama-sim
+    Run(Run),
+}
+
+/// What the sessions are like.
+#[derive(Clone, Debug, Args)]
+struct Load {
+    /// Sessions at a time
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    sessions: u32,
+
+    /// How long new turns are begun, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    seconds: u64,
+
+    /// How long a turn may take to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    turn_limit: u64,
+
+    /// Pause between two turns of a session, at most, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    think: f64,
+
+    /// Turns of one session, after which its history is compared and another one begins
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=250))]
+    turns: u32,
+
+    /// Of a hundred sessions, how many use server-sent events
+    #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
+    sse: u32,
+
+    /// Of a hundred sessions, how many use plain requests; the others use WebSockets
+    #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
+    rest: u32,
+
+    /// The model to ask for, by the name that the sim's script knows it under
+    #[arg(long, value_name = "NAME", default_value = "tinyllama:latest")]
+    model: String,
+
+    /// Fewest tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    min_tokens: usize,
+
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_tokens: usize,
+
+    /// Tokens a second of one answer; 0 is as fast as possible
+    #[arg(long, value_name = "TOKENS/S", default_value_t = 20.0)]
+    rate: f64,
+
+    /// Decides prompts, pauses and replicas; without one, a random one is printed
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Of a hundred turns, how many may end with an error
+    #[arg(long, value_name = "PERCENT")]
+    failed: Option<f64>,
+
+    /// Writes the report here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Load {
+    fn options(&self, replicas: Vec<String>, seed: u64) -> Options {
+        Options {
+            replicas,
+            sessions: self.sessions as usize,
+            duration: Duration::from_secs(self.seconds),
+            turn_limit: Duration::from_secs(self.turn_limit),
+            think: Duration::try_from_secs_f64(self.think).unwrap_or_default(),
+            turns: self.turns as usize,
+            sse_percent: self.sse as usize,
+            rest_percent: self.rest as usize,
+            script: Script {
+                model: self.model.clone(),
+                tokens: (self.min_tokens.min(self.max_tokens), self.max_tokens),
+                rate: self.rate,
+            },
+            seed,
+        }
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000))
+    }
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The replicas' addresses, separated by commas
+    #[arg(
+        long,
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:10200"
+    )]
+    replicas: Vec<String>,
+
+    #[command(flatten)]
+    load: Load,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(run) => load(&run).await,
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("loadgen: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn load(run: &Run) -> anyhow::Result<bool> {
+    let replicas = run.replicas.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+    let seed = run.load.seed();
+    eprintln!("seed {seed}");
+    let tally = Arc::new(Tally::default());
+    let options = run.load.options(replicas, seed);
+    let in_time = loadgen::run::run(options, Arc::clone(&tally)).await?;
+    let failed = run.load.failed.unwrap_or(0.0);
+    let mut report = Report::of(&tally, seed, run.load.sessions as usize, failed);
+    if !in_time {
+        report.broken.push("the sessions did not come to their end".to_owned());
+    }
+    println!("{}", report.table());
+    if let Some(path) = &run.load.json {
+        let json = serde_json::to_vec_pretty(&report)?;
+        std::fs::write(path, json).with_context(|| path.display().to_string())?;
+    }
+    Ok(report.broken.is_empty())
+}

@@ -1,0 +1,35 @@
+//! Prompts whose answers are known.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use uuid::Uuid;
+
+/// Tokens of an answer whose message does not say how many; every message here does.
+const DEFAULT_TOKENS: usize = 64;
+
+/// What the answers are like.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// The model to ask for.
+    pub model: String,
+    /// Fewest and most tokens of an answer.
+    pub tokens: (usize, usize),
+    /// Tokens a second; 0 is as fast as possible.
+    pub rate: f64,
+}
+
+impl Script {
+    /// A message that was never sent before, and its answer.
+    pub fn ask(&self, random: &mut StdRng) -> (String, String) {
+        let tokens = random.random_range(self.tokens.0..=self.tokens.1);
+        let name = random_uuid(random).simple();
+        let prompt = format!("[[tokens={tokens} rate={}]] {name}", self.rate);
+        let answer = ollama_sim::script_answer(&self.model, &prompt, None, DEFAULT_TOKENS);
+        (prompt, answer)
+    }
+}
+
+/// An identifier that the seed decides.
+pub fn random_uuid(random: &mut StdRng) -> Uuid {
+    uuid::Builder::from_random_bytes(random.random()).into_uuid()
+}
