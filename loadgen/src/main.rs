@@ -7,11 +7,20 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use loadgen::bench::Bench;
+use loadgen::chaos::Chaos;
+use loadgen::chaos::plan::Part;
 use loadgen::client::Options;
+use loadgen::fleet::redis::RedisKind;
 use loadgen::report::Report;
 use loadgen::script::Script;
 use loadgen::tally::Tally;
 use rand::Rng;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Of a hundred turns, how many may end with an error while things are broken.
+const CHAOS_FAILED_PERCENT: f64 = 2.0;
 
 /// Holds sessions over replicas of jarvis and checks every character of every answer.
 #[derive(Debug, Parser)]
@@ -25,6 +34,10 @@ struct Cli {
 enum Command {
     /// Sessions against replicas that run already, in front of a scripted ollama-sim
     Run(Run),
+    /// Sessions against a private fleet in which one thing after another is broken
+    Chaos(ChaosArguments),
+    /// What jarvis costs, against ollama-sim alone
+    Bench(BenchArguments),
 }
 
 /// What the sessions are like.
@@ -127,10 +140,53 @@ struct Run {
     load: Load,
 }
 
+#[derive(Debug, Args)]
+struct ChaosArguments {
+    /// Which Redis the fleet has
+    #[arg(long, value_enum, default_value = "sentinel")]
+    redis: RedisKind,
+
+    /// What is left alone, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    spare: Vec<Part>,
+
+    /// Where the jarvis and ollama-sim binaries are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+
+    /// Where logs and data go; kept after a failure [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Debug, Args)]
+struct BenchArguments {
+    /// Pairs of halves, one through jarvis and one without it, that the medians are of
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pairs: u32,
+
+    /// Sockets that are opened and left idle
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
+    sockets: u32,
+
+    /// Where the jarvis and ollama-sim binaries are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+
+    /// Writes the report here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => load(&run).await,
+        Command::Chaos(arguments) => until_asked_to_stop(chaos(&arguments)).await,
+        Command::Bench(arguments) => until_asked_to_stop(bench(&arguments)).await,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -155,9 +211,72 @@ async fn load(run: &Run) -> anyhow::Result<bool> {
         report.broken.push("the sessions did not come to their end".to_owned());
     }
     println!("{}", report.table());
-    if let Some(path) = &run.load.json {
-        let json = serde_json::to_vec_pretty(&report)?;
-        std::fs::write(path, json).with_context(|| path.display().to_string())?;
-    }
+    write_json(run.load.json.as_ref(), &report)?;
     Ok(report.broken.is_empty())
+}
+
+/// What was started must be stopped in order: a signal ends the run as its own end would.
+async fn until_asked_to_stop(
+    run: impl Future<Output = anyhow::Result<bool>>,
+) -> anyhow::Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = run => done,
+        _ = terminate.recv() => anyhow::bail!("stopped"),
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped"),
+    }
+}
+
+async fn chaos(arguments: &ChaosArguments) -> anyhow::Result<bool> {
+    let seed = arguments.load.seed();
+    let binaries = binaries(arguments.binaries.as_ref())?;
+    let dir = tempfile::Builder::new().prefix("jarvis-chaos-").tempdir()?;
+    let place = arguments.dir.clone().unwrap_or_else(|| dir.path().to_owned());
+    std::fs::create_dir_all(&place)?;
+    eprintln!("seed {seed}, logs in {}", place.display());
+    let report = loadgen::chaos::run(Chaos {
+        binaries,
+        dir: place.clone(),
+        redis: arguments.redis,
+        spared: arguments.spare.clone(),
+        load: arguments.load.options(Vec::new(), seed),
+        failed_percent: arguments.load.failed.unwrap_or(CHAOS_FAILED_PERCENT),
+    })
+    .await?;
+    println!("{}", report.table());
+    write_json(arguments.load.json.as_ref(), &report)?;
+    let good = report.clients.broken.is_empty();
+    if !good {
+        // The folder is what is left to look at.
+        let _ = dir.keep();
+        println!("  seed {seed} repeats the faults; the logs are in {}", place.display());
+    }
+    Ok(good)
+}
+
+async fn bench(arguments: &BenchArguments) -> anyhow::Result<bool> {
+    let dir = tempfile::Builder::new().prefix("jarvis-bench-").tempdir()?;
+    let report = loadgen::bench::run(Bench {
+        binaries: binaries(arguments.binaries.as_ref())?,
+        dir: dir.path().to_owned(),
+        pairs: arguments.pairs as usize,
+        sockets: arguments.sockets as usize,
+    })
+    .await?;
+    println!("{}", report.table());
+    write_json(arguments.json.as_ref(), &report)?;
+    Ok(true)
+}
+
+fn binaries(given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default()),
+    }
+}
+
+fn write_json(path: Option<&PathBuf>, report: &impl Serialize) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let json = serde_json::to_vec_pretty(report)?;
+    std::fs::write(path, json).with_context(|| path.display().to_string())
 }

@@ -1,0 +1,160 @@
+//! What processes use, as the kernel counts it.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use rustix::param::clock_ticks_per_second;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::fleet::Fleet;
+use crate::fleet::process::Process;
+use crate::tally::count;
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Sockets that are being opened at the same time.
+const AT_ONCE: usize = 32;
+const HANDSHAKES_FOR: Duration = Duration::from_secs(3);
+/// Until buffers of the handshakes are given back.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// CPU time of one token, in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cost {
+    /// Of the replica.
+    pub jarvis_us: f64,
+    /// Of redis-server.
+    pub redis_us: f64,
+}
+
+/// CPU time of the processes since their start, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// The replica.
+    pub jarvis: f64,
+    /// redis-server.
+    pub redis: f64,
+}
+
+impl Usage {
+    /// What the first replica and Redis have used.
+    pub fn of(fleet: &Fleet) -> Self {
+        let of = |process: &Process| process.id().and_then(cpu_seconds).unwrap_or(f64::NAN);
+        Self { jarvis: of(&fleet.replicas[0]), redis: of(&fleet.redis.nodes[0]) }
+    }
+
+    /// What was used since `before`.
+    pub fn since(self, before: &Self) -> Self {
+        Self { jarvis: self.jarvis - before.jarvis, redis: self.redis - before.redis }
+    }
+}
+
+fn cpu_seconds(id: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name may hold blanks and brackets.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ').skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some((user + system) as f64 / clock_ticks_per_second() as f64)
+}
+
+fn resident_kib(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// Processor, cores, memory, kernel.
+pub fn machine() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let value = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_once(':'))
+            .map_or("?".to_owned(), |(_, v)| v.trim().to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory: u64 =
+        value(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
+    format!(
+        "{}, {cores} cores, {} GiB, Linux {}",
+        value(&read("/proc/cpuinfo"), "model name"),
+        memory >> 20,
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
+
+/// Idle sockets and handshakes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Sockets {
+    /// Sockets that were open at once.
+    pub open: usize,
+    /// Resident memory of the replica for each, in KiB.
+    pub kib_a_socket: f64,
+    /// Sockets that were opened, greeted and closed in a second.
+    pub handshakes_a_second: f64,
+}
+
+/// Measures them.
+///
+/// # Errors
+/// Where the replica is gone or refuses.
+pub async fn sockets(fleet: &Fleet, number: usize) -> anyhow::Result<Sockets> {
+    let url = format!("{}/ws", fleet.replicas[0].url.replacen("http", "ws", 1));
+    let id = fleet.replicas[0].id().context("the replica is gone")?;
+    let before = resident_kib(id).context("no /proc")?;
+    let mut opening = JoinSet::new();
+    let mut open = Vec::with_capacity(number);
+    for _ in 0..number {
+        if opening.len() >= AT_ONCE {
+            open.push(opening.join_next().await.context("none")???);
+        }
+        opening.spawn(greeted(url.clone()));
+    }
+    while let Some(socket) = opening.join_next().await {
+        open.push(socket??);
+    }
+    sleep(SETTLE).await;
+    let after = resident_kib(id).context("no /proc")?;
+    let kib_a_socket = (after.saturating_sub(before)) as f64 / open.len().max(1) as f64;
+    let open_count = open.len();
+    drop(open);
+    let handshakes_a_second = handshakes(&url).await?;
+    let kib_a_socket = (kib_a_socket * 10.0).round() / 10.0;
+    Ok(Sockets { open: open_count, kib_a_socket, handshakes_a_second })
+}
+
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn greeted(url: String) -> anyhow::Result<Socket> {
+    let connecting = tokio_tungstenite::connect_async_with_config(url, None, true);
+    let (mut socket, _) = timeout(LIMIT, connecting).await??;
+    timeout(LIMIT, socket.next()).await?.context("no greeting")??;
+    Ok(socket)
+}
+
+async fn handshakes(url: &str) -> anyhow::Result<f64> {
+    let done = Arc::new(AtomicU64::new(0));
+    let began = Instant::now();
+    let mut clients = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let (url, done) = (url.to_owned(), Arc::clone(&done));
+        clients.spawn(async move {
+            while began.elapsed() < HANDSHAKES_FOR {
+                drop(greeted(url.clone()).await?);
+                count(&done);
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client??;
+    }
+    Ok(done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+}

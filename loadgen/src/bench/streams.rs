@@ -1,0 +1,184 @@
+//! Streams of one half of a pair.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::{SinkExt, StreamExt};
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use crate::fleet::Fleet;
+use crate::tally::{record, times};
+
+/// Between the beginnings of two streams: users do not all come at once.
+const APART: Duration = Duration::from_millis(5);
+/// A turn that takes longer is a failure of the run.
+const LIMIT: Duration = Duration::from_mins(1);
+const MODEL: &str = "tinyllama:latest";
+
+/// Which way the tokens come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From ollama-sim.
+    Direct,
+    /// Over jarvis' WebSocket.
+    ThroughJarvis,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Streams at a time.
+    pub streams: usize,
+    /// Turns of each, one after another.
+    pub turns: usize,
+    /// Tokens of an answer.
+    pub tokens: usize,
+    /// Tokens a second; 0 is as fast as possible.
+    pub rate: f64,
+}
+
+/// What one half measured. Times in microseconds.
+#[derive(Debug)]
+pub struct Half {
+    /// From the question to the first token.
+    pub first: Histogram<u64>,
+    /// Between two pieces.
+    pub gap: Histogram<u64>,
+    /// Tokens in all.
+    pub tokens: usize,
+    /// Seconds from the first question to the last end.
+    pub seconds: f64,
+    streaming: Duration,
+}
+
+impl Half {
+    /// Tokens a second of one stream, from its first piece to its last.
+    pub fn pace(&self) -> f64 {
+        self.tokens as f64 / self.streaming.as_secs_f64()
+    }
+}
+
+/// One turn's pieces, as they came.
+struct Times {
+    asked: Instant,
+    pieces: Vec<Instant>,
+}
+
+/// Runs one half.
+///
+/// # Errors
+/// Where a stream breaks off.
+pub async fn half(fleet: &Fleet, load: &Load, way: Way) -> anyhow::Result<Half> {
+    let mut streams = JoinSet::new();
+    let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
+    let began = Instant::now();
+    for number in 0..load.streams {
+        let load = load.clone();
+        let start = APART.saturating_mul(u32::try_from(number)?);
+        match way {
+            Way::Direct => {
+                let (http, url) = (http.clone(), fleet.sims[0].url.clone());
+                streams.spawn(async move {
+                    sleep(start).await;
+                    direct(&http, &url, &load).await
+                });
+            }
+            Way::ThroughJarvis => {
+                let url = fleet.replicas[0].url.replacen("http", "ws", 1);
+                streams.spawn(async move {
+                    sleep(start).await;
+                    through(&url, &load).await
+                });
+            }
+        }
+    }
+    let mut half = Half {
+        first: times(),
+        gap: times(),
+        tokens: load.streams * load.turns * load.tokens,
+        seconds: 0.0,
+        streaming: Duration::ZERO,
+    };
+    while let Some(turns) = streams.join_next().await {
+        for Times { asked, pieces } in turns?? {
+            let (first, last) = pieces.first().zip(pieces.last()).context("an empty answer")?;
+            record(&mut half.first, *first - asked);
+            half.streaming += *last - *first;
+            for pair in pieces.windows(2) {
+                record(&mut half.gap, pair[1] - pair[0]);
+            }
+        }
+    }
+    half.seconds = began.elapsed().as_secs_f64();
+    Ok(half)
+}
+
+fn prompt(load: &Load) -> String {
+    format!("[[tokens={} rate={}]] {}", load.tokens, load.rate, Uuid::new_v4().simple())
+}
+
+async fn direct(http: &reqwest::Client, url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
+    // The connection is there before the question, as a WebSocket is.
+    http.get(format!("{url}/api/version")).send().await?.bytes().await?;
+    let mut turns = Vec::new();
+    for _ in 0..load.turns {
+        let body = json!({"model": MODEL, "stream": true, "options": {"num_ctx": 8192},
+            "messages": [{"role": "user", "content": prompt(load)}]});
+        turns.push(timeout(LIMIT, direct_turn(http, url, &body)).await??);
+    }
+    Ok(turns)
+}
+
+async fn direct_turn(http: &reqwest::Client, url: &str, body: &Value) -> anyhow::Result<Times> {
+    let mut times = Times { asked: Instant::now(), pieces: Vec::new() };
+    let response = http.post(format!("{url}/api/chat")).json(body).send().await?;
+    let mut stream = response.error_for_status()?.bytes_stream();
+    let mut buffer = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        buffer.extend_from_slice(&bytes?);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let line: Value = serde_json::from_slice(&line)?;
+            if line["done"] == true {
+                return Ok(times);
+            }
+            times.pieces.push(Instant::now());
+        }
+    }
+    bail!("the stream ended without its last line")
+}
+
+async fn through(url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
+    let url = format!("{url}/ws?session_id={}", Uuid::new_v4());
+    let connecting = tokio_tungstenite::connect_async_with_config(url, None, true);
+    let (mut socket, _) = timeout(LIMIT, connecting).await??;
+    let mut turns = Vec::new();
+    for turn in 0..=load.turns {
+        if turn == 0 {
+            // The greeting: from here on the session is followed.
+            timeout(LIMIT, socket.next()).await?.context("no greeting")??;
+            continue;
+        }
+        let ask = json!({"type": "chat", "message": prompt(load), "model": MODEL});
+        let mut times = Times { asked: Instant::now(), pieces: Vec::new() };
+        socket.send(Message::text(ask.to_string())).await?;
+        loop {
+            let frame = timeout(LIMIT, socket.next()).await?.context("closed")??;
+            let Message::Text(text) = frame else { continue };
+            let event: Value = serde_json::from_str(&text)?;
+            match event["type"].as_str() {
+                Some("stream_chunk") if event["done"] == false => times.pieces.push(Instant::now()),
+                Some("stream_end") => break,
+                Some("error" | "cancelled") => bail!("{event}"),
+                _ => {}
+            }
+        }
+        turns.push(times);
+    }
+    Ok(turns)
+}

@@ -1,0 +1,239 @@
+//! Breaks what the plan says, and puts it right again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::claims::{self, Claims};
+use super::plan::{Fault, Planned};
+use crate::fleet::{Fleet, wait_until_ok};
+
+/// How long a fault of Redis may wait until every primary has a replica in sync.
+const SYNC_LIMIT: Duration = Duration::from_secs(12);
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a drained replica may take to end: the promise, and a little.
+const DRAIN_LIMIT: Duration = Duration::from_secs(26);
+/// How long a server that was started again may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a fault of Redis is felt after it began.
+const REDIS_FELT: Duration = Duration::from_secs(15);
+
+/// A fault as it was.
+#[derive(Clone, Debug, Serialize)]
+pub struct Injected {
+    /// Seconds from the beginning to the fault.
+    pub at: f64,
+    /// Seconds from the beginning until it was put right.
+    pub until: f64,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Whom it befell, and how.
+    pub what: String,
+    /// done, or why not.
+    pub outcome: String,
+}
+
+/// The claims after one death.
+#[derive(Debug)]
+pub struct Death {
+    /// What became of its turns.
+    pub claims: Claims,
+    /// Whether Redis had a fault near it.
+    pub redis_disturbed: bool,
+}
+
+/// What was broken, as far as it is known.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// The faults, as they were put right.
+    pub faults: Vec<Injected>,
+    /// Replicas that were killed.
+    pub deaths: Vec<Death>,
+    /// Replicas that were killed and whose name was not known.
+    pub unwatched: usize,
+}
+
+/// Breaks one thing after another.
+pub struct Injector {
+    fleet: Arc<Fleet>,
+    began: Instant,
+    record: Mutex<Record>,
+    /// Milliseconds from the beginning until which a fault of Redis is felt.
+    redis_felt: AtomicU64,
+}
+
+impl Injector {
+    /// For a fleet that runs; its time begins now.
+    pub fn new(fleet: Arc<Fleet>) -> Arc<Self> {
+        let redis_felt = AtomicU64::new(0);
+        Arc::new(Self { fleet, began: Instant::now(), record: Mutex::default(), redis_felt })
+    }
+
+    /// Carries a plan out. All is put right again when this returns.
+    pub async fn run(self: &Arc<Self>, plan: Vec<Planned>) {
+        let mut under_way = JoinSet::new();
+        for Planned { at, fault } in plan {
+            sleep_until(self.began + at).await;
+            if fault.is_of_redis() {
+                // Never two at a time, and nothing else waits for them.
+                let injector = Arc::clone(self);
+                under_way.spawn(async move { injector.inject_once_in_sync(fault).await });
+            } else {
+                let injector = Arc::clone(self);
+                under_way.spawn(async move { injector.inject(fault).await });
+            }
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    /// What was broken.
+    pub fn take_record(&self) -> Record {
+        std::mem::take(&mut *self.record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn inject_once_in_sync(self: Arc<Self>, fault: Fault) {
+        let deadline = Instant::now() + SYNC_LIMIT;
+        while !self.fleet.redis.is_in_sync().await {
+            if Instant::now() >= deadline {
+                let at = self.began.elapsed();
+                self.note(fault, at, "skipped: no replica of Redis is in sync".to_owned());
+                return;
+            }
+            sleep(LOOK).await;
+        }
+        self.feel_redis();
+        self.inject(fault).await;
+    }
+
+    async fn inject(self: Arc<Self>, fault: Fault) {
+        let at = self.began.elapsed();
+        eprintln!("{:>7.2} s  {fault}", at.as_secs_f64());
+        let outcome = match self.carry_out(fault).await {
+            Ok(()) => "done".to_owned(),
+            Err(error) => format!("failed: {error:#}"),
+        };
+        if fault.is_of_redis() {
+            self.feel_redis();
+        }
+        self.note(fault, at, outcome);
+    }
+
+    fn feel_redis(&self) {
+        let until = (self.began.elapsed() + REDIS_FELT).as_millis();
+        self.redis_felt.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn note(&self, fault: Fault, at: Duration, outcome: String) {
+        if outcome != "done" {
+            eprintln!("         {fault}: {outcome}");
+        }
+        let injected = Injected {
+            at: at.as_secs_f64(),
+            until: self.began.elapsed().as_secs_f64(),
+            kind: fault.kind(),
+            what: fault.to_string(),
+            outcome,
+        };
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).faults.push(injected);
+    }
+
+    async fn carry_out(self: &Arc<Self>, fault: Fault) -> anyhow::Result<()> {
+        let fleet = &self.fleet;
+        match fault {
+            Fault::KillReplica { replica, down } => self.kill_replica(replica, down).await,
+            Fault::PauseReplica { replica, time } => {
+                pause(&fleet.replicas[replica], time).await;
+                Ok(())
+            }
+            Fault::DrainReplica { replica } => {
+                let ended = fleet.replicas[replica].end(DRAIN_LIMIT).await;
+                fleet.start_replica(replica).await?;
+                anyhow::ensure!(ended, "it did not end within {} s", DRAIN_LIMIT.as_secs());
+                Ok(())
+            }
+            Fault::KillSim { sim, down } => {
+                fleet.sims[sim].kill();
+                sleep(down).await;
+                self.start_sim(sim).await
+            }
+            Fault::PauseSim { sim, time } => {
+                pause(&fleet.sims[sim], time).await;
+                Ok(())
+            }
+            Fault::RestartSim { sim } => {
+                fleet.sims[sim].end(DRAIN_LIMIT).await;
+                self.start_sim(sim).await
+            }
+            Fault::BreakStreams { sim, fault, after, times } => {
+                let arming = json!({"fault": fault.name(), "after_pieces": after, "times": times});
+                let url = format!("{}/sim/faults", fleet.sims[sim].url);
+                fleet.http.post(url).json(&arming).send().await?.error_for_status()?;
+                Ok(())
+            }
+            Fault::KillRedis { primary, down } => {
+                let port = fleet.redis.primary(primary).await?;
+                fleet.redis.node(port)?.kill();
+                sleep(down).await;
+                fleet.redis.restart(port).await
+            }
+            Fault::PauseRedis { primary, time } => {
+                let port = fleet.redis.primary(primary).await?;
+                pause(fleet.redis.node(port)?, time).await;
+                Ok(())
+            }
+            Fault::HandOverRedis { primary } => {
+                let port = fleet.redis.primary(primary).await?;
+                fleet.redis.hand_over(port).await
+            }
+            Fault::MoveSlot { primary, bucket } => {
+                let port = fleet.redis.primary(primary).await?;
+                fleet.redis.move_slot(port, bucket).await.map(drop)
+            }
+        }
+    }
+
+    async fn kill_replica(self: &Arc<Self>, replica: usize, down: Duration) -> anyhow::Result<()> {
+        let name = self.fleet.name_of(replica).await;
+        let died = Instant::now();
+        self.fleet.replicas[replica].kill();
+        let watching = name.map(|name| {
+            let injector = Arc::clone(self);
+            tokio::spawn(async move { injector.watch(&name, died).await })
+        });
+        sleep(down).await;
+        self.fleet.start_replica(replica).await?;
+        match watching {
+            Some(watching) => watching.await.context("the watch over its turns broke off"),
+            None => {
+                self.record.lock().unwrap_or_else(PoisonError::into_inner).unwatched += 1;
+                Ok(())
+            }
+        }
+    }
+
+    async fn watch(&self, name: &str, died: Instant) {
+        let claims = claims::watch(&self.fleet, name, died).await;
+        let felt = Duration::from_millis(self.redis_felt.load(Ordering::Relaxed));
+        let redis_disturbed = died - self.began < felt;
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.deaths.push(Death { claims, redis_disturbed });
+    }
+
+    async fn start_sim(&self, sim: usize) -> anyhow::Result<()> {
+        let sim = &self.fleet.sims[sim];
+        sim.start()?;
+        wait_until_ok(&self.fleet.http, &format!("{}/api/version", sim.url), START_LIMIT).await
+    }
+}
+
+async fn pause(process: &crate::fleet::process::Process, time: Duration) {
+    process.pause();
+    sleep(time).await;
+    process.resume();
+}

@@ -1,0 +1,164 @@
+//! Sessions over a private fleet in which one thing after another is broken.
+
+pub mod claims;
+pub mod inject;
+pub mod plan;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::client::Options;
+use crate::fleet::redis::RedisKind;
+use crate::fleet::{Fleet, Plan};
+use crate::report::{Report, Times};
+use crate::tally::{Tally, record, times};
+use inject::{Injected, Injector, Record};
+use plan::{Part, Setting, plan};
+
+const REPLICAS: usize = 3;
+const SIMS: usize = 2;
+
+/// A run of chaos.
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    /// Where the `jarvis` and `ollama-sim` binaries are.
+    pub binaries: PathBuf,
+    /// Where logs and data go.
+    pub dir: PathBuf,
+    /// Which Redis.
+    pub redis: RedisKind,
+    /// What is left alone.
+    pub spared: Vec<Part>,
+    /// What the sessions are like; the replicas are filled in.
+    pub load: Options,
+    /// Of a hundred turns, how many may end with an error.
+    pub failed_percent: f64,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub struct ChaosReport {
+    /// Which Redis, in words.
+    pub redis: String,
+    /// What the sessions saw.
+    pub clients: Report,
+    /// Faults by kind that were carried out.
+    pub faults_by_kind: BTreeMap<&'static str, usize>,
+    /// From a replica's death to the claim of each of its turns, Redis being well.
+    pub claim_ms: Times,
+    /// The same with a fault of Redis less than 15 s before.
+    pub claim_with_redis_fault_ms: Times,
+    /// Turns of dead replicas that ended without being seen in another's name.
+    pub ended_unseen: usize,
+    /// Turns of dead replicas that nobody claimed within 30 s.
+    pub unclaimed: usize,
+    /// Deaths of which no claim could be measured.
+    pub unwatched: usize,
+    /// Every fault.
+    pub faults: Vec<Injected>,
+}
+
+/// Starts the fleet, runs the sessions and breaks things until the time is over.
+///
+/// # Errors
+/// Where the fleet does not start.
+pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
+    let settings = [
+        ("JARVIS_OLLAMA_SLOTS", "256"),
+        // A turn lasts up to ten seconds: some end while their replica drains, some are handed over.
+        ("JARVIS_DRAIN_TIMEOUT", "5"),
+        ("JARVIS_FIRST_TOKEN_TIMEOUT", "8"),
+        ("JARVIS_TOKEN_GAP_TIMEOUT", "5"),
+        ("JARVIS_LOG", "info,fred=warn"),
+    ];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let fleet = Plan {
+        binaries: chaos.binaries,
+        dir: chaos.dir,
+        redis: chaos.redis,
+        replicas: REPLICAS,
+        sims: SIMS,
+        settings,
+    };
+    let fleet = Arc::new(Fleet::start(&fleet).await?);
+    let faults = plan(&Setting {
+        seed: chaos.load.seed,
+        length: chaos.load.duration,
+        redis: chaos.redis,
+        replicas: REPLICAS,
+        sims: SIMS,
+        spared: chaos.spared,
+    });
+    let tally = Arc::new(Tally::default());
+    let load = Options { replicas: fleet.urls(), ..chaos.load };
+    let (seed, sessions) = (load.seed, load.sessions);
+    let injector = Injector::new(Arc::clone(&fleet));
+    let (in_time, ()) =
+        tokio::join!(crate::run::run(load, Arc::clone(&tally)), injector.run(faults));
+    let mut clients = Report::of(&tally, seed, sessions, chaos.failed_percent);
+    if !in_time? {
+        clients.broken.push("the sessions did not come to their end".to_owned());
+    }
+    Ok(report(chaos.redis, clients, injector.take_record()))
+}
+
+fn report(redis: RedisKind, mut clients: Report, record_of: Record) -> ChaosReport {
+    let mut faults_by_kind = BTreeMap::new();
+    for fault in record_of.faults.iter().filter(|fault| fault.outcome == "done") {
+        *faults_by_kind.entry(fault.kind).or_insert(0) += 1;
+    }
+    for fault in record_of.faults.iter().filter(|fault| fault.outcome.starts_with("failed")) {
+        clients.broken.push(format!("{}: {}", fault.what, fault.outcome));
+    }
+    let (mut quiet, mut disturbed) = (times(), times());
+    let (mut ended_unseen, mut unclaimed) = (0, 0);
+    for death in &record_of.deaths {
+        let histogram = if death.redis_disturbed { &mut disturbed } else { &mut quiet };
+        for time in &death.claims.claimed {
+            record(histogram, *time);
+        }
+        ended_unseen += death.claims.ended;
+        unclaimed += death.claims.left;
+    }
+    if unclaimed > 0 {
+        clients.broken.push(format!("{unclaimed} turns of dead replicas were never claimed"));
+    }
+    ChaosReport {
+        redis: format!("{redis:?}").to_lowercase(),
+        clients,
+        faults_by_kind,
+        claim_ms: Times::of(&quiet),
+        claim_with_redis_fault_ms: Times::of(&disturbed),
+        ended_unseen,
+        unclaimed,
+        unwatched: record_of.unwatched,
+        faults: record_of.faults,
+    }
+}
+
+impl ChaosReport {
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut table = String::new();
+        let faults: usize = self.faults_by_kind.values().sum();
+        let skipped = self.faults.iter().filter(|fault| fault.outcome != "done").count();
+        let _ = writeln!(table, "  {:<34} {}", "Redis", self.redis);
+        let _ = writeln!(table, "  {:<34} {faults}, not carried out: {skipped}", "faults");
+        for (kind, count) in &self.faults_by_kind {
+            let _ = writeln!(table, "    {kind:<32} {count}");
+        }
+        let _ = writeln!(table, "{}", self.claim_ms.row("death to claim, Redis well"));
+        let name = "death to claim, Redis disturbed";
+        let _ = writeln!(table, "{}", self.claim_with_redis_fault_ms.row(name));
+        let _ = writeln!(
+            table,
+            "  {:<34} {} ended unseen, {} unclaimed, {} deaths not watched",
+            "other turns of the dead", self.ended_unseen, self.unclaimed, self.unwatched
+        );
+        table + &self.clients.table()
+    }
+}
