@@ -117,9 +117,7 @@ impl Default for Tally {
 
 /// A histogram of microseconds up to ten minutes, to three digits.
 pub fn times() -> Histogram<u64> {
-    let mut histogram = Histogram::new(3).unwrap_or_else(|_| unreachable!("three is a precision"));
-    histogram.auto(true);
-    histogram
+    Histogram::new_with_bounds(1, LONGEST, 3).unwrap_or_else(|_| unreachable!("bounds are sound"))
 }
 
 /// Writes a time down.
@@ -166,5 +164,19 @@ impl Tally {
                 flaw: flaw.to_string(),
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_kept_to_three_digits_up_to_ten_minutes() {
+        let mut histogram = times();
+        record(&mut histogram, Duration::from_micros(1234));
+        record(&mut histogram, Duration::from_hours(1));
+        assert_eq!(histogram.value_at_quantile(0.5), 1234);
+        assert!(histogram.max() >= LONGEST && histogram.max() < LONGEST + LONGEST / 500);
     }
 }

@@ -30,6 +30,7 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
     let key = random_uuid(&mut client.random).to_string();
     let mut last_id: Option<String> = None;
     client.attempts = 0;
+    client.connected_before = false;
     loop {
         if watch.is_over() {
             return Outcome::Unfinished;
