@@ -1,7 +1,8 @@
 # What each target does is in scripts/dev/; here are only the names.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test clean purge
+.PHONY: help run cluster chat stop test chaos soak bench clean purge
 REPLICAS ?= 3
+PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 DEV := @scripts/dev.sh
 
 help:     ## this list
@@ -21,6 +22,15 @@ stop:     ## stop what `make run` or `make cluster` started
 
 test:     ## formatting, lints, licences, manifests and all tests
 	$(DEV) test
+
+chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
+	$(DEV) chaos $(PROOF) $(if $(REDIS),--redis $(REDIS))
+
+soak:     ## the same for long, over sentinels and over a cluster (SEED= MINUTES=30 SESSIONS=200)
+	$(DEV) soak $(PROOF)
+
+bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory
+	$(DEV) bench
 
 clean:    ## remove what was built and fetched; the history stays
 	$(DEV) clean

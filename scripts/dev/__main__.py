@@ -20,6 +20,14 @@ def main() -> int:
     targets.add_parser("chat")
     targets.add_parser("stop")
     targets.add_parser("test")
+    for name, minutes in (("chaos", 10.0), ("soak", 30.0)):
+        target = targets.add_parser(name)
+        target.add_argument("--minutes", type=float, default=minutes)
+        target.add_argument("--sessions", type=int, default=200)
+        target.add_argument("--seed", type=int, default=None)
+        if name == "chaos":
+            target.add_argument("--redis", default="sentinel")
+    targets.add_parser("bench")
     targets.add_parser("clean").add_argument("--history", action="store_true")
     arguments = parser.parse_args()
 
@@ -59,6 +67,15 @@ def _do(arguments: argparse.Namespace) -> int:
             from . import check
 
             return check.everything()
+        case "chaos" | "soak" | "bench":
+            from . import proof
+
+            if arguments.target == "bench":
+                return proof.bench()
+            if not (arguments.minutes >= 0.5 and arguments.sessions >= 1):
+                raise Failure("MINUTES is a number from 0.5 on, SESSIONS one from 1 on.")
+            load = (arguments.minutes, arguments.sessions, arguments.seed)
+            return proof.soak(*load) if arguments.target == "soak" else proof.chaos(arguments.redis, *load)
         case "clean":
             run.clean(history=arguments.history)
     return 0

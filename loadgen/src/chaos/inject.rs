@@ -208,13 +208,11 @@ impl Injector {
         });
         sleep(down).await;
         self.fleet.start_replica(replica).await?;
-        match watching {
-            Some(watching) => watching.await.context("the watch over its turns broke off"),
-            None => {
-                self.record.lock().unwrap_or_else(PoisonError::into_inner).unwatched += 1;
-                Ok(())
-            }
+        if let Some(watching) = watching {
+            return watching.await.context("the watch over its turns broke off");
         }
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).unwatched += 1;
+        Ok(())
     }
 
     async fn watch(&self, name: &str, died: Instant) {

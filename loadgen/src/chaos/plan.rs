@@ -233,7 +233,8 @@ impl Planner {
     fn sim_fault(&mut self, now: f64) -> Option<Fault> {
         let kind = self.random.random_range(0..10);
         if kind < 6 {
-            let sim = self.random.random_range(0..self.sims.len());
+            // Only one that is there can be told to break.
+            let sim = free(&self.sims, self.sims.len(), now, &mut self.random)?;
             let faults = [
                 StreamFault::Cut,
                 StreamFault::Error,
@@ -284,8 +285,7 @@ fn free(out_until: &[f64], most: usize, now: f64, random: &mut StdRng) -> Option
         .collect();
     let out = out_until.len() - free.len();
     let choice = random.random_range(0..out_until.len());
-    (out < most.min(out_until.len().saturating_sub(1)) && !free.is_empty())
-        .then(|| free[choice % free.len()])
+    (out < most && !free.is_empty()).then(|| free[choice % free.len()])
 }
 
 #[cfg(test)]

@@ -1,0 +1,40 @@
+//! A short chaos: what `make chaos` does for minutes, so that a break is noticed by every `make test`.
+#![allow(missing_docs, reason = "tests")]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
+
+/// Cargo names the binaries of this crate only; the others' lie beside.
+fn build_the_others() {
+    let missing = ["jarvis", "ollama-sim"]
+        .iter()
+        .any(|name| !PathBuf::from(LOADGEN).with_file_name(name).exists());
+    if missing {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--package", "jarvis", "--package", "ollama-sim", "--bins"])
+            .status();
+        assert!(built.is_ok_and(|status| status.success()), "cargo build");
+    }
+}
+
+/// Runs `loadgen chaos`; what it says names the seed and the folder of the logs.
+fn chaos(arguments: &[&str]) {
+    build_the_others();
+    let output = Command::new(LOADGEN)
+        .arg("chaos")
+        .args(["--sessions", "30", "--turn-limit", "60", "--max-tokens", "120"])
+        .args(arguments)
+        .output()
+        .expect("loadgen");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{report}");
+    println!("{report}");
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_while_replicas_and_hosts_are_broken() {
+    chaos(&["--seconds", "40", "--seed", "4", "--redis", "sentinel", "--spare", "redis"]);
+}
