@@ -102,6 +102,11 @@ impl Turn {
         self.stage == Stage::Asked
     }
 
+    /// Whether the message was sent more than once: each repeat is answered, even after the end.
+    pub fn was_repeated(&self) -> bool {
+        self.sends > 1
+    }
+
     /// Whether the last event of the turn has come.
     pub fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
@@ -522,6 +527,26 @@ mod tests {
             events.push(last);
             assert!(matches!(check(&events)[..], [Flaw::Reordered(_)]));
         }
+    }
+
+    #[test]
+    fn a_repeat_may_be_answered_after_the_end_and_is_checked_again() {
+        let told_again = |events: Vec<Event>| -> Vec<Event> {
+            events.into_iter().map(|event| Event { cursor: None, ..event }).collect()
+        };
+        let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
+        turn.sent();
+        turn.sent();
+        for event in clean().iter().chain(&told_again(clean())) {
+            turn.take(event);
+        }
+        assert_eq!(turn.take_flaws(), []);
+        let mut short = told_again(clean());
+        short.remove(3);
+        for event in &short {
+            turn.take(event);
+        }
+        assert_eq!(turn.take_flaws(), [Flaw::Lost(6)]);
     }
 
     #[test]

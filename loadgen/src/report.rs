@@ -74,6 +74,8 @@ pub struct Report {
     pub reconnects: u64,
     pub resends: u64,
     pub histories: u64,
+    /// Longest time in which no client at all got a character, in milliseconds.
+    pub silence_ms: u64,
     pub errors: BTreeMap<String, u64>,
     pub first_token_ms: Times,
     pub gap_ms: Times,
@@ -110,6 +112,7 @@ impl Report {
             reconnects: get(&c.reconnects),
             resends: get(&c.resends),
             histories: get(&c.histories),
+            silence_ms: tally.longest_silence().as_millis() as u64,
             errors: measured.errors.clone(),
             first_token_ms: Times::of(&measured.first_token),
             gap_ms: Times::of(&measured.gap),
@@ -177,6 +180,7 @@ impl Report {
         row("text taken back", self.restarts.to_string());
         row("resumes with a snapshot", self.unrecovered.to_string());
         row("reconnects", format!("{}, messages sent again: {}", self.reconnects, self.resends));
+        row("nobody got a character", format!("for {} ms at most", self.silence_ms));
         let errors: Vec<String> =
             self.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
         let none = || "none".to_owned();

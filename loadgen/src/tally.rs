@@ -96,6 +96,10 @@ pub struct Tally {
     /// The counters.
     pub counters: Counters,
     measured: Mutex<Measured>,
+    /// Milliseconds from the beginning to the last character that any client got.
+    last_heard: AtomicU64,
+    /// The longest time in which no client got any, in milliseconds.
+    silence: AtomicU64,
 }
 
 impl Default for Tally {
@@ -111,6 +115,8 @@ impl Default for Tally {
                 errors: BTreeMap::new(),
                 flaws: Vec::new(),
             }),
+            last_heard: AtomicU64::new(0),
+            silence: AtomicU64::new(0),
         }
     }
 }
@@ -130,6 +136,20 @@ impl Tally {
     /// Times and texts.
     pub fn measured(&self) -> MutexGuard<'_, Measured> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Some client got a character.
+    pub fn heard(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let before = self.last_heard.fetch_max(now, Ordering::Relaxed);
+        if before > 0 {
+            self.silence.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+        }
+    }
+
+    /// The longest time in which no client got a character.
+    pub fn longest_silence(&self) -> Duration {
+        Duration::from_millis(self.silence.load(Ordering::Relaxed))
     }
 
     /// An error that a client was told, or that befell its connection.

@@ -129,6 +129,7 @@ impl Watch {
 
     fn text(&mut self, tally: &Tally) {
         let now = Instant::now();
+        tally.heard();
         let mut measured = tally.measured();
         match self.last {
             None => record(&mut measured.first_token, now - self.asked),
@@ -311,6 +312,9 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
                 given_up = true;
                 break;
             }
+        }
+        if let Speaks::Socket(line) = &mut speaks {
+            line.keep(turn);
         }
         let think = client.random.random_range(0.0..=shared.options.think.as_secs_f64());
         let until = Instant::now() + Duration::from_secs_f64(think);

@@ -35,6 +35,21 @@ pub struct Line {
     cursor: Option<String>,
     /// When the running turn's message was sent over this connection.
     sent: Option<Instant>,
+    /// The service asked not to be asked before this.
+    not_before: Option<Instant>,
+    /// A turn that has ended and whose message was repeated: the repeat's answer may still come.
+    repeated: Option<Turn>,
+}
+
+impl Line {
+    /// The turn has ended.
+    pub fn keep(&mut self, turn: Turn) {
+        self.repeated = turn.was_repeated().then_some(turn);
+    }
+
+    fn may_ask(&self) -> bool {
+        self.sent.is_none() && self.not_before.is_none_or(|until| Instant::now() >= until)
+    }
 }
 
 /// What came over the connection.
@@ -56,6 +71,7 @@ pub async fn turn(
 ) -> Outcome {
     let message_id = random_uuid(&mut client.random).to_string();
     line.sent = None;
+    line.not_before = None;
     loop {
         if watch.is_over() {
             return Outcome::Unfinished;
@@ -65,10 +81,13 @@ pub async fn turn(
                 connect(client, line).await;
                 continue;
             }
-            Some(_) if turn.is_unacknowledged() && line.sent.is_none() => {
+            Some(_) if turn.is_unacknowledged() && line.may_ask() => {
                 ask(client, line, turn, &message_id).await
             }
-            Some(_) => listen(line, watch.limit).await,
+            Some(_) => {
+                let until = line.not_before.filter(|_| line.sent.is_none());
+                listen(line, until.unwrap_or(watch.limit)).await
+            }
         };
         match heard {
             Heard::Over => {}
@@ -83,7 +102,7 @@ pub async fn turn(
                 return Outcome::Failed(code);
             }
             Heard::Event(event) => {
-                if let Some(outcome) = hear(client, line, turn, watch, &event).await {
+                if let Some(outcome) = hear(client, line, turn, watch, &event) {
                     return outcome;
                 }
             }
@@ -103,8 +122,10 @@ pub async fn idle(client: &mut Client, line: &mut Line, until: Instant) {
         let Ok(frame) = tokio::time::timeout_at(until, socket.next()).await else { return };
         match read(frame) {
             Heard::Event(event) => {
-                line.cursor = event.cursor.or(line.cursor.take());
-                if event.generation_id.is_some() {
+                if event.cursor.is_some() {
+                    line.cursor.clone_from(&event.cursor);
+                }
+                if !told_again(client, line, &event) && event.generation_id.is_some() {
                     let flaw = Flaw::Reordered(format!("{} after the end", event.kind));
                     let generation = event.generation_id.as_deref();
                     client.shared.tally.flaw(client.name, &client.session, generation, &flaw);
@@ -134,9 +155,12 @@ async fn ask(client: &mut Client, line: &mut Line, turn: &mut Turn, message_id: 
 /// Waits for the next event. A client that hears nothing for long asks whether somebody is there.
 async fn listen(line: &mut Line, limit: Instant) -> Heard {
     let Some(socket) = &mut line.socket else { return Heard::Lost(None) };
-    let silence = SILENCE.min(limit.saturating_duration_since(Instant::now()));
-    if let Ok(frame) = timeout(silence, socket.next()).await {
+    let left = limit.saturating_duration_since(Instant::now());
+    if let Ok(frame) = timeout(SILENCE.min(left), socket.next()).await {
         return read(frame);
+    }
+    if left < SILENCE {
+        return Heard::Over;
     }
     let ping = Message::text(json!({"type": "ping"}).to_string());
     match timeout(PONG_LIMIT, socket.send(ping)).await {
@@ -173,7 +197,18 @@ fn read(frame: Option<Result<Message, Error>>) -> Heard {
     }
 }
 
-async fn hear(
+/// Whether an event belongs to the turn before, whose repeated message is answered only now.
+fn told_again(client: &Client, line: &mut Line, event: &Event) -> bool {
+    let Some(turn) = &mut line.repeated else { return false };
+    if event.generation_id.is_none() || event.generation_id.as_deref() != turn.generation() {
+        return false;
+    }
+    turn.take(event);
+    client.flaws(turn);
+    true
+}
+
+fn hear(
     client: &mut Client,
     line: &mut Line,
     turn: &mut Turn,
@@ -183,13 +218,18 @@ async fn hear(
     if event.cursor.is_some() {
         line.cursor.clone_from(&event.cursor);
     }
+    if told_again(client, line, event) {
+        return None;
+    }
     if event.kind == "error" && event.generation_id.is_none() {
         let code = event.code.clone().unwrap_or_default();
         client.error(&code);
         if !event.retryable {
             return Some(Outcome::Failed(code));
         }
-        client.pause(event.retry_after.or(Some(1.0))).await;
+        // It goes on listening: what was refused may have been accepted all the same.
+        let seconds = event.retry_after.unwrap_or(1.0) + client.random.random_range(0.0..1.0);
+        line.not_before = Some(Instant::now() + Duration::from_secs_f64(seconds.clamp(0.0, 10.0)));
         line.sent = None;
         return None;
     }
