@@ -107,6 +107,10 @@ pub struct Sockets {
 pub async fn sockets(fleet: &Fleet, number: usize) -> anyhow::Result<Sockets> {
     let url = format!("{}/ws", fleet.replicas[0].url.replacen("http", "ws", 1));
     let id = fleet.replicas[0].id().context("the replica is gone")?;
+    // What the first ones take is taken once.
+    for _ in 0..AT_ONCE {
+        drop(greeted(url.clone()).await?);
+    }
     let before = resident_kib(id).context("no /proc")?;
     let mut opening = JoinSet::new();
     let mut open = Vec::with_capacity(number);

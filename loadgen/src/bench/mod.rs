@@ -18,7 +18,9 @@ use streams::{Half, Load, Way};
 const LEVELS: [(usize, usize); 4] = [(1, 5), (10, 2), (50, 1), (200, 1)];
 const PACED_TOKENS: usize = 40;
 const PACED_RATE: f64 = 20.0;
-const UNPACED_TOKENS: usize = 2000;
+/// As many as fit the context window, again and again.
+const UNPACED_TOKENS: usize = 6000;
+const UNPACED_TURNS: usize = 20;
 const UNPACED_LEVELS: [usize; 2] = [1, 10];
 
 /// A run of the benchmarks.
@@ -96,6 +98,8 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
         settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
     })
     .await?;
+    // First, as memory that was used for streams would hide what sockets take.
+    let sockets = cost::sockets(&fleet, bench.sockets).await?;
     let mut paced = Vec::new();
     for (streams, turns) in LEVELS {
         let load = Load { streams, turns, tokens: PACED_TOKENS, rate: PACED_RATE };
@@ -104,14 +108,13 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
     }
     let mut unpaced = Vec::new();
     for streams in UNPACED_LEVELS {
-        let load = Load { streams, turns: 1, tokens: UNPACED_TOKENS, rate: 0.0 };
+        let load = Load { streams, turns: UNPACED_TURNS, tokens: UNPACED_TOKENS, rate: 0.0 };
         let pairs = pairs(&fleet, &load, bench.pairs).await?;
         let rate = |half: &Half| half.tokens as f64 / half.seconds;
         let tokens_a_second =
             [median(&pairs, |pair| rate(&pair.direct)), median(&pairs, |pair| rate(&pair.through))];
         unpaced.push(Unpaced { streams, tokens_a_second, cost: cost_of(&pairs) });
     }
-    let sockets = cost::sockets(&fleet, bench.sockets).await?;
     Ok(BenchReport {
         machine: cost::machine(),
         command: std::env::args().collect::<Vec<_>>().join(" "),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -40,6 +40,19 @@ pub struct Load {
     pub tokens: usize,
     /// Tokens a second; 0 is as fast as possible.
     pub rate: f64,
+}
+
+impl Load {
+    /// One token a piece, so that the first comes as early in each answer as in any other.
+    fn prompt(&self) -> String {
+        let Self { tokens, rate, .. } = self;
+        format!("[[count tokens={tokens} rate={rate}]] {}", Uuid::new_v4().simple())
+    }
+
+    /// One more than there are: an answer that uses up its limit counts as cut off.
+    fn limit(&self) -> usize {
+        self.tokens + 1
+    }
 }
 
 /// What one half measured. Times in microseconds.
@@ -118,17 +131,14 @@ pub async fn half(fleet: &Fleet, load: &Load, way: Way) -> anyhow::Result<Half> 
     Ok(half)
 }
 
-fn prompt(load: &Load) -> String {
-    format!("[[tokens={} rate={}]] {}", load.tokens, load.rate, Uuid::new_v4().simple())
-}
-
 async fn direct(http: &reqwest::Client, url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
     // The connection is there before the question, as a WebSocket is.
     http.get(format!("{url}/api/version")).send().await?.bytes().await?;
     let mut turns = Vec::new();
     for _ in 0..load.turns {
-        let body = json!({"model": MODEL, "stream": true, "options": {"num_ctx": 8192},
-            "messages": [{"role": "user", "content": prompt(load)}]});
+        let body = json!({"model": MODEL, "stream": true,
+            "options": {"num_ctx": 8192, "num_predict": load.limit()},
+            "messages": [{"role": "user", "content": load.prompt()}]});
         turns.push(timeout(LIMIT, direct_turn(http, url, &body)).await??);
     }
     Ok(turns)
@@ -145,6 +155,7 @@ async fn direct_turn(http: &reqwest::Client, url: &str, body: &Value) -> anyhow:
             let line: Vec<u8> = buffer.drain(..=end).collect();
             let line: Value = serde_json::from_slice(&line)?;
             if line["done"] == true {
+                ensure!(line["done_reason"] == "stop", "cut off: {line}");
                 return Ok(times);
             }
             times.pieces.push(Instant::now());
@@ -164,7 +175,8 @@ async fn through(url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
             timeout(LIMIT, socket.next()).await?.context("no greeting")??;
             continue;
         }
-        let ask = json!({"type": "chat", "message": prompt(load), "model": MODEL});
+        let ask = json!({"type": "chat", "message": load.prompt(), "model": MODEL,
+            "max_tokens": load.limit()});
         let mut times = Times { asked: Instant::now(), pieces: Vec::new() };
         socket.send(Message::text(ask.to_string())).await?;
         loop {
@@ -173,7 +185,10 @@ async fn through(url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
             let event: Value = serde_json::from_str(&text)?;
             match event["type"].as_str() {
                 Some("stream_chunk") if event["done"] == false => times.pieces.push(Instant::now()),
-                Some("stream_end") => break,
+                Some("stream_end") => {
+                    ensure!(event["finish_reason"] == "stop", "cut off: {}", event["usage"]);
+                    break;
+                }
                 Some("error" | "cancelled") => bail!("{event}"),
                 _ => {}
             }
