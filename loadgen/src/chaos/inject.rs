@@ -21,8 +21,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const DRAIN_LIMIT: Duration = Duration::from_secs(26);
 /// How long a server that was started again may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a fault of Redis is felt after it began.
-const REDIS_FELT: Duration = Duration::from_secs(15);
+/// How long a fault of Redis is felt after it began, and after it was put right: a failover's time.
+const REDIS_FELT: Duration = Duration::from_secs(6);
 
 /// A fault as it was.
 #[derive(Clone, Debug, Serialize)]

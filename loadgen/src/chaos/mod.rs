@@ -50,7 +50,7 @@ pub struct ChaosReport {
     pub faults_by_kind: BTreeMap<&'static str, usize>,
     /// From a replica's death to the claim of each of its turns, Redis being well.
     pub claim_ms: Times,
-    /// The same with a fault of Redis less than 15 s before.
+    /// The same with a fault of Redis under way, or less than 6 s before.
     pub claim_with_redis_fault_ms: Times,
     /// Turns of dead replicas that ended without being seen in another's name.
     pub ended_unseen: usize,
