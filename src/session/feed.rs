@@ -283,11 +283,14 @@ impl Feed {
 
     /// Whether this generation has ended, as far as this feed has seen.
     pub fn has_ended(&self, generation: GenerationId) -> bool {
-        self.state()
-            .window
-            .events()
-            .rev()
-            .any(|event| event.generation == Some(generation) && event.control.is_terminal())
+        let state = self.state();
+        // Asked at every piece of it.
+        state.window.running() != Some(generation)
+            && state
+                .window
+                .events()
+                .rev()
+                .any(|event| event.generation == Some(generation) && event.control.is_terminal())
     }
 
     /// Whether the writer has told that its request to the model's host is closed.
