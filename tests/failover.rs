@@ -279,6 +279,15 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         redis.primary.signal("-CONT");
+        // The sentinels make it a replica after eight seconds or more: what it is told until then
+        // is lost.
+        let woken = tokio::time::Instant::now();
+        let still = || redis.primary.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
+        while still().lines().any(|client| client.contains("name=fred")) {
+            let patience = std::time::Duration::from_secs(4);
+            assert!(woken.elapsed() < patience, "somebody stays with the old primary: {}", still());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     })
     .await;
 }

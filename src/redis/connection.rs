@@ -11,6 +11,7 @@ use fred::types::{ClusterHash, CustomCommand, RespVersion};
 use tokio::sync::watch;
 
 use super::migrations;
+use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
 
 /// How to reach Redis.
@@ -74,10 +75,11 @@ impl Redis {
     /// [`RedisError::Url`].
     pub fn connect(options: &RedisOptions) -> Result<Self, RedisError> {
         let disturbances = Disturbances::new();
-        let line = Line::open(options, &disturbances)?;
+        let primary = sentinel::follow(&config(options)?);
+        let line = Line::open(options, &primary, &disturbances)?;
         let acknowledgements = options.acknowledgements;
         let replicated = if acknowledgements > 0 {
-            Line::open(options, &disturbances)?
+            Line::open(options, &primary, &disturbances)?
         } else {
             Arc::clone(&line)
         };
@@ -238,15 +240,19 @@ impl Redis {
 struct Line(RwLock<Client>);
 
 impl Line {
-    fn open(options: &RedisOptions, disturbances: &Disturbances) -> Result<Arc<Self>, RedisError> {
+    fn open(
+        options: &RedisOptions,
+        primary: &Primary,
+        disturbances: &Disturbances,
+    ) -> Result<Arc<Self>, RedisError> {
         let client = connect(options, &[], NOTICES)?;
         let line = Arc::new(Self(RwLock::new(client)));
         let (watched, options) = (Arc::downgrade(&line), options.clone());
-        let disturbances = disturbances.clone();
+        let (mut primary, disturbances) = (primary.clone(), disturbances.clone());
         tokio::spawn(async move {
             while let Some(client) = watched.upgrade().map(|line| line.client()) {
                 tokio::select! {
-                    () = watchdog::until_given_up(&client, &disturbances) => {}
+                    () = watchdog::until_given_up(&client, &mut primary, &disturbances) => {}
                     () = report_errors(&client) => {}
                 }
                 let (Some(line), Ok(next)) =
@@ -295,13 +301,16 @@ pub(super) fn connect(
     Ok(client)
 }
 
+pub(super) fn config(options: &RedisOptions) -> Result<Config, RedisError> {
+    Config::from_url(&options.url).map_err(|error| RedisError::Url(error.details().to_owned()))
+}
+
 fn builder(
     options: &RedisOptions,
     known: &[Server],
     notices: usize,
 ) -> Result<Builder, RedisError> {
-    let mut config =
-        Config::from_url(&options.url).map_err(|e| RedisError::Url(e.details().to_owned()))?;
+    let mut config = config(options)?;
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server {
         hosts.extend_from_slice(known);
     }

@@ -3,6 +3,7 @@
 
 pub mod connection;
 pub mod migrations;
+mod sentinel;
 pub mod subscriptions;
 mod watchdog;
 

@@ -15,7 +15,8 @@ use fred::prelude::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Redis, RedisError, RedisOptions, classify, connect, successor};
+use super::connection::{Redis, RedisError, RedisOptions, classify, config, connect, successor};
+use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
@@ -76,9 +77,10 @@ impl Subscriptions {
         clients: usize,
     ) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(clients);
+        let primary = sentinel::follow(&config(options)?);
         for _ in 0..clients {
             let client = connect(options, &[], MESSAGES)?;
-            shards.push(Shard::start(options, client, listener));
+            shards.push(Shard::start(options, client, &primary, listener));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -114,18 +116,23 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(options: &RedisOptions, mut client: Client, listener: &Arc<dyn Listener>) -> Self {
+    fn start(
+        options: &RedisOptions,
+        mut client: Client,
+        primary: &Primary,
+        listener: &Arc<dyn Listener>,
+    ) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, listener) = (options.clone(), Arc::clone(listener));
-        let followed = Arc::clone(&wanted);
+        let (followed, mut primary) = (Arc::clone(&wanted), primary.clone());
         tokio::spawn(async move {
             let disturbances = Disturbances::new();
             loop {
                 let listening = tokio::spawn(listen(client.clone(), Arc::clone(&listener)));
                 let over = tokio::select! {
                     () = keep_subscribed(&client, &followed, &mut inbox, &*listener) => true,
-                    () = watchdog::until_given_up(&client, &disturbances) => false,
+                    () = watchdog::until_given_up(&client, &mut primary, &disturbances) => false,
                 };
                 listening.abort();
                 client = match successor(&options, client, MESSAGES) {

@@ -10,6 +10,8 @@ use fred::prelude::{Client, ClientLike, ClusterInterface, EventInterface, Option
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::sentinel::Primary;
+
 const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(1);
 /// Probes in a row without an answer, after which the connections are made anew.
@@ -37,7 +39,11 @@ impl Disturbances {
 }
 
 /// Probes the servers of a client, and resolves when it is to be replaced.
-pub(super) async fn until_given_up(client: &Client, disturbances: &Disturbances) {
+pub(super) async fn until_given_up(
+    client: &Client,
+    primary: &mut Primary,
+    disturbances: &Disturbances,
+) {
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures = 0;
@@ -46,7 +52,15 @@ pub(super) async fn until_given_up(client: &Client, disturbances: &Disturbances)
     loop {
         tokio::select! {
             _ = tick.tick() => {}
+            Ok(()) = primary.changed() => {}
             () = &mut changes => return,
+        }
+        if is_stale(client, primary) {
+            disturbances.note();
+            tracing::warn!("Redis has another primary; connecting to it");
+            metrics::counter!("jarvis_redis_errors_total", "kind" => "stale").increment(1);
+            let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
+            continue;
         }
         if client.is_connected() && answers(client).await {
             failures = 0;
@@ -63,6 +77,15 @@ pub(super) async fn until_given_up(client: &Client, disturbances: &Disturbances)
             return;
         }
     }
+}
+
+/// Whether the client is connected, and not to the server that the sentinels say is the primary.
+fn is_stale(client: &Client, primary: &mut Primary) -> bool {
+    let connected = client.active_connections();
+    let primary = primary.borrow_and_update();
+    let Some(primary) = primary.as_ref() else { return false };
+    let same = |server: &Server| server.host == primary.host && server.port == primary.port;
+    !connected.is_empty() && !connected.iter().any(same)
 }
 
 async fn answers(client: &Client) -> bool {
