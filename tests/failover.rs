@@ -170,6 +170,29 @@ async fn a_failover_that_lost_a_turn_that_waits_for_a_slot_brings_it_back() {
 }
 
 #[tokio::test]
+async fn a_question_that_a_failover_took_is_not_answered_with_the_one_before_it() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let one_slot = [("JARVIS_OLLAMA_SLOTS", "1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &one_slot);
+    until_ok(&replica, "/health/ready").await;
+    let session = Uuid::new_v4().to_string();
+    chat(&replica, &session, "[[tokens=5]] before").await;
+    let (mut busy, _) = Socket::open(&replica, "/ws").await;
+    busy.say(&json!({"type": "chat", "message": "[[tokens=60]] busy"})).await;
+    busy.until("stream_chunk").await;
+    redis.remember();
+    let (mut socket, _) = Socket::open(&replica, &format!("/ws?session_id={session}")).await;
+    let message = "[[tokens=20]] after";
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    socket.until("queued").await;
+    // Its slot comes free before anybody has looked whether it is still there.
+    redis.lose_what_came_since();
+    let events = socket.until("stream_end").await;
+    assert_eq!(events.last().expect("an end")["full_response"], expected(message).as_str());
+}
+
+#[tokio::test]
 async fn a_failover_that_lost_the_end_of_a_turn_ends_it_again() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), "200").await;

@@ -3,7 +3,7 @@
 use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
 use crate::session::model::ContextReport;
 use crate::session::store::{Page, Turn};
-use crate::session::{Message, Owner, Role, SessionId, Status, Store, StoreError};
+use crate::session::{Message, Role, Status, Store, StoreError};
 
 /// Messages that are looked at, from the newest back, at most.
 const MESSAGES: u64 = 400;
@@ -27,12 +27,16 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) async fn read(
-        store: &Store,
-        owner: &Owner,
-        session: SessionId,
-    ) -> Result<Self, StoreError> {
-        Ok(Self { page: store.newest(owner, session, MESSAGES, BYTES).await? })
+    /// None where it does not end with the turn's question: a failover took that, and its writer is
+    /// about to bring it back.
+    pub(super) async fn read(store: &Store, turn: &Turn) -> Result<Option<Self>, StoreError> {
+        let page = match store.newest(&turn.owner, turn.session, MESSAGES, BYTES).await {
+            Ok(page) => page,
+            Err(StoreError::Absent) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let ends_well = page.messages.last().is_some_and(|message| turn.answers(message));
+        Ok(ends_well.then_some(Self { page }))
     }
 
     /// Chooses from the newest back what fits `num_ctx` tokens, in a measure that `boldness` scales

@@ -317,13 +317,13 @@ async fn open(
 ) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = loop {
-        match Conversation::read(&generations.store, &turn.owner, turn.session).await {
-            Ok(conversation) => break conversation,
-            Err(error) => {
-                tracing::warn!(%error, "a turn waits for Redis");
-                sleep(RETRY).await;
-            }
+        match Conversation::read(&generations.store, turn).await {
+            Ok(Some(conversation)) => break conversation,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
         }
+        // Meanwhile the writer learns whose the turn is.
+        sleep(RETRY).await;
     };
     let allowed = fleet.num_ctx(&turn.spec.model).await;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));

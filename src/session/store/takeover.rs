@@ -119,6 +119,7 @@ impl Store {
                 fence,
                 epoch: field(&reply, 3)?,
                 accepted: Arc::new(Accepted {
+                    message: message.id,
                     event: accepted_event(&message.content, &at, &spec),
                     content: message.content,
                     header,

@@ -64,10 +64,19 @@ pub struct Turn {
     pub(super) claimed: Option<Claimed>,
 }
 
+impl Turn {
+    /// Whether this is the user's message that the turn answers.
+    pub fn answers(&self, message: &Message) -> bool {
+        message.id == self.accepted.message
+    }
+}
+
 /// What was written when a turn was accepted, so that it can be done again where a failover undid
 /// it.
 #[derive(Debug)]
 pub(super) struct Accepted {
+    /// Of the user's message.
+    pub(super) message: Uuid,
     pub(super) content: String,
     /// The user's message without its text.
     pub(super) header: String,
@@ -145,13 +154,13 @@ impl Store {
         new: &NewTurn,
     ) -> Result<Acceptance, StoreError> {
         let now = Utc::now();
-        let header = json(&Message {
-            user_id: Some(owner.user_id().to_owned()),
-            ..message(Role::User, now)
-        });
+        let question =
+            Message { user_id: Some(owner.user_id().to_owned()), ..message(Role::User, now) };
+        let header = json(&question);
         let at = rfc3339(&now);
         let event = accepted_event(&new.content, &at, &new.spec);
         let mut accepted = Accepted {
+            message: question.id,
             content: new.content.clone(),
             header,
             event,
