@@ -292,6 +292,11 @@ local function restore(keys, args)
     end
     return 'waiting'
   end
+  -- Its client was faster, and has sent it again.
+  local known = keys[7] and redis.call('GET', keys[7])
+  if known and words(known)[1] ~= generation then
+    return 'gone'
+  end
   admit(keys, args, found, args[18], false, args[22])
   return 'waiting'
 end

@@ -291,7 +291,9 @@ impl Window {
                 || self.events.iter().any(|held| held.tag == event.tag);
             return if known { Applied::Known } else { Applied::Hole };
         }
-        if event.number != tip + 1 {
+        // An event that was told before under another number is of another history.
+        let renumbered = self.events.iter().any(|held| held.tag == event.tag);
+        if event.number != tip + 1 || renumbered {
             return Applied::Hole;
         }
         if let Some((running, length)) = event.place

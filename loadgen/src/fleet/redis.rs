@@ -470,11 +470,15 @@ fn node(
             arguments.push("--cluster-node-timeout".to_owned());
             arguments.push(CLUSTER_DOWN_MS.to_string());
         }
-        (RedisKind::Sentinel, Some(primary)) => {
-            arguments.extend(["--replicaof".to_owned(), "127.0.0.1".to_owned()]);
-            arguments.push(primary.to_string());
+        (RedisKind::Sentinel, primary) => {
+            // As the README asks for: a primary that wakes up without its replicas takes no writes.
+            let alone = ["--min-replicas-to-write", "1", "--min-replicas-max-lag", "3"];
+            arguments.extend(alone.map(str::to_owned));
+            if let Some(primary) = primary {
+                arguments.extend(["--replicaof".to_owned(), "127.0.0.1".to_owned()]);
+                arguments.push(primary.to_string());
+            }
         }
-        _ => {}
     }
     Ok(Process::new(&format!("redis-{number}"), "redis-server".into(), arguments, port, dir))
 }
