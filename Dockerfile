@@ -1,19 +1,24 @@
+# What decides the dependencies: the manifests of all members, with empty sources.
+FROM rust:1.95-bookworm AS manifests
+WORKDIR /src
+COPY . .
+RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
+    && for manifest in $(find . -name Cargo.toml); do \
+         src=$(dirname "$manifest")/src; \
+         mkdir -p "$src"; echo '//! Empty.' > "$src/lib.rs"; echo 'fn main() {}' > "$src/main.rs"; \
+       done
+
+
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 
-# The dependencies change less often than the code: built with empty sources they are a layer of their own.
-COPY Cargo.toml Cargo.lock ./
-COPY ollama-sim/Cargo.toml ollama-sim/
+# The dependencies change less often than the code: they are a layer of their own.
+COPY --from=manifests /src .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    mkdir -p src ollama-sim/src \
-    && echo 'fn main() {}' | tee src/main.rs > ollama-sim/src/main.rs \
-    && touch src/lib.rs ollama-sim/src/lib.rs \
-    && cargo build --release --locked -p jarvis --bin jarvis \
-    && rm -r src ollama-sim/src target/release/.fingerprint/jarvis-* target/release/deps/*jarvis*
+    cargo build --release --locked -p jarvis --bin jarvis \
+    && rm -r target/release/.fingerprint/jarvis-* target/release/deps/*jarvis*
 
-COPY ollama-sim/src ollama-sim/src
-COPY migrations migrations
-COPY src src
+COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked -p jarvis --bin jarvis \
     && strip target/release/jarvis

@@ -1,6 +1,6 @@
 # What each target does is in scripts/dev/; here are only the names.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test chaos soak bench clean purge
+.PHONY: help run cluster chat stop test chaos soak bench seams clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 DEV := @scripts/dev.sh
@@ -31,6 +31,9 @@ soak:     ## the same for long, over sentinels and over a cluster (SEED= MINUTES
 
 bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory
 	$(DEV) bench
+
+seams:    ## break 100 answers of a real model off in the middle and look at the seams (SEED= ANSWERS=100)
+	$(DEV) seams $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 clean:    ## remove what was built and fetched; the history stays
 	$(DEV) clean

@@ -547,8 +547,9 @@ end
 -- does not have yet) | ok <events> <tag> <running|-> <1 if there is more> <events that follow>
 --   {event} {generation, from, bytes}
 local function read(keys, args)
-  local fields = owned(keys, args[1], 'events', 'tag', 'generation', 'started', 'dropped_tag')
-  if not fields then
+  local fields = meta(keys, 'events', 'tag', 'generation', 'started', 'dropped_tag', 'owner')
+  -- Of a deleted session too: how it ended is still to be told.
+  if not fields[6] or fields[6] ~= args[1] then
     return { 'absent' }
   end
   local tip, running = tonumber(fields[1]), fields[3] or '-'

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
+use tracing_subscriber::EnvFilter;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -71,6 +72,7 @@ pub enum LogFormat {
 pub struct Settings {
     /// Address and port to listen on
     #[arg(long, env = "JARVIS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:10200")]
+    #[arg(value_parser = listen_address)]
     pub listen: SocketAddr,
 
     /// Where Redis is
@@ -175,6 +177,7 @@ pub struct Settings {
 
     /// What is logged, as tracing's filter directives
     #[arg(long, env = "JARVIS_LOG", value_name = "FILTER", default_value = "info,fred=error")]
+    #[arg(value_parser = log_filter)]
     pub log: String,
 
     /// OpenTelemetry collector that spans are sent to over HTTP; none: no spans are sent
@@ -243,6 +246,18 @@ pub fn settings_table() -> String {
         );
     }
     table
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let expected = "expected an IP address and a port, as in 127.0.0.1:10200";
+    text.trim().parse().map_err(|_| expected.to_owned())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("expected directives, as in info,fred=error".to_owned()),
+    }
 }
 
 fn http_url(text: &str) -> Result<Url, String> {

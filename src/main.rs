@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use jarvis::Server;
 use jarvis::config::{Cli, Command, RedisSettings, Settings, settings_table};
 use jarvis::redis::{Redis, migrations};
@@ -52,7 +52,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    eprintln!("jarvis: {line} (see jarvis --help)");
+    // What the standard library says of it helps nobody.
+    let line = line.replace("invalid digit found in string", "expected a whole number");
+    let command =
+        std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.map(|name| name + " ").unwrap_or_default();
+    eprintln!("jarvis: {line} (see jarvis {command}--help)");
     ExitCode::from(USAGE)
 }
 

@@ -36,7 +36,8 @@ impl Telemetry {
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let lines = match settings.log_format {
             LogFormat::Text => lines.with_target(false).boxed(),
-            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            // The list of spans has the current one, too.
+            LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         };
         let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
         let traces = spans

@@ -421,6 +421,19 @@ async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_reads_late_does_not_wait_for_ever_on_a_session_that_was_deleted() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    let (running, _) = here.accept(session, "q").await;
+    here.answer(&running, &["part"]).await;
+    here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, true)).await.unwrap();
+    let mut late = there.reader(session, Some(Cursor::START)).await;
+    let delivered = tokio::time::timeout(LIMIT, late.next()).await.expect("an end in time");
+    assert!(matches!(delivered, Delivered::Lost), "its text is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_came_back_empty_gets_its_functions_again() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;

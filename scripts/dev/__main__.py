@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
 from . import console, run
@@ -28,6 +29,9 @@ def main() -> int:
         if name == "chaos":
             target.add_argument("--redis", default="sentinel")
     targets.add_parser("bench")
+    seams = targets.add_parser("seams")
+    seams.add_argument("--answers", type=int, default=100)
+    seams.add_argument("--seed", type=int)
     targets.add_parser("clean").add_argument("--history", action="store_true")
     arguments = parser.parse_args()
 
@@ -60,7 +64,10 @@ def _do(arguments: argparse.Namespace) -> int:
         case "chat":
             from . import chat
 
-            chat.talk(run.url_of_running())
+            # Ctrl-C is a way to leave.
+            with contextlib.suppress(Interrupted):
+                chat.talk(run.url_of_running())
+            say()
         case "stop":
             say("  Stopped." if run.stop() else "  Nothing is running from this folder.")
         case "test":
@@ -76,6 +83,12 @@ def _do(arguments: argparse.Namespace) -> int:
                 raise Failure("MINUTES is a number from 0.5 on, SESSIONS one from 1 on.")
             load = (arguments.minutes, arguments.sessions, arguments.seed)
             return proof.soak(*load) if arguments.target == "soak" else proof.chaos(arguments.redis, *load)
+        case "seams":
+            from . import seams
+
+            if arguments.answers < 1:
+                raise Failure("ANSWERS is a number from 1 on.")
+            return seams.seams(arguments.answers, arguments.seed)
         case "clean":
             run.clean(history=arguments.history)
     return 0

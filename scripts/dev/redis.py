@@ -25,15 +25,19 @@ def start(fleet: Fleet) -> str:
         line("Redis", f"{_without_password(url)}, as JARVIS_REDIS_URL says")
         return url
     with Step("Redis") as step:
-        server = server_program()
-        path = _socket_path()
-        REDIS_DATA.mkdir(parents=True, exist_ok=True)
-        # A socket, no port: nobody else's Redis is in the way, and no other user or web page reaches ours.
-        argv = [server, "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-        argv += ["--dir", str(REDIS_DATA), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-        service = fleet.start(Service("redis", argv, stage=0, grace=30, impatient=False))
-        service.wait_until(lambda: _answers(path), 120, "Redis reads its file")
+        url = private(fleet, _socket_path(), REDIS_DATA)
         step.text = f"its own, with what it knows kept in {shown(REDIS_DATA)}"
+    return url
+
+
+def private(fleet: Fleet, path: Path, data: Path) -> str:
+    """A server that listens on the socket `path` alone and keeps its file in the folder `data`."""
+    data.mkdir(parents=True, exist_ok=True)
+    # A socket, no port: nobody else's Redis is in the way, and no other user or web page reaches ours.
+    argv = [server_program(), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
+    argv += ["--dir", str(data), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    service = fleet.start(Service("redis", argv, stage=0, grace=30, impatient=False))
+    service.wait_until(lambda: _answers(path), 120, "Redis reads its file")
     return f"redis+unix://{path}"
 
 

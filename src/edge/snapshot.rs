@@ -36,11 +36,11 @@ pub async fn take(
         tries += 1;
         let window = match store.read(owner, session, ReadFrom::RunningTurn).await? {
             Read::Window { window, .. } => window,
-            Read::Absent | Read::Behind | Read::Unknown => return Ok(empty()),
+            Read::Absent | Read::Behind | Read::Unknown => return Ok(empty(Cursor::START)),
         };
         let page = match store.newest(owner, session, MESSAGES, wire::EVENT_BYTES).await {
             Ok(page) => page,
-            Err(StoreError::Absent) => return Ok(empty()),
+            Err(StoreError::Absent) => return Ok(empty(window.end())),
             Err(error) => return Err(error),
         };
         if page.running == window.running() || tries == TRIES {
@@ -60,6 +60,6 @@ fn of(window: &Window, page: &Page) -> Snapshot {
     Snapshot { json, cursor: Cursor { offset, ..window.end() }, running }
 }
 
-fn empty() -> Snapshot {
-    Snapshot { json: wire::history(&[], false, None).0, cursor: Cursor::START, running: None }
+fn empty(cursor: Cursor) -> Snapshot {
+    Snapshot { json: wire::history(&[], false, None).0, cursor, running: None }
 }

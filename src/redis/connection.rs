@@ -277,7 +277,10 @@ pub(super) fn successor(
     given_up: Client,
     notices: usize,
 ) -> Result<Client, RedisError> {
-    tracing::warn!("a client of Redis answers no more, and is replaced");
+    // Of one that has no connection it is said elsewhere, once.
+    if given_up.is_connected() {
+        tracing::warn!("a client of Redis answers no more, and is replaced");
+    }
     metrics::counter!("jarvis_redis_clients_replaced_total").increment(1);
     let known = given_up.cached_cluster_state().map(|state| state.unique_primary_nodes());
     let next = connect(options, &known.unwrap_or_default(), notices);
