@@ -52,6 +52,12 @@ local function open_field(keys, generation)
   return string.match(keys[1], '([^:]+)$') .. ' ' .. generation
 end
 
+local function drop_event(keys)
+  local dropped = redis.call('LPOP', keys[4])
+  redis.call('HSET', keys[1], 'dropped_tag', words(line(dropped, 1))[2])
+  return redis.call('HINCRBY', keys[1], 'event_bytes', -#dropped)
+end
+
 -- Writes a control event at the end of what has happened so far, and announces it.
 local function push_event(keys, tag, kind, generation, json)
   local running = redis.call('HGET', keys[1], 'generation') or '-'
@@ -62,10 +68,8 @@ local function push_event(keys, tag, kind, generation, json)
   local kept = redis.call('RPUSH', keys[4], entry)
   local bytes = redis.call('HINCRBY', keys[1], 'event_bytes', #entry)
   while kept > 1 and (kept > EVENTS_KEPT or bytes > EVENT_BYTES_KEPT) do
-    local dropped = redis.call('LPOP', keys[4])
-    bytes = redis.call('HINCRBY', keys[1], 'event_bytes', -#dropped)
+    bytes = drop_event(keys)
     kept = kept - 1
-    redis.call('HSET', keys[1], 'dropped_tag', words(line(dropped, 1))[2])
   end
   redis.call('HSET', keys[1], 'tag', tag)
   redis.call('SPUBLISH', keys[1], 'e' .. entry)
@@ -448,7 +452,7 @@ local function clear(keys, args)
   if not fields or (args[9] ~= '-' and args[9] ~= fields[2]) then
     return { '-1', '-' }
   end
-  local count = redis.call('LLEN', keys[2])
+  local count, told_before = redis.call('LLEN', keys[2]), redis.call('LLEN', keys[4])
   if fields[1] then
     push_event(keys, args[10], 'cancelled', fields[1], args[5])
     forget_running(keys)
@@ -463,6 +467,13 @@ local function clear(keys, args)
   redis.call('DEL', keys[2], keys[3], keys[5])
   redis.call('HSET', keys[1], 'bytes', 0, 'updated', args[6], 'epoch', args[8])
   if args[2] == '1' then
+    -- How it ended stays for an hour, what was said in it does not.
+    local last = redis.call('LINDEX', keys[4], -1)
+    for _ = 1, told_before do
+      if redis.call('LINDEX', keys[4], 0) ~= last then
+        drop_event(keys)
+      end
+    end
     redis.call('HSET', keys[1], 'deleted', 1)
     redis.call('EXPIRE', keys[1], args[7])
     redis.call('EXPIRE', keys[4], args[7])

@@ -431,6 +431,9 @@ async fn who_reads_late_does_not_wait_for_ever_on_a_session_that_was_deleted() {
     let mut late = there.reader(session, Some(Cursor::START)).await;
     let delivered = tokio::time::timeout(LIMIT, late.next()).await.expect("an end in time");
     assert!(matches!(delivered, Delivered::Lost), "its text is gone");
+    let events = redis.cli(&["KEYS", &format!("*{session}:events")]);
+    let kept = redis.cli(&["LRANGE", events.trim(), "0", "-1"]);
+    assert!(kept.contains("cleared") && !kept.contains("message"), "what was said stays: {kept}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -479,6 +479,7 @@ fn node(
                 arguments.push(primary.to_string());
             }
         }
+        (RedisKind::Single, _) => {}
     }
     Ok(Process::new(&format!("redis-{number}"), "redis-server".into(), arguments, port, dir))
 }
