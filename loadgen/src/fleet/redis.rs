@@ -459,7 +459,7 @@ fn node(
     std::fs::create_dir_all(&data)?;
     let mut arguments: Vec<String> = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
         .into_iter()
-        .chain(["--appendfsync", "no", "--port"])
+        .chain(["--repl-diskless-sync-delay", "0", "--appendfsync", "no", "--port"])
         .map(str::to_owned)
         .collect();
     arguments.push(port.to_string());
