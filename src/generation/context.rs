@@ -129,8 +129,10 @@ impl Measure {
 
     fn message(&self, message: &Message) -> f64 {
         match (message.usage, message.status) {
-            // Counted by the host, as it said them.
-            (Some(usage), Some(Status::Complete)) if usage.completion_tokens > 0 => {
+            // Counted by the host, as it said them; thoughts are counted with them and not sent.
+            (Some(usage), Some(Status::Complete))
+                if usage.completion_tokens > 0 && message.thinking.is_none() =>
+            {
                 usage.completion_tokens as f64 + TOKENS_AROUND_MESSAGE
             }
             _ => self.text(&message.content),

@@ -6,6 +6,7 @@
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::ollama::{ChatRequest, Done, OllamaError, Options, Slot, TokenStream};
+use crate::session::thoughts::Shape;
 
 /// A stream that goes on, or one that begins anew.
 pub(super) struct Continued {
@@ -30,7 +31,8 @@ pub(super) enum Asked {
     },
 }
 
-/// Opens a stream that goes on after `so_far`, or begins where nothing is there.
+/// Opens a stream that goes on after `so_far`, which may have thoughts before it, or begins where
+/// nothing is there.
 pub(super) async fn open(
     slot: &Slot,
     request: &ChatRequest,
@@ -45,8 +47,11 @@ pub(super) async fn open(
     if so_far.is_empty() {
         return anew(false).await;
     }
-    // Thoughts are not stored, and without them the model would think again.
-    let rendered = if request.think { None } else { slot.render(request).await? };
+    let shape = Shape::of(so_far);
+    // How a prompt goes on after thoughts only the host knows, and it does not tell.
+    let thinks = shape.thoughts(so_far).is_some() || slot.thinks(request).await?;
+    let so_far = shape.answer(so_far);
+    let rendered = if thinks { None } else { slot.render(request).await? };
     let Some(prompt) = rendered else {
         return anew(true).await;
     };

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::session::Tag;
 use crate::session::store::{Begin, Restored, Written};
+use crate::session::thoughts::{Shape, unmarked};
 use crate::session::window::floor_char_boundary;
 
 /// Bytes of one write, at most.
@@ -29,7 +30,9 @@ pub(super) struct Fenced;
 
 /// One answer, and how far Redis has it.
 pub(super) struct Draft {
+    /// With the thoughts before it.
     text: String,
+    shape: Shape,
     json_bytes: usize,
     /// Bytes that Redis has.
     stored: usize,
@@ -102,6 +105,7 @@ impl Draft {
     pub(super) fn after(stored: String) -> Self {
         let start = Tag::random();
         Self {
+            shape: Shape::of(&stored),
             json_bytes: stored.chars().map(json_bytes).sum(),
             stored: stored.len(),
             own_from: stored.len(),
@@ -115,7 +119,7 @@ impl Draft {
         }
     }
 
-    /// The answer so far, written or not.
+    /// The answer so far and the thoughts before it, written or not.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
@@ -140,24 +144,46 @@ impl Draft {
         self.mark
     }
 
-    /// Adds text. `false`: the answer is as long as one may be, and what did not fit is left out.
-    pub(super) fn push(&mut self, text: &str) -> bool {
+    /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
+    pub(super) fn push(&mut self, answer: &str) -> bool {
+        let mark = self.shape.before_answer(&self.text, answer);
+        answer.is_empty() || (self.add(mark) && self.add(answer))
+    }
+
+    /// Adds to the thoughts, unless the answer has begun. `false` as [`Draft::push`].
+    pub(super) fn push_thoughts(&mut self, thoughts: &str) -> bool {
+        match self.shape.before_thoughts(&self.text) {
+            Some(mark) if !thoughts.is_empty() => {
+                self.add(mark) && unmarked(thoughts).all(|part| self.add(part))
+            }
+            _ => true,
+        }
+    }
+
+    fn add(&mut self, text: &str) -> bool {
+        let known = self.text.len();
+        let fitting = self.fitting(text);
+        self.text.push_str(fitting);
+        self.shape = self.shape.grown(&self.text, known);
+        fitting.len() == text.len()
+    }
+
+    fn fitting<'a>(&mut self, text: &'a str) -> &'a str {
         for (at, character) in text.char_indices() {
             let bytes = json_bytes(character);
             if self.json_bytes + bytes > ANSWER_JSON_BYTES {
-                self.text.push_str(&text[..at]);
-                return false;
+                return &text[..at];
             }
             self.json_bytes += bytes;
         }
-        self.text.push_str(text);
-        true
+        text
     }
 
     /// Takes back what lies beyond `length`: the model, asked to go on, said something else.
     pub(super) fn take_back(&mut self, length: usize) {
         let length = floor_char_boundary(&self.text, length);
         self.text.truncate(length);
+        self.shape = Shape::of(&self.text);
         self.json_bytes = self.text.chars().map(json_bytes).sum();
         self.own_from = self.own_from.min(length);
         self.diverged = true;

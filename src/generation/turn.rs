@@ -279,7 +279,7 @@ async fn attempt(
                 fresh
             }
         };
-        if !writer.push(fresh) {
+        if !writer.push_thoughts(&token.thinking) || !writer.push(fresh) {
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };
         }

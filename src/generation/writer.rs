@@ -69,14 +69,19 @@ impl Writer {
         }
     }
 
-    /// The answer so far, written or not.
+    /// The answer so far and the thoughts before it, written or not.
     pub(super) fn text(&self) -> &str {
         self.draft.text()
     }
 
-    /// Adds text. `false`: the answer is as long as one may be, and what did not fit is left out.
-    pub(super) fn push(&mut self, text: &str) -> bool {
-        self.draft.push(text)
+    /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
+    pub(super) fn push(&mut self, answer: &str) -> bool {
+        self.draft.push(answer)
+    }
+
+    /// Adds to the thoughts, unless the answer has begun. `false` as [`Writer::push`].
+    pub(super) fn push_thoughts(&mut self, thoughts: &str) -> bool {
+        self.draft.push_thoughts(thoughts)
     }
 
     /// Takes back what lies beyond `length`: the model, asked to go on, said something else.

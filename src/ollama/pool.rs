@@ -197,8 +197,11 @@ impl Slot {
         }
     }
 
-    /// A model without thoughts refuses to be asked for them.
-    async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
+    /// Whether thoughts are wanted of a model that has any: one without refuses to be asked for them.
+    ///
+    /// # Errors
+    /// As [`Slot::chat`].
+    pub async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
         Ok(request.think && self.member.catalogue.details(&self.model).await?.thinks)
     }
 }

@@ -8,6 +8,7 @@ pub mod event;
 pub mod feed;
 pub mod model;
 pub mod store;
+pub mod thoughts;
 pub mod window;
 
 pub use cursor::{Cursor, Tag};

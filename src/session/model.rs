@@ -173,6 +173,9 @@ pub struct Message {
     /// The text. Stored beside this header, not in it, so that Redis never encodes it.
     #[serde(default)]
     pub content: String,
+    /// What the model thought before it answered; stored before the text.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub thinking: Option<String>,
     /// When it was accepted (user) or ended (assistant).
     #[serde(with = "timestamp")]
     #[schema(value_type = String, format = DateTime)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::cursor::{Cursor, Tag};
 use super::event::{Control, Event, Queued};
 use super::model::GenerationId;
+use super::thoughts::Shape;
 
 /// Events and the bytes of the answers between them.
 #[derive(Clone, Debug)]
@@ -22,18 +23,31 @@ pub struct Window {
     running: Option<GenerationId>,
 }
 
-/// Bytes of one answer, from an offset on.
+/// Bytes of one answer and the thoughts before it, from an offset on.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Whose.
     pub generation: GenerationId,
-    /// Bytes of the answer before [`Answer::text`].
+    /// Bytes before [`Answer::text`].
     pub base: u64,
     /// What is held.
     pub text: String,
+    /// Known only where the beginning is held.
+    shape: Shape,
 }
 
 impl Answer {
+    /// Bytes of an answer from offset `base` on.
+    pub fn new(generation: GenerationId, base: u64, text: String) -> Self {
+        let shape = Shape::of(&text);
+        Self { generation, base, text, shape }
+    }
+
+    /// The answer without the thoughts, where the beginning is held.
+    pub fn answer(&self) -> &str {
+        self.shape.answer(&self.text)
+    }
+
     fn end(&self) -> u64 {
         self.base + self.text.len() as u64
     }
@@ -43,18 +57,27 @@ impl Answer {
         if keep < self.text.len() {
             let keep = floor_char_boundary(&self.text, keep);
             self.text.truncate(keep);
+            self.shape = Shape::of(&self.text);
         }
+    }
+
+    fn grow(&mut self, fresh: &str) {
+        let known = self.text.len();
+        self.text.push_str(fresh);
+        self.shape = self.shape.grown(&self.text, known);
     }
 }
 
 /// What a reader gets next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step<'a> {
-    /// A piece of a running or finished answer.
+    /// A piece of a running or finished answer, or of the thoughts before it.
     Piece {
         /// Whose answer.
         generation: GenerationId,
-        /// UTF-8 bytes before it.
+        /// Whether it is of the thoughts.
+        thought: bool,
+        /// UTF-8 bytes of the answer, or of the thoughts, before it.
         offset: u64,
         /// The text.
         text: &'a str,
@@ -70,11 +93,11 @@ pub enum Step<'a> {
         /// Where the reader stands after it.
         after: Cursor,
     },
-    /// What this reader saw after `from` was taken back.
+    /// What this reader saw after `from` was taken back, and the thoughts too where that is 0.
     Restart {
         /// Whose answer.
         generation: GenerationId,
-        /// UTF-8 bytes that stay.
+        /// UTF-8 bytes of the answer that stay.
         from: u64,
         /// Where the reader stands after it.
         after: Cursor,
@@ -167,9 +190,59 @@ impl Window {
 
     /// The next step of a reader at `cursor`; pieces of at most `max_piece` bytes (at least 4).
     pub fn next(&self, cursor: &Cursor, max_piece: usize) -> Step<'_> {
-        self.walk(cursor, max_piece, true)
+        match self.walk(cursor, max_piece, true) {
+            Step::Piece { generation, text, after, .. } => {
+                self.part_of_piece(cursor, generation, text.len(), after)
+            }
+            Step::Restart { generation, from, after } => self.restart(generation, from, after),
+            step => step,
+        }
     }
 
+    /// The first part of a piece that is all thoughts or all answer.
+    fn part_of_piece(
+        &self,
+        cursor: &Cursor,
+        generation: GenerationId,
+        bytes: usize,
+        after: Cursor,
+    ) -> Step<'_> {
+        let Some(answer) = self.answer(generation).filter(|answer| answer.base == 0) else {
+            return Step::Behind;
+        };
+        let from = cursor.offset as usize;
+        match answer.shape.part(&answer.text, from, from + bytes) {
+            Some(part) => Step::Piece {
+                generation,
+                thought: part.thought,
+                offset: part.offset as u64,
+                text: part.text,
+                after: Cursor { offset: part.end as u64, ..after },
+            },
+            None => Step::Silent { after },
+        }
+    }
+
+    /// A restart as bytes of the answer. Where the thoughts are concerned, all begins anew.
+    fn restart(&self, generation: GenerationId, from: u64, after: Cursor) -> Step<'_> {
+        // Beyond what a later claim keeps, the text held is not the one that was seen.
+        let later = self.events.iter().filter(|event| event.number > after.events);
+        let kept = later.filter_map(|event| claimed_from(event, generation)).fold(from, u64::min);
+        let held = self.answer(generation);
+        if held.is_some_and(|answer| answer.base > 0) {
+            return Step::Behind;
+        }
+        let answer_from = match held.map_or(Shape::Plain, |answer| answer.shape) {
+            Shape::Plain => 0,
+            Shape::Answering(from) if from as u64 <= kept => from as u64,
+            Shape::Thinking | Shape::Answering(_) => kept,
+        };
+        let from = kept - answer_from;
+        let offset = if from == 0 { 0 } else { kept };
+        Step::Restart { generation, from, after: Cursor { offset, ..after } }
+    }
+
+    /// Steps as they are stored: offsets count thoughts and answer together.
     fn walk(&self, cursor: &Cursor, max_piece: usize, whole_answers: bool) -> Step<'_> {
         let (base, base_tag) = self.base;
         if cursor.events < base {
@@ -217,10 +290,8 @@ impl Window {
             return Step::Behind;
         }
         // What a later claim takes back is not given first, and may not even be there any more.
-        let kept = self.events.range(index..).filter_map(|event| match event.control {
-            Control::Claimed { from } if event.generation == Some(generation) => Some(from),
-            _ => None,
-        });
+        let kept = self.events.range(index..);
+        let kept = kept.filter_map(|event| claimed_from(event, generation));
         let until = kept.fold(until.min(answer.end()), u64::min);
         let from = (cursor.offset - answer.base) as usize;
         let to = (until.saturating_sub(answer.base)) as usize;
@@ -233,6 +304,7 @@ impl Window {
         let to = floor_char_boundary(&answer.text, to.min(from.saturating_add(max_piece)));
         Step::Piece {
             generation,
+            thought: false,
             offset: cursor.offset,
             text: &answer.text[from..to],
             after: Cursor { offset: answer.base + to as u64, ..*cursor },
@@ -273,7 +345,7 @@ impl Window {
                 let answer = about.and_then(|id| self.answer(id));
                 return match answer {
                     Some(answer) if answer.base > 0 => Step::Behind,
-                    Some(answer) => Step::Event { event, answer: &answer.text, after },
+                    Some(answer) => Step::Event { event, answer: answer.answer(), after },
                     None if cursor.generation == about && cursor.offset > 0 => Step::Behind,
                     None => Step::Event { event, answer: "", after },
                 };
@@ -312,7 +384,7 @@ impl Window {
                 // The answer before this one stays for readers who are just behind.
                 let last = self.answers.len().saturating_sub(1);
                 self.answers.drain(..last);
-                self.answers.push(Answer { generation, base: 0, text: String::new() });
+                self.answers.push(Answer::new(generation, 0, String::new()));
                 self.running = Some(generation);
             }
             (Control::Claimed { from }, Some(generation)) => self.cut(generation, *from),
@@ -361,7 +433,7 @@ impl Window {
         match text.get((end - offset) as usize..) {
             None | Some("") => Applied::Known,
             Some(fresh) => {
-                answer.text.push_str(fresh);
+                answer.grow(fresh);
                 Applied::Grown
             }
         }
@@ -375,7 +447,7 @@ impl Window {
         let mut cursor = self.end();
         loop {
             let grown = match read.walk(&cursor, usize::MAX, false) {
-                Step::Piece { generation, offset, text, after } => {
+                Step::Piece { generation, offset, text, after, .. } => {
                     cursor = after;
                     self.grow(generation, offset, text)
                 }
@@ -424,6 +496,13 @@ impl Window {
         self.events.iter().any(|event| {
             event.generation == Some(generation) && matches!(event.control, Control::Started { .. })
         })
+    }
+}
+
+fn claimed_from(event: &Event, generation: GenerationId) -> Option<u64> {
+    match event.control {
+        Control::Claimed { from } if event.generation == Some(generation) => Some(from),
+        _ => None,
     }
 }
 

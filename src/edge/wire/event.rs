@@ -54,6 +54,12 @@ pub enum ServerEvent<'a> {
         #[serde(flatten)]
         place: Place,
     },
+    StreamThinking {
+        content: &'a str,
+        offset: u64,
+        #[serde(flatten)]
+        place: Place,
+    },
     StreamRestart {
         from: u64,
         #[serde(flatten)]
@@ -136,6 +142,9 @@ impl Serialize for Place {
 pub struct RunningAnswer<'a> {
     /// Whose answer.
     pub generation_id: GenerationId,
+    /// The thoughts before it, or their beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<&'a str>,
     /// Its beginning.
     pub content: &'a str,
     /// UTF-8 bytes of it: the next piece follows here.

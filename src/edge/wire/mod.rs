@@ -12,6 +12,7 @@ pub use self::client::{BadMessage, ClientMessage, parse_client_message};
 pub use self::event::{Place, RunningAnswer, ServerEvent};
 use super::problem::Problem;
 use crate::session::model::{Failure, rfc3339};
+use crate::session::thoughts::Shape;
 use crate::session::{
     Control, Cursor, Event, FinishReason, GenerationId, Message, SessionId, Status, Step,
 };
@@ -24,13 +25,16 @@ const FRAME_BYTES: usize = 2 << 10;
 /// What a feed's readers are sent for a step. Nothing for what is not told.
 pub fn encode(session: SessionId, step: &Step<'_>) -> Utf8Bytes {
     match step {
-        Step::Piece { generation, offset, text, after } => ServerEvent::StreamChunk {
-            content: text,
-            done: false,
-            offset: Some(*offset),
-            place: Place { generation: Some(*generation), cursor: Some(*after) },
+        Step::Piece { generation, thought, offset, text, after } => {
+            let place = Place { generation: Some(*generation), cursor: Some(*after) };
+            let (content, offset) = (*text, *offset);
+            let event = if *thought {
+                ServerEvent::StreamThinking { content, offset, place }
+            } else {
+                ServerEvent::StreamChunk { content, done: false, offset: Some(offset), place }
+            };
+            event.write(text.len() + text.len() / 8)
         }
-        .write(text.len() + text.len() / 8),
         Step::Event { event, answer, after } => control(session, event, answer, *after),
         Step::Restart { generation, from, after } => ServerEvent::StreamRestart {
             from: *from,
@@ -134,6 +138,10 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
     let mut events = Vec::new();
     if !in_one_piece {
         events.push(ServerEvent::StreamStart { model, place: unlogged }.json());
+        if let Some(content) = message.thinking.as_deref() {
+            let thoughts = ServerEvent::StreamThinking { content, offset: 0, place: unlogged };
+            events.push(thoughts.json());
+        }
         if !text.is_empty() {
             events.push(chunk(text, false, Some(0)));
         }
@@ -209,7 +217,8 @@ pub fn pong() -> Utf8Bytes {
 }
 
 /// A `history` event of the newest of `messages` that fit, `more` telling whether there are older
-/// ones, and as much of the running answer as fits beside them. Gives the bytes of it, too.
+/// ones, and as much of the running answer, thoughts first, as fits beside them. Gives the bytes of
+/// that as they are stored, too.
 pub fn history(
     messages: &[Message],
     more: bool,
@@ -230,18 +239,21 @@ pub fn history(
         fitting.push(json);
     }
     fitting.reverse();
+    let mut shown = 0;
     let answer = answer.map(|(generation_id, text)| {
-        let content = json_prefix(text, room.saturating_sub(used));
-        RunningAnswer { generation_id, content, offset: content.len() }
+        let text = json_prefix(text, room.saturating_sub(used));
+        shown = text.len();
+        let shape = Shape::of(text);
+        let (thinking, content) = (shape.thoughts(text), shape.answer(text));
+        RunningAnswer { generation_id, thinking, content, offset: content.len() }
     });
-    let offset = answer.as_ref().map_or(0, |answer| answer.offset);
     let event = ServerEvent::History {
         count: fitting.len(),
         has_more: more || fitting.len() < messages.len(),
         messages: &fitting,
         answer,
     };
-    (event.write(used + offset), offset)
+    (event.write(used + shown), shown)
 }
 
 /// The longest beginning of `text` that is at most `room` bytes as JSON.

@@ -77,7 +77,7 @@ fn a_turn_is_told_as_the_contract_says() {
         timestamp: "2025-08-30T02:00:00.000000Z".to_owned(),
         message_id: Some("a".to_owned()),
     };
-    let piece = Step::Piece { generation: GENERATION, offset: 0, text: "Hello", after: AFTER };
+    let piece = Step::Piece { generation: GENERATION, thought: false, offset: 0, text: "Hello", after: AFTER };
     let restart = Step::Restart { generation: GENERATION, from: 5, after: AFTER };
     let turn = [
         told(accepted, ""),
@@ -190,7 +190,7 @@ fn what_cannot_be_understood_says_why_and_which() {
 proptest! {
     #[test]
     fn any_piece_reads_back_as_it_was(text in "\\PC{0,40}|[\\x00-\\x7f]{0,40}") {
-        let step = Step::Piece { generation: GENERATION, offset: 9, text: &text, after: AFTER };
+        let step = Step::Piece { generation: GENERATION, thought: false, offset: 9, text: &text, after: AFTER };
         let json: Value = serde_json::from_str(&encode(SESSION, &step))?;
         prop_assert_eq!(json["content"].as_str(), Some(text.as_str()));
         prop_assert_eq!(json["cursor"].as_str(), Some(&*AFTER.to_string()));

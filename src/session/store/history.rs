@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Keys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
+use crate::session::thoughts::Shape;
 
 /// Bytes of messages in one reply, at most, but for one message that is larger alone.
 pub const REPLY_BYTES: usize = 1 << 20;
@@ -176,6 +177,7 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         id: Uuid::new_v4(),
         role,
         content: String::new(),
+        thinking: None,
         timestamp,
         user_id: None,
         generation_id: None,
@@ -210,7 +212,14 @@ pub(super) fn stored_message(entry: &str) -> Result<Message, StoreError> {
     let (header, content) = entry.split_once('\n').ok_or_else(|| unexpected("message"))?;
     let mut message: Message =
         serde_json::from_str(header).map_err(|_| unexpected("message header"))?;
-    content.clone_into(&mut message.content);
+    match message.role {
+        Role::User => content.clone_into(&mut message.content),
+        Role::Assistant => {
+            let shape = Shape::of(content);
+            shape.answer(content).clone_into(&mut message.content);
+            message.thinking = shape.thoughts(content).map(str::to_owned);
+        }
+    }
     Ok(message)
 }
 

@@ -75,7 +75,7 @@ impl Store {
         }
     }
 
-    /// The answer of the running turn, as far as it is stored.
+    /// The answer of the running turn with the thoughts before it, as far as they are stored.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -103,11 +103,9 @@ fn window(reply: Vec<String>) -> Result<Read, StoreError> {
         .collect::<Result<Vec<_>, _>>()?;
     let mut answers = Vec::new();
     while let (Some(id), Some(from), Some(text)) = (rest.next(), rest.next(), rest.next()) {
-        answers.push(Answer {
-            generation: id.parse().map_err(|_| unexpected("generation"))?,
-            base: from.parse().map_err(|_| unexpected("offset"))?,
-            text,
-        });
+        let generation = id.parse().map_err(|_| unexpected("generation"))?;
+        let base = from.parse().map_err(|_| unexpected("offset"))?;
+        answers.push(Answer::new(generation, base, text));
     }
     Ok(Read::Window { window: Window::new(base, events, answers, running), more })
 }
