@@ -119,6 +119,10 @@ pub struct Settings {
     #[arg(value_parser = not_blank, allow_hyphen_values = true)]
     pub keep_alive: String,
 
+    /// Models that every host that has them loads at the start, separated by commas
+    #[arg(long, env = "JARVIS_PRELOAD", value_name = "NAMES", value_delimiter = ',')]
+    pub preload: Vec<String>,
+
     /// Time limit of connecting to an Ollama host, in seconds
     #[arg(long, env = "JARVIS_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 3)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
@@ -202,6 +206,12 @@ impl Settings {
             slots: usize::from(host.slots.unwrap_or(self.ollama_slots)),
         });
         hosts.collect()
+    }
+
+    /// The models to load at the start.
+    pub fn preload(&self) -> Vec<String> {
+        let names = self.preload.iter().map(|name| name.trim());
+        names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 
     /// The time limit of connecting to an Ollama host.

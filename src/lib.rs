@@ -72,12 +72,20 @@ impl Server {
             token_gap_timeout: Duration::from_secs(settings.token_gap_timeout),
             keep_alive: settings.keep_alive.clone(),
         })?;
+        let drain = CancellationToken::new();
+        let (preload, num_ctx) = (settings.preload(), settings.num_ctx);
+        if !preload.is_empty() {
+            let (fleet, drain) = (fleet.clone(), drain.clone());
+            tokio::spawn(drain.run_until_cancelled_owned(async move {
+                fleet.preload(&preload, num_ctx).await;
+            }));
+        }
         let generations = Generations::start(
             store.clone(),
             feeds.clone(),
             fleet.clone(),
             Queue::start(&options, queue, move || generation::host_reports(&fleet))?,
-            settings.num_ctx,
+            num_ctx,
             Duration::from_millis(settings.lease_ms),
         );
         let state = AppState {
@@ -95,7 +103,7 @@ impl Server {
                 proxies: usize::from(settings.proxies),
                 ..EdgeSettings::default()
             }),
-            drain: CancellationToken::new(),
+            drain,
             leave: CancellationToken::new(),
             sockets: TaskTracker::new(),
             metrics,

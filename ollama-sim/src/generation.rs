@@ -178,7 +178,7 @@ async fn drive(
     job: &Job,
     frames: &UnboundedSender<Frame>,
 ) -> (Outcome, Option<Frame>) {
-    load(server, job).await;
+    load(server, &job.model, job.num_ctx, job.keep_alive).await;
     let loaded = job.since.elapsed();
     let mut output = Output::new(job.shape, job.stream, &job.asked, frames);
     let mut planned = job.fault;
@@ -264,8 +264,9 @@ async fn drive(
     }
 }
 
-async fn load(server: &Server, job: &Job) {
-    let load = server.models.load(&job.model, job.num_ctx, job.keep_alive);
+/// Has a model in memory, which takes its time where it was not.
+pub async fn load(server: &Server, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
+    let load = server.models.load(model, num_ctx, keep_alive);
     if load == Load::Reload {
         count(&server.counters.reloads);
     }

@@ -20,6 +20,7 @@ use crate::session::store::{
     Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Read, Turn,
     Written, message,
 };
+use crate::session::thoughts::Shape;
 use crate::session::window::Step as Seen;
 use crate::session::{
     Control, Cursor, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Store,
@@ -33,6 +34,8 @@ mod server;
 const REPLICAS: usize = 3;
 /// Characters of an answer.
 const ANSWER: usize = 40;
+/// Characters of them that are thoughts, in every other turn.
+const THOUGHTS: usize = 15;
 /// Rounds after which everything must have ended.
 const ROUNDS: usize = 400;
 
@@ -114,10 +117,11 @@ struct Hand {
     replica: usize,
     turn: Arc<Turn>,
     draft: Draft,
+    thinks: bool,
     dialect: char,
     end: (Message, Vec<(Tag, Control)>),
     stopped: bool,
-    /// It has tried to end, and does not look in between.
+    /// It has tried to end: it says no more, and does not look in between.
     ending: bool,
     finished: bool,
 }
@@ -140,29 +144,62 @@ impl Hand {
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let end = (header, events);
-        Self { replica, turn, draft, dialect, end, stopped: false, ending: false, finished: false }
+        // The same in every hand.
+        let thinks = turn.generation.0.as_u128().is_multiple_of(2);
+        let (stopped, ending, finished) = (false, false, false);
+        Self { replica, turn, draft, thinks, dialect, end, stopped, ending, finished }
     }
 
     fn speak(&mut self, characters: usize) {
         for _ in 0..characters {
-            let place = self.draft.text().chars().count();
-            if !self.draft.has_place() || place >= ANSWER {
+            let place = characters_of(self.draft.text());
+            if !self.draft.has_place() || self.ending || place >= ANSWER {
                 return;
             }
             // Digits tell the place, so that a piece at a wrong one shows.
             let digit = char::from_digit((place % 10) as u32, 10).unwrap_or('?');
-            self.draft
-                .push(&if place.is_multiple_of(3) { self.dialect } else { digit }.to_string());
+            let said = if place.is_multiple_of(3) { self.dialect } else { digit }.to_string();
+            if self.thinks && place < THOUGHTS {
+                self.draft.push_thoughts(&said);
+            } else {
+                self.draft.push(&said);
+            }
         }
     }
+}
+
+/// Of thoughts and answer, without what stands around them.
+fn characters_of(text: &str) -> usize {
+    let [thoughts, answer] = parts(text);
+    thoughts.chars().count() + answer.chars().count()
+}
+
+fn parts(text: &str) -> [String; 2] {
+    let shape = Shape::of(text);
+    [shape.thoughts(text).unwrap_or_default().to_owned(), shape.answer(text).to_owned()]
 }
 
 /// A client that follows the session.
 struct Client {
     cursor: Cursor,
+    thoughts: String,
     text: String,
-    ended: HashMap<GenerationId, String>,
+    /// Thoughts and answer as they were told.
+    ended: HashMap<GenerationId, [String; 2]>,
     snapshots: usize,
+}
+
+impl Client {
+    fn take_back(&mut self, from: usize) {
+        self.text.truncate(from);
+        if from == 0 {
+            self.thoughts.clear();
+        }
+    }
+}
+
+fn stored(message: &Message) -> [String; 2] {
+    [message.thinking.clone().unwrap_or_default(), message.content.clone()]
 }
 
 struct World<'a> {
@@ -194,6 +231,7 @@ impl<'a> World<'a> {
             cancelled: HashSet::new(),
             client: Client {
                 cursor: Cursor::START,
+                thoughts: String::new(),
                 text: String::new(),
                 ended: HashMap::new(),
                 snapshots: 0,
@@ -236,7 +274,7 @@ impl<'a> World<'a> {
                 }
             }
             Happens::TakeBack { who, share } => {
-                if let Some(hand) = self.writing(who) {
+                if let Some(hand) = self.writing(who).filter(|hand| !hand.ending) {
                     let length = (hand.draft.text().len() as f64 * share) as usize;
                     hand.draft.take_back(length);
                     hand.dialect = hand.dialect.to_uppercase().next().unwrap_or(hand.dialect);
@@ -362,19 +400,27 @@ impl<'a> World<'a> {
                 let client = &mut self.client;
                 loop {
                     let after = match window.next(&client.cursor, 5) {
-                        Seen::Piece { offset, text, after, .. } => {
-                            assert_eq!(offset, client.text.len() as u64, "a hole or a double");
-                            client.text.push_str(text);
+                        Seen::Piece { thought, offset, text, after, .. } => {
+                            let seen =
+                                if thought { &mut client.thoughts } else { &mut client.text };
+                            assert_eq!(offset, seen.len() as u64, "a hole or a double");
+                            seen.push_str(text);
                             after
                         }
                         Seen::Event { event, answer, after } => {
                             match (&event.control, event.generation) {
-                                (Control::Started { .. }, _) => client.text.clear(),
+                                (Control::Started { .. }, _) => client.take_back(0),
                                 (control, Some(generation)) if control.is_terminal() => {
                                     if client.cursor.generation == Some(generation) {
                                         assert_eq!(client.text, answer, "not what was told");
                                     }
-                                    let twice = client.ended.insert(generation, answer.to_owned());
+                                    // A turn that waited, or of before a snapshot, has none.
+                                    let thoughts = match client.cursor.generation {
+                                        Some(seen) if seen == generation => client.thoughts.clone(),
+                                        _ => String::new(),
+                                    };
+                                    let told = [thoughts, answer.to_owned()];
+                                    let twice = client.ended.insert(generation, told);
                                     assert!(twice.is_none() || self.failovers > 0, "ended twice");
                                 }
                                 _ => {}
@@ -382,7 +428,7 @@ impl<'a> World<'a> {
                             after
                         }
                         Seen::Restart { from, after, .. } => {
-                            client.text.truncate(from as usize);
+                            client.take_back(from as usize);
                             after
                         }
                         Seen::Silent { after } => after,
@@ -402,7 +448,7 @@ impl<'a> World<'a> {
             let read = store.read(&Owner::Anonymous, self.session, from).await.expect("a read");
             if let Read::Window { window, .. } = read {
                 self.client.cursor = window.start();
-                self.client.text.clear();
+                self.client.take_back(0);
             }
         }
     }
@@ -460,16 +506,18 @@ impl<'a> World<'a> {
                 match answers.get(generation) {
                     // Who cancels does not have the text: what a failover took of it stays away.
                     Some(message) if self.cancelled.contains(generation) => {
-                        assert!(told.starts_with(&message.content), "not what was told");
+                        assert!(told[1].starts_with(&message.content), "not what was told");
+                        let thoughts = message.thinking.as_deref().unwrap_or_default();
+                        assert!(told[0].starts_with(thoughts), "not the thoughts that were told");
                     }
-                    Some(message) => assert_eq!(&message.content, told, "not what was told"),
+                    Some(message) => assert_eq!(&stored(message), told, "not what was told"),
                     None => {}
                 }
             }
         }
         for hand in self.hands.iter().filter(|hand| hand.finished) {
             let Some(message) = answers.get(&hand.turn.generation) else { continue };
-            let whole = message.content == hand.draft.text();
+            let whole = stored(message) == parts(hand.draft.text());
             assert!(whole || self.failovers > 0, "stored is what its last writer wrote");
         }
     }

@@ -117,7 +117,7 @@ impl Fleet {
         Arc::clone(member).take(found.clone()).await
     }
 
-    fn members(&self) -> Arc<[Arc<Member>]> {
+    pub(super) fn members(&self) -> Arc<[Arc<Member>]> {
         Arc::clone(&lock(&self.inner.members))
     }
 

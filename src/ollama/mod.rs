@@ -12,6 +12,7 @@ mod health;
 mod host;
 mod ndjson;
 mod pool;
+mod preload;
 mod refusal;
 mod resolve;
 mod stream;

@@ -526,6 +526,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Happens {
         Begin,
+        /// Of the thoughts, while there is nothing of the answer.
+        Thought(String),
         Piece(String),
         /// Another writer goes on from this share of the text.
         Claim(f64),
@@ -536,6 +538,7 @@ mod tests {
     fn happens() -> impl Strategy<Value = Happens> {
         prop_oneof![
             2 => Just(Happens::Begin),
+            4 => "[a-zé三🏳️‍🌈 ]{1,12}".prop_map(Happens::Thought),
             8 => "[a-zé三🏳️‍🌈 ]{1,12}".prop_map(Happens::Piece),
             1 => (0.0..=1.0f64).prop_map(Happens::Claim),
             1 => Just(Happens::Message),
@@ -574,11 +577,17 @@ mod tests {
                     let started = Control::Started { model: "m".to_owned() };
                     self.event(Some(id), started)
                 }
-                (Happens::Piece(text), Some(id)) => {
+                (Happens::Thought(text) | Happens::Piece(text), Some(id)) => {
+                    let held = self.log.answer(id).expect("held");
+                    let mark = match what {
+                        Happens::Thought(_) => held.shape.before_thoughts(&held.text)?,
+                        _ => held.shape.before_answer(&held.text, text),
+                    };
+                    let text = format!("{mark}{text}");
                     let offset = self.log.running_length();
                     let after = self.log.tip().0;
-                    assert_eq!(self.log.push_piece(id, offset, after, text), Applied::Grown);
-                    return Some(Announced::Piece(id, offset, after, text.clone()));
+                    assert_eq!(self.log.push_piece(id, offset, after, &text), Applied::Grown);
+                    return Some(Announced::Piece(id, offset, after, text));
                 }
                 (Happens::Claim(share), Some(id)) => {
                     let text = &self.log.answer(id).expect("held").text;
@@ -631,18 +640,27 @@ mod tests {
     /// A client: it concatenates, and takes back what it is told to.
     struct Client {
         cursor: Cursor,
+        thoughts: String,
         text: String,
         events: Vec<u64>,
-        answers: Vec<(GenerationId, String)>,
+        answers: Vec<(GenerationId, [String; 2])>,
     }
 
     impl Client {
         fn new() -> Self {
             Self {
                 cursor: Cursor::START,
+                thoughts: String::new(),
                 text: String::new(),
                 events: Vec::new(),
                 answers: Vec::new(),
+            }
+        }
+
+        fn take_back(&mut self, from: usize) {
+            self.text.truncate(from);
+            if from == 0 {
+                self.thoughts.clear();
             }
         }
 
@@ -650,29 +668,34 @@ mod tests {
         fn follow(&mut self, window: &Window, max_piece: usize) -> bool {
             loop {
                 let after = match window.next(&self.cursor, max_piece) {
-                    Step::Piece { offset, text, after, .. } => {
-                        assert_eq!(offset, self.text.len() as u64, "a hole or a double");
-                        self.text.push_str(text);
+                    Step::Piece { thought, offset, text, after, .. } => {
+                        let seen = if thought { &mut self.thoughts } else { &mut self.text };
+                        assert_eq!(offset, seen.len() as u64, "a hole or a double");
+                        assert!(!text.is_empty(), "a piece of nothing");
+                        seen.push_str(text);
                         after
                     }
                     Step::Event { event, answer, after } => {
                         self.events.push(event.number);
                         if matches!(event.control, Control::Started { .. }) {
-                            self.text.clear();
+                            self.take_back(0);
                         }
                         if event.control.is_terminal() {
                             assert_eq!(self.text, answer, "not the answer that was given");
-                            self.answers.extend(event.generation.map(|id| (id, answer.to_owned())));
+                            let seen = [self.thoughts.clone(), self.text.clone()];
+                            self.answers.extend(event.generation.map(|id| (id, seen)));
                         }
                         after
                     }
                     Step::Restart { from, after, .. } => {
                         self.events.push(after.events);
-                        self.text.truncate(from as usize);
+                        self.take_back(from as usize);
                         after
                     }
                     Step::Silent { after } => {
-                        self.events.push(after.events);
+                        if after.events > self.cursor.events {
+                            self.events.push(after.events);
+                        }
                         after
                     }
                     Step::UpToDate | Step::Queued(_) => return true,
@@ -688,9 +711,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         /// Readers of any pace, hints that are lost, windows that are trimmed: each client gets
-        /// every event once, in order, and each answer as it is stored.
+        /// every event once, in order, and each answer with its thoughts as they are stored.
         #[test]
-        fn every_reader_gets_every_event_once_and_the_answer_as_it_is_stored(
+        fn every_reader_gets_every_event_once_and_thoughts_and_answer_as_they_are_stored(
             history in proptest::collection::vec((happens(), any::<bool>(), any::<bool>()), 1..80),
             max_piece in 4usize..32,
             kept in 1usize..6,
@@ -721,8 +744,17 @@ mod tests {
             }
             let all: Vec<u64> = (1..=session.log.tip().0).collect();
             prop_assert_eq!(client.events, all);
+            let all = session.read();
+            let stored = |generation| {
+                let held = all.answer(generation).expect("held");
+                let thoughts = held.shape.thoughts(&held.text).unwrap_or_default();
+                [thoughts.to_owned(), held.answer().to_owned()]
+            };
+            for (generation, seen) in client.answers {
+                prop_assert_eq!(seen, stored(generation));
+            }
             if let Some(running) = session.log.running() {
-                prop_assert_eq!(&client.text, &session.log.answer(running).expect("held").text);
+                prop_assert_eq!([client.thoughts, client.text], stored(running));
             }
         }
     }

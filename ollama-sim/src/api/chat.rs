@@ -31,7 +31,7 @@ pub async fn chat(
     };
     let messages = request.messages.unwrap_or_default();
     if messages.is_empty() {
-        return asked.load_only(&server, &entry);
+        return asked.load_only(&server, &entry).await;
     }
     let whole = template::render(&messages, asked.thinking);
     if let Some(rendered) = asked.rendered(&whole) {

@@ -31,7 +31,7 @@ pub async fn generate(
     };
     let prompt = request.prompt.unwrap_or_default();
     if prompt.is_empty() {
-        return asked.load_only(&server, &entry);
+        return asked.load_only(&server, &entry).await;
     }
     let raw = request.raw.unwrap_or(false);
     let prompt = if raw {

@@ -9,13 +9,12 @@ use serde_json::Value;
 
 use crate::engine::Task;
 use crate::error::ApiError;
-use crate::generation::{JSON, Job, respond};
+use crate::generation::{self, JSON, Job, respond};
 use crate::journal::Entry;
-use crate::models::{Load, Model};
+use crate::models::Model;
 use crate::net::Connection;
 use crate::options::{KeepAlive, Options};
 use crate::server::Server;
-use crate::stats::count;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
 
@@ -66,15 +65,12 @@ impl Asked {
     }
 
     /// Nothing to say: the model is loaded, or unloaded.
-    pub fn load_only(&self, server: &Server, entry: &Entry) -> Response {
+    pub async fn load_only(&self, server: &Server, entry: &Entry) -> Response {
         let reason = if self.keep_alive.is_zero() {
             server.models.unload(&self.model);
             "unload"
         } else {
-            let load = server.models.load(&self.model, self.num_ctx, self.keep_alive);
-            if load == Load::Reload {
-                count(&server.counters.reloads);
-            }
+            generation::load(server, &self.model, self.num_ctx, self.keep_alive).await;
             "load"
         };
         entry.end(reason);

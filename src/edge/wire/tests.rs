@@ -77,7 +77,13 @@ fn a_turn_is_told_as_the_contract_says() {
         timestamp: "2025-08-30T02:00:00.000000Z".to_owned(),
         message_id: Some("a".to_owned()),
     };
-    let piece = Step::Piece { generation: GENERATION, thought: false, offset: 0, text: "Hello", after: AFTER };
+    let piece = Step::Piece {
+        generation: GENERATION,
+        thought: false,
+        offset: 0,
+        text: "Hello",
+        after: AFTER,
+    };
     let restart = Step::Restart { generation: GENERATION, from: 5, after: AFTER };
     let turn = [
         told(accepted, ""),
