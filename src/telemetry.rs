@@ -88,6 +88,15 @@ fn describe() {
     );
     describe_counter!("jarvis_turns_total", "Ended turns by outcome.");
     describe_gauge!("jarvis_turns_open", "Turns that this replica runs or holds waiting.");
+    describe_gauge!("jarvis_queue_depth", "Turns that wait for a slot, of all replicas.");
+    describe_gauge!(
+        "jarvis_turns_per_slot",
+        "Turns that have a slot or wait for one, of all replicas, for each slot of all hosts."
+    );
+    describe_histogram!("jarvis_queue_wait_seconds", "How long turns waited for their slot.");
+    describe_gauge!("jarvis_slots_used", "Generations on a host, of all replicas.");
+    describe_gauge!("jarvis_slots_total", "Generations that a host may have at a time.");
+    describe_gauge!("jarvis_slots_over", "Generations on a host beyond its slots.");
     describe_histogram!("jarvis_turn_seconds", "Time from acceptance to the end of a turn.");
     describe_histogram!(
         "jarvis_time_to_first_token_seconds",

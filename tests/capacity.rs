@@ -351,15 +351,16 @@ async fn figures_for_autoscaling_are_there() {
     let sessions = [id(), id(), id()];
     let turns = sessions.iter().map(|session| chat(&replicas[0], session, "[[tokens=60]] go"));
     let figures = async {
-        let (depth, used, total) = (
+        let (depth, wanted, used, total) = (
             "jarvis_queue_depth 2".to_owned(),
+            "jarvis_turns_per_slot 3".to_owned(),
             format!("jarvis_slots_used{{host=\"{}\"}} 1", sim.url),
             format!("jarvis_slots_total{{host=\"{}\"}} 1", sim.url),
         );
         until("the figures", LIMIT, async || {
             let metrics = get(&replicas[0], "/metrics").await.body;
             let metrics = metrics.as_str().unwrap_or_default();
-            [&depth, &used, &total].iter().all(|line| metrics.contains(line.as_str()))
+            [&depth, &wanted, &used, &total].iter().all(|line| metrics.contains(line.as_str()))
         })
         .await;
     };

@@ -154,7 +154,10 @@ async fn thoughts_are_never_sent_back_to_the_model() {
         {"role": "user", "content": "second"},
     ]);
     assert_eq!(last["messages"], expected);
-    assert_eq!(last["think"], false, "thoughts are only asked for where they are wanted");
+    assert_eq!(
+        last["request"]["think"], false,
+        "thoughts are only asked for where they are wanted"
+    );
     let history = fleet.history(0).await;
     assert!(history[3]["thinking"].is_null());
 }

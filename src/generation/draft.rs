@@ -291,3 +291,23 @@ fn json_bytes(character: char) -> usize {
         other => other.len_utf8(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thoughts_and_answer_together_are_as_long_as_one_answer_may_be() {
+        let half = "\n".repeat(ANSWER_JSON_BYTES / 4 - 6);
+        let mut draft = Draft::after(String::new());
+        assert!(draft.push_thoughts(&half) && draft.push(&half));
+        assert!(!draft.push(&"x".repeat(13)), "two marks and twelve characters fit");
+        assert_eq!(draft.json_bytes, ANSWER_JSON_BYTES);
+        assert!(draft.text().ends_with("\nxxxxxxxxxxxx"));
+        // What is taken back makes room again.
+        draft.take_back(half.len());
+        assert!(draft.push_thoughts("more") && draft.push("answer"));
+        assert!(draft.push_thoughts("late"), "what comes after the answer has begun is left out");
+        assert!(draft.text().ends_with("\nmore\u{3}answer"));
+    }
+}

@@ -117,7 +117,6 @@ struct Hand {
     replica: usize,
     turn: Arc<Turn>,
     draft: Draft,
-    thinks: bool,
     dialect: char,
     end: (Message, Vec<(Tag, Control)>),
     stopped: bool,
@@ -144,13 +143,12 @@ impl Hand {
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let end = (header, events);
-        // The same in every hand.
-        let thinks = turn.generation.0.as_u128().is_multiple_of(2);
-        let (stopped, ending, finished) = (false, false, false);
-        Self { replica, turn, draft, thinks, dialect, end, stopped, ending, finished }
+        Self { replica, turn, draft, dialect, end, stopped: false, ending: false, finished: false }
     }
 
     fn speak(&mut self, characters: usize) {
+        // The same in every hand.
+        let thinks = self.turn.generation.0.as_u128().is_multiple_of(2);
         for _ in 0..characters {
             let place = characters_of(self.draft.text());
             if !self.draft.has_place() || self.ending || place >= ANSWER {
@@ -159,7 +157,7 @@ impl Hand {
             // Digits tell the place, so that a piece at a wrong one shows.
             let digit = char::from_digit((place % 10) as u32, 10).unwrap_or('?');
             let said = if place.is_multiple_of(3) { self.dialect } else { digit }.to_string();
-            if self.thinks && place < THOUGHTS {
+            if thinks && place < THOUGHTS {
                 self.draft.push_thoughts(&said);
             } else {
                 self.draft.push(&said);

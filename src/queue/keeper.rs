@@ -75,6 +75,12 @@ async fn round(
 fn tell(inner: &Inner, tick: &Tick) {
     inner.waiting.store(tick.waiting, Ordering::Relaxed);
     metrics::gauge!("jarvis_queue_depth").set(tick.waiting as f64);
+    let (used, slots) = tick
+        .hosts
+        .iter()
+        .fold((0, 0), |(used, slots), host| (used + host.used, slots + host.slots));
+    let wanted = (tick.waiting as f64 + used as f64) / slots.max(1) as f64;
+    metrics::gauge!("jarvis_turns_per_slot").set(wanted);
     for host in &tick.hosts {
         let name = host.name.0.clone();
         metrics::gauge!("jarvis_slots_used", "host" => name.clone()).set(host.used as f64);

@@ -139,6 +139,26 @@ fn a_stored_answer_is_told_again_and_only_its_end_carries_a_cursor() {
 }
 
 #[test]
+fn thoughts_are_told_beside_the_answer() {
+    let thought =
+        Step::Piece { generation: GENERATION, thought: true, offset: 4, text: "hm", after: AFTER };
+    let message = Message { thinking: Some("hm".to_owned()), ..stored(Status::Complete, None) };
+    let mut told = vec![encode(SESSION, &thought).to_string()];
+    told.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
+    let running = |text| history(&[], false, Some((GENERATION, text))).0.to_string();
+    told.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
+    insta::assert_snapshot!(lines(&told), @r#"
+    {"type":"stream_thinking","content":"hm","offset":4,"generation_id":"GENERATION","cursor":"CURSOR"}
+    {"type":"stream_start","model":"m","generation_id":"GENERATION"}
+    {"type":"stream_thinking","content":"hm","offset":0,"generation_id":"GENERATION"}
+    {"type":"stream_chunk","content":"Hello","done":false,"offset":0,"generation_id":"GENERATION"}
+    {"type":"history","messages":[],"count":0,"has_more":false,"answer":{"generation_id":"GENERATION","thinking":"hm","content":"","offset":0}}
+    {"type":"history","messages":[],"count":0,"has_more":false,"answer":{"generation_id":"GENERATION","thinking":"hm","content":"He","offset":2}}
+    "#);
+    assert_eq!(replay(&message, true, AFTER).len(), 1, "only the answer, in one piece");
+}
+
+#[test]
 fn a_history_is_never_larger_than_an_event_may_be() {
     let long = Message { content: "\u{1}\"三".repeat(20_000), ..stored(Status::Complete, None) };
     let messages = vec![long; 8];
