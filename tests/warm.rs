@@ -41,7 +41,7 @@ async fn models_are_loaded_at_the_start_as_generations_want_them_and_nobody_wait
 }
 
 #[tokio::test]
-async fn a_host_that_comes_late_or_fails_to_load_is_no_obstacle() {
+async fn a_host_that_answers_late_is_preloaded_when_it_does() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
     let fault = json!({"fault": "status", "status": 500, "path": "/api/tags", "times": 2});

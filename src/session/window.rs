@@ -689,6 +689,8 @@ mod tests {
                     }
                     Step::Restart { from, after, .. } => {
                         self.events.push(after.events);
+                        let held = self.text.len() as u64;
+                        assert!(from <= held, "takes back what was never told");
                         self.take_back(from as usize);
                         after
                     }
@@ -705,6 +707,25 @@ mod tests {
                 self.cursor = after;
             }
         }
+    }
+
+    #[test]
+    fn a_reader_that_missed_two_claims_takes_back_what_the_later_leaves() {
+        let (mut session, mut client) = (Session::new(), Client::new());
+        let piece = |text: &str| Happens::Piece(text.to_owned());
+        let thought = |text: &str| Happens::Thought(text.to_owned());
+        for what in [Happens::Begin, thought("a long thought"), piece("an answer")] {
+            session.apply(&what);
+        }
+        assert!(client.follow(&session.read(), 1000));
+        // First in the answer, then in the thoughts; and it goes another way.
+        for what in [Happens::Claim(0.9), Happens::Claim(0.1), piece("another answer")] {
+            session.apply(&what);
+        }
+        let step = session.log.next(&client.cursor, 1000);
+        assert!(matches!(step, Step::Restart { from: 0, after: Cursor { offset: 0, .. }, .. }));
+        assert!(client.follow(&session.read(), 1000));
+        assert_eq!((client.thoughts.as_str(), client.text.as_str()), ("a", "another answer"));
     }
 
     proptest! {
