@@ -262,7 +262,8 @@ impl Draft {
                 self.acknowledged = Instant::now();
                 self.stage = Stage::Unmarked;
                 self.stored = 0;
-                self.cut = None;
+                // The turn may have been accepted again, where readers hold what was taken back.
+                self.cut = self.diverged.then(|| (0, Tag::random()));
             }
             Reply::Begin(Begin::Waiting) => {
                 self.acknowledged = Instant::now();

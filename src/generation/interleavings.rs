@@ -212,6 +212,7 @@ struct World<'a> {
     client: Client,
     failovers: usize,
     deaths: usize,
+    taken_back: bool,
     writers: u32,
 }
 
@@ -236,6 +237,7 @@ impl<'a> World<'a> {
             },
             failovers: 0,
             deaths: 0,
+            taken_back: false,
             writers: 0,
         }
     }
@@ -276,6 +278,7 @@ impl<'a> World<'a> {
                     let length = (hand.draft.text().len() as f64 * share) as usize;
                     hand.draft.take_back(length);
                     hand.dialect = hand.dialect.to_uppercase().next().unwrap_or(hand.dialect);
+                    self.taken_back = true;
                 }
             }
             Happens::Finish { who, fate } => {
@@ -354,6 +357,11 @@ impl<'a> World<'a> {
             Claim::Waiting(turn) => (turn, Draft::waiting()),
             Claim::Other => return,
         };
+        let ended = |hand: &Hand| hand.ending && hand.turn.generation == turn.generation;
+        if self.hands.iter().any(ended) {
+            // Who ended it, and was robbed before it could end it again, is as good as dead.
+            self.deaths += 1;
+        }
         let dialect = self.dialect();
         self.hands.push(Hand::new(by, turn, draft, dialect));
     }
@@ -502,7 +510,9 @@ impl<'a> World<'a> {
             }
             for (generation, told) in &self.client.ended {
                 match answers.get(generation) {
-                    // Who cancels does not have the text: what a failover took of it stays away.
+                    // Who cancels does not have the text: what a failover took of it stays away, and
+                    // what it brought back of what was taken back stays.
+                    Some(_) if self.cancelled.contains(generation) && self.taken_back => {}
                     Some(message) if self.cancelled.contains(generation) => {
                         assert!(told[1].starts_with(&message.content), "not what was told");
                         let thoughts = message.thinking.as_deref().unwrap_or_default();
