@@ -54,6 +54,32 @@ async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_le
 }
 
 #[tokio::test]
+async fn a_text_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "100000"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[("JARVIS_NUM_CTX", "1024")]);
+    until_ok(&replica, "/health/ready").await;
+    let session = Uuid::new_v4().to_string();
+    // A sign a token, where three bytes are taken for one; and answers of no use as a measure.
+    for turn in 0..6 {
+        let message = format!("[[tokens=1]] {turn} {}", "!?".repeat(170));
+        let body = json!({"message": message, "session_id": session, "max_tokens": 100});
+        let reply = post(&replica, "/api/v1/chat/", &body).await;
+        assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
+        let context = &reply.body["context"];
+        let told = |field: &str| context[field].as_u64().expect("a count");
+        assert_eq!(told("messages_sent") + told("messages_dropped"), turn * 2 + 1, "{context}");
+        assert!(told("prompt_tokens") <= 1024, "{context}");
+        // What was measured is forgotten with its answers.
+        let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
+        let forget = "local all = redis.call('LRANGE', KEYS[1], 0, -1) \
+                      for i, m in ipairs(all) do redis.call('LSET', KEYS[1], i - 1, \
+                      (string.gsub(m, '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
+        redis.cli(&["EVAL", forget, "1", keys.trim()]);
+    }
+}
+
+#[tokio::test]
 async fn a_question_that_alone_is_too_long_is_refused_with_both_figures() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "100000"]);

@@ -21,6 +21,14 @@ const TOKENS_AROUND_MESSAGE: f64 = 8.0;
 /// Share of the window that is left for the answer, at most.
 const ANSWER_SHARE: f64 = 0.5;
 
+/// What is sent to the model.
+pub(super) struct Chosen {
+    pub(super) request: ChatRequest,
+    pub(super) report: ContextReport,
+    /// What it was taken for, in tokens.
+    pub(super) estimate: f64,
+}
+
 /// The conversation as it was when the turn began.
 pub(super) struct Conversation {
     page: Page,
@@ -39,29 +47,29 @@ impl Conversation {
         Ok(ends_well.then_some(Self { page }))
     }
 
-    /// Chooses from the newest back what fits `num_ctx` tokens, in a measure that `boldness` scales
-    /// (1 for the estimate; less once the host said that it was too much).
-    pub(super) fn request(
-        &self,
-        turn: &Turn,
-        num_ctx: Option<u32>,
-        boldness: f64,
-    ) -> (ChatRequest, ContextReport) {
+    /// Chooses from the newest back what fits `num_ctx` tokens, where each token of the estimate is
+    /// `density` true ones: 1 until the host has said that it was too much.
+    pub(super) fn request(&self, turn: &Turn, num_ctx: Option<u32>, density: f64) -> Chosen {
         let spec = &turn.spec;
         let mut room = num_ctx.map_or(f64::INFINITY, |window| {
             let window = f64::from(window);
-            (window - f64::from(spec.max_tokens).min(window * ANSWER_SHARE)) * boldness
+            (window - f64::from(spec.max_tokens).min(window * ANSWER_SHARE)) / density
         });
+        let mut estimate = 0.0;
         let measure = Measure::of(&self.page.messages, &spec.model);
-        room -= spec.system.as_deref().map_or(0.0, |system| measure.text(system));
+        let system_tokens = spec.system.as_deref().map_or(0.0, |system| measure.text(system));
+        room -= system_tokens;
+        estimate += system_tokens;
         let told = self.page.messages.iter().rev().filter(|message| !message.content.is_empty());
         let mut chosen = Vec::new();
         for message in told {
-            room -= measure.message(message);
+            let tokens = measure.message(message);
+            room -= tokens;
             // The question itself always goes: whether it fits is for the host to say.
             if room < 0.0 && !chosen.is_empty() {
                 break;
             }
+            estimate += tokens;
             let role = match message.role {
                 Role::User => ChatRole::User,
                 Role::Assistant => ChatRole::Assistant,
@@ -93,7 +101,7 @@ impl Conversation {
             prompt_tokens: 0,
             num_ctx: num_ctx.map_or(0, u64::from),
         };
-        (request, report)
+        Chosen { request, report, estimate }
     }
 }
 

@@ -29,7 +29,9 @@ const ATTEMPTS: usize = 12;
 /// Times in all that a host said it was full.
 const BUSY_ATTEMPTS: usize = 60;
 /// A request that the host found too long is made shorter by its own count, and a little more.
-const MARGIN: f64 = 0.9;
+const MARGIN: f64 = 1.1;
+/// How often, at most: each time at least one message less is sent.
+const SHORTENED: u32 = 4;
 
 /// Why a turn stops without an end of its own: it was cancelled, or is another replica's.
 pub(super) struct Stopped;
@@ -327,27 +329,27 @@ async fn open(
     };
     let allowed = fleet.num_ctx(&turn.spec.model).await;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
-    let (mut request, mut context) = conversation.request(turn, num_ctx, 1.0);
+    let mut chosen = conversation.request(turn, num_ctx, 1.0);
     let slot = match lease.grant() {
         Some(grant) => fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await,
         None => Err(OllamaError::Unreachable),
     };
     let slot = match slot {
         Ok(slot) => slot,
-        Err(error) => return Err((error, context)),
+        Err(error) => return Err((error, chosen.report)),
     };
-    let mut shortened = false;
+    let mut shortened = 0;
     loop {
-        match continuation::open(&slot, &request, so_far).await {
-            Ok(asked) => return Ok((asked, context, slot)),
-            Err(OllamaError::ContextTooLong { prompt_tokens, num_ctx: window })
-                if !shortened && context.messages_sent > 1 =>
+        match continuation::open(&slot, &chosen.request, so_far).await {
+            Ok(asked) => return Ok((asked, chosen.report, slot)),
+            Err(OllamaError::ContextTooLong { prompt_tokens, .. })
+                if shortened < SHORTENED && chosen.report.messages_sent > 1 =>
             {
-                shortened = true;
-                let boldness = window as f64 / prompt_tokens.max(1) as f64 * MARGIN;
-                (request, context) = conversation.request(turn, num_ctx, boldness);
+                shortened += 1;
+                let density = prompt_tokens as f64 / chosen.estimate.max(1.0) * MARGIN;
+                chosen = conversation.request(turn, num_ctx, density.max(MARGIN));
             }
-            Err(error) => return Err((error, context)),
+            Err(error) => return Err((error, chosen.report)),
         }
     }
 }
