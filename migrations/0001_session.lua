@@ -143,9 +143,13 @@ local function accepted_after(keys, generation)
   return '-', '-'
 end
 
-local function is_writer(keys, owner, generation, fence)
-  local fields = owned(keys, owner, 'generation', 'fence')
-  return fields and fields[1] == generation and fields[2] == fence
+-- The session's fields, after generation and fence, where owner, generation and fence in args are
+-- those of the running turn.
+local function of_writer(keys, args, ...)
+  local fields = owned(keys, args[1], 'generation', 'fence', ...)
+  if fields and fields[1] == args[2] and fields[2] == args[3] then
+    return fields
+  end
 end
 
 -- Ends the running generation: its answer so far becomes a message.
@@ -336,12 +340,12 @@ end
 
 -- owner, generation, fence, tag, event → ok | fenced
 local function start(keys, args)
-  if not is_writer(keys, args[1], args[2], args[3]) then
+  local fields = of_writer(keys, args, 'started', 'events', 'tag')
+  if not fields then
     return { 'fenced' }
   end
-  if not redis.call('HGET', keys[1], 'started') then
-    local before = meta(keys, 'events', 'tag')
-    redis.call('HSET', keys[1], 'started', before[1] .. ' ' .. before[2])
+  if not fields[3] then
+    redis.call('HSET', keys[1], 'started', fields[4] .. ' ' .. fields[5])
     push_event(keys, args[4], 'started', args[2], args[5])
   end
   redis.call('HSET', keys[1], 'mark', args[4])
@@ -351,8 +355,8 @@ end
 -- owner, generation, fence, mark, offset, bytes (none: only looks whether all is well)
 -- → ok | fenced | unmarked | hole <length>
 local function append(keys, args)
-  local fields = owned(keys, args[1], 'generation', 'fence', 'mark', 'events')
-  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
+  local fields = of_writer(keys, args, 'mark', 'events')
+  if not fields then
     return { 'fenced' }
   end
   if fields[3] ~= args[4] then
@@ -376,8 +380,8 @@ end
 -- owner, generation, fence, mark, length, message header, now, idle seconds, then (tag, kind, event)
 -- for each event → ok | fenced | unmarked | hole <length>
 local function finish(keys, args)
-  local fields = owned(keys, args[1], 'generation', 'fence', 'mark')
-  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
+  local fields = of_writer(keys, args, 'mark')
+  if not fields then
     return { redis.call('GET', ended_key(keys, args[2])) == args[3] and 'ok' or 'fenced' }
   end
   local length = redis.call('STRLEN', keys[5])
@@ -679,15 +683,15 @@ end
 -- owner, generation, fence, mark, length, tag, event, 1 if more may have been told than is here: takes
 -- back what lies beyond → ok | fenced | unmarked
 local function rewind(keys, args)
-  local fields = owned(keys, args[1], 'generation', 'fence', 'mark')
-  if not fields or fields[1] ~= args[2] or fields[2] ~= args[3] then
+  local fields = of_writer(keys, args, 'mark')
+  if not fields then
     return { 'fenced' }
   end
-  if fields[3] ~= args[4] and fields[3] ~= args[6] then
-    return { 'unmarked' }
-  end
   if fields[3] == args[6] then
+    -- A repeat after a lost reply.
     return { 'ok' }
+  elseif fields[3] ~= args[4] then
+    return { 'unmarked' }
   end
   local length, beyond = tonumber(args[5]), args[8] == '1'
   if redis.call('STRLEN', keys[5]) > length then

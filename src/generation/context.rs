@@ -51,25 +51,21 @@ impl Conversation {
     /// `density` true ones: 1 until the host has said that it was too much.
     pub(super) fn request(&self, turn: &Turn, num_ctx: Option<u32>, density: f64) -> Chosen {
         let spec = &turn.spec;
-        let mut room = num_ctx.map_or(f64::INFINITY, |window| {
+        let room = num_ctx.map_or(f64::INFINITY, |window| {
             let window = f64::from(window);
             (window - f64::from(spec.max_tokens).min(window * ANSWER_SHARE)) / density
         });
-        let mut estimate = 0.0;
         let measure = Measure::of(&self.page.messages, &spec.model);
-        let system_tokens = spec.system.as_deref().map_or(0.0, |system| measure.text(system));
-        room -= system_tokens;
-        estimate += system_tokens;
+        let mut estimate = spec.system.as_deref().map_or(0.0, |system| measure.text(system));
         let told = self.page.messages.iter().rev().filter(|message| !message.content.is_empty());
         let mut chosen = Vec::new();
         for message in told {
-            let tokens = measure.message(message);
-            room -= tokens;
+            let longer = estimate + measure.message(message);
             // The question itself always goes: whether it fits is for the host to say.
-            if room < 0.0 && !chosen.is_empty() {
+            if longer > room && !chosen.is_empty() {
                 break;
             }
-            estimate += tokens;
+            estimate = longer;
             let role = match message.role {
                 Role::User => ChatRole::User,
                 Role::Assistant => ChatRole::Assistant,

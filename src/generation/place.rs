@@ -113,29 +113,22 @@ async fn tell(generations: &Generations, turn: &Turn, Waiting { position, eta, .
 /// The queue has no room.
 pub(super) fn queue_full(after: Option<Duration>) -> Failure {
     let after = after.map_or(COME_BACK, |after| after.mul_f64(MARGIN));
-    let after = after.as_secs_f64().ceil().max(1.0);
-    Failure {
-        code: "queue_full".to_owned(),
-        message: "as many turns wait as may; try again later".to_owned(),
-        retryable: true,
-        retry_after: Some(after as u64),
-    }
+    later("queue_full", "as many turns wait as may; try again later", after)
 }
 
 fn no_host() -> Failure {
-    Failure {
-        code: "no_model_host".to_owned(),
-        message: "no model host can be reached".to_owned(),
-        retryable: true,
-        retry_after: Some(COME_BACK.as_secs()),
-    }
+    later("no_model_host", "no model host can be reached", COME_BACK)
 }
 
 fn too_long() -> Failure {
+    later("queue_timeout", "the turn has waited for as long as one may", COME_BACK)
+}
+
+fn later(code: &str, message: &str, after: Duration) -> Failure {
     Failure {
-        code: "queue_timeout".to_owned(),
-        message: "the turn has waited for as long as one may".to_owned(),
+        code: code.to_owned(),
+        message: message.to_owned(),
         retryable: true,
-        retry_after: Some(COME_BACK.as_secs()),
+        retry_after: Some(after.as_secs_f64().ceil().max(1.0) as u64),
     }
 }

@@ -19,7 +19,7 @@ use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Turn, message};
-use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
+use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
 
 const RETRY: Duration = Duration::from_millis(500);
 /// Attempts in a row that bring no text, after which the turn fails.
@@ -83,15 +83,7 @@ async fn run_to_end(
     turn: &Arc<Turn>,
     stage: Stage,
 ) -> Result<(), Stopped> {
-    let feed = loop {
-        match generations.feeds.join(&turn.owner, turn.session).await {
-            Ok(feed) => break feed,
-            Err(error) => {
-                tracing::warn!(%error, "a turn waits for Redis");
-                sleep(RETRY).await;
-            }
-        }
-    };
+    let feed = patiently(|| generations.feeds.join(&turn.owner, turn.session)).await;
     let (store, held) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match stage {
         Stage::Waiting => {
@@ -101,7 +93,7 @@ async fn run_to_end(
         }
         Stage::Running { writers: 1 } => (1, Writer::start(store, held, String::new())),
         Stage::Running { writers } => {
-            let stored = stored_answer(generations, turn).await;
+            let stored = patiently(|| generations.store.answer_so_far(turn)).await;
             (writers, Writer::start(store, held, stored))
         }
     };
@@ -129,15 +121,17 @@ async fn wait_for_place(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> R
     Ok(())
 }
 
-async fn stored_answer(generations: &Generations, turn: &Turn) -> String {
+/// Asks Redis until it answers.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
     loop {
-        match generations.store.answer_so_far(turn).await {
-            Ok(text) => return text,
-            Err(error) => {
-                tracing::warn!(%error, "a turn waits for Redis");
-                sleep(RETRY).await;
-            }
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
         }
+        sleep(RETRY).await;
     }
 }
 
