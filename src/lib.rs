@@ -57,14 +57,13 @@ impl Server {
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;
-        let options = settings.redis.options();
-        let redis = Redis::connect(&options)?;
+        let redis = Redis::connect(&settings.redis.options())?;
         let replica = uuid::Uuid::new_v4().to_string();
         let waiting = settings.queue_limit as usize;
         let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let store = Store::new(redis.clone(), replica, session::store::Limits::default());
-        let feeds = Feeds::start(&options, store.clone(), edge::wire::encode)?;
+        let feeds = Feeds::start(&redis, store.clone(), edge::wire::encode)?;
         let fleet = Fleet::new(FleetConfig {
             hosts: settings.ollama_hosts(),
             connect_timeout: settings.connect_timeout(),
@@ -84,7 +83,7 @@ impl Server {
             store.clone(),
             feeds.clone(),
             fleet.clone(),
-            Queue::start(&options, queue, move || generation::host_reports(&fleet))?,
+            Queue::start(&redis, queue, move || generation::host_reports(&fleet))?,
             num_ctx,
             Duration::from_millis(settings.lease_ms),
         );

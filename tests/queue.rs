@@ -461,9 +461,8 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
     }
 }
 
-fn queue(url: &str, redis: &Redis, name: &str, hosts: Vec<HostReport>) -> Queue {
-    let options = options(url);
-    Queue::start(&options, replica(redis, name), move || hosts.clone()).expect("a queue")
+fn queue(redis: &Redis, name: &str, hosts: Vec<HostReport>) -> Queue {
+    Queue::start(redis, replica(redis, name), move || hosts.clone()).expect("a queue")
 }
 
 async fn until_granted(lease: &mut Lease) -> Grant {
@@ -483,8 +482,8 @@ async fn a_slot_that_comes_free_on_one_replica_is_known_on_the_other_at_once() {
     let hosts = vec![host("a", 1, &[MODEL])];
     let server = RedisServer::start();
     let redis = connect(&server.url()).await;
-    let here = queue(&server.url(), &redis, "r1", hosts.clone());
-    let there = queue(&server.url(), &redis, "r2", hosts);
+    let here = queue(&redis, "r1", hosts.clone());
+    let there = queue(&redis, "r2", hosts);
     let mut waits = Vec::new();
     for _ in 0..5 {
         let mut first = here.lease(ticket("u", MODEL));
@@ -507,7 +506,7 @@ async fn what_a_replica_holds_and_what_redis_says_it_holds_become_the_same() {
     let hosts = vec![host("a", 2, &[MODEL])];
     let server = RedisServer::start();
     let redis = connect(&server.url()).await;
-    let queue = queue(&server.url(), &redis, "r1", hosts);
+    let queue = queue(&redis, "r1", hosts);
     let mut running = queue.lease(ticket("u", MODEL));
     running.join(false).await.expect("Redis");
     // As by the call of a release that was lost.

@@ -50,8 +50,8 @@ impl Replica {
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
-        let store = Store::new(redis, name, Limits::default());
-        let feeds = Feeds::start(&options, store.clone(), encode).expect("feeds");
+        let store = Store::new(redis.clone(), name, Limits::default());
+        let feeds = Feeds::start(&redis, store.clone(), encode).expect("feeds");
         Self { store, feeds }
     }
 

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::redis::{Listener, RedisError, RedisOptions, Subscriptions};
+use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 use crate::session::GenerationId;
 
 /// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
@@ -61,7 +61,7 @@ impl Queue {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn start(
-        options: &RedisOptions,
+        redis: &Redis,
         store: QueueStore,
         hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
     ) -> Result<Self, RedisError> {
@@ -77,7 +77,7 @@ impl Queue {
             subscriptions: OnceLock::new(),
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
-        let subscriptions = Subscriptions::start_with(options, &listener, 1)?;
+        let subscriptions = Subscriptions::start_with(redis, &listener, 1)?;
         let _ = inner.subscriptions.set(subscriptions.clone());
         tokio::spawn(async move {
             // Where it fails it stays wanted, and the ticks tell of grants meanwhile.

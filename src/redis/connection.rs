@@ -64,8 +64,9 @@ pub struct Redis {
     line: Arc<Line>,
     /// WAIT holds up its connection, so that nothing that is in a hurry may share it.
     replicated: Arc<Line>,
-    acknowledgements: u8,
     disturbances: Disturbances,
+    pub(super) options: RedisOptions,
+    pub(super) primary: Primary,
 }
 
 impl Redis {
@@ -77,13 +78,12 @@ impl Redis {
         let disturbances = Disturbances::new();
         let primary = sentinel::follow(&config(options)?);
         let line = Line::open(options, &primary, &disturbances)?;
-        let acknowledgements = options.acknowledgements;
-        let replicated = if acknowledgements > 0 {
+        let replicated = if options.acknowledgements > 0 {
             Line::open(options, &primary, &disturbances)?
         } else {
             Arc::clone(&line)
         };
-        Ok(Self { line, replicated, acknowledgements, disturbances })
+        Ok(Self { line, replicated, disturbances, options: options.clone(), primary })
     }
 
     /// Changes whenever a write that was acknowledged may have been lost.
@@ -126,11 +126,12 @@ impl Redis {
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
         let reply = self.function(&self.replicated, "FCALL", function, keys, args).await?;
-        if self.acknowledgements > 0 {
+        let acknowledgements = i64::from(self.options.acknowledgements);
+        if acknowledgements > 0 {
             let wait = CustomCommand::new_static("WAIT", slot_of(keys), false);
-            let args = vec![i64::from(self.acknowledgements), ACKNOWLEDGEMENT_MILLISECONDS];
+            let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
             let acknowledged = self.replicated.client().custom::<i64, _>(wait, args).await;
-            if !acknowledged.is_ok_and(|count| count >= i64::from(self.acknowledgements)) {
+            if !acknowledged.is_ok_and(|count| count >= acknowledgements) {
                 metrics::counter!("jarvis_redis_unacknowledged_total").increment(1);
             }
         }
@@ -304,7 +305,7 @@ pub(super) fn connect(
     Ok(client)
 }
 
-pub(super) fn config(options: &RedisOptions) -> Result<Config, RedisError> {
+fn config(options: &RedisOptions) -> Result<Config, RedisError> {
     Config::from_url(&options.url).map_err(|error| RedisError::Url(error.details().to_owned()))
 }
 

@@ -15,8 +15,7 @@ use fred::prelude::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Redis, RedisError, RedisOptions, classify, config, connect, successor};
-use super::sentinel::{self, Primary};
+use super::connection::{Redis, RedisError, classify, connect, successor};
 use super::watchdog::{self, Disturbances};
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
@@ -63,8 +62,8 @@ impl Subscriptions {
     ///
     /// # Errors
     /// [`RedisError::Url`].
-    pub fn start(options: &RedisOptions, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
-        Self::start_with(options, listener, CLIENTS)
+    pub fn start(redis: &Redis, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
+        Self::start_with(redis, listener, CLIENTS)
     }
 
     /// As [`Subscriptions::start`], with so many clients: one is enough for a few channels.
@@ -72,15 +71,14 @@ impl Subscriptions {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn start_with(
-        options: &RedisOptions,
+        redis: &Redis,
         listener: &Arc<dyn Listener>,
         clients: usize,
     ) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(clients);
-        let primary = sentinel::follow(&config(options)?);
         for _ in 0..clients {
-            let client = connect(options, &[], MESSAGES)?;
-            shards.push(Shard::start(options, client, &primary, listener));
+            let client = connect(&redis.options, &[], MESSAGES)?;
+            shards.push(Shard::start(redis, client, listener));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -116,16 +114,11 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(
-        options: &RedisOptions,
-        mut client: Client,
-        primary: &Primary,
-        listener: &Arc<dyn Listener>,
-    ) -> Self {
+    fn start(redis: &Redis, mut client: Client, listener: &Arc<dyn Listener>) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, mut inbox) = mpsc::channel(CHANGES);
-        let (options, listener) = (options.clone(), Arc::clone(listener));
-        let (followed, mut primary) = (Arc::clone(&wanted), primary.clone());
+        let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
+        let (followed, listener) = (Arc::clone(&wanted), Arc::clone(listener));
         tokio::spawn(async move {
             let disturbances = Disturbances::new();
             loop {

@@ -18,7 +18,7 @@ use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, From, Read, Store, StoreError};
 use super::window::{Applied, Step, Window};
-use crate::redis::{Listener, RedisError, RedisOptions, Subscriptions};
+use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 
 /// How a step is written on the wire. The result is shared by all readers that stand at the same
 /// place.
@@ -137,7 +137,7 @@ impl Feeds {
     ///
     /// # Errors
     /// [`RedisError::Url`].
-    pub fn start(options: &RedisOptions, store: Store, encode: Encode) -> Result<Self, RedisError> {
+    pub fn start(redis: &Redis, store: Store, encode: Encode) -> Result<Self, RedisError> {
         let inner = Arc::new(Inner {
             store,
             encode,
@@ -146,7 +146,7 @@ impl Feeds {
             reads: tokio::sync::Semaphore::new(READS_AT_ONCE),
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
-        let _ = inner.subscriptions.set(Subscriptions::start(options, &listener)?);
+        let _ = inner.subscriptions.set(Subscriptions::start(redis, &listener)?);
         tokio::spawn(sweep(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
