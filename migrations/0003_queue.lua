@@ -96,6 +96,16 @@ local function is_free(host)
   return host.used < host.slots and not host.full
 end
 
+-- Whether any free host passes the test, or where there is none, whether any is free.
+local function some_free(hosts, test)
+  for _, host in ipairs(hosts) do
+    if is_free(host) and (not test or test(host)) then
+      return true
+    end
+  end
+  return false
+end
+
 -- Whether the ticket's replica may use the host for it now.
 local function suits(host, ticket, now)
   local via = host_field(host, 'via:' .. ticket.replica)
@@ -214,11 +224,10 @@ end
 
 -- The first ticket of a model that some free host suits.
 local function first_served(base, hosts, model, now)
-  local wanted = false
-  for _, host in ipairs(hosts) do
-    wanted = wanted or (is_free(host) and has(host, model))
+  local function has_model(host)
+    return has(host, model)
   end
-  if not wanted then
+  if not some_free(hosts, has_model) then
     return nil
   end
   local from, to = 0, 0
@@ -226,10 +235,11 @@ local function first_served(base, hosts, model, now)
     local found = redis.call('ZRANGE', base .. ':model:' .. model, from, to)
     for _, generation in ipairs(found) do
       local ticket = read(base, generation)
-      for _, host in ipairs(hosts) do
-        if is_free(host) and suits(host, ticket, now) then
-          return ticket
-        end
+      local function suits_ticket(host)
+        return suits(host, ticket, now)
+      end
+      if some_free(hosts, suits_ticket) then
+        return ticket
       end
     end
     if #found < to - from + 1 then
@@ -242,11 +252,7 @@ end
 
 -- Gives every free slot to the first ticket that it suits. `asking` learns of its own by the reply.
 local function dispatch(base, hosts, now, asking)
-  local free = false
-  for _, host in ipairs(hosts) do
-    free = free or is_free(host)
-  end
-  if not free then
+  if not some_free(hosts) then
     return
   end
   local first = {}
