@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, joined, post, send, server_sent, until_ok};
+use support::client::{Socket, get, http, joined, post, rest_of, send, server_sent, until_ok};
 use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -124,9 +124,6 @@ async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
     let [mut old, new] = pair(&redis, &ollama).await;
     let session = Uuid::new_v4().to_string();
-    let events = |replica: &Process, query: &str| {
-        http().get(format!("{}/api/v1/chat/sessions/{session}/events{query}", replica.url))
-    };
     let turn = json!({"message": LONG, "stream": true, "session_id": session});
     let turn = http().post(format!("{}/api/v1/chat", old.url)).json(&turn);
     let mut turn = turn.send().await.expect("a stream");
@@ -134,7 +131,8 @@ async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
     while !String::from_utf8_lossy(&text).contains("stream_chunk") {
         text.extend(turn.chunk().await.expect("a piece").expect("no end yet"));
     }
-    let endless = events(&old, "").send().await.expect("a stream");
+    let endless = format!("{}/api/v1/chat/sessions/{session}/events", old.url);
+    let endless = http().get(endless).send().await.expect("a stream");
     old.signal("-TERM");
     let told = Instant::now();
     endless.text().await.expect("a clean end");
@@ -144,14 +142,7 @@ async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
     }
     let (mut all, last) = server_sent(&String::from_utf8_lossy(&text));
     assert_ne!(all.last().expect("an event")["type"], "stream_end");
-    let generation = all[1]["generation_id"].as_str().expect("a generation").to_owned();
-    let rest = events(&new, &format!("?generation_id={generation}"))
-        .header("Last-Event-ID", last.expect("an id"))
-        .send()
-        .await
-        .expect("a stream");
-    let (rest, _) = server_sent(&rest.text().await.expect("its end"));
-    assert_eq!(rest[0]["recovered"], true);
+    let rest = rest_of(&new, &session, &all, last).await;
     all.extend(rest);
     assert_eq!(joined(&all), expected(LONG));
     assert_eq!(all.last().expect("an end")["full_response"], expected(LONG));

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, joined, narrow, server_sent, until_ok};
+use support::client::{Socket, get, joined, narrow, rest_of, server_sent, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -138,16 +138,7 @@ async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole()
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text).await;
     let (mut events, last) = server_sent(&String::from_utf8_lossy(&text));
-    let events_path = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
-    let generation = &events[1]["generation_id"].as_str().expect("a generation").to_owned();
-    let rest = http()
-        .get(format!("{events_path}?generation_id={generation}"))
-        .header("Last-Event-ID", last.expect("an id"))
-        .send()
-        .await
-        .expect("a stream");
-    let (rest, _) = server_sent(&rest.text().await.expect("its end"));
-    assert_eq!(rest[0]["recovered"], true);
+    let rest = rest_of(replica, &session, &events, last).await;
     events.extend(rest);
     assert_eq!(events.last().expect("an end")["full_response"], joined(&events).as_str());
 }

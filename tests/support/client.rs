@@ -175,6 +175,27 @@ pub fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
     (events, last)
 }
 
+/// What follows the event `last` of the generation that `events` tell of, to its end, asked of this
+/// server: nothing of it may be lost.
+pub async fn rest_of(
+    server: &Process,
+    session: &impl std::fmt::Display,
+    events: &[Value],
+    last: Option<String>,
+) -> Vec<Value> {
+    let generation = events[1]["generation_id"].as_str().expect("a generation");
+    let path = format!("/api/v1/chat/sessions/{session}/events?generation_id={generation}");
+    let rest = http()
+        .get(format!("{}{path}", server.url))
+        .header("Last-Event-ID", last.expect("an id"))
+        .send()
+        .await
+        .expect("a stream");
+    let (rest, _) = server_sent(&rest.text().await.expect("its end"));
+    assert_eq!(rest[0]["recovered"], true);
+    rest
+}
+
 /// The pieces joined, with every offset checked: no hole, no double.
 pub fn joined(events: &[Value]) -> String {
     let mut text = String::new();
