@@ -625,9 +625,24 @@ local function free(keys, args)
   return 'more'
 end
 
+-- As in 0001.
+local function while_primary(callback)
+  return function(keys, args)
+    local term = table.remove(args)
+    if term ~= '-' then
+      local now = redis.call('TIME')
+      if now[1] * 1000000 + now[2] > tonumber(redis.call('GET', term) or 0) then
+        return redis.error_reply('DOUBTFUL this server may be no primary any more')
+      end
+    end
+    return callback(keys, args)
+  end
+end
+
 local function register(name, callback, ...)
-  redis.register_function { function_name = 'jarvis_queue_' .. name .. '_1', callback = callback,
-    flags = { ... } }
+  local flags = { ... }
+  redis.register_function { function_name = 'jarvis_queue_' .. name .. '_1', flags = flags,
+    callback = flags[1] == 'no-writes' and callback or while_primary(callback) }
 end
 
 register('join', join)

@@ -294,16 +294,24 @@ async fn behind_sentinels_a_killed_primary_costs_no_character() {
 async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
     let redis = RedisSentinels::start();
     let fleet = Fleet::on(&redis.url(), "30").await;
+    let answer = format!("{}:answer", bucket_key(&fleet.session));
+    let length = |server: &RedisServer| server.cli(&["STRLEN", &answer]);
     a_turn_through(&fleet, async || {
         redis.primary.signal("-STOP");
         let deadline = tokio::time::Instant::now() + LIMIT;
-        while !redis.replica.cli(&["ROLE"]).starts_with("master") {
+        let mut stopped_at = length(&redis.replica);
+        loop {
+            let now = length(&redis.replica);
+            if redis.replica.cli(&["ROLE"]).starts_with("master") {
+                break;
+            }
+            stopped_at = now;
             assert!(tokio::time::Instant::now() < deadline, "no failover");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         redis.primary.signal("-CONT");
-        // The sentinels make it a replica after eight seconds or more: what it is told until then
-        // is lost.
+        // The sentinels make it a replica after eight seconds or more: what it takes until then is
+        // lost.
         let woken = tokio::time::Instant::now();
         let still = || redis.primary.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
         while still().lines().any(|client| client.contains("name=fred")) {
@@ -311,6 +319,9 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
             assert!(woken.elapsed() < patience, "somebody stays with the old primary: {}", still());
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
+        assert_eq!(length(&redis.primary), stopped_at, "it took what was sent to it before");
+        let refused = redis.primary.cli(&["INFO", "errorstats"]);
+        assert!(refused.contains("errorstat_DOUBTFUL"), "{refused}");
     })
     .await;
 }

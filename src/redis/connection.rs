@@ -9,6 +9,7 @@ use fred::prelude::{
 };
 use fred::types::{ClusterHash, CustomCommand, RespVersion};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::migrations;
 use super::sentinel::{self, Primary};
@@ -54,6 +55,10 @@ const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 const NOTICES: usize = 256;
 /// How long a client that was given up may take to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
+/// What the functions say on a server whose term is over.
+const DOUBTFUL: &str = "DOUBTFUL";
+/// Pause before such a call is made again.
+const DOUBTFUL_RETRY: Duration = Duration::from_millis(50);
 /// While a slot is being moved, its keys are here, there, or both (TRYAGAIN): attempts over about a
 /// second.
 const REDIRECTED_ATTEMPTS: u32 = 11;
@@ -112,7 +117,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function(&self.line, "FCALL", function, keys, args).await
+        self.write(&self.line, function, keys, args).await
     }
 
     /// As [`Redis::call`], and then waits shortly for the replicas of Redis to have it.
@@ -125,7 +130,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        let reply = self.function(&self.replicated, "FCALL", function, keys, args).await?;
+        let reply = self.write(&self.replicated, function, keys, args).await?;
         let acknowledgements = i64::from(self.options.acknowledgements);
         if acknowledgements > 0 {
             let wait = CustomCommand::new_static("WAIT", slot_of(keys), false);
@@ -148,7 +153,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function(&self.line, "FCALL_RO", function, keys, args).await
+        self.function(&self.line, "FCALL_RO", function, keys, &args).await
     }
 
     /// Tells whoever follows a channel. Nothing is stored.
@@ -163,19 +168,43 @@ impl Redis {
         published.map(drop).map_err(classify)
     }
 
+    async fn write<R: FromValue>(
+        &self,
+        line: &Line,
+        function: &'static str,
+        keys: &[&str],
+        mut args: Vec<Value>,
+    ) -> Result<R, RedisError> {
+        let deadline = Instant::now() + self.options.command_timeout;
+        let last = args.len();
+        args.push(Value::Null);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            args[last] = Value::from_static_str(self.primary.term(left).await?);
+            match self.function(line, "FCALL", function, keys, &args).await {
+                Err(RedisError::Unavailable(error))
+                    if error.details().starts_with(DOUBTFUL) && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(DOUBTFUL_RETRY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     async fn function<R: FromValue>(
         &self,
         line: &Line,
         command: &'static str,
         function: &'static str,
         keys: &[&str],
-        args: Vec<Value>,
+        args: &[Value],
     ) -> Result<R, RedisError> {
         let mut words: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
         words.push(Value::from_static_str(function));
         words.push(Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX)));
         words.extend(keys.iter().map(|key| Value::from(*key)));
-        words.extend(args);
+        words.extend_from_slice(args);
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -379,6 +408,7 @@ fn is_unavailable(error: &Error) -> bool {
             "TRYAGAIN",
             "MISCONF",
             "BUSY",
+            DOUBTFUL,
         ]
         .iter()
         .any(|word| error.details().starts_with(word))
@@ -398,7 +428,7 @@ pub(super) fn classify(error: Error) -> RedisError {
 async fn report_errors(client: &Client) {
     let mut errors = client.error_rx();
     let quiet = Duration::from_secs(3);
-    let mut last = None::<tokio::time::Instant>;
+    let mut last = None::<Instant>;
     loop {
         let (error, server): (Error, Option<Server>) = match errors.recv().await {
             Ok(error) => error,
@@ -406,7 +436,7 @@ async fn report_errors(client: &Client) {
             Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
         };
         if last.is_none_or(|at| at.elapsed() >= quiet) {
-            last = Some(tokio::time::Instant::now());
+            last = Some(Instant::now());
             let server = server.map(|server| server.to_string());
             tracing::warn!(server, error = error.details(), "Redis is not reachable; still trying");
         }

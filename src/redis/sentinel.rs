@@ -1,46 +1,121 @@
-//! Which server the sentinels say is the primary.
+//! Which server the sentinels say is the primary, and until when it is sure to stay it.
 //!
-//! A primary that was stopped wakes up as one: for the eight seconds or so until the sentinels make
-//! it a replica, it takes writes that are lost then. fred asks the sentinels only when it connects.
+//! A primary that was stopped wakes up as one. For the eight seconds or so until the sentinels make
+//! it a replica, it takes writes, those too that were sent to it before, and all of them are lost
+//! then. So every call that writes is refused by a server whose *term* is over: a time on its own
+//! clock, kept in a key. It is put off as long as the server answers and the sentinels, asked after
+//! that, see nothing wrong with it: a server that answered then is not replaced before they have
+//! missed it for `down-after-milliseconds`.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use fred::prelude::{Builder, Client, ClientLike, Config, Options, ReconnectPolicy, Server};
-use fred::prelude::{PerformanceConfig, ServerConfig};
+use fred::prelude::{
+    Builder, Client, ClientLike, Config, Error, ErrorKind, Options, PerformanceConfig,
+    ReconnectPolicy, Server, ServerConfig,
+};
 use fred::types::{ClusterHash, CustomCommand};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-const INTERVAL: Duration = Duration::from_millis(500);
+use super::connection::RedisError;
+
+const INTERVAL: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_millis(500);
+/// A term is no longer, from when the server last answered.
+const LONGEST_TERM: Duration = Duration::from_millis(1500);
+/// Without most of the sentinels nobody can replace the primary. When they have not been reached for
+/// so long, the service goes on without them.
+const BLIND: Duration = Duration::from_secs(5);
 
-/// What most of the sentinels say; none before they were asked, and where there are none.
-pub(super) type Primary = watch::Receiver<Option<Server>>;
+/// Where a server keeps its term.
+const TERM: &str = "jarvis:term";
+/// A replica that was late must not shorten a term. One that ends ten seconds later is of another
+/// server, whose clock is wrong.
+const PROLONG: &str = "#!lua flags=allow-oom
+    local term, longer = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
+    if term < longer or term > longer + 10000000 then
+      redis.call('SET', KEYS[1], ARGV[1])
+    end
+    return 'ok'";
+
+/// The primary that the sentinels name. Where there are none, nothing is known of it and its term
+/// has no end.
+#[derive(Clone)]
+pub(super) struct Primary {
+    server: watch::Receiver<Option<Server>>,
+    /// When the term ends, on our clock.
+    term: Option<watch::Receiver<Instant>>,
+}
+
+impl Primary {
+    /// Resolves when another server is the primary; an error where there are no sentinels.
+    pub(super) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.server.changed().await
+    }
+
+    /// What most of the sentinels say; none before they were asked, and where there are none.
+    pub(super) fn server(&mut self) -> watch::Ref<'_, Option<Server>> {
+        self.server.borrow_and_update()
+    }
+
+    /// What the functions that write are given last: where the term is kept. Where the primary is in
+    /// doubt, this waits until it is not.
+    ///
+    /// # Errors
+    /// [`RedisError::Unavailable`], if that takes longer than `limit`.
+    pub(super) async fn term(&self, limit: Duration) -> Result<&'static str, RedisError> {
+        let Some(term) = &self.term else { return Ok("-") };
+        let lasts = |end: &Instant| Instant::now() < *end;
+        let now = *term.borrow();
+        if lasts(&now) || matches!(timeout(limit, term.clone().wait_for(lasts)).await, Ok(Ok(_))) {
+            return Ok(TERM);
+        }
+        let details = "the sentinels name no primary that is sure to stay it";
+        Err(RedisError::Unavailable(Error::new(ErrorKind::Sentinel, details)))
+    }
+}
 
 /// Asks the sentinels of a configuration as long as anybody wants to know.
 pub(super) fn follow(config: &Config) -> Primary {
-    let (primary, receiver) = watch::channel(None);
-    if let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server {
-        let sentinels: Vec<Client> = hosts
-            .iter()
-            .filter_map(|host| {
-                let config = Config {
-                    server: ServerConfig::Centralized { server: host.clone() },
-                    username: username.clone(),
-                    password: password.clone(),
-                    tls: config.tls.clone(),
-                    ..Config::default()
-                };
-                sentinel(config)
-            })
-            .collect();
-        tokio::spawn(ask(sentinels, service_name.clone(), primary));
-    }
-    receiver
+    let (server_told, server) = watch::channel(None);
+    let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
+        return Primary { server, term: None };
+    };
+    let sentinels = hosts
+        .iter()
+        .filter_map(|host| {
+            let credentials = (username.clone(), password.clone());
+            client(config, host.clone(), credentials)
+        })
+        .collect();
+    let (term_told, term) = watch::channel(Instant::now());
+    let watcher = Watcher {
+        config: config.clone(),
+        sentinels,
+        name: service_name.clone(),
+        pulse: None,
+        sighted: Instant::now(),
+        server: server_told,
+        term: term_told,
+    };
+    tokio::spawn(watcher.run());
+    Primary { server, term: Some(term) }
 }
 
-fn sentinel(config: Config) -> Option<Client> {
+/// A client of one server.
+fn client(
+    like: &Config,
+    server: Server,
+    credentials: (Option<String>, Option<String>),
+) -> Option<Client> {
+    let config = Config {
+        server: ServerConfig::Centralized { server },
+        username: credentials.0,
+        password: credentials.1,
+        tls: like.tls.clone(),
+        ..Config::default()
+    };
     let client = Builder::from_config(config)
         .with_connection_config(|connection| {
             connection.connection_timeout = LIMIT;
@@ -49,46 +124,205 @@ fn sentinel(config: Config) -> Option<Client> {
         .with_performance_config(|performance: &mut PerformanceConfig| {
             performance.default_command_timeout = LIMIT;
         })
-        .set_policy(ReconnectPolicy::new_constant(0, 1000))
+        .set_policy(ReconnectPolicy::new_constant(0, 500))
         .build()
         .ok()?;
     client.connect();
     Some(client)
 }
 
-async fn ask(sentinels: Vec<Client>, name: String, primary: watch::Sender<Option<Server>>) {
-    let mut tick = interval(INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !primary.is_closed() {
-        tick.tick().await;
-        let asked = sentinels.iter().map(|sentinel| address(sentinel, &name));
-        let mut votes: HashMap<Server, usize> = HashMap::new();
-        for server in futures_util::future::join_all(asked).await.into_iter().flatten() {
-            *votes.entry(server).or_default() += 1;
+struct Watcher {
+    config: Config,
+    sentinels: Vec<Client>,
+    name: String,
+    /// Tells the time of the primary.
+    pulse: Option<(Server, Client)>,
+    /// When most of the sentinels last answered.
+    sighted: Instant,
+    server: watch::Sender<Option<Server>>,
+    term: watch::Sender<Instant>,
+}
+
+/// What one sentinel says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct View {
+    server: Server,
+    /// Whether it answers this sentinel.
+    up: bool,
+    /// Whether this sentinel is about to replace it.
+    failing_over: bool,
+    down_after: Duration,
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut tick = interval(INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.server.is_closed() {
+            tick.tick().await;
+            if self.look().await {
+                tick.reset_immediately();
+            }
         }
-        let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
-        let Some((server, _)) = most.filter(|(_, votes)| *votes * 2 > sentinels.len()) else {
-            continue;
+        let pulse = self.pulse.map(|(_, client)| client);
+        for client in self.sentinels.into_iter().chain(pulse) {
+            let _ = timeout(LIMIT, client.quit()).await;
+        }
+    }
+
+    /// Asks once. `true`: what it learned is of use only when it asks again.
+    async fn look(&mut self) -> bool {
+        let asked = Instant::now();
+        let time = match &self.pulse {
+            Some((_, client)) => server_time(client).await,
+            None => None,
         };
-        primary.send_if_modified(|known| {
+        let views = self.sentinels.iter().map(|sentinel| view(sentinel, &self.name));
+        let views: Vec<View> =
+            futures_util::future::join_all(views).await.into_iter().flatten().collect();
+        let pulse = self.pulse.as_ref().map(|(server, _)| server);
+        let (named, term) = if views.len() * 2 > self.sentinels.len() {
+            self.sighted = Instant::now();
+            (named(&views, self.sentinels.len()), pulse.and_then(|server| term(&views, server)))
+        } else if self.sighted.elapsed() > BLIND {
+            (None, Some(LONGEST_TERM))
+        } else {
+            (None, None)
+        };
+        if let (Some(time), Some(term)) = (time, term) {
+            self.prolong(asked, time, term).await;
+        }
+        let Some(server) = named else { return false };
+        let moved = pulse != Some(&server);
+        if moved {
+            let credentials = (self.config.username.clone(), self.config.password.clone());
+            let next = client(&self.config, server.clone(), credentials);
+            let last = std::mem::replace(&mut self.pulse, next.map(|next| (server.clone(), next)));
+            if let Some((_, last)) = last {
+                tokio::spawn(async move {
+                    let _ = timeout(LIMIT, last.quit()).await;
+                });
+            }
+        }
+        self.server.send_if_modified(|known| {
             let news = known.as_ref() != Some(&server);
             *known = Some(server);
             news
         });
+        moved && self.pulse.is_some()
     }
-    for sentinel in sentinels {
-        let _ = tokio::time::timeout(LIMIT, sentinel.quit()).await;
+
+    /// Puts off the end of the term of a server that answered, by its clock, at `time`.
+    async fn prolong(&self, asked: Instant, time: i64, term: Duration) {
+        let Some((_, client)) = &self.pulse else { return };
+        let end = time + i64::try_from(term.as_micros()).unwrap_or(i64::MAX);
+        let told = ask(client, "EVAL", vec![PROLONG, "1", TERM, &end.to_string()]).await;
+        if told.is_some() {
+            self.term.send_replace(asked + term);
+        }
     }
 }
 
-async fn address(sentinel: &Client, name: &str) -> Option<Server> {
-    if !sentinel.is_connected() {
+/// The server that most of the sentinels name.
+fn named(views: &[View], sentinels: usize) -> Option<Server> {
+    let mut votes: HashMap<&Server, usize> = HashMap::new();
+    for view in views {
+        *votes.entry(&view.server).or_default() += 1;
+    }
+    let (server, votes) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;
+    (votes * 2 > sentinels).then(|| server.clone())
+}
+
+/// How long a server that answered just before these views is sure to stay the primary.
+fn term(views: &[View], server: &Server) -> Option<Duration> {
+    let of_it = || views.iter().filter(|view| view.server == *server);
+    if of_it().any(|view| view.failing_over)
+        || of_it().filter(|view| view.up).count() * 2 <= views.len()
+    {
         return None;
     }
-    let command = CustomCommand::new_static("SENTINEL", ClusterHash::Random, false);
+    of_it().map(|view| view.down_after.min(LONGEST_TERM)).min()
+}
+
+async fn ask(client: &Client, command: &'static str, words: Vec<&str>) -> Option<Vec<String>> {
+    if !client.is_connected() {
+        return None;
+    }
+    let command = CustomCommand::new_static(command, ClusterHash::Random, false);
     let once = Options { max_attempts: Some(1), ..Options::default() };
-    let words = vec!["get-master-addr-by-name", name];
-    let told: Vec<String> = sentinel.with_options(&once).custom(command, words).await.ok()?;
-    let [host, port] = told.as_slice() else { return None };
-    Some(Server::new(host, port.parse().ok()?))
+    client.with_options(&once).custom(command, words).await.ok()
+}
+
+async fn server_time(client: &Client) -> Option<i64> {
+    let told = ask(client, "TIME", Vec::new()).await?;
+    let [seconds, micros] = told.as_slice() else { return None };
+    Some(seconds.parse::<i64>().ok()? * 1_000_000 + micros.parse::<i64>().ok()?)
+}
+
+async fn view(sentinel: &Client, name: &str) -> Option<View> {
+    let (named, told) = tokio::join!(
+        ask(sentinel, "SENTINEL", vec!["get-master-addr-by-name", name]),
+        ask(sentinel, "SENTINEL", vec!["master", name]),
+    );
+    let (named, told) = (named?, told?);
+    let [host, port] = named.as_slice() else { return None };
+    let field =
+        |name: &str| told.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+    // Between promotion and the end of a failover it names the new server, and tells of the old.
+    let of_it = field("ip") == Some(host.as_str()) && field("port") == Some(port.as_str());
+    let flags = field("flags")?;
+    let has = |flag: &str| of_it && flags.split(',').any(|word| word == flag);
+    Some(View {
+        server: Server::new(host, port.parse().ok()?),
+        up: !has("s_down") && !has("o_down"),
+        failing_over: has("failover_in_progress"),
+        down_after: Duration::from_millis(field("down-after-milliseconds")?.parse().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(port: u16) -> View {
+        View {
+            server: Server::new("h", port),
+            up: true,
+            failing_over: false,
+            down_after: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn a_primary_is_sure_while_most_sentinels_see_it_and_none_replaces_it() {
+        let (one, two) = (Server::new("h", 1), Server::new("h", 2));
+        let steady = vec![view(1), view(1), view(1)];
+        assert_eq!(term(&steady, &one), Some(Duration::from_secs(1)));
+        assert_eq!(term(&steady, &two), None, "another one is named");
+
+        let mut one_is_cut_off = steady.clone();
+        one_is_cut_off[0].up = false;
+        assert!(term(&one_is_cut_off, &one).is_some());
+        one_is_cut_off[1].up = false;
+        assert_eq!(term(&one_is_cut_off, &one), None);
+
+        let mut replaced = steady.clone();
+        replaced[2].failing_over = true;
+        assert_eq!(term(&replaced, &one), None, "one is enough to replace it");
+
+        let half_way = vec![view(1), View { failing_over: false, ..view(2) }, view(2)];
+        assert_eq!(named(&half_way, 3), Some(two.clone()));
+        assert!(term(&half_way, &two).is_some());
+        assert_eq!(named(&half_way[..2], 3), None);
+    }
+
+    #[test]
+    fn a_term_is_no_longer_than_the_sentinels_need_to_miss_a_server() {
+        let patient = View { down_after: Duration::from_secs(30), ..view(1) };
+        assert_eq!(term(&[patient.clone(), patient.clone()], &patient.server), Some(LONGEST_TERM));
+        assert_eq!(
+            term(&[patient.clone(), view(1)], &patient.server),
+            Some(Duration::from_secs(1))
+        );
+    }
 }

@@ -82,7 +82,7 @@ pub(super) async fn until_given_up(
 /// Whether the client is connected, and not to the server that the sentinels say is the primary.
 fn is_stale(client: &Client, primary: &mut Primary) -> bool {
     let connected = client.active_connections();
-    let primary = primary.borrow_and_update();
+    let primary = primary.server();
     let Some(primary) = primary.as_ref() else { return false };
     let same = |server: &Server| server.host == primary.host && server.port == primary.port;
     !connected.is_empty() && !connected.iter().any(same)
