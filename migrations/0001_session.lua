@@ -231,6 +231,9 @@ local function accept(keys, args)
     local before, before_tag = accepted_after(keys, generation)
     return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7] }
   end
+  if redis.call('EXISTS', ended_key(keys, generation)) == 1 then
+    return { 'same', generation, accepted_after(keys, generation) }
+  end
   if redis.call('LLEN', keys[3]) >= tonumber(args[14]) then
     return { 'busy' }
   end

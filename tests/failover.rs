@@ -284,6 +284,27 @@ async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
 }
 
 #[tokio::test]
+async fn a_turn_whose_acceptance_got_no_word_is_answered_although_a_failover_lost_it() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), "200").await;
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    redis.remember();
+    redis.signal("-STOP");
+    let message = "is anybody there?";
+    asking.say(&json!({"type": "chat", "message": message, "message_id": "once"})).await;
+    let refused = asking.until("error").await;
+    assert_eq!(refused.last().expect("an error")["code"], "store_unavailable");
+    // It is taken in all the same, and told.
+    redis.signal("-CONT");
+    watching.until("message_received").await;
+    redis.lose_what_came_since();
+    let told = watching.until("stream_end").await;
+    assert_eq!(told.last().expect("an end")["full_response"], expected(message).as_str());
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+}
+
+#[tokio::test]
 async fn behind_sentinels_a_killed_primary_costs_no_character() {
     let mut redis = RedisSentinels::start();
     let fleet = Fleet::on(&redis.url(), "40").await;

@@ -14,8 +14,8 @@ use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Cancelled, Clearing, IdempotencyKey, Limits, NewTurn, Turn,
-    Written, message,
+    Acceptance, Begin, Cancellation, Cancelled, Clearing, IdempotencyKey, Limits, NewTurn,
+    Proposal, Turn, Written, message,
 };
 use jarvis::session::window::Step;
 use jarvis::session::{
@@ -56,7 +56,7 @@ impl Replica {
     }
 
     async fn accept(&self, session: SessionId, text: &str) -> (Turn, bool) {
-        match self.store.accept(&Owner::Anonymous, session, &new_turn(text)).await {
+        match self.store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(text))).await {
             Ok(Acceptance::New { turn, began, .. }) => (Arc::unwrap_or_clone(turn), began),
             other => panic!("not accepted: {other:?}"),
         }
@@ -281,7 +281,8 @@ async fn turns_run_in_the_order_of_acceptance_and_the_ninth_that_waits_is_refuse
         assert!(!began);
         waiting.push(turn);
     }
-    let ninth = replica.store.accept(&Owner::Anonymous, session, &new_turn("9")).await;
+    let ninth =
+        replica.store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn("9"))).await;
     assert!(matches!(ninth, Err(StoreError::Busy)));
     assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Waiting);
     replica.answer(&first, &[]).await;
@@ -329,7 +330,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     };
     let owner = Owner::Anonymous;
     let Ok(Acceptance::New { turn, before: began_after, .. }) =
-        here.store.accept(&owner, session, &keyed("b")).await
+        here.store.accept(&Proposal::new(&owner, session, &keyed("b"))).await
     else {
         panic!("not accepted")
     };
@@ -338,7 +339,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
             here.answer(&turn, &["a"]).await;
             here.finish(&turn, 1).await;
         }
-        match there.store.accept(&owner, session, &keyed("b")).await.unwrap() {
+        match there.store.accept(&Proposal::new(&owner, session, &keyed("b"))).await.unwrap() {
             Acceptance::Same { generation, before } => {
                 assert_eq!(generation, turn.generation);
                 assert_eq!(before, Some(began_after));
@@ -346,7 +347,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
             Acceptance::New { .. } => panic!("a second turn for the same key"),
         }
     }
-    let other = there.store.accept(&owner, session, &keyed("other")).await;
+    let other = there.store.accept(&Proposal::new(&owner, session, &keyed("other"))).await;
     assert!(matches!(other, Err(StoreError::KeyReused)));
     // Found, too, where nothing new would be taken in.
     let found = there.store.find(&owner, session, &keyed("b")).await.unwrap();
@@ -378,7 +379,7 @@ async fn a_session_of_somebody_else_looks_like_none() {
         Err(StoreError::Absent)
     ));
     assert!(matches!(store.retitle(&thief, session, "x").await, Err(StoreError::Absent)));
-    let chat = store.accept(&thief, session, &new_turn("q")).await;
+    let chat = store.accept(&Proposal::new(&thief, session, &new_turn("q"))).await;
     assert!(matches!(chat, Err(StoreError::Absent)));
     let mut stolen = turn;
     stolen.owner = thief.clone();
@@ -475,7 +476,11 @@ async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
     let deadline = Instant::now() + LIMIT;
     let turn = loop {
         assert!(Instant::now() < deadline, "no write after the restart");
-        match replica.store.accept(&Owner::Anonymous, session, &new_turn("after")).await {
+        match replica
+            .store
+            .accept(&Proposal::new(&Owner::Anonymous, session, &new_turn("after")))
+            .await
+        {
             Ok(Acceptance::New { turn, .. }) => break turn,
             Ok(other) => panic!("{other:?}"),
             Err(_) => tokio::task::yield_now().await,

@@ -17,8 +17,8 @@ use super::writer::make;
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::store::{
-    Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Read, Turn,
-    Written, message,
+    Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Proposal, Read,
+    Turn, Written, message,
 };
 use crate::session::thoughts::Shape;
 use crate::session::window::Step as Seen;
@@ -318,7 +318,8 @@ impl<'a> World<'a> {
             source: String::new(),
         };
         let new = NewTurn { spec, content: "q".to_owned(), key: None };
-        let accepted = self.stores[by].accept(&Owner::Anonymous, self.session, &new).await;
+        let accepted =
+            self.stores[by].accept(&Proposal::new(&Owner::Anonymous, self.session, &new)).await;
         if let Ok(Acceptance::New { turn, began, .. }) = accepted {
             self.accepted.insert(turn.generation);
             let draft = if began { Draft::after(String::new()) } else { Draft::waiting() };

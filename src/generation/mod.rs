@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
@@ -26,7 +27,7 @@ use utoipa::ToSchema;
 use crate::ollama::{Fleet, OllamaError, canonical};
 use crate::queue::{HostReport, Queue, Room};
 use crate::session::model::Failure;
-use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn};
+use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
 use deeds::{Deed, Deeds};
@@ -34,6 +35,10 @@ use turn::Stage;
 
 /// How long a cancel waits for the request to the model's host to be closed.
 const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
+
+/// How long a turn is proposed after its client was told that Redis is not there.
+const PROPOSED_FOR: Duration = Duration::from_secs(20);
+const PROPOSED_AGAIN: Duration = Duration::from_millis(500);
 
 /// Runs the turns that this replica accepted.
 #[derive(Clone)]
@@ -207,7 +212,19 @@ impl Generations {
                 None => Err(SubmitError::QueueFull(place::queue_full(after))),
             };
         }
-        match self.store.accept(owner, session, &new).await? {
+        let proposal = Proposal::new(owner, session, &new);
+        match self.propose(&proposal).await {
+            Err(StoreError::Redis(error)) if proposal.has_key() => {
+                self.insist(proposal);
+                Err(StoreError::Redis(error).into())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Proposes a turn, and runs it if it is taken in.
+    async fn propose(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
+        match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before } => {
                 let generation = turn.generation;
                 let stage = if began { Stage::Running { writers: 1 } } else { Stage::Waiting };
@@ -218,6 +235,24 @@ impl Generations {
                 Ok(Submitted { generation, before, repeated: true })
             }
         }
+    }
+
+    /// Goes on proposing a turn that Redis gave no word of: it may have been taken in, and told, and
+    /// lost with a failover. Whoever asks again with its key finds this one.
+    fn insist(&self, proposal: Proposal) {
+        let (generations, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let proposing = async {
+                while let Err(StoreError::Redis(error)) = generations.propose(&proposal).await {
+                    tracing::debug!(%error, "a turn still waits to be accepted");
+                    sleep(PROPOSED_AGAIN).await;
+                }
+            };
+            tokio::select! {
+                _ = timeout(PROPOSED_FOR, proposing) => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     /// Stops a generation, whichever replica runs it: the one named, else the running one, else the
@@ -256,7 +291,7 @@ impl Generations {
                         changed.await;
                     }
                 };
-                let upstream_closed = tokio::time::timeout(UPSTREAM_CLOSE, closed).await.is_ok();
+                let upstream_closed = timeout(UPSTREAM_CLOSE, closed).await.is_ok();
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed })
             }
         }
@@ -305,7 +340,7 @@ impl Generations {
     pub async fn drain(&self, limit: Duration) {
         self.drain.cancel();
         self.tasks.close();
-        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
+        let _ = timeout(limit, self.tasks.wait()).await;
         let rest = self.tasks.len();
         self.queue.leave_to_others();
         self.stop.cancel();

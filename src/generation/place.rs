@@ -14,6 +14,9 @@ use crate::session::store::Turn;
 
 /// A turn whose model no host can serve is given up after so long.
 const HOPELESS: Duration = Duration::from_secs(10);
+/// Before a turn is given up the queue is asked again, and once more after this: a replica that was
+/// stopped, or that had no Redis, has not seen what happened meanwhile.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 /// How long a turn waits, at most.
 const LONGEST: Duration = Duration::from_hours(1);
 /// Pause before Redis is asked again after it failed.
@@ -47,6 +50,7 @@ pub(super) async fn wait_for_slot(
     let mut joins = true;
     let mut again_at = wait.again_at;
     let mut hopeless_since = None;
+    let mut last_look = None;
     let mut told = None;
     loop {
         let joined = std::mem::replace(&mut joins, false);
@@ -89,6 +93,15 @@ pub(super) async fn wait_for_slot(
             Some(since) => (since + HOPELESS, no_host as fn() -> Failure),
             None => (began + LONGEST, too_long as fn() -> Failure),
         };
+        let now = Instant::now();
+        if now < end {
+            last_look = None;
+        } else if joined {
+            match last_look {
+                Some(due) if now >= due => return Ok(Err(failure())),
+                _ => last_look = Some(last_look.unwrap_or(now + LAST_LOOK)),
+            }
+        }
         let again = again_at.unwrap_or(end);
         tokio::select! {
             _ = lease.changed() => {}
@@ -97,7 +110,7 @@ pub(super) async fn wait_for_slot(
                 again_at = None;
                 joins = true;
             }
-            () = sleep_until(end) => return Ok(Err(failure())),
+            () = sleep_until(last_look.unwrap_or(end)) => joins = true,
             () = cancelled(feed, turn) => return Err(Stopped),
         }
     }

@@ -16,7 +16,7 @@ pub use cancel::{Cancellation, Cancelled, Clearing};
 pub use history::{Described, Page, REPLY_BYTES, message};
 pub use read::{From, Read};
 pub use takeover::{BUCKETS, Claim, OpenTurn};
-pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Restored, Turn};
+pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
 
 use super::event::Control;
 use super::model::{Owner, SessionId};

@@ -124,10 +124,10 @@ impl Store {
                     content: message.content,
                     header,
                     tag: Tag::random(),
-                    number: 0,
                     at,
                     key: None,
                 }),
+                number: 0,
                 claimed: Some(Claimed { replaced: open.fence, tag }),
                 spec,
             }))

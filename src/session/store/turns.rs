@@ -60,6 +60,8 @@ pub struct Turn {
     pub epoch: String,
     /// What was written when it was accepted.
     pub(super) accepted: Arc<Accepted>,
+    /// The number of that event; 0 where it is not known, and surely old.
+    pub(super) number: u64,
     /// How the fence came from another holder, where it did.
     pub(super) claimed: Option<Claimed>,
 }
@@ -82,8 +84,6 @@ pub(super) struct Accepted {
     pub(super) header: String,
     pub(super) event: String,
     pub(super) tag: Tag,
-    /// The number of the event; 0 where it is not known, and surely old.
-    pub(super) number: u64,
     pub(super) at: String,
     pub(super) key: Option<IdempotencyKey>,
 }
@@ -97,7 +97,54 @@ pub(super) struct Claimed {
     pub(super) tag: Tag,
 }
 
-/// What became of a [`NewTurn`].
+/// A user's message with all that its acceptance writes, so that it is the same however often it is
+/// proposed.
+#[derive(Debug)]
+pub struct Proposal {
+    owner: Owner,
+    session: SessionId,
+    spec: TurnSpec,
+    generation: GenerationId,
+    fence: Fence,
+    /// Of the session, where it was deleted before.
+    epoch: String,
+    accepted: Arc<Accepted>,
+}
+
+impl Proposal {
+    /// Of what `owner` says now.
+    pub fn new(owner: &Owner, session: SessionId, new: &NewTurn) -> Self {
+        let now = Utc::now();
+        let question =
+            Message { user_id: Some(owner.user_id().to_owned()), ..message(Role::User, now) };
+        let at = rfc3339(&now);
+        let accepted = Accepted {
+            message: question.id,
+            content: new.content.clone(),
+            header: json(&question),
+            event: accepted_event(&new.content, &at, &new.spec),
+            tag: Tag::random(),
+            at,
+            key: new.key.clone(),
+        };
+        Self {
+            owner: owner.clone(),
+            session,
+            spec: new.spec.clone(),
+            generation: GenerationId::random(),
+            fence: Fence(Uuid::new_v4()),
+            epoch: Uuid::new_v4().simple().to_string(),
+            accepted: Arc::new(accepted),
+        }
+    }
+
+    /// Whether somebody who proposes it anew finds this one.
+    pub fn has_key(&self) -> bool {
+        self.accepted.key.is_some()
+    }
+}
+
+/// What became of a [`Proposal`].
 #[derive(Debug)]
 pub enum Acceptance {
     /// It is a new turn.
@@ -144,36 +191,15 @@ pub enum Restored {
 
 impl Store {
     /// Takes in a user's message as a turn of the session, which is created where it is not known.
+    /// Done again, it changes nothing.
     ///
     /// # Errors
     /// Any [`StoreError`]. After [`StoreError::Redis`] the message may have been accepted.
-    pub async fn accept(
-        &self,
-        owner: &Owner,
-        session: SessionId,
-        new: &NewTurn,
-    ) -> Result<Acceptance, StoreError> {
-        let now = Utc::now();
-        let question =
-            Message { user_id: Some(owner.user_id().to_owned()), ..message(Role::User, now) };
-        let header = json(&question);
-        let at = rfc3339(&now);
-        let event = accepted_event(&new.content, &at, &new.spec);
-        let mut accepted = Accepted {
-            message: question.id,
-            content: new.content.clone(),
-            header,
-            event,
-            tag: Tag::random(),
-            number: 0,
-            at,
-            key: new.key.clone(),
-        };
-        let (generation, fence) = (GenerationId::random(), Fence(Uuid::new_v4()));
-        let epoch = Uuid::new_v4().simple().to_string();
-        let args = self.accept_args(owner, generation, fence, &epoch, &new.spec, &accepted);
-        let keys = Keys::of(session);
-        let key = new.key.as_ref().map(|key| keys.idempotency(key));
+    pub async fn accept(&self, proposal: &Proposal) -> Result<Acceptance, StoreError> {
+        let Proposal { owner, session, spec, generation, fence, epoch, accepted } = proposal;
+        let args = self.accept_args(owner, *generation, *fence, epoch, spec, accepted);
+        let keys = Keys::of(*session);
+        let key = accepted.key.as_ref().map(|key| keys.idempotency(key));
         let mut names: Vec<&str> = keys.all().to_vec();
         names.extend(key.as_deref());
         let reply: Vec<String> =
@@ -186,15 +212,15 @@ impl Store {
         match reply.first().map(String::as_str) {
             Some(kind @ ("began" | "waiting")) => {
                 let before = before(1).unwrap_or(Cursor::START);
-                accepted.number = before.events + 1;
                 let turn = Turn {
                     owner: owner.clone(),
-                    session,
-                    generation,
-                    fence,
-                    spec: new.spec.clone(),
+                    session: *session,
+                    generation: *generation,
+                    fence: *fence,
+                    spec: spec.clone(),
                     epoch: field(&reply, 3)?,
-                    accepted: Arc::new(accepted),
+                    accepted: Arc::clone(accepted),
+                    number: before.events + 1,
                     claimed: None,
                 };
                 Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
@@ -226,7 +252,8 @@ impl Store {
         }
         // Where none may wait, nothing is taken in.
         let limits = Limits { waiting_turns: 0, ..self.limits.clone() };
-        match (Self { limits, ..self.clone() }).accept(owner, session, new).await {
+        let nobody = Self { limits, ..self.clone() };
+        match nobody.accept(&Proposal::new(owner, session, new)).await {
             Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),
             Ok(Acceptance::New { .. }) | Err(StoreError::Busy) => Ok(None),
             Err(error) => Err(error),
@@ -255,7 +282,7 @@ impl Store {
                 .into(),
             turn.claimed.map_or(Tag::START, |claim| claim.tag).to_string().into(),
             claimed_event().into(),
-            accepted.number.to_string().into(),
+            turn.number.to_string().into(),
         ]);
         let keys = Keys::of(turn.session);
         let key = accepted.key.as_ref().map(|key| keys.idempotency(key));
