@@ -1,6 +1,6 @@
 # What each target does is in scripts/dev/; here are only the names.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test chaos soak bench seams clean purge
+.PHONY: help run cluster chat stop test chaos roll soak bench seams clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 DEV := @scripts/dev.sh
@@ -26,7 +26,10 @@ test:     ## formatting, lints, licences, manifests and all tests
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
 	$(DEV) chaos $(PROOF) $(if $(REDIS),--redis $(REDIS))
 
-soak:     ## the same for long, over sentinels and over a cluster (SEED= MINUTES=30 SESSIONS=200)
+roll:     ## replace every replica ten times under load; nobody may notice (SEED= SESSIONS=200)
+	$(DEV) roll $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
+
+soak:     ## the same for long, over sentinels and over a cluster, and `make roll` (SEED= MINUTES=30 SESSIONS=200)
 	$(DEV) soak $(PROOF)
 
 bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory

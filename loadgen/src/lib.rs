@@ -8,6 +8,7 @@ pub mod client;
 pub mod event;
 pub mod fleet;
 pub mod report;
+pub mod roll;
 pub mod run;
 pub mod script;
 pub mod tally;

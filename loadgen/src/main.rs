@@ -10,13 +10,15 @@ use clap::{Args, Parser, Subcommand};
 use loadgen::bench::Bench;
 use loadgen::chaos::Chaos;
 use loadgen::chaos::plan::Part;
-use loadgen::client::Options;
+use loadgen::client::{Options, Replicas};
 use loadgen::fleet::redis::RedisKind;
 use loadgen::report::Report;
+use loadgen::roll::Roll;
 use loadgen::script::Script;
 use loadgen::tally::Tally;
 use rand::Rng;
 use serde::Serialize;
+use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Of a hundred turns, how many may end with an error while things are broken.
@@ -36,6 +38,8 @@ enum Command {
     Run(Run),
     /// Sessions against a private fleet in which one thing after another is broken
     Chaos(ChaosArguments),
+    /// Sessions against a private fleet whose replicas are replaced one after another
+    Roll(RollArguments),
     /// What jarvis costs, against ollama-sim alone
     Bench(BenchArguments),
 }
@@ -46,10 +50,6 @@ struct Load {
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     sessions: u32,
-
-    /// How long new turns are begun, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    seconds: u64,
 
     /// How long a turn may take to end, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
@@ -101,11 +101,11 @@ struct Load {
 }
 
 impl Load {
-    fn options(&self, replicas: Vec<String>, seed: u64) -> Options {
+    fn options(&self, replicas: Vec<String>, seed: u64, seconds: u64) -> Options {
         Options {
-            replicas,
+            replicas: Replicas::new(replicas),
             sessions: self.sessions as usize,
-            duration: Duration::from_secs(self.seconds),
+            duration: Duration::from_secs(seconds),
             turn_limit: Duration::from_secs(self.turn_limit),
             think: Duration::try_from_secs_f64(self.think).unwrap_or_default(),
             turns: self.turns as usize,
@@ -136,19 +136,20 @@ struct Run {
     )]
     replicas: Vec<String>,
 
+    /// How long new turns are begun, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    seconds: u64,
+
     #[command(flatten)]
     load: Load,
 }
 
+/// What is started for the run.
 #[derive(Debug, Args)]
-struct ChaosArguments {
+struct FleetArguments {
     /// Which Redis the fleet has
     #[arg(long, value_enum, default_value = "sentinel")]
     redis: RedisKind,
-
-    /// What is left alone, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
-    spare: Vec<Part>,
 
     /// Where the jarvis and ollama-sim binaries are [default: beside this one]
     #[arg(long, value_name = "DIR")]
@@ -157,6 +158,33 @@ struct ChaosArguments {
     /// Where logs and data go; kept after a failure [default: a temporary folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ChaosArguments {
+    /// What is left alone, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    spare: Vec<Part>,
+
+    /// How long new turns are begun, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    seconds: u64,
+
+    #[command(flatten)]
+    fleet: FleetArguments,
+
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Debug, Args)]
+struct RollArguments {
+    /// How often every replica is replaced
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    #[command(flatten)]
+    fleet: FleetArguments,
 
     #[command(flatten)]
     load: Load,
@@ -186,6 +214,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => load(&run).await,
         Command::Chaos(arguments) => until_asked_to_stop(chaos(&arguments)).await,
+        Command::Roll(arguments) => until_asked_to_stop(roll(&arguments)).await,
         Command::Bench(arguments) => until_asked_to_stop(bench(&arguments)).await,
     };
     match done {
@@ -203,7 +232,7 @@ async fn load(run: &Run) -> anyhow::Result<bool> {
     let seed = run.load.seed();
     eprintln!("seed {seed}");
     let tally = Arc::new(Tally::default());
-    let options = run.load.options(replicas, seed);
+    let options = run.load.options(replicas, seed, run.seconds);
     let in_time = loadgen::run::run(options, Arc::clone(&tally)).await?;
     let failed = run.load.failed.unwrap_or(0.0);
     let mut report = Report::of(&tally, seed, run.load.sessions as usize, failed);
@@ -229,29 +258,60 @@ async fn until_asked_to_stop(
 
 async fn chaos(arguments: &ChaosArguments) -> anyhow::Result<bool> {
     let seed = arguments.load.seed();
-    let binaries = binaries(arguments.binaries.as_ref())?;
-    let dir = tempfile::Builder::new().prefix("jarvis-chaos-").tempdir()?;
-    let place = arguments.dir.clone().unwrap_or_else(|| dir.path().to_owned());
-    std::fs::create_dir_all(&place)?;
-    eprintln!("seed {seed}, logs in {}", place.display());
+    let place = Place::of(&arguments.fleet, seed)?;
     let report = loadgen::chaos::run(Chaos {
-        binaries,
-        dir: place.clone(),
-        redis: arguments.redis,
+        binaries: binaries(arguments.fleet.binaries.as_ref())?,
+        dir: place.path.clone(),
+        redis: arguments.fleet.redis,
         spared: arguments.spare.clone(),
-        load: arguments.load.options(Vec::new(), seed),
+        load: arguments.load.options(Vec::new(), seed, arguments.seconds),
         failed_percent: arguments.load.failed.unwrap_or(CHAOS_FAILED_PERCENT),
     })
     .await?;
     println!("{}", report.table());
     write_json(arguments.load.json.as_ref(), &report)?;
-    let good = report.clients.broken.is_empty();
-    if !good {
-        // The folder is what is left to look at.
-        let _ = dir.keep();
-        println!("  seed {seed} repeats the faults; the logs are in {}", place.display());
+    Ok(place.leave(report.clients.broken.is_empty(), seed))
+}
+
+async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
+    let seed = arguments.load.seed();
+    let place = Place::of(&arguments.fleet, seed)?;
+    let report = loadgen::roll::run(Roll {
+        binaries: binaries(arguments.fleet.binaries.as_ref())?,
+        dir: place.path.clone(),
+        redis: arguments.fleet.redis,
+        rounds: arguments.rounds,
+        load: arguments.load.options(Vec::new(), seed, 0),
+    })
+    .await?;
+    println!("{}", report.table());
+    write_json(arguments.load.json.as_ref(), &report)?;
+    Ok(place.leave(report.clients.broken.is_empty(), seed))
+}
+
+/// Where a run's logs and data are.
+struct Place {
+    path: PathBuf,
+    temporary: TempDir,
+}
+
+impl Place {
+    fn of(arguments: &FleetArguments, seed: u64) -> anyhow::Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("jarvis-loadgen-").tempdir()?;
+        let path = arguments.dir.clone().unwrap_or_else(|| temporary.path().to_owned());
+        std::fs::create_dir_all(&path)?;
+        eprintln!("seed {seed}, logs in {}", path.display());
+        Ok(Self { path, temporary })
     }
-    Ok(good)
+
+    /// After a failure the folder is what is left to look at.
+    fn leave(self, good: bool, seed: u64) -> bool {
+        if !good {
+            let _ = self.temporary.keep();
+            println!("  seed {seed} repeats the faults; the logs are in {}", self.path.display());
+        }
+        good
+    }
 }
 
 async fn bench(arguments: &BenchArguments) -> anyhow::Result<bool> {

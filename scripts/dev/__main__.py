@@ -21,11 +21,12 @@ def main() -> int:
     targets.add_parser("chat")
     targets.add_parser("stop")
     targets.add_parser("test")
-    for name, minutes in (("chaos", 10.0), ("soak", 30.0)):
+    for name, minutes in (("chaos", 10.0), ("roll", None), ("soak", 30.0)):
         target = targets.add_parser(name)
-        target.add_argument("--minutes", type=float, default=minutes)
         target.add_argument("--sessions", type=int, default=200)
         target.add_argument("--seed", type=int, default=None)
+        if minutes is not None:
+            target.add_argument("--minutes", type=float, default=minutes)
         if name == "chaos":
             target.add_argument("--redis", default="sentinel")
     targets.add_parser("bench")
@@ -74,13 +75,19 @@ def _do(arguments: argparse.Namespace) -> int:
             from . import check
 
             return check.everything()
-        case "chaos" | "soak" | "bench":
+        case "bench":
             from . import proof
 
-            if arguments.target == "bench":
-                return proof.bench()
-            if not (arguments.minutes >= 0.5 and arguments.sessions >= 1):
-                raise Failure("MINUTES is a number from 0.5 on, SESSIONS one from 1 on.")
+            return proof.bench()
+        case "chaos" | "roll" | "soak":
+            from . import proof
+
+            if arguments.sessions < 1:
+                raise Failure("SESSIONS is a number from 1 on.")
+            if arguments.target == "roll":
+                return proof.roll(arguments.sessions, arguments.seed)
+            if arguments.minutes < 0.5:
+                raise Failure("MINUTES is a number from 0.5 on.")
             load = (arguments.minutes, arguments.sessions, arguments.seed)
             return proof.soak(*load) if arguments.target == "soak" else proof.chaos(arguments.redis, *load)
         case "seams":

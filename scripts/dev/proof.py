@@ -1,4 +1,4 @@
-"""`make chaos`, `make soak` and `make bench`: the proof is loadgen's; here it is built and called."""
+"""`make chaos`, `make roll`, `make soak` and `make bench`: the proof is loadgen's; here it is built and called."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ def chaos(kind: str, minutes: float, sessions: int, seed: int | None) -> int:
 
 
 def soak(minutes: float, sessions: int, seed: int | None) -> int:
-    """Long runs over each kind of Redis. The second runs whatever came of the first."""
+    """Long runs over each kind of Redis, and ten rolling restarts. Each runs whatever came of the one before."""
     _prepare("make soak")
-    return max([_chaos(kind, minutes, sessions, seed) for kind in _KINDS])
+    return max([*[_chaos(kind, minutes, sessions, seed) for kind in _KINDS], _roll(sessions, seed)])
+
+
+def roll(sessions: int, seed: int | None) -> int:
+    _prepare("make roll")
+    return _roll(sessions, seed)
 
 
 def bench() -> int:
@@ -52,6 +57,12 @@ def _chaos(kind: str, minutes: float, sessions: int, seed: int | None) -> int:
     say(f"\n  {bold(kind)}, {minutes:g} minutes, {sessions} sessions; SEED={seed} repeats the faults\n")
     argv = ["chaos", "--redis", kind, "--seconds", str(round(minutes * 60)), "--sessions", str(sessions)]
     return _report(f"chaos-{kind}-{seed}", [*argv, "--seed", str(seed)])
+
+
+def _roll(sessions: int, seed: int | None) -> int:
+    seed = random.randrange(1_000_000) if seed is None else seed
+    say(f"\n  {bold('rolling restart')}, three replicas ten times, {sessions} sessions; SEED={seed}\n")
+    return _report(f"roll-{seed}", ["roll", "--sessions", str(sessions), "--seed", str(seed)])
 
 
 def _report(name: str, argv: list[str]) -> int:

@@ -14,8 +14,9 @@ const FULL: Duration = Duration::from_secs(1);
 /// longest.
 const EXCLUDED: Duration = Duration::from_millis(500);
 const LONGEST_EXCLUDED: Duration = Duration::from_secs(30);
-/// Retries that may be made at once, when all was well for long.
-const RETRIES: i64 = 20;
+/// Retries that may be made at once, when all was well for long: as many as turns run on a host that
+/// dies.
+const RETRIES: i64 = 100;
 /// Turns that end well for one retry.
 const TURNS_A_RETRY: i64 = 10;
 

@@ -210,6 +210,8 @@ struct World<'a> {
     cancels: Vec<Cancellation>,
     cancelled: HashSet<GenerationId>,
     client: Client,
+    /// Whether a replica of Redis was in sync since the last failover.
+    in_sync: bool,
     failovers: usize,
     deaths: usize,
     taken_back: bool,
@@ -235,6 +237,7 @@ impl<'a> World<'a> {
                 ended: HashMap::new(),
                 snapshots: 0,
             },
+            in_sync: true,
             failovers: 0,
             deaths: 0,
             taken_back: false,
@@ -298,8 +301,12 @@ impl<'a> World<'a> {
                 self.take_over(by, suspicion).await;
             }
             Happens::Cancel { fate } => self.cancel(fate).await,
-            Happens::InSync => self.redis.remember(),
-            Happens::Failover => self.fail_over().await,
+            Happens::InSync => {
+                self.redis.remember();
+                self.in_sync = true;
+            }
+            // Two failovers without a replica in sync in between are not promised to be made good.
+            Happens::Failover if self.in_sync => self.fail_over().await,
             Happens::Read => self.read(false).await,
             _ => {}
         }
@@ -388,6 +395,7 @@ impl<'a> World<'a> {
     async fn fail_over(&mut self) {
         self.redis.cli(&["SWAPDB", "0", "1"]);
         self.redis.remember();
+        self.in_sync = false;
         self.failovers += 1;
         for wish in &self.cancels {
             let _ = self.stores[0].cancel(wish).await;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::client::Options;
+use crate::client::{Options, Replicas};
 use crate::fleet::redis::RedisKind;
 use crate::fleet::{Fleet, Plan};
 use crate::report::{Report, Times};
@@ -69,6 +69,8 @@ pub struct ChaosReport {
 pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
     let settings = [
         ("JARVIS_OLLAMA_SLOTS", "256"),
+        // All sessions come from one address, and may all have to wait.
+        ("JARVIS_QUEUE_SHARE", "1000"),
         // A turn lasts up to ten seconds: some end while their replica drains, some are handed over.
         ("JARVIS_DRAIN_TIMEOUT", "5"),
         ("JARVIS_FIRST_TOKEN_TIMEOUT", "8"),
@@ -94,7 +96,7 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
         spared: chaos.spared,
     });
     let tally = Arc::new(Tally::default());
-    let load = Options { replicas: fleet.urls(), ..chaos.load };
+    let load = Options { replicas: Replicas::new(fleet.urls()), ..chaos.load };
     let (seed, sessions) = (load.seed, load.sessions);
     let injector = Injector::new(Arc::clone(&fleet));
     let (in_time, ()) =

@@ -5,6 +5,7 @@ mod sse;
 mod websocket;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -33,8 +34,8 @@ const PAGE: usize = 500;
 /// What the clients do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The replicas' base addresses.
-    pub replicas: Vec<String>,
+    /// The replicas.
+    pub replicas: Arc<Replicas>,
     /// Sessions at a time.
     pub sessions: usize,
     /// How long new turns are begun.
@@ -53,6 +54,32 @@ pub struct Options {
     pub script: Script,
     /// Decides prompts, pauses and replicas.
     pub seed: u64,
+}
+
+/// The replicas that a new connection may go to, as whoever balances the load knows it.
+#[derive(Debug)]
+pub struct Replicas(Vec<(String, AtomicBool)>);
+
+impl Replicas {
+    /// All in service, by their base addresses.
+    pub fn new(urls: Vec<String>) -> Arc<Self> {
+        Arc::new(Self(urls.into_iter().map(|url| (url, AtomicBool::new(true))).collect()))
+    }
+
+    /// Takes one out of service, or puts it back.
+    pub fn set(&self, number: usize, in_service: bool) {
+        self.0[number].1.store(in_service, Ordering::Relaxed);
+    }
+
+    /// The next one in service after `number` and so many more.
+    fn after(&self, number: usize, step: usize) -> usize {
+        let places = (0..self.0.len()).map(|more| (number + step + more) % self.0.len());
+        places
+            .clone()
+            .find(|place| *place != number && self.0[*place].1.load(Ordering::Relaxed))
+            .or_else(|| places.clone().next())
+            .unwrap_or(number)
+    }
 }
 
 /// What all clients share.
@@ -152,11 +179,11 @@ impl Client {
     /// The base address of a replica that is not the last one, where there is another.
     fn another_replica(&mut self) -> String {
         let replicas = &self.shared.options.replicas;
-        if replicas.len() > 1 {
-            let step = self.random.random_range(1..replicas.len());
-            self.replica = (self.replica + step) % replicas.len();
+        if replicas.0.len() > 1 {
+            let step = self.random.random_range(1..replicas.0.len());
+            self.replica = replicas.after(self.replica, step);
         }
-        replicas[self.replica].clone()
+        replicas.0[self.replica].0.clone()
     }
 
     fn counted_connection(&mut self) {
@@ -246,7 +273,7 @@ pub async fn hold(shared: Shared, number: usize, start: Duration) {
     while Instant::now() < stop {
         let session = random_uuid(&mut random).to_string();
         count(&shared.tally.counters.conversations);
-        let replica = random.random_range(0..options.replicas.len());
+        let replica = random.random_range(0..options.replicas.0.len());
         let mut client = Client {
             shared: shared.clone(),
             random: StdRng::seed_from_u64(random.random()),
@@ -295,7 +322,7 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
             Speaks::Requests => rest::turn(&mut client, &mut turn, &mut watch).await,
         };
         client.flaws(&mut turn);
-        counters.running.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        counters.running.fetch_sub(1, Ordering::Relaxed);
         match outcome {
             Outcome::Complete => {
                 count(&counters.complete);

@@ -1,0 +1,134 @@
+//! A turn is stopped by whoever asks for it, wherever it runs, and whatever happened to its writer.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use support::client::{Socket, get, http, post, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+const PROMISED: Duration = Duration::from_millis(500);
+const LONG: &str = "[[tokens=400]] go on and on";
+
+struct Fleet {
+    redis: RedisServer,
+    host: Process,
+    replicas: Vec<Process>,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let (redis, host) = (RedisServer::start(), ollama_sim(&["--rate", "20", "--slots", "256"]));
+        let slots = [("JARVIS_OLLAMA_SLOTS", "256")];
+        let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &host.url, &slots)).collect();
+        for replica in &replicas {
+            until_ok(replica, "/health/ready").await;
+        }
+        Self { redis, host, replicas }
+    }
+
+    async fn running(&self) -> u64 {
+        get(&self.host, "/sim/stats").await.body["running"].as_u64().expect("a number")
+    }
+
+    async fn until_running(&self, wanted: u64, limit: Duration) -> Duration {
+        let began = Instant::now();
+        loop {
+            let running = self.running().await;
+            if running == wanted {
+                return began.elapsed();
+            }
+            assert!(began.elapsed() < limit, "the model still runs {running} turns");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A session with a long answer on its way by the first replica, seen from the second.
+    async fn answering(&self) -> (String, Socket) {
+        let session = Uuid::new_v4().to_string();
+        let path = format!("/ws?session_id={session}");
+        let (mut watching, _) = Socket::open(&self.replicas[1], &path).await;
+        let turn = json!({"message": LONG, "session_id": session, "stream": true});
+        let asked = http().post(format!("{}/api/v1/chat", self.replicas[0].url)).json(&turn);
+        asked.send().await.expect("a stream");
+        watching.until("stream_chunk").await;
+        (session, watching)
+    }
+
+    async fn cancel(&self, replica: usize, session: &str) -> Value {
+        let path = format!("/api/v1/chat/sessions/{session}/cancel");
+        let reply = post(&self.replicas[replica], &path, &json!({})).await;
+        assert_eq!((reply.status, &reply.body["status"]), (200, &json!("cancelled")));
+        reply.body
+    }
+
+    async fn answer(&self, session: &str) -> Value {
+        let path = format!("/api/v1/chat/sessions/{session}");
+        let reply = get(&self.replicas[1], &path).await;
+        let messages = reply.body["messages"].as_array().expect("messages");
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        messages[1].clone()
+    }
+}
+
+#[tokio::test]
+async fn of_two_hundred_cancels_from_another_replica_the_model_stops_for_99_percent_in_time() {
+    let fleet = Fleet::start().await;
+    let begun: Vec<_> = (0..200).map(|_| fleet.answering()).collect();
+    let sessions: Vec<_> = futures_util::stream::iter(begun).buffer_unordered(20).collect().await;
+    fleet.until_running(200, LIMIT).await;
+    let cancels = sessions.iter().map(|(session, _)| async {
+        let asked = Instant::now();
+        let closed = fleet.cancel(1, session).await["upstream_closed"] == true;
+        (asked.elapsed(), closed)
+    });
+    let mut done: Vec<(Duration, bool)> =
+        futures_util::stream::iter(cancels).buffer_unordered(10).collect().await;
+    let late = fleet.until_running(0, PROMISED).await;
+    done.sort_unstable();
+    let (median, p99) = (done[100].0, done[198].0);
+    println!(
+        "cancel to the word that the upstream is closed: p50 {median:?}, p99 {p99:?}; {late:?}"
+    );
+    let unclosed = done.iter().filter(|(_, closed)| !closed).count();
+    assert!(unclosed <= 2, "of 200 upstreams {unclosed} were not closed within 500 ms");
+    assert!(p99 <= PROMISED, "p99 {p99:?}");
+}
+
+#[tokio::test]
+async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
+    let fleet = Fleet::start().await;
+    let (session, _watching) = fleet.answering().await;
+    // Nobody hears anything from now on.
+    fleet.redis.cli(&["ACL", "SETUSER", "default", "-ssubscribe"]);
+    fleet.redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    fleet.cancel(1, &session).await;
+    fleet.until_running(0, PROMISED).await;
+    assert_eq!(fleet.answer(&session).await["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_turn_whose_writer_is_dead_is_cancelled_for_good() {
+    let mut fleet = Fleet::start().await;
+    let (session, mut watching) = fleet.answering().await;
+    fleet.replicas[0].kill();
+    let killed = Instant::now();
+    fleet.cancel(1, &session).await;
+    assert!(killed.elapsed() < Duration::from_secs(2), "not only when the lease was over");
+    let told = watching.until("cancelled").await;
+    let text = told.last().expect("an end")["full_response"].clone();
+    // A turn of another session shows that the dead one's were looked through.
+    let other = json!({"message": "hello", "session_id": Uuid::new_v4()});
+    while killed.elapsed() < Duration::from_secs(5) {
+        let reply = post(&fleet.replicas[1], "/api/v1/chat", &other).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let answer = fleet.answer(&session).await;
+    assert_eq!((&answer["status"], &answer["content"]), (&json!("cancelled"), &text));
+    assert_eq!(fleet.running().await, 0);
+}
