@@ -1,4 +1,3 @@
-#!lua name=jarvis_0001
 -- Sessions. Oldest supported binary: 0.1.0
 --
 -- Every function takes the session's keys and, first, who is asking. A session of somebody else
@@ -707,28 +706,6 @@ local function rewind(keys, args)
   end
   redis.call('HSET', keys[1], 'mark', args[6])
   return { 'ok' }
-end
-
--- What a call is given last: the key of the time until which this server is sure to be the primary, in
--- microseconds on its own clock, or - where nobody else can become it. One that was stopped, and
--- replaced meanwhile, must not carry out what it is told before it learns of that.
-local function while_primary(callback)
-  return function(keys, args)
-    local term = table.remove(args)
-    if term ~= '-' then
-      local now = redis.call('TIME')
-      if now[1] * 1000000 + now[2] > tonumber(redis.call('GET', term) or 0) then
-        return redis.error_reply('DOUBTFUL this server may be no primary any more')
-      end
-    end
-    return callback(keys, args)
-  end
-end
-
-local function register(name, callback, ...)
-  local flags = { ... }
-  redis.register_function { function_name = 'jarvis_' .. name .. '_1', flags = flags,
-    callback = flags[1] == 'no-writes' and callback or while_primary(callback) }
 end
 
 register('accept', accept)

@@ -1,4 +1,3 @@
-#!lua name=jarvis_0002
 -- Heartbeats, and the turns that are open. Oldest supported binary: 0.1.0
 --
 -- A replica renews one counter. What it holds is held in its name and falls with it.
@@ -27,26 +26,6 @@ end
 -- KEYS: 1 open (of one bucket) → '<session> <generation>', '<replica> <fence>', …
 local function open(keys)
   return redis.call('HGETALL', keys[1])
-end
-
--- As in 0001.
-local function while_primary(callback)
-  return function(keys, args)
-    local term = table.remove(args)
-    if term ~= '-' then
-      local now = redis.call('TIME')
-      if now[1] * 1000000 + now[2] > tonumber(redis.call('GET', term) or 0) then
-        return redis.error_reply('DOUBTFUL this server may be no primary any more')
-      end
-    end
-    return callback(keys, args)
-  end
-end
-
-local function register(name, callback, ...)
-  local flags = { ... }
-  redis.register_function { function_name = 'jarvis_' .. name .. '_1', flags = flags,
-    callback = flags[1] == 'no-writes' and callback or while_primary(callback) }
 end
 
 register('beat', beat, 'allow-oom')

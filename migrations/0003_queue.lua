@@ -1,4 +1,3 @@
-#!lua name=jarvis_0003
 -- The queue: whose turn it is on which host. Oldest supported binary: 0.1.0
 --
 -- Start-time fair queueing: a ticket's start is the greatest of its hosts' virtual time (the start
@@ -625,33 +624,13 @@ local function free(keys, args)
   return 'more'
 end
 
--- As in 0001.
-local function while_primary(callback)
-  return function(keys, args)
-    local term = table.remove(args)
-    if term ~= '-' then
-      local now = redis.call('TIME')
-      if now[1] * 1000000 + now[2] > tonumber(redis.call('GET', term) or 0) then
-        return redis.error_reply('DOUBTFUL this server may be no primary any more')
-      end
-    end
-    return callback(keys, args)
-  end
-end
-
-local function register(name, callback, ...)
-  local flags = { ... }
-  redis.register_function { function_name = 'jarvis_queue_' .. name .. '_1', flags = flags,
-    callback = flags[1] == 'no-writes' and callback or while_primary(callback) }
-end
-
-register('join', join)
-register('give_back', give_back, 'allow-oom')
-register('release', release, 'allow-oom')
-register('restore', restore, 'allow-oom')
-register('report', report, 'allow-oom')
-register('tick', tick, 'allow-oom')
-register('places', places, 'no-writes')
-register('room', room, 'no-writes')
-register('holdings', holdings, 'no-writes')
-register('free', free, 'allow-oom')
+register('queue_join', join)
+register('queue_give_back', give_back, 'allow-oom')
+register('queue_release', release, 'allow-oom')
+register('queue_restore', restore, 'allow-oom')
+register('queue_report', report, 'allow-oom')
+register('queue_tick', tick, 'allow-oom')
+register('queue_places', places, 'no-writes')
+register('queue_room', room, 'no-writes')
+register('queue_holdings', holdings, 'no-writes')
+register('queue_free', free, 'allow-oom')

@@ -24,23 +24,27 @@ pub struct Migration {
     pub code: &'static str,
 }
 
+macro_rules! migration {
+    ($number:literal, $digits:literal, $name:literal) => {
+        Migration {
+            number: $number,
+            name: $name,
+            code: concat!(
+                "#!lua name=jarvis_",
+                $digits,
+                "\n",
+                include_str!("../../migrations/register.lua"),
+                include_str!(concat!("../../migrations/", $name)),
+            ),
+        }
+    };
+}
+
 /// All of them, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
-    Migration {
-        number: 1,
-        name: "0001_session.lua",
-        code: include_str!("../../migrations/0001_session.lua"),
-    },
-    Migration {
-        number: 2,
-        name: "0002_takeover.lua",
-        code: include_str!("../../migrations/0002_takeover.lua"),
-    },
-    Migration {
-        number: 3,
-        name: "0003_queue.lua",
-        code: include_str!("../../migrations/0003_queue.lua"),
-    },
+    migration!(1, "0001", "0001_session.lua"),
+    migration!(2, "0002", "0002_takeover.lua"),
+    migration!(3, "0003", "0003_queue.lua"),
 ];
 
 const RECORD: &str = "jarvis:{migrations}:applied";
