@@ -191,6 +191,8 @@ impl Watcher {
         };
         if let (Some(time), Some(term)) = (time, term) {
             self.prolong(asked, time, term).await;
+        } else if views.iter().any(|view| view.failing_over && Some(&view.server) == pulse) {
+            self.end_term().await;
         }
         let Some(server) = named else { return false };
         let moved = pulse != Some(&server);
@@ -219,6 +221,14 @@ impl Watcher {
         let told = ask(client, "EVAL", vec![PROLONG, "1", TERM, &end.to_string()]).await;
         if told.is_some() {
             self.term.send_replace(asked + term);
+        }
+    }
+
+    /// Of a server that is being replaced although it answers.
+    async fn end_term(&self) {
+        self.term.send_replace(Instant::now());
+        if let Some((_, client)) = &self.pulse {
+            ask(client, "SET", vec![TERM, "0"]).await;
         }
     }
 }

@@ -187,6 +187,10 @@ impl Injector {
                 pause(fleet.redis.node(port)?, time).await;
                 Ok(())
             }
+            Fault::CutRedis { primary } => {
+                let port = fleet.redis.primary(primary).await?;
+                fleet.redis.cut(port).await
+            }
             Fault::HandOverRedis { primary } => {
                 let port = fleet.redis.primary(primary).await?;
                 fleet.redis.hand_over(port).await

@@ -79,6 +79,7 @@ pub enum Fault {
     BreakStreams { sim: usize, fault: StreamFault, after: u64, times: u64 },
     KillRedis { primary: usize, down: Duration },
     PauseRedis { primary: usize, time: Duration },
+    CutRedis { primary: usize },
     HandOverRedis { primary: usize },
     MoveSlot { primary: usize, bucket: u16 },
 }
@@ -96,6 +97,7 @@ impl Fault {
             Self::BreakStreams { .. } => "streams broken",
             Self::KillRedis { .. } => "Redis primary killed",
             Self::PauseRedis { .. } => "Redis primary paused",
+            Self::CutRedis { .. } => "connections to Redis cut",
             Self::HandOverRedis { .. } => "Redis failover in order",
             Self::MoveSlot { .. } => "slot moved",
         }
@@ -107,6 +109,7 @@ impl Fault {
             self,
             Self::KillRedis { .. }
                 | Self::PauseRedis { .. }
+                | Self::CutRedis { .. }
                 | Self::HandOverRedis { .. }
                 | Self::MoveSlot { .. }
         )
@@ -127,6 +130,7 @@ impl fmt::Display for Fault {
             }
             Self::DrainReplica { replica: number }
             | Self::RestartSim { sim: number }
+            | Self::CutRedis { primary: number }
             | Self::HandOverRedis { primary: number } => write!(f, "{kind}: {number}"),
             Self::BreakStreams { sim, fault, after, times } => {
                 write!(f, "{kind}: {sim}, {} after {after} pieces, {times} times", fault.name())
@@ -266,10 +270,11 @@ impl Planner {
     fn redis_fault(&mut self, kind: RedisKind) -> Fault {
         let primary = self.random.random_range(0..3);
         let of_cluster = kind == RedisKind::Cluster;
-        match self.random.random_range(0..if of_cluster { 4 } else { 2 }) {
+        match self.random.random_range(0..if of_cluster { 5 } else { 3 }) {
             0 => Fault::KillRedis { primary, down: self.time(3.0, 6.0) },
             1 => Fault::PauseRedis { primary, time: self.time(1.0, 8.0) },
-            2 => Fault::HandOverRedis { primary },
+            2 => Fault::CutRedis { primary },
+            3 => Fault::HandOverRedis { primary },
             _ => Fault::MoveSlot { primary, bucket: self.random.random_range(0..256) },
         }
     }
@@ -312,7 +317,7 @@ mod tests {
             let mut kinds: Vec<_> = faults.iter().map(|planned| planned.fault.kind()).collect();
             kinds.sort_unstable();
             kinds.dedup();
-            assert_eq!(kinds.len(), 11, "{kinds:?} with seed {seed}");
+            assert_eq!(kinds.len(), 12, "{kinds:?} with seed {seed}");
             let of_redis: Vec<f64> = faults
                 .iter()
                 .filter(|planned| planned.fault.is_of_redis())

@@ -45,7 +45,7 @@ pub struct Process {
     /// Environment beside this process's own.
     pub settings: Vec<(String, String)>,
     program: PathBuf,
-    arguments: Mutex<Vec<String>>,
+    arguments: Vec<String>,
     log: PathBuf,
     child: Mutex<Option<Child>>,
 }
@@ -65,7 +65,7 @@ impl Process {
             port,
             settings: Vec::new(),
             program,
-            arguments: Mutex::new(arguments),
+            arguments,
             log: dir.join(format!("{name}.log")),
             child: Mutex::default(),
         }
@@ -82,7 +82,7 @@ impl Process {
             .open(&self.log)
             .with_context(|| self.log.display().to_string())?;
         let child = Command::new(&self.program)
-            .args(lock(&self.arguments).iter())
+            .args(&self.arguments)
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -92,17 +92,6 @@ impl Process {
             .with_context(|| self.program.display().to_string())?;
         *lock(&self.child) = Some(child);
         Ok(())
-    }
-
-    /// Has an option, and the two words that follow it, in place of what it was.
-    pub fn set_option(&self, name: &str, values: [&str; 2]) {
-        let mut arguments = lock(&self.arguments);
-        if let Some(at) = arguments.iter().position(|word| word == name) {
-            let end = (at + 3).min(arguments.len());
-            arguments.drain(at..end);
-        }
-        arguments.push(name.to_owned());
-        arguments.extend(values.map(str::to_owned));
     }
 
     /// Its process id, while it runs.

@@ -13,7 +13,6 @@ use super::process::{Process, free_port};
 use super::resp::{Connection, ask, text, texts};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-const FAILOVER_LIMIT: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(50);
 /// What the sentinels call the service.
 const SERVICE: &str = "jarvis";
@@ -157,6 +156,16 @@ impl Redis {
         true
     }
 
+    /// Breaks every connection that a client has to this server.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn cut(&self, port: u16) -> anyhow::Result<()> {
+        let kinds =
+            ["normal", "pubsub"].map(|kind| ["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
+        Connection::open(port).await?.ask(&kinds).await.map(drop)
+    }
+
     /// Has the replica of this primary take over in good order.
     ///
     /// # Errors
@@ -241,20 +250,12 @@ impl Redis {
         self.nodes.iter().find(|node| node.port == port).context("no such server")
     }
 
-    /// Starts a server that was killed again, as a replica.
+    /// Starts a server that was killed again. It takes itself for what it was.
     ///
     /// # Errors
     /// Where it does not start.
     pub async fn restart(&self, port: u16) -> anyhow::Result<()> {
-        let node = self.node(port)?;
-        if self.kind == RedisKind::Sentinel {
-            // As it was it would come back as a primary, and be believed.
-            let other = || async { self.primary(0).await.is_ok_and(|primary| primary != port) };
-            until(FAILOVER_LIMIT, "nobody took over", other).await?;
-            let primary = self.primary(0).await?.to_string();
-            node.set_option("--replicaof", ["127.0.0.1", &primary]);
-        }
-        node.start()?;
+        self.node(port)?.start()?;
         until(START_LIMIT, "redis-server does not come back", || answers(port)).await
     }
 
@@ -470,16 +471,11 @@ fn node(
             arguments.push("--cluster-node-timeout".to_owned());
             arguments.push(CLUSTER_DOWN_MS.to_string());
         }
-        (RedisKind::Sentinel, primary) => {
-            // As the README asks for: a primary that wakes up without its replicas takes no writes.
-            let alone = ["--min-replicas-to-write", "1", "--min-replicas-max-lag", "3"];
-            arguments.extend(alone.map(str::to_owned));
-            if let Some(primary) = primary {
-                arguments.extend(["--replicaof".to_owned(), "127.0.0.1".to_owned()]);
-                arguments.push(primary.to_string());
-            }
+        (RedisKind::Sentinel, Some(primary)) => {
+            arguments.extend(["--replicaof".to_owned(), "127.0.0.1".to_owned()]);
+            arguments.push(primary.to_string());
         }
-        (RedisKind::Single, _) => {}
+        (RedisKind::Sentinel, None) | (RedisKind::Single, _) => {}
     }
     Ok(Process::new(&format!("redis-{number}"), "redis-server".into(), arguments, port, dir))
 }
