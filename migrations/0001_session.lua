@@ -213,24 +213,25 @@ local function accept(keys, args)
   if found.owner and found.owner ~= owner then
     return { 'absent' }
   end
-  if keys[7] then
-    local known = redis.call('GET', keys[7])
-    if known then
-      local known_words = words(known)
-      if known_words[2] ~= args[16] then
-        return { 'other_body' }
-      end
-      if known_words[1] ~= generation then
-        return { 'same', known_words[1], accepted_after(keys, known_words[1]) }
-      end
+  -- Held under another fence, it was proposed by somebody else, or is taken over.
+  local holder = redis.call('HGET', keys[6], open_field(keys, generation))
+  local held = holder and words(holder)[2] == args[3]
+  local known = keys[7] and redis.call('GET', keys[7])
+  if known then
+    local known_words = words(known)
+    if known_words[2] ~= args[16] then
+      return { 'other_body' }
+    end
+    if known_words[1] ~= generation or not held then
+      return { 'same', known_words[1], accepted_after(keys, known_words[1]) }
     end
   end
-  -- A repeat after a lost reply.
-  if redis.call('HEXISTS', keys[6], open_field(keys, generation)) == 1 then
+  if held then
+    -- A repeat after a lost reply.
     local before, before_tag = accepted_after(keys, generation)
     return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7] }
   end
-  if redis.call('EXISTS', ended_key(keys, generation)) == 1 then
+  if holder or redis.call('EXISTS', ended_key(keys, generation)) == 1 then
     return { 'same', generation, accepted_after(keys, generation) }
   end
   if redis.call('LLEN', keys[3]) >= tonumber(args[14]) then

@@ -14,8 +14,8 @@ use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Cancelled, Clearing, IdempotencyKey, Limits, NewTurn,
-    Proposal, Turn, Written, message,
+    Acceptance, Begin, Cancellation, Cancelled, Clearing, From, IdempotencyKey, Limits, NewTurn,
+    Proposal, Read, Restored, Turn, Written, message,
 };
 use jarvis::session::window::Step;
 use jarvis::session::{
@@ -358,6 +358,36 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     };
     assert_eq!(there.store.find(&owner, session, &unknown).await.unwrap(), None);
     assert_eq!(there.store.describe(&owner, session).await.unwrap().info.message_count, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_is_asked_again() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let (owner, session) = (Owner::Anonymous, SessionId::random());
+    let keyed = NewTurn {
+        key: Some(IdempotencyKey { key: "k".into(), body: "b".into() }),
+        ..new_turn("q")
+    };
+    redis.remember();
+    let first = here.store.accept(&Proposal::new(&owner, session, &keyed)).await.unwrap();
+    let Acceptance::New { turn: first, .. } = first else { panic!("not accepted") };
+    let told = here.store.read(&owner, session, From::Cursor(Cursor::START, 0)).await.unwrap();
+    let Read::Window { window: told, .. } = told else { panic!("nothing was told") };
+    redis.lose_what_came_since();
+    let again = loop {
+        let proposal = Proposal::new(&owner, session, &keyed);
+        if let Ok(Acceptance::New { turn, .. }) = there.store.accept(&proposal).await {
+            break turn;
+        }
+    };
+    assert_eq!(again.generation, first.generation);
+    // Whoever was told goes on from there, and who lost it leaves it to the other.
+    let read = there.store.read(&owner, session, From::Cursor(told.end(), 0)).await.unwrap();
+    assert!(matches!(read, Read::Window { .. }), "{read:?}");
+    assert_eq!(here.store.restore(&first).await.unwrap(), Restored::Gone);
+    let repeated = here.store.accept(&Proposal::new(&owner, session, &keyed)).await.unwrap();
+    assert!(matches!(repeated, Acceptance::Same { .. }), "{repeated:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,12 @@ impl Tag {
     pub fn random() -> Self {
         Self(rand::random_range(1..=u64::MAX))
     }
+
+    /// Of the event that accepts a generation: the same, whoever proposes it.
+    pub fn of_acceptance(generation: GenerationId) -> Self {
+        let (high, low) = generation.0.as_u64_pair();
+        Self((high ^ low).max(1))
+    }
 }
 
 impl fmt::Display for Tag {

@@ -123,7 +123,7 @@ impl Store {
                     event: accepted_event(&message.content, &at, &spec),
                     content: message.content,
                     header,
-                    tag: Tag::random(),
+                    tag: Tag::of_acceptance(open.generation),
                     at,
                     key: None,
                 }),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use fred::prelude::Value;
 use uuid::Uuid;
 
@@ -118,12 +118,16 @@ impl Proposal {
         let question =
             Message { user_id: Some(owner.user_id().to_owned()), ..message(Role::User, now) };
         let at = rfc3339(&now);
+        let generation = match &new.key {
+            Some(key) => generation_of(session, key, now),
+            None => GenerationId::random(),
+        };
         let accepted = Accepted {
             message: question.id,
             content: new.content.clone(),
             header: json(&question),
             event: accepted_event(&new.content, &at, &new.spec),
-            tag: Tag::random(),
+            tag: Tag::of_acceptance(generation),
             at,
             key: new.key.clone(),
         };
@@ -131,7 +135,7 @@ impl Proposal {
             owner: owner.clone(),
             session,
             spec: new.spec.clone(),
-            generation: GenerationId::random(),
+            generation,
             fence: Fence(Uuid::new_v4()),
             epoch: Uuid::new_v4().simple().to_string(),
             accepted: Arc::new(accepted),
@@ -359,6 +363,15 @@ impl Store {
             epoch.into(),
         ]
     }
+}
+
+/// The same for everybody who is asked the same with the same key in the same hour, so that a turn
+/// that was told, and lost with a failover, is that turn again when its client repeats it elsewhere. A
+/// key that has been forgotten after a day begins another.
+fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -> GenerationId {
+    let hour = now.timestamp() / 3600;
+    let name = format!("{hour} {} {}", key.body, key.key);
+    GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
 }
 
 pub(super) fn accepted_event(content: &str, at: &str, spec: &TurnSpec) -> String {
