@@ -380,7 +380,8 @@ async fn models_are_merged_over_the_hosts_and_found_with_or_without_a_tag() {
     assert!(models.iter().all(|model| model.size > 0 && !model.digest.is_empty()));
     for model in ["a:7b", "b", "b:latest", "c"] {
         assert_eq!(fleet.check(model).await, Ok(()), "{model}");
-        assert_eq!(fleet.num_ctx(model).await, Some(2048), "{model}");
+        let slot = acquire(&fleet, model).await.expect("a slot");
+        assert_eq!(slot.num_ctx().await, Ok(Some(2048)), "{model}");
     }
     assert_eq!(acquire(&fleet, "c").await.expect("a slot").model().name, "c:latest");
     let OllamaError::ModelNotFound { model, available } =
@@ -392,7 +393,6 @@ async fn models_are_merged_over_the_hosts_and_found_with_or_without_a_tag() {
         (&*model, available),
         ("a", vec!["a:7b".into(), "b:latest".into(), "c:latest".into()])
     );
-    assert_eq!(fleet.num_ctx("a").await, None);
 }
 
 #[tokio::test]
@@ -466,7 +466,6 @@ async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
     assert_eq!(fleet.models().await, Err(OllamaError::NoHost));
     assert_eq!(fleet.check(MODEL).await, Err(OllamaError::NoHost));
     assert_eq!(acquire(&fleet, MODEL).await.map(drop), Err(OllamaError::NoHost));
-    assert_eq!(fleet.num_ctx(MODEL).await, None);
     assert_eq!(fleet.healthy().await, 0);
 }
 

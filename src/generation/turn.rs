@@ -97,7 +97,7 @@ async fn run_to_end(
             (writers, Writer::start(store, held, stored))
         }
     };
-    let told = writers == 1;
+    let told = writer.text().is_empty();
     let end = Box::pin(answer(generations, turn, &feed, &mut writer, told)).await?;
     finish(generations, turn, writer, writers, end).await
 }
@@ -321,17 +321,14 @@ async fn open(
         // Meanwhile the writer learns whose the turn is.
         sleep(RETRY).await;
     };
-    let allowed = fleet.num_ctx(&turn.spec.model).await;
+    let nothing_sent = |error| (error, ContextReport::default());
+    let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
+    let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
+    let slot = slot.map_err(nothing_sent)?;
+    // Asked of this host only: another that does not answer is none of this turn's business.
+    let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let mut chosen = conversation.request(turn, num_ctx, 1.0);
-    let slot = match lease.grant() {
-        Some(grant) => fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await,
-        None => Err(OllamaError::Unreachable),
-    };
-    let slot = match slot {
-        Ok(slot) => slot,
-        Err(error) => return Err((error, chosen.report)),
-    };
     let mut shortened = 0;
     loop {
         match continuation::open(&slot, &chosen.request, so_far).await {
@@ -416,7 +413,7 @@ async fn finish(
     Ok(())
 }
 
-fn failure(error: &OllamaError) -> Failure {
+pub(super) fn failure(error: &OllamaError) -> Failure {
     Failure {
         code: error.code().to_owned(),
         message: error.to_string(),

@@ -132,6 +132,16 @@ impl Catalogue {
         Some(Arc::new(Listing { models, loaded: loaded.unwrap_or_default() }))
     }
 
+    /// The largest context window that a model allows, in tokens; none where the host answers
+    /// something else.
+    pub(super) async fn num_ctx(&self, model: &Model) -> Result<Option<u32>, OllamaError> {
+        match self.details(model).await {
+            Ok(details) => Ok(details.num_ctx),
+            Err(OllamaError::Rejected { .. } | OllamaError::Malformed) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the host knows of a model; asked once for each digest.
     pub(super) async fn details(&self, model: &Model) -> Result<Details, OllamaError> {
         if let Some(details) = lock(&self.details).get(&model.digest) {

@@ -157,18 +157,6 @@ impl Fleet {
         join_all(asked).await.into_iter().flatten().count()
     }
 
-    /// The largest context window that the model allows, in tokens; none where no host tells.
-    pub async fn num_ctx(&self, model: &str) -> Option<u32> {
-        for (member, listing) in self.holders(model).await.ok()? {
-            if let Some(model) = listing.find(model)
-                && let Ok(details) = member.catalogue.details(model).await
-            {
-                return details.num_ctx;
-            }
-        }
-        None
-    }
-
     /// The hosts that have the model, in the order of the settings.
     async fn holders(&self, model: &str) -> Result<Vec<Answered>, OllamaError> {
         let has_it = |listing: &Listing| listing.find(model).is_some();

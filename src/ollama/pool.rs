@@ -197,11 +197,27 @@ impl Slot {
         }
     }
 
+    /// The largest context window that the model allows, in tokens; none where this host does not
+    /// tell.
+    ///
+    /// # Errors
+    /// Where it does not answer. Nothing was generated then.
+    pub async fn num_ctx(&self) -> Result<Option<u32>, OllamaError> {
+        match self.learned(self.member.catalogue.num_ctx(&self.model).await).await {
+            Err(OllamaError::ModelNotFound { .. }) => Ok(None),
+            told => told,
+        }
+    }
+
     /// Whether thoughts are wanted of a model that has any: one without refuses to be asked for them.
     ///
     /// # Errors
     /// As [`Slot::chat`].
     pub async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
-        Ok(request.think && self.member.catalogue.details(&self.model).await?.thinks)
+        if !request.think {
+            return Ok(false);
+        }
+        let details = self.member.catalogue.details(&self.model).await;
+        Ok(self.learned(details).await?.thinks)
     }
 }

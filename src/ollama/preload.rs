@@ -32,7 +32,7 @@ impl Fleet {
             let new = members.iter().filter(|member| !asked.contains(&member.host.id));
             let answers = join_all(new.map(async |member| {
                 let listing = member.catalogue.ask().await?;
-                self.preload_on(member, &listing, models, num_ctx_cap).await;
+                preload_on(member, &listing, models, num_ctx_cap).await;
                 Some((member.host.id.clone(), listing))
             }));
             for (id, listing) in answers.await.into_iter().flatten() {
@@ -57,30 +57,27 @@ impl Fleet {
             );
         }
     }
+}
 
-    async fn preload_on(
-        &self,
-        member: &Arc<Member>,
-        listing: &Listing,
-        models: &[String],
-        num_ctx_cap: u32,
-    ) {
-        for model in models.iter().filter_map(|model| listing.find(model)) {
-            let host = &member.host.name;
-            // As for generations: with another window it would be loaded again.
-            let num_ctx = self.num_ctx(&model.name).await.map(|tokens| tokens.min(num_ctx_cap));
-            let started = Instant::now();
-            match load(member, model, num_ctx).await {
-                Ok(()) => {
-                    let seconds = started.elapsed().as_secs_f64();
-                    tracing::info!(%host, model = model.name, seconds, "a model is loaded");
-                }
-                Err(error) => tracing::warn!(
-                    %host, model = model.name, %error,
-                    "a model could not be preloaded, and is loaded with its first question; \
-                     see that it fits the host's memory, or raise --first-token-timeout"
-                ),
+async fn preload_on(member: &Arc<Member>, listing: &Listing, models: &[String], num_ctx_cap: u32) {
+    for model in models.iter().filter_map(|model| listing.find(model)) {
+        let host = &member.host.name;
+        // As for generations: with another window it would be loaded again.
+        let started = Instant::now();
+        let loaded = match member.catalogue.num_ctx(model).await {
+            Ok(tokens) => load(member, model, tokens.map(|own| own.min(num_ctx_cap))).await,
+            Err(error) => Err(error),
+        };
+        match loaded {
+            Ok(()) => {
+                let seconds = started.elapsed().as_secs_f64();
+                tracing::info!(%host, model = model.name, seconds, "a model is loaded");
             }
+            Err(error) => tracing::warn!(
+                %host, model = model.name, %error,
+                "a model could not be preloaded, and is loaded with its first question; \
+                 see that it fits the host's memory, or raise --first-token-timeout"
+            ),
         }
     }
 }
