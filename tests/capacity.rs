@@ -48,51 +48,183 @@ async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool
     began.elapsed()
 }
 
+/// What one client was told of its wait, and when its turn began.
+struct Waited {
+    asked: Instant,
+    told: Vec<(Instant, u64, Option<f64>)>,
+    began: Instant,
+}
+
+impl Waited {
+    /// Asks over a WebSocket and sees the turn to its end.
+    async fn through(replica: &Process, message: &str) -> Self {
+        let (mut socket, _) = Socket::open(replica, "/ws").await;
+        let asked = Instant::now();
+        socket.say(&json!({"type": "chat", "message": message})).await;
+        let mut told = Vec::new();
+        loop {
+            let event = socket.event().await;
+            match event["type"].as_str() {
+                Some("queued") => {
+                    let position = event["position"].as_u64().expect("a position");
+                    told.push((Instant::now(), position, event["eta_seconds"].as_f64()));
+                }
+                Some("stream_start") => break,
+                Some("message_received") => {}
+                _ => panic!("{event}"),
+            }
+        }
+        let began = Instant::now();
+        socket.until("stream_end").await;
+        Self { asked, told, began }
+    }
+
+    /// At once, at most once a second, and a position that never rises.
+    fn check(&self) {
+        let waited = self.began - self.asked;
+        if let Some((first, ..)) = self.told.first() {
+            assert!(*first - self.asked < Duration::from_millis(1500), "told late");
+        }
+        assert!(waited < Duration::from_secs(2) || !self.told.is_empty(), "never told");
+        assert!(self.told.len() as f64 <= 1.0 + waited.as_secs_f64(), "{:?}", self.told);
+        let positions = self.told.iter().map(|(_, position, _)| *position);
+        assert!(positions.is_sorted_by(|before, after| before >= after), "{:?}", self.told);
+    }
+
+    /// What was told of the time until the turn began, and what was true.
+    fn etas(&self) -> impl Iterator<Item = (f64, f64)> {
+        let told = self.told.iter().filter_map(|(at, _, eta)| Some((at, (*eta)?)));
+        told.map(|(at, eta)| (eta, (self.began - *at).as_secs_f64()))
+    }
+}
+
 #[tokio::test]
-async fn no_host_is_overrun_and_none_idles_while_turns_wait() {
+async fn no_host_is_overrun_none_idles_while_turns_wait_and_what_is_told_is_true() {
     let redis = RedisServer::start();
     let args = ["--slots", "8", "--rate", "200"];
     let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
     let hosts = [(&a, 4), (&b, 2), (&c, 1)];
     let replicas =
         replicas(3, &redis.url(), &urls(&hosts), &[("JARVIS_QUEUE_SHARE", "1000")]).await;
-    let sessions: Vec<_> = (0..100).map(|_| id()).collect();
-    let turns = sessions
-        .iter()
-        .enumerate()
-        .map(|(n, session)| chat(&replicas[n % 3], session, "[[tokens=60]] tell me"));
+    let turns = (0..300).map(|n| Waited::through(&replicas[n % 3], "[[tokens=60]] tell me"));
+    let look = "return { redis.call('ZCARD', KEYS[1]), redis.call('HLEN', KEYS[2]), \
+                redis.call('HLEN', KEYS[3]), redis.call('HLEN', KEYS[4]) }";
+    let held = hosts.map(|(host, _)| format!("jarvis:{{queue}}:held:{}", host.url));
+    let waiting = "jarvis:{queue}:model:tinyllama:latest";
     let watched = async {
-        let (mut looks, mut busy) = (0_u32, 0_u32);
+        let (mut looks, mut busy, mut begun) = (0_u32, 0_u32, false);
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let waiting = redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
-            let started = stats(&a).await["started"].as_u64().unwrap_or(0);
-            match waiting.trim().parse::<u32>() {
-                Ok(waiting) if waiting > 10 => {
-                    let held = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", a.url)]);
-                    let held_b = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", b.url)]);
-                    let held_c = redis.cli(&["HLEN", &format!("jarvis:{{queue}}:held:{}", c.url)]);
+            let seen = redis.cli(&["EVAL", look, "4", waiting, &held[0], &held[1], &held[2]]);
+            let seen: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
+            match seen.as_slice() {
+                [0, ..] if begun => return (looks, busy),
+                [0, ..] => {}
+                seen => {
+                    begun = true;
                     looks += 1;
-                    let all = [held, held_b, held_c];
-                    let all: Vec<_> = all.iter().map(|held| held.trim()).collect();
-                    busy += u32::from(all == ["4", "2", "1"]);
+                    busy += u32::from(seen[1..] == [4, 2, 1]);
                 }
-                _ if started > 10 => return (looks, busy),
-                _ => {}
             }
         }
     };
-    let (replies, (looks, busy)) = tokio::join!(join_all(turns), watched);
-    for reply in &replies {
-        assert_eq!(reply.status, 200, "{}", reply.body);
-    }
+    let (waits, (looks, busy)) = tokio::join!(join_all(turns), watched);
     println!("all slots held at {busy} of {looks} looks");
-    assert!(looks > 10 && f64::from(busy) >= 0.95 * f64::from(looks), "{busy} of {looks}");
+    assert!(looks > 100 && f64::from(busy) >= 0.95 * f64::from(looks), "{busy} of {looks}");
     for (host, slots) in hosts {
         assert_eq!(stats(host).await["peak_running"], slots, "the peak of a host");
     }
+    waits.iter().for_each(Waited::check);
+    let mut errors: Vec<f64> = waits
+        .iter()
+        .flat_map(Waited::etas)
+        // A tenth of a second is the unit in which it is told.
+        .map(|(eta, took)| ((eta - took).abs() - 0.1).max(0.0) / took.max(0.1))
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    let at = |share: f64| errors[((errors.len() - 1) as f64 * share) as usize];
+    println!(
+        "{} times told; wrong by {:.0} % at p50, {:.0} % at p90, {:.0} % at most",
+        errors.len(),
+        at(0.5) * 100.0,
+        at(0.9) * 100.0,
+        at(1.0) * 100.0
+    );
+    assert!(errors.len() > 300 && at(0.9) <= 0.3);
     let left = redis.cli(&["KEYS", "jarvis:{queue}:held:*"]);
     assert_eq!(left.trim(), "", "slots that nobody holds");
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_on_when_the_replica_that_waited_for_it_is_gone() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let extra = [("JARVIS_LEASE_MS", "1000")];
+    let mut replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    assert_eq!(chat(&replicas[0], &id(), "[[tokens=125]] warm").await.status, 200);
+    let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=200]] first"})).await;
+    first.until("stream_start").await;
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut there, _) = Socket::open(&replicas[0], &path).await;
+    let (mut second, _) = Socket::open(&replicas[1], &path).await;
+    second.say(&json!({"type": "chat", "message": "[[tokens=5]] second"})).await;
+    there.until("queued").await;
+    replicas[1].kill();
+    let claimed = async || {
+        let metrics = get(&replicas[0], "/metrics").await.body;
+        metrics.as_str().unwrap_or_default().contains("jarvis_takeovers_total 1")
+    };
+    until("the turn is taken over", LIMIT, claimed).await;
+    there.say(&json!({"type": "ping"})).await;
+    there.until("pong").await;
+    let events = there.until("stream_start").await;
+    let told = events.iter().filter(|event| event["type"] == "queued").count();
+    assert!(told > 0, "nothing of its place: {events:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_tells_nothing_of_its_models_costs_its_own_turns_only() {
+    let redis = RedisServer::start();
+    let (mute, well) = (ollama_sim(&[]), ollama_sim(&[]));
+    let fault = json!({"fault": "hang", "path": "/api/show", "times": 1_000_000});
+    send(http().post(format!("{}/sim/faults", mute.url)).json(&fault)).await;
+    // Loaded there, and so preferred.
+    let load = json!({"model": "tinyllama", "messages": []});
+    assert_eq!(post(&well, "/api/chat", &load).await.status, 200);
+    let replicas = replicas(1, &redis.url(), &urls(&[(&mute, 1), (&well, 1)]), &[]).await;
+    for _ in 0..3 {
+        let began = Instant::now();
+        let reply = chat(&replicas[0], &id(), "[[tokens=3]] quick").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+    // One that gets it goes on elsewhere.
+    let turns = [id(), id()];
+    let turns = turns.iter().map(|session| chat(&replicas[0], session, "[[tokens=30]] both"));
+    for reply in join_all(turns).await {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_whose_model_goes_away_while_it_waits_is_told_so() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "20", "--models", "tinyllama,other"]);
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
+    first.say(&json!({"type": "chat", "message": "[[tokens=400]] first"})).await;
+    first.until("stream_start").await;
+    let (mut second, _) = Socket::open(&replicas[0], "/ws").await;
+    second.say(&json!({"type": "chat", "message": "second", "model": "other"})).await;
+    second.until("queued").await;
+    let body = json!({"model": "other"});
+    let deleted = http().delete(format!("{}/api/delete", sim.url)).json(&body);
+    assert_eq!(send(deleted).await.status, 200);
+    let events = second.until("error").await;
+    let error = events.last().expect("an error");
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("model_not_found"), &json!(false)));
 }
 
 #[tokio::test]
@@ -107,7 +239,7 @@ async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
     let events = first.until("stream_start").await;
     assert_eq!(kinds(&events), ["message_received", "stream_start"], "nothing of a queue");
     let (mut second, _) = Socket::open(&replicas[1], "/ws").await;
-    second.say(&json!({"type": "chat", "message": "[[tokens=50]] second"})).await;
+    second.say(&json!({"type": "chat", "message": "[[tokens=100]] second"})).await;
     let told = second.until("queued").await;
     assert_eq!(kinds(&told), ["message_received", "queued"]);
     assert_eq!(told[1]["position"], 1, "{}", told[1]);

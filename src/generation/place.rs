@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Generations;
-use super::turn::{Stopped, cancelled};
+use super::turn::{Stopped, cancelled, failure};
+use crate::ollama::OllamaError;
 use crate::queue::{Lease, Place, Waiting};
 use crate::session::Feed;
 use crate::session::model::Failure;
@@ -17,6 +18,9 @@ const HOPELESS: Duration = Duration::from_secs(10);
 /// Before a turn is given up the queue is asked again, and once more after this: a replica that was
 /// stopped, or that had no Redis, has not seen what happened meanwhile.
 const LAST_LOOK: Duration = Duration::from_secs(2);
+/// A session is told at most this often where its turn stands: each time that the queue has looked,
+/// which is once a second. It is told again what it was told before, as that may be lost.
+const TOLD_AFTER: Duration = Duration::from_millis(950);
 /// How long a turn waits, at most.
 const LONGEST: Duration = Duration::from_hours(1);
 /// Pause before Redis is asked again after it failed.
@@ -51,7 +55,7 @@ pub(super) async fn wait_for_slot(
     let mut again_at = wait.again_at;
     let mut hopeless_since = None;
     let mut last_look = None;
-    let mut told = None;
+    let mut told: Option<Instant> = None;
     loop {
         let joined = std::mem::replace(&mut joins, false);
         let place = if joined {
@@ -76,7 +80,8 @@ pub(super) async fn wait_for_slot(
                 return Ok(Ok(()));
             }
             Place::Waiting(waiting) => {
-                if wait.is_told && told.replace(waiting) != Some(waiting) {
+                if wait.is_told && told.is_none_or(|at| at.elapsed() >= TOLD_AFTER) {
+                    told = Some(Instant::now());
                     tell(generations, turn, waiting).await;
                 }
                 let since = (waiting.hosts == 0).then_some(Instant::now());
@@ -89,16 +94,18 @@ pub(super) async fn wait_for_slot(
             Place::Gone if joined => return Err(Stopped),
             Place::Gone => joins = true,
         }
-        let (end, failure) = match hopeless_since {
-            Some(since) => (since + HOPELESS, no_host as fn() -> Failure),
-            None => (began + LONGEST, too_long as fn() -> Failure),
-        };
+        let end = hopeless_since.map_or(began + LONGEST, |since| since + HOPELESS);
         let now = Instant::now();
         if now < end {
             last_look = None;
         } else if joined {
             match last_look {
-                Some(due) if now >= due => return Ok(Err(failure())),
+                Some(due) if now >= due => {
+                    let hopeless = hopeless_since.is_some();
+                    let failure =
+                        if hopeless { no_host(generations, turn).await } else { too_long() };
+                    return Ok(Err(failure));
+                }
                 _ => last_look = Some(last_look.unwrap_or(now + LAST_LOOK)),
             }
         }
@@ -129,8 +136,12 @@ pub(super) fn queue_full(after: Option<Duration>) -> Failure {
     later("queue_full", "as many turns wait as may; try again later", after)
 }
 
-fn no_host() -> Failure {
-    later("no_model_host", "no model host can be reached", COME_BACK)
+/// Why no host within reach has the model.
+async fn no_host(generations: &Generations, turn: &Turn) -> Failure {
+    match generations.fleet.check(&turn.spec.model).await {
+        Err(error @ OllamaError::ModelNotFound { .. }) => failure(&error),
+        _ => later("no_model_host", "no model host can be reached", COME_BACK),
+    }
 }
 
 fn too_long() -> Failure {

@@ -130,6 +130,8 @@ async fn compare(
             }
             (Place::Waiting(_), place) => {
                 own.learn(Told { place, start: told.start }, grants);
+                // Who waits may want to tell of it, though nothing has changed.
+                own.place.send_modify(|_| {});
                 return Ok(());
             }
             _ => return Ok(()),

@@ -313,6 +313,9 @@ impl Feed {
         };
         let mut state = self.state();
         if !state.confirmed {
+            if let Hint::Queued(queued) = hint {
+                state.queued = Some(queued);
+            }
             drop(state);
             return self.read_soon();
         }
@@ -610,7 +613,7 @@ impl Reader {
         };
         let waits = !state.window.events().any(|event| {
             event.generation == Some(queued.generation)
-                && !matches!(event.control, Control::Accepted { .. })
+                && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
         });
         if !waits {
             return Look::Nothing;

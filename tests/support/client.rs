@@ -138,8 +138,11 @@ impl Socket {
     }
 
     async fn raw(&mut self) -> Message {
+        // Pings come for ever.
+        let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
-            let next = tokio::time::timeout(LIMIT, self.0.next()).await.expect("a frame in time");
+            let next = tokio::time::timeout_at(deadline, self.0.next());
+            let next = next.await.expect("a frame in time");
             match next.expect("an open socket").expect("a frame") {
                 Message::Ping(_) | Message::Pong(_) => {}
                 frame => return frame,
