@@ -15,7 +15,7 @@
 --   :model:<model>          sorted set: waiting generations by score
 --   :models                 set: the models that are waited for
 --   :users                  sorted set: users by finish
---   :source:<source>        set: waiting generations
+--   :source:<source>        sorted set: waiting generations by score
 --   :replica:<replica>      hash: generation → host, '' while it waits
 --   :host:<host>            hash: slots, time (virtual), turn_ms (mean), full (until when),
 --                           has:<model> → loaded | stored, via:<replica> → open | trial | shut
@@ -40,8 +40,9 @@ local RAN_SECONDS = 600
 local HOST_SECONDS = 3600
 -- Weight of the newest turn in the mean.
 local NEWEST = 0.2
--- Holdings of a replica that one call frees.
-local FREED_AT_ONCE = 200
+-- Holdings of a replica that one call frees, and about as many as one call reads.
+local FREED_AT_ONCE = 100
+local SCANNED_AT_ONCE = 250
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -73,7 +74,7 @@ local function read_hosts(base, now)
     hosts[i] = {
       name = name, key = key, held = held,
       slots = tonumber(fields[1]) or 0, time = tonumber(fields[2]) or 0,
-      turn_ms = tonumber(fields[3]), full = (tonumber(fields[4]) or 0) > now,
+      turn_ms = tonumber(fields[3]), full_ms = math.max((tonumber(fields[4]) or 0) - now, 0),
       used = redis.call('HLEN', held), fields = {},
     }
   end
@@ -92,7 +93,7 @@ local function has(host, model)
 end
 
 local function is_free(host)
-  return host.used < host.slots and not host.full
+  return host.used < host.slots and host.full_ms == 0
 end
 
 -- Whether any free host passes the test, or where there is none, whether any is free.
@@ -117,7 +118,7 @@ end
 local function enter(base, ticket)
   redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
   redis.call('SADD', base .. ':models', ticket.model)
-  redis.call('SADD', base .. ':source:' .. ticket.source, ticket.generation)
+  redis.call('ZADD', base .. ':source:' .. ticket.source, ticket.score, ticket.generation)
   redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
 end
 
@@ -127,7 +128,7 @@ local function stop_waiting(base, ticket)
   if redis.call('EXISTS', waiting) == 0 then
     redis.call('SREM', base .. ':models', ticket.model)
   end
-  redis.call('SREM', base .. ':source:' .. ticket.source, ticket.generation)
+  redis.call('ZREM', base .. ':source:' .. ticket.source, ticket.generation)
 end
 
 -- Gives up the slot or the place; the ticket itself stays.
@@ -151,7 +152,7 @@ end
 
 local function charge(base, user, start)
   local users = base .. ':users'
-  redis.call('ZADD', users, start + 1, user)
+  redis.call('ZADD', users, 'GT', start + 1, user)
   local beyond = redis.call('ZCARD', users) - USERS
   if beyond > 0 then
     redis.call('ZREMRANGEBYRANK', users, 0, beyond - 1)
@@ -185,14 +186,18 @@ local function hold(base, ticket, host, now)
   host.used = host.used + 1
 end
 
-local function grant(base, ticket, host, now, asking)
-  stop_waiting(base, ticket)
-  hold(base, ticket, host, now)
-  local start = tonumber(ticket.start)
+-- A start is granted: the host's virtual time is no earlier from now on.
+local function pass(host, start)
   if start > host.time then
     host.time = start
     redis.call('HSET', host.key, 'time', start)
   end
+end
+
+local function grant(base, ticket, host, now, asking)
+  stop_waiting(base, ticket)
+  hold(base, ticket, host, now)
+  pass(host, tonumber(ticket.start))
   if host_field(host, 'via:' .. ticket.replica) == 'trial' then
     -- One trial, until its replica reports what came of it.
     host.fields['via:' .. ticket.replica] = 'shut'
@@ -291,10 +296,8 @@ local function outlook(base, hosts, models, model, replica, now)
   end
   local shares, rate = {}, 0
   for _, host in ipairs(hosts) do
-    if has(host, model) then
-      if (host_field(host, 'via:' .. replica) or 'shut') ~= 'shut' then
-        view.hosts = view.hosts + 1
-      end
+    if has(host, model) and (host_field(host, 'via:' .. replica) or 'shut') ~= 'shut' then
+      view.hosts = view.hosts + 1
       for _, other in ipairs(models) do
         if other ~= model and not shares[other] and has(host, other) then
           shares[other] = true
@@ -307,7 +310,7 @@ local function outlook(base, hosts, models, model, replica, now)
         local since = redis.call('HVALS', host.held)
         for i = 1, host.slots do
           local ends = since[i] and since[i] + turn_ms - now or 0
-          view.ends[#view.ends + 1] = math.max(ends, 0)
+          view.ends[#view.ends + 1] = math.max(ends, host.full_ms)
         end
       end
     end
@@ -342,6 +345,14 @@ local function count_waiting(base, models)
     waiting = waiting + redis.call('ZCARD', base .. ':model:' .. model)
   end
   return waiting
+end
+
+-- When the first waiting ticket of a source leaves the queue.
+local function source_eta_ms(base, hosts, models, source, replica, now)
+  local first = redis.call('ZRANGE', base .. ':source:' .. source, 0, 0)[1]
+  local ticket = redis.call('HMGET', base .. ':ticket:' .. first, 'model', 'score')
+  local view = outlook(base, hosts, models, ticket[1], replica, now)
+  return eta_ms(view, position(base, view, ticket[2]))
 end
 
 local function told(base, hosts, ticket, now)
@@ -391,17 +402,16 @@ local function join(keys, args)
     -- What has text was let in once, and goes on.
     if args[8] == '' and not first then
       local models = waiting_models(base)
-      local word = count_waiting(base, models) >= tonumber(args[9]) and 'full'
-        or source ~= '' and redis.call('SCARD', base .. ':source:' .. source) >= tonumber(args[10])
-        and 'crowded'
-      if word then
-        return { word, eta_ms(outlook(base, hosts, models, model, replica, now), 1) }
+      if count_waiting(base, models) >= tonumber(args[9]) then
+        return { 'full', eta_ms(outlook(base, hosts, models, model, replica, now), 1) }
+      end
+      if source ~= '' and redis.call('ZCARD', base .. ':source:' .. source) >= tonumber(args[10])
+      then
+        return { 'crowded', source_eta_ms(base, hosts, models, source, replica, now) }
       end
     end
     local start = tonumber(args[8]) or fair_start(base, hosts, user, model)
-    if args[8] == '' then
-      charge(base, user, start)
-    end
+    charge(base, user, start)
     ticket = {
       key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
       user = user, source = source, model = model, session = args[6],
@@ -486,10 +496,15 @@ local function restore(keys, args)
   else
     ticket = { key = base .. ':ticket:' .. args[1], generation = args[1] }
     redis.call('HSET', ticket.key, 'user', args[4], 'source', args[5], 'model', args[6],
-      'session', args[7], 'start', args[8], 'first', '1', 'score', '-1')
+      'session', args[7], 'start', tonumber(args[8]) or 0, 'first', '1', 'score', '-1')
   end
   redis.call('HSET', ticket.key, 'replica', args[2])
   ticket.replica = args[2]
+  -- What was reckoned before may be forgotten with it, and who comes now would start before those
+  -- who waited.
+  local start, key = tonumber(args[8]) or 0, base .. ':host:' .. args[3]
+  charge(base, args[4], start)
+  pass({ key = key, time = tonumber(redis.call('HGET', key, 'time')) or 0 }, start)
   hold(base, ticket, { name = args[3], held = base .. ':held:' .. args[3], used = 0 }, now)
   return tostring(ticket.grants)
 end
@@ -587,9 +602,28 @@ local function room(keys, args)
   return { 'full', tostring(eta_ms(view, 1)) }
 end
 
--- replica → the generations in its name
+-- replica, where to go on ('0' at first) → where to go on ('0' at the end), some of the generations
+-- in its name, of which some may come twice
 local function holdings(keys, args)
-  return redis.call('HKEYS', keys[1] .. ':replica:' .. args[1])
+  local scan = redis.call('HSCAN', keys[1] .. ':replica:' .. args[1], args[2], 'COUNT', SCANNED_AT_ONCE)
+  local reply = { scan[1] }
+  for i = 1, #scan[2], 2 do
+    reply[#reply + 1] = scan[2][i]
+  end
+  return reply
+end
+
+-- Some fields of a hash, none only where it has none. A large hash is not read as a whole.
+local function some_fields(key)
+  local from, fields = '0', {}
+  repeat
+    local scan = redis.call('HSCAN', key, from, 'COUNT', FREED_AT_ONCE)
+    for i = 1, #scan[2], 2 do
+      fields[#fields + 1] = scan[2][i]
+    end
+    from = scan[1]
+  until #fields > 0 or from == '0'
+  return fields
 end
 
 -- replica, the counter that was observed or '' or, by itself, 'self': frees what is in its name, unless its counter has
@@ -600,12 +634,10 @@ local function free(keys, args)
   if args[2] ~= 'self' and counter and counter ~= args[2] then
     return 'alive'
   end
-  local freed = 0
-  for _, generation in ipairs(redis.call('HKEYS', base .. ':replica:' .. replica)) do
-    if freed == FREED_AT_ONCE then
-      break
-    end
-    freed = freed + 1
+  local held = base .. ':replica:' .. replica
+  local some = some_fields(held)
+  for i = 1, math.min(#some, FREED_AT_ONCE) do
+    local generation = some[i]
     local ticket = read(base, generation)
     if ticket and ticket.replica == replica then
       take_out(base, ticket)
@@ -615,12 +647,12 @@ local function free(keys, args)
       redis.call('HDEL', base .. ':replica:' .. replica, generation)
     end
   end
-  if freed < FREED_AT_ONCE then
+  if redis.call('EXISTS', held) == 0 then
     report(keys, { replica, '', '[]' })
     redis.call('HDEL', base .. ':reports', replica)
     return 'ok'
   end
-  dispatch(base, read_hosts(base, now), now)
+  -- Nothing is given out before the end: much of it would go to the same replica again.
   return 'more'
 end
 

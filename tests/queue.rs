@@ -116,7 +116,7 @@ async fn a_free_slot_is_granted_at_once_and_a_repeat_gets_the_same() {
     release(&world.store, &first).await;
     granted(&world.store, &second).await;
     release(&world.store, &second).await;
-    assert_eq!(world.store.holdings().await.unwrap(), []);
+    assert_eq!(world.store.holdings().await.unwrap(), HashSet::new());
     let left = world.server.cli(&["KEYS", "jarvis:{queue}:ticket:*"]);
     assert_eq!(left.trim(), "", "tickets that are over leave nothing");
 }
@@ -461,6 +461,82 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
     }
 }
 
+#[tokio::test]
+async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
+    let mut hosts = [host("a", 1, &[MODEL]), host("b", 4, &[MODEL])];
+    let world = World::with(&hosts).await;
+    hosts[1].via = Via::Shut;
+    world.store.report(&hosts).await.unwrap();
+    let turn_time = Duration::from_millis(500);
+    let warm = ticket("u", MODEL);
+    join(&world.store, &warm).await;
+    tokio::time::sleep(turn_time).await;
+    release(&world.store, &warm).await;
+    join(&world.store, &ticket("u", MODEL)).await;
+    for n in 1..4 {
+        let told = join(&world.store, &ticket("v", MODEL)).await;
+        let Place::Waiting(Waiting { eta: Some(eta), hosts: 1, .. }) = told else {
+            panic!("{told:?}")
+        };
+        let true_wait = turn_time * n;
+        assert!(eta > true_wait.mul_f64(0.7) && eta < true_wait.mul_f64(1.3), "{n}: {eta:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_comes_after_everything_was_lost_waits_behind_those_who_waited() {
+    let hosts = [host("a", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    for _ in 0..20 {
+        let past = ticket("u", MODEL);
+        join(&world.store, &past).await;
+        release(&world.store, &past).await;
+    }
+    let (running, waiting) = (ticket("u", MODEL), ticket("u", MODEL));
+    let start_of_running = world.store.join(&running, None).await.unwrap().start.expect("a start");
+    let start_of_waiting = world.store.join(&waiting, None).await.unwrap().start.expect("a start");
+    world.server.cli(&["FLUSHALL"]);
+    let host_of_running = HostKey("a".into());
+    world.store.restore(&running, &host_of_running, &start_of_running).await.unwrap();
+    world.store.report(&hosts).await.unwrap();
+    world.store.join(&waiting, Some(&start_of_waiting)).await.unwrap();
+    // A user with two turns there gets no third before another's first.
+    let (third, first_of_v) = (ticket("u", MODEL), ticket("v", MODEL));
+    join(&world.store, &third).await;
+    join(&world.store, &first_of_v).await;
+    let second_of_v = ticket("v", MODEL);
+    join(&world.store, &second_of_v).await;
+    let mut order = Vec::new();
+    for turn in [&first_of_v, &waiting, &second_of_v, &third] {
+        order.push(position(&world.store, turn).await);
+    }
+    assert_eq!(order, [Some(1), Some(2), Some(3), Some(4)]);
+}
+
+#[tokio::test]
+async fn a_source_that_has_its_share_is_told_when_its_own_first_turn_leaves() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let limits = Limits { waiting: 100, waiting_of_source: 1 };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let turn_time = Duration::from_millis(300);
+    let warm = ticket("w", MODEL);
+    join(&store, &warm).await;
+    tokio::time::sleep(turn_time).await;
+    release(&store, &warm).await;
+    for n in 0..5 {
+        join(&store, &ticket(&format!("v{n}"), MODEL)).await;
+    }
+    // One of the five runs.
+    let fifth = join(&store, &ticket("u", MODEL)).await;
+    assert!(matches!(fifth, Place::Waiting(w) if w.position == 5), "{fifth:?}");
+    let told = join(&store, &ticket("u", MODEL)).await;
+    let Place::Crowded(Some(after)) = told else { panic!("{told:?}") };
+    assert!(
+        after > turn_time.mul_f64(0.7 * 5.0) && after < turn_time.mul_f64(1.3 * 5.0),
+        "{after:?}"
+    );
+}
+
 fn queue(redis: &Redis, name: &str, hosts: Vec<HostReport>) -> Queue {
     Queue::start(redis, replica(redis, name), move || hosts.clone()).expect("a queue")
 }
@@ -782,9 +858,26 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     }
     let ids: Vec<_> = tickets[5000..15_000].iter().map(|ticket| ticket.generation).collect();
     store.places(&ids).await.expect("Redis");
+    for _ in 0..20 {
+        store.tick().await.expect("Redis");
+        store.holdings().await.expect("Redis");
+    }
+    // What nobody of this replica can use, and much of it stands before what others could.
+    let other = world.other("r2", &hosts).await;
+    let mut shut = hosts.clone();
+    shut[0].via = Via::Shut;
+    store.report(&shut).await.expect("Redis");
+    for n in 0..200 {
+        join(&store, &ticket(&format!("w{n}"), MODEL)).await;
+    }
+    assert_eq!(other.free("r1", None).await.expect("Redis"), Freed::All);
     world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]);
     let log = world.server.cli(&["SLOWLOG", "GET", "-1"]);
-    for (function, bound) in [("join", 1000), ("release", 1000), ("places", 10_000)] {
+    // Those that look at many tickets may take longer, but nobody is to wait for them.
+    let long = ["places", "tick", "holdings", "report", "free"].map(|name| (name, 0.9, 5000));
+    for (function, share, bound) in
+        [("join", 0.99, 1000), ("release", 0.99, 1000)].into_iter().chain(long)
+    {
         let mut times = times_of(&log, &format!("jarvis_queue_{function}_1"));
         times.sort_unstable();
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
@@ -795,7 +888,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
             at(0.99),
             at(1.0),
         );
-        assert!(at(0.99) < bound, "{function}: {} µs at p99", at(0.99));
+        assert!(at(share) < bound, "{function}: {} µs at {share}", at(share));
     }
 }
 

@@ -42,7 +42,7 @@ impl Lease {
         }
     }
 
-    /// Where the ticket stands, once that is something else. Cancel-safe.
+    /// Where the ticket stands, once it was looked at or is something else. Cancel-safe.
     pub async fn changed(&mut self) -> Place {
         if self.place.changed().await.is_err() {
             // The sender lives as long as this lease.
@@ -56,8 +56,9 @@ impl Lease {
     /// # Errors
     /// [`RedisError`]; the ticket may have joined then, and a repeat is harmless.
     pub async fn join(&mut self, has_text: bool) -> Result<Place, RedisError> {
-        let Some((mut ticket, start, grants)) = self.begin_call() else { return Ok(Place::Gone) };
-        ticket.has_text = has_text;
+        let Some((ticket, start, grants)) = self.begin_call(has_text) else {
+            return Ok(Place::Gone);
+        };
         let call = Call { lease: self, grants };
         call.lease.joined = true;
         call.lease.inner.report_for(&ticket.model).await?;
@@ -71,7 +72,7 @@ impl Lease {
     /// [`RedisError`]; the slot may have been returned then, and joining tells.
     pub async fn give_back(&mut self, why: Returned) -> Result<Place, RedisError> {
         let Some(grant) = self.grant() else { return Ok(self.place()) };
-        let Some((.., grants)) = self.begin_call() else { return Ok(Place::Gone) };
+        let Some((.., grants)) = self.begin_call(why.has_text) else { return Ok(Place::Gone) };
         let call = Call { lease: self, grants };
         let inner = &call.lease.inner;
         let told = inner.store.give_back(call.lease.generation, &grant, why).await?;
@@ -82,9 +83,10 @@ impl Lease {
         Ok(call.answered(told))
     }
 
-    fn begin_call(&mut self) -> Option<(Ticket, Option<String>, u64)> {
+    fn begin_call(&mut self, has_text: bool) -> Option<(Ticket, Option<String>, u64)> {
         let mut own = self.inner.own();
         let own = own.get_mut(&self.generation)?;
+        own.ticket.has_text = has_text;
         own.calls += 1;
         own.under_way = true;
         Some((own.ticket.clone(), own.start.clone(), own.grants))

@@ -1,6 +1,6 @@
 //! The queue in Redis: the functions that change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use fred::prelude::Value;
@@ -378,10 +378,22 @@ impl QueueStore {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn holdings(&self) -> Result<Vec<GenerationId>, RedisError> {
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_queue_holdings_1", &[QUEUE], vec![self.me()]).await?;
-        reply.iter().map(|id| id.parse().map_err(|_| unexpected("holdings"))).collect()
+    pub async fn holdings(&self) -> Result<HashSet<GenerationId>, RedisError> {
+        let mut all = HashSet::new();
+        let mut from = "0".to_owned();
+        loop {
+            let args = vec![self.me(), from.as_str().into()];
+            let reply: Vec<String> =
+                self.redis.call_readonly("jarvis_queue_holdings_1", &[QUEUE], args).await?;
+            let [next, some @ ..] = reply.as_slice() else { return Err(unexpected("holdings")) };
+            for id in some {
+                all.insert(id.parse().map_err(|_| unexpected("holdings"))?);
+            }
+            if next == "0" {
+                return Ok(all);
+            }
+            next.clone_into(&mut from);
+        }
     }
 
     /// Frees everything in the name of a replica whose heartbeat stopped at `counter`, or that has
