@@ -13,6 +13,8 @@
 --                           replica (none: parked until somebody takes it over), host and since
 --                           while it holds a slot, not:<host> → until when
 --   :model:<model>          sorted set: waiting generations by score
+--   :line:<replica>:<model> the same, of one replica
+--   :lines:<model>          set: the replicas that wait for it
 --   :models                 set: the models that are waited for
 --   :users                  sorted set: users by finish
 --   :source:<source>        sorted set: waiting generations by score
@@ -28,8 +30,10 @@
 
 -- Arrivals that are told apart among equal starts: 24 bits of a score, which leaves 29 for starts.
 local ARRIVALS = 16777216
--- Tickets that are looked at for a host which those before them cannot use.
+-- Tickets of a replica that are looked at for a host which those before them failed on.
 local LOOK = 64
+-- How long a host that said it was full is not reckoned with for more than it does.
+local DOUBT_MS = 5000
 -- Users whose finishes are kept, the greatest.
 local USERS = 20000
 -- How long a ticket without a replica keeps its place.
@@ -41,7 +45,7 @@ local HOST_SECONDS = 3600
 -- Weight of the newest turn in the mean.
 local NEWEST = 0.2
 -- Holdings of a replica that one call frees, and about as many as one call reads.
-local FREED_AT_ONCE = 100
+local FREED_AT_ONCE = 50
 local SCANNED_AT_ONCE = 250
 
 local function now_ms()
@@ -70,11 +74,12 @@ local function read_hosts(base, now)
   for i, name in ipairs(names) do
     local key = base .. ':host:' .. name
     local fields = redis.call('HMGET', key, 'slots', 'time', 'turn_ms', 'full')
+    local full = tonumber(fields[4]) or 0
     local held = base .. ':held:' .. name
     hosts[i] = {
       name = name, key = key, held = held,
       slots = tonumber(fields[1]) or 0, time = tonumber(fields[2]) or 0,
-      turn_ms = tonumber(fields[3]), full_ms = math.max((tonumber(fields[4]) or 0) - now, 0),
+      turn_ms = tonumber(fields[3]), full = full > now, doubtful = full > now - DOUBT_MS,
       used = redis.call('HLEN', held), fields = {},
     }
   end
@@ -93,7 +98,7 @@ local function has(host, model)
 end
 
 local function is_free(host)
-  return host.used < host.slots and host.full_ms == 0
+  return host.used < host.slots and not host.full
 end
 
 -- Whether any free host passes the test, or where there is none, whether any is free.
@@ -106,16 +111,27 @@ local function some_free(hosts, test)
   return false
 end
 
+local function serves(host, model, replica)
+  local via = host_field(host, 'via:' .. replica)
+  return (via == 'open' or via == 'trial') and has(host, model)
+end
+
 -- Whether the ticket's replica may use the host for it now.
 local function suits(host, ticket, now)
-  local via = host_field(host, 'via:' .. ticket.replica)
-  return (via == 'open' or via == 'trial') and has(host, ticket.model)
+  return serves(host, ticket.model, ticket.replica)
     and (tonumber(ticket['not:' .. host.name]) or 0) <= now
 end
 
 -- Places
 
+local function line_of(base, replica, model)
+  return base .. ':line:' .. replica .. ':' .. model
+end
+
 local function enter(base, ticket)
+  local line = line_of(base, ticket.replica, ticket.model)
+  redis.call('ZADD', line, ticket.score, ticket.generation)
+  redis.call('SADD', base .. ':lines:' .. ticket.model, ticket.replica)
   redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
   redis.call('SADD', base .. ':models', ticket.model)
   redis.call('ZADD', base .. ':source:' .. ticket.source, ticket.score, ticket.generation)
@@ -123,6 +139,11 @@ local function enter(base, ticket)
 end
 
 local function stop_waiting(base, ticket)
+  local line = line_of(base, ticket.replica, ticket.model)
+  redis.call('ZREM', line, ticket.generation)
+  if redis.call('EXISTS', line) == 0 then
+    redis.call('SREM', base .. ':lines:' .. ticket.model, ticket.replica)
+  end
   local waiting = base .. ':model:' .. ticket.model
   redis.call('ZREM', waiting, ticket.generation)
   if redis.call('EXISTS', waiting) == 0 then
@@ -226,17 +247,11 @@ local function best_host(base, hosts, ticket, now)
   return best
 end
 
--- The first ticket of a model that some free host suits.
-local function first_served(base, hosts, model, now)
-  local function has_model(host)
-    return has(host, model)
-  end
-  if not some_free(hosts, has_model) then
-    return nil
-  end
+-- The first ticket of a line that some free host suits.
+local function first_of_line(base, hosts, line, now)
   local from, to = 0, 0
   while from < LOOK do
-    local found = redis.call('ZRANGE', base .. ':model:' .. model, from, to)
+    local found = redis.call('ZRANGE', line, from, to)
     for _, generation in ipairs(found) do
       local ticket = read(base, generation)
       local function suits_ticket(host)
@@ -252,6 +267,42 @@ local function first_served(base, hosts, model, now)
     from, to = to + 1, math.min(2 * to + 7, LOOK - 1)
   end
   return nil
+end
+
+-- The first ticket of a model that some free host suits. A line is of one replica, so that those who
+-- cannot reach a host, however many, stand in nobody's way.
+local function first_served(base, hosts, model, now)
+  local function has_model(host)
+    return has(host, model)
+  end
+  if not some_free(hosts, has_model) then
+    return nil
+  end
+  local lines = {}
+  for _, replica in ipairs(redis.call('SMEMBERS', base .. ':lines:' .. model)) do
+    local function serves_it(host)
+      return serves(host, model, replica)
+    end
+    if some_free(hosts, serves_it) then
+      local line = line_of(base, replica, model)
+      local head = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
+      lines[#lines + 1] = { line = line, score = tonumber(head[2]) }
+    end
+  end
+  table.sort(lines, function(a, b)
+    return a.score < b.score
+  end)
+  local best
+  for _, line in ipairs(lines) do
+    if best and tonumber(best.score) < line.score then
+      break
+    end
+    local ticket = first_of_line(base, hosts, line.line, now)
+    if ticket and (not best or tonumber(ticket.score) < tonumber(best.score)) then
+      best = ticket
+    end
+  end
+  return best
 end
 
 -- Gives every free slot to the first ticket that it suits. `asking` learns of its own by the reply.
@@ -305,12 +356,14 @@ local function outlook(base, hosts, models, model, replica, now)
         end
       end
       local turn_ms = host.turn_ms or (known > 0 and sum / known)
+      -- One that says it is full has the slots that we use, and no others.
+      local slots = host.doubtful and math.min(host.used, host.slots) or host.slots
       if turn_ms then
-        rate = rate + host.slots / math.max(turn_ms, 1)
+        rate = rate + slots / math.max(turn_ms, 1)
         local since = redis.call('HVALS', host.held)
-        for i = 1, host.slots do
+        for i = 1, slots do
           local ends = since[i] and since[i] + turn_ms - now or 0
-          view.ends[#view.ends + 1] = math.max(ends, host.full_ms)
+          view.ends[#view.ends + 1] = math.max(ends, 0)
         end
       end
     end

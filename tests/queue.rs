@@ -484,6 +484,47 @@ async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_full_by_its_own_word_is_not_reckoned_with() {
+    let world = World::with(&[host("a", 1, &[MODEL]), host("b", 4, &["other:latest"])]).await;
+    let turn_time = Duration::from_millis(500);
+    let warm = ticket("u", MODEL);
+    join(&world.store, &warm).await;
+    tokio::time::sleep(turn_time).await;
+    release(&world.store, &warm).await;
+    join(&world.store, &ticket("u", MODEL)).await;
+    world.store.report(&[host("a", 1, &[MODEL]), host("b", 4, &[MODEL])]).await.unwrap();
+    let bounced = ticket("v", MODEL);
+    join(&world.store, &bounced).await;
+    let grant = granted(&world.store, &bounced).await;
+    assert_eq!(grant.host.0, "b");
+    let full = Duration::from_mins(1);
+    let why = Returned { excluded: Duration::ZERO, full, has_text: false };
+    world.store.give_back(bounced.generation, &grant, why).await.unwrap();
+    let told = join(&world.store, &ticket("w", MODEL)).await;
+    let Place::Waiting(Waiting { position: 2, eta: Some(eta), .. }) = told else {
+        panic!("{told:?}")
+    };
+    assert!(eta > turn_time.mul_f64(1.4) && eta < turn_time.mul_f64(2.6), "{eta:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_few_can_reach_does_not_idle_behind_those_who_cannot() {
+    let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let other = world.other("r2", &hosts).await;
+    let mut partly = hosts.clone();
+    partly[1].via = Via::Shut;
+    world.store.report(&partly).await.unwrap();
+    let cut_off: Vec<_> = (0..150).map(|n| ticket(&format!("u{n}"), MODEL)).collect();
+    for turn in &cut_off {
+        join(&world.store, turn).await;
+    }
+    let behind = ticket("v", MODEL);
+    join(&other, &behind).await;
+    assert_eq!(granted(&other, &behind).await.host.0, "b");
+}
+
+#[tokio::test]
 async fn whoever_comes_after_everything_was_lost_waits_behind_those_who_waited() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
