@@ -231,7 +231,8 @@ impl Inner {
                 if members.iter().any(|member| member.host.id == id) {
                     continue;
                 }
-                let same = known.iter().find(|member| member.host.id == id);
+                let same =
+                    known.iter().find(|member| member.host.id == id && member.number == number);
                 members.push(match same {
                     Some(member) => Arc::clone(member),
                     None => Arc::new(self.member(number, host, id, *address)?),
@@ -382,6 +383,34 @@ mod tests {
         let mut without_slots = config(&["http://h"]);
         without_slots.hosts[0].slots = 0;
         assert_eq!(refused(without_slots), "invalid_setting");
+    }
+
+    #[tokio::test]
+    async fn a_name_is_followed_as_its_addresses_change() {
+        let mut config = config(&["http://name:1", "http://127.0.0.2:1"]);
+        config.hosts[1].slots = 7;
+        let fleet = Fleet::new(config).expect("a fleet");
+        let of = |last: &[u8]| {
+            let addresses = last.iter().map(|last| SocketAddr::from(([127, 0, 0, *last], 1)));
+            Some(addresses.collect::<Vec<_>>())
+        };
+        let now = |found: Option<Vec<SocketAddr>>| {
+            fleet.inner.set(&[found, of(&[2])]).expect("members");
+            let hosts = fleet.hosts();
+            let hosts = hosts.iter().map(|host| (host.id.as_str().to_owned(), host.slots));
+            (hosts.collect::<Vec<_>>(), fleet.members())
+        };
+        let told = |hosts: &[(u8, usize)]| -> Vec<(String, usize)> {
+            hosts.iter().map(|(last, slots)| (format!("http://127.0.0.{last}:1"), *slots)).collect()
+        };
+        assert_eq!(now(None).0, told(&[(2, 7)]), "before there is an answer");
+        let (hosts, before) = now(of(&[1, 2, 3]));
+        assert_eq!(hosts, told(&[(1, 1), (2, 1), (3, 1)]), "each address once");
+        let (hosts, after) = now(of(&[3, 4]));
+        assert_eq!(hosts, told(&[(3, 1), (4, 1), (2, 7)]), "one went, one came");
+        assert!(Arc::ptr_eq(&before[2], &after[0]), "who stays keeps what runs there");
+        assert_eq!(now(None).0, hosts, "without an answer all stay");
+        assert_eq!(now(of(&[])).0, told(&[(2, 7)]));
     }
 
     #[tokio::test]
