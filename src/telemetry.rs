@@ -97,6 +97,10 @@ fn describe() {
     describe_gauge!("jarvis_slots_used", "Generations on a host, of all replicas.");
     describe_gauge!("jarvis_slots_total", "Generations that a host may have at a time.");
     describe_gauge!("jarvis_slots_over", "Generations on a host beyond its slots.");
+    describe_counter!(
+        "jarvis_streams_beyond_lease_total",
+        "Generations that ran on after their replica was taken for dead."
+    );
     describe_histogram!("jarvis_turn_seconds", "Time from acceptance to the end of a turn.");
     describe_histogram!(
         "jarvis_time_to_first_token_seconds",

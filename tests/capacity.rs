@@ -406,6 +406,28 @@ async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_se
 }
 
 #[tokio::test]
+async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--slots", "8", "--rate", "50"]);
+    let extra = [("JARVIS_LEASE_MS", "1000")];
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let counted = async || {
+        let metrics = get(&replicas[0], "/metrics").await.body;
+        metrics.as_str().unwrap_or_default().contains("jarvis_streams_beyond_lease_total 1")
+    };
+    let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
+    socket.say(&json!({"type": "chat", "message": "[[tokens=500]] held"})).await;
+    socket.until("stream_start").await;
+    assert!(!counted().await);
+    replicas[0].signal("-STOP");
+    // Its stream runs on, and the slot is somebody else's.
+    until("the host is overrun", LIMIT, async || running_is(&sim, 2).await).await;
+    replicas[0].signal("-CONT");
+    until("the first stream is closed", LIMIT, async || running_is(&sim, 1).await).await;
+    until("it is counted", LIMIT, counted).await;
+}
+
+#[tokio::test]
 async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
     let redis = RedisServer::start();
     let args = ["--slots", "8", "--rate", "100"];

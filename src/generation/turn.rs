@@ -157,8 +157,13 @@ async fn answer(
             return Ok(End::Failed { failure, context });
         }
         let before = writer.text().len();
+        let attempted = attempt(generations, turn, feed, writer, &lease).await;
+        if attempted.is_err() && writer.unheard_for() > generations.lease {
+            // Paused or cut off: meanwhile its slot may have been somebody else's.
+            metrics::counter!("jarvis_streams_beyond_lease_total").increment(1);
+        }
         let ended;
-        (ended, context) = attempt(generations, turn, feed, writer, &lease).await?;
+        (ended, context) = attempted?;
         while !writer.is_settled() {
             tokio::select! {
                 written = writer.progress() => written.map_err(|Fenced| Stopped)?,

@@ -74,6 +74,11 @@ impl Writer {
         self.draft.text()
     }
 
+    /// How long Redis has said nothing to it.
+    pub(super) fn unheard_for(&self) -> Duration {
+        self.draft.acknowledged().elapsed()
+    }
+
     /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
     pub(super) fn push(&mut self, answer: &str) -> bool {
         self.draft.push(answer)
