@@ -26,6 +26,7 @@
 --   :ran:<session>          the host whose prompt cache has it
 --   :reports                hash: replica → digest of the host table that it reported
 --   :arrivals               counts those who came
+--   :promised               when there is room for whoever was refused last
 -- and the channel of a replica's grants, :replica:<replica>. Times are Redis's, in milliseconds.
 
 -- Arrivals that are told apart among equal starts: 24 bits of a score, which leaves 29 for starts.
@@ -384,6 +385,19 @@ local function eta_ms(view, position)
   return math.floor(view.ends[(position - 1) % slots + 1] + rounds * view.round_ms)
 end
 
+-- How long one who finds the queue full has to wait, or -1: each is told of the next room that nobody
+-- was told of, so that not all come back for the same. None is told of more than all who wait leave.
+local function promise_room(base, view, limit, now)
+  if not view.round_ms then
+    return -1
+  end
+  local key = base .. ':promised'
+  local next_ms = (tonumber(redis.call('GET', key)) or 0) + view.round_ms / #view.ends - now
+  local after_ms = math.max(eta_ms(view, 1), math.min(math.floor(next_ms), eta_ms(view, limit)))
+  redis.call('SET', key, string.format('%.17g', now + after_ms), 'PX', after_ms + 1)
+  return after_ms
+end
+
 local function position(base, view, of_score)
   local before = 0
   for _, model in ipairs(view.models) do
@@ -456,7 +470,8 @@ local function join(keys, args)
     if args[8] == '' and not first then
       local models = waiting_models(base)
       if count_waiting(base, models) >= tonumber(args[9]) then
-        return { 'full', eta_ms(outlook(base, hosts, models, model, replica, now), 1) }
+        local view = outlook(base, hosts, models, model, replica, now)
+        return { 'full', promise_room(base, view, tonumber(args[9]), now) }
       end
       if source ~= '' and redis.call('ZCARD', base .. ':source:' .. source) >= tonumber(args[10])
       then
@@ -652,7 +667,7 @@ local function room(keys, args)
     return { 'room' }
   end
   local view = outlook(base, read_hosts(base, now), models, args[2], args[1], now)
-  return { 'full', tostring(eta_ms(view, 1)) }
+  return { 'full', tostring(promise_room(base, view, tonumber(args[3]), now)) }
 end
 
 -- replica, where to go on ('0' at first) → where to go on ('0' at the end), some of the generations
@@ -716,6 +731,6 @@ register('queue_restore', restore, 'allow-oom')
 register('queue_report', report, 'allow-oom')
 register('queue_tick', tick, 'allow-oom')
 register('queue_places', places, 'no-writes')
-register('queue_room', room, 'no-writes')
+register('queue_room', room, 'allow-oom')
 register('queue_holdings', holdings, 'no-writes')
 register('queue_free', free, 'allow-oom')

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use jarvis::queue::{
-    Freed, Grant, HostKey, HostReport, Lease, Limits, Place, Queue, QueueStore, Returned, Ticket,
-    Via, Waiting,
+    Freed, Grant, HostKey, HostReport, Lease, Limits, Place, Queue, QueueStore, Returned, Room,
+    Ticket, Via, Waiting,
 };
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::GenerationId;
@@ -391,6 +391,35 @@ async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
     release(&store, &running).await;
     tokio::time::sleep_until((began + wait).into()).await;
     assert!(matches!(join(&store, &late).await, Place::Waiting(_)));
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_of_room_that_no_other_was_told_of() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let limits = Limits { waiting: 5, waiting_of_source: 100 };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let turn_time = Duration::from_millis(400);
+    let warm = ticket("u", MODEL);
+    join(&store, &warm).await;
+    tokio::time::sleep(turn_time).await;
+    release(&store, &warm).await;
+    for _ in 0..6 {
+        join(&store, &ticket("u", MODEL)).await;
+    }
+    for refused in 1..=10 {
+        let told = if refused % 2 == 0 {
+            store.room(MODEL).await.expect("Redis")
+        } else {
+            match join(&store, &ticket("v", MODEL)).await {
+                Place::Full(after) => Room::NoneFor(after),
+                other => panic!("{other:?}"),
+            }
+        };
+        let Room::NoneFor(Some(after)) = told else { panic!("{told:?}") };
+        // In the time of five turns all have left.
+        let true_wait = turn_time * refused.min(5);
+        assert!(after > true_wait.mul_f64(0.7) && after < true_wait.mul_f64(1.3), "{after:?}");
+    }
 }
 
 #[tokio::test]
@@ -915,9 +944,9 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]);
     let log = world.server.cli(&["SLOWLOG", "GET", "-1"]);
     // Those that look at many tickets may take longer, but nobody is to wait for them.
-    let long = ["places", "tick", "holdings", "report", "free"].map(|name| (name, 0.9, 5000));
+    let of_many = ["places", "tick", "holdings", "report", "free"].map(|name| (name, 0.9, 5000));
     for (function, share, bound) in
-        [("join", 0.99, 1000), ("release", 0.99, 1000)].into_iter().chain(long)
+        [("join", 0.99, 1000), ("release", 0.99, 1000)].into_iter().chain(of_many)
     {
         let mut times = times_of(&log, &format!("jarvis_queue_{function}_1"));
         times.sort_unstable();

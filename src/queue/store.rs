@@ -363,8 +363,7 @@ impl QueueStore {
     /// [`RedisError`].
     pub async fn room(&self, model: &str) -> Result<Room, RedisError> {
         let args = vec![self.me(), model.into(), self.limits.waiting.to_string().into()];
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_queue_room_1", &[QUEUE], args).await?;
+        let reply: Vec<String> = self.redis.call("jarvis_queue_room_1", &[QUEUE], args).await?;
         match reply.as_slice() {
             [word] if word == "room" => Ok(Room::Some),
             [word, after] if word == "full" => {
