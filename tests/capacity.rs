@@ -138,8 +138,8 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_what_is_told_is_true
     let mut errors: Vec<f64> = waits
         .iter()
         .flat_map(Waited::etas)
-        // A tenth of a second is the unit in which it is told.
-        .map(|(eta, took)| ((eta - took).abs() - 0.1).max(0.0) / took.max(0.1))
+        // It is told in tenths of a second, and a turn takes three.
+        .map(|(eta, took)| ((eta - took).abs() - 0.1).max(0.0) / took.max(0.3))
         .collect();
     errors.sort_by(f64::total_cmp);
     let at = |share: f64| errors[((errors.len() - 1) as f64 * share) as usize];
