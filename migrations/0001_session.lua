@@ -123,6 +123,20 @@ local function forget_running(keys)
   redis.call('HDEL', keys[1], 'generation', 'fence', 'replica', 'turn', 'writers', 'started', 'mark')
 end
 
+-- Takes what was said out of what was told.
+local function silence(keys)
+  for i, entry in ipairs(redis.call('LRANGE', keys[4], 0, -1)) do
+    local header, at = line(entry, 1)
+    if words(header)[5] == 'accepted' then
+      local event = cjson.decode(string.sub(entry, at))
+      event.accepted.message = ''
+      local silent = header .. '\n' .. cjson.encode(event)
+      redis.call('LSET', keys[4], i - 1, silent)
+      redis.call('HINCRBY', keys[1], 'event_bytes', #silent - #entry)
+    end
+  end
+end
+
 -- The number and tag of the event before the one that accepted this generation, - where that is no
 -- longer kept.
 local function accepted_after(keys, generation)
@@ -459,7 +473,7 @@ local function clear(keys, args)
   if not fields or (args[9] ~= '-' and args[9] ~= fields[2]) then
     return { '-1', '-' }
   end
-  local count, told_before = redis.call('LLEN', keys[2]), redis.call('LLEN', keys[4])
+  local count = redis.call('LLEN', keys[2])
   if fields[1] then
     push_event(keys, args[10], 'cancelled', fields[1], args[5])
     forget_running(keys)
@@ -475,12 +489,7 @@ local function clear(keys, args)
   redis.call('HSET', keys[1], 'bytes', 0, 'updated', args[6], 'epoch', args[8])
   if args[2] == '1' then
     -- How it ended stays for an hour, what was said in it does not.
-    local last = redis.call('LINDEX', keys[4], -1)
-    for _ = 1, told_before do
-      if redis.call('LINDEX', keys[4], 0) ~= last then
-        drop_event(keys)
-      end
-    end
+    silence(keys)
     redis.call('HSET', keys[1], 'deleted', 1)
     redis.call('EXPIRE', keys[1], args[7])
     redis.call('EXPIRE', keys[4], args[7])
@@ -507,13 +516,18 @@ local function describe(keys, owner)
     fields[6] or '-' }
 end
 
--- owner → ok <title> <model> <created> <updated> <messages> <running|-> <closed|-> | absent
+-- owner, generation or - → ok <title> <model> <created> <updated> <messages> <running|-> <closed|->
+-- <1 if the generation waits or runs> | absent
 local function session(keys, args)
-  return describe(keys, args[1])
+  local reply = describe(keys, args[1])
+  if reply[1] == 'ok' then
+    reply[#reply + 1] = tostring(redis.call('HEXISTS', keys[6], open_field(keys, args[2])))
+  end
+  return reply
 end
 
 -- owner, first, last (from the end where negative), most bytes, 1 to fill from the newest
--- → as session, then the index of the first message given, then the messages
+-- → as session up to closed, then the index of the first message given, then the messages
 local function messages(keys, args)
   local reply = describe(keys, args[1])
   if reply[1] ~= 'ok' then
@@ -559,6 +573,19 @@ local function ended_answer(keys, generation)
   end
 end
 
+-- Of these events, the generations that were cancelled and whose text a clear then took.
+local function taken_by_clear(list)
+  local taken, cleared = {}, false
+  for i = #list, 1, -1 do
+    local header = words(line(list[i], 1))
+    cleared = cleared or header[5] == 'cleared'
+    if cleared and header[5] == 'cancelled' then
+      taken[header[6]] = true
+    end
+  end
+  return taken
+end
+
 -- owner, events, tag (or - : from where the running turn began, else the end), generation or -,
 -- bytes of it that the reader holds, most bytes
 -- → absent | behind (what follows is no longer kept) | unknown (of another history, or one that Redis
@@ -573,16 +600,18 @@ local function read(keys, args)
   local tip, running = tonumber(fields[1]), fields[3] or '-'
   local number, tag = tonumber(args[2]), args[3]
   local generation, held = args[4], tonumber(args[5])
-  if tag == '-' then
-    number, tag = tip, fields[2]
-    if fields[4] then
-      local start = words(fields[4])
-      number, tag = tonumber(start[1]), start[2]
-    end
-    generation, held = '-', 0
-  end
   local kept = redis.call('LLEN', keys[4])
   local first = tip - kept + 1
+  if tag == '-' then
+    number, tag, generation, held = tip, fields[2], '-', 0
+    local start = words(fields[4] or '')
+    if start[1] and tonumber(start[1]) >= first - 1 then
+      number, tag = tonumber(start[1]), start[2]
+    elseif start[1] then
+      -- How it began is no longer kept, but its text is.
+      generation = running
+    end
+  end
   if number < first - 1 then
     return { 'behind' }
   end
@@ -599,7 +628,8 @@ local function read(keys, args)
     return { 'unknown' }
   end
   local room = tonumber(args[6])
-  local answers, given = {}, {}
+  local list = number < tip and redis.call('LRANGE', keys[4], number - first + 1, -1) or {}
+  local answers, given, taken = {}, {}, taken_by_clear(list)
   local function give(id, from)
     if given[id] then
       return true
@@ -609,10 +639,13 @@ local function read(keys, args)
       bytes = redis.call('GETRANGE', keys[5], from, -1)
     else
       bytes = ended_answer(keys, id)
-      if not bytes then
+      if bytes then
+        bytes = string.sub(bytes, from + 1)
+      elseif taken[id] then
+        bytes, from = '', 0
+      else
         return false
       end
-      bytes = string.sub(bytes, from + 1)
     end
     given[id] = true
     room = room - #bytes
@@ -620,7 +653,6 @@ local function read(keys, args)
     return true
   end
   local events, more = {}, '0'
-  local list = number < tip and redis.call('LRANGE', keys[4], number - first + 1, -1) or {}
   if generation ~= '-' and generation == running then
     give(generation, held)
   end

@@ -452,19 +452,58 @@ async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_late_does_not_wait_for_ever_on_a_session_that_was_deleted() {
+async fn who_reads_late_learns_how_a_cleared_turn_ended_and_not_what_was_said_in_a_deleted_session()
+{
     let redis = RedisServer::start();
     let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    for delete in [false, true] {
+        let session = SessionId::random();
+        let (running, _) = here.accept(session, "a secret").await;
+        here.answer(&running, &["part"]).await;
+        let mut halfway = here.reader(session, Some(Cursor::START)).await;
+        while !matches!(frame(&mut halfway).await.kind, FrameKind::Piece) {}
+        let halfway = halfway.cursor();
+        here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, delete)).await.unwrap();
+        let mut late = there.reader(session, Some(Cursor::START)).await;
+        let told = story(&mut late, "cleared").await;
+        assert_eq!(told, "accepted started cancelled() cleared");
+        // What was seen of the answer is gone with it.
+        let mut late = there.reader(session, Some(halfway)).await;
+        assert_eq!(story(&mut late, "cleared").await, "restart(0) cancelled() cleared");
+        let events = redis.cli(&["KEYS", &format!("*{session}:events")]);
+        let kept = redis.cli(&["LRANGE", events.trim(), "0", "-1"]);
+        assert!(kept.contains("cleared"), "{kept}");
+        assert_eq!(kept.contains("a secret"), !delete, "{kept}");
+    }
+    // An answer that was whole has no end to be told without its text.
     let session = SessionId::random();
-    let (running, _) = here.accept(session, "q").await;
-    here.answer(&running, &["part"]).await;
-    here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, true)).await.unwrap();
+    here.whole_turn(session, "q", &["a"]).await;
+    here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap();
     let mut late = there.reader(session, Some(Cursor::START)).await;
     let delivered = tokio::time::timeout(LIMIT, late.next()).await.expect("an end in time");
     assert!(matches!(delivered, Delivered::Lost), "its text is gone");
-    let events = redis.cli(&["KEYS", &format!("*{session}:events")]);
-    let kept = redis.cli(&["LRANGE", events.trim(), "0", "-1"]);
-    assert!(kept.contains("cleared") && !kept.contains("message"), "what was said stays: {kept}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_is_read_from_its_beginning_when_that_event_is_no_longer_kept() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    let (turn, _) = here.accept(session, "q").await;
+    here.answer(&turn, &["one "]).await;
+    for _ in 0..70 {
+        let (waiting, _) = here.accept(session, "never mind").await;
+        let wish = Cancellation::new(&Owner::Anonymous, session, Some(waiting.generation));
+        here.store.cancel(&wish).await.unwrap();
+    }
+    assert_eq!(there.store.answer_so_far(&turn).await.unwrap(), "one ");
+    let mut reader = there.reader(session, None).await;
+    assert!(reader.is_recovered());
+    assert_eq!(frame(&mut reader).await.json.as_str(), "0:one ");
+    assert_eq!(here.store.append(&turn, MARK, 4, "two").await.unwrap(), Written::Ok);
+    assert_eq!(frame(&mut reader).await.json.as_str(), "4:two");
+    assert_eq!(here.finish(&turn, 7).await, Written::Ok);
+    assert_eq!(story(&mut reader, "ended").await, "done ended(one two)");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -320,10 +320,12 @@ impl Window {
         let mut after = Cursor { events: event.number, tag: event.tag, ..*cursor };
         let about = event.generation;
         if let Some((generation, length)) = event.final_length()
+            && let length = self.answer(generation).map_or(length, |held| held.end().min(length))
             && cursor.generation == Some(generation)
             && cursor.offset > length
         {
-            // A failover took text that had been told, and the answer ended without it.
+            // A failover took text that had been told, and the answer ended without it; or a clear
+            // took it afterwards.
             let after = Cursor { offset: length, ..*cursor };
             return Step::Restart { generation, from: length, after };
         }

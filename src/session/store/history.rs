@@ -60,11 +60,33 @@ impl Store {
         owner: &Owner,
         session: SessionId,
     ) -> Result<Described, StoreError> {
+        described(session, &self.session(owner, session, "-").await?)
+    }
+
+    /// Whether this generation waits or runs in the session.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn is_open(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        generation: GenerationId,
+    ) -> Result<bool, StoreError> {
+        let reply = self.session(owner, session, &generation.to_string()).await?;
+        described(session, &reply)?;
+        Ok(field::<u8>(&reply, 8)? == 1)
+    }
+
+    async fn session(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        generation: &str,
+    ) -> Result<Vec<String>, StoreError> {
         let keys = Keys::of(session);
-        let args = vec![owner.key().into()];
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_session_1", &keys.all(), args).await?;
-        described(session, &reply)
+        let args = vec![owner.key().into(), generation.into()];
+        Ok(self.redis.call_readonly("jarvis_session_1", &keys.all(), args).await?)
     }
 
     /// The messages from place `skip` on, at most `limit` of them and [`REPLY_BYTES`].
