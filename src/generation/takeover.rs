@@ -63,7 +63,15 @@ pub(super) async fn watch(generations: Generations) {
         for replica in &gone {
             match take_over(&generations, |turn| turn.replica == *replica).await {
                 Ok(turns) => {
-                    tracing::warn!(replica, turns, "a replica is gone; its turns are taken over");
+                    if turns > 0 {
+                        tracing::warn!(
+                            replica,
+                            turns,
+                            "a replica is gone; its turns are taken over"
+                        );
+                    } else {
+                        tracing::info!(replica, "a replica is gone; it had no turns");
+                    }
                     let counter = seen.get(replica).and_then(|seen| seen.counter);
                     if let Err(error) = generations.queue.free(replica, counter).await {
                         tracing::warn!(%error, replica, "its slots wait for Redis");
