@@ -149,6 +149,68 @@ async fn who_asks_without_stream_gets_one_response_and_the_others_see_the_stream
 }
 
 #[tokio::test]
+async fn a_message_that_is_sent_again_before_its_end_came_is_not_answered_twice() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    let ask = json!({"message": "[[tokens=500]] go", "message_id": "m"});
+    socket.say(&ask).await;
+    socket.until("stream_chunk").await;
+    // It is looked for after the cancel that comes before it.
+    let (cancel, history) = (json!({"type": "cancel"}), json!({"type": "get_history"}));
+    socket.say_at_once(&[&cancel, &ask, &history]).await;
+    let events = socket.until("history").await;
+    let ends = events.iter().filter(|event| event["type"] == "cancelled").count();
+    assert_eq!(ends, 1, "{:?}", kinds(&events));
+    assert!(events.iter().all(|event| event["type"] != "stream_start"), "{:?}", kinds(&events));
+}
+
+#[tokio::test]
+async fn who_asked_without_stream_resumes_from_any_event_without_a_hole() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let path = format!("/ws?session_id={}", id());
+    let (mut asking, _) = Socket::open(replica, &path).await;
+    let (mut other, _) = Socket::open(replica, &path).await;
+    asking.say(&json!({"message": "[[tokens=60]] whole", "stream": false})).await;
+    other.until("stream_chunk").await;
+    other.say(&json!({"message": "[[tokens=3]] next"})).await;
+    asking.until("message_received").await;
+    // Its cursor is not beyond what was kept for the answer in one piece.
+    let next = asking.until("message_received").await;
+    let cursor = text(&next[next.len() - 1], "cursor").to_owned();
+    drop(asking);
+    let (mut again, hello) = Socket::open(replica, &format!("{path}&cursor={cursor}")).await;
+    assert_eq!(hello["recovered"], true);
+    let events = again.until("stream_end").await;
+    assert_eq!(events[events.len() - 1]["full_response"], joined(&events).as_str());
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_is_followed_by_its_name_from_any_cursor() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let session = id();
+    let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+    for message in ["[[tokens=40]] first", "[[tokens=3]] second"] {
+        socket.say(&json!({"message": message})).await;
+    }
+    socket.until("message_received").await;
+    let second = socket.until("message_received").await;
+    let waiting = text(&second[second.len() - 1], "generation_id").to_owned();
+    let url = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
+    let follow = |cursor: &[u8]| {
+        let cursor = reqwest::header::HeaderValue::from_bytes(cursor).expect("a header");
+        let url = format!("{url}?generation_id={waiting}");
+        send(http().get(url).header("Last-Event-ID", cursor))
+    };
+    for reply in [follow(b"none of ours").await, follow(b"\xff").await] {
+        let (events, _) = server_sent(reply.body.as_str().expect("a stream"));
+        let hello = &events[0];
+        assert_eq!((&hello["resumed"], &hello["recovered"]), (&json!(true), &json!(false)));
+        let end = &events[events.len() - 1];
+        assert_eq!(end["full_response"], joined(&events).as_str(), "{:?}", kinds(&events));
+    }
+}
+
+#[tokio::test]
 async fn the_history_is_read_page_by_page_over_a_websocket() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;

@@ -158,29 +158,24 @@ async fn answer(
     shared: &Shared,
     owner: &Owner,
     session: SessionId,
-    Submitted { generation, mut before, repeated }: Submitted,
+    Submitted { generation, mut before, .. }: Submitted,
 ) -> Result<Message, Problem> {
     loop {
-        if repeated && before.is_none() {
-            match in_time(turns::past(&shared.store, owner, session, generation, before)).await? {
-                Past::Ended(message) => return Ok(*message),
+        let mut reader = in_time(shared.feeds.reader(owner, session, before)).await?;
+        reader.want_answer(generation);
+        if before.is_none() {
+            match in_time(turns::past(&shared.store, owner, session, generation, None)).await? {
+                Past::Ended { message, .. } => return Ok(*message),
                 Past::Unknown => return Err(Problem::generation_not_found()),
                 Past::Live => {}
             }
         }
-        let mut reader = in_time(shared.feeds.reader(owner, session, before)).await?;
-        reader.want_answer(generation);
         while let Delivered::Frame(frame) = reader.next().await {
             if let Some(message) = ended(frame, generation) {
                 return Ok(message);
             }
         }
         before = None;
-        match in_time(turns::past(&shared.store, owner, session, generation, before)).await? {
-            Past::Ended(message) => return Ok(*message),
-            Past::Unknown => return Err(Problem::generation_not_found()),
-            Past::Live => {}
-        }
     }
 }
 

@@ -69,17 +69,18 @@ pub async fn events(
     let query_cursor = fields.text("cursor", usize::MAX);
     fields.finish(())?;
     shared.admit()?;
-    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    // What is no text is no cursor of ours either.
+    let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let last = last.or(query_cursor).filter(|text| !text.is_empty());
     let resumed = last.is_some();
     // What is none of our cursors gets a snapshot, as one that is no longer kept.
     let cursor: Option<Cursor> = last.and_then(|text| text.parse().ok());
-    let described = in_time(shared.store.describe(&owner, session)).await?;
+    in_time(shared.store.describe(&owner, session)).await?;
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let told = if recovered { cursor } else { None };
     if let Some(generation) = generation
-        && described.running != Some(generation)
+        && !in_time(shared.store.is_open(&owner, session, generation)).await?
     {
         let store = &shared.store;
         let ahead = match told {
@@ -97,8 +98,6 @@ pub async fn events(
                     events.replay(&message);
                     return Ok(events.into_response());
                 }
-                // It may wait behind the one that runs.
-                None if described.running.is_some() => {}
                 None => return Err(Problem::generation_not_found()),
             }
         }
@@ -128,13 +127,13 @@ pub async fn of_turn(
     let mut reader = in_time(shared.feeds.reader(&owner, session, submitted.before)).await?;
     let mut ended = None;
     if submitted.before.is_none() || !reader.is_recovered() {
+        if !reader.is_recovered() {
+            reader = in_time(shared.feeds.reader(&owner, session, None)).await?;
+        }
         let store = &shared.store;
         match in_time(turns::past(store, &owner, session, generation, submitted.before)).await? {
-            Past::Ended(message) => ended = Some(message),
+            Past::Ended { message, .. } => ended = Some(message),
             Past::Unknown => return Err(Problem::generation_not_found()),
-            Past::Live if !reader.is_recovered() => {
-                reader = in_time(shared.feeds.reader(&owner, session, None)).await?;
-            }
             Past::Live => {}
         }
     }
@@ -226,12 +225,13 @@ impl Events {
         let (owner, session) = (self.owner.clone(), self.session);
         let shared = self.shared.clone();
         if let Some(generation) = self.generation {
+            let reader = shared.feeds.reader(&owner, session, None).await?;
             match turns::past(&shared.store, &owner, session, generation, None).await? {
                 Past::Live => {
-                    self.reader = shared.feeds.reader(&owner, session, None).await?;
+                    self.reader = reader;
                     self.restart(Some(generation));
                 }
-                Past::Ended(message) => {
+                Past::Ended { message, .. } => {
                     self.restart(Some(generation));
                     self.replay(&message);
                 }

@@ -99,12 +99,18 @@ pub enum Past {
     /// It waits or runs: its end is still to be seen.
     Live,
     /// It ended, and this is its message.
-    Ended(Box<Message>),
+    Ended {
+        /// As it is stored.
+        message: Box<Message>,
+        /// The number of the event that tells of it, while that is kept.
+        number: Option<u64>,
+    },
     /// There is none, or nothing is kept of it.
     Unknown,
 }
 
-/// What has become of a generation that was accepted after `before`, if that is known.
+/// What has become of a generation that was accepted after `before`, if that is known. Who wants to
+/// follow a live one makes the reader first, so that the end cannot come in between.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -119,24 +125,27 @@ pub async fn past(
         Some(before) => end_since(store, owner, session, generation, before).await?,
         None => Since::Unknown,
     };
-    let cancelled = match seen {
+    let end = match seen {
         Since::NotEnded => return Ok(Past::Live),
-        Since::Ended(event) => matches!(event.control, Control::Cancelled {}),
-        Since::Unknown => false,
+        Since::Ended(event) => Some(event),
+        Since::Unknown => None,
     };
-    let described = store.describe(owner, session).await?;
-    if described.running == Some(generation) {
+    if end.is_none() && store.is_open(owner, session, generation).await? {
         return Ok(Past::Live);
     }
+    let number = end.as_ref().map(|event| event.number);
     Ok(match stored(store, owner, session, generation).await? {
-        Some(message) => Past::Ended(message),
+        Some(message) => Past::Ended { message, number },
         // It was cancelled while it waited.
-        None if cancelled => Past::Ended(Box::new(Message {
-            generation_id: Some(generation),
-            status: Some(Status::Cancelled),
-            finish_reason: Some(FinishReason::Cancelled),
-            ..store::message(Role::Assistant, Utc::now())
-        })),
+        None if end.is_some_and(|event| event.control == Control::Cancelled {}) => {
+            let message = Box::new(Message {
+                generation_id: Some(generation),
+                status: Some(Status::Cancelled),
+                finish_reason: Some(FinishReason::Cancelled),
+                ..store::message(Role::Assistant, Utc::now())
+            });
+            Past::Ended { message, number }
+        }
         None => Past::Unknown,
     })
 }

@@ -90,6 +90,14 @@ impl Socket {
         self.text(&message.to_string()).await;
     }
 
+    /// All of them before the server can answer the first.
+    pub async fn say_at_once(&mut self, messages: &[&Value]) {
+        for message in messages {
+            self.0.feed(Message::text(message.to_string())).await.expect("room");
+        }
+        self.0.flush().await.expect("frames to be sent");
+    }
+
     pub async fn text(&mut self, text: &str) {
         self.frame(Message::text(text)).await;
     }

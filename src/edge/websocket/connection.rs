@@ -10,7 +10,7 @@ use chrono::Utc;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::request::{Kind, Outcome, UnderWay};
+use super::request::{Kind, Outcome, Request, UnderWay};
 use crate::edge::Shared;
 use crate::edge::input::ChatRequest;
 use crate::edge::listener;
@@ -22,7 +22,7 @@ use crate::edge::wire::{self, ClientMessage, Place, ServerEvent};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
 use crate::session::model::rfc3339;
-use crate::session::{Control, GenerationId, Owner, SessionId};
+use crate::session::{Control, Cursor, GenerationId, Owner, SessionId};
 
 /// A client that let an event wait for so long, and then took it, is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -58,13 +58,17 @@ pub struct Connection {
     socket: WebSocket,
     reader: Reader,
     under_way: Option<UnderWay>,
-    queue: VecDeque<ClientMessage>,
+    queue: VecDeque<Request>,
     /// A frame that cannot be sent before what is under way has ended.
     held: Option<Box<Frame>>,
     /// Generations whose answers this socket wants in one piece.
     whole: Vec<GenerationId>,
     /// The generation that this socket sees as a stream now.
     streaming: Option<GenerationId>,
+    /// The running one of `whole`, and the bytes of it that this socket was told all the same.
+    withheld: Option<(GenerationId, u64)>,
+    /// The client has everything up to here. The reader may be ahead by what is held or withheld.
+    told: Cursor,
     /// What this socket cancelled, and whether the model's host was told.
     cancelled: Option<(GenerationId, bool)>,
     recovering: Option<BoxFuture<'static, Snapshot>>,
@@ -87,6 +91,7 @@ impl Connection {
     ) -> Self {
         metrics::gauge!("jarvis_websockets").increment(1.0);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
+        let told = reader.cursor();
         Self {
             shared,
             owner,
@@ -99,6 +104,8 @@ impl Connection {
             held: None,
             whole: Vec::new(),
             streaming: None,
+            withheld: None,
+            told,
             cancelled: None,
             recovering: None,
             bad: 0,
@@ -244,7 +251,8 @@ impl Connection {
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
         }
-        self.queue.push_back(message);
+        let asked_after = self.told.events;
+        self.queue.push_back(Request { message, asked_after });
         self.begin_next();
         Ok(())
     }
@@ -254,16 +262,16 @@ impl Connection {
         if self.under_way.is_some() {
             return;
         }
-        let Some(message) = self.queue.pop_front() else { return };
+        let Some(request) = self.queue.pop_front() else { return };
         self.under_way =
-            Some(UnderWay::begin(&self.shared, &self.owner, &self.source, self.session, message));
+            Some(UnderWay::begin(&self.shared, &self.owner, &self.source, self.session, request));
     }
 
     async fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
-        self.under_way = None;
+        let asked_after = self.under_way.take().map_or(0, |under_way| under_way.asked_after);
         match outcome {
             Outcome::Submitted { submitted, request, past } => {
-                self.accepted(submitted, &request, past).await?;
+                self.accepted(submitted, &request, past, asked_after).await?;
             }
             Outcome::Cancelled(CancelOutcome::Cancelled { generation, upstream_closed }) => {
                 self.cancelled = Some((generation, upstream_closed));
@@ -274,7 +282,7 @@ impl Connection {
             Outcome::Nothing => {}
             Outcome::Reply(json) => self.send(json).await?,
             Outcome::NothingToClear => {
-                let place = Place { generation: None, cursor: Some(self.reader.cursor()) };
+                let place = Place { generation: None, cursor: Some(self.told) };
                 let session_id = self.session;
                 self.send(ServerEvent::HistoryCleared { session_id, place }.json()).await?;
             }
@@ -291,13 +299,13 @@ impl Connection {
         submitted: Submitted,
         request: &ChatRequest,
         past: Past,
+        asked_after: u64,
     ) -> Result<(), End> {
         let generation = submitted.generation;
         let whole = request.stream == Some(false);
-        let told =
-            submitted.before.is_none_or(|before| before.events < self.reader.cursor().events);
+        let told = submitted.before.is_none_or(|before| before.events < self.told.events);
         if submitted.repeated && told {
-            let place = Place { generation: Some(generation), cursor: Some(self.reader.cursor()) };
+            let place = Place { generation: Some(generation), cursor: Some(self.told) };
             let received = ServerEvent::MessageReceived {
                 message: &request.message,
                 timestamp: &rfc3339(&Utc::now()),
@@ -310,16 +318,22 @@ impl Connection {
             Past::Live => {
                 if whole && !self.whole.contains(&generation) {
                     self.whole.push(generation);
-                    if self.reader.cursor().generation == Some(generation) {
-                        self.reader.want_answer(generation);
+                    if self.told.generation == Some(generation) {
+                        self.withhold(generation, self.told.offset);
                     }
                 }
                 Ok(())
             }
-            // Its end is still to come to this socket, or was long ago.
-            Past::Ended(_) if !told => Ok(()),
-            Past::Ended(message) => {
-                for json in wire::replay(&message, whole, self.reader.cursor()) {
+            // Its end comes to this socket by itself, or came since the client asked.
+            Past::Ended { number, .. }
+                if !told
+                    || self.streaming == Some(generation)
+                    || number.is_some_and(|number| number > asked_after) =>
+            {
+                Ok(())
+            }
+            Past::Ended { message, .. } => {
+                for json in wire::replay(&message, whole, self.told) {
                     self.send(json).await?;
                 }
                 Ok(())
@@ -352,29 +366,54 @@ impl Connection {
         )
     }
 
+    /// From here on, the answer of this generation is told in one piece.
+    fn withhold(&mut self, generation: GenerationId, told: u64) {
+        self.reader.want_answer(generation);
+        self.withheld = Some((generation, told));
+    }
+
     /// A frame as this socket is to see it.
     fn seen_from_here(&mut self, frame: &Frame) -> Option<Utf8Bytes> {
         if let FrameKind::Queued = frame.kind {
             return Some(frame.json.clone());
         }
         let whole = frame.generation.filter(|generation| self.whole.contains(generation));
-        let FrameKind::Control(event) = &frame.kind else {
-            return whole.is_none().then(|| frame.json.clone());
-        };
-        let terminal = event.control.is_terminal();
-        match &event.control {
-            Control::Started { .. } => match whole {
-                Some(generation) => self.reader.want_answer(generation),
-                None => self.streaming = frame.generation,
-            },
-            _ if terminal => {
+        if let FrameKind::Control(event) = &frame.kind {
+            if event.control.is_terminal() {
                 self.whole.retain(|generation| Some(*generation) != whole);
-                if self.streaming == frame.generation {
-                    self.streaming = None;
+                self.streaming = self.streaming.filter(|_| self.streaming != frame.generation);
+                self.withheld = self.withheld.filter(|(held, _)| Some(*held) != frame.generation);
+            } else if let Control::Started { .. } = event.control {
+                match whole {
+                    Some(generation) => self.withhold(generation, 0),
+                    None => self.streaming = frame.generation,
                 }
             }
-            _ => {}
         }
+        let json = self.shown(frame, whole.is_some())?;
+        if self.told == frame.after {
+            return Some(json);
+        }
+        Some(wire::with_cursor(&json, frame.after, self.told))
+    }
+
+    /// What is shown of a frame, in one piece where that is wanted; moves the place that was told.
+    fn shown(&mut self, frame: &Frame, whole: bool) -> Option<Utf8Bytes> {
+        let seen = self.told.offset;
+        self.told = match self.withheld {
+            Some((generation, told)) if frame.after.generation == Some(generation) => {
+                let told = told.min(frame.after.offset);
+                self.withheld = Some((generation, told));
+                Cursor { offset: told, ..frame.after }
+            }
+            _ => frame.after,
+        };
+        let FrameKind::Control(event) = &frame.kind else {
+            // Text that was told before it was wanted in one piece may be taken back.
+            let shown =
+                !whole || (matches!(frame.kind, FrameKind::Restart) && self.told.offset < seen);
+            return shown.then(|| frame.json.clone());
+        };
         match (&event.control, self.cancelled) {
             (Control::Cancelled {}, Some((generation, closed)))
                 if frame.generation == Some(generation) =>
@@ -382,8 +421,8 @@ impl Connection {
                 self.cancelled = None;
                 Some(wire::with_upstream_closed(&frame.json, closed))
             }
-            (Control::Started { .. } | Control::Done {}, _) if whole.is_some() => None,
-            (Control::Ended { .. }, _) if whole.is_some() => {
+            (Control::Started { .. } | Control::Done {}, _) if whole => None,
+            (Control::Ended { .. }, _) if whole => {
                 let answer = frame.answer.as_deref().unwrap_or_default();
                 wire::response(event, answer, frame.after)
             }
@@ -417,10 +456,11 @@ impl Connection {
         }
         self.send(snapshot.json).await?;
         self.reader.move_to(snapshot.cursor);
-        self.streaming = None;
+        self.told = snapshot.cursor;
+        (self.streaming, self.withheld) = (None, None);
         match snapshot.running {
             Some(generation) if self.whole.contains(&generation) => {
-                self.reader.want_answer(generation);
+                self.withhold(generation, snapshot.cursor.offset);
             }
             running => self.streaming = running,
         }

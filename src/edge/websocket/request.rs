@@ -13,10 +13,20 @@ use crate::generation::{CancelOutcome, Submitted};
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
 
+/// What a client asks for.
+pub struct Request {
+    /// In its own words.
+    pub message: ClientMessage,
+    /// The last event that it was told of before.
+    pub asked_after: u64,
+}
+
 /// What is under way for this socket.
 pub struct UnderWay {
     /// What it is.
     pub kind: Kind,
+    /// The last event that the client was told of before it asked.
+    pub asked_after: u64,
     /// What comes of it.
     pub outcome: BoxFuture<'static, Outcome>,
 }
@@ -28,7 +38,7 @@ impl UnderWay {
         owner: &Owner,
         source: &str,
         session: SessionId,
-        message: ClientMessage,
+        Request { message, asked_after }: Request,
     ) -> Self {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => Kind::WholeTurn,
@@ -36,7 +46,7 @@ impl UnderWay {
             _ => Kind::Other,
         };
         let outcome = attend(shared.clone(), owner.clone(), source.to_owned(), session, message);
-        Self { kind, outcome: Box::pin(outcome) }
+        Self { kind, asked_after, outcome: Box::pin(outcome) }
     }
 }
 

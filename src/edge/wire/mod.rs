@@ -121,6 +121,14 @@ pub fn with_upstream_closed(cancelled: &Utf8Bytes, closed: bool) -> Utf8Bytes {
     }
 }
 
+/// An event that carries the cursor `is`, with another one.
+pub fn with_cursor(event: &Utf8Bytes, is: Cursor, other: Cursor) -> Utf8Bytes {
+    match event.rsplit_once(&format!(r#""cursor":"{is}""#)) {
+        Some((before, after)) => format!(r#"{before}"cursor":"{other}"{after}"#).into(),
+        None => event.clone(),
+    }
+}
+
 /// A generation that has ended, told from what is stored of it. Only the last event carries a
 /// cursor: whoever loses the connection before it has to ask again.
 pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Bytes> {
