@@ -4,9 +4,12 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::client::{Socket, get, http, joined, kinds, post, send, server_sent, until_ok};
+use support::client::{
+    Socket, get, http, joined, kinds, narrow, post, send, server_sent, until_ok,
+};
 use support::process::{Process, jarvis, logged_jarvis, ollama_sim};
 use support::redis::RedisServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 struct Setup {
@@ -208,6 +211,20 @@ async fn a_turn_that_waits_is_followed_by_its_name_from_any_cursor() {
         let end = &events[events.len() - 1];
         assert_eq!(end["full_response"], joined(&events).as_str(), "{:?}", kinds(&events));
     }
+}
+
+#[tokio::test]
+async fn who_sends_far_too_much_without_reading_learns_why_it_is_refused() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    let mut stream = narrow(replica).await;
+    let body = vec![b' '; 10 << 20];
+    let head = format!("POST /api/v1/chat HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.expect("room");
+    stream.write_all(&body).await.expect("all of it is taken");
+    let mut reply = vec![0; 4096];
+    let read = stream.read(&mut reply).await.expect("an answer");
+    let reply = String::from_utf8_lossy(&reply[..read]);
+    assert!(reply.starts_with("HTTP/1.1 413") && reply.contains("body_too_large"), "{reply}");
 }
 
 #[tokio::test]

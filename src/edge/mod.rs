@@ -18,7 +18,6 @@ pub mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -118,7 +117,6 @@ impl AppState {
 
 /// All routes. Each answers with and without a trailing slash.
 pub fn router(state: AppState) -> Router {
-    let body_limit = DefaultBodyLimit::max(state.settings.max_body_bytes);
     let shared: Shared = Arc::new(state);
     let (routes, openapi) = OpenApiRouter::with_openapi(docs::ApiDoc::openapi())
         .routes(routes!(chat::send))
@@ -146,7 +144,6 @@ pub fn router(state: AppState) -> Router {
         .route("/docs/{file}", get(docs::file))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::wrong_method)
-        .layer(body_limit)
         .layer(from_fn_with_state(Arc::clone(&shared), guard::observe))
         .with_state(shared);
     // A layer of the router would run after the path was looked up.

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::Shared;
 use super::input::FieldError;
 use crate::generation::SubmitError;
 use crate::session::model::Failure;
@@ -21,6 +23,8 @@ use crate::session::{SessionId, StoreError};
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of a body that is too large that are read all the same, at most.
+const DROPPED_BYTES: usize = 16 << 20;
 /// How long the store may take before a client is told to come back.
 const STORE_LIMIT: Duration = Duration::from_millis(2500);
 
@@ -251,24 +255,15 @@ pub async fn wrong_method() -> Problem {
 /// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
 pub struct JsonBody(pub Map<String, Value>);
 
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
+impl FromRequest<Shared> for JsonBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let body = tokio::time::timeout(BODY_LIMIT, Bytes::from_request(request, state))
-            .await
-            .map_err(|_| {
-                let detail = "the body did not arrive in time";
-                Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
-            })?
-            .map_err(|rejection| match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "body_too_large",
-                    "the body is too large",
-                ),
-                _ => Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off"),
-            })?;
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let read = read_body(request, shared.settings.max_body_bytes);
+        let body = tokio::time::timeout(BODY_LIMIT, read).await.map_err(|_| {
+            let detail = "the body did not arrive in time";
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+        })??;
         if body.is_empty() {
             return Ok(Self(Map::new()));
         }
@@ -285,6 +280,35 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             Err(error) => Err(Problem::invalid_json(not_json(&error))),
         }
     }
+}
+
+/// A body of at most `limit` bytes. Of a larger one, some more is read and dropped: a connection that
+/// is closed on unread bytes breaks, and many a client then never sees why.
+async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
+    let large = || {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        Problem::new(status, "body_too_large", "the body is too large")
+    };
+    let waits_for_a_word = request.headers().contains_key(header::EXPECT);
+    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit + DROPPED_BYTES || (announced > limit && waits_for_a_word) {
+        return Err(large());
+    }
+    let mut chunks = request.into_body().into_data_stream();
+    let (mut body, mut bytes) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| {
+            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
+        })?;
+        bytes += chunk.len();
+        if bytes > limit + DROPPED_BYTES {
+            break;
+        }
+        if bytes <= limit {
+            body.extend_from_slice(&chunk);
+        }
+    }
+    if bytes > limit { Err(large()) } else { Ok(body) }
 }
 
 /// Where a text stops being JSON.
