@@ -515,6 +515,20 @@ async fn a_node_that_came_back_empty_gets_its_functions_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_place_in_the_queue_that_is_told_before_the_session_is_known_is_not_lost() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let mut reader = replica.reader(session, None).await;
+    let channel = redis.cli(&["PUBSUB", "SHARDCHANNELS"]);
+    let queued = format!("q{} 3 -", uuid::Uuid::new_v4());
+    redis.cli(&["SPUBLISH", channel.trim(), &queued]);
+    replica.accept(session, "q").await;
+    assert_eq!(frame(&mut reader).await.json.as_str(), "accepted");
+    assert!(matches!(frame(&mut reader).await.kind, FrameKind::Queued));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;

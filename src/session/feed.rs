@@ -312,6 +312,10 @@ impl Feed {
             return self.read_soon();
         };
         let mut state = self.state();
+        if let Hint::Queued(queued) = hint {
+            // It comes again only when it changes, and often before the session is confirmed.
+            state.queued = Some(queued);
+        }
         if !state.confirmed {
             if let Hint::Queued(queued) = hint {
                 state.queued = Some(queued);
@@ -332,10 +336,7 @@ impl Feed {
                 state.upstream_closed.push_back(generation);
                 Applied::Grown
             }
-            Hint::Queued(queued) => {
-                state.queued = Some(queued);
-                Applied::Grown
-            }
+            Hint::Queued(_) => Applied::Grown,
         };
         state.window.trim(EVENTS_KEPT);
         drop(state);
@@ -608,9 +609,8 @@ impl Reader {
 
     /// A reader that has everything else learns where a turn stands.
     fn look_at_the_queue(&mut self, state: &State) -> Look {
-        let Some(queued) = state.queued.filter(|queued| self.queued != Some(*queued)) else {
-            return Look::Nothing;
-        };
+        let queued = state.queued.filter(|queued| self.queued != Some(*queued));
+        let Some(queued) = queued.filter(|_| state.confirmed) else { return Look::Nothing };
         let waits = !state.window.events().any(|event| {
             event.generation == Some(queued.generation)
                 && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
