@@ -417,7 +417,7 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
     };
     let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
     socket.say(&json!({"type": "chat", "message": "[[tokens=500]] held"})).await;
-    socket.until("stream_start").await;
+    socket.until("stream_chunk").await;
     assert!(!counted().await);
     replicas[0].signal("-STOP");
     // Its stream runs on, and the slot is somebody else's.

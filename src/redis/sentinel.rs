@@ -152,6 +152,8 @@ struct View {
     /// Whether this sentinel is about to replace it.
     failing_over: bool,
     down_after: Duration,
+    /// Of what it says: the newest is the truth, and the others learn of it within a second.
+    epoch: u64,
 }
 
 impl Watcher {
@@ -191,7 +193,7 @@ impl Watcher {
         };
         if let (Some(time), Some(term)) = (time, term) {
             self.prolong(asked, time, term).await;
-        } else if views.iter().any(|view| view.failing_over && Some(&view.server) == pulse) {
+        } else if pulse.is_some_and(|server| is_replaced(&views, server)) {
             self.end_term().await;
         }
         let Some(server) = named else { return false };
@@ -246,12 +248,19 @@ fn named(views: &[View], sentinels: usize) -> Option<Server> {
 /// How long a server that answered just before these views is sure to stay the primary.
 fn term(views: &[View], server: &Server) -> Option<Duration> {
     let of_it = || views.iter().filter(|view| view.server == *server);
-    if of_it().any(|view| view.failing_over)
-        || of_it().filter(|view| view.up).count() * 2 <= views.len()
-    {
+    if is_replaced(views, server) || of_it().filter(|view| view.up).count() * 2 <= views.len() {
         return None;
     }
     of_it().map(|view| view.down_after.min(LONGEST_TERM)).min()
+}
+
+/// Whether one of the sentinels replaces the server, or has, and the others may not know yet.
+fn is_replaced(views: &[View], server: &Server) -> bool {
+    let newest = views.iter().map(|view| view.epoch).max();
+    views.iter().any(|view| match view.server == *server {
+        true => view.failing_over,
+        false => Some(view.epoch) == newest,
+    })
 }
 
 async fn ask(client: &Client, command: &'static str, words: Vec<&str>) -> Option<Vec<String>> {
@@ -286,6 +295,7 @@ async fn view(sentinel: &Client, name: &str) -> Option<View> {
         server: Server::new(host, port.parse().ok()?),
         up: !has("s_down") && !has("o_down"),
         failing_over: has("failover_in_progress"),
+        epoch: field("config-epoch")?.parse().ok()?,
         down_after: Duration::from_millis(field("down-after-milliseconds")?.parse().ok()?),
     })
 }
@@ -300,6 +310,7 @@ mod tests {
             up: true,
             failing_over: false,
             down_after: Duration::from_secs(1),
+            epoch: 1,
         }
     }
 
@@ -320,7 +331,13 @@ mod tests {
         replaced[2].failing_over = true;
         assert_eq!(term(&replaced, &one), None, "one is enough to replace it");
 
-        let half_way = vec![view(1), View { failing_over: false, ..view(2) }, view(2)];
+        let promoted = vec![view(1), view(1), View { epoch: 2, ..view(2) }];
+        assert_eq!(named(&promoted, 3), Some(one.clone()), "the others do not know yet");
+        assert_eq!(term(&promoted, &one), None, "and yet it is replaced");
+        let outdated = vec![view(1), view(1), View { epoch: 0, ..view(2) }];
+        assert!(term(&outdated, &one).is_some());
+
+        let half_way = vec![view(1), View { epoch: 2, ..view(2) }, View { epoch: 2, ..view(2) }];
         assert_eq!(named(&half_way, 3), Some(two.clone()));
         assert!(term(&half_way, &two).is_some());
         assert_eq!(named(&half_way[..2], 3), None);
