@@ -257,9 +257,8 @@ fn term(views: &[View], server: &Server) -> Option<Duration> {
 /// Whether one of the sentinels replaces the server, or has, and the others may not know yet.
 fn is_replaced(views: &[View], server: &Server) -> bool {
     let newest = views.iter().map(|view| view.epoch).max();
-    views.iter().any(|view| match view.server == *server {
-        true => view.failing_over,
-        false => Some(view.epoch) == newest,
+    views.iter().any(|view| {
+        if view.server == *server { view.failing_over } else { Some(view.epoch) == newest }
     })
 }
 
