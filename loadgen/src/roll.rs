@@ -22,8 +22,8 @@ const REPLICAS: usize = 3;
 const SIMS: usize = 2;
 /// Nothing is replaced before the sessions have begun.
 const FIRST: Duration = Duration::from_secs(4);
-/// From one replacement to the next, at least: an answer and more.
-const EVERY: Duration = Duration::from_secs(8);
+/// From one replacement to the next: the longest answer and more, so that none outlasts the sessions.
+const EVERY: Duration = Duration::from_secs(12);
 /// New turns are begun so long after the last replacement.
 const LAST: Duration = Duration::from_secs(4);
 /// How long whoever balances the load needs to take a replica out of service.
@@ -81,14 +81,20 @@ pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
         duration: FIRST + EVERY * count + LAST,
         ..roll.load
     };
-    let (seed, sessions) = (load.seed, load.sessions);
-    let (in_time, ended) = tokio::join!(
-        crate::run::run(load, Arc::clone(&tally)),
-        replace_all(&fleet, &replicas, roll.rounds)
-    );
+    let (seed, sessions, duration) = (load.seed, load.sessions, load.duration);
+    let began = Instant::now();
+    let replacing = async {
+        let ended = replace_all(&fleet, &replicas, roll.rounds).await;
+        (ended, began.elapsed() <= duration)
+    };
+    let (in_time, (ended, under_load)) =
+        tokio::join!(crate::run::run(load, Arc::clone(&tally)), replacing);
     let mut clients = Report::of(&tally, seed, sessions, 0.0);
     if !in_time? {
         clients.broken.push("the sessions did not come to their end".to_owned());
+    }
+    if !under_load {
+        clients.broken.push("the replacements outlasted the sessions".to_owned());
     }
     let ended = ended?;
     let late = ended.iter().filter(|ended| ended.is_none()).count();
