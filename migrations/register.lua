@@ -2,7 +2,7 @@
 
 -- What a call is given last: the key of the time until which this server is sure to be the primary, in
 -- microseconds on its own clock, or - where nobody else can become it. One that was stopped, and
--- replaced meanwhile, must not carry out what it is told before it learns of that.
+-- replaced meanwhile, must not carry out what it is told before it learns of that, and does not know what it is asked.
 local function while_primary(callback)
   return function(keys, args)
     local term = table.remove(args)
@@ -17,7 +17,6 @@ local function while_primary(callback)
 end
 
 local function register(name, callback, ...)
-  local flags = { ... }
-  redis.register_function { function_name = 'jarvis_' .. name .. '_1', flags = flags,
-    callback = flags[1] == 'no-writes' and callback or while_primary(callback) }
+  redis.register_function { function_name = 'jarvis_' .. name .. '_1', flags = { ... },
+    callback = while_primary(callback) }
 end

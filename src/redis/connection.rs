@@ -117,7 +117,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.write(&self.line, function, keys, args).await
+        self.sure(&self.line, "FCALL", function, keys, args).await
     }
 
     /// As [`Redis::call`], and then waits shortly for the replicas of Redis to have it.
@@ -130,7 +130,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        let reply = self.write(&self.replicated, function, keys, args).await?;
+        let reply = self.sure(&self.replicated, "FCALL", function, keys, args).await?;
         let acknowledgements = i64::from(self.options.acknowledgements);
         if acknowledgements > 0 {
             let wait = CustomCommand::new_static("WAIT", slot_of(keys), false);
@@ -153,7 +153,7 @@ impl Redis {
         keys: &[&str],
         args: Vec<Value>,
     ) -> Result<R, RedisError> {
-        self.function(&self.line, "FCALL_RO", function, keys, &args).await
+        self.sure(&self.line, "FCALL_RO", function, keys, args).await
     }
 
     /// Tells whoever follows a channel. Nothing is stored.
@@ -168,9 +168,11 @@ impl Redis {
         published.map(drop).map_err(classify)
     }
 
-    async fn write<R: FromValue>(
+    /// Calls a function on a server that is sure to be the primary.
+    async fn sure<R: FromValue>(
         &self,
         line: &Line,
+        command: &'static str,
         function: &'static str,
         keys: &[&str],
         mut args: Vec<Value>,
@@ -181,7 +183,7 @@ impl Redis {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             args[last] = Value::from_static_str(self.primary.term(left).await?);
-            match self.function(line, "FCALL", function, keys, &args).await {
+            match self.function(line, command, function, keys, &args).await {
                 Err(RedisError::Unavailable(error))
                     if error.details().starts_with(DOUBTFUL) && Instant::now() < deadline =>
                 {

@@ -2,7 +2,7 @@
 //!
 //! A primary that was stopped wakes up as one. For the eight seconds or so until the sentinels make
 //! it a replica, it takes writes, those too that were sent to it before, and all of them are lost
-//! then. So every call that writes is refused by a server whose *term* is over: a time on its own
+//! then; and what it is asked it answers out of date. So every call is refused by a server whose *term* is over: a time on its own
 //! clock, kept in a key. It is put off as long as the server answers and the sentinels, asked after
 //! that, see nothing wrong with it: a server that answered then is not replaced before they have
 //! missed it for `down-after-milliseconds`.
@@ -59,7 +59,7 @@ impl Primary {
         self.server.borrow_and_update()
     }
 
-    /// What the functions that write are given last: where the term is kept. Where the primary is in
+    /// What the functions are given last: where the term is kept. Where the primary is in
     /// doubt, this waits until it is not.
     ///
     /// # Errors
