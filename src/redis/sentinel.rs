@@ -2,10 +2,10 @@
 //!
 //! A primary that was stopped wakes up as one. For the eight seconds or so until the sentinels make
 //! it a replica, it takes writes, those too that were sent to it before, and all of them are lost
-//! then; and what it is asked it answers out of date. So every call is refused by a server whose *term* is over: a time on its own
-//! clock, kept in a key. It is put off as long as the server answers and the sentinels, asked after
-//! that, see nothing wrong with it: a server that answered then is not replaced before they have
-//! missed it for `down-after-milliseconds`.
+//! then; and what it is asked it answers out of date. So every call is refused by a server whose
+//! *term* is over: a time on its own clock, kept in a key. It is put off as long as the server answers
+//! and the sentinels, asked after that, see nothing wrong with it: a server that answered then is not
+//! replaced before they have missed it for `down-after-milliseconds`.
 
 use std::collections::HashMap;
 use std::time::Duration;
