@@ -98,16 +98,10 @@ pub(super) async fn wait_for_slot(
         let now = Instant::now();
         if now < end {
             last_look = None;
-        } else if joined {
-            match last_look {
-                Some(due) if now >= due => {
-                    let hopeless = hopeless_since.is_some();
-                    let failure =
-                        if hopeless { no_host(generations, turn).await } else { too_long() };
-                    return Ok(Err(failure));
-                }
-                _ => last_look = Some(last_look.unwrap_or(now + LAST_LOOK)),
-            }
+        } else if joined && now >= *last_look.get_or_insert(now + LAST_LOOK) {
+            let hopeless = hopeless_since.is_some();
+            let failure = if hopeless { no_host(generations, turn).await } else { too_long() };
+            return Ok(Err(failure));
         }
         let again = again_at.unwrap_or(end);
         tokio::select! {
