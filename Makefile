@@ -1,6 +1,6 @@
 # What each target does is in scripts/dev/; here are only the names.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test chaos roll soak bench seams clean purge
+.PHONY: help run cluster chat stop test verify chaos roll soak bench seams clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 DEV := @scripts/dev.sh
@@ -22,6 +22,9 @@ stop:     ## stop what `make run` or `make cluster` started
 
 test:     ## formatting, lints, licences, manifests and all tests
 	$(DEV) test
+
+verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
+	$(DEV) verify
 
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
 	$(DEV) chaos $(PROOF) $(if $(REDIS),--redis $(REDIS))

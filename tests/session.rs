@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::ws::Utf8Bytes;
 use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
@@ -23,6 +22,7 @@ use jarvis::session::{
     TurnSpec, Usage,
 };
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// Beyond it a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -21,6 +21,7 @@ def main() -> int:
     targets.add_parser("chat")
     targets.add_parser("stop")
     targets.add_parser("test")
+    targets.add_parser("verify")
     for name, minutes in (("chaos", 10.0), ("roll", None), ("soak", 30.0)):
         target = targets.add_parser(name)
         target.add_argument("--sessions", type=int, default=200)
@@ -75,6 +76,10 @@ def _do(arguments: argparse.Namespace) -> int:
             from . import check
 
             return check.everything()
+        case "verify":
+            from . import verify
+
+            return verify.everything()
         case "bench":
             from . import proof
 

@@ -48,7 +48,7 @@ def everything() -> int:
         # Last, so that what it says of itself is not far from the end.
         ("tests", lambda: _tests(tally)),
     ]
-    rows = [_timed(name, check) for name, check in checks]
+    rows = [timed(name, check) for name, check in checks]
     return _report(rows, tally)
 
 
@@ -137,7 +137,7 @@ class Row:
     seconds: float
 
 
-def _timed(name: str, check: Callable[[], Outcome]) -> Row:
+def timed(name: str, check: Callable[[], Outcome]) -> Row:
     say(f"\n{bold('── ' + name)}")
     start = time.monotonic()
     try:

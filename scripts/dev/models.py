@@ -102,6 +102,13 @@ def small(fleet: Fleet, wanted: str) -> Models:
     return Models(url, wanted)
 
 
+def scripted(fleet: Fleet) -> Models:
+    """`ollama-sim` with answers that are known beforehand, at 200 tokens/s."""
+    argv = [str(TARGET / "release" / "ollama-sim"), "--listen", "127.0.0.1:0", "--engine", "scripted", "--rate", "200"]
+    sim = fleet.start(Service("ollama-sim", argv, stage=2))
+    return Models(_announced(sim, "ollama-sim starts"), "tinyllama:latest")
+
+
 def _announced(service: Service, what: str) -> str:
     """Waits for `listening on http://…`."""
     mark = "listening on "

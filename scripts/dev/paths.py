@@ -9,6 +9,7 @@ RUN = ROOT / ".run"
 BIN = RUN / "bin"
 LOGS = RUN / "logs"
 VENV = RUN / "venv"
+NODE = RUN / "node"
 REDIS_DATA = RUN / "redis"
 TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
 

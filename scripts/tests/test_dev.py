@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from dev import net, process
+from dev import clients, net, process
 from dev.check import Tally, count
 from dev.console import Failure
 from dev.process import Fleet, Service
@@ -119,6 +119,14 @@ class Counting(unittest.TestCase):
         self.assertEqual((tally.passed, tally.failed, tally.skipped), (10, 2, 3))
         count("test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n", tally)
         self.assertEqual((tally.passed, tally.failed, tally.skipped), (14, 2, 4))
+
+
+class Clients(unittest.TestCase):
+    def test_a_try_counts_only_where_the_client_saw_its_own_code(self) -> None:
+        seen = {"1000": 3, "1006": 2, "4999": 4}
+        for close, good in ((1000, 3), (4999, 4), (None, 3), (1001, 0)):
+            self.assertEqual(clients.good_tries({"close": close, "tries": 9, "seen": seen}), good)
+        self.assertEqual(clients.good_tries({"tries": 12, "passed": 11, "failures": ["late"]}), 11)
 
 
 if __name__ == "__main__":

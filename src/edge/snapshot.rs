@@ -1,6 +1,6 @@
 //! What a client is given that cannot be told event by event what it missed.
 
-use axum::extract::ws::Utf8Bytes;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::wire;
 use crate::session::store::{From as ReadFrom, Page, Read};

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message as Packet, Utf8Bytes, WebSocket, close_code};
 use axum::http::StatusCode;
 use chrono::Utc;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
 use super::request::{Kind, Outcome, Request, UnderWay};
+use super::socket::{End, Socket};
 use crate::edge::Shared;
 use crate::edge::input::ChatRequest;
 use crate::edge::listener;
@@ -26,10 +28,11 @@ use crate::session::{Control, Cursor, GenerationId, Owner, SessionId};
 
 /// A client that let an event wait for so long, and then took it, is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-/// How long a client may take to close.
-const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// Time for a close to arrive ahead of the reset that unread input causes.
-const RESET_DELAY: Duration = Duration::from_millis(250);
+/// Between the head of the handshake's response and the first event, unless the client speaks
+/// first. Simple clients read the head by one call to `recv`, which would return the event too if
+/// both were there. On an idle machine 1 ms is enough; a client that waits for its turn on a busy
+/// one was seen to take 20 ms.
+const WELCOME_DELAY: Duration = Duration::from_millis(50);
 /// Requests that wait while one is under way.
 const QUEUE: usize = 16;
 /// More bad messages than so many in so long, and the socket is closed.
@@ -39,23 +42,13 @@ const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
 const RECONNECT_SECONDS: f64 = 5.0;
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Why a socket ends.
-enum End {
-    /// With this code and reason.
-    Close(u16, Utf8Bytes),
-    /// Too much came at once: what is unread stays so.
-    TooBig,
-    /// There is nobody to tell.
-    Gone,
-}
-
 /// One socket.
 pub struct Connection {
     shared: Shared,
     owner: Owner,
     source: String,
     session: SessionId,
-    socket: WebSocket,
+    socket: Socket,
     reader: Reader,
     under_way: Option<UnderWay>,
     queue: VecDeque<Request>,
@@ -86,10 +79,9 @@ impl Connection {
         owner: Owner,
         source: String,
         session: SessionId,
-        socket: WebSocket,
+        socket: Socket,
         reader: Reader,
     ) -> Self {
-        metrics::gauge!("jarvis_websockets").increment(1.0);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let told = reader.cursor();
         Self {
@@ -115,25 +107,34 @@ impl Connection {
         }
     }
 
-    /// Says hello, and then serves until either side ends it. Boxed: a future keeps room for what
-    /// it is given and again for what it works on.
+    /// Welcomes the client, serves it until either side ends the socket, and closes it. Boxed: a
+    /// future keeps room for what it is given and again for what it works on.
     pub async fn run(mut self: Box<Self>, hello: Utf8Bytes, recovered: bool) {
-        let end = match self.send(hello).await {
-            Ok(()) => {
-                if !recovered {
-                    self.recover();
-                }
-                self.serve().await
-            }
+        let end = match self.welcome(hello, recovered).await {
+            Ok(()) => self.serve().await,
             Err(end) => end,
         };
-        match end {
-            End::Close(code, reason) => self.close(code, reason, CLOSE_LIMIT).await,
-            End::TooBig => {
-                self.close(close_code::SIZE, "message too big".into(), Duration::ZERO).await;
-                sleep(RESET_DELAY).await;
-            }
-            End::Gone => {}
+        // A socket that is closing keeps nothing else.
+        Box::pin(self.into_socket().close(end)).await;
+    }
+
+    fn into_socket(self: Box<Self>) -> Socket {
+        self.socket
+    }
+
+    /// Sends the first event, a moment after the head of the handshake's response.
+    async fn welcome(&mut self, hello: Utf8Bytes, recovered: bool) -> Result<(), End> {
+        let early = tokio::select! {
+            packet = self.socket.receive() => Some(packet?),
+            () = sleep(WELCOME_DELAY) => None,
+        };
+        self.send(hello).await?;
+        if !recovered {
+            self.recover();
+        }
+        match early {
+            Some(packet) => self.receive(packet).await,
+            None => Ok(()),
         }
     }
 
@@ -141,10 +142,9 @@ impl Connection {
         loop {
             let step = tokio::select! {
                 () = self.shared.drain.cancelled() => Err(draining()),
-                packet = self.socket.recv() => match packet {
-                    Some(Ok(packet)) => self.receive(packet).await,
-                    Some(Err(error)) => Err(broken(&error)),
-                    None => Err(End::Gone),
+                packet = self.socket.receive() => match packet {
+                    Ok(packet) => self.receive(packet).await,
+                    Err(end) => Err(end),
                 },
                 outcome = outcome(&mut self.under_way) => self.conclude(outcome).await,
                 snapshot = recovered(&mut self.recovering) => self.go_on(snapshot).await,
@@ -177,7 +177,7 @@ impl Connection {
                 }
                 Ok(())
             }
-            Ok(Err(_)) => Err(End::Gone),
+            Ok(Err(end)) => Err(end),
             Err(_) => Err(too_slow()),
         }
     }
@@ -188,15 +188,6 @@ impl Connection {
             let next = Instant::now() + self.shared.settings.heartbeat;
             self.heartbeat.as_mut().reset(next);
         }
-    }
-
-    async fn close(&mut self, code: u16, reason: Utf8Bytes, wait: Duration) {
-        let frame = Packet::Close(Some(CloseFrame { code, reason }));
-        if !matches!(timeout(CLOSE_LIMIT, self.socket.send(frame)).await, Ok(Ok(()))) {
-            return;
-        }
-        let closed = async { while let Some(Ok(_)) = self.socket.recv().await {} };
-        let _ = timeout(wait, closed).await;
     }
 
     async fn beat(&mut self) -> Result<(), End> {
@@ -220,8 +211,8 @@ impl Connection {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 self.refuse(&Problem::new(status, "binary_message", detail), None).await
             }
-            Packet::Ping(_) | Packet::Pong(_) => Ok(()),
-            Packet::Close(_) => Err(End::Gone),
+            // The library answers a ping; `Socket` takes a close, and frames are not handed out.
+            Packet::Ping(_) | Packet::Pong(_) | Packet::Close(_) | Packet::Frame(_) => Ok(()),
         }
     }
 
@@ -235,7 +226,7 @@ impl Connection {
         }
         self.bad += 1;
         if self.bad > BAD_MESSAGES {
-            return Err(End::Close(close_code::POLICY, "too many bad messages".into()));
+            return Err(End::server(CloseCode::Policy, "too many bad messages"));
         }
         self.send(wire::error(problem, message_id)).await
     }
@@ -468,29 +459,18 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        metrics::gauge!("jarvis_websockets").decrement(1.0);
-    }
-}
-
 fn count(kind: &'static str) {
     metrics::counter!("jarvis_websocket_messages_total", "type" => kind).increment(1);
 }
 
 fn draining() -> End {
     let seconds = rand::random_range(0.0..RECONNECT_SECONDS);
-    End::Close(close_code::RESTART, format!(r#"{{"retry_after":{seconds:.1}}}"#).into())
+    End::server(CloseCode::Restart, format!(r#"{{"retry_after":{seconds:.1}}}"#))
 }
 
 fn too_slow() -> End {
     listener::too_slow("websocket");
-    End::Close(close_code::AGAIN, "read too slowly; resume with the last cursor".into())
-}
-
-fn broken(error: &axum::Error) -> End {
-    // axum does not show the error's type.
-    if error.to_string().contains("Space limit exceeded") { End::TooBig } else { End::Gone }
+    End::server(CloseCode::Again, "read too slowly; resume with the last cursor")
 }
 
 async fn outcome(under_way: &mut Option<UnderWay>) -> Outcome {

@@ -2,26 +2,23 @@
 
 mod connection;
 mod request;
+mod socket;
 
-use axum::extract::State;
-use axum::extract::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::Instrument;
 
 use self::connection::Connection;
+use self::socket::Socket;
 use super::Shared;
 use super::guard::{Caller, Source};
 use super::input::Fields;
 use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
 use super::wire;
 use crate::session::{Cursor, SessionId};
-
-/// It grows for larger messages, and stays: most are small.
-const READ_BUFFER: usize = 1 << 10;
-/// A frame larger than this is refused: it has to hold the largest event.
-const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
 
 fn upgrade_required() -> Response {
     let detail = "this path speaks WebSocket";
@@ -49,9 +46,11 @@ pub async fn upgrade(
     Caller(owner): Caller,
     Source(source): Source,
     QueryFields(query): QueryFields,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    mut request: Request,
 ) -> Result<Response, Problem> {
-    let Ok(upgrade) = upgrade else { return Ok(upgrade_required()) };
+    let Ok(response) = create_response_with_body(&request, Body::empty) else {
+        return Ok(upgrade_required());
+    };
     let mut fields = Fields::new("query", &query);
     let session = fields.uuid("session_id").map(SessionId);
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
@@ -66,18 +65,15 @@ pub async fn upgrade(
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let hello = wire::connection(session, Some(place), resumed, recovered, None);
-    let largest = shared.settings.max_frame_bytes;
     let tracker = shared.sockets.clone();
-    let span = tracing::Span::current();
-    Ok(upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(WRITE_BUFFER)
-        .max_message_size(largest)
-        .max_frame_size(largest)
-        .on_upgrade(move |socket| {
-            let connection = Connection::new(shared, owner, source, session, socket, reader);
-            let connection = Box::new(connection);
-            tracker.track_future(connection.run(hello, recovered).instrument(span))
-        }))
+    let upgrading = hyper::upgrade::on(&mut request);
+    let open = async move {
+        // It fails where the client goes away before the head of the response is sent.
+        let Ok(upgraded) = upgrading.await else { return };
+        let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
+        let connection = Connection::new(shared, owner, source, session, socket, reader);
+        Box::new(connection).run(hello, recovered).await;
+    };
+    tracker.spawn(open.instrument(tracing::Span::current()));
+    Ok(response)
 }

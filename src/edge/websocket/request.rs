@@ -1,8 +1,8 @@
 //! What a client asks for over a WebSocket, done beside the socket's own loop.
 
-use axum::extract::ws::Utf8Bytes;
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::edge::Shared;
 use crate::edge::input::{ChatRequest, hex_digest};

@@ -1,8 +1,8 @@
 //! The events, field by field. The contract says what each field is.
 
-use axum::extract::ws::Utf8Bytes;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::session::model::ContextReport;
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};

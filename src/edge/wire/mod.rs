@@ -5,8 +5,8 @@ mod event;
 #[cfg(test)]
 mod tests;
 
-use axum::extract::ws::Utf8Bytes;
 use chrono::Utc;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 pub use self::client::{BadMessage, ClientMessage, parse_client_message};
 pub use self::event::{Place, RunningAnswer, ServerEvent};
