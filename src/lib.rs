@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod edge;
+pub mod follow;
 pub mod generation;
 pub mod ollama;
 pub mod queue;
@@ -63,7 +64,7 @@ impl Server {
         let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let store = Store::new(redis.clone(), replica, session::store::Limits::default());
-        let feeds = Feeds::start(&redis, store.clone(), edge::wire::encode)?;
+        let feeds = Feeds::start(&redis, store.clone())?;
         let fleet = Fleet::new(FleetConfig {
             hosts: settings.ollama_hosts(),
             connect_timeout: settings.connect_timeout(),

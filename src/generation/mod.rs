@@ -116,6 +116,9 @@ pub enum SubmitError {
     /// This replica is on its way out.
     #[error("this replica is being replaced; try again")]
     Draining,
+    /// The submission ended without a word: a fault of this service.
+    #[error("the submission failed")]
+    Internal,
     /// The hosts answer, but not as they should.
     #[error("{message}")]
     Upstream {

@@ -2,6 +2,7 @@
 
 mod connection;
 mod request;
+mod view;
 
 use axum::extract::State;
 use axum::extract::WebSocketUpgrade;
