@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What an event stream follows.
 enum Source {
     /// All of a session; it has no end.
-    Session(Reader),
+    Session(Box<Reader>),
     /// One generation, with whose end the stream ends.
     Turn(Box<Follow>),
 }
@@ -116,7 +116,7 @@ async fn of_session(
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
-    let mut events = EventStream::new(shared, owner, session, Source::Session(reader));
+    let mut events = EventStream::new(shared, owner, session, Source::Session(Box::new(reader)));
     events.connect(Some(place), resumed, recovered);
     if !recovered {
         events.send_snapshot().await?;
