@@ -5,7 +5,9 @@
 
 pub mod config;
 pub mod edge;
+pub mod follow;
 pub mod generation;
+pub mod membership;
 pub mod ollama;
 pub mod queue;
 pub mod redis;
@@ -26,6 +28,7 @@ use crate::config::Settings;
 use crate::edge::listener;
 use crate::edge::{AppState, EdgeSettings};
 use crate::generation::Generations;
+use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
 use crate::redis::{Redis, RedisError, migrations};
@@ -62,8 +65,9 @@ impl Server {
         let waiting = settings.queue_limit as usize;
         let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
+        let membership = MembershipStore::new(redis.clone(), replica.clone());
         let store = Store::new(redis.clone(), replica, session::store::Limits::default());
-        let feeds = Feeds::start(&redis, store.clone(), edge::wire::encode)?;
+        let feeds = Feeds::start(&redis, store.clone())?;
         let fleet = Fleet::new(FleetConfig {
             hosts: settings.ollama_hosts(),
             connect_timeout: settings.connect_timeout(),
@@ -84,6 +88,7 @@ impl Server {
             feeds.clone(),
             fleet.clone(),
             Queue::start(&redis, queue, move || generation::host_reports(&fleet))?,
+            membership,
             num_ctx,
             Duration::from_millis(settings.lease_ms),
         );

@@ -10,16 +10,14 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Cancelled, Clearing, From, IdempotencyKey, Limits, NewTurn,
     Proposal, Read, Restored, Turn, Written, message,
 };
-use jarvis::session::window::Step;
 use jarvis::session::{
-    Control, Cursor, Feeds, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
-    TurnSpec, Usage,
+    Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
+    Status, Store, StoreError, Tag, TurnSpec, Usage,
 };
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -51,7 +49,7 @@ impl Replica {
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
         let store = Store::new(redis.clone(), name, Limits::default());
-        let feeds = Feeds::start(&redis, store.clone(), encode).expect("feeds");
+        let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
         Self { store, feeds }
     }
 
@@ -119,23 +117,23 @@ fn new_turn(text: &str) -> NewTurn {
     NewTurn { spec, content: text.to_owned(), key: None }
 }
 
-/// A short word for each event, so that a test reads as a story.
-fn encode(_: SessionId, step: &Step<'_>) -> Utf8Bytes {
-    match step {
-        Step::Piece { offset, text, .. } => format!("{offset}:{text}").into(),
-        Step::Event { event, answer, .. } if event.control.is_terminal() => {
-            format!("{}({answer})", event.control.kind()).into()
+/// A short word for each delta, so that a test reads as a story.
+fn word(delta: &Delta) -> String {
+    match &delta.change {
+        Change::Text { offset, text } => format!("{offset}:{text}"),
+        Change::Event { event, answer } if event.control.is_terminal() => {
+            format!("{}({answer})", event.control.kind())
         }
-        Step::Event { event, .. } => event.control.kind().to_owned().into(),
-        Step::Restart { from, .. } => format!("restart({from})").into(),
-        _ => Utf8Bytes::default(),
+        Change::Event { event, .. } => event.control.kind().to_owned(),
+        Change::Restart { from } => format!("restart({from})"),
+        Change::Reasoning { .. } | Change::QueuePosition(_) => String::new(),
     }
 }
 
-async fn frame(reader: &mut Reader) -> Frame {
-    match tokio::time::timeout(LIMIT, reader.next()).await.expect("an event in time") {
-        Delivered::Frame(frame) => frame,
-        Delivered::Lost => panic!("the reader lost its place"),
+async fn delta(reader: &mut Reader) -> Arc<Delta> {
+    match tokio::time::timeout(LIMIT, reader.next()).await.expect("a delta in time") {
+        Delivered::Delta(delta) => delta,
+        Delivered::Lost => panic!("the reader lost its cursor"),
     }
 }
 
@@ -144,10 +142,9 @@ async fn story(reader: &mut Reader, until: &str) -> String {
     let mut story = String::new();
     let mut pieces = String::new();
     loop {
-        let frame = frame(reader).await;
-        if let FrameKind::Piece = frame.kind {
-            let (offset, text) = frame.json.split_once(':').expect("a piece");
-            assert_eq!(offset.parse(), Ok(pieces.len()), "a hole or a double in {story}");
+        let delta = delta(reader).await;
+        if let Change::Text { offset, text } = &delta.change {
+            assert_eq!(*offset, pieces.len() as u64, "a hole or a double in {story}");
             pieces.push_str(text);
             continue;
         }
@@ -155,8 +152,9 @@ async fn story(reader: &mut Reader, until: &str) -> String {
             write!(story, " [{pieces}]").unwrap();
             pieces.clear();
         }
-        write!(story, " {}", frame.json.as_str()).unwrap();
-        if frame.json.starts_with(until) {
+        let word = word(&delta);
+        write!(story, " {word}").unwrap();
+        if word.starts_with(until) {
             return story.trim().to_owned();
         }
     }
@@ -203,10 +201,14 @@ async fn a_reader_resumes_from_any_cursor_without_a_hole_or_a_double() {
     replica.whole_turn(session, "first", &["alpha ", "beta"]).await;
     let (turn, _) = replica.accept(session, "second").await;
     replica.answer(&turn, &["gamma ", "delta ", "epsilon"]).await;
-    let mut seen: Vec<Frame> = Vec::new();
-    while seen.last().is_none_or(|last| !last.json.ends_with("epsilon")) {
-        seen.push(frame(&mut live).await);
+    let mut seen: Vec<Arc<Delta>> = Vec::new();
+    while seen.last().is_none_or(|last| !word(last).ends_with("epsilon")) {
+        seen.push(delta(&mut live).await);
     }
+    let text_or_word = |delta: &Delta| match &delta.change {
+        Change::Text { text, .. } => text.clone(),
+        _ => word(delta),
+    };
     let other = Replica::on(&redis.url()).await;
     replica.finish(&turn, "gamma delta epsilon".len()).await;
     for (place, from) in seen.iter().enumerate() {
@@ -214,22 +216,13 @@ async fn a_reader_resumes_from_any_cursor_without_a_hole_or_a_double() {
         assert!(resumed.is_recovered());
         let mut rest = String::new();
         loop {
-            let next = frame(&mut resumed).await;
-            rest.push_str(match next.kind {
-                FrameKind::Piece => next.json.split_once(':').unwrap().1,
-                _ => next.json.as_str(),
-            });
-            if next.json.as_str() == "ended(gamma delta epsilon)" {
+            let next = text_or_word(&*delta(&mut resumed).await);
+            rest.push_str(&next);
+            if next == "ended(gamma delta epsilon)" {
                 break;
             }
         }
-        let expected: String = seen[place + 1..]
-            .iter()
-            .map(|frame| match frame.kind {
-                FrameKind::Piece => frame.json.split_once(':').unwrap().1,
-                _ => frame.json.as_str(),
-            })
-            .collect();
+        let expected: String = seen[place + 1..].iter().map(|delta| text_or_word(delta)).collect();
         assert_eq!(rest, format!("{expected}doneended(gamma delta epsilon)"));
     }
 }
@@ -461,7 +454,7 @@ async fn who_reads_late_learns_how_a_cleared_turn_ended_and_not_what_was_said_in
         let (running, _) = here.accept(session, "a secret").await;
         here.answer(&running, &["part"]).await;
         let mut halfway = here.reader(session, Some(Cursor::START)).await;
-        while !matches!(frame(&mut halfway).await.kind, FrameKind::Piece) {}
+        while !matches!(delta(&mut halfway).await.change, Change::Text { .. }) {}
         let halfway = halfway.cursor();
         here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, delete)).await.unwrap();
         let mut late = there.reader(session, Some(Cursor::START)).await;
@@ -499,9 +492,9 @@ async fn a_turn_is_read_from_its_beginning_when_that_event_is_no_longer_kept() {
     assert_eq!(there.store.answer_so_far(&turn).await.unwrap(), "one ");
     let mut reader = there.reader(session, None).await;
     assert!(reader.is_recovered());
-    assert_eq!(frame(&mut reader).await.json.as_str(), "0:one ");
+    assert_eq!(word(&*delta(&mut reader).await), "0:one ");
     assert_eq!(here.store.append(&turn, MARK, 4, "two").await.unwrap(), Written::Ok);
-    assert_eq!(frame(&mut reader).await.json.as_str(), "4:two");
+    assert_eq!(word(&*delta(&mut reader).await), "4:two");
     assert_eq!(here.finish(&turn, 7).await, Written::Ok);
     assert_eq!(story(&mut reader, "ended").await, "done ended(one two)");
 }
@@ -524,8 +517,8 @@ async fn a_place_in_the_queue_that_is_told_before_the_session_is_known_is_not_lo
     let queued = format!("q{} 3 -", uuid::Uuid::new_v4());
     redis.cli(&["SPUBLISH", channel.trim(), &queued]);
     replica.accept(session, "q").await;
-    assert_eq!(frame(&mut reader).await.json.as_str(), "accepted");
-    assert!(matches!(frame(&mut reader).await.kind, FrameKind::Queued));
+    assert_eq!(word(&*delta(&mut reader).await), "accepted");
+    assert!(matches!(delta(&mut reader).await.change, Change::QueuePosition(_)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -536,14 +529,14 @@ async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
     let mut reader = replica.reader(session, None).await;
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["one "]).await;
-    assert_eq!(frame(&mut reader).await.json.as_str(), "accepted");
-    assert_eq!(frame(&mut reader).await.json.as_str(), "started");
-    assert_eq!(frame(&mut reader).await.json.as_str(), "0:one ");
+    assert_eq!(word(&*delta(&mut reader).await), "accepted");
+    assert_eq!(word(&*delta(&mut reader).await), "started");
+    assert_eq!(word(&*delta(&mut reader).await), "0:one ");
     // The answer grows without a word on the channel.
     let keys = redis.cli(&["KEYS", "*:answer"]);
     redis.cli(&["APPEND", keys.trim(), "two"]);
     let silent_since = Instant::now();
-    assert_eq!(frame(&mut reader).await.json.as_str(), "4:two");
+    assert_eq!(word(&*delta(&mut reader).await), "4:two");
     assert!(silent_since.elapsed() < Duration::from_secs(3), "{:?}", silent_since.elapsed());
 }
 

@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use chrono::Utc;
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -13,15 +12,11 @@ use uuid::Uuid;
 
 use super::guard::{Caller, Source};
 use super::input::{ChatRequest, FieldError, hex_digest};
-use super::problem::{JsonBody, Problem, ProblemDetails, in_time};
-use super::turns::{self, Asked, Past};
-use super::{Shared, sse};
-use crate::generation::Submitted;
-use crate::session::feed::{Delivered, Frame, FrameKind};
+use super::problem::{JsonBody, Problem, ProblemDetails};
+use super::{Shared, sse, turns};
+use crate::follow::AcceptedTurn;
 use crate::session::model::{ContextReport, rfc3339};
-use crate::session::{
-    Control, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Usage, store,
-};
+use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 
 /// What a session is named after whose turn came with a key and without a session.
 const SESSIONS_OF_KEYS: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
@@ -84,18 +79,19 @@ pub async fn send(
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
         shared.admit()?;
-        let asked = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return sse::of_turn(shared, owner, session, asked).await;
+        let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
+        return sse::of_turn(shared, owner, session, accepted).await;
     }
-    let Asked { submitted, mut guard } =
+    let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key, &source).await?;
+    let answer = async {
+        let follow = turns::follow(&shared, &owner, session, submitted).await?;
+        Ok(follow.answer().await?)
+    };
     let limit = shared.settings.request_timeout;
     let answered = tokio::select! {
         biased;
-        answered = tokio::time::timeout_at(
-            started + limit,
-            answer(&shared, &owner, session, submitted),
-        ) => answered,
+        answered = tokio::time::timeout_at(started + limit, answer) => answered,
         () = shared.leave.cancelled() => Ok(Err(Problem::draining())),
     };
     // Only a client that went away, and so dropped this, wants the turn cancelled.
@@ -151,63 +147,4 @@ fn address(
         SessionId(Uuid::new_v5(&SESSIONS_OF_KEYS, name.as_bytes()))
     });
     Ok((session, Some(hex_digest(format!("rest\n{key}").as_bytes()))))
-}
-
-/// Waits for a generation's end.
-async fn answer(
-    shared: &Shared,
-    owner: &Owner,
-    session: SessionId,
-    Submitted { generation, mut before, .. }: Submitted,
-) -> Result<Message, Problem> {
-    loop {
-        let mut reader = in_time(shared.feeds.reader(owner, session, before)).await?;
-        reader.want_answer(generation);
-        if before.is_none() {
-            match in_time(turns::past(&shared.store, owner, session, generation, None)).await? {
-                Past::Ended { message, .. } => return Ok(*message),
-                Past::Unknown => return Err(Problem::generation_not_found()),
-                Past::Live => {}
-            }
-        }
-        while let Delivered::Frame(frame) = reader.next().await {
-            if let Some(message) = ended(frame, generation) {
-                return Ok(message);
-            }
-        }
-        before = None;
-    }
-}
-
-/// The message that a generation's last event tells of.
-fn ended(frame: Frame, generation: GenerationId) -> Option<Message> {
-    let FrameKind::Control(event) = frame.kind else { return None };
-    if event.generation != Some(generation) {
-        return None;
-    }
-    let message = Message {
-        content: frame.answer.unwrap_or_default(),
-        generation_id: Some(generation),
-        ..store::message(Role::Assistant, Utc::now())
-    };
-    match &event.control {
-        Control::Ended { timestamp, model, finish_reason, usage, context } => Some(Message {
-            timestamp: timestamp.parse().unwrap_or(message.timestamp),
-            model: Some(model.clone()),
-            status: Some(Status::Complete),
-            finish_reason: Some(*finish_reason),
-            usage: Some(*usage),
-            context: Some(*context),
-            ..message
-        }),
-        Control::Cancelled {} => Some(Message {
-            status: Some(Status::Cancelled),
-            finish_reason: Some(FinishReason::Cancelled),
-            ..message
-        }),
-        Control::Failed(failure) => {
-            Some(Message { status: Some(Status::Failed), error: Some(failure.clone()), ..message })
-        }
-        _ => None,
-    }
 }

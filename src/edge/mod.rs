@@ -9,7 +9,6 @@ pub mod input;
 pub mod listener;
 pub mod problem;
 mod sessions;
-mod snapshot;
 mod sse;
 mod turns;
 mod websocket;

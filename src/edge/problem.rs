@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use super::input::FieldError;
+use crate::follow::FollowError;
 use crate::generation::SubmitError;
 use crate::session::model::Failure;
 use crate::session::{SessionId, StoreError};
@@ -160,9 +161,19 @@ impl From<SubmitError> for Problem {
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
             SubmitError::QueueFull(failure) => failure.into(),
             SubmitError::Draining => Self::draining(),
+            SubmitError::Internal => Self::internal(),
             SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
         }
         .with_wait()
+    }
+}
+
+impl From<FollowError> for Problem {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::UnknownGeneration => Self::generation_not_found(),
+            FollowError::Store(error) => error.into(),
+        }
     }
 }
 

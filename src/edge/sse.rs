@@ -15,24 +15,31 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::guard::Caller;
 use super::input::Fields;
 use super::problem::{Problem, ProblemDetails, QueryFields, SessionPath, in_time};
-use super::turns::{self, Asked, CancelOnDrop, Past, Since};
-use super::wire::{self, Place, ServerEvent};
-use super::{Shared, snapshot};
-use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
-use crate::session::{Cursor, GenerationId, Message, Owner, SessionId, StoreError};
+use super::wire::{self, Native, Place, ServerEvent};
+use super::{Shared, turns};
+use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
+use crate::session::{
+    Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
+};
 
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What an event stream is about.
-struct Events {
+/// What an event stream follows.
+enum Source {
+    /// All of a session; it has no end.
+    Session(Box<Reader>),
+    /// One generation, with whose end the stream ends.
+    Turn(Box<Follow>),
+}
+
+/// An event stream.
+struct EventStream {
     shared: Shared,
     owner: Owner,
     session: SessionId,
-    /// The only generation that is told of, and with whose end the stream ends.
-    generation: Option<GenerationId>,
-    reader: Reader,
+    source: Source,
     queue: VecDeque<Event>,
-    /// Whether any of an answer was sent, that a new beginning takes back.
+    /// Whether any of an answer was sent that a new beginning takes back.
     begun: bool,
     ended: bool,
     guard: Option<CancelOnDrop>,
@@ -75,39 +82,44 @@ pub async fn events(
     let resumed = last.is_some();
     // What is none of our cursors gets a snapshot, as one that is no longer kept.
     let cursor: Option<Cursor> = last.and_then(|text| text.parse().ok());
+    let readable = resumed == cursor.is_some();
     in_time(shared.store.describe(&owner, session)).await?;
-    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
-    let recovered = reader.is_recovered() && resumed == cursor.is_some();
-    let told = if recovered { cursor } else { None };
-    if let Some(generation) = generation
-        && !in_time(shared.store.is_open(&owner, session, generation)).await?
-    {
-        let store = &shared.store;
-        let ahead = match told {
-            Some(cursor) => {
-                in_time(turns::end_since(store, &owner, session, generation, cursor)).await?
-            }
-            None => Since::Unknown,
-        };
-        if !matches!(ahead, Since::Ended(_)) {
-            match in_time(turns::stored(store, &owner, session, generation)).await? {
-                Some(_) if told.is_some() => return Ok(StatusCode::NO_CONTENT.into_response()),
-                Some(message) => {
-                    let mut events = Events::new(shared, owner, session, Some(generation), reader);
-                    events.connect(None, resumed, recovered);
-                    events.replay(&message);
-                    return Ok(events.into_response());
-                }
-                None => return Err(Problem::generation_not_found()),
-            }
+    match generation {
+        None => of_session(shared, owner, session, cursor, resumed).await,
+        Some(generation) => {
+            let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
+            let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
+            let (follow, recovered) = match in_time(resume).await? {
+                Resumed::Complete => return Ok(StatusCode::NO_CONTENT.into_response()),
+                Resumed::Following { follow, recovered } => (follow, recovered && readable),
+            };
+            // The client's own cursor, while what follows it is not sent: coming back with it is
+            // no loss.
+            let place = match follow.cursor() {
+                Some(_) if !recovered => Some(cursor.unwrap_or(Cursor::START)),
+                at => at,
+            };
+            let mut events = EventStream::new(shared, owner, session, Source::Turn(follow));
+            events.connect(place, resumed, recovered);
+            Ok(events.into_response())
         }
     }
-    let mut events = Events::new(shared, owner, session, generation, reader);
-    // The client's own place, while what follows it is not told: coming back with it is no loss.
-    let place = if recovered { events.reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+}
+
+async fn of_session(
+    shared: Shared,
+    owner: Owner,
+    session: SessionId,
+    cursor: Option<Cursor>,
+    resumed: bool,
+) -> Result<Response, Problem> {
+    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    let recovered = reader.is_recovered() && resumed == cursor.is_some();
+    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let mut events = EventStream::new(shared, owner, session, Source::Session(Box::new(reader)));
     events.connect(Some(place), resumed, recovered);
     if !recovered {
-        events.start_over().await?;
+        events.send_snapshot().await?;
     }
     Ok(events.into_response())
 }
@@ -120,50 +132,25 @@ pub async fn of_turn(
     shared: Shared,
     owner: Owner,
     session: SessionId,
-    asked: Asked,
+    accepted: AcceptedTurn,
 ) -> Result<Response, Problem> {
-    let Asked { submitted, guard } = asked;
-    let generation = submitted.generation;
-    let mut reader = in_time(shared.feeds.reader(&owner, session, submitted.before)).await?;
-    let mut ended = None;
-    if submitted.before.is_none() || !reader.is_recovered() {
-        if !reader.is_recovered() {
-            reader = in_time(shared.feeds.reader(&owner, session, None)).await?;
-        }
-        let store = &shared.store;
-        match in_time(turns::past(store, &owner, session, generation, submitted.before)).await? {
-            Past::Ended { message, .. } => ended = Some(message),
-            Past::Unknown => return Err(Problem::generation_not_found()),
-            Past::Live => {}
-        }
-    }
-    let mut events = Events::new(shared, owner, session, Some(generation), reader);
+    let AcceptedTurn { submitted, guard } = accepted;
+    let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
+    let place = follow.cursor();
+    let mut events = EventStream::new(shared, owner, session, Source::Turn(follow));
     events.guard = guard;
-    if let Some(message) = ended {
-        events.connect(None, false, true);
-        events.replay(&message);
-    } else {
-        let place = events.reader.cursor();
-        events.connect(Some(place), false, true);
-    }
+    events.connect(place, false, true);
     Ok(events.into_response())
 }
 
-impl Events {
-    fn new(
-        shared: Shared,
-        owner: Owner,
-        session: SessionId,
-        generation: Option<GenerationId>,
-        reader: Reader,
-    ) -> Self {
+impl EventStream {
+    fn new(shared: Shared, owner: Owner, session: SessionId, source: Source) -> Self {
         let open = shared.sockets.token();
         Self {
             shared,
             owner,
             session,
-            generation,
-            reader,
+            source,
             queue: VecDeque::new(),
             begun: false,
             ended: false,
@@ -172,8 +159,16 @@ impl Events {
         }
     }
 
+    fn generation(&self) -> Option<GenerationId> {
+        match &self.source {
+            Source::Session(_) => None,
+            Source::Turn(follow) => Some(follow.generation()),
+        }
+    }
+
     fn connect(&mut self, cursor: Option<Cursor>, resumed: bool, recovered: bool) {
-        let json = wire::connection(self.session, cursor, resumed, recovered, self.generation);
+        let generation = self.generation();
+        let json = wire::connection(self.session, cursor, resumed, recovered, generation);
         self.send(&json, cursor);
     }
 
@@ -185,9 +180,14 @@ impl Events {
         });
     }
 
-    /// Tells a generation's end from what is stored, and ends.
-    fn replay(&mut self, message: &Message) {
-        let end = self.reader.cursor();
+    fn send_delta(&mut self, delta: &Delta) {
+        let logged = !matches!(delta.change, Change::QueuePosition(_));
+        self.begun |= logged;
+        self.send(&delta.encoded::<Native>(), logged.then_some(delta.after));
+    }
+
+    /// Sends a generation from what is stored of it, and ends.
+    fn replay(&mut self, message: &Message, end: Cursor) {
         let events = wire::replay(message, false, end);
         let last = events.len().saturating_sub(1);
         for (at, json) in events.iter().enumerate() {
@@ -198,62 +198,66 @@ impl Events {
 
     fn end(&mut self) {
         self.ended = true;
+        self.disarm();
+    }
+
+    fn disarm(&mut self) {
         if let Some(guard) = &mut self.guard {
             guard.disarm();
         }
     }
 
-    fn take_in(&mut self, frame: &Frame) {
-        if self.generation.is_some() && frame.generation != self.generation {
-            return;
-        }
-        if let FrameKind::Queued = frame.kind {
-            return self.send(&frame.json, None);
-        }
-        self.begun = true;
-        self.send(&frame.json, Some(frame.after));
-        if let FrameKind::Control(event) = &frame.kind
-            && event.control.is_terminal()
-            && self.generation.is_some()
-        {
-            self.end();
-        }
-    }
-
-    /// Goes on where the reader's place is not known.
-    async fn start_over(&mut self) -> Result<(), StoreError> {
-        let (owner, session) = (self.owner.clone(), self.session);
-        let shared = self.shared.clone();
-        if let Some(generation) = self.generation {
-            let reader = shared.feeds.reader(&owner, session, None).await?;
-            match turns::past(&shared.store, &owner, session, generation, None).await? {
-                Past::Live => {
-                    self.reader = reader;
-                    self.restart(Some(generation));
-                }
-                Past::Ended { message, .. } => {
-                    self.restart(Some(generation));
-                    self.replay(&message);
-                }
-                Past::Unknown => {
-                    let json = wire::error(&Problem::generation_not_found(), None);
-                    self.send(&json, None);
-                    self.end();
-                }
-            }
-            return Ok(());
-        }
-        let taken = snapshot::take(&shared.store, &owner, session).await?;
-        self.restart(taken.running);
-        self.send(&taken.json, Some(taken.cursor));
-        self.reader.move_to(taken.cursor);
-        Ok(())
-    }
-
+    /// Takes back what was sent of a generation that is told again from its beginning.
     fn restart(&mut self, generation: Option<GenerationId>) {
         if self.begun && generation.is_some() {
             let place = Place { generation, cursor: None };
             self.send(&ServerEvent::StreamRestart { from: 0, place }.json(), None);
+        }
+    }
+
+    async fn send_snapshot(&mut self) -> Result<(), StoreError> {
+        let store = &self.shared.store;
+        let taken = snapshot::take(store, &self.owner, self.session, wire::EVENT_BYTES).await?;
+        self.restart(taken.running.as_ref().map(|(generation, _)| *generation));
+        let (json, cursor) = wire::snapshot(&taken);
+        self.send(&json, Some(cursor));
+        if let Source::Session(reader) = &mut self.source {
+            reader.move_to(cursor);
+        }
+        Ok(())
+    }
+
+    /// Waits for what comes next.
+    async fn advance(&mut self) {
+        match &mut self.source {
+            Source::Session(reader) => match reader.next().await {
+                Delivered::Delta(delta) => self.send_delta(&delta),
+                Delivered::Lost => {
+                    if let Err(error) = self.send_snapshot().await {
+                        tracing::debug!(%error, "event stream waiting for redis");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            },
+            Source::Turn(follow) => {
+                let update = follow.next().await;
+                let (generation, end) = (follow.generation(), follow.end());
+                match update {
+                    Ok(Update::Delta(delta)) => {
+                        self.send_delta(&delta);
+                        if delta.is_terminal() {
+                            self.end();
+                        }
+                    }
+                    Ok(Update::Restart) => self.restart(Some(generation)),
+                    Ok(Update::Stored(message)) => self.replay(&message, end),
+                    Err(error) => {
+                        let json = wire::error(&error.into(), None);
+                        self.send(&json, None);
+                        self.end();
+                    }
+                }
+            }
         }
     }
 
@@ -266,27 +270,16 @@ impl Events {
                 return None;
             }
             // Another replica goes on with what has no end; an answer may end here.
-            let close = match self.generation {
-                None => &self.shared.drain,
-                Some(_) => &self.shared.leave,
+            let close = match self.source {
+                Source::Session(_) => self.shared.drain.clone(),
+                Source::Turn(_) => self.shared.leave.clone(),
             };
-            let delivered = tokio::select! {
+            tokio::select! {
                 () = close.cancelled() => {
-                    if let Some(guard) = &mut self.guard {
-                        guard.disarm();
-                    }
+                    self.disarm();
                     return None;
                 }
-                delivered = self.reader.next() => delivered,
-            };
-            match delivered {
-                Delivered::Frame(frame) => self.take_in(&frame),
-                Delivered::Lost => {
-                    if let Err(error) = self.start_over().await {
-                        tracing::debug!(%error, "an event stream waits for the store");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
+                () = self.advance() => {}
             }
         }
     }

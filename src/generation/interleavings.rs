@@ -447,7 +447,7 @@ impl<'a> World<'a> {
                             after
                         }
                         Seen::Silent { after } => after,
-                        Seen::UpToDate | Seen::Queued(_) => return,
+                        Seen::UpToDate => return,
                         Seen::Behind | Seen::Unknown => break,
                     };
                     client.cursor = after;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
+use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError, canonical};
 use crate::queue::{HostReport, Queue, Room};
 use crate::session::model::Failure;
@@ -31,6 +32,7 @@ use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, P
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
 use deeds::{Deed, Deeds};
+use takeover::TurnSuccessor;
 use turn::Stage;
 
 /// How long a cancel waits for the request to the model's host to be closed.
@@ -49,6 +51,7 @@ pub struct Generations {
     queue: Queue,
     retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
+    membership: MembershipStore,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     deeds: Arc<Deeds>,
@@ -116,6 +119,9 @@ pub enum SubmitError {
     /// This replica is on its way out.
     #[error("this replica is being replaced; try again")]
     Draining,
+    /// The submission ended without a word: a fault of this service.
+    #[error("the submission failed")]
+    Internal,
     /// The hosts answer, but not as they should.
     #[error("{message}")]
     Upstream {
@@ -144,14 +150,15 @@ pub fn host_reports(fleet: &Fleet) -> Vec<HostReport> {
 }
 
 impl Generations {
-    /// Begins to watch the other replicas. `num_ctx_cap` bounds the context window in tokens,
-    /// whatever a model allows; `lease` is how long a replica may be silent before its turns are
-    /// taken over.
+    /// Begins to run turns, and to take over those of replicas that are gone. `num_ctx_cap` bounds
+    /// the context window in tokens, whatever a model allows; `lease` is how long a replica may be
+    /// silent before its turns are taken over.
     pub fn start(
         store: Store,
         feeds: Feeds,
         fleet: Fleet,
         queue: Queue,
+        membership: MembershipStore,
         num_ctx_cap: u32,
         lease: Duration,
     ) -> Self {
@@ -162,6 +169,7 @@ impl Generations {
             queue,
             retries: Arc::default(),
             num_ctx_cap,
+            membership: membership.clone(),
             lease,
             running: Arc::default(),
             deeds: Arc::default(),
@@ -169,7 +177,13 @@ impl Generations {
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        tokio::spawn(takeover::watch(generations.clone()));
+        let membership = Membership {
+            store: membership,
+            lease,
+            draining: generations.drain.clone(),
+            stop: generations.stop.clone(),
+        };
+        tokio::spawn(membership.run(TurnSuccessor::new(generations.clone())));
         tokio::spawn(deeds::watch(generations.clone()));
         generations
     }
@@ -348,7 +362,7 @@ impl Generations {
         if let Err(error) = self.queue.sign_off().await {
             tracing::debug!(%error, "the slots have to wait for the lease");
         }
-        match self.store.sign_off().await {
+        match self.membership.sign_off().await {
             Ok(()) => tracing::info!(turns = rest, "handed over"),
             Err(error) => tracing::warn!(%error, "could not sign off; the lease has to run out"),
         }

@@ -11,18 +11,14 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::cursor::{Cursor, Tag};
-use super::event::{Control, Event, Hint, Queued};
+use super::delta::Delta;
+use super::event::{Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, From, Read, Store, StoreError};
-use super::window::{Applied, Step, Window};
+use super::window::{Applied, Window};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
-
-/// How a step is written on the wire. The result is shared by all readers that stand at the same
-/// place.
-pub type Encode = fn(SessionId, &Step<'_>) -> Utf8Bytes;
 
 /// A running turn that is silent for so long may be one whose hints were lost.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -32,8 +28,6 @@ const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 32;
 /// A session's turns may be cancelled together: one that runs, and eight that wait.
 const CLOSED_KEPT: usize = 9;
-/// Bytes of an answer in one piece to a reader who has to catch up.
-const PIECE_BYTES: usize = 16 << 10;
 /// Pause before Redis is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a place that Redis does not know may be one that a failover took: its writer tells it
@@ -45,12 +39,11 @@ const READS_AT_ONCE: usize = 64;
 /// All feeds of this replica.
 #[derive(Clone)]
 pub struct Feeds {
-    inner: Arc<Inner>,
+    inner: Arc<FeedsInner>,
 }
 
-struct Inner {
+struct FeedsInner {
     store: Store,
-    encode: Encode,
     subscriptions: OnceLock<Subscriptions>,
     feeds: Mutex<HashMap<SessionId, Vec<Weak<Feed>>>>,
     reads: tokio::sync::Semaphore,
@@ -60,23 +53,24 @@ struct Inner {
 pub struct Feed {
     session: SessionId,
     owner: Owner,
-    inner: Weak<Inner>,
-    state: Mutex<State>,
+    inner: Weak<FeedsInner>,
+    state: Mutex<FeedState>,
     changed: Notify,
     subscribed: tokio::sync::OnceCell<()>,
     /// Reads that were asked for and not yet made.
     wishes: AtomicU32,
 }
 
-struct State {
-    window: Window,
+/// What a feed knows of its session.
+pub(super) struct FeedState {
+    pub(super) window: Window,
     /// Redis has said that this session is this owner's. Until then no hint is believed.
-    confirmed: bool,
+    pub(super) confirmed: bool,
     heard: Instant,
     /// The last that were told of, newest last.
     upstream_closed: VecDeque<GenerationId>,
-    queued: Option<Queued>,
-    encoded: Option<Encoded>,
+    pub(super) queued: Option<Queued>,
+    pub(super) newest: Option<Newest>,
     /// Since when Redis has not known this feed's place.
     unknown_since: Option<Instant>,
 }
@@ -89,47 +83,10 @@ enum Reached {
     Later,
 }
 
-/// The newest frame, for the readers that stand just before it.
-struct Encoded {
-    from: Cursor,
-    frame: Frame,
-}
-
-/// One event on its way to a client.
-#[derive(Clone, Debug)]
-pub struct Frame {
-    /// The event as the wire has it, shared.
-    pub json: Utf8Bytes,
-    /// The cursor that it carries.
-    pub after: Cursor,
-    /// The generation that it belongs to.
-    pub generation: Option<GenerationId>,
-    /// What it is.
-    pub kind: FrameKind,
-    /// The whole answer, with the end of the generation that the reader wants it of.
-    pub answer: Option<String>,
-}
-
-/// What a frame holds.
-#[derive(Clone, Debug)]
-pub enum FrameKind {
-    /// A piece of an answer.
-    Piece,
-    /// A control event.
-    Control(Arc<Event>),
-    /// Text that was seen is taken back.
-    Restart,
-    /// A place in the queue; carries no cursor.
-    Queued,
-}
-
-/// What a reader gets.
-#[derive(Debug)]
-pub enum Delivered {
-    /// The next event.
-    Frame(Frame),
-    /// The reader's place is none of this session's, or no longer kept: give it a snapshot.
-    Lost,
+/// The newest delta, shared by the readers that stand just before it.
+pub(super) struct Newest {
+    pub(super) from: Cursor,
+    pub(super) delta: Arc<Delta>,
 }
 
 impl Feeds {
@@ -137,10 +94,9 @@ impl Feeds {
     ///
     /// # Errors
     /// [`RedisError::Url`].
-    pub fn start(redis: &Redis, store: Store, encode: Encode) -> Result<Self, RedisError> {
-        let inner = Arc::new(Inner {
+    pub fn start(redis: &Redis, store: Store) -> Result<Self, RedisError> {
+        let inner = Arc::new(FeedsInner {
             store,
-            encode,
             subscriptions: OnceLock::new(),
             feeds: Mutex::default(),
             reads: tokio::sync::Semaphore::new(READS_AT_ONCE),
@@ -149,6 +105,10 @@ impl Feeds {
         let _ = inner.subscriptions.set(Subscriptions::start(redis, &listener)?);
         tokio::spawn(sweep(Arc::downgrade(&inner)));
         Ok(Self { inner })
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.inner.store
     }
 
     /// The feed of a session, followed and read.
@@ -168,43 +128,9 @@ impl Feeds {
             .await?;
         Ok(feed)
     }
-
-    /// A reader from `cursor` on; without one from where the running turn began, else from now on.
-    ///
-    /// # Errors
-    /// [`StoreError::Redis`].
-    pub async fn reader(
-        &self,
-        owner: &Owner,
-        session: SessionId,
-        cursor: Option<Cursor>,
-    ) -> Result<Reader, StoreError> {
-        let feed = self.join(owner, session).await?;
-        let store = self.inner.store.clone();
-        let start = match cursor {
-            Some(cursor) => cursor,
-            None => match store.read(owner, session, From::RunningTurn).await? {
-                Read::Window { window, .. } => window.start(),
-                Read::Absent | Read::Behind | Read::Unknown => Cursor::START,
-            },
-        };
-        let mut reader = Reader {
-            feed,
-            store,
-            cursor: start,
-            catching_up: None,
-            lost: false,
-            unknown_since: None,
-            whole: None,
-            queued: None,
-            encode: self.inner.encode,
-        };
-        reader.locate().await?;
-        Ok(reader)
-    }
 }
 
-impl Inner {
+impl FeedsInner {
     fn feeds(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Weak<Feed>>>> {
         self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,13 +148,13 @@ impl Inner {
             session,
             owner: owner.clone(),
             inner: Arc::downgrade(self),
-            state: Mutex::new(State {
+            state: Mutex::new(FeedState {
                 window: Window::empty(0, Tag::START, None),
                 confirmed: false,
                 heard: Instant::now(),
                 upstream_closed: VecDeque::new(),
                 queued: None,
-                encoded: None,
+                newest: None,
                 unknown_since: None,
             }),
             changed: Notify::new(),
@@ -244,7 +170,7 @@ impl Inner {
     }
 }
 
-impl Listener for Inner {
+impl Listener for FeedsInner {
     fn message(&self, channel: &str, payload: &str) {
         let Some(session) = store::session_of(channel) else { return };
         let feeds: Vec<_> = match self.feeds().get(&session) {
@@ -263,7 +189,7 @@ impl Listener for Inner {
     }
 }
 
-async fn sweep(inner: Weak<Inner>) {
+async fn sweep(inner: Weak<FeedsInner>) {
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -279,6 +205,14 @@ impl Feed {
     /// Resolves when something is new. Make it before looking, so that nothing is missed.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    pub(super) fn session(&self) -> SessionId {
+        self.session
     }
 
     /// Whether this generation has ended, as far as this feed has seen.
@@ -303,7 +237,7 @@ impl Feed {
         self.state().window.running().is_some()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, FeedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -357,7 +291,7 @@ impl Feed {
             }
         } else if silent >= KEPT_WHEN_IDLE {
             state.window.trim(0);
-            state.encoded = None;
+            state.newest = None;
             state.upstream_closed = VecDeque::new();
         }
     }
@@ -440,7 +374,7 @@ impl Feed {
     fn forget(&self) {
         let mut state = self.state();
         state.confirmed = false;
-        state.encoded = None;
+        state.newest = None;
     }
 }
 
@@ -459,210 +393,4 @@ impl Drop for Feed {
             }
         }
     }
-}
-
-/// A place in a feed, that moves on.
-pub struct Reader {
-    feed: Arc<Feed>,
-    store: Store,
-    cursor: Cursor,
-    /// Read from Redis by a reader that stands before the feed's window.
-    catching_up: Option<Window>,
-    lost: bool,
-    /// Since when Redis has not known this reader's place.
-    unknown_since: Option<Instant>,
-    whole: Option<GenerationId>,
-    /// The place in the queue that was delivered last.
-    queued: Option<Queued>,
-    encode: Encode,
-}
-
-impl Reader {
-    /// Everything up to here was delivered.
-    pub fn cursor(&self) -> Cursor {
-        self.cursor
-    }
-
-    /// Whether everything since the cursor that it began with can be delivered.
-    pub fn is_recovered(&self) -> bool {
-        !self.lost
-    }
-
-    /// The feed behind it.
-    pub fn feed(&self) -> &Arc<Feed> {
-        &self.feed
-    }
-
-    /// Goes on from another place, such as a snapshot's.
-    pub fn move_to(&mut self, cursor: Cursor) {
-        self.cursor = cursor;
-        self.catching_up = None;
-        self.lost = false;
-    }
-
-    /// Wants the whole answer of this generation with its end.
-    pub fn want_answer(&mut self, generation: GenerationId) {
-        self.whole = Some(generation);
-    }
-
-    async fn locate(&mut self) -> Result<(), StoreError> {
-        let step = {
-            let state = self.feed.state();
-            match state.window.next(&self.cursor, PIECE_BYTES) {
-                Step::Behind | Step::Unknown => false,
-                Step::UpToDate => self.cursor == state.window.end(),
-                _ => true,
-            }
-        };
-        if !step {
-            self.catch_up(Duration::ZERO).await?;
-        }
-        Ok(())
-    }
-
-    /// A place that Redis does not know is lost after `grace`.
-    async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
-        let from = From::Cursor(self.cursor, 0);
-        match self.store.read(&self.feed.owner, self.feed.session, from).await? {
-            Read::Window { window, .. } => {
-                self.lost =
-                    matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
-                self.catching_up = Some(window);
-            }
-            Read::Behind => self.lost = true,
-            Read::Absent if self.cursor == Cursor::START => {}
-            Read::Absent | Read::Unknown => {
-                let since = *self.unknown_since.get_or_insert_with(Instant::now);
-                self.lost = since.elapsed() >= grace;
-                if !self.lost {
-                    tokio::time::sleep(RETRY).await;
-                }
-                return Ok(());
-            }
-        }
-        self.unknown_since = None;
-        Ok(())
-    }
-
-    /// The next event, waiting for it. Cancel-safe.
-    pub async fn next(&mut self) -> Delivered {
-        let feed = Arc::clone(&self.feed);
-        loop {
-            let changed = feed.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if self.lost {
-                return Delivered::Lost;
-            }
-            match self.look() {
-                Look::Frame(frame) => return Delivered::Frame(frame),
-                Look::Moved | Look::Nothing => changed.await,
-                Look::Redis => {
-                    // Boxed: it is large and rare, and every idle socket would have room for it.
-                    if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
-                        tracing::debug!(%error, "a reader has to wait for Redis");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
-        }
-    }
-
-    fn look(&mut self) -> Look {
-        if let Some(window) = self.catching_up.take() {
-            let look = loop {
-                match self.step(&window) {
-                    Look::Moved => {}
-                    look => break look,
-                }
-            };
-            if let Look::Frame(..) = look {
-                self.catching_up = Some(window);
-                return look;
-            }
-        }
-        let feed = Arc::clone(&self.feed);
-        let mut state = feed.state();
-        loop {
-            if let Some(shared) = &state.encoded
-                && shared.from == self.cursor
-                && (self.whole.is_none() || shared.frame.generation != self.whole)
-            {
-                self.cursor = shared.frame.after;
-                return Look::Frame(shared.frame.clone());
-            }
-            let from = self.cursor;
-            match self.step(&state.window) {
-                Look::Moved => {}
-                Look::Frame(frame) => {
-                    if frame.after == state.window.end() {
-                        let frame = Frame { answer: None, ..frame.clone() };
-                        state.encoded = Some(Encoded { from, frame });
-                    }
-                    return Look::Frame(frame);
-                }
-                Look::Nothing => return self.look_at_the_queue(&state),
-                look @ Look::Redis => return look,
-            }
-        }
-    }
-
-    /// A reader that has everything else learns where a turn stands.
-    fn look_at_the_queue(&mut self, state: &State) -> Look {
-        let queued = state.queued.filter(|queued| self.queued != Some(*queued));
-        let Some(queued) = queued.filter(|_| state.confirmed) else { return Look::Nothing };
-        let waits = !state.window.events().any(|event| {
-            event.generation == Some(queued.generation)
-                && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
-        });
-        if !waits {
-            return Look::Nothing;
-        }
-        self.queued = Some(queued);
-        Look::Frame(Frame {
-            json: (self.encode)(self.feed.session, &Step::Queued(queued)),
-            after: self.cursor,
-            generation: Some(queued.generation),
-            kind: FrameKind::Queued,
-            answer: None,
-        })
-    }
-
-    fn step(&mut self, window: &Window) -> Look {
-        let step = window.next(&self.cursor, PIECE_BYTES);
-        let (after, generation, kind, answer) = match &step {
-            Step::Piece { after, generation, .. } => {
-                (*after, Some(*generation), FrameKind::Piece, None)
-            }
-            Step::Event { event, answer, after } => {
-                let whole = event.control.is_terminal()
-                    && self.whole.is_some()
-                    && event.generation == self.whole;
-                let answer = whole.then(|| (*answer).to_owned());
-                (*after, event.generation, FrameKind::Control(Arc::clone(event)), answer)
-            }
-            Step::Restart { after, generation, .. } => {
-                (*after, Some(*generation), FrameKind::Restart, None)
-            }
-            Step::Silent { after } => {
-                self.cursor = *after;
-                return Look::Moved;
-            }
-            Step::UpToDate | Step::Queued(_) => return Look::Nothing,
-            Step::Behind | Step::Unknown => return Look::Redis,
-        };
-        let json = (self.encode)(self.feed.session, &step);
-        self.cursor = after;
-        Look::Frame(Frame { json, after, generation, kind, answer })
-    }
-}
-
-/// What a reader saw.
-enum Look {
-    Frame(Frame),
-    /// Something that is not told moved the cursor.
-    Moved,
-    Nothing,
-    /// What comes next is in Redis only.
-    Redis,
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Tag};
-use super::event::{Control, Event, Queued};
+use super::event::{Control, Event};
 use super::model::GenerationId;
 use super::thoughts::Shape;
 
@@ -102,8 +102,6 @@ pub enum Step<'a> {
         /// Where the reader stands after it.
         after: Cursor,
     },
-    /// Where a turn stands in the queue. Moves nobody.
-    Queued(Queued),
     /// Something that this reader need not be told.
     Silent {
         /// Where the reader stands after it.
@@ -469,7 +467,7 @@ impl Window {
                     }
                     Applied::Grown
                 }
-                Step::UpToDate | Step::Queued(_) => return applied,
+                Step::UpToDate => return applied,
                 Step::Behind | Step::Unknown => return Applied::Hole,
             };
             match grown {
@@ -702,7 +700,7 @@ mod tests {
                         }
                         after
                     }
-                    Step::UpToDate | Step::Queued(_) => return true,
+                    Step::UpToDate => return true,
                     Step::Behind => return false,
                     Step::Unknown => panic!("a true cursor is not known"),
                 };

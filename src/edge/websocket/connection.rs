@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -13,18 +14,18 @@ use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
 use super::request::{Kind, Outcome, Request, UnderWay};
 use super::socket::{End, Socket};
+use super::view::View;
 use crate::edge::Shared;
 use crate::edge::input::ChatRequest;
 use crate::edge::listener;
 use crate::edge::problem::Problem;
 use crate::edge::sessions::already_ended;
-use crate::edge::snapshot::{self, Snapshot};
-use crate::edge::turns::Past;
 use crate::edge::wire::{self, ClientMessage, Place, ServerEvent};
+use crate::follow::TurnOutcome;
+use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};
-use crate::session::feed::{Delivered, Frame, FrameKind, Reader};
 use crate::session::model::rfc3339;
-use crate::session::{Control, Cursor, GenerationId, Owner, SessionId};
+use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
 
 /// A client that let an event wait for so long, and then took it, is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -52,18 +53,9 @@ pub struct Connection {
     reader: Reader,
     under_way: Option<UnderWay>,
     queue: VecDeque<Request>,
-    /// A frame that cannot be sent before what is under way has ended.
-    held: Option<Box<Frame>>,
-    /// Generations whose answers this socket wants in one piece.
-    whole: Vec<GenerationId>,
-    /// The generation that this socket sees as a stream now.
-    streaming: Option<GenerationId>,
-    /// The running one of `whole`, and the bytes of it that this socket was told all the same.
-    withheld: Option<(GenerationId, u64)>,
-    /// The client has everything up to here. The reader may be ahead by what is held or withheld.
-    told: Cursor,
-    /// What this socket cancelled, and whether the model's host was told.
-    cancelled: Option<(GenerationId, bool)>,
+    /// A delta that cannot be sent before the request under way has ended.
+    held: Option<Arc<Delta>>,
+    view: View,
     recovering: Option<BoxFuture<'static, Snapshot>>,
     bad: u32,
     bad_since: Instant,
@@ -83,7 +75,7 @@ impl Connection {
         reader: Reader,
     ) -> Self {
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
-        let told = reader.cursor();
+        let view = View::new(reader.cursor());
         Self {
             shared,
             owner,
@@ -94,11 +86,7 @@ impl Connection {
             under_way: None,
             queue: VecDeque::new(),
             held: None,
-            whole: Vec::new(),
-            streaming: None,
-            withheld: None,
-            told,
-            cancelled: None,
+            view,
             recovering: None,
             bad: 0,
             bad_since: Instant::now(),
@@ -150,7 +138,7 @@ impl Connection {
                 snapshot = recovered(&mut self.recovering) => self.go_on(snapshot).await,
                 delivered = self.reader.next(),
                     if self.held.is_none() && self.recovering.is_none() => match delivered {
-                    Delivered::Frame(frame) => self.deliver(frame).await,
+                    Delivered::Delta(delta) => self.deliver(delta).await,
                     Delivered::Lost => {
                         self.recover();
                         Ok(())
@@ -242,7 +230,7 @@ impl Connection {
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
         }
-        let asked_after = self.told.events;
+        let asked_after = self.view.sent().events;
         self.queue.push_back(Request { message, asked_after });
         self.begin_next();
         Ok(())
@@ -265,7 +253,7 @@ impl Connection {
                 self.accepted(submitted, &request, past, asked_after).await?;
             }
             Outcome::Cancelled(CancelOutcome::Cancelled { generation, upstream_closed }) => {
-                self.cancelled = Some((generation, upstream_closed));
+                self.view.cancelled(generation, upstream_closed);
             }
             Outcome::Cancelled(CancelOutcome::AlreadyEnded) => {
                 self.send(wire::error(&already_ended(), None)).await?;
@@ -273,13 +261,13 @@ impl Connection {
             Outcome::Nothing => {}
             Outcome::Reply(json) => self.send(json).await?,
             Outcome::NothingToClear => {
-                let place = Place { generation: None, cursor: Some(self.told) };
+                let place = Place { generation: None, cursor: Some(self.view.sent()) };
                 let session_id = self.session;
                 self.send(ServerEvent::HistoryCleared { session_id, place }.json()).await?;
             }
         }
-        if let Some(frame) = self.held.take() {
-            self.deliver(*frame).await?;
+        if let Some(delta) = self.held.take() {
+            self.deliver(delta).await?;
         }
         self.begin_next();
         Ok(())
@@ -289,14 +277,14 @@ impl Connection {
         &mut self,
         submitted: Submitted,
         request: &ChatRequest,
-        past: Past,
+        past: TurnOutcome,
         asked_after: u64,
     ) -> Result<(), End> {
         let generation = submitted.generation;
         let whole = request.stream == Some(false);
-        let told = submitted.before.is_none_or(|before| before.events < self.told.events);
+        let told = submitted.before.is_none_or(|before| before.events < self.view.sent().events);
         if submitted.repeated && told {
-            let place = Place { generation: Some(generation), cursor: Some(self.told) };
+            let place = Place { generation: Some(generation), cursor: Some(self.view.sent()) };
             let received = ServerEvent::MessageReceived {
                 message: &request.message,
                 timestamp: &rfc3339(&Utc::now()),
@@ -306,50 +294,47 @@ impl Connection {
             self.send(received.json()).await?;
         }
         match past {
-            Past::Live => {
-                if whole && !self.whole.contains(&generation) {
-                    self.whole.push(generation);
-                    if self.told.generation == Some(generation) {
-                        self.withhold(generation, self.told.offset);
-                    }
+            TurnOutcome::Open => {
+                if whole {
+                    self.view.want_whole(generation);
                 }
                 Ok(())
             }
             // Its end comes to this socket by itself, or came since the client asked.
-            Past::Ended { number, .. }
+            TurnOutcome::Ended { number, .. }
                 if !told
-                    || self.streaming == Some(generation)
+                    || self.view.streaming() == Some(generation)
                     || number.is_some_and(|number| number > asked_after) =>
             {
                 Ok(())
             }
-            Past::Ended { message, .. } => {
-                for json in wire::replay(&message, whole, self.told) {
+            TurnOutcome::Ended { message, .. } => {
+                for json in wire::replay(&message, whole, self.view.sent()) {
                     self.send(json).await?;
                 }
                 Ok(())
             }
-            Past::Unknown => {
+            TurnOutcome::Unknown => {
                 let problem = Problem::generation_not_found();
                 self.send(wire::error(&problem, request.message_id.as_deref())).await
             }
         }
     }
 
-    async fn deliver(&mut self, frame: Frame) -> Result<(), End> {
-        if self.has_to_wait(&frame) {
-            self.held = Some(Box::new(frame));
+    async fn deliver(&mut self, delta: Arc<Delta>) -> Result<(), End> {
+        if self.has_to_wait(&delta) {
+            self.held = Some(delta);
             return Ok(());
         }
-        match self.seen_from_here(&frame) {
+        match self.view.of(&delta) {
             Some(json) => self.send(json).await,
             None => Ok(()),
         }
     }
 
-    /// Whether what is under way decides how this frame is told.
-    fn has_to_wait(&self, frame: &Frame) -> bool {
-        let FrameKind::Control(event) = &frame.kind else { return false };
+    /// Whether the request under way decides how this delta is sent.
+    fn has_to_wait(&self, delta: &Delta) -> bool {
+        let Some(event) = delta.event() else { return false };
         matches!(
             (&event.control, self.under_way.as_ref().map(|under_way| under_way.kind)),
             (Control::Started { .. }, Some(Kind::WholeTurn))
@@ -357,76 +342,12 @@ impl Connection {
         )
     }
 
-    /// From here on, the answer of this generation is told in one piece.
-    fn withhold(&mut self, generation: GenerationId, told: u64) {
-        self.reader.want_answer(generation);
-        self.withheld = Some((generation, told));
-    }
-
-    /// A frame as this socket is to see it.
-    fn seen_from_here(&mut self, frame: &Frame) -> Option<Utf8Bytes> {
-        if let FrameKind::Queued = frame.kind {
-            return Some(frame.json.clone());
-        }
-        let whole = frame.generation.filter(|generation| self.whole.contains(generation));
-        if let FrameKind::Control(event) = &frame.kind {
-            if event.control.is_terminal() {
-                self.whole.retain(|generation| Some(*generation) != whole);
-                self.streaming = self.streaming.filter(|_| self.streaming != frame.generation);
-                self.withheld = self.withheld.filter(|(held, _)| Some(*held) != frame.generation);
-            } else if let Control::Started { .. } = event.control {
-                match whole {
-                    Some(generation) => self.withhold(generation, 0),
-                    None => self.streaming = frame.generation,
-                }
-            }
-        }
-        let json = self.shown(frame, whole.is_some())?;
-        if self.told == frame.after {
-            return Some(json);
-        }
-        Some(wire::with_cursor(&json, frame.after, self.told))
-    }
-
-    /// What is shown of a frame, in one piece where that is wanted; moves the place that was told.
-    fn shown(&mut self, frame: &Frame, whole: bool) -> Option<Utf8Bytes> {
-        let seen = self.told.offset;
-        self.told = match self.withheld {
-            Some((generation, told)) if frame.after.generation == Some(generation) => {
-                let told = told.min(frame.after.offset);
-                self.withheld = Some((generation, told));
-                Cursor { offset: told, ..frame.after }
-            }
-            _ => frame.after,
-        };
-        let FrameKind::Control(event) = &frame.kind else {
-            // Text that was told before it was wanted in one piece may be taken back.
-            let shown =
-                !whole || (matches!(frame.kind, FrameKind::Restart) && self.told.offset < seen);
-            return shown.then(|| frame.json.clone());
-        };
-        match (&event.control, self.cancelled) {
-            (Control::Cancelled {}, Some((generation, closed)))
-                if frame.generation == Some(generation) =>
-            {
-                self.cancelled = None;
-                Some(wire::with_upstream_closed(&frame.json, closed))
-            }
-            (Control::Started { .. } | Control::Done {}, _) if whole => None,
-            (Control::Ended { .. }, _) if whole => {
-                let answer = frame.answer.as_deref().unwrap_or_default();
-                wire::response(event, answer, frame.after)
-            }
-            _ => Some(frame.json.clone()),
-        }
-    }
-
     /// Begins to take a snapshot, as what this socket missed cannot be told.
     fn recover(&mut self) {
         let (store, owner, session) = (self.shared.store.clone(), self.owner.clone(), self.session);
         self.recovering = Some(Box::pin(async move {
             loop {
-                match snapshot::take(&store, &owner, session).await {
+                match snapshot::take(&store, &owner, session, wire::EVENT_BYTES).await {
                     Ok(snapshot) => return snapshot,
                     Err(error) => {
                         tracing::debug!(%error, "a snapshot waits for the store");
@@ -439,22 +360,17 @@ impl Connection {
 
     async fn go_on(&mut self, snapshot: Snapshot) -> Result<(), End> {
         self.recovering = None;
-        if self.streaming.is_some() {
+        if let Some(generation) = self.view.streaming() {
             // With the cursor that is no good any more: a client that comes back with it before it
             // has read the history gets that again.
-            let place = Place { generation: self.streaming, cursor: Some(self.reader.cursor()) };
+            let cursor = Some(self.reader.cursor());
+            let place = Place { generation: Some(generation), cursor };
             self.send(ServerEvent::StreamRestart { from: 0, place }.json()).await?;
         }
-        self.send(snapshot.json).await?;
-        self.reader.move_to(snapshot.cursor);
-        self.told = snapshot.cursor;
-        (self.streaming, self.withheld) = (None, None);
-        match snapshot.running {
-            Some(generation) if self.whole.contains(&generation) => {
-                self.withhold(generation, snapshot.cursor.offset);
-            }
-            running => self.streaming = running,
-        }
+        let (json, cursor) = wire::snapshot(&snapshot);
+        self.send(json).await?;
+        self.reader.move_to(cursor);
+        self.view.reset(cursor, snapshot.running.map(|(generation, _)| generation));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 mod connection;
 mod request;
 mod socket;
+mod view;
 
 use axum::body::Body;
 use axum::extract::{Request, State};

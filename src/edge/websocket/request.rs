@@ -7,8 +7,9 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::edge::Shared;
 use crate::edge::input::{ChatRequest, hex_digest};
 use crate::edge::problem::{Problem, in_time};
-use crate::edge::turns::{self, Past};
+use crate::edge::turns;
 use crate::edge::wire::{self, ClientMessage};
+use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
@@ -70,7 +71,7 @@ pub enum Outcome {
         /// What was asked.
         request: Box<ChatRequest>,
         /// What has become of it, where it is a repeat.
-        past: Past,
+        past: TurnOutcome,
     },
     /// A generation was to be stopped.
     Cancelled(CancelOutcome),
@@ -132,9 +133,9 @@ async fn submit(
     let submitted = asked.submitted;
     let past = if submitted.repeated {
         let (generation, before) = (submitted.generation, submitted.before);
-        in_time(turns::past(&shared.store, owner, session, generation, before)).await?
+        in_time(follow::outcome(&shared.store, owner, session, generation, before)).await?
     } else {
-        Past::Live
+        TurnOutcome::Open
     };
     Ok(Outcome::Submitted { submitted, request, past })
 }

@@ -88,6 +88,9 @@ pub enum ServerEvent<'a> {
         full_response: &'a str,
         #[serde(flatten)]
         place: Place,
+        /// Only for the socket that asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        upstream_closed: Option<bool>,
     },
     Error {
         message: &'a str,

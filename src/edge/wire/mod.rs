@@ -11,10 +11,12 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use self::client::{BadMessage, ClientMessage, parse_client_message};
 pub use self::event::{Place, RunningAnswer, ServerEvent};
 use super::problem::Problem;
+use crate::follow::snapshot::Snapshot;
 use crate::session::model::{Failure, rfc3339};
 use crate::session::thoughts::Shape;
 use crate::session::{
-    Control, Cursor, Event, FinishReason, GenerationId, Message, SessionId, Status, Step,
+    Change, Control, Cursor, Delta, Event, FinishReason, Front, GenerationId, Message, SessionId,
+    Status,
 };
 
 /// Bytes of one event, at most, but for a history whose one message is larger alone.
@@ -22,45 +24,63 @@ pub const EVENT_BYTES: usize = 512 << 10;
 /// Bytes of an event beside its texts, at most.
 const FRAME_BYTES: usize = 2 << 10;
 
-/// What a feed's readers are sent for a step. Nothing for what is not told.
-pub fn encode(session: SessionId, step: &Step<'_>) -> Utf8Bytes {
-    match step {
-        Step::Piece { generation, thought, offset, text, after } => {
-            let place = Place { generation: Some(*generation), cursor: Some(*after) };
-            let (content, offset) = (*text, *offset);
-            let event = if *thought {
-                ServerEvent::StreamThinking { content, offset, place }
-            } else {
-                ServerEvent::StreamChunk { content, done: false, offset: Some(offset), place }
-            };
-            event.write(text.len() + text.len() / 8)
+/// The native front's wire format: one JSON object for each delta.
+pub struct Native;
+
+impl Front for Native {
+    type Encoded = Utf8Bytes;
+
+    fn encode(delta: &Delta) -> Utf8Bytes {
+        encode_at(delta, delta.after, None)
+    }
+}
+
+/// A delta with another cursor than its own, for a socket that was not sent everything before it;
+/// `upstream_closed` for the socket whose cancel ended the generation.
+pub fn encode_at(delta: &Delta, cursor: Cursor, upstream_closed: Option<bool>) -> Utf8Bytes {
+    let place = Place { generation: delta.generation, cursor: Some(cursor) };
+    match &delta.change {
+        Change::Text { offset, text } => {
+            ServerEvent::StreamChunk { content: text, done: false, offset: Some(*offset), place }
+                .write(quoted(text))
         }
-        Step::Event { event, answer, after } => control(session, event, answer, *after),
-        Step::Restart { generation, from, after } => ServerEvent::StreamRestart {
-            from: *from,
-            place: Place { generation: Some(*generation), cursor: Some(*after) },
+        Change::Reasoning { offset, text } => {
+            ServerEvent::StreamThinking { content: text, offset: *offset, place }
+                .write(quoted(text))
         }
-        .json(),
-        Step::Queued(queued) => ServerEvent::Queued {
+        Change::Event { event, answer } => {
+            control(delta.session, &event.control, answer, place, upstream_closed)
+        }
+        Change::Restart { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
+        Change::QueuePosition(queued) => ServerEvent::Queued {
             position: queued.position,
             eta_seconds: queued.eta_seconds,
             place: Place { generation: Some(queued.generation), cursor: None },
         }
         .json(),
-        Step::Silent { .. } | Step::UpToDate | Step::Behind | Step::Unknown => Utf8Bytes::default(),
     }
 }
 
-fn control(session: SessionId, event: &Event, answer: &str, after: Cursor) -> Utf8Bytes {
-    let place = Place { generation: event.generation, cursor: Some(after) };
-    match &event.control {
+/// Room for a text as JSON, where few of its characters are escaped.
+fn quoted(text: &str) -> usize {
+    text.len() + text.len() / 8
+}
+
+fn control(
+    session_id: SessionId,
+    control: &Control,
+    answer: &str,
+    place: Place,
+    upstream_closed: Option<bool>,
+) -> Utf8Bytes {
+    match control {
         Control::Accepted { message, timestamp, message_id } => ServerEvent::MessageReceived {
             message,
             timestamp,
             message_id: message_id.as_deref(),
             place,
         }
-        .write(message.len()),
+        .write(quoted(message)),
         Control::Started { model } => ServerEvent::StreamStart { model, place }.json(),
         Control::Claimed { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
         Control::Done {} => {
@@ -74,12 +94,13 @@ fn control(session: SessionId, event: &Event, answer: &str, after: Cursor) -> Ut
             context: *context,
             place,
         }
-        .write(answer.len() + answer.len() / 8),
+        .write(quoted(answer)),
         Control::Cancelled {} => {
-            ServerEvent::Cancelled { full_response: answer, place }.write(answer.len())
+            ServerEvent::Cancelled { full_response: answer, place, upstream_closed }
+                .write(quoted(answer))
         }
         Control::Failed(failure) => failed(failure, place),
-        Control::Cleared {} => ServerEvent::HistoryCleared { session_id: session, place }.json(),
+        Control::Cleared {} => ServerEvent::HistoryCleared { session_id, place }.json(),
     }
 }
 
@@ -95,8 +116,8 @@ fn failed(failure: &Failure, place: Place) -> Utf8Bytes {
     .json()
 }
 
-/// The end of a generation for a socket that wanted its answer in one piece. None where it did not
-/// end by itself.
+/// The end of a generation for a socket that asked for its answer in one piece. None where the
+/// generation did not end by itself.
 pub fn response(event: &Event, answer: &str, after: Cursor) -> Option<Utf8Bytes> {
     let Control::Ended { timestamp, model, finish_reason, usage, context } = &event.control else {
         return None;
@@ -110,23 +131,7 @@ pub fn response(event: &Event, answer: &str, after: Cursor) -> Option<Utf8Bytes>
         context: *context,
         place: Place { generation: event.generation, cursor: Some(after) },
     };
-    Some(response.write(answer.len() + answer.len() / 8))
-}
-
-/// A `cancelled` for the socket that asked for it: with whether the model's host was told.
-pub fn with_upstream_closed(cancelled: &Utf8Bytes, closed: bool) -> Utf8Bytes {
-    match cancelled.strip_suffix('}') {
-        Some(open) => format!(r#"{open},"upstream_closed":{closed}}}"#).into(),
-        None => cancelled.clone(),
-    }
-}
-
-/// An event that carries the cursor `is`, with another one.
-pub fn with_cursor(event: &Utf8Bytes, is: Cursor, other: Cursor) -> Utf8Bytes {
-    match event.rsplit_once(&format!(r#""cursor":"{is}""#)) {
-        Some((before, after)) => format!(r#"{before}"cursor":"{other}"{after}"#).into(),
-        None => event.clone(),
-    }
+    Some(response.write(quoted(answer)))
 }
 
 /// A generation that has ended, told from what is stored of it. Only the last event carries a
@@ -156,7 +161,7 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
     }
     let last = match (message.status, &message.error) {
         (Some(Status::Cancelled), _) => {
-            ServerEvent::Cancelled { full_response: text, place }.json()
+            ServerEvent::Cancelled { full_response: text, place, upstream_closed: None }.json()
         }
         (Some(Status::Failed), Some(failure)) => failed(failure, place),
         _ if in_one_piece => ServerEvent::Response {
@@ -222,6 +227,14 @@ pub fn connection(
 /// The answer to a `ping`.
 pub fn pong() -> Utf8Bytes {
     ServerEvent::Pong { timestamp: rfc3339(&Utc::now()) }.json()
+}
+
+/// A `history` event of a snapshot, and the cursor of a client that was given it: of the running
+/// answer, what did not fit follows as chunks.
+pub fn snapshot(snapshot: &Snapshot) -> (Utf8Bytes, Cursor) {
+    let running = snapshot.running.as_ref().map(|(id, text)| (*id, text.as_str()));
+    let (json, shown) = history(&snapshot.messages, snapshot.has_more, running);
+    (json, snapshot.cursor_after(shown))
 }
 
 /// A `history` event of the newest of `messages` that fit, `more` telling whether there are older

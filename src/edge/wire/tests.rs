@@ -33,8 +33,28 @@ fn lines<T: ToString>(events: &[T]) -> String {
         .replace(&SESSION.to_string(), "SESSION")
 }
 
+fn delta(change: Change) -> Delta {
+    let generation = match &change {
+        Change::Event { event, .. } => event.generation,
+        _ => Some(GENERATION),
+    };
+    Delta::new(SESSION, generation, AFTER, change)
+}
+
+fn sent(change: Change) -> String {
+    delta(change).encoded::<Native>().to_string()
+}
+
+fn text(offset: u64, text: &str) -> Change {
+    Change::Text { offset, text: text.to_owned() }
+}
+
+fn happened(control: Control, answer: &str) -> Change {
+    Change::Event { event: event(control), answer: answer.to_owned() }
+}
+
 fn told(control: Control, answer: &str) -> String {
-    encode(SESSION, &Step::Event { event: &event(control), answer, after: AFTER }).to_string()
+    sent(happened(control, answer))
 }
 
 fn ended() -> Control {
@@ -77,19 +97,11 @@ fn a_turn_is_told_as_the_contract_says() {
         timestamp: "2025-08-30T02:00:00.000000Z".to_owned(),
         message_id: Some("a".to_owned()),
     };
-    let piece = Step::Piece {
-        generation: GENERATION,
-        thought: false,
-        offset: 0,
-        text: "Hello",
-        after: AFTER,
-    };
-    let restart = Step::Restart { generation: GENERATION, from: 5, after: AFTER };
     let turn = [
         told(accepted, ""),
         told(Control::Started { model: "m".to_owned() }, ""),
-        encode(SESSION, &piece).to_string(),
-        encode(SESSION, &restart).to_string(),
+        sent(text(0, "Hello")),
+        sent(Change::Restart { from: 5 }),
         told(Control::Done {}, ""),
         told(ended(), "Hello"),
     ];
@@ -105,10 +117,10 @@ fn a_turn_is_told_as_the_contract_says() {
 
 #[test]
 fn other_ends_and_a_cleared_history_are_told_as_the_contract_says() {
-    let cancelled = told(Control::Cancelled {}, "Hel");
+    let cancelled = delta(happened(Control::Cancelled {}, "Hel"));
     let events = [
-        with_upstream_closed(&cancelled.clone().into(), true).to_string(),
-        cancelled,
+        encode_at(&cancelled, AFTER, Some(true)).to_string(),
+        cancelled.encoded::<Native>().to_string(),
         told(Control::Failed(failure()), "Hel"),
         told(Control::Cleared {}, ""),
         response(&event(ended()), "Hello", AFTER).expect("an end").to_string(),
@@ -140,10 +152,9 @@ fn a_stored_answer_is_told_again_and_only_its_end_carries_a_cursor() {
 
 #[test]
 fn thoughts_are_told_beside_the_answer() {
-    let thought =
-        Step::Piece { generation: GENERATION, thought: true, offset: 4, text: "hm", after: AFTER };
+    let reasoning = Change::Reasoning { offset: 4, text: "hm".to_owned() };
     let message = Message { thinking: Some("hm".to_owned()), ..stored(Status::Complete, None) };
-    let mut told = vec![encode(SESSION, &thought).to_string()];
+    let mut told = vec![sent(reasoning)];
     told.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
     let running = |text| history(&[], false, Some((GENERATION, text))).0.to_string();
     told.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
@@ -215,10 +226,9 @@ fn what_cannot_be_understood_says_why_and_which() {
 
 proptest! {
     #[test]
-    fn any_piece_reads_back_as_it_was(text in "\\PC{0,40}|[\\x00-\\x7f]{0,40}") {
-        let step = Step::Piece { generation: GENERATION, thought: false, offset: 9, text: &text, after: AFTER };
-        let json: Value = serde_json::from_str(&encode(SESSION, &step))?;
-        prop_assert_eq!(json["content"].as_str(), Some(text.as_str()));
+    fn any_piece_reads_back_as_it_was(piece in "\\PC{0,40}|[\\x00-\\x7f]{0,40}") {
+        let json: Value = serde_json::from_str(&sent(text(9, &piece)))?;
+        prop_assert_eq!(json["content"].as_str(), Some(piece.as_str()));
         prop_assert_eq!(json["cursor"].as_str(), Some(&*AFTER.to_string()));
     }
 }

@@ -1,4 +1,4 @@
-//! Heartbeats, the turns that are open, and claims of them.
+//! The turns that are open, and claims of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,35 +37,8 @@ pub enum Claim {
 
 /// The number of buckets, each with an index of its open turns.
 pub const BUCKETS: u16 = 256;
-const BEATS: &str = "jarvis:{queue}:beats";
 
 impl Store {
-    /// Renews this replica's heartbeat and gives everybody's.
-    ///
-    /// # Errors
-    /// [`StoreError::Redis`].
-    pub async fn beat(&self) -> Result<HashMap<String, i64>, StoreError> {
-        Ok(self.redis.call("jarvis_beat_1", &[BEATS], vec![self.replica.as_str().into()]).await?)
-    }
-
-    /// Gives up whatever is held in this replica's name, at once.
-    ///
-    /// # Errors
-    /// [`StoreError::Redis`].
-    pub async fn sign_off(&self) -> Result<(), StoreError> {
-        let args = vec![self.replica.as_str().into()];
-        Ok(self.redis.call("jarvis_sign_off_1", &[BEATS], args).await?)
-    }
-
-    /// Forgets a replica whose heartbeat stopped at `counter`, unless it has moved since.
-    ///
-    /// # Errors
-    /// [`StoreError::Redis`].
-    pub async fn bury(&self, replica: &str, counter: i64) -> Result<(), StoreError> {
-        let args = vec![replica.into(), counter.to_string().into()];
-        Ok(self.redis.call("jarvis_bury_1", &[BEATS], args).await?)
-    }
-
     /// The open turns of one bucket, below [`BUCKETS`].
     ///
     /// # Errors

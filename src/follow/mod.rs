@@ -1,0 +1,243 @@
+//! One turn from its submission to its end, for every front.
+//!
+//! A front submits a turn or joins one, and then takes typed updates until the generation has
+//! ended. Nothing here knows a protocol or a wire format.
+
+pub mod outcome;
+pub mod snapshot;
+mod submit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+
+use self::outcome::{LoggedEnd, logged_end, stored_answer};
+pub use self::outcome::{TurnOutcome, outcome};
+pub use self::submit::{AcceptedTurn, CancelOnDrop, Submission, submit};
+use crate::generation::Submitted;
+use crate::session::{
+    Change, Control, Cursor, Delivered, Delta, Feeds, FinishReason, GenerationId, Message, Owner,
+    Reader, Role, SessionId, Status, Store, StoreError, store,
+};
+
+/// Pause before Redis is asked again after it failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A generation that a client follows to its end.
+pub struct Follow {
+    store: Store,
+    feeds: Feeds,
+    owner: Owner,
+    session: SessionId,
+    generation: GenerationId,
+    reader: Reader,
+    /// The answer of a generation that had ended already.
+    stored: Option<Box<Message>>,
+}
+
+/// What a client that follows a generation is told next.
+#[derive(Debug)]
+pub enum Update {
+    /// The generation changed. Its end is such a change, too.
+    Delta(Arc<Delta>),
+    /// What came before no longer counts: the generation follows from its beginning.
+    Restart,
+    /// The generation has ended, and its changes are no longer kept: this is the stored answer.
+    Stored(Box<Message>),
+}
+
+/// Why a generation cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The session has no such generation, or nothing of it is kept.
+    #[error("this session has no such generation, or its answer is no longer kept")]
+    UnknownGeneration,
+    /// The session store refused, or did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A client that comes back to a generation.
+pub enum Resumed {
+    /// The generation is followed; `recovered` where everything after the client's cursor comes.
+    Following {
+        /// The updates.
+        follow: Box<Follow>,
+        /// Whether no change since the client's cursor is missing.
+        recovered: bool,
+    },
+    /// The client has the generation's end already.
+    Complete,
+}
+
+impl Follow {
+    /// Follows a turn that was submitted, from its acceptance on.
+    ///
+    /// # Errors
+    /// Any [`FollowError`].
+    pub async fn submitted(
+        feeds: Feeds,
+        store: Store,
+        owner: Owner,
+        session: SessionId,
+        submitted: Submitted,
+    ) -> Result<Self, FollowError> {
+        let Submitted { generation, before, .. } = submitted;
+        // The reader comes first, so that the end cannot fall between it and the look at the past.
+        let mut reader = feeds.reader(&owner, session, before).await?;
+        let mut stored = None;
+        if before.is_none() || !reader.is_recovered() {
+            if !reader.is_recovered() {
+                reader = feeds.reader(&owner, session, None).await?;
+            }
+            match outcome(&store, &owner, session, generation, before).await? {
+                TurnOutcome::Open => {}
+                TurnOutcome::Ended { message, .. } => stored = Some(message),
+                TurnOutcome::Unknown => return Err(FollowError::UnknownGeneration),
+            }
+        }
+        Ok(Self { store, feeds, owner, session, generation, reader, stored })
+    }
+
+    /// Follows a generation on from a client's cursor; without one, from its beginning.
+    ///
+    /// # Errors
+    /// Any [`FollowError`].
+    pub async fn resume(
+        feeds: Feeds,
+        store: Store,
+        owner: Owner,
+        session: SessionId,
+        generation: GenerationId,
+        cursor: Option<Cursor>,
+    ) -> Result<Resumed, FollowError> {
+        let reader = feeds.reader(&owner, session, cursor).await?;
+        let recovered = reader.is_recovered();
+        let known = cursor.filter(|_| recovered);
+        let mut stored = None;
+        if !store.is_open(&owner, session, generation).await? {
+            let ahead = match known {
+                Some(cursor) => logged_end(&store, &owner, session, generation, cursor).await?,
+                None => LoggedEnd::Unknown,
+            };
+            if !matches!(ahead, LoggedEnd::Ended(_)) {
+                match stored_answer(&store, &owner, session, generation).await? {
+                    Some(_) if known.is_some() => return Ok(Resumed::Complete),
+                    None => return Err(FollowError::UnknownGeneration),
+                    answer => stored = answer,
+                }
+            }
+        }
+        let follow = Self { store, feeds, owner, session, generation, reader, stored };
+        Ok(Resumed::Following { follow: Box::new(follow), recovered })
+    }
+
+    /// The generation.
+    pub fn generation(&self) -> GenerationId {
+        self.generation
+    }
+
+    /// Where a client stands that has every update so far; none where the generation is told from
+    /// what is stored, and can be resumed only after its end.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.stored.is_none().then(|| self.reader.cursor())
+    }
+
+    /// The cursor behind everything that is known of the session.
+    pub fn end(&self) -> Cursor {
+        self.reader.cursor()
+    }
+
+    /// The next update, waiting for it; while Redis is away, too. After the generation's end it is
+    /// not to be called again. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`FollowError`] where nothing is kept of the generation any more.
+    pub async fn next(&mut self) -> Result<Update, FollowError> {
+        if let Some(message) = self.stored.take() {
+            return Ok(Update::Stored(message));
+        }
+        loop {
+            match self.reader.next().await {
+                Delivered::Delta(delta) if delta.generation == Some(self.generation) => {
+                    return Ok(Update::Delta(delta));
+                }
+                Delivered::Delta(_) => {}
+                Delivered::Lost => match self.start_over().await {
+                    Err(FollowError::Store(StoreError::Redis(error))) => {
+                        tracing::debug!(%error, "follower waiting for redis");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    done => return done.map(|()| Update::Restart),
+                },
+            }
+        }
+    }
+
+    /// Goes back to the generation's beginning, or to its stored answer.
+    async fn start_over(&mut self) -> Result<(), FollowError> {
+        let reader = self.feeds.reader(&self.owner, self.session, None).await?;
+        match outcome(&self.store, &self.owner, self.session, self.generation, None).await? {
+            TurnOutcome::Open => self.reader = reader,
+            TurnOutcome::Ended { message, .. } => self.stored = Some(message),
+            TurnOutcome::Unknown => return Err(FollowError::UnknownGeneration),
+        }
+        Ok(())
+    }
+
+    /// Waits for the generation's end, and gives the answer as it is stored.
+    ///
+    /// # Errors
+    /// As [`Follow::next`].
+    pub async fn answer(mut self) -> Result<Box<Message>, FollowError> {
+        let mut reasoning = String::new();
+        loop {
+            match self.next().await? {
+                Update::Stored(message) => return Ok(message),
+                Update::Restart => reasoning.clear(),
+                Update::Delta(delta) => {
+                    match &delta.change {
+                        Change::Reasoning { text, .. } => reasoning.push_str(text),
+                        Change::Restart { from: 0 } => reasoning.clear(),
+                        _ => {}
+                    }
+                    if let Some(mut message) = ended(&delta) {
+                        message.thinking = (!reasoning.is_empty()).then_some(reasoning);
+                        return Ok(Box::new(message));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The answer that a generation's last delta tells of.
+fn ended(delta: &Delta) -> Option<Message> {
+    let Change::Event { event, answer } = &delta.change else { return None };
+    let message = Message {
+        content: answer.clone(),
+        generation_id: delta.generation,
+        ..store::message(Role::Assistant, Utc::now())
+    };
+    match &event.control {
+        Control::Ended { timestamp, model, finish_reason, usage, context } => Some(Message {
+            timestamp: timestamp.parse().unwrap_or(message.timestamp),
+            model: Some(model.clone()),
+            status: Some(Status::Complete),
+            finish_reason: Some(*finish_reason),
+            usage: Some(*usage),
+            context: Some(*context),
+            ..message
+        }),
+        Control::Cancelled {} => Some(Message {
+            status: Some(Status::Cancelled),
+            finish_reason: Some(FinishReason::Cancelled),
+            ..message
+        }),
+        Control::Failed(failure) => {
+            Some(Message { status: Some(Status::Failed), error: Some(failure.clone()), ..message })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,114 @@
+//! What has become of a generation.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+
+use crate::session::store::{self, From as ReadFrom, Read};
+use crate::session::{
+    Control, Cursor, Event, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status,
+    Store, StoreError,
+};
+
+/// What has become of a generation.
+pub enum TurnOutcome {
+    /// It waits or runs: its end is still to come.
+    Open,
+    /// It has ended.
+    Ended {
+        /// The answer as it is stored.
+        message: Box<Message>,
+        /// The number of the event that ended it, while that is kept.
+        number: Option<u64>,
+    },
+    /// The session has no such generation, or nothing is kept of it.
+    Unknown,
+}
+
+/// What the log of control events says of a generation's end.
+pub(super) enum LoggedEnd {
+    /// This event ended it.
+    Ended(Arc<Event>),
+    /// Everything since the cursor is kept, and no end is there.
+    NotEnded,
+    /// Not everything since the cursor is kept.
+    Unknown,
+}
+
+/// What has become of a generation that was accepted after `before`, where that is known. Who wants
+/// to follow an open one opens the reader first, so that the end cannot fall in between.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn outcome(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    generation: GenerationId,
+    before: Option<Cursor>,
+) -> Result<TurnOutcome, StoreError> {
+    let logged = match before {
+        Some(before) => logged_end(store, owner, session, generation, before).await?,
+        None => LoggedEnd::Unknown,
+    };
+    let end = match logged {
+        LoggedEnd::NotEnded => return Ok(TurnOutcome::Open),
+        LoggedEnd::Ended(event) => Some(event),
+        LoggedEnd::Unknown => None,
+    };
+    if end.is_none() && store.is_open(owner, session, generation).await? {
+        return Ok(TurnOutcome::Open);
+    }
+    let number = end.as_ref().map(|event| event.number);
+    Ok(match stored_answer(store, owner, session, generation).await? {
+        Some(message) => TurnOutcome::Ended { message, number },
+        // A turn that is cancelled while it waits leaves no answer.
+        None if end.is_some_and(|event| event.control == Control::Cancelled {}) => {
+            let message = Box::new(Message {
+                generation_id: Some(generation),
+                status: Some(Status::Cancelled),
+                finish_reason: Some(FinishReason::Cancelled),
+                ..store::message(Role::Assistant, Utc::now())
+            });
+            TurnOutcome::Ended { message, number }
+        }
+        None => TurnOutcome::Unknown,
+    })
+}
+
+/// The stored answer of a generation.
+pub(super) async fn stored_answer(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    generation: GenerationId,
+) -> Result<Option<Box<Message>>, StoreError> {
+    let wanted = |message: &Message| message.generation_id == Some(generation);
+    let found = store.find_message(owner, session, wanted).await?;
+    Ok(found.map(|(_, message)| Box::new(message)))
+}
+
+/// Looks for the end of a generation after a cursor.
+pub(super) async fn logged_end(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    generation: GenerationId,
+    mut cursor: Cursor,
+) -> Result<LoggedEnd, StoreError> {
+    loop {
+        let read = store.read(owner, session, ReadFrom::Cursor(cursor, cursor.offset)).await?;
+        let Read::Window { window, more } = read else { return Ok(LoggedEnd::Unknown) };
+        let end = window
+            .events()
+            .find(|event| event.generation == Some(generation) && event.control.is_terminal());
+        if let Some(event) = end {
+            return Ok(LoggedEnd::Ended(Arc::clone(event)));
+        }
+        let next = window.end();
+        if !more || next == cursor {
+            return Ok(LoggedEnd::NotEnded);
+        }
+        cursor = next;
+    }
+}

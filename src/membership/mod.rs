@@ -1,0 +1,100 @@
+//! Membership: which replicas live, and which one is gone.
+//!
+//! A replica renews one counter in Redis, its heartbeat. Whatever the replica holds is held in its
+//! name and falls with it. This module says that a replica is gone; what the replica held is its
+//! successor's business.
+
+mod detector;
+mod store;
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use self::detector::{Detector, GoneReplica};
+pub use self::store::{Heartbeats, MembershipStore};
+
+/// Heartbeats in one lease.
+const HEARTBEATS_PER_LEASE: u32 = 10;
+/// How often the successor looks for holdings of replicas that have no heartbeat at all.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// What takes over from a replica that is gone.
+pub trait Successor: Send + Sync {
+    /// Why a takeover could not be completed.
+    type Error: Display + Send;
+
+    /// Takes over everything that the replica held. It is called again until it succeeds.
+    fn take_over(&self, gone: &GoneReplica)
+    -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Looks through what is held, and names the replicas that hold something without a heartbeat.
+    fn sweep(
+        &mut self,
+        alive: &HashSet<String>,
+    ) -> impl Future<Output = Result<Vec<String>, Self::Error>> + Send;
+}
+
+/// How a replica takes part.
+pub struct Membership {
+    /// Its heartbeat, and everybody's.
+    pub store: MembershipStore,
+    /// How long a replica may be silent before it is gone.
+    pub lease: Duration,
+    /// Cancelled when this replica takes over nothing more; its heartbeat goes on.
+    pub draining: CancellationToken,
+    /// Cancelled when this replica ends.
+    pub stop: CancellationToken,
+}
+
+impl Membership {
+    /// Renews this replica's heartbeat, watches the others, and calls the successor for each that
+    /// is gone; until `stop`.
+    pub async fn run<S: Successor>(self, mut successor: S) {
+        let Self { store, lease, draining, stop } = self;
+        let mut tick = interval(lease / HEARTBEATS_PER_LEASE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut detector = Detector::new(store.replica().to_owned(), lease);
+        let mut swept = Instant::now();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            let Ok(Ok(heartbeats)) = timeout(lease, store.heartbeat()).await else {
+                detector.blind();
+                continue;
+            };
+            let gone = detector.observe(&heartbeats, Instant::now());
+            if draining.is_cancelled() {
+                continue;
+            }
+            for replica in &gone {
+                if let Err(error) = successor.take_over(replica).await {
+                    tracing::warn!(%error, replica = replica.name, "takeover waiting for redis");
+                    continue;
+                }
+                detector.forget(&replica.name);
+                if let Some(counter) = replica.counter {
+                    // Where this fails the replica is found gone again, with nothing to take over.
+                    let _ = store.remove_replica(&replica.name, counter).await;
+                }
+            }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                let alive = heartbeats.into_keys().collect();
+                match successor.sweep(&alive).await {
+                    Ok(silent) => {
+                        for name in silent {
+                            detector.suspect(name, swept);
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "sweep waiting for redis"),
+                }
+            }
+        }
+    }
+}

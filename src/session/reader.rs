@@ -1,0 +1,266 @@
+//! A reader: a cursor over a feed that moves on.
+//!
+//! A slow reader costs a cursor, not memory: what it missed is read from the feed's window, or from
+//! Redis.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::cursor::Cursor;
+use super::delta::{Change, Delta};
+use super::event::{Control, Queued};
+use super::feed::{Feed, FeedState, Feeds, Newest};
+use super::model::{GenerationId, Owner, SessionId};
+use super::store::{From, Read, Store, StoreError};
+use super::window::{Step, Window};
+
+/// Bytes of one piece of text for a reader that has to catch up, at most.
+const PIECE_BYTES: usize = 16 << 10;
+/// Pause before Redis is asked again after it failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a cursor that Redis does not know may still be one that a failover took: its writer
+/// writes the event again, with the same tag.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What a reader yields.
+#[derive(Debug)]
+pub enum Delivered {
+    /// The next change.
+    Delta(Arc<Delta>),
+    /// The reader's cursor belongs to another history of this session, or to one that is no longer
+    /// kept: the client needs a snapshot.
+    Lost,
+}
+
+/// A cursor over a feed.
+pub struct Reader {
+    feed: Arc<Feed>,
+    store: Store,
+    cursor: Cursor,
+    /// Read from Redis by a reader that stands before the feed's window.
+    catching_up: Option<Window>,
+    lost: bool,
+    /// Since when Redis has not known this reader's cursor.
+    unknown_since: Option<Instant>,
+    /// The queue position that was delivered last.
+    queued: Option<Queued>,
+}
+
+/// What a look at the windows came to.
+enum Advance {
+    Delta(Arc<Delta>),
+    /// Something that this reader need not know moved the cursor.
+    Moved,
+    Nothing,
+    /// What comes next is in Redis only.
+    Redis,
+}
+
+impl Feeds {
+    /// A reader from `cursor` on; without one from where the running turn began, else from now on.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn reader(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        cursor: Option<Cursor>,
+    ) -> Result<Reader, StoreError> {
+        let feed = self.join(owner, session).await?;
+        let store = self.store().clone();
+        let start = match cursor {
+            Some(cursor) => cursor,
+            None => match store.read(owner, session, From::RunningTurn).await? {
+                Read::Window { window, .. } => window.start(),
+                Read::Absent | Read::Behind | Read::Unknown => Cursor::START,
+            },
+        };
+        Reader::open(feed, store, start).await
+    }
+}
+
+impl Reader {
+    /// A reader at `cursor`.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the cursor is not in the feed's window and Redis does not answer.
+    async fn open(feed: Arc<Feed>, store: Store, cursor: Cursor) -> Result<Self, StoreError> {
+        let mut reader = Self {
+            feed,
+            store,
+            cursor,
+            catching_up: None,
+            lost: false,
+            unknown_since: None,
+            queued: None,
+        };
+        if !reader.is_in_window() {
+            reader.catch_up(Duration::ZERO).await?;
+        }
+        Ok(reader)
+    }
+
+    /// The cursor of the last delta that was delivered.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Whether everything since the cursor that it began with can be delivered.
+    pub fn is_recovered(&self) -> bool {
+        !self.lost
+    }
+
+    /// Goes on from another cursor, such as a snapshot's.
+    pub fn move_to(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.catching_up = None;
+        self.lost = false;
+    }
+
+    /// The next change, waiting for it. Cancel-safe.
+    pub async fn next(&mut self) -> Delivered {
+        let feed = Arc::clone(&self.feed);
+        loop {
+            let changed = feed.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lost {
+                return Delivered::Lost;
+            }
+            match self.advance() {
+                Advance::Delta(delta) => return Delivered::Delta(delta),
+                Advance::Moved | Advance::Nothing => changed.await,
+                Advance::Redis => {
+                    // Boxed: it is large and rare, and every idle socket would have room for it.
+                    if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
+                        tracing::debug!(%error, "reader waiting for redis");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_in_window(&self) -> bool {
+        let state = self.feed.state();
+        match state.window.next(&self.cursor, PIECE_BYTES) {
+            Step::Behind | Step::Unknown => false,
+            Step::UpToDate => self.cursor == state.window.end(),
+            _ => true,
+        }
+    }
+
+    /// Reads what follows the cursor from Redis. A cursor that Redis does not know is lost after
+    /// `grace`.
+    async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
+        let from = From::Cursor(self.cursor, 0);
+        match self.store.read(self.feed.owner(), self.feed.session(), from).await? {
+            Read::Window { window, .. } => {
+                self.lost =
+                    matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
+                self.catching_up = Some(window);
+            }
+            Read::Behind => self.lost = true,
+            Read::Absent if self.cursor == Cursor::START => {}
+            Read::Absent | Read::Unknown => {
+                let since = *self.unknown_since.get_or_insert_with(Instant::now);
+                self.lost = since.elapsed() >= grace;
+                if !self.lost {
+                    tokio::time::sleep(RETRY).await;
+                }
+                return Ok(());
+            }
+        }
+        self.unknown_since = None;
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Advance {
+        if let Some(window) = self.catching_up.take() {
+            let advance = loop {
+                match self.step(&window) {
+                    Advance::Moved => {}
+                    advance => break advance,
+                }
+            };
+            if let Advance::Delta(..) = advance {
+                self.catching_up = Some(window);
+                return advance;
+            }
+        }
+        let feed = Arc::clone(&self.feed);
+        let mut state = feed.state();
+        loop {
+            if let Some(newest) = &state.newest
+                && newest.from == self.cursor
+            {
+                self.cursor = newest.delta.after;
+                return Advance::Delta(Arc::clone(&newest.delta));
+            }
+            let from = self.cursor;
+            match self.step(&state.window) {
+                Advance::Moved => {}
+                Advance::Delta(delta) => {
+                    if delta.after == state.window.end() {
+                        state.newest = Some(Newest { from, delta: Arc::clone(&delta) });
+                    }
+                    return Advance::Delta(delta);
+                }
+                Advance::Nothing => return self.queue_position(&state),
+                Advance::Redis => return Advance::Redis,
+            }
+        }
+    }
+
+    /// A reader that has everything else learns the queue position of a waiting turn.
+    fn queue_position(&mut self, state: &FeedState) -> Advance {
+        let queued = state.queued.filter(|queued| self.queued != Some(*queued));
+        let Some(queued) = queued.filter(|_| state.confirmed) else { return Advance::Nothing };
+        let waits = !state.window.events().any(|event| {
+            event.generation == Some(queued.generation)
+                && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
+        });
+        if !waits {
+            return Advance::Nothing;
+        }
+        self.queued = Some(queued);
+        let change = Change::QueuePosition(queued);
+        self.delta(Some(queued.generation), self.cursor, change)
+    }
+
+    fn step(&mut self, window: &Window) -> Advance {
+        let (generation, after, change) = match window.next(&self.cursor, PIECE_BYTES) {
+            Step::Piece { generation, thought, offset, text, after } => {
+                let text = text.to_owned();
+                let change = if thought {
+                    Change::Reasoning { offset, text }
+                } else {
+                    Change::Text { offset, text }
+                };
+                (Some(generation), after, change)
+            }
+            Step::Event { event, answer, after } => {
+                let (event, answer) = (Arc::clone(event), answer.to_owned());
+                (event.generation, after, Change::Event { event, answer })
+            }
+            Step::Restart { generation, from, after } => {
+                (Some(generation), after, Change::Restart { from })
+            }
+            Step::Silent { after } => {
+                self.cursor = after;
+                return Advance::Moved;
+            }
+            Step::UpToDate => return Advance::Nothing,
+            Step::Behind | Step::Unknown => return Advance::Redis,
+        };
+        self.cursor = after;
+        self.delta(generation, after, change)
+    }
+
+    fn delta(&self, generation: Option<GenerationId>, after: Cursor, change: Change) -> Advance {
+        Advance::Delta(Arc::new(Delta::new(self.feed.session(), generation, after, change)))
+    }
+}
