@@ -67,8 +67,12 @@ def foreground(
     cwd: Path = ROOT,
     quiet: bool = False,
     sink: Callable[[str], None] | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> int:
-    """Runs a program to its end, its output shown (or given to `sink` too), and returns its exit code."""
+    """Runs a program to its end, its output shown (or given to `sink` too), and returns its exit code.
+
+    `tick` is called ten times a second meanwhile.
+    """
     output = subprocess.DEVNULL if quiet else subprocess.PIPE if sink else None
     child = subprocess.Popen(
         argv,
@@ -87,6 +91,8 @@ def foreground(
                 return child.wait(timeout=0.1)
             except subprocess.TimeoutExpired:
                 Signals.check()
+                if tick:
+                    tick()
     except Interrupted:
         child.terminate()
         try:
@@ -110,9 +116,11 @@ def _copy(source: int, sink: Callable[[str], None]) -> None:
         Signals.check()
 
 
-def succeeds(argv: Sequence[str], env: Mapping[str, str] | None = None) -> bool:
+def succeeds(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, tick: Callable[[], None] | None = None
+) -> bool:
     try:
-        return foreground(argv, env=env, quiet=True) == 0
+        return foreground(argv, env=env, quiet=True, tick=tick) == 0
     except OSError:
         return False
 

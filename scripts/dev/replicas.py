@@ -14,16 +14,17 @@ JARVIS = TARGET / "release" / "jarvis"
 _GRACE = 27.0
 
 
-def build() -> None:
+def build(*packages: str) -> None:
     with Step("Build") as step:
-        argv = ["cargo", "build", "--release", "--locked", "-p", "jarvis", "-p", "ollama-sim"]
+        argv = ["cargo", "build", "--release", "--locked"]
+        argv += [word for package in packages for word in ("-p", package)]
         try:
             code = foreground(argv)
         except FileNotFoundError:
             raise Failure("There is no cargo here: install the Rust toolchain (1.95 or later).") from None
         if code != 0:
             raise Failure("It does not build; what cargo says is above.")
-        step.text = f"{bold('jarvis')} and {bold('ollama-sim')}, release"
+        step.text = f"{', '.join(map(bold, packages))}, release"
 
 
 def start(fleet: Fleet, name: str, listen: str, settings: Mapping[str, str]) -> Service:
