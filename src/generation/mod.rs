@@ -108,13 +108,13 @@ pub enum SubmitError {
         available: Vec<String>,
     },
     /// No host answers.
-    #[error("no model host can be reached")]
+    #[error("No model host can be reached; try again later.")]
     NoModelHost,
     /// As many turns wait as may.
     #[error("{}", .0.message)]
     QueueFull(Failure),
     /// This replica is on its way out.
-    #[error("this replica is being replaced; try again")]
+    #[error("This replica is being replaced; send the request again.")]
     Draining,
     /// The hosts answer, but not as they should.
     #[error("{message}")]
@@ -169,8 +169,9 @@ impl Generations {
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
-        tokio::spawn(takeover::watch(generations.clone()));
-        tokio::spawn(deeds::watch(generations.clone()));
+        let tasks = generations.store.tasks();
+        tasks.spawn("heartbeat and takeover", takeover::watch(generations.clone()));
+        tasks.spawn("redo after a failover", deeds::watch(generations.clone()));
         generations
     }
 
@@ -350,7 +351,9 @@ impl Generations {
         }
         match self.store.sign_off().await {
             Ok(()) => tracing::info!(turns = rest, "handed over"),
-            Err(error) => tracing::warn!(%error, "could not sign off; the lease has to run out"),
+            Err(error) => {
+                tracing::warn!(%error, "sign-off failed; the other replicas take over when the lease has run out")
+            }
         }
     }
 }
