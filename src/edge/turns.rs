@@ -40,7 +40,7 @@ impl Drop for CancelOnDrop {
             (self.generations.clone(), self.owner.clone(), self.session);
         runtime.spawn(async move {
             if let Err(error) = generations.cancel(&owner, session, Some(generation)).await {
-                tracing::warn!(%error, %generation, "the client is gone, and its turn runs on");
+                tracing::warn!(%error, %generation, "cancelling the turn of a client that left failed; the turn runs on");
             }
         });
     }
@@ -84,7 +84,7 @@ pub async fn submit(
     };
     let asked: Result<Asked, Problem> =
         tokio::spawn(task.in_current_span()).await.map_err(|error| {
-            tracing::error!(%error, "a submission broke off");
+            tracing::error!(%error, "submitting a turn panicked");
             Problem::internal()
         })?;
     if let Ok(asked) = &asked {

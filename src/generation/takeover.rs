@@ -74,7 +74,7 @@ pub(super) async fn watch(generations: Generations) {
                     }
                     let counter = seen.get(replica).and_then(|seen| seen.counter);
                     if let Err(error) = generations.queue.free(replica, counter).await {
-                        tracing::warn!(%error, replica, "its slots wait for Redis");
+                        tracing::warn!(%error, replica, "freeing the slots of a replica that is gone waits for redis");
                         continue;
                     }
                     seen.remove(replica);
@@ -82,7 +82,7 @@ pub(super) async fn watch(generations: Generations) {
                         let _ = generations.store.bury(replica, counter).await;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "a takeover waits for Redis"),
+                Err(error) => tracing::warn!(%error, "taking over turns waits for redis"),
             }
         }
         if swept.elapsed() >= SWEEP {
