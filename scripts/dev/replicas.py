@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 
 from . import net
@@ -41,8 +43,14 @@ def wait_until_live(service: Service, listen: str) -> str:
     except Failure:
         if not service.alive:
             raise
-        return "up, but not ready: Redis does not answer; it goes on trying"
+        return f"up, but not ready yet: {_why_not_ready(net.get(f'{url}/health/ready')[1])}"
     return ""
+
+
+def _why_not_ready(body: str) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(body).get("detail") or "it does not say why")
+    return "it does not say why"
 
 
 def _url(listen: str) -> str:

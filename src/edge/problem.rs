@@ -164,7 +164,7 @@ impl From<StoreError> for Problem {
                 Self::new(status, "idempotency_key_reused", detail)
             }
             StoreError::OutOfMemory => {
-                tracing::warn!(%detail, "a call of the session store failed");
+                tracing::warn!("the session store is full");
                 Self::store_full()
             }
             StoreError::Redis(error) => {

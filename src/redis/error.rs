@@ -14,7 +14,7 @@ pub enum RedisError {
     Url(String),
     /// Not reachable, not answering in time, or not able to take writes now.
     #[error("Redis is not available: {}", .0.details())]
-    Unavailable(#[source] Error),
+    Unavailable(Error),
     /// It refuses the user name or the password.
     #[error("Redis refuses the user name or password; correct them in the Redis URL")]
     Credentials,
