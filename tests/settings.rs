@@ -113,7 +113,7 @@ async fn every_user_name_and_password_reaches_redis_percent_encoded() {
         let rule = format!(">{password}");
         let set = redis.cli(&["ACL", "SETUSER", &user, "on", &rule, "~*", "&*", "+@all"]);
         assert_eq!(set.trim(), "OK", "{password}");
-        let name: String = user.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let name = user.bytes().fold(String::new(), |name, byte| name + &format!("%{byte:02X}"));
         let url = redis.url().replace("//", &format!("//{name}:{encoded}@"));
         let replica = jarvis(&url, &ollama.url, &[]);
         until_ok(&replica, "/health/ready").await;

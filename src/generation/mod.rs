@@ -352,7 +352,7 @@ impl Generations {
         match self.store.sign_off().await {
             Ok(()) => tracing::info!(turns = rest, "handed over"),
             Err(error) => {
-                tracing::warn!(%error, "sign-off failed; the other replicas take over when the lease has run out")
+                tracing::warn!(%error, "sign-off failed; the lease has to run out");
             }
         }
     }

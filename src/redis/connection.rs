@@ -451,13 +451,13 @@ async fn report_errors(client: &Client, note: impl Fn(Option<Error>)) {
                 Err(RecvError::Lagged(_)) => continue,
                 Err(RecvError::Closed) => return,
             },
-            connected = connections.recv() => match connected {
-                Err(RecvError::Closed) => return,
-                _ => {
-                    note(None);
-                    continue;
+            connected = connections.recv() => {
+                if matches!(connected, Err(RecvError::Closed)) {
+                    return;
                 }
-            },
+                note(None);
+                continue;
+            }
         };
         note(Some(error.clone()));
         if last.is_none_or(|at| at.elapsed() >= quiet) {
@@ -469,7 +469,7 @@ async fn report_errors(client: &Client, note: impl Fn(Option<Error>)) {
                     tracing::warn!(server, error, "redis is not reachable; trying again");
                 }
                 error => {
-                    tracing::error!(server, %error, "redis refuses the connection; trying again")
+                    tracing::error!(server, %error, "redis refuses the connection; trying again");
                 }
             }
         }
