@@ -1,12 +1,19 @@
 //! Every setting, parsed and checked before anything is opened.
 
+mod url;
+
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
+
+use self::url::{http_url, passwords, redis_url};
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -29,13 +36,84 @@ pub enum Command {
         redis: RedisSettings,
     },
     /// Asks a running server whether it is ready; exit code 0 if it is, else 1
-    Health {
-        /// The server's address
-        #[arg(long, env = "JARVIS_HEALTH_URL", default_value = "http://127.0.0.1:10200")]
-        url: Url,
-    },
+    Health(ServerAddress),
     /// Prints every setting of serve as a Markdown table
     Settings,
+}
+
+impl Cli {
+    /// Parses arguments and environment. A variable that is set to nothing, as compose files do it for
+    /// `${X:-}`, counts as not set.
+    ///
+    /// # Errors
+    /// Those of clap, help among them.
+    pub fn from_arguments(arguments: &[OsString]) -> Result<Self, clap::Error> {
+        let blank = |name: &OsStr| {
+            std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
+        };
+        let mut command = Self::command().mut_subcommands(|subcommand| {
+            subcommand.mut_args(|argument| match argument.get_env() {
+                Some(name) if blank(name) => argument.env(Resettable::Reset),
+                _ => argument,
+            })
+        });
+        let parsed = command.try_get_matches_from_mut(arguments);
+        if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DisplayHelp) {
+            // The help names every variable.
+            return Self::try_parse_from(arguments);
+        }
+        let cli = Self::from_arg_matches(&parsed?)?;
+        match &cli.command {
+            Command::Serve(settings) if settings.ollama_hosts().is_empty() => {
+                let text = "--ollama-urls names no host; expected at least one URL";
+                Err(command.error(ErrorKind::ValueValidation, text))
+            }
+            _ => Ok(cli),
+        }
+    }
+
+    /// The passwords among the settings, which no log line or error may hold.
+    pub fn secrets(&self) -> Vec<String> {
+        match &self.command {
+            Command::Serve(settings) => settings.secrets(),
+            Command::Migrate { redis } => passwords(&redis.redis_url),
+            Command::Health(_) | Command::Settings => Vec::new(),
+        }
+    }
+}
+
+/// Where a running server is.
+#[derive(Clone, Debug, Args)]
+pub struct ServerAddress {
+    /// The server's address; without it, the one that the server listens on
+    #[arg(long, env = "JARVIS_HEALTH_URL", value_parser = http_url)]
+    pub url: Option<Url>,
+
+    /// Address and port that the server listens on
+    #[arg(long, env = "JARVIS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:10200")]
+    #[arg(value_parser = listen_address)]
+    pub listen: SocketAddr,
+}
+
+impl ServerAddress {
+    /// A URL at which this machine reaches the server; where it listens on all addresses, that is the
+    /// loopback one.
+    ///
+    /// # Errors
+    /// Where it listens on a port that is chosen at its start.
+    pub fn reachable(&self) -> anyhow::Result<Url> {
+        if let Some(url) = &self.url {
+            return Ok(url.clone());
+        }
+        let mut address = self.listen;
+        anyhow::ensure!(address.port() != 0, "port 0 is no address; name the server with --url");
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        Ok(format!("http://{address}").parse()?)
+    }
 }
 
 /// Where Redis is.
@@ -79,10 +157,15 @@ pub struct Settings {
     #[command(flatten)]
     pub redis: RedisSettings,
 
+    /// How long Redis may be unusable before a replica that was ready is not any more, in seconds
+    #[arg(long, env = "JARVIS_REDIS_PATIENCE", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub redis_patience: u64,
+
     /// Ollama hosts, separated by commas, as http://a:11434;slots=4; each address of a name is one
     #[arg(long, env = "JARVIS_OLLAMA_URLS", value_name = "URLS", value_delimiter = ',')]
     #[arg(default_value = "http://127.0.0.1:11434", value_parser = ollama_host)]
-    pub ollama_urls: Vec<OllamaHost>,
+    pub ollama_urls: Vec<Option<OllamaHost>>,
 
     /// Generations at a time on one Ollama host, of all replicas together
     #[arg(long, env = "JARVIS_OLLAMA_SLOTS", value_name = "N", default_value_t = 4)]
@@ -106,7 +189,7 @@ pub struct Settings {
 
     /// Model of a request that names none
     #[arg(long, env = "JARVIS_DEFAULT_MODEL", value_name = "NAME")]
-    #[arg(default_value = "tinyllama:latest", value_parser = not_blank)]
+    #[arg(default_value = "tinyllama:latest", value_parser = model_name)]
     pub default_model: String,
 
     /// Largest context window that is asked for, in tokens, whatever a model allows
@@ -143,11 +226,11 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub request_timeout: u64,
 
-    /// Web origins beside the server's own that may call it, separated by commas
+    /// Web origins beside the server's own that may call it, separated by commas; *: any
     #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub allowed_origins: Vec<String>,
 
-    /// Names that the Host header may have, separated by commas; empty: any
+    /// Names that the Host header may have, separated by commas; empty or *: any
     #[arg(long, env = "JARVIS_ALLOWED_HOSTS", value_name = "HOSTS", value_delimiter = ',')]
     pub allowed_hosts: Vec<String>,
 
@@ -201,7 +284,7 @@ pub struct OllamaHost {
 impl Settings {
     /// The Ollama hosts with their slots.
     pub fn ollama_hosts(&self) -> Vec<crate::ollama::HostConfig> {
-        let hosts = self.ollama_urls.iter().map(|host| crate::ollama::HostConfig {
+        let hosts = self.ollama_urls.iter().flatten().map(|host| crate::ollama::HostConfig {
             url: host.url.clone(),
             slots: usize::from(host.slots.unwrap_or(self.ollama_slots)),
         });
@@ -210,8 +293,25 @@ impl Settings {
 
     /// The models to load at the start.
     pub fn preload(&self) -> Vec<String> {
-        let names = self.preload.iter().map(|name| name.trim());
-        names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        listed(&self.preload)
+    }
+
+    /// The web origins that may call the server; `*` stands for any.
+    pub fn allowed_origins(&self) -> Vec<String> {
+        listed(&self.allowed_origins)
+    }
+
+    /// The names that the Host header may have; none where it may have any.
+    pub fn allowed_hosts(&self) -> Vec<String> {
+        let hosts = listed(&self.allowed_hosts);
+        if hosts.iter().any(|host| host == "*") { Vec::new() } else { hosts }
+    }
+
+    /// The passwords among the settings.
+    fn secrets(&self) -> Vec<String> {
+        let hosts = self.ollama_urls.iter().flatten().map(|host| host.url.as_str());
+        let others = hosts.chain(self.otlp_url.as_ref().map(Url::as_str)).flat_map(passwords);
+        passwords(&self.redis.redis_url).into_iter().chain(others).collect()
     }
 
     /// The time limit of connecting to an Ollama host.
@@ -270,16 +370,17 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
-fn http_url(text: &str) -> Result<Url, String> {
-    let expected = "expected http://host:port or https://host:port";
-    let url: Url = text.trim().parse().map_err(|_| expected.to_owned())?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(expected.to_owned());
-    }
-    Ok(url)
+/// A list's entries, without blanks around them and without empty ones.
+fn listed(entries: &[String]) -> Vec<String> {
+    let entries = entries.iter().map(|entry| entry.trim());
+    entries.filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
 }
 
-fn ollama_host(text: &str) -> Result<OllamaHost, String> {
+/// None for an empty entry of the list.
+fn ollama_host(text: &str) -> Result<Option<OllamaHost>, String> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
     let (url, slots) = match text.split_once(';') {
         Some((url, slots)) => (url, Some(slots)),
         None => (text, None),
@@ -290,31 +391,22 @@ fn ollama_host(text: &str) -> Result<OllamaHost, String> {
             .filter(|number| (1..=1024).contains(number))
             .ok_or_else(|| "expected ;slots=N, from 1 to 1024, after the URL".to_owned())
     });
-    Ok(OllamaHost { url: http_url(url)?, slots: slots.transpose()? })
+    Ok(Some(OllamaHost { url: http_url(url)?, slots: slots.transpose()? }))
 }
 
-fn redis_url(text: &str) -> Result<String, String> {
-    let schemes = [
-        "redis://",
-        "rediss://",
-        "redis-cluster://",
-        "rediss-cluster://",
-        "redis-sentinel://",
-        "rediss-sentinel://",
-        "redis+unix://",
-    ];
-    let known = schemes.iter().any(|scheme| text.starts_with(scheme));
-    if !known || fred::prelude::Config::from_url(text).is_err() {
-        return Err(
-            "expected redis://, rediss://, redis-cluster://, redis-sentinel:// or redis+unix://"
-                .to_owned(),
-        );
+fn model_name(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err("expected a model's name without blanks, as in tinyllama:latest".to_owned());
     }
-    Ok(text.to_owned())
+    Ok(name.to_owned())
 }
 
 fn not_blank(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() { Err("must not be blank".to_owned()) } else { Ok(text.to_owned()) }
+    match text.trim() {
+        "" => Err("must not be blank".to_owned()),
+        text => Ok(text.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -323,11 +415,89 @@ mod tests {
 
     #[test]
     fn a_host_may_say_how_many_slots_it_has() {
-        let host = ollama_host("http://a:11434;slots=2").expect("a host");
+        let host = ollama_host("http://a:11434;slots=2").expect("a host").expect("an entry");
         assert_eq!((host.url.as_str(), host.slots), ("http://a:11434/", Some(2)));
-        assert_eq!(ollama_host(" https://b/x").expect("a host").slots, None);
-        for wrong in ["http://a;slots=0", "http://a;slots=", "http://a;size=2", "a;slots=2", ""] {
+        let host = ollama_host(" https://b/x").expect("a host").expect("an entry");
+        assert_eq!(host.slots, None);
+        for wrong in ["http://a;slots=0", "http://a;slots=", "http://a;size=2", "a;slots=2"] {
             assert!(ollama_host(wrong).is_err(), "{wrong}");
         }
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings, String> {
+        let arguments = ["jarvis", "serve"].iter().chain(flags).map(OsString::from);
+        let arguments: Vec<_> = arguments.collect();
+        match Cli::from_arguments(&arguments).map_err(|error| error.to_string())?.command {
+            Command::Serve(settings) => Ok(*settings),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn lists_are_trimmed_and_their_empty_entries_dropped() {
+        let list = " a.example ,, b.example,";
+        let urls = " http://a:1 , ,http://b:2;slots=3 ,";
+        let settings = settings(&[
+            "--preload",
+            list,
+            "--allowed-origins",
+            list,
+            "--allowed-hosts",
+            list,
+            "--ollama-urls",
+            urls,
+        ]);
+        let settings = settings.expect("settings");
+        let expected = ["a.example", "b.example"];
+        assert_eq!(settings.preload(), expected);
+        assert_eq!(settings.allowed_origins(), expected);
+        assert_eq!(settings.allowed_hosts(), expected);
+        let hosts: Vec<_> =
+            settings.ollama_hosts().iter().map(|host| host.url.to_string()).collect();
+        assert_eq!(hosts, ["http://a:1/", "http://b:2/"]);
+    }
+
+    #[test]
+    fn a_list_of_no_ollama_host_is_refused() {
+        let error = settings(&["--ollama-urls", " , "]).expect_err("no host");
+        assert!(error.contains("names no host"), "{error}");
+    }
+
+    #[test]
+    fn a_star_stands_for_any_host_and_any_origin() {
+        let settings = settings(&["--allowed-hosts", "a, *", "--allowed-origins", " * "]);
+        let settings = settings.expect("settings");
+        assert!(settings.allowed_hosts().is_empty());
+        assert_eq!(settings.allowed_origins(), ["*"]);
+    }
+
+    #[test]
+    fn the_default_model_is_trimmed_and_has_no_blank_in_it() {
+        let settings_of = |name| settings(&["--default-model", name]);
+        assert_eq!(settings_of("  qwen3:4b ").expect("settings").default_model, "qwen3:4b");
+        for wrong in ["", "  ", "tiny llama", "a\tb"] {
+            assert!(settings_of(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_asked_where_it_listens_or_where_it_is_said_to_be() {
+        let reachable = |listen: &str, url: Option<&str>| {
+            let url = url.map(|url| url.parse().expect("a URL"));
+            let address = ServerAddress { url, listen: listen.parse().expect("an address") };
+            address.reachable().map(|url| url.to_string()).ok()
+        };
+        for (listen, url) in [
+            ("127.0.0.1:1234", Some("http://127.0.0.1:1234/")),
+            ("0.0.0.0:10200", Some("http://127.0.0.1:10200/")),
+            ("[::]:10200", Some("http://[::1]:10200/")),
+            ("[::1]:80", Some("http://[::1]/")),
+            ("10.1.2.3:9", Some("http://10.1.2.3:9/")),
+            ("127.0.0.1:0", None),
+        ] {
+            assert_eq!(reachable(listen, None).as_deref(), url, "{listen}");
+        }
+        let named = reachable("127.0.0.1:1", Some("http://a.example:2"));
+        assert_eq!(named.as_deref(), Some("http://a.example:2/"));
     }
 }

@@ -10,8 +10,10 @@ pub mod generation;
 pub mod membership;
 pub mod ollama;
 pub mod queue;
+pub mod readiness;
 pub mod redis;
 pub mod session;
+pub mod tasks;
 pub mod telemetry;
 
 use std::net::SocketAddr;
@@ -31,11 +33,10 @@ use crate::generation::Generations;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
-use crate::redis::{Redis, RedisError, migrations};
+use crate::readiness::Readiness;
+use crate::redis::{Conditions, Redis};
 use crate::session::{Feeds, Store};
 
-/// Pause between attempts to reach a Redis that is not there yet.
-const REDIS_RETRY: Duration = Duration::from_millis(500);
 /// After drain, how long turns may take to be handed over, and connections to close.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -45,7 +46,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     state: AppState,
-    redis: Redis,
+    conditions: Conditions,
     drain_timeout: Duration,
 }
 
@@ -92,14 +93,22 @@ impl Server {
             num_ctx,
             Duration::from_millis(settings.lease_ms),
         );
+        let conditions = Conditions::of(&redis);
+        let readiness = Readiness {
+            drain: drain.clone(),
+            tasks: redis.tasks().clone(),
+            redis: conditions.subscribe(),
+            patience: Duration::from_secs(settings.redis_patience),
+        };
         let state = AppState {
+            readiness,
             store,
             feeds,
             generations,
             settings: Arc::new(EdgeSettings {
                 default_model: settings.default_model.clone(),
-                allowed_origins: settings.allowed_origins.clone(),
-                allowed_hosts: settings.allowed_hosts.clone(),
+                allowed_origins: settings.allowed_origins(),
+                allowed_hosts: settings.allowed_hosts(),
                 request_timeout: Duration::from_secs(settings.request_timeout),
                 heartbeat: Duration::from_secs(settings.heartbeat),
                 read_timeout: Duration::from_secs(settings.read_timeout),
@@ -113,7 +122,7 @@ impl Server {
             metrics,
         };
         let drain_timeout = Duration::from_secs(settings.drain_timeout);
-        Ok(Self { listener, address, state, redis, drain_timeout })
+        Ok(Self { listener, address, state, conditions, drain_timeout })
     }
 
     /// Where it listens.
@@ -130,25 +139,27 @@ impl Server {
         self,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
-        let Self { listener, state, redis, drain_timeout, .. } = self;
+        let Self { listener, state, conditions, drain_timeout, .. } = self;
         let AppState { generations, drain, leave, sockets, .. } = state.clone();
         let read_timeout = state.settings.read_timeout;
         let serving = listener::serve(listener, edge::router(state), read_timeout, leave.clone());
         let mut serving = tokio::spawn(serving);
-        let migrating = migrate_when_up(redis);
-        tokio::pin!(migrating, stop);
+        let following = conditions.follow();
+        tokio::pin!(following, stop);
         loop {
             tokio::select! {
                 () = &mut stop => break,
                 served = &mut serving => return Ok(served?),
-                migrated = &mut migrating => migrated?,
+                refused = &mut following => refused?,
             }
         }
         tracing::info!("draining");
         drain.cancel();
         let handed_over = generations.drain(drain_timeout);
         if tokio::time::timeout(drain_timeout + HANDOVER_LIMIT, handed_over).await.is_err() {
-            tracing::warn!("the turns could not be handed over; their lease has to run out");
+            tracing::warn!(
+                "handing over turns took too long; the other replicas take them over when the lease has run out"
+            );
         }
         leave.cancel();
         sockets.close();
@@ -160,19 +171,4 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-/// Applies the migrations as soon as Redis is there, and then never resolves.
-async fn migrate_when_up(redis: Redis) -> anyhow::Result<()> {
-    loop {
-        match migrations::apply(&redis).await {
-            Ok(()) => break,
-            Err(error @ (RedisError::Migration(_) | RedisError::Unexpected(_))) => {
-                return Err(error.into());
-            }
-            Err(_) => tokio::time::sleep(REDIS_RETRY).await,
-        }
-    }
-    tracing::info!("Redis is ready");
-    std::future::pending().await
 }

@@ -1,15 +1,16 @@
 //! The binary: arguments, start, stop.
 
+use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
-use jarvis::config::{Cli, Command, RedisSettings, Settings, settings_table};
+use jarvis::config::{Cli, Command, RedisSettings, ServerAddress, Settings, settings_table};
 use jarvis::redis::{Redis, migrations};
-use jarvis::telemetry::{self, Telemetry};
-use reqwest::Url;
+use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `EX_USAGE` of sysexits.h: a setting is wrong.
@@ -18,14 +19,16 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::from_arguments(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
+    let secrets = Secrets::new(cli.secrets());
     let outcome = match cli.command {
-        Command::Serve(settings) => Box::pin(serve(&settings)).await,
+        Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
-        Command::Health { url } => health(url).await,
+        Command::Health(server) => health(&server).await,
         Command::Settings => {
             print!("{}", settings_table());
             Ok(())
@@ -34,12 +37,13 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("jarvis: {error:#}");
+            eprintln!("jarvis: {}", secrets.redact(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
 }
 
+/// Says in one line what is wrong with the arguments or the environment.
 fn refuse(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -50,19 +54,39 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
+    let command =
+        std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.map(|name| name + " ").unwrap_or_default();
+    eprintln!("jarvis: {} (see jarvis {command}--help)", reason(error));
+    ExitCode::from(USAGE)
+}
+
+/// What is wrong, without any password that clap would repeat.
+fn reason(error: &clap::Error) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => name.as_str(),
+        _ => "",
+    };
+    if let Some(source) = error.source().filter(|_| argument.contains("url")) {
+        return format!("invalid value for '{argument}': {source}");
+    }
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     // What the standard library says of it helps nobody.
     let line = line.replace("invalid digit found in string", "expected a whole number");
-    let command =
-        std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
-    let command = command.map(|name| name + " ").unwrap_or_default();
-    eprintln!("jarvis: {line} (see jarvis {command}--help)");
-    ExitCode::from(USAGE)
+    without_userinfo(&line)
 }
 
-async fn serve(settings: &Settings) -> anyhow::Result<()> {
-    let telemetry = Telemetry::start(settings)?;
+/// A text without what may be a user name and a password in a URL.
+fn without_userinfo(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(from), Some(to)) if from < to => format!("{}***{}", &text[..from + 3], &text[to..]),
+        _ => text.to_owned(),
+    }
+}
+
+async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
+    let telemetry = Telemetry::start(settings, secrets)?;
     let server = Server::bind(settings, telemetry::metrics()?)?;
     println!("listening on http://{}", server.address());
     let mut terminate = signal(SignalKind::terminate())?;
@@ -83,11 +107,26 @@ async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn health(url: Url) -> anyhow::Result<()> {
+async fn health(server: &ServerAddress) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().timeout(HEALTH_LIMIT).no_proxy().build()?;
-    let status = client.get(url.join("/health/ready")?).send().await?.status();
-    anyhow::ensure!(status.is_success(), "not ready: {status}");
+    let reply = client.get(server.reachable()?.join("/health/ready")?).send().await?;
+    let (status, body) = (reply.status(), reply.text().await.unwrap_or_default());
+    let problem: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    anyhow::ensure!(status.is_success(), "not ready: {status} {detail}");
     println!("ready");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_password_in_a_url_is_left_out() {
+        let text = "unexpected argument 'redis://:57 '#@Secret@host' found";
+        assert_eq!(without_userinfo(text), "unexpected argument 'redis://***@host' found");
+        assert_eq!(without_userinfo("a@b http://c"), "a@b http://c");
+    }
 }

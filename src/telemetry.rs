@@ -1,5 +1,8 @@
 //! Logs, spans and metrics of the process.
 
+use std::borrow::Cow;
+use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,13 +30,17 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts logging, and sending spans where a collector is set.
+    /// Starts logging, and sending spans where a collector is set. No line holds one of the secrets.
     ///
     /// # Errors
     /// Where the filter or the collector's address is not usable.
-    pub fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let filter = EnvFilter::try_new(&settings.log).context("--log is no filter directive")?;
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    pub fn start(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Self> {
+        let filter = EnvFilter::try_new(&settings.log)
+            .context("--log is no filter; expected directives, as in info,fred=error")?;
+        let secrets = secrets.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(is_coloured())
+            .with_writer(move || RedactedStderr(secrets.clone()));
         let lines = match settings.log_format {
             LogFormat::Text => lines.with_target(false).boxed(),
             // The list of spans has the current one, too.
@@ -52,8 +59,61 @@ impl Telemetry {
         if let Some(spans) = &self.spans
             && let Err(error) = spans.shutdown_with_timeout(FLUSH_LIMIT)
         {
-            tracing::warn!(%error, "the last spans were not sent");
+            tracing::warn!(%error, "sending the last spans failed");
         }
+    }
+}
+
+/// Colour is for a person in front of a terminal who has not said otherwise (no-color.org).
+fn is_coloured() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !unwanted
+}
+
+/// Texts that no log line and no error may hold.
+#[derive(Clone, Default)]
+pub struct Secrets(Arc<[String]>);
+
+impl Secrets {
+    /// Secrets of fewer than four bytes are left out: they are in every other word.
+    pub fn new(secrets: Vec<String>) -> Self {
+        let escaped = secrets.iter().map(|secret| {
+            let json = serde_json::Value::from(secret.as_str()).to_string();
+            json.trim_matches('"').to_owned()
+        });
+        let mut all: Vec<String> = escaped.collect();
+        all.extend(secrets);
+        all.retain(|secret| secret.len() >= 4);
+        // The longest first: a shorter one may be a part of it.
+        all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+        all.dedup();
+        Self(all.into())
+    }
+
+    /// The text with every secret in it replaced.
+    pub fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut text = Cow::Borrowed(text);
+        for secret in &*self.0 {
+            if text.contains(secret.as_str()) {
+                text = Cow::Owned(text.replace(secret.as_str(), "***"));
+            }
+        }
+        text
+    }
+}
+
+/// Standard error without secrets. A log line comes in one piece.
+struct RedactedStderr(Secrets);
+
+impl std::io::Write for RedactedStderr {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        std::io::stderr().write_all(self.0.redact(&text).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 
@@ -109,4 +169,18 @@ fn describe() {
     describe_counter!("jarvis_tokens_total", "Tokens by kind, as the model hosts count them.");
     describe_counter!("jarvis_redis_errors_total", "Failed Redis commands by kind.");
     metrics_process::Collector::default().describe();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_redacted_as_they_are_and_as_json_has_them_the_longest_first() {
+        let secrets =
+            Secrets::new(vec!["pass".to_owned(), "pass\"word".to_owned(), "abc".to_owned()]);
+        assert_eq!(secrets.redact("pass, pass\"word, abc"), "***, ***, abc");
+        assert_eq!(secrets.redact(r#"{"a":"pass\"word"}"#), r#"{"a":"***"}"#);
+        assert!(matches!(secrets.redact("nothing"), Cow::Borrowed(_)));
+    }
 }

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from . import console, run
+from . import console, prepare, run
 from .console import Failure, bold, dim, say
 from .paths import ROOT
 from .process import Interrupted, Signals
@@ -34,6 +34,7 @@ def main() -> int:
     seams = targets.add_parser("seams")
     seams.add_argument("--answers", type=int, default=100)
     seams.add_argument("--seed", type=int)
+    targets.add_parser("prepare").add_argument("of", choices=prepare.TARGETS)
     targets.add_parser("clean").add_argument("--history", action="store_true")
     arguments = parser.parse_args()
 
@@ -101,6 +102,8 @@ def _do(arguments: argparse.Namespace) -> int:
             if arguments.answers < 1:
                 raise Failure("ANSWERS is a number from 1 on.")
             return seams.seams(arguments.answers, arguments.seed)
+        case "prepare":
+            prepare.target(arguments.of)
         case "clean":
             run.clean(history=arguments.history)
     return 0

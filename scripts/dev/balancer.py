@@ -15,7 +15,7 @@ _RULES = ROOT / "deploy" / "nginx"
 
 
 def start(fleet: Fleet, listen: str, replicas: Sequence[str]) -> None:
-    program = tools.find("nginx") or tools.apt_unpack("nginx", "nginx") or _installed()
+    program = nginx_program()
     place = RUN / "nginx"
     place.mkdir(parents=True, exist_ok=True)
     config = place / "nginx.conf"
@@ -29,7 +29,12 @@ def start(fleet: Fleet, listen: str, replicas: Sequence[str]) -> None:
     service.wait_until(lambda: net.get(url)[0] == 200, 15, "nginx starts")
 
 
-def _installed() -> str:
+def nginx_program() -> str:
+    """nginx: from the PATH, else taken out of Debian's package, else installed."""
+    if (found := tools.find("nginx")) and succeeds([found, "-v"]):
+        return found
+    if (unpacked := tools.apt_unpack("nginx", "nginx")) and succeeds([unpacked, "-v"]):
+        return unpacked
     if tools.apt_install("nginx") and (program := tools.find("nginx")):
         return program
     raise Failure("make cluster needs nginx: apt-get install nginx")

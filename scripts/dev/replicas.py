@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 
 from . import net
@@ -14,16 +16,17 @@ JARVIS = TARGET / "release" / "jarvis"
 _GRACE = 27.0
 
 
-def build() -> None:
+def build(*packages: str) -> None:
     with Step("Build") as step:
-        argv = ["cargo", "build", "--release", "--locked", "-p", "jarvis", "-p", "ollama-sim"]
+        argv = ["cargo", "build", "--release", "--locked"]
+        argv += [word for package in packages for word in ("-p", package)]
         try:
             code = foreground(argv)
         except FileNotFoundError:
             raise Failure("There is no cargo here: install the Rust toolchain (1.95 or later).") from None
         if code != 0:
             raise Failure("It does not build; what cargo says is above.")
-        step.text = f"{bold('jarvis')} and {bold('ollama-sim')}, release"
+        step.text = f"{', '.join(map(bold, packages))}, release"
 
 
 def start(fleet: Fleet, name: str, listen: str, settings: Mapping[str, str]) -> Service:
@@ -40,8 +43,14 @@ def wait_until_live(service: Service, listen: str) -> str:
     except Failure:
         if not service.alive:
             raise
-        return "up, but not ready: Redis does not answer; it goes on trying"
+        return f"up, but not ready yet: {_why_not_ready(net.get(f'{url}/health/ready')[1])}"
     return ""
+
+
+def _why_not_ready(body: str) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(body).get("detail") or "it does not say why")
+    return "it does not say why"
 
 
 def _url(listen: str) -> str:

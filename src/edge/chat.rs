@@ -99,7 +99,8 @@ pub async fn send(
         guard.disarm();
     }
     let message = answered.map_err(|_| {
-        let detail = "the answer is not ready yet; it is written on, and stays in the session";
+        let detail =
+            "The answer is not complete yet; it goes on, and will be in the session's history.";
         Problem { retryable: true, ..Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail) }
     })??;
     if let (Some(Status::Failed), Some(failure)) = (message.status, message.error) {

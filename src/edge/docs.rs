@@ -58,7 +58,7 @@ pub async fn file(Path(name): Path<String>) -> Response {
         }
         Ok(None) => Problem::not_found().into_response(),
         Err(error) => {
-            tracing::error!(%error, name, "a file of the documentation cannot be served");
+            tracing::error!(%error, name, "serving a file of the documentation failed");
             Problem::internal().into_response()
         }
     }

@@ -198,7 +198,8 @@ fn changes_something(method: &Method, headers: &HeaderMap) -> bool {
 fn listed_origin(settings: &EdgeSettings, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(header::ORIGIN)?;
     let listed = settings.allowed_origins.iter().any(|allowed| {
-        allowed.trim_end_matches('/').as_bytes().eq_ignore_ascii_case(origin.as_bytes())
+        let name = allowed.trim_end_matches('/').as_bytes();
+        allowed == "*" || name.eq_ignore_ascii_case(origin.as_bytes())
     });
     listed.then(|| origin.clone())
 }

@@ -29,6 +29,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::generation::Generations;
+use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 
 /// What the handlers work with.
@@ -42,6 +43,8 @@ pub struct AppState {
     pub generations: Generations,
     /// The edge's settings.
     pub settings: Arc<EdgeSettings>,
+    /// Whether a turn can be taken here.
+    pub readiness: Readiness,
     /// Cancelled when this replica takes nothing new.
     pub drain: CancellationToken,
     /// Cancelled when its turns have ended or are handed over: nobody is to wait here any longer.
@@ -107,7 +110,7 @@ impl AppState {
             return Err(problem::Problem::draining());
         }
         if self.sockets.len() >= self.settings.max_sockets {
-            let detail = "there are as many connections as there may be";
+            let detail = "This replica has as many connections as it may have; retry after 5 s.";
             return Err(problem::Problem::unavailable("too_many_connections", detail, 5));
         }
         Ok(())

@@ -89,30 +89,52 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(retry_after)
     }
 
-    /// Redis does not answer.
+    /// Redis does not answer, or not as it should.
     pub fn store_unavailable() -> Self {
-        Self::unavailable("store_unavailable", "the session store cannot be reached", 2)
+        let detail = "The session store is not available; retry after 2 s.";
+        Self::unavailable("store_unavailable", detail, 2)
+    }
+
+    /// The memory of Redis is full.
+    pub fn store_full() -> Self {
+        let detail = "The session store is full; delete sessions that are no longer needed, or retry \
+                      after 10 s.";
+        Self::unavailable("store_full", detail, 10)
+    }
+
+    /// No turn can be taken with Redis as it is; why, in a few words.
+    pub fn redis_unusable(trouble: &str) -> Self {
+        let detail = format!("No turn can be taken, as Redis is not usable: {trouble}.");
+        Self::unavailable("store_unavailable", &detail, 2)
     }
 
     /// This replica is on its way out.
     pub fn draining() -> Self {
-        Self::unavailable("draining", "this replica is being replaced; try again", 1)
+        Self::unavailable("draining", "This replica is being replaced; send the request again.", 1)
     }
 
     /// No such generation, or nothing is kept of it.
     pub fn generation_not_found() -> Self {
-        let detail = "there is no such generation in this session, or its answer is not kept";
+        let detail = "This session has no such generation, or its answer is not kept any more.";
         Self::new(StatusCode::NOT_FOUND, "generation_not_found", detail)
     }
 
     /// There is nothing at the path.
     pub fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "There is nothing at this path; the API is described at /docs.",
+        )
     }
 
     /// Something that should not happen happened.
     pub fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Something failed in this service; its operator finds the cause in the log by the request's X-Request-ID.",
+        )
     }
 
     fn invalid_json(detail: String) -> Self {
@@ -142,8 +164,12 @@ impl From<StoreError> for Problem {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self::new(status, "idempotency_key_reused", detail)
             }
+            StoreError::OutOfMemory => {
+                tracing::warn!("the session store is full");
+                Self::store_full()
+            }
             StoreError::Redis(error) => {
-                tracing::warn!(%error, "the store failed");
+                tracing::warn!(%error, "a call of the session store failed");
                 Self::store_unavailable()
             }
         }
@@ -259,7 +285,7 @@ pub async fn not_found() -> Response {
 
 /// Answers for methods that a path does not have.
 pub async fn wrong_method() -> Problem {
-    let detail = "this path does not have this method";
+    let detail = "This path does not take this method; the API is described at /docs.";
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
@@ -377,7 +403,7 @@ mod tests {
         let body = axum::body::to_bytes(response.into_body(), 4096).await.expect("a body");
         insta::assert_snapshot!(
             String::from_utf8_lossy(&body),
-            @r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the session store cannot be reached","code":"store_unavailable"}"#
+            @r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The session store is not available; retry after 2 s.","code":"store_unavailable"}"#
         );
     }
 
@@ -385,7 +411,7 @@ mod tests {
     fn a_failure_without_a_wait_gets_one_where_the_status_asks_for_it() {
         let failure = Failure {
             code: "no_model_host".to_owned(),
-            message: "no model host can be reached".to_owned(),
+            message: "No model host can be reached; retry after 5 s.".to_owned(),
             retryable: true,
             retry_after: None,
         };

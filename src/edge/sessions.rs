@@ -184,5 +184,9 @@ pub async fn cancel(
 
 /// There is nothing to cancel.
 pub fn already_ended() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "already_ended", "there is nothing left to cancel")
+    Problem::new(
+        StatusCode::CONFLICT,
+        "already_ended",
+        "No turn of this session runs or waits; there is nothing to cancel.",
+    )
 }

@@ -63,7 +63,7 @@ impl Deed {
             Self::Cancelled(wish) => generations.store.cancel(wish).await.map(drop),
             Self::Cleared(wish) => generations.store.clear(wish).await.map(drop),
         };
-        !matches!(done, Err(StoreError::Redis(_)))
+        !matches!(done, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
     }
 }
 

@@ -277,7 +277,7 @@ impl Draft {
     fn tell_again(&mut self) {
         tracing::warn!(
             from = self.own_from,
-            "a failover took a part of an answer; telling it again"
+            "a failover of redis lost a part of an answer; writing it again"
         );
         self.stage = Stage::Unmarked;
         self.stored = self.own_from;

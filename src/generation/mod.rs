@@ -111,13 +111,13 @@ pub enum SubmitError {
         available: Vec<String>,
     },
     /// No host answers.
-    #[error("no model host can be reached")]
+    #[error("No model host can be reached; try again later.")]
     NoModelHost,
     /// As many turns wait as may.
     #[error("{}", .0.message)]
     QueueFull(Failure),
     /// This replica is on its way out.
-    #[error("this replica is being replaced; try again")]
+    #[error("This replica is being replaced; send the request again.")]
     Draining,
     /// The submission ended without a word: a fault of this service.
     #[error("the submission failed")]
@@ -183,8 +183,10 @@ impl Generations {
             draining: generations.drain.clone(),
             stop: generations.stop.clone(),
         };
-        tokio::spawn(membership.run(TurnSuccessor::new(generations.clone())));
-        tokio::spawn(deeds::watch(generations.clone()));
+        let tasks = generations.store.tasks();
+        let successor = TurnSuccessor::new(generations.clone());
+        tasks.spawn("heartbeat and takeover", membership.run(successor));
+        tasks.spawn("redo after a failover", deeds::watch(generations.clone()));
         generations
     }
 
@@ -364,7 +366,9 @@ impl Generations {
         }
         match self.membership.sign_off().await {
             Ok(()) => tracing::info!(turns = rest, "handed over"),
-            Err(error) => tracing::warn!(%error, "could not sign off; the lease has to run out"),
+            Err(error) => {
+                tracing::warn!(%error, "sign-off failed; the lease has to run out");
+            }
         }
     }
 }

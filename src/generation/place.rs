@@ -62,7 +62,7 @@ pub(super) async fn wait_for_slot(
             match lease.join(wait.has_text).await {
                 Ok(place) => place,
                 Err(error) => {
-                    tracing::warn!(%error, "a turn waits for Redis");
+                    tracing::warn!(%error, "joining the queue waits for redis");
                     joins = true;
                     tokio::select! {
                         () = sleep(RETRY) => continue,
@@ -127,26 +127,28 @@ async fn tell(generations: &Generations, turn: &Turn, Waiting { position, eta, .
 /// The queue has no room.
 pub(super) fn queue_full(after: Option<Duration>) -> Failure {
     let after = after.map_or(COME_BACK, |after| after.mul_f64(MARGIN));
-    later("queue_full", "as many turns wait as may; try again later", after)
+    later("queue_full", "The queue is full", after)
 }
 
 /// Why no host within reach has the model.
 async fn no_host(generations: &Generations, turn: &Turn) -> Failure {
     match generations.fleet.check(&turn.spec.model).await {
         Err(error @ OllamaError::ModelNotFound { .. }) => failure(&error),
-        _ => later("no_model_host", "no model host can be reached", COME_BACK),
+        _ => later("no_model_host", "No model host can be reached", COME_BACK),
     }
 }
 
 fn too_long() -> Failure {
-    later("queue_timeout", "the turn has waited for as long as one may", COME_BACK)
+    later("queue_timeout", "The turn waited for as long as a turn may and got no slot", COME_BACK)
 }
 
-fn later(code: &str, message: &str, after: Duration) -> Failure {
+/// A failure that passes: what is wrong, and then when to try again.
+fn later(code: &str, what: &str, after: Duration) -> Failure {
+    let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
     Failure {
         code: code.to_owned(),
-        message: message.to_owned(),
+        message: format!("{what}; retry after {seconds} s."),
         retryable: true,
-        retry_after: Some(after.as_secs_f64().ceil().max(1.0) as u64),
+        retry_after: Some(seconds),
     }
 }

@@ -129,7 +129,7 @@ where
     loop {
         match ask().await {
             Ok(answer) => return answer,
-            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
+            Err(error) => tracing::warn!(%error, "turn waiting for redis"),
         }
         sleep(RETRY).await;
     }
@@ -196,13 +196,13 @@ async fn answer(
         {
             return Ok(End::Failed { failure: failure(&error), context });
         }
-        tracing::warn!(%error, attempts, "the model broke off; going on");
+        tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
         metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
         let why = capacity::returned(&error, attempts, has_text);
         let again_at = Some(Instant::now() + why.excluded.max(why.full));
         wait = Wait { has_text, is_told: false, again_at };
         if let Err(error) = lease.give_back(why).await {
-            tracing::warn!(%error, "a slot could not be returned; another try with it");
+            tracing::warn!(%error, "returning a slot failed; the turn tries the same host again");
         }
     }
 }
@@ -321,7 +321,7 @@ async fn open(
         match Conversation::read(&generations.store, turn).await {
             Ok(Some(conversation)) => break conversation,
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
+            Err(error) => tracing::warn!(%error, "reading the conversation waits for redis"),
         }
         // Meanwhile the writer learns whose the turn is.
         sleep(RETRY).await;

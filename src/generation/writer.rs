@@ -121,7 +121,7 @@ impl Writer {
         let pause = match reply {
             Ok(reply) => self.draft.take_in(call, reply)?,
             Err(error) => {
-                tracing::warn!(%error, "an answer waits for Redis");
+                tracing::warn!(%error, "writing an answer waits for redis");
                 RETRY
             }
         };
@@ -139,7 +139,7 @@ impl Writer {
                 match self.store.begin(&self.turn).await {
                     Ok(reply) => self.draft.take_in(Call::Begin, Reply::Begin(reply)).map(drop),
                     Err(error) => {
-                        tracing::warn!(%error, "a turn waits for Redis");
+                        tracing::warn!(%error, "beginning a turn waits for redis");
                         sleep(RETRY).await;
                         Ok(())
                     }
@@ -174,11 +174,11 @@ impl Writer {
                     }
                 }
                 Err(error) if Instant::now() < deadline => {
-                    tracing::warn!(%error, "the end of a turn waits for Redis");
+                    tracing::warn!(%error, "writing the end of a turn waits for redis");
                     sleep(RETRY).await;
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the end of a turn could not be written");
+                    tracing::error!(%error, "writing the end of a turn failed; another replica will take the turn over");
                     return Err(Fenced);
                 }
             }

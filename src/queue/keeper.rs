@@ -144,7 +144,7 @@ async fn compare(
         }
         return Ok(());
     };
-    tracing::warn!(%generation, "puts back a slot that Redis forgot");
+    tracing::warn!(%generation, "redis forgot a slot; it is put back");
     if let Some(number) = inner.store.restore(&ticket, &held.host, &start).await?
         && let Some(own) = inner.own().get_mut(&generation)
         && own.calls == calls

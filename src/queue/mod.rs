@@ -83,7 +83,7 @@ impl Queue {
             // Where it fails it stays wanted, and the ticks tell of grants meanwhile.
             let _ = subscriptions.subscribe(&channel).await;
         });
-        tokio::spawn(keeper::keep(Arc::clone(&inner)));
+        redis.tasks().spawn("queue", keeper::keep(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 

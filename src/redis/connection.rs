@@ -1,22 +1,28 @@
 //! Clients of Redis, and calls of our functions over them.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use fred::prelude::{
     Builder, Client, ClientLike, ClusterInterface, Config, Error, ErrorKind, EventInterface,
-    FromValue, FunctionInterface, Options, ReconnectPolicy, Server, ServerConfig, TcpConfig, Value,
+    FromValue, FunctionInterface, ReconnectPolicy, Server, ServerConfig, TcpConfig, Value,
 };
 use fred::types::{ClusterHash, CustomCommand, RespVersion};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::error::{
+    DOUBTFUL, RedisError, classify, is_missing_function, is_redirection, is_unavailable,
+};
 use super::migrations;
 use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
+use crate::tasks::EssentialTasks;
 
 /// How to reach Redis.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RedisOptions {
     /// `redis://`, `rediss://`, `redis-cluster://`, `redis-sentinel://` or `redis+unix://`.
     pub url: String,
@@ -26,24 +32,14 @@ pub struct RedisOptions {
     pub acknowledgements: u8,
 }
 
-/// What went wrong between us and Redis.
-#[derive(Debug, thiserror::Error)]
-pub enum RedisError {
-    /// The address cannot be used.
-    #[error("the Redis URL is not usable: {0}")]
-    Url(String),
-    /// Not reachable, not answering in time, or not able to take writes now.
-    #[error("Redis is not available")]
-    Unavailable(#[source] Error),
-    /// Its memory is full.
-    #[error("Redis has no memory left")]
-    OutOfMemory,
-    /// It answered something that this version does not understand.
-    #[error("unexpected answer from Redis: {0}")]
-    Unexpected(String),
-    /// Its functions are of a release that this one cannot run beside.
-    #[error(transparent)]
-    Migration(#[from] migrations::MigrationError),
+impl fmt::Debug for RedisOptions {
+    /// Leaves the URL out: it holds a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisOptions")
+            .field("command_timeout", &self.command_timeout)
+            .field("acknowledgements", &self.acknowledgements)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Commands in flight and waiting, at most; beyond it a command fails at once.
@@ -55,8 +51,6 @@ const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 const NOTICES: usize = 256;
 /// How long a client that was given up may take to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
-/// What the functions say on a server whose term is over.
-const DOUBTFUL: &str = "DOUBTFUL";
 /// Pause before such a call is made again.
 const DOUBTFUL_RETRY: Duration = Duration::from_millis(50);
 /// While a slot is being moved, its keys are here, there, or both (TRYAGAIN): attempts over about a
@@ -70,6 +64,9 @@ pub struct Redis {
     /// WAIT holds up its connection, so that nothing that is in a hurry may share it.
     replicated: Arc<Line>,
     disturbances: Disturbances,
+    tasks: EssentialTasks,
+    /// Whether this release may run on what Redis holds, so that its functions may be loaded.
+    checked: Arc<AtomicBool>,
     pub(super) options: RedisOptions,
     pub(super) primary: Primary,
 }
@@ -80,31 +77,42 @@ impl Redis {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn connect(options: &RedisOptions) -> Result<Self, RedisError> {
-        let disturbances = Disturbances::new();
-        let primary = sentinel::follow(&config(options)?);
-        let line = Line::open(options, &primary, &disturbances)?;
+        let (disturbances, tasks) = (Disturbances::new(), EssentialTasks::default());
+        let primary = sentinel::follow(&config(options)?, &tasks);
+        let line = Line::open(options, &primary, &disturbances, &tasks)?;
         let replicated = if options.acknowledgements > 0 {
-            Line::open(options, &primary, &disturbances)?
+            Line::open(options, &primary, &disturbances, &tasks)?
         } else {
             Arc::clone(&line)
         };
-        Ok(Self { line, replicated, disturbances, options: options.clone(), primary })
+        Ok(Self {
+            line,
+            replicated,
+            disturbances,
+            tasks,
+            checked: Arc::default(),
+            options: options.clone(),
+            primary,
+        })
+    }
+
+    /// The essential tasks of this replica, which everything that works over Redis adds its own to.
+    pub fn tasks(&self) -> &EssentialTasks {
+        &self.tasks
+    }
+
+    /// Whether the migrations were checked and this release may run here.
+    pub(super) fn is_checked(&self) -> bool {
+        self.checked.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_checked(&self) {
+        self.checked.store(true, Ordering::Relaxed);
     }
 
     /// Changes whenever a write that was acknowledged may have been lost.
     pub fn disturbances(&self) -> watch::Receiver<u64> {
         self.disturbances.subscribe()
-    }
-
-    /// Whether Redis answers.
-    ///
-    /// # Errors
-    /// [`RedisError::Unavailable`].
-    pub async fn ping(&self) -> Result<(), RedisError> {
-        let pong = self.client().with_options(&Options { fail_fast: true, ..Options::default() });
-        let answered = pong.ping::<()>(None).await;
-        self.watch(&answered);
-        answered.map_err(classify)
     }
 
     /// Calls a function that may write. The first key decides the node.
@@ -165,7 +173,7 @@ impl Redis {
         let words: Vec<Value> = vec![channel.into(), payload.into()];
         let published = self.client().custom::<i64, _>(command, words).await;
         self.watch(&published);
-        published.map(drop).map_err(classify)
+        published.map(drop).map_err(|error| self.line.explain(error))
     }
 
     /// Calls a function on a server that is sure to be the primary.
@@ -219,15 +227,25 @@ impl Redis {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            if error.details().contains("Function not found") && attempt == 1 {
+            if is_missing_function(&error) && attempt == 1 && self.is_checked() {
                 // A node that came back empty.
                 migrations::load(self).await?;
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
                 tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt - 1))).await;
             } else {
-                return Err(classify(error));
+                return Err(line.explain(error));
             }
         }
+    }
+
+    /// What an error of a command means.
+    pub(super) fn explain(&self, error: Error) -> RedisError {
+        self.line.explain(error)
+    }
+
+    /// What it means that Redis did not reply in time.
+    pub(super) fn timed_out(&self) -> RedisError {
+        self.explain(Error::new(ErrorKind::Timeout, "no reply in time"))
     }
 
     /// The client, for what is not a call of a function.
@@ -243,7 +261,7 @@ impl Redis {
         } else {
             client.function_load::<(), _>(true, code).await
         };
-        loaded.map_err(classify)
+        loaded.map_err(|error| self.explain(error))
     }
 
     fn watch<T>(&self, reply: &Result<T, Error>) {
@@ -269,38 +287,62 @@ impl Redis {
 }
 
 /// A client that is replaced when it answers no more.
-struct Line(RwLock<Client>);
+struct Line {
+    client: RwLock<Client>,
+    /// Why it could not connect last; none once it has.
+    refusal: Mutex<Option<Error>>,
+}
 
 impl Line {
     fn open(
         options: &RedisOptions,
         primary: &Primary,
         disturbances: &Disturbances,
+        tasks: &EssentialTasks,
     ) -> Result<Arc<Self>, RedisError> {
-        let client = connect(options, &[], NOTICES)?;
-        let line = Arc::new(Self(RwLock::new(client)));
+        let client = RwLock::new(connect(options, &[], NOTICES)?);
+        let line = Arc::new(Self { client, refusal: Mutex::default() });
         let (watched, options) = (Arc::downgrade(&line), options.clone());
         let (mut primary, disturbances) = (primary.clone(), disturbances.clone());
-        tokio::spawn(async move {
+        tasks.spawn("redis connection", async move {
             while let Some(client) = watched.upgrade().map(|line| line.client()) {
+                let note = |error| {
+                    if let Some(line) = watched.upgrade() {
+                        *lock(&line.refusal) = error;
+                    }
+                };
                 tokio::select! {
                     () = watchdog::until_given_up(&client, &mut primary, &disturbances) => {}
-                    () = report_errors(&client) => {}
+                    () = report_errors(&client, note) => {}
                 }
                 let (Some(line), Ok(next)) =
                     (watched.upgrade(), successor(&options, client, NOTICES))
                 else {
                     return;
                 };
-                *line.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+                *line.client.write().unwrap_or_else(PoisonError::into_inner) = next;
             }
         });
         Ok(line)
     }
 
     fn client(&self) -> Client {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// What an error of a command means: without a connection it is why there is none.
+    fn explain(&self, error: Error) -> RedisError {
+        let waited = is_unavailable(&error) && !self.client().is_connected();
+        let refusal = lock(&self.refusal).clone().filter(|_| waited).map(classify);
+        match refusal {
+            Some(known @ (RedisError::Credentials | RedisError::Permission { .. })) => known,
+            _ => classify(error),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A client in place of one that was given up, and that knows the nodes which that one knew.
@@ -311,7 +353,7 @@ pub(super) fn successor(
 ) -> Result<Client, RedisError> {
     // Of one that has no connection it is said elsewhere, once.
     if given_up.is_connected() {
-        tracing::warn!("a client of Redis answers no more, and is replaced");
+        tracing::warn!("a redis client does not reply any more and is replaced");
     }
     metrics::counter!("jarvis_redis_clients_replaced_total").increment(1);
     let known = given_up.cached_cluster_state().map(|state| state.unique_primary_nodes());
@@ -346,6 +388,8 @@ fn builder(
     notices: usize,
 ) -> Result<Builder, RedisError> {
     let mut config = config(options)?;
+    config.username = config.username.map(|name| in_hello(&name));
+    config.password = config.password.map(|password| in_hello(&password));
     if let ServerConfig::Clustered { hosts, .. } = &mut config.server {
         hosts.extend_from_slice(known);
     }
@@ -376,6 +420,16 @@ fn builder(
     Ok(builder)
 }
 
+/// A user name or password as fred can send it: its HELLO is one line of words, so that a blank would
+/// begin another word. Redis reads a word in quotes, with every byte escaped.
+fn in_hello(word: &str) -> String {
+    if word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=@#%".contains(&byte)) {
+        return word.to_owned();
+    }
+    let escaped = word.bytes().map(|byte| format!("\\x{byte:02x}"));
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
 fn slot_of(keys: &[&str]) -> ClusterHash {
     match keys.first() {
         Some(key) => ClusterHash::Custom(fred::util::redis_keyslot(key.as_bytes())),
@@ -383,64 +437,41 @@ fn slot_of(keys: &[&str]) -> ClusterHash {
     }
 }
 
-fn is_redirection(error: &Error) -> bool {
-    let details = error.details();
-    details.starts_with("TRYAGAIN") || details.starts_with("Too many redirections")
-}
-
-fn is_unavailable(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::IO
-            | ErrorKind::Timeout
-            | ErrorKind::Canceled
-            | ErrorKind::Backpressure
-            | ErrorKind::Cluster
-            | ErrorKind::Sentinel
-            | ErrorKind::Routing
-            | ErrorKind::Auth
-            | ErrorKind::Tls
-    ) || error.details().starts_with("Too many failed")
-        || [
-            "LOADING",
-            "READONLY",
-            "MASTERDOWN",
-            "CLUSTERDOWN",
-            "NOREPLICAS",
-            "TRYAGAIN",
-            "MISCONF",
-            "BUSY",
-            DOUBTFUL,
-        ]
-        .iter()
-        .any(|word| error.details().starts_with(word))
-}
-
-pub(super) fn classify(error: Error) -> RedisError {
-    if error.details().contains("OOM ") {
-        RedisError::OutOfMemory
-    } else if is_unavailable(&error) {
-        RedisError::Unavailable(error)
-    } else {
-        RedisError::Unexpected(error.details().to_owned())
-    }
-}
-
-/// One line every few seconds while Redis is away, not one for every attempt.
-async fn report_errors(client: &Client) {
-    let mut errors = client.error_rx();
+/// Logs one line every few seconds while there is no connection, not one for every attempt, and
+/// notes why there is none.
+async fn report_errors(client: &Client, note: impl Fn(Option<Error>)) {
+    use tokio::sync::broadcast::error::RecvError;
+    let (mut errors, mut connections) = (client.error_rx(), client.reconnect_rx());
     let quiet = Duration::from_secs(3);
     let mut last = None::<Instant>;
     loop {
-        let (error, server): (Error, Option<Server>) = match errors.recv().await {
-            Ok(error) => error,
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        let (error, server): (Error, Option<Server>) = tokio::select! {
+            error = errors.recv() => match error {
+                Ok(error) => error,
+                Err(RecvError::Lagged(_)) => continue,
+                Err(RecvError::Closed) => return,
+            },
+            connected = connections.recv() => {
+                if matches!(connected, Err(RecvError::Closed)) {
+                    return;
+                }
+                note(None);
+                continue;
+            }
         };
+        note(Some(error.clone()));
         if last.is_none_or(|at| at.elapsed() >= quiet) {
             last = Some(Instant::now());
             let server = server.map(|server| server.to_string());
-            tracing::warn!(server, error = error.details(), "Redis is not reachable; still trying");
+            match classify(error) {
+                RedisError::Unavailable(error) => {
+                    let error = error.details();
+                    tracing::warn!(server, error, "redis is not reachable; trying again");
+                }
+                error => {
+                    tracing::error!(server, %error, "redis refuses the connection; trying again");
+                }
+            }
         }
     }
 }

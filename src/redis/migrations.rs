@@ -4,6 +4,7 @@
 //! side. A migration that was released is never edited: its checksum is recorded where it was
 //! applied, and another text under the same number is refused.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use fred::interfaces::{HashesInterface, KeysInterface};
@@ -11,7 +12,8 @@ use fred::types::{Expiration, SetOptions};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::connection::{Redis, RedisError, classify};
+use super::connection::Redis;
+use super::error::RedisError;
 
 /// One library.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(1, "0001", "0001_session.lua"),
     migration!(2, "0002", "0002_takeover.lua"),
     migration!(3, "0003", "0003_queue.lua"),
+    migration!(4, "0004", "0004_probe.lua"),
 ];
 
 const RECORD: &str = "jarvis:{migrations}:applied";
@@ -56,14 +59,16 @@ const OLDEST: &str = "Oldest supported binary: ";
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// A released file was edited.
-    #[error("migration {name} differs from the one that was applied; restore the released file")]
+    #[error(
+        "the migration {name} of this release differs from the one that was applied to Redis; start a release with the applied one"
+    )]
     Edited {
         /// The file's name.
         name: String,
     },
     /// A later release has moved on.
     #[error(
-        "migration {name} needs at least version {oldest} and this is {current}; start a newer one"
+        "the migration {name} in Redis needs at least version {oldest}, and this is {current}; start a newer release"
     )]
     TooOld {
         /// The file's name.
@@ -95,18 +100,21 @@ impl Migration {
     }
 }
 
-/// Checks what was applied, applies what is missing, and records it, alone.
+/// Checks what was applied, applies what is missing, and records it, alone. What is checked without
+/// an objection counts as such even where the rest fails.
 ///
 /// # Errors
 /// [`RedisError::Migration`] where this binary must not run; any other while Redis is away.
 pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
+    recorded(redis).await?;
+    redis.set_checked();
     let client = redis.client();
     let token = uuid::Uuid::new_v4().to_string();
     let lock = Some(Expiration::PX(LOCK_MILLISECONDS));
     while client
         .set::<Option<String>, _, _>(LOCK, &token, lock.clone(), Some(SetOptions::NX), false)
         .await
-        .map_err(classify)?
+        .map_err(|error| redis.explain(error))?
         .is_none()
     {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -119,15 +127,21 @@ pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
     outcome
 }
 
-async fn check_and_record(redis: &Redis) -> Result<(), RedisError> {
-    let client = redis.client();
-    let recorded: std::collections::HashMap<String, String> =
-        client.hgetall(RECORD).await.map_err(classify)?;
+/// What is recorded as applied, each of which this release may run beside.
+async fn recorded(redis: &Redis) -> Result<HashMap<String, String>, RedisError> {
+    let recorded: HashMap<String, String> =
+        redis.client().hgetall(RECORD).await.map_err(|error| redis.explain(error))?;
     for (number, json) in &recorded {
         let applied: Applied =
             serde_json::from_str(json).map_err(|e| RedisError::Unexpected(e.to_string()))?;
         check(number, &applied)?;
     }
+    Ok(recorded)
+}
+
+async fn check_and_record(redis: &Redis) -> Result<(), RedisError> {
+    let client = redis.client();
+    let recorded = recorded(redis).await?;
     load(redis).await?;
     for migration in MIGRATIONS {
         let json = serde_json::to_string(&migration.record())
@@ -136,7 +150,7 @@ async fn check_and_record(redis: &Redis) -> Result<(), RedisError> {
             client
                 .hset::<(), _, _>(RECORD, (migration.number.to_string(), json))
                 .await
-                .map_err(classify)?;
+                .map_err(|error| redis.explain(error))?;
             tracing::info!(migration = migration.name, "applied");
         }
     }

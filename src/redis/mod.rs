@@ -2,10 +2,14 @@
 //! of [`crate::session`].
 
 pub mod connection;
+mod error;
 pub mod migrations;
+mod probe;
 mod sentinel;
 pub mod subscriptions;
 mod watchdog;
 
-pub use connection::{Redis, RedisError, RedisOptions};
+pub use connection::{Redis, RedisOptions};
+pub use error::RedisError;
+pub use probe::{Condition, Conditions};
 pub use subscriptions::{Listener, Subscriptions};

@@ -18,7 +18,8 @@ use fred::types::{ClusterHash, CustomCommand};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::connection::RedisError;
+use super::error::RedisError;
+use crate::tasks::EssentialTasks;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_millis(500);
@@ -77,7 +78,7 @@ impl Primary {
 }
 
 /// Asks the sentinels of a configuration as long as anybody wants to know.
-pub(super) fn follow(config: &Config) -> Primary {
+pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
     let (server_told, server) = watch::channel(None);
     let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
         return Primary { server, term: None };
@@ -99,7 +100,7 @@ pub(super) fn follow(config: &Config) -> Primary {
         server: server_told,
         term: term_told,
     };
-    tokio::spawn(watcher.run());
+    tasks.spawn("sentinels", watcher.run());
     Primary { server, term: Some(term) }
 }
 

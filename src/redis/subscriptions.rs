@@ -15,7 +15,8 @@ use fred::prelude::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Redis, RedisError, classify, connect, successor};
+use super::connection::{Redis, connect, successor};
+use super::error::{RedisError, classify};
 use super::watchdog::{self, Disturbances};
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
@@ -119,12 +120,14 @@ impl Shard {
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
         let (followed, listener) = (Arc::clone(&wanted), Arc::clone(listener));
-        tokio::spawn(async move {
+        let tasks = redis.tasks().clone();
+        redis.tasks().spawn("subscriptions", async move {
             let disturbances = Disturbances::new();
             loop {
-                let listening = tokio::spawn(listen(client.clone(), Arc::clone(&listener)));
+                let messages = listen(client.clone(), Arc::clone(&listener));
+                let listening = tasks.spawn("messages of subscriptions", messages);
                 let over = tokio::select! {
-                    () = keep_subscribed(&client, &followed, &mut inbox, &*listener) => true,
+                    over = keep_subscribed(&client, &followed, &mut inbox, &*listener) => over,
                     () = watchdog::until_given_up(&client, &mut primary, &disturbances) => false,
                 };
                 listening.abort();
@@ -148,7 +151,10 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) {
                 }
             }
             Err(RecvError::Lagged(lost)) => {
-                tracing::warn!(lost, "fell behind on hints; reading from Redis instead");
+                tracing::warn!(
+                    lost,
+                    "messages of subscriptions were lost; reading from redis instead"
+                );
                 listener.gap();
             }
             Err(RecvError::Closed) => return,
@@ -157,13 +163,13 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) {
 }
 
 /// The only task that subscribes on its client, one channel a call: with more the replies get out
-/// of step.
+/// of step. `true`: nobody can subscribe any more; `false`: the client has ended.
 async fn keep_subscribed(
     client: &Client,
     wanted: &Mutex<HashSet<String>>,
     changes: &mut mpsc::Receiver<Change>,
     listener: &dyn Listener,
-) {
+) -> bool {
     let mut reconnections = client.reconnect_rx();
     let mut look = tokio::time::interval(LOOK_AT_CLUSTER);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -185,11 +191,11 @@ async fn keep_subscribed(
                         let _ = client.sunsubscribe(channel).await;
                     }
                 }
-                None => return,
+                None => return true,
             },
             reconnected = reconnections.recv() => {
                 if matches!(reconnected, Err(RecvError::Closed)) {
-                    return;
+                    return false;
                 }
                 let complete = subscribe_all(client, wanted).await;
                 cluster.subscribed(complete);

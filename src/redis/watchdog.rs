@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use fred::prelude::{Client, ClientLike, ClusterInterface, EventInterface, Options, Server};
+use fred::prelude::{Client, ClientLike, ClusterInterface, Error, EventInterface, Options, Server};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::error::is_unavailable;
 use super::sentinel::Primary;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -57,7 +58,7 @@ pub(super) async fn until_given_up(
         }
         if is_stale(client, primary) {
             disturbances.note();
-            tracing::warn!("Redis has another primary; connecting to it");
+            tracing::warn!("redis has another primary; connecting to it");
             metrics::counter!("jarvis_redis_errors_total", "kind" => "stale").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
             continue;
@@ -69,7 +70,7 @@ pub(super) async fn until_given_up(
         disturbances.note();
         failures += 1;
         if failures == RECONNECT_AFTER && client.is_connected() {
-            tracing::warn!("Redis is silent; connecting anew");
+            tracing::warn!("redis does not reply; connecting again");
             metrics::counter!("jarvis_redis_errors_total", "kind" => "silent").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
         }
@@ -98,10 +99,15 @@ async fn answers(client: &Client) -> bool {
                 let options = Options { cluster_node: Some(node), ..options.clone() };
                 async move { client.with_options(&options).ping::<()>(None).await }
             });
-            futures_util::future::join_all(probes).await.iter().all(Result::is_ok)
+            futures_util::future::join_all(probes).await.iter().all(is_reply)
         }
-        None => client.with_options(&options).ping::<()>(None).await.is_ok(),
+        None => is_reply(&client.with_options(&options).ping::<()>(None).await),
     }
+}
+
+/// A refusal is a reply, too: a user without PING is served all the same.
+fn is_reply(pong: &Result<(), Error>) -> bool {
+    pong.as_ref().err().is_none_or(|error| !is_unavailable(error))
 }
 
 /// Notes what happens to the connections, as long as it is polled.

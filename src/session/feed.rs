@@ -103,7 +103,7 @@ impl Feeds {
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
         let _ = inner.subscriptions.set(Subscriptions::start(redis, &listener)?);
-        tokio::spawn(sweep(Arc::downgrade(&inner)));
+        redis.tasks().spawn("feeds", sweep(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 

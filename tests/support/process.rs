@@ -17,7 +17,7 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .spawn()
@@ -79,10 +79,15 @@ pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
 
 /// A replica, and what it logs: everything, one JSON object a line.
 pub fn logged_jarvis(redis: &str, ollama: &str) -> (Process, PathBuf, TempDir) {
+    let format = [("JARVIS_LOG", "info,fred=off"), ("JARVIS_LOG_FORMAT", "json")];
+    logged(redis, ollama, &format)
+}
+
+/// A replica, and the file that it logs to.
+pub fn logged(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> (Process, PathBuf, TempDir) {
     let dir = TempDir::new().expect("a folder");
     let path = dir.path().join("log");
-    let format = [("JARVIS_LOG", "info,fred=off"), ("JARVIS_LOG_FORMAT", "json")];
-    let mut command = jarvis_command(redis, ollama, &format);
+    let mut command = jarvis_command(redis, ollama, extra);
     command.stderr(std::fs::File::create(&path).expect("a file"));
     (Process::start(command), path, dir)
 }

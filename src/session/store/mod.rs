@@ -21,6 +21,7 @@ pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Res
 use super::event::Control;
 use super::model::{Owner, SessionId};
 use crate::redis::{Redis, RedisError};
+use crate::tasks::EssentialTasks;
 
 /// Bounds of what is stored.
 #[derive(Clone, Debug)]
@@ -47,20 +48,34 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It is not there, or not the caller's.
-    #[error("no such session")]
+    #[error("There is no such session.")]
     Absent,
     /// As many turns wait as may.
-    #[error("this session has as many waiting turns as it may have")]
+    #[error(
+        "As many turns as may wait in this session do; send the message again when one has ended."
+    )]
     Busy,
     /// The session holds as much as it may.
-    #[error("this session is full; begin a new one or clear it")]
+    #[error("This session is full; clear it or begin a new one.")]
     Full,
     /// The idempotency key was used for another request.
-    #[error("this idempotency key was used for another request")]
+    #[error("This idempotency key was used for another request; choose a new key.")]
     KeyReused,
-    /// Redis.
+    /// The memory of Redis is full: what was asked for was not done.
+    #[error("the memory of Redis is full")]
+    OutOfMemory,
+    /// Redis failed, and may have done what was asked for.
     #[error(transparent)]
-    Redis(#[from] RedisError),
+    Redis(RedisError),
+}
+
+impl std::convert::From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        match error {
+            RedisError::OutOfMemory => Self::OutOfMemory,
+            error => Self::Redis(error),
+        }
+    }
 }
 
 /// The sessions in Redis.
@@ -123,12 +138,9 @@ impl Store {
         &self.replica
     }
 
-    /// Whether Redis answers.
-    ///
-    /// # Errors
-    /// [`RedisError`].
-    pub async fn ping(&self) -> Result<(), RedisError> {
-        self.redis.ping().await
+    /// The essential tasks of this replica.
+    pub fn tasks(&self) -> &EssentialTasks {
+        self.redis.tasks()
     }
 
     /// Changes whenever a connection to Redis was lost or a command failed: what was acknowledged

@@ -1,0 +1,257 @@
+//! Readiness: a replica is ready if a turn could be taken, and its health replies agree.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use jarvis::queue::{Limits, Queue, QueueStore};
+use jarvis::readiness::{NotReady, Readiness};
+use jarvis::redis::{Conditions, Redis, RedisOptions};
+use serde_json::{Value, json};
+use support::client::{Reply, get, post, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{RedisServer, cli};
+use tokio_util::sync::CancellationToken;
+
+/// A replica over a Redis that the test spoils.
+struct Setup {
+    replica: Process,
+    redis: RedisServer,
+    _ollama: Process,
+}
+
+/// How long these replicas stay ready without Redis: long enough to be seen degraded on a busy
+/// machine.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+impl Setup {
+    async fn ready() -> Self {
+        let redis = RedisServer::start();
+        let setup = Self::over(redis, RedisServer::url);
+        until_ok(&setup.replica, "/health/ready").await;
+        setup
+    }
+
+    fn over(redis: RedisServer, url: impl FnOnce(&RedisServer) -> String) -> Self {
+        let ollama = ollama_sim(&[]);
+        let patience = PATIENCE.as_secs().to_string();
+        let replica = jarvis(&url(&redis), &ollama.url, &[("JARVIS_REDIS_PATIENCE", &patience)]);
+        Self { replica, redis, _ollama: ollama }
+    }
+
+    /// A user of Redis with these rules beside all commands and keys, and the replica that is it.
+    fn as_user(rules: &[&str]) -> Self {
+        let redis = RedisServer::start();
+        let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all"];
+        assert_eq!(redis.cli(&[&user[..], rules].concat()).trim(), "OK");
+        let url = |redis: &RedisServer| redis.url().replace("//", "//ann:secret@");
+        Self::over(redis, url)
+    }
+
+    async fn turn(&self) -> Reply {
+        post(&self.replica, "/api/v1/chat", &json!({"message": "[[tokens=3]] hi"})).await
+    }
+
+    /// What the three health replies say, once the probe has seen what the test did.
+    async fn until_told(&self, ready: u16, detailed: &str, trouble: Option<&str>) {
+        let wanted = json!({
+            "ready": ready,
+            "detailed": [if ready == 200 { 200 } else { 503 }, detailed],
+            "trouble": trouble,
+            "chat": if detailed == "healthy" { "healthy" } else { "unhealthy" },
+        });
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let told = self.told().await;
+            if told == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "wanted {wanted}, and it says {told}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn told(&self) -> Value {
+        let ready = get(&self.replica, "/health/ready").await;
+        let detailed = get(&self.replica, "/health/detailed").await;
+        let chat = get(&self.replica, "/api/v1/chat/health").await;
+        json!({
+            "ready": ready.status,
+            "detailed": [detailed.status, detailed.body["status"]],
+            "trouble": detailed.body["problems"]["redis"],
+            "chat": chat.body["status"],
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_replica_over_a_read_only_redis_is_never_ready_and_says_why() {
+    let primary = RedisServer::start();
+    let port = primary.port().to_string();
+    let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
+    replica.wait_until_in_sync();
+    let setup = Setup::over(replica, RedisServer::url);
+    setup.until_told(503, "unhealthy", Some("read-only replica")).await;
+    assert_eq!(setup.turn().await.status, 503);
+    // Where its functions came with the data, too.
+    let other = Setup::over(primary, RedisServer::url);
+    other.until_told(200, "healthy", None).await;
+    setup.until_told(503, "unhealthy", Some("read-only replica")).await;
+    assert_eq!(setup.turn().await.status, 503);
+    setup.redis.cli(&["REPLICAOF", "NO", "ONE"]);
+    setup.until_told(200, "healthy", None).await;
+    assert_eq!(setup.turn().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_replica_whose_redis_user_lacks_a_permission_is_never_ready_and_names_it() {
+    for (rules, trouble, grant) in [
+        (&["resetchannels"][..], "no permission for channels", &["&*"][..]),
+        (&["&other:*"], "no permission for channels", &["&jarvis:*"]),
+        (&["&*", "-fcall"], "no permission for FCALL", &["+fcall"]),
+        (&["&*", "-fcall_ro"], "no permission for FCALL_RO", &["+fcall_ro"]),
+        (&["&*", "-function"], "no permission for FUNCTION LOAD", &["+function"]),
+        (&["&*", "-hset"], "no permission for HSET", &["+hset"]),
+        (&["&*", "-client"], "no permission for CLIENT SETNAME", &["+client"]),
+        (&["&*", "resetkeys", "~other:*"], "no permission for keys", &["~jarvis:*"]),
+    ] {
+        let setup = Setup::as_user(rules);
+        setup.until_told(503, "unhealthy", Some(trouble)).await;
+        assert_eq!(setup.turn().await.status, 503, "{trouble}");
+        setup.redis.cli(&[&["ACL", "SETUSER", "ann"][..], grant].concat());
+        setup.until_told(200, "healthy", None).await;
+        assert_eq!(setup.turn().await.status, 200, "{trouble}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_as_such_and_a_corrected_one_makes_it_ready() {
+    let redis = RedisServer::start();
+    redis.cli(&["CONFIG", "SET", "requirepass", "right-one"]);
+    let setup = Setup::over(redis, |redis| redis.url().replace("//", "//:wrong-one@"));
+    setup.until_told(503, "unhealthy", Some("wrong user name or password")).await;
+    let none = Setup::over(RedisServer::start(), |_| setup.redis.url());
+    none.until_told(503, "unhealthy", Some("wrong user name or password")).await;
+    setup.redis.cli(&["-a", "right-one", "CONFIG", "SET", "requirepass", "wrong-one"]);
+    setup.until_told(200, "healthy", None).await;
+}
+
+#[tokio::test]
+async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
+    let setup = Setup::ready().await;
+    setup.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    setup.until_told(200, "degraded", Some("memory full")).await;
+    let full = Instant::now();
+    while full.elapsed() < PATIENCE + Duration::from_secs(2) {
+        let reply = setup.turn().await;
+        assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("store_full")));
+        assert!(reply.headers.contains_key("retry-after"));
+        assert_eq!(get(&setup.replica, "/health/ready").await.status, 200);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // A replica that starts now finds its functions loaded.
+    let late = Setup::over(RedisServer::start(), |_| setup.redis.url());
+    late.until_told(200, "degraded", Some("memory full")).await;
+    setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    setup.until_told(200, "healthy", None).await;
+    late.until_told(200, "healthy", None).await;
+    assert_eq!(setup.turn().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_full_before_it_ever_had_the_functions_makes_no_replica_ready() {
+    let redis = RedisServer::start_with(&["--maxmemory", "1"]);
+    let setup = Setup::over(redis, RedisServer::url);
+    setup.until_told(503, "unhealthy", Some("memory full")).await;
+    setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    setup.until_told(200, "healthy", None).await;
+}
+
+#[tokio::test]
+async fn a_replica_stays_ready_through_a_short_outage_and_not_through_a_long_one() {
+    let mut setup = Setup::ready().await;
+    setup.redis.kill();
+    let gone = Instant::now();
+    setup.until_told(200, "degraded", Some("not reachable")).await;
+    assert_eq!(setup.turn().await.status, 503);
+    setup.until_told(503, "unhealthy", Some("not reachable")).await;
+    // It was usable for the last time at most a second and a probe before.
+    assert!(gone.elapsed() + Duration::from_secs(2) >= PATIENCE, "{:?}", gone.elapsed());
+    setup.redis.restart();
+    setup.until_told(200, "healthy", None).await;
+    assert_eq!(setup.turn().await.status, 200);
+}
+
+#[tokio::test]
+async fn functions_that_were_flushed_are_loaded_again() {
+    let setup = Setup::ready().await;
+    setup.redis.cli(&["FUNCTION", "FLUSH"]);
+    let deadline = Instant::now() + LIMIT;
+    while !setup.redis.cli(&["FUNCTION", "LIST"]).contains("jarvis_probe_1") {
+        assert!(Instant::now() < deadline, "nobody loads the functions");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    setup.until_told(200, "healthy", None).await;
+    assert_eq!(setup.turn().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_thousand_probes_from_outside_are_not_a_thousand_calls_of_redis() {
+    let setup = Setup::ready().await;
+    let calls = || {
+        let stats = cli(setup.redis.port(), &["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_fcall:"));
+        let calls = line.and_then(|line| line.split("calls=").nth(1)?.split(',').next());
+        calls.and_then(|calls| calls.parse::<u64>().ok()).expect("calls of FCALL")
+    };
+    let (before, began) = (calls(), Instant::now());
+    for _ in 0..100 {
+        futures_util::future::join_all((0..10).map(|_| get(&setup.replica, "/health/ready"))).await;
+    }
+    // Heartbeats and the queue call, too: about 12 a second together.
+    let allowed = 100.0 + 20.0 * began.elapsed().as_secs_f64();
+    let made = calls() - before;
+    assert!((made as f64) < allowed, "{made} calls in {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_replica_whose_essential_task_died_is_not_ready() {
+    let server = RedisServer::start();
+    let (url, command_timeout) = (server.url(), Duration::from_millis(1500));
+    let options = RedisOptions { url, command_timeout, acknowledgements: 0 };
+    let redis = Redis::connect(&options).expect("a client");
+    let conditions = Conditions::of(&redis);
+    let readiness = Readiness {
+        drain: CancellationToken::new(),
+        tasks: redis.tasks().clone(),
+        redis: conditions.subscribe(),
+        patience: PATIENCE,
+    };
+    let ill = Arc::new(AtomicBool::new(false));
+    let hosts = {
+        let ill = Arc::clone(&ill);
+        move || {
+            assert!(!ill.load(Ordering::Relaxed), "on purpose");
+            Vec::new()
+        }
+    };
+    let limits = Limits { waiting: 10, waiting_of_source: 10 };
+    let store = QueueStore::new(redis.clone(), "replica".to_owned(), limits);
+    let _queue = Queue::start(&redis, store, hosts).expect("a queue");
+    let _following = tokio::spawn(conditions.follow());
+    let until = async |wanted: Option<NotReady>| {
+        let deadline = Instant::now() + LIMIT;
+        while readiness.not_ready() != wanted {
+            assert!(Instant::now() < deadline, "{wanted:?}, not {:?}", readiness.not_ready());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(None).await;
+    ill.store(true, Ordering::Relaxed);
+    until(Some(NotReady::TaskDied("queue"))).await;
+    readiness.drain.cancel();
+    until(Some(NotReady::Draining)).await;
+}

@@ -1,0 +1,192 @@
+//! What the binary makes of its arguments and its environment, and what it lets nobody see.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use support::client::until_ok;
+use support::process::{jarvis, logged, ollama_sim};
+use support::redis::RedisServer;
+
+fn binary(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = command.output().expect("jarvis");
+    let printed = [stdout, stderr].concat();
+    (status.code(), String::from_utf8_lossy(&printed).into_owned())
+}
+
+/// The environment variables of all subcommands.
+fn variables() -> Vec<String> {
+    let table = jarvis::config::settings_table();
+    let cells = table.lines().filter_map(|line| line.split('`').nth(3));
+    let mut names: Vec<String> = cells.map(str::to_owned).collect();
+    names.push("JARVIS_HEALTH_URL".to_owned());
+    assert!(names.iter().all(|name| name.starts_with("JARVIS_")) && names.len() > 20, "{names:?}");
+    names
+}
+
+/// The listener that is taken makes every one of these end, after the settings were read.
+#[test]
+fn an_environment_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    for name in variables() {
+        for blank in ["", " "] {
+            let mut command = binary(&["serve"]);
+            command.env("JARVIS_LISTEN", &address).env(&name, blank);
+            if name == "JARVIS_LISTEN" {
+                command.args(["--listen", &address]);
+            }
+            let (code, printed) = run(&mut command);
+            assert_eq!(code, Some(1), "{name}={blank:?}: {printed}");
+            assert!(printed.contains("cannot listen on"), "{name}={blank:?}: {printed}");
+        }
+    }
+    // As compose passes them: all of them, and the address is the default.
+    let default = TcpListener::bind("127.0.0.1:10200");
+    let mut command = binary(&["serve"]);
+    command.envs(variables().into_iter().map(|name| (name, "")));
+    let (code, printed) = run(&mut command);
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("cannot listen on 127.0.0.1:10200"), "{printed}");
+    drop(default);
+}
+
+#[test]
+fn the_help_names_every_variable_even_one_that_is_set_to_nothing() {
+    let mut command = binary(&["serve", "--help"]);
+    command.envs(variables().into_iter().map(|name| (name, "")));
+    let (code, printed) = run(&mut command);
+    assert_eq!(code, Some(0));
+    for name in variables().iter().filter(|name| *name != "JARVIS_HEALTH_URL") {
+        assert!(printed.contains(name.as_str()), "{name}");
+    }
+}
+
+#[test]
+fn a_wrong_url_is_refused_without_a_word_of_its_password() {
+    for arguments in [
+        &["serve", "--redis-url", "redis://:57#Secret@host"][..],
+        &["serve", "--redis-url", "redis://:Secret@host:port"],
+        &["serve", "--ollama-urls", "http://a,http://ann:57#Secret@host"],
+        &["serve", "--ollama-urls", "http://ann:Secret@host;slots=0"],
+        &["serve", "--otlp-url", "http://ann:Secret@host:port"],
+        &["migrate", "--redis-url", "redis://:57/Secret@host"],
+        &["health", "--url", "http://ann:Secret@host:port"],
+        &["serve", "redis://:57#Sec ret@Secret@host"],
+        &["serve", "--redis-uri=redis://:57#Secret@host"],
+    ] {
+        let (code, printed) = run(&mut binary(arguments));
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
+        assert!(!printed.contains("Sec") && !printed.contains("57"), "{printed}");
+    }
+    let mut command = binary(&["serve"]);
+    let (code, printed) = run(command.env("JARVIS_REDIS_URL", "redis://:57#Secret@host"));
+    assert_eq!(code, Some(64));
+    assert!(printed.contains("%23") && !printed.contains("Secret"), "{printed}");
+}
+
+#[tokio::test]
+async fn every_user_name_and_password_reaches_redis_percent_encoded() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let passwords = [
+        ("a b", "a%20b"),
+        ("a+b", "a+b"),
+        ("57#Secret", "57%23Secret"),
+        ("p@ss/w?rd", "p%40ss%2Fw%3Frd"),
+        ("50%off", "50%25off"),
+        ("\"quoted\" 'twice'", "%22quoted%22%20%27twice%27"),
+        ("back\\slash", "back%5Cslash"),
+        ("päss wörd", "p%C3%A4ss%20w%C3%B6rd"),
+    ];
+    for (number, (password, encoded)) in passwords.iter().enumerate() {
+        let user = format!("user{number} {password}").replace(' ', "_");
+        let rule = format!(">{password}");
+        let set = redis.cli(&["ACL", "SETUSER", &user, "on", &rule, "~*", "&*", "+@all"]);
+        assert_eq!(set.trim(), "OK", "{password}");
+        let name = user.bytes().fold(String::new(), |name, byte| name + &format!("%{byte:02X}"));
+        let url = redis.url().replace("//", &format!("//{name}:{encoded}@"));
+        let replica = jarvis(&url, &ollama.url, &[]);
+        until_ok(&replica, "/health/ready").await;
+    }
+    // The default user, without a name.
+    redis.cli(&["CONFIG", "SET", "requirepass", "a b"]);
+    let replica = jarvis(&redis.url().replace("//", "//:a%20b@"), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+}
+
+#[tokio::test]
+async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_named_as_such() {
+    // Without HELLO, Redis repeats the arguments of the unknown command in its error.
+    let without_hello = RedisServer::start_with(&["--rename-command", "HELLO", ""]);
+    let with_password = RedisServer::start();
+    with_password.cli(&["CONFIG", "SET", "requirepass", "another one"]);
+    for (redis, told) in [(&without_hello, "HELLO"), (&with_password, "refuses the user name or")] {
+        let url = redis.url().replace("//", "//ann:Sec%20ret%231@");
+        for format in ["text", "json"] {
+            let extra = [("JARVIS_LOG", "trace"), ("JARVIS_LOG_FORMAT", format)];
+            let (replica, log, _dir) = logged(&url, "http://127.0.0.1:9", &extra);
+            let mut lines = String::new();
+            for _ in 0..600 {
+                lines = std::fs::read_to_string(&log).expect("the log");
+                if lines.contains(told) {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            drop(replica);
+            assert!(lines.contains(told), "{told} is not in the log");
+            assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{told}");
+            assert!(!lines.contains('\u{1b}'), "a log that is no terminal is coloured");
+        }
+        let (code, printed) = run(&mut binary(&["migrate", "--redis-url", &url]));
+        assert_eq!(code, Some(1));
+        assert!(!printed.contains("Sec ret#1") && !printed.contains("Sec%20ret"), "{printed}");
+    }
+    let url = with_password.url().replace("//", "//:wrong@");
+    let (code, printed) = run(&mut binary(&["migrate", "--redis-url", &url]));
+    assert_eq!(code, Some(1));
+    assert!(printed.contains("refuses the user name or password"), "{printed}");
+}
+
+#[tokio::test]
+async fn health_asks_the_server_where_it_listens() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
+    for listen in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+        let mut command = binary(&["serve", "--listen", listen, "--redis-url", &redis.url()]);
+        command.args(["--ollama-urls", &ollama.url]).env("JARVIS_LOG", "off");
+        let replica = support::process::Process::start(command);
+        let port = replica.url.rsplit(':').next().expect("a port");
+        let listen = format!("{}:{port}", listen.trim_end_matches(":0"));
+        for _ in 0..600 {
+            let (code, printed) = run(binary(&["health"]).env("JARVIS_LISTEN", &listen));
+            if code == Some(0) {
+                break;
+            }
+            assert!(printed.contains("not ready"), "{listen}: {printed}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let (code, printed) = run(binary(&["health"]).env("JARVIS_LISTEN", &listen));
+        assert_eq!((code, printed.trim()), (Some(0), "ready"), "{listen}");
+        let (code, _) =
+            run(binary(&["health", "--listen", "127.0.0.1:1"]).env("JARVIS_LISTEN", &listen));
+        assert_eq!(code, Some(1), "an address where nobody listens");
+    }
+}
+
+#[test]
+fn nothing_is_coloured_that_is_no_terminal() {
+    for arguments in [&["--help"][..], &["serve", "--help"], &["serve", "--queue-limit", "x"]] {
+        let (_, printed) = run(&mut binary(arguments));
+        assert!(!printed.is_empty() && !printed.contains('\u{1b}'), "{printed}");
+    }
+}
