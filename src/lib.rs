@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Settings;
 use crate::edge::listener;
 use crate::edge::{AppState, EdgeSettings};
-use crate::generation::Generations;
+use crate::generation::{GenerationSettings, Generations};
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
 use crate::redis::{Redis, RedisError, migrations};
@@ -84,8 +84,11 @@ impl Server {
             feeds.clone(),
             fleet.clone(),
             Queue::start(&redis, queue, move || generation::host_reports(&fleet))?,
-            num_ctx,
-            Duration::from_millis(settings.lease_ms),
+            GenerationSettings {
+                num_ctx_cap: num_ctx,
+                host_wait: Duration::from_secs(settings.host_wait_timeout),
+                lease: Duration::from_millis(settings.lease_ms),
+            },
         );
         let state = AppState {
             store,

@@ -32,6 +32,9 @@ const KEY_BYTES: usize = 255;
 pub struct ChatResponse {
     /// The answer.
     response: String,
+    /// What the model thought before it answered, where `think` asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<String>,
     session_id: SessionId,
     /// As asked for.
     model: String,
@@ -111,6 +114,7 @@ pub async fn send(
     }
     Ok(Json(ChatResponse {
         response: message.content,
+        thinking: message.thinking,
         session_id: session,
         model: message.model.unwrap_or(request.spec(&shared.settings.default_model).model),
         status: "success",
@@ -187,6 +191,7 @@ fn ended(frame: Frame, generation: GenerationId) -> Option<Message> {
     }
     let message = Message {
         content: frame.answer.unwrap_or_default(),
+        thinking: frame.thinking,
         generation_id: Some(generation),
         ..store::message(Role::Assistant, Utc::now())
     };

@@ -17,7 +17,7 @@ use super::cursor::{Cursor, Tag};
 use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, From, Read, Store, StoreError};
-use super::window::{Applied, Step, Window};
+use super::window::{Answer, Applied, Step, Window};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 
 /// How a step is written on the wire. The result is shared by all readers that stand at the same
@@ -26,6 +26,13 @@ pub type Encode = fn(SessionId, &Step<'_>) -> Utf8Bytes;
 
 /// A running turn that is silent for so long may be one whose hints were lost.
 const SILENCE: Duration = Duration::from_secs(1);
+/// One that is known to wait for a slot is silent by itself.
+const SILENCE_WHILE_WAITING: Duration = Duration::from_secs(5);
+/// A running turn that is silent for so long may be one that waits, of which this feed was not told.
+const REQUEST_AFTER: Duration = Duration::from_millis(250);
+/// Pause before its position is requested again, where it is not known and where it is.
+const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+const REQUEST_ANYWAY: Duration = Duration::from_secs(30);
 const SWEEP: Duration = Duration::from_millis(250);
 /// After so long without anything new, a feed keeps no more than its place.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
@@ -75,10 +82,44 @@ struct State {
     heard: Instant,
     /// The last that were told of, newest last.
     upstream_closed: VecDeque<GenerationId>,
+    /// The position that was published last.
     queued: Option<Queued>,
+    /// When the position was requested last; none where that is to be done at the next silence.
+    position_requested: Option<Instant>,
+    /// How often other feeds requested it.
+    position_requests: u64,
     encoded: Option<Encoded>,
     /// Since when Redis has not known this feed's place.
     unknown_since: Option<Instant>,
+}
+
+impl State {
+    /// The queue position of the turn that waits, unless it has gone on since that was published.
+    fn position(&self) -> Option<Queued> {
+        let queued = self.queued?;
+        let waits = match queued.answer {
+            Some(bytes) => {
+                self.window.running() == Some(queued.generation)
+                    && self.window.running_length() == bytes
+            }
+            None => !self.window.events().any(|event| {
+                event.generation == Some(queued.generation)
+                    && !matches!(
+                        event.control,
+                        Control::Accepted { .. } | Control::Claimed { from: 0 }
+                    )
+            }),
+        };
+        waits.then_some(queued)
+    }
+
+    /// Forgets the position of a turn whose answer has begun, as the event that says so is not kept
+    /// for ever.
+    fn forget_position(&mut self) {
+        if self.confirmed && self.queued.is_some_and(|queued| queued.answer.is_none()) {
+            self.queued = self.position();
+        }
+    }
 }
 
 /// Whether a read has brought a feed to where Redis is.
@@ -108,6 +149,8 @@ pub struct Frame {
     pub kind: FrameKind,
     /// The whole answer, with the end of the generation that the reader wants it of.
     pub answer: Option<String>,
+    /// The thoughts before that answer.
+    pub thinking: Option<String>,
 }
 
 /// What a frame holds.
@@ -228,6 +271,8 @@ impl Inner {
                 heard: Instant::now(),
                 upstream_closed: VecDeque::new(),
                 queued: None,
+                position_requested: None,
+                position_requests: 0,
                 encoded: None,
                 unknown_since: None,
             }),
@@ -258,6 +303,7 @@ impl Listener for Inner {
 
     fn gap(&self) {
         for feed in self.live() {
+            feed.state().position_requested = None;
             feed.read_soon();
         }
     }
@@ -303,6 +349,18 @@ impl Feed {
         self.state().window.running().is_some()
     }
 
+    /// Whether the answer of this generation has begun, as far as this feed has seen.
+    pub fn has_begun(&self, generation: GenerationId) -> bool {
+        self.state().window.events().any(|event| {
+            event.generation == Some(generation) && matches!(event.control, Control::Started { .. })
+        })
+    }
+
+    /// How often other feeds of this session have asked for the queue position of its turn.
+    pub fn position_requests(&self) -> u64 {
+        self.state().position_requests
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,14 +370,17 @@ impl Feed {
             return self.read_soon();
         };
         let mut state = self.state();
-        if let Hint::Queued(queued) = hint {
+        match hint {
+            Hint::PositionRequested => {
+                state.position_requests += 1;
+                drop(state);
+                return self.changed.notify_waiters();
+            }
             // It comes again only when it changes, and often before the session is confirmed.
-            state.queued = Some(queued);
+            Hint::Queued(queued) => state.queued = Some(queued),
+            _ => {}
         }
         if !state.confirmed {
-            if let Hint::Queued(queued) = hint {
-                state.queued = Some(queued);
-            }
             drop(state);
             return self.read_soon();
         }
@@ -336,8 +397,9 @@ impl Feed {
                 state.upstream_closed.push_back(generation);
                 Applied::Grown
             }
-            Hint::Queued(_) => Applied::Grown,
+            Hint::Queued(_) | Hint::PositionRequested => Applied::Grown,
         };
+        state.forget_position();
         state.window.trim(EVENTS_KEPT);
         drop(state);
         match applied {
@@ -351,8 +413,20 @@ impl Feed {
         let mut state = self.state();
         let silent = state.heard.elapsed();
         if state.window.running().is_some() {
-            if silent >= SILENCE {
-                drop(state);
+            let (again, allowed) = match state.position() {
+                Some(_) => (REQUEST_ANYWAY, SILENCE_WHILE_WAITING),
+                None => (REQUEST_AGAIN, SILENCE),
+            };
+            let requests = silent >= REQUEST_AFTER
+                && state.position_requested.is_none_or(|at| at.elapsed() >= again);
+            if requests {
+                state.position_requested = Some(Instant::now());
+            }
+            drop(state);
+            if requests {
+                self.request_position();
+            }
+            if silent >= allowed {
                 self.read_soon();
             }
         } else if silent >= KEPT_WHEN_IDLE {
@@ -360,6 +434,16 @@ impl Feed {
             state.encoded = None;
             state.upstream_closed = VecDeque::new();
         }
+    }
+
+    fn request_position(self: &Arc<Self>) {
+        let (feed, session) = (self.inner.clone(), self.session);
+        tokio::spawn(async move {
+            let Some(inner) = feed.upgrade() else { return };
+            if let Err(error) = inner.store.request_position(session).await {
+                tracing::debug!(%error, "queue position not requested");
+            }
+        });
     }
 
     /// Reads Redis in the background; a wish that comes while a read is under way is not lost.
@@ -407,6 +491,7 @@ impl Feed {
                         state.window = window;
                         Applied::Grown
                     };
+                    state.forget_position();
                     drop(state);
                     if applied != Applied::Known {
                         self.changed.notify_waiters();
@@ -440,6 +525,7 @@ impl Feed {
     fn forget(&self) {
         let mut state = self.state();
         state.confirmed = false;
+        state.position_requested = None;
         state.encoded = None;
     }
 }
@@ -596,7 +682,7 @@ impl Reader {
                 Look::Moved => {}
                 Look::Frame(frame) => {
                     if frame.after == state.window.end() {
-                        let frame = Frame { answer: None, ..frame.clone() };
+                        let frame = Frame { answer: None, thinking: None, ..frame.clone() };
                         state.encoded = Some(Encoded { from, frame });
                     }
                     return Look::Frame(frame);
@@ -609,15 +695,8 @@ impl Reader {
 
     /// A reader that has everything else learns where a turn stands.
     fn look_at_the_queue(&mut self, state: &State) -> Look {
-        let queued = state.queued.filter(|queued| self.queued != Some(*queued));
+        let queued = state.position().filter(|queued| self.queued != Some(*queued));
         let Some(queued) = queued.filter(|_| state.confirmed) else { return Look::Nothing };
-        let waits = !state.window.events().any(|event| {
-            event.generation == Some(queued.generation)
-                && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
-        });
-        if !waits {
-            return Look::Nothing;
-        }
         self.queued = Some(queued);
         Look::Frame(Frame {
             json: (self.encode)(self.feed.session, &Step::Queued(queued)),
@@ -625,6 +704,7 @@ impl Reader {
             generation: Some(queued.generation),
             kind: FrameKind::Queued,
             answer: None,
+            thinking: None,
         })
     }
 
@@ -651,9 +731,11 @@ impl Reader {
             Step::UpToDate | Step::Queued(_) => return Look::Nothing,
             Step::Behind | Step::Unknown => return Look::Redis,
         };
+        let thinking = answer.as_ref().and(generation).and_then(|id| window.answer(id));
+        let thinking = thinking.and_then(Answer::thoughts).map(str::to_owned);
         let json = (self.encode)(self.feed.session, &step);
         self.cursor = after;
-        Look::Frame(Frame { json, after, generation, kind, answer })
+        Look::Frame(Frame { json, after, generation, kind, answer, thinking })
     }
 }
 
