@@ -287,7 +287,8 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
     let sim = ollama_sim(&["--rate", "20"]);
     let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
-    first.say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
+    first
+        .say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
         .await;
     first.until("stream_start").await;
     let sessions: Vec<_> = (0..WAITING).map(|_| id()).collect();
@@ -382,7 +383,8 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
         if event["type"] == "queued" && event["eta_seconds"].is_null() {
             return event;
         }
-        assert!(matches!(event["type"].as_str(), Some("queued" | "connection")), "{event}");
+        // It may have got the slot of the first, and then found the host gone.
+        assert!(matches!(event["type"].as_str(), Some("queued" | "stream_start")), "{event}");
     };
     let queued = match events.last().expect("queued") {
         event if event["eta_seconds"].is_null() => event.clone(),
@@ -422,10 +424,10 @@ async fn an_answer_whose_host_stays_away_for_too_long_ends_with_one_error_and_is
     for _ in 0..20 {
         events.push(socket.event().await);
     }
-    let waits = chat(&fleet.replicas[1], &id(), "[[tokens=5]] waits");
+    let other = id();
+    let waits = chat(&fleet.replicas[1], &other, "[[tokens=5]] waits");
     let lost = async {
-        let waiting =
-            async || fleet.redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
+        let waiting = async || fleet.redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
         until("one waits", LIMIT, async || waiting().await.trim() == "1").await;
         fleet.sim.kill();
         let gone = Instant::now();

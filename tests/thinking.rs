@@ -169,10 +169,7 @@ async fn a_model_that_thinks_unasked_shows_nothing_of_it() {
     let (mut socket, _) = fleet.socket(0, None).await;
     socket.say(&json!({"type": "chat", "message": message})).await;
     let events = socket.until("stream_end").await;
-    assert_eq!(
-        kinds(&events),
-        ["message_received", "stream_start", "stream_chunk", "stream_end"]
-    );
+    assert_eq!(kinds(&events), ["message_received", "stream_start", "stream_chunk", "stream_end"]);
     assert_eq!(seen(&events), Seen { thoughts: String::new(), answer: answer.clone() });
     assert_eq!(events.last().expect("an end")["full_response"], answer.as_str());
     let reply = chat(replica, &fleet.session, message).await;

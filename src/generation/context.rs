@@ -290,18 +290,19 @@ impl Measure {
         text.len() as f64 / self.bytes_per_token + TOKENS_AROUND_MESSAGE
     }
 
+    /// The host has counted an answer as it generated it, but not what its template puts around it
+    /// there: what was learned of whole prompts is taken where that is more.
     fn answer(&self, turn: &PastTurn<'_>) -> f64 {
         let answer = turn.answer;
+        let text = self.text(&answer.content);
         match (answer.usage, answer.status) {
-            // Counted by the host, as it said them; thoughts are counted with them and not sent,
-            // and those that nobody asked for are not even stored.
-            (Some(usage), Some(Status::Complete))
-                if usage.completion_tokens > 0 && answer.thinking.is_none() =>
-            {
+            // Thoughts are counted with it and not sent; those that nobody asked for are not even
+            // stored.
+            (Some(usage), Some(Status::Complete)) if answer.thinking.is_none() => {
                 let counted = usage.completion_tokens.min(answer.content.len() as u64);
-                counted as f64 + TOKENS_AROUND_MESSAGE
+                text.max(counted as f64 + TOKENS_AROUND_MESSAGE)
             }
-            _ => self.text(&answer.content),
+            _ => text,
         }
     }
 }
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_as_long_as_the_host_said_and_no_longer_than_its_text_can_be() {
+    fn an_answer_is_as_long_as_the_host_said_but_no_longer_than_its_text_can_be() {
         let measure = Measure { bytes_per_token: BYTES_PER_TOKEN };
         let (question, mut answer) = (said("q"), answered(1, 9));
         let tokens = |answer: &Message| measure.answer(&PastTurn { question: &question, answer });

@@ -19,8 +19,8 @@ const LOOK_FOR_HOSTS: Duration = Duration::from_secs(10);
 /// Before a turn is given up the queue is asked again, and once more after this: a replica that was
 /// stopped, or that had no Redis, has not seen what happened meanwhile.
 const LAST_LOOK: Duration = Duration::from_secs(2);
-/// A session is notified at most this often: as often as the queue is looked at.
-const NOTIFY_EVERY: Duration = Duration::from_millis(950);
+/// A session is notified at most this often.
+const NOTIFY_EVERY: Duration = Duration::from_secs(1);
 /// A time that has changed by no more than this share of the published one is not published again.
 const WORTH_NOTIFYING: f64 = 0.1;
 /// How long a turn waits, at most.
