@@ -221,6 +221,12 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub token_gap_timeout: u64,
 
+    /// How long a turn waits while no Ollama host with its model can be reached, in seconds; an
+    /// answer that was begun goes on after it
+    #[arg(long, env = "JARVIS_HOST_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub host_wait_timeout: u64,
+
     /// How long a REST call waits for its whole answer, in seconds; the generation goes on after it
     #[arg(long, env = "JARVIS_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Settings;
 use crate::edge::listener;
 use crate::edge::{AppState, EdgeSettings};
-use crate::generation::Generations;
+use crate::generation::{GenerationSettings, Generations};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
@@ -90,8 +90,11 @@ impl Server {
             fleet.clone(),
             Queue::start(&redis, queue, move || generation::host_reports(&fleet))?,
             membership,
-            num_ctx,
-            Duration::from_millis(settings.lease_ms),
+            GenerationSettings {
+                num_ctx_cap: num_ctx,
+                host_wait: Duration::from_secs(settings.host_wait_timeout),
+                lease: Duration::from_millis(settings.lease_ms),
+            },
         );
         let conditions = Conditions::of(&redis);
         let readiness = Readiness {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -87,6 +87,8 @@ impl Waited {
         }
         assert!(waited < Duration::from_secs(2) || !self.told.is_empty(), "never told");
         assert!(self.told.len() as f64 <= 1.0 + waited.as_secs_f64(), "{:?}", self.told);
+        let worth_it = self.told.windows(2).all(|told| differ(&told[0], &told[1]));
+        assert!(worth_it, "told again without news: {:?}", self.told);
         let positions = self.told.iter().map(|(_, position, _)| *position);
         assert!(positions.is_sorted_by(|before, after| before >= after), "{:?}", self.told);
     }
@@ -96,6 +98,16 @@ impl Waited {
         let told = self.told.iter().filter_map(|(at, _, eta)| Some((at, (*eta)?)));
         told.map(|(at, eta)| (eta, (self.began - *at).as_secs_f64()))
     }
+}
+
+/// Whether the position is another, or the time differs by more than a tenth.
+fn differ(before: &(Instant, u64, Option<f64>), after: &(Instant, u64, Option<f64>)) -> bool {
+    let ((_, position, eta), (_, next_position, next_eta)) = (before, after);
+    position != next_position
+        || match (eta, next_eta) {
+            (Some(eta), Some(next)) => (next - eta).abs() > eta * 0.1,
+            (eta, next) => eta.is_some() != next.is_some(),
+        }
 }
 
 #[tokio::test]
@@ -266,6 +278,177 @@ async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
     assert_eq!(joined(&seen), events.last().expect("an answer")["content"].as_str().unwrap());
     second.until("stream_end").await;
     first.until("stream_end").await;
+}
+
+#[tokio::test]
+async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_is_told_it() {
+    const WAITING: usize = 60;
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "20"]);
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
+    let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
+    first
+        .say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
+        .await;
+    first.until("stream_start").await;
+    let sessions: Vec<_> = (0..WAITING).map(|_| id()).collect();
+    let mut sockets = Vec::new();
+    for session in &sessions {
+        let (mut socket, _) =
+            Socket::open(&replicas[1], &format!("/ws?session_id={session}")).await;
+        socket.say(&json!({"type": "chat", "message": "never"})).await;
+        socket.until("queued").await;
+        sockets.push(socket);
+    }
+    // What is published while nothing happens: nothing was measured, so no time runs down either.
+    let published = || {
+        let stats = redis.cli(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_spublish:"));
+        let calls = line.and_then(|line| line.split(&['=', ','][..]).nth(1));
+        calls.and_then(|calls| calls.parse::<usize>().ok()).expect("a count")
+    };
+    let before = published();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let calls = published() - before;
+    // Each piece of the running answer is announced.
+    let pieces = 4 * 20 + 40;
+    println!("{calls} publishes in 4 s, {WAITING} turns waiting");
+    assert!(calls < pieces + WAITING, "{calls}");
+    // On a replica that has heard nothing of this turn's place.
+    let path = format!("/ws?session_id={}", sessions[WAITING - 1]);
+    let joined = Instant::now();
+    let (mut late, _) = Socket::open(&replicas[0], &path).await;
+    let queued = late.until("queued").await.pop().expect("queued");
+    assert_eq!(queued["position"], WAITING, "{queued}");
+    assert!(joined.elapsed() < Duration::from_millis(1500), "{:?}", joined.elapsed());
+    // Whoever had it already was not sent it twice.
+    let mut told = sockets.pop().expect("a socket");
+    told.say(&json!({"type": "ping"})).await;
+    let events = told.until("pong").await;
+    assert_eq!(kinds(&events), ["pong"], "{events:?}");
+}
+
+/// Two replicas and one host that is to go away.
+struct Outage {
+    redis: RedisServer,
+    sim: Process,
+    replicas: Vec<Process>,
+}
+
+impl Outage {
+    const HOST: [&str; 2] = ["--rate", "50"];
+
+    async fn of(limit: &str) -> Self {
+        let redis = RedisServer::start();
+        let sim = ollama_sim(&Self::HOST);
+        let extra = [("JARVIS_HOST_WAIT_TIMEOUT", limit)];
+        let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+        Self { redis, sim, replicas }
+    }
+
+    /// Another host where the one that is gone was.
+    fn ends(&mut self) {
+        let address = self.sim.url.trim_start_matches("http://").to_owned();
+        self.sim = ollama_sim_at(&address, &Self::HOST);
+    }
+}
+
+#[tokio::test]
+async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait() {
+    // Answers failed after 13 s.
+    let outage = Duration::from_secs(15);
+    let mut fleet = Outage::of("60").await;
+    let message = "[[tokens=150]] tell me";
+    let whole = chat(&fleet.replicas[0], &id(), message).await;
+    let whole = whole.body["response"].as_str().expect("an answer").to_owned();
+    let (running, waiting) = (id(), id());
+    let path = format!("/ws?session_id={running}");
+    let (mut socket, _) = Socket::open(&fleet.replicas[0], &path).await;
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = socket.until("stream_chunk").await;
+    for _ in 0..20 {
+        events.push(socket.event().await);
+    }
+    // Accepted before the outage, and without a word before its end.
+    let next_path = format!("/ws?session_id={waiting}");
+    let (mut next, _) = Socket::open(&fleet.replicas[1], &next_path).await;
+    next.say(&json!({"type": "chat", "message": message})).await;
+    next.until("queued").await;
+    fleet.sim.kill();
+    let gone = Instant::now();
+    events.extend(socket.until("queued").await);
+    assert!(gone.elapsed() < Duration::from_secs(5), "told late: {:?}", gone.elapsed());
+    let unknown = async |socket: &mut Socket| loop {
+        let event = socket.event().await;
+        if event["type"] == "queued" && event["eta_seconds"].is_null() {
+            return event;
+        }
+        // It may have got the slot of the first, and then found the host gone.
+        assert!(matches!(event["type"].as_str(), Some("queued" | "stream_start")), "{event}");
+    };
+    let queued = match events.last().expect("queued") {
+        event if event["eta_seconds"].is_null() => event.clone(),
+        _ => unknown(&mut socket).await,
+    };
+    assert_eq!(queued["position"], 1, "{queued}");
+    assert!(queued.get("cursor").is_none() && queued["generation_id"].is_string());
+    unknown(&mut next).await;
+    // Whoever comes to the answer in its middle, elsewhere, is told so too.
+    let (mut late, _) = Socket::open(&fleet.replicas[1], &path).await;
+    let seen = late.until("queued").await;
+    assert_eq!(seen.last().expect("queued")["eta_seconds"], json!(null), "{seen:?}");
+    tokio::time::sleep_until((gone + outage).into()).await;
+    fleet.ends();
+    events.extend(socket.until("stream_end").await);
+    assert_eq!(joined(&events), whole, "byte for byte");
+    assert_eq!(events.last().expect("an end")["full_response"], whole.as_str());
+    assert!(!events.iter().any(|event| event["type"] == "stream_restart"));
+    let mut seen = seen;
+    seen.extend(late.until("stream_end").await);
+    assert_eq!(joined(&seen), whole);
+    let events = next.until("stream_end").await;
+    assert_eq!(joined(&events), whole);
+    let released = async || fleet.redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
+    until("nothing is left in the queue", LIMIT, released).await;
+}
+
+#[tokio::test]
+async fn an_answer_whose_host_stays_away_for_too_long_ends_with_one_error_and_is_kept() {
+    let limit = Duration::from_secs(4);
+    let mut fleet = Outage::of("4").await;
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut socket, _) = Socket::open(&fleet.replicas[0], &path).await;
+    socket.say(&json!({"type": "chat", "message": "[[tokens=500]] tell me"})).await;
+    let mut events = socket.until("stream_chunk").await;
+    for _ in 0..20 {
+        events.push(socket.event().await);
+    }
+    let other = id();
+    let waits = chat(&fleet.replicas[1], &other, "[[tokens=5]] waits");
+    let lost = async {
+        let waiting = async || fleet.redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
+        until("one waits", LIMIT, async || waiting().await.trim() == "1").await;
+        fleet.sim.kill();
+        let gone = Instant::now();
+        events.extend(socket.until("error").await);
+        gone.elapsed()
+    };
+    let (refused, took) = tokio::join!(waits, lost);
+    assert!(took >= limit && took < limit + Duration::from_secs(8), "{took:?}");
+    assert!(events.iter().any(|event| event["type"] == "queued"), "{events:?}");
+    let error = events.last().expect("an error");
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("no_model_host"), &json!(true)));
+    assert!(error["retry_after"].is_number(), "{error}");
+    let errors = events.iter().filter(|event| event["type"] == "error").count();
+    assert_eq!(errors, 1);
+    assert_eq!((refused.status, &refused.body["code"]), (503, &json!("no_model_host")));
+    let path = format!("/api/v1/chat/sessions/{session}");
+    let history = get(&fleet.replicas[1], &path).await.body;
+    let kept = &history["messages"][1];
+    assert_eq!(kept["status"], "failed");
+    assert_eq!(kept["content"], joined(&events).as_str(), "what was generated is kept");
+    assert!(!joined(&events).is_empty());
 }
 
 #[tokio::test]

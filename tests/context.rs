@@ -3,9 +3,9 @@
 
 mod support;
 
-use serde_json::json;
-use support::client::{chat, get, post, until_ok};
-use support::process::{jarvis, ollama_sim};
+use serde_json::{Value, json};
+use support::client::{Socket, chat, get, post, until_ok};
+use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -53,6 +53,164 @@ async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_le
     assert!(dropped_before > 100, "the window was never full");
 }
 
+/// The requests that the host was sent, oldest first, as its journal has them.
+async fn journal(ollama: &Process) -> Vec<Value> {
+    let asked = get(ollama, "/sim/requests").await.body;
+    asked["requests"].as_array().expect("requests").clone()
+}
+
+/// The messages of a request without the system prompt.
+fn messages(request: &Value) -> Vec<Value> {
+    let messages = request["messages"].as_array().expect("messages");
+    messages.iter().filter(|message| message["role"] != "system").cloned().collect()
+}
+
+#[tokio::test]
+async fn a_full_window_is_cut_at_turns_and_so_rarely_that_most_prompts_begin_as_the_last_one() {
+    const TURNS: usize = 40;
+    const WINDOW: u64 = 1024;
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "100000"]);
+    let settings = [("JARVIS_NUM_CTX", "1024")];
+    let replicas = [(); 2].map(|()| jarvis(&redis.url(), &ollama.url, &settings));
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let session = Uuid::new_v4().to_string();
+    let mut reports = Vec::new();
+    for turn in 0..TURNS {
+        let message = format!("[[tokens=20]] {turn}: {}", "some words of it ".repeat(3));
+        let body = json!({"message": message, "session_id": session, "max_tokens": 100,
+            "system": "Answer briefly."});
+        // By turns: what one replica knows of the last prompt is what is stored.
+        let reply = post(&replicas[turn % 2], "/api/v1/chat/", &body).await;
+        assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
+        reports.push(reply.body["context"].clone());
+    }
+    let requests = journal(&ollama).await;
+    assert_eq!(requests.len(), TURNS, "a request was refused as too long, or made twice");
+    let (mut changed, mut same_in_a_row, mut shortest_run) = (0, 0, usize::MAX);
+    let mut first_before: Option<Value> = None;
+    for (turn, (request, report)) in requests.iter().zip(&reports).enumerate() {
+        let sent = messages(request);
+        let roles: Vec<_> = sent.iter().map(|message| message["role"].clone()).collect();
+        let expected = (0..sent.len()).map(|at| if at % 2 == 0 { "user" } else { "assistant" });
+        assert_eq!(roles, expected.collect::<Vec<_>>(), "turn {turn}");
+        assert_eq!(report["messages_sent"], sent.len(), "turn {turn}");
+        assert_eq!(report["messages_dropped"], turn * 2 + 1 - sent.len(), "turn {turn}");
+        // Which the first one is, the questions' numbers tell.
+        let dropped_turns = (turn * 2 + 1 - sent.len()) / 2;
+        let begins = sent[0]["content"].as_str().expect("a text").to_owned();
+        assert!(begins.starts_with(&format!("[[tokens=20]] {dropped_turns}: ")), "{begins}");
+        assert!(request["prompt_tokens"].as_u64().expect("a count") + 100 <= WINDOW);
+        if first_before.replace(sent[0].clone()).is_some_and(|before| before != sent[0]) {
+            if changed > 0 {
+                shortest_run = shortest_run.min(same_in_a_row);
+            }
+            (changed, same_in_a_row) = (changed + 1, 0);
+        }
+        same_in_a_row += 1;
+    }
+    println!(
+        "{changed} of {TURNS} prompts began otherwise; at least {shortest_run} in a row alike"
+    );
+    assert!(changed >= 3, "the window was full too seldom");
+    assert!(changed * 5 <= TURNS && shortest_run >= 4, "{changed}, {shortest_run}");
+}
+
+#[tokio::test]
+async fn a_question_that_failed_or_was_cancelled_without_an_answer_is_left_out() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "100"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let session = Uuid::new_v4().to_string();
+    let first = chat(&replica, &session, "[[tokens=5]] first").await;
+    let failed = chat(&replica, &session, "[[fault=status@400!]] fails").await;
+    assert_ne!(failed.status, 200, "{}", failed.body);
+    let (mut socket, _) = Socket::open(&replica, &format!("/ws?session_id={session}")).await;
+    socket.say(&json!({"type": "chat", "message": "[[first_ms=20000]] silent"})).await;
+    socket.until("stream_start").await;
+    socket.say(&json!({"type": "cancel"})).await;
+    socket.until("cancelled").await;
+    // This one has some of its answer, which its user has read.
+    socket.say(&json!({"type": "chat", "message": "[[tokens=500]] half"})).await;
+    socket.until("stream_chunk").await;
+    socket.say(&json!({"type": "cancel"})).await;
+    let half = socket.until("cancelled").await;
+    let half = half.last().expect("an end")["full_response"].clone();
+    let last = chat(&replica, &session, "[[tokens=5]] last").await;
+    assert_eq!(last.status, 200, "{}", last.body);
+    let requests = journal(&ollama).await;
+    let expected = json!([
+        {"role": "user", "content": "[[tokens=5]] first"},
+        {"role": "assistant", "content": first.body["response"]},
+        {"role": "user", "content": "[[tokens=500]] half"},
+        {"role": "assistant", "content": half},
+        {"role": "user", "content": "[[tokens=5]] last"},
+    ]);
+    assert_eq!(requests.last().expect("a request")["messages"], expected);
+    let context = &last.body["context"];
+    assert_eq!((&context["messages_sent"], &context["messages_dropped"]), (&json!(5), &json!(4)));
+}
+
+#[tokio::test]
+async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_with() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "40"]);
+    let settings = [("JARVIS_NUM_CTX", "1024"), ("JARVIS_LEASE_MS", "1000")];
+    let mut replicas = [(); 2].map(|()| jarvis(&redis.url(), &ollama.url, &settings));
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let session = Uuid::new_v4().to_string();
+    // Denser than any estimate: the host refuses the first try of a prompt, and it is shortened.
+    let dense = |tokens: usize| "!?".repeat(tokens / 2);
+    for turn in 0..4 {
+        let body = json!({"message": format!("[[tokens=1]] {turn} {}", dense(170)),
+            "session_id": session, "max_tokens": 100});
+        let reply = post(&replicas[1], "/api/v1/chat/", &body).await;
+        assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
+        assert_eq!(reply.body["context"]["messages_dropped"], 0, "turn {turn}");
+        forget_what_was_measured(&redis, &session);
+    }
+    let (mut socket, _) = Socket::open(&replicas[1], &format!("/ws?session_id={session}")).await;
+    let body = json!({"type": "chat", "message": format!("[[tokens=90]] long {}", dense(300)),
+        "max_tokens": 100});
+    let (mut asking, _) = Socket::open(&replicas[0], &format!("/ws?session_id={session}")).await;
+    asking.say(&body).await;
+    let mut events = socket.until("stream_chunk").await;
+    for _ in 0..10 {
+        events.push(socket.event().await);
+    }
+    replicas[0].kill();
+    events.extend(socket.until("stream_end").await);
+    assert!(!events.iter().any(|event| event["type"] == "stream_restart"), "text was taken back");
+    let requests = journal(&ollama).await;
+    let mut of_turn = requests.iter().filter(|asked| {
+        let last = asked["messages"].as_array().and_then(|messages| messages.last());
+        last.is_some_and(|last| last["content"] == body["message"])
+    });
+    let outcomes = requests.iter().filter_map(|asked| asked["outcome"].as_str());
+    let refused = outcomes.filter(|outcome| outcome.starts_with("refused")).count();
+    assert_eq!(refused, 2, "each of the two was refused the longer prompt");
+    let begun = of_turn.find(|asked| asked["rendered"].is_string()).expect("an answer");
+    let begun = begun["rendered"].as_str().expect("a prompt");
+    let continued = requests.last().expect("a request");
+    assert_eq!(continued["path"], "/api/generate");
+    let prompt = continued["prompt"].as_str().expect("a prompt");
+    assert!(prompt.starts_with(begun) && prompt.len() > begun.len(), "{begun}\n---\n{prompt}");
+}
+
+/// What was measured in a conversation goes from its answers: it is estimated again.
+fn forget_what_was_measured(redis: &RedisServer, session: &str) {
+    let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
+    let forget = "local all = redis.call('LRANGE', KEYS[1], 0, -1) \
+                  for i, m in ipairs(all) do redis.call('LSET', KEYS[1], i - 1, \
+                  (string.gsub(m, '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
+    redis.cli(&["EVAL", forget, "1", keys.trim()]);
+}
+
 #[tokio::test]
 async fn a_text_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
     let redis = RedisServer::start();
@@ -71,11 +229,7 @@ async fn a_text_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
         assert_eq!(told("messages_sent") + told("messages_dropped"), turn * 2 + 1, "{context}");
         assert!(told("prompt_tokens") <= 1024, "{context}");
         // What was measured is forgotten with its answers.
-        let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
-        let forget = "local all = redis.call('LRANGE', KEYS[1], 0, -1) \
-                      for i, m in ipairs(all) do redis.call('LSET', KEYS[1], i - 1, \
-                      (string.gsub(m, '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
-        redis.cli(&["EVAL", forget, "1", keys.trim()]);
+        forget_what_was_measured(&redis, &session);
     }
 }
 

@@ -20,7 +20,6 @@ use jarvis::session::{
     Status, Store, StoreError, Tag, TurnSpec, Usage,
 };
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// Beyond it a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::client::{Socket, chat, get, http, kinds, post, server_sent, until_ok};
+use support::client::{Socket, chat, get, http, kinds, post, send, server_sent, until_ok};
 use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -135,6 +135,57 @@ async fn thoughts_come_before_the_answer_and_are_kept_apart_from_it() {
     let body = json!({"message": message, "session_id": fleet.session, "think": true});
     let reply = post(&fleet.replicas[1], "/api/v1/chat/", &body).await;
     assert_eq!(reply.body["response"], answer.as_str());
+    assert_eq!(reply.body["thinking"], thoughts.as_str());
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_thoughts_of_the_stored_answer() {
+    let fleet = Fleet::of(2, "0").await;
+    let message = "[[tokens=20 think=20]] why?";
+    let (thoughts, answer) = fleet.expected(message).await;
+    let key = Uuid::new_v4().to_string();
+    let body = json!({"message": message, "session_id": fleet.session, "think": true});
+    for replica in &fleet.replicas {
+        let url = format!("{}/api/v1/chat/", replica.url);
+        let reply = send(http().post(url).header("idempotency-key", &key).json(&body)).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert_eq!(reply.body["response"], answer.as_str());
+        assert_eq!(reply.body["thinking"], thoughts.as_str());
+    }
+    assert_eq!(fleet.history(0).await.len(), 2, "one turn");
+}
+
+#[tokio::test]
+async fn a_model_that_thinks_unasked_shows_nothing_of_it() {
+    let fleet = Fleet::of(1, "0").await;
+    let (thoughts, answer) = fleet.expected("[[unasked tokens=20 think=40]] why?").await;
+    let message = "[[unasked tokens=20 think=40]] why?";
+    // The host does send them.
+    let asked = json!({"model": MODEL, "think": false, "stream": false,
+        "messages": [{"role": "user", "content": message}]});
+    let said = post(&fleet.ollama, "/api/chat", &asked).await.body;
+    assert_eq!(said["message"]["thinking"], thoughts.as_str());
+    let replica = &fleet.replicas[0];
+    let (mut socket, _) = fleet.socket(0, None).await;
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    let events = socket.until("stream_end").await;
+    assert_eq!(kinds(&events), ["message_received", "stream_start", "stream_chunk", "stream_end"]);
+    assert_eq!(seen(&events), Seen { thoughts: String::new(), answer: answer.clone() });
+    assert_eq!(events.last().expect("an end")["full_response"], answer.as_str());
+    let reply = chat(replica, &fleet.session, message).await;
+    assert_eq!(reply.body["response"], answer.as_str());
+    assert!(reply.body.get("thinking").is_none(), "{}", reply.body);
+    let body = json!({"message": message, "session_id": fleet.session, "stream": true});
+    let request = http().post(format!("{}/api/v1/chat/", replica.url)).json(&body);
+    let text = request.send().await.expect("a response").text().await.expect("a body");
+    let (events, _) = server_sent(&text);
+    assert_eq!(seen(&events), Seen { thoughts: String::new(), answer: answer.clone() });
+    assert!(!events.iter().any(|event| event["type"] == "stream_thinking"), "{text}");
+    let history = fleet.history(0).await;
+    assert_eq!(history.len(), 6);
+    for message in history {
+        assert!(message.get("thinking").is_none(), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ Directives in the last user message steer the scripted engine: [[key=value ...]]
   rate=R         tokens per second; 0 = as fast as possible
   first_ms=MS    milliseconds before the first token
   think=N        length of the thoughts, in tokens (models with 'think' in their name)
+  unasked        thinks although it is told not to
   count          the answer is 1 2 3 ... N
   repeat         30 equal pieces, then the stream ends without done and without an error
   say            everything after the block is the answer

@@ -27,6 +27,9 @@ const KEY_BYTES: usize = 255;
 pub struct ChatResponse {
     /// The answer.
     response: String,
+    /// What the model thought before it answered, where `think` asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<String>,
     session_id: SessionId,
     /// As asked for.
     model: String,
@@ -108,6 +111,7 @@ pub async fn send(
     }
     Ok(Json(ChatResponse {
         response: message.content,
+        thinking: message.thinking,
         session_id: session,
         model: message.model.unwrap_or(request.spec(&shared.settings.default_model).model),
         status: "success",

@@ -64,6 +64,11 @@ pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> 
     Returned { excluded, full: Duration::ZERO, has_text }
 }
 
+/// Whether no connection to the host came about: it is not there, or not any more.
+pub(super) fn is_unreachable(error: &OllamaError) -> bool {
+    matches!(error, OllamaError::Unreachable | OllamaError::ConnectTimeout)
+}
+
 /// Keeps retries from multiplying an overload: only so many for the turns that end well.
 #[derive(Debug)]
 pub(super) struct RetryBudget {

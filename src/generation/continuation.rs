@@ -58,7 +58,16 @@ pub(super) async fn open(
     let kept = &so_far[..seam(so_far)];
     let prompt_tokens = count(slot, request, &prompt).await?;
     let prompt = prompt + kept;
-    let tokens_before = count(slot, request, &prompt).await?.saturating_sub(prompt_tokens);
+    let tokens_before = match count(slot, request, &prompt).await {
+        Ok(tokens) => tokens.saturating_sub(prompt_tokens),
+        // The prompt fits, so the answer has filled the window. A shorter prompt would go on with
+        // the answer to another one.
+        Err(OllamaError::ContextTooLong { prompt_tokens: all, .. }) => {
+            let answer_tokens = all.saturating_sub(prompt_tokens);
+            return Ok(Asked::Length { prompt_tokens, answer_tokens });
+        }
+        Err(error) => return Err(error),
+    };
     let limit = u64::from(request.options.num_predict);
     // To Ollama a limit of 0 is none.
     if tokens_before >= limit {

@@ -52,12 +52,24 @@ pub struct Generations {
     retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
     membership: MembershipStore,
+    host_wait: Duration,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     deeds: Arc<Deeds>,
     tasks: TaskTracker,
     drain: CancellationToken,
     stop: CancellationToken,
+}
+
+/// The settings of running turns.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerationSettings {
+    /// Bounds the context window, in tokens, whatever a model allows.
+    pub num_ctx_cap: u32,
+    /// How long a turn waits while no host with its model can be reached.
+    pub host_wait: Duration,
+    /// How long a replica may be silent before its turns are taken over.
+    pub lease: Duration,
 }
 
 /// An accepted turn.
@@ -150,18 +162,16 @@ pub fn host_reports(fleet: &Fleet) -> Vec<HostReport> {
 }
 
 impl Generations {
-    /// Begins to run turns, and to take over those of replicas that are gone. `num_ctx_cap` bounds
-    /// the context window in tokens, whatever a model allows; `lease` is how long a replica may be
-    /// silent before its turns are taken over.
+    /// Begins to run turns, and to take over those of replicas that are gone.
     pub fn start(
         store: Store,
         feeds: Feeds,
         fleet: Fleet,
         queue: Queue,
         membership: MembershipStore,
-        num_ctx_cap: u32,
-        lease: Duration,
+        settings: GenerationSettings,
     ) -> Self {
+        let GenerationSettings { num_ctx_cap, host_wait, lease } = settings;
         let generations = Self {
             store,
             feeds,
@@ -170,6 +180,7 @@ impl Generations {
             retries: Arc::default(),
             num_ctx_cap,
             membership: membership.clone(),
+            host_wait,
             lease,
             running: Arc::default(),
             deeds: Arc::default(),

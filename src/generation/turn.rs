@@ -9,11 +9,11 @@ use tracing::Instrument;
 
 use super::Generations;
 use super::capacity;
-use super::context::Conversation;
+use super::context::{Beginning, Conversation};
 use super::continuation::{self, Asked, without_overlap};
 use super::deeds::{Deed, Finished};
 use super::draft::Fenced;
-use super::place::{Wait, wait_for_slot};
+use super::place::{Wait, no_host, wait_for_slot};
 use super::writer::Writer;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
@@ -22,6 +22,8 @@ use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
 
 const RETRY: Duration = Duration::from_millis(500);
+/// An answer that breaks off usually goes on within so long: until then nobody is told that it waits.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Attempts in a row that bring no text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
 /// Attempts in all.
@@ -97,8 +99,7 @@ async fn run_to_end(
             (writers, Writer::start(store, held, stored))
         }
     };
-    let told = writer.text().is_empty();
-    let end = Box::pin(answer(generations, turn, &feed, &mut writer, told)).await?;
+    let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
     finish(generations, turn, writer, writers, end).await
 }
 
@@ -141,14 +142,26 @@ async fn answer(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
-    is_told: bool,
 ) -> Result<End, Stopped> {
     // Given up with this call, before the end is written: the next one need not wait for that.
     let mut lease = generations.queue.lease(capacity::ticket(turn));
-    let mut wait = Wait { has_text: !writer.text().is_empty(), is_told, again_at: None };
+    let mut notify_from = Instant::now();
+    if !writer.text().is_empty() {
+        notify_from += MOMENT;
+    }
+    let mut again_at = None;
     let mut context = ContextReport::default();
     let (mut attempts, mut fruitless, mut busy) = (0, 0, 0);
+    let mut unreachable_since = None;
     loop {
+        let text = writer.text();
+        let begun = !text.is_empty() || writer.has_begun() || feed.has_begun(turn.generation);
+        let wait = Wait {
+            has_text: !text.is_empty(),
+            answer: begun.then_some(text.len() as u64),
+            notify_from,
+            again_at,
+        };
         let granted = tokio::select! {
             granted = wait_for_slot(generations, turn, feed, &mut lease, wait) => granted?,
             Fenced = writer.keep_place() => return Err(Stopped),
@@ -157,13 +170,16 @@ async fn answer(
             return Ok(End::Failed { failure, context });
         }
         let before = writer.text().len();
-        let attempted = attempt(generations, turn, feed, writer, &lease).await;
+        let sent = (before > 0).then_some(context.messages_sent).filter(|sent| *sent > 0);
+        let attempted = attempt(generations, turn, feed, writer, &lease, sent).await;
         if attempted.is_err() && writer.unheard_for() > generations.lease {
             // Paused or cut off: meanwhile its slot may have been somebody else's.
             metrics::counter!("jarvis_streams_beyond_lease_total").increment(1);
         }
-        let ended;
-        (ended, context) = attempted?;
+        let (ended, attempted_context) = attempted?;
+        if attempted_context.messages_sent > 0 {
+            context = attempted_context;
+        }
         while !writer.is_settled() {
             tokio::select! {
                 written = writer.progress() => written.map_err(|Fenced| Stopped)?,
@@ -182,25 +198,34 @@ async fn answer(
             Err(error) => error,
         };
         let has_text = !writer.text().is_empty();
-        if matches!(error, OllamaError::Busy { .. }) {
-            busy += 1;
+        if capacity::is_unreachable(&error) {
+            // It cost the host nothing: the turn waits until a host is there again.
+            let since = *unreachable_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= generations.host_wait {
+                return Ok(End::Failed { failure: no_host(), context });
+            }
         } else {
-            attempts += 1;
-            fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
-        }
-        if !is_worth_another(generations, turn, &error).await
-            || fruitless >= FRUITLESS_ATTEMPTS
-            || attempts >= ATTEMPTS
-            || busy >= BUSY_ATTEMPTS
-            || (fruitless > 0 && !has_text && !generations.retries.spend())
-        {
-            return Ok(End::Failed { failure: failure(&error), context });
+            unreachable_since = None;
+            if matches!(error, OllamaError::Busy { .. }) {
+                busy += 1;
+            } else {
+                attempts += 1;
+                fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
+            }
+            if !is_worth_another(generations, turn, &error).await
+                || fruitless >= FRUITLESS_ATTEMPTS
+                || attempts >= ATTEMPTS
+                || busy >= BUSY_ATTEMPTS
+                || (fruitless > 0 && !has_text && !generations.retries.spend())
+            {
+                return Ok(End::Failed { failure: failure(&error), context });
+            }
         }
         tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
         metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
         let why = capacity::returned(&error, attempts, has_text);
-        let again_at = Some(Instant::now() + why.excluded.max(why.full));
-        wait = Wait { has_text, is_told: false, again_at };
+        again_at = Some(Instant::now() + why.excluded.max(why.full));
+        notify_from = Instant::now() + MOMENT;
         if let Err(error) = lease.give_back(why).await {
             tracing::warn!(%error, "returning a slot failed; the turn tries the same host again");
         }
@@ -220,17 +245,19 @@ async fn is_worth_another(generations: &Generations, turn: &Turn, error: &Ollama
 
 type Ended = Result<(FinishReason, Usage), OllamaError>;
 
-/// One stream from one host, into the writer.
+/// One stream from one host, into the writer. `sent`: the messages that the answer so far was
+/// generated from, where this replica has seen that.
 async fn attempt(
     generations: &Generations,
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
     lease: &Lease,
+    sent: Option<u64>,
 ) -> Result<(Ended, ContextReport), Stopped> {
     let opened = Instant::now();
     let so_far = writer.text().to_owned();
-    let mut opening = Box::pin(open(generations, turn, lease, &so_far));
+    let mut opening = Box::pin(open(generations, turn, lease, &so_far, sent));
     let opened_stream = loop {
         tokio::select! {
             opened = &mut opening => break opened,
@@ -280,7 +307,9 @@ async fn attempt(
                 fresh
             }
         };
-        if !writer.push_thoughts(&token.thinking) || !writer.push(fresh) {
+        // Some models think although they were told not to: nobody asked to see that.
+        let thoughts = if turn.spec.think { token.thinking.as_str() } else { "" };
+        if !writer.push_thoughts(thoughts) || !writer.push(fresh) {
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };
         }
@@ -309,12 +338,14 @@ async fn attempt(
     Ok((Ok((reason, usage)), context))
 }
 
-/// Has the model go on after `so_far`, on the host that was granted.
+/// Has the model go on after `so_far`, on the host that was granted. The prompt is the one that
+/// `so_far` was generated from: `sent` tells it, and otherwise it follows from what is stored.
 async fn open(
     generations: &Generations,
     turn: &Turn,
     lease: &Lease,
     so_far: &str,
+    sent: Option<u64>,
 ) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = loop {
@@ -333,7 +364,8 @@ async fn open(
     // Asked of this host only: another that does not answer is none of this turn's business.
     let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
-    let mut chosen = conversation.request(turn, num_ctx, 1.0);
+    let beginning = sent.map_or(Beginning::Fitting { density: 1.0 }, Beginning::Sent);
+    let mut chosen = conversation.request(&turn.spec, num_ctx, beginning);
     let mut shortened = 0;
     loop {
         match continuation::open(&slot, &chosen.request, so_far).await {
@@ -343,7 +375,8 @@ async fn open(
             {
                 shortened += 1;
                 let density = prompt_tokens as f64 / chosen.estimate.max(1.0) * MARGIN;
-                chosen = conversation.request(turn, num_ctx, density.max(MARGIN));
+                let shorter = Beginning::Fitting { density: density.max(MARGIN) };
+                chosen = conversation.request(&turn.spec, num_ctx, shorter);
             }
             Err(error) => return Err((error, chosen.report)),
         }

@@ -62,6 +62,11 @@ impl Writer {
         self.draft.has_place()
     }
 
+    /// Whether this writer has published that the answer begins.
+    pub(super) fn has_begun(&self) -> bool {
+        self.draft.has_begun()
+    }
+
     /// The place may have come free.
     pub(super) fn hurry(&mut self) {
         if !self.not_before.1 {

@@ -13,7 +13,7 @@ use super::store::{Place, Report, Tick, Told};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 
-/// Places are told at most this often.
+/// The queue is looked at this often; a position is published at most as often.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long one round may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -130,8 +130,6 @@ async fn compare(
             }
             (Place::Waiting(_), place) => {
                 own.learn(Told { place, start: told.start }, grants);
-                // Who waits may want to tell of it, though nothing has changed.
-                own.place.send_modify(|_| {});
                 return Ok(());
             }
             _ => return Ok(()),

@@ -42,7 +42,7 @@ impl Lease {
         }
     }
 
-    /// Where the ticket stands, once it was looked at or is something else. Cancel-safe.
+    /// Where the ticket stands, once that is something else. Cancel-safe.
     pub async fn changed(&mut self) -> Place {
         if self.place.changed().await.is_err() {
             // The sender lives as long as this lease.

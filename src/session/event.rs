@@ -112,8 +112,10 @@ pub enum Hint<'a> {
     },
     /// The writer has closed its request to the model's host.
     UpstreamClosed(GenerationId),
-    /// A turn waits for its slot. Stored nowhere: the next one follows within seconds.
+    /// A turn waits for its slot. Stored nowhere: the next one follows when something changes.
     Queued(Queued),
+    /// A replica does not know the position of the turn that waits: whoever does publishes it again.
+    PositionRequested,
 }
 
 /// Where a turn stands in the queue.
@@ -125,13 +127,17 @@ pub struct Queued {
     pub position: u64,
     /// Seconds until it begins, by what was measured; none before anything was.
     pub eta_seconds: Option<f64>,
+    /// Bytes of its answer, as they are stored, where that waits in its middle; none while it has
+    /// not begun. An answer that has grown since does not wait any more.
+    pub answer: Option<u64>,
 }
 
 impl Queued {
     /// As a channel carries it.
     pub(super) fn payload(&self) -> String {
         let eta = self.eta_seconds.map_or_else(|| "-".to_owned(), |eta| eta.to_string());
-        format!("q{} {} {eta}", self.generation, self.position)
+        let answer = self.answer.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        format!("q{} {} {eta} {answer}", self.generation, self.position)
     }
 }
 
@@ -172,6 +178,9 @@ impl Event {
 }
 
 impl<'a> Hint<'a> {
+    /// [`Hint::PositionRequested`] as a channel carries it.
+    pub(super) const POSITION_REQUESTED: &'static str = "w";
+
     /// Reads what a channel carried.
     ///
     /// # Errors
@@ -203,8 +212,14 @@ impl<'a> Hint<'a> {
                         "-" => None,
                         eta => Some(eta.parse().map_err(|_| Unreadable)?),
                     },
+                    // An earlier version publishes nothing of it, and only before the answer.
+                    answer: match word().unwrap_or("-") {
+                        "-" => None,
+                        bytes => Some(bytes.parse().map_err(|_| Unreadable)?),
+                    },
                 }))
             }
+            "w" => Ok(Hint::PositionRequested),
             _ => Err(Unreadable),
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::cursor::{Cursor, Tag};
 use super::delta::Delta;
-use super::event::{Hint, Queued};
+use super::event::{Control, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, From, Read, Store, StoreError};
 use super::window::{Applied, Window};
@@ -22,6 +22,13 @@ use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 
 /// A running turn that is silent for so long may be one whose hints were lost.
 const SILENCE: Duration = Duration::from_secs(1);
+/// One that is known to wait for a slot is silent by itself.
+const SILENCE_WHILE_WAITING: Duration = Duration::from_secs(5);
+/// A running turn that is silent for so long may be one that waits, of which this feed was not told.
+const REQUEST_AFTER: Duration = Duration::from_millis(250);
+/// Pause before its position is requested again, where it is not known and where it is.
+const REQUEST_AGAIN: Duration = Duration::from_secs(5);
+const REQUEST_ANYWAY: Duration = Duration::from_secs(30);
 const SWEEP: Duration = Duration::from_millis(250);
 /// After so long without anything new, a feed keeps no more than its place.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
@@ -69,10 +76,44 @@ pub(super) struct FeedState {
     heard: Instant,
     /// The last that were told of, newest last.
     upstream_closed: VecDeque<GenerationId>,
-    pub(super) queued: Option<Queued>,
+    /// The queue position that was published last.
+    queued: Option<Queued>,
+    /// When the position was requested last; none where that is to be done at the next silence.
+    position_requested: Option<Instant>,
+    /// How often other feeds requested it.
+    position_requests: u64,
     pub(super) newest: Option<Newest>,
     /// Since when Redis has not known this feed's place.
     unknown_since: Option<Instant>,
+}
+
+impl FeedState {
+    /// The queue position of the turn that waits, unless it has gone on since that was published.
+    pub(super) fn position(&self) -> Option<Queued> {
+        let queued = self.queued?;
+        let waits = match queued.answer {
+            Some(bytes) => {
+                self.window.running() == Some(queued.generation)
+                    && self.window.running_length() == bytes
+            }
+            None => !self.window.events().any(|event| {
+                event.generation == Some(queued.generation)
+                    && !matches!(
+                        event.control,
+                        Control::Accepted { .. } | Control::Claimed { from: 0 }
+                    )
+            }),
+        };
+        waits.then_some(queued)
+    }
+
+    /// Forgets the position of a turn whose answer has begun, as the event that says so is not kept
+    /// for ever.
+    fn forget_position(&mut self) {
+        if self.confirmed && self.queued.is_some_and(|queued| queued.answer.is_none()) {
+            self.queued = self.position();
+        }
+    }
 }
 
 /// Whether a read has brought a feed to where Redis is.
@@ -154,6 +195,8 @@ impl FeedsInner {
                 heard: Instant::now(),
                 upstream_closed: VecDeque::new(),
                 queued: None,
+                position_requested: None,
+                position_requests: 0,
                 newest: None,
                 unknown_since: None,
             }),
@@ -184,6 +227,7 @@ impl Listener for FeedsInner {
 
     fn gap(&self) {
         for feed in self.live() {
+            feed.state().position_requested = None;
             feed.read_soon();
         }
     }
@@ -237,6 +281,18 @@ impl Feed {
         self.state().window.running().is_some()
     }
 
+    /// Whether the answer of this generation has begun, as far as this feed has seen.
+    pub fn has_begun(&self, generation: GenerationId) -> bool {
+        self.state().window.events().any(|event| {
+            event.generation == Some(generation) && matches!(event.control, Control::Started { .. })
+        })
+    }
+
+    /// How often other feeds of this session have asked for the queue position of its turn.
+    pub fn position_requests(&self) -> u64 {
+        self.state().position_requests
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, FeedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,14 +302,17 @@ impl Feed {
             return self.read_soon();
         };
         let mut state = self.state();
-        if let Hint::Queued(queued) = hint {
+        match hint {
+            Hint::PositionRequested => {
+                state.position_requests += 1;
+                drop(state);
+                return self.changed.notify_waiters();
+            }
             // It comes again only when it changes, and often before the session is confirmed.
-            state.queued = Some(queued);
+            Hint::Queued(queued) => state.queued = Some(queued),
+            _ => {}
         }
         if !state.confirmed {
-            if let Hint::Queued(queued) = hint {
-                state.queued = Some(queued);
-            }
             drop(state);
             return self.read_soon();
         }
@@ -270,8 +329,9 @@ impl Feed {
                 state.upstream_closed.push_back(generation);
                 Applied::Grown
             }
-            Hint::Queued(_) => Applied::Grown,
+            Hint::Queued(_) | Hint::PositionRequested => Applied::Grown,
         };
+        state.forget_position();
         state.window.trim(EVENTS_KEPT);
         drop(state);
         match applied {
@@ -285,8 +345,20 @@ impl Feed {
         let mut state = self.state();
         let silent = state.heard.elapsed();
         if state.window.running().is_some() {
-            if silent >= SILENCE {
-                drop(state);
+            let (again, allowed) = match state.position() {
+                Some(_) => (REQUEST_ANYWAY, SILENCE_WHILE_WAITING),
+                None => (REQUEST_AGAIN, SILENCE),
+            };
+            let requests = silent >= REQUEST_AFTER
+                && state.position_requested.is_none_or(|at| at.elapsed() >= again);
+            if requests {
+                state.position_requested = Some(Instant::now());
+            }
+            drop(state);
+            if requests {
+                self.request_position();
+            }
+            if silent >= allowed {
                 self.read_soon();
             }
         } else if silent >= KEPT_WHEN_IDLE {
@@ -294,6 +366,16 @@ impl Feed {
             state.newest = None;
             state.upstream_closed = VecDeque::new();
         }
+    }
+
+    fn request_position(self: &Arc<Self>) {
+        let (feed, session) = (self.inner.clone(), self.session);
+        tokio::spawn(async move {
+            let Some(inner) = feed.upgrade() else { return };
+            if let Err(error) = inner.store.request_position(session).await {
+                tracing::debug!(%error, "queue position not requested");
+            }
+        });
     }
 
     /// Reads Redis in the background; a wish that comes while a read is under way is not lost.
@@ -341,6 +423,7 @@ impl Feed {
                         state.window = window;
                         Applied::Grown
                     };
+                    state.forget_position();
                     drop(state);
                     if applied != Applied::Known {
                         self.changed.notify_waiters();
@@ -374,6 +457,7 @@ impl Feed {
     fn forget(&self) {
         let mut state = self.state();
         state.confirmed = false;
+        state.position_requested = None;
         state.newest = None;
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::cursor::Cursor;
 use super::delta::{Change, Delta};
-use super::event::{Control, Queued};
+use super::event::Queued;
 use super::feed::{Feed, FeedState, Feeds, Newest};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{From, Read, Store, StoreError};
@@ -217,15 +217,8 @@ impl Reader {
 
     /// A reader that has everything else learns the queue position of a waiting turn.
     fn queue_position(&mut self, state: &FeedState) -> Advance {
-        let queued = state.queued.filter(|queued| self.queued != Some(*queued));
+        let queued = state.position().filter(|queued| self.queued != Some(*queued));
         let Some(queued) = queued.filter(|_| state.confirmed) else { return Advance::Nothing };
-        let waits = !state.window.events().any(|event| {
-            event.generation == Some(queued.generation)
-                && !matches!(event.control, Control::Accepted { .. } | Control::Claimed { from: 0 })
-        });
-        if !waits {
-            return Advance::Nothing;
-        }
         self.queued = Some(queued);
         let change = Change::QueuePosition(queued);
         self.delta(Some(queued.generation), self.cursor, change)

@@ -48,6 +48,11 @@ impl Answer {
         self.shape.answer(&self.text)
     }
 
+    /// The thoughts before it, where there are any and the beginning is held.
+    pub fn thoughts(&self) -> Option<&str> {
+        self.shape.thoughts(&self.text)
+    }
+
     fn end(&self) -> u64 {
         self.base + self.text.len() as u64
     }

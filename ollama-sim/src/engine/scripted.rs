@@ -44,7 +44,8 @@ impl Scripted {
     pub fn new(task: &Task, pace: Pace) -> Self {
         let turn = template::parse(&task.prompt);
         let directives = Directives::parse(turn.user);
-        let thinks = task.thinks && !turn.without_thoughts;
+        let told_not_to = turn.without_thoughts && (task.raw || !directives.unasked);
+        let thinks = task.thinks && !told_not_to;
         let seed = task.options.seed;
         let mut script = script::script(&task.model, turn.user, seed, pace.tokens, thinks);
         if task.beheaded {

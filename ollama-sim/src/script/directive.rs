@@ -35,6 +35,8 @@ pub struct Directives<'a> {
     pub tokens: Option<usize>,
     /// Length of the thoughts in tokens, for models that think.
     pub thoughts: Option<usize>,
+    /// The model thinks although it is told not to, as some do.
+    pub unasked: bool,
     /// Tokens per second; 0 is as fast as possible.
     pub rate: Option<f64>,
     /// Milliseconds before the first token.
@@ -83,6 +85,7 @@ impl<'a> Directives<'a> {
                     self.rate = Some(rate);
                 }
             }
+            "unasked" => self.unasked = true,
             "count" => self.form = Form::Count,
             "repeat" => self.form = Form::Repeat,
             "fault" => {

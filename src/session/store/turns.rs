@@ -12,7 +12,7 @@ use super::{
 };
 use crate::redis::RedisError;
 use crate::session::cursor::{Cursor, Tag};
-use crate::session::event::{Control, Queued};
+use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339};
 
 /// How long an idempotency key is remembered.
@@ -302,18 +302,24 @@ impl Store {
         }
     }
 
-    /// Tells the session where a turn stands in the queue. Nothing is stored.
+    /// Publishes the queue position of a turn on its session's channel. Nothing is stored.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn tell_queued(
+    pub async fn publish_queued(
         &self,
-        turn: &Turn,
-        position: u64,
-        eta_seconds: Option<f64>,
+        session: SessionId,
+        queued: Queued,
     ) -> Result<(), RedisError> {
-        let queued = Queued { generation: turn.generation, position, eta_seconds };
-        self.redis.publish(&channel(turn.session), queued.payload()).await
+        self.redis.publish(&channel(session), queued.payload()).await
+    }
+
+    /// Asks whichever replica waits for a slot of this session to publish the position again.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn request_position(&self, session: SessionId) -> Result<(), RedisError> {
+        self.redis.publish(&channel(session), Hint::POSITION_REQUESTED.to_owned()).await
     }
 
     /// Makes a waiting turn the running one, if its time has come.
