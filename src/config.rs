@@ -8,6 +8,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
 
+use crate::model_name::ModelName;
+
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
 #[command(name = "jarvis", version, about, arg_required_else_help = true, max_term_width = 100)]
@@ -106,7 +108,7 @@ pub struct Settings {
 
     /// Model of a request that names none
     #[arg(long, env = "JARVIS_DEFAULT_MODEL", value_name = "NAME")]
-    #[arg(default_value = "tinyllama:latest", value_parser = not_blank)]
+    #[arg(default_value = "tinyllama:latest", value_parser = model_name)]
     pub default_model: String,
 
     /// Largest context window that is asked for, in tokens, whatever a model allows
@@ -121,6 +123,7 @@ pub struct Settings {
 
     /// Models that every host that has them loads at the start, separated by commas
     #[arg(long, env = "JARVIS_PRELOAD", value_name = "NAMES", value_delimiter = ',')]
+    #[arg(value_parser = model_name_or_blank)]
     pub preload: Vec<String>,
 
     /// Time limit of connecting to an Ollama host, in seconds
@@ -311,6 +314,16 @@ fn redis_url(text: &str) -> Result<String, String> {
         );
     }
     Ok(text.to_owned())
+}
+
+/// As it is spelled, but for blanks around it.
+fn model_name(text: &str) -> Result<String, String> {
+    ModelName::parse(text).map_err(|error| error.to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+fn model_name_or_blank(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Ok(String::new()) } else { model_name(text) }
 }
 
 fn not_blank(text: &str) -> Result<String, String> {

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod edge;
 pub mod generation;
+pub mod model_name;
 pub mod ollama;
 pub mod queue;
 pub mod redis;
