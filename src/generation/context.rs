@@ -1,5 +1,6 @@
 //! What the model is given: the system prompt, as much of the conversation as fits, the question.
 
+use crate::model_name::ModelName;
 use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
 use crate::session::model::ContextReport;
 use crate::session::store::{Page, Turn};
@@ -80,7 +81,6 @@ impl Conversation {
             .as_ref()
             .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
         let request = ChatRequest {
-            model: spec.model.clone(),
             messages: system.into_iter().chain(chosen.into_iter().rev()).collect(),
             options: Options {
                 temperature: spec.temperature,
@@ -112,7 +112,8 @@ impl Measure {
     fn of(messages: &[Message], model: &str) -> Self {
         let learned = messages.iter().enumerate().rev().find_map(|(place, answer)| {
             let (usage, context) = (answer.usage?, answer.context?);
-            let told = answer.model.as_deref() == Some(model) && usage.prompt_tokens > 0;
+            let told = answer.model.as_deref().is_some_and(|name| ModelName::same(name, model))
+                && usage.prompt_tokens > 0;
             // A system prompt is counted, too, and makes the estimate a little higher.
             let sent = messages[..place].iter().rev().filter(|sent| !sent.content.is_empty());
             let sent = sent.take(context.messages_sent as usize).collect::<Vec<_>>();
