@@ -14,6 +14,7 @@ use reqwest::Url;
 use tracing_subscriber::EnvFilter;
 
 use self::url::{http_url, passwords, redis_url};
+use crate::model_name::ModelName;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -204,6 +205,7 @@ pub struct Settings {
 
     /// Models that every host that has them loads at the start, separated by commas
     #[arg(long, env = "JARVIS_PRELOAD", value_name = "NAMES", value_delimiter = ',')]
+    #[arg(value_parser = model_name_or_blank)]
     pub preload: Vec<String>,
 
     /// Time limit of connecting to an Ollama host, in seconds
@@ -400,12 +402,14 @@ fn ollama_host(text: &str) -> Result<Option<OllamaHost>, String> {
     Ok(Some(OllamaHost { url: http_url(url)?, slots: slots.transpose()? }))
 }
 
+/// As it is spelled, but for blanks around it.
 fn model_name(text: &str) -> Result<String, String> {
-    let name = text.trim();
-    if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err("expected a model's name without blanks, as in tinyllama:latest".to_owned());
-    }
-    Ok(name.to_owned())
+    ModelName::parse(text).map_err(|error| error.to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+fn model_name_or_blank(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Ok(String::new()) } else { model_name(text) }
 }
 
 fn not_blank(text: &str) -> Result<String, String> {

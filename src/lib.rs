@@ -8,6 +8,7 @@ pub mod edge;
 pub mod follow;
 pub mod generation;
 pub mod membership;
+pub mod model_name;
 pub mod ollama;
 pub mod queue;
 pub mod readiness;

@@ -166,6 +166,14 @@ fn describe() {
         "jarvis_time_to_first_token_seconds",
         "Time from a turn's beginning to its first token."
     );
+    describe_gauge!(
+        "jarvis_breaker_open",
+        "1 while a host gets no generations from this replica, 0.5 while one may try."
+    );
+    describe_gauge!(
+        "jarvis_model_breaker_open",
+        "The same for one model on a host, once it has failed there."
+    );
     describe_counter!("jarvis_tokens_total", "Tokens by kind, as the model hosts count them.");
     describe_counter!("jarvis_redis_errors_total", "Failed Redis commands by kind.");
     metrics_process::Collector::default().describe();

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use jarvis::model_name::ModelName;
 use jarvis::ollama::{
-    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
-    OllamaError, Options, Slot, TokenStream, canonical,
+    BreakerState, ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig,
+    HostConfig, OllamaError, Options, Slot, TokenStream,
 };
 use serde_json::{Value, json};
 use support::client::http;
@@ -42,7 +43,6 @@ fn fleet(urls: &[&str]) -> Fleet {
 
 fn request(text: &str) -> ChatRequest {
     ChatRequest {
-        model: MODEL.to_owned(),
         messages: vec![ChatMessage { role: ChatRole::User, content: text.to_owned() }],
         options: Options {
             temperature: 0.0,
@@ -97,7 +97,7 @@ async fn hear(stream: &mut TokenStream) -> Heard {
 /// A client of the first host that has the model.
 async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
     fleet.check(model).await?;
-    let name = canonical(model);
+    let name = ModelName::parse(model).expect("a name");
     let mut none = OllamaError::NoHost;
     for host in fleet.hosts().iter().filter(|host| host.models.contains_key(&name)) {
         match fleet.slot(&host.id, model).await {
@@ -110,7 +110,11 @@ async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
 
 /// One answer, from choosing a host to the end.
 async fn ask(fleet: &Fleet, request: &ChatRequest) -> Result<Heard, OllamaError> {
-    let slot = acquire(fleet, &request.model).await?;
+    ask_of(fleet, MODEL, request).await
+}
+
+async fn ask_of(fleet: &Fleet, model: &str, request: &ChatRequest) -> Result<Heard, OllamaError> {
+    let slot = acquire(fleet, model).await?;
     Ok(hear(&mut slot.chat(request).await?).await)
 }
 
@@ -341,11 +345,10 @@ async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() 
     let plain =
         ask(&fleet, &ChatRequest { think: true, ..asked.clone() }).await.expect("an answer");
     assert!(plain.end.is_ok() && plain.thinking.is_empty());
-    asked.model = "thinker".to_owned();
-    let silent = ask(&fleet, &asked).await.expect("an answer");
+    let silent = ask_of(&fleet, "thinker", &asked).await.expect("an answer");
     assert!(silent.end.is_ok() && silent.thinking.is_empty());
     asked.think = true;
-    let thinking = ask(&fleet, &asked).await.expect("an answer");
+    let thinking = ask_of(&fleet, "thinker", &asked).await.expect("an answer");
     assert!(thinking.end.is_ok() && !thinking.thinking.is_empty());
     assert_eq!(thinking.content, silent.content);
 }
@@ -409,8 +412,7 @@ async fn a_model_pulled_since_is_found_and_one_deleted_since_is_missed() {
     let body = json!({"model": "new"});
     let deleted = http().delete(format!("{}/api/delete", sim.url)).json(&body).send().await;
     assert!(deleted.is_ok_and(|reply| reply.status().is_success()));
-    let request = ChatRequest { model: "new".to_owned(), ..request("hi") };
-    assert_eq!(slot.chat(&request).await.expect_err("deleted").code(), "model_not_found");
+    assert_eq!(slot.chat(&request("hi")).await.expect_err("deleted").code(), "model_not_found");
     assert_eq!(fleet.check("new").await.expect_err("deleted").code(), "model_not_found");
 }
 
@@ -512,15 +514,16 @@ async fn whatever_a_host_sends_instead_of_a_stream_is_one_clean_error() {
         ("a page", b"<html>http://secret.internal</html>", "upstream_interrupted"),
         ("a page with lines", b"<html>\n<body>\n", "upstream_error"),
         ("an array", b"[]\n", "upstream_error"),
-        ("half a character", b"{\"response\":\"\xe4\xb8\"}\n", "upstream_error"),
+        ("half a character and no end", b"{\"response\":\"\xe4\xb8\"}\n", "upstream_interrupted"),
+        ("a number for a text", b"{\"response\":5}\n", "upstream_error"),
         ("an error at once", b"{\"error\":\"secret.internal died\"}\n", "upstream_interrupted"),
         ("an endless line", &long_line, "upstream_error"),
         ("random bytes", &random, "upstream_error"),
     ] {
         let body = body.to_vec();
         let host = Host::start(move |path| Some(odd_reply(path, &body))).await;
-        let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
-        let error = match ask(&fleet(&[&host.url]), &request).await {
+        let request = request("hi");
+        let error = match ask_of(&fleet(&[&host.url]), "m", &request).await {
             Ok(heard) => heard.end.expect_err(name),
             Err(error) => error,
         };
@@ -537,8 +540,8 @@ async fn a_last_line_without_a_line_break_is_an_end() {
         Some(odd_reply(path, b"{\"response\":\"a\"}\n{\"done\":true,\"done_reason\":\"stop\"}"))
     })
     .await;
-    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
-    let heard = ask(&fleet(&[&host.url]), &request).await.expect("an answer");
+    let request = request("hi");
+    let heard = ask_of(&fleet(&[&host.url]), "m", &request).await.expect("an answer");
     assert_eq!(heard.content, "a");
     assert_eq!(heard.end.expect("an end").reason, DoneReason::Stop);
 }
@@ -555,8 +558,8 @@ async fn no_conversation_follows_a_redirect() {
         })
     })
     .await;
-    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
-    let error = ask(&fleet(&[&host.url]), &request).await.expect_err("a redirect");
+    let request = request("hi");
+    let error = ask_of(&fleet(&[&host.url]), "m", &request).await.expect_err("a redirect");
     assert_eq!(error, OllamaError::Rejected { status: 307 });
     assert_eq!(elsewhere.accepted(), 0);
 }
@@ -568,8 +571,8 @@ async fn a_host_that_does_not_tell_what_it_has_loaded_is_used_all_the_same() {
         _ => Some(odd_reply(path, b"{\"done\":true}\n")),
     })
     .await;
-    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
-    let heard = ask(&fleet(&[&host.url]), &request).await.expect("an answer");
+    let request = request("hi");
+    let heard = ask_of(&fleet(&[&host.url]), "m", &request).await.expect("an answer");
     assert!(heard.end.is_ok());
 }
 
@@ -606,7 +609,7 @@ async fn a_host_that_cannot_render_says_so_without_a_word_of_an_answer() {
     .await;
     let fleet = fleet(&[&host.url]);
     let slot = acquire(&fleet, "m").await.expect("a slot");
-    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
+    let request = request("hi");
     assert_eq!(slot.render(&request).await, Ok(None));
 }
 
@@ -614,13 +617,189 @@ async fn a_host_that_cannot_render_says_so_without_a_word_of_an_answer() {
 async fn generations_one_after_another_share_a_connection() {
     let host = Host::start(|path| Some(odd_reply(path, b"{\"done\":true}\n"))).await;
     let fleet = fleet(&[&host.url]);
-    let request = ChatRequest { model: "m".to_owned(), ..request("hi") };
-    ask(&fleet, &request).await.expect("an answer").end.expect("an end");
+    let request = request("hi");
+    ask_of(&fleet, "m", &request).await.expect("an answer").end.expect("an end");
     let before = host.accepted();
     for _ in 0..20 {
-        ask(&fleet, &request).await.expect("an answer").end.expect("an end");
+        ask_of(&fleet, "m", &request).await.expect("an answer").end.expect("an end");
     }
     assert_eq!(host.accepted(), before);
+}
+
+// What servers do that are not quite Ollama
+
+async fn arm(sim: &Process, fault: &Value) {
+    let armed = http().post(format!("{}/sim/faults", sim.url)).json(fault).send().await;
+    assert!(armed.is_ok_and(|reply| reply.status().is_success()), "{fault}");
+}
+
+/// The breaker of the only host, and those of its models.
+fn breakers(fleet: &Fleet) -> (BreakerState, Vec<(String, BreakerState)>) {
+    let host = fleet.hosts().remove(0);
+    let failed = host.failed.into_iter().map(|(model, state)| (model.to_string(), state));
+    (host.breaker, failed.collect())
+}
+
+#[tokio::test]
+async fn every_spelling_of_a_model_finds_it_and_the_host_is_asked_by_its_own() {
+    let sim = ollama_sim(&["--models", "TinyLlama,hf.co/Org/Model:Q4_K_M"]);
+    let fleet = fleet(&[&sim.url]);
+    for (spelling, name) in [
+        ("tinyllama", "TinyLlama:latest"),
+        ("TINYLLAMA", "TinyLlama:latest"),
+        ("tinyllama:LATEST", "TinyLlama:latest"),
+        ("library/tinyllama", "TinyLlama:latest"),
+        ("registry.ollama.ai/library/tinyllama:latest", "TinyLlama:latest"),
+        (" TinyLlama\n", "TinyLlama:latest"),
+        ("hf.co/org/model:q4_k_m", "hf.co/Org/Model:Q4_K_M"),
+    ] {
+        let heard = ask_of(&fleet, spelling, &request("[[tokens=3]]")).await.expect(spelling);
+        assert!(heard.end.is_ok(), "{spelling}");
+        let requests = sim_json(&sim, "/sim/requests").await;
+        let asked = requests["requests"].as_array().expect("a list").last().expect("a request");
+        assert_eq!(asked["request"]["model"], name, "{spelling}");
+    }
+    assert_eq!(fleet.check("tiny llama").await.expect_err("no name").code(), "model_not_found");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_written_oddly_arrives_whole_and_is_no_fault() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    for (dialect, eval_count) in
+        [("null", 0), ("loose", 300), ("bom", 300), ("halves", 300), ("lone", 300), ("undone", 300)]
+    {
+        let message = format!("[[tokens=300 fault={dialect}!]] with every kind of character");
+        let mut wanted = ollama_sim::script_answer(MODEL, &message, Some(1), 64);
+        assert!(wanted.chars().any(|character| character > '\u{ffff}'), "some are two halves");
+        if dialect == "lone" {
+            wanted = format!("\u{fffd}{wanted}\u{fffd}");
+        }
+        for _ in 0..5 {
+            let heard = ask(&fleet, &request(&message)).await.expect(dialect);
+            assert_eq!(heard.content, wanted, "{dialect}");
+            let done = heard.end.expect(dialect);
+            assert_eq!((done.reason, done.eval_count), (DoneReason::Stop, eval_count), "{dialect}");
+        }
+    }
+    assert_eq!(breakers(&fleet), (BreakerState::Closed, vec![]));
+}
+
+#[tokio::test]
+async fn a_host_that_loads_or_unloads_the_model_instead_of_answering_has_not_answered() {
+    let sim = ollama_sim(&[]);
+    let fleet = fleet(&[&sim.url]);
+    for reason in ["load", "unload"] {
+        let once = request(&format!("[[tokens=5 fault={reason}]]"));
+        let error = ask(&fleet, &once).await.expect("a stream").end.expect_err(reason);
+        assert_eq!(error, OllamaError::NotAnswered, "{reason}");
+        assert!(error.is_retryable());
+        assert!(ask(&fleet, &once).await.expect("an answer").end.is_ok(), "{reason}");
+        let always = request(&format!("[[tokens=5 fault={reason}!]]"));
+        for _ in 0..5 {
+            let error = ask(&fleet, &always).await.expect("a stream").end.expect_err(reason);
+            assert_eq!(error, OllamaError::NotAnswered, "{reason}");
+        }
+    }
+    assert_eq!(breakers(&fleet), (BreakerState::Closed, vec![]));
+}
+
+#[tokio::test]
+async fn odd_entries_of_a_list_cost_themselves_and_the_other_models_stay() {
+    let sim = ollama_sim(&["--models", "tinyllama,other"]);
+    arm(&sim, &json!({"fault": "odd", "path": "/api/tags", "times": 1_000_000})).await;
+    let fleet = fleet(&[&sim.url]);
+    let models = fleet.models().await.expect("models");
+    let told: Vec<_> = models.iter().map(|model| (&*model.name, model.size)).collect();
+    assert_eq!(told, [("other:latest", 0), (MODEL, 0)]);
+    assert!(ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer").end.is_ok());
+}
+
+#[tokio::test]
+async fn a_host_of_an_old_release_that_tells_of_no_model_answers() {
+    let sim = ollama_sim(&[]);
+    for path in ["/api/ps", "/api/show"] {
+        arm(&sim, &json!({"fault": "status@404", "path": path, "times": 1_000_000})).await;
+    }
+    let fleet = fleet(&[&sim.url]);
+    for think in [false, true] {
+        let request = ChatRequest { think, ..request("[[tokens=3]]") };
+        let slot = acquire(&fleet, MODEL).await.expect("a slot");
+        assert_eq!(slot.num_ctx().await, Ok(None));
+        let heard = hear(&mut slot.chat(&request).await.expect("a stream")).await;
+        assert!(heard.end.is_ok(), "{heard:?}");
+    }
+    assert_eq!(breakers(&fleet), (BreakerState::Closed, vec![]));
+}
+
+#[tokio::test]
+async fn a_model_that_its_host_cannot_run_is_refused_and_neither_is_left_alone_for_it() {
+    let models = "tinyllama,big,nomic-embed-text,alien";
+    let sim = ollama_sim(&["--models", models, "--too-large", "big"]);
+    let fleet = fleet(&[&sim.url]);
+    for (model, code, elsewhere) in [
+        ("big", "model_too_large", true),
+        ("nomic-embed-text", "model_unsupported", false),
+        ("alien", "model_unsupported", true),
+    ] {
+        for _ in 0..5 {
+            let error = ask_of(&fleet, model, &request("hi")).await.expect_err(model);
+            assert_eq!((error.code(), error.is_retryable()), (code, false), "{model}");
+            assert_eq!(error.may_differ_elsewhere(), elsewhere, "{model}");
+            assert!(error.to_string().contains(model), "{error}");
+        }
+    }
+    assert_eq!(breakers(&fleet), (BreakerState::Closed, vec![]));
+    assert!(ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer").end.is_ok());
+}
+
+#[tokio::test]
+async fn a_model_that_fails_again_and_again_is_left_alone_and_its_host_is_not() {
+    for fault in ["status@500", "garbage@0", "end@0"] {
+        let sim = ollama_sim(&["--models", "tinyllama,broken"]);
+        let armed = json!({"fault": fault, "model": "broken:latest", "times": 1_000_000});
+        arm(&sim, &armed).await;
+        let fleet = fleet(&[&sim.url]);
+        let request = request("[[tokens=3]]");
+        let fails = async || match ask_of(&fleet, "broken", &request).await {
+            Ok(heard) => heard.end.expect_err(fault),
+            Err(error) => error,
+        };
+        for _ in 0..3 {
+            assert!(fails().await.code().starts_with("upstream_"), "{fault}");
+        }
+        let error = fails().await;
+        assert_eq!(error.code(), "model_unavailable", "{fault}");
+        assert!(error.is_retryable() && error.retry_after().is_some());
+        let left_alone = vec![("broken:latest".to_owned(), BreakerState::Open)];
+        assert_eq!(breakers(&fleet), (BreakerState::Closed, left_alone), "{fault}");
+        assert!(ask(&fleet, &request).await.expect(fault).end.is_ok(), "{fault}");
+        // Once it is well, one trial brings it back.
+        let cleared = http().delete(format!("{}/sim/faults", sim.url)).send().await;
+        assert!(cleared.is_ok_and(|reply| reply.status().is_success()));
+        let deadline = Instant::now() + LIMIT;
+        while !matches!(ask_of(&fleet, "broken", &request).await, Ok(Heard { end: Ok(_), .. })) {
+            assert!(Instant::now() < deadline, "{fault}: never tried again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let well = vec![("broken:latest".to_owned(), BreakerState::Closed)];
+        assert_eq!(breakers(&fleet), (BreakerState::Closed, well), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_fails_several_models_is_left_alone() {
+    let sim = ollama_sim(&["--models", "tinyllama,one,two"]);
+    arm(&sim, &json!({"fault": "status@500", "times": 1_000_000})).await;
+    let fleet = fleet(&[&sim.url]);
+    for model in ["one", "two"] {
+        fleet.check(model).await.expect("it is there");
+        assert_eq!(breakers(&fleet).0, BreakerState::Closed);
+        for _ in 0..3 {
+            ask_of(&fleet, model, &request("hi")).await.expect_err("a failure");
+        }
+    }
+    assert_eq!(breakers(&fleet).0, BreakerState::Open);
 }
 
 /// A reply for every path that a fleet asks before it chats, and `body` for what it chats.

@@ -29,6 +29,7 @@ const LINES: &[&str] = &[
     "{\"message\":{\"role\":\"assistant\",\"content\":\"hé\"},\"done\":false}\n{\"done\":true,\"done_reason\":\"stop\",\"eval_count\":2}\n",
     "{\"error\":\"an error was encountered while running the model: unexpected EOF\"}\n",
     "{\"response\":\"a\",\"thinking\":\"b\"}\r\n\n{\"response\":\"\\u00e9\"}",
+    "\u{feff}{\"response\":\"\\ud83d\"}\n{\"response\":\"\\ude00\",\"eval_count\":\"5.0\",\"done\":null}\n{\"done_reason\":\"stop\",\"eval_count\":null}",
 ];
 
 fn random() -> impl Strategy<Value = Vec<u8>> {

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
 
+use crate::models::canonical;
+
 /// What makes the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineKind {
@@ -30,6 +32,8 @@ Directives in the last user message steer the scripted engine: [[key=value ...]]
       hang       never answer
       slow@MS    first token MS milliseconds late (default 5000)
       split      every line in several writes, cut anywhere
+      null loose bom halves lone undone   lines as other servers write them; see the README
+      load unload   done_reason load or unload, and no answer
       stall@N cut@N error@N end@N garbage@N   after N pieces (default 5): stop but stay open;
                  close without terminator; error line; clean end without done; a line of rubbish
 
@@ -48,7 +52,8 @@ pub struct Config {
     #[arg(long, env = "OLLAMA_SIM_ENGINE", value_enum, default_value = "scripted")]
     pub engine: EngineKind,
 
-    /// Models that are there, separated by commas; one with 'think' in its name thinks
+    /// Models that are there, separated by commas; one with 'think' in its name thinks, one with
+    /// 'embed' only embeds, one with 'alien' cannot be loaded
     #[arg(
         long,
         env = "OLLAMA_SIM_MODELS",
@@ -61,6 +66,10 @@ pub struct Config {
     /// A second name for a model, as `ollama cp` makes it; may be repeated
     #[arg(long = "alias", env = "OLLAMA_SIM_ALIAS", value_delimiter = ',', value_name = "NEW=OLD")]
     pub aliases: Vec<String>,
+
+    /// Models that do not fit in this host's memory, separated by commas
+    #[arg(long, env = "OLLAMA_SIM_TOO_LARGE", value_delimiter = ',', value_name = "NAME")]
+    pub too_large: Vec<String>,
 
     /// Generations that run at the same time
     #[arg(long, env = "OLLAMA_SIM_SLOTS", value_name = "N", default_value_t = 4)]
@@ -112,6 +121,7 @@ impl Default for Config {
             engine: EngineKind::Scripted,
             models: vec!["tinyllama:latest".to_owned()],
             aliases: Vec::new(),
+            too_large: Vec::new(),
             slots: 4,
             queue: 512,
             rate: 0.0,
@@ -122,6 +132,14 @@ impl Default for Config {
             model_ctx: 8192,
             llama_url: "http://127.0.0.1:8080".to_owned(),
         }
+    }
+}
+
+impl Config {
+    /// Whether a model does not fit in memory.
+    pub fn is_too_large(&self, model: &str) -> bool {
+        let model = canonical(model);
+        self.too_large.iter().any(|name| canonical(name) == model)
     }
 }
 

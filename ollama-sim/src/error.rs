@@ -17,8 +17,17 @@ pub enum ApiError {
     BadRequest(String),
     /// 404: no such model.
     ModelNotFound(String),
-    /// 400: thoughts asked of a model that has none.
-    ThinkingUnsupported(String),
+    /// 400: what was asked of a model that does not have it.
+    Unsupported {
+        /// The model as asked for.
+        model: String,
+        /// `thinking`, `chat`, `generate`.
+        what: &'static str,
+    },
+    /// 500: the model does not fit in memory.
+    TooLarge,
+    /// 500: the runner ended, as it does not know the model's architecture.
+    UnknownKind,
     /// 400: longer than the context, and may not be cut.
     PromptTooLong {
         /// Tokens of the prompt.
@@ -37,12 +46,14 @@ pub enum ApiError {
 impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) | Self::ThinkingUnsupported(_) | Self::PromptTooLong { .. } => {
+            Self::BadRequest(_) | Self::Unsupported { .. } | Self::PromptTooLong { .. } => {
                 StatusCode::BAD_REQUEST
             }
             Self::ModelNotFound(_) => StatusCode::NOT_FOUND,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::TooLarge | Self::UnknownKind => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::Simulated(status) => *status,
         }
     }
@@ -53,7 +64,14 @@ impl fmt::Display for ApiError {
         match self {
             Self::BadRequest(text) | Self::Internal(text) => f.write_str(text),
             Self::ModelNotFound(model) => write!(f, "model '{model}' not found"),
-            Self::ThinkingUnsupported(model) => write!(f, "{model:?} does not support thinking"),
+            Self::Unsupported { model, what } => write!(f, "{model:?} does not support {what}"),
+            Self::TooLarge => f.write_str(
+                "model requires more system memory (7.5 GiB) than is available (5.2 GiB)",
+            ),
+            Self::UnknownKind => f.write_str(
+                "llama runner process has terminated: error loading model: \
+                 unknown model architecture: 'alien'",
+            ),
             Self::PromptTooLong { prompt_tokens, num_ctx } => {
                 let message = format!(
                     "request ({prompt_tokens} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"

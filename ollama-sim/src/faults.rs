@@ -41,6 +41,31 @@ pub enum FaultKind {
     Garbage,
     /// Every line in several writes, cut anywhere.
     Split,
+    /// Every line as another server would write it.
+    Dialect(Dialect),
+    /// `done_reason` load instead of an answer.
+    Load,
+    /// `done_reason` unload instead of an answer.
+    Unload,
+    /// A list of models with entries that are none, and others that lack nearly everything.
+    Odd,
+}
+
+/// How lines are written that are not quite Ollama's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// What is absent is null, and so are the figures.
+    Null,
+    /// Figures are floats and texts, flags are texts.
+    Loose,
+    /// A byte order mark, CRLF, and blank lines between the lines.
+    Bom,
+    /// Only ASCII, and the halves of surrogate pairs in lines of their own.
+    Halves,
+    /// Half a surrogate pair before the answer, and one after it.
+    Lone,
+    /// The last line has a `done_reason` and no `done`.
+    Undone,
 }
 
 /// A fault and its one figure: pieces before it, milliseconds (`slow`) or the status (`status`).
@@ -78,8 +103,11 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = format!("{:?}", self.kind).to_lowercase();
-        write!(f, "{kind}@{}", self.at)
+        let kind = match self.kind {
+            FaultKind::Dialect(dialect) => format!("{dialect:?}"),
+            kind => format!("{kind:?}"),
+        };
+        write!(f, "{}@{}", kind.to_lowercase(), self.at)
     }
 }
 
@@ -116,6 +144,15 @@ impl FromStr for Fault {
             "slow" => FaultKind::Slow,
             "garbage" => FaultKind::Garbage,
             "split" => FaultKind::Split,
+            "null" => FaultKind::Dialect(Dialect::Null),
+            "loose" => FaultKind::Dialect(Dialect::Loose),
+            "bom" => FaultKind::Dialect(Dialect::Bom),
+            "halves" => FaultKind::Dialect(Dialect::Halves),
+            "lone" => FaultKind::Dialect(Dialect::Lone),
+            "undone" => FaultKind::Dialect(Dialect::Undone),
+            "load" => FaultKind::Load,
+            "unload" => FaultKind::Unload,
+            "odd" => FaultKind::Odd,
             _ => return Err(unknown()),
         };
         Ok(Self::new(kind, figure))

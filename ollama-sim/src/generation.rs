@@ -183,14 +183,18 @@ async fn drive(
     let mut output = Output::new(job.shape, job.stream, &job.asked, frames);
     let mut planned = job.fault;
     if let Some(early) = planned
-        && matches!(early.fault.kind, FaultKind::Hang | FaultKind::Slow | FaultKind::Split)
+        && early.fault.after_pieces().is_none()
     {
         planned = None;
         if server.faults.strike(early) {
             match early.fault.kind {
                 FaultKind::Hang => pending().await,
                 FaultKind::Slow => tokio::time::sleep(Duration::from_millis(early.fault.at)).await,
-                _ => output.split(),
+                FaultKind::Load => return instead_of_an_answer(job, early.fault, "load"),
+                FaultKind::Unload => return instead_of_an_answer(job, early.fault, "unload"),
+                FaultKind::Dialect(dialect) => output.speak(dialect),
+                FaultKind::Split => output.split(),
+                _ => {}
             }
         }
     }
@@ -262,6 +266,11 @@ async fn drive(
         let tokens = pieces.last().map_or(tokens_so_far, |piece| piece.tokens);
         count_tokens(server, job, &output, &mut tokens_so_far, tokens);
     }
+}
+
+fn instead_of_an_answer(job: &Job, fault: Fault, reason: &str) -> (Outcome, Option<Frame>) {
+    let line = job.shape.loaded(&job.asked, reason);
+    (Outcome::Fault(fault), Some(Frame::Data(line.into())))
 }
 
 /// Has a model in memory, which takes its time where it was not.

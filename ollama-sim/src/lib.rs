@@ -6,6 +6,7 @@
 
 mod api;
 mod config;
+mod dialect;
 mod engine;
 mod error;
 mod faults;

@@ -9,8 +9,17 @@ use crate::options::KeepAlive;
 use crate::script::fnv;
 use crate::sync::lock;
 
-/// A name with its tag: without one it means `:latest`.
+/// The shortest form of a name, with its tag and in lower case: the registry's host, its namespace
+/// and the tag may be left out, and case does not count.
 pub fn canonical(name: &str) -> String {
+    let name = with_tag(name.trim()).to_ascii_lowercase();
+    let name = name.strip_prefix("https://").or(name.strip_prefix("http://")).unwrap_or(&name);
+    let name = name.strip_prefix("registry.ollama.ai/").unwrap_or(name);
+    name.strip_prefix("library/").unwrap_or(name).to_owned()
+}
+
+/// A name as it is spelled, with its tag.
+fn with_tag(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
     if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
 }
@@ -42,6 +51,16 @@ impl Model {
     /// Bytes on disk: invented, but always the same.
     pub fn size(&self) -> u64 {
         600_000_000 + fnv(1, self.origin.as_bytes()) % 400_000_000
+    }
+
+    /// Answers nothing: it only embeds.
+    pub fn embeds(&self) -> bool {
+        self.origin.contains("embed")
+    }
+
+    /// Is of a kind that this Ollama does not know.
+    pub fn is_unknown_kind(&self) -> bool {
+        self.origin.contains("alien")
     }
 
     /// Thinks before it answers.
@@ -83,9 +102,9 @@ impl Models {
     pub fn new(names: &[String], aliases: &[String]) -> Result<Self, UnknownOrigin> {
         let models = Self { known: Mutex::default(), loaded: Mutex::default() };
         for name in names.iter().map(|n| n.trim()).filter(|n| !n.is_empty()) {
-            let name = canonical(name);
-            let model = Model::new(name.clone(), name.clone());
-            lock(&models.known).insert(name, model);
+            let key = canonical(name);
+            let model = Model::new(with_tag(name), key.clone());
+            lock(&models.known).insert(key, model);
         }
         for alias in aliases {
             let unknown = || UnknownOrigin(alias.clone());
@@ -113,8 +132,7 @@ impl Models {
         let Some(origin) = known.get(&canonical(source)).map(|m| m.origin.clone()) else {
             return false;
         };
-        let name = canonical(destination);
-        known.insert(name.clone(), Model::new(name, origin));
+        known.insert(canonical(destination), Model::new(with_tag(destination), origin));
         true
     }
 
@@ -199,8 +217,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_without_a_tag_means_latest() {
+    fn a_name_has_ollamas_defaults_and_no_case() {
         assert_eq!(canonical("a"), "a:latest");
+        assert_eq!(canonical(" A:Latest "), "a:latest");
+        assert_eq!(canonical("library/a"), "a:latest");
+        assert_eq!(canonical("registry.ollama.ai/library/a:latest"), "a:latest");
+        assert_eq!(canonical("registry.ollama.ai/me/a"), "me/a:latest");
+        assert_eq!(canonical("hf.co/Org/Model:Q4_K_M"), "hf.co/org/model:q4_k_m");
         assert_eq!(canonical("a:b"), "a:b");
         assert_eq!(canonical("host:80/x/a"), "host:80/x/a:latest");
     }

@@ -2,7 +2,9 @@
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::dialect::Writer;
 use crate::engine::Piece;
+use crate::faults::Dialect;
 use crate::script::Part;
 use crate::stream::Frame;
 use crate::wire::{Figures, Shape, Texts, now};
@@ -14,6 +16,7 @@ pub struct Output<'a> {
     model: &'a str,
     frames: &'a UnboundedSender<Frame>,
     split: bool,
+    dialect: Option<Writer>,
     pieces: u64,
     answer: String,
     thoughts: String,
@@ -33,6 +36,7 @@ impl<'a> Output<'a> {
             model,
             frames,
             split: false,
+            dialect: None,
             pieces: 0,
             answer: String::new(),
             thoughts: String::new(),
@@ -42,6 +46,11 @@ impl<'a> Output<'a> {
     /// From now on every line goes out in several writes.
     pub fn split(&mut self) {
         self.split = true;
+    }
+
+    /// From now on every line is written as another server would.
+    pub fn speak(&mut self, dialect: Dialect) {
+        self.dialect = Some(Writer::new(dialect));
     }
 
     /// Pieces so far.
@@ -70,6 +79,9 @@ impl<'a> Output<'a> {
             let thought = piece.part == Part::Thought;
             self.shape.piece(&mut lines, self.model, &at, &piece.text, thought);
         }
+        if let Some(writer) = &mut self.dialect {
+            lines = writer.write(&lines);
+        }
         self.send(lines);
     }
 
@@ -89,8 +101,13 @@ impl<'a> Output<'a> {
     }
 
     /// The last line, or the only object.
-    pub fn last(&self, reason: &str, figures: Figures) -> Option<Frame> {
+    pub fn last(&mut self, reason: &str, figures: Figures) -> Option<Frame> {
         let line = self.shape.last(self.model, reason, self.texts(), figures);
+        if self.stream
+            && let Some(writer) = &mut self.dialect
+        {
+            return Some(Frame::Data(writer.write(line.as_bytes()).into()));
+        }
         if self.split {
             self.send(line.into_bytes());
             return None;

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::model_name::ModelName;
 use crate::session::model::TurnSpec;
 use crate::session::{GenerationId, SessionId};
 
@@ -181,6 +182,23 @@ impl<'a> Fields<'a> {
         self.integer("limit", least, most).unwrap_or(default).unsigned_abs()
     }
 
+    /// A model's name, as it is spelled but for blanks around it.
+    fn model(&mut self) -> Option<String> {
+        self.value("model")?;
+        let errors = self.errors.len();
+        let name = self.required_text("model", MODEL_CHARACTERS).trim();
+        if self.errors.len() > errors {
+            return None;
+        }
+        match ModelName::parse(name) {
+            Ok(_) => Some(name.to_owned()),
+            Err(error) => {
+                self.refuse("model", "model_name", error.to_string());
+                None
+            }
+        }
+    }
+
     fn stops(&mut self) -> Vec<String> {
         let Some(value) = self.value("stop") else { return Vec::new() };
         let texts: Option<Vec<String>> = value.as_array().and_then(|items| {
@@ -294,11 +312,11 @@ impl ChatRequest {
     }
 
     fn read(fields: &mut Fields<'_>) -> Self {
-        let model = fields.value("model").map(|_| fields.required_text("model", MODEL_CHARACTERS));
+        let model = fields.model();
         Self {
             message: fields.required_text("message", MESSAGE_CHARACTERS).to_owned(),
             session_id: None,
-            model: model.map(str::to_owned),
+            model,
             stream: fields.flag("stream"),
             temperature: fields.number("temperature", TEMPERATURE).unwrap_or(DEFAULT_TEMPERATURE),
             max_tokens: fields

@@ -181,7 +181,7 @@ impl From<SubmitError> for Problem {
         let detail = error.to_string();
         match error {
             SubmitError::Store(error) => error.into(),
-            SubmitError::ModelNotFound { .. } => {
+            SubmitError::ModelNotFound(_) => {
                 Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
@@ -205,8 +205,18 @@ impl From<FollowError> for Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
+        let errors = match &*failure.code {
+            "model_too_large" => {
+                vec![FieldError::new("body", "model", "model_too_large", &*failure.message)]
+            }
+            "model_unsupported" => {
+                vec![FieldError::new("body", "model", "model_unsupported", &*failure.message)]
+            }
+            _ => Vec::new(),
+        };
         let problem = Self {
             code: Cow::Owned(failure.code),
+            errors,
             retryable: failure.retryable,
             retry_after: failure.retry_after,
             ..Self::new(StatusCode::BAD_GATEWAY, "", failure.message)
@@ -228,10 +238,11 @@ impl Problem {
 fn upstream_status(code: &str) -> StatusCode {
     match code {
         "model_not_found" => StatusCode::NOT_FOUND,
+        // Another model has to be chosen: the same request fails however often it is sent.
+        "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
-        "no_model_host" | "upstream_busy" | "queue_full" | "queue_timeout" => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
+        | "queue_timeout" => StatusCode::SERVICE_UNAVAILABLE,
         "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     }

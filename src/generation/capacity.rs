@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use crate::ollama::{Fleet, OllamaError, Passage, canonical};
+use crate::model_name::ModelName;
+use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
 use crate::queue::{HostKey, HostReport, Returned, Ticket, Via};
 use crate::session::Owner;
 use crate::session::store::Turn;
@@ -23,17 +24,46 @@ const TURNS_A_RETRY: i64 = 10;
 /// What this replica sees of the hosts.
 pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
     let hosts = fleet.hosts().into_iter().map(|host| {
-        let (via, trials) = match host.passage {
-            Passage::Open => (Via::Open, 0),
-            Passage::Trial(trials) => (Via::Trial, trials),
-            Passage::Shut => (Via::Shut, 0),
+        publish(&host);
+        let (via, trials) = match host.breaker {
+            BreakerState::Closed => (Via::Open, 0),
+            BreakerState::HalfOpen(trials) => (Via::Trial, trials),
+            BreakerState::Open => (Via::Shut, 0),
         };
-        let name = host.id.as_str().to_owned();
-        let open = if via == Via::Open { 0.0 } else { 1.0 };
-        metrics::gauge!("jarvis_breaker_open", "host" => name.clone()).set(open);
-        HostReport { name: HostKey(name), slots: host.slots, via, trials, models: host.models }
+        let models = host.models.iter().map(|(model, loaded)| (model.to_string(), *loaded));
+        HostReport {
+            name: HostKey(host.id.as_str().to_owned()),
+            slots: host.slots,
+            via,
+            trials,
+            models: models.collect(),
+        }
     });
     hosts.collect()
+}
+
+/// Sets the gauges of a host's breakers. Only models that the host has and that have failed there
+/// are labels, whatever clients ask for.
+fn publish(host: &HostState) {
+    let id = host.id.as_str().to_owned();
+    metrics::gauge!("jarvis_breaker_open", "host" => id.clone()).set(openness(host.breaker));
+    for (model, breaker) in &host.failed {
+        let labels = [("host", id.clone()), ("model", model.to_string())];
+        metrics::gauge!("jarvis_model_breaker_open", &labels).set(openness(*breaker));
+    }
+}
+
+fn openness(breaker: BreakerState) -> f64 {
+    match breaker {
+        BreakerState::Closed => 0.0,
+        BreakerState::HalfOpen(_) => 0.5,
+        BreakerState::Open => 1.0,
+    }
+}
+
+/// The name by which the queue knows a model. One that is no name is no host's.
+pub(super) fn model_key(model: &str) -> String {
+    ModelName::parse(model).map_or_else(|_| model.to_owned(), |name| name.to_string())
 }
 
 /// A turn's wish for a slot. Slots are shared fairly between users, or sessions where nobody is
@@ -48,7 +78,7 @@ pub(super) fn ticket(turn: &Turn) -> Ticket {
         generation: turn.generation,
         user,
         source,
-        model: canonical(&turn.spec.model),
+        model: model_key(&turn.spec.model),
         session,
         has_text: false,
     }
@@ -56,8 +86,22 @@ pub(super) fn ticket(turn: &Turn) -> Ticket {
 
 /// What a failure means for the slot. `attempts`: how many failed, this one included.
 pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> Returned {
-    if let OllamaError::Busy { .. } = error {
-        return Returned { excluded: Duration::ZERO, full: FULL, has_text };
+    match error {
+        OllamaError::Busy { .. } => {
+            return Returned { excluded: Duration::ZERO, full: FULL, has_text };
+        }
+        OllamaError::ModelFailing { retry_after, .. } => {
+            return Returned { excluded: *retry_after, full: Duration::ZERO, has_text };
+        }
+        // Its model is loaded by now: it is asked again at once.
+        OllamaError::NotAnswered => {
+            return Returned { excluded: Duration::ZERO, full: Duration::ZERO, has_text };
+        }
+        // What a host has no memory for now, it has none for in a second.
+        OllamaError::ModelRefused { .. } => {
+            return Returned { excluded: LONGEST_EXCLUDED, full: Duration::ZERO, has_text };
+        }
+        _ => {}
     }
     let doubled = 1 << attempts.saturating_sub(1).min(10);
     let excluded = (EXCLUDED * doubled).min(LONGEST_EXCLUDED);

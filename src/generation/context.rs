@@ -6,7 +6,8 @@
 //! of the room is free for the turns to come. Where the last prompt began follows from the report
 //! that is stored with its answer: every replica chooses the same, and none remembers anything.
 
-use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options, canonical};
+use crate::model_name::ModelName;
+use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
 use crate::session::model::{ContextReport, TurnSpec};
 use crate::session::store::{Page, Turn};
 use crate::session::{Message, Role, Status, Store, StoreError};
@@ -117,7 +118,6 @@ impl Conversation {
             .as_ref()
             .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
         let request = ChatRequest {
-            model: spec.model.clone(),
             messages: system.into_iter().chain(sent).collect(),
             options: Options {
                 temperature: spec.temperature,
@@ -139,7 +139,7 @@ impl Conversation {
         spec: &TurnSpec,
         num_ctx: Option<u32>,
     ) -> Option<usize> {
-        let (model, num_ctx) = (canonical(&spec.model), num_ctx.map_or(0, u64::from));
+        let (model, num_ctx) = (&spec.model, num_ctx.map_or(0, u64::from));
         let told = past.iter().enumerate().rev().find_map(|(place, turn)| {
             let report = turn.answer.context.filter(|report| report.messages_sent > 0)?;
             let same = report.num_ctx == num_ctx && turn.is_by(&model);
@@ -178,9 +178,9 @@ struct PastTurn<'a> {
 }
 
 impl PastTurn<'_> {
-    /// Whether this model answered; its name is in the canonical form.
+    /// Whether this model answered, however its name is spelled.
     fn is_by(&self, model: &str) -> bool {
-        self.answer.model.as_deref().is_some_and(|by| canonical(by) == model)
+        self.answer.model.as_deref().is_some_and(|by| ModelName::same(by, model))
     }
 }
 
@@ -264,11 +264,10 @@ impl Measure {
     /// From the newest answer of this model that tells what it was given. The system prompt is
     /// taken for the one that it was given, too.
     fn of(past: &[PastTurn<'_>], spec: &TurnSpec) -> Self {
-        let model = canonical(&spec.model);
         let system = spec.system.as_ref().map_or(0, String::len);
         let learned = past.iter().enumerate().rev().find_map(|(place, turn)| {
             let (usage, report) = (turn.answer.usage?, turn.answer.context?);
-            if usage.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&model) {
+            if usage.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&spec.model) {
                 return None;
             }
             let first = place.checked_sub(turns_before(report.messages_sent))?;
@@ -498,7 +497,7 @@ mod tests {
                 );
                 // The last prompt of this model is stored with its answer.
                 let last = past.iter().enumerate().rev().find_map(|(place, turn)| {
-                    let report = turn.answer.context.filter(|_| turn.is_by(&canonical(&spec.model)))?;
+                    let report = turn.answer.context.filter(|_| turn.is_by(&spec.model))?;
                     Some(place - turns_before(report.messages_sent))
                 });
                 let first = past.len() - (sent.len() - 1) / 2;

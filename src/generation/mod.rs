@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
 use crate::membership::{Membership, MembershipStore};
-use crate::ollama::{Fleet, OllamaError, canonical};
+use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
 use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
@@ -114,14 +114,9 @@ pub enum SubmitError {
     /// The session refused it, or Redis did.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No host has the model.
-    #[error("there is no model {model}; there are: {}", available.join(", "))]
-    ModelNotFound {
-        /// As asked for.
-        model: String,
-        /// What there is.
-        available: Vec<String>,
-    },
+    /// No host has the model: what there is instead.
+    #[error("{0}")]
+    ModelNotFound(String),
     /// No host answers.
     #[error("No model host can be reached; try again later.")]
     NoModelHost,
@@ -148,9 +143,7 @@ impl From<OllamaError> for SubmitError {
     fn from(error: OllamaError) -> Self {
         match error {
             OllamaError::NoHost => Self::NoModelHost,
-            OllamaError::ModelNotFound { model, available } => {
-                Self::ModelNotFound { model, available }
-            }
+            OllamaError::ModelNotFound { .. } => Self::ModelNotFound(error.to_string()),
             other => Self::Upstream { code: other.code(), message: other.to_string() },
         }
     }
@@ -233,7 +226,7 @@ impl Generations {
         }
         self.fleet.check(&new.spec.model).await?;
         // What nobody can run soon is refused before it is a part of the conversation.
-        if let Room::NoneFor(after) = self.queue.room(&canonical(&new.spec.model)).await {
+        if let Room::NoneFor(after) = self.queue.room(&capacity::model_key(&new.spec.model)).await {
             return match self.store.find(owner, session, &new).await? {
                 Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
                 None => Err(SubmitError::QueueFull(place::queue_full(after))),

@@ -30,6 +30,8 @@ const FRUITLESS_ATTEMPTS: usize = 3;
 const ATTEMPTS: usize = 12;
 /// Times in all that a host said it was full.
 const BUSY_ATTEMPTS: usize = 60;
+/// How long a turn waits for a model that is left alone on its hosts.
+const FAILING: Duration = Duration::from_secs(10);
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 1.1;
 /// How often, at most: each time at least one message less is sent.
@@ -153,6 +155,7 @@ async fn answer(
     let mut context = ContextReport::default();
     let (mut attempts, mut fruitless, mut busy) = (0, 0, 0);
     let mut unreachable_since = None;
+    let (mut refused_by, mut failing_since) = (Vec::new(), None);
     loop {
         let text = writer.text();
         let begun = !text.is_empty() || writer.has_begun() || feed.has_begun(turn.generation);
@@ -198,6 +201,11 @@ async fn answer(
             Err(error) => error,
         };
         let has_text = !writer.text().is_empty();
+        if let OllamaError::ModelRefused { .. } = error {
+            refused_by.extend(lease.grant().map(|grant| HostId::new(&grant.host.0)));
+        }
+        let is_failing = matches!(error, OllamaError::ModelFailing { .. });
+        failing_since = is_failing.then(|| failing_since.unwrap_or_else(Instant::now));
         if capacity::is_unreachable(&error) {
             // It cost the host nothing: the turn waits until a host is there again.
             let since = *unreachable_since.get_or_insert_with(Instant::now);
@@ -206,13 +214,14 @@ async fn answer(
             }
         } else {
             unreachable_since = None;
-            if matches!(error, OllamaError::Busy { .. }) {
+            if is_failing || matches!(error, OllamaError::Busy { .. }) {
                 busy += 1;
             } else {
                 attempts += 1;
                 fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
             }
-            if !is_worth_another(generations, turn, &error).await
+            if !is_worth_another(generations, turn, &error, &refused_by).await
+                || failing_since.is_some_and(|since| since.elapsed() > FAILING)
                 || fruitless >= FRUITLESS_ATTEMPTS
                 || attempts >= ATTEMPTS
                 || busy >= BUSY_ATTEMPTS
@@ -233,8 +242,17 @@ async fn answer(
 }
 
 /// Whether the same request may succeed, here or elsewhere.
-async fn is_worth_another(generations: &Generations, turn: &Turn, error: &OllamaError) -> bool {
+async fn is_worth_another(
+    generations: &Generations,
+    turn: &Turn,
+    error: &OllamaError,
+    refused_by: &[HostId],
+) -> bool {
     match error {
+        // Another host may have more memory, or a newer release; each is asked once.
+        error if error.may_differ_elsewhere() => {
+            generations.fleet.has_other(&turn.spec.model, refused_by)
+        }
         // One host has lost the model; others may have it.
         OllamaError::ModelNotFound { .. } => {
             generations.fleet.check(&turn.spec.model).await.is_ok()
@@ -452,10 +470,11 @@ async fn finish(
 }
 
 pub(super) fn failure(error: &OllamaError) -> Failure {
+    let after = error.retry_after().map_or(2, |after| after.as_secs_f64().ceil().max(1.0) as u64);
     Failure {
         code: error.code().to_owned(),
         message: error.to_string(),
         retryable: error.is_retryable(),
-        retry_after: error.is_retryable().then_some(2),
+        retry_after: error.is_retryable().then_some(after),
     }
 }

@@ -1,6 +1,6 @@
 //! Which models one host has: asked for when it matters, remembered for seconds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::error::OllamaError;
 use super::host::{Details, Host};
 use super::lock;
-use super::wire::{Model, same_model};
+use super::reply::Model;
+use crate::model_name::ModelName;
 
 /// How long a list is taken for true.
 pub(super) const FRESH: Duration = Duration::from_secs(5);
@@ -23,19 +24,19 @@ const DETAILS: usize = 1024;
 /// What a host said it has.
 #[derive(Debug)]
 pub(super) struct Listing {
-    pub models: Vec<Model>,
-    loaded: Vec<String>,
+    pub models: BTreeMap<ModelName, Model>,
+    loaded: HashSet<ModelName>,
 }
 
 impl Listing {
-    /// The model of a name.
+    /// The model of a name; none also where that is no name.
     pub(super) fn find(&self, model: &str) -> Option<&Model> {
-        self.models.iter().find(|known| same_model(&known.name, model))
+        self.models.get(&ModelName::parse(model).ok()?)
     }
 
     /// Whether a model is in the host's memory.
-    pub(super) fn has_loaded(&self, model: &str) -> bool {
-        self.loaded.iter().any(|known| same_model(known, model))
+    pub(super) fn has_loaded(&self, model: &ModelName) -> bool {
+        self.loaded.contains(model)
     }
 }
 
@@ -129,25 +130,24 @@ impl Catalogue {
         let models = models.ok()?;
         // What is loaded only helps to choose: a host that does not tell it is well all the same.
         self.host.health.well();
-        Some(Arc::new(Listing { models, loaded: loaded.unwrap_or_default() }))
+        let loaded = loaded.unwrap_or_default().into_iter().collect();
+        // Of two spellings of one model, the first counts.
+        let models = models.into_iter().rev().map(|model| (model.key.clone(), model)).collect();
+        Some(Arc::new(Listing { models, loaded }))
     }
 
-    /// The largest context window that a model allows, in tokens; none where the host answers
-    /// something else.
-    pub(super) async fn num_ctx(&self, model: &Model) -> Result<Option<u32>, OllamaError> {
-        match self.details(model).await {
-            Ok(details) => Ok(details.num_ctx),
-            Err(OllamaError::Rejected { .. } | OllamaError::Malformed) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What the host knows of a model; asked once for each digest.
+    /// What the host knows of a model, asked once for each digest; nothing where it answers
+    /// something else, as old releases do.
     pub(super) async fn details(&self, model: &Model) -> Result<Details, OllamaError> {
         if let Some(details) = lock(&self.details).get(&model.digest) {
             return Ok(*details);
         }
-        let details = self.host.details(&model.name).await?;
+        let details = match self.host.details(&model.name).await {
+            Err(OllamaError::Rejected { .. } | OllamaError::Malformed) => {
+                return Ok(Details::default());
+            }
+            told => told?,
+        };
         let mut known = lock(&self.details);
         if known.len() >= DETAILS {
             known.clear();

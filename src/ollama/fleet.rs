@@ -11,13 +11,15 @@ use futures_util::stream::FuturesUnordered;
 use reqwest::Url;
 use tokio::time::{Instant, sleep_until};
 
-use super::breaker::Passage;
+use super::breaker::BreakerState;
 use super::catalogue::{Answer, Listing, Look};
 use super::error::OllamaError;
 use super::host::{Host, HostId, Limits, http_client};
 use super::pool::{Member, Slot};
-use super::wire::{KeepAlive, Model};
+use super::reply::Model;
+use super::wire::KeepAlive;
 use super::{lock, resolve};
+use crate::model_name::ModelName;
 
 /// How long a caller that has a host already waits to hear of others.
 const GRACE: Duration = Duration::from_millis(100);
@@ -70,9 +72,11 @@ pub struct HostState {
     /// Generations at a time.
     pub slots: usize,
     /// Whether generations may go there, from here.
-    pub passage: Passage,
-    /// The models that it has, with their tags, and whether they are in its memory.
-    pub models: BTreeMap<String, bool>,
+    pub breaker: BreakerState,
+    /// The models that it has, and whether they are in its memory.
+    pub models: BTreeMap<ModelName, bool>,
+    /// Of the models that have failed there, whether generations may go to them.
+    pub failed: BTreeMap<ModelName, BreakerState>,
 }
 
 /// A host, and what it said it has.
@@ -104,14 +108,15 @@ impl Fleet {
     ///
     /// # Errors
     /// [`OllamaError::Unreachable`] also where there is no such host any more;
-    /// [`OllamaError::ModelNotFound`], [`OllamaError::Busy`] where more is under way than may be.
+    /// [`OllamaError::ModelNotFound`]; [`OllamaError::ModelFailing`] where it is left alone there;
+    /// [`OllamaError::Busy`] where more is under way than may be.
     pub async fn slot(&self, host: &HostId, model: &str) -> Result<Slot, OllamaError> {
         let members = self.members();
         let member = members.iter().find(|member| member.host.id == *host);
         let member = member.ok_or(OllamaError::Unreachable)?;
         let listing = member.catalogue.latest().ok_or(OllamaError::Unreachable)?;
         let Some(found) = listing.find(model) else {
-            let available = listing.models.iter().map(|model| model.name.clone()).collect();
+            let available = listing.models.values().map(|model| model.name.clone()).collect();
             return Err(OllamaError::ModelNotFound { model: model.to_owned(), available });
         };
         Arc::clone(member).take(found.clone()).await
@@ -134,7 +139,7 @@ impl Fleet {
         Ok(merged(&survey.matching))
     }
 
-    /// Whether some host that answers has the model; a name without a tag means `:latest`.
+    /// Whether some host that answers has the model, however it is spelled.
     ///
     /// # Errors
     /// [`OllamaError::NoHost`]; [`OllamaError::ModelNotFound`], which is only said after having
@@ -148,6 +153,16 @@ impl Fleet {
             return Ok(());
         }
         self.holders(model).await.map(drop)
+    }
+
+    /// Whether a host has the model that is none of these, and may be asked now.
+    pub fn has_other(&self, model: &str, than: &[HostId]) -> bool {
+        let Ok(model) = ModelName::parse(model) else { return false };
+        self.hosts().iter().any(|host| {
+            let is_open = host.breaker == BreakerState::Open
+                || host.failed.get(&model) == Some(&BreakerState::Open);
+            host.models.contains_key(&model) && !is_open && !than.contains(&host.id)
+        })
     }
 
     /// How many hosts answer.
@@ -325,9 +340,9 @@ impl Survey {
 
 /// One model a name, the one changed last.
 fn merged(answered: &[Answered]) -> Vec<Model> {
-    let mut models: BTreeMap<&str, &Model> = BTreeMap::new();
-    for model in answered.iter().flat_map(|(_, listing)| &listing.models) {
-        let known = models.entry(&model.name).or_insert(model);
+    let mut models: BTreeMap<&ModelName, &Model> = BTreeMap::new();
+    for (name, model) in answered.iter().flat_map(|(_, listing)| &listing.models) {
+        let known = models.entry(name).or_insert(model);
         if known.modified_at < model.modified_at {
             *known = model;
         }

@@ -11,12 +11,14 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use super::breaker::Breaker;
+use super::breaker::Breakers;
 use super::error::OllamaError;
 use super::health::Health;
 use super::refusal::refusal;
+use super::reply::{Line, Model, Show, Tags, Version, without_mark};
 use super::stream::TokenStream;
-use super::wire::{KeepAlive, Line, Model, Show, Tags, Version};
+use super::wire::KeepAlive;
+use crate::model_name::ModelName;
 
 /// Largest reply that is read, in bytes.
 const REPLY_LIMIT: usize = 8 << 20;
@@ -79,7 +81,7 @@ pub(super) struct Limits {
 }
 
 /// What `/api/show` tells of a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Details {
     pub num_ctx: Option<u32>,
     pub thinks: bool,
@@ -91,7 +93,7 @@ pub(super) struct Host {
     pub id: HostId,
     pub name: HostName,
     pub health: Health,
-    pub breaker: Breaker,
+    pub breakers: Breakers,
     pub limits: Limits,
     pub keep_alive: KeepAlive,
     base: Url,
@@ -111,8 +113,8 @@ impl Host {
             base.set_path(&format!("{}/", base.path()));
         }
         let name = HostName::of(&base);
-        let (health, breaker) = (Health::default(), Breaker::default());
-        Self { id, name, health, breaker, limits, keep_alive, base, http }
+        let (health, breakers) = (Health::default(), Breakers::default());
+        Self { id, name, health, breakers, limits, keep_alive, base, http }
     }
 
     /// Asks for a sign of life, unless there was one, good or bad, within `age`.
@@ -124,20 +126,20 @@ impl Host {
             _ => {}
         }
         let reply: Version = self.get("api/version").await?;
-        tracing::debug!(host = %self.name, version = reply.version, "a model host is well");
+        tracing::debug!(host = %self.name, version = reply.text(), "a model host is well");
         Ok(())
     }
 
     /// The models that it has.
     pub(super) async fn models(&self) -> Result<Vec<Model>, OllamaError> {
         let reply: Tags = self.get("api/tags").await?;
-        Ok(reply.models.unwrap_or_default())
+        Ok(reply.into_models())
     }
 
-    /// The names of the models that it has in memory.
-    pub(super) async fn loaded(&self) -> Result<Vec<String>, OllamaError> {
+    /// The models that it has in memory.
+    pub(super) async fn loaded(&self) -> Result<Vec<ModelName>, OllamaError> {
         let reply: Tags = self.get("api/ps").await?;
-        Ok(reply.models.unwrap_or_default().into_iter().map(|model| model.name).collect())
+        Ok(reply.into_models().into_iter().map(|model| model.key).collect())
     }
 
     /// What it knows of one model.
@@ -165,14 +167,15 @@ impl Host {
     pub(super) async fn stream(
         self: &Arc<Self>,
         path: &str,
-        model: &str,
+        model: &Model,
         body: &impl Serialize,
     ) -> Result<TokenStream, OllamaError> {
         let deadline = Instant::now() + self.limits.first_token;
         let request = self.post(path)?.json(body);
-        let response = self.send(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
+        let late = OllamaError::FirstTokenTimeout;
+        let response = self.send(request, &model.name, deadline, late).await?;
         self.health.well();
-        Ok(TokenStream::new(Arc::clone(self), response, deadline))
+        Ok(TokenStream::new(Arc::clone(self), model.clone(), response, deadline))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, OllamaError> {
@@ -198,7 +201,9 @@ impl Host {
     ) -> Result<T, OllamaError> {
         let response = self.send(request, model, deadline, late.clone()).await?;
         let body = self.read(response, REPLY_LIMIT, deadline, late).await?;
-        let reply = serde_json::from_slice(&body).map_err(|error| {
+        // What is not UTF-8 somewhere in it is no reason to know nothing of the rest.
+        let text = String::from_utf8_lossy(without_mark(&body));
+        let reply = serde_json::from_str(&text).map_err(|error| {
             tracing::warn!(host = %self.name, %error, "a model host's reply is not Ollama's");
             OllamaError::Malformed
         })?;
@@ -256,7 +261,7 @@ impl Host {
         self.health.failed();
         tracing::warn!(host = %self.name, error = %Causes(error), "a model host failed");
         if !error.is_connect() {
-            OllamaError::Interrupted("the connection to the model host was lost")
+            OllamaError::ConnectionLost
         } else if error.is_timeout() {
             OllamaError::ConnectTimeout
         } else {

@@ -14,20 +14,21 @@ mod ndjson;
 mod pool;
 mod preload;
 mod refusal;
+mod reply;
 mod resolve;
 mod stream;
+mod tolerant;
 mod wire;
 
-pub use breaker::Passage;
-pub use error::OllamaError;
+pub use breaker::BreakerState;
+pub use error::{ModelRefusal, OllamaError};
 pub use fleet::{Fleet, FleetConfig, HostConfig, HostState};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, Event, LINE_LIMIT};
 pub use pool::Slot;
+pub use reply::{Done, DoneReason, Model};
 pub use stream::TokenStream;
-pub use wire::{
-    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Token, canonical,
-};
+pub use wire::{ChatMessage, ChatRequest, ChatRole, Options, Token};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::error::OllamaError;
-use super::wire::{Line, Token};
+use super::reply::{Done, Line, Piece, PieceEnd, without_mark};
+use super::tolerant::Joiner;
+use super::wire::Token;
 
 /// Longest line, in bytes without its line break.
 pub const LINE_LIMIT: usize = 1 << 20;
@@ -25,6 +27,11 @@ pub struct Decoder {
     chunk: Bytes,
     /// The begin of a line whose end has not come; holds no line break.
     partial: Vec<u8>,
+    /// Halves of characters that were split over lines.
+    content: Joiner,
+    thinking: Joiner,
+    /// The last line gave a reason for an end, and did not say `done`.
+    implied_end: Option<Done>,
 }
 
 impl Decoder {
@@ -44,17 +51,32 @@ impl Decoder {
     /// [`LINE_LIMIT`]. It is not called again then.
     pub fn next_event(&mut self) -> Result<Option<Event>, OllamaError> {
         while let Some(line) = self.next_line()? {
-            if let Some(event) = read(&line)? {
+            if let Some(event) = self.read(&line)? {
                 return Ok(Some(event));
             }
         }
         Ok(None)
     }
 
+    /// Whether the answer may have ended: unless more comes, it has.
+    pub(super) fn may_have_ended(&self) -> bool {
+        self.implied_end.is_some()
+    }
+
+    /// The end of a stream that stops here, where its last line gave a reason for it.
+    pub(super) fn take_implied_end(&mut self) -> Option<Token> {
+        let done = self.implied_end.take()?;
+        let mut token = Token { done: Some(done), ..Token::default() };
+        self.content.end(&mut token.content);
+        self.thinking.end(&mut token.thinking);
+        Some(token)
+    }
+
     /// The last line, where the bytes ended without a line break. A cut leaves half a line, which
     /// says nothing.
     pub fn finish(&mut self) -> Option<Event> {
-        read(&std::mem::take(&mut self.partial)).ok().flatten()
+        let line = std::mem::take(&mut self.partial);
+        self.read(&line).ok().flatten()
     }
 
     fn next_line(&mut self) -> Result<Option<Bytes>, OllamaError> {
@@ -77,25 +99,47 @@ impl Decoder {
         self.partial.extend_from_slice(&line);
         Ok(Some(std::mem::take(&mut self.partial).into()))
     }
+
+    fn read(&mut self, line: &[u8]) -> Result<Option<Event>, OllamaError> {
+        let Some(line) = parse(without_mark(line))? else { return Ok(None) };
+        if let Some(text) = line.error() {
+            return Ok(Some(Event::Failed(text)));
+        }
+        Ok(line.into_piece().map(|piece| Event::Token(self.token(piece))))
+    }
+
+    fn token(&mut self, Piece { content, thinking, end }: Piece) -> Token {
+        let mut token = Token {
+            content: self.content.join(content),
+            thinking: self.thinking.join(thinking),
+            done: None,
+        };
+        match end {
+            Some(PieceEnd::Said(done)) => {
+                self.content.end(&mut token.content);
+                self.thinking.end(&mut token.thinking);
+                token.done = Some(done);
+            }
+            Some(PieceEnd::Implied(done)) => self.implied_end = Some(done),
+            None if token.content.is_empty() && token.thinking.is_empty() => {}
+            None => self.implied_end = None,
+        }
+        token
+    }
 }
 
-fn read(line: &[u8]) -> Result<Option<Event>, OllamaError> {
-    if line.trim_ascii().is_empty() {
+fn parse(line: &[u8]) -> Result<Option<Line>, OllamaError> {
+    if line.is_empty() {
         return Ok(None);
     }
     // An empty array would pass for an object without fields.
-    if !line.trim_ascii_start().starts_with(b"{") {
+    if !line.starts_with(b"{") {
         tracing::warn!(bytes = line.len(), "a model host sent a line that is no object");
         return Err(OllamaError::Malformed);
     }
-    let line: Line = serde_json::from_slice(line).map_err(|error| {
+    serde_json::from_slice(line).map(Some).map_err(|error| {
         tracing::warn!(%error, bytes = line.len(), "a model host sent a line that is not Ollama's");
         OllamaError::Malformed
-    })?;
-    Ok(match line.error {
-        Some(serde_json::Value::String(text)) => Some(Event::Failed(text)),
-        Some(other) => Some(Event::Failed(other.to_string())),
-        None => line.into_token().map(Event::Token),
     })
 }
 
@@ -104,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::wire::{Done, DoneReason};
+    use super::super::reply::DoneReason;
     use super::*;
 
     /// All events of chunks, and how they end.
@@ -122,6 +166,7 @@ mod tests {
             }
         }
         events.extend(decoder.finish());
+        events.extend(decoder.take_implied_end().map(Event::Token));
         (events, true)
     }
 
@@ -153,6 +198,65 @@ mod tests {
         );
     }
 
+    /// The text of a stream, and its end.
+    fn answer(stream: &[u8]) -> (String, Option<Done>) {
+        let (mut text, mut end) = (String::new(), None);
+        let (events, is_well) = decode([stream]);
+        assert!(is_well, "{events:?}");
+        for event in events {
+            let Event::Token(token) = event else { panic!("{event:?}") };
+            text += &token.content;
+            end = token.done.or(end);
+        }
+        (text, end)
+    }
+
+    #[test]
+    fn odd_lines_carry_the_same_answer() {
+        let done = |prompt_eval_count, eval_count| {
+            Some(Done { reason: DoneReason::Stop, prompt_eval_count, eval_count })
+        };
+        let said = |text: &str| text.to_owned();
+        for (stream, answered) in [
+            // A mark, line breaks of two kinds, blank lines.
+            (
+                &b"\xef\xbb\xbf{\"response\":\"a\"}\r\n\r\n\n \n\xef\xbb\xbf\n{\"done\":true}\r\n"[..],
+                (said("a"), done(0, 0)),
+            ),
+            // What is null is absent.
+            (
+                b"{\"error\":null,\"message\":{\"content\":\"a\",\"thinking\":null},\"done\":null}\n\
+                  {\"message\":{\"content\":null},\"response\":null,\"done\":false}\n{\"message\":null}\n\
+                  {\"done\":true,\"done_reason\":null,\"eval_count\":null,\"prompt_eval_count\":null}\n",
+                (said("a"), done(0, 0)),
+            ),
+            // Figures and flags of other kinds, and one that is nothing.
+            (
+                b"{\"response\":\"a\",\"done\":\"false\",\"eval_count\":{\"a\":[]}}\n\
+                  {\"done\":\"true\",\"done_reason\":7,\"eval_count\":\"5\",\"prompt_eval_count\":7.0}\n",
+                (said("a"), done(7, 5)),
+            ),
+            // A reason at the end, without `done`.
+            (b"{\"response\":\"a\"}\n{\"done_reason\":\"stop\",\"eval_count\":1}", (said("a"), done(0, 1))),
+            (b"{\"response\":\"a\",\"done\":[],\"done_reason\":\"stop\"}\n", (said("a"), done(0, 0))),
+            // A reason in the middle is none.
+            (b"{\"response\":\"a\",\"done_reason\":\"stop\"}\n{\"response\":\"b\"}\n", (said("ab"), None)),
+            // Halves over lines, lone ones, and an error that is none.
+            (
+                b"{\"response\":\"\\ud83d\"}\n{\"response\":\"\",\"thinking\":\"\\ud83d\"}\n\
+                  {\"response\":\"\\ude00b\\ud83d\",\"error\":\"\"}\n{\"done\":true}\n",
+                (said("😀b\u{fffd}"), done(0, 0)),
+            ),
+            // Bytes of a character over lines, and one that is of none.
+            (
+                b"{\"response\":\"\xe4\xb8\"}\n{\"response\":\"\x96\xff\"}\n{\"done\":true}\n",
+                (said("世\u{fffd}"), done(0, 0)),
+            ),
+        ] {
+            assert_eq!(answer(stream), answered, "{}", String::from_utf8_lossy(stream));
+        }
+    }
+
     #[test]
     fn a_last_line_needs_no_line_break_and_half_a_line_is_nothing() {
         let whole = br#"{"response":"a"}"#;
@@ -176,7 +280,6 @@ mod tests {
         for line in ["<html>\n", "[]\n", "1\n", "\"a\"\n", "{\"response\":1}\n", "\u{0}\n", "{\n"] {
             assert_eq!(decode([line.as_bytes()]), (vec![], false), "{line:?}");
         }
-        assert_eq!(decode([&b"{\"response\":\"\xff\"}\n"[..]]), (vec![], false));
         // So deep that a recursive parser would run out of stack.
         let deep = "[".repeat(500_000) + "\n";
         assert_eq!(decode([deep.as_bytes()]), (vec![], false));
@@ -212,8 +315,13 @@ mod tests {
             1 => "\\PC{0,8}".prop_map(|text| json!({"response": text, "thinking": text})),
             1 => Just(json!({"error": "runner: unexpected EOF"})),
             1 => Just(json!({"done": true, "done_reason": "stop", "eval_count": 2})),
+            1 => Just(json!({"done": null, "done_reason": "stop", "eval_count": "2.0"})),
+            1 => Just(json!({"message": {"content": null, "thinking": null}, "done": "no"})),
         ]
         .prop_map(|line| line.to_string());
+        // Halves of a pair in lines of their own, as servers send them that keep to ASCII.
+        let halves = "{\"response\":\"a\\ud83d\"}\n{\"response\":\"\\ude00\"}";
+        let line = prop_oneof![9 => line, 1 => Just(halves.to_owned())];
         (prop::collection::vec(line, 0..20), any::<bool>())
             .prop_map(|(lines, ended)| lines.join("\n") + if ended { "\n" } else { "" })
     }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, TimeoutType, Timeouts};
 
-use super::breaker::Passage;
+use super::breaker::{Admission, BreakerState};
 use super::catalogue::{Catalogue, FRESH};
 use super::error::OllamaError;
 use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
+use super::reply::Model;
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options, canonical};
+use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Options};
+use crate::model_name::ModelName;
 
 /// How long a slot may take to come free after its lease has.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -62,28 +64,39 @@ impl Member {
     /// What is known of the host without asking it now.
     pub(super) fn state(&self) -> HostState {
         let listing = self.catalogue.latest();
-        // A host that does not answer is let alone, whatever its breaker says.
-        let passage = if listing.is_some() { self.host.breaker.passage() } else { Passage::Shut };
+        // A host that does not answer is left alone, whatever its breaker says.
+        let breaker = listing.as_ref().map_or(BreakerState::Open, |_| self.host.breakers.host());
         let models = listing.iter().flat_map(|listing| {
-            listing
-                .models
-                .iter()
-                .map(|model| (canonical(&model.name), listing.has_loaded(&model.name)))
+            listing.models.keys().map(|model| (model.clone(), listing.has_loaded(model)))
         });
-        let slots = self.pool.status().max_size;
-        HostState { id: self.host.id.clone(), slots, passage, models: models.collect() }
+        HostState {
+            id: self.host.id.clone(),
+            slots: self.pool.status().max_size,
+            breaker,
+            models: models.collect(),
+            failed: self.host.breakers.models(),
+        }
     }
 
     /// A slot. Whoever comes has the right to one: the wait is for a stream that is just closed.
     pub(super) async fn take(self: Arc<Self>, model: Model) -> Result<Slot, OllamaError> {
+        let trial = match self.host.breakers.admit(&model.key) {
+            Ok(Admission::Free) => None,
+            Ok(Admission::Trial) => {
+                Some(Trial { host: Arc::clone(&self.host), model: model.key.clone() })
+            }
+            Err(retry_after) => {
+                return Err(OllamaError::ModelFailing { model: model.name, retry_after });
+            }
+        };
         let timeouts = Timeouts { wait: Some(CLOSING), ..Timeouts::default() };
         match self.pool.timeout_get(&timeouts).await {
-            Ok(client) => Ok(Slot { client, model, member: self }),
+            Ok(client) => Ok(Slot { client, model, member: self, _trial: trial }),
             Err(PoolError::Timeout(TimeoutType::Wait)) => {
                 Err(OllamaError::Busy { retry_after: CLOSING })
             }
             Err(PoolError::Backend(error)) => {
-                self.host.breaker.failed();
+                self.host.breakers.host_failed();
                 Err(error)
             }
             Err(error) => {
@@ -101,6 +114,20 @@ pub struct Slot {
     client: Object<Manager>,
     member: Arc<Member>,
     model: Model,
+    _trial: Option<Trial>,
+}
+
+/// A trial of a model that has failed: where nothing is heard of it, dropping it lets the next one in.
+#[derive(Debug)]
+struct Trial {
+    host: Arc<Host>,
+    model: ModelName,
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.host.breakers.release(&self.model);
+    }
 }
 
 impl Slot {
@@ -128,7 +155,7 @@ impl Slot {
     pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
         let think = self.thinks(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.learned(self.client.stream("api/chat", &request.model, &body).await).await
+        self.learned(self.client.stream("api/chat", &self.model, &body).await).await
     }
 
     /// The prompt as the model would see it; none where the host does not know how to tell.
@@ -141,7 +168,7 @@ impl Slot {
         let think = self.thinks(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
-        let reply = self.client.object("api/chat", &request.model, &body).await;
+        let reply = self.client.object("api/chat", &self.model.name, &body).await;
         Ok(self.learned(reply).await?.into_rendered())
     }
 
@@ -156,26 +183,31 @@ impl Slot {
         prompt: &str,
     ) -> Result<TokenStream, OllamaError> {
         let body = GenerateBody {
-            model: &request.model,
+            model: &self.model.name,
             prompt,
             options: &request.options,
             stream: true,
             raw: true,
             always: Always::new(&self.client.keep_alive, false),
         };
-        self.learned(self.client.stream("api/generate", &request.model, &body).await).await
+        self.learned(self.client.stream("api/generate", &self.model, &body).await).await
     }
 
-    /// A model that is missing here was deleted since the host was asked: it is asked again.
+    /// Charges a failure to whom it belongs. A model that is missing here was deleted since the host
+    /// was asked: it is asked again.
     async fn learned<T>(&self, result: Result<T, OllamaError>) -> Result<T, OllamaError> {
-        if result.as_ref().is_err_and(OllamaError::is_fault) {
-            self.client.breaker.failed();
+        if let Err(error) = &result {
+            match error.fault() {
+                Some(fault) => self.client.breakers.failed(fault, &self.model.key),
+                // A host that refuses a request is well.
+                None => self.client.breakers.begun(&self.model.key),
+            }
         }
         let Err(OllamaError::ModelNotFound { model, .. }) = result else {
             return result;
         };
         let listing = self.member.catalogue.ask().await;
-        let available = listing.iter().flat_map(|listing| &listing.models);
+        let available = listing.iter().flat_map(|listing| listing.models.values());
         let available = available.map(|model| model.name.clone()).collect();
         Err(OllamaError::ModelNotFound { model, available })
     }
@@ -188,7 +220,7 @@ impl Slot {
         render_only: bool,
     ) -> ChatBody<'a> {
         ChatBody {
-            model: &request.model,
+            model: &self.model.name,
             messages: &request.messages,
             options,
             stream: !render_only,
@@ -203,9 +235,9 @@ impl Slot {
     /// # Errors
     /// Where it does not answer. Nothing was generated then.
     pub async fn num_ctx(&self) -> Result<Option<u32>, OllamaError> {
-        match self.learned(self.member.catalogue.num_ctx(&self.model).await).await {
+        match self.learned(self.member.catalogue.details(&self.model).await).await {
             Err(OllamaError::ModelNotFound { .. }) => Ok(None),
-            told => told,
+            told => Ok(told?.num_ctx),
         }
     }
 

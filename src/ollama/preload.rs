@@ -11,7 +11,8 @@ use super::catalogue::Listing;
 use super::error::OllamaError;
 use super::fleet::Fleet;
 use super::pool::Member;
-use super::wire::{Always, ChatBody, Model, Options};
+use super::reply::Model;
+use super::wire::{Always, ChatBody, Options};
 
 /// How long hosts that do not answer are waited for.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -64,8 +65,10 @@ async fn preload_on(member: &Arc<Member>, listing: &Listing, models: &[String], 
         let host = &member.host.name;
         // As for generations: with another window it would be loaded again.
         let started = Instant::now();
-        let loaded = match member.catalogue.num_ctx(model).await {
-            Ok(tokens) => load(member, model, tokens.map(|own| own.min(num_ctx_cap))).await,
+        let loaded = match member.catalogue.details(model).await {
+            Ok(details) => {
+                load(member, model, details.num_ctx.map(|own| own.min(num_ctx_cap))).await
+            }
             Err(error) => Err(error),
         };
         match loaded {

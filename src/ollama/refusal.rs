@@ -2,15 +2,43 @@
 
 use std::time::Duration;
 
-use super::error::OllamaError;
+use super::error::{ModelRefusal, OllamaError};
 
 /// When to come back to a host whose own queue is full.
 const QUEUE_FULL_RETRY: Duration = Duration::from_secs(2);
+
+/// What Ollama, and the runner whose words it passes on, say of a model that does not fit.
+const MEMORY: &[&str] = &[
+    "requires more system memory",
+    "out of memory",
+    "not enough memory",
+    "insufficient memory",
+    "unable to allocate",
+    "failed to allocate",
+];
+/// What they say of a model that they cannot run.
+const FORMAT: &[&str] = &[
+    "unknown model architecture",
+    "unsupported model architecture",
+    "unsupported architecture",
+    "unsupported model format",
+    "invalid file magic",
+    "error loading model",
+    "unable to load model",
+    "requires a newer version of ollama",
+    "incompatible with your version of ollama",
+];
+/// What a model may lack, as Ollama calls it.
+const CAPABILITIES: &[&str] =
+    &["chat", "generate", "completion", "thinking", "tools", "insert", "vision", "images"];
 
 /// What a reply that is not a success means.
 pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
     if let Some(too_long) = context_too_long(text) {
         return too_long;
+    }
+    if let Some(refusal) = model_refusal(text) {
+        return OllamaError::ModelRefused { model: model.to_owned(), refusal };
     }
     match status {
         // Without Ollama's own words a 404 says that the address is not an Ollama's.
@@ -22,9 +50,34 @@ pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
     }
 }
 
-/// What an error in the middle of a stream means.
-pub(super) fn failure(text: &str) -> OllamaError {
-    context_too_long(text).unwrap_or(OllamaError::Interrupted("the model's runner failed"))
+/// What an error line of a stream means. Once the answer has begun the model is there, and fits.
+pub(super) fn failure(text: &str, model: &str, has_begun: bool) -> OllamaError {
+    if let Some(too_long) = context_too_long(text) {
+        return too_long;
+    }
+    match model_refusal(text) {
+        Some(refusal) if !has_begun => {
+            OllamaError::ModelRefused { model: model.to_owned(), refusal }
+        }
+        _ => OllamaError::Interrupted("the model's runner failed"),
+    }
+}
+
+/// Why the host does not run the model; none where it says something else. That a runner has ended,
+/// or that loading failed, with no reason given, may be otherwise the next time.
+fn model_refusal(text: &str) -> Option<ModelRefusal> {
+    let text = text.to_lowercase();
+    let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
+    // Of a buffer that cannot be allocated both are said.
+    if has(MEMORY) {
+        return Some(ModelRefusal::Memory);
+    }
+    if has(FORMAT) {
+        return Some(ModelRefusal::Format);
+    }
+    let (_, lacks) = text.split_once("does not support ")?;
+    let known = CAPABILITIES.iter().find(|known| lacks.starts_with(**known));
+    Some(ModelRefusal::Capability(known.copied().unwrap_or("this request")))
 }
 
 fn context_too_long(text: &str) -> Option<OllamaError> {
@@ -61,7 +114,7 @@ mod tests {
         let expected = OllamaError::ContextTooLong { prompt_tokens: 6010, num_ctx: 512 };
         for text in [inner, once, twice] {
             assert_eq!(refusal(400, &text, "m"), expected);
-            assert_eq!(failure(&text), expected);
+            assert_eq!(failure(&text, "m", true), expected);
         }
         assert_eq!(
             refusal(400, "exceed_context_size_error", "m"),
@@ -74,5 +127,58 @@ mod tests {
         let missing = refusal(404, r#"{"error":"model 'nope' not found"}"#, "nope");
         assert_eq!(missing.code(), "model_not_found");
         assert_eq!(refusal(404, "404 page not found", "m").code(), "upstream_error");
+    }
+
+    #[test]
+    fn what_a_host_says_of_the_model_is_the_requests_and_not_the_hosts() {
+        for (status, text, code) in [
+            (
+                500,
+                "model requires more system memory (7.5 GiB) than is available (5.2 GiB)",
+                "model_too_large",
+            ),
+            (
+                500,
+                "model requires more system memory than is currently available",
+                "model_too_large",
+            ),
+            (
+                500,
+                "llama runner process has terminated: cudaMalloc failed: out of memory",
+                "model_too_large",
+            ),
+            (
+                500,
+                "llama runner process has terminated: error loading model: unable to allocate CUDA0 buffer",
+                "model_too_large",
+            ),
+            (400, "\"nomic-embed-text:latest\" does not support chat", "model_unsupported"),
+            (400, "\"m\" does not support generate", "model_unsupported"),
+            (400, "\"m\" does not support thinking", "model_unsupported"),
+            (
+                400,
+                "registry.ollama.ai/library/m:latest does not support tools",
+                "model_unsupported",
+            ),
+            (
+                500,
+                "llama runner process has terminated: error loading model: unknown model architecture: 'mllama'",
+                "model_unsupported",
+            ),
+            (500, "unable to load model: /models/blobs/sha256-1", "model_unsupported"),
+        ] {
+            let body = json!({"error": text}).to_string();
+            let error = refusal(status, &body, "m");
+            assert_eq!((error.code(), error.is_retryable()), (code, false), "{text}");
+            assert_eq!(error.fault(), None, "{text}");
+            assert!(error.to_string().ends_with("; choose another model"), "{error}");
+            assert_eq!(failure(text, "m", false), error, "{text}");
+            assert_eq!(failure(text, "m", true).code(), "upstream_interrupted", "{text}");
+        }
+        // A runner that ends without a reason may do better the next time.
+        for text in ["llama runner process has terminated: exit status 2", "model failed to load"] {
+            let error = refusal(500, text, "m");
+            assert_eq!((error.code(), error.is_retryable()), ("upstream_error", true), "{text}");
+        }
     }
 }

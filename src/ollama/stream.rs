@@ -10,6 +10,7 @@ use super::error::OllamaError;
 use super::host::Host;
 use super::ndjson::{Decoder, Event};
 use super::refusal::failure;
+use super::reply::{Done, DoneReason, Model};
 use super::wire::Token;
 
 /// Equal pieces in a row after which Ollama ends a stream without a word.
@@ -21,6 +22,7 @@ const TAIL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct TokenStream {
     host: Arc<Host>,
+    model: Model,
     /// None once the response has ended.
     response: Option<Response>,
     decoder: Decoder,
@@ -28,18 +30,26 @@ pub struct TokenStream {
     /// may be dropped and taken up again.
     deadline: Option<Instant>,
     begun: bool,
+    has_text: bool,
     repeats: Repeats,
     ended: bool,
 }
 
 impl TokenStream {
-    pub(super) fn new(host: Arc<Host>, response: Response, first_token_due: Instant) -> Self {
+    pub(super) fn new(
+        host: Arc<Host>,
+        model: Model,
+        response: Response,
+        first_token_due: Instant,
+    ) -> Self {
         Self {
             host,
+            model,
             response: Some(response),
             decoder: Decoder::default(),
             deadline: Some(first_token_due),
             begun: false,
+            has_text: false,
             repeats: Repeats::default(),
             ended: false,
         }
@@ -52,9 +62,10 @@ impl TokenStream {
     ///
     /// # Errors
     /// [`OllamaError::Repetition`] ends a stream that ended without a last line after too many
-    /// equal pieces; [`OllamaError::Interrupted`] one that broke off; and
+    /// equal pieces; [`OllamaError::Interrupted`] and [`OllamaError::ConnectionLost`] one that broke
+    /// off; [`OllamaError::NotAnswered`] one that only told of loading the model; and
     /// [`OllamaError::FirstTokenTimeout`], [`OllamaError::TokenGapTimeout`],
-    /// [`OllamaError::Malformed`], [`OllamaError::ContextTooLong`].
+    /// [`OllamaError::Malformed`], [`OllamaError::ContextTooLong`], [`OllamaError::ModelRefused`].
     pub async fn next(&mut self) -> Result<Option<Token>, OllamaError> {
         if self.ended {
             return Ok(None);
@@ -63,7 +74,7 @@ impl TokenStream {
         match &result {
             Ok(Token { done: Some(_), .. }) => {
                 self.ended = true;
-                self.host.breaker.succeeded();
+                self.host.breakers.succeeded(&self.model.key);
                 if let Some(response) = self.response.take() {
                     tokio::spawn(read_tail(response));
                 }
@@ -72,8 +83,8 @@ impl TokenStream {
             Err(error) => {
                 self.ended = true;
                 self.response = None;
-                if error.is_fault() {
-                    self.host.breaker.failed();
+                if let Some(fault) = error.fault() {
+                    self.host.breakers.failed(fault, &self.model.key);
                 }
             }
         }
@@ -90,9 +101,13 @@ impl TokenStream {
                 Some(Event::Token(token)) => {
                     if !self.begun {
                         self.begun = true;
-                        self.host.breaker.begun();
+                        self.host.breakers.begun(&self.model.key);
                     }
-                    self.deadline = None;
+                    // What may be the end already need not wait for a piece that is late.
+                    self.deadline = self.decoder.may_have_ended().then(|| Instant::now() + TAIL);
+                    if token.done.is_some_and(|done| self.only_tells_of_loading(&token, done)) {
+                        return Err(OllamaError::NotAnswered);
+                    }
                     if let Some(token) = self.take(token) {
                         return Ok(token);
                     }
@@ -106,7 +121,8 @@ impl TokenStream {
     /// Takes the next bytes into the decoder, or from it what a line without an end says.
     async fn receive(&mut self) -> Result<Option<Event>, OllamaError> {
         let Some(response) = &mut self.response else {
-            return Err(self.broke_off());
+            let end = self.decoder.take_implied_end().ok_or_else(|| self.broke_off())?;
+            return Ok(Some(Event::Token(end)));
         };
         let gap = self.host.limits.token_gap;
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + gap);
@@ -116,6 +132,8 @@ impl TokenStream {
                 self.response = None;
                 return Ok(self.decoder.finish());
             }
+            // Its last line gave a reason for the end: no more came, so that was it.
+            _ if self.decoder.may_have_ended() => self.response = None,
             Ok(Err(error)) => return Err(self.host.broken(&error)),
             Err(_) if self.begun => return Err(self.host.late(OllamaError::TokenGapTimeout)),
             Err(_) => return Err(self.host.late(OllamaError::FirstTokenTimeout)),
@@ -128,13 +146,20 @@ impl TokenStream {
         if text.is_empty() && token.done.is_none() {
             return None;
         }
+        self.has_text |= !text.is_empty();
         self.repeats.count(text);
         Some(token)
     }
 
+    /// A host that had something else to do with the model has answered nothing.
+    fn only_tells_of_loading(&self, token: &Token, done: Done) -> bool {
+        let is_loading = matches!(done.reason, DoneReason::Load | DoneReason::Unload);
+        is_loading && !self.has_text && token.content.is_empty() && token.thinking.is_empty()
+    }
+
     fn failed(&self, text: &str) -> OllamaError {
         tracing::warn!(host = %self.host.name, text, "a model host ended a stream with an error");
-        failure(text)
+        failure(text, &self.model.name, self.begun)
     }
 
     /// The response ended well, its content did not.

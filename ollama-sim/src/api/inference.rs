@@ -47,9 +47,22 @@ impl Asked {
         }
         let model =
             server.models.get(&name).ok_or_else(|| ApiError::ModelNotFound(name.clone()))?;
+        if model.embeds() {
+            let what = match shape {
+                Shape::Chat => "chat",
+                Shape::Generate => "generate",
+            };
+            return Err(ApiError::Unsupported { model: name, what });
+        }
         let thinking = thinking(&model, &name, common.think.as_ref())?;
         let keep_alive = KeepAlive::read(common.keep_alive.as_ref())?;
         let options = Options::read(common.options.as_ref())?;
+        if server.config.is_too_large(&model.name) {
+            return Err(ApiError::TooLarge);
+        }
+        if model.is_unknown_kind() {
+            return Err(ApiError::UnknownKind);
+        }
         let num_ctx = options.num_ctx.unwrap_or(server.config.num_ctx).min(server.config.model_ctx);
         Ok(Self {
             since: Instant::now(),
@@ -195,7 +208,9 @@ fn thinking(model: &Model, name: &str, think: Option<&Value>) -> Result<Thinking
     match (model.thinks(), asked) {
         (true, Some(false)) => Ok(Thinking::Off),
         (true, _) => Ok(Thinking::On),
-        (false, Some(true)) => Err(ApiError::ThinkingUnsupported(name.to_owned())),
+        (false, Some(true)) => {
+            Err(ApiError::Unsupported { model: name.to_owned(), what: "thinking" })
+        }
         (false, _) => Ok(Thinking::Unsupported),
     }
 }

@@ -13,7 +13,7 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
@@ -66,6 +66,7 @@ async fn faulty(
     if let Some(planned) = server.faults.take_armed(request.uri().path(), "") {
         match planned.fault.kind {
             FaultKind::Hang => std::future::pending().await,
+            FaultKind::Odd => return models::odd_tags(&server).into_response(),
             FaultKind::Slow => tokio::time::sleep(Duration::from_millis(planned.fault.at)).await,
             _ => {
                 if let Some(response) = strike(&connection, planned.fault).await {

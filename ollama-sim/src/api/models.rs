@@ -80,6 +80,22 @@ pub async fn tags(State(server): State<Arc<Server>>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
+/// `GET /api/tags` as no Ollama should list its models: some entries without a usable name before
+/// them, and then the models without what else they have.
+pub fn odd_tags(server: &Server) -> Json<Value> {
+    let mut models = vec![
+        json!({"size": 1, "digest": ""}),
+        json!({"name": null, "model": null}),
+        json!({"name": "", "size": "", "modified_at": null}),
+        json!({"name": 5}),
+        json!(null),
+        json!([]),
+    ];
+    let odd = |model: &Model| json!({"name": model.name, "size": "", "modified_at": null, "digest": null, "details": []});
+    models.extend(server.models.list().iter().map(odd));
+    Json(json!({"models": models}))
+}
+
 /// `GET /api/ps`.
 pub async fn ps(State(server): State<Arc<Server>>) -> Json<Value> {
     // Ollama writes a time in the far future where a model is never unloaded.
@@ -108,7 +124,7 @@ pub async fn ps(State(server): State<Arc<Server>>) -> Json<Value> {
 /// `POST /api/show`.
 pub async fn show(State(server): State<Arc<Server>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let model = find(&server, &body)?;
-    let mut capabilities = vec!["completion"];
+    let mut capabilities = vec![if model.embeds() { "embedding" } else { "completion" }];
     if model.thinks() {
         capabilities.push("thinking");
     }

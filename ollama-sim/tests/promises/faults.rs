@@ -194,3 +194,52 @@ async fn an_armed_fault_hits_the_next_requests_it_was_armed_for() {
     let (status, _) = world.refused("/sim/faults", &json!({"fault": "nope"})).await;
     assert_eq!(status, 400);
 }
+
+/// The body of an answer that is written in a dialect.
+async fn written(dialect: &str) -> (String, String) {
+    let world = plain().await;
+    let message = format!("[[tokens=60 fault={dialect}]]");
+    let response = world.post("/api/chat", &ask(&message)).await;
+    let body = response.text().await.expect("a body");
+    (body, script_answer("tinyllama", &message, None, 64))
+}
+
+#[tokio::test]
+async fn a_dialect_changes_how_lines_are_written_and_not_what_they_say() {
+    let (body, _) = written("bom").await;
+    assert!(body.starts_with('\u{feff}') && body.contains("}\r\n\r\n\n{"), "{body}");
+    let (body, answer) = written("null").await;
+    let read = lines(&body);
+    let content = |line: &Value| line["message"]["content"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(read.iter().map(content).collect::<String>(), answer);
+    let last = read.last().expect("a line");
+    assert!(last["eval_count"].is_null() && last["message"]["content"].is_null(), "{last}");
+    let (body, _) = written("loose").await;
+    let last = lines(&body).pop().expect("a line");
+    assert_eq!(last["done"], "true");
+    assert!(last["eval_count"].is_f64() && last["prompt_eval_count"].is_string(), "{last}");
+    let (body, _) = written("undone").await;
+    let last = lines(&body).pop().expect("a line");
+    assert_eq!((&last["done"], &last["done_reason"]), (&Value::Null, &json!("stop")));
+    let (body, _) = written("lone").await;
+    assert_eq!(
+        (body.matches("\\udc00").count(), body.matches("\\ud83d").count()),
+        (1, 1),
+        "{body}"
+    );
+    let (body, answer) = written("halves").await;
+    assert!(body.is_ascii(), "{body}");
+    let pairs = answer.chars().filter(|character| *character > '\u{ffff}').count();
+    assert!(pairs > 0 && body.lines().count() > pairs, "each pair is cut by a line");
+    assert!(body.lines().all(|line| !line.contains("\\ud83d\\udc")), "{body}");
+}
+
+#[tokio::test]
+async fn instead_of_an_answer_a_model_is_loaded_or_unloaded() {
+    let world = plain().await;
+    for reason in ["load", "unload"] {
+        let read = world.lines("/api/chat", &ask(&format!("[[fault={reason}]]"))).await;
+        assert_eq!(read.len(), 1);
+        assert_eq!((&read[0]["done"], &read[0]["done_reason"]), (&json!(true), &json!(reason)));
+    }
+}

@@ -118,3 +118,40 @@ async fn a_known_model_can_be_pulled() {
     let lines = world.lines("/api/pull", &json!({"model": "nope"})).await;
     assert!(lines.last().is_some_and(|line| line["error"].is_string()));
 }
+
+#[tokio::test]
+async fn a_model_answers_to_every_spelling_of_its_name() {
+    let models = vec!["TinyLlama".into(), "hf.co/Org/Model:Q4_K_M".into()];
+    let world = world(Config { models, ..Config::default() }).await;
+    for name in [
+        "tinyllama",
+        "TINYLLAMA:latest",
+        "library/tinyllama",
+        "registry.ollama.ai/library/tinyllama:latest",
+        "hf.co/org/model:q4_k_m",
+    ] {
+        let said = world.chat(&with(ask("x"), &json!({"model": name}))).await;
+        assert_eq!(said.last["model"], name, "told back as it was asked");
+    }
+    let tags = world.get("/api/tags").await;
+    let names: Vec<_> =
+        tags["models"].as_array().expect("a list").iter().map(|m| &m["name"]).collect();
+    assert_eq!(names, ["hf.co/Org/Model:Q4_K_M", "TinyLlama:latest"], "listed as they were made");
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_answer_is_refused_in_ollamas_words() {
+    let models = vec!["big".into(), "nomic-embed-text".into(), "alien".into()];
+    let config = Config { models, too_large: vec!["Big:latest".into()], ..Config::default() };
+    let world = world(config).await;
+    for (model, status, words) in [
+        ("big", 500, "model requires more system memory"),
+        ("nomic-embed-text", 400, "\"nomic-embed-text\" does not support chat"),
+        ("alien", 500, "unknown model architecture"),
+    ] {
+        let request = with(ask("x"), &json!({"model": model}));
+        let (refused, error) = world.refused("/api/chat", &request).await;
+        assert_eq!(refused, status, "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+}

@@ -1,0 +1,332 @@
+//! What hosts reply, read tolerantly: what is odd costs itself and nothing beside it.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::tolerant::{Figure, Flag, Joiner, Label, Text};
+use crate::model_name::ModelName;
+
+/// A byte order mark in UTF-8. Some servers begin their bodies with one.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The bytes without blanks and a byte order mark before them.
+pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
+    let bytes = bytes.trim_ascii_start();
+    bytes.strip_prefix(BYTE_ORDER_MARK).map_or(bytes, <[u8]>::trim_ascii_start)
+}
+
+/// The end of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Why it ended.
+    pub reason: DoneReason,
+    /// Tokens of the prompt; 0 where the host does not tell.
+    pub prompt_eval_count: u64,
+    /// Tokens generated; 0 where the host does not tell.
+    pub eval_count: u64,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoneReason {
+    /// The model had said it all, or met a stop text.
+    Stop,
+    /// `num_predict` or the context window is used up.
+    Length,
+    /// The model was loaded; there was nothing to answer.
+    Load,
+    /// The model was unloaded.
+    Unload,
+    /// Something that Ollama did not say when this was written.
+    Other,
+}
+
+/// A model that some host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Its name, by which it is the same model on every host.
+    pub key: ModelName,
+    /// Its name as the host tells it, and wants to be asked for it.
+    pub name: String,
+    /// Bytes on disk; 0 where the host does not tell.
+    pub size: u64,
+    /// When it last changed, RFC 3339, as the host tells it; empty where it does not.
+    pub modified_at: String,
+    /// Of its weights and template: only the same digest continues an answer.
+    pub digest: String,
+}
+
+/// One line of a stream, or the only object of a reply without one.
+#[derive(Deserialize)]
+pub(super) struct Line {
+    #[serde(default)]
+    error: Option<Value>,
+    #[serde(default)]
+    message: Option<Message>,
+    #[serde(default)]
+    response: Option<Text>,
+    #[serde(default)]
+    thinking: Option<Text>,
+    #[serde(default)]
+    done: Flag,
+    #[serde(default)]
+    done_reason: Label,
+    #[serde(default)]
+    prompt_eval_count: Figure,
+    #[serde(default)]
+    eval_count: Figure,
+    #[serde(default, rename = "_debug_info")]
+    debug_info: Option<DebugInfo>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    content: Option<Text>,
+    #[serde(default)]
+    thinking: Option<Text>,
+}
+
+#[derive(Deserialize)]
+struct DebugInfo {
+    #[serde(default)]
+    rendered_template: Option<String>,
+}
+
+/// What a line carries of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub content: Text,
+    pub thinking: Text,
+    pub end: Option<PieceEnd>,
+}
+
+/// What a line says of the answer's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PieceEnd {
+    /// It is here.
+    Said(Done),
+    /// There is a reason for it, but no `done`: it is here unless more comes.
+    Implied(Done),
+}
+
+impl Line {
+    /// The host's own words for what went wrong.
+    pub(super) fn error(&self) -> Option<String> {
+        match &self.error {
+            None => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(other) => Some(other.to_string()),
+        }
+    }
+
+    /// The piece that it carries; none where it is about something else.
+    pub(super) fn into_piece(self) -> Option<Piece> {
+        let done = Done {
+            // Ollamas that give no reason knew only one.
+            reason: match self.done_reason.0.as_deref() {
+                Some("stop") | None => DoneReason::Stop,
+                Some("length") => DoneReason::Length,
+                Some("load") => DoneReason::Load,
+                Some("unload") => DoneReason::Unload,
+                Some(_) => DoneReason::Other,
+            },
+            prompt_eval_count: self.prompt_eval_count.0.unwrap_or(0),
+            eval_count: self.eval_count.0.unwrap_or(0),
+        };
+        let end = match self.done {
+            Flag(Some(true)) => Some(PieceEnd::Said(done)),
+            _ if self.done_reason.0.is_some() => Some(PieceEnd::Implied(done)),
+            _ => None,
+        };
+        let (content, thinking) = match (self.message, self.response) {
+            (Some(message), _) => (message.content, message.thinking),
+            (None, None) if end.is_none() && self.thinking.is_none() => return None,
+            (None, response) => (response, self.thinking),
+        };
+        let (content, thinking) = (content.unwrap_or_default(), thinking.unwrap_or_default());
+        Some(Piece { content, thinking, end })
+    }
+
+    /// The prompt as the model would see it, where the host was asked for it and understood.
+    pub(super) fn into_rendered(self) -> Option<String> {
+        self.debug_info.and_then(|info| info.rendered_template)
+    }
+}
+
+/// The reply of `/api/tags` and `/api/ps`.
+#[derive(Deserialize)]
+pub(super) struct Tags {
+    #[serde(default)]
+    models: Option<Vec<Box<RawValue>>>,
+}
+
+/// One entry, each field of it read alone.
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(default)]
+    name: Option<Box<RawValue>>,
+    #[serde(default)]
+    model: Option<Box<RawValue>>,
+    #[serde(default)]
+    size: Option<Box<RawValue>>,
+    #[serde(default)]
+    modified_at: Option<Box<RawValue>>,
+    #[serde(default)]
+    digest: Option<Box<RawValue>>,
+}
+
+impl Tags {
+    /// The models. Entries without a usable name are left out.
+    pub(super) fn into_models(self) -> Vec<Model> {
+        let entries = self.models.unwrap_or_default();
+        entries.iter().filter_map(|entry| model(entry)).collect()
+    }
+}
+
+fn model(entry: &RawValue) -> Option<Model> {
+    let Ok(entry) = serde_json::from_str::<Entry>(entry.get()) else {
+        tracing::debug!("a model host lists a model that is no object");
+        return None;
+    };
+    let mut names =
+        [&entry.name, &entry.model].into_iter().filter_map(|name| text(name.as_deref()));
+    let usable = names.find_map(|name| Some((ModelName::parse(&name).ok()?, name)));
+    let Some((key, name)) = usable else {
+        tracing::debug!("a model host lists a model without a usable name");
+        return None;
+    };
+    Some(Model {
+        key,
+        name,
+        size: figure(entry.size.as_deref()).unwrap_or(0),
+        modified_at: text(entry.modified_at.as_deref()).unwrap_or_default(),
+        digest: text(entry.digest.as_deref()).unwrap_or_default(),
+    })
+}
+
+fn text(value: Option<&RawValue>) -> Option<String> {
+    let text: Text = serde_json::from_str(value?.get()).ok()?;
+    let mut joiner = Joiner::default();
+    let mut text = joiner.join(text);
+    joiner.end(&mut text);
+    Some(text)
+}
+
+fn figure(value: Option<&RawValue>) -> Option<u64> {
+    serde_json::from_str::<Figure>(value?.get()).ok()?.0
+}
+
+/// The reply of `/api/version`.
+#[derive(Deserialize)]
+pub(super) struct Version {
+    #[serde(default)]
+    version: Option<Box<RawValue>>,
+}
+
+impl Version {
+    /// The version, for logs.
+    pub(super) fn text(&self) -> String {
+        text(self.version.as_deref()).unwrap_or_default()
+    }
+}
+
+/// What is used of `/api/show`.
+#[derive(Deserialize)]
+pub(super) struct Show {
+    #[serde(default)]
+    model_info: Option<Box<RawValue>>,
+    #[serde(default)]
+    capabilities: Option<Box<RawValue>>,
+}
+
+impl Show {
+    /// The largest context window in tokens.
+    pub(super) fn context_length(&self) -> Option<u32> {
+        let info = self.model_info.as_deref()?.get();
+        let info: HashMap<String, &RawValue> = serde_json::from_str(info).ok()?;
+        // The key begins with the architecture; a multimodal model has several such keys.
+        let architecture = text(info.get("general.architecture").copied())?;
+        let tokens = figure(info.get(&format!("{architecture}.context_length")).copied())?;
+        u32::try_from(tokens).ok().filter(|tokens| *tokens > 0)
+    }
+
+    /// Whether `think` may be asked of it.
+    pub(super) fn thinks(&self) -> bool {
+        let capabilities = self.capabilities.as_deref().map(RawValue::get);
+        let capabilities = capabilities.and_then(|list| serde_json::from_str(list).ok());
+        let capabilities: Vec<&RawValue> = capabilities.unwrap_or_default();
+        capabilities.into_iter().any(|name| text(Some(name)).as_deref() == Some("thinking"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn show(reply: &Value) -> Show {
+        serde_json::from_str(&reply.to_string()).expect("a reply")
+    }
+
+    #[test]
+    fn the_window_is_that_of_the_architecture() {
+        let whole = show(&json!({
+            "model_info": {
+                "clip.context_length": 77,
+                "general.architecture": "llama",
+                "llama.context_length": 2048,
+            },
+            "capabilities": ["completion", "thinking"],
+        }));
+        assert_eq!(whole.context_length(), Some(2048));
+        assert!(whole.thinks());
+        for bare in [
+            json!({}),
+            json!({"model_info": null, "capabilities": null}),
+            json!({"model_info": [], "capabilities": {}}),
+            json!({"model_info": {"general.architecture": 5}, "capabilities": [null, 7]}),
+        ] {
+            let bare = show(&bare);
+            assert_eq!(bare.context_length(), None);
+            assert!(!bare.thinks());
+        }
+        let loose = show(&json!({
+            "model_info": {"general.architecture": "llama", "llama.context_length": "2048.0"},
+            "capabilities": [{}, "thinking"],
+        }));
+        assert_eq!(loose.context_length(), Some(2048));
+        assert!(loose.thinks());
+    }
+
+    #[test]
+    fn an_odd_entry_of_a_list_costs_itself_or_only_its_odd_field() {
+        let listed = |reply: &Value| {
+            let tags: Tags = serde_json::from_str(&reply.to_string()).expect("a reply");
+            let models = tags.into_models().into_iter();
+            models.map(|model| (model.name, model.size, model.modified_at)).collect::<Vec<_>>()
+        };
+        let told = listed(&json!({"models": [
+            {"name": "a:1", "size": 5, "modified_at": "2025"},
+            {"size": 5},
+            {"name": null, "model": "b:1"},
+            {"name": "", "model": "c:1", "size": ""},
+            {"name": "not a name"},
+            {"name": 7},
+            null, 7, "x", [],
+            {"name": "d:1", "size": "6", "modified_at": null, "digest": {}, "details": [[]]},
+            {"name": "e:1", "size": 7.0, "modified_at": 8},
+        ]}));
+        let wanted =
+            [("a:1", 5, "2025"), ("b:1", 0, ""), ("c:1", 0, ""), ("d:1", 6, ""), ("e:1", 7, "")];
+        let wanted = wanted.map(|(name, size, at)| (name.to_owned(), size, at.to_owned()));
+        assert_eq!(told, wanted);
+        assert_eq!(listed(&json!({"models": null})), []);
+        assert_eq!(listed(&json!({})), []);
+    }
+}
