@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -18,6 +18,8 @@ use uuid::Uuid;
 const NO_MASK: [u8; 4] = [0; 4];
 /// A closing handshake takes at most three steps of a second each.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// The server sends the first event so long after the head.
+const WELCOME_DELAY: Duration = Duration::from_millis(50);
 /// More than the kernel's buffers hold.
 const MANY_TOKENS: usize = 60_000;
 const MIB: usize = 1 << 20;
@@ -301,11 +303,20 @@ async fn a_client_that_never_answers_a_close_is_let_go_in_time() {
 #[tokio::test]
 async fn the_head_of_the_handshake_comes_alone_fifty_times_of_fifty() {
     let Setup { replica, .. } = &setup("500", &[]).await;
-    for _ in 0..50 {
+    let (mut alone, mut late) = (0, 0);
+    while alone < 50 {
+        let asked = Instant::now();
         let mut raw = Raw::connect(replica, "/ws").await;
         let head = raw.one_read().await;
         assert!(head.starts_with(b"HTTP/1.1 101 "), "no handshake");
-        assert!(head.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&head));
+        if !head.ends_with(b"\r\n\r\n") {
+            // Beside much other work this client itself may be late; such a try shows nothing.
+            assert!(asked.elapsed() >= WELCOME_DELAY, "{}", String::from_utf8_lossy(&head));
+            late += 1;
+            assert!(late < 10, "the head never comes alone");
+            continue;
+        }
+        alone += 1;
         let frame = raw.one_read().await;
         assert_eq!(frame[0], 0x81, "not a text frame");
         assert!(String::from_utf8_lossy(&frame).contains(r#""type":"connection""#));
