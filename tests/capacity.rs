@@ -592,7 +592,8 @@ async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_se
 #[tokio::test]
 async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
     let redis = RedisServer::start();
-    let sim = ollama_sim(&["--slots", "8", "--rate", "50"]);
+    // Neither stream can end by itself while the test waits: 1,000 tokens take 100 s.
+    let sim = ollama_sim(&["--slots", "8", "--rate", "10"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
     let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let counted = async || {
@@ -600,7 +601,7 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
         metrics.as_str().unwrap_or_default().contains("jarvis_streams_beyond_lease_total 1")
     };
     let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
-    socket.say(&json!({"type": "chat", "message": "[[tokens=500]] held"})).await;
+    socket.say(&json!({"type": "chat", "message": "[[tokens=1000]] held"})).await;
     socket.until("stream_chunk").await;
     assert!(!counted().await);
     replicas[0].signal("-STOP");
