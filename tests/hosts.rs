@@ -190,6 +190,26 @@ async fn a_host_that_fails_one_model_answers_the_others() {
 }
 
 #[tokio::test]
+async fn a_model_that_fails_for_long_is_told_soon_and_when_to_come_back() {
+    let sim = ollama_sim(&["--models", "tinyllama,broken"]);
+    let service = Service::start(&[&sim], &[]).await;
+    let armed = json!({"fault": "status@500", "model": "broken:latest", "times": 1_000_000});
+    arm(&sim, &armed).await;
+    let mut codes = Vec::new();
+    while codes.last() != Some(&"model_unavailable".to_owned()) {
+        assert!(codes.len() < 6, "{codes:?}");
+        let began = Instant::now();
+        let reply = service.ask("broken", "hi").await;
+        // Of the failures before: three tries, and two pauses between them.
+        assert!(began.elapsed() < 3 * AT_ONCE, "{codes:?}: {:?}", began.elapsed());
+        codes.push(reply.body["code"].as_str().expect("a code").to_owned());
+        let is_last = codes.last().is_some_and(|code| code == "model_unavailable");
+        assert_eq!(reply.status, if is_last { 503 } else { 502 }, "{}", reply.body);
+        assert!(reply.headers.contains_key("retry-after"), "{}", reply.body);
+    }
+}
+
+#[tokio::test]
 async fn a_host_that_loads_or_unloads_instead_of_answering_is_asked_again_and_not_for_ever() {
     let sim = ollama_sim(&[]);
     let service = Service::start(&[&sim], &[]).await;

@@ -30,8 +30,10 @@ const FRUITLESS_ATTEMPTS: usize = 3;
 const ATTEMPTS: usize = 12;
 /// Times in all that a host said it was full.
 const BUSY_ATTEMPTS: usize = 60;
-/// How long a turn waits for a model that is left alone on its hosts.
+/// How long a turn waits for a model that is left alone on its hosts, where it has text, and where it
+/// has none.
 const FAILING: Duration = Duration::from_secs(10);
+const FAILING_AT_FIRST: Duration = Duration::from_secs(3);
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 1.1;
 /// How often, at most: each time at least one message less is sent.
@@ -201,12 +203,28 @@ async fn answer(
             Err(error) => error,
         };
         let has_text = !writer.text().is_empty();
-        if let OllamaError::ModelRefused { .. } = error {
-            refused_by.extend(lease.grant().map(|grant| HostId::new(&grant.host.0)));
+        let host = lease.grant().map(|grant| HostId::new(&grant.host.0));
+        let is_unreachable = capacity::is_unreachable(&error);
+        let mut fails_too_long = false;
+        match error {
+            _ if is_unreachable => {}
+            OllamaError::Busy { .. } => busy += 1,
+            OllamaError::ModelFailing { retry_after, .. } => {
+                busy += 1;
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                let limit = if has_text { FAILING } else { FAILING_AT_FIRST };
+                fails_too_long = since.elapsed() + retry_after > limit
+                    && !generations.fleet.has_other(&turn.spec.model, host.as_slice());
+            }
+            _ => {
+                attempts += 1;
+                fruitless += 1;
+                if writer.text().len() > before {
+                    (fruitless, failing_since) = (0, None);
+                }
+            }
         }
-        let is_failing = matches!(error, OllamaError::ModelFailing { .. });
-        failing_since = is_failing.then(|| failing_since.unwrap_or_else(Instant::now));
-        if capacity::is_unreachable(&error) {
+        if is_unreachable {
             // It cost the host nothing: the turn waits until a host is there again.
             let since = *unreachable_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= generations.host_wait {
@@ -214,14 +232,11 @@ async fn answer(
             }
         } else {
             unreachable_since = None;
-            if is_failing || matches!(error, OllamaError::Busy { .. }) {
-                busy += 1;
-            } else {
-                attempts += 1;
-                fruitless = if writer.text().len() > before { 0 } else { fruitless + 1 };
+            if let OllamaError::ModelRefused { .. } = error {
+                refused_by.extend(host);
             }
             if !is_worth_another(generations, turn, &error, &refused_by).await
-                || failing_since.is_some_and(|since| since.elapsed() > FAILING)
+                || fails_too_long
                 || fruitless >= FRUITLESS_ATTEMPTS
                 || attempts >= ATTEMPTS
                 || busy >= BUSY_ATTEMPTS
