@@ -202,6 +202,41 @@ async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_w
     assert!(prompt.starts_with(begun) && prompt.len() > begun.len(), "{begun}\n---\n{prompt}");
 }
 
+#[tokio::test]
+async fn an_answer_that_goes_on_at_a_host_with_another_window_keeps_its_prompt() {
+    let redis = RedisServer::start();
+    let large = ollama_sim(&["--rate", "100", "--model-ctx", "2048"]);
+    let small = ollama_sim(&["--rate", "100", "--model-ctx", "512"]);
+    // It is in the memory of the large one, which therefore comes first.
+    let load = json!({"model": "tinyllama", "messages": []});
+    assert_eq!(post(&large, "/api/chat", &load).await.status, 200);
+    let hosts = format!("{},{}", large.url, small.url);
+    let replica = jarvis(&redis.url(), &hosts, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let session = Uuid::new_v4().to_string();
+    for turn in 0..3 {
+        let message = format!("[[tokens=40]] {turn} {}", "words ".repeat(30));
+        assert_eq!(chat(&replica, &session, &message).await.status, 200, "turn {turn}");
+    }
+    // 300 tokens, where the small window would leave room for 256 beside a long answer.
+    let last = chat(&replica, &session, "[[tokens=60 fault=cut@20]] goes on").await;
+    assert_eq!(last.status, 200, "{}", last.body);
+    assert_eq!(last.body["context"]["messages_sent"], 7);
+    let asked = journal(&large).await;
+    let mut begun = asked.iter().filter(|asked| asked["path"] == "/api/chat");
+    let begun = begun.rfind(|asked| asked["rendered"].is_string()).expect("an answer");
+    let begun = begun["rendered"].as_str().expect("a prompt");
+    let continued = journal(&small).await;
+    assert!(!continued.is_empty(), "the first host failed this turn");
+    for asked in continued.iter().filter(|asked| asked["path"] == "/api/generate") {
+        let prompt = asked["prompt"].as_str().expect("a prompt");
+        assert!(prompt.starts_with(begun), "{begun}\n---\n{prompt}");
+    }
+    let last = continued.last().expect("a request");
+    assert_eq!(last["path"], "/api/generate");
+    assert!(last["prompt"].as_str().expect("a prompt").len() > begun.len());
+}
+
 /// What was measured in a conversation goes from its answers: it is estimated again.
 fn forget_what_was_measured(redis: &RedisServer, session: &str) {
     let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);

@@ -21,6 +21,9 @@ const LOOK_FOR_HOSTS: Duration = Duration::from_secs(10);
 const LAST_LOOK: Duration = Duration::from_secs(2);
 /// A session is notified at most this often.
 const NOTIFY_EVERY: Duration = Duration::from_secs(1);
+/// The clients of an answer that waits in its middle, for its turn and not for a host, are not
+/// notified before this: it goes before all others.
+const NEXT_IN_TURN: Duration = Duration::from_secs(5);
 /// A time that has changed by no more than this share of the published one is not published again.
 const WORTH_NOTIFYING: f64 = 0.1;
 /// How long a turn waits, at most.
@@ -88,6 +91,9 @@ pub(super) async fn wait_for_slot(
             Place::Waiting(waiting) => {
                 let queued = queued(turn, waiting, wait.answer);
                 let now = Instant::now();
+                let next_in_turn = wait.answer.is_some() && waiting.hosts > 0;
+                notifier.from = wait.notify_from;
+                notifier.from += if next_in_turn { NEXT_IN_TURN } else { Duration::ZERO };
                 notify_at = notifier.due(queued, now).filter(|due| *due > now);
                 if notify_at.is_none() && notifier.publishes(queued, now) {
                     publish(generations, turn, queued).await;

@@ -28,7 +28,7 @@ const SILENCE_WHILE_WAITING: Duration = Duration::from_secs(5);
 const REQUEST_AFTER: Duration = Duration::from_millis(250);
 /// Pause before its position is requested again, where it is not known and where it is.
 const REQUEST_AGAIN: Duration = Duration::from_secs(5);
-const REQUEST_ANYWAY: Duration = Duration::from_secs(30);
+const REQUEST_ANYWAY: Duration = Duration::from_mins(1);
 const SWEEP: Duration = Duration::from_millis(250);
 /// After so long without anything new, a feed keeps no more than its place.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
