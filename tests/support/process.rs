@@ -100,8 +100,13 @@ fn jarvis_command(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Command 
 
 /// A scripted Ollama.
 pub fn ollama_sim(args: &[&str]) -> Process {
+    ollama_sim_at("127.0.0.1:0", args)
+}
+
+/// The same, at this address: where one was that is gone.
+pub fn ollama_sim_at(address: &str, args: &[&str]) -> Process {
     let mut command = Command::new(sim_binary());
-    command.args(["--listen", "127.0.0.1:0", "--engine", "scripted"]).args(args);
+    command.args(["--listen", address, "--engine", "scripted"]).args(args);
     Process::start(command)
 }
 
