@@ -30,27 +30,60 @@ const ANSWERS: [&str; 12] = [
     "| a | b |\n|:--|--:|\n| 1 | \u{e9} |\n\n",
 ];
 
+const MODEL: &str = "tinyllama:latest";
+
 struct Fleet {
     _redis: RedisServer,
-    host: Process,
+    hosts: Vec<Process>,
     replicas: Vec<Process>,
 }
 
 impl Fleet {
-    async fn start() -> Self {
+    /// Two replicas, and a host for each of these models.
+    async fn start(models: &[String]) -> Self {
         let redis = RedisServer::start();
-        let host = ollama_sim(&["--slots", "1000"]);
-        let url = format!("{};slots=1000", host.url);
-        let settings = [("JARVIS_LEASE_MS", "1000"), ("JARVIS_QUEUE_SHARE", "1000")];
-        let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &url, &settings)).collect();
+        let hosts: Vec<_> = models
+            .iter()
+            .map(|model| ollama_sim(&["--slots", "1000", "--models", model]))
+            .collect();
+        let urls: Vec<_> = hosts.iter().map(|host| format!("{};slots=1000", host.url)).collect();
+        let urls = urls.join(",");
+        let settings = [("JARVIS_REDIS_TIMEOUT_MS", "10000"), ("JARVIS_QUEUE_SHARE", "1000")];
+        let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &urls, &settings)).collect();
         for replica in &replicas {
             until_ok(replica, "/health/ready").await;
         }
-        Self { _redis: redis, host, replicas }
+        Self { _redis: redis, hosts, replicas }
+    }
+
+    async fn with_one_host() -> Self {
+        Self::start(&[MODEL.to_owned()]).await
     }
 }
 
-/// One question whose answer is broken off, and a client that reads it from the second replica.
+/// A question, the pieces of its answer, and what happens after the first `at` of them.
+struct Question<'a> {
+    model: &'a str,
+    pieces: &'a [&'a str],
+    at: usize,
+    directives: String,
+}
+
+impl Question<'_> {
+    async fn ask(self, fleet: &Fleet) -> Asked {
+        let session = uuid::Uuid::new_v4().to_string();
+        let path = format!("/ws?session_id={session}");
+        let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
+        let (reading, _) = Socket::open(&fleet.replicas[1], &path).await;
+        let (text, directives) = (self.pieces.join(BY), self.directives);
+        let message = format!("{session} [[{directives} by={BY} say]]{text}");
+        asking.say(&json!({"type": "chat", "model": self.model, "message": message})).await;
+        let (answer, before) = (self.pieces.concat(), self.pieces[..self.at].concat());
+        Asked { asking, reading, answer, before, events: Vec::new() }
+    }
+}
+
+/// A question whose answer is broken off, and a client that reads it from the second replica.
 struct Asked {
     asking: Socket,
     reading: Socket,
@@ -61,20 +94,6 @@ struct Asked {
 }
 
 impl Asked {
-    /// The pieces of the answer are given; the fault strikes after the first `at` of them.
-    async fn new(fleet: &Fleet, pieces: &[&str], at: usize, fault: &str, more: &str) -> Self {
-        let session = uuid::Uuid::new_v4().to_string();
-        let path = format!("/ws?session_id={session}");
-        let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
-        let (reading, _) = Socket::open(&fleet.replicas[1], &path).await;
-        let text = pieces.join(BY);
-        let fault = if fault.is_empty() { fault.to_owned() } else { format!("fault={fault}@{at}") };
-        let message = format!("{session} [[{more} {fault} by={BY} say]]{text}");
-        asking.say(&json!({"type": "chat", "message": message})).await;
-        let (answer, before) = (pieces.concat(), pieces[..at].concat());
-        Self { asking, reading, answer, before, events: Vec::new() }
-    }
-
     /// Reads until the client has all that comes before the fault.
     async fn read_up_to_the_break(&mut self) {
         while joined(&self.events).len() < self.before.len() {
@@ -86,6 +105,8 @@ impl Asked {
     /// Reads to the end: the client has the answer, and never had to give text back.
     async fn read_to_the_end(mut self) {
         self.events.extend(self.reading.until("stream_end").await);
+        // A host that is not there makes turns wait, which is told.
+        self.events.retain(|event| event["type"] != "queued");
         let order = ["message_received", "stream_start", "stream_chunk", "stream_end"];
         assert_eq!(kinds(&self.events), order, "after {:?}", self.before);
         assert_eq!(joined(&self.events), self.answer, "after {:?}", self.before);
@@ -95,65 +116,80 @@ impl Asked {
     }
 }
 
-/// Asks for each answer as often as it has characters, each time with the fault after another.
-async fn broken_after_every_character(fleet: &Fleet, fault: &str) -> Vec<Asked> {
-    let mut all = Vec::new();
-    for answer in ANSWERS {
-        let pieces: Vec<&str> = answer.split_inclusive(|_: char| true).collect();
-        let asked = (1..pieces.len()).map(|at| Asked::new(fleet, &pieces, at, fault, ""));
-        all.extend(join_all(asked).await);
-    }
-    assert!(all.len() > 200, "{} places", all.len());
-    all
+fn characters(answer: &str) -> Vec<&str> {
+    answer.split_inclusive(|_: char| true).collect()
 }
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_after_any_character_of_any_script_leaves_no_trace() {
-    let fleet = Fleet::start().await;
-    for fault in ["cut", "error", "end"] {
-        let asked = broken_after_every_character(&fleet, fault).await;
-        let turns = asked.len();
-        join_all(asked.into_iter().map(Asked::read_to_the_end)).await;
-        let stats = get(&fleet.host, "/sim/stats").await.body;
-        assert!(stats["faulted"].as_u64() >= Some(turns as u64), "every one broke off: {stats}");
+    // A host for each answer: one that breaks off too often in a row is let alone for a while.
+    let models: Vec<_> =
+        (0..ANSWERS.len()).map(|number| format!("answer-{number}:latest")).collect();
+    let fleet = Fleet::start(&models).await;
+    join_all(ANSWERS.iter().zip(&models).map(async |(answer, model)| {
+        let pieces = characters(answer);
+        for at in 1..pieces.len() {
+            let fault = ["cut", "error", "end"][at % 3];
+            let directives = format!("fault={fault}@{at}");
+            let question = Question { model, pieces: &pieces, at, directives };
+            question.ask(&fleet).await.read_to_the_end().await;
+        }
+    }))
+    .await;
+    for (host, answer) in fleet.hosts.iter().zip(ANSWERS) {
+        let stats = get(host, "/sim/stats").await.body;
+        assert_eq!(stats["faulted"], characters(answer).len() - 1, "every one broke off: {stats}");
     }
 }
 
 #[tokio::test]
 async fn a_writer_killed_after_any_character_of_any_script_leaves_no_trace() {
-    let mut fleet = Fleet::start().await;
-    let mut asked = broken_after_every_character(&fleet, "stall").await;
-    join_all(asked.iter_mut().map(Asked::read_up_to_the_break)).await;
+    let mut fleet = Fleet::with_one_host().await;
+    let answers = ANSWERS.map(characters);
+    let mut asked = Vec::new();
+    for pieces in &answers {
+        let questions = (1..pieces.len()).map(|at| {
+            let directives = format!("fault=stall@{at}");
+            Question { model: MODEL, pieces, at, directives }.ask(&fleet)
+        });
+        let mut now = join_all(questions).await;
+        join_all(now.iter_mut().map(Asked::read_up_to_the_break)).await;
+        asked.extend(now);
+    }
+    assert!(asked.len() > 200, "{} places", asked.len());
     fleet.replicas[0].kill();
     join_all(asked.into_iter().map(Asked::read_to_the_end)).await;
 }
 
 #[tokio::test]
 async fn a_host_killed_after_any_character_of_any_script_leaves_no_trace() {
-    let mut fleet = Fleet::start().await;
+    let mut fleet = Fleet::with_one_host().await;
     let mut asked = Vec::new();
-    let answers = ANSWERS.map(|answer| answer.split_inclusive(|_: char| true).collect::<Vec<_>>());
+    let answers = ANSWERS.map(characters);
     for at in 1..answers.iter().map(Vec::len).max().expect("answers") {
         let longer: Vec<_> = answers.iter().filter(|pieces| at < pieces.len()).collect();
         let times = longer.len();
+        // Not in the message: the host that is started again would have it strike again.
         let stall =
             json!({"fault": "stall", "after_pieces": at, "times": times, "path": "/api/chat"});
-        post(&fleet.host, "/sim/faults", &stall).await;
-        let now = longer.into_iter().map(|pieces| Asked::new(&fleet, pieces, at, "", ""));
+        post(&fleet.hosts[0], "/sim/faults", &stall).await;
+        let now = longer.into_iter().map(|pieces| {
+            Question { model: MODEL, pieces, at, directives: String::new() }.ask(&fleet)
+        });
         let mut now = join_all(now).await;
         join_all(now.iter_mut().map(Asked::read_up_to_the_break)).await;
         asked.extend(now);
     }
     assert!(asked.len() > 200, "{} places", asked.len());
-    let address = fleet.host.url.replace("http://", "");
-    fleet.host.kill();
-    fleet.host = ollama_sim_at(&address, &["--slots", "1000"]);
+    let address = fleet.hosts[0].url.replace("http://", "");
+    fleet.hosts[0].kill();
+    fleet.hosts[0] = ollama_sim_at(&address, &["--slots", "1000", "--models", MODEL]);
     join_all(asked.into_iter().map(Asked::read_to_the_end)).await;
 }
 
 #[tokio::test]
 async fn a_model_that_goes_another_way_from_an_earlier_character_leaves_no_trace() {
-    let fleet = Fleet::start().await;
+    let fleet = Fleet::with_one_host().await;
     // The second piece is a token of several characters. From within it the model goes another way.
     let answers = [
         ["fr", "an\u{e7}", "ais"],
@@ -172,24 +208,26 @@ async fn a_model_that_goes_another_way_from_an_earlier_character_leaves_no_trace
         ["if x:", "\n\t", "return"],
         ["| a", " | \n", "| b |"],
     ];
-    for fault in ["cut", "error", "end"] {
-        let asked = answers.iter().map(|pieces| Asked::new(&fleet, pieces, 2, fault, "strict"));
-        join_all(join_all(asked).await.into_iter().map(Asked::read_to_the_end)).await;
+    for pieces in answers {
+        let directives = "strict fault=cut@2".to_owned();
+        let question = Question { model: MODEL, pieces: &pieces, at: 2, directives };
+        question.ask(&fleet).await.read_to_the_end().await;
     }
 }
 
 #[tokio::test]
 async fn the_model_goes_on_after_whole_characters_and_before_blanks_and_half_an_emoji() {
-    let fleet = Fleet::start().await;
+    let fleet = Fleet::with_one_host().await;
     for (pieces, expected) in [
         (["fran\u{e7}", "ais"], vec!["fran\u{e7}"]),
         (["\u{4eca}\u{5929}", "\u{6c14}"], vec!["\u{4eca}\u{5929}"]),
         (["fran\u{e7}ais \n", "et"], vec!["fran\u{e7}ais", "fran\u{e7}ais \n"]),
         (["flag \u{1f1eb}", "\u{1f1f7}"], vec!["flag", "flag \u{1f1eb}"]),
     ] {
-        let asked = Asked::new(&fleet, &pieces, 1, "cut", "strict").await;
-        asked.read_to_the_end().await;
-        let requests = get(&fleet.host, "/sim/requests").await.body;
+        let directives = "strict fault=cut@1".to_owned();
+        let question = Question { model: MODEL, pieces: &pieces, at: 1, directives };
+        question.ask(&fleet).await.read_to_the_end().await;
+        let requests = get(&fleet.hosts[0], "/sim/requests").await.body;
         let requests = requests["requests"].as_array().expect("requests").clone();
         let continued = requests.iter().filter(|request| {
             request["path"] == "/api/generate" && request["options"]["num_predict"] != 1
@@ -199,6 +237,6 @@ async fn the_model_goes_on_after_whole_characters_and_before_blanks_and_half_an_
             .filter_map(|prompt| prompt.rsplit("<|im_start|>assistant\n").next())
             .collect();
         assert_eq!(so_far, expected, "{pieces:?}");
-        http().delete(format!("{}/sim/requests", fleet.host.url)).send().await.expect("gone");
+        http().delete(format!("{}/sim/requests", fleet.hosts[0].url)).send().await.expect("gone");
     }
 }

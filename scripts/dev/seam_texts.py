@@ -37,6 +37,13 @@ def _copies(*texts: str) -> list[str]:
     return [lead.format(text) for lead, text in itertools.product(leads, texts)]
 
 
+def _table(*rows: str) -> str:
+    header, *others = (f"| {row} |" for row in rows)
+    return "\n".join([header, "|---" * (header.count("|") - 1) + "|", *others])
+
+
+_AGAIN = "Write this Markdown table again:\n\n{}"
+_ROW = "Add a row to this Markdown table:\n\n{}"
 _ASK = (
     "Write a short story about {}.",
     "Explain {} to a child.",
@@ -153,12 +160,18 @@ SCRIPTS = [
     ),
     Script(
         "tables",
-        _copies(
-            "| Name | Age | City |\n|------|-----|-------|\n| Ann | 31 | Paris |\n| Bob | 27 | Rome |",
-            "| Fruit | Price |\n|:--|--:|\n| apple | $1.20 |\n| pear | $0.80 |\n| fig | $3.00 |",
-            "| Day | Open | Closed |\n|---|---|---|\n| Mon | 9:00 | 17:00 |\n| Tue | 9:30 | 18:00 |",
-        )
-        + ["Make a Markdown table of three fruits with colour and price."],
+        [
+            _AGAIN.format(_table("Name | Age | City", "Ann | 31 | Paris", "Bob | 27 | Rome")),
+            _AGAIN.format(_table("Name | Job | City", "Ann | nurse | Paris", "Bob | pilot | Rome")),
+            _AGAIN.format(_table("Word | Length", "sea | 3", "bread | 5")),
+            _AGAIN.format(_table("Animal | Legs", "Dog | 4", "Bird | 2", "Fish | 0")),
+            _AGAIN.format(_table("Item | Colour | Size", "Apple | red | small", "Melon | green | large")),
+            _AGAIN.format(_table("Country | Capital", "France | Paris", "Spain | Madrid")),
+            _ROW.format(_table("Name | Age | Town", "Eve | 45 | Bern", "Tom | 19 | Oslo")),
+            _ROW.format(_table("Word | Length", "sea | 3", "bread | 5")),
+            _ROW.format(_table("Animal | Legs", "Dog | 4", "Bird | 2", "Fish | 0")),
+            _ROW.format(_table("Item | Colour | Size", "Apple | red | small", "Melon | green | large")),
+        ],
         _contains(r"\|.*\|"),
         _mark,
     ),

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import console, models, net, redis, replicas
 from .console import Failure, Progress, Step, say
-from .process import Fleet, Interrupted, Service
+from .process import Fleet, Interrupted, Service, Signals
 from .seam_texts import SCRIPTS, Script
 
 _TOKENS = 60
@@ -132,6 +132,7 @@ def _run(fleet: Fleet, place: Path, count: int, dice: random.Random) -> int:
         questions[script.name] = itertools.cycle(shuffled)
     progress = Progress()
     for number in range(count):
+        Signals.check()
         # Each script in turn, half of them broken at an awkward place, and each killed in its turn.
         turn, which = divmod(number, len(SCRIPTS))
         script = SCRIPTS[which]
