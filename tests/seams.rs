@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use support::client::{Socket, get, http, joined, kinds, post, until_ok};
 use support::process::{Process, jarvis, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
-use tokio::time::Instant;
 
 /// Between the characters of an answer, where each is a piece of its own.
 const BY: &str = "\u{ac}";

@@ -47,7 +47,8 @@ impl Continued {
         while let Some(mut token) = self.stream.next().await? {
             match compare(&mut expected, &token.content) {
                 Comparison::Continues(new) => {
-                    token.content = new.to_owned();
+                    let repeated = token.content.len() - new.len();
+                    token.content.drain(..repeated);
                     self.first = Some(token);
                     return Ok(true);
                 }
