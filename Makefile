@@ -38,7 +38,7 @@ soak:     ## the same for long, over sentinels and over a cluster, and `make rol
 bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory
 	$(DEV) bench
 
-seams:    ## break 100 answers of a real model off in the middle and look at the seams (SEED= ANSWERS=100)
+seams:    ## break 100 answers of a real model, in ten scripts, off in the middle and look at the seams (SEED= ANSWERS=100)
 	$(DEV) seams $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 clean:    ## remove what was built and fetched; the history stays

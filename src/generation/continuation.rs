@@ -1,18 +1,19 @@
 //! How an answer goes on after its writer, its host or the connection was lost.
 //!
 //! The host renders the prompt as the model would see it, and the model continues that prompt with
-//! the answer so far behind it. Where the host cannot render, the answer begins anew.
+//! the answer so far behind it, cut at its seam. What was cut off comes again and is dropped. Where
+//! the model goes another way instead, it is asked once more, with all of the text that readers
+//! have: they never have to give any back. Where the host cannot render, the answer begins anew.
 
-use unicode_segmentation::UnicodeSegmentation;
-
-use crate::ollama::{ChatRequest, Done, OllamaError, Options, Slot, TokenStream};
+use super::seam::{Comparison, compare, seam};
+use crate::ollama::{ChatRequest, Done, OllamaError, Options, Slot, Token, TokenStream};
 use crate::session::thoughts::Shape;
 
 /// A stream that goes on, or one that begins anew.
 pub(super) struct Continued {
-    pub(super) stream: TokenStream,
-    /// What comes again at first, as the prompt was cut before it.
-    pub(super) overlap: String,
+    stream: TokenStream,
+    /// A token that was read from the stream already.
+    first: Option<Token>,
     /// The answer is to be taken back to nothing first.
     pub(super) anew: bool,
     /// Tokens of the answer before this stream.
@@ -31,6 +32,34 @@ pub(super) enum Asked {
     },
 }
 
+impl Continued {
+    /// Returns the next piece that follows on the answer so far, as [`TokenStream::next`] does.
+    /// Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Option<Token>, OllamaError> {
+        match self.first.take() {
+            Some(token) => Ok(Some(token)),
+            None => self.stream.next().await,
+        }
+    }
+
+    /// Reads until the model has repeated `expected`. `false`: it goes another way, or has ended.
+    async fn repeats(&mut self, mut expected: &str) -> Result<bool, OllamaError> {
+        while let Some(mut token) = self.stream.next().await? {
+            match compare(&mut expected, &token.content) {
+                Comparison::Continues(new) => {
+                    let repeated = token.content.len() - new.len();
+                    token.content.drain(..repeated);
+                    self.first = Some(token);
+                    return Ok(true);
+                }
+                Comparison::Repeats if token.done.is_none() => {}
+                Comparison::Repeats | Comparison::Differs => break,
+            }
+        }
+        Ok(false)
+    }
+}
+
 /// Opens a stream that goes on after `so_far`, which may have thoughts before it, or begins where
 /// nothing is there.
 pub(super) async fn open(
@@ -40,8 +69,7 @@ pub(super) async fn open(
 ) -> Result<Asked, OllamaError> {
     let anew = async |anew| {
         let stream = slot.chat(request).await?;
-        let overlap = String::new();
-        let continued = Continued { stream, overlap, anew, tokens_before: 0, prompt_tokens: 0 };
+        let continued = Continued { stream, first: None, anew, tokens_before: 0, prompt_tokens: 0 };
         Ok(Asked::Goes(Box::new(continued)))
     };
     if so_far.is_empty() {
@@ -55,9 +83,29 @@ pub(super) async fn open(
     let Some(prompt) = rendered else {
         return anew(true).await;
     };
-    let kept = &so_far[..seam(so_far)];
     let prompt_tokens = count(slot, request, &prompt).await?;
-    let prompt = prompt + kept;
+    let (kept, cut_off) = so_far.split_at(seam(so_far));
+    let mut asked = go_on(slot, request, &prompt, prompt_tokens, kept).await?;
+    if let Asked::Goes(continued) = &mut asked
+        && !cut_off.is_empty()
+        && !continued.repeats(cut_off).await?
+    {
+        drop(asked);
+        tracing::debug!("the model went another way; it goes on after all that readers have");
+        return go_on(slot, request, &prompt, prompt_tokens, so_far).await;
+    }
+    Ok(asked)
+}
+
+/// Has the model go on after `kept`, which follows on a prompt of `prompt_tokens`.
+async fn go_on(
+    slot: &Slot,
+    request: &ChatRequest,
+    prompt: &str,
+    prompt_tokens: u64,
+    kept: &str,
+) -> Result<Asked, OllamaError> {
+    let prompt = format!("{prompt}{kept}");
     let tokens_before = match count(slot, request, &prompt).await {
         Ok(tokens) => tokens.saturating_sub(prompt_tokens),
         // The prompt fits, so the answer has filled the window. A shorter prompt would go on with
@@ -74,10 +122,8 @@ pub(super) async fn open(
         return Ok(Asked::Length { prompt_tokens, answer_tokens: tokens_before });
     }
     let left = u32::try_from(limit - tokens_before).unwrap_or(u32::MAX);
-    let request = with_limit(request, left);
-    let stream = slot.continue_raw(&request, &prompt).await?;
-    let overlap = so_far[kept.len()..].to_owned();
-    let continued = Continued { stream, overlap, anew: false, tokens_before, prompt_tokens };
+    let stream = slot.continue_raw(&with_limit(request, left), &prompt).await?;
+    let continued = Continued { stream, first: None, anew: false, tokens_before, prompt_tokens };
     Ok(Asked::Goes(Box::new(continued)))
 }
 
@@ -95,80 +141,4 @@ async fn count(slot: &Slot, request: &ChatRequest, prompt: &str) -> Result<u64, 
 fn with_limit(request: &ChatRequest, num_predict: u32) -> ChatRequest {
     let options = Options { num_predict, ..request.options.clone() };
     ChatRequest { options, ..request.clone() }
-}
-
-/// Where the answer is cut before the model goes on: before blanks at its end, as after one a model
-/// often goes another way, and before a last character that may only be the beginning of one.
-fn seam(text: &str) -> usize {
-    let end = text.trim_end();
-    match end.grapheme_indices(true).next_back() {
-        Some((at, last)) if !last.is_ascii() => end[..at].trim_end().len(),
-        _ => end.len(),
-    }
-}
-
-/// What is new in `piece`, as far as it repeats the overlap; `Err` with the bytes of the overlap
-/// that were not repeated, where the model goes another way.
-pub(super) fn without_overlap<'a>(
-    overlap: &mut String,
-    piece: &'a str,
-) -> Result<&'a str, (usize, &'a str)> {
-    let same: usize = overlap
-        .chars()
-        .zip(piece.chars())
-        .take_while(|(left, right)| left == right)
-        .map(|(left, _)| left.len_utf8())
-        .sum();
-    overlap.drain(..same);
-    let fresh = &piece[same..];
-    if overlap.is_empty() || fresh.is_empty() {
-        return Ok(fresh);
-    }
-    Err((std::mem::take(overlap).len(), fresh))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn whatever_the_pieces_the_overlap_is_dropped_once(
-            known in "[ab é🏳️‍🌈\\n]{0,20}",
-            fresh in "[ab é🏳️‍🌈\\n]{0,20}",
-            sizes in proptest::collection::vec(1usize..5, 1..20),
-        ) {
-            let cut = seam(&known);
-            let mut overlap = known[cut..].to_owned();
-            let again: Vec<char> = known[cut..].chars().chain(fresh.chars()).collect();
-            let mut text = known.clone();
-            let mut rest = again.as_slice();
-            for size in sizes.iter().cycle() {
-                if rest.is_empty() {
-                    break;
-                }
-                let (piece, after) = rest.split_at((*size).min(rest.len()));
-                rest = after;
-                let piece: String = piece.iter().collect();
-                text.push_str(without_overlap(&mut overlap, &piece).expect("the same text"));
-            }
-            prop_assert_eq!(text, known + &fresh);
-        }
-    }
-
-    #[test]
-    fn the_seam_lies_before_blanks_and_unfinished_characters() {
-        assert_eq!(seam("one two \n"), "one two".len());
-        assert_eq!(seam("flag \u{1f3f3}\u{fe0f}\u{200d}"), "flag".len());
-        assert_eq!(seam(" "), 0);
-    }
-
-    #[test]
-    fn a_model_that_goes_another_way_tells_what_to_take_back() {
-        let mut overlap = "  x".to_owned();
-        assert_eq!(without_overlap(&mut overlap, " y"), Err((2, "y")));
-        assert_eq!(without_overlap(&mut overlap, "z"), Ok("z"));
-    }
 }

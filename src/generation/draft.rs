@@ -179,7 +179,7 @@ impl Draft {
         text
     }
 
-    /// Takes back what lies beyond `length`: the model, asked to go on, said something else.
+    /// Takes back what lies beyond `length`: from there the answer will be another one.
     pub(super) fn take_back(&mut self, length: usize) {
         let length = floor_char_boundary(&self.text, length);
         self.text.truncate(length);

@@ -10,6 +10,7 @@ mod draft;
 #[cfg(test)]
 mod interleavings;
 mod place;
+mod seam;
 mod takeover;
 mod turn;
 mod writer;

@@ -10,7 +10,7 @@ use tracing::Instrument;
 use super::Generations;
 use super::capacity;
 use super::context::{Beginning, Conversation};
-use super::continuation::{self, Asked, without_overlap};
+use super::continuation::{self, Asked};
 use super::deeds::{Deed, Finished};
 use super::draft::Fenced;
 use super::place::{Wait, no_host, wait_for_slot};
@@ -325,24 +325,16 @@ async fn attempt(
                 continue;
             }
             () = cancelled(feed, turn) => return Err(Stopped),
-            token = continued.stream.next() => token,
+            token = continued.next() => token,
         };
         let token = match token {
             Ok(Some(token)) => token,
             Ok(None) => return Ok((Err(OllamaError::Interrupted("no end")), context)),
             Err(error) => return Ok((Err(error), context)),
         };
-        let fresh = match without_overlap(&mut continued.overlap, &token.content) {
-            Ok(fresh) => fresh,
-            Err((other, fresh)) => {
-                let kept = writer.text().len() - other;
-                writer.take_back(kept);
-                fresh
-            }
-        };
         // Some models think although they were told not to: nobody asked to see that.
         let thoughts = if turn.spec.think { token.thinking.as_str() } else { "" };
-        if !writer.push_thoughts(thoughts) || !writer.push(fresh) {
+        if !writer.push_thoughts(thoughts) || !writer.push(&token.content) {
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };
         }
@@ -350,11 +342,6 @@ async fn attempt(
             break done;
         }
     };
-    if !continued.overlap.is_empty() {
-        // The model ended before it had said again what was cut off for it.
-        let kept = writer.text().len() - continued.overlap.len();
-        writer.take_back(kept);
-    }
     let prompt_tokens = match continued.prompt_tokens {
         0 => done.prompt_eval_count,
         counted => counted,

@@ -94,7 +94,7 @@ impl Writer {
         self.draft.push_thoughts(thoughts)
     }
 
-    /// Takes back what lies beyond `length`: the model, asked to go on, said something else.
+    /// Takes back what lies beyond `length`: from there the answer will be another one.
     pub(super) fn take_back(&mut self, length: usize) {
         self.draft.take_back(length);
     }

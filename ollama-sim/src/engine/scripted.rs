@@ -53,6 +53,9 @@ impl Scripted {
         }
         let repeats = script.ending == Ending::Silent;
         let from = if repeats { 0 } else { place(&script.text, turn.answer_so_far) };
+        if directives.strict {
+            script.stray(from);
+        }
         let before = script.counter_at(from);
         let mut end = script.text.len();
         let mut reason = if repeats { Reason::Repetition } else { Reason::Stop };

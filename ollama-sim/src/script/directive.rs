@@ -43,6 +43,10 @@ pub struct Directives<'a> {
     pub first_ms: Option<u64>,
     /// The kind of answer.
     pub form: Form<'a>,
+    /// Stands between the pieces of [`Form::Say`], and is not part of the answer.
+    pub by: Option<&'a str>,
+    /// Asked to go on from within a piece, the model goes another way.
+    pub strict: bool,
     /// One after another: each request meets the first that has not fired.
     pub faults: Vec<AskedFault>,
 }
@@ -86,6 +90,8 @@ impl<'a> Directives<'a> {
                 }
             }
             "unasked" => self.unasked = true,
+            "by" => self.by = Some(value).filter(|by| !by.is_empty()),
+            "strict" => self.strict = true,
             "count" => self.form = Form::Count,
             "repeat" => self.form = Form::Repeat,
             "fault" => {
@@ -108,12 +114,13 @@ mod tests {
     #[test]
     fn several_blocks_add_up_and_say_takes_the_rest() {
         let d = Directives::parse(
-            "hi [[tokens=20 rate=30.5]] you [[first_ms=7 fault=cut@3 fault=busy! say]]a [[count]]",
+            "hi [[tokens=20 rate=30.5 strict by=|]] [[first_ms=7 fault=cut@3 fault=busy! say]]a [[count]]",
         );
         assert_eq!(d.tokens, Some(20));
         assert_eq!(d.rate, Some(30.5));
         assert_eq!(d.first_ms, Some(7));
         assert_eq!(d.form, Form::Say("a [[count]]"));
+        assert_eq!((d.by, d.strict), (Some("|"), true));
         assert_eq!(d.faults[0].fault.kind, FaultKind::Cut);
         assert_eq!(d.faults[0].fault.at, 3);
         assert!(!d.faults[0].always);

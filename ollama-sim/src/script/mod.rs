@@ -120,7 +120,10 @@ pub fn script(
                 script.push(" again", Part::Answer);
             }
         }
-        Form::Say(text) => script.say(key, text),
+        Form::Say(text) => match directives.by {
+            Some(by) => text.split(by).for_each(|piece| script.push(piece, Part::Answer)),
+            None => script.say(key, text),
+        },
     }
     script
 }
@@ -134,6 +137,19 @@ impl Script {
         let mut counter = TokenCounter::default();
         counter.feed(&self.text[..at]);
         counter
+    }
+
+    /// Goes another way after the byte `at`, unless a piece ends there: real weights that are asked
+    /// from within one of their tokens often do.
+    pub fn stray(&mut self, at: usize) {
+        if at == 0 || at >= self.text.len() || self.pieces.iter().any(|piece| piece.end == at) {
+            return;
+        }
+        self.counter = self.counter_at(at);
+        self.text.truncate(at);
+        self.pieces.retain(|piece| piece.end < at);
+        self.pieces.push(Boundary { end: at, tokens: self.counter.count(), part: Part::Answer });
+        self.push("-another-way", Part::Answer);
     }
 
     fn push(&mut self, text: &str, part: Part) {
@@ -285,6 +301,20 @@ mod tests {
         let answer = script_answer("m", "q", None, 500);
         for sign in ["\u{200d}", "\u{301}", "世", "\n\n", "\"", "\\", "\t", "  "] {
             assert!(answer.contains(sign), "{sign:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_can_be_given_and_only_from_within_one_a_strict_model_strays() {
+        let said = script("m", "q [[strict by=| say]]fr|an\u{e7}| ais", None, 5, false);
+        let ends: Vec<_> = said.pieces.iter().map(|piece| piece.end).collect();
+        assert_eq!((said.text.as_str(), ends), ("fran\u{e7} ais", vec![2, 6, 10]));
+        for (at, goes_on) in [(0, "fran\u{e7} ais"), (6, "fran\u{e7} ais"), (4, "fran-another-way")]
+        {
+            let mut straying = said.clone();
+            straying.stray(at);
+            assert_eq!(straying.text, goes_on);
+            assert_eq!(straying.pieces.last().map(|piece| piece.end), Some(goes_on.len()));
         }
     }
 
