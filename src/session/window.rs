@@ -231,14 +231,18 @@ impl Window {
         // Beyond what a later claim keeps, the text held is not the one that was seen.
         let later = self.events.iter().filter(|event| event.number > after.events);
         let kept = later.filter_map(|event| claimed_from(event, generation)).fold(from, u64::min);
-        let held = self.answer(generation);
-        if held.is_some_and(|answer| answer.base > 0) {
-            return Step::Behind;
-        }
-        let answer_from = match held.map_or(Shape::Plain, |answer| answer.shape) {
+        let begins_anew =
+            Step::Restart { generation, from: 0, after: Cursor { offset: 0, ..after } };
+        let held = match self.answer(generation) {
+            Some(answer) if answer.base == 0 => answer,
+            _ if kept == 0 => return begins_anew,
+            // Whether what stays is reasoning or answer is known only where its beginning is held.
+            _ => return Step::Behind,
+        };
+        let answer_from = match held.shape {
             Shape::Plain => 0,
             Shape::Answering(from) if from as u64 <= kept => from as u64,
-            Shape::Thinking | Shape::Answering(_) => kept,
+            Shape::Thinking | Shape::Answering(_) => return begins_anew,
         };
         let from = kept - answer_from;
         let offset = if from == 0 { 0 } else { kept };
@@ -731,6 +735,22 @@ mod tests {
         assert!(matches!(step, Step::Restart { from: 0, after: Cursor { offset: 0, .. }, .. }));
         assert!(client.follow(&session.read(), 1000));
         assert_eq!((client.thoughts.as_str(), client.text.as_str()), ("a", "another answer"));
+    }
+
+    #[test]
+    fn a_reader_that_missed_a_claim_within_reasoning_that_is_no_longer_held_reads_redis() {
+        let (mut session, mut client) = (Session::new(), Client::new());
+        for what in [Happens::Begin, Happens::Thought("a long thought".to_owned())] {
+            session.apply(&what);
+        }
+        assert!(client.follow(&session.read(), 1000));
+        for what in [Happens::Claim(0.5), Happens::End, Happens::Begin, Happens::End] {
+            session.apply(&what);
+        }
+        session.apply(&Happens::Begin);
+        assert_eq!(session.log.next(&client.cursor, 1000), Step::Behind);
+        assert!(client.follow(&session.read(), 1000));
+        assert_eq!(client.answers[0].1, ["a long", ""].map(str::to_owned));
     }
 
     proptest! {
