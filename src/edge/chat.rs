@@ -1,5 +1,7 @@
 //! A turn over REST.
 
+use std::pin::pin;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -13,6 +15,7 @@ use uuid::Uuid;
 
 use super::guard::{Caller, Source};
 use super::input::{ChatRequest, FieldError, hex_digest};
+use super::peer::Hangup;
 use super::problem::{JsonBody, Problem, ProblemDetails, in_time};
 use super::turns::{self, Asked, Past};
 use super::{Shared, sse};
@@ -75,6 +78,7 @@ pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     Source(source): Source,
+    hangup: Hangup,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -85,18 +89,21 @@ pub async fn send(
     if request.stream == Some(true) {
         shared.admit()?;
         let asked = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return sse::of_turn(shared, owner, session, asked).await;
+        return sse::of_turn(shared, owner, session, asked, hangup).await;
     }
     let Asked { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key, &source).await?;
     let limit = shared.settings.request_timeout;
-    let answered = tokio::select! {
-        biased;
-        answered = tokio::time::timeout_at(
-            started + limit,
-            answer(&shared, &owner, session, submitted),
-        ) => answered,
-        () = shared.leave.cancelled() => Ok(Err(Problem::draining())),
+    let whole = answer(&shared, &owner, session, submitted);
+    let mut whole = pin!(tokio::time::timeout_at(started + limit, whole));
+    let answered = loop {
+        tokio::select! {
+            biased;
+            answered = &mut whole => break answered,
+            () = shared.leave.cancelled() => break Ok(Err(Problem::draining())),
+            // Whoever still reads is told how the turn ended.
+            () = hangup.happened(), if guard.is_some() => drop(guard.take()),
+        }
     };
     // Only a client that went away, and so dropped this, wants the turn cancelled.
     if let Some(guard) = &mut guard {

@@ -3,10 +3,12 @@
 
 mod chat;
 mod docs;
+mod exchange;
 mod guard;
 mod health;
 pub mod input;
 pub mod listener;
+mod peer;
 pub mod problem;
 mod sessions;
 mod snapshot;

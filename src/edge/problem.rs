@@ -23,8 +23,6 @@ use crate::session::{SessionId, StoreError};
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of a body that is too large that are read all the same, at most.
-const DROPPED_BYTES: usize = 16 << 20;
 /// How long the store may take before a client is told to come back.
 const STORE_LIMIT: Duration = Duration::from_millis(2500);
 
@@ -282,33 +280,28 @@ impl FromRequest<Shared> for JsonBody {
     }
 }
 
-/// A body of at most `limit` bytes. Of a larger one, some more is read and dropped: a connection that
-/// is closed on unread bytes breaks, and many a client then never sees why.
+/// A body of at most `limit` bytes. What is left of a larger one is exchange.rs's to deal with.
 async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     let large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        Problem::new(status, "body_too_large", "the body is too large")
+        let detail = format!("the body is larger than {limit} bytes; send less");
+        Problem::new(status, "body_too_large", detail)
     };
-    let waits_for_a_word = request.headers().contains_key(header::EXPECT);
-    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > limit + DROPPED_BYTES || (announced > limit && waits_for_a_word) {
+    if request.body().size_hint().lower() > limit as u64 {
         return Err(large());
     }
     let mut chunks = request.into_body().into_data_stream();
-    let (mut body, mut bytes) = (Vec::new(), 0);
+    let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| {
             Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
         })?;
-        bytes += chunk.len();
-        if bytes > limit + DROPPED_BYTES {
-            break;
+        if body.len() + chunk.len() > limit {
+            return Err(large());
         }
-        if bytes <= limit {
-            body.extend_from_slice(&chunk);
-        }
+        body.extend_from_slice(&chunk);
     }
-    if bytes > limit { Err(large()) } else { Ok(body) }
+    Ok(body)
 }
 
 /// Where a text stops being JSON.

@@ -14,6 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::guard::Caller;
 use super::input::Fields;
+use super::peer::Hangup;
 use super::problem::{Problem, ProblemDetails, QueryFields, SessionPath, in_time};
 use super::turns::{self, Asked, CancelOnDrop, Past, Since};
 use super::wire::{self, Place, ServerEvent};
@@ -36,6 +37,8 @@ struct Events {
     begun: bool,
     ended: bool,
     guard: Option<CancelOnDrop>,
+    /// Until something was written to a client that has sent its last byte.
+    hangup: Option<Hangup>,
     _open: TaskTrackerToken,
 }
 
@@ -61,6 +64,7 @@ pub async fn events(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
+    hangup: Hangup,
     headers: HeaderMap,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
@@ -93,7 +97,8 @@ pub async fn events(
             match in_time(turns::stored(store, &owner, session, generation)).await? {
                 Some(_) if told.is_some() => return Ok(StatusCode::NO_CONTENT.into_response()),
                 Some(message) => {
-                    let mut events = Events::new(shared, owner, session, Some(generation), reader);
+                    let mut events =
+                        Events::new(shared, owner, session, Some(generation), reader, hangup);
                     events.connect(None, resumed, recovered);
                     events.replay(&message);
                     return Ok(events.into_response());
@@ -102,7 +107,7 @@ pub async fn events(
             }
         }
     }
-    let mut events = Events::new(shared, owner, session, generation, reader);
+    let mut events = Events::new(shared, owner, session, generation, reader, hangup);
     // The client's own place, while what follows it is not told: coming back with it is no loss.
     let place = if recovered { events.reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     events.connect(Some(place), resumed, recovered);
@@ -121,6 +126,7 @@ pub async fn of_turn(
     owner: Owner,
     session: SessionId,
     asked: Asked,
+    hangup: Hangup,
 ) -> Result<Response, Problem> {
     let Asked { submitted, guard } = asked;
     let generation = submitted.generation;
@@ -137,7 +143,7 @@ pub async fn of_turn(
             Past::Live => {}
         }
     }
-    let mut events = Events::new(shared, owner, session, Some(generation), reader);
+    let mut events = Events::new(shared, owner, session, Some(generation), reader, hangup);
     events.guard = guard;
     if let Some(message) = ended {
         events.connect(None, false, true);
@@ -156,6 +162,7 @@ impl Events {
         session: SessionId,
         generation: Option<GenerationId>,
         reader: Reader,
+        hangup: Hangup,
     ) -> Self {
         let open = shared.sockets.token();
         Self {
@@ -168,6 +175,7 @@ impl Events {
             begun: false,
             ended: false,
             guard: None,
+            hangup: Some(hangup),
             _open: open,
         }
     }
@@ -277,6 +285,12 @@ impl Events {
                     }
                     return None;
                 }
+                () = hung_up(self.hangup.as_ref()) => {
+                    // A client that is gone resets what is written to it, and so gives itself away.
+                    self.hangup = None;
+                    self.queue.push_back(Event::default().comment(""));
+                    continue;
+                }
                 delivered = self.reader.next() => delivered,
             };
             match delivered {
@@ -301,5 +315,13 @@ impl Events {
         let buffering = HeaderName::from_static("x-accel-buffering");
         headers.insert(buffering, HeaderValue::from_static("no"));
         response
+    }
+}
+
+/// Resolves when the client has sent its last byte, if that is still to be noticed.
+async fn hung_up(hangup: Option<&Hangup>) {
+    match hangup {
+        Some(hangup) => hangup.happened().await,
+        None => std::future::pending().await,
     }
 }
