@@ -12,7 +12,7 @@ use axum::extract::ws::Utf8Bytes;
 use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
-use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
+use jarvis::session::model::{ContextReport, FinishReason, Reasoning, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Cancelled, Clearing, From, IdempotencyKey, Limits, NewTurn,
     Proposal, Read, Restored, Turn, Written, message,
@@ -112,7 +112,7 @@ fn new_turn(text: &str) -> NewTurn {
         system: None,
         seed: None,
         stop: Vec::new(),
-        think: false,
+        think: Reasoning::Off,
         message_id: None,
         source: String::new(),
     };

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::fields::FieldError;
 use super::guard::{Caller, Source};
-use super::input::{ChatRequest, FieldError, hex_digest};
+use super::input::{ChatRequest, hex_digest};
 use super::peer::Hangup;
 use super::problem::{JsonBody, Problem, ProblemDetails, in_time};
 use super::turns::{self, Asked, Past};

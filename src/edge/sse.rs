@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response, Sse};
 use futures_util::stream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::fields::Fields;
 use super::guard::Caller;
-use super::input::Fields;
 use super::peer::Hangup;
 use super::problem::{Problem, ProblemDetails, QueryFields, SessionPath, in_time};
 use super::turns::{self, Asked, CancelOnDrop, Past, Since};

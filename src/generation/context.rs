@@ -1,7 +1,7 @@
 //! What the model is given: the system prompt, as much of the conversation as fits, the question.
 
-use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
-use crate::session::model::ContextReport;
+use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options, Think};
+use crate::session::model::{ContextReport, Effort, Reasoning};
 use crate::session::store::{Page, Turn};
 use crate::session::{Message, Role, Status, Store, StoreError};
 
@@ -89,7 +89,7 @@ impl Conversation {
                 seed: spec.seed,
                 stop: spec.stop.clone(),
             },
-            think: spec.think,
+            think: think(spec.think),
         };
         let report = ContextReport {
             messages_sent: sent,
@@ -98,6 +98,16 @@ impl Conversation {
             num_ctx: num_ctx.map_or(0, u64::from),
         };
         Chosen { request, report, estimate }
+    }
+}
+
+fn think(reasoning: Reasoning) -> Think {
+    match reasoning {
+        Reasoning::Off => Think::No,
+        Reasoning::On => Think::Yes,
+        Reasoning::Effort(Effort::Low) => Think::Low,
+        Reasoning::Effort(Effort::Medium) => Think::Medium,
+        Reasoning::Effort(Effort::High) => Think::High,
     }
 }
 

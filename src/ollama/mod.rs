@@ -26,7 +26,7 @@ pub use ndjson::{Decoder, Event, LINE_LIMIT};
 pub use pool::Slot;
 pub use stream::TokenStream;
 pub use wire::{
-    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Token, canonical,
+    ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Model, Options, Think, Token, canonical,
 };
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

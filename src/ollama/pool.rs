@@ -12,7 +12,7 @@ use super::error::OllamaError;
 use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options, canonical};
+use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Model, Options, Think, canonical};
 
 /// How long a slot may take to come free after its lease has.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -126,7 +126,7 @@ impl Slot {
     /// # Errors
     /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
     pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
-        let think = self.thinks(request).await?;
+        let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
         self.learned(self.client.stream("api/chat", &request.model, &body).await).await
     }
@@ -138,7 +138,7 @@ impl Slot {
     /// # Errors
     /// As [`Slot::chat`].
     pub async fn render(&self, request: &ChatRequest) -> Result<Option<String>, OllamaError> {
-        let think = self.thinks(request).await?;
+        let think = self.think(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
         let reply = self.client.object("api/chat", &request.model, &body).await;
@@ -161,7 +161,7 @@ impl Slot {
             options: &request.options,
             stream: true,
             raw: true,
-            always: Always::new(&self.client.keep_alive, false),
+            always: Always::new(&self.client.keep_alive, Think::No),
         };
         self.learned(self.client.stream("api/generate", &request.model, &body).await).await
     }
@@ -180,11 +180,15 @@ impl Slot {
         Err(OllamaError::ModelNotFound { model, available })
     }
 
+    async fn think(&self, request: &ChatRequest) -> Result<Think, OllamaError> {
+        Ok(if self.thinks(request).await? { request.think } else { Think::No })
+    }
+
     fn chat_body<'a>(
         &'a self,
         request: &'a ChatRequest,
         options: &'a Options,
-        think: bool,
+        think: Think,
         render_only: bool,
     ) -> ChatBody<'a> {
         ChatBody {
@@ -214,7 +218,7 @@ impl Slot {
     /// # Errors
     /// As [`Slot::chat`].
     pub async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
-        if !request.think {
+        if request.think == Think::No {
             return Ok(false);
         }
         let details = self.member.catalogue.details(&self.model).await;
