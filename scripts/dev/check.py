@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import console, manifests, redis, tools
+from . import balancer, console, manifests, redis, tools
 from .console import Failure, Step, bold, green, red, say
 from .paths import BIN, ROOT, RUN
 from .process import foreground, output, succeeds
@@ -58,6 +58,8 @@ _LOCKED = ("--workspace", "--locked")
 def _prepare() -> None:
     with Step("Redis") as step:
         step.text = redis.server_program()
+    with Step("nginx") as step:
+        step.text = balancer.program()
     with Step("cargo-deny") as step:
         step.text = _cargo_deny()
     # What was fetched comes first for the tests too: they look for redis-server and redis-sentinel on the PATH.
