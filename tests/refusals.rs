@@ -170,7 +170,7 @@ async fn of_a_body_without_end_a_bounded_part_is_read() {
     let mut raw = Raw::connect(replica).await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000000000\r\n\r\n";
     raw.write(head.as_bytes()).await.expect("an open connection");
-    let (piece, mut sent) = ([b'x'; 64 << 10], 0);
+    let (piece, mut sent) = (vec![b'x'; 64 << 10], 0);
     while raw.write(&piece).await.is_ok() {
         sent += piece.len();
         assert!(sent < 64 << 20, "the server reads on and on");
@@ -214,7 +214,7 @@ async fn a_client_that_waits_for_a_word_is_refused_without_being_asked_for_its_b
     // One that lost its patience sends its body all the same.
     let mut raw = Raw::connect(replica).await;
     raw.write(expecting("/nowhere", 100_000).as_bytes()).await.expect("an open connection");
-    raw.write(&[b'x'; 100_000]).await.expect("no reset");
+    raw.write(&vec![b'x'; 100_000]).await.expect("no reset");
     assert_eq!(raw.response().await.expect("a response").status, 404);
     assert_eq!(raw.rest().await.expect("an end and no reset"), "");
     // What is wanted is asked for.

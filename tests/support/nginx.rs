@@ -84,10 +84,9 @@ fn config(dir: &TempDir, replicas: &[Process], ours: &str, plain: &str) -> Strin
     let server =
         |replica: &Process| format!("server {};\n", replica.url.trim_start_matches("http://"));
     let servers: String = replicas.iter().map(server).collect();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {dir}/{kind};\n"))
-        .collect();
+        .concat();
     // As root its workers would become "nobody", who may not enter the folder.
     let user = if std::fs::metadata("/proc/self").is_ok_and(|own| is_root(&own)) {
         "user root;\n"
