@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jarvis::model_name::ModelName;
 use jarvis::ollama::{
     BreakerState, ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig,
-    HostConfig, OllamaError, Options, Slot, TokenStream,
+    HostConfig, OllamaError, Options, Slot, Think, TokenStream,
 };
 use serde_json::{Value, json};
 use support::client::http;
@@ -51,7 +51,7 @@ fn request(text: &str) -> ChatRequest {
             seed: Some(1),
             stop: Vec::new(),
         },
-        think: false,
+        think: Think::No,
     }
 }
 
@@ -343,11 +343,11 @@ async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() 
     let fleet = fleet(&[&sim.url]);
     let mut asked = request("[[tokens=20 think=10]]");
     let plain =
-        ask(&fleet, &ChatRequest { think: true, ..asked.clone() }).await.expect("an answer");
+        ask(&fleet, &ChatRequest { think: Think::Yes, ..asked.clone() }).await.expect("an answer");
     assert!(plain.end.is_ok() && plain.thinking.is_empty());
     let silent = ask_of(&fleet, "thinker", &asked).await.expect("an answer");
     assert!(silent.end.is_ok() && silent.thinking.is_empty());
-    asked.think = true;
+    asked.think = Think::Yes;
     let thinking = ask_of(&fleet, "thinker", &asked).await.expect("an answer");
     assert!(thinking.end.is_ok() && !thinking.thinking.is_empty());
     assert_eq!(thinking.content, silent.content);

@@ -17,6 +17,7 @@ const MESSAGES: &[&str] = &[
     r#"{"type":"ping"}"#,
     r#"{"type":"chat","message":"hello \ud83d\ude00","model":"m","temperature":0.7,"stream":true,"max_tokens":10,"system":"s","message_id":"a","seed":1,"stop":["x","y"],"think":false}"#,
     r#"{"message":"no type"}"#,
+    r#"{"message":"hi","stop":"x","think":"high","stream":"on","max_tokens":"-1","note":"\ud800"}"#,
     r#"{"type":"get_history","limit":900,"before":"00000000-0000-4000-8000-000000000000"}"#,
     r#"{"type":"cancel","generation_id":"00000000-0000-4000-8000-000000000000"}"#,
 ];

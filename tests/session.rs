@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
+use jarvis::session::model::{ContextReport, FinishReason, Reasoning, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Cancelled, Clearing, From, IdempotencyKey, Limits, NewTurn,
     Proposal, Read, Restored, Turn, Written, message,
@@ -109,7 +109,7 @@ fn new_turn(text: &str) -> NewTurn {
         system: None,
         seed: None,
         stop: Vec::new(),
-        think: false,
+        think: Reasoning::Off,
         message_id: None,
         source: String::new(),
     };

@@ -20,7 +20,7 @@ def start(fleet: Fleet, listen: str, replicas: Sequence[str]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     config = place / "nginx.conf"
     config.write_text(_config(place, listen, replicas))
-    argv = [program, "-p", str(place), "-e", str(place / "error.log"), "-c", str(config)]
+    argv = [program(), "-p", str(place), "-e", str(place / "error.log"), "-c", str(config)]
     if not succeeds([*argv, "-t"]):
         raise Failure(f"nginx refuses its configuration: {' '.join(argv)} -t")
     service = fleet.start(Service("nginx", [*argv, "-g", "daemon off;"], stage=3))
@@ -44,7 +44,8 @@ def _config(place: Path, listen: str, replicas: Sequence[str]) -> str:
     temporary = "\n".join(
         f'    {kind}_temp_path "{place}/{kind}";' for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    servers = "\n".join(f"        server {replica} max_fails=1 fail_timeout=2s;" for replica in replicas)
+    # max_fails=0: else one failed request takes a replica away from everybody for seconds.
+    servers = "\n".join(f"        server {replica} max_fails=0;" for replica in replicas)
     # As root its workers would become "nobody", who may not read the project's folder.
     user = "user root;\n" if os.geteuid() == 0 else ""
     return f"""{user}worker_processes auto;

@@ -1,5 +1,7 @@
 //! A turn over REST.
 
+use std::pin::pin;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -10,8 +12,10 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::fields::FieldError;
 use super::guard::{Caller, Source};
-use super::input::{ChatRequest, FieldError, hex_digest};
+use super::input::{ChatRequest, hex_digest};
+use super::peer::Hangup;
 use super::problem::{JsonBody, Problem, ProblemDetails};
 use super::{Shared, sse, turns};
 use crate::follow::AcceptedTurn;
@@ -73,6 +77,7 @@ pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     Source(source): Source,
+    hangup: Hangup,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -83,7 +88,7 @@ pub async fn send(
     if request.stream == Some(true) {
         shared.admit()?;
         let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return sse::of_turn(shared, owner, session, accepted).await;
+        return sse::of_turn(shared, owner, session, accepted, hangup).await;
     }
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key, &source).await?;
@@ -92,10 +97,15 @@ pub async fn send(
         Ok(follow.answer().await?)
     };
     let limit = shared.settings.request_timeout;
-    let answered = tokio::select! {
-        biased;
-        answered = tokio::time::timeout_at(started + limit, answer) => answered,
-        () = shared.leave.cancelled() => Ok(Err(Problem::draining())),
+    let mut whole = pin!(tokio::time::timeout_at(started + limit, answer));
+    let answered = loop {
+        tokio::select! {
+            biased;
+            answered = &mut whole => break answered,
+            () = shared.leave.cancelled() => break Ok(Err(Problem::draining())),
+            // Whoever still reads is told how the turn ended.
+            () = hangup.happened(), if guard.is_some() => drop(guard.take()),
+        }
     };
     // Only a client that went away, and so dropped this, wants the turn cancelled.
     if let Some(guard) = &mut guard {

@@ -224,7 +224,8 @@ fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     };
     let cross_site = headers.get(FETCH_SITE).is_some_and(|site| site == "cross-site");
     if foreign || cross_site {
-        let detail = "this origin may not call this service";
+        let detail = "this origin may not call this service; its operator can list it in \
+            JARVIS_ALLOWED_ORIGINS (--allowed-origins)";
         return Err(Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail));
     }
     Ok(())
@@ -246,7 +247,8 @@ fn check_host(settings: &EdgeSettings, headers: &HeaderMap, uri: &Uri) -> Result
     if settings.allowed_hosts.iter().any(allowed) {
         return Ok(());
     }
-    let detail = "this service is not known by this name";
+    let detail = "this service is not known by this Host; its operator can list it in \
+        JARVIS_ALLOWED_HOSTS (--allowed-hosts)";
     Err(Problem::new(StatusCode::FORBIDDEN, "host_not_allowed", detail))
 }
 

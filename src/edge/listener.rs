@@ -3,24 +3,23 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::ConnectInfo;
-use axum::http::Request;
 use axum::serve::Listener;
-use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
+
+use super::exchange;
+use super::peer::{Ending, Peer};
 
 /// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
 /// Left to itself it goes up to megabytes, which is memory of the machine for each slow reader.
@@ -59,7 +58,7 @@ pub async fn serve(
     let protocol = protocol(read_timeout);
     let connections = TaskTracker::new();
     loop {
-        let (stream, peer) = tokio::select! {
+        let (stream, address) = tokio::select! {
             // axum's accept waits where there are no descriptors left.
             accepted = Listener::accept(&mut listener) => accepted,
             () = stop.cancelled() => break,
@@ -69,13 +68,14 @@ pub async fn serve(
         }
         let limit = read_timeout + GRACE;
         let opening = Some(Opening { deadline: Box::pin(sleep(limit)), bytes: 0 });
-        let io = TokioIo::new(Connection { stream, limit, opening, stalled: None });
-        let router = router.clone().map_request(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            request
+        let peer = Arc::new(Peer::new(stream));
+        let ending = Ending::default();
+        let io = Connection { peer: Arc::clone(&peer), limit, opening, stalled: None, ending };
+        let io = TokioIo::new(io);
+        let router = router.clone();
+        let service = service_fn(move |request| {
+            exchange::answer(router.clone(), request, address, Arc::clone(&peer))
         });
-        let service = TowerToHyperService::new(router);
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
         let stop = stop.clone();
         connections.spawn(async move {
@@ -97,6 +97,9 @@ fn protocol(read_timeout: Duration) -> Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(read_timeout)
+        // A client that has sent its last byte may wait for its response: exchange.rs tells it from
+        // one that is gone.
+        .half_close(true)
         .max_buf_size(HTTP_BUFFER);
     protocol.http2().timer(TokioTimer::new());
     protocol
@@ -104,11 +107,12 @@ fn protocol(read_timeout: Duration) -> Builder<TokioExecutor> {
 
 /// A connection that fails when it could not write, or had nothing to read at first, for too long.
 pub struct Connection {
-    stream: TcpStream,
+    peer: Arc<Peer>,
     limit: Duration,
     opening: Option<Opening>,
     /// Ends the wait for room, while there is none.
     stalled: Option<Pin<Box<Sleep>>>,
+    ending: Ending,
 }
 
 /// The wait for the first bytes, for which HTTP itself has no limit.
@@ -147,7 +151,7 @@ impl AsyncRead for Connection {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        let read = self.peer.poll_read(context, into);
         if let Some(opening) = &mut self.opening {
             if read.is_pending() {
                 ready!(opening.deadline.as_mut().poll(context));
@@ -168,7 +172,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = self.peer.poll_write(context, |stream| stream.try_write(bytes));
         self.watch(context, written)
     }
 
@@ -177,19 +181,20 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, buffers);
+        let written = self.peer.poll_write(context, |stream| stream.try_write_vectored(buffers));
         self.watch(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let Self { peer, ending, .. } = &mut *self;
+        ending.poll(peer, context)
     }
 }

@@ -3,11 +3,17 @@
 
 mod chat;
 mod docs;
+mod exchange;
+pub mod fields;
 mod guard;
 mod health;
 pub mod input;
+mod lax;
 pub mod listener;
+pub mod object;
+mod peer;
 pub mod problem;
+mod schema;
 mod sessions;
 mod sse;
 mod turns;

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::Shared;
-use super::input::FieldError;
+use super::fields::{FieldError, NIL};
+use super::object::{NotAnObject, Object, without_mark};
 use crate::follow::FollowError;
 use crate::generation::SubmitError;
 use crate::session::model::Failure;
@@ -24,8 +25,6 @@ use crate::session::{SessionId, StoreError};
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of a body that is too large that are read all the same, at most.
-const DROPPED_BYTES: usize = 16 << 20;
 /// How long the store may take before a client is told to come back.
 const STORE_LIMIT: Duration = Duration::from_millis(2500);
 
@@ -262,6 +261,9 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         let kind = HeaderValue::from_static("application/problem+json");
         headers.insert(header::CONTENT_TYPE, kind);
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
@@ -301,23 +303,24 @@ pub async fn wrong_method() -> Problem {
 }
 
 /// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
-pub struct JsonBody(pub Map<String, Value>);
+pub struct JsonBody(pub Object);
 
 impl FromRequest<Shared> for JsonBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        check_encoding(request.headers())?;
         let read = read_body(request, shared.settings.max_body_bytes);
         let body = tokio::time::timeout(BODY_LIMIT, read).await.map_err(|_| {
             let detail = "the body did not arrive in time";
             Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
         })??;
-        if body.is_empty() {
-            return Ok(Self(Map::new()));
+        if without_mark(&body).is_empty() {
+            return Ok(Self(Object::default()));
         }
-        match serde_json::from_slice(&body) {
-            Ok(Value::Object(map)) => Ok(Self(map)),
-            Ok(_) => {
+        match Object::parse(&body) {
+            Ok(object) => Ok(Self(object)),
+            Err(NotAnObject::OtherJson) => {
                 let error = FieldError {
                     loc: vec!["body".to_owned()],
                     msg: "must be an object".to_owned(),
@@ -325,38 +328,49 @@ impl FromRequest<Shared> for JsonBody {
                 };
                 Err(vec![error].into())
             }
-            Err(error) => Err(Problem::invalid_json(not_json(&error))),
+            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(not_json(&error))),
         }
     }
 }
 
-/// A body of at most `limit` bytes. Of a larger one, some more is read and dropped: a connection that
-/// is closed on unread bytes breaks, and many a client then never sees why.
+/// What is compressed is not read: a few bytes of it may be gigabytes of text.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let plain = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    if codings.into_iter().all(plain) {
+        return Ok(());
+    }
+    let detail = "the body is compressed; send JSON in UTF-8 as it is, without a Content-Encoding \
+        or with identity";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_not_supported", detail))
+}
+
+/// A body of at most `limit` bytes. What is left of a larger one is exchange.rs's to deal with.
 async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     let large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        Problem::new(status, "body_too_large", "the body is too large")
+        let detail = format!("the body is larger than {limit} bytes; send less");
+        Problem::new(status, "body_too_large", detail)
     };
-    let waits_for_a_word = request.headers().contains_key(header::EXPECT);
-    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > limit + DROPPED_BYTES || (announced > limit && waits_for_a_word) {
+    if request.body().size_hint().lower() > limit as u64 {
         return Err(large());
     }
     let mut chunks = request.into_body().into_data_stream();
-    let (mut body, mut bytes) = (Vec::new(), 0);
+    let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| {
             Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
         })?;
-        bytes += chunk.len();
-        if bytes > limit + DROPPED_BYTES {
-            break;
+        if body.len() + chunk.len() > limit {
+            return Err(large());
         }
-        if bytes <= limit {
-            body.extend_from_slice(&chunk);
-        }
+        body.extend_from_slice(&chunk);
     }
-    if bytes > limit { Err(large()) } else { Ok(body) }
+    Ok(body)
 }
 
 /// Where a text stops being JSON.
@@ -365,7 +379,7 @@ pub fn not_json(error: &serde_json::Error) -> String {
 }
 
 /// The query's fields; of one that is given twice, the last.
-pub struct QueryFields(pub Map<String, Value>);
+pub struct QueryFields(pub Object);
 
 impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
     type Rejection = Problem;
@@ -380,7 +394,8 @@ impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
                 };
                 Problem::from(vec![error])
             })?;
-        Ok(Self(fields.into_iter().map(|(name, value)| (name, Value::String(value))).collect()))
+        let fields = fields.into_iter().map(|(name, value)| (name, Value::String(value)));
+        Ok(Self(fields.collect::<Map<_, _>>().into()))
     }
 }
 
@@ -393,10 +408,12 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let id = Path::<String>::from_request_parts(parts, state).await.ok();
         let session: Option<SessionId> = id.and_then(|Path(id)| id.parse().ok());
-        let session = session.ok_or_else(|| {
-            let error = FieldError::new("path", "session_id", "uuid_parsing", "must be a UUID");
-            Problem::from(vec![error])
-        })?;
+        let refused =
+            |kind, msg| Problem::from(vec![FieldError::new("path", "session_id", kind, msg)]);
+        let session = session.ok_or_else(|| refused("uuid_parsing", "must be a UUID"))?;
+        if session.0.is_nil() {
+            return Err(refused(NIL.0, NIL.1));
+        }
         tracing::Span::current().record("session", session.redacted());
         Ok(Self(session))
     }

@@ -7,8 +7,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Shared;
+use super::fields::Fields;
 use super::guard::Caller;
-use super::input::{Fields, TITLE_CHARACTERS, cancel_target};
+use super::input::{TITLE_CHARACTERS, cancel_target};
 use super::problem::{JsonBody, Problem, ProblemDetails, QueryFields, SessionPath, in_time};
 use crate::generation::CancelOutcome;
 use crate::session::model::rfc3339;

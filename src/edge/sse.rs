@@ -12,8 +12,9 @@ use futures_util::stream;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::fields::Fields;
 use super::guard::Caller;
-use super::input::Fields;
+use super::peer::Hangup;
 use super::problem::{Problem, ProblemDetails, QueryFields, SessionPath, in_time};
 use super::wire::{self, Native, Place, ServerEvent};
 use super::{Shared, turns};
@@ -43,6 +44,8 @@ struct EventStream {
     begun: bool,
     ended: bool,
     guard: Option<CancelOnDrop>,
+    /// Until something was written to a client that has sent its last byte.
+    hangup: Option<Hangup>,
     _open: TaskTrackerToken,
 }
 
@@ -68,6 +71,7 @@ pub async fn events(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
+    hangup: Hangup,
     headers: HeaderMap,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
@@ -85,7 +89,7 @@ pub async fn events(
     let readable = resumed == cursor.is_some();
     in_time(shared.store.describe(&owner, session)).await?;
     match generation {
-        None => of_session(shared, owner, session, cursor, resumed).await,
+        None => of_session(shared, owner, session, cursor, resumed, hangup).await,
         Some(generation) => {
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
@@ -99,7 +103,7 @@ pub async fn events(
                 Some(_) if !recovered => Some(cursor.unwrap_or(Cursor::START)),
                 at => at,
             };
-            let mut events = EventStream::new(shared, owner, session, Source::Turn(follow));
+            let mut events = EventStream::new(shared, owner, session, Source::Turn(follow), hangup);
             events.connect(place, resumed, recovered);
             Ok(events.into_response())
         }
@@ -112,11 +116,13 @@ async fn of_session(
     session: SessionId,
     cursor: Option<Cursor>,
     resumed: bool,
+    hangup: Hangup,
 ) -> Result<Response, Problem> {
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
-    let mut events = EventStream::new(shared, owner, session, Source::Session(Box::new(reader)));
+    let source = Source::Session(Box::new(reader));
+    let mut events = EventStream::new(shared, owner, session, source, hangup);
     events.connect(Some(place), resumed, recovered);
     if !recovered {
         events.send_snapshot().await?;
@@ -133,18 +139,25 @@ pub async fn of_turn(
     owner: Owner,
     session: SessionId,
     accepted: AcceptedTurn,
+    hangup: Hangup,
 ) -> Result<Response, Problem> {
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
     let place = follow.cursor();
-    let mut events = EventStream::new(shared, owner, session, Source::Turn(follow));
+    let mut events = EventStream::new(shared, owner, session, Source::Turn(follow), hangup);
     events.guard = guard;
     events.connect(place, false, true);
     Ok(events.into_response())
 }
 
 impl EventStream {
-    fn new(shared: Shared, owner: Owner, session: SessionId, source: Source) -> Self {
+    fn new(
+        shared: Shared,
+        owner: Owner,
+        session: SessionId,
+        source: Source,
+        hangup: Hangup,
+    ) -> Self {
         let open = shared.sockets.token();
         Self {
             shared,
@@ -155,6 +168,7 @@ impl EventStream {
             begun: false,
             ended: false,
             guard: None,
+            hangup: Some(hangup),
             _open: open,
         }
     }
@@ -279,6 +293,11 @@ impl EventStream {
                     self.disarm();
                     return None;
                 }
+                () = hung_up(self.hangup.clone()) => {
+                    // A client that is gone resets what is written to it, and so gives itself away.
+                    self.hangup = None;
+                    self.queue.push_back(Event::default().comment(""));
+                }
                 () = self.advance() => {}
             }
         }
@@ -294,5 +313,13 @@ impl EventStream {
         let buffering = HeaderName::from_static("x-accel-buffering");
         headers.insert(buffering, HeaderValue::from_static("no"));
         response
+    }
+}
+
+/// Resolves when the client has sent its last byte, if that is still to be noticed.
+async fn hung_up(hangup: Option<Hangup>) {
+    match hangup {
+        Some(hangup) => hangup.happened().await,
+        None => std::future::pending().await,
     }
 }

@@ -7,8 +7,8 @@
 //! that is stored with its answer: every replica chooses the same, and none remembers anything.
 
 use crate::model_name::ModelName;
-use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
-use crate::session::model::{ContextReport, TurnSpec};
+use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options, Think};
+use crate::session::model::{ContextReport, Effort, Reasoning, TurnSpec};
 use crate::session::store::{Page, Turn};
 use crate::session::{Message, Role, Status, Store, StoreError};
 
@@ -126,7 +126,7 @@ impl Conversation {
                 seed: spec.seed,
                 stop: spec.stop.clone(),
             },
-            think: spec.think,
+            think: think(spec.think),
         };
         Chosen { request, report, estimate: from[first].tokens }
     }
@@ -252,6 +252,16 @@ fn first_turn(from: &[Size], room: Size, last: Option<usize>) -> usize {
         let before = question_only.saturating_sub(1);
         if from[before].fits(room, 1.0) { before } else { question_only }
     })
+}
+
+fn think(reasoning: Reasoning) -> Think {
+    match reasoning {
+        Reasoning::Off => Think::No,
+        Reasoning::On => Think::Yes,
+        Reasoning::Effort(Effort::Low) => Think::Low,
+        Reasoning::Effort(Effort::Medium) => Think::Medium,
+        Reasoning::Effort(Effort::High) => Think::High,
+    }
 }
 
 /// How many tokens a text is: learned from what the host counted in this conversation, as only it

@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::draft::{Call, Draft, Reply};
 use super::writer::make;
 use crate::redis::{Redis, RedisOptions, migrations};
-use crate::session::model::{ContextReport, rfc3339};
+use crate::session::model::{ContextReport, Reasoning, rfc3339};
 use crate::session::store::{
     Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Proposal, Read,
     Turn, Written, message,
@@ -320,7 +320,7 @@ impl<'a> World<'a> {
             system: None,
             seed: None,
             stop: Vec::new(),
-            think: false,
+            think: Reasoning::Off,
             message_id: None,
             source: String::new(),
         };

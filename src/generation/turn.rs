@@ -17,7 +17,7 @@ use super::place::{Wait, no_host, wait_for_slot};
 use super::writer::Writer;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
-use crate::session::model::{ContextReport, Failure, rfc3339};
+use crate::session::model::{ContextReport, Failure, Reasoning, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
 
@@ -333,7 +333,10 @@ async fn attempt(
             Err(error) => return Ok((Err(error), context)),
         };
         // Some models think although they were told not to: nobody asked to see that.
-        let thoughts = if turn.spec.think { token.thinking.as_str() } else { "" };
+        let thoughts = match turn.spec.think {
+            Reasoning::Off => "",
+            Reasoning::On | Reasoning::Effort(_) => token.thinking.as_str(),
+        };
         if !writer.push_thoughts(thoughts) || !writer.push(&token.content) {
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };

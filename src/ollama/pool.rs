@@ -13,7 +13,7 @@ use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Options};
+use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Options, Think};
 use crate::model_name::ModelName;
 
 /// How long a slot may take to come free after its lease has.
@@ -153,7 +153,7 @@ impl Slot {
     /// # Errors
     /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
     pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
-        let think = self.thinks(request).await?;
+        let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
         self.learned(self.client.stream("api/chat", &self.model, &body).await).await
     }
@@ -165,7 +165,7 @@ impl Slot {
     /// # Errors
     /// As [`Slot::chat`].
     pub async fn render(&self, request: &ChatRequest) -> Result<Option<String>, OllamaError> {
-        let think = self.thinks(request).await?;
+        let think = self.think(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
         let reply = self.client.object("api/chat", &self.model.name, &body).await;
@@ -188,7 +188,7 @@ impl Slot {
             options: &request.options,
             stream: true,
             raw: true,
-            always: Always::new(&self.client.keep_alive, false),
+            always: Always::new(&self.client.keep_alive, Think::No),
         };
         self.learned(self.client.stream("api/generate", &self.model, &body).await).await
     }
@@ -212,11 +212,15 @@ impl Slot {
         Err(OllamaError::ModelNotFound { model, available })
     }
 
+    async fn think(&self, request: &ChatRequest) -> Result<Think, OllamaError> {
+        Ok(if self.thinks(request).await? { request.think } else { Think::No })
+    }
+
     fn chat_body<'a>(
         &'a self,
         request: &'a ChatRequest,
         options: &'a Options,
-        think: bool,
+        think: Think,
         render_only: bool,
     ) -> ChatBody<'a> {
         ChatBody {
@@ -246,7 +250,7 @@ impl Slot {
     /// # Errors
     /// As [`Slot::chat`].
     pub async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
-        if !request.think {
+        if request.think == Think::No {
             return Ok(false);
         }
         let details = self.member.catalogue.details(&self.model).await;

@@ -12,7 +12,7 @@ use super::error::OllamaError;
 use super::fleet::Fleet;
 use super::pool::Member;
 use super::reply::Model;
-use super::wire::{Always, ChatBody, Options};
+use super::wire::{Always, ChatBody, Options, Think};
 
 /// How long hosts that do not answer are waited for.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -95,7 +95,7 @@ async fn load(member: &Member, model: &Model, num_ctx: Option<u32>) -> Result<()
         options: &options,
         stream: false,
         render_only: false,
-        always: Always::new(&member.host.keep_alive, false),
+        always: Always::new(&member.host.keep_alive, Think::No),
     };
     member.host.object("api/chat", &model.name, &body).await.map(drop)
 }

@@ -49,6 +49,34 @@ fn at_least_one<S: Serializer>(tokens: &u32, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_u32((*tokens).max(1))
 }
 
+/// Whether a model is to think, and how hard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Think {
+    /// It is not.
+    #[default]
+    No,
+    /// It is, as hard as it likes.
+    Yes,
+    /// It is, a little.
+    Low,
+    /// It is, more.
+    Medium,
+    /// It is, the most.
+    High,
+}
+
+impl Serialize for Think {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::No => serializer.serialize_bool(false),
+            Self::Yes => serializer.serialize_bool(true),
+            Self::Low => serializer.serialize_str("low"),
+            Self::Medium => serializer.serialize_str("medium"),
+            Self::High => serializer.serialize_str("high"),
+        }
+    }
+}
+
 /// A conversation to be answered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
@@ -56,8 +84,8 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     /// How to generate.
     pub options: Options,
-    /// Thoughts are wanted; without effect on a model that has none.
-    pub think: bool,
+    /// Whether thoughts are wanted; without effect on a model that has none.
+    pub think: Think,
 }
 
 /// How long a model stays loaded, as Ollama reads it: a number is seconds, a text has a unit.
@@ -103,14 +131,14 @@ pub(super) struct GenerateBody<'a> {
 /// What Ollama would otherwise decide in silence.
 #[derive(Serialize)]
 pub(super) struct Always<'a> {
-    think: bool,
+    think: Think,
     truncate: bool,
     shift: bool,
     keep_alive: &'a KeepAlive,
 }
 
 impl<'a> Always<'a> {
-    pub(super) fn new(keep_alive: &'a KeepAlive, think: bool) -> Self {
+    pub(super) fn new(keep_alive: &'a KeepAlive, think: Think) -> Self {
         Self { think, truncate: false, shift: false, keep_alive }
     }
 }
@@ -149,7 +177,7 @@ mod tests {
             options: &options,
             stream: true,
             render_only: false,
-            always: Always::new(&keep_alive, false),
+            always: Always::new(&keep_alive, Think::No),
         };
         assert_eq!(
             serde_json::to_value(&body).expect("JSON"),
@@ -164,6 +192,13 @@ mod tests {
                 "keep_alive": -1,
             })
         );
+    }
+
+    #[test]
+    fn how_hard_to_think_is_sent_as_ollama_takes_it() {
+        let sent = [Think::No, Think::Yes, Think::Low, Think::Medium, Think::High]
+            .map(|think| serde_json::to_value(think).expect("JSON"));
+        assert_eq!(sent, [json!(false), json!(true), json!("low"), json!("medium"), json!("high")]);
     }
 
     #[test]

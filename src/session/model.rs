@@ -209,6 +209,61 @@ pub struct Message {
     pub writers: Option<u32>,
 }
 
+/// Whether a model that can think does so before it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredReasoning", into = "StoredReasoning")]
+pub enum Reasoning {
+    /// It does not.
+    #[default]
+    Off,
+    /// It does, as hard as it likes.
+    On,
+    /// It does, so hard.
+    Effort(Effort),
+}
+
+/// How hard a model is to think.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// Briefly.
+    Low,
+    /// In between.
+    Medium,
+    /// At length.
+    High,
+}
+
+/// [`Reasoning`] as it is stored. A replica of before knows `think` alone, and runs the turn with
+/// whatever effort the model likes.
+#[derive(Serialize, Deserialize)]
+struct StoredReasoning {
+    #[serde(default)]
+    think: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    think_effort: Option<Effort>,
+}
+
+impl From<StoredReasoning> for Reasoning {
+    fn from(stored: StoredReasoning) -> Self {
+        match stored {
+            StoredReasoning { think: false, .. } => Self::Off,
+            StoredReasoning { think_effort: Some(effort), .. } => Self::Effort(effort),
+            StoredReasoning { think_effort: None, .. } => Self::On,
+        }
+    }
+}
+
+impl From<Reasoning> for StoredReasoning {
+    fn from(reasoning: Reasoning) -> Self {
+        let think_effort = match reasoning {
+            Reasoning::Off | Reasoning::On => None,
+            Reasoning::Effort(effort) => Some(effort),
+        };
+        Self { think: reasoning != Reasoning::Off, think_effort }
+    }
+}
+
 /// What was asked for, beside the text: everything that another replica needs to run the turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TurnSpec {
@@ -227,9 +282,9 @@ pub struct TurnSpec {
     /// Up to four texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub stop: Vec<String>,
-    /// Whether a thinking model may think.
-    #[serde(default)]
-    pub think: bool,
+    /// Whether a model that can think does so first, and how hard.
+    #[serde(flatten)]
+    pub think: Reasoning,
     /// The client's own identifier of the message, echoed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message_id: Option<String>,
@@ -277,5 +332,43 @@ mod timestamp {
         DateTime::parse_from_rfc3339(&text)
             .map(|time| time.with_timezone(&Utc))
             .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn how_hard_to_think_is_stored_beside_what_a_replica_of_before_reads() {
+        let spec = |think| TurnSpec {
+            model: "m".to_owned(),
+            temperature: 0.0,
+            max_tokens: 1,
+            system: None,
+            seed: None,
+            stop: Vec::new(),
+            think,
+            message_id: None,
+            source: String::new(),
+        };
+        for (think, stored) in [
+            (Reasoning::Off, json!({"think": false})),
+            (Reasoning::On, json!({"think": true})),
+            (Reasoning::Effort(Effort::High), json!({"think": true, "think_effort": "high"})),
+        ] {
+            let spec = spec(think);
+            let mut whole = json!({"model": "m", "temperature": 0.0, "max_tokens": 1});
+            let fields = stored.as_object().expect("an object").clone();
+            whole.as_object_mut().expect("an object").extend(fields);
+            assert_eq!(serde_json::to_value(&spec).expect("JSON"), whole);
+            assert_eq!(serde_json::from_value::<TurnSpec>(whole).expect("a turn"), spec);
+        }
+        let old: TurnSpec =
+            serde_json::from_value(json!({"model": "m", "temperature": 0.0, "max_tokens": 1}))
+                .expect("a turn");
+        assert_eq!(old.think, Reasoning::Off);
     }
 }

@@ -67,8 +67,12 @@ pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 impl Socket {
     /// Connects and gives the `connection` event.
     pub async fn open(server: &Process, path: &str) -> (Self, Value) {
-        let (stream, _) =
-            tokio_tungstenite::connect_async(server.websocket(path)).await.expect("a handshake");
+        Self::open_at(&server.websocket(path)).await
+    }
+
+    /// The same at any address.
+    pub async fn open_at(url: &str) -> (Self, Value) {
+        let (stream, _) = tokio_tungstenite::connect_async(url).await.expect("a handshake");
         let mut socket = Self(stream);
         let connection = socket.event().await;
         assert_eq!(connection["type"], "connection");

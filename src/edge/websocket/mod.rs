@@ -15,8 +15,8 @@ use tracing::Instrument;
 use self::connection::Connection;
 use self::socket::Socket;
 use super::Shared;
+use super::fields::Fields;
 use super::guard::{Caller, Source};
-use super::input::Fields;
 use super::problem::{Problem, ProblemDetails, QueryFields, in_time};
 use super::wire;
 use crate::session::{Cursor, SessionId};
@@ -32,7 +32,7 @@ fn upgrade_required() -> Response {
 #[utoipa::path(
     get, path = "/ws", tag = "chat",
     params(
-        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without"),
+        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without or where empty"),
         ("cursor" = Option<String>, Query, description = "Resumes after this event"),
     ),
     responses(
@@ -53,7 +53,7 @@ pub async fn upgrade(
         return Ok(upgrade_required());
     };
     let mut fields = Fields::new("query", &query);
-    let session = fields.uuid("session_id").map(SessionId);
+    let session = fields.session();
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
     fields.finish(())?;
     shared.admit()?;

@@ -1,10 +1,12 @@
 //! Clients' messages over a WebSocket, as they are read.
 
 use axum::http::StatusCode;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
-use crate::edge::input::{ChatRequest, FieldError, Fields, PAGE_LIMIT, cancel_target};
+use crate::edge::fields::{FieldError, Fields, PAGE_LIMIT};
+use crate::edge::input::{ChatRequest, cancel_target};
+use crate::edge::object::{NotAnObject, Object};
 use crate::edge::problem::{Problem, not_json};
 use crate::session::GenerationId;
 
@@ -70,32 +72,38 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
         problem: Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail),
         message_id: None,
     };
-    let map = match serde_json::from_slice(text) {
-        Ok(Value::Object(map)) => map,
-        Ok(_) => return Err(bad("not_an_object", "the message is not a JSON object")),
-        Err(error) => return Err(bad("json_invalid", &not_json(&error))),
+    let object = match Object::parse(text) {
+        Ok(object) => object,
+        Err(NotAnObject::OtherJson) => {
+            return Err(bad("not_an_object", "the message is not a JSON object"));
+        }
+        Err(NotAnObject::Invalid(error)) => return Err(bad("json_invalid", &not_json(&error))),
     };
-    let kind = match map.get("type") {
-        None | Some(Value::Null) => "chat",
-        Some(Value::String(kind)) => kind,
-        Some(_) => return Err(bad("unknown_type", "type must be a string")),
+    let kind = match object.get("type") {
+        Ok(None) => "chat",
+        Ok(Some(Value::String(kind))) => kind,
+        Ok(Some(_)) | Err(_) => return Err(bad("unknown_type", "type must be a string")),
     };
     let parsed = match kind {
         "ping" => Ok(ClientMessage::Ping),
-        "chat" => ChatRequest::from_message(&map).map(Box::new).map(ClientMessage::Chat),
-        "get_history" | "history" => history_request(&map),
+        "chat" => ChatRequest::from_message(&object).map(Box::new).map(ClientMessage::Chat),
+        "get_history" | "history" => history_request(&object),
         "clear_history" => Ok(ClientMessage::ClearHistory),
-        "cancel" => cancel_target(&map).map(|generation| ClientMessage::Cancel { generation }),
+        "cancel" => cancel_target(&object).map(|generation| ClientMessage::Cancel { generation }),
         _ => return Err(bad("unknown_type", "there is no such type of message")),
     };
     parsed.map_err(|errors| BadMessage {
         problem: errors.into(),
-        message_id: map.get("message_id").and_then(Value::as_str).map(str::to_owned),
+        message_id: object
+            .get("message_id")
+            .unwrap_or_default()
+            .and_then(Value::as_str)
+            .map(str::to_owned),
     })
 }
 
-fn history_request(map: &Map<String, Value>) -> Result<ClientMessage, Vec<FieldError>> {
-    let mut fields = Fields::new("body", map);
+fn history_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
+    let mut fields = Fields::new("body", object);
     // A client of the original may ask for more than there is at once, and is told that there is.
     let (most, default) = PAGE_LIMIT;
     let limit = fields.integer("limit", 1, i64::MAX).unwrap_or(default).min(most);

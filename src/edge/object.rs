@@ -1,0 +1,237 @@
+//! A JSON object as a client sends it. A field that cannot be read harms only whoever reads it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+/// What some programs put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A JSON object, of which some fields may be unreadable.
+#[derive(Debug, Default)]
+pub struct Object {
+    fields: Map<String, Value>,
+    unreadable: HashMap<String, Unreadable>,
+}
+
+/// Why a field that is valid JSON has no value here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It holds half of a pair of surrogates, which is no character.
+    LoneSurrogate,
+    /// It is nested too deeply, or holds a number that no float can hold.
+    BeyondBounds,
+}
+
+/// Why a text is no object.
+#[derive(Debug)]
+pub enum NotAnObject {
+    /// It is JSON, but something else.
+    OtherJson,
+    /// It is no JSON.
+    Invalid(serde_json::Error),
+}
+
+impl From<Map<String, Value>> for Object {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self { fields, unreadable: HashMap::new() }
+    }
+}
+
+impl Object {
+    /// Reads an object. A byte order mark before it is skipped.
+    ///
+    /// # Errors
+    /// Where the text is no JSON, or no object.
+    pub fn parse(text: &[u8]) -> Result<Self, NotAnObject> {
+        let text = without_mark(text);
+        match serde_json::from_slice(text) {
+            Ok(Value::Object(fields)) => Ok(fields.into()),
+            Ok(_) => Err(NotAnObject::OtherJson),
+            // The whole is refused for one field; which one it is shows field by field.
+            Err(_) => Self::parse_field_by_field(text),
+        }
+    }
+
+    fn parse_field_by_field(text: &[u8]) -> Result<Self, NotAnObject> {
+        let RawFields(raw) = serde_json::from_slice(text).map_err(|error| {
+            if error.is_data() { NotAnObject::OtherJson } else { NotAnObject::Invalid(error) }
+        })?;
+        let mut object = Self::default();
+        for (name, value) in raw {
+            // Of a field that is given twice the last one counts.
+            object.fields.remove(&name);
+            object.unreadable.remove(&name);
+            if let Ok(value) = serde_json::from_str(value) {
+                object.fields.insert(name, value);
+            } else {
+                let why = if has_lone_surrogate(value) {
+                    Unreadable::LoneSurrogate
+                } else {
+                    Unreadable::BeyondBounds
+                };
+                object.unreadable.insert(name, why);
+            }
+        }
+        Ok(object)
+    }
+
+    /// A field's value. A field that is `null` is as good as absent.
+    ///
+    /// # Errors
+    /// Where it is there and cannot be read.
+    pub fn get(&self, name: &str) -> Result<Option<&Value>, Unreadable> {
+        match self.unreadable.get(name) {
+            Some(why) => Err(*why),
+            None => Ok(self.fields.get(name).filter(|value| !value.is_null())),
+        }
+    }
+}
+
+/// A text without the byte order mark that it may begin with.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
+/// The fields of an object, checked to be JSON and not read any further.
+struct RawFields<'a>(Vec<(String, &'a str)>);
+
+impl<'de> Deserialize<'de> for RawFields<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = RawFields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(Name(name)) = map.next_key()? {
+                    let value: &RawValue = map.next_value()?;
+                    // No field that is read has a name that is not text.
+                    if let Some(name) = name {
+                        fields.push((name, value.get()));
+                    }
+                }
+                Ok(RawFields(fields))
+            }
+        }
+
+        from.deserialize_map(Fields)
+    }
+}
+
+/// A field's name; none where it holds a lone surrogate.
+struct Name(Option<String>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Name, E> {
+                Ok(Name(std::str::from_utf8(bytes).ok().map(str::to_owned)))
+            }
+        }
+
+        // As bytes a name may be what is no text.
+        from.deserialize_bytes(Bytes)
+    }
+}
+
+/// Whether valid JSON holds `\ud800` to `\udfff` outside of a pair.
+fn has_lone_surrogate(json: &str) -> bool {
+    let mut high_before = false;
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        if high_before && at > 0 {
+            return true;
+        }
+        let escape = &rest[at + 1..];
+        let unit = escape
+            .strip_prefix('u')
+            .and_then(|digits| digits.get(..4))
+            .and_then(|digits| u16::from_str_radix(digits, 16).ok());
+        match (unit, high_before) {
+            (Some(0xd800..=0xdbff), false) => high_before = true,
+            (Some(0xdc00..=0xdfff), true) => high_before = false,
+            (Some(0xd800..=0xdfff), _) | (_, true) => return true,
+            _ => {}
+        }
+        rest = escape.get(if unit.is_some() { 5 } else { 1 }..).unwrap_or_default();
+    }
+    high_before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Object {
+        Object::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error:?}"))
+    }
+
+    #[test]
+    fn a_lone_surrogate_is_known_wherever_it_stands_and_a_pair_is_none() {
+        for lone in [
+            r#""\ud800""#,
+            r#""\uDC00""#,
+            r#""\ud83d \ude00""#,
+            r#""\ude00\ud83d""#,
+            r#""\ud83d\ud83d\ude00""#,
+            r#""a\ud83d\n""#,
+            r#"["\ud800x"]"#,
+            r#"{"a\udfff": 1}"#,
+        ] {
+            assert!(has_lone_surrogate(lone), "{lone}");
+        }
+        for whole in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#""\u00e9\\\u0041""#, "12", r#""\\""#] {
+            assert!(!has_lone_surrogate(whole), "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_harms_no_other() {
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        let object = parse(&format!(
+            r#"{{"a": "x", "b": "\ud800", "\udc00": 1, "c": {deep}, "d": 1e999, "e": "\ud800", "e": 2}}"#
+        ));
+        assert_eq!(object.get("a"), Ok(Some(&Value::from("x"))));
+        assert_eq!(object.get("b"), Err(Unreadable::LoneSurrogate));
+        assert_eq!(object.get("c"), Err(Unreadable::BeyondBounds));
+        assert_eq!(object.get("d"), Err(Unreadable::BeyondBounds));
+        assert_eq!(object.get("e"), Ok(Some(&Value::from(2))));
+        assert_eq!(object.get("f"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_no_object_is_told_from_what_is_no_json() {
+        assert!(matches!(Object::parse(b"[1]"), Err(NotAnObject::OtherJson)));
+        assert!(matches!(Object::parse(br#"["\ud800"]"#), Err(NotAnObject::OtherJson)));
+        for text in [r#"{"a": "\ud800""#, r#"{"a": "\ud800", b}"#, "{", "", r#"{"a": "\ud80"}"#] {
+            let parsed = Object::parse(text.as_bytes());
+            assert!(matches!(parsed, Err(NotAnObject::Invalid(_))), "{text}: {parsed:?}");
+        }
+        assert!(matches!(Object::parse(b"{\"a\": \"\\ud800\xff\"}"), Err(NotAnObject::Invalid(_))));
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_an_object_is_skipped() {
+        assert_eq!(parse("\u{feff}{\"a\": 1}").get("a"), Ok(Some(&Value::from(1))));
+        assert_eq!(parse("\u{feff}{\"a\": \"\\ud800\"}").get("a"), Err(Unreadable::LoneSurrogate));
+        assert!(Object::parse("{\u{feff}}".as_bytes()).is_err());
+    }
+}

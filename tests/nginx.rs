@@ -1,0 +1,106 @@
+//! What is refused costs nobody else anything, behind an nginx that takes a replica out of use after
+//! its first failure.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use support::client::{Socket, joined, kinds, until_ok};
+use support::nginx::Nginx;
+use support::process::{Process, jarvis, ollama_sim};
+use support::raw_http::{Framing, Raw};
+use support::redis::RedisServer;
+
+const CHATS: usize = 50;
+const POSTS: usize = 1_000;
+const AT_ONCE: usize = 10;
+const BYTES: usize = 100_000;
+/// Of a replica's own refusals; "cross-site" is what a page of another site makes a browser send.
+const REFUSED: [(&str, &str, &str, u16); 5] = [
+    ("POST", "/nowhere", "", 404),
+    ("POST", "/health", "", 405),
+    ("POST", "/api/v1/chat/", "Sec-Fetch-Site: cross-site\r\n", 403),
+    ("POST", "/api/v1/chat/", "Content-Encoding: gzip\r\n", 415),
+    ("POST", "/api/v1/chat/sessions/mine/cancel", "", 422),
+];
+
+async fn fleet() -> (RedisServer, Process, Vec<Process>) {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20", "--slots", "64"]);
+    let slots = [("JARVIS_OLLAMA_SLOTS", "64")];
+    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &slots)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    (redis, ollama, replicas)
+}
+
+/// Turns of one socket, until `over`; what is not as it would be alone is a panic.
+async fn chat(address: String, over: Arc<AtomicBool>) -> usize {
+    let url = format!("ws://{address}/ws");
+    let (mut socket, _) = Socket::open_at(&url).await;
+    let mut turns = 0;
+    loop {
+        socket.say(&json!({"message": "[[tokens=20]] go on"})).await;
+        let events = socket.until("stream_end").await;
+        let told: Vec<Value> =
+            events.into_iter().filter(|event| event["type"] != "queued").collect();
+        let order = ["message_received", "stream_start", "stream_chunk", "stream_end"];
+        assert_eq!(kinds(&told), order, "{told:?}");
+        let end = told.last().expect("an end");
+        assert_eq!(end["full_response"], json!(joined(&told)));
+        assert!(end.get("continued").is_none_or(Value::is_null), "{end}");
+        turns += 1;
+        if over.load(Ordering::Relaxed) {
+            return turns;
+        }
+    }
+}
+
+/// Refused requests one after another, each over a connection of its own, as strangers send them.
+async fn refused(address: &str, first: usize, count: usize) {
+    for number in first..first + count {
+        let (method, path, headers, status) = REFUSED[number % REFUSED.len()];
+        let framing = if number % 2 == 0 { Framing::ContentLength } else { Framing::Chunked };
+        let mut raw = Raw::at(address).await;
+        let sent = raw.request((method, path, headers), BYTES, framing).await;
+        sent.unwrap_or_else(|error| panic!("{path} {framing:?}: {error}"));
+        let response = raw.response().await.unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(response.status, status, "{path} {framing:?}: {}", response.body);
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_refused_posts_behind_nginx_disturb_none_of_fifty_chats() {
+    let (_redis, _ollama, replicas) = &fleet().await;
+    let nginx = Nginx::start(replicas).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let chats: Vec<_> = (0..CHATS)
+        .map(|number| {
+            let address = if number % 2 == 0 { &nginx.ours } else { &nginx.plain };
+            tokio::spawn(chat(address.clone(), Arc::clone(&over)))
+        })
+        .collect();
+    let share = POSTS / AT_ONCE;
+    join_all((0..AT_ONCE).map(|worker| {
+        let address = if worker % 2 == 0 { &nginx.ours } else { &nginx.plain };
+        refused(address, worker * share, share)
+    }))
+    .await;
+    over.store(true, Ordering::Relaxed);
+    for turns in join_all(chats).await {
+        assert!(turns.expect("an undisturbed chat") > 0);
+    }
+    // Nor was any request tried at one replica after another had failed.
+    let log = nginx.log();
+    let failed: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("50") || line.contains(',') || line.contains(" -"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(log.lines().count() >= POSTS, "{}", log.lines().count());
+}
