@@ -2,6 +2,7 @@
 //! the keys in Redis.
 
 mod chat;
+pub mod codes;
 mod docs;
 mod exchange;
 pub mod fields;

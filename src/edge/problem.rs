@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::Shared;
+use super::codes::is_listed;
 use super::fields::{FieldError, NIL};
 use super::object::{NotAnObject, Object, without_mark};
 use crate::follow::FollowError;
@@ -67,6 +68,7 @@ pub struct ProblemDetails<'a> {
 impl Problem {
     /// An error that stays one however often it is tried.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        debug_assert!(is_listed(code), "{code} is not in the list of codes");
         Self {
             status,
             code: Cow::Borrowed(code),

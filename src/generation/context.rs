@@ -142,7 +142,7 @@ impl Conversation {
         let (model, num_ctx) = (&spec.model, num_ctx.map_or(0, u64::from));
         let told = past.iter().enumerate().rev().find_map(|(place, turn)| {
             let report = turn.answer.context.filter(|report| report.messages_sent > 0)?;
-            let same = report.num_ctx == num_ctx && turn.is_by(&model);
+            let same = report.num_ctx == num_ctx && turn.is_by(model);
             same.then(|| place.checked_sub(turns_before(report.messages_sent)))
         });
         let of_all = (self.page.first == 0).then_some(0);
@@ -349,7 +349,7 @@ mod tests {
             system: system.map(str::to_owned),
             seed: None,
             stop: Vec::new(),
-            think: false,
+            think: Reasoning::Off,
             message_id: None,
             source: String::new(),
         }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of sockets. What is written reaches clients through the session's feed.
 
+mod attempts;
 mod capacity;
 mod context;
 mod continuation;

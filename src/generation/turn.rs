@@ -8,12 +8,13 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Generations;
+use super::attempts::{Attempts, Failed};
 use super::capacity;
 use super::context::{Beginning, Conversation};
 use super::continuation::{self, Asked};
 use super::deeds::{Deed, Finished};
 use super::draft::Fenced;
-use super::place::{Wait, no_host, wait_for_slot};
+use super::place::{Wait, wait_for_slot};
 use super::writer::Writer;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
@@ -24,16 +25,6 @@ use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreEr
 const RETRY: Duration = Duration::from_millis(500);
 /// An answer that breaks off usually goes on within so long: until then nobody is told that it waits.
 const MOMENT: Duration = Duration::from_secs(1);
-/// Attempts in a row that bring no text, after which the turn fails.
-const FRUITLESS_ATTEMPTS: usize = 3;
-/// Attempts in all.
-const ATTEMPTS: usize = 12;
-/// Times in all that a host said it was full.
-const BUSY_ATTEMPTS: usize = 60;
-/// How long a turn waits for a model that is left alone on its hosts, where it has text, and where it
-/// has none.
-const FAILING: Duration = Duration::from_secs(10);
-const FAILING_AT_FIRST: Duration = Duration::from_secs(3);
 /// A request that the host found too long is made shorter by its own count, and a little more.
 const MARGIN: f64 = 1.1;
 /// How often, at most: each time at least one message less is sent.
@@ -155,9 +146,7 @@ async fn answer(
     }
     let mut again_at = None;
     let mut context = ContextReport::default();
-    let (mut attempts, mut fruitless, mut busy) = (0, 0, 0);
-    let mut unreachable_since = None;
-    let (mut refused_by, mut failing_since) = (Vec::new(), None);
+    let mut attempts = Attempts::default();
     loop {
         let text = writer.text();
         let begun = !text.is_empty() || writer.has_begun() || feed.has_begun(turn.generation);
@@ -203,48 +192,16 @@ async fn answer(
             Err(error) => error,
         };
         let has_text = !writer.text().is_empty();
-        let host = lease.grant().map(|grant| HostId::new(&grant.host.0));
-        let is_unreachable = capacity::is_unreachable(&error);
-        let mut fails_too_long = false;
-        match error {
-            _ if is_unreachable => {}
-            OllamaError::Busy { .. } => busy += 1,
-            OllamaError::ModelFailing { retry_after, .. } => {
-                busy += 1;
-                let since = *failing_since.get_or_insert_with(Instant::now);
-                let limit = if has_text { FAILING } else { FAILING_AT_FIRST };
-                fails_too_long = since.elapsed() + retry_after > limit
-                    && !generations.fleet.has_other(&turn.spec.model, host.as_slice());
-            }
-            _ => {
-                attempts += 1;
-                fruitless += 1;
-                if writer.text().len() > before {
-                    (fruitless, failing_since) = (0, None);
-                }
-            }
+        let failed = Failed {
+            error: &error,
+            host: lease.grant().map(|grant| HostId::new(&grant.host.0)),
+            has_text,
+            has_grown: writer.text().len() > before,
+        };
+        if let Some(failure) = attempts.after(generations, turn, failed).await {
+            return Ok(End::Failed { failure, context });
         }
-        if is_unreachable {
-            // It cost the host nothing: the turn waits until a host is there again.
-            let since = *unreachable_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= generations.host_wait {
-                return Ok(End::Failed { failure: no_host(), context });
-            }
-        } else {
-            unreachable_since = None;
-            if let OllamaError::ModelRefused { .. } = error {
-                refused_by.extend(host);
-            }
-            if !is_worth_another(generations, turn, &error, &refused_by).await
-                || fails_too_long
-                || fruitless >= FRUITLESS_ATTEMPTS
-                || attempts >= ATTEMPTS
-                || busy >= BUSY_ATTEMPTS
-                || (fruitless > 0 && !has_text && !generations.retries.spend())
-            {
-                return Ok(End::Failed { failure: failure(&error), context });
-            }
-        }
+        let attempts = attempts.counted();
         tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
         metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
         let why = capacity::returned(&error, attempts, has_text);
@@ -253,26 +210,6 @@ async fn answer(
         if let Err(error) = lease.give_back(why).await {
             tracing::warn!(%error, "returning a slot failed; the turn tries the same host again");
         }
-    }
-}
-
-/// Whether the same request may succeed, here or elsewhere.
-async fn is_worth_another(
-    generations: &Generations,
-    turn: &Turn,
-    error: &OllamaError,
-    refused_by: &[HostId],
-) -> bool {
-    match error {
-        // Another host may have more memory, or a newer release; each is asked once.
-        error if error.may_differ_elsewhere() => {
-            generations.fleet.has_other(&turn.spec.model, refused_by)
-        }
-        // One host has lost the model; others may have it.
-        OllamaError::ModelNotFound { .. } => {
-            generations.fleet.check(&turn.spec.model).await.is_ok()
-        }
-        error => error.is_retryable(),
     }
 }
 

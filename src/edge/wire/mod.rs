@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 pub use self::client::{BadMessage, ClientMessage, parse_client_message};
 pub use self::event::{Place, RunningAnswer, ServerEvent};
+use super::codes::is_listed;
 use super::problem::Problem;
 use crate::follow::snapshot::Snapshot;
 use crate::session::model::{Failure, rfc3339};
@@ -105,6 +106,7 @@ fn control(
 }
 
 fn failed(failure: &Failure, place: Place) -> Utf8Bytes {
+    debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
     ServerEvent::Error {
         message: &failure.message,
         code: &failure.code,

@@ -232,3 +232,32 @@ proptest! {
         prop_assert_eq!(json["cursor"].as_str(), Some(&*AFTER.to_string()));
     }
 }
+
+#[test]
+fn the_events_of_the_protocol_page_are_those_of_the_code() {
+    let source = include_str!("event.rs");
+    let source = source.split("pub enum ServerEvent").nth(1).expect("the enum");
+    let source = source.split("\n}\n").next().expect("its end");
+    let variants = source.lines().filter_map(|line| line.strip_prefix("    ")?.strip_suffix(" {"));
+    let mut events: Vec<String> = variants
+        .filter(|name| name.starts_with(char::is_uppercase))
+        .map(|name| {
+            let snake = name.chars().flat_map(|c| {
+                let underscore = c.is_uppercase().then_some('_');
+                underscore.into_iter().chain(c.to_lowercase())
+            });
+            snake.skip(1).collect()
+        })
+        .collect();
+    events.sort();
+    let page = include_str!("../../../docs/PROTOCOL.md");
+    let table = page.split("## Server events").nth(1).expect("the chapter");
+    let table = table.split("\n\n").find(|part| part.starts_with("| `type`")).expect("its table");
+    let rows = table.lines().skip(2).filter_map(|row| row.split('`').nth(1));
+    let mut described: Vec<&str> = rows.collect();
+    described.sort_unstable();
+    assert_eq!(described, events);
+    // The names are serde's own: one of them, to see that they are made as above.
+    let pong = ServerEvent::Pong { timestamp: String::new() }.json();
+    assert!(pong.starts_with(r#"{"type":"pong""#) && events.iter().any(|name| name == "pong"));
+}

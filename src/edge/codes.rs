@@ -1,0 +1,86 @@
+//! Every stable error code that a client may receive, as `docs/PROTOCOL.md` lists them.
+
+/// One stable code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorCode {
+    /// The code, snake_case.
+    pub name: &'static str,
+    /// The HTTP status over REST; 0 where the code reaches only sockets and event streams.
+    pub status: u16,
+    /// What is wrong, for the page.
+    pub meaning: &'static str,
+}
+
+const fn code(name: &'static str, status: u16, meaning: &'static str) -> ErrorCode {
+    ErrorCode { name, status, meaning }
+}
+
+/// All codes, in the order of their names.
+pub const CODES: &[ErrorCode] = &[
+    code("already_ended", 409, "the generation has ended, so there is nothing to cancel"),
+    code("binary_message", 0, "a binary frame: send text"),
+    code("body_timeout", 408, "the body did not arrive within 30 s"),
+    code("body_too_large", 413, "the body is larger than 512 KiB"),
+    code("body_unreadable", 400, "the body broke off"),
+    code("context_too_long", 413, "the question does not fit the model's context window"),
+    code("draining", 503, "this replica is being replaced: send the request again"),
+    code("encoding_not_supported", 415, "the body is compressed: send it as it is"),
+    code("generation_not_found", 404, "the session has no such generation, or its answer is gone"),
+    code("host_not_allowed", 403, "the Host header is not in the list of allowed hosts"),
+    code("idempotency_key_reused", 422, "the key was used for another request"),
+    code("internal", 500, "a fault of the service"),
+    code("json_invalid", 422, "not JSON; the text says where"),
+    code("message_not_found", 404, "the session has no such message"),
+    code("method_not_allowed", 405, "the path does not have this method"),
+    code("model_not_found", 404, "no model host has the model; the text says which there are"),
+    code("model_too_large", 422, "the model does not fit in the host's memory: choose another"),
+    code("model_unavailable", 503, "the model fails again and again on its hosts"),
+    code("model_unsupported", 422, "the model cannot do what was asked: choose another"),
+    code("no_model_host", 503, "no model host can be reached"),
+    code("not_an_object", 0, "the message is not a JSON object"),
+    code("not_found", 404, "there is nothing at this path"),
+    code("origin_not_allowed", 403, "the page's origin is not in the list of allowed origins"),
+    code("queue_full", 503, "as many turns wait as may"),
+    code("queue_timeout", 503, "the turn waited for as long as a turn may"),
+    code("repetition", 502, "the model only repeated itself"),
+    code("session_busy", 409, "8 turns wait in this session"),
+    code("session_full", 409, "the session holds as much as it may: clear it, or begin another"),
+    code("session_not_found", 404, "the caller has no such session"),
+    code("store_full", 503, "Redis has no memory left"),
+    code("store_unavailable", 503, "Redis does not answer, or takes no writes"),
+    code("task_died", 503, "an essential task of this replica ended"),
+    code("timeout", 504, "the answer took too long for this request; it stays in the session"),
+    code("too_many_connections", 503, "as many sockets and streams are open as may"),
+    code("too_many_requests", 0, "16 requests wait on this socket"),
+    code("unknown_type", 0, "there is no such `type` of message"),
+    code("upstream_busy", 503, "the model host says that it is full"),
+    code("upstream_error", 502, "the model host replied with something unexpected"),
+    code("upstream_interrupted", 502, "the answer broke off and could not be continued"),
+    code("upstream_timeout", 504, "the model host took too long"),
+    code("validation_failed", 422, "a field is not as it should be; `errors` says which"),
+    code("websocket_expected", 426, "the path speaks WebSocket"),
+];
+
+/// Whether a code is listed. A code that is not would be unknown to clients.
+pub fn is_listed(name: &str) -> bool {
+    CODES.iter().any(|code| code.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_codes_of_the_protocol_page_are_those_of_the_code() {
+        let page = include_str!("../../docs/PROTOCOL.md");
+        let mut table = String::from("| Code | Status | Meaning |\n| --- | --- | --- |\n");
+        for ErrorCode { name, status, meaning } in CODES {
+            let status = if *status == 0 { "–".to_owned() } else { status.to_string() };
+            writeln!(table, "| `{name}` | {status} | {meaning} |").expect("a text");
+        }
+        assert!(page.contains(&table), "docs/PROTOCOL.md is to hold this table:\n{table}");
+        assert!(CODES.is_sorted_by_key(|code| code.name));
+    }
+}

@@ -1,0 +1,120 @@
+//! How often a turn is tried again, and on what.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Generations;
+use super::capacity;
+use super::place::no_host;
+use super::turn::failure;
+use crate::ollama::{HostId, OllamaError};
+use crate::session::model::Failure;
+use crate::session::store::Turn;
+
+/// Attempts in a row that bring no text, after which the turn fails.
+const FRUITLESS_ATTEMPTS: usize = 3;
+/// Attempts in all.
+const ATTEMPTS: usize = 12;
+/// Times in all that a host said it was full.
+const BUSY_ATTEMPTS: usize = 60;
+/// How long a turn waits for a model that is left alone on its hosts, where it has text, and where it
+/// has none.
+const FAILING: Duration = Duration::from_secs(10);
+const FAILING_AT_FIRST: Duration = Duration::from_secs(3);
+
+/// The attempts of one turn on this replica.
+#[derive(Default)]
+pub(super) struct Attempts {
+    all: usize,
+    /// In a row, without any text.
+    fruitless: usize,
+    /// Those that met a full host, or a model that is left alone.
+    busy: usize,
+    /// Hosts that refused the model.
+    refused_by: Vec<HostId>,
+    failing_since: Option<Instant>,
+    unreachable_since: Option<Instant>,
+}
+
+/// An attempt that failed.
+pub(super) struct Failed<'a> {
+    pub(super) error: &'a OllamaError,
+    /// The host that was asked, while its slot is held.
+    pub(super) host: Option<HostId>,
+    /// Whether the turn has any text by now.
+    pub(super) has_text: bool,
+    /// Whether this attempt brought any of it.
+    pub(super) has_grown: bool,
+}
+
+impl Attempts {
+    /// Attempts that count against the host.
+    pub(super) fn counted(&self) -> usize {
+        self.all
+    }
+
+    /// Takes a failed attempt into account. Gives the failure that ends the turn, where it is not
+    /// worth another attempt.
+    pub(super) async fn after(
+        &mut self,
+        generations: &Generations,
+        turn: &Turn,
+        Failed { error, host, has_text, has_grown }: Failed<'_>,
+    ) -> Option<Failure> {
+        if capacity::is_unreachable(error) {
+            // It cost the host nothing: the turn waits until a host is there again.
+            let since = *self.unreachable_since.get_or_insert_with(Instant::now);
+            return (since.elapsed() >= generations.host_wait).then(no_host);
+        }
+        self.unreachable_since = None;
+        let mut fails_too_long = false;
+        match error {
+            OllamaError::Busy { .. } => self.busy += 1,
+            OllamaError::ModelFailing { retry_after, .. } => {
+                self.busy += 1;
+                let since = *self.failing_since.get_or_insert_with(Instant::now);
+                let limit = if has_text { FAILING } else { FAILING_AT_FIRST };
+                fails_too_long = since.elapsed() + *retry_after > limit
+                    && !generations.fleet.has_other(&turn.spec.model, host.as_slice());
+            }
+            _ => {
+                self.all += 1;
+                self.fruitless += 1;
+                if has_grown {
+                    (self.fruitless, self.failing_since) = (0, None);
+                }
+            }
+        }
+        if let OllamaError::ModelRefused { .. } = error {
+            self.refused_by.extend(host);
+        }
+        let is_over = fails_too_long
+            || self.fruitless >= FRUITLESS_ATTEMPTS
+            || self.all >= ATTEMPTS
+            || self.busy >= BUSY_ATTEMPTS
+            || !is_worth_another(generations, turn, error, &self.refused_by).await
+            || (self.fruitless > 0 && !has_text && !generations.retries.spend());
+        is_over.then(|| failure(error))
+    }
+}
+
+/// Whether the same request may succeed, here or elsewhere.
+async fn is_worth_another(
+    generations: &Generations,
+    turn: &Turn,
+    error: &OllamaError,
+    refused_by: &[HostId],
+) -> bool {
+    match error {
+        // Another host may have more memory, or a newer release; each is asked once.
+        error if error.may_differ_elsewhere() => {
+            generations.fleet.has_other(&turn.spec.model, refused_by)
+        }
+        // One host has lost the model; others may have it.
+        OllamaError::ModelNotFound { .. } => {
+            generations.fleet.check(&turn.spec.model).await.is_ok()
+        }
+        error => error.is_retryable(),
+    }
+}
