@@ -291,6 +291,8 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
         .say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
         .await;
     first.until("stream_start").await;
+    // As if turns took ten minutes: the times run down each second, and by little.
+    redis.cli(&["HSET", &format!("jarvis:{{queue}}:host:{}", sim.url), "turn_ms", "600000"]);
     let sessions: Vec<_> = (0..WAITING).map(|_| id()).collect();
     let mut sockets = Vec::new();
     for session in &sessions {
@@ -300,7 +302,6 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
         socket.until("queued").await;
         sockets.push(socket);
     }
-    // What is published while nothing happens: nothing was measured, so no time runs down either.
     let published = || {
         let stats = redis.cli(&["INFO", "commandstats"]);
         let line = stats.lines().find(|line| line.starts_with("cmdstat_spublish:"));
@@ -313,7 +314,7 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
     // Each piece of the running answer is announced.
     let pieces = 4 * 20 + 40;
     println!("{calls} publishes in 4 s, {WAITING} turns waiting");
-    assert!(calls < pieces + WAITING, "{calls}");
+    assert!(calls < pieces + WAITING / 2, "{calls}");
     // On a replica that has heard nothing of this turn's place.
     let path = format!("/ws?session_id={}", sessions[WAITING - 1]);
     let joined = Instant::now();

@@ -722,7 +722,7 @@ async fn a_host_of_an_old_release_that_tells_of_no_model_answers() {
         arm(&sim, &json!({"fault": "status@404", "path": path, "times": 1_000_000})).await;
     }
     let fleet = fleet(&[&sim.url]);
-    for think in [false, true] {
+    for think in [Think::No, Think::Yes] {
         let request = ChatRequest { think, ..request("[[tokens=3]]") };
         let slot = acquire(&fleet, MODEL).await.expect("a slot");
         assert_eq!(slot.num_ctx().await, Ok(None));

@@ -78,7 +78,8 @@ pub(super) struct FeedState {
     upstream_closed: VecDeque<GenerationId>,
     /// The queue position that was published last.
     queued: Option<Queued>,
-    /// When the position was requested last; none where that is to be done at the next silence.
+    /// When the position was requested or heard last; none where it is to be requested at the next
+    /// silence.
     position_requested: Option<Instant>,
     /// How often other feeds requested it.
     position_requests: u64,
@@ -309,7 +310,10 @@ impl Feed {
                 return self.changed.notify_waiters();
             }
             // It comes again only when it changes, and often before the session is confirmed.
-            Hint::Queued(queued) => state.queued = Some(queued),
+            Hint::Queued(queued) => {
+                state.queued = Some(queued);
+                state.position_requested = Some(Instant::now());
+            }
             _ => {}
         }
         if !state.confirmed {
