@@ -206,6 +206,7 @@ impl From<FollowError> for Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
+        debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
         let errors = match &*failure.code {
             "model_too_large" => {
                 vec![FieldError::new("body", "model", "model_too_large", &*failure.message)]
@@ -220,7 +221,7 @@ impl From<Failure> for Problem {
             errors,
             retryable: failure.retryable,
             retry_after: failure.retry_after,
-            ..Self::new(StatusCode::BAD_GATEWAY, "", failure.message)
+            ..Self::new(StatusCode::BAD_GATEWAY, "upstream_error", failure.message)
         };
         Self { status: upstream_status(&problem.code), ..problem }.with_wait()
     }
