@@ -15,7 +15,7 @@ use jarvis::session::feed::{Delivered, Frame, FrameKind, Reader};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Cancelled, Clearing, From, IdempotencyKey, Limits, NewTurn,
-    Proposal, Read, Restored, Turn, Written, message,
+    Proposal, Read, Restored, Turn, Written, channel, message,
 };
 use jarvis::session::window::Step;
 use jarvis::session::{
@@ -116,7 +116,7 @@ fn new_turn(text: &str) -> NewTurn {
         message_id: None,
         source: String::new(),
     };
-    NewTurn { spec, content: text.to_owned(), key: None }
+    NewTurn { spec, content: text.to_owned(), conversation: None, key: None }
 }
 
 /// A short word for each event, so that a test reads as a story.
@@ -576,15 +576,25 @@ async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
     assert_eq!(page.messages.len(), 4);
 }
 
+/// Makes this session's history so many messages long, by its last message again and again.
+fn fill(redis: &RedisServer, session: SessionId, messages: usize) {
+    let channel = channel(session);
+    let key = |name: &str| format!("{channel}:{name}");
+    let fill = "local last = redis.call('HGET', KEYS[1], redis.call('LINDEX', KEYS[2], -1)) \
+                for number = redis.call('LLEN', KEYS[2]) + 1, tonumber(ARGV[1]) do \
+                redis.call('HSET', KEYS[1], number, last) redis.call('RPUSH', KEYS[2], number) \
+                redis.call('HSET', KEYS[3], 'filled-' .. number, number) \
+                redis.call('HSET', KEYS[4], 'last_message', number) end";
+    let (messages_key, path, index) = (key("messages"), key("path"), key("index"));
+    redis.cli(&["EVAL", fill, "4", &messages_key, &path, &index, &channel, &messages.to_string()]);
+}
+
 /// Microseconds that Redis spends on one turn of a session with so many messages.
 async fn cost_of_a_turn(redis: &RedisServer, replica: &Replica, messages: usize) -> f64 {
     const TURNS: u32 = 40;
     let session = SessionId::random();
     replica.whole_turn(session, "q", &["a"]).await;
-    let key = redis.cli(&["KEYS", &format!("*{session}:messages")]);
-    let fill = "local m = redis.call('LINDEX', KEYS[1], 0) \
-                for i = 3, tonumber(ARGV[1]) do redis.call('RPUSH', KEYS[1], m) end";
-    redis.cli(&["EVAL", fill, "1", key.trim(), &messages.to_string()]);
+    fill(redis, session, messages);
     redis.cli(&["CONFIG", "RESETSTAT"]);
     for _ in 0..TURNS {
         replica.store.newest(&Owner::Anonymous, session, 50, 64 << 10).await.unwrap();

@@ -72,6 +72,7 @@ pub async fn submit(
             ..request.spec(&shared.settings.default_model)
         },
         content: request.message.clone(),
+        conversation: None,
         key: key.map(|key| IdempotencyKey { key, body: request.digest() }),
     };
     let (generations, owner) = (shared.generations.clone(), owner.clone());
@@ -160,8 +161,7 @@ pub async fn stored(
     session: SessionId,
     generation: GenerationId,
 ) -> Result<Option<Box<Message>>, StoreError> {
-    let wanted = |message: &Message| message.generation_id == Some(generation);
-    let found = store.find_message(owner, session, wanted).await?;
+    let found = store.find_message(owner, session, generation.0).await?;
     Ok(found.map(|(_, message)| Box::new(message)))
 }
 

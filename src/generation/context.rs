@@ -2,8 +2,8 @@
 
 use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options};
 use crate::session::model::ContextReport;
-use crate::session::store::{Page, Turn};
-use crate::session::{Message, Role, Status, Store, StoreError};
+use crate::session::store::{OwnConversation, Page, Turn};
+use crate::session::{Message, Role, SessionInfo, Status, Store, StoreError};
 
 /// Messages that are looked at, from the newest back, at most.
 const MESSAGES: u64 = 400;
@@ -32,9 +32,32 @@ pub(super) struct Chosen {
 /// The conversation as it was when the turn began.
 pub(super) struct Conversation {
     page: Page,
+    /// Whether the turn brought it with it: then it is sent as it is, or not at all.
+    is_own: bool,
 }
 
 impl Conversation {
+    /// What the turn brought with it, and its question.
+    pub(super) fn own(turn: &Turn, conversation: &OwnConversation) -> Self {
+        let question = turn.question();
+        let messages: Vec<Message> =
+            conversation.messages().iter().chain([question]).cloned().collect();
+        let info = SessionInfo {
+            session_id: turn.session,
+            title: String::new(),
+            model: turn.spec.model.clone(),
+            created_at: question.timestamp,
+            updated_at: question.timestamp,
+            message_count: messages.len() as u64,
+        };
+        Self { page: Page { info, running: None, first: 0, messages }, is_own: true }
+    }
+
+    /// Whether fewer messages may be sent where these are too many for the host.
+    pub(super) fn can_be_shortened(&self) -> bool {
+        !self.is_own
+    }
+
     /// None where it does not end with the turn's question: a failover took that, and its writer is
     /// about to bring it back.
     pub(super) async fn read(store: &Store, turn: &Turn) -> Result<Option<Self>, StoreError> {
@@ -44,7 +67,7 @@ impl Conversation {
             Err(error) => return Err(error),
         };
         let ends_well = page.messages.last().is_some_and(|message| turn.answers(message));
-        Ok(ends_well.then_some(Self { page }))
+        Ok(ends_well.then_some(Self { page, is_own: false }))
     }
 
     /// Chooses from the newest back what fits `num_ctx` tokens, where each token of the estimate is
@@ -57,18 +80,21 @@ impl Conversation {
         });
         let measure = Measure::of(&self.page.messages, &spec.model);
         let mut estimate = spec.system.as_deref().map_or(0.0, |system| measure.text(system));
-        let told = self.page.messages.iter().rev().filter(|message| !message.content.is_empty());
+        let kept = |message: &&Message| self.is_own || !message.content.is_empty();
+        let told = self.page.messages.iter().rev().filter(kept);
         let mut chosen = Vec::new();
         for message in told {
             let longer = estimate + measure.message(message);
             // The question itself always goes: whether it fits is for the host to say.
-            if longer > room && !chosen.is_empty() {
+            if longer > room && !chosen.is_empty() && !self.is_own {
                 break;
             }
             estimate = longer;
             let role = match message.role {
+                Role::System => ChatRole::System,
                 Role::User => ChatRole::User,
                 Role::Assistant => ChatRole::Assistant,
+                Role::Tool => ChatRole::Tool,
             };
             chosen.push(ChatMessage { role, content: message.content.clone() });
         }

@@ -243,7 +243,7 @@ impl Draft {
                 let stored = usize::try_from(stored).unwrap_or(usize::MAX);
                 self.stored = floor_char_boundary(&self.text, stored);
             }
-            Reply::Written(Written::Unmarked) | Reply::Restored(Restored::Claimed) => {
+            Reply::Written(Written::Outdated) | Reply::Restored(Restored::Claimed) => {
                 self.tell_again();
             }
             Reply::Written(Written::Fenced) | Reply::Begin(Begin::Gone) => {

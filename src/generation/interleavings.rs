@@ -324,7 +324,7 @@ impl<'a> World<'a> {
             message_id: None,
             source: String::new(),
         };
-        let new = NewTurn { spec, content: "q".to_owned(), key: None };
+        let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
         let accepted =
             self.stores[by].accept(&Proposal::new(&Owner::Anonymous, self.session, &new)).await;
         if let Ok(Acceptance::New { turn, began, .. }) = accepted {
@@ -336,8 +336,8 @@ impl<'a> World<'a> {
     }
 
     async fn take_over(&mut self, by: usize, suspicion: bool) {
-        let bucket = self.session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);
-        let open = self.stores[by].open_turns(u16::from(bucket)).await.expect("the open turns");
+        let bucket = crate::session::store::bucket(self.session);
+        let open = self.stores[by].open_turns(bucket).await.expect("the open turns");
         for turn in open {
             let holder = self.stores.iter().position(|store| store.replica() == turn.replica);
             let dead = holder.is_none_or(|holder| !self.alive[holder]);

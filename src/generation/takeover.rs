@@ -47,7 +47,7 @@ pub(super) async fn watch(generations: Generations) {
             _ = tick.tick() => {}
             () = generations.stop.cancelled() => return,
         }
-        let Ok(Ok(beats)) = timeout(generations.lease, generations.store.beat()).await else {
+        let Ok(Ok(beats)) = timeout(generations.lease, generations.store.heartbeat()).await else {
             // Who cannot see must not suspect.
             seen.clear();
             continue;
@@ -79,7 +79,7 @@ pub(super) async fn watch(generations: Generations) {
                     }
                     seen.remove(replica);
                     if let Some(counter) = counter {
-                        let _ = generations.store.bury(replica, counter).await;
+                        let _ = generations.store.remove_replica(replica, counter).await;
                     }
                 }
                 Err(error) => tracing::warn!(%error, "a takeover waits for Redis"),

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::draft::{COME_BACK, Call, Cut, Draft, Fenced, Reply};
-use crate::session::store::{Turn, Written};
+use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
 /// Pause after a call that failed.
@@ -72,6 +72,12 @@ impl Writer {
     /// The answer so far and the thoughts before it, written or not.
     pub(super) fn text(&self) -> &str {
         self.draft.text()
+    }
+
+    /// Bytes of texts that it keeps: the answer, its question, and a conversation of the turn's own.
+    pub(super) fn bytes(&self) -> usize {
+        let own = self.turn.own_conversation().map_or(0, OwnConversation::bytes);
+        self.text().len() + self.turn.question().content.len() + own
     }
 
     /// How long Redis has said nothing to it.

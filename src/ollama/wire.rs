@@ -13,6 +13,8 @@ pub enum ChatRole {
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called.
+    Tool,
 }
 
 /// One message of a conversation.

@@ -4,10 +4,9 @@
 //! it.
 
 use chrono::Utc;
-use fred::prelude::Value;
 use uuid::Uuid;
 
-use super::{Keys, Store, StoreError, field, json, message, unexpected};
+use super::{SessionKeys, Store, StoreError, field, json, message, unexpected};
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{
@@ -88,17 +87,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
     pub async fn cancel(&self, wish: &Cancellation) -> Result<Cancelled, StoreError> {
-        let args = vec![
-            wish.owner.key().into(),
-            wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
-            wish.header.as_str().into(),
-            wish.tag.to_string().into(),
-            json(&Control::Cancelled {}).into(),
-            if wish.again { "1" } else { "0" }.into(),
-        ];
-        let keys = Keys::of(wish.session);
-        let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_cancel_1", &keys.all(), args).await?;
+        let generation = wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let call = SessionKeys::of(wish.session)
+            .call("jarvis_cancel_1")
+            .arg("owner", wish.owner.key())
+            .arg("generation", generation)
+            .arg("header", wish.header.as_str())
+            .text("tag", wish.tag)
+            .arg("event", json(&Control::Cancelled {}))
+            .flag("again", wish.again);
+        let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("absent") => Err(StoreError::Absent),
             Some("none") => Ok(Cancelled::Nothing),
@@ -116,22 +114,20 @@ impl Store {
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
     pub async fn clear(&self, wish: &mut Clearing) -> Result<u64, StoreError> {
-        let mut args: Vec<Value> = vec![
-            wish.owner.key().into(),
-            if wish.delete { "1" } else { "0" }.into(),
-            wish.tag.to_string().into(),
-            json(&Control::Cleared {}).into(),
-            json(&Control::Cancelled {}).into(),
-            rfc3339(&Utc::now()).into(),
-            TOMBSTONE_SECONDS.to_string().into(),
-            wish.epoch.as_str().into(),
-            wish.ended.as_deref().unwrap_or("-").into(),
-        ];
         let turns = self.limits.waiting_turns + 1;
-        args.extend((0..turns).map(|_| Value::from(Tag::random().to_string())));
-        let keys = Keys::of(wish.session);
-        let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_clear_1", &keys.all(), args).await?;
+        let call = SessionKeys::of(wish.session)
+            .call("jarvis_clear_1")
+            .arg("owner", wish.owner.key())
+            .flag("delete", wish.delete)
+            .text("tag", wish.tag)
+            .arg("event", json(&Control::Cleared {}))
+            .arg("cancel_event", json(&Control::Cancelled {}))
+            .arg("now", rfc3339(&Utc::now()))
+            .text("tombstone_seconds", TOMBSTONE_SECONDS)
+            .arg("new_epoch", wish.epoch.as_str())
+            .arg("epoch", wish.ended.as_deref().unwrap_or("-"))
+            .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
+        let reply: Vec<String> = self.redis.call_replicated(call).await?;
         let count: i64 = field(&reply, 0)?;
         let count = u64::try_from(count).map_err(|_| StoreError::Absent)?;
         wish.ended = Some(field(&reply, 1)?);

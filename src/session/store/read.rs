@@ -1,14 +1,15 @@
 //! What happened in a session, as it is stored.
 
-use super::{Keys, Store, StoreError, field, optional, unexpected};
+use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::cursor::Cursor;
 use crate::session::event::Event;
 use crate::session::model::{Owner, SessionId};
 use crate::session::store::Turn;
 use crate::session::window::{Answer, Window};
 
-/// Bytes of events and answers in one read, at most, but for one event that is larger alone.
-const READ_BYTES: usize = 2 << 20;
+/// Bytes of events and answers in one read, at most, but for one event that is larger alone: a call
+/// must not hold up Redis.
+const READ_BYTES: usize = 1 << 20;
 
 /// What a read found.
 #[derive(Debug)]
@@ -55,17 +56,17 @@ impl Store {
             }
             From::RunningTurn => (0, "-".to_owned(), None, 0),
         };
-        let args = vec![
-            owner.key().into(),
-            events.to_string().into(),
-            tag.into(),
-            generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
-            held.to_string().into(),
-            READ_BYTES.to_string().into(),
-        ];
-        let keys = Keys::of(session);
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_read_1", &keys.all(), args).await?;
+        let keys = SessionKeys::of(session);
+        let names = ["session", "messages", "index", "events", "answer"];
+        let call = keys
+            .call_with("jarvis_read_1", &names)
+            .arg("owner", owner.key())
+            .text("number", events)
+            .arg("tag", tag)
+            .arg("generation", generation.map_or_else(|| "-".to_owned(), |id| id.to_string()))
+            .text("held", held)
+            .text("bytes", READ_BYTES);
+        let reply: Vec<String> = self.redis.call_readonly(call).await?;
         match reply.first().map(String::as_str) {
             Some("ok") => window(reply),
             Some("behind") => Ok(Read::Behind),
