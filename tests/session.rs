@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -580,9 +581,9 @@ async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
 fn fill(redis: &RedisServer, session: SessionId, messages: usize) {
     let channel = channel(session);
     let key = |name: &str| format!("{channel}:{name}");
-    let fill = "local last = redis.call('HGET', KEYS[1], redis.call('LINDEX', KEYS[2], -1)) \
+    let fill = "local last = redis.call('HGET', KEYS[1], redis.call('HLEN', KEYS[1])) \
                 for number = redis.call('LLEN', KEYS[2]) + 1, tonumber(ARGV[1]) do \
-                redis.call('HSET', KEYS[1], number, last) redis.call('RPUSH', KEYS[2], number) \
+                redis.call('HSET', KEYS[1], number, last) redis.call('RPUSH', KEYS[2], number .. ' ' .. #last) \
                 redis.call('HSET', KEYS[3], 'filled-' .. number, number) \
                 redis.call('HSET', KEYS[4], 'last_message', number) end";
     let (messages_key, path, index) = (key("messages"), key("path"), key("index"));
@@ -623,4 +624,161 @@ async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
         assert!(cost < base * 5.0, "{line}");
     }
     println!("{line}");
+}
+
+/// Milliseconds of the longest call of each function since the log of Redis was emptied.
+fn longest_calls(redis: &RedisServer) -> BTreeMap<String, f64> {
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    let lines: Vec<&str> = log.lines().collect();
+    let mut longest = BTreeMap::new();
+    // An entry: its number, when, microseconds, FCALL, the function.
+    for (at, function) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("jarvis_")) {
+        let micros = at.checked_sub(2).and_then(|at| lines[at].parse::<f64>().ok());
+        let known: &mut f64 = longest.entry((*function).to_owned()).or_default();
+        *known = known.max(micros.expect("a time") / 1000.0);
+    }
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mib() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (owner, store) = (Owner::Anonymous, &replica.store);
+    let measure = async |large: bool| {
+        let session = SessionId::random();
+        let length = if large { 250 << 10 } else { 10 };
+        replica.whole_turn(session, "q", &[&"a".repeat(length)]).await;
+        fill(&redis, session, if large { 256 } else { 100_000 });
+        redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
+        redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+        redis.cli(&["SLOWLOG", "RESET"]);
+        store.newest(&owner, session, 400, 512 << 10).await.unwrap();
+        let page = store.page(&owner, session, 0, 500).await.unwrap();
+        assert!(!page.messages.is_empty());
+        store.page_before(&owner, session, 200, 500).await.unwrap();
+        let unknown = uuid::Uuid::new_v4();
+        assert!(store.find_message(&owner, session, unknown).await.unwrap().is_none());
+        let first = page.messages[0].id;
+        let (place, _) = store.find_message(&owner, session, first).await.unwrap().unwrap();
+        assert_eq!(place, 0);
+        let text = "x".repeat(30 << 10);
+        for _ in 0..20 {
+            replica.whole_turn(session, &text, &[&text, &text]).await;
+        }
+        replica.reader(session, Some(Cursor::START)).await;
+        store.clear(&mut Clearing::new(&owner, session, true)).await.unwrap();
+        longest_calls(&redis)
+    };
+    for large in [true, false] {
+        let mut least: BTreeMap<String, f64> = BTreeMap::new();
+        // What else this machine does counts, too: the least of a few tries is Redis's own.
+        for _ in 0..6 {
+            for (function, time) in measure(large).await {
+                let known = least.entry(function).or_insert(time);
+                *known = known.min(time);
+            }
+            if least.values().all(|time| *time < 5.0) {
+                break;
+            }
+        }
+        println!("milliseconds at most, large messages {large}: {least:.1?}");
+        assert!(least.len() >= 8, "{least:?}");
+        assert!(least.values().all(|time| *time < 5.0), "milliseconds: {least:.1?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_found_by_its_generation_and_a_message_by_its_id_however_old_they_are() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (session, store, owner) = (SessionId::random(), &replica.store, Owner::Anonymous);
+    let old = replica.whole_turn(session, "the question", &["the answer"]).await;
+    fill(&redis, session, 600);
+    replica.whole_turn(session, "q", &["a"]).await;
+    let found = store.find_message(&owner, session, old.generation.0).await.unwrap();
+    let (place, answer) = found.expect("an answer");
+    assert_eq!((place, answer.content.as_str()), (1, "the answer"));
+    let page = store.page(&owner, session, 0, 1).await.unwrap();
+    let found = store.find_message(&owner, session, page.messages[0].id).await.unwrap();
+    assert_eq!(
+        found.map(|(place, message)| (place, message.content)).unwrap(),
+        (0, "the question".to_owned())
+    );
+    assert_eq!(store.find_message(&owner, session, uuid::Uuid::new_v4()).await.unwrap(), None);
+    // A reader that was there before gets the rest of that answer, although 600 messages follow.
+    let mut reader = replica.reader(session, Some(Cursor::START)).await;
+    assert_eq!(
+        story(&mut reader, "ended").await,
+        "accepted started [the answer] done ended(the answer)"
+    );
+    store.clear(&mut Clearing::new(&owner, session, false)).await.unwrap();
+    assert_eq!(store.find_message(&owner, session, old.generation.0).await.unwrap(), None);
+    let thief = Owner::User("thief".into());
+    let stolen = store.find_message(&thief, session, old.generation.0).await;
+    assert!(matches!(stolen, Err(StoreError::Absent)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_message_is_stored_with_the_number_of_the_one_before_it() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    replica.whole_turn(session, "first", &["a"]).await;
+    let (turn, _) = replica.accept(session, "second").await;
+    replica.answer(&turn, &["b"]).await;
+    replica.store.cancel(&wish(session)).await.unwrap();
+    let key = |name: &str| format!("{}:{name}", channel(session));
+    let path = || -> Vec<String> {
+        let path = redis.cli(&["LRANGE", &key("path"), "0", "-1"]);
+        path.lines().filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect()
+    };
+    assert_eq!(path(), ["1", "2", "3", "4"]);
+    for (number, parent) in [("1", "0 {"), ("2", "1 {"), ("3", "2 {"), ("4", "3 {")] {
+        let stored = redis.cli(&["HGET", &key("messages"), number]);
+        assert!(stored.starts_with(parent), "{number}: {stored}");
+    }
+    // Once it has ended, an answer is stored once.
+    assert_eq!(redis.cli(&["EXISTS", &key("answer")]).trim(), "0");
+    // Numbers are not used again: what was cleared cannot be meant by a later one.
+    replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap();
+    replica.whole_turn(session, "third", &["c"]).await;
+    assert_eq!(path(), ["5", "6"]);
+    assert!(redis.cli(&["HGET", &key("messages"), "5"]).starts_with("0 {"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_needs_several_steps_is_as_one() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let (session, store, owner) = (SessionId::random(), &replica.store, Owner::Anonymous);
+    for turn in 0..6 {
+        let question = format!("{turn} {}", "q".repeat(30 << 10));
+        replica.whole_turn(session, &question, &[&"a".repeat(170 << 10)]).await;
+    }
+    // All of it is 1.2 MiB; a step reads half of one.
+    let lengths = |messages: &[Message]| -> Vec<usize> {
+        messages.iter().map(|message| message.content.len()).collect()
+    };
+    let all = store.newest(&owner, session, 50, 8 << 20).await.unwrap();
+    assert_eq!((all.first, all.messages.len()), (0, 12));
+    let begins =
+        |message: &Message| message.content.split(' ').next().unwrap().parse::<usize>().ok();
+    let questions: Vec<_> = all.messages.iter().filter_map(begins).collect();
+    assert_eq!(questions, [0, 1, 2, 3, 4, 5]);
+    let page = store.page(&owner, session, 1, 500).await.unwrap();
+    assert_eq!(page.first, 1);
+    assert_eq!(lengths(&page.messages), lengths(&all.messages)[1..=page.messages.len()]);
+    let bytes = |messages: &[Message]| -> usize { lengths(messages).iter().sum() };
+    assert!(bytes(&page.messages) <= 1 << 20 && bytes(&page.messages) > 800 << 10);
+    let newest = store.newest(&owner, session, 50, 700 << 10).await.unwrap();
+    let first = newest.first as usize;
+    assert_eq!(lengths(&newest.messages), lengths(&all.messages)[first..]);
+    assert!(bytes(&newest.messages) <= 700 << 10 && bytes(&newest.messages) > 500 << 10);
+    let before = store.page_before(&owner, session, 11, 10).await.unwrap();
+    assert_eq!(before.first + before.messages.len() as u64, 11);
+    assert!(bytes(&before.messages) > 800 << 10);
+    // One that is larger alone is given all the same.
+    let one = store.newest(&owner, session, 50, 10).await.unwrap();
+    assert_eq!((one.first, one.messages.len()), (11, 1));
 }

@@ -33,25 +33,26 @@ register {
       more = 'more'
       if backwards then first = last - STEP_MESSAGES + 1 else last = first + STEP_MESSAGES - 1 end
     end
-    local numbers = first <= last and redis.call('LRANGE', keys.path, first, last) or {}
-    local room, spent, list = tonumber(args.bytes), 0, {}
-    local from, to, step = 1, #numbers, 1
+    local path = first <= last and redis.call('LRANGE', keys.path, first, last) or {}
+    local from, to, step = 1, #path, 1
     if backwards then
-      from, to, step = #numbers, 1, -1
+      from, to, step = #path, 1, -1
     end
+    local room, spent, numbers = tonumber(args.bytes), 0, {}
     for i = from, to, step do
-      local length = redis.call('HSTRLEN', keys.messages, numbers[i])
-      if spent + length > room and (#list > 0 or args.at_least_one ~= '1') then
+      local number, length = string.match(path[i], '^(%d+) (%d+)$')
+      spent = spent + length
+      if spent > room and (#numbers > 0 or args.at_least_one ~= '1') then
         more = 'end'
         break
       end
-      if spent + length > STEP_BYTES and #list > 0 then
+      if spent > STEP_BYTES and #numbers > 0 then
         more = 'more'
         break
       end
-      spent = spent + length
-      list[#list + 1] = redis.call('HGET', keys.messages, numbers[i])
+      numbers[#numbers + 1] = number
     end
+    local list = #numbers > 0 and redis.call('HMGET', keys.messages, unpack(numbers)) or {}
     reply[#reply + 1] = more
     reply[#reply + 1] = tostring(backwards and last - #list + 1 or first)
     for i = 1, #list do

@@ -15,17 +15,22 @@
 --             generation, offset and text of each answer
 -- Called by:  Store::read, Store::answer_so_far
 
--- Of these events, the generations that were cancelled and whose text a clear then took.
-local function taken_by_clear(list)
-  local taken, cleared = {}, false
+-- Events that are read from the log at a time.
+local CHUNK = 8
+
+-- Whether the generation was cancelled by one of the events from here on, and a clear then took its
+-- text.
+local function is_taken_by_clear(keys, generation, place)
+  local cleared = false
+  local list = redis.call('LRANGE', keys.events, place, -1)
   for i = #list, 1, -1 do
     local header = words(line(list[i], 1))
     cleared = cleared or header[5] == 'cleared'
-    if cleared and header[5] == 'cancelled' then
-      taken[header[6]] = true
+    if cleared and header[5] == 'cancelled' and header[6] == generation then
+      return true
     end
   end
-  return taken
+  return false
 end
 
 register {
@@ -71,8 +76,7 @@ register {
       return { 'unknown' }
     end
     local room = tonumber(args.bytes)
-    local list = number < tip and redis.call('LRANGE', keys.events, number - first + 1, -1) or {}
-    local answers, given, taken = {}, {}, taken_by_clear(list)
+    local answers, given = {}, {}
     local function give(id, from)
       if given[id] then
         return true
@@ -81,12 +85,11 @@ register {
       if id == running then
         bytes = redis.call('GETRANGE', keys.answer, from, -1)
       else
-        bytes = ended_answer(keys, id)
-        if bytes then
-          bytes = string.sub(bytes, from + 1)
-        elseif taken[id] then
+        bytes = ended_answer(keys, id, from)
+        if not bytes and is_taken_by_clear(keys, id, number - first + 1) then
           bytes, from = '', 0
-        else
+        end
+        if not bytes then
           return false
         end
       end
@@ -99,11 +102,17 @@ register {
     if generation ~= '-' and generation == running then
       give(generation, held)
     end
-    for i = 1, #list do
-      local header = words(line(list[i], 1))
+    local chunk = {}
+    for place = number - first + 1, kept - 1 do
+      local event = table.remove(chunk, 1)
+      if not event then
+        chunk = redis.call('LRANGE', keys.events, place, place + CHUNK - 1)
+        event = table.remove(chunk, 1)
+      end
+      local header = words(line(event, 1))
       local kind, about = header[5], header[6]
-      room = room - #list[i]
-      if room < 0 and i > 1 then
+      room = room - #event
+      if room < 0 and #events > 0 then
         running, more = '-', '1'
         break
       end
@@ -113,7 +122,7 @@ register {
           return { 'behind' }
         end
       end
-      events[#events + 1] = list[i]
+      events[#events + 1] = event
     end
     local reply = { 'ok', tostring(number), tag, running, more, tostring(#events) }
     for _, event in ipairs(events) do

@@ -12,8 +12,8 @@
 --                (number and tag of the event before it began), revision
 --                closed (the last generation whose request to the model's host was closed)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
---   path         list: the numbers of the messages that are shown and continued, oldest first. A
---                parent is older than its children, so that the numbers ascend.
+--   path         list: <number> <length> of the messages that are shown and continued, oldest
+--                first. A parent is older than its children, so that the numbers ascend.
 --   index        hash: id of a message → its number, generation → the number of its answer
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
 --                <generation> <fence> <replica> <number of its accepted event>\n<turn json>\n
