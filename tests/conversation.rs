@@ -145,11 +145,14 @@ impl Replica {
     /// Waits until so many bytes of the answer are stored.
     fn wait_for_text(&self, server: &RedisServer, session: SessionId, bytes: usize) {
         let key = format!("{}:answer", channel(session));
-        let deadline = std::time::Instant::now() + LIMIT;
-        while server.cli(&["STRLEN", &key]).trim().parse::<usize>().expect("a length") < bytes {
-            assert!(std::time::Instant::now() < deadline, "no text");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let length = || server.cli(&["STRLEN", &key]).trim().parse::<usize>().expect("a length");
+        self.run(async {
+            let deadline = tokio::time::Instant::now() + LIMIT;
+            while length() < bytes {
+                assert!(tokio::time::Instant::now() < deadline, "no text");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
     }
 
     fn journal(&self, ollama: &Process) -> Vec<Value> {
@@ -310,7 +313,7 @@ async fn a_conversation_that_is_refused_leaves_nothing() {
 async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
     let Stored { server, store, other } = Stored::start().await;
     let session = SessionId::random();
-    let used = || -> i64 {
+    let used = || -> usize {
         let info = server.cli(&["INFO", "memory"]);
         let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
         line.and_then(|bytes| bytes.trim().parse().ok()).expect("bytes")
@@ -323,7 +326,7 @@ async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, began: true, .. } = accepted else { panic!("{accepted:?}") };
     let grown = used() - before;
-    assert!(grown < 2 * bytes as i64, "{grown} bytes for {bytes}");
+    assert!(grown < 2 * bytes, "{grown} bytes for {bytes}");
     println!("{bytes} bytes in 1,000 messages cost Redis {grown} bytes");
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
     let claimed = other.claim(&open).await.expect("a claim");

@@ -128,6 +128,7 @@ impl Call {
 
     /// Adds an argument that is written as text.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and identifiers, which are small")]
     pub fn text(self, name: &'static str, value: impl ToString) -> Self {
         self.arg(name, value.to_string())
     }
@@ -268,16 +269,12 @@ pub mod declaration {
     /// A list of names, or the constant of the library that holds it.
     fn list(library: &Library, text: &'static str, word: &str) -> Vec<&'static str> {
         let Some(value) = after(text, word) else { return Vec::new() };
-        let value = match value.strip_prefix('{') {
-            Some(names) => names,
-            None => {
-                let constant = value.split(',').next().unwrap_or_default();
-                let start = format!("\nlocal {constant} = {{");
-                let defined = library.includes.iter().find_map(|file| after(file.text, &start));
-                defined.unwrap_or_default()
-            }
-        };
-        let names = value.split('}').next().unwrap_or_default();
+        let literal = value.strip_prefix('{').or_else(|| {
+            let constant = value.split(',').next().unwrap_or_default();
+            let start = format!("\nlocal {constant} = {{");
+            library.includes.iter().find_map(|file| after(file.text, &start))
+        });
+        let names = literal.and_then(|names| names.split('}').next()).unwrap_or_default();
         names.split('\'').skip(1).step_by(2).collect()
     }
 }
@@ -331,8 +328,8 @@ mod tests {
             let keys = declared.keys.iter().filter(|_| !shared);
             let names = keys.chain(&declared.arguments).chain(&declared.optional_key);
             for name in names.chain(&declared.rest) {
-                let named = header.split(|c: char| !c.is_alphanumeric() && c != '_');
-                assert!(named.into_iter().any(|word| word == *name), "{}: {name}", file.path);
+                let mut words = header.split(|c: char| !c.is_alphanumeric() && c != '_');
+                assert!(words.any(|word| word == *name), "{}: {name}", file.path);
             }
         }
     }
