@@ -62,7 +62,7 @@ impl Server {
         let waiting = settings.queue_limit as usize;
         let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
-        let store = Store::new(redis.clone(), replica, session::store::Limits::default());
+        let store = Store::new(redis.clone(), replica, session::store::SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone(), edge::wire::encode)?;
         let fleet = Fleet::new(FleetConfig {
             hosts: settings.ollama_hosts(),

@@ -12,8 +12,8 @@ use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Limits as QueueLimits, Queue, QueueStore};
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Claim, IdempotencyKey, Limits, NewTurn, OwnConversation,
-    Proposal, Restored, Written, bucket, channel, message,
+    Acceptance, Begin, Cancellation, Claim, IdempotencyKey, NewTurn, OwnConversation, Proposal,
+    Restored, SessionLimits, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
@@ -90,7 +90,7 @@ impl Replica {
             let name = uuid::Uuid::new_v4().to_string();
             let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
             let queue = QueueStore::new(redis.clone(), name.clone(), limits);
-            let store = Store::new(redis.clone(), name, Limits::default());
+            let store = Store::new(redis.clone(), name, SessionLimits::default());
             let feeds = Feeds::start(&redis, store.clone(), jarvis::edge::wire::encode);
             let feeds = feeds.expect("feeds");
             let fleet = Fleet::new(FleetConfig {
@@ -274,7 +274,8 @@ impl Stored {
         let server = RedisServer::start();
         let redis = Redis::connect(&options(&server)).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
-        let store = |name: &str| Store::new(redis.clone(), name.to_owned(), Limits::default());
+        let store =
+            |name: &str| Store::new(redis.clone(), name.to_owned(), SessionLimits::default());
         let (store, other) = (store("r1"), store("r2"));
         Self { server, store, other }
     }

@@ -14,8 +14,8 @@ use jarvis::queue::{
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Redis, RedisError, RedisOptions, migrations};
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, From, IdempotencyKey, Limits, NewTurn, OpenTurn, Proposal,
-    bucket, message,
+    Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
+    SessionLimits, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag, TurnSpec};
 use support::redis::RedisServer;
@@ -29,7 +29,7 @@ fn connect(server: &RedisServer) -> Redis {
 }
 
 fn store_on(redis: &Redis, name: &str) -> Store {
-    Store::new(redis.clone(), name.to_owned(), Limits::default())
+    Store::new(redis.clone(), name.to_owned(), SessionLimits::default())
 }
 
 fn new_turn(key: Option<&str>) -> NewTurn {
@@ -73,7 +73,7 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");
     store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");
-    store.read(&owner, session, From::RunningTurn).await.expect("Redis");
+    store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
     let proposal = Proposal::new(&owner, session, &new_turn(None));
     store.accept(&proposal).await.expect("Redis");
     let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");

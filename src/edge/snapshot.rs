@@ -3,7 +3,7 @@
 use axum::extract::ws::Utf8Bytes;
 
 use super::wire;
-use crate::session::store::{From as ReadFrom, Page, Read};
+use crate::session::store::{Page, ReadFrom, ReadOutcome};
 use crate::session::{Cursor, GenerationId, Owner, SessionId, Store, StoreError, Window};
 
 /// Messages of it, at most.
@@ -35,8 +35,10 @@ pub async fn take(
     loop {
         tries += 1;
         let window = match store.read(owner, session, ReadFrom::RunningTurn).await? {
-            Read::Window { window, .. } => window,
-            Read::Absent | Read::Behind | Read::Unknown => return Ok(empty(Cursor::START)),
+            ReadOutcome::Window { window, .. } => window,
+            ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => {
+                return Ok(empty(Cursor::START));
+            }
         };
         let page = match store.newest(owner, session, MESSAGES, wire::EVENT_BYTES).await {
             Ok(page) => page,

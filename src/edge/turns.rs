@@ -10,7 +10,7 @@ use super::Shared;
 use super::input::{ChatRequest, OnDisconnect};
 use super::problem::Problem;
 use crate::generation::{Generations, Submitted};
-use crate::session::store::{self, From as ReadFrom, IdempotencyKey, NewTurn, Read};
+use crate::session::store::{self, IdempotencyKey, NewTurn, ReadFrom, ReadOutcome};
 use crate::session::{
     Control, Cursor, Event, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status,
     Store, StoreError, TurnSpec,
@@ -188,7 +188,7 @@ pub async fn end_since(
 ) -> Result<Since, StoreError> {
     loop {
         let read = store.read(owner, session, ReadFrom::Cursor(cursor, cursor.offset)).await?;
-        let Read::Window { window, more } = read else { return Ok(Since::Unknown) };
+        let ReadOutcome::Window { window, more } = read else { return Ok(Since::Unknown) };
         let end = window
             .events()
             .find(|event| event.generation == Some(generation) && event.control.is_terminal());

@@ -17,8 +17,8 @@ use super::writer::make;
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::store::{
-    Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Proposal, Read,
-    Turn, Written, message,
+    Acceptance, CancelReply, Cancellation, Claim, NewTurn, OpenTurn, Proposal, ReadFrom,
+    ReadOutcome, SessionLimits, Turn, Written, message,
 };
 use crate::session::thoughts::Shape;
 use crate::session::window::Step as Seen;
@@ -379,8 +379,8 @@ impl<'a> World<'a> {
         let store = &self.stores[0];
         let first = store.cancel(&wish).await;
         let again = if matches!(fate, Fate::Done) { None } else { Some(store.cancel(&wish).await) };
-        let met = |told: &Result<Cancelled, _>| match told {
-            Ok(Cancelled::Running(id) | Cancelled::Waiting(id)) => Some(*id),
+        let met = |told: &Result<CancelReply, _>| match told {
+            Ok(CancelReply::Running(id) | CancelReply::Waiting(id)) => Some(*id),
             _ => None,
         };
         let Some(generation) = met(&first) else { return };
@@ -409,9 +409,9 @@ impl<'a> World<'a> {
 
     async fn read(&mut self, must_know: bool) {
         let store = &self.stores[0];
-        let from = From::Cursor(self.client.cursor, 0);
+        let from = ReadFrom::Cursor(self.client.cursor, 0);
         match store.read(&Owner::Anonymous, self.session, from).await.expect("a read") {
-            Read::Window { window, .. } => {
+            ReadOutcome::Window { window, .. } => {
                 let client = &mut self.client;
                 loop {
                     let after = match window.next(&client.cursor, 5) {
@@ -453,15 +453,15 @@ impl<'a> World<'a> {
                     client.cursor = after;
                 }
             }
-            Read::Absent if self.client.cursor == Cursor::START => return,
-            Read::Absent | Read::Behind | Read::Unknown => {}
+            ReadOutcome::Absent if self.client.cursor == Cursor::START => return,
+            ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => {}
         }
         assert!(self.failovers > 0, "a place was lost without a failover");
         if must_know {
             self.client.snapshots += 1;
-            let from = From::RunningTurn;
+            let from = ReadFrom::RunningTurn;
             let read = store.read(&Owner::Anonymous, self.session, from).await.expect("a read");
-            if let Read::Window { window, .. } = read {
+            if let ReadOutcome::Window { window, .. } = read {
                 self.client.cursor = window.start();
                 self.client.take_back(0);
             }
@@ -589,7 +589,7 @@ fn every_interleaving_of_writes_takeovers_cancels_and_failovers_keeps_the_promis
         for replica in 0..REPLICAS {
             let redis = Redis::connect(&options).expect("a client");
             migrations::apply(&redis).await.expect("migrations");
-            stores.push(Store::new(redis, format!("replica-{replica}"), Limits::default()));
+            stores.push(Store::new(redis, format!("replica-{replica}"), SessionLimits::default()));
         }
         stores
     });

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::cursor::{Cursor, Tag};
 use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
-use super::store::{self, From, Read, Store, StoreError};
+use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Step, Window};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 
@@ -183,9 +183,9 @@ impl Feeds {
         let store = self.inner.store.clone();
         let start = match cursor {
             Some(cursor) => cursor,
-            None => match store.read(owner, session, From::RunningTurn).await? {
-                Read::Window { window, .. } => window.start(),
-                Read::Absent | Read::Behind | Read::Unknown => Cursor::START,
+            None => match store.read(owner, session, ReadFrom::RunningTurn).await? {
+                ReadOutcome::Window { window, .. } => window.start(),
+                ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,
             },
         };
         let mut reader = Reader {
@@ -395,10 +395,11 @@ impl Feed {
                 state.heard = Instant::now();
                 (state.confirmed, state.window.end())
             };
-            let from = if confirmed { From::Cursor(end, end.offset) } else { From::RunningTurn };
+            let from =
+                if confirmed { ReadFrom::Cursor(end, end.offset) } else { ReadFrom::RunningTurn };
             let more = match store.read(&self.owner, self.session, from).await? {
-                Read::Absent => false,
-                Read::Window { window, more } => {
+                ReadOutcome::Absent => false,
+                ReadOutcome::Window { window, more } => {
                     let mut state = self.state();
                     let applied = if confirmed {
                         state.window.absorb(&window)
@@ -416,8 +417,10 @@ impl Feed {
                     }
                     more || applied == Applied::Hole
                 }
-                Read::Unknown if confirmed && self.may_come_back() => return Ok(Reached::Later),
-                Read::Unknown | Read::Behind => {
+                ReadOutcome::Unknown if confirmed && self.may_come_back() => {
+                    return Ok(Reached::Later);
+                }
+                ReadOutcome::Unknown | ReadOutcome::Behind => {
                     // What this feed knows is not what Redis holds: begin anew from there.
                     let again = confirmed;
                     self.forget();
@@ -522,16 +525,16 @@ impl Reader {
 
     /// A place that Redis does not know is lost after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
-        let from = From::Cursor(self.cursor, 0);
+        let from = ReadFrom::Cursor(self.cursor, 0);
         match self.store.read(&self.feed.owner, self.feed.session, from).await? {
-            Read::Window { window, .. } => {
+            ReadOutcome::Window { window, .. } => {
                 self.lost =
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
                 self.catching_up = Some(window);
             }
-            Read::Behind => self.lost = true,
-            Read::Absent if self.cursor == Cursor::START => {}
-            Read::Absent | Read::Unknown => {
+            ReadOutcome::Behind => self.lost = true,
+            ReadOutcome::Absent if self.cursor == Cursor::START => {}
+            ReadOutcome::Absent | ReadOutcome::Unknown => {
                 let since = *self.unknown_since.get_or_insert_with(Instant::now);
                 self.lost = since.elapsed() >= grace;
                 if !self.lost {

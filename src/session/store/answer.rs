@@ -73,7 +73,8 @@ impl Store {
         self.write(call.arg("event", json(&claimed)).flag("published", published)).await
     }
 
-    /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields.
+    /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields
+    /// and the generation's id.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -91,7 +92,7 @@ impl Store {
         let call = of_writer(SessionKeys::of(turn.session).call("jarvis_finish_1"), turn)
             .text("revision", revision)
             .text("length", length)
-            .arg("header", json(header))
+            .arg("header", json(&Message { id: turn.generation.0, ..header.clone() }))
             .arg("now", rfc3339(&header.timestamp))
             .rest("events", events);
         written(&self.redis.call_replicated::<Vec<String>>(call).await?)

@@ -29,7 +29,7 @@ pub struct Cancellation {
 
 /// What a cancel met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cancelled {
+pub enum CancelReply {
     /// The running generation.
     Running(GenerationId),
     /// A turn that waited.
@@ -41,11 +41,15 @@ pub enum Cancelled {
 impl Cancellation {
     /// Of the generation that is named, else of the running one, else of the oldest that waits.
     pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
+        let message = message(Role::Assistant, Utc::now());
+        // The id of an answer is its generation's.
+        let (id, filled_in) = (format!(r#""{}""#, message.id), r#""GENERATION""#);
         let header = json(&Message {
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),
-            ..message(Role::Assistant, Utc::now())
+            ..message
         });
+        let header = header.replacen(&id, filled_in, 1);
         // The function knows these three, and they stand where no JSON string has capitals.
         let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
         let header = header.replacen('{', fields, 1);
@@ -86,7 +90,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn cancel(&self, wish: &Cancellation) -> Result<Cancelled, StoreError> {
+    pub async fn cancel(&self, wish: &Cancellation) -> Result<CancelReply, StoreError> {
         let generation = wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let call = SessionKeys::of(wish.session)
             .call("jarvis_cancel_1")
@@ -99,11 +103,11 @@ impl Store {
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("absent") => Err(StoreError::Absent),
-            Some("none") => Ok(Cancelled::Nothing),
+            Some("none") => Ok(CancelReply::Nothing),
             Some("cancelled") if reply.get(2).is_some_and(|state| state == "running") => {
-                Ok(Cancelled::Running(field(&reply, 1)?))
+                Ok(CancelReply::Running(field(&reply, 1)?))
             }
-            Some("cancelled") => Ok(Cancelled::Waiting(field(&reply, 1)?)),
+            Some("cancelled") => Ok(CancelReply::Waiting(field(&reply, 1)?)),
             _ => Err(unexpected("cancel")),
         }
     }

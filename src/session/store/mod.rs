@@ -14,12 +14,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use answer::Written;
-pub use cancel::{Cancellation, Cancelled, Clearing};
+pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use heartbeats::HEARTBEATS;
 pub use history::{Described, Page, REPLY_BYTES, message};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
-pub use read::{From, Read};
+pub use read::{ReadFrom, ReadOutcome};
 pub use takeover::{Claim, OpenTurn};
 pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
 
@@ -31,7 +31,7 @@ pub(super) use keys::session_of;
 
 /// Bounds of what is stored.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Turns that may wait in one session.
     pub waiting_turns: u32,
     /// Bytes of one session's messages.
@@ -43,7 +43,7 @@ pub struct Limits {
     pub own_conversation_idle_seconds: u64,
 }
 
-impl Default for Limits {
+impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             waiting_turns: 8,
@@ -82,12 +82,12 @@ pub enum StoreError {
 pub struct Store {
     redis: Redis,
     replica: String,
-    limits: Limits,
+    limits: SessionLimits,
 }
 
 impl Store {
     /// A store whose turns are held in the name of `replica`.
-    pub fn new(redis: Redis, replica: String, limits: Limits) -> Self {
+    pub fn new(redis: Redis, replica: String, limits: SessionLimits) -> Self {
         Self { redis, replica, limits }
     }
 

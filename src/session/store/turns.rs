@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Limits, OwnConversation, SessionKeys, Store, StoreError, channel, claimed_event, field, json,
-    message, of_writer, unexpected,
+    OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
+    json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
@@ -283,7 +283,7 @@ impl Store {
             return Ok(None);
         }
         // Where none may wait, nothing is taken in.
-        let limits = Limits { waiting_turns: 0, ..self.limits.clone() };
+        let limits = SessionLimits { waiting_turns: 0, ..self.limits.clone() };
         let nobody = Self { limits, ..self.clone() };
         match nobody.accept(&Proposal::new(owner, session, new)).await {
             Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),

@@ -6,19 +6,15 @@ local STEP_BYTES = 524288
 -- Messages that one call gives, at most.
 local STEP_MESSAGES = 250
 
--- Adds a message to the end of the selected path. `generation` is that of an answer, else nil.
-local function push_message(keys, generation, header, content)
+-- Adds a message to the end of the selected path. The id of an answer is its generation's: so the
+-- index finds an answer by either.
+local function push_message(keys, header, content)
   local number = redis.call('HINCRBY', keys.session, 'last_message', 1)
   local parent = string.match(redis.call('LINDEX', keys.path, -1) or '0', '^%d+')
   local entry = parent .. ' ' .. header .. '\n' .. content
   redis.call('HSET', keys.messages, number, entry)
   redis.call('RPUSH', keys.path, number .. ' ' .. #entry)
-  local id = string.match(header, '"id":"([%x-]+)"')
-  if generation then
-    redis.call('HSET', keys.index, id, number, generation, number)
-  else
-    redis.call('HSET', keys.index, id, number)
-  end
+  redis.call('HSET', keys.index, string.match(header, '"id":"([%x-]+)"'), number)
   redis.call('HINCRBY', keys.session, 'bytes', #entry)
 end
 

@@ -14,7 +14,7 @@
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.
---   index        hash: id of a message → its number, generation → the number of its answer
+--   index        hash: id of a message → its number. The id of an answer is its generation's.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
 --                <generation> <fence> <replica> <number of its accepted event>\n<turn json>\n
 --                <json header of the question>\n<its content>

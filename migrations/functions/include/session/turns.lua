@@ -44,7 +44,7 @@ local function of_writer(keys, args, ...)
 end
 
 local function make_running(keys, generation, fence, replica, turn, header, content)
-  push_message(keys, nil, header, content)
+  push_message(keys, header, content)
   redis.call('UNLINK', keys.answer)
   redis.call('HSET', keys.session, 'generation', generation, 'fence', fence, 'replica', replica,
     'turn', turn, 'writers', 1)
@@ -59,7 +59,7 @@ end
 
 -- Ends the running generation: its answer so far becomes a message.
 local function close_running(keys, generation, header, by)
-  push_message(keys, generation, header, redis.call('GET', keys.answer) or '')
+  push_message(keys, header, redis.call('GET', keys.answer) or '')
   forget_running(keys)
   release(keys, generation, by)
 end
@@ -68,7 +68,7 @@ end
 local function push_conversation(keys, args)
   for _, entry in ipairs(args.conversation) do
     local header, at = line(entry, 1)
-    push_message(keys, nil, header, string.sub(entry, at))
+    push_message(keys, header, string.sub(entry, at))
   end
   redis.call('HSET', keys.session, 'own_messages', #args.conversation, 'idle_seconds',
     args.idle_seconds)
