@@ -62,6 +62,11 @@ local function keep(keys)
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)
   end
+  -- To the tenth part is exact enough, and seven calls fewer for most turns.
+  local left = redis.call('TTL', keys.messages)
+  if left <= seconds and left > seconds * 0.9 then
+    return
+  end
   for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
     redis.call('EXPIRE', keys[name], seconds)
   end

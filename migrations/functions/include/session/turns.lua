@@ -113,10 +113,7 @@ local function admit(keys, args, found, epoch, begins, number)
       .. '\n' .. args.turn .. '\n' .. args.header .. '\n' .. args.content
     insert_waiting(keys, entry, number)
   end
-  -- A session that has just been kept for longer need not be kept again.
-  if redis.call('TTL', keys.session) < OPEN_SECONDS then
-    keep(keys)
-  end
+  keep(keys)
 end
 
 -- Moves the running turn to another holder.
