@@ -68,7 +68,7 @@ impl Server {
         let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
-        let store = Store::new(redis.clone(), replica, session::store::Limits::default());
+        let store = Store::new(redis.clone(), replica, session::store::SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone())?;
         let fleet = Fleet::new(FleetConfig {
             hosts: settings.ollama_hosts(),

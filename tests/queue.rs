@@ -60,7 +60,7 @@ async fn join(store: &QueueStore, ticket: &Ticket) -> Place {
 }
 
 async fn place(store: &QueueStore, ticket: &Ticket) -> Place {
-    store.places(&[ticket.generation]).await.expect("Redis").remove(0).place
+    store.statuses(&[ticket.generation]).await.expect("Redis").remove(0).place
 }
 
 async fn granted(store: &QueueStore, ticket: &Ticket) -> Grant {
@@ -235,7 +235,7 @@ async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, boo
         for (replica, store) in stores.iter().enumerate() {
             let own: Vec<_> = live.iter().filter(|(_, at)| *at == replica).collect();
             let ids: Vec<_> = own.iter().map(|(ticket, _)| ticket.generation).collect();
-            let places = store.places(&ids).await.expect("Redis");
+            let places = store.statuses(&ids).await.expect("Redis");
             for ((ticket, _), told) in own.iter().zip(places) {
                 if matches!(told.place, Place::Granted(_)) {
                     running.push((ticket.clone(), replica));
@@ -268,7 +268,7 @@ async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places(
     let (early, late) = (ticket("u3", MODEL), ticket("u4", MODEL));
     join(&world.store, &early).await;
     join(&heir, &late).await;
-    world.server.cli(&["HSET", "jarvis:{queue}:beats", "r1", "8"]);
+    world.server.cli(&["HSET", "jarvis:{queue}:heartbeats", "r1", "8"]);
     assert_eq!(heir.free("r1", Some(7)).await.unwrap(), Freed::Alive);
     assert_eq!(position(&heir, &late).await, Some(2));
     assert_eq!(heir.free("r1", Some(8)).await.unwrap(), Freed::All);
@@ -927,7 +927,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
         release(&store, ticket).await;
     }
     let ids: Vec<_> = tickets[5000..15_000].iter().map(|ticket| ticket.generation).collect();
-    store.places(&ids).await.expect("Redis");
+    store.statuses(&ids).await.expect("Redis");
     for _ in 0..20 {
         store.tick().await.expect("Redis");
         store.holdings().await.expect("Redis");
@@ -944,7 +944,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     world.server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"]);
     let log = world.server.cli(&["SLOWLOG", "GET", "-1"]);
     // Those that look at many tickets may take longer, but nobody is to wait for them.
-    let of_many = ["places", "tick", "holdings", "report", "free"].map(|name| (name, 0.9, 5000));
+    let of_many = ["statuses", "tick", "holdings", "report", "free"].map(|name| (name, 0.9, 5000));
     for (function, share, bound) in
         [("join", 0.99, 1000), ("release", 0.99, 1000)].into_iter().chain(of_many)
     {

@@ -161,6 +161,7 @@ impl From<StoreError> for Problem {
                 Self { retryable: true, ..Self::new(StatusCode::CONFLICT, "session_busy", detail) }
             }
             StoreError::Full => Self::new(StatusCode::CONFLICT, "session_full", detail),
+            StoreError::Occupied => Self::new(StatusCode::CONFLICT, "session_exists", detail),
             StoreError::KeyReused => {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self::new(status, "idempotency_key_reused", detail)

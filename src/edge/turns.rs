@@ -26,6 +26,7 @@ pub async fn submit(
             ..request.spec(&shared.settings.default_model)
         },
         content: request.message.clone(),
+        conversation: None,
         key: key.map(|key| IdempotencyKey { key, body: request.digest() }),
     };
     let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;

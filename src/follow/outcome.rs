@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::Utc;
 
-use crate::session::store::{self, From as ReadFrom, Read};
+use crate::session::store::{self, ReadFrom, ReadOutcome};
 use crate::session::{
     Control, Cursor, Event, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status,
     Store, StoreError,
@@ -83,8 +83,7 @@ pub(super) async fn stored_answer(
     session: SessionId,
     generation: GenerationId,
 ) -> Result<Option<Box<Message>>, StoreError> {
-    let wanted = |message: &Message| message.generation_id == Some(generation);
-    let found = store.find_message(owner, session, wanted).await?;
+    let found = store.find_message(owner, session, generation.0).await?;
     Ok(found.map(|(_, message)| Box::new(message)))
 }
 
@@ -98,7 +97,7 @@ pub(super) async fn logged_end(
 ) -> Result<LoggedEnd, StoreError> {
     loop {
         let read = store.read(owner, session, ReadFrom::Cursor(cursor, cursor.offset)).await?;
-        let Read::Window { window, more } = read else { return Ok(LoggedEnd::Unknown) };
+        let ReadOutcome::Window { window, more } = read else { return Ok(LoggedEnd::Unknown) };
         let end = window
             .events()
             .find(|event| event.generation == Some(generation) && event.control.is_terminal());

@@ -1,6 +1,6 @@
 //! A session as it stands, for a client that cannot be told change by change what it missed.
 
-use crate::session::store::{From as ReadFrom, Page, Read};
+use crate::session::store::{Page, ReadFrom, ReadOutcome};
 use crate::session::{Cursor, GenerationId, Message, Owner, SessionId, Store, StoreError, Window};
 
 /// Messages of a snapshot, at most.
@@ -43,8 +43,10 @@ pub async fn take(
     loop {
         tries += 1;
         let window = match store.read(owner, session, ReadFrom::RunningTurn).await? {
-            Read::Window { window, .. } => window,
-            Read::Absent | Read::Behind | Read::Unknown => return Ok(empty(Cursor::START)),
+            ReadOutcome::Window { window, .. } => window,
+            ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => {
+                return Ok(empty(Cursor::START));
+            }
         };
         let page = match store.newest(owner, session, MESSAGES, bytes).await {
             Ok(page) => page,

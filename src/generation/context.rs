@@ -9,8 +9,8 @@
 use crate::model_name::ModelName;
 use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options, Think};
 use crate::session::model::{ContextReport, Effort, Reasoning, TurnSpec};
-use crate::session::store::{Page, Turn};
-use crate::session::{Message, Role, Status, Store, StoreError};
+use crate::session::store::{OwnConversation, Page, Turn};
+use crate::session::{Message, Role, SessionInfo, Status, Store, StoreError};
 
 /// Messages that are looked at, from the newest back, at most.
 const MESSAGES: u64 = 400;
@@ -53,9 +53,32 @@ pub(super) enum Beginning {
 /// The conversation as it was when the turn began.
 pub(super) struct Conversation {
     page: Page,
+    /// Whether the turn brought it with it: then it is sent as it is, or not at all.
+    is_own: bool,
 }
 
 impl Conversation {
+    /// What the turn brought with it, and its question.
+    pub(super) fn own(turn: &Turn, conversation: &OwnConversation) -> Self {
+        let question = turn.question();
+        let messages: Vec<Message> =
+            conversation.messages().iter().chain([question]).cloned().collect();
+        let info = SessionInfo {
+            session_id: turn.session,
+            title: String::new(),
+            model: turn.spec.model.clone(),
+            created_at: question.timestamp,
+            updated_at: question.timestamp,
+            message_count: messages.len() as u64,
+        };
+        Self { page: Page { info, running: None, first: 0, messages }, is_own: true }
+    }
+
+    /// Whether fewer messages may be sent where these are too many for the host.
+    pub(super) fn can_be_shortened(&self) -> bool {
+        !self.is_own
+    }
+
     /// None where it does not end with the turn's question: a failover took that, and its writer is
     /// about to bring it back.
     pub(super) async fn read(store: &Store, turn: &Turn) -> Result<Option<Self>, StoreError> {
@@ -65,17 +88,53 @@ impl Conversation {
             Err(error) => return Err(error),
         };
         let ends_well = page.messages.last().is_some_and(|message| turn.answers(message));
-        Ok(ends_well.then_some(Self { page }))
+        Ok(ends_well.then_some(Self { page, is_own: false }))
     }
 
     /// The request for the turn's answer, in a window of `num_ctx` tokens. The question itself
-    /// always goes: whether it fits is for the host to say.
+    /// always goes: whether it fits is for the host to say. So does all that the turn brought.
     pub(super) fn request(
         &self,
         spec: &TurnSpec,
         num_ctx: Option<u32>,
         beginning: Beginning,
     ) -> Chosen {
+        let (sent, estimate) = if self.is_own {
+            (self.page.messages.iter().map(chat_message).collect(), 0.0)
+        } else {
+            self.fitting(spec, num_ctx, beginning)
+        };
+        let report = ContextReport {
+            messages_sent: sent.len() as u64,
+            messages_dropped: self.page.info.message_count.saturating_sub(sent.len() as u64),
+            prompt_tokens: 0,
+            num_ctx: num_ctx.map_or(0, u64::from),
+        };
+        let system = spec
+            .system
+            .as_ref()
+            .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
+        let request = ChatRequest {
+            messages: system.into_iter().chain(sent).collect(),
+            options: Options {
+                temperature: spec.temperature,
+                num_predict: spec.max_tokens,
+                num_ctx,
+                seed: spec.seed,
+                stop: spec.stop.clone(),
+            },
+            think: think(spec.think),
+        };
+        Chosen { request, report, estimate }
+    }
+
+    /// The messages that are sent, and the estimate of what they take with the system prompt.
+    fn fitting(
+        &self,
+        spec: &TurnSpec,
+        num_ctx: Option<u32>,
+        beginning: Beginning,
+    ) -> (Vec<ChatMessage>, f64) {
         let (question, before) = match self.page.messages.split_last() {
             Some((question, before)) => (Some(question), before),
             None => (None, &[][..]),
@@ -106,29 +165,8 @@ impl Conversation {
             .flat_map(|turn| [turn.question, turn.answer])
             .chain(question)
             .map(chat_message)
-            .collect::<Vec<_>>();
-        let report = ContextReport {
-            messages_sent: sent.len() as u64,
-            messages_dropped: self.page.info.message_count.saturating_sub(sent.len() as u64),
-            prompt_tokens: 0,
-            num_ctx: num_ctx.map_or(0, u64::from),
-        };
-        let system = spec
-            .system
-            .as_ref()
-            .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
-        let request = ChatRequest {
-            messages: system.into_iter().chain(sent).collect(),
-            options: Options {
-                temperature: spec.temperature,
-                num_predict: spec.max_tokens,
-                num_ctx,
-                seed: spec.seed,
-                stop: spec.stop.clone(),
-            },
-            think: think(spec.think),
-        };
-        Chosen { request, report, estimate: from[first].tokens }
+            .collect();
+        (sent, from[first].tokens)
     }
 
     /// The turn that the last prompt for this model and window began with: the first of all where
@@ -165,8 +203,10 @@ fn turns_before(messages_sent: u64) -> usize {
 
 fn chat_message(message: &Message) -> ChatMessage {
     let role = match message.role {
+        Role::System => ChatRole::System,
         Role::User => ChatRole::User,
         Role::Assistant => ChatRole::Assistant,
+        Role::Tool => ChatRole::Tool,
     };
     ChatMessage { role, content: message.content.clone() }
 }
@@ -193,6 +233,7 @@ fn past_turns(messages: &[Message]) -> Vec<PastTurn<'_>> {
     for message in messages {
         match message.role {
             Role::User => asked = Some(message),
+            Role::System | Role::Tool => {}
             Role::Assistant => {
                 if let Some(question) = asked.take()
                     && !message.content.trim().is_empty()
@@ -368,7 +409,8 @@ mod tests {
             message_count: messages.len() as u64,
         };
         let messages = messages[first..].to_vec();
-        Conversation { page: Page { info, running: None, first: first as u64, messages } }
+        let page = Page { info, running: None, first: first as u64, messages };
+        Conversation { page, is_own: false }
     }
 
     const FITTING: Beginning = Beginning::Fitting { density: 1.0 };

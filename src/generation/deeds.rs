@@ -18,7 +18,7 @@ use crate::session::{Control, Message, StoreError, Tag};
 
 /// How long a deed is kept: longer than a failover takes.
 const KEPT: Duration = Duration::from_mins(1);
-/// Bytes of answers that are kept, at most; beyond it the oldest go first.
+/// Bytes of answers and their conversations that are kept, at most; beyond it the oldest go first.
 const BYTES: usize = 64 << 20;
 /// Deeds that are kept, at most.
 const DEEDS: usize = 10_000;
@@ -45,7 +45,7 @@ pub(super) enum Deed {
 impl Deed {
     fn bytes(&self) -> usize {
         match self {
-            Self::Finished(finished) => finished.writer.text().len(),
+            Self::Finished(finished) => finished.writer.bytes(),
             Self::Cancelled(_) | Self::Cleared(_) => 0,
         }
     }

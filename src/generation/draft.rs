@@ -219,11 +219,17 @@ impl Draft {
         Call::Append(self.stored, self.stored, self.mark)
     }
 
-    /// Learns what Redis replied. Gives how long the next call is to wait.
-    pub(super) fn take_in(&mut self, call: Call, reply: Reply) -> Result<Duration, Fenced> {
+    /// Learns what Redis replied to a call that was made at `made`: the reply may have waited for a
+    /// replica that was paused. Gives how long the next call is to wait.
+    pub(super) fn take_in(
+        &mut self,
+        call: Call,
+        made: Instant,
+        reply: Reply,
+    ) -> Result<Duration, Fenced> {
         match reply {
             Reply::Written(Written::Ok) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 match call {
                     Call::Start(_) => {
                         self.stage = Stage::Marked;
@@ -243,7 +249,7 @@ impl Draft {
                 let stored = usize::try_from(stored).unwrap_or(usize::MAX);
                 self.stored = floor_char_boundary(&self.text, stored);
             }
-            Reply::Written(Written::Unmarked) | Reply::Restored(Restored::Claimed) => {
+            Reply::Written(Written::Outdated) | Reply::Restored(Restored::Claimed) => {
                 self.tell_again();
             }
             Reply::Written(Written::Fenced) | Reply::Begin(Begin::Gone) => {
@@ -259,14 +265,14 @@ impl Draft {
                 return Ok(COME_BACK);
             }
             Reply::Begin(Begin::Began) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 self.stage = Stage::Unmarked;
                 self.stored = 0;
                 // The turn may have been accepted again, where readers hold what was taken back.
                 self.cut = self.diverged.then(|| (0, Tag::random()));
             }
             Reply::Begin(Begin::Waiting) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 return Ok(ASK_AGAIN);
             }
         }

@@ -11,14 +11,15 @@ use std::time::Duration;
 use chrono::Utc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use tokio::time::Instant;
 
 use super::draft::{Call, Draft, Reply};
 use super::writer::make;
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::model::{ContextReport, Reasoning, rfc3339};
 use crate::session::store::{
-    Acceptance, Cancellation, Cancelled, Claim, From, Limits, NewTurn, OpenTurn, Proposal, Read,
-    Turn, Written, message,
+    Acceptance, CancelReply, Cancellation, Claim, NewTurn, OpenTurn, Proposal, ReadFrom,
+    ReadOutcome, SessionLimits, Turn, Written, message,
 };
 use crate::session::thoughts::Shape;
 use crate::session::window::Step as Seen;
@@ -324,7 +325,7 @@ impl<'a> World<'a> {
             message_id: None,
             source: String::new(),
         };
-        let new = NewTurn { spec, content: "q".to_owned(), key: None };
+        let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
         let accepted =
             self.stores[by].accept(&Proposal::new(&Owner::Anonymous, self.session, &new)).await;
         if let Ok(Acceptance::New { turn, began, .. }) = accepted {
@@ -336,8 +337,8 @@ impl<'a> World<'a> {
     }
 
     async fn take_over(&mut self, by: usize, suspicion: bool) {
-        let bucket = self.session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);
-        let open = self.stores[by].open_turns(u16::from(bucket)).await.expect("the open turns");
+        let bucket = crate::session::store::bucket(self.session);
+        let open = self.stores[by].open_turns(bucket).await.expect("the open turns");
         for turn in open {
             let holder = self.stores.iter().position(|store| store.replica() == turn.replica);
             let dead = holder.is_none_or(|holder| !self.alive[holder]);
@@ -379,8 +380,8 @@ impl<'a> World<'a> {
         let store = &self.stores[0];
         let first = store.cancel(&wish).await;
         let again = if matches!(fate, Fate::Done) { None } else { Some(store.cancel(&wish).await) };
-        let met = |told: &Result<Cancelled, _>| match told {
-            Ok(Cancelled::Running(id) | Cancelled::Waiting(id)) => Some(*id),
+        let met = |told: &Result<CancelReply, _>| match told {
+            Ok(CancelReply::Running(id) | CancelReply::Waiting(id)) => Some(*id),
             _ => None,
         };
         let Some(generation) = met(&first) else { return };
@@ -409,9 +410,9 @@ impl<'a> World<'a> {
 
     async fn read(&mut self, must_know: bool) {
         let store = &self.stores[0];
-        let from = From::Cursor(self.client.cursor, 0);
+        let from = ReadFrom::Cursor(self.client.cursor, 0);
         match store.read(&Owner::Anonymous, self.session, from).await.expect("a read") {
-            Read::Window { window, .. } => {
+            ReadOutcome::Window { window, .. } => {
                 let client = &mut self.client;
                 loop {
                     let after = match window.next(&client.cursor, 5) {
@@ -453,15 +454,15 @@ impl<'a> World<'a> {
                     client.cursor = after;
                 }
             }
-            Read::Absent if self.client.cursor == Cursor::START => return,
-            Read::Absent | Read::Behind | Read::Unknown => {}
+            ReadOutcome::Absent if self.client.cursor == Cursor::START => return,
+            ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => {}
         }
         assert!(self.failovers > 0, "a place was lost without a failover");
         if must_know {
             self.client.snapshots += 1;
-            let from = From::RunningTurn;
+            let from = ReadFrom::RunningTurn;
             let read = store.read(&Owner::Anonymous, self.session, from).await.expect("a read");
-            if let Read::Window { window, .. } = read {
+            if let ReadOutcome::Window { window, .. } = read {
                 self.client.cursor = window.start();
                 self.client.take_back(0);
             }
@@ -555,7 +556,7 @@ async fn write(store: &Store, hand: &mut Hand, fate: Fate) {
         Fate::ReplyLost => return,
         Fate::Twice => reply = ask(call).await,
     }
-    hand.stopped = hand.draft.take_in(call, reply).is_err();
+    hand.stopped = hand.draft.take_in(call, Instant::now(), reply).is_err();
 }
 
 async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
@@ -571,7 +572,7 @@ async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
         Fate::Twice => reply = ask().await,
     }
     let look = hand.draft.look();
-    hand.stopped = hand.draft.take_in(look, Reply::Written(reply)).is_err();
+    hand.stopped = hand.draft.take_in(look, Instant::now(), Reply::Written(reply)).is_err();
     hand.finished = !hand.stopped && reply == Written::Ok;
 }
 
@@ -589,7 +590,7 @@ fn every_interleaving_of_writes_takeovers_cancels_and_failovers_keeps_the_promis
         for replica in 0..REPLICAS {
             let redis = Redis::connect(&options).expect("a client");
             migrations::apply(&redis).await.expect("migrations");
-            stores.push(Store::new(redis, format!("replica-{replica}"), Limits::default()));
+            stores.push(Store::new(redis, format!("replica-{replica}"), SessionLimits::default()));
         }
         stores
     });

@@ -292,15 +292,15 @@ impl Generations {
         let feed = self.feeds.join(owner, session).await?;
         let wish = Cancellation::new(owner, session, generation);
         let cancelled = self.store.cancel(&wish).await?;
-        if let store::Cancelled::Running(met) | store::Cancelled::Waiting(met) = cancelled {
+        if let store::CancelReply::Running(met) | store::CancelReply::Waiting(met) = cancelled {
             self.deeds.note(Deed::Cancelled(wish.again(met)));
         }
         match cancelled {
-            store::Cancelled::Nothing => Ok(CancelOutcome::AlreadyEnded),
-            store::Cancelled::Waiting(generation) => {
+            store::CancelReply::Nothing => Ok(CancelOutcome::AlreadyEnded),
+            store::CancelReply::Waiting(generation) => {
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed: true })
             }
-            store::Cancelled::Running(generation) => {
+            store::CancelReply::Running(generation) => {
                 metrics::counter!("jarvis_turns_total", "outcome" => "cancelled").increment(1);
                 let closed = async {
                     loop {

@@ -308,15 +308,7 @@ async fn open(
     sent: Option<u64>,
 ) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
-    let conversation = loop {
-        match Conversation::read(&generations.store, turn).await {
-            Ok(Some(conversation)) => break conversation,
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "reading the conversation waits for redis"),
-        }
-        // Meanwhile the writer learns whose the turn is.
-        sleep(RETRY).await;
-    };
+    let conversation = conversation(generations, turn).await;
     let nothing_sent = |error| (error, ContextReport::default());
     let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
     let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
@@ -331,7 +323,9 @@ async fn open(
         match continuation::open(&slot, &chosen.request, so_far).await {
             Ok(asked) => return Ok((asked, chosen.report, slot)),
             Err(OllamaError::ContextTooLong { prompt_tokens, .. })
-                if shortened < SHORTENED && chosen.report.messages_sent > 1 =>
+                if shortened < SHORTENED
+                    && chosen.report.messages_sent > 1
+                    && conversation.can_be_shortened() =>
             {
                 shortened += 1;
                 let density = prompt_tokens as f64 / chosen.estimate.max(1.0) * MARGIN;
@@ -340,6 +334,22 @@ async fn open(
             }
             Err(error) => return Err((error, chosen.report)),
         }
+    }
+}
+
+/// What the turn is to be answered from, as soon as Redis has it.
+async fn conversation(generations: &Generations, turn: &Turn) -> Conversation {
+    if let Some(own) = turn.own_conversation() {
+        return Conversation::own(turn, own);
+    }
+    loop {
+        match Conversation::read(&generations.store, turn).await {
+            Ok(Some(conversation)) => return conversation,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
+        }
+        // Meanwhile the writer learns whose the turn is.
+        sleep(RETRY).await;
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::draft::{COME_BACK, Call, Cut, Draft, Fenced, Reply};
-use crate::session::store::{Turn, Written};
+use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
 /// Pause after a call that failed.
@@ -38,6 +38,7 @@ pub(super) struct Writer {
 
 struct UnderWay {
     call: Call,
+    made: Instant,
     reply: BoxFuture<'static, Result<Reply, StoreError>>,
 }
 
@@ -79,6 +80,12 @@ impl Writer {
         self.draft.text()
     }
 
+    /// Bytes of texts that it keeps: the answer, its question, and a conversation of the turn's own.
+    pub(super) fn bytes(&self) -> usize {
+        let own = self.turn.own_conversation().map_or(0, OwnConversation::bytes);
+        self.text().len() + self.turn.question().content.len() + own
+    }
+
     /// How long Redis has said nothing to it.
     pub(super) fn unheard_for(&self) -> Duration {
         self.draft.acknowledged().elapsed()
@@ -117,14 +124,14 @@ impl Writer {
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
             let reply = make(store, turn, call, self.draft.text());
-            self.under_way = Some(UnderWay { call, reply });
+            self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
-        let call = under_way.call;
+        let (call, made) = (under_way.call, under_way.made);
         let reply = under_way.reply.as_mut().await;
         self.under_way = None;
         let pause = match reply {
-            Ok(reply) => self.draft.take_in(call, reply)?,
+            Ok(reply) => self.draft.take_in(call, made, reply)?,
             Err(error) => {
                 tracing::warn!(%error, "writing an answer waits for redis");
                 RETRY
@@ -141,8 +148,11 @@ impl Writer {
         loop {
             let kept = if self.has_place() && !self.draft.has_begun() {
                 sleep_until(self.draft.acknowledged() + LOOK_WHILE_WAITING).await;
+                let made = Instant::now();
                 match self.store.begin(&self.turn).await {
-                    Ok(reply) => self.draft.take_in(Call::Begin, Reply::Begin(reply)).map(drop),
+                    Ok(reply) => {
+                        self.draft.take_in(Call::Begin, made, Reply::Begin(reply)).map(drop)
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "beginning a turn waits for redis");
                         sleep(RETRY).await;
@@ -171,9 +181,10 @@ impl Writer {
                 self.progress().await?;
             }
             let (length, mark) = (self.draft.text().len() as u64, self.draft.mark());
+            let made = Instant::now();
             match self.store.finish(&self.turn, mark, length, header, events).await {
                 Ok(written) => {
-                    self.draft.take_in(self.draft.look(), Reply::Written(written))?;
+                    self.draft.take_in(self.draft.look(), made, Reply::Written(written))?;
                     if written == Written::Ok {
                         return Ok(());
                     }

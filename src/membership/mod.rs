@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::detector::{Detector, GoneReplica};
-pub use self::store::{Heartbeats, MembershipStore};
+pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore};
 
 /// Heartbeats in one lease.
 const HEARTBEATS_PER_LEASE: u32 = 10;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Call, Redis, RedisError};
 
-/// One hash for all replicas: name → counter.
-const HEARTBEATS: &str = "jarvis:{queue}:beats";
+/// A hash: replica → the counter that it renews, -1 once it has signed off. It lies in the slot of
+/// the queue, because what a replica holds there is freed only while its heartbeat stands still.
+pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
 /// The counter of a replica that has given everything up.
 pub(super) const SIGNED_OFF: i64 = -1;
 
@@ -35,7 +36,8 @@ impl MembershipStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn heartbeat(&self) -> Result<Heartbeats, RedisError> {
-        self.redis.call("jarvis_beat_1", &[HEARTBEATS], vec![self.replica.as_str().into()]).await
+        let call = call("jarvis_heartbeat_1").arg("replica", self.replica.as_str());
+        self.redis.call(call).await
     }
 
     /// Gives up everything that is held in this replica's name, at once.
@@ -43,8 +45,8 @@ impl MembershipStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn sign_off(&self) -> Result<(), RedisError> {
-        let args = vec![self.replica.as_str().into()];
-        self.redis.call("jarvis_sign_off_1", &[HEARTBEATS], args).await
+        let call = call("jarvis_sign_off_1").arg("replica", self.replica.as_str());
+        self.redis.call(call).await
     }
 
     /// Removes a replica whose heartbeat stopped at `counter`, unless it has moved since.
@@ -52,7 +54,11 @@ impl MembershipStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn remove_replica(&self, replica: &str, counter: i64) -> Result<(), RedisError> {
-        let args = vec![replica.into(), counter.to_string().into()];
-        self.redis.call("jarvis_bury_1", &[HEARTBEATS], args).await
+        let call = call("jarvis_remove_replica_1").arg("replica", replica);
+        self.redis.call(call.text("counter", counter)).await
     }
+}
+
+fn call(function: &'static str) -> Call {
+    Call::new(function).key("heartbeats", HEARTBEATS.to_owned())
 }

@@ -14,6 +14,8 @@ pub enum ChatRole {
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called.
+    Tool,
 }
 
 /// One message of a conversation.

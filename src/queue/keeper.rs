@@ -98,7 +98,7 @@ async fn look(inner: &Arc<Inner>, wanted: impl Fn(&Place) -> bool) -> Result<usi
         wanted.map(|(id, own)| (*id, own.calls, own.grants)).collect()
     };
     let ids: Vec<_> = asked.iter().map(|(id, ..)| *id).collect();
-    let told = inner.store.places(&ids).await?;
+    let told = inner.store.statuses(&ids).await?;
     for ((generation, calls, grants), told) in asked.iter().zip(told) {
         compare(inner, *generation, *calls, *grants, told).await?;
     }

@@ -5,6 +5,7 @@
 //! one turn. All of it happens in Redis, in one step each; what is told over the channel is a hint.
 
 mod keeper;
+mod keys;
 mod lease;
 mod store;
 
@@ -65,7 +66,7 @@ impl Queue {
         store: QueueStore,
         hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
     ) -> Result<Self, RedisError> {
-        let channel = store::channel(store.replica());
+        let channel = keys::channel(store.replica());
         let inner = Arc::new(Inner {
             store,
             hosts: Box::new(hosts),

@@ -7,13 +7,12 @@ use fred::prelude::Value;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::redis::{Redis, RedisError};
+use super::keys;
+use crate::redis::{Call, Redis, RedisError};
 use crate::session::GenerationId;
 
-/// The name that every key of the queue begins with.
-const QUEUE: &str = "jarvis:{queue}";
-/// Tickets whose places are asked for in one call, so that none blocks Redis for long.
-pub(super) const PLACES_AT_ONCE: usize = 100;
+/// Tickets whose status is asked for in one call, so that none blocks Redis for long.
+pub(super) const STATUSES_AT_ONCE: usize = 100;
 
 /// The stable name of a model host: what all replicas call it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -194,11 +193,6 @@ pub struct QueueStore {
     limits: Limits,
 }
 
-/// The channel on which a replica learns of its grants.
-pub(super) fn channel(replica: &str) -> String {
-    format!("{QUEUE}:replica:{replica}")
-}
-
 /// Reads a grant off the channel.
 pub(super) fn announced(payload: &str) -> Option<(GenerationId, Grant)> {
     let mut words = payload.splitn(3, ' ');
@@ -229,19 +223,17 @@ impl QueueStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn join(&self, ticket: &Ticket, start: Option<&str>) -> Result<Told, RedisError> {
-        let args = vec![
-            ticket.generation.to_string().into(),
-            self.me(),
-            ticket.user.as_str().into(),
-            ticket.source.as_str().into(),
-            ticket.model.as_str().into(),
-            ticket.session.as_str().into(),
-            flag(ticket.has_text),
-            start.unwrap_or_default().into(),
-            self.limits.waiting.to_string().into(),
-            self.limits.waiting_of_source.to_string().into(),
-        ];
-        told(&self.redis.call("jarvis_queue_join_1", &[QUEUE], args).await?)
+        let call = self
+            .call("jarvis_queue_join_1", ticket.generation)
+            .arg("user", ticket.user.as_str())
+            .arg("source", ticket.source.as_str())
+            .arg("model", ticket.model.as_str())
+            .arg("session", ticket.session.as_str())
+            .flag("has_text", ticket.has_text)
+            .arg("start", start.unwrap_or_default())
+            .text("waiting_limit", self.limits.waiting)
+            .text("source_limit", self.limits.waiting_of_source);
+        told(&self.redis.call(call).await?)
     }
 
     /// Returns a granted slot that is of no use, and keeps the place. May grant another at once.
@@ -254,16 +246,14 @@ impl QueueStore {
         grant: &Grant,
         why: Returned,
     ) -> Result<Told, RedisError> {
-        let args = vec![
-            generation.to_string().into(),
-            self.me(),
-            grant.host.0.as_str().into(),
-            grant.number.to_string().into(),
-            flag(why.has_text),
-            why.excluded.as_millis().to_string().into(),
-            why.full.as_millis().to_string().into(),
-        ];
-        told(&self.redis.call("jarvis_queue_give_back_1", &[QUEUE], args).await?)
+        let call = self
+            .call("jarvis_queue_give_back_1", generation)
+            .arg("host", grant.host.0.as_str())
+            .text("grant", grant.number)
+            .flag("has_text", why.has_text)
+            .text("excluded_ms", why.excluded.as_millis())
+            .text("full_ms", why.full.as_millis());
+        told(&self.redis.call(call).await?)
     }
 
     /// Gives up the slot or the place.
@@ -271,8 +261,8 @@ impl QueueStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn release(&self, generation: GenerationId) -> Result<(), RedisError> {
-        let args = vec![generation.to_string().into(), self.me()];
-        self.redis.call::<String>("jarvis_queue_release_1", &[QUEUE], args).await.map(drop)
+        let call = self.call("jarvis_queue_release_1", generation);
+        self.redis.call::<String>(call).await.map(drop)
     }
 
     /// Puts back a slot that is in use and that Redis forgot, over its host's capacity if need be.
@@ -286,17 +276,15 @@ impl QueueStore {
         host: &HostKey,
         start: &str,
     ) -> Result<Option<u64>, RedisError> {
-        let args = vec![
-            ticket.generation.to_string().into(),
-            self.me(),
-            host.0.as_str().into(),
-            ticket.user.as_str().into(),
-            ticket.source.as_str().into(),
-            ticket.model.as_str().into(),
-            ticket.session.as_str().into(),
-            start.into(),
-        ];
-        let reply: String = self.redis.call("jarvis_queue_restore_1", &[QUEUE], args).await?;
+        let call = self
+            .call("jarvis_queue_restore_1", ticket.generation)
+            .arg("host", host.0.as_str())
+            .arg("user", ticket.user.as_str())
+            .arg("source", ticket.source.as_str())
+            .arg("model", ticket.model.as_str())
+            .arg("session", ticket.session.as_str())
+            .arg("start", start);
+        let reply: String = self.redis.call(call).await?;
         Ok(reply.parse().ok())
     }
 
@@ -309,8 +297,11 @@ impl QueueStore {
     }
 
     pub(super) async fn send(&self, report: &Report) -> Result<(), RedisError> {
-        let args = vec![self.me(), report.digest.as_str().into(), report.json.as_str().into()];
-        self.redis.call::<String>("jarvis_queue_report_1", &[QUEUE], args).await.map(drop)
+        let call = self
+            .call_of_replica("jarvis_queue_report_1")
+            .arg("digest", report.digest.as_str())
+            .arg("hosts", report.json.as_str());
+        self.redis.call::<String>(call).await.map(drop)
     }
 
     /// Gives out what came free by the passing of time, and tells how the queue is.
@@ -319,7 +310,7 @@ impl QueueStore {
     /// [`RedisError`].
     pub async fn tick(&self) -> Result<Tick, RedisError> {
         let reply: Vec<String> =
-            self.redis.call("jarvis_queue_tick_1", &[QUEUE], vec![self.me()]).await?;
+            self.redis.call(self.call_of_replica("jarvis_queue_tick_1")).await?;
         let number = |text: &String| text.parse().map_err(|_| unexpected("tick"));
         let [digest, holdings, waiting, hosts @ ..] = reply.as_slice() else {
             return Err(unexpected("tick"));
@@ -336,19 +327,19 @@ impl QueueStore {
         })
     }
 
-    /// Where tickets stand, in their order.
+    /// The status of tickets, in their order.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn places(&self, tickets: &[GenerationId]) -> Result<Vec<Told>, RedisError> {
+    pub async fn statuses(&self, tickets: &[GenerationId]) -> Result<Vec<Told>, RedisError> {
         let mut all = Vec::with_capacity(tickets.len());
-        for chunk in tickets.chunks(PLACES_AT_ONCE) {
-            let mut args = vec![self.me()];
-            args.extend(chunk.iter().map(|ticket| ticket.to_string().into()));
-            let reply: Vec<Value> =
-                self.redis.call_readonly("jarvis_queue_places_1", &[QUEUE], args).await?;
+        for chunk in tickets.chunks(STATUSES_AT_ONCE) {
+            let generations = chunk.iter().map(|ticket| ticket.to_string().into());
+            let call =
+                self.call_of_replica("jarvis_queue_statuses_1").rest("generations", generations);
+            let reply: Vec<Value> = self.redis.call_readonly(call).await?;
             if reply.len() != chunk.len() {
-                return Err(unexpected("places"));
+                return Err(unexpected("statuses"));
             }
             for value in &reply {
                 all.push(told(value)?);
@@ -362,8 +353,11 @@ impl QueueStore {
     /// # Errors
     /// [`RedisError`].
     pub async fn room(&self, model: &str) -> Result<Room, RedisError> {
-        let args = vec![self.me(), model.into(), self.limits.waiting.to_string().into()];
-        let reply: Vec<String> = self.redis.call("jarvis_queue_room_1", &[QUEUE], args).await?;
+        let call = self
+            .call_of_replica("jarvis_queue_room_1")
+            .arg("model", model)
+            .text("waiting_limit", self.limits.waiting);
+        let reply: Vec<String> = self.redis.call(call).await?;
         match reply.as_slice() {
             [word] if word == "room" => Ok(Room::Some),
             [word, after] if word == "full" => {
@@ -381,9 +375,8 @@ impl QueueStore {
         let mut all = HashSet::new();
         let mut from = "0".to_owned();
         loop {
-            let args = vec![self.me(), from.as_str().into()];
-            let reply: Vec<String> =
-                self.redis.call_readonly("jarvis_queue_holdings_1", &[QUEUE], args).await?;
+            let call = self.call_of_replica("jarvis_queue_holdings_1").arg("from", from.as_str());
+            let reply: Vec<String> = self.redis.call_readonly(call).await?;
             let [next, some @ ..] = reply.as_slice() else { return Err(unexpected("holdings")) };
             for id in some {
                 all.insert(id.parse().map_err(|_| unexpected("holdings"))?);
@@ -407,8 +400,11 @@ impl QueueStore {
 
     async fn free_as(&self, counter: &str, replica: &str) -> Result<Freed, RedisError> {
         loop {
-            let args = vec![replica.into(), counter.into()];
-            let reply: String = self.redis.call("jarvis_queue_free_1", &[QUEUE], args).await?;
+            let call = keys::call("jarvis_queue_free_1")
+                .key("heartbeats", keys::HEARTBEATS.to_owned())
+                .arg("replica", replica)
+                .arg("counter", counter);
+            let reply: String = self.redis.call(call).await?;
             match reply.as_str() {
                 "ok" => return Ok(Freed::All),
                 "more" => {}
@@ -426,13 +422,16 @@ impl QueueStore {
         self.free_as("self", &self.replica).await.map(drop)
     }
 
-    fn me(&self) -> Value {
-        self.replica.as_str().into()
+    /// A call about a ticket of this replica.
+    fn call(&self, function: &'static str, generation: GenerationId) -> Call {
+        let call = keys::call(function).text("generation", generation);
+        call.arg("replica", self.replica.as_str())
     }
-}
 
-fn flag(set: bool) -> Value {
-    Value::from_static_str(if set { "1" } else { "0" })
+    /// A call about this replica.
+    fn call_of_replica(&self, function: &'static str) -> Call {
+        keys::call(function).arg("replica", self.replica.as_str())
+    }
 }
 
 fn told(value: &Value) -> Result<Told, RedisError> {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::error::{
     DOUBTFUL, RedisError, classify, is_missing_function, is_redirection, is_unavailable,
 };
+use super::functions::Call;
 use super::migrations;
 use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
@@ -115,33 +116,24 @@ impl Redis {
         self.disturbances.subscribe()
     }
 
-    /// Calls a function that may write. The first key decides the node.
+    /// Calls a function that may write.
     ///
     /// # Errors
     /// Any [`RedisError`].
-    pub async fn call<R: FromValue>(
-        &self,
-        function: &'static str,
-        keys: &[&str],
-        args: Vec<Value>,
-    ) -> Result<R, RedisError> {
-        self.sure(&self.line, "FCALL", function, keys, args).await
+    pub async fn call<R: FromValue>(&self, call: Call) -> Result<R, RedisError> {
+        self.sure(&self.line, "FCALL", call).await
     }
 
     /// As [`Redis::call`], and then waits shortly for the replicas of Redis to have it.
     ///
     /// # Errors
     /// Any [`RedisError`]. That replicas are late is none.
-    pub async fn call_replicated<R: FromValue>(
-        &self,
-        function: &'static str,
-        keys: &[&str],
-        args: Vec<Value>,
-    ) -> Result<R, RedisError> {
-        let reply = self.sure(&self.replicated, "FCALL", function, keys, args).await?;
+    pub async fn call_replicated<R: FromValue>(&self, call: Call) -> Result<R, RedisError> {
+        let node = node_of(call.slot());
+        let reply = self.sure(&self.replicated, "FCALL", call).await?;
         let acknowledgements = i64::from(self.options.acknowledgements);
         if acknowledgements > 0 {
-            let wait = CustomCommand::new_static("WAIT", slot_of(keys), false);
+            let wait = CustomCommand::new_static("WAIT", node, false);
             let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
             let acknowledged = self.replicated.client().custom::<i64, _>(wait, args).await;
             if !acknowledged.is_ok_and(|count| count >= acknowledgements) {
@@ -155,13 +147,8 @@ impl Redis {
     ///
     /// # Errors
     /// Any [`RedisError`].
-    pub async fn call_readonly<R: FromValue>(
-        &self,
-        function: &'static str,
-        keys: &[&str],
-        args: Vec<Value>,
-    ) -> Result<R, RedisError> {
-        self.sure(&self.line, "FCALL_RO", function, keys, args).await
+    pub async fn call_readonly<R: FromValue>(&self, call: Call) -> Result<R, RedisError> {
+        self.sure(&self.line, "FCALL_RO", call).await
     }
 
     /// Tells whoever follows a channel. Nothing is stored.
@@ -169,7 +156,8 @@ impl Redis {
     /// # Errors
     /// Any [`RedisError`].
     pub async fn publish(&self, channel: &str, payload: String) -> Result<(), RedisError> {
-        let command = CustomCommand::new_static("SPUBLISH", slot_of(&[channel]), false);
+        let slot = fred::util::redis_keyslot(channel.as_bytes());
+        let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let words: Vec<Value> = vec![channel.into(), payload.into()];
         let published = self.client().custom::<i64, _>(command, words).await;
         self.watch(&published);
@@ -181,17 +169,17 @@ impl Redis {
         &self,
         line: &Line,
         command: &'static str,
-        function: &'static str,
-        keys: &[&str],
-        mut args: Vec<Value>,
+        call: Call,
     ) -> Result<R, RedisError> {
         let deadline = Instant::now() + self.options.command_timeout;
-        let last = args.len();
-        args.push(Value::Null);
+        let node = node_of(call.slot());
+        let mut words = call.into_words();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            args[last] = Value::from_static_str(self.primary.term(left).await?);
-            match self.function(line, command, function, keys, &args).await {
+            if let Some(last) = words.last_mut() {
+                *last = Value::from_static_str(self.primary.term(left).await?);
+            }
+            match self.function(line, command, node.clone(), &words).await {
                 Err(RedisError::Unavailable(error))
                     if error.details().starts_with(DOUBTFUL) && Instant::now() < deadline =>
                 {
@@ -206,30 +194,23 @@ impl Redis {
         &self,
         line: &Line,
         command: &'static str,
-        function: &'static str,
-        keys: &[&str],
-        args: &[Value],
+        node: ClusterHash,
+        words: &[Value],
     ) -> Result<R, RedisError> {
-        let mut words: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
-        words.push(Value::from_static_str(function));
-        words.push(Value::Integer(i64::try_from(keys.len()).unwrap_or(i64::MAX)));
-        words.extend(keys.iter().map(|key| Value::from(*key)));
-        words.extend_from_slice(args);
         let mut attempt = 0;
         loop {
             attempt += 1;
             // fred counts FCALL itself among the blocking commands, which have no time limit; and of
             // a custom command it minds no other hash than a slot.
-            let call = CustomCommand::new_static(command, slot_of(keys), false);
-            let reply = line.client().custom::<R, Value>(call, words.clone()).await;
+            let call = CustomCommand::new_static(command, node.clone(), false);
+            let reply = line.client().custom::<R, Value>(call, words.to_vec()).await;
             self.watch(&reply);
             let error = match reply {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
             if is_missing_function(&error) && attempt == 1 && self.is_checked() {
-                // A node that came back empty.
-                migrations::load(self).await?;
+                migrations::load_missing(self).await?;
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
                 tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt - 1))).await;
             } else {
@@ -430,11 +411,8 @@ fn in_hello(word: &str) -> String {
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-fn slot_of(keys: &[&str]) -> ClusterHash {
-    match keys.first() {
-        Some(key) => ClusterHash::Custom(fred::util::redis_keyslot(key.as_bytes())),
-        None => ClusterHash::Random,
-    }
+fn node_of(slot: Option<u16>) -> ClusterHash {
+    slot.map_or(ClusterHash::Random, ClusterHash::Custom)
 }
 
 /// Logs one line every few seconds while there is no connection, not one for every attempt, and

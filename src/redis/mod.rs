@@ -1,8 +1,9 @@
-//! The way to Redis: connections, subscriptions, migrations. What is stored there is the business
+//! The way to Redis: connections, subscriptions, functions, migrations. What is stored there is the business
 //! of [`crate::session`].
 
 pub mod connection;
 mod error;
+pub mod functions;
 pub mod migrations;
 mod probe;
 mod sentinel;
@@ -11,5 +12,6 @@ mod watchdog;
 
 pub use connection::{Redis, RedisOptions};
 pub use error::RedisError;
+pub use functions::Call;
 pub use probe::{Condition, Conditions};
 pub use subscriptions::{Listener, Subscriptions};

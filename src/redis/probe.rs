@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Redis;
 use super::error::RedisError;
+use super::functions::Call;
 use super::migrations;
 
 /// Between two probes, and while something is wrong.
@@ -180,7 +181,8 @@ async fn probe(redis: &Redis) -> Probed {
 }
 
 async fn probe_one(redis: &Redis, key: &str) -> Probed {
-    let denied: Result<Vec<String>, _> = redis.call("jarvis_probe_1", &[key], Vec::new()).await;
+    let denied: Result<Vec<String>, _> =
+        redis.call(Call::new("jarvis_probe_1").key("any", key.to_owned())).await;
     match denied {
         Ok(denied) if denied.is_empty() => Probed::Usable,
         Ok(denied) => {
@@ -195,7 +197,8 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
         // Either it is too full to run the function, or too full to load it. A function that only
         // reads tells which.
         Err(RedisError::OutOfMemory) => {
-            match redis.call_readonly::<Vec<String>>("jarvis_open_1", &[key], Vec::new()).await {
+            let open = Call::new("jarvis_open_turns_1").key("open", key.to_owned());
+            match redis.call_readonly::<Vec<String>>(open).await {
                 Ok(_) => Probed::Full,
                 Err(error) => Probed::Refused(error),
             }

@@ -30,7 +30,7 @@ const LONGEST_TERM: Duration = Duration::from_millis(1500);
 const BLIND: Duration = Duration::from_secs(5);
 
 /// Where a server keeps its term.
-const TERM: &str = "jarvis:term";
+const TERM: &str = "jarvis:primary_lease";
 /// A replica that was late must not shorten a term. One that ends ten seconds later is of another
 /// server, whose clock is wrong.
 const PROLONG: &str = "#!lua flags=allow-oom

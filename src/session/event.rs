@@ -16,13 +16,13 @@ use super::model::{ContextReport, Failure, FinishReason, GenerationId, Usage};
 pub enum Control {
     /// A user's message was accepted as a turn.
     Accepted {
-        /// The text.
-        message: String,
         /// When, RFC 3339.
         timestamp: String,
         /// The client's own identifier.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
+        /// The text. The last field: a function takes it out of a stored event (`clear.lua`).
+        message: String,
     },
     /// The answer begins.
     Started {

@@ -16,7 +16,7 @@ use super::cursor::{Cursor, Tag};
 use super::delta::Delta;
 use super::event::{Control, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
-use super::store::{self, From, Read, Store, StoreError};
+use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Window};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 
@@ -415,10 +415,11 @@ impl Feed {
                 state.heard = Instant::now();
                 (state.confirmed, state.window.end())
             };
-            let from = if confirmed { From::Cursor(end, end.offset) } else { From::RunningTurn };
+            let from =
+                if confirmed { ReadFrom::Cursor(end, end.offset) } else { ReadFrom::RunningTurn };
             let more = match store.read(&self.owner, self.session, from).await? {
-                Read::Absent => false,
-                Read::Window { window, more } => {
+                ReadOutcome::Absent => false,
+                ReadOutcome::Window { window, more } => {
                     let mut state = self.state();
                     let applied = if confirmed {
                         state.window.absorb(&window)
@@ -437,8 +438,10 @@ impl Feed {
                     }
                     more || applied == Applied::Hole
                 }
-                Read::Unknown if confirmed && self.may_come_back() => return Ok(Reached::Later),
-                Read::Unknown | Read::Behind => {
+                ReadOutcome::Unknown if confirmed && self.may_come_back() => {
+                    return Ok(Reached::Later);
+                }
+                ReadOutcome::Unknown | ReadOutcome::Behind => {
                     // What this feed knows is not what Redis holds: begin anew from there.
                     let again = confirmed;
                     self.forget();

@@ -95,10 +95,14 @@ impl Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// Instructions; only in a conversation that a turn brings with it.
+    System,
     /// The person.
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called.
+    Tool,
 }
 
 /// How a generation ended.

@@ -13,7 +13,7 @@ use super::delta::{Change, Delta};
 use super::event::Queued;
 use super::feed::{Feed, FeedState, Feeds, Newest};
 use super::model::{GenerationId, Owner, SessionId};
-use super::store::{From, Read, Store, StoreError};
+use super::store::{ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Step, Window};
 
 /// Bytes of one piece of text for a reader that has to catch up, at most.
@@ -73,9 +73,9 @@ impl Feeds {
         let store = self.store().clone();
         let start = match cursor {
             Some(cursor) => cursor,
-            None => match store.read(owner, session, From::RunningTurn).await? {
-                Read::Window { window, .. } => window.start(),
-                Read::Absent | Read::Behind | Read::Unknown => Cursor::START,
+            None => match store.read(owner, session, ReadFrom::RunningTurn).await? {
+                ReadOutcome::Window { window, .. } => window.start(),
+                ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,
             },
         };
         Reader::open(feed, store, start).await
@@ -156,16 +156,16 @@ impl Reader {
     /// Reads what follows the cursor from Redis. A cursor that Redis does not know is lost after
     /// `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
-        let from = From::Cursor(self.cursor, 0);
+        let from = ReadFrom::Cursor(self.cursor, 0);
         match self.store.read(self.feed.owner(), self.feed.session(), from).await? {
-            Read::Window { window, .. } => {
+            ReadOutcome::Window { window, .. } => {
                 self.lost =
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
                 self.catching_up = Some(window);
             }
-            Read::Behind => self.lost = true,
-            Read::Absent if self.cursor == Cursor::START => {}
-            Read::Absent | Read::Unknown => {
+            ReadOutcome::Behind => self.lost = true,
+            ReadOutcome::Absent if self.cursor == Cursor::START => {}
+            ReadOutcome::Absent | ReadOutcome::Unknown => {
                 let since = *self.unknown_since.get_or_insert_with(Instant::now);
                 self.lost = since.elapsed() >= grace;
                 if !self.lost {

@@ -288,7 +288,7 @@ impl Redis {
     pub async fn beating(&self) -> anyhow::Result<Vec<String>> {
         let mut names = Vec::new();
         for port in self.primaries().await? {
-            let question = [["HGETALL", "jarvis:{queue}:beats"]];
+            let question = [["HGETALL", "jarvis:{queue}:heartbeats"]];
             for reply in Connection::open(port).await?.ask(&question).await? {
                 let parts = texts(&reply);
                 names.extend(parts.chunks(2).map(|pair| pair[0].clone()));

@@ -149,7 +149,7 @@ async fn history(
 ) -> Result<Outcome, Problem> {
     let page = match before {
         None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
-        Some(id) => match store.find_message(owner, session, |message| message.id == id).await {
+        Some(id) => match store.find_message(owner, session, id).await {
             Ok(Some((place, _))) => store.page_before(owner, session, place, limit).await,
             Ok(None) => {
                 let detail = "there is no such message in this session";

@@ -3,12 +3,13 @@
 use fred::prelude::Value;
 
 use super::turns::Turn;
-use super::{Keys, Store, StoreError, field, json, unexpected, writer_args};
+use super::{SessionKeys, Store, StoreError, field, json, of_writer, unexpected};
+use crate::redis::Call;
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{Message, rfc3339};
 
-/// What Redis said to a writer.
+/// What Redis replied to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// Stored.
@@ -16,23 +17,25 @@ pub enum Written {
     /// The generation has ended, or somebody else has the fence, or a failover took it:
     /// [`Store::restore`] tells.
     Fenced,
-    /// The writer's last event that shaped the answer is not there: tell it again.
-    Unmarked,
+    /// Redis has another revision: a failover took the writer's last event that shaped the answer,
+    /// which is to be published again.
+    Outdated,
     /// Redis has only this many bytes of the answer: write again from there.
     Hole(u64),
 }
 
 impl Store {
-    /// Tells that the answer begins, once, and leaves `tag` as the writer's mark.
+    /// Tells that the answer begins, once, and leaves `tag` as the writer's revision.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn start(&self, turn: &Turn, tag: Tag) -> Result<Written, StoreError> {
-        let started = json(&Control::Started { model: turn.spec.model.clone() });
-        self.write("jarvis_start_1", turn, vec![tag.to_string().into(), started.into()]).await
+        let started = Control::Started { model: turn.spec.model.clone() };
+        let call = of_writer(SessionKeys::of(turn.session).call("jarvis_start_1"), turn);
+        self.write(call.text("tag", tag).arg("event", json(&started))).await
     }
 
-    /// Writes bytes of the answer at their offset, and announces them. Without bytes it only looks
+    /// Writes bytes of the answer at their offset, and publishes them. Without bytes it only checks
     /// whether the writer may go on.
     ///
     /// # Errors
@@ -40,87 +43,73 @@ impl Store {
     pub async fn append(
         &self,
         turn: &Turn,
-        mark: Tag,
+        revision: Tag,
         offset: u64,
         text: &str,
     ) -> Result<Written, StoreError> {
-        let args = vec![mark.to_string().into(), offset.to_string().into(), text.into()];
-        self.write("jarvis_append_1", turn, args).await
+        let keys = SessionKeys::of(turn.session);
+        let call = of_writer(keys.call_with("jarvis_append_1", &["session", "answer"]), turn);
+        let call = call.text("revision", revision).text("offset", offset);
+        self.write(call.arg("text", text)).await
     }
 
-    /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` in place of `mark`.
-    /// With `told` readers may have seen more than Redis has, and it has to be said in any case.
+    /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` in place of
+    /// `revision`. With `published` readers may have seen more than Redis has, and the event is
+    /// written in any case.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn rewind(
         &self,
         turn: &Turn,
-        mark: Tag,
+        revision: Tag,
         length: u64,
         tag: Tag,
-        told: bool,
+        published: bool,
     ) -> Result<Written, StoreError> {
-        let event = json(&Control::Claimed { from: length });
-        let args = vec![
-            mark.to_string().into(),
-            length.to_string().into(),
-            tag.to_string().into(),
-            event.into(),
-            if told { "1" } else { "0" }.into(),
-        ];
-        self.write("jarvis_rewind_1", turn, args).await
+        let claimed = Control::Claimed { from: length };
+        let call = of_writer(SessionKeys::of(turn.session).call("jarvis_rewind_1"), turn);
+        let call = call.text("revision", revision).text("length", length).text("tag", tag);
+        self.write(call.arg("event", json(&claimed)).flag("published", published)).await
     }
 
-    /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields.
+    /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields
+    /// and the generation's id.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn finish(
         &self,
         turn: &Turn,
-        mark: Tag,
+        revision: Tag,
         length: u64,
         header: &Message,
         events: &[(Tag, Control)],
     ) -> Result<Written, StoreError> {
-        let mut args: Vec<Value> = vec![
-            mark.to_string().into(),
-            length.to_string().into(),
-            json(header).into(),
-            rfc3339(&header.timestamp).into(),
-            self.idle_seconds(&turn.owner).to_string().into(),
-        ];
-        for (tag, event) in events {
-            args.extend([tag.to_string().into(), event.kind().into(), json(event).into()]);
-        }
-        let keys = Keys::of(turn.session);
-        let args = writer_args(turn, args);
-        let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_finish_1", &keys.all(), args).await?;
-        written(&reply)
+        let events = events.iter().flat_map(|(tag, event)| {
+            [Value::from(tag.to_string()), event.kind().into(), json(event).into()]
+        });
+        let call = of_writer(SessionKeys::of(turn.session).call("jarvis_finish_1"), turn)
+            .text("revision", revision)
+            .text("length", length)
+            .arg("header", json(&Message { id: turn.generation.0, ..header.clone() }))
+            .arg("now", rfc3339(&header.timestamp))
+            .rest("events", events);
+        written(&self.redis.call_replicated::<Vec<String>>(call).await?)
     }
 
-    /// Tells whoever cancelled that the request to the model's host is closed.
+    /// Publishes that the request to the model's host is closed, for the caller that cancelled.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn upstream_closed(&self, turn: &Turn) -> Result<(), StoreError> {
-        let keys = Keys::of(turn.session);
-        let args = vec![turn.generation.to_string().into()];
-        Ok(self.redis.call("jarvis_closed_1", &keys.all(), args).await?)
+        let keys = SessionKeys::of(turn.session);
+        let call = keys.call_with("jarvis_upstream_closed_1", &["session"]);
+        Ok(self.redis.call(call.text("generation", turn.generation)).await?)
     }
 
-    async fn write(
-        &self,
-        function: &'static str,
-        turn: &Turn,
-        rest: Vec<Value>,
-    ) -> Result<Written, StoreError> {
-        let keys = Keys::of(turn.session);
-        let reply: Vec<String> =
-            self.redis.call(function, &keys.all(), writer_args(turn, rest)).await?;
-        written(&reply)
+    async fn write(&self, call: Call) -> Result<Written, StoreError> {
+        written(&self.redis.call::<Vec<String>>(call).await?)
     }
 }
 
@@ -128,7 +117,7 @@ fn written(reply: &[String]) -> Result<Written, StoreError> {
     match reply.first().map(String::as_str) {
         Some("ok") => Ok(Written::Ok),
         Some("fenced") => Ok(Written::Fenced),
-        Some("unmarked") => Ok(Written::Unmarked),
+        Some("outdated") => Ok(Written::Outdated),
         Some("hole") => Ok(Written::Hole(field(reply, 1)?)),
         _ => Err(unexpected("write")),
     }

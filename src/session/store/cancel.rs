@@ -4,10 +4,9 @@
 //! it.
 
 use chrono::Utc;
-use fred::prelude::Value;
 use uuid::Uuid;
 
-use super::{Keys, Store, StoreError, field, json, message, unexpected};
+use super::{SessionKeys, Store, StoreError, field, json, message, unexpected};
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{
@@ -30,7 +29,7 @@ pub struct Cancellation {
 
 /// What a cancel met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cancelled {
+pub enum CancelReply {
     /// The running generation.
     Running(GenerationId),
     /// A turn that waited.
@@ -42,11 +41,15 @@ pub enum Cancelled {
 impl Cancellation {
     /// Of the generation that is named, else of the running one, else of the oldest that waits.
     pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
+        let message = message(Role::Assistant, Utc::now());
+        // The id of an answer is its generation's.
+        let (id, filled_in) = (format!(r#""{}""#, message.id), r#""GENERATION""#);
         let header = json(&Message {
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),
-            ..message(Role::Assistant, Utc::now())
+            ..message
         });
+        let header = header.replacen(&id, filled_in, 1);
         // The function knows these three, and they stand where no JSON string has capitals.
         let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
         let header = header.replacen('{', fields, 1);
@@ -87,25 +90,24 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn cancel(&self, wish: &Cancellation) -> Result<Cancelled, StoreError> {
-        let args = vec![
-            wish.owner.key().into(),
-            wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
-            wish.header.as_str().into(),
-            wish.tag.to_string().into(),
-            json(&Control::Cancelled {}).into(),
-            if wish.again { "1" } else { "0" }.into(),
-        ];
-        let keys = Keys::of(wish.session);
-        let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_cancel_1", &keys.all(), args).await?;
+    pub async fn cancel(&self, wish: &Cancellation) -> Result<CancelReply, StoreError> {
+        let generation = wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let call = SessionKeys::of(wish.session)
+            .call("jarvis_cancel_1")
+            .arg("owner", wish.owner.key())
+            .arg("generation", generation)
+            .arg("header", wish.header.as_str())
+            .text("tag", wish.tag)
+            .arg("event", json(&Control::Cancelled {}))
+            .flag("again", wish.again);
+        let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("absent") => Err(StoreError::Absent),
-            Some("none") => Ok(Cancelled::Nothing),
+            Some("none") => Ok(CancelReply::Nothing),
             Some("cancelled") if reply.get(2).is_some_and(|state| state == "running") => {
-                Ok(Cancelled::Running(field(&reply, 1)?))
+                Ok(CancelReply::Running(field(&reply, 1)?))
             }
-            Some("cancelled") => Ok(Cancelled::Waiting(field(&reply, 1)?)),
+            Some("cancelled") => Ok(CancelReply::Waiting(field(&reply, 1)?)),
             _ => Err(unexpected("cancel")),
         }
     }
@@ -116,22 +118,20 @@ impl Store {
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
     pub async fn clear(&self, wish: &mut Clearing) -> Result<u64, StoreError> {
-        let mut args: Vec<Value> = vec![
-            wish.owner.key().into(),
-            if wish.delete { "1" } else { "0" }.into(),
-            wish.tag.to_string().into(),
-            json(&Control::Cleared {}).into(),
-            json(&Control::Cancelled {}).into(),
-            rfc3339(&Utc::now()).into(),
-            TOMBSTONE_SECONDS.to_string().into(),
-            wish.epoch.as_str().into(),
-            wish.ended.as_deref().unwrap_or("-").into(),
-        ];
         let turns = self.limits.waiting_turns + 1;
-        args.extend((0..turns).map(|_| Value::from(Tag::random().to_string())));
-        let keys = Keys::of(wish.session);
-        let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_clear_1", &keys.all(), args).await?;
+        let call = SessionKeys::of(wish.session)
+            .call("jarvis_clear_1")
+            .arg("owner", wish.owner.key())
+            .flag("delete", wish.delete)
+            .text("tag", wish.tag)
+            .arg("event", json(&Control::Cleared {}))
+            .arg("cancel_event", json(&Control::Cancelled {}))
+            .arg("now", rfc3339(&Utc::now()))
+            .text("tombstone_seconds", TOMBSTONE_SECONDS)
+            .arg("new_epoch", wish.epoch.as_str())
+            .arg("epoch", wish.ended.as_deref().unwrap_or("-"))
+            .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
+        let reply: Vec<String> = self.redis.call_replicated(call).await?;
         let count: i64 = field(&reply, 0)?;
         let count = u64::try_from(count).map_err(|_| StoreError::Absent)?;
         wish.ended = Some(field(&reply, 1)?);

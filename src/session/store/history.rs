@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Keys, Store, StoreError, field, optional, unexpected};
+use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
 use crate::session::thoughts::Shape;
 
@@ -45,9 +45,12 @@ impl Store {
         session: SessionId,
         title: &str,
     ) -> Result<(), StoreError> {
-        let args = vec![owner.key().into(), title.into(), rfc3339(&Utc::now()).into()];
-        let keys = Keys::of(session);
-        let reply: String = self.redis.call("jarvis_retitle_1", &keys.all(), args).await?;
+        let call = SessionKeys::of(session)
+            .call_with("jarvis_retitle_1", &["session"])
+            .arg("owner", owner.key())
+            .arg("title", title)
+            .arg("now", rfc3339(&Utc::now()));
+        let reply: String = self.redis.call(call).await?;
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
     }
 
@@ -60,7 +63,7 @@ impl Store {
         owner: &Owner,
         session: SessionId,
     ) -> Result<Described, StoreError> {
-        described(session, &self.session(owner, session, "-").await?)
+        described(session, &self.session(owner, session, "-".to_owned()).await?)
     }
 
     /// Whether this generation waits or runs in the session.
@@ -73,20 +76,22 @@ impl Store {
         session: SessionId,
         generation: GenerationId,
     ) -> Result<bool, StoreError> {
-        let reply = self.session(owner, session, &generation.to_string()).await?;
+        let reply = self.session(owner, session, generation.to_string()).await?;
         described(session, &reply)?;
-        Ok(field::<u8>(&reply, 8)? == 1)
+        Ok(field::<u8>(&reply, 9)? == 1)
     }
 
     async fn session(
         &self,
         owner: &Owner,
         session: SessionId,
-        generation: &str,
+        generation: String,
     ) -> Result<Vec<String>, StoreError> {
-        let keys = Keys::of(session);
-        let args = vec![owner.key().into(), generation.into()];
-        Ok(self.redis.call_readonly("jarvis_session_1", &keys.all(), args).await?)
+        let call = SessionKeys::of(session)
+            .call_with("jarvis_describe_1", &["session", "path", "open"])
+            .arg("owner", owner.key())
+            .arg("generation", generation);
+        Ok(self.redis.call_readonly(call).await?)
     }
 
     /// The messages from place `skip` on, at most `limit` of them and [`REPLY_BYTES`].
@@ -104,9 +109,11 @@ impl Store {
             let Described { info, running, .. } = self.describe(owner, session).await?;
             return Ok(Page { info, running, first: skip, messages: Vec::new() });
         }
-        let last = skip.saturating_add(limit - 1);
-        self.messages(owner, session, &skip.to_string(), &last.to_string(), REPLY_BYTES, false)
-            .await
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let first = i64::try_from(skip).unwrap_or(i64::MAX);
+        let last = first.saturating_add(limit - 1);
+        let range = Range { first, last, newest_first: false };
+        self.messages(owner, session, range, REPLY_BYTES).await
     }
 
     /// The newest messages, at most `limit` of them (at least 1) and `bytes`, oldest first.
@@ -120,8 +127,9 @@ impl Store {
         limit: u64,
         bytes: usize,
     ) -> Result<Page, StoreError> {
-        let first = format!("-{}", limit.max(1));
-        self.messages(owner, session, &first, "-1", bytes, true).await
+        let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
+        let range = Range { first: -limit, last: -1, newest_first: true };
+        self.messages(owner, session, range, bytes).await
     }
 
     /// The messages just before place `before`, at most `limit` (at least 1) and [`REPLY_BYTES`].
@@ -138,37 +146,81 @@ impl Store {
         if before == 0 {
             return self.page(owner, session, 0, 0).await;
         }
-        let first = before.saturating_sub(limit.max(1)).to_string();
-        let last = (before - 1).to_string();
-        self.messages(owner, session, &first, &last, REPLY_BYTES, true).await
+        let place = |place: u64| i64::try_from(place).unwrap_or(i64::MAX);
+        let first = place(before.saturating_sub(limit.max(1)));
+        let range = Range { first, last: place(before - 1), newest_first: true };
+        self.messages(owner, session, range, REPLY_BYTES).await
     }
 
+    /// Reads messages in steps that each hold up Redis for a moment only. Where the session is
+    /// cleared between two steps, what was read before counts.
     async fn messages(
         &self,
         owner: &Owner,
         session: SessionId,
-        first: &str,
-        last: &str,
+        mut range: Range,
         bytes: usize,
-        newest: bool,
     ) -> Result<Page, StoreError> {
-        let args = vec![
-            owner.key().into(),
-            first.into(),
-            last.into(),
-            bytes.to_string().into(),
-            if newest { "1" } else { "0" }.into(),
-        ];
-        let keys = Keys::of(session);
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_messages_1", &keys.all(), args).await?;
-        let Described { info, running, .. } = described(session, &reply)?;
-        let first = field(&reply, 8)?;
-        let messages = reply.iter().skip(9).map(|entry| stored_message(entry)).collect();
+        let Step { described, epoch, mut more, first, mut entries } =
+            self.step(owner, session, &range, bytes, true).await?;
+        let Described { info, running, .. } = described;
+        if range.first < 0 {
+            // From now on messages that are added must not move it.
+            let total = i64::try_from(info.message_count).unwrap_or(i64::MAX);
+            range.first = total.saturating_add(range.first).max(0);
+        }
+        let mut first = first;
+        while more {
+            let read: usize = entries.iter().map(String::len).sum();
+            let (start, count) = (i64::try_from(first), i64::try_from(entries.len()));
+            let (Ok(start), Ok(count)) = (start, count) else { break };
+            let rest = if range.newest_first {
+                Range { last: start - 1, ..range }
+            } else {
+                Range { first: start + count, ..range }
+            };
+            let left = bytes.saturating_sub(read);
+            let step = match self.step(owner, session, &rest, left, false).await {
+                Ok(step) if step.epoch == epoch && !step.entries.is_empty() => step,
+                Ok(_) | Err(StoreError::Absent) => break,
+                Err(error) => return Err(error),
+            };
+            more = step.more;
+            if range.newest_first {
+                first = step.first;
+                entries.splice(..0, step.entries);
+            } else {
+                entries.extend(step.entries);
+            }
+        }
+        let messages = entries.iter().map(|entry| stored_message(entry)).collect();
         Ok(Page { info, running, first, messages: collect(messages)? })
     }
 
-    /// The place and text of the message that a generation made, searched from the newest back.
+    async fn step(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        range: &Range,
+        bytes: usize,
+        at_least_one: bool,
+    ) -> Result<Step, StoreError> {
+        let call = SessionKeys::of(session)
+            .call_with("jarvis_messages_1", &["session", "messages", "path"])
+            .arg("owner", owner.key())
+            .text("first", range.first)
+            .text("last", range.last)
+            .text("bytes", bytes)
+            .flag("newest_first", range.newest_first)
+            .flag("at_least_one", at_least_one);
+        let mut reply: Vec<String> = self.redis.call_readonly(call).await?;
+        let described = described(session, &reply)?;
+        let (epoch, first) = (field(&reply, 8)?, field(&reply, 10)?);
+        let more = reply.get(9).is_some_and(|more| more == "more");
+        Ok(Step { described, epoch, more, first, entries: reply.split_off(11) })
+    }
+
+    /// The place and text of a message, by its id or by that of the generation that made it.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -176,21 +228,42 @@ impl Store {
         &self,
         owner: &Owner,
         session: SessionId,
-        wanted: impl Fn(&Message) -> bool,
+        id: Uuid,
     ) -> Result<Option<(u64, Message)>, StoreError> {
-        let mut page = self.newest(owner, session, 50, REPLY_BYTES).await?;
-        loop {
-            let found = page.messages.iter().rposition(&wanted);
-            if let Some(place) = found {
-                let message = page.messages.swap_remove(place);
-                return Ok(Some((page.first + place as u64, message)));
+        let names = ["session", "messages", "path", "index"];
+        let call = SessionKeys::of(session)
+            .call_with("jarvis_message_1", &names)
+            .arg("owner", owner.key())
+            .text("id", id);
+        let reply: Vec<String> = self.redis.call_readonly(call).await?;
+        match reply.as_slice() {
+            [word] if word == "absent" => Err(StoreError::Absent),
+            [word] if word == "none" => Ok(None),
+            [word, _, entry] if word == "ok" => {
+                Ok(Some((field(&reply, 1)?, stored_message(entry)?)))
             }
-            if page.first == 0 || page.messages.is_empty() {
-                return Ok(None);
-            }
-            page = self.page_before(owner, session, page.first, 500).await?;
+            _ => Err(unexpected("message")),
         }
     }
+}
+
+/// Places on the selected path, from the end where negative.
+#[derive(Clone, Copy)]
+struct Range {
+    first: i64,
+    last: i64,
+    newest_first: bool,
+}
+
+/// What one call read.
+struct Step {
+    described: Described,
+    epoch: String,
+    /// Whether messages of the range are left that may fit.
+    more: bool,
+    /// The place of the first one.
+    first: u64,
+    entries: Vec<String>,
 }
 
 /// A message with nothing in it yet.
@@ -230,12 +303,19 @@ fn described(session: SessionId, reply: &[String]) -> Result<Described, StoreErr
     Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
 }
 
-pub(super) fn stored_message(entry: &str) -> Result<Message, StoreError> {
+/// A message as it is stored: the number of its parent comes first.
+fn stored_message(entry: &str) -> Result<Message, StoreError> {
+    let (_parent, message) = entry.split_once(' ').ok_or_else(|| unexpected("message"))?;
+    parse_message(message)
+}
+
+/// A message without the number of its parent: a line of JSON, and the content.
+pub(super) fn parse_message(entry: &str) -> Result<Message, StoreError> {
     let (header, content) = entry.split_once('\n').ok_or_else(|| unexpected("message"))?;
     let mut message: Message =
         serde_json::from_str(header).map_err(|_| unexpected("message header"))?;
     match message.role {
-        Role::User => content.clone_into(&mut message.content),
+        Role::System | Role::User | Role::Tool => content.clone_into(&mut message.content),
         Role::Assistant => {
             let shape = Shape::of(content);
             shape.answer(content).clone_into(&mut message.content);

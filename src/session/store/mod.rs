@@ -2,44 +2,53 @@
 
 mod answer;
 mod cancel;
+mod conversation;
 mod history;
+mod keys;
 mod read;
 mod takeover;
 mod turns;
 
-use fred::prelude::Value;
 use serde::Serialize;
 use tokio::sync::watch;
 
 pub use answer::Written;
-pub use cancel::{Cancellation, Cancelled, Clearing};
+pub use cancel::{CancelReply, Cancellation, Clearing};
+pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use history::{Described, Page, REPLY_BYTES, message};
-pub use read::{From, Read};
-pub use takeover::{BUCKETS, Claim, OpenTurn};
+pub use keys::{BUCKETS, bucket, channel, open_turns};
+pub use read::{ReadFrom, ReadOutcome};
+pub use takeover::{Claim, OpenTurn};
 pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
 
 use super::event::Control;
-use super::model::{Owner, SessionId};
-use crate::redis::{Redis, RedisError};
+use super::model::Owner;
+use crate::redis::{Call, Redis, RedisError};
 use crate::tasks::EssentialTasks;
+use keys::SessionKeys;
+pub(super) use keys::session_of;
 
 /// Bounds of what is stored.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Turns that may wait in one session.
     pub waiting_turns: u32,
     /// Bytes of one session's messages.
     pub session_bytes: u64,
     /// Seconds that an idle anonymous session is kept.
     pub anonymous_idle_seconds: u64,
+    /// Seconds that a session is kept whose first turn brought its own conversation, from the end of
+    /// its last turn.
+    pub own_conversation_idle_seconds: u64,
 }
 
-impl Default for Limits {
+impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             waiting_turns: 8,
             session_bytes: 64 << 20,
             anonymous_idle_seconds: 30 * 24 * 60 * 60,
+            own_conversation_idle_seconds: 60 * 60,
         }
     }
 }
@@ -61,6 +70,9 @@ pub enum StoreError {
     /// The idempotency key was used for another request.
     #[error("This idempotency key was used for another request; choose a new key.")]
     KeyReused,
+    /// The turn brings its own conversation, and the session has one already.
+    #[error("This session exists; a turn that brings its own conversation begins a new session.")]
+    Occupied,
     /// The memory of Redis is full: what was asked for was not done.
     #[error("the memory of Redis is full")]
     OutOfMemory,
@@ -83,53 +95,12 @@ impl std::convert::From<RedisError> for StoreError {
 pub struct Store {
     redis: Redis,
     replica: String,
-    limits: Limits,
-}
-
-struct Keys([String; 6]);
-
-impl Keys {
-    fn of(session: SessionId) -> Self {
-        let base = channel(session);
-        let bucket = bucket(session);
-        Self([
-            base.clone(),
-            format!("{base}:messages"),
-            format!("{base}:waiting"),
-            format!("{base}:events"),
-            format!("{base}:answer"),
-            format!("jarvis:{{b{bucket}}}:open"),
-        ])
-    }
-
-    fn idempotency(&self, key: &IdempotencyKey) -> String {
-        format!("{}:key:{}", self.0[0], key.key)
-    }
-
-    fn all(&self) -> [&str; 6] {
-        self.0.each_ref().map(String::as_str)
-    }
-}
-
-/// All keys of a bucket lie in one slot, so that a function may touch a session and its bucket's
-/// index in one step.
-fn bucket(session: SessionId) -> u8 {
-    session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ byte)
-}
-
-/// The name of a session's hash and of its channel.
-pub(super) fn channel(session: SessionId) -> String {
-    format!("jarvis:{{b{}}}:s:{session}", bucket(session))
-}
-
-/// The session that a channel belongs to.
-pub(super) fn session_of(channel: &str) -> Option<SessionId> {
-    channel.rsplit(':').next()?.parse().ok()
+    limits: SessionLimits,
 }
 
 impl Store {
     /// A store whose turns are held in the name of `replica`.
-    pub fn new(redis: Redis, replica: String, limits: Limits) -> Self {
+    pub fn new(redis: Redis, replica: String, limits: SessionLimits) -> Self {
         Self { redis, replica, limits }
     }
 
@@ -149,8 +120,10 @@ impl Store {
         self.redis.disturbances()
     }
 
-    fn idle_seconds(&self, owner: &Owner) -> u64 {
+    /// How long a session is kept that begins with a turn of this owner; 0 for ever.
+    fn idle_seconds(&self, owner: &Owner, own_conversation: bool) -> u64 {
         match owner {
+            _ if own_conversation => self.limits.own_conversation_idle_seconds,
             Owner::Anonymous => self.limits.anonymous_idle_seconds,
             Owner::User(_) => 0,
         }
@@ -162,14 +135,11 @@ fn claimed_event() -> String {
     json(&Control::Claimed { from: 0 }).replace(":0", ":LENGTH")
 }
 
-fn writer_args(turn: &Turn, rest: Vec<Value>) -> Vec<Value> {
-    let mut args: Vec<Value> = vec![
-        turn.owner.key().into(),
-        turn.generation.to_string().into(),
-        turn.fence.0.to_string().into(),
-    ];
-    args.extend(rest);
-    args
+/// The arguments of the turn's holder, which come first in each of its calls.
+fn of_writer(call: Call, turn: &Turn) -> Call {
+    call.arg("owner", turn.owner.key())
+        .text("generation", turn.generation)
+        .text("fence", turn.fence.0)
 }
 
 fn field<T: std::str::FromStr>(reply: &[String], at: usize) -> Result<T, StoreError> {

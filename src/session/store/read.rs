@@ -1,18 +1,19 @@
 //! What happened in a session, as it is stored.
 
-use super::{Keys, Store, StoreError, field, optional, unexpected};
+use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::cursor::Cursor;
 use crate::session::event::Event;
 use crate::session::model::{Owner, SessionId};
 use crate::session::store::Turn;
 use crate::session::window::{Answer, Window};
 
-/// Bytes of events and answers in one read, at most, but for one event that is larger alone.
-const READ_BYTES: usize = 2 << 20;
+/// Bytes of events and answers in one read, at most, but for one event that is larger alone: a call
+/// must not hold up Redis.
+const READ_BYTES: usize = 1 << 20;
 
 /// What a read found.
 #[derive(Debug)]
-pub enum Read {
+pub enum ReadOutcome {
     /// All from the cursor on, or as much of it as fits one read.
     Window {
         /// What was read.
@@ -31,7 +32,7 @@ pub enum Read {
 
 /// Where to read from.
 #[derive(Clone, Copy, Debug)]
-pub enum From {
+pub enum ReadFrom {
     /// From a cursor; `held` bytes of its generation's answer are held already.
     Cursor(Cursor, u64),
     /// From where the running turn began, else from the end.
@@ -47,30 +48,30 @@ impl Store {
         &self,
         owner: &Owner,
         session: SessionId,
-        from: From,
-    ) -> Result<Read, StoreError> {
+        from: ReadFrom,
+    ) -> Result<ReadOutcome, StoreError> {
         let (events, tag, generation, held) = match from {
-            From::Cursor(cursor, held) => {
+            ReadFrom::Cursor(cursor, held) => {
                 (cursor.events, cursor.tag.to_string(), cursor.generation, held)
             }
-            From::RunningTurn => (0, "-".to_owned(), None, 0),
+            ReadFrom::RunningTurn => (0, "-".to_owned(), None, 0),
         };
-        let args = vec![
-            owner.key().into(),
-            events.to_string().into(),
-            tag.into(),
-            generation.map_or_else(|| "-".to_owned(), |id| id.to_string()).into(),
-            held.to_string().into(),
-            READ_BYTES.to_string().into(),
-        ];
-        let keys = Keys::of(session);
-        let reply: Vec<String> =
-            self.redis.call_readonly("jarvis_read_1", &keys.all(), args).await?;
+        let keys = SessionKeys::of(session);
+        let names = ["session", "messages", "index", "events", "answer"];
+        let call = keys
+            .call_with("jarvis_read_1", &names)
+            .arg("owner", owner.key())
+            .text("number", events)
+            .arg("tag", tag)
+            .arg("generation", generation.map_or_else(|| "-".to_owned(), |id| id.to_string()))
+            .text("held", held)
+            .text("bytes", READ_BYTES);
+        let reply: Vec<String> = self.redis.call_readonly(call).await?;
         match reply.first().map(String::as_str) {
             Some("ok") => window(reply),
-            Some("behind") => Ok(Read::Behind),
-            Some("unknown") => Ok(Read::Unknown),
-            Some("absent") => Ok(Read::Absent),
+            Some("behind") => Ok(ReadOutcome::Behind),
+            Some("unknown") => Ok(ReadOutcome::Unknown),
+            Some("absent") => Ok(ReadOutcome::Absent),
             _ => Err(unexpected("read")),
         }
     }
@@ -80,17 +81,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn answer_so_far(&self, turn: &Turn) -> Result<String, StoreError> {
-        match self.read(&turn.owner, turn.session, From::RunningTurn).await? {
-            Read::Window { window, .. } => Ok(window
+        match self.read(&turn.owner, turn.session, ReadFrom::RunningTurn).await? {
+            ReadOutcome::Window { window, .. } => Ok(window
                 .answer(turn.generation)
                 .map(|answer| answer.text.clone())
                 .unwrap_or_default()),
-            Read::Behind | Read::Unknown | Read::Absent => Ok(String::new()),
+            ReadOutcome::Behind | ReadOutcome::Unknown | ReadOutcome::Absent => Ok(String::new()),
         }
     }
 }
 
-fn window(reply: Vec<String>) -> Result<Read, StoreError> {
+fn window(reply: Vec<String>) -> Result<ReadOutcome, StoreError> {
     let base = (field(&reply, 1)?, field(&reply, 2)?);
     let running = optional(&reply, 3)?;
     let more = reply.get(4).is_some_and(|flag| flag == "1");
@@ -107,5 +108,5 @@ fn window(reply: Vec<String>) -> Result<Read, StoreError> {
         let base = from.parse().map_err(|_| unexpected("offset"))?;
         answers.push(Answer::new(generation, base, text));
     }
-    Ok(Read::Window { window: Window::new(base, events, answers, running), more })
+    Ok(ReadOutcome::Window { window: Window::new(base, events, answers, running), more })
 }

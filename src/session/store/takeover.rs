@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::history::stored_message;
-use super::turns::{Accepted, Claimed, Fence, Turn, accepted_event};
-use super::{Keys, Store, StoreError, claimed_event, field, unexpected};
+use super::history::parse_message;
+use super::keys::open_turns;
+use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn, accepted_event};
+use super::{OwnConversation, SessionKeys, Store, StoreError, claimed_event, field, unexpected};
+use crate::redis::Call;
 use crate::session::cursor::Tag;
-use crate::session::model::{GenerationId, Owner, SessionId, TurnSpec, rfc3339};
+use crate::session::model::{GenerationId, Owner, SessionId, rfc3339};
 
 /// An unfinished turn, as the index of its bucket has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +37,14 @@ pub enum Claim {
     Other,
 }
 
-/// The number of buckets, each with an index of its open turns.
-pub const BUCKETS: u16 = 256;
-
 impl Store {
     /// The open turns of one bucket, below [`BUCKETS`].
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn open_turns(&self, bucket: u16) -> Result<Vec<OpenTurn>, StoreError> {
-        let key = format!("jarvis:{{b{bucket}}}:open");
-        let open: HashMap<String, String> =
-            self.redis.call_readonly("jarvis_open_1", &[&key], Vec::new()).await?;
+        let call = Call::new("jarvis_open_turns_1").key("open", open_turns(bucket));
+        let open: HashMap<String, String> = self.redis.call_readonly(call).await?;
         open.iter()
             .map(|(turn, holder)| {
                 let (session, generation) = turn.split_once(' ')?;
@@ -68,23 +66,25 @@ impl Store {
     /// [`StoreError::Redis`].
     pub async fn claim(&self, open: &OpenTurn) -> Result<Claim, StoreError> {
         let (fence, tag) = (Fence(Uuid::new_v4()), Tag::random());
-        let args = vec![
-            open.generation.to_string().into(),
-            open.fence.0.to_string().into(),
-            fence.0.to_string().into(),
-            self.replica.as_str().into(),
-            tag.to_string().into(),
-            claimed_event().into(),
-        ];
-        let keys = Keys::of(open.session);
-        let reply: Vec<String> = self.redis.call("jarvis_claim_1", &keys.all(), args).await?;
+        let call = SessionKeys::of(open.session)
+            .call("jarvis_claim_1")
+            .text("generation", open.generation)
+            .text("replaced_fence", open.fence.0)
+            .text("fence", fence.0)
+            .arg("replica", self.replica.as_str())
+            .text("tag", tag)
+            .arg("event", claimed_event());
+        let reply: Vec<String> = self.redis.call(call).await?;
         let turn = || -> Result<Arc<Turn>, StoreError> {
-            let spec = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
-            let spec: TurnSpec = spec.ok_or_else(|| unexpected("turn"))?;
-            let entry = reply.get(4).ok_or_else(|| unexpected("message"))?;
-            let message = stored_message(entry)?;
+            let stored = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
+            let StoredTurn { spec, own_conversation } = stored.ok_or_else(|| unexpected("turn"))?;
+            let entry = reply.get(5).ok_or_else(|| unexpected("message"))?;
+            let message = parse_message(entry)?;
             let header = entry.lines().next().unwrap_or_default().to_owned();
             let at = rfc3339(&message.timestamp);
+            let conversation = own_conversation
+                .then(|| OwnConversation::parse(reply.iter().skip(6)))
+                .transpose()?;
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
                 session: open.session,
@@ -92,13 +92,13 @@ impl Store {
                 fence,
                 epoch: field(&reply, 3)?,
                 accepted: Arc::new(Accepted {
-                    message: message.id,
-                    event: accepted_event(&message.content, &at, &spec),
-                    content: message.content,
+                    event: accepted_event(&message.content, &at, &spec, conversation.as_ref()),
+                    question: message,
                     header,
                     tag: Tag::of_acceptance(open.generation),
                     at,
                     key: None,
+                    conversation,
                 }),
                 number: 0,
                 claimed: Some(Claimed { replaced: open.fence, tag }),
@@ -106,7 +106,7 @@ impl Store {
             }))
         };
         match reply.first().map(String::as_str) {
-            Some("running") => Ok(Claim::Running(turn()?, field(&reply, 5)?)),
+            Some("running") => Ok(Claim::Running(turn()?, field(&reply, 4)?)),
             Some("waiting") => Ok(Claim::Waiting(turn()?)),
             Some("other") => Ok(Claim::Other),
             _ => Err(unexpected("claim")),

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use fred::prelude::Value;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Keys, Limits, Store, StoreError, channel, claimed_event, field, json, message, unexpected,
-    writer_args,
+    OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
+    json, message, of_writer, unexpected,
 };
-use crate::redis::RedisError;
+use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
 use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339};
@@ -35,6 +35,8 @@ pub struct NewTurn {
     pub spec: TurnSpec,
     /// The user's text.
     pub content: String,
+    /// What was said before it, in place of a stored history: the turn begins a session of its own.
+    pub conversation: Option<OwnConversation>,
     /// Where a repeat is to find the first.
     pub key: Option<IdempotencyKey>,
 }
@@ -69,7 +71,17 @@ pub struct Turn {
 impl Turn {
     /// Whether this is the user's message that the turn answers.
     pub fn answers(&self, message: &Message) -> bool {
-        message.id == self.accepted.message
+        message.id == self.accepted.question.id
+    }
+
+    /// The user's message that the turn answers.
+    pub fn question(&self) -> &Message {
+        &self.accepted.question
+    }
+
+    /// What was said before the question, where the turn brought it with it.
+    pub fn own_conversation(&self) -> Option<&OwnConversation> {
+        self.accepted.conversation.as_ref()
     }
 }
 
@@ -77,15 +89,25 @@ impl Turn {
 /// it.
 #[derive(Debug)]
 pub(super) struct Accepted {
-    /// Of the user's message.
-    pub(super) message: Uuid,
-    pub(super) content: String,
-    /// The user's message without its text.
+    /// The user's message.
+    pub(super) question: Message,
+    /// The user's message without its text, as it is stored.
     pub(super) header: String,
     pub(super) event: String,
     pub(super) tag: Tag,
     pub(super) at: String,
     pub(super) key: Option<IdempotencyKey>,
+    pub(super) conversation: Option<OwnConversation>,
+}
+
+/// A turn as it is stored: what another replica needs to run it, beside its messages.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredTurn<Spec = TurnSpec> {
+    #[serde(flatten)]
+    pub(super) spec: Spec,
+    /// Whether it brought its own conversation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) own_conversation: bool,
 }
 
 /// A claim, for the same purpose.
@@ -123,13 +145,13 @@ impl Proposal {
             None => GenerationId::random(),
         };
         let accepted = Accepted {
-            message: question.id,
-            content: new.content.clone(),
             header: json(&question),
-            event: accepted_event(&new.content, &at, &new.spec),
+            question: Message { content: new.content.clone(), ..question },
+            event: accepted_event(&new.content, &at, &new.spec, new.conversation.as_ref()),
             tag: Tag::of_acceptance(generation),
             at,
             key: new.key.clone(),
+            conversation: new.conversation.clone(),
         };
         Self {
             owner: owner.clone(),
@@ -201,13 +223,18 @@ impl Store {
     /// Any [`StoreError`]. After [`StoreError::Redis`] the message may have been accepted.
     pub async fn accept(&self, proposal: &Proposal) -> Result<Acceptance, StoreError> {
         let Proposal { owner, session, spec, generation, fence, epoch, accepted } = proposal;
-        let args = self.accept_args(owner, *generation, *fence, epoch, spec, accepted);
-        let keys = Keys::of(*session);
-        let key = accepted.key.as_ref().map(|key| keys.idempotency(key));
-        let mut names: Vec<&str> = keys.all().to_vec();
-        names.extend(key.as_deref());
+        let call = SessionKeys::of(*session)
+            .keyed_call("jarvis_accept_1", accepted.key.as_ref())
+            .arg("owner", owner.key())
+            .text("generation", *generation)
+            .text("fence", fence.0);
+        let call = self
+            .acceptance(call, owner, spec, accepted)
+            .text("waiting_limit", self.limits.waiting_turns)
+            .text("bytes_limit", self.limits.session_bytes);
+        let call = key_arguments(call, accepted).arg("epoch", epoch.as_str());
         let reply: Vec<String> =
-            self.redis.call_replicated("jarvis_accept_1", &names, args).await?;
+            self.redis.call_replicated(conversation_arguments(call, accepted)).await?;
         let before = |at: usize| {
             let events = reply.get(at)?.parse().ok()?;
             let tag = reply.get(at + 1)?.parse().ok()?;
@@ -233,6 +260,7 @@ impl Store {
                 Ok(Acceptance::Same { generation: field(&reply, 1)?, before: before(2) })
             }
             Some("absent") => Err(StoreError::Absent),
+            Some("occupied") => Err(StoreError::Occupied),
             Some("busy") => Err(StoreError::Busy),
             Some("full") => Err(StoreError::Full),
             Some("other_body") => Err(StoreError::KeyReused),
@@ -255,7 +283,7 @@ impl Store {
             return Ok(None);
         }
         // Where none may wait, nothing is taken in.
-        let limits = Limits { waiting_turns: 0, ..self.limits.clone() };
+        let limits = SessionLimits { waiting_turns: 0, ..self.limits.clone() };
         let nobody = Self { limits, ..self.clone() };
         match nobody.accept(&Proposal::new(owner, session, new)).await {
             Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),
@@ -272,27 +300,19 @@ impl Store {
     /// [`StoreError::Redis`].
     pub async fn restore(&self, turn: &Turn) -> Result<Restored, StoreError> {
         let accepted = &turn.accepted;
-        let mut args = self.accept_args(
-            &turn.owner,
-            turn.generation,
-            turn.fence,
-            &turn.epoch,
-            &turn.spec,
-            accepted,
-        );
-        args.extend([
-            turn.claimed
-                .map_or_else(|| "-".to_owned(), |claim| claim.replaced.0.to_string())
-                .into(),
-            turn.claimed.map_or(Tag::START, |claim| claim.tag).to_string().into(),
-            claimed_event().into(),
-            turn.number.to_string().into(),
-        ]);
-        let keys = Keys::of(turn.session);
-        let key = accepted.key.as_ref().map(|key| keys.idempotency(key));
-        let mut names: Vec<&str> = keys.all().to_vec();
-        names.extend(key.as_deref());
-        let reply: String = self.redis.call_replicated("jarvis_restore_1", &names, args).await?;
+        let claim = turn.claimed;
+        let replaced = claim.map_or_else(|| "-".to_owned(), |claim| claim.replaced.0.to_string());
+        let keys = SessionKeys::of(turn.session);
+        let call = of_writer(keys.keyed_call("jarvis_restore_1", accepted.key.as_ref()), turn);
+        let call = self.acceptance(call, &turn.owner, &turn.spec, accepted);
+        let call = key_arguments(call, accepted)
+            .arg("epoch", turn.epoch.as_str())
+            .arg("replaced_fence", replaced)
+            .text("claim_tag", claim.map_or(Tag::START, |claim| claim.tag))
+            .arg("claim_event", claimed_event())
+            .text("event_number", turn.number);
+        let reply: String =
+            self.redis.call_replicated(conversation_arguments(call, accepted)).await?;
         match reply.as_str() {
             "kept" => Ok(Restored::Kept),
             "claimed" => Ok(Restored::Claimed),
@@ -327,9 +347,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn begin(&self, turn: &Turn) -> Result<Begin, StoreError> {
-        let args = writer_args(turn, Vec::new());
-        let keys = Keys::of(turn.session);
-        let reply: String = self.redis.call("jarvis_begin_1", &keys.all(), args).await?;
+        let call = of_writer(SessionKeys::of(turn.session).call("jarvis_begin_1"), turn);
+        let reply: String = self.redis.call(call).await?;
         match reply.as_str() {
             "began" => Ok(Begin::Began),
             "waiting" => Ok(Begin::Waiting),
@@ -338,37 +357,31 @@ impl Store {
         }
     }
 
-    /// What the functions are given that can write an acceptance.
-    fn accept_args(
-        &self,
-        owner: &Owner,
-        generation: GenerationId,
-        fence: Fence,
-        epoch: &str,
-        spec: &TurnSpec,
-        accepted: &Accepted,
-    ) -> Vec<Value> {
-        vec![
-            owner.key().into(),
-            generation.to_string().into(),
-            fence.0.to_string().into(),
-            self.replica.as_str().into(),
-            json(spec).into(),
-            accepted.header.as_str().into(),
-            accepted.content.as_str().into(),
-            accepted.tag.to_string().into(),
-            accepted.event.as_str().into(),
-            title(&accepted.content).into(),
-            spec.model.as_str().into(),
-            accepted.at.as_str().into(),
-            self.idle_seconds(owner).to_string().into(),
-            self.limits.waiting_turns.to_string().into(),
-            self.limits.session_bytes.to_string().into(),
-            accepted.key.as_ref().map_or("", |key| key.body.as_str()).into(),
-            KEY_SECONDS.to_string().into(),
-            epoch.into(),
-        ]
+    /// The arguments of both functions that can write an acceptance.
+    fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
+        let own_conversation = accepted.conversation.is_some();
+        call.arg("replica", self.replica.as_str())
+            .arg("turn", json(&StoredTurn { spec, own_conversation }))
+            .arg("header", accepted.header.as_str())
+            .arg("content", accepted.question.content.as_str())
+            .text("tag", accepted.tag)
+            .arg("event", accepted.event.as_str())
+            .arg("title", title(&accepted.question.content))
+            .arg("model", spec.model.as_str())
+            .arg("now", accepted.at.as_str())
+            .text("idle_seconds", self.idle_seconds(owner, own_conversation))
+            .flag("own_conversation", own_conversation)
     }
+}
+
+fn key_arguments(call: Call, accepted: &Accepted) -> Call {
+    call.arg("request_digest", accepted.key.as_ref().map_or("", |key| key.body.as_str()))
+        .text("key_seconds", KEY_SECONDS)
+}
+
+fn conversation_arguments(call: Call, accepted: &Accepted) -> Call {
+    let entries = accepted.conversation.iter().flat_map(OwnConversation::entries);
+    call.rest("conversation", entries)
 }
 
 /// The same for everybody who is asked the same with the same key in the same hour, so that a turn
@@ -380,11 +393,19 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
     GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
 }
 
-pub(super) fn accepted_event(content: &str, at: &str, spec: &TurnSpec) -> String {
+/// The event of an acceptance. A conversation that comes with its turn is stored once: its question
+/// is not in the event.
+pub(super) fn accepted_event(
+    content: &str,
+    at: &str,
+    spec: &TurnSpec,
+    conversation: Option<&OwnConversation>,
+) -> String {
+    let message = if conversation.is_some() { String::new() } else { content.to_owned() };
     json(&Control::Accepted {
-        message: content.to_owned(),
         timestamp: at.to_owned(),
         message_id: spec.message_id.clone(),
+        message,
     })
 }
 

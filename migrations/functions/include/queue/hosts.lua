@@ -1,0 +1,109 @@
+-- The model hosts, as the replicas reported them.
+
+-- How long a host that said it was full is not reckoned with for more than it does.
+local DOUBT_MS = 5000
+-- How long a host's virtual time outlives its last report.
+local HOST_SECONDS = 3600
+
+local function read_hosts(base, now)
+  local hosts = {}
+  local names = redis.call('SMEMBERS', base .. ':hosts')
+  table.sort(names)
+  for i, name in ipairs(names) do
+    local key = base .. ':host:' .. name
+    local fields = redis.call('HMGET', key, 'slots', 'time', 'turn_ms', 'full')
+    local full = tonumber(fields[4]) or 0
+    local held = base .. ':held:' .. name
+    hosts[i] = {
+      name = name, key = key, held = held,
+      slots = tonumber(fields[1]) or 0, time = tonumber(fields[2]) or 0,
+      turn_ms = tonumber(fields[3]), full = full > now, doubtful = full > now - DOUBT_MS,
+      used = redis.call('HLEN', held), fields = {},
+    }
+  end
+  return hosts
+end
+
+local function host_field(host, field)
+  if host.fields[field] == nil then
+    host.fields[field] = redis.call('HGET', host.key, field)
+  end
+  return host.fields[field]
+end
+
+local function has(host, model)
+  return host_field(host, 'has:' .. model)
+end
+
+local function is_free(host)
+  return host.used < host.slots and not host.full
+end
+
+-- Whether any free host passes the test, or where there is none, whether any is free.
+local function some_free(hosts, test)
+  for _, host in ipairs(hosts) do
+    if is_free(host) and (not test or test(host)) then
+      return true
+    end
+  end
+  return false
+end
+
+local function serves(host, model, replica)
+  local via = host_field(host, 'via:' .. replica)
+  return (via == 'open' or via == 'trial') and has(host, model)
+end
+
+-- Whether the ticket's replica may use the host for it now.
+local function suits(host, ticket, now)
+  return serves(host, ticket.model, ticket.replica)
+    and (tonumber(ticket['not:' .. host.name]) or 0) <= now
+end
+
+-- Writes what a replica sees of the hosts, in place of what it reported before.
+local function report_hosts(base, replica, reported)
+  local named = {}
+  for _, seen in ipairs(reported) do
+    local key = base .. ':host:' .. seen.name
+    named[seen.name] = true
+    redis.call('SADD', base .. ':hosts', seen.name)
+    redis.call('PERSIST', key)
+    redis.call('HSET', key, 'slots', seen.slots, 'via:' .. replica, seen.via)
+    -- A replica that cannot reach a host knows nothing new of its models.
+    if seen.via ~= 'shut' then
+      for _, field in ipairs(redis.call('HKEYS', key)) do
+        local model = string.match(field, '^has:(.*)$')
+        if model and seen.models[model] == nil then
+          redis.call('HDEL', key, field)
+        end
+      end
+      for model, loaded in pairs(seen.models) do
+        redis.call('HSET', key, 'has:' .. model, loaded and 'loaded' or 'stored')
+      end
+    end
+  end
+  for _, name in ipairs(redis.call('SMEMBERS', base .. ':hosts')) do
+    local key = base .. ':host:' .. name
+    if not named[name] and redis.call('HDEL', key, 'via:' .. replica) == 1 then
+      local seen = false
+      for _, field in ipairs(redis.call('HKEYS', key)) do
+        seen = seen or string.sub(field, 1, 4) == 'via:'
+      end
+      if not seen then
+        redis.call('SREM', base .. ':hosts', name)
+        redis.call('EXPIRE', key, HOST_SECONDS)
+      end
+    end
+  end
+end
+
+-- The start of a new ticket.
+local function fair_start(base, hosts, user, model)
+  local start = tonumber(redis.call('ZSCORE', base .. ':users', user)) or 0
+  for _, host in ipairs(hosts) do
+    if host.time > start and has(host, model) then
+      start = host.time
+    end
+  end
+  return start
+end

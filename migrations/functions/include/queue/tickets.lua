@@ -1,0 +1,124 @@
+-- The queue decides whose turn runs next, and on which host.
+--
+-- Start-time fair queueing: a ticket's start is the greatest of the virtual times of its hosts (the
+-- start last granted there) and its user's finish. The lowest start goes first; among equal starts,
+-- the ticket that came first. A ticket whose answer has text already goes before all others.
+--
+-- A slot is held by a generation, and a generation is in the name of a replica: capacity is what is
+-- held, and no count of it is kept.
+--
+-- Every key begins with the queue's name (keys.queue, `base` in what follows), and so lies in its
+-- slot. Times are Redis's, in milliseconds.
+--   :ticket:<generation>    hash: user, source, model, session, start, score, first, grants,
+--                           replica (none: parked until a replica takes it over), host and since
+--                           while it holds a slot, not:<host> → until when
+--   :model:<model>          sorted set: waiting generations by score
+--   :line:<replica>:<model> the same, of one replica
+--   :lines:<model>          set: the replicas that wait for it
+--   :models                 set: the models that tickets wait for
+--   :users                  sorted set: users by finish
+--   :source:<source>        sorted set: waiting generations by score
+--   :replica:<replica>      hash: generation → host, '' while it waits; also the name of the channel
+--                           of the replica's grants
+--   :host:<host>            hash: slots, time (virtual), turn_ms (mean), full (until when),
+--                           has:<model> → loaded | stored, via:<replica> → open | trial | shut
+--   :hosts                  set
+--   :held:<host>            hash: generation → since when
+--   :ran:<session>          the host whose prompt cache has the session
+--   :reports                hash: replica → digest of the host table that it reported
+--   :arrivals               counts the tickets that came
+--   :promised               when there is room for the ticket that was refused last
+
+-- Arrivals that are told apart among equal starts: 24 bits of a score, which leaves 29 for starts.
+local ARRIVALS = 16777216
+-- Users whose finishes are kept, the greatest.
+local USERS = 20000
+-- How long a ticket without a replica keeps its position.
+local PARKED_SECONDS = 600
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function read_ticket(base, generation)
+  local flat = redis.call('HGETALL', base .. ':ticket:' .. generation)
+  if #flat == 0 then
+    return nil
+  end
+  local ticket = { generation = generation, key = base .. ':ticket:' .. generation }
+  for i = 1, #flat, 2 do
+    ticket[flat[i]] = flat[i + 1]
+  end
+  return ticket
+end
+
+local function line_of(base, replica, model)
+  return base .. ':line:' .. replica .. ':' .. model
+end
+
+local function enter_queue(base, ticket)
+  local line = line_of(base, ticket.replica, ticket.model)
+  redis.call('ZADD', line, ticket.score, ticket.generation)
+  redis.call('SADD', base .. ':lines:' .. ticket.model, ticket.replica)
+  redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
+  redis.call('SADD', base .. ':models', ticket.model)
+  redis.call('ZADD', base .. ':source:' .. ticket.source, ticket.score, ticket.generation)
+  redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
+end
+
+local function leave_queue(base, ticket)
+  local line = line_of(base, ticket.replica, ticket.model)
+  redis.call('ZREM', line, ticket.generation)
+  if redis.call('EXISTS', line) == 0 then
+    redis.call('SREM', base .. ':lines:' .. ticket.model, ticket.replica)
+  end
+  local waiting = base .. ':model:' .. ticket.model
+  redis.call('ZREM', waiting, ticket.generation)
+  if redis.call('EXISTS', waiting) == 0 then
+    redis.call('SREM', base .. ':models', ticket.model)
+  end
+  redis.call('ZREM', base .. ':source:' .. ticket.source, ticket.generation)
+end
+
+-- Gives up the slot or the position; the ticket itself stays.
+local function take_out(base, ticket)
+  if ticket.host then
+    redis.call('HDEL', base .. ':held:' .. ticket.host, ticket.generation)
+    redis.call('HDEL', ticket.key, 'host', 'since')
+    ticket.host = nil
+  elseif ticket.replica then
+    leave_queue(base, ticket)
+  end
+  if ticket.replica then
+    redis.call('HDEL', base .. ':replica:' .. ticket.replica, ticket.generation)
+  end
+end
+
+local function score(base, start, first)
+  local arrival = (redis.call('INCR', base .. ':arrivals') % ARRIVALS) / ARRIVALS
+  return string.format('%.17g', first and arrival - 1 or start + arrival)
+end
+
+local function charge(base, user, start)
+  local users = base .. ':users'
+  redis.call('ZADD', users, 'GT', start + 1, user)
+  local beyond = redis.call('ZCARD', users) - USERS
+  if beyond > 0 then
+    redis.call('ZREMRANGEBYRANK', users, 0, beyond - 1)
+  end
+end
+
+local function waiting_models(base)
+  local models = redis.call('SMEMBERS', base .. ':models')
+  table.sort(models)
+  return models
+end
+
+local function count_waiting(base, models)
+  local waiting = 0
+  for _, model in ipairs(models) do
+    waiting = waiting + redis.call('ZCARD', base .. ':model:' .. model)
+  end
+  return waiting
+end

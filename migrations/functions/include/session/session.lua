@@ -1,0 +1,85 @@
+-- One session: what its keys hold, whose it is, how long it is kept.
+--
+-- Keys, all in the slot of the session's bucket:
+--   session      hash, and the name of the session's channel:
+--                owner, title, model, created, updated, epoch; deleted (1 on what is left for an hour)
+--                events, tag, event_bytes (of the last event and of all kept), dropped_tag
+--                last_message (number), bytes (of all messages)
+--                idle_seconds (the session expires after so long; 0: never)
+--                own_messages (count of the messages that its first turn brought; where there is
+--                one, the session is not listed)
+--                of the running turn: generation, fence, replica, turn (json), writers, started
+--                (number and tag of the event before it began), revision
+--                closed (the last generation whose request to the model's host was closed)
+--   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
+--   path         list: <number> <length> of the messages that are shown and continued, oldest
+--                first. A parent is older than its children, so that the numbers ascend.
+--   index        hash: id of a message → its number. The id of an answer is its generation's.
+--   waiting      list: accepted turns that have not begun, in the order of acceptance, each
+--                <generation> <fence> <replica> <number of its accepted event>\n<turn json>\n
+--                <json header of the question>\n<its content>
+--   events       list: the last events, each
+--                <number> <tag> <running generation|-> <length of its answer> <kind>
+--                <generation|->\n<json>
+--   answer       string: the answer of the running turn as far as it is written
+--   open         hash of the bucket: '<session> <generation>' → '<replica> <fence>'
+--   ended        beginning of a key, <ended>:<generation>: what ended that generation
+--   idempotency  string: <generation> <digest of the request>
+--
+-- The caller makes fences, tags, identifiers and times, so that a call that is repeated after a lost
+-- reply changes nothing. A session of another owner looks like one that does not exist.
+
+local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'open',
+  'ended' }
+
+-- Longer than a turn waits and runs: until then a session with an open turn does not expire.
+local OPEN_SECONDS = 86400
+
+local function session_fields(keys, ...)
+  return redis.call('HMGET', keys.session, ...)
+end
+
+-- The session's fields, or nil where it is absent, deleted or another owner's.
+local function owned(keys, owner, ...)
+  local found = session_fields(keys, 'owner', 'deleted', ...)
+  if not found[1] or found[1] ~= owner or found[2] then
+    return nil
+  end
+  local fields = {}
+  for i = 3, #found do
+    fields[i - 2] = found[i]
+  end
+  return fields
+end
+
+-- Puts off the time at which an idle session expires.
+local function keep(keys)
+  local fields = session_fields(keys, 'idle_seconds', 'generation')
+  local seconds = tonumber(fields[1] or '0')
+  if seconds == 0 then
+    return
+  end
+  if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
+    seconds = math.max(seconds, OPEN_SECONDS)
+  end
+  -- To the tenth part is exact enough, and seven calls fewer for most turns.
+  local left = redis.call('TTL', keys.messages)
+  if left <= seconds and left > seconds * 0.9 then
+    return
+  end
+  for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
+    redis.call('EXPIRE', keys[name], seconds)
+  end
+end
+
+-- What a caller learns of the session beside its messages.
+local function describe(keys, owner)
+  local fields = owned(keys, owner, 'title', 'model', 'created', 'updated', 'generation', 'closed',
+    'epoch')
+  if not fields then
+    return { 'absent' }
+  end
+  local count = redis.call('LLEN', keys.path)
+  return { 'ok', fields[1], fields[2], fields[3], fields[4], tostring(count), fields[5] or '-',
+    fields[6] or '-', fields[7] }
+end

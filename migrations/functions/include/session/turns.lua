@@ -1,0 +1,137 @@
+-- Turns: accepted, waiting, running, ended.
+
+-- How long the end of a generation is remembered: longer than a writer may ask for its turn to be
+-- restored.
+local ENDED_SECONDS = 180
+-- A session's first life has this epoch wherever it begins, so that turns of a session that a
+-- failover took know it again; clear and delete begin another epoch.
+local FIRST_EPOCH = '0'
+
+local function open_field(keys, generation)
+  return string.match(keys.session, '([^:]+)$') .. ' ' .. generation
+end
+
+local function hold(keys, generation, replica, fence)
+  redis.call('HSET', keys.open, open_field(keys, generation), replica .. ' ' .. fence)
+end
+
+local function ended_key(keys, generation)
+  return keys.ended .. ':' .. generation
+end
+
+-- A generation ends once. What ended it is remembered for as long as somebody may try again.
+local function release(keys, generation, by)
+  redis.call('HDEL', keys.open, open_field(keys, generation))
+  redis.call('SET', ended_key(keys, generation), by, 'EX', ENDED_SECONDS)
+end
+
+local function find_waiting(keys, generation)
+  for _, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
+    local header = words(line(entry, 1))
+    if header[1] == generation then
+      return entry, header
+    end
+  end
+end
+
+-- The session's fields, after generation and fence, where the owner, generation and fence in `args`
+-- are those of the running turn; else nil.
+local function of_writer(keys, args, ...)
+  local fields = owned(keys, args.owner, 'generation', 'fence', ...)
+  if fields and fields[1] == args.generation and fields[2] == args.fence then
+    return fields
+  end
+end
+
+local function make_running(keys, generation, fence, replica, turn, header, content)
+  push_message(keys, header, content)
+  redis.call('UNLINK', keys.answer)
+  redis.call('HSET', keys.session, 'generation', generation, 'fence', fence, 'replica', replica,
+    'turn', turn, 'writers', 1)
+  redis.call('HDEL', keys.session, 'started', 'revision')
+end
+
+local function forget_running(keys)
+  redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'turn', 'writers', 'started',
+    'revision')
+  redis.call('UNLINK', keys.answer)
+end
+
+-- Ends the running generation: its answer so far becomes a message.
+local function close_running(keys, generation, header, by)
+  push_message(keys, header, redis.call('GET', keys.answer) or '')
+  forget_running(keys)
+  release(keys, generation, by)
+end
+
+-- Writes the messages that a turn brings in place of a stored history.
+local function push_conversation(keys, args)
+  for _, entry in ipairs(args.conversation) do
+    local header, at = line(entry, 1)
+    push_message(keys, header, string.sub(entry, at))
+  end
+  redis.call('HSET', keys.session, 'own_messages', #args.conversation, 'idle_seconds',
+    args.idle_seconds)
+end
+
+local function insert_waiting(keys, entry, number)
+  for _, other in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
+    if tonumber(words(line(other, 1))[4]) > tonumber(number) then
+      redis.call('LINSERT', keys.waiting, 'BEFORE', other, entry)
+      return
+    end
+  end
+  redis.call('RPUSH', keys.waiting, entry)
+end
+
+-- Writes a turn, with the arguments of accept and restore. With `begins` it is the running turn,
+-- else it waits, in the order of acceptance: by `number`, that of its accepted event.
+local function admit(keys, args, found, epoch, begins, number)
+  if not found.owner or found.deleted then
+    redis.call('HSET', keys.session, 'owner', args.owner, 'created', args.now, 'title', args.title,
+      'epoch', epoch, 'idle_seconds', args.idle_seconds)
+    redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    redis.call('PERSIST', keys.session)
+    redis.call('PERSIST', keys.events)
+  end
+  redis.call('HSET', keys.session, 'updated', args.now, 'model', args.model)
+  if args.own_conversation == '1' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
+    push_conversation(keys, args)
+  end
+  if keys.idempotency then
+    redis.call('SET', keys.idempotency, args.generation .. ' ' .. args.request_digest, 'EX',
+      args.key_seconds)
+  end
+  hold(keys, args.generation, args.replica, args.fence)
+  local written = push_event(keys, args.tag, 'accepted', args.generation, args.event)
+  if begins then
+    make_running(keys, args.generation, args.fence, args.replica, args.turn, args.header,
+      args.content)
+  else
+    number = number or written
+    local entry = args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number
+      .. '\n' .. args.turn .. '\n' .. args.header .. '\n' .. args.content
+    insert_waiting(keys, entry, number)
+  end
+  keep(keys)
+end
+
+-- Moves the running turn to another holder.
+local function take(keys, generation, fence, replica, tag, event)
+  redis.call('HSET', keys.session, 'fence', fence, 'replica', replica)
+  redis.call('HDEL', keys.session, 'revision')
+  redis.call('HINCRBY', keys.session, 'writers', 1)
+  hold(keys, generation, replica, fence)
+  push_event(keys, tag, 'claimed', generation,
+    (string.gsub(event, 'LENGTH', redis.call('STRLEN', keys.answer))))
+end
+
+-- Moves a waiting turn to another holder.
+local function take_waiting(keys, entry, generation, fence, replica)
+  local header, at = line(entry, 1)
+  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. words(header)[4] .. '\n'
+    .. string.sub(entry, at)
+  redis.call('LINSERT', keys.waiting, 'BEFORE', entry, moved)
+  redis.call('LREM', keys.waiting, 1, entry)
+  hold(keys, generation, replica, fence)
+end

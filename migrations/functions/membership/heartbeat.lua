@@ -1,0 +1,18 @@
+-- Renews a replica's heartbeat. What a replica holds is held in its name, and falls with it.
+--
+-- Keys:       heartbeats   hash: replica → a counter that is renewed several times a lease, -1 once
+--                          the replica has signed off
+-- Arguments:  replica
+-- Reply:      every replica and its counter
+-- Called by:  MembershipStore::heartbeat
+register {
+  name = 'heartbeat',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'heartbeats' },
+  arguments = { 'replica' },
+  run = function(keys, args)
+    redis.call('HINCRBY', keys.heartbeats, args.replica, 1)
+    return redis.call('HGETALL', keys.heartbeats)
+  end,
+}

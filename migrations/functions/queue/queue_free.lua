@@ -1,0 +1,61 @@
+-- Frees some of what is in the name of a replica that is gone, unless its heartbeat has moved since.
+-- Its tickets keep their positions for the replica that takes the turns over.
+--
+-- Keys:       queue, heartbeats
+-- Arguments:  replica
+--             counter   of its heartbeat as it was observed, empty where it had none; `self` where
+--                       the replica frees its own
+-- Reply:      ok (nothing is left) | more | alive
+-- Called by:  QueueStore::free, QueueStore::sign_off
+
+-- Holdings that one call frees.
+local FREED_AT_ONCE = 50
+
+-- Some fields of a hash, none only where it has none. A large hash is not read as a whole.
+local function some_fields(key)
+  local from, fields = '0', {}
+  repeat
+    local scan = redis.call('HSCAN', key, from, 'COUNT', FREED_AT_ONCE)
+    for i = 1, #scan[2], 2 do
+      fields[#fields + 1] = scan[2][i]
+    end
+    from = scan[1]
+  until #fields > 0 or from == '0'
+  return fields
+end
+
+register {
+  name = 'queue_free',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'queue', 'heartbeats' },
+  arguments = { 'replica', 'counter' },
+  run = function(keys, args)
+    local base, now, replica = keys.queue, now_ms(), args.replica
+    local counter = redis.call('HGET', keys.heartbeats, replica)
+    if args.counter ~= 'self' and counter and counter ~= args.counter then
+      return 'alive'
+    end
+    local held = base .. ':replica:' .. replica
+    local some = some_fields(held)
+    for i = 1, math.min(#some, FREED_AT_ONCE) do
+      local generation = some[i]
+      local ticket = read_ticket(base, generation)
+      if ticket and ticket.replica == replica then
+        take_out(base, ticket)
+        redis.call('HDEL', ticket.key, 'replica')
+        redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
+      else
+        redis.call('HDEL', held, generation)
+      end
+    end
+    if redis.call('EXISTS', held) == 1 then
+      -- No slot is granted before the end: many would go to the same replica again.
+      return 'more'
+    end
+    report_hosts(base, replica, {})
+    redis.call('HDEL', base .. ':reports', replica)
+    dispatch(base, read_hosts(base, now), now)
+    return 'ok'
+  end,
+}

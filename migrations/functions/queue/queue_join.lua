@@ -1,0 +1,80 @@
+-- Gives a ticket its position, or a slot where one is free. A repeat tells the ticket's status; after
+-- a takeover the ticket keeps its position.
+--
+-- Keys:       queue
+-- Arguments:  generation, replica, user, source, model, session   of the ticket
+--             has_text                       1 where the answer has text, else 0
+--             start                          that the ticket had and Redis forgot, or empty
+--             waiting_limit, source_limit    tickets that may wait, in all and of one source
+-- Reply:      granted <host> <number of the grant> <start>
+--             waiting <position> <eta in ms or -1> <start> <hosts of the model within reach>
+--             full <ms until there is room, or -1>
+--             crowded <ms until there is room for its source, or -1>
+--             gone   the ticket is another replica's
+-- Called by:  QueueStore::join
+register {
+  name = 'queue_join',
+  version = 1,
+  flags = {},
+  keys = { 'queue' },
+  arguments = { 'generation', 'replica', 'user', 'source', 'model', 'session', 'has_text', 'start',
+    'waiting_limit', 'source_limit' },
+  run = function(keys, args)
+    local base, now = keys.queue, now_ms()
+    local generation, replica, model = args.generation, args.replica, args.model
+    local first = args.has_text == '1'
+    local hosts = read_hosts(base, now)
+    local ticket = read_ticket(base, generation)
+    if ticket and ticket.replica == replica and (ticket.host or not first or ticket.first == '1') then
+      dispatch(base, hosts, now, generation)
+      return status_of(base, hosts, read_ticket(base, generation), now)
+    end
+    if ticket and ticket.replica and ticket.replica ~= replica and args.start ~= '' then
+      -- It was taken over while this replica did not answer.
+      return { 'gone' }
+    end
+    if ticket then
+      -- Another replica goes on with it, or it has text now: the same position, or a better one.
+      local holds = ticket.host
+      take_out(base, ticket)
+      ticket.replica = replica
+      if first and ticket.first ~= '1' then
+        ticket.first, ticket.score = '1', score(base, 0, true)
+      end
+      redis.call('PERSIST', ticket.key)
+      redis.call('HSET', ticket.key, 'replica', replica, 'first', ticket.first,
+        'score', ticket.score)
+      if holds then
+        hosts = read_hosts(base, now)
+      end
+    else
+      -- A ticket with text was let in once, and goes on.
+      if args.start == '' and not first then
+        local models = waiting_models(base)
+        local limit = tonumber(args.waiting_limit)
+        if count_waiting(base, models) >= limit then
+          local view = outlook(base, hosts, models, model, replica, now)
+          return { 'full', promise_room(base, view, limit, now) }
+        end
+        if args.source ~= '' and redis.call('ZCARD', base .. ':source:' .. args.source)
+          >= tonumber(args.source_limit) then
+          return { 'crowded', source_eta_ms(base, hosts, models, args.source, replica, now) }
+        end
+      end
+      local start = tonumber(args.start) or fair_start(base, hosts, args.user, model)
+      charge(base, args.user, start)
+      ticket = {
+        key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
+        user = args.user, source = args.source, model = model, session = args.session,
+        start = string.format('%.17g', start), first = first and '1' or '0', grants = 0,
+      }
+      ticket.score = score(base, start, first)
+      redis.call('HSET', ticket.key, 'replica', replica, 'user', ticket.user, 'source', ticket.source,
+        'model', model, 'session', ticket.session, 'start', ticket.start, 'first', ticket.first,
+        'score', ticket.score)
+    end
+    enter_queue(base, ticket)
+    dispatch(base, hosts, now, generation)
+    return status_of(base, hosts, read_ticket(base, generation), now)
+  end,
+}

@@ -1,0 +1,41 @@
+-- Gives up a ticket with its slot or position. The length of the turn is counted into its host's mean.
+--
+-- Keys:       queue
+-- Arguments:  generation, replica   of the ticket
+-- Reply:      ok | gone
+-- Called by:  QueueStore::release
+
+-- Weight of the newest turn in the mean.
+local NEWEST = 0.2
+
+register {
+  name = 'queue_release',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'queue' },
+  arguments = { 'generation', 'replica' },
+  run = function(keys, args)
+    local base, now = keys.queue, now_ms()
+    local ticket = read_ticket(base, args.generation)
+    if not ticket or ticket.replica ~= args.replica then
+      redis.call('HDEL', base .. ':replica:' .. args.replica, args.generation)
+      return 'gone'
+    end
+    if ticket.host then
+      local key = base .. ':host:' .. ticket.host
+      local took = now - tonumber(ticket.since)
+      local mean = tonumber(redis.call('HGET', key, 'turn_ms')) or took
+      redis.call('HSET', key, 'turn_ms', mean + (took - mean) * NEWEST)
+    elseif ticket.grants == nil then
+      -- It never ran: the user is not charged, where no later start was computed from the charge.
+      local finish = tonumber(redis.call('ZSCORE', base .. ':users', ticket.user))
+      if finish == tonumber(ticket.start) + 1 then
+        redis.call('ZADD', base .. ':users', ticket.start, ticket.user)
+      end
+    end
+    take_out(base, ticket)
+    redis.call('DEL', ticket.key)
+    dispatch(base, read_hosts(base, now), now)
+    return 'ok'
+  end,
+}

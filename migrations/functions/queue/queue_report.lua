@@ -1,0 +1,22 @@
+-- Takes in what a replica sees of the model hosts, in place of what it reported before.
+--
+-- Keys:       queue
+-- Arguments:  replica
+--             digest   of the report
+--             hosts    JSON [{name, slots, via, models: {name: loaded}}]
+-- Reply:      ok
+-- Called by:  QueueStore::report
+register {
+  name = 'queue_report',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'queue' },
+  arguments = { 'replica', 'digest', 'hosts' },
+  run = function(keys, args)
+    local base, now = keys.queue, now_ms()
+    report_hosts(base, args.replica, cjson.decode(args.hosts))
+    redis.call('HSET', base .. ':reports', args.replica, args.digest)
+    dispatch(base, read_hosts(base, now), now)
+    return 'ok'
+  end,
+}

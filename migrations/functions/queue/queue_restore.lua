@@ -1,0 +1,43 @@
+-- Puts back a slot that is in use and that Redis forgot, over the capacity of its host if need be.
+--
+-- Keys:       queue
+-- Arguments:  generation, replica, host             who holds the slot
+--             user, source, model, session, start   of the ticket
+-- Reply:      the number of the grant | gone (the ticket is another replica's)
+-- Called by:  QueueStore::restore
+register {
+  name = 'queue_restore',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'queue' },
+  arguments = { 'generation', 'replica', 'host', 'user', 'source', 'model', 'session', 'start' },
+  run = function(keys, args)
+    local base, now = keys.queue, now_ms()
+    local ticket = read_ticket(base, args.generation)
+    if ticket and ticket.replica and ticket.replica ~= args.replica then
+      return 'gone'
+    end
+    if ticket and ticket.host == args.host then
+      return ticket.grants
+    end
+    local start = tonumber(args.start) or 0
+    if ticket then
+      take_out(base, ticket)
+      redis.call('PERSIST', ticket.key)
+    else
+      ticket = { key = base .. ':ticket:' .. args.generation, generation = args.generation }
+      redis.call('HSET', ticket.key, 'user', args.user, 'source', args.source, 'model', args.model,
+        'session', args.session, 'start', start, 'first', '1', 'score', '-1')
+    end
+    redis.call('HSET', ticket.key, 'replica', args.replica)
+    ticket.replica = args.replica
+    -- What was charged before may be forgotten with it, and a ticket that comes now would start
+    -- before those that waited.
+    charge(base, args.user, start)
+    local key = base .. ':host:' .. args.host
+    advance_time({ key = key, time = tonumber(redis.call('HGET', key, 'time')) or 0 }, start)
+    local host = { name = args.host, held = base .. ':held:' .. args.host, used = 0 }
+    hold_slot(base, ticket, host, now)
+    return tostring(ticket.grants)
+  end,
+}

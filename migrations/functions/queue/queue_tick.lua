@@ -1,0 +1,30 @@
+-- Grants what came free by the passing of time, and tells how the queue is.
+--
+-- Keys:       queue
+-- Arguments:  replica
+-- Reply:      <digest of the replica's last report, or empty> <tickets in its name> <tickets that
+--             wait>, then name, slots and slots in use of each host
+-- Called by:  QueueStore::tick
+register {
+  name = 'queue_tick',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'queue' },
+  arguments = { 'replica' },
+  run = function(keys, args)
+    local base, now = keys.queue, now_ms()
+    local hosts = read_hosts(base, now)
+    dispatch(base, hosts, now)
+    local reply = {
+      redis.call('HGET', base .. ':reports', args.replica) or '',
+      tostring(redis.call('HLEN', base .. ':replica:' .. args.replica)),
+      tostring(count_waiting(base, waiting_models(base))),
+    }
+    for _, host in ipairs(hosts) do
+      reply[#reply + 1] = host.name
+      reply[#reply + 1] = tostring(host.slots)
+      reply[#reply + 1] = tostring(host.used)
+    end
+    return reply
+  end,
+}

@@ -1,0 +1,85 @@
+-- Accepts a user's message as a turn of the session, which is created where it does not exist. The
+-- turn runs at once, or waits for the turns before it. A repeat changes nothing.
+--
+-- Keys:       those of the session; idempotency where the turn has a key
+-- Arguments:  owner
+--             generation, fence, replica   the turn's, and the name that it is held in
+--             turn                         what was asked for, as JSON
+--             header, content              the question, without the number of its parent
+--             tag, event                   of the accepted event
+--             title                        of a session that begins with this turn
+--             model, now                   of the session from now on
+--             idle_seconds                 of a session that begins with this turn
+--             waiting_limit, bytes_limit   turns that may wait, bytes of messages in the session
+--             request_digest, key_seconds  what the idempotency key is kept with, and for how long
+--             epoch                        of the session, where it was deleted before
+--             own_conversation             1 where the turn brings what was said before it, in place
+--                                          of a stored history; only into a new session
+--             conversation                 its messages, each <json header>\n<content>
+-- Reply:      began <events before> <tag before> <epoch>
+--             waiting <events before> <tag before> <epoch>
+--             same <generation> <events before|-> <tag before|->   accepted before, by its key
+--             other_body    the key was used for another request
+--             absent        the session is another owner's
+--             occupied      the turn brings a conversation, and the session exists
+--             busy          as many turns wait as may
+--             full          the session holds as many bytes as it may
+-- Called by:  Store::accept, Store::find
+register {
+  name = 'accept',
+  version = 1,
+  flags = {},
+  keys = SESSION_KEYS,
+  optional_key = 'idempotency',
+  arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'waiting_limit', 'bytes_limit', 'request_digest',
+    'key_seconds', 'epoch' },
+  rest = 'conversation',
+  run = function(keys, args)
+    local generation = args.generation
+    local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag',
+      'epoch')
+    local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
+    if found.owner and found.owner ~= args.owner then
+      return { 'absent' }
+    end
+    -- Held under another fence, it was proposed by another replica, or is taken over.
+    local holder = redis.call('HGET', keys.open, open_field(keys, generation))
+    local held = holder and words(holder)[2] == args.fence
+    -- A key that outlived its session is forgotten with it.
+    local known = keys.idempotency and found.owner and redis.call('GET', keys.idempotency)
+    if known then
+      local known_words = words(known)
+      if known_words[2] ~= args.request_digest then
+        return { 'other_body' }
+      end
+      if known_words[1] ~= generation or not held then
+        return { 'same', known_words[1], accepted_after(keys, known_words[1]) }
+      end
+    end
+    if held then
+      -- A repeat after a lost reply.
+      local before, before_tag = accepted_after(keys, generation)
+      return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7] }
+    end
+    if holder or redis.call('EXISTS', ended_key(keys, generation)) == 1 then
+      return { 'same', generation, accepted_after(keys, generation) }
+    end
+    if args.own_conversation == '1' and found.owner and not found.deleted then
+      return { 'occupied' }
+    end
+    if redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
+      return { 'busy' }
+    end
+    if tonumber(fields[4] or '0') + #args.content > tonumber(args.bytes_limit) then
+      return { 'full' }
+    end
+    local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
+    local epoch = fields[7] or FIRST_EPOCH
+    if found.deleted then
+      epoch = args.epoch
+    end
+    admit(keys, args, found, epoch, begins)
+    return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
+  end,
+}

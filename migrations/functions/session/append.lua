@@ -1,0 +1,49 @@
+-- Writes text of the answer at its offset, and publishes it. Text that is there already is published
+-- again and changes nothing. Without text, it only checks that the writer may go on.
+--
+-- Keys:       session, answer
+-- Arguments:  owner, generation, fence   the writer's
+--             revision                   that the writer left last
+--             offset                     bytes of the answer before the text
+--             text
+-- Reply:      ok
+--             fenced         the turn is not this writer's
+--             outdated       Redis has another revision
+--             hole <length>  the answer has only so many bytes
+-- Called by:  Store::append
+register {
+  name = 'append',
+  version = 1,
+  flags = {},
+  keys = { 'session', 'answer' },
+  arguments = { 'owner', 'generation', 'fence', 'revision', 'offset', 'text' },
+  run = function(keys, args)
+    local fields = of_writer(keys, args, 'revision', 'events')
+    if not fields then
+      return { 'fenced' }
+    end
+    if fields[3] ~= args.revision then
+      return { 'outdated' }
+    end
+    local offset, length = tonumber(args.offset), redis.call('STRLEN', keys.answer)
+    if offset > length then
+      return { 'hole', tostring(length) }
+    end
+    if #args.text == 0 then
+      return { 'ok' }
+    end
+    if offset + #args.text > length then
+      redis.call('SETRANGE', keys.answer, offset, args.text)
+      if length == 0 then
+        -- It expires with its session, should nobody end the turn.
+        local left = redis.call('TTL', keys.session)
+        if left > 0 then
+          redis.call('EXPIRE', keys.answer, left)
+        end
+      end
+    end
+    redis.call('SPUBLISH', keys.session,
+      'p' .. args.generation .. ' ' .. args.offset .. ' ' .. fields[4] .. '\n' .. args.text)
+    return { 'ok' }
+  end,
+}

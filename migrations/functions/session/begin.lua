@@ -1,0 +1,37 @@
+-- Makes a waiting turn the running one, if no turn runs and none waits before it.
+--
+-- Keys:       those of the session
+-- Arguments:  owner, generation, fence   the holder's
+-- Reply:      began | waiting | gone
+-- Called by:  Store::begin
+register {
+  name = 'begin',
+  version = 1,
+  flags = {},
+  keys = SESSION_KEYS,
+  arguments = { 'owner', 'generation', 'fence' },
+  run = function(keys, args)
+    local fields = owned(keys, args.owner, 'generation', 'fence')
+    if not fields then
+      return 'gone'
+    end
+    if fields[1] == args.generation then
+      return fields[2] == args.fence and 'began' or 'gone'
+    end
+    local entry, words_before = find_waiting(keys, args.generation)
+    if not entry or words_before[2] ~= args.fence then
+      return 'gone'
+    end
+    if fields[1] or redis.call('LINDEX', keys.waiting, 0) ~= entry then
+      return 'waiting'
+    end
+    local _, at = line(entry, 1)
+    local turn, header
+    turn, at = line(entry, at)
+    header, at = line(entry, at)
+    redis.call('LPOP', keys.waiting)
+    make_running(keys, args.generation, args.fence, words_before[3], turn, header,
+      string.sub(entry, at))
+    return 'began'
+  end,
+}

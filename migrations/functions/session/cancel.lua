@@ -1,0 +1,57 @@
+-- Stops a generation: the one that is named, else the running one, else the oldest that waits. The
+-- first of cancel and finish wins. A repeat changes nothing.
+--
+-- Keys:       those of the session
+-- Arguments:  owner
+--             generation   or - for any
+--             header       of the message, as JSON with GENERATION, MODEL and WRITERS to fill in
+--             tag, event   of the cancelled event
+--             again        1 where it is done again after a failover: a turn that is not there may
+--                          not come back either
+-- Reply:      cancelled <generation> running|waiting | none | absent
+-- Called by:  Store::cancel
+register {
+  name = 'cancel',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = SESSION_KEYS,
+  arguments = { 'owner', 'generation', 'header', 'tag', 'event', 'again' },
+  run = function(keys, args)
+    local wanted = args.generation
+    if args.again == '1' and redis.call('HEXISTS', keys.open, open_field(keys, wanted)) == 0 then
+      redis.call('SET', ended_key(keys, wanted), 'cancel', 'NX', 'EX', ENDED_SECONDS)
+      return { 'none' }
+    end
+    local fields = owned(keys, args.owner, 'generation', 'turn', 'writers', 'tag')
+    if not fields then
+      return { 'absent' }
+    end
+    if fields[4] == args.tag then
+      -- A repeat after a lost reply.
+      return { 'cancelled', words(line(redis.call('LINDEX', keys.events, -1), 1))[6], 'running' }
+    end
+    if fields[1] and (wanted == '-' or wanted == fields[1]) then
+      local model = cjson.encode(cjson.decode(fields[2]).model)
+      local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
+      push_event(keys, args.tag, 'cancelled', fields[1], args.event)
+      close_running(keys, fields[1], (string.gsub(args.header, '%u%u%u%u%u+', fill)), 'cancel')
+      keep(keys)
+      return { 'cancelled', fields[1], 'running' }
+    end
+    local entry, header
+    if wanted == '-' then
+      entry = redis.call('LINDEX', keys.waiting, 0)
+      header = entry and words(line(entry, 1))
+    else
+      entry, header = find_waiting(keys, wanted)
+    end
+    if not entry then
+      return { 'none' }
+    end
+    redis.call('LREM', keys.waiting, 1, entry)
+    release(keys, header[1], 'cancel')
+    push_event(keys, args.tag, 'cancelled', header[1], args.event)
+    keep(keys)
+    return { 'cancelled', header[1], 'waiting' }
+  end,
+}

@@ -1,0 +1,56 @@
+-- Takes a turn from the replica that holds it, if it still holds it by the same fence. A repeat
+-- changes nothing.
+--
+-- Keys:       those of the session
+-- Arguments:  generation
+--             replaced_fence   of the holder
+--             fence, replica   of the new holder
+--             tag, event       of the claimed event, with LENGTH to fill in
+-- Reply:      other   the turn has ended, or another replica was faster
+--             running|waiting <turn> <owner> <epoch> <writers> <the question>, and the messages that
+--             the turn brought in place of a stored history; each <json header>\n<content>
+-- Called by:  Store::claim
+
+local function claimed(keys, state, turn, question)
+  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages')
+  local reply = { state, turn, fields[1], fields[2], fields[3] or '0', question }
+  for place = 0, tonumber(fields[4] or '0') - 1 do
+    reply[#reply + 1] = without_parent(message_at(keys, place))
+  end
+  return reply
+end
+
+register {
+  name = 'claim',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = SESSION_KEYS,
+  arguments = { 'generation', 'replaced_fence', 'fence', 'replica', 'tag', 'event' },
+  run = function(keys, args)
+    local generation, fence, replica = args.generation, args.fence, args.replica
+    local found = session_fields(keys, 'generation', 'fence', 'turn')
+    if found[1] == generation then
+      if found[2] == args.replaced_fence then
+        take(keys, generation, fence, replica, args.tag, args.event)
+      elseif found[2] ~= fence then
+        return { 'other' }
+      end
+      -- No message is added while a turn runs.
+      return claimed(keys, 'running', found[3], without_parent(message_at(keys, -1)))
+    end
+    local entry, header = find_waiting(keys, generation)
+    if not entry then
+      redis.call('HDEL', keys.open, open_field(keys, generation))
+      return { 'other' }
+    end
+    if header[2] == args.replaced_fence then
+      take_waiting(keys, entry, generation, fence, replica)
+    elseif header[2] ~= fence then
+      return { 'other' }
+    end
+    local _, at = line(entry, 1)
+    local turn
+    turn, at = line(entry, at)
+    return claimed(keys, 'waiting', turn, string.sub(entry, at))
+  end,
+}

@@ -1,0 +1,24 @@
+-- Tells of the session without its messages, and whether a generation waits or runs in it.
+--
+-- Keys:       session, path, open
+-- Arguments:  owner
+--             generation   or - for none
+-- Reply:      absent
+--             ok <title> <model> <created> <updated> <messages> <running|-> <closed|-> <epoch>
+--             <1 if the generation waits or runs>
+-- Called by:  Store::describe, Store::is_open
+register {
+  name = 'describe',
+  version = 1,
+  flags = { 'no-writes' },
+  keys = { 'session', 'path', 'open' },
+  arguments = { 'owner', 'generation' },
+  run = function(keys, args)
+    local reply = describe(keys, args.owner)
+    if reply[1] == 'ok' then
+      reply[#reply + 1] = tostring(redis.call('HEXISTS', keys.open,
+        open_field(keys, args.generation)))
+    end
+    return reply
+  end,
+}

@@ -1,0 +1,63 @@
+-- Reads some messages of the selected path. One call reads a bounded number of bytes: where the
+-- reply says `more`, the caller goes on with what is left of its range and bytes.
+--
+-- Keys:       session, messages, path
+-- Arguments:  owner
+--             first, last    places on the path, from the end where negative
+--             bytes          of messages, at most
+--             newest_first   1: from the last one back, else 0: from the first one on
+--             at_least_one   1: a message that is larger than `bytes` is given where it is the first
+-- Reply:      absent
+--             as describe up to the epoch, then <more|end> <place of the first message given> and
+--             the messages, oldest first, as they are stored
+-- Called by:  Store::page, Store::newest, Store::page_before
+register {
+  name = 'messages',
+  version = 1,
+  flags = { 'no-writes' },
+  keys = { 'session', 'messages', 'path' },
+  arguments = { 'owner', 'first', 'last', 'bytes', 'newest_first', 'at_least_one' },
+  run = function(keys, args)
+    local reply = describe(keys, args.owner)
+    if reply[1] ~= 'ok' then
+      return reply
+    end
+    local total = tonumber(reply[6])
+    local first, last = tonumber(args.first), tonumber(args.last)
+    if first < 0 then first = math.max(total + first, 0) end
+    if last < 0 then last = total + last end
+    last = math.min(last, total - 1)
+    local backwards = args.newest_first == '1'
+    local more = 'end'
+    if last - first >= STEP_MESSAGES then
+      more = 'more'
+      if backwards then first = last - STEP_MESSAGES + 1 else last = first + STEP_MESSAGES - 1 end
+    end
+    local path = first <= last and redis.call('LRANGE', keys.path, first, last) or {}
+    local from, to, step = 1, #path, 1
+    if backwards then
+      from, to, step = #path, 1, -1
+    end
+    local room, spent, numbers = tonumber(args.bytes), 0, {}
+    for i = from, to, step do
+      local number, length = string.match(path[i], '^(%d+) (%d+)$')
+      spent = spent + length
+      if spent > room and (#numbers > 0 or args.at_least_one ~= '1') then
+        more = 'end'
+        break
+      end
+      if spent > STEP_BYTES and #numbers > 0 then
+        more = 'more'
+        break
+      end
+      numbers[#numbers + 1] = number
+    end
+    local list = #numbers > 0 and redis.call('HMGET', keys.messages, unpack(numbers)) or {}
+    reply[#reply + 1] = more
+    reply[#reply + 1] = tostring(backwards and last - #list + 1 or first)
+    for i = 1, #list do
+      reply[#reply + 1] = list[backwards and #list - i + 1 or i]
+    end
+    return reply
+  end,
+}

@@ -1,0 +1,63 @@
+-- Tells a holder whose turn Redis seems not to have what became of it, and does again what a
+-- failover undid: the acceptance, or the claim. A turn that is not there at all waits at first, so
+-- that earlier turns of its session can come back before it.
+--
+-- Keys:       those of the session; idempotency where the turn has a key
+-- Arguments:  as accept: owner, generation, fence, replica, turn, header, content, tag, event, title,
+--             model, now, idle_seconds, own_conversation, request_digest, key_seconds, conversation; and
+--             epoch           of the session when the turn was accepted
+--             replaced_fence  the fence that this one replaced by a claim, or -
+--             claim_tag, claim_event   of that claim
+--             event_number    of the accepted event
+-- Reply:      kept      the turn is the holder's, and runs
+--             claimed   the turn is the holder's again, and runs
+--             waiting   the turn is the holder's, and waits
+--             gone      the turn has ended, or is another holder's
+-- Called by:  Store::restore
+register {
+  name = 'restore',
+  version = 1,
+  flags = {},
+  keys = SESSION_KEYS,
+  optional_key = 'idempotency',
+  arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'request_digest', 'key_seconds', 'epoch',
+    'replaced_fence', 'claim_tag', 'claim_event', 'event_number' },
+  rest = 'conversation',
+  run = function(keys, args)
+    local generation, fence, replica = args.generation, args.fence, args.replica
+    local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch')
+    local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
+    if found.owner and (found.owner ~= args.owner or found.deleted or fields[5] ~= args.epoch) then
+      return 'gone'
+    end
+    if redis.call('EXISTS', ended_key(keys, generation)) == 1 then
+      return 'gone'
+    end
+    if found.generation == generation then
+      if fields[4] == fence then
+        return 'kept'
+      elseif fields[4] ~= args.replaced_fence then
+        return 'gone'
+      end
+      take(keys, generation, fence, replica, args.claim_tag, args.claim_event)
+      return 'claimed'
+    end
+    local entry, header = find_waiting(keys, generation)
+    if entry then
+      if header[2] == args.replaced_fence then
+        take_waiting(keys, entry, generation, fence, replica)
+      elseif header[2] ~= fence then
+        return 'gone'
+      end
+      return 'waiting'
+    end
+    -- Its client was faster, and has sent it again.
+    local known = keys.idempotency and redis.call('GET', keys.idempotency)
+    if known and words(known)[1] ~= generation then
+      return 'gone'
+    end
+    admit(keys, args, found, args.epoch, false, args.event_number)
+    return 'waiting'
+  end,
+}

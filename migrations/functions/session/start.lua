@@ -1,0 +1,28 @@
+-- Tells that the answer begins, once, and leaves the writer's revision. A writer leaves as revision
+-- the tag of its last event that shaped the answer: where Redis has another revision, a failover
+-- took that event, and nothing may be written before it is published again.
+--
+-- Keys:       those of the session
+-- Arguments:  owner, generation, fence   the writer's
+--             tag, event                 of the started event; the tag becomes the revision
+-- Reply:      ok | fenced (the turn is not this writer's)
+-- Called by:  Store::start
+register {
+  name = 'start',
+  version = 1,
+  flags = {},
+  keys = SESSION_KEYS,
+  arguments = { 'owner', 'generation', 'fence', 'tag', 'event' },
+  run = function(keys, args)
+    local fields = of_writer(keys, args, 'started', 'events', 'tag')
+    if not fields then
+      return { 'fenced' }
+    end
+    if not fields[3] then
+      redis.call('HSET', keys.session, 'started', fields[4] .. ' ' .. fields[5])
+      push_event(keys, args.tag, 'started', args.generation, args.event)
+    end
+    redis.call('HSET', keys.session, 'revision', args.tag)
+    return { 'ok' }
+  end,
+}

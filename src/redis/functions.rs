@@ -1,0 +1,379 @@
+//! The Redis Functions, embedded in the binary, and calls of them by name.
+//!
+//! A command is one file under `migrations/functions`; `migrations/README.md` tells how one is
+//! changed. On the wire the keys and arguments of a call are positional, so that names cost nothing
+//! there. In Rust and in Lua both have names: a debug build compares the names of every call with
+//! those that the command declares.
+
+use fred::prelude::Value;
+
+/// A file of Lua.
+#[derive(Debug)]
+pub struct SourceFile {
+    /// Its path below `migrations/functions`.
+    pub path: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// A library of functions, which Redis replaces as a whole.
+#[derive(Debug)]
+pub struct Library {
+    /// As Redis knows it.
+    pub name: &'static str,
+    /// All of its Lua, as it is loaded.
+    pub code: &'static str,
+    /// The parts that its commands share.
+    pub includes: &'static [SourceFile],
+    /// Its commands, one a file.
+    pub commands: &'static [SourceFile],
+}
+
+macro_rules! lua {
+    ($($part:expr),*) => {
+        include_str!(concat!("../../migrations/functions/", $($part,)* ".lua"))
+    };
+}
+
+macro_rules! library {
+    ($name:literal, include: [$($include:literal),*], commands: [$($command:literal),*]) => {
+        Library {
+            name: concat!("jarvis_", $name),
+            code: concat!(
+                "#!lua name=jarvis_", $name, "\n",
+                lua!("include/register"),
+                $(lua!("include/", $name, "/", $include),)*
+                // What a command has for itself stays in its block.
+                $("do\n", lua!($name, "/", $command), "end\n",)*
+            ),
+            includes: &[
+                SourceFile { path: "include/register.lua", text: lua!("include/register") },
+                $(SourceFile {
+                    path: concat!("include/", $name, "/", $include, ".lua"),
+                    text: lua!("include/", $name, "/", $include),
+                },)*
+            ],
+            commands: &[$(SourceFile {
+                path: concat!($name, "/", $command, ".lua"),
+                text: lua!($name, "/", $command),
+            },)*],
+        }
+    };
+}
+
+/// Every library. The parts that a library shares come in the order in which they need each other.
+pub const LIBRARIES: &[Library] = &[
+    library!(
+        "session",
+        include: ["text", "session", "events", "messages", "turns"],
+        commands: [
+            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "finish", "message",
+            "messages", "open_turns", "read", "restore", "retitle", "rewind", "start",
+            "upstream_closed"
+        ]
+    ),
+    library!(
+        "membership",
+        include: [],
+        commands: ["heartbeat", "remove_replica", "sign_off"]
+    ),
+    library!(
+        "queue",
+        include: ["tickets", "hosts", "grants", "outlook"],
+        commands: [
+            "queue_free", "queue_give_back", "queue_holdings", "queue_join", "queue_release",
+            "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
+        ]
+    ),
+    // Last, so that its function is there only where the others are.
+    library!("probe", include: [], commands: ["probe"]),
+];
+
+/// One call of a function, with its keys and arguments in the order that the function declares.
+#[derive(Clone, Debug)]
+pub struct Call {
+    function: &'static str,
+    slot: Option<u16>,
+    keys: Vec<Value>,
+    arguments: Vec<Value>,
+    #[cfg(debug_assertions)]
+    names: declaration::Names,
+}
+
+impl Call {
+    /// A call of this function, named with its version, that has no keys and arguments yet.
+    pub fn new(function: &'static str) -> Self {
+        Self {
+            function,
+            slot: None,
+            keys: Vec::new(),
+            arguments: Vec::new(),
+            #[cfg(debug_assertions)]
+            names: declaration::Names::default(),
+        }
+    }
+
+    /// Adds a key. The first one decides the node.
+    #[must_use]
+    pub fn key(mut self, name: &'static str, key: String) -> Self {
+        self.slot.get_or_insert_with(|| fred::util::redis_keyslot(key.as_bytes()));
+        self.keys.push(key.into());
+        self.named(name, |names| &mut names.keys)
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.arguments.push(value.into());
+        self.named(name, |names| &mut names.arguments)
+    }
+
+    /// Adds an argument that is written as text.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and identifiers, which are small")]
+    pub fn text(self, name: &'static str, value: impl ToString) -> Self {
+        self.arg(name, value.to_string())
+    }
+
+    /// Adds a yes or no as an argument.
+    #[must_use]
+    pub fn flag(self, name: &'static str, set: bool) -> Self {
+        self.arg(name, Value::from_static_str(if set { "1" } else { "0" }))
+    }
+
+    /// Adds the list that follows the named arguments.
+    #[must_use]
+    pub fn rest(mut self, name: &'static str, values: impl IntoIterator<Item = Value>) -> Self {
+        self.arguments.extend(values);
+        self.named(name, |names| &mut names.rest)
+    }
+
+    /// The slot of its keys.
+    pub(super) fn slot(&self) -> Option<u16> {
+        self.slot
+    }
+
+    /// What follows the word FCALL, with a last argument that is still to be filled in.
+    pub(super) fn into_words(self) -> Vec<Value> {
+        #[cfg(debug_assertions)]
+        self.names.check(self.function);
+        let mut words = Vec::with_capacity(3 + self.keys.len() + self.arguments.len());
+        words.push(Value::from_static_str(self.function));
+        words.push(Value::Integer(i64::try_from(self.keys.len()).unwrap_or(i64::MAX)));
+        words.extend(self.keys);
+        words.extend(self.arguments);
+        words.push(Value::Null);
+        words
+    }
+
+    #[cfg(debug_assertions)]
+    fn named(
+        mut self,
+        name: &'static str,
+        of: impl Fn(&mut declaration::Names) -> &mut Vec<&'static str>,
+    ) -> Self {
+        of(&mut self.names).push(name);
+        self
+    }
+
+    #[cfg(not(debug_assertions))]
+    fn named(
+        self,
+        _name: &'static str,
+        _of: impl Fn(&mut Names) -> &mut Vec<&'static str>,
+    ) -> Self {
+        self
+    }
+}
+
+/// Stands in for the names of a call where they are not kept.
+#[cfg(not(debug_assertions))]
+struct Names {
+    keys: Vec<&'static str>,
+    arguments: Vec<&'static str>,
+    rest: Vec<&'static str>,
+}
+
+/// What the Lua declares, read from the embedded files.
+#[cfg(debug_assertions)]
+pub mod declaration {
+    use std::collections::BTreeMap;
+    use std::sync::LazyLock;
+
+    use super::{LIBRARIES, Library, SourceFile};
+
+    /// The names of a call, in its order.
+    #[derive(Clone, Debug, Default)]
+    pub(super) struct Names {
+        pub(super) keys: Vec<&'static str>,
+        pub(super) arguments: Vec<&'static str>,
+        pub(super) rest: Vec<&'static str>,
+    }
+
+    /// What a command declares.
+    #[derive(Debug)]
+    pub struct Declaration {
+        /// Names of its keys.
+        pub keys: Vec<&'static str>,
+        /// The name of a further key that a call may leave out.
+        pub optional_key: Option<&'static str>,
+        /// Names of its arguments.
+        pub arguments: Vec<&'static str>,
+        /// The name of the list of all further arguments.
+        pub rest: Option<&'static str>,
+    }
+
+    /// Every function by its name with its version.
+    pub static DECLARED: LazyLock<BTreeMap<String, Declaration>> = LazyLock::new(|| {
+        LIBRARIES
+            .iter()
+            .flat_map(|library| library.commands.iter().map(move |file| read(library, file)))
+            .collect()
+    });
+
+    impl Names {
+        /// Panics where a call names its keys and arguments otherwise than its function does.
+        pub(super) fn check(&self, function: &str) {
+            let declared = DECLARED.get(function);
+            let Some(declared) = declared else { panic!("no command declares {function}") };
+            let mut keys = declared.keys.clone();
+            if self.keys.len() > keys.len() {
+                keys.extend(declared.optional_key);
+            }
+            assert_eq!(self.keys, keys, "the keys of {function}");
+            assert_eq!(self.arguments, declared.arguments, "the arguments of {function}");
+            assert_eq!(self.rest.first().copied(), declared.rest, "the rest of {function}");
+        }
+    }
+
+    /// The function of a file, and what it declares.
+    pub(super) fn read(library: &Library, file: &'static SourceFile) -> (String, Declaration) {
+        let (_, fields) = file.text.split_once("register {").unwrap_or_default();
+        let name = quoted(fields, "\n  name = ").unwrap_or_default();
+        let version = after(fields, "\n  version = ").and_then(|rest| rest.split(',').next());
+        let declaration = Declaration {
+            keys: list(library, fields, "\n  keys = "),
+            optional_key: quoted(fields, "\n  optional_key = "),
+            arguments: list(library, fields, "\n  arguments = "),
+            rest: quoted(fields, "\n  rest = "),
+        };
+        (format!("jarvis_{name}_{}", version.unwrap_or_default()), declaration)
+    }
+
+    fn after<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+        text.split_once(word).map(|(_, rest)| rest)
+    }
+
+    fn quoted(text: &'static str, word: &str) -> Option<&'static str> {
+        after(text, word)?.split('\'').nth(1)
+    }
+
+    /// A list of names, or the constant of the library that holds it.
+    fn list(library: &Library, text: &'static str, word: &str) -> Vec<&'static str> {
+        let Some(value) = after(text, word) else { return Vec::new() };
+        let literal = value.strip_prefix('{').or_else(|| {
+            let constant = value.split(',').next().unwrap_or_default();
+            let start = format!("\nlocal {constant} = {{");
+            library.includes.iter().find_map(|file| after(file.text, &start))
+        });
+        let names = literal.and_then(|names| names.split('}').next()).unwrap_or_default();
+        names.split('\'').skip(1).step_by(2).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::declaration::{DECLARED, read};
+    use super::*;
+
+    fn lua_files(folder: &Path) -> BTreeSet<String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/functions");
+        let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("one"));
+        entries
+            .flat_map(|entry| match entry.path() {
+                path if path.is_dir() => lua_files(&path),
+                path => {
+                    let path = path.strip_prefix(&root).expect("below the root");
+                    [path.display().to_string()].into()
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_file_of_lua_is_part_of_a_library() {
+        let embedded: BTreeSet<String> = LIBRARIES
+            .iter()
+            .flat_map(|library| library.includes.iter().chain(library.commands))
+            .map(|file| file.path.to_owned())
+            .collect();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/functions");
+        assert_eq!(embedded, lua_files(&root));
+    }
+
+    #[test]
+    fn the_header_of_every_command_names_its_keys_arguments_reply_and_callers() {
+        let files = LIBRARIES.iter().flat_map(|library| {
+            library.commands.iter().map(move |file| (file, read(library, file).1))
+        });
+        for (file, declared) in files {
+            let header = file.text.split("\n\n").next().unwrap_or_default();
+            let header = header.split("\nregister {").next().unwrap_or_default();
+            assert!(header.starts_with("-- "), "{} has no header", file.path);
+            for part in ["-- Keys: ", "-- Arguments: ", "-- Reply: ", "-- Called by: "] {
+                assert!(header.contains(part), "{} lacks {part}", file.path);
+            }
+            let shared = header.contains("those of the session");
+            let keys = declared.keys.iter().filter(|_| !shared);
+            let names = keys.chain(&declared.arguments).chain(&declared.optional_key);
+            for name in names.chain(&declared.rest) {
+                let mut words = header.split(|c: char| !c.is_alphanumeric() && c != '_');
+                assert!(words.any(|word| word == *name), "{}: {name}", file.path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_declarations_are_read_from_the_lua() {
+        let append = &DECLARED["jarvis_append_1"];
+        assert_eq!(append.keys, ["session", "answer"]);
+        let arguments = ["owner", "generation", "fence", "revision", "offset", "text"];
+        assert_eq!(append.arguments, arguments);
+        let accept = &DECLARED["jarvis_accept_1"];
+        assert_eq!((accept.keys.len(), accept.optional_key), (9, Some("idempotency")));
+        assert_eq!(accept.rest, Some("conversation"));
+        let commands: usize = LIBRARIES.iter().map(|library| library.commands.len()).sum();
+        assert_eq!(DECLARED.len(), commands, "each command is a function of its own");
+    }
+
+    #[test]
+    fn the_probe_checks_every_command_that_a_function_uses() {
+        let probe = LIBRARIES.last().expect("a library").commands[0].text;
+        for library in LIBRARIES {
+            for file in library.includes.iter().chain(library.commands) {
+                for used in file.text.split("redis.call('").skip(1) {
+                    let command = used.split('\'').next().unwrap_or_default();
+                    let checked = probe.contains(&format!("'{command}'"));
+                    assert!(checked, "{} uses {command}", file.path);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "the arguments of jarvis_heartbeat_1")]
+    fn a_call_with_other_arguments_than_its_function_declares_is_refused() {
+        let call = Call::new("jarvis_heartbeat_1").key("heartbeats", "k".to_owned());
+        call.arg("name", "r").into_words();
+    }
+
+    #[test]
+    #[should_panic(expected = "the keys of jarvis_append_1")]
+    fn a_call_with_its_keys_in_another_order_is_refused() {
+        let call = Call::new("jarvis_append_1").key("answer", "a".to_owned());
+        call.key("session", "s".to_owned()).into_words();
+    }
+}

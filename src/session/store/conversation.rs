@@ -1,0 +1,119 @@
+//! A conversation that a turn brings with it.
+
+use std::sync::Arc;
+
+use fred::prelude::Value;
+
+use super::history::parse_message;
+use super::{StoreError, json};
+use crate::session::model::{Message, Role};
+use crate::session::thoughts::Shape;
+
+/// What was said before a turn's question, in place of a stored history. It becomes the first
+/// messages of a session of its own, which is not listed and expires an hour after its last turn.
+///
+/// Of each message its role and content count, and its id and time are kept.
+#[derive(Clone, Debug)]
+pub struct OwnConversation(Arc<[Message]>);
+
+/// A conversation has more messages or bytes than a turn may bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "The conversation has {messages} messages and {bytes} bytes; a turn may bring at most \
+     {max_messages} messages and {max_bytes} bytes.",
+    max_messages = OwnConversation::MESSAGES,
+    max_bytes = OwnConversation::BYTES
+)]
+pub struct ConversationTooLarge {
+    /// Messages in it.
+    pub messages: usize,
+    /// Bytes of their contents.
+    pub bytes: usize,
+}
+
+impl OwnConversation {
+    /// Messages that a turn may bring.
+    pub const MESSAGES: usize = 1_000;
+    /// Bytes of their contents together.
+    pub const BYTES: usize = 1 << 20;
+
+    /// Takes these messages, oldest first; there may be none.
+    ///
+    /// # Errors
+    /// [`ConversationTooLarge`].
+    pub fn new(messages: Vec<Message>) -> Result<Self, ConversationTooLarge> {
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
+            return Err(ConversationTooLarge { messages: messages.len(), bytes });
+        }
+        Ok(Self(messages.into()))
+    }
+
+    /// The messages, oldest first.
+    pub fn messages(&self) -> &[Message] {
+        &self.0
+    }
+
+    /// Bytes of their contents.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|message| message.content.len()).sum()
+    }
+
+    /// The messages as Redis gets them.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
+        self.0.iter().map(|message| {
+            let header =
+                Message { content: String::new(), thinking: None, ..Message::clone(message) };
+            let before = match message.role {
+                Role::Assistant => Shape::Plain.before_answer("", &message.content),
+                Role::System | Role::User | Role::Tool => "",
+            };
+            format!("{}\n{before}{}", json(&header), message.content).into()
+        })
+    }
+
+    /// The messages as Redis gave them.
+    pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
+        let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self(messages.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::store::message;
+
+    fn said(role: Role, content: &str) -> Message {
+        Message { content: content.to_owned(), ..message(role, chrono::Utc::now()) }
+    }
+
+    #[test]
+    fn a_conversation_is_bounded_by_messages_and_by_bytes() {
+        let short = vec![said(Role::User, "x"); OwnConversation::MESSAGES];
+        assert!(OwnConversation::new(short.clone()).is_ok());
+        let many = [short, vec![said(Role::User, "x")]].concat();
+        let refused = OwnConversation::new(many).expect_err("one too many");
+        assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 });
+        let long = vec![said(Role::Tool, &"x".repeat(OwnConversation::BYTES + 1))];
+        assert!(OwnConversation::new(long).is_err());
+        assert!(OwnConversation::new(Vec::new()).is_ok());
+    }
+
+    #[test]
+    fn what_redis_gets_is_read_back_as_it_was() {
+        let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
+        let contents = ["", "two\nlines", "\u{2}not thoughts\u{3}", "plain"];
+        let messages: Vec<Message> = roles
+            .iter()
+            .flat_map(|role| contents.iter().map(|content| said(*role, content)))
+            .collect();
+        let own = OwnConversation::new(messages.clone()).expect("not too large");
+        let entries: Vec<String> = own.entries().filter_map(|entry| entry.as_string()).collect();
+        let read = OwnConversation::parse(entries.iter()).expect("readable");
+        let plain = |message: &Message| (message.id, message.role, message.content.clone());
+        let (read, written) = (read.messages().iter().map(plain), messages.iter().map(plain));
+        assert_eq!(read.collect::<Vec<_>>(), written.collect::<Vec<_>>());
+        assert!(own.messages().iter().all(|message| message.thinking.is_none()));
+    }
+}

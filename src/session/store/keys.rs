@@ -1,0 +1,91 @@
+//! The keys of sessions, and the slots that they lie in.
+
+use crate::redis::Call;
+use crate::session::model::SessionId;
+use crate::session::store::IdempotencyKey;
+
+/// The number of buckets, each with an index of its open turns.
+pub const BUCKETS: u16 = 256;
+
+/// Every key of a session, by the names that its functions have for them.
+const SESSION_KEYS: [&str; 9] =
+    ["session", "messages", "path", "index", "waiting", "events", "answer", "open", "ended"];
+
+/// The bucket of a session. All keys of a bucket lie in one slot, so that a function may touch a
+/// session and its bucket's index in one step.
+pub fn bucket(session: SessionId) -> u16 {
+    session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ u16::from(*byte))
+}
+
+/// The hash of a bucket's open turns.
+pub fn open_turns(bucket: u16) -> String {
+    format!("jarvis:{{b{bucket}}}:open")
+}
+
+/// The name of a session's hash and of its channel.
+pub fn channel(session: SessionId) -> String {
+    format!("jarvis:{{b{}}}:s:{session}", bucket(session))
+}
+
+/// The session that a channel belongs to.
+pub fn session_of(channel: &str) -> Option<SessionId> {
+    channel.rsplit(':').next()?.parse().ok()
+}
+
+/// The keys of one session.
+pub(super) struct SessionKeys {
+    session: SessionId,
+    channel: String,
+}
+
+impl SessionKeys {
+    pub(super) fn of(session: SessionId) -> Self {
+        Self { session, channel: channel(session) }
+    }
+
+    /// A call of a function that has all keys of the session.
+    pub(super) fn call(&self, function: &'static str) -> Call {
+        self.call_with(function, &SESSION_KEYS)
+    }
+
+    /// A call of a function that has these keys only.
+    pub(super) fn call_with(&self, function: &'static str, names: &[&'static str]) -> Call {
+        names.iter().fold(Call::new(function), |call, name| call.key(name, self.key(name)))
+    }
+
+    /// As [`SessionKeys::call`], with an idempotency key where there is one.
+    pub(super) fn keyed_call(&self, function: &'static str, key: Option<&IdempotencyKey>) -> Call {
+        let call = self.call(function);
+        match key {
+            Some(key) => call.key("idempotency", format!("{}:key:{}", self.channel, key.key)),
+            None => call,
+        }
+    }
+
+    fn key(&self, name: &str) -> String {
+        match name {
+            "session" => self.channel.clone(),
+            "open" => open_turns(bucket(self.session)),
+            name => format!("{}:{name}", self.channel),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_of_a_session_lie_in_one_slot() {
+        let keys = SessionKeys::of(SessionId::random());
+        let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
+        let slots = SESSION_KEYS.map(|name| slot(&keys.key(name)));
+        assert_eq!(slots, [slot(&keys.channel); 9]);
+    }
+
+    #[test]
+    fn a_channel_names_its_session() {
+        let session = SessionId::random();
+        assert_eq!(session_of(&channel(session)), Some(session));
+    }
+}

@@ -1,0 +1,402 @@
+//! Turns that bring their own conversation: what the model gets, and what is kept of it.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::Utc;
+use jarvis::generation::{GenerationSettings, Generations, host_reports};
+use jarvis::membership::MembershipStore;
+use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
+use jarvis::queue::{Limits as QueueLimits, Queue, QueueStore};
+use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::session::model::Reasoning;
+use jarvis::session::store::{
+    Acceptance, Begin, Cancellation, Claim, IdempotencyKey, NewTurn, OwnConversation, Proposal,
+    Restored, SessionLimits, Written, bucket, channel, message,
+};
+use jarvis::session::{
+    Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
+    TurnSpec,
+};
+use serde_json::{Value, json};
+use support::client::get;
+use support::process::{LIMIT, Process, ollama_sim};
+use support::redis::RedisServer;
+use tokio::runtime::Runtime;
+
+const MODEL: &str = "tinyllama:latest";
+const OWNER: Owner = Owner::Anonymous;
+/// How long a replica may be silent.
+const LEASE: Duration = Duration::from_millis(600);
+
+fn said(role: Role, content: &str) -> Message {
+    Message { content: content.to_owned(), ..message(role, Utc::now()) }
+}
+
+/// One of each role, and what is awkward to store.
+fn conversation() -> Vec<Message> {
+    vec![
+        said(Role::System, "Be brief.\nBe kind."),
+        said(Role::User, "first"),
+        said(Role::Assistant, "\u{2}an answer that begins as thoughts do"),
+        said(Role::Tool, "{\"degrees\": 21}"),
+        said(Role::Assistant, ""),
+    ]
+}
+
+/// As the model gets it.
+fn as_sent(messages: &[Message], question: &str) -> Value {
+    let sent =
+        messages.iter().map(|message| json!({"role": message.role, "content": message.content}));
+    sent.chain([json!({"role": "user", "content": question})]).collect()
+}
+
+fn new_turn(question: &str, messages: Vec<Message>) -> NewTurn {
+    let spec = TurnSpec {
+        model: MODEL.to_owned(),
+        temperature: 0.0,
+        max_tokens: 1000,
+        system: None,
+        seed: None,
+        stop: Vec::new(),
+        think: Reasoning::Off,
+        message_id: None,
+        source: String::new(),
+    };
+    let conversation = Some(OwnConversation::new(messages).expect("not too large"));
+    NewTurn { spec, content: question.to_owned(), conversation, key: None }
+}
+
+fn options(server: &RedisServer) -> RedisOptions {
+    let command_timeout = Duration::from_secs(5);
+    RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 }
+}
+
+/// A replica in a runtime of its own, which ends without a word as a crash does.
+struct Replica {
+    runtime: Option<Runtime>,
+    generations: Generations,
+    store: Store,
+}
+
+impl Replica {
+    fn start(server: &RedisServer, ollama: &Process) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = Runtime::new().expect("a runtime");
+        let (generations, store) = runtime.block_on(async {
+            let redis = Redis::connect(&options(server)).expect("a client");
+            migrations::apply(&redis).await.expect("migrations");
+            let name = uuid::Uuid::new_v4().to_string();
+            let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
+            let queue = QueueStore::new(redis.clone(), name.clone(), limits);
+            let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
+            let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
+            let membership = MembershipStore::new(redis.clone(), name);
+            let fleet = Fleet::new(FleetConfig {
+                hosts: vec![HostConfig { url: ollama.url.parse().expect("a URL"), slots: 2 }],
+                connect_timeout: Duration::from_secs(2),
+                first_token_timeout: Duration::from_secs(20),
+                token_gap_timeout: Duration::from_secs(20),
+                keep_alive: "5m".to_owned(),
+            });
+            let fleet = fleet.expect("a fleet");
+            let reports = fleet.clone();
+            let queue =
+                Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
+            let host_wait = Duration::from_secs(20);
+            let settings = GenerationSettings { num_ctx_cap: 4096, host_wait, lease: LEASE };
+            let generations =
+                Generations::start(store.clone(), feeds, fleet, queue, membership, settings);
+            (generations, store)
+        });
+        Self { runtime: Some(runtime), generations, store }
+    }
+
+    fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().expect("it lives").block_on(work)
+    }
+
+    fn submit(&self, session: SessionId, new: NewTurn) -> Result<GenerationId, StoreError> {
+        let submitted = self.run(self.generations.submit(&OWNER, session, new));
+        match submitted {
+            Ok(submitted) => Ok(submitted.generation),
+            Err(jarvis::generation::SubmitError::Store(error)) => Err(error),
+            Err(error) => panic!("not submitted: {error}"),
+        }
+    }
+
+    fn kill(&mut self) {
+        self.runtime.take().expect("it lives").shutdown_background();
+    }
+
+    /// The answer, once it has ended.
+    fn answer(&self, session: SessionId, generation: GenerationId) -> Message {
+        self.run(async {
+            let deadline = tokio::time::Instant::now() + LIMIT;
+            loop {
+                let found = self.store.find_message(&OWNER, session, generation.0).await;
+                if let Ok(Some((_, answer))) = found {
+                    return answer;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "no answer: {found:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+    }
+
+    /// Waits until so many bytes of the answer are stored.
+    fn wait_for_text(&self, server: &RedisServer, session: SessionId, bytes: usize) {
+        let key = format!("{}:answer", channel(session));
+        let length = || server.cli(&["STRLEN", &key]).trim().parse::<usize>().expect("a length");
+        self.run(async {
+            let deadline = tokio::time::Instant::now() + LIMIT;
+            while length() < bytes {
+                assert!(tokio::time::Instant::now() < deadline, "no text");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+    }
+
+    fn journal(&self, ollama: &Process) -> Vec<Value> {
+        let reply = self.run(get(ollama, "/sim/requests"));
+        reply.body["requests"].as_array().cloned().unwrap_or_default()
+    }
+}
+
+fn expected(question: &str) -> String {
+    ollama_sim::script_answer(MODEL, question, None, 1000)
+}
+
+/// Seconds until a session's hash expires, and whether all its keys do.
+fn expires(server: &RedisServer, session: SessionId) -> i64 {
+    let keys = server.cli(&["KEYS", &format!("{}*", channel(session))]);
+    let times = keys.lines().map(|key| {
+        let seconds: i64 = server.cli(&["TTL", key]).trim().parse().expect("seconds");
+        assert!(seconds > 0, "{key} never expires");
+        (key, seconds)
+    });
+    let times: Vec<_> = times.filter(|(key, _)| !key.contains(":ended:")).collect();
+    times.iter().map(|(_, seconds)| *seconds).max().expect("a key")
+}
+
+#[test]
+fn the_model_gets_exactly_the_conversation_that_came_with_the_turn() {
+    let (server, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let replica = Replica::start(&server, &ollama);
+    let session = SessionId::random();
+    let question = "[[tokens=20]] what now?";
+    let generation = replica.submit(session, new_turn(question, conversation())).expect("accepted");
+    let answer = replica.answer(session, generation);
+    assert_eq!((answer.content, answer.status), (expected(question), Some(Status::Complete)));
+    let chats: Vec<Value> = replica.journal(&ollama);
+    let chat = chats.iter().find(|entry| entry["path"] == "/api/chat").expect("a chat");
+    assert_eq!(chat["messages"], as_sent(&conversation(), question));
+    // Without anything said before, the question alone: a history there is not.
+    let alone = SessionId::random();
+    let generation = replica.submit(alone, new_turn(question, Vec::new())).expect("accepted");
+    replica.answer(alone, generation);
+    let chats = replica.journal(&ollama);
+    assert_eq!(chats.last().expect("a chat")["messages"], as_sent(&[], question));
+    for session in [session, alone] {
+        let left = expires(&server, session);
+        assert!((3000..=3600).contains(&left), "an hour after its end, not {left} s");
+    }
+    // It is stored once: not in the event of its acceptance, too.
+    let log = server.cli(&["LRANGE", &format!("{}:events", channel(session)), "0", "-1"]);
+    assert!(!log.contains("what now?"), "{log}");
+}
+
+#[test]
+fn a_turn_with_its_own_conversation_survives_the_replica_that_writes_it() {
+    let (server, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "60"]));
+    let mut first = Replica::start(&server, &ollama);
+    let second = Replica::start(&server, &ollama);
+    let session = SessionId::random();
+    let question = "[[tokens=150]] go on";
+    let generation = first.submit(session, new_turn(question, conversation())).expect("accepted");
+    second.wait_for_text(&server, session, 60);
+    assert!(expires(&server, session) > 3600, "not while it runs");
+    first.kill();
+    let answer = second.answer(session, generation);
+    assert_eq!((answer.content, answer.writers), (expected(question), Some(2)));
+    // The one that took it over had the prompt rendered from the same messages.
+    let chats = second.journal(&ollama);
+    let rendered = chats.iter().filter(|entry| entry["path"] == "/api/chat");
+    let sent: Vec<_> = rendered.map(|entry| entry["messages"].clone()).collect();
+    assert!(sent.len() > 1, "{sent:?}");
+    assert!(sent.iter().all(|sent| *sent == as_sent(&conversation(), question)), "{sent:?}");
+    assert!((3000..=3600).contains(&expires(&server, session)));
+}
+
+#[test]
+fn a_failover_that_lost_a_turn_with_its_own_conversation_brings_all_of_it_back() {
+    let (server, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "60"]));
+    let replica = Replica::start(&server, &ollama);
+    let session = SessionId::random();
+    server.remember();
+    let question = "[[tokens=150]] hold on";
+    let generation = replica.submit(session, new_turn(question, conversation())).expect("accepted");
+    replica.wait_for_text(&server, session, 60);
+    server.lose_what_came_since();
+    let answer = replica.answer(session, generation);
+    assert_eq!(answer.content, expected(question));
+    let page = replica.run(replica.store.page(&OWNER, session, 0, 50)).expect("a page");
+    let told: Vec<_> = page.messages.iter().map(|m| (m.role, m.content.clone())).collect();
+    let mut whole = conversation();
+    whole.extend([said(Role::User, question), said(Role::Assistant, &expected(question))]);
+    let whole: Vec<_> = whole.iter().map(|m| (m.role, m.content.clone())).collect();
+    assert_eq!(told, whole);
+    assert!((3000..=3600).contains(&expires(&server, session)));
+}
+
+#[test]
+fn what_a_model_cannot_take_is_refused_and_never_shortened() {
+    let (server, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let replica = Replica::start(&server, &ollama);
+    let session = SessionId::random();
+    let long = vec![said(Role::User, &"word ".repeat(20_000)), said(Role::Assistant, "ok")];
+    let generation = replica.submit(session, new_turn("and?", long)).expect("accepted");
+    let answer = replica.answer(session, generation);
+    assert_eq!(answer.status, Some(Status::Failed));
+    assert_eq!(answer.error.expect("why").code, "context_too_long");
+    let chats = replica.journal(&ollama);
+    let sent = chats.iter().filter_map(|entry| entry["messages"].as_array());
+    assert!(sent.clone().count() > 0 && sent.into_iter().all(|sent| sent.len() == 3));
+}
+
+/// The store alone, without a model.
+struct Stored {
+    server: RedisServer,
+    store: Store,
+    other: Store,
+}
+
+impl Stored {
+    async fn start() -> Self {
+        let server = RedisServer::start();
+        let redis = Redis::connect(&options(&server)).expect("a client");
+        migrations::apply(&redis).await.expect("migrations");
+        let store =
+            |name: &str| Store::new(redis.clone(), name.to_owned(), SessionLimits::default());
+        let (store, other) = (store("r1"), store("r2"));
+        Self { server, store, other }
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_refused_leaves_nothing() {
+    let Stored { server, store, .. } = Stored::start().await;
+    let keys = || server.cli(&["DBSIZE"]);
+    let before = keys();
+    let many = vec![said(Role::User, "x"); OwnConversation::MESSAGES + 1];
+    let refused = OwnConversation::new(many).expect_err("too many");
+    assert_eq!(refused.messages, 1001);
+    let long = vec![said(Role::User, &"x".repeat(OwnConversation::BYTES + 1))];
+    let refused = OwnConversation::new(long).expect_err("too long");
+    assert!(refused.to_string().contains("at most 1000 messages and 1048576 bytes"), "{refused}");
+    assert_eq!(keys(), before);
+    // A session that has a history of its own is not given another.
+    let session = SessionId::random();
+    let plain = NewTurn { conversation: None, ..new_turn("q", Vec::new()) };
+    store.accept(&Proposal::new(&OWNER, session, &plain)).await.expect("accepted");
+    let dump = || {
+        let keys = server.cli(&["KEYS", "*"]);
+        let mut dumps: Vec<_> =
+            keys.lines().map(|key| server.cli(&["DEBUG", "DIGEST-VALUE", key])).collect();
+        dumps.sort();
+        dumps
+    };
+    let before = dump();
+    let own = Proposal::new(&OWNER, session, &new_turn("q", conversation()));
+    assert!(matches!(store.accept(&own).await, Err(StoreError::Occupied)));
+    assert_eq!(dump(), before);
+}
+
+#[tokio::test]
+async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
+    let Stored { server, store, other } = Stored::start().await;
+    let session = SessionId::random();
+    let used = || -> usize {
+        let info = server.cli(&["INFO", "memory"]);
+        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+        line.and_then(|bytes| bytes.trim().parse().ok()).expect("bytes")
+    };
+    let before = used();
+    let largest = vec![said(Role::User, &"x".repeat(1048)); OwnConversation::MESSAGES];
+    let bytes: usize = largest.iter().map(|message| message.content.len()).sum();
+    let proposal = Proposal::new(&OWNER, session, &new_turn("q", largest));
+    server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "5000"]);
+    let accepted = store.accept(&proposal).await.expect("accepted");
+    let Acceptance::New { turn, began: true, .. } = accepted else { panic!("{accepted:?}") };
+    let grown = used() - before;
+    assert!(grown < 2 * bytes, "{grown} bytes for {bytes}");
+    println!("{bytes} bytes in 1,000 messages cost Redis {grown} bytes");
+    let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+    let claimed = other.claim(&open).await.expect("a claim");
+    let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
+    assert_eq!(taken.own_conversation().expect("its own").bytes(), bytes);
+    assert_eq!(taken.question().content, turn.question().content);
+}
+
+#[tokio::test]
+async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
+    let Stored { server, store, other } = Stored::start().await;
+    let session = SessionId::random();
+    server.remember();
+    let proposal = Proposal::new(&OWNER, session, &new_turn("q", conversation()));
+    let accepted = store.accept(&proposal).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    server.lose_what_came_since();
+    let restored = async || loop {
+        if let Ok(restored) = store.restore(&turn).await {
+            return restored;
+        }
+    };
+    assert_eq!(restored().await, Restored::Waiting);
+    assert_eq!(restored().await, Restored::Waiting, "a repeat adds nothing");
+    let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+    let claimed = other.claim(&open).await.expect("a claim");
+    let Claim::Waiting(taken) = claimed else { panic!("{claimed:?}") };
+    // It loses everything once more: who took it over has all of it, too.
+    let lost = server.cli(&["KEYS", "jarvis:{b*"]);
+    let lost: Vec<&str> = lost.lines().collect();
+    server.cli(&[&["DEL"], &lost[..]].concat());
+    assert_eq!(other.restore(&taken).await.expect("Redis"), Restored::Waiting);
+    assert_eq!(other.begin(&taken).await.expect("Redis"), Begin::Began);
+    let page = other.page(&OWNER, session, 0, 50).await.expect("a page");
+    let contents: Vec<_> = page.messages.iter().map(|m| m.content.clone()).collect();
+    let own = conversation().into_iter().map(|m| m.content).chain(["q".to_owned()]);
+    assert_eq!(contents, own.collect::<Vec<_>>());
+    // The end of the turn, however it comes, begins its last hour.
+    assert!(expires(&server, session) > 3600);
+    other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    assert!((3000..=3600).contains(&expires(&server, session)));
+}
+
+#[tokio::test]
+async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_it() {
+    let Stored { server, store, .. } = Stored::start().await;
+    let session = SessionId::random();
+    let key = Some(IdempotencyKey { key: "k".into(), body: "b".into() });
+    let keyed = NewTurn { key, ..new_turn("q", conversation()) };
+    let propose = async || store.accept(&Proposal::new(&OWNER, session, &keyed)).await;
+    let Ok(Acceptance::New { turn, .. }) = propose().await else { panic!("not accepted") };
+    let again = propose().await.expect("Redis");
+    assert!(matches!(again, Acceptance::Same { generation, .. } if generation == turn.generation));
+    let tag = Tag::random();
+    store.start(&turn, tag).await.expect("Redis");
+    let header = message(Role::Assistant, Utc::now());
+    let events = [(Tag::random(), Control::Done {})];
+    let finished = store.finish(&turn, tag, 0, &header, &events).await.expect("Redis");
+    assert_eq!(finished, Written::Ok);
+    assert!(matches!(propose().await, Ok(Acceptance::Same { .. })));
+    // The session expires, and the memory of its end has.
+    let keys = server.cli(&["KEYS", &format!("{}*", channel(session))]);
+    for key in keys.lines().filter(|key| !key.contains(":key:")) {
+        server.cli(&["DEL", key]);
+    }
+    assert!(matches!(propose().await, Ok(Acceptance::New { .. })));
+}

@@ -1,0 +1,237 @@
+//! What the Redis Functions and the record of them promise.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use chrono::Utc;
+use jarvis::membership::MembershipStore;
+use jarvis::queue::{
+    Grant, HostKey, HostReport, Limits as QueueLimits, QueueStore, Returned, Ticket, Via,
+};
+use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
+use jarvis::redis::{Redis, RedisError, RedisOptions, migrations};
+use jarvis::session::model::Reasoning;
+use jarvis::session::store::{
+    Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
+    SessionLimits, bucket, message,
+};
+use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag, TurnSpec};
+use support::redis::RedisServer;
+
+const RECORD: &str = "jarvis:{migrations}:applied";
+
+fn connect(server: &RedisServer) -> Redis {
+    let command_timeout = Duration::from_secs(5);
+    let options = RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 };
+    Redis::connect(&options).expect("a client")
+}
+
+fn store_on(redis: &Redis, name: &str) -> Store {
+    Store::new(redis.clone(), name.to_owned(), SessionLimits::default())
+}
+
+fn new_turn(key: Option<&str>) -> NewTurn {
+    let spec = TurnSpec {
+        model: "m".to_owned(),
+        temperature: 0.0,
+        max_tokens: 1,
+        system: None,
+        seed: None,
+        stop: Vec::new(),
+        think: Reasoning::Off,
+        message_id: None,
+        source: String::new(),
+    };
+    let key = key.map(|key| IdempotencyKey { key: key.to_owned(), body: "b".to_owned() });
+    NewTurn { spec, content: "a question".to_owned(), conversation: None, key }
+}
+
+async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
+    let owner = Owner::Anonymous;
+    let proposal = Proposal::new(&owner, session, &new_turn(key));
+    let accepted = store.accept(&proposal).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("a second turn") };
+    let (tag, next) = (Tag::random(), Tag::random());
+    store.restore(&turn).await.expect("Redis");
+    store.begin(&turn).await.expect("Redis");
+    store.start(&turn, tag).await.expect("Redis");
+    store.append(&turn, tag, 0, "too much").await.expect("Redis");
+    store.rewind(&turn, tag, 3, next, true).await.expect("Redis");
+    let header = message(Role::Assistant, Utc::now());
+    let events = [(Tag::random(), Control::Done {})];
+    store.finish(&turn, next, 3, &header, &events).await.expect("Redis");
+    store.upstream_closed(&turn).await.expect("Redis");
+}
+
+async fn every_call_of_a_session(redis: &Redis) {
+    let (owner, session) = (Owner::Anonymous, SessionId::random());
+    let (store, other) = (store_on(redis, "r1"), store_on(redis, "r2"));
+    whole_turn(&store, session, Some("k")).await;
+    store.retitle(&owner, session, "title").await.expect("Redis");
+    store.describe(&owner, session).await.expect("Redis");
+    store.page(&owner, session, 0, 5).await.expect("Redis");
+    store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");
+    store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
+    let proposal = Proposal::new(&owner, session, &new_turn(None));
+    store.accept(&proposal).await.expect("Redis");
+    let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
+    other.claim(&open[0]).await.expect("Redis");
+    store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
+    store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
+    let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
+    membership.heartbeat().await.expect("Redis");
+    membership.sign_off().await.expect("Redis");
+    membership.remove_replica("r1", -1).await.expect("Redis");
+}
+
+async fn every_call_of_the_queue(redis: &Redis) {
+    let limits = QueueLimits { waiting: 9, waiting_of_source: 9 };
+    let queue = QueueStore::new(redis.clone(), "r1".to_owned(), limits);
+    let name = HostKey("host".to_owned());
+    let models = [("m:latest".to_owned(), true)].into();
+    let report = HostReport { name: name.clone(), slots: 1, via: Via::Open, trials: 0, models };
+    queue.report(&[report]).await.expect("Redis");
+    let generation = GenerationId::random();
+    let text = "u".to_owned();
+    let ticket = Ticket {
+        generation,
+        user: text.clone(),
+        source: text.clone(),
+        model: "m:latest".to_owned(),
+        session: text,
+        has_text: false,
+    };
+    queue.join(&ticket, None).await.expect("Redis");
+    let why = Returned { excluded: Duration::ZERO, full: Duration::ZERO, has_text: false };
+    let grant = Grant { host: name.clone(), number: 1 };
+    queue.give_back(generation, &grant, why).await.expect("Redis");
+    queue.restore(&ticket, &name, "1").await.expect("Redis");
+    queue.tick().await.expect("Redis");
+    queue.statuses(&[generation]).await.expect("Redis");
+    queue.room("m:latest").await.expect("Redis");
+    queue.holdings().await.expect("Redis");
+    queue.release(generation).await.expect("Redis");
+    queue.free("r1", None).await.expect("Redis");
+}
+
+/// The functions that Redis was asked for since its log was emptied.
+fn called(server: &RedisServer) -> BTreeSet<String> {
+    let log = server.cli(&["SLOWLOG", "GET", "-1"]);
+    log.lines().filter(|line| line.starts_with("jarvis_")).map(str::to_owned).collect()
+}
+
+fn log_every_command(server: &RedisServer) {
+    server.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
+    server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+}
+
+#[tokio::test]
+async fn every_function_is_called_by_the_names_that_it_declares() {
+    let server = RedisServer::start();
+    let redis = connect(&server);
+    migrations::apply(&redis).await.expect("migrations");
+    log_every_command(&server);
+    // A debug build refuses a call whose names, or their order, are not those of its function.
+    every_call_of_a_session(&redis).await;
+    every_call_of_the_queue(&redis).await;
+    let declared: BTreeSet<String> = DECLARED.keys().cloned().collect();
+    assert_eq!(called(&server), declared);
+}
+
+/// What an earlier build left: the record of layout 1, and a session of it.
+fn leave_the_first_layout(server: &RedisServer) {
+    let applied = r#"{"name":"0001_session.lua","sha256":"00","oldest":"0.1.0"}"#;
+    server.cli(&["HSET", RECORD, "1", applied]);
+    server.cli(&["RPUSH", "jarvis:{b0}:s:00000000-0000-4000-8000-000000000000:messages", "{}\nx"]);
+}
+
+#[tokio::test]
+async fn a_redis_of_another_layout_is_refused_and_left_as_it_is() {
+    for later in [false, true] {
+        let server = RedisServer::start();
+        if later {
+            server.cli(&["HSET", RECORD, "layout", "3"]);
+        } else {
+            leave_the_first_layout(&server);
+        }
+        let before = server.cli(&["HGETALL", RECORD]);
+        let refused = migrations::apply(&connect(&server)).await.expect_err("another layout");
+        assert!(matches!(refused, RedisError::Migration(_)), "{refused}");
+        for command in ["migrate", "serve"] {
+            let output = Command::new(env!("CARGO_BIN_EXE_jarvis"))
+                .args([command, "--redis-url", &server.url()])
+                .env("JARVIS_LISTEN", "127.0.0.1:0")
+                .output()
+                .expect("jarvis");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+            let what_to_do = if later { "Start a later release" } else { "make purge" };
+            assert!(said.contains(what_to_do), "{command}: {said}");
+        }
+        assert_eq!(server.cli(&["HGETALL", RECORD]), before, "nothing is changed");
+        assert_eq!(server.cli(&["FUNCTION", "LIST"]).trim(), "", "nothing is loaded");
+    }
+}
+
+/// The session's library as a later release has it: every function of this one, and a second
+/// version of one of them.
+fn newer_library() -> String {
+    let library = LIBRARIES.iter().find(|library| library.name == "jarvis_session");
+    let library = library.expect("a library");
+    let append = library.commands.iter().find(|file| file.path.ends_with("/append.lua"));
+    let second = append.expect("a command").text.replace("version = 1", "version = 2");
+    format!("{}do\n{second}end\n", library.code)
+}
+
+#[tokio::test]
+async fn an_older_and_a_newer_library_serve_their_replicas_side_by_side() {
+    let server = RedisServer::start();
+    let redis = connect(&server);
+    migrations::apply(&redis).await.expect("migrations");
+    let (owner, session) = (Owner::Anonymous, SessionId::random());
+    whole_turn(&store_on(&redis, "older"), session, None).await;
+    // The newer replica starts: it loads its library, and records its file.
+    let newer = newer_library();
+    let load = || server.cli(&["FUNCTION", "LOAD", "REPLACE", &newer]);
+    assert_eq!(load().trim(), "jarvis_session");
+    server.cli(&["HSET", RECORD, "session/append_2.lua", "00"]);
+    let append = |version: u8| {
+        let function = format!("jarvis_append_{version}");
+        let (channel, answer) = ("jarvis:{b0}:s:x", "jarvis:{b0}:s:x:answer");
+        let arguments = ["anonymous", "g", "f", "0", "0", "text", "-"];
+        server.cli(&[&["FCALL", &function, "2", channel, answer], &arguments[..]].concat())
+    };
+    assert_eq!(append(2).trim(), "fenced", "the newer one is there");
+    whole_turn(&store_on(&redis, "older"), session, None).await;
+    // An older one that starts only now does not take the newer one's function away.
+    let late = connect(&server);
+    migrations::apply(&late).await.expect("the same layout");
+    whole_turn(&store_on(&late, "late"), session, None).await;
+    assert_eq!(append(2).trim(), "fenced");
+    // On a server that came back empty each loads what it misses, and both go on.
+    server.cli(&["FUNCTION", "FLUSH"]);
+    whole_turn(&store_on(&late, "late"), session, None).await;
+    assert!(append(2).contains("not found"), "the older one does not have it");
+    load();
+    whole_turn(&store_on(&redis, "older"), session, None).await;
+    assert_eq!(append(2).trim(), "fenced");
+    let count = store_on(&redis, "x").describe(&owner, session).await.expect("a session");
+    assert_eq!(count.info.message_count, 10);
+}
+
+#[tokio::test]
+async fn a_replica_that_misses_a_function_of_a_layout_that_went_on_is_told_so() {
+    let server = RedisServer::start();
+    let redis = connect(&server);
+    migrations::apply(&redis).await.expect("migrations");
+    server.cli(&["HSET", RECORD, "layout", "3"]);
+    server.cli(&["FUNCTION", "FLUSH"]);
+    let membership = MembershipStore::new(redis, "r".to_owned());
+    let refused = membership.heartbeat().await.expect_err("a later layout");
+    assert!(refused.to_string().contains("Start a later release"), "{refused}");
+    assert_eq!(server.cli(&["FUNCTION", "LIST"]).trim(), "", "nothing is loaded");
+}
