@@ -36,7 +36,7 @@ def _validator() -> str:
 TARGETS: dict[str, tuple[_Need, ...]] = {
     "run": (_COMPILER, ("Redis", _server), ("Model", _model)),
     "cluster": (_COMPILER, ("Redis", _server), ("Model", _model), _NGINX),
-    "test": (_COMPILER, _PROGRAMS, ("cargo-deny", tools.cargo_deny), ("manifests", _validator)),
+    "test": (_COMPILER, _PROGRAMS, _NGINX, ("cargo-deny", tools.cargo_deny), ("manifests", _validator)),
     "chaos": (_COMPILER, _PROGRAMS),
     "roll": (_COMPILER, _PROGRAMS),
     "soak": (_COMPILER, _PROGRAMS),

@@ -219,11 +219,17 @@ impl Draft {
         Call::Append(self.stored, self.stored, self.mark)
     }
 
-    /// Learns what Redis replied. Gives how long the next call is to wait.
-    pub(super) fn take_in(&mut self, call: Call, reply: Reply) -> Result<Duration, Fenced> {
+    /// Learns what Redis replied to a call that was made at `made`: the reply may have waited for a
+    /// replica that was paused. Gives how long the next call is to wait.
+    pub(super) fn take_in(
+        &mut self,
+        call: Call,
+        made: Instant,
+        reply: Reply,
+    ) -> Result<Duration, Fenced> {
         match reply {
             Reply::Written(Written::Ok) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 match call {
                     Call::Start(_) => {
                         self.stage = Stage::Marked;
@@ -259,14 +265,14 @@ impl Draft {
                 return Ok(COME_BACK);
             }
             Reply::Begin(Begin::Began) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 self.stage = Stage::Unmarked;
                 self.stored = 0;
                 // The turn may have been accepted again, where readers hold what was taken back.
                 self.cut = self.diverged.then(|| (0, Tag::random()));
             }
             Reply::Begin(Begin::Waiting) => {
-                self.acknowledged = Instant::now();
+                self.acknowledged = made;
                 return Ok(ASK_AGAIN);
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use chrono::Utc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use tokio::time::Instant;
 
 use super::draft::{Call, Draft, Reply};
 use super::writer::make;
@@ -555,7 +556,7 @@ async fn write(store: &Store, hand: &mut Hand, fate: Fate) {
         Fate::ReplyLost => return,
         Fate::Twice => reply = ask(call).await,
     }
-    hand.stopped = hand.draft.take_in(call, reply).is_err();
+    hand.stopped = hand.draft.take_in(call, Instant::now(), reply).is_err();
 }
 
 async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
@@ -571,7 +572,7 @@ async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
         Fate::Twice => reply = ask().await,
     }
     let look = hand.draft.look();
-    hand.stopped = hand.draft.take_in(look, Reply::Written(reply)).is_err();
+    hand.stopped = hand.draft.take_in(look, Instant::now(), Reply::Written(reply)).is_err();
     hand.finished = !hand.stopped && reply == Written::Ok;
 }
 

@@ -38,6 +38,7 @@ pub(super) struct Writer {
 
 struct UnderWay {
     call: Call,
+    made: Instant,
     reply: BoxFuture<'static, Result<Reply, StoreError>>,
 }
 
@@ -117,14 +118,14 @@ impl Writer {
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
             let reply = make(store, turn, call, self.draft.text());
-            self.under_way = Some(UnderWay { call, reply });
+            self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
-        let call = under_way.call;
+        let (call, made) = (under_way.call, under_way.made);
         let reply = under_way.reply.as_mut().await;
         self.under_way = None;
         let pause = match reply {
-            Ok(reply) => self.draft.take_in(call, reply)?,
+            Ok(reply) => self.draft.take_in(call, made, reply)?,
             Err(error) => {
                 tracing::warn!(%error, "writing an answer waits for redis");
                 RETRY
@@ -141,8 +142,11 @@ impl Writer {
         loop {
             let kept = if self.has_place() && !self.draft.has_begun() {
                 sleep_until(self.draft.acknowledged() + LOOK_WHILE_WAITING).await;
+                let made = Instant::now();
                 match self.store.begin(&self.turn).await {
-                    Ok(reply) => self.draft.take_in(Call::Begin, Reply::Begin(reply)).map(drop),
+                    Ok(reply) => {
+                        self.draft.take_in(Call::Begin, made, Reply::Begin(reply)).map(drop)
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "beginning a turn waits for redis");
                         sleep(RETRY).await;
@@ -171,9 +175,10 @@ impl Writer {
                 self.progress().await?;
             }
             let (length, mark) = (self.draft.text().len() as u64, self.draft.mark());
+            let made = Instant::now();
             match self.store.finish(&self.turn, mark, length, header, events).await {
                 Ok(written) => {
-                    self.draft.take_in(self.draft.look(), Reply::Written(written))?;
+                    self.draft.take_in(self.draft.look(), made, Reply::Written(written))?;
                     if written == Written::Ok {
                         return Ok(());
                     }
