@@ -41,6 +41,7 @@ TARGETS: dict[str, tuple[_Need, ...]] = {
     "roll": (_COMPILER, _PROGRAMS),
     "soak": (_COMPILER, _PROGRAMS),
     "bench": (_COMPILER, _PROGRAMS),
+    "verify": (_COMPILER, ("Redis", redis.server_program), _NGINX),
     "seams": (_COMPILER, ("Redis", redis.server_program), ("Model", _small_model)),
 }
 
