@@ -36,11 +36,12 @@ def _validator() -> str:
 TARGETS: dict[str, tuple[_Need, ...]] = {
     "run": (_COMPILER, ("Redis", _server), ("Model", _model)),
     "cluster": (_COMPILER, ("Redis", _server), ("Model", _model), _NGINX),
-    "test": (_COMPILER, _PROGRAMS, ("cargo-deny", tools.cargo_deny), ("manifests", _validator)),
+    "test": (_COMPILER, _PROGRAMS, _NGINX, ("cargo-deny", tools.cargo_deny), ("manifests", _validator)),
     "chaos": (_COMPILER, _PROGRAMS),
     "roll": (_COMPILER, _PROGRAMS),
     "soak": (_COMPILER, _PROGRAMS),
     "bench": (_COMPILER, _PROGRAMS),
+    "verify": (_COMPILER, ("Redis", redis.server_program), _NGINX),
     "seams": (_COMPILER, ("Redis", redis.server_program), ("Model", _small_model)),
 }
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import clients, console, replicas
+from . import clients, console, prepare, replicas
 from .check import Outcome, timed
 from .console import green, red, say
 
@@ -19,6 +19,7 @@ _PARTS: tuple[tuple[str, Callable[[Path], Outcome]], ...] = (("clients", clients
 
 def everything() -> int:
     console.title("make verify")
+    prepare.target("verify")
     replicas.build()
     with tempfile.TemporaryDirectory(prefix="jarvis-verify-") as place:
         rows = [timed(name, lambda part=part: part(Path(place))) for name, part in _PARTS]
