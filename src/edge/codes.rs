@@ -44,6 +44,7 @@ pub const CODES: &[ErrorCode] = &[
     code("queue_timeout", 503, "the turn waited for as long as a turn may"),
     code("repetition", 502, "the model only repeated itself"),
     code("session_busy", 409, "8 turns wait in this session"),
+    code("session_exists", 409, "a turn that brings its own conversation needs a new session"),
     code("session_full", 409, "the session holds as much as it may: clear it, or begin another"),
     code("session_not_found", 404, "the caller has no such session"),
     code("store_full", 503, "Redis has no memory left"),
