@@ -240,9 +240,9 @@ async fn an_answer_that_goes_on_at_a_host_with_another_window_keeps_its_prompt()
 /// What was measured in a conversation goes from its answers: it is estimated again.
 fn forget_what_was_measured(redis: &RedisServer, session: &str) {
     let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
-    let forget = "local all = redis.call('LRANGE', KEYS[1], 0, -1) \
-                  for i, m in ipairs(all) do redis.call('LSET', KEYS[1], i - 1, \
-                  (string.gsub(m, '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
+    let forget = "local all = redis.call('HGETALL', KEYS[1]) \
+                  for i = 1, #all, 2 do redis.call('HSET', KEYS[1], all[i], \
+                  (string.gsub(all[i + 1], '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
     redis.cli(&["EVAL", forget, "1", keys.trim()]);
 }
 

@@ -13,7 +13,7 @@ use jarvis::queue::{
     Grant, HostKey, HostReport, Limits as QueueLimits, QueueStore, Returned, Ticket, Via,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
-use jarvis::redis::{Redis, RedisError, RedisOptions, migrations};
+use jarvis::redis::{Conditions, Redis, RedisError, RedisOptions, migrations};
 use jarvis::session::model::Reasoning;
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
@@ -138,6 +138,12 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     // A debug build refuses a call whose names, or their order, are not those of its function.
     every_call_of_a_session(&redis).await;
     every_call_of_the_queue(&redis).await;
+    let conditions = Conditions::of(&redis);
+    let mut probed = conditions.subscribe();
+    let probe = tokio::spawn(conditions.follow());
+    let first = tokio::time::timeout(Duration::from_secs(20), probed.changed()).await;
+    first.expect("a probe in time").expect("a condition");
+    probe.abort();
     let declared: BTreeSet<String> = DECLARED.keys().cloned().collect();
     assert_eq!(called(&server), declared);
 }
