@@ -87,7 +87,7 @@ impl Cli {
 #[derive(Clone, Debug, Args)]
 pub struct ServerAddress {
     /// The server's address; without it, the one that the server listens on
-    #[arg(long, env = "JARVIS_HEALTH_URL", value_parser = http_url)]
+    #[arg(long, env = "JARVIS_HEALTH_URL", hide_env_values = true, value_parser = http_url)]
     pub url: Option<Url>,
 
     /// Address and port that the server listens on
@@ -121,7 +121,7 @@ impl ServerAddress {
 #[derive(Clone, Debug, Args)]
 pub struct RedisSettings {
     /// Redis: redis://, rediss://, redis-cluster://, redis-sentinel:// or redis+unix://
-    #[arg(long, env = "JARVIS_REDIS_URL", value_name = "URL", value_parser = redis_url)]
+    #[arg(long, env = "JARVIS_REDIS_URL", hide_env_values = true, value_name = "URL", value_parser = redis_url)]
     #[arg(default_value = "redis://127.0.0.1:6379")]
     pub redis_url: String,
 
@@ -164,7 +164,13 @@ pub struct Settings {
     pub redis_patience: u64,
 
     /// Ollama hosts, separated by commas, as http://a:11434;slots=4; each address of a name is one
-    #[arg(long, env = "JARVIS_OLLAMA_URLS", value_name = "URLS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "JARVIS_OLLAMA_URLS",
+        hide_env_values = true,
+        value_name = "URLS",
+        value_delimiter = ','
+    )]
     #[arg(default_value = "http://127.0.0.1:11434", value_parser = ollama_host)]
     pub ollama_urls: Vec<Option<OllamaHost>>,
 
@@ -276,7 +282,7 @@ pub struct Settings {
     pub log: String,
 
     /// OpenTelemetry collector that spans are sent to over HTTP; none: no spans are sent
-    #[arg(long, env = "JARVIS_OTLP_URL", value_name = "URL", value_parser = http_url)]
+    #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
 }
 

@@ -19,6 +19,8 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Before any client of HTTP is made: telemetry has one, too.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::from_arguments(&arguments) {
         Ok(cli) => cli,

@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, http, joined, kinds, post, send, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
@@ -211,6 +213,27 @@ async fn the_same_idempotency_key_gives_the_same_answer_from_any_replica() {
     assert_eq!(other.status, 422, "{}", other.body);
     let asked = get(&fleet.ollama, "/sim/stats").await.body;
     assert_eq!(asked["started"], 1, "{asked}");
+}
+
+#[tokio::test]
+async fn a_repeat_with_its_key_finds_its_answer_though_no_host_is_left() {
+    let mut fleet = fleet(1, &[]).await;
+    let url = format!("{}/api/v1/chat", fleet.replicas[0].url);
+    let body = json!({"message": "hello"});
+    let key = id();
+    let ask = || send(http().post(&url).header("Idempotency-Key", &key).json(&body));
+    let first = ask().await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    fleet.ollama.kill();
+    let refused = async {
+        while send(http().post(&url).json(&body)).await.status != 503 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, refused).await.expect("new turns are refused");
+    let again = ask().await;
+    assert_eq!(again.status, 200, "{}", again.body);
+    assert_eq!(again.body["generation_id"], first.body["generation_id"]);
 }
 
 #[tokio::test]

@@ -190,3 +190,22 @@ fn nothing_is_coloured_that_is_no_terminal() {
         assert!(!printed.is_empty() && !printed.contains('\u{1b}'), "{printed}");
     }
 }
+
+#[tokio::test]
+async fn a_replica_with_a_collector_that_is_away_starts_and_help_shows_no_secret() {
+    let redis = RedisServer::start();
+    let collector = [("JARVIS_OTLP_URL", "http://127.0.0.1:1")];
+    let replica = jarvis(&redis.url(), "http://127.0.0.1:1", &collector);
+    until_ok(&replica, "/health/live").await;
+    for arguments in [["serve", "--help"], ["migrate", "--help"], ["serve", "-h"]] {
+        let help = Command::new(env!("CARGO_BIN_EXE_jarvis"))
+            .args(arguments)
+            .env("JARVIS_REDIS_URL", "redis://:sEcretZ@h:1")
+            .env("JARVIS_OLLAMA_URLS", "http://u:sEcretZ@h:1")
+            .env("JARVIS_OTLP_URL", "http://u:sEcretZ@h:1")
+            .output()
+            .expect("help");
+        let text = String::from_utf8_lossy(&help.stdout).into_owned();
+        assert!(text.contains("JARVIS_REDIS_URL") && !text.contains("sEcretZ"), "{text}");
+    }
+}

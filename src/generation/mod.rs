@@ -226,12 +226,12 @@ impl Generations {
         if self.drain.is_cancelled() {
             return Err(SubmitError::Draining);
         }
-        self.fleet.check(&new.spec.model).await?;
-        // What nobody can run soon is refused before it is a part of the conversation.
-        if let Room::NoneFor(after) = self.queue.room(&capacity::model_key(&new.spec.model)).await {
+        // A turn that cannot run soon is refused before it is a part of the conversation; a repeat of
+        // one that was accepted is not.
+        if let Err(refused) = self.admits(&new.spec.model).await {
             return match self.store.find(owner, session, &new).await? {
                 Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
-                None => Err(SubmitError::QueueFull(place::queue_full(after))),
+                None => Err(refused),
             };
         }
         let proposal = Proposal::new(owner, session, &new);
@@ -241,6 +241,15 @@ impl Generations {
                 Err(StoreError::Redis(error).into())
             }
             done => Ok(done?),
+        }
+    }
+
+    /// Whether a host has the model, and the queue has room.
+    async fn admits(&self, model: &str) -> Result<(), SubmitError> {
+        self.fleet.check(model).await?;
+        match self.queue.room(&capacity::model_key(model)).await {
+            Room::NoneFor(after) => Err(SubmitError::QueueFull(place::queue_full(after))),
+            Room::Some => Ok(()),
         }
     }
 

@@ -286,8 +286,10 @@ async fn attempt(
         0 => done.prompt_eval_count,
         counted => counted,
     };
-    let usage =
-        Usage { prompt_tokens, completion_tokens: continued.tokens_before + done.eval_count };
+    let usage = Usage {
+        prompt_tokens,
+        completion_tokens: continued.tokens_before.saturating_add(done.eval_count),
+    };
     context.prompt_tokens = prompt_tokens;
     metrics::counter!("jarvis_tokens_total", "kind" => "prompt").increment(prompt_tokens);
     metrics::counter!("jarvis_tokens_total", "kind" => "completion").increment(done.eval_count);

@@ -135,8 +135,8 @@ impl Line {
                 Some("unload") => DoneReason::Unload,
                 Some(_) => DoneReason::Other,
             },
-            prompt_eval_count: self.prompt_eval_count.0.unwrap_or(0),
-            eval_count: self.eval_count.0.unwrap_or(0),
+            prompt_eval_count: self.prompt_eval_count.tokens(),
+            eval_count: self.eval_count.tokens(),
         };
         let end = match self.done {
             Flag(Some(true)) => Some(PieceEnd::Said(done)),

@@ -164,6 +164,16 @@ trait Loose: Default {
     }
 }
 
+/// More tokens than any window has: a figure beyond it is not one.
+const MOST_TOKENS: u64 = u32::MAX as u64;
+
+impl Figure {
+    /// A count of tokens; 0 where there is none that could be true.
+    pub(super) fn tokens(self) -> u64 {
+        self.0.filter(|tokens| *tokens <= MOST_TOKENS).unwrap_or(0)
+    }
+}
+
 impl Loose for Figure {
     fn of_number(number: f64) -> Self {
         Self((number.is_finite() && number >= 0.0).then_some(number as u64))
