@@ -225,12 +225,12 @@ async fn a_repeat_with_its_key_finds_its_answer_though_no_host_is_left() {
     let first = ask().await;
     assert_eq!(first.status, 200, "{}", first.body);
     fleet.ollama.kill();
-    let refused = async {
-        while send(http().post(&url).json(&body)).await.status != 503 {
+    let noticed = async {
+        while get(&fleet.replicas[0], "/api/v1/models").await.status != 503 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(LIMIT, refused).await.expect("new turns are refused");
+    tokio::time::timeout(LIMIT, noticed).await.expect("no host is left");
     let again = ask().await;
     assert_eq!(again.status, 200, "{}", again.body);
     assert_eq!(again.body["generation_id"], first.body["generation_id"]);
