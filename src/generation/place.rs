@@ -19,8 +19,11 @@ const LOOK_FOR_HOSTS: Duration = Duration::from_secs(10);
 /// Before a turn is given up the queue is asked again, and once more after this: a replica that was
 /// stopped, or that had no Redis, has not seen what happened meanwhile.
 const LAST_LOOK: Duration = Duration::from_secs(2);
-/// A session is notified at most this often.
-const NOTIFY_EVERY: Duration = Duration::from_secs(1);
+/// A session is notified at most this often: each time that the queue has looked, which is once a
+/// second, so that what is published was true a moment ago.
+const NOTIFY_EVERY: Duration = Duration::from_millis(950);
+/// News that came too early is published by itself after this, where no later look has brought more.
+const NOTIFY_AT_LAST: Duration = Duration::from_secs(2);
 /// The clients of an answer that waits in its middle, for its turn and not for a host, are not
 /// notified before this: it goes before all others.
 const NEXT_IN_TURN: Duration = Duration::from_secs(5);
@@ -184,8 +187,9 @@ impl Notifier {
     fn due(&self, queued: Queued, now: Instant) -> Option<Instant> {
         match self.last {
             None => Some(self.from),
-            Some((at, last)) if differs(last, queued) => Some(at + NOTIFY_EVERY),
-            Some(_) => None,
+            Some((_, last)) if !differs(last, queued) => None,
+            Some((at, _)) if now >= at + NOTIFY_EVERY => Some(now),
+            Some((at, _)) => Some(at + NOTIFY_AT_LAST),
         }
         .map(|due| due.max(now))
     }
@@ -297,7 +301,7 @@ mod tests {
         assert!(notifier.publishes(queued(1, Some(0.0)), now));
         let soon = now + Duration::from_millis(10);
         assert!(!notifier.publishes(queued(1, None), soon), "twice within a second");
-        assert_eq!(notifier.due(queued(1, None), soon), Some(now + NOTIFY_EVERY));
+        assert_eq!(notifier.due(queued(1, None), soon), Some(now + NOTIFY_AT_LAST));
         assert!(notifier.publishes(queued(1, None), now + NOTIFY_EVERY), "the time is unknown now");
         assert_eq!(notifier.due(queued(1, None), now + NOTIFY_EVERY * 9), None);
     }
