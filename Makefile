@@ -1,9 +1,12 @@
-# What each target does is in scripts/dev/; here are only the names.
+# The commands are in xtask/; here are only their names and settings.
 .DEFAULT_GOAL := help
 .PHONY: help run cluster chat stop test verify chaos roll soak bench seams clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
-DEV := @scripts/dev.sh
+# Cargo shows how it compiles the commands the first time; later it takes a moment.
+XTASK := $(or $(CARGO_TARGET_DIR),target)/xtask/xtask
+DEV := @command -v cargo >/dev/null || { echo "There is no cargo here: install the Rust toolchain (1.95 or later)." >&2; exit 1; }; \
+	exec cargo run $(if $(wildcard $(XTASK)),--quiet) --locked --profile xtask --package xtask --
 
 help:     ## this list
 	$(DEV) help
@@ -20,8 +23,11 @@ chat:     ## talk to what runs, in this terminal
 stop:     ## stop what `make run` or `make cluster` started
 	$(DEV) stop
 
-test:     ## formatting, lints, licences, manifests and all tests
-	$(DEV) test
+test:     ## formatting, lints, licences, manifests and all tests (FILTER=part of a name)
+	$(DEV) test $(if $(FILTER),--filter $(FILTER))
+
+verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
+	$(DEV) verify
 
 verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
 	$(DEV) verify

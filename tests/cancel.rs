@@ -114,7 +114,7 @@ async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
 
 #[tokio::test]
 async fn a_turn_whose_writer_is_dead_is_cancelled_for_good() {
-    let mut fleet = Fleet::start().await;
+    let fleet = Fleet::start().await;
     let (session, mut watching) = fleet.answering().await;
     fleet.replicas[0].kill();
     let killed = Instant::now();

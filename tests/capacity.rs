@@ -173,7 +173,7 @@ async fn whoever_waits_is_told_on_when_the_replica_that_waited_for_it_is_gone() 
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
-    let mut replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     assert_eq!(chat(&replicas[0], &id(), "[[tokens=125]] warm").await.status, 200);
     let (mut first, _) = Socket::open(&replicas[0], "/ws").await;
     first.say(&json!({"type": "chat", "message": "[[tokens=200]] first"})).await;
@@ -416,7 +416,7 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
 #[tokio::test]
 async fn an_answer_whose_host_stays_away_for_too_long_ends_with_one_error_and_is_kept() {
     let limit = Duration::from_secs(4);
-    let mut fleet = Outage::of("4").await;
+    let fleet = Outage::of("4").await;
     let session = id();
     let path = format!("/ws?session_id={session}");
     let (mut socket, _) = Socket::open(&fleet.replicas[0], &path).await;
@@ -559,7 +559,7 @@ async fn the_slots_of_a_killed_replica_are_in_full_use_within_the_lease_and_a_se
     let lease = Duration::from_secs(1);
     let extra = [("JARVIS_LEASE_MS", "1000")];
     let mut replicas = replicas(3, &redis.url(), &urls(&[(&sim, 4)]), &extra).await;
-    let mut doomed = replicas.remove(0);
+    let doomed = replicas.remove(0);
     let mut held = Vec::new();
     for _ in 0..4 {
         let (mut socket, _) = Socket::open(&doomed, "/ws").await;
@@ -605,10 +605,10 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
     socket.say(&json!({"type": "chat", "message": "[[tokens=1000]] held"})).await;
     socket.until("stream_chunk").await;
     assert!(!counted().await);
-    replicas[0].signal("-STOP");
+    replicas[0].pause();
     // Its stream runs on, and the slot is somebody else's.
     until("the host is overrun", LIMIT, async || running_is(&sim, 2).await).await;
-    replicas[0].signal("-CONT");
+    replicas[0].resume();
     until("the first stream is closed", LIMIT, async || running_is(&sim, 1).await).await;
     until("it is counted", LIMIT, counted).await;
 }
@@ -631,7 +631,7 @@ async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
             running(&a).await + running(&b).await + running(&c).await == 6
         })
         .await;
-        a.signal("-STOP");
+        a.pause();
         let began = Instant::now();
         let quick = join_all(
             (0..4).map(async |n: usize| chat(&replicas[n % 2], &id(), "[[tokens=5]] quick").await),
@@ -650,7 +650,7 @@ async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
     println!("four quick turns beside a hung host took {:.2} s", took.as_secs_f64());
     // The long turns of the other hosts take 3 s.
     assert!(took < Duration::from_millis(4500), "{took:?}");
-    a.signal("-CONT");
+    a.resume();
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ async fn the_history_reads_the_same_from_both_and_survives_a_restart_of_all() {
     assert_eq!(roles[1]["role"], "assistant");
     assert_eq!(roles[1]["status"], "complete");
     assert_eq!(one.body, get(&fleet.replicas[1], &path).await.body);
-    let Fleet { mut redis, ollama, replicas } = fleet;
+    let Fleet { redis, ollama, replicas } = fleet;
     drop(replicas);
     redis.restart();
     let again = jarvis(&redis.url(), &ollama.url, &[]);
@@ -217,7 +217,7 @@ async fn the_same_idempotency_key_gives_the_same_answer_from_any_replica() {
 
 #[tokio::test]
 async fn a_repeat_with_its_key_finds_its_answer_though_no_host_is_left() {
-    let mut fleet = fleet(1, &[]).await;
+    let fleet = fleet(1, &[]).await;
     let url = format!("{}/api/v1/chat", fleet.replicas[0].url);
     let body = json!({"message": "hello"});
     let key = id();
@@ -336,7 +336,7 @@ async fn without_a_model_host_there_is_an_error_and_never_a_canned_answer() {
 
 #[tokio::test]
 async fn redis_may_come_late_go_away_and_come_back() {
-    let mut redis = RedisServer::start();
+    let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
     redis.kill();
     let replica = jarvis(&redis.url(), &ollama.url, &[]);
@@ -403,9 +403,9 @@ fn a_wrong_setting_is_refused_in_one_line_with_exit_code_64() {
 
 #[tokio::test]
 async fn on_sigterm_sockets_are_told_to_reconnect_and_the_process_ends() {
-    let mut fleet = fleet(1, &[]).await;
+    let fleet = fleet(1, &[]).await;
     let (mut socket, _) = Socket::open(&fleet.replicas[0], "/ws").await;
-    fleet.replicas[0].signal("-TERM");
+    fleet.replicas[0].terminate();
     assert_eq!(socket.closed().await, 1012);
     assert_eq!(fleet.replicas[0].wait(), Some(0));
 }
@@ -423,7 +423,7 @@ fn the_readme_has_the_table_of_settings_that_the_binary_prints() {
 
 #[tokio::test]
 async fn a_killed_replica_is_replaced_without_a_lost_character() {
-    let mut fleet = fleet(3, &["--rate", "60"]).await;
+    let fleet = fleet(3, &["--rate", "60"]).await;
     let message = "[[tokens=300]] survive";
     let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
     let session = id();
@@ -474,7 +474,7 @@ async fn a_drained_replica_hands_its_turns_over_at_once() {
     let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
     asking.say(&json!({"type": "chat", "message": message})).await;
     let mut events = watching.until("stream_chunk").await;
-    fleet.replicas[0].signal("-TERM");
+    fleet.replicas[0].terminate();
     events.extend(watching.until("stream_end").await);
     assert_eq!(joined(&events), expected);
 }

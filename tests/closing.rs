@@ -200,14 +200,14 @@ async fn a_close_is_answered_while_a_request_waits_for_redis() {
     let Setup { replica, redis, .. } = &setup("300", &[]).await;
     let mut raw = Raw::open(replica, "/ws").await;
     raw.until("connection").await;
-    redis.signal("-STOP");
+    redis.pause();
     raw.send(&masked(TEXT, NO_MASK, br#"{"type":"get_history"}"#)).await;
     raw.send(&ask(10)).await;
     raw.send(&masked(PING, NO_MASK, b"1")).await;
     assert_eq!(raw.frame().await.map(|frame| frame.opcode), Some(PONG));
     raw.send(&close(4999, "")).await;
     let answer = raw.closed_within(Duration::from_secs(1)).await;
-    redis.signal("-CONT");
+    redis.resume();
     assert_eq!(answer, close_payload(4999, ""));
 }
 
@@ -273,7 +273,7 @@ async fn a_close_that_meets_a_drain_is_answered_once() {
         raw.until("connection").await;
         raws.push(raw);
     }
-    setup.replica.signal("-TERM");
+    setup.replica.terminate();
     for raw in &mut raws {
         raw.send(&close(4999, "")).await;
     }

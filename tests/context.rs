@@ -159,7 +159,7 @@ async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_w
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "40"]);
     let settings = [("JARVIS_NUM_CTX", "1024"), ("JARVIS_LEASE_MS", "1000")];
-    let mut replicas = [(); 2].map(|()| jarvis(&redis.url(), &ollama.url, &settings));
+    let replicas = [(); 2].map(|()| jarvis(&redis.url(), &ollama.url, &settings));
     for replica in &replicas {
         until_ok(replica, "/health/ready").await;
     }

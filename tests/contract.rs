@@ -364,7 +364,7 @@ async fn an_event_stream_resumes_after_the_last_event_that_was_seen() {
 #[tokio::test]
 async fn a_request_id_is_echoed_and_stands_in_each_log_line_of_its_request() {
     let Setup { ollama, redis, .. } = &setup("500", &[]).await;
-    let (replica, log, _dir) = logged_jarvis(&redis.url(), &ollama.url);
+    let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
     until_ok(&replica, "/health/ready").await;
     let session = id();
     let turn = json!({"message": "[[tokens=3]] hi", "session_id": session});

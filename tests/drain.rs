@@ -44,12 +44,12 @@ async fn until_not_ready(replica: &Process) {
 #[tokio::test]
 async fn a_draining_replica_refuses_what_is_new_and_says_when_to_come_back() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
-    let [mut old, _new] = pair(&redis, &ollama).await;
+    let [old, _new] = pair(&redis, &ollama).await;
     let (mut socket, _) = Socket::open(&old, "/ws").await;
     socket.say(&json!({"message": LONG})).await;
     socket.until("stream_chunk").await;
     let (mut other, _) = Socket::open(&old, "/ws").await;
-    old.signal("-TERM");
+    old.terminate();
     let told = Instant::now();
     until_not_ready(&old).await;
     for socket in [&mut socket, &mut other] {
@@ -84,7 +84,7 @@ async fn a_draining_replica_refuses_what_is_new_and_says_when_to_come_back() {
 #[tokio::test]
 async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
-    let [mut old, new] = pair(&redis, &ollama).await;
+    let [old, new] = pair(&redis, &ollama).await;
     let key = Uuid::new_v4().to_string();
     let ask = |replica: &Process, message: &str| {
         http()
@@ -105,7 +105,7 @@ async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
             }
             tokio::task::yield_now().await;
         }
-        old.signal("-TERM");
+        old.terminate();
     };
     let (short, long, ()) =
         tokio::join!(post(&old, "/api/v1/chat", &short), send(ask(&old, LONG)), term);
@@ -122,7 +122,7 @@ async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
 #[tokio::test]
 async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
-    let [mut old, new] = pair(&redis, &ollama).await;
+    let [old, new] = pair(&redis, &ollama).await;
     let session = Uuid::new_v4().to_string();
     let turn = json!({"message": LONG, "stream": true, "session_id": session});
     let turn = http().post(format!("{}/api/v1/chat", old.url)).json(&turn);
@@ -133,7 +133,7 @@ async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
     }
     let endless = format!("{}/api/v1/chat/sessions/{session}/events", old.url);
     let endless = http().get(endless).send().await.expect("a stream");
-    old.signal("-TERM");
+    old.terminate();
     let told = Instant::now();
     endless.text().await.expect("a clean end");
     assert!(told.elapsed() < Duration::from_secs(DRAIN), "not at once: {:?}", told.elapsed());

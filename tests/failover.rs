@@ -257,7 +257,7 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
 #[tokio::test]
 async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
     let redis = RedisServer::start();
-    let mut fleet = Fleet::on(&redis.url(), "40").await;
+    let fleet = Fleet::on(&redis.url(), "40").await;
     let message = "[[tokens=300]] claimed";
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
     asking.say(&json!({"type": "chat", "message": message})).await;
@@ -289,13 +289,13 @@ async fn a_turn_whose_acceptance_got_no_word_is_answered_although_a_failover_los
     let fleet = Fleet::on(&redis.url(), "200").await;
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
     redis.remember();
-    redis.signal("-STOP");
+    redis.pause();
     let message = "is anybody there?";
     asking.say(&json!({"type": "chat", "message": message, "message_id": "once"})).await;
     let refused = asking.until("error").await;
     assert_eq!(refused.last().expect("an error")["code"], "store_unavailable");
     // It is taken in all the same, and told.
-    redis.signal("-CONT");
+    redis.resume();
     watching.until("message_received").await;
     redis.lose_what_came_since();
     let told = watching.until("stream_end").await;
@@ -306,7 +306,7 @@ async fn a_turn_whose_acceptance_got_no_word_is_answered_although_a_failover_los
 
 #[tokio::test]
 async fn behind_sentinels_a_killed_primary_costs_no_character() {
-    let mut redis = RedisSentinels::start();
+    let redis = RedisSentinels::start();
     let fleet = Fleet::on(&redis.url(), "40").await;
     a_turn_through(&fleet, async || redis.primary.kill()).await;
 }
@@ -318,7 +318,7 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
     let answer = format!("{}:answer", bucket_key(&fleet.session));
     let length = |server: &RedisServer| server.cli(&["STRLEN", &answer]);
     a_turn_through(&fleet, async || {
-        redis.primary.signal("-STOP");
+        redis.primary.pause();
         let deadline = tokio::time::Instant::now() + LIMIT;
         let mut stopped_at = length(&redis.replica);
         loop {
@@ -330,7 +330,7 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
             assert!(tokio::time::Instant::now() < deadline, "no failover");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        redis.primary.signal("-CONT");
+        redis.primary.resume();
         // The sentinels make it a replica after some seconds: what it takes until then is lost.
         let woken = tokio::time::Instant::now();
         let still = || redis.primary.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
@@ -354,7 +354,7 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
 
 #[tokio::test]
 async fn in_a_cluster_a_killed_primary_costs_no_character() {
-    let mut redis = RedisCluster::start();
+    let redis = RedisCluster::start();
     let fleet = Fleet::on(&redis.url(), "30").await;
     let key = bucket_key(&fleet.session);
     a_turn_through(&fleet, async || redis.holders(&key).0.kill()).await;
@@ -362,7 +362,7 @@ async fn in_a_cluster_a_killed_primary_costs_no_character() {
 
 #[tokio::test]
 async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character() {
-    let mut redis = RedisCluster::start();
+    let redis = RedisCluster::start();
     let fleet = Fleet::on(&redis.url(), "40").await;
     let key = bucket_key(&fleet.session);
     a_turn_through(&fleet, async || {

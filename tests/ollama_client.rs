@@ -447,7 +447,7 @@ async fn a_host_is_known_by_its_address_and_asked_by_its_name() {
 
 #[tokio::test]
 async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
-    let (mut first, mut second) = (ollama_sim(&[]), ollama_sim(&[]));
+    let (first, second) = (ollama_sim(&[]), ollama_sim(&[]));
     let fleet = fleet(&[&first.url, &second.url]);
     assert_eq!(fleet.healthy().await, 2);
     let slot = acquire(&fleet, MODEL).await.expect("a slot");

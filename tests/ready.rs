@@ -135,7 +135,8 @@ async fn a_wrong_password_is_told_as_such_and_a_corrected_one_makes_it_ready() {
     setup.until_told(503, "unhealthy", Some("wrong user name or password")).await;
     let none = Setup::over(RedisServer::start(), |_| setup.redis.url());
     none.until_told(503, "unhealthy", Some("wrong user name or password")).await;
-    setup.redis.cli(&["-a", "right-one", "CONFIG", "SET", "requirepass", "wrong-one"]);
+    let change = ["CONFIG", "SET", "requirepass", "wrong-one"];
+    setup.redis.cli_with_password("right-one", &change);
     setup.until_told(200, "healthy", None).await;
 }
 
@@ -172,7 +173,7 @@ async fn a_redis_that_is_full_before_it_ever_had_the_functions_makes_no_replica_
 
 #[tokio::test]
 async fn a_replica_stays_ready_through_a_short_outage_and_not_through_a_long_one() {
-    let mut setup = Setup::ready().await;
+    let setup = Setup::ready().await;
     setup.redis.kill();
     let gone = Instant::now();
     setup.until_told(200, "degraded", Some("not reachable")).await;

@@ -143,7 +143,7 @@ async fn a_stream_that_breaks_off_after_any_character_of_any_script_leaves_no_tr
 
 #[tokio::test]
 async fn a_writer_killed_after_any_character_of_any_script_leaves_no_trace() {
-    let mut fleet = Fleet::with_one_host().await;
+    let fleet = Fleet::with_one_host().await;
     let answers = ANSWERS.map(characters);
     let mut asked = Vec::new();
     for pieces in &answers {

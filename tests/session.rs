@@ -545,7 +545,7 @@ async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
-    let mut redis = RedisServer::start_with(&["--appendfsync", "always"]);
+    let redis = RedisServer::start_with(&["--appendfsync", "always"]);
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
     let mut reader = replica.reader(session, None).await;

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
 use support::client::until_ok;
-use support::process::{jarvis, logged, ollama_sim};
+use support::process::{jarvis, jarvis_at, logged, ollama_sim};
 use support::redis::RedisServer;
 
 fn binary(arguments: &[&str]) -> Command {
@@ -134,7 +134,7 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_named_as
         let url = redis.url().replace("//", "//ann:Sec%20ret%231@");
         for format in ["text", "json"] {
             let extra = [("JARVIS_LOG", "trace"), ("JARVIS_LOG_FORMAT", format)];
-            let (replica, log, _dir) = logged(&url, "http://127.0.0.1:9", &extra);
+            let (replica, log) = logged(&url, "http://127.0.0.1:9", &extra);
             let mut lines = String::new();
             for _ in 0..600 {
                 lines = std::fs::read_to_string(&log).expect("the log");
@@ -162,9 +162,7 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_named_as
 async fn health_asks_the_server_where_it_listens() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
     for listen in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
-        let mut command = binary(&["serve", "--listen", listen, "--redis-url", &redis.url()]);
-        command.args(["--ollama-urls", &ollama.url]).env("JARVIS_LOG", "off");
-        let replica = support::process::Process::start(command);
+        let replica = jarvis_at(listen, &redis.url(), &ollama.url, &[("JARVIS_LOG", "off")]);
         let port = replica.url.rsplit(':').next().expect("a port");
         let listen = format!("{}:{port}", listen.trim_end_matches(":0"));
         for _ in 0..600 {

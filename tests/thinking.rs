@@ -327,7 +327,7 @@ async fn a_turn_that_is_cancelled_in_its_thoughts_keeps_them_and_has_no_answer()
 }
 
 async fn taken_over(message: &str, kill_at: &str) {
-    let mut fleet = Fleet::of(2, "60").await;
+    let fleet = Fleet::of(2, "60").await;
     let (thoughts, answer) = fleet.expected(message).await;
     let (mut asking, _) = fleet.socket(0, None).await;
     let (mut watching, _) = fleet.socket(1, None).await;

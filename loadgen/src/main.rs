@@ -11,7 +11,6 @@ use loadgen::bench::Bench;
 use loadgen::chaos::Chaos;
 use loadgen::chaos::plan::Part;
 use loadgen::client::{Options, Replicas};
-use loadgen::fleet::redis::RedisKind;
 use loadgen::report::Report;
 use loadgen::roll::Roll;
 use loadgen::script::Script;
@@ -19,6 +18,7 @@ use loadgen::tally::Tally;
 use rand::Rng;
 use serde::Serialize;
 use tempfile::TempDir;
+use testkit::redis::RedisKind;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Of a hundred turns, how many may end with an error while things are broken.
@@ -147,8 +147,8 @@ struct Run {
 /// What is started for the run.
 #[derive(Debug, Args)]
 struct FleetArguments {
-    /// Which Redis the fleet has
-    #[arg(long, value_enum, default_value = "sentinel")]
+    /// Which Redis the fleet has: single, sentinel or cluster
+    #[arg(long, value_name = "KIND", default_value = "sentinel")]
     redis: RedisKind,
 
     /// Where the jarvis and ollama-sim binaries are [default: beside this one]
@@ -215,7 +215,7 @@ async fn main() -> ExitCode {
         Command::Run(run) => load(&run).await,
         Command::Chaos(arguments) => until_asked_to_stop(chaos(&arguments)).await,
         Command::Roll(arguments) => until_asked_to_stop(roll(&arguments)).await,
-        Command::Bench(arguments) => until_asked_to_stop(bench(&arguments)).await,
+        Command::Bench(arguments) => Box::pin(until_asked_to_stop(bench(&arguments))).await,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use testkit::redis::RedisKind;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::client::{Options, Replicas};
-use crate::fleet::redis::RedisKind;
-use crate::fleet::{Fleet, Plan};
+use crate::fleet::{Fleet, Plan, end};
 use crate::report::{Report, Times};
 use crate::tally::{Tally, record, times};
 
@@ -129,7 +129,7 @@ async fn replace_all(
             replicas.set(number, false);
             sleep(OUT_OF_SERVICE).await;
             let asked = Instant::now();
-            let by_itself = fleet.replicas[number].end(END_LIMIT).await;
+            let by_itself = end(&fleet.replicas[number], END_LIMIT).await;
             ended.push(by_itself.then(|| asked.elapsed()));
             fleet.start_replica(number).await?;
             replicas.set(number, true);

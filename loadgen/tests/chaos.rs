@@ -1,29 +1,17 @@
 //! A short chaos: what `make chaos` does for minutes, so that a break is noticed by every `make test`.
 #![allow(missing_docs, reason = "tests")]
 
-use std::path::PathBuf;
 use std::process::Command;
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
-/// Cargo names the binaries of this crate only; the others' lie beside.
-fn build_the_others() {
-    let missing = ["jarvis", "ollama-sim"]
-        .iter()
-        .any(|name| !PathBuf::from(LOADGEN).with_file_name(name).exists());
-    if missing {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--package", "jarvis", "--package", "ollama-sim", "--bins"])
-            .status();
-        assert!(built.is_ok_and(|status| status.success()), "cargo build");
-    }
-}
-
 /// Runs `loadgen`; what it says names the seed and the folder of the logs.
 fn loadgen(arguments: &[&str]) {
-    build_the_others();
+    let binaries = testkit::binaries::all().unwrap_or_else(|error| panic!("{error:#}"));
     let output = Command::new(LOADGEN)
         .args(arguments)
+        .arg("--binaries")
+        .arg(binaries)
         .args(["--sessions", "30", "--turn-limit", "60", "--max-tokens", "120"])
         .output()
         .expect("loadgen");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use chrono::Utc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use testkit::redis::RedisServer;
 use tokio::time::Instant;
 
 use super::draft::{Call, Draft, Reply};
@@ -27,10 +28,6 @@ use crate::session::{
     Control, Cursor, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Store,
     Tag, TurnSpec, Usage,
 };
-
-#[path = "../../tests/support/redis.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod server;
 
 const REPLICAS: usize = 3;
 /// Characters of an answer.
@@ -202,7 +199,7 @@ fn stored(message: &Message) -> [String; 2] {
 }
 
 struct World<'a> {
-    redis: &'a server::RedisServer,
+    redis: &'a RedisServer,
     stores: &'a [Store],
     session: SessionId,
     alive: [bool; REPLICAS],
@@ -220,7 +217,7 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(redis: &'a server::RedisServer, stores: &'a [Store]) -> Self {
+    fn new(redis: &'a RedisServer, stores: &'a [Store]) -> Self {
         redis.cli(&["FLUSHALL"]);
         Self {
             redis,
@@ -579,7 +576,7 @@ async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
 #[test]
 fn every_interleaving_of_writes_takeovers_cancels_and_failovers_keeps_the_promises() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let redis = server::RedisServer::start_with(&["--appendonly", "no"]);
+    let redis = RedisServer::start_with(&["--appendonly", "no"]);
     let stores: Vec<Store> = runtime.block_on(async {
         let options = RedisOptions {
             url: redis.url(),

@@ -42,15 +42,10 @@ pub async fn chat(server: &Process, session: &str, message: &str) -> Reply {
 
 /// Waits until this path answers 200.
 pub async fn until_ok(server: &Process, path: &str) {
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    loop {
-        let response = http().get(format!("{}{path}", server.url)).send().await;
-        if response.is_ok_and(|response| response.status().is_success()) {
-            return;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{path} is not 200 in time");
-        tokio::task::yield_now().await;
-    }
+    let url = format!("{}{path}", server.url);
+    let ok =
+        async || http().get(&url).send().await.is_ok_and(|response| response.status().is_success());
+    assert!(testkit::eventually(LIMIT, ok).await, "{path} is not 200 in time");
 }
 
 /// A connection whose kernel keeps a few kilobytes of what is not read.

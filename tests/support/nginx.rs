@@ -1,17 +1,17 @@
 //! A real nginx in front of replicas, on a port of its own, gone with the test.
 
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::path::Path;
 
-use tempfile::TempDir;
+use testkit::folder::Folder;
+use testkit::{Port, Program, balancer, eventually, programs};
 
 use super::process::{LIMIT, Process};
-use super::redis::free_port;
 
 /// One nginx.
 pub struct Nginx {
-    process: Child,
-    dir: TempDir,
+    _process: testkit::Process,
+    _ports: [Port; 2],
+    folder: Folder,
     /// The rules of deploy/nginx.
     pub ours: String,
     /// Nothing but what a WebSocket needs: bodies are buffered.
@@ -21,91 +21,48 @@ pub struct Nginx {
 impl Nginx {
     /// Before these replicas, which nginx takes out of use after one failure, as is its default.
     pub async fn start(replicas: &[Process]) -> Self {
-        for _ in 0..5 {
-            if let Some(nginx) = Self::try_start(replicas).await {
-                return nginx;
-            }
-        }
-        panic!("nginx did not start");
-    }
-
-    async fn try_start(replicas: &[Process]) -> Option<Self> {
-        let dir = TempDir::new().expect("a folder");
-        let [ours, plain] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
-        let config = config(&dir, replicas, &ours, &plain);
-        let file = dir.path().join("nginx.conf");
+        let folder = Folder::temporary().expect("a folder");
+        let ports = [(); 2].map(|()| Port::reserve().expect("a port"));
+        let [ours, plain] = ports.each_ref().map(|port| format!("127.0.0.1:{}", port.number()));
+        let file = folder.path().join("nginx.conf");
+        let config = config(folder.path(), replicas, &ours, &plain);
         std::fs::write(&file, config).expect("nginx.conf");
-        let process = Command::new("nginx")
-            .env("PATH", search_path())
-            .arg("-p")
-            .arg(dir.path())
-            .arg("-c")
-            .arg(&file)
-            .args(["-e", "stderr", "-g", "daemon off;"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("nginx: {error}; apt-get install nginx"));
-        let mut nginx = Self { process, dir, ours, plain };
-        let deadline = Instant::now() + LIMIT;
-        while tokio::net::TcpStream::connect(&nginx.plain).await.is_err() {
-            // Somebody else got one of its ports.
-            if nginx.process.try_wait().is_ok_and(|ended| ended.is_some()) {
-                return None;
-            }
-            assert!(Instant::now() < deadline, "nginx does not listen");
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        Some(nginx)
+        let (prefix, file) = (folder.path().display().to_string(), file.display().to_string());
+        let program = Program::new("nginx", "nginx", folder.path());
+        let arguments = ["-p", &prefix, "-c", &file, "-e", "stderr", "-g", "daemon off;"];
+        let mut program = program.args(arguments);
+        // Its workers end with it.
+        program.own_group = true;
+        let process = testkit::Process::new(program);
+        process.start().unwrap_or_else(|error| panic!("{error:#}"));
+        let listens = async || tokio::net::TcpStream::connect(&plain).await.is_ok();
+        assert!(eventually(LIMIT, listens).await, "nginx does not listen");
+        Self { _process: process, _ports: ports, folder, ours, plain }
     }
 
     /// What it counted: a line a request, its status first.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default()
+        std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
     }
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // SIGTERM, so that its workers end with it.
-        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
-        let _ = self.process.wait();
-    }
-}
-
-/// Debian keeps it where an ordinary user does not look.
-fn search_path() -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
-}
-
-fn config(dir: &TempDir, replicas: &[Process], ours: &str, plain: &str) -> String {
-    let dir = dir.path().display();
-    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/nginx");
+fn config(folder: &Path, replicas: &[Process], ours: &str, plain: &str) -> String {
+    let rules = programs::workspace().join("deploy/nginx");
+    let (rules, log) = (rules.display(), folder.join("access.log"));
     let server =
         |replica: &Process| format!("server {};\n", replica.url.trim_start_matches("http://"));
     let servers: String = replicas.iter().map(server).collect();
-    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("{kind}_temp_path {dir}/{kind};\n"))
-        .concat();
-    // As root its workers would become "nobody", who may not enter the folder.
-    let user = if std::fs::metadata("/proc/self").is_ok_and(|own| is_root(&own)) {
-        "user root;\n"
-    } else {
-        ""
-    };
-    format!(
-        "{user}worker_processes 1;\npid {dir}/nginx.pid;\nevents {{ worker_connections 4096; }}\n\
-         http {{\nlog_format statuses '$status $upstream_status';\n\
-         access_log {dir}/access.log statuses;\n{temporary}include {rules}/http.conf;\n\
-         upstream replicas {{\n{servers}}}\nmap \"\" $jarvis {{ default replicas; }}\n\
-         server {{ listen {ours}; include {rules}/jarvis.conf; }}\n\
-         server {{ listen {plain}; location / {{\nproxy_pass http://replicas;\n\
-         proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\n\
-         proxy_set_header Connection $jarvis_connection;\n}} }}\n}}\n"
+    balancer::configuration(
+        folder,
+        &format!(
+            "log_format statuses '$status $upstream_status';\naccess_log {} statuses;\n\
+             include {rules}/http.conf;\nupstream replicas {{\n{servers}}}\n\
+             map \"\" $jarvis {{ default replicas; }}\n\
+             server {{ listen {ours}; include {rules}/jarvis.conf; }}\n\
+             server {{ listen {plain}; location / {{\nproxy_pass http://replicas;\n\
+             proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\n\
+             proxy_set_header Connection $jarvis_connection;\n}} }}\n",
+            log.display()
+        ),
     )
-}
-
-fn is_root(own: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    own.uid() == 0
 }

@@ -9,11 +9,11 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use rustix::param::clock_ticks_per_second;
 use serde::Serialize;
+use testkit::Process;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fleet::Fleet;
-use crate::fleet::process::Process;
 use crate::tally::count;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ impl Usage {
     /// What the first replica and Redis have used.
     pub fn of(fleet: &Fleet) -> Self {
         let of = |process: &Process| process.id().and_then(cpu_seconds).unwrap_or(f64::NAN);
-        Self { jarvis: of(&fleet.replicas[0]), redis: of(&fleet.redis.nodes[0]) }
+        Self { jarvis: of(&fleet.replicas[0]), redis: of(&fleet.redis.nodes()[0]) }
     }
 
     /// What was used since `before`.
@@ -62,12 +62,6 @@ fn cpu_seconds(id: u32) -> Option<f64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some((user + system) as f64 / clock_ticks_per_second() as f64)
-}
-
-fn resident_kib(id: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Processor, cores, memory, kernel.
@@ -106,12 +100,11 @@ pub struct Sockets {
 /// Where the replica is gone or refuses.
 pub async fn sockets(fleet: &Fleet, number: usize) -> anyhow::Result<Sockets> {
     let url = format!("{}/ws", fleet.replicas[0].url.replacen("http", "ws", 1));
-    let id = fleet.replicas[0].id().context("the replica is gone")?;
     // What the first ones take is taken once.
     for _ in 0..AT_ONCE {
         drop(greeted(url.clone()).await?);
     }
-    let before = resident_kib(id).context("no /proc")?;
+    let before = fleet.replicas[0].resident_kib()?;
     let mut opening = JoinSet::new();
     let mut open = Vec::with_capacity(number);
     for _ in 0..number {
@@ -124,8 +117,8 @@ pub async fn sockets(fleet: &Fleet, number: usize) -> anyhow::Result<Sockets> {
         open.push(socket??);
     }
     sleep(SETTLE).await;
-    let after = resident_kib(id).context("no /proc")?;
-    let kib_a_socket = (after.saturating_sub(before)) as f64 / open.len().max(1) as f64;
+    let after = fleet.replicas[0].resident_kib()?;
+    let kib_a_socket = (after - before).max(0.0) / open.len().max(1) as f64;
     let open_count = open.len();
     drop(open);
     let handshakes_a_second = handshakes(&url).await?;

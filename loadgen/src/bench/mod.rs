@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use testkit::redis::RedisKind;
 
-use crate::fleet::redis::RedisKind;
 use crate::fleet::{Fleet, Plan};
 use cost::{Cost, Sockets, Usage};
 use streams::{Half, Load, Way};

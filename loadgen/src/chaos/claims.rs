@@ -29,7 +29,7 @@ pub async fn watch(fleet: &Fleet, dead: &str, died: Instant) -> Claims {
     let mut waiting: Option<Vec<String>> = None;
     while died.elapsed() < LIMIT {
         let asked = Instant::now();
-        if let Ok(open) = fleet.redis.open_turns().await {
+        if let Ok(open) = fleet.open_turns().await {
             let open: HashMap<String, String> = open.into_iter().collect();
             let held = waiting.get_or_insert_with(|| {
                 open.iter()

@@ -7,20 +7,19 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::json;
+use testkit::{Process, Server};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::claims::{self, Claims};
 use super::plan::{Fault, Planned};
-use crate::fleet::{Fleet, wait_until_ok};
+use crate::fleet::{Fleet, end, with};
 
 /// How long a fault of Redis may wait until every primary has a replica in sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a drained replica may take to end: the promise, and a little.
 const DRAIN_LIMIT: Duration = Duration::from_secs(26);
-/// How long a server that was started again may take to answer.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a fault of Redis is felt after it began, and after it was put right: a failover's time.
 const REDIS_FELT: Duration = Duration::from_secs(6);
 
@@ -99,7 +98,8 @@ impl Injector {
 
     async fn inject_once_in_sync(self: Arc<Self>, fault: Fault) {
         let deadline = Instant::now() + SYNC_LIMIT;
-        while !self.fleet.redis.is_in_sync().await {
+        let in_sync = || with(&self.fleet.redis, |redis| Ok(redis.is_in_sync()));
+        while !in_sync().await.unwrap_or(false) {
             if Instant::now() >= deadline {
                 let at = self.began.elapsed();
                 self.note(fault, at, "skipped: no replica of Redis is in sync".to_owned());
@@ -152,7 +152,7 @@ impl Injector {
                 Ok(())
             }
             Fault::DrainReplica { replica } => {
-                let ended = fleet.replicas[replica].end(DRAIN_LIMIT).await;
+                let ended = end(&fleet.replicas[replica], DRAIN_LIMIT).await;
                 fleet.start_replica(replica).await?;
                 anyhow::ensure!(ended, "it did not end within {} s", DRAIN_LIMIT.as_secs());
                 Ok(())
@@ -167,7 +167,7 @@ impl Injector {
                 Ok(())
             }
             Fault::RestartSim { sim } => {
-                fleet.sims[sim].end(DRAIN_LIMIT).await;
+                end(&fleet.sims[sim], DRAIN_LIMIT).await;
                 self.start_sim(sim).await
             }
             Fault::BreakStreams { sim, fault, after, times } => {
@@ -177,27 +177,27 @@ impl Injector {
                 Ok(())
             }
             Fault::KillRedis { primary, down } => {
-                let port = fleet.redis.primary(primary).await?;
+                let port = with(&fleet.redis, move |redis| redis.primary(primary)).await?;
                 fleet.redis.node(port)?.kill();
                 sleep(down).await;
-                fleet.redis.restart(port).await
+                with(&fleet.redis, move |redis| redis.node(port)?.try_restart()).await
             }
             Fault::PauseRedis { primary, time } => {
-                let port = fleet.redis.primary(primary).await?;
+                let port = with(&fleet.redis, move |redis| redis.primary(primary)).await?;
                 pause(fleet.redis.node(port)?, time).await;
                 Ok(())
             }
             Fault::CutRedis { primary } => {
-                let port = fleet.redis.primary(primary).await?;
-                fleet.redis.cut(port).await
+                let port = with(&fleet.redis, move |redis| redis.primary(primary)).await?;
+                with(&fleet.redis, move |redis| redis.cut(port)).await
             }
             Fault::HandOverRedis { primary } => {
-                let port = fleet.redis.primary(primary).await?;
-                fleet.redis.hand_over(port).await
+                let port = with(&fleet.redis, move |redis| redis.primary(primary)).await?;
+                with(&fleet.redis, move |redis| redis.hand_over(port)).await
             }
             Fault::MoveSlot { primary, bucket } => {
-                let port = fleet.redis.primary(primary).await?;
-                fleet.redis.move_slot(port, bucket).await.map(drop)
+                let port = with(&fleet.redis, move |redis| redis.primary(primary)).await?;
+                fleet.move_bucket(port, bucket).await
             }
         }
     }
@@ -228,13 +228,11 @@ impl Injector {
     }
 
     async fn start_sim(&self, sim: usize) -> anyhow::Result<()> {
-        let sim = &self.fleet.sims[sim];
-        sim.start()?;
-        wait_until_ok(&self.fleet.http, &format!("{}/api/version", sim.url), START_LIMIT).await
+        with(&self.fleet.sims[sim], Server::restart).await
     }
 }
 
-async fn pause(process: &crate::fleet::process::Process, time: Duration) {
+async fn pause(process: &Process, time: Duration) {
     process.pause();
     sleep(time).await;
     process.resume();

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
+use testkit::redis::RedisKind;
 
 use crate::client::{Options, Replicas};
-use crate::fleet::redis::RedisKind;
 use crate::fleet::{Fleet, Plan};
 use crate::report::{Report, Times};
 use crate::tally::{Tally, record, times};
@@ -130,7 +130,7 @@ fn report(redis: RedisKind, mut clients: Report, record_of: Record) -> ChaosRepo
         clients.broken.push(format!("{unclaimed} turns of dead replicas were never claimed"));
     }
     ChaosReport {
-        redis: format!("{redis:?}").to_lowercase(),
+        redis: redis.to_string(),
         clients,
         faults_by_kind,
         claim_ms: Times::of(&quiet),

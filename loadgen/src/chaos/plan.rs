@@ -6,8 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-use crate::fleet::redis::RedisKind;
+use testkit::redis::RedisKind;
 
 /// Nothing is broken before the sessions have begun.
 const FIRST: Duration = Duration::from_secs(5);

@@ -1,1 +1,0 @@
-"""What `make` does: run, cluster, chat, stop, test, clean."""

@@ -1,0 +1,219 @@
+//! `test`: what it needs, then every check, then one table that says how each went.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use testkit::programs::{find, search_path};
+
+use crate::command::{Run, run};
+use crate::console::{self, bold, green, line, note, red, say, step, without_colour};
+use crate::signals::Interrupted;
+use crate::{install, manifests, paths, redis};
+
+const CARGO_DENY: &str = "0.20.2";
+/// The only script for the shell.
+const SHELL: &str = ".ci/run";
+const LOCKED: [&str; 2] = ["--workspace", "--locked"];
+
+/// How a check went.
+pub struct Outcome {
+    /// Whether all is well.
+    pub ok: bool,
+    /// What was checked, in a few words.
+    pub text: String,
+}
+
+/// Tests that were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// A check and how it went.
+pub struct Row {
+    name: &'static str,
+    /// How it went.
+    pub outcome: Outcome,
+    time: Duration,
+}
+
+/// Runs every check, whatever those before it found; of the tests, those whose name contains `filter`.
+/// Returns whether all is well.
+///
+/// # Errors
+/// Fails where something that is needed cannot be installed, and where it is time to stop.
+pub fn everything(filter: &str) -> anyhow::Result<bool> {
+    console::title("make test");
+    step("Redis", || Ok(redis::server()?.display().to_string()))?;
+    step("nginx", || Ok(install::nginx()?.display().to_string()))?;
+    step("cargo-deny", || Ok(cargo_deny()?.display().to_string()))?;
+    let mut tally = Tally::default();
+    let deny = ["deny", "check", "bans", "licenses", "sources"];
+    let clippy = cargo(["clippy"]).args(LOCKED).args(["--all-targets", "--", "-D", "warnings"]);
+    let rows = [
+        timed("format", || passes(&cargo(["fmt", "--all", "--check"])))?,
+        timed("scripts", scripts)?,
+        timed("manifests", manifests::check)?,
+        timed("licences", || passes(&cargo(deny)))?,
+        timed("lints", || passes(&clippy))?,
+        timed("examples", || passes(&cargo(["test"]).args(LOCKED).arg("--doc")))?,
+        // Last, so that what it says of itself is not far from the end.
+        timed("tests", || tests(filter, &mut tally))?,
+    ];
+    Ok(report(&rows, tally))
+}
+
+fn cargo<const N: usize>(words: [&str; N]) -> Run {
+    run("cargo", words).env("PATH", search_path())
+}
+
+fn passes(command: &Run) -> anyhow::Result<Outcome> {
+    Ok(Outcome { ok: command.shown()? == 0, text: String::new() })
+}
+
+fn cargo_deny() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("cargo-deny") {
+        return Ok(program);
+    }
+    note(&format!(
+        "building cargo-deny {CARGO_DENY} without optimising it: it has a second's work to do"
+    ));
+    let place = paths::run();
+    let install = run("cargo", ["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--quiet"])
+        .args(["--no-default-features", "--root"])
+        .arg(&place)
+        .arg("--target-dir")
+        .arg(place.join("cargo-deny-build"))
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        // The project's own flags are not meant for it.
+        .env("RUSTFLAGS", "");
+    ensure!(
+        install.shown()? == 0,
+        "cargo-deny does not build: cargo install cargo-deny --version {CARGO_DENY} --locked"
+    );
+    Ok(paths::bin().join("cargo-deny"))
+}
+
+/// Every script can be read by its interpreter; shellcheck has a word where it is installed.
+fn scripts() -> anyhow::Result<Outcome> {
+    let tracked = run("git", ["ls-files", "*.py", SHELL]).output();
+    let (python, shell): (Vec<&str>, Vec<&str>) = tracked.lines().partition(|path| *path != SHELL);
+    let parse = "import ast, sys\nfor path in sys.argv[1:]: ast.parse(open(path).read(), path)";
+    let mut ok = run(install::python()?, ["-c", parse]).args(&python).shown()? == 0;
+    let checker = find("shellcheck");
+    for path in &shell {
+        let check = match &checker {
+            Some(checker) => run(checker, [path]),
+            None => run("bash", ["-n", path]),
+        };
+        ok &= check.shown()? == 0;
+    }
+    let without = if checker.is_some() { "" } else { ", no shellcheck" };
+    let text = format!("{} in Python, {} for the shell{without}", python.len(), shell.len());
+    Ok(Outcome { ok, text })
+}
+
+fn tests(filter: &str, tally: &mut Tally) -> anyhow::Result<Outcome> {
+    let colour = if console::is_terminal() { "always" } else { "never" };
+    let command = if cargo(["nextest", "--version"]).succeeds()? {
+        cargo(["nextest", "run"]).args(LOCKED).args(["--color", colour])
+    } else {
+        let kinds = ["--lib", "--bins", "--tests", "--no-fail-fast", "--color", colour];
+        cargo(["test"]).args(LOCKED).args(kinds)
+    };
+    let command = if filter.is_empty() { command } else { command.arg(filter) };
+    let (code, printed) = command.shown_and_read()?;
+    *tally = count(&without_colour(&printed));
+    let Tally { passed, failed, skipped } = tally;
+    let text = format!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(Outcome { ok: code == 0, text })
+}
+
+/// Adds up the closing lines of nextest or of cargo test.
+fn count(text: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in text.lines() {
+        // nextest indents its own line, and repeats those of tests that failed, indented too.
+        let nextest = line.trim_start().strip_prefix("Summary [");
+        let Some(figures) = nextest.or(line.strip_prefix("test result: ")) else { continue };
+        let words: Vec<&str> =
+            figures.split([' ', ',', ';', '(', ')']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let Ok(number) = pair[0].parse::<u64>() else { continue };
+            match pair[1] {
+                "passed" => tally.passed += number,
+                "failed" | "timed" => tally.failed += number,
+                "skipped" | "ignored" => tally.skipped += number,
+                _ => {}
+            }
+        }
+    }
+    tally
+}
+
+/// Does a check under its heading, and measures its time. A check that cannot be done has failed.
+///
+/// # Errors
+/// Fails where it is time to stop.
+pub fn timed(
+    name: &'static str,
+    check: impl FnOnce() -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Row> {
+    say(&format!("\n{}", bold(&format!("── {name}"))));
+    let start = Instant::now();
+    let outcome = match check() {
+        Ok(outcome) => outcome,
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => Outcome { ok: false, text: format!("{error:#}") },
+    };
+    Ok(Row { name, outcome, time: start.elapsed() })
+}
+
+/// Prints the table.
+pub fn table(rows: &[Row]) {
+    console::title("Result");
+    for Row { name, outcome, time } in rows {
+        let mark = if outcome.ok { green("ok") } else { red("failed") };
+        line(name, format!("{mark}  {}", outcome.text).trim_end(), Some(*time));
+    }
+}
+
+fn report(rows: &[Row], tally: Tally) -> bool {
+    table(rows);
+    let version = run("rustc", ["--version"]).output();
+    line("total", version.trim(), Some(rows.iter().map(|row| row.time).sum()));
+    say("");
+    let failed: Vec<&str> = rows.iter().filter(|row| !row.outcome.ok).map(|row| row.name).collect();
+    if !failed.is_empty() {
+        say(&red(&format!("  Not good: {}", failed.join(", "))));
+    }
+    // Alone on its line, for whoever reads this by machine.
+    let Tally { passed, failed: fell, skipped } = tally;
+    say(&format!("tests: {passed} passed, {fell} failed, {skipped} skipped"));
+    if passed == 0 {
+        say(&red("  No test ran."));
+    }
+    failed.is_empty() && passed > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_lines_of_both_runners_are_added_up() {
+        let nextest = "     Summary [   5.2s] 13 tests run: 10 passed (1 slow), 1 failed, 1 timed out, 3 skipped\n";
+        assert_eq!(count(nextest), Tally { passed: 10, failed: 2, skipped: 3 });
+        let cargo = "test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n";
+        let shown = format!("    {cargo}");
+        assert_eq!(count(&format!("{shown}{nextest}noise 7 passed\n{cargo}")), {
+            Tally { passed: 14, failed: 2, skipped: 4 }
+        });
+    }
+}

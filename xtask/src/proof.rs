@@ -1,0 +1,105 @@
+//! `chaos`, `roll`, `soak` and `bench`: the proof is loadgen's; here it is built and called.
+
+use std::hash::{BuildHasher, RandomState};
+
+use testkit::programs::search_path;
+
+use crate::command::run;
+use crate::console::{self, bold, say, step};
+use crate::{paths, redis, replicas};
+
+/// What the sessions are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// How long faults are injected.
+    pub minutes: f64,
+    /// Sessions at a time.
+    pub sessions: u32,
+    /// Decides prompts and faults; a random one where none is given.
+    pub seed: Option<u64>,
+}
+
+/// Breaks one thing after another.
+///
+/// # Errors
+/// Fails where it does not build, and where it is time to stop.
+pub fn chaos(redis: &str, load: Load) -> anyhow::Result<bool> {
+    prepare("make chaos")?;
+    chaos_over(redis, load)
+}
+
+/// Long runs over each kind of Redis, and ten rolling restarts. Each runs whatever came of the one
+/// before.
+///
+/// # Errors
+/// Fails where it does not build, and where it is time to stop.
+pub fn soak(load: Load) -> anyhow::Result<bool> {
+    prepare("make soak")?;
+    let results = [chaos_over("sentinel", load)?, chaos_over("cluster", load)?, roll_under(load)?];
+    Ok(results.into_iter().all(|good| good))
+}
+
+/// Replaces every replica ten times.
+///
+/// # Errors
+/// Fails where it does not build, and where it is time to stop.
+pub fn roll(load: Load) -> anyhow::Result<bool> {
+    prepare("make roll")?;
+    roll_under(load)
+}
+
+/// Measures what jarvis costs.
+///
+/// # Errors
+/// Fails where it does not build, and where it is time to stop.
+pub fn bench() -> anyhow::Result<bool> {
+    prepare("make bench")?;
+    report("bench", &["bench"])
+}
+
+fn prepare(title: &str) -> anyhow::Result<()> {
+    console::title(title);
+    step("Redis", || Ok(redis::server()?.display().to_string()))?;
+    replicas::build(&["jarvis", "ollama-sim", "loadgen"])
+}
+
+fn chaos_over(redis: &str, load: Load) -> anyhow::Result<bool> {
+    let (seed, Load { minutes, sessions, .. }) = (seed(load), load);
+    say(&format!(
+        "\n  {}, {minutes} minutes, {sessions} sessions; SEED={seed} repeats the faults\n",
+        bold(redis)
+    ));
+    let seconds = (minutes * 60.0).round().to_string();
+    let (sessions, name) = (sessions.to_string(), format!("chaos-{redis}-{seed}"));
+    let arguments = ["chaos", "--redis", redis, "--seconds", &seconds, "--sessions", &sessions];
+    report(&name, &[&arguments[..], &["--seed", &seed.to_string()]].concat())
+}
+
+fn roll_under(load: Load) -> anyhow::Result<bool> {
+    let (seed, sessions) = (seed(load), load.sessions.to_string());
+    let what = bold("rolling restart");
+    say(&format!("\n  {what}, three replicas ten times, {sessions} sessions; SEED={seed}\n"));
+    let name = format!("roll-{seed}");
+    report(&name, &["roll", "--sessions", &sessions, "--seed", &seed.to_string()])
+}
+
+fn seed(load: Load) -> u64 {
+    load.seed.unwrap_or_else(random_seed)
+}
+
+/// A seed that is short enough to be typed.
+pub fn random_seed() -> u64 {
+    RandomState::new().hash_one(()) % 1_000_000
+}
+
+fn report(name: &str, arguments: &[&str]) -> anyhow::Result<bool> {
+    let folder = paths::run().join("proof");
+    std::fs::create_dir_all(&folder)?;
+    let json = folder.join(format!("{name}.json"));
+    let loadgen = run(paths::release("loadgen"), arguments).arg("--json").arg(&json);
+    let code = loadgen.env("PATH", search_path()).shown()?;
+    if json.exists() {
+        say(&format!("  The same as JSON: {}", paths::shown(&json)));
+    }
+    Ok(code == 0)
+}

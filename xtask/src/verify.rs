@@ -1,0 +1,164 @@
+//! `verify`: what takes longer than `test`, or needs more than a checkout and Redis. A part is a function
+//! that takes a folder for its files and returns an outcome. Every part runs, whatever the ones before
+//! it found; to add one, add it to [`everything`].
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use serde_json::Value;
+use testkit::{Port, Program, balancer, http};
+
+use crate::address::Address;
+use crate::check::{Outcome, Row, table, timed};
+use crate::command::run;
+use crate::console::{self, green, line, red, say, step};
+use crate::models::Models;
+use crate::replicas::{self, HEALTH_LIMIT};
+use crate::services::{Service, Services};
+use crate::{install, paths, redis};
+
+const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
+const NODE: [&str; 2] = ["ws", "wscat"];
+/// The close code of a client that names none.
+const NORMAL: u64 = 1000;
+
+/// Runs every part. Returns whether all is well.
+///
+/// # Errors
+/// Fails where jarvis does not build, and where it is time to stop.
+pub fn everything() -> anyhow::Result<bool> {
+    console::title("make verify");
+    replicas::build(&["jarvis", "ollama-sim"])?;
+    let folder = paths::run().join("verify");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder)?;
+    let rows: [Row; 1] = [timed("clients", || clients(&folder))?];
+    table(&rows);
+    say("");
+    Ok(rows.iter().all(|row| row.outcome.ok))
+}
+
+/// Other people's WebSocket clients against a replica, direct and through nginx. Each has to see its own
+/// close code in every try, and clients without a library have to read the head of the handshake and
+/// the first frame apart.
+fn clients(folder: &Path) -> anyhow::Result<Outcome> {
+    let services = Services::default();
+    let (mut python, mut modules) = (PathBuf::new(), PathBuf::new());
+    step("packages", || {
+        python = install::python_with(&PYTHON)?;
+        modules = install::modules_with(&NODE)?;
+        install::nginx()?;
+        Ok([&PYTHON[..], &NODE].concat().join(", "))
+    })?;
+    let (direct, balanced) = start(&services, folder)?;
+    let programs = paths::root().join("scripts/clients");
+    let node = install::node()?;
+    let commands: [(&Path, &str, Option<PathBuf>); 4] = [
+        (&python, "sockets.py", None),
+        (&python, "closes.py", None),
+        (&node, "closes.mjs", Some(modules.clone())),
+        (&python, "wscat.py", Some(modules.join(".bin/wscat"))),
+    ];
+    let (mut tries, mut passed) = (0, 0);
+    for (way, address) in [("direct", &direct), ("nginx", &balanced)] {
+        for (program, script, more) in &commands {
+            let url = format!("{}/ws", address.url().replacen("http", "ws", 1));
+            let mut arguments = vec![programs.join(script).into_os_string(), OsString::from(url)];
+            arguments.extend(more.clone().map(OsString::from));
+            for result in results(program, &arguments)? {
+                let good = good(&result);
+                tries += number(&result, "tries");
+                passed += good;
+                show(way, &result, good);
+            }
+        }
+    }
+    Ok(Outcome { ok: passed == tries, text: format!("{passed} of {tries} tries") })
+}
+
+/// Starts a replica with scripted answers, and nginx in front of it; returns their addresses.
+fn start(services: &Services, folder: &Path) -> anyhow::Result<(Address, Address)> {
+    let ports = [Port::reserve()?, Port::reserve()?];
+    let [direct, balanced] =
+        ports.each_ref().map(|port| Address { host: "127.0.0.1".to_owned(), port: port.number() });
+    let host = Program::new("ollama-sim", paths::release("ollama-sim"), &paths::logs()).args([
+        "--listen",
+        "127.0.0.1:0",
+        "--engine",
+        "scripted",
+        "--rate",
+        "200",
+    ]);
+    let urls = services.start(Service::new(host, 2))?.address(replicas::LIVE_LIMIT)?;
+    let models = Models { urls, default: "tinyllama:latest".to_owned() };
+    let redis = redis::private(services, &redis::socket_path("verify")?, folder)?;
+    let settings = replicas::settings(&redis, &models);
+    let replica = replicas::start(services, "verify", &direct, &settings)?;
+    replicas::wait_until_ready(&replica, &direct)?;
+    let nginx = balancer::program(folder, &balanced.to_string(), &[direct.to_string()])?;
+    let nginx = services.start(Service::new(nginx, 3))?;
+    let live = format!("{}/health/live", balanced.url());
+    nginx
+        .wait_until(replicas::LIVE_LIMIT, "does not answer", || http::is_ok(&live, HEALTH_LIMIT))?;
+    Ok((direct, balanced))
+}
+
+/// The lines of JSON that a program prints.
+fn results(program: &Path, arguments: &[OsString]) -> anyhow::Result<Vec<Value>> {
+    let (code, printed) = run(program, arguments).read()?;
+    let results: Vec<Value> = printed
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    ensure!(
+        code == 0 && !results.is_empty(),
+        "{} {arguments:?} ended with code {code}:\n{printed}",
+        program.display()
+    );
+    Ok(results)
+}
+
+fn number(result: &Value, field: &str) -> u64 {
+    result[field].as_u64().unwrap_or_default()
+}
+
+/// The tries that saw what they had to see: of a close, its own code, and 1000 where it had none.
+fn good(result: &Value) -> u64 {
+    if result["passed"].is_u64() {
+        return number(result, "passed");
+    }
+    let own = result["close"].as_u64().filter(|code| *code > 0).unwrap_or(NORMAL);
+    number(&result["seen"], &own.to_string())
+}
+
+fn show(way: &str, result: &Value, good: u64) {
+    let closing = match (&result["passed"], result["close"].as_u64()) {
+        (Value::Number(_), _) => String::new(),
+        (_, Some(code)) => format!(", closes with {code}"),
+        (_, None) => ", closes without a code".to_owned(),
+    };
+    let (client, tries) = (result["client"].as_str().unwrap_or_default(), number(result, "tries"));
+    let seen = if result["seen"].is_null() { &result["failures"] } else { &result["seen"] };
+    let mark = if good == tries { green("ok") } else { red(&seen.to_string()) };
+    line(way, &format!("{client}{closing}: {good} of {tries}  {mark}"), None);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_try_is_good_when_the_client_saw_its_own_close_code() {
+        let seen = json!({"1000": 20, "4999": 3, "1006": 1});
+        let result =
+            |close: Value| json!({"client": "x", "tries": 24, "close": close, "seen": seen});
+        assert_eq!(good(&result(json!(4999))), 3);
+        assert_eq!(good(&result(Value::Null)), 20);
+        assert_eq!(good(&result(json!(4000))), 0);
+        assert_eq!(good(&json!({"tries": 12, "passed": 11})), 11);
+    }
+}
