@@ -38,6 +38,8 @@ pub enum Command {
     },
     /// Asks a running server whether it is ready; exit code 0 if it is, else 1
     Health(ServerAddress),
+    /// Talks to a running server in this terminal; a lost connection loses nothing
+    Chat(ServerAddress),
     /// Prints every setting of serve as a Markdown table
     Settings,
 }
@@ -78,7 +80,7 @@ impl Cli {
         match &self.command {
             Command::Serve(settings) => settings.secrets(),
             Command::Migrate { redis } => passwords(&redis.redis_url),
-            Command::Health(_) | Command::Settings => Vec::new(),
+            Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
         }
     }
 }

@@ -1,5 +1,9 @@
 //! The binary: arguments, start, stop.
 
+mod cli {
+    pub mod chat;
+}
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,6 +35,7 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
+        Command::Chat(server) => Box::pin(chat(&server)).await,
         Command::Settings => {
             print!("{}", settings_table());
             Ok(())
@@ -107,6 +112,10 @@ async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {
     migrations::apply(&Redis::connect(&redis.options())?).await?;
     println!("the Redis Functions of {} are loaded", env!("CARGO_PKG_VERSION"));
     Ok(())
+}
+
+async fn chat(server: &ServerAddress) -> anyhow::Result<()> {
+    cli::chat::chat(&server.reachable()?).await
 }
 
 async fn health(server: &ServerAddress) -> anyhow::Result<()> {

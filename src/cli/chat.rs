@@ -1,0 +1,333 @@
+//! `jarvis chat`: a conversation in the terminal, over the WebSocket. A lost connection loses nothing:
+//! the client comes back with its cursor, to whichever replica answers.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use futures_util::{SinkExt, StreamExt};
+use reqwest::Url;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use uuid::Uuid;
+
+/// Time limit of a handshake and its greeting.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a lost connection is tried again.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Time between two tries.
+const RETRY: Duration = Duration::from_millis(300);
+/// Lines that are typed ahead, at most.
+const TYPED_AHEAD: usize = 16;
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Talks until an empty line, the end of the input, or Ctrl-C while nothing is being answered.
+///
+/// # Errors
+/// Fails where nobody answers at `url`, and where a lost connection does not come back.
+pub async fn chat(url: &Url) -> anyhow::Result<()> {
+    let mut conversation = Conversation::open(url).await.with_context(|| {
+        format!("nothing answers at {url}; start it in another terminal: jarvis serve, or make run")
+    })?;
+    let screen = &mut Screen::new();
+    screen.line(&format!(
+        "\n  {url}, session {}. An empty line or Ctrl-D ends.\n",
+        conversation.session
+    ));
+    let mut lines = typed_lines();
+    loop {
+        screen.plain(&screen.bold("> "));
+        let line = tokio::select! {
+            line = conversation.listen_while(&mut lines) => line?,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        let question = line.unwrap_or_default();
+        if question.trim().is_empty() {
+            screen.plain("\n");
+            let _ = conversation.socket.close(None).await;
+            return Ok(());
+        }
+        conversation.ask(question.trim(), screen).await?;
+    }
+}
+
+/// What is typed, line by line. A thread reads it: the end of the command does not wait for a line.
+fn typed_lines() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(TYPED_AHEAD);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+struct Conversation {
+    url: Url,
+    session: String,
+    cursor: String,
+    socket: Socket,
+}
+
+impl Conversation {
+    async fn open(url: &Url) -> anyhow::Result<Self> {
+        let (socket, session) = connect(url, "", "").await?;
+        Ok(Self { url: url.clone(), session, cursor: String::new(), socket })
+    }
+
+    /// Waits for a line and keeps the connection alive meanwhile.
+    async fn listen_while(
+        &mut self,
+        lines: &mut mpsc::Receiver<String>,
+    ) -> anyhow::Result<Option<String>> {
+        loop {
+            tokio::select! {
+                line = lines.recv() => return Ok(line),
+                event = next_event(&mut self.socket) => match event {
+                    Ok(event) => self.remember(&event),
+                    Err(_) => self.reconnect().await?,
+                },
+            }
+        }
+    }
+
+    /// Sends a question and shows the answer. Ctrl-C cancels the answer.
+    async fn ask(&mut self, question: &str, screen: &mut Screen) -> anyhow::Result<()> {
+        // The server answers an identifier once, however often the question is sent.
+        let question =
+            json!({"type": "chat", "message": question, "message_id": Uuid::new_v4().to_string()});
+        let mut answer = Answer::default();
+        let mut lost = send(&mut self.socket, &question).await.err();
+        loop {
+            if let Some(why) = lost.take() {
+                screen.aside(&format!("[{why}; coming back]"));
+                self.reconnect().await?;
+                if !answer.accepted {
+                    lost = send(&mut self.socket, &question).await.err();
+                    continue;
+                }
+            }
+            let event = tokio::select! {
+                event = next_event(&mut self.socket) => event,
+                _ = tokio::signal::ctrl_c() => {
+                    lost = send(&mut self.socket, &json!({"type": "cancel"})).await.err();
+                    continue;
+                }
+            };
+            match event {
+                Ok(event) => {
+                    self.remember(&event);
+                    if answer.show(&event, screen) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => lost = Some(error),
+            }
+        }
+    }
+
+    fn remember(&mut self, event: &Value) {
+        if let Some(cursor) = event["cursor"].as_str() {
+            cursor.clone_into(&mut self.cursor);
+        }
+    }
+
+    async fn reconnect(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            sleep(RETRY).await;
+            match connect(&self.url, &self.session, &self.cursor).await {
+                Ok((socket, _)) => {
+                    self.socket = socket;
+                    return Ok(());
+                }
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!("{} does not come back", self.url)));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Connects, and returns the socket and its session.
+async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(Socket, String)> {
+    let mut url = url.join("/ws")?;
+    let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+    ensure!(url.set_scheme(scheme).is_ok(), "{url} has no scheme of the web");
+    for (name, value) in [("session_id", session), ("cursor", cursor)] {
+        if !value.is_empty() {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+    }
+    let connecting = async {
+        let (mut socket, _) = connect_async(url.as_str()).await?;
+        let greeting = next_event(&mut socket).await?;
+        let session = greeting["session_id"].as_str().unwrap_or_default().to_owned();
+        Ok((socket, session))
+    };
+    timeout(CONNECT_LIMIT, connecting).await.context("no answer in time")?
+}
+
+async fn send(socket: &mut Socket, message: &Value) -> anyhow::Result<()> {
+    Ok(socket.send(Message::text(message.to_string())).await?)
+}
+
+async fn next_event(socket: &mut Socket) -> anyhow::Result<Value> {
+    loop {
+        match socket.next().await.context("the connection is lost")?? {
+            Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+            Message::Close(Some(frame)) => bail!("the server closed: {}", frame.code),
+            Message::Close(None) => bail!("the server closed"),
+            // Reading answers pings.
+            _ => {}
+        }
+    }
+}
+
+/// The answer as far as it is shown.
+#[derive(Debug, Default)]
+struct Answer {
+    /// Whether the server has the question.
+    accepted: bool,
+    /// Bytes of the answer that are shown.
+    shown: usize,
+    /// Whether the model's reasoning is shown and no answer yet.
+    thinking: bool,
+}
+
+impl Answer {
+    /// Shows an event, and returns whether it is the last one.
+    fn show(&mut self, event: &Value, screen: &mut Screen) -> bool {
+        let text = |field: &str| event[field].as_str().unwrap_or_default();
+        let number = |field: &str| event[field].as_u64().and_then(|n| usize::try_from(n).ok());
+        match text("type") {
+            "message_received" => self.accepted = true,
+            "queued" => {
+                let position = number("position").unwrap_or_default();
+                let eta = event["eta_seconds"].as_f64();
+                let eta = eta.map(|eta| format!(", about {eta:.0} s")).unwrap_or_default();
+                screen.status(&format!("waiting at position {position}{eta}"));
+            }
+            "stream_thinking" => {
+                self.thinking = true;
+                screen.plain(&screen.dim(text("content")));
+            }
+            "stream_chunk" => {
+                if std::mem::take(&mut self.thinking) {
+                    screen.plain("\n\n");
+                }
+                self.show_text(text("content"), number("offset").unwrap_or(self.shown), screen);
+            }
+            "stream_restart" => {
+                self.shown = number("from").unwrap_or(0);
+                screen.aside("[taken back from here]");
+            }
+            "stream_end" | "cancelled" => {
+                // Text that a gap in the events left out.
+                self.show_text(text("full_response"), 0, screen);
+                screen.plain(if text("type") == "cancelled" { " [cancelled]\n\n" } else { "\n\n" });
+                return true;
+            }
+            "error" => {
+                screen.line(&format!("\n{}\n", text("message")));
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Shows the part of `text`, which begins at `offset`, that is not shown yet.
+    fn show_text(&mut self, text: &str, offset: usize, screen: &mut Screen) {
+        if let Some(rest) = self.shown.checked_sub(offset).and_then(|shown| text.get(shown..)) {
+            screen.plain(rest);
+            self.shown = offset + text.len();
+        }
+    }
+}
+
+/// The terminal, or whatever the output goes to.
+struct Screen {
+    terminal: bool,
+    /// Whether a status is shown that the next text replaces.
+    status: bool,
+}
+
+impl Screen {
+    fn new() -> Self {
+        Self { terminal: std::io::stdout().is_terminal(), status: false }
+    }
+
+    fn styled(&self, code: u8, text: &str) -> String {
+        if self.terminal { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn bold(&self, text: &str) -> String {
+        self.styled(1, text)
+    }
+
+    fn dim(&self, text: &str) -> String {
+        self.styled(2, text)
+    }
+
+    fn plain(&mut self, text: &str) {
+        let clear = if std::mem::take(&mut self.status) { "\r\x1b[K" } else { "" };
+        let mut out = std::io::stdout().lock();
+        // Nobody reads it any more, and nothing depends on it.
+        let _ = write!(out, "{clear}{text}").and_then(|()| out.flush());
+    }
+
+    fn line(&mut self, text: &str) {
+        let text = self.dim(text);
+        self.plain(&format!("{text}\n"));
+    }
+
+    /// A remark within the answer.
+    fn aside(&mut self, text: &str) {
+        let text = self.dim(&format!(" {text} "));
+        self.plain(&text);
+    }
+
+    /// A line that the next text replaces; elsewhere than on a terminal, a line of its own.
+    fn status(&mut self, text: &str) {
+        if self.terminal {
+            let text = self.dim(text);
+            self.plain(&text);
+            self.status = true;
+        } else {
+            self.line(text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_shown_once_whatever_comes_again_after_a_reconnect() {
+        let screen = &mut Screen { terminal: false, status: false };
+        let mut answer = Answer::default();
+        let chunk = |offset: usize, content: &str| json!({"type": "stream_chunk", "content": content, "offset": offset, "done": false});
+        let mut shown = |event: Value| {
+            let last = answer.show(&event, screen);
+            (answer.shown, last)
+        };
+        assert_eq!(shown(chunk(0, "one ")), (4, false));
+        assert_eq!(shown(chunk(0, "one two ")), (8, false));
+        assert_eq!(shown(chunk(0, "one ")), (8, false));
+        // What a gap left out comes with the end.
+        assert_eq!(shown(chunk(14, "four")), (8, false));
+        assert_eq!(shown(json!({"type": "stream_restart", "from": 4})), (4, false));
+        let end = json!({"type": "stream_end", "full_response": "one two three four"});
+        assert_eq!(shown(end), (18, true));
+    }
+}
