@@ -3,10 +3,11 @@
 //! [`Server`] owns a replica's life: start, serve, drain. ARCHITECTURE.md tells how the parts work
 //! together.
 
+pub mod api;
 pub mod config;
-pub mod edge;
 pub mod follow;
 pub mod generation;
+pub mod http;
 pub mod membership;
 pub mod model_name;
 pub mod ollama;
@@ -27,10 +28,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::{ApiSettings, AppState};
 use crate::config::Settings;
-use crate::edge::listener;
-use crate::edge::{AppState, EdgeSettings};
 use crate::generation::{GenerationSettings, Generations};
+use crate::http::listener;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
@@ -65,7 +66,8 @@ impl Server {
         let redis = Redis::connect(&settings.redis.options())?;
         let replica = uuid::Uuid::new_v4().to_string();
         let waiting = settings.queue_limit as usize;
-        let limits = queue::Limits { waiting, waiting_of_source: settings.queue_share as usize };
+        let limits =
+            queue::QueueLimits { waiting, waiting_of_source: settings.queue_share as usize };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
         let store = Store::new(redis.clone(), replica, session::store::SessionLimits::default());
@@ -109,7 +111,7 @@ impl Server {
             store,
             feeds,
             generations,
-            settings: Arc::new(EdgeSettings {
+            settings: Arc::new(ApiSettings {
                 default_model: settings.default_model.clone(),
                 allowed_origins: settings.allowed_origins(),
                 allowed_hosts: settings.allowed_hosts(),
@@ -118,7 +120,7 @@ impl Server {
                 read_timeout: Duration::from_secs(settings.read_timeout),
                 max_sockets: settings.max_sockets,
                 proxies: usize::from(settings.proxies),
-                ..EdgeSettings::default()
+                ..ApiSettings::default()
             }),
             drain,
             leave: CancellationToken::new(),
@@ -146,7 +148,7 @@ impl Server {
         let Self { listener, state, conditions, drain_timeout, .. } = self;
         let AppState { generations, drain, leave, sockets, .. } = state.clone();
         let read_timeout = state.settings.read_timeout;
-        let serving = listener::serve(listener, edge::router(state), read_timeout, leave.clone());
+        let serving = listener::serve(listener, api::router(state), read_timeout, leave.clone());
         let mut serving = tokio::spawn(serving);
         let following = conditions.follow();
         tokio::pin!(following, stop);

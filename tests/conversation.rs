@@ -10,7 +10,7 @@ use chrono::Utc;
 use jarvis::generation::{GenerationSettings, Generations, host_reports};
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
-use jarvis::queue::{Limits as QueueLimits, Queue, QueueStore};
+use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::model::Reasoning;
 use jarvis::session::store::{

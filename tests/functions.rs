@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::Utc;
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
-    Grant, HostKey, HostReport, Limits as QueueLimits, QueueStore, Returned, Ticket, Via,
+    Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, RedisOptions, migrations};
@@ -93,7 +93,8 @@ async fn every_call_of_the_queue(redis: &Redis) {
     let queue = QueueStore::new(redis.clone(), "r1".to_owned(), limits);
     let name = HostKey("host".to_owned());
     let models = [("m:latest".to_owned(), true)].into();
-    let report = HostReport { name: name.clone(), slots: 1, via: Via::Open, trials: 0, models };
+    let report =
+        HostReport { name: name.clone(), slots: 1, via: HostAccess::Open, trials: 0, models };
     queue.report(&[report]).await.expect("Redis");
     let generation = GenerationId::random();
     let text = "u".to_owned();

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use jarvis::model_name::ModelName;
 use jarvis::ollama::{
-    BreakerState, ChatMessage, ChatRequest, ChatRole, Done, DoneReason, Fleet, FleetConfig,
-    HostConfig, OllamaError, Options, Slot, Think, TokenStream,
+    BreakerState, ChatMessage, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
+    ModelRequest, OllamaError, Options, Slot, Think, TokenStream,
 };
 use serde_json::{Value, json};
 use support::client::http;
@@ -41,8 +41,8 @@ fn fleet(urls: &[&str]) -> Fleet {
     Fleet::new(config(urls)).expect("a fleet")
 }
 
-fn request(text: &str) -> ChatRequest {
-    ChatRequest {
+fn request(text: &str) -> ModelRequest {
+    ModelRequest {
         messages: vec![ChatMessage { role: ChatRole::User, content: text.to_owned() }],
         options: Options {
             temperature: 0.0,
@@ -109,11 +109,11 @@ async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
 }
 
 /// One answer, from choosing a host to the end.
-async fn ask(fleet: &Fleet, request: &ChatRequest) -> Result<Heard, OllamaError> {
+async fn ask(fleet: &Fleet, request: &ModelRequest) -> Result<Heard, OllamaError> {
     ask_of(fleet, MODEL, request).await
 }
 
-async fn ask_of(fleet: &Fleet, model: &str, request: &ChatRequest) -> Result<Heard, OllamaError> {
+async fn ask_of(fleet: &Fleet, model: &str, request: &ModelRequest) -> Result<Heard, OllamaError> {
     let slot = acquire(fleet, model).await?;
     Ok(hear(&mut slot.chat(request).await?).await)
 }
@@ -343,7 +343,7 @@ async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() 
     let fleet = fleet(&[&sim.url]);
     let mut asked = request("[[tokens=20 think=10]]");
     let plain =
-        ask(&fleet, &ChatRequest { think: Think::Yes, ..asked.clone() }).await.expect("an answer");
+        ask(&fleet, &ModelRequest { think: Think::Yes, ..asked.clone() }).await.expect("an answer");
     assert!(plain.end.is_ok() && plain.thinking.is_empty());
     let silent = ask_of(&fleet, "thinker", &asked).await.expect("an answer");
     assert!(silent.end.is_ok() && silent.thinking.is_empty());
@@ -723,7 +723,7 @@ async fn a_host_of_an_old_release_that_tells_of_no_model_answers() {
     }
     let fleet = fleet(&[&sim.url]);
     for think in [Think::No, Think::Yes] {
-        let request = ChatRequest { think, ..request("[[tokens=3]]") };
+        let request = ModelRequest { think, ..request("[[tokens=3]]") };
         let slot = acquire(&fleet, MODEL).await.expect("a slot");
         assert_eq!(slot.num_ctx().await, Ok(None));
         let heard = hear(&mut slot.chat(&request).await.expect("a stream")).await;

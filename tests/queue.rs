@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use jarvis::queue::{
-    Freed, Grant, HostKey, HostReport, Lease, Limits, Place, Queue, QueueStore, Returned, Room,
-    Ticket, Via, Waiting,
+    Freed, Grant, HostAccess, HostKey, HostReport, Lease, Queue, QueueLimits, QueueStore, Returned,
+    Room, Ticket, TicketStatus, Waiting,
 };
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::GenerationId;
@@ -17,7 +17,7 @@ use proptest::test_runner::{Config, TestRunner};
 use support::redis::{RedisCluster, RedisServer};
 
 const MODEL: &str = "m:latest";
-const LIMITS: Limits = Limits { waiting: 1000, waiting_of_source: 1000 };
+const LIMITS: QueueLimits = QueueLimits { waiting: 1000, waiting_of_source: 1000 };
 
 fn options(url: &str) -> RedisOptions {
     let command_timeout = Duration::from_secs(5);
@@ -38,7 +38,7 @@ fn host(name: &str, slots: usize, models: &[&str]) -> HostReport {
     HostReport {
         name: HostKey(name.to_owned()),
         slots,
-        via: Via::Open,
+        via: HostAccess::Open,
         trials: 0,
         models: models.iter().map(|model| ((*model).to_owned(), false)).collect(),
     }
@@ -55,24 +55,24 @@ fn ticket(user: &str, model: &str) -> Ticket {
     }
 }
 
-async fn join(store: &QueueStore, ticket: &Ticket) -> Place {
-    store.join(ticket, None).await.expect("Redis").place
+async fn join(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
+    store.join(ticket, None).await.expect("Redis").status
 }
 
-async fn place(store: &QueueStore, ticket: &Ticket) -> Place {
-    store.statuses(&[ticket.generation]).await.expect("Redis").remove(0).place
+async fn place(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
+    store.statuses(&[ticket.generation]).await.expect("Redis").remove(0).status
 }
 
 async fn granted(store: &QueueStore, ticket: &Ticket) -> Grant {
     match place(store, ticket).await {
-        Place::Granted(grant) => grant,
+        TicketStatus::Granted(grant) => grant,
         other => panic!("no slot: {other:?}"),
     }
 }
 
 async fn position(store: &QueueStore, ticket: &Ticket) -> Option<u64> {
     match place(store, ticket).await {
-        Place::Waiting(Waiting { position, .. }) => Some(position),
+        TicketStatus::Waiting(Waiting { position, .. }) => Some(position),
         _ => None,
     }
 }
@@ -109,9 +109,11 @@ async fn a_free_slot_is_granted_at_once_and_a_repeat_gets_the_same() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
     let (first, second) = (ticket("u", MODEL), ticket("v", MODEL));
     let got = join(&world.store, &first).await;
-    assert_eq!(got, Place::Granted(Grant { host: HostKey("a".into()), number: 1 }));
+    assert_eq!(got, TicketStatus::Granted(Grant { host: HostKey("a".into()), number: 1 }));
     assert_eq!(join(&world.store, &first).await, got);
-    assert!(matches!(join(&world.store, &second).await, Place::Waiting(w) if w.position == 1));
+    assert!(
+        matches!(join(&world.store, &second).await, TicketStatus::Waiting(w) if w.position == 1)
+    );
     release(&world.store, &first).await;
     release(&world.store, &first).await;
     granted(&world.store, &second).await;
@@ -127,8 +129,8 @@ async fn the_queue_works_in_a_cluster() {
     let store = replica(&connect(&cluster.url()).await, "r1");
     store.report(&[host("a", 1, &[MODEL])]).await.expect("Redis");
     let (first, second) = (ticket("u", MODEL), ticket("v", MODEL));
-    assert!(matches!(join(&store, &first).await, Place::Granted(_)));
-    assert!(matches!(join(&store, &second).await, Place::Waiting(_)));
+    assert!(matches!(join(&store, &first).await, TicketStatus::Granted(_)));
+    assert!(matches!(join(&store, &second).await, TicketStatus::Waiting(_)));
     release(&store, &first).await;
     granted(&store, &second).await;
 }
@@ -143,7 +145,7 @@ async fn a_model_whose_hosts_are_full_blocks_no_other() {
     }
     let two = ticket("v", "two:latest");
     let told = join(&world.store, &two).await;
-    assert!(matches!(told, Place::Waiting(w) if w.position == 4), "{told:?}");
+    assert!(matches!(told, TicketStatus::Waiting(w) if w.position == 4), "{told:?}");
     // Host a has no use for the second model, however long that waits.
     let on_a = ones.iter().take(2);
     for one in on_a {
@@ -156,7 +158,10 @@ async fn a_model_whose_hosts_are_full_blocks_no_other() {
     assert_eq!(position(&world.store, &two).await, Some(3));
     let third = ticket("w", "three:latest");
     let told = join(&world.store, &third).await;
-    assert!(matches!(told, Place::Waiting(w) if w.hosts == 0 && w.eta.is_none()), "{told:?}");
+    assert!(
+        matches!(told, TicketStatus::Waiting(w) if w.hosts == 0 && w.eta.is_none()),
+        "{told:?}"
+    );
     release(&world.store, &third).await;
 }
 
@@ -195,7 +200,9 @@ async fn fifty_turns_of_one_user_delay_anothers_first_by_one_turn() {
         release(&world.store, turn).await;
     }
     let other = ticket("other", MODEL);
-    assert!(matches!(join(&world.store, &other).await, Place::Waiting(w) if w.position == 1));
+    assert!(
+        matches!(join(&world.store, &other).await, TicketStatus::Waiting(w) if w.position == 1)
+    );
     release(&world.store, &greedy[10]).await;
     granted(&world.store, &other).await;
 }
@@ -237,7 +244,7 @@ async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, boo
             let ids: Vec<_> = own.iter().map(|(ticket, _)| ticket.generation).collect();
             let places = store.statuses(&ids).await.expect("Redis");
             for ((ticket, _), told) in own.iter().zip(places) {
-                if matches!(told.place, Place::Granted(_)) {
+                if matches!(told.status, TicketStatus::Granted(_)) {
                     running.push((ticket.clone(), replica));
                 }
             }
@@ -273,7 +280,7 @@ async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places(
     assert_eq!(position(&heir, &late).await, Some(2));
     assert_eq!(heir.free("r1", Some(8)).await.unwrap(), Freed::All);
     granted(&heir, &late).await;
-    assert_eq!(place(&world.store, &running[0]).await, Place::Gone);
+    assert_eq!(place(&world.store, &running[0]).await, TicketStatus::Gone);
     // What the dead one still had to say changes nothing.
     release(&world.store, &early).await;
     let newcomer = ticket("u5", MODEL);
@@ -296,7 +303,7 @@ async fn a_turn_that_is_taken_over_before_its_replica_is_freed_holds_one_slot() 
     let turn = ticket("u", MODEL);
     join(&world.store, &turn).await;
     let continued = Ticket { has_text: true, ..turn.clone() };
-    let Place::Granted(grant) = join(&heir, &continued).await else { panic!("no slot") };
+    let TicketStatus::Granted(grant) = join(&heir, &continued).await else { panic!("no slot") };
     assert_eq!(grant.number, 2);
     assert_eq!(heir.tick().await.unwrap().hosts[0].used, 1);
     heir.free("r1", None).await.unwrap();
@@ -317,14 +324,14 @@ async fn a_slot_that_is_returned_keeps_the_place_and_another_host_is_tried() {
     let grant = granted(&world.store, &first).await;
     let why = Returned { excluded: Duration::from_mins(1), full: Duration::ZERO, has_text: false };
     let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
-    assert!(matches!(told.place, Place::Waiting(w) if w.position == 1), "{told:?}");
+    assert!(matches!(told.status, TicketStatus::Waiting(w) if w.position == 1), "{told:?}");
     assert_eq!(granted(&other, &third).await.host, grant.host, "the next one gets the host");
     release(&world.store, &second).await;
     let again = granted(&world.store, &first).await;
     assert_ne!(again.host, grant.host);
     // The same word a second time, late.
     let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
-    assert_eq!(told.place, Place::Granted(again));
+    assert_eq!(told.status, TicketStatus::Granted(again));
 }
 
 #[tokio::test]
@@ -337,7 +344,9 @@ async fn a_host_that_says_it_is_full_gets_nothing_for_a_while() {
     let why = Returned { excluded: Duration::ZERO, full, has_text: false };
     let began = Instant::now();
     world.store.give_back(first.generation, &grant, why).await.unwrap();
-    assert!(matches!(join(&world.store, &second).await, Place::Waiting(w) if w.position == 2));
+    assert!(
+        matches!(join(&world.store, &second).await, TicketStatus::Waiting(w) if w.position == 2)
+    );
     while position(&world.store, &first).await.is_some() {
         world.store.tick().await.unwrap();
     }
@@ -350,19 +359,19 @@ async fn a_host_that_one_replica_cannot_reach_serves_the_others_and_then_gets_on
     let mut hosts = [host("a", 3, &[MODEL])];
     let world = World::with(&hosts).await;
     let other = world.other("r2", &hosts).await;
-    hosts[0].via = Via::Shut;
+    hosts[0].via = HostAccess::Shut;
     world.store.report(&hosts).await.unwrap();
     let mine: Vec<_> = (0..3).map(|n| ticket(&format!("u{n}"), MODEL)).collect();
     for turn in &mine {
         join(&world.store, turn).await;
     }
     let theirs = ticket("v", MODEL);
-    assert!(matches!(join(&other, &theirs).await, Place::Granted(_)));
-    hosts[0].via = Via::Trial;
+    assert!(matches!(join(&other, &theirs).await, TicketStatus::Granted(_)));
+    hosts[0].via = HostAccess::Trial;
     world.store.report(&hosts).await.unwrap();
     granted(&world.store, &mine[0]).await;
     assert_eq!(position(&world.store, &mine[1]).await, Some(1), "one trial");
-    hosts[0].via = Via::Open;
+    hosts[0].via = HostAccess::Open;
     world.store.report(&hosts).await.unwrap();
     granted(&world.store, &mine[1]).await;
 }
@@ -370,7 +379,7 @@ async fn a_host_that_one_replica_cannot_reach_serves_the_others_and_then_gets_on
 #[tokio::test]
 async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = Limits { waiting: 2, waiting_of_source: 1 };
+    let limits = QueueLimits { waiting: 2, waiting_of_source: 1 };
     let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
     let turn_time = Duration::from_millis(400);
     let warm = ticket("u", MODEL);
@@ -380,23 +389,23 @@ async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
     let running = ticket("u", MODEL);
     join(&store, &running).await;
     let began = Instant::now();
-    assert!(matches!(join(&store, &ticket("u", MODEL)).await, Place::Waiting(_)));
-    assert!(matches!(join(&store, &ticket("u", MODEL)).await, Place::Crowded(Some(_))));
-    assert!(matches!(join(&store, &ticket("v", MODEL)).await, Place::Waiting(_)));
+    assert!(matches!(join(&store, &ticket("u", MODEL)).await, TicketStatus::Waiting(_)));
+    assert!(matches!(join(&store, &ticket("u", MODEL)).await, TicketStatus::Crowded(Some(_))));
+    assert!(matches!(join(&store, &ticket("v", MODEL)).await, TicketStatus::Waiting(_)));
     let late = ticket("w", MODEL);
     let told = join(&store, &late).await;
-    let Place::Full(Some(wait)) = told else { panic!("{told:?}") };
+    let TicketStatus::Full(Some(wait)) = told else { panic!("{told:?}") };
     assert!(wait <= turn_time * 2, "{wait:?}");
     tokio::time::sleep_until((began + turn_time).into()).await;
     release(&store, &running).await;
     tokio::time::sleep_until((began + wait).into()).await;
-    assert!(matches!(join(&store, &late).await, Place::Waiting(_)));
+    assert!(matches!(join(&store, &late).await, TicketStatus::Waiting(_)));
 }
 
 #[tokio::test]
 async fn who_is_refused_is_told_of_room_that_no_other_was_told_of() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = Limits { waiting: 5, waiting_of_source: 100 };
+    let limits = QueueLimits { waiting: 5, waiting_of_source: 100 };
     let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
     let turn_time = Duration::from_millis(400);
     let warm = ticket("u", MODEL);
@@ -411,7 +420,7 @@ async fn who_is_refused_is_told_of_room_that_no_other_was_told_of() {
             store.room(MODEL).await.expect("Redis")
         } else {
             match join(&store, &ticket("v", MODEL)).await {
-                Place::Full(after) => Room::NoneFor(after),
+                TicketStatus::Full(after) => Room::NoneFor(after),
                 other => panic!("{other:?}"),
             }
         };
@@ -446,12 +455,12 @@ async fn what_redis_forgot_is_put_back() {
     let start = world.store.join(&running, None).await.unwrap().start.expect("a start");
     let place_of_waiting = world.store.join(&waiting, None).await.unwrap().start;
     world.server.cli(&["FLUSHALL"]);
-    assert_eq!(place(&world.store, &running).await, Place::Gone);
+    assert_eq!(place(&world.store, &running).await, TicketStatus::Gone);
     let grant = world.store.restore(&running, &HostKey("a".into()), &start).await.unwrap();
     assert_eq!(grant, Some(1));
     world.store.report(&hosts).await.unwrap();
     let told = world.store.join(&waiting, place_of_waiting.as_deref()).await.unwrap();
-    assert!(matches!(told.place, Place::Waiting(w) if w.position == 1), "{told:?}");
+    assert!(matches!(told.status, TicketStatus::Waiting(w) if w.position == 1), "{told:?}");
     assert_eq!(told.start, place_of_waiting);
     release(&world.store, &running).await;
     granted(&world.store, &waiting).await;
@@ -468,7 +477,7 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
             let joined = Instant::now();
             let mut told: Option<(Instant, Duration)> = None;
             let mut place = join(&store, &ticket).await;
-            while let Place::Waiting(Waiting { eta, .. }) = place {
+            while let TicketStatus::Waiting(Waiting { eta, .. }) = place {
                 told = told.or(eta.map(|eta| (Instant::now(), eta)));
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 place = self::place(&store, &ticket).await;
@@ -494,7 +503,7 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
 async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
     let mut hosts = [host("a", 1, &[MODEL]), host("b", 4, &[MODEL])];
     let world = World::with(&hosts).await;
-    hosts[1].via = Via::Shut;
+    hosts[1].via = HostAccess::Shut;
     world.store.report(&hosts).await.unwrap();
     let turn_time = Duration::from_millis(500);
     let warm = ticket("u", MODEL);
@@ -504,7 +513,7 @@ async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
     join(&world.store, &ticket("u", MODEL)).await;
     for n in 1..4 {
         let told = join(&world.store, &ticket("v", MODEL)).await;
-        let Place::Waiting(Waiting { eta: Some(eta), hosts: 1, .. }) = told else {
+        let TicketStatus::Waiting(Waiting { eta: Some(eta), hosts: 1, .. }) = told else {
             panic!("{told:?}")
         };
         let true_wait = turn_time * n;
@@ -530,7 +539,7 @@ async fn a_host_that_is_full_by_its_own_word_is_not_reckoned_with() {
     let why = Returned { excluded: Duration::ZERO, full, has_text: false };
     world.store.give_back(bounced.generation, &grant, why).await.unwrap();
     let told = join(&world.store, &ticket("w", MODEL)).await;
-    let Place::Waiting(Waiting { position: 2, eta: Some(eta), .. }) = told else {
+    let TicketStatus::Waiting(Waiting { position: 2, eta: Some(eta), .. }) = told else {
         panic!("{told:?}")
     };
     assert!(eta > turn_time.mul_f64(1.4) && eta < turn_time.mul_f64(2.6), "{eta:?}");
@@ -542,7 +551,7 @@ async fn a_host_that_few_can_reach_does_not_idle_behind_those_who_cannot() {
     let world = World::with(&hosts).await;
     let other = world.other("r2", &hosts).await;
     let mut partly = hosts.clone();
-    partly[1].via = Via::Shut;
+    partly[1].via = HostAccess::Shut;
     world.store.report(&partly).await.unwrap();
     let cut_off: Vec<_> = (0..150).map(|n| ticket(&format!("u{n}"), MODEL)).collect();
     for turn in &cut_off {
@@ -586,7 +595,7 @@ async fn whoever_comes_after_everything_was_lost_waits_behind_those_who_waited()
 #[tokio::test]
 async fn a_source_that_has_its_share_is_told_when_its_own_first_turn_leaves() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = Limits { waiting: 100, waiting_of_source: 1 };
+    let limits = QueueLimits { waiting: 100, waiting_of_source: 1 };
     let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
     let turn_time = Duration::from_millis(300);
     let warm = ticket("w", MODEL);
@@ -598,9 +607,9 @@ async fn a_source_that_has_its_share_is_told_when_its_own_first_turn_leaves() {
     }
     // One of the five runs.
     let fifth = join(&store, &ticket("u", MODEL)).await;
-    assert!(matches!(fifth, Place::Waiting(w) if w.position == 5), "{fifth:?}");
+    assert!(matches!(fifth, TicketStatus::Waiting(w) if w.position == 5), "{fifth:?}");
     let told = join(&store, &ticket("u", MODEL)).await;
-    let Place::Crowded(Some(after)) = told else { panic!("{told:?}") };
+    let TicketStatus::Crowded(Some(after)) = told else { panic!("{told:?}") };
     assert!(
         after > turn_time.mul_f64(0.7 * 5.0) && after < turn_time.mul_f64(1.3 * 5.0),
         "{after:?}"
@@ -614,7 +623,7 @@ fn queue(redis: &Redis, name: &str, hosts: Vec<HostReport>) -> Queue {
 async fn until_granted(lease: &mut Lease) -> Grant {
     let granted = async {
         loop {
-            if let Place::Granted(grant) = lease.place() {
+            if let TicketStatus::Granted(grant) = lease.status() {
                 return grant;
             }
             lease.changed().await;
@@ -636,7 +645,7 @@ async fn a_slot_that_comes_free_on_one_replica_is_known_on_the_other_at_once() {
         first.join(false).await.expect("Redis");
         until_granted(&mut first).await;
         let mut second = there.lease(ticket("v", MODEL));
-        assert!(matches!(second.join(false).await.expect("Redis"), Place::Waiting(_)));
+        assert!(matches!(second.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
         let released = Instant::now();
         drop(first);
         until_granted(&mut second).await;
@@ -657,9 +666,9 @@ async fn what_a_replica_holds_and_what_redis_says_it_holds_become_the_same() {
     running.join(false).await.expect("Redis");
     // As by the call of a release that was lost.
     let lost = ticket("v", MODEL);
-    assert!(matches!(join(&replica(&redis, "r1"), &lost).await, Place::Granted(_)));
+    assert!(matches!(join(&replica(&redis, "r1"), &lost).await, TicketStatus::Granted(_)));
     let mut waiting = queue.lease(ticket("w", MODEL));
-    assert!(matches!(waiting.join(false).await.expect("Redis"), Place::Waiting(_)));
+    assert!(matches!(waiting.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
     until_granted(&mut waiting).await;
     drop(waiting);
     // As by a failover that lost everything.
@@ -668,8 +677,8 @@ async fn what_a_replica_holds_and_what_redis_says_it_holds_become_the_same() {
     let (mut other, mut third) = (other, queue.lease(ticket("y", MODEL)));
     waiting.join(false).await.expect("Redis");
     until_granted(&mut waiting).await;
-    assert!(matches!(other.join(false).await.expect("Redis"), Place::Waiting(_)));
-    assert!(matches!(third.join(false).await.expect("Redis"), Place::Waiting(_)));
+    assert!(matches!(other.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
+    assert!(matches!(third.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
     server.cli(&["FLUSHALL"]);
     let deadline = Instant::now() + Duration::from_secs(20);
     while server.cli(&["HLEN", "jarvis:{queue}:held:a"]).trim() != "2"
@@ -693,7 +702,7 @@ async fn a_replica_that_wakes_does_not_take_back_what_was_taken_over() {
     let start = world.store.join(&turn, None).await.expect("Redis").start;
     join(&heir, &turn).await;
     let told = world.store.join(&turn, start.as_deref()).await.expect("Redis");
-    assert_eq!(told.place, Place::Gone);
+    assert_eq!(told.status, TicketStatus::Gone);
     assert_eq!(position(&heir, &turn).await, Some(1));
 }
 
@@ -772,7 +781,8 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::GiveBack { which, excluded } if !known.is_empty() => {
                 let at = which.index(known.len());
                 let one = &mut known[at];
-                let Place::Granted(grant) = place(&stores[one.replica], &one.ticket).await else {
+                let TicketStatus::Granted(grant) = place(&stores[one.replica], &one.ticket).await
+                else {
                     continue;
                 };
                 let excluded_for = Duration::from_secs(if excluded { 600 } else { 0 });
@@ -800,7 +810,8 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
             }
             Op::Shut { replica, host, shut } => {
                 let replica = usize::from(replica);
-                seen[replica][usize::from(host)].via = if shut { Via::Shut } else { Via::Open };
+                seen[replica][usize::from(host)].via =
+                    if shut { HostAccess::Shut } else { HostAccess::Open };
                 stores[replica].report(&seen[replica]).await.expect("Redis");
             }
             _ => continue,
@@ -819,9 +830,9 @@ async fn check_invariants(
     let mut waiting = Vec::new();
     for one in known {
         match place(&stores[one.replica], &one.ticket).await {
-            Place::Granted(grant) => *used.entry(grant.host.0).or_default() += 1,
-            Place::Waiting(_) => waiting.push(one),
-            Place::Gone => prop_assert!(one.parked, "a ticket was lost"),
+            TicketStatus::Granted(grant) => *used.entry(grant.host.0).or_default() += 1,
+            TicketStatus::Waiting(_) => waiting.push(one),
+            TicketStatus::Gone => prop_assert!(one.parked, "a ticket was lost"),
             other => prop_assert!(false, "{other:?}"),
         }
     }
@@ -833,7 +844,7 @@ async fn check_invariants(
         let usable = |one: &Known| {
             let view = seen[one.replica].iter().find(|view| view.name == host.name);
             view.is_some_and(|view| {
-                view.via == Via::Open && view.models.contains_key(&one.ticket.model)
+                view.via == HostAccess::Open && view.models.contains_key(&one.ticket.model)
             }) && !one.excluded.contains(&host.name.0)
         };
         prop_assert!(!idle || !waiting.iter().copied().any(usable), "a slot idles");
@@ -908,7 +919,7 @@ async fn check_fairness(
 async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond() {
     let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
     let world = World::with(&hosts).await;
-    let limits = Limits { waiting: 30_000, waiting_of_source: 30_000 };
+    let limits = QueueLimits { waiting: 30_000, waiting_of_source: 30_000 };
     let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
     let tickets: Vec<_> = (0..20_000).map(|n| ticket(&format!("u{}", n % 1000), MODEL)).collect();
     for chunk in tickets.chunks(500) {
@@ -935,7 +946,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     // What nobody of this replica can use, and much of it stands before what others could.
     let other = world.other("r2", &hosts).await;
     let mut shut = hosts.clone();
-    shut[0].via = Via::Shut;
+    shut[0].via = HostAccess::Shut;
     store.report(&shut).await.expect("Redis");
     for n in 0..200 {
         join(&store, &ticket(&format!("w{n}"), MODEL)).await;

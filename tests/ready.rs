@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use jarvis::queue::{Limits, Queue, QueueStore};
+use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
 use serde_json::{Value, json};
@@ -239,7 +239,7 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
             Vec::new()
         }
     };
-    let limits = Limits { waiting: 10, waiting_of_source: 10 };
+    let limits = QueueLimits { waiting: 10, waiting_of_source: 10 };
     let store = QueueStore::new(redis.clone(), "replica".to_owned(), limits);
     let _queue = Queue::start(&redis, store, hosts).expect("a queue");
     let _following = tokio::spawn(conditions.follow());

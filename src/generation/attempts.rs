@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Generations;
 use super::capacity;
-use super::place::no_host;
+use super::slot_wait::no_host;
 use super::turn::failure;
 use crate::ollama::{HostId, OllamaError};
 use crate::session::model::Failure;

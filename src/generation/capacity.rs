@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model_name::ModelName;
 use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
-use crate::queue::{HostKey, HostReport, Returned, Ticket, Via};
+use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket};
 use crate::session::Owner;
 use crate::session::store::Turn;
 
@@ -26,9 +26,9 @@ pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
     let hosts = fleet.hosts().into_iter().map(|host| {
         publish(&host);
         let (via, trials) = match host.breaker {
-            BreakerState::Closed => (Via::Open, 0),
-            BreakerState::HalfOpen(trials) => (Via::Trial, trials),
-            BreakerState::Open => (Via::Shut, 0),
+            BreakerState::Closed => (HostAccess::Open, 0),
+            BreakerState::HalfOpen(trials) => (HostAccess::Trial, trials),
+            BreakerState::Open => (HostAccess::Shut, 0),
         };
         let models = host.models.iter().map(|(model, loaded)| (model.to_string(), *loaded));
         HostReport {

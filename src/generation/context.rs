@@ -7,7 +7,7 @@
 //! that is stored with its answer: every replica chooses the same, and none remembers anything.
 
 use crate::model_name::ModelName;
-use crate::ollama::{ChatMessage, ChatRequest, ChatRole, Options, Think};
+use crate::ollama::{ChatMessage, ChatRole, ModelRequest, Options, Think};
 use crate::session::model::{ContextReport, Effort, Reasoning, TurnSpec};
 use crate::session::store::{OwnConversation, Page, Turn};
 use crate::session::{Message, Role, SessionInfo, Status, Store, StoreError};
@@ -34,7 +34,7 @@ const ANSWER_SHARE: f64 = 0.5;
 
 /// What is sent to the model.
 pub(super) struct Chosen {
-    pub(super) request: ChatRequest,
+    pub(super) request: ModelRequest,
     pub(super) report: ContextReport,
     /// What it was taken for, in tokens.
     pub(super) estimate: f64,
@@ -114,7 +114,7 @@ impl Conversation {
             .system
             .as_ref()
             .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
-        let request = ChatRequest {
+        let request = ModelRequest {
             messages: system.into_iter().chain(sent).collect(),
             options: Options {
                 temperature: spec.temperature,

@@ -6,8 +6,8 @@
 //! have: they never have to give any back. Where the host cannot render, the answer begins anew.
 
 use super::seam::{Comparison, compare, seam};
-use crate::ollama::{ChatRequest, Done, OllamaError, Options, Slot, Token, TokenStream};
-use crate::session::thoughts::Shape;
+use crate::ollama::{Done, ModelRequest, OllamaError, Options, Slot, Token, TokenStream};
+use crate::session::reasoning::Shape;
 
 /// A stream that goes on, or one that begins anew.
 pub(super) struct Continued {
@@ -23,7 +23,7 @@ pub(super) struct Continued {
 }
 
 /// What became of asking the model to go on.
-pub(super) enum Asked {
+pub(super) enum Opened {
     Goes(Box<Continued>),
     /// The answer has used up its tokens: there is nothing to ask for.
     Length {
@@ -64,13 +64,13 @@ impl Continued {
 /// nothing is there.
 pub(super) async fn open(
     slot: &Slot,
-    request: &ChatRequest,
+    request: &ModelRequest,
     so_far: &str,
-) -> Result<Asked, OllamaError> {
+) -> Result<Opened, OllamaError> {
     let anew = async |anew| {
         let stream = slot.chat(request).await?;
         let continued = Continued { stream, first: None, anew, tokens_before: 0, prompt_tokens: 0 };
-        Ok(Asked::Goes(Box::new(continued)))
+        Ok(Opened::Goes(Box::new(continued)))
     };
     if so_far.is_empty() {
         return anew(false).await;
@@ -86,7 +86,7 @@ pub(super) async fn open(
     let prompt_tokens = count(slot, request, &prompt).await?;
     let (kept, cut_off) = so_far.split_at(seam(so_far));
     let mut asked = go_on(slot, request, &prompt, prompt_tokens, kept).await?;
-    if let Asked::Goes(continued) = &mut asked
+    if let Opened::Goes(continued) = &mut asked
         && !cut_off.is_empty()
         && !continued.repeats(cut_off).await?
     {
@@ -100,11 +100,11 @@ pub(super) async fn open(
 /// Has the model go on after `kept`, which follows on a prompt of `prompt_tokens`.
 async fn go_on(
     slot: &Slot,
-    request: &ChatRequest,
+    request: &ModelRequest,
     prompt: &str,
     prompt_tokens: u64,
     kept: &str,
-) -> Result<Asked, OllamaError> {
+) -> Result<Opened, OllamaError> {
     let prompt = format!("{prompt}{kept}");
     let tokens_before = match count(slot, request, &prompt).await {
         Ok(tokens) => tokens.saturating_sub(prompt_tokens),
@@ -112,23 +112,23 @@ async fn go_on(
         // the answer to another one.
         Err(OllamaError::ContextTooLong { prompt_tokens: all, .. }) => {
             let answer_tokens = all.saturating_sub(prompt_tokens);
-            return Ok(Asked::Length { prompt_tokens, answer_tokens });
+            return Ok(Opened::Length { prompt_tokens, answer_tokens });
         }
         Err(error) => return Err(error),
     };
     let limit = u64::from(request.options.num_predict);
     // To Ollama a limit of 0 is none.
     if tokens_before >= limit {
-        return Ok(Asked::Length { prompt_tokens, answer_tokens: tokens_before });
+        return Ok(Opened::Length { prompt_tokens, answer_tokens: tokens_before });
     }
     let left = u32::try_from(limit - tokens_before).unwrap_or(u32::MAX);
     let stream = slot.continue_raw(&with_limit(request, left), &prompt).await?;
     let continued = Continued { stream, first: None, anew: false, tokens_before, prompt_tokens };
-    Ok(Asked::Goes(Box::new(continued)))
+    Ok(Opened::Goes(Box::new(continued)))
 }
 
 /// Pieces are not tokens: only the host can count them.
-async fn count(slot: &Slot, request: &ChatRequest, prompt: &str) -> Result<u64, OllamaError> {
+async fn count(slot: &Slot, request: &ModelRequest, prompt: &str) -> Result<u64, OllamaError> {
     let mut stream = slot.continue_raw(&with_limit(request, 1), prompt).await?;
     while let Some(token) = stream.next().await? {
         if let Some(Done { prompt_eval_count, .. }) = token.done {
@@ -138,7 +138,7 @@ async fn count(slot: &Slot, request: &ChatRequest, prompt: &str) -> Result<u64, 
     Err(OllamaError::Interrupted("a count of tokens ended without one"))
 }
 
-fn with_limit(request: &ChatRequest, num_predict: u32) -> ChatRequest {
+fn with_limit(request: &ModelRequest, num_predict: u32) -> ModelRequest {
     let options = Options { num_predict, ..request.options.clone() };
-    ChatRequest { options, ..request.clone() }
+    ModelRequest { options, ..request.clone() }
 }

@@ -14,15 +14,15 @@ use proptest::test_runner::{Config, TestRunner};
 use testkit::redis::RedisServer;
 use tokio::time::Instant;
 
-use super::draft::{Call, Draft, Reply};
 use super::writer::make;
+use super::writer_state::{Reply, WriterCall, WriterState};
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::model::{ContextReport, Reasoning, rfc3339};
+use crate::session::reasoning::Shape;
 use crate::session::store::{
     Acceptance, CancelReply, Cancellation, Claim, NewTurn, OpenTurn, Proposal, ReadFrom,
     ReadOutcome, SessionLimits, Turn, Written, message,
 };
-use crate::session::thoughts::Shape;
 use crate::session::window::Step as Seen;
 use crate::session::{
     Control, Cursor, FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, Store,
@@ -114,7 +114,7 @@ fn happens() -> impl Strategy<Value = Happens> {
 struct Hand {
     replica: usize,
     turn: Arc<Turn>,
-    draft: Draft,
+    state: WriterState,
     dialect: char,
     end: (Message, Vec<(Tag, Control)>),
     stopped: bool,
@@ -124,7 +124,7 @@ struct Hand {
 }
 
 impl Hand {
-    fn new(replica: usize, turn: Arc<Turn>, draft: Draft, dialect: char) -> Self {
+    fn new(replica: usize, turn: Arc<Turn>, state: WriterState, dialect: char) -> Self {
         let now = Utc::now();
         let header = Message {
             generation_id: Some(turn.generation),
@@ -141,24 +141,24 @@ impl Hand {
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let end = (header, events);
-        Self { replica, turn, draft, dialect, end, stopped: false, ending: false, finished: false }
+        Self { replica, turn, state, dialect, end, stopped: false, ending: false, finished: false }
     }
 
     fn speak(&mut self, characters: usize) {
         // The same in every hand.
         let thinks = self.turn.generation.0.as_u128().is_multiple_of(2);
         for _ in 0..characters {
-            let place = characters_of(self.draft.text());
-            if !self.draft.has_place() || self.ending || place >= ANSWER {
+            let place = characters_of(self.state.text());
+            if !self.state.is_running() || self.ending || place >= ANSWER {
                 return;
             }
             // Digits tell the place, so that a piece at a wrong one shows.
             let digit = char::from_digit((place % 10) as u32, 10).unwrap_or('?');
             let said = if place.is_multiple_of(3) { self.dialect } else { digit }.to_string();
             if thinks && place < THOUGHTS {
-                self.draft.push_thoughts(&said);
+                self.state.push_reasoning(&said);
             } else {
-                self.draft.push(&said);
+                self.state.push(&said);
             }
         }
     }
@@ -276,8 +276,8 @@ impl<'a> World<'a> {
             }
             Happens::TakeBack { who, share } => {
                 if let Some(hand) = self.writing(who).filter(|hand| !hand.ending) {
-                    let length = (hand.draft.text().len() as f64 * share) as usize;
-                    hand.draft.take_back(length);
+                    let length = (hand.state.text().len() as f64 * share) as usize;
+                    hand.state.take_back(length);
                     hand.dialect = hand.dialect.to_uppercase().next().unwrap_or(hand.dialect);
                     self.taken_back = true;
                 }
@@ -285,8 +285,8 @@ impl<'a> World<'a> {
             Happens::Finish { who, fate } => {
                 let stores = self.stores;
                 if let Some(hand) = self.writing(who)
-                    && hand.draft.has_place()
-                    && hand.draft.next_call().is_none()
+                    && hand.state.is_running()
+                    && hand.state.next_call().is_none()
                 {
                     finish(&stores[hand.replica], hand, fate).await;
                 }
@@ -327,9 +327,10 @@ impl<'a> World<'a> {
             self.stores[by].accept(&Proposal::new(&Owner::Anonymous, self.session, &new)).await;
         if let Ok(Acceptance::New { turn, began, .. }) = accepted {
             self.accepted.insert(turn.generation);
-            let draft = if began { Draft::after(String::new()) } else { Draft::waiting() };
+            let state =
+                if began { WriterState::after(String::new()) } else { WriterState::waiting() };
             let dialect = self.dialect();
-            self.hands.push(Hand::new(by, turn, draft, dialect));
+            self.hands.push(Hand::new(by, turn, state, dialect));
         }
     }
 
@@ -355,12 +356,12 @@ impl<'a> World<'a> {
 
     async fn claim(&mut self, by: usize, open: &OpenTurn) {
         let store = &self.stores[by];
-        let (turn, draft) = match store.claim(open).await.expect("a claim") {
+        let (turn, state) = match store.claim(open).await.expect("a claim") {
             Claim::Running(turn, _) => {
                 let stored = store.answer_so_far(&turn).await.expect("the answer so far");
-                (turn, Draft::after(stored))
+                (turn, WriterState::after(stored))
             }
-            Claim::Waiting(turn) => (turn, Draft::waiting()),
+            Claim::Waiting(turn) => (turn, WriterState::waiting()),
             Claim::Other => return,
         };
         let ended = |hand: &Hand| hand.ending && hand.turn.generation == turn.generation;
@@ -369,7 +370,7 @@ impl<'a> World<'a> {
             self.deaths += 1;
         }
         let dialect = self.dialect();
-        self.hands.push(Hand::new(by, turn, draft, dialect));
+        self.hands.push(Hand::new(by, turn, state, dialect));
     }
 
     async fn cancel(&mut self, fate: Fate) {
@@ -483,7 +484,7 @@ impl<'a> World<'a> {
                 busy = true;
                 hand.speak(ANSWER);
                 write(&stores[hand.replica], hand, Fate::Done).await;
-                if !hand.stopped && hand.draft.has_place() && hand.draft.next_call().is_none() {
+                if !hand.stopped && hand.state.is_running() && hand.state.next_call().is_none() {
                     finish(&stores[hand.replica], hand, Fate::Done).await;
                 }
             }
@@ -532,20 +533,20 @@ impl<'a> World<'a> {
         }
         for hand in self.hands.iter().filter(|hand| hand.finished) {
             let Some(message) = answers.get(&hand.turn.generation) else { continue };
-            let whole = stored(message) == parts(hand.draft.text());
+            let whole = stored(message) == parts(hand.state.text());
             assert!(whole || self.failovers > 0, "stored is what its last writer wrote");
         }
     }
 }
 
 async fn write(store: &Store, hand: &mut Hand, fate: Fate) {
-    let call = match hand.draft.next_call() {
+    let call = match hand.state.next_call() {
         Some(call) => call,
         None if hand.ending => return,
-        None => hand.draft.look(),
+        None => hand.state.look(),
     };
-    let ask = async |call: Call| -> Reply {
-        make(store.clone(), Arc::clone(&hand.turn), call, hand.draft.text()).await.expect("a reply")
+    let ask = async |call: WriterCall| -> Reply {
+        make(store.clone(), Arc::clone(&hand.turn), call, hand.state.text()).await.expect("a reply")
     };
     let mut reply = ask(call).await;
     match fate {
@@ -553,23 +554,23 @@ async fn write(store: &Store, hand: &mut Hand, fate: Fate) {
         Fate::ReplyLost => return,
         Fate::Twice => reply = ask(call).await,
     }
-    hand.stopped = hand.draft.take_in(call, Instant::now(), reply).is_err();
+    hand.stopped = hand.state.take_in(call, Instant::now(), reply).is_err();
 }
 
 async fn finish(store: &Store, hand: &mut Hand, fate: Fate) {
     hand.ending = true;
     let (header, events) = &hand.end;
-    let (length, mark) = (hand.draft.text().len() as u64, hand.draft.mark());
+    let (length, revision) = (hand.state.text().len() as u64, hand.state.revision());
     let ask =
-        async || store.finish(&hand.turn, mark, length, header, events).await.expect("a reply");
+        async || store.finish(&hand.turn, revision, length, header, events).await.expect("a reply");
     let mut reply = ask().await;
     match fate {
         Fate::Done => {}
         Fate::ReplyLost => return,
         Fate::Twice => reply = ask().await,
     }
-    let look = hand.draft.look();
-    hand.stopped = hand.draft.take_in(look, Instant::now(), Reply::Written(reply)).is_err();
+    let look = hand.state.look();
+    hand.stopped = hand.state.take_in(look, Instant::now(), Reply::Written(reply)).is_err();
     hand.finished = !hand.stopped && reply == Written::Ok;
 }
 

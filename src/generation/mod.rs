@@ -6,15 +6,15 @@ mod attempts;
 mod capacity;
 mod context;
 mod continuation;
-mod deeds;
-mod draft;
 #[cfg(test)]
 mod interleavings;
-mod place;
+mod redo;
 mod seam;
+mod slot_wait;
 mod takeover;
 mod turn;
 mod writer;
+mod writer_state;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,9 +33,9 @@ use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 
-use deeds::{Deed, Deeds};
+use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
-use turn::Stage;
+use turn::TurnState;
 
 /// How long a cancel waits for the request to the model's host to be closed.
 const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
@@ -57,7 +57,7 @@ pub struct Generations {
     host_wait: Duration,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
-    deeds: Arc<Deeds>,
+    redo: Arc<RedoLog>,
     tasks: TaskTracker,
     drain: CancellationToken,
     stop: CancellationToken,
@@ -178,7 +178,7 @@ impl Generations {
             host_wait,
             lease,
             running: Arc::default(),
-            deeds: Arc::default(),
+            redo: Arc::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -192,17 +192,17 @@ impl Generations {
         let tasks = generations.store.tasks();
         let successor = TurnSuccessor::new(generations.clone());
         tasks.spawn("heartbeat and takeover", membership.run(successor));
-        tasks.spawn("redo after a failover", deeds::watch(generations.clone()));
+        tasks.spawn("redo after a failover", redo::watch(generations.clone()));
         generations
     }
 
-    fn run(&self, turn: Arc<store::Turn>, stage: Stage) {
+    fn run(&self, turn: Arc<store::Turn>, state: TurnState) {
         let generation = turn.generation;
         self.running().insert(generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             tokio::select! {
-                () = turn::run(generations.clone(), turn, stage) => {}
+                () = turn::run(generations.clone(), turn, state) => {}
                 () = stop.cancelled() => {}
             }
             generations.running().remove(&generation);
@@ -237,7 +237,7 @@ impl Generations {
         let proposal = Proposal::new(owner, session, &new);
         match self.propose(&proposal).await {
             Err(StoreError::Redis(error)) if proposal.has_key() => {
-                self.insist(proposal);
+                self.retry_accept(proposal);
                 Err(StoreError::Redis(error).into())
             }
             done => Ok(done?),
@@ -248,7 +248,7 @@ impl Generations {
     async fn admits(&self, model: &str) -> Result<(), SubmitError> {
         self.fleet.check(model).await?;
         match self.queue.room(&capacity::model_key(model)).await {
-            Room::NoneFor(after) => Err(SubmitError::QueueFull(place::queue_full(after))),
+            Room::NoneFor(after) => Err(SubmitError::QueueFull(slot_wait::queue_full(after))),
             Room::Some => Ok(()),
         }
     }
@@ -258,8 +258,9 @@ impl Generations {
         match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before } => {
                 let generation = turn.generation;
-                let stage = if began { Stage::Running { writers: 1 } } else { Stage::Waiting };
-                self.run(turn, stage);
+                let state =
+                    if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
+                self.run(turn, state);
                 Ok(Submitted { generation, before: Some(before), repeated: false })
             }
             Acceptance::Same { generation, before } => {
@@ -270,7 +271,7 @@ impl Generations {
 
     /// Goes on proposing a turn that Redis gave no word of: it may have been taken in, and told, and
     /// lost with a failover. Whoever asks again with its key finds this one.
-    fn insist(&self, proposal: Proposal) {
+    fn retry_accept(&self, proposal: Proposal) {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let proposing = async {
@@ -302,7 +303,7 @@ impl Generations {
         let wish = Cancellation::new(owner, session, generation);
         let cancelled = self.store.cancel(&wish).await?;
         if let store::CancelReply::Running(met) | store::CancelReply::Waiting(met) = cancelled {
-            self.deeds.note(Deed::Cancelled(wish.again(met)));
+            self.redo.push(RedoEntry::Cancelled(wish.again(met)));
         }
         match cancelled {
             store::CancelReply::Nothing => Ok(CancelOutcome::AlreadyEnded),
@@ -341,7 +342,7 @@ impl Generations {
     ) -> Result<u64, StoreError> {
         let mut wish = Clearing::new(owner, session, delete);
         let count = self.store.clear(&mut wish).await?;
-        self.deeds.note(Deed::Cleared(wish));
+        self.redo.push(RedoEntry::Cleared(wish));
         Ok(count)
     }
 

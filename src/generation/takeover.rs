@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use rand::seq::SliceRandom;
 
 use super::Generations;
-use super::turn::Stage;
+use super::turn::TurnState;
 use crate::membership::{GoneReplica, Successor};
 use crate::session::GenerationId;
 use crate::session::StoreError;
@@ -86,9 +86,9 @@ async fn take_over(
     let mut taken = 0;
     let mut failed = None;
     while let Some((open, claim)) = claims.next().await {
-        let (turn, stage) = match claim {
-            Ok(Claim::Running(turn, writers)) => (turn, Stage::Running { writers }),
-            Ok(Claim::Waiting(turn)) => (turn, Stage::Waiting),
+        let (turn, state) = match claim {
+            Ok(Claim::Running(turn, writers)) => (turn, TurnState::Running { writers }),
+            Ok(Claim::Waiting(turn)) => (turn, TurnState::Waiting),
             Ok(Claim::Other) => continue,
             Err(error) => {
                 failed = Some(error);
@@ -103,7 +103,7 @@ async fn take_over(
             from = open.replica,
             "taken over"
         );
-        generations.run(turn, stage);
+        generations.run(turn, state);
     }
     failed.map_or(Ok(taken), Err)
 }

@@ -11,11 +11,11 @@ use super::Generations;
 use super::attempts::{Attempts, Failed};
 use super::capacity;
 use super::context::{Beginning, Conversation};
-use super::continuation::{self, Asked};
-use super::deeds::{Deed, Finished};
-use super::draft::Fenced;
-use super::place::{Wait, wait_for_slot};
+use super::continuation::{self, Opened};
+use super::redo::{Finished, RedoEntry};
+use super::slot_wait::{Wait, wait_for_slot};
 use super::writer::Writer;
+use super::writer_state::Fenced;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::session::model::{ContextReport, Failure, Reasoning, rfc3339};
@@ -34,13 +34,13 @@ const SHORTENED: u32 = 4;
 pub(super) struct Stopped;
 
 /// How an answer ended.
-enum End {
+enum TurnEnd {
     Finished { reason: FinishReason, usage: Usage, context: ContextReport },
     Failed { failure: Failure, context: ContextReport },
 }
 
 /// Where a turn stands when this replica gets it.
-pub(super) enum Stage {
+pub(super) enum TurnState {
     /// Accepted, and other turns of the session come first.
     Waiting,
     /// Running; a writer before us may have stored a part of the answer.
@@ -51,7 +51,7 @@ pub(super) enum Stage {
 }
 
 /// Runs a turn. Whatever happens, its generation ends, or is somebody else's.
-pub(super) async fn run(generations: Generations, turn: Arc<Turn>, stage: Stage) {
+pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnState) {
     let span = tracing::info_span!(
         "turn",
         session = turn.session.redacted(),
@@ -61,7 +61,7 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, stage: Stage)
     async move {
         metrics::gauge!("jarvis_turns_open").increment(1.0);
         let accepted = Instant::now();
-        if run_to_end(&generations, &turn, stage).await.is_err() {
+        if run_to_end(&generations, &turn, state).await.is_err() {
             // Whoever cancelled it waits for this word.
             if let Err(error) = generations.store.upstream_closed(&turn).await {
                 tracing::debug!(%error, "could not tell that the upstream is closed");
@@ -78,19 +78,19 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, stage: Stage)
 async fn run_to_end(
     generations: &Generations,
     turn: &Arc<Turn>,
-    stage: Stage,
+    state: TurnState,
 ) -> Result<(), Stopped> {
-    let feed = patiently(|| generations.feeds.join(&turn.owner, turn.session)).await;
+    let feed = retry_until_ok(|| generations.feeds.join(&turn.owner, turn.session)).await;
     let (store, held) = (generations.store.clone(), Arc::clone(turn));
-    let (writers, mut writer) = match stage {
-        Stage::Waiting => {
+    let (writers, mut writer) = match state {
+        TurnState::Waiting => {
             let mut writer = Writer::waiting(store, held);
-            wait_for_place(&mut writer, turn, &feed).await?;
+            wait_to_begin(&mut writer, turn, &feed).await?;
             (1, writer)
         }
-        Stage::Running { writers: 1 } => (1, Writer::start(store, held, String::new())),
-        Stage::Running { writers } => {
-            let stored = patiently(|| generations.store.answer_so_far(turn)).await;
+        TurnState::Running { writers: 1 } => (1, Writer::start(store, held, String::new())),
+        TurnState::Running { writers } => {
+            let stored = retry_until_ok(|| generations.store.answer_so_far(turn)).await;
             (writers, Writer::start(store, held, stored))
         }
     };
@@ -98,18 +98,18 @@ async fn run_to_end(
     finish(generations, turn, writer, writers, end).await
 }
 
-async fn wait_for_place(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Result<(), Stopped> {
+async fn wait_to_begin(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Result<(), Stopped> {
     let changed = feed.changed();
     tokio::pin!(changed);
     changed.as_mut().enable();
-    while !writer.has_place() {
+    while !writer.is_running() {
         tokio::select! {
             asked = writer.progress() => asked.map_err(|Fenced| Stopped)?,
             () = &mut changed => {
                 changed.set(feed.changed());
                 changed.as_mut().enable();
                 if !feed.is_running() || feed.has_ended(turn.generation) {
-                    writer.hurry();
+                    writer.wake();
                 }
             }
         }
@@ -118,7 +118,7 @@ async fn wait_for_place(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> R
 }
 
 /// Asks Redis until it answers.
-async fn patiently<T, F>(ask: impl Fn() -> F) -> T
+async fn retry_until_ok<T, F>(ask: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -137,7 +137,7 @@ async fn answer(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
-) -> Result<End, Stopped> {
+) -> Result<TurnEnd, Stopped> {
     // Given up with this call, before the end is written: the next one need not wait for that.
     let mut lease = generations.queue.lease(capacity::ticket(turn));
     let mut notify_from = Instant::now();
@@ -158,10 +158,10 @@ async fn answer(
         };
         let granted = tokio::select! {
             granted = wait_for_slot(generations, turn, feed, &mut lease, wait) => granted?,
-            Fenced = writer.keep_place() => return Err(Stopped),
+            Fenced = writer.keep_turn() => return Err(Stopped),
         };
         if let Err(failure) = granted {
-            return Ok(End::Failed { failure, context });
+            return Ok(TurnEnd::Failed { failure, context });
         }
         let before = writer.text().len();
         let sent = (before > 0).then_some(context.messages_sent).filter(|sent| *sent > 0);
@@ -183,11 +183,11 @@ async fn answer(
         let error = match ended {
             Ok((reason, usage)) => {
                 generations.retries.earn();
-                return Ok(End::Finished { reason, usage, context });
+                return Ok(TurnEnd::Finished { reason, usage, context });
             }
             Err(OllamaError::Repetition) => {
                 let reason = FinishReason::Repetition;
-                return Ok(End::Finished { reason, usage: Usage::default(), context });
+                return Ok(TurnEnd::Finished { reason, usage: Usage::default(), context });
             }
             Err(error) => error,
         };
@@ -199,7 +199,7 @@ async fn answer(
             has_grown: writer.text().len() > before,
         };
         if let Some(failure) = attempts.after(generations, turn, failed).await {
-            return Ok(End::Failed { failure, context });
+            return Ok(TurnEnd::Failed { failure, context });
         }
         let attempts = attempts.counted();
         tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
@@ -240,8 +240,8 @@ async fn attempt(
         Err((error, context)) => return Ok((Err(error), context)),
     };
     let mut continued = match asked {
-        Asked::Goes(continued) => continued,
-        Asked::Length { prompt_tokens, answer_tokens } => {
+        Opened::Goes(continued) => continued,
+        Opened::Length { prompt_tokens, answer_tokens } => {
             context.prompt_tokens = prompt_tokens;
             let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
             return Ok((Ok((FinishReason::Length, usage)), context));
@@ -274,7 +274,7 @@ async fn attempt(
             Reasoning::Off => "",
             Reasoning::On | Reasoning::Effort(_) => token.thinking.as_str(),
         };
-        if !writer.push_thoughts(thoughts) || !writer.push(&token.content) {
+        if !writer.push_reasoning(thoughts) || !writer.push(&token.content) {
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };
         }
@@ -308,14 +308,14 @@ async fn open(
     lease: &Lease,
     so_far: &str,
     sent: Option<u64>,
-) -> Result<(Asked, ContextReport, Slot), (OllamaError, ContextReport)> {
+) -> Result<(Opened, ContextReport, Slot), (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = conversation(generations, turn).await;
     let nothing_sent = |error| (error, ContextReport::default());
     let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
     let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
     let slot = slot.map_err(nothing_sent)?;
-    // Asked of this host only: another that does not answer is none of this turn's business.
+    // Opened of this host only: another that does not answer is none of this turn's business.
     let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let beginning = sent.map_or(Beginning::Fitting { density: 1.0 }, Beginning::Sent);
@@ -372,7 +372,7 @@ async fn finish(
     turn: &Turn,
     mut writer: Writer,
     writers: u32,
-    end: End,
+    end: TurnEnd,
 ) -> Result<(), Stopped> {
     let now = Utc::now();
     let header = Message {
@@ -382,7 +382,7 @@ async fn finish(
         ..message(Role::Assistant, now)
     };
     let (outcome, header, events) = match end {
-        End::Finished { reason, usage, context } => (
+        TurnEnd::Finished { reason, usage, context } => (
             "complete",
             Message {
                 status: Some(Status::Complete),
@@ -405,7 +405,7 @@ async fn finish(
                 ),
             ],
         ),
-        End::Failed { failure, context } => (
+        TurnEnd::Failed { failure, context } => (
             "failed",
             Message {
                 status: Some(Status::Failed),
@@ -419,7 +419,7 @@ async fn finish(
     writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
     metrics::counter!("jarvis_turns_total", "outcome" => outcome).increment(1);
     tracing::info!(outcome, bytes = writer.text().len(), "ended");
-    generations.deeds.note(Deed::Finished(Box::new(Finished { writer, header, events })));
+    generations.redo.push(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::draft::{COME_BACK, Call, Cut, Draft, Fenced, Reply};
+use super::writer_state::{COME_BACK, Cut, Fenced, Reply, WriterCall, WriterState};
 use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
@@ -30,14 +30,14 @@ const FINISH_LIMIT: Duration = Duration::from_mins(10);
 pub(super) struct Writer {
     store: Store,
     turn: Arc<Turn>,
-    draft: Draft,
-    /// No call before it; and not even in a hurry, where that is said.
+    state: WriterState,
+    /// No call before it; and not even in a wake, where that is said.
     not_before: (Instant, bool),
     under_way: Option<UnderWay>,
 }
 
 struct UnderWay {
-    call: Call,
+    call: WriterCall,
     made: Instant,
     reply: BoxFuture<'static, Result<Reply, StoreError>>,
 }
@@ -45,31 +45,31 @@ struct UnderWay {
 impl Writer {
     /// Waits for the place of a turn that others of its session come before.
     pub(super) fn waiting(store: Store, turn: Arc<Turn>) -> Self {
-        Self::new(store, turn, Draft::waiting())
+        Self::new(store, turn, WriterState::waiting())
     }
 
     /// Begins with the event that tells of the answer, where none has yet; goes on after what is
     /// stored of it.
     pub(super) fn start(store: Store, turn: Arc<Turn>, stored: String) -> Self {
-        Self::new(store, turn, Draft::after(stored))
+        Self::new(store, turn, WriterState::after(stored))
     }
 
-    fn new(store: Store, turn: Arc<Turn>, draft: Draft) -> Self {
-        Self { store, turn, draft, not_before: (Instant::now(), false), under_way: None }
+    fn new(store: Store, turn: Arc<Turn>, state: WriterState) -> Self {
+        Self { store, turn, state, not_before: (Instant::now(), false), under_way: None }
     }
 
     /// Whether the turn has its place.
-    pub(super) fn has_place(&self) -> bool {
-        self.draft.has_place()
+    pub(super) fn is_running(&self) -> bool {
+        self.state.is_running()
     }
 
     /// Whether this writer has published that the answer begins.
     pub(super) fn has_begun(&self) -> bool {
-        self.draft.has_begun()
+        self.state.has_begun()
     }
 
     /// The place may have come free.
-    pub(super) fn hurry(&mut self) {
+    pub(super) fn wake(&mut self) {
         if !self.not_before.1 {
             self.not_before.0 = Instant::now();
         }
@@ -77,7 +77,7 @@ impl Writer {
 
     /// The answer so far and the thoughts before it, written or not.
     pub(super) fn text(&self) -> &str {
-        self.draft.text()
+        self.state.text()
     }
 
     /// Bytes of texts that it keeps: the answer, its question, and a conversation of the turn's own.
@@ -88,27 +88,27 @@ impl Writer {
 
     /// How long Redis has said nothing to it.
     pub(super) fn unheard_for(&self) -> Duration {
-        self.draft.acknowledged().elapsed()
+        self.state.acknowledged().elapsed()
     }
 
     /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
     pub(super) fn push(&mut self, answer: &str) -> bool {
-        self.draft.push(answer)
+        self.state.push(answer)
     }
 
     /// Adds to the thoughts, unless the answer has begun. `false` as [`Writer::push`].
-    pub(super) fn push_thoughts(&mut self, thoughts: &str) -> bool {
-        self.draft.push_thoughts(thoughts)
+    pub(super) fn push_reasoning(&mut self, thoughts: &str) -> bool {
+        self.state.push_reasoning(thoughts)
     }
 
     /// Takes back what lies beyond `length`: from there the answer will be another one.
     pub(super) fn take_back(&mut self, length: usize) {
-        self.draft.take_back(length);
+        self.state.take_back(length);
     }
 
     /// Whether Redis has everything.
     pub(super) fn is_settled(&self) -> bool {
-        self.under_way.is_none() && self.draft.next_call().is_none()
+        self.under_way.is_none() && self.state.next_call().is_none()
     }
 
     /// Makes one call, or sees the one under way to its end. Pends while there is nothing to write,
@@ -116,14 +116,14 @@ impl Writer {
     pub(super) async fn progress(&mut self) -> Result<(), Fenced> {
         if self.under_way.is_none() {
             sleep_until(self.not_before.0).await;
-            let call = if let Some(call) = self.draft.next_call() {
+            let call = if let Some(call) = self.state.next_call() {
                 call
             } else {
-                sleep_until(self.draft.acknowledged() + LOOK).await;
-                self.draft.look()
+                sleep_until(self.state.acknowledged() + LOOK).await;
+                self.state.look()
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-            let reply = make(store, turn, call, self.draft.text());
+            let reply = make(store, turn, call, self.state.text());
             self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
@@ -131,7 +131,7 @@ impl Writer {
         let reply = under_way.reply.as_mut().await;
         self.under_way = None;
         let pause = match reply {
-            Ok(reply) => self.draft.take_in(call, made, reply)?,
+            Ok(reply) => self.state.take_in(call, made, reply)?,
             Err(error) => {
                 tracing::warn!(%error, "writing an answer waits for redis");
                 RETRY
@@ -144,14 +144,14 @@ impl Writer {
     }
 
     /// Keeps the turn's place while nothing is to be written, until it is another's. Cancel-safe.
-    pub(super) async fn keep_place(&mut self) -> Fenced {
+    pub(super) async fn keep_turn(&mut self) -> Fenced {
         loop {
-            let kept = if self.has_place() && !self.draft.has_begun() {
-                sleep_until(self.draft.acknowledged() + LOOK_WHILE_WAITING).await;
+            let kept = if self.is_running() && !self.state.has_begun() {
+                sleep_until(self.state.acknowledged() + LOOK_WHILE_WAITING).await;
                 let made = Instant::now();
                 match self.store.begin(&self.turn).await {
                     Ok(reply) => {
-                        self.draft.take_in(Call::Begin, made, Reply::Begin(reply)).map(drop)
+                        self.state.take_in(WriterCall::Begin, made, Reply::Begin(reply)).map(drop)
                     }
                     Err(error) => {
                         tracing::warn!(%error, "beginning a turn waits for redis");
@@ -180,11 +180,11 @@ impl Writer {
             while !self.is_settled() {
                 self.progress().await?;
             }
-            let (length, mark) = (self.draft.text().len() as u64, self.draft.mark());
+            let (length, revision) = (self.state.text().len() as u64, self.state.revision());
             let made = Instant::now();
-            match self.store.finish(&self.turn, mark, length, header, events).await {
+            match self.store.finish(&self.turn, revision, length, header, events).await {
                 Ok(written) => {
-                    self.draft.take_in(self.draft.look(), made, Reply::Written(written))?;
+                    self.state.take_in(self.state.look(), made, Reply::Written(written))?;
                     if written == Written::Ok {
                         return Ok(());
                     }
@@ -202,26 +202,28 @@ impl Writer {
     }
 }
 
-/// Asks Redis for what the draft wants.
+/// Asks Redis for what the state wants.
 pub(super) fn make(
     store: Store,
     turn: Arc<Turn>,
-    call: Call,
+    call: WriterCall,
     text: &str,
 ) -> BoxFuture<'static, Result<Reply, StoreError>> {
     match call {
-        Call::Restore => Box::pin(async move { store.restore(&turn).await.map(Reply::Restored) }),
-        Call::Begin => Box::pin(async move { store.begin(&turn).await.map(Reply::Begin) }),
-        Call::Start(tag) => {
+        WriterCall::Restore => {
+            Box::pin(async move { store.restore(&turn).await.map(Reply::Restored) })
+        }
+        WriterCall::Begin => Box::pin(async move { store.begin(&turn).await.map(Reply::Begin) }),
+        WriterCall::Start(tag) => {
             Box::pin(async move { store.start(&turn, tag).await.map(Reply::Written) })
         }
-        Call::Cut(Cut { length, mark, tag, told }) => Box::pin(async move {
-            store.rewind(&turn, mark, length as u64, tag, told).await.map(Reply::Written)
+        WriterCall::Cut(Cut { length, revision, tag, told }) => Box::pin(async move {
+            store.rewind(&turn, revision, length as u64, tag, told).await.map(Reply::Written)
         }),
-        Call::Append(from, to, mark) => {
+        WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();
             Box::pin(async move {
-                store.append(&turn, mark, from as u64, &piece).await.map(Reply::Written)
+                store.append(&turn, revision, from as u64, &piece).await.map(Reply::Written)
             })
         }
     }

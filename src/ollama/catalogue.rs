@@ -41,15 +41,15 @@ impl Listing {
 }
 
 /// A host's answer; none where there was none.
-pub(super) type Answer = Option<Arc<Listing>>;
+pub(super) type LastListing = Option<Arc<Listing>>;
 
 /// A question under way, shared by all who want to know.
-pub(super) type Question = Shared<BoxFuture<'static, Answer>>;
+pub(super) type Question = Shared<BoxFuture<'static, LastListing>>;
 
 /// What can be said at once.
-pub(super) enum Look {
+pub(super) enum CatalogueEntry {
     /// This, and it is fresh.
-    Known(Answer),
+    Known(LastListing),
     /// Only after asking. `doubtful`: the host gave no answer last time.
     Asked { question: Question, doubtful: bool },
 }
@@ -65,7 +65,7 @@ pub(super) struct Catalogue {
 
 #[derive(Debug, Default)]
 struct State {
-    answered: Option<(Instant, Answer)>,
+    answered: Option<(Instant, LastListing)>,
     question: Option<Question>,
 }
 
@@ -75,29 +75,31 @@ impl Catalogue {
     }
 
     /// What is known, or the question that will tell.
-    pub(super) fn look(self: &Arc<Self>) -> Look {
+    pub(super) fn look(self: &Arc<Self>) -> CatalogueEntry {
         let doubtful = {
             let state = lock(&self.state);
             match &state.answered {
                 Some((at, Some(listing)))
                     if at.elapsed() < FRESH && !self.host.health.failed_since(*at) =>
                 {
-                    return Look::Known(Some(Arc::clone(listing)));
+                    return CatalogueEntry::Known(Some(Arc::clone(listing)));
                 }
-                Some((at, None)) if at.elapsed() < LEFT_ALONE => return Look::Known(None),
+                Some((at, None)) if at.elapsed() < LEFT_ALONE => {
+                    return CatalogueEntry::Known(None);
+                }
                 Some((_, answer)) => answer.is_none(),
                 None => false,
             }
         };
-        Look::Asked { question: self.ask(), doubtful }
+        CatalogueEntry::Asked { question: self.ask(), doubtful }
     }
 
     /// What the host said last, however long ago; none where it gave no answer. Asks it again where
     /// that is due.
-    pub(super) fn latest(self: &Arc<Self>) -> Answer {
+    pub(super) fn latest(self: &Arc<Self>) -> LastListing {
         match self.look() {
-            Look::Known(answer) => answer,
-            Look::Asked { .. } => {
+            CatalogueEntry::Known(answer) => answer,
+            CatalogueEntry::Asked { .. } => {
                 lock(&self.state).answered.as_ref().and_then(|(_, answer)| answer.clone())
             }
         }
@@ -125,7 +127,7 @@ impl Catalogue {
         question
     }
 
-    async fn fetch(&self) -> Answer {
+    async fn fetch(&self) -> LastListing {
         let (models, loaded) = tokio::join!(self.host.models(), self.host.loaded());
         let models = models.ok()?;
         // What is loaded only helps to choose: a host that does not tell it is well all the same.

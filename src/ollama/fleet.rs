@@ -12,9 +12,9 @@ use reqwest::Url;
 use tokio::time::{Instant, sleep_until};
 
 use super::breaker::BreakerState;
-use super::catalogue::{Answer, Listing, Look};
+use super::catalogue::{CatalogueEntry, LastListing, Listing};
 use super::error::OllamaError;
-use super::host::{Host, HostId, Limits, http_client};
+use super::host::{Host, HostId, HostTimeouts, http_client};
 use super::pool::{Member, Slot};
 use super::reply::Model;
 use super::wire::KeepAlive;
@@ -54,11 +54,11 @@ pub struct HostConfig {
 /// Its methods need a tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Fleet {
-    inner: Arc<Inner>,
+    inner: Arc<FleetInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct FleetInner {
     config: FleetConfig,
     /// Replaced whole, where a name has other addresses.
     members: Mutex<Arc<[Arc<Member>]>>,
@@ -89,7 +89,7 @@ impl Fleet {
     /// [`OllamaError::Setting`].
     pub fn new(config: FleetConfig) -> Result<Self, OllamaError> {
         check(&config)?;
-        let inner = Inner { config, members: Mutex::new(Arc::new([])) };
+        let inner = FleetInner { config, members: Mutex::new(Arc::new([])) };
         let literal = |host: &HostConfig| resolve::literal(&host.url).map(|address| vec![address]);
         inner.set(&inner.config.hosts.iter().map(literal).collect::<Vec<_>>())?;
         let inner = Arc::new(inner);
@@ -146,7 +146,7 @@ impl Fleet {
     /// asked, not from memory.
     pub async fn check(&self, model: &str) -> Result<(), OllamaError> {
         let known = self.members().iter().any(|member| match member.catalogue.look() {
-            Look::Known(Some(listing)) => listing.find(model).is_some(),
+            CatalogueEntry::Known(Some(listing)) => listing.find(model).is_some(),
             _ => false,
         });
         if known {
@@ -208,11 +208,11 @@ impl Fleet {
         let (hopeful, doubtful) = (FuturesUnordered::new(), FuturesUnordered::new());
         for member in members.iter() {
             match member.catalogue.look() {
-                Look::Known(answer) => {
+                CatalogueEntry::Known(answer) => {
                     survey.from_memory = true;
                     survey.add(member, answer, &wanted);
                 }
-                Look::Asked { question, doubtful: in_doubt } => {
+                CatalogueEntry::Asked { question, doubtful: in_doubt } => {
                     let asked = async move { (member, question.await) };
                     if in_doubt { doubtful.push(asked) } else { hopeful.push(asked) }
                 }
@@ -230,7 +230,7 @@ impl Fleet {
     }
 }
 
-impl Inner {
+impl FleetInner {
     /// Makes the members of these addresses, one list a host of the settings; without one, those
     /// that it has stay.
     fn set(&self, found: &[Option<Vec<SocketAddr>>]) -> Result<(), OllamaError> {
@@ -269,15 +269,17 @@ impl Inner {
         let tls = host.url.scheme() == "https";
         let pinned = host.url.host_str().map(|name| (name, address));
         let http = http_client(config.connect_timeout, tls, pinned)?;
-        let limits =
-            Limits { first_token: config.first_token_timeout, token_gap: config.token_gap_timeout };
+        let limits = HostTimeouts {
+            first_token: config.first_token_timeout,
+            token_gap: config.token_gap_timeout,
+        };
         let keep_alive = KeepAlive::from(config.keep_alive.as_str());
         let client = Host::new(id, host.url.clone(), http, limits, keep_alive);
         Member::new(number, client, host.slots)
     }
 }
 
-async fn follow_names(inner: Weak<Inner>) {
+async fn follow_names(inner: Weak<FleetInner>) {
     loop {
         {
             let Some(inner) = inner.upgrade() else { return };
@@ -305,7 +307,12 @@ struct Survey {
 }
 
 impl Survey {
-    fn add(&mut self, member: &Arc<Member>, answer: Answer, wanted: &impl Fn(&Listing) -> bool) {
+    fn add(
+        &mut self,
+        member: &Arc<Member>,
+        answer: LastListing,
+        wanted: &impl Fn(&Listing) -> bool,
+    ) {
         if let Some(listing) = answer {
             let matches = wanted(&listing);
             let answered = (Arc::clone(member), listing);
@@ -313,7 +320,7 @@ impl Survey {
         }
     }
 
-    async fn gather<'a, F: Future<Output = (&'a Arc<Member>, Answer)>>(
+    async fn gather<'a, F: Future<Output = (&'a Arc<Member>, LastListing)>>(
         &mut self,
         mut asked: FuturesUnordered<F>,
         grace: Option<Instant>,

@@ -10,11 +10,11 @@ use super::lock;
 /// The last good and the last bad word of a host.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    seen: Mutex<Seen>,
+    seen: Mutex<Observation>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
+struct Observation {
     well: Option<Instant>,
     failed: Option<Instant>,
 }
@@ -32,7 +32,7 @@ impl Health {
 
     /// The last word, if it is not older than `age`: true for a good one.
     pub(super) fn within(&self, age: Duration) -> Option<bool> {
-        let Seen { well, failed } = *lock(&self.seen);
+        let Observation { well, failed } = *lock(&self.seen);
         let last = well.max(failed)?;
         (last.elapsed() <= age).then_some(well > failed)
     }

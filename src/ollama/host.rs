@@ -75,7 +75,7 @@ impl fmt::Display for HostName {
 
 /// The separate time limits of one answer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct HostTimeouts {
     pub first_token: Duration,
     pub token_gap: Duration,
 }
@@ -94,7 +94,7 @@ pub(super) struct Host {
     pub name: HostName,
     pub health: Health,
     pub breakers: Breakers,
-    pub limits: Limits,
+    pub limits: HostTimeouts,
     pub keep_alive: KeepAlive,
     base: Url,
     http: reqwest::Client,
@@ -105,7 +105,7 @@ impl Host {
         id: HostId,
         mut base: Url,
         http: reqwest::Client,
-        limits: Limits,
+        limits: HostTimeouts,
         keep_alive: KeepAlive,
     ) -> Self {
         // Only below a path that ends with a slash do relative paths join.
@@ -349,7 +349,7 @@ mod tests {
     fn a_base_with_a_path_keeps_it() {
         let http = http_client(Duration::from_secs(1), false, None).expect("a client");
         let limits =
-            Limits { first_token: Duration::from_secs(1), token_gap: Duration::from_secs(1) };
+            HostTimeouts { first_token: Duration::from_secs(1), token_gap: Duration::from_secs(1) };
         for base in ["http://h/ollama", "http://h/ollama/"] {
             let base = base.parse().expect("a URL");
             let host =

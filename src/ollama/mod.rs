@@ -28,7 +28,7 @@ pub use ndjson::{Decoder, Event, LINE_LIMIT};
 pub use pool::Slot;
 pub use reply::{Done, DoneReason, Model};
 pub use stream::TokenStream;
-pub use wire::{ChatMessage, ChatRequest, ChatRole, Options, Think, Token};
+pub use wire::{ChatMessage, ChatRole, ModelRequest, Options, Think, Token};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -13,7 +13,7 @@ use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, ChatRequest, GenerateBody, Options, Think};
+use super::wire::{Always, ChatBody, GenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
 
 /// How long a slot may take to come free after its lease has.
@@ -152,7 +152,7 @@ impl Slot {
     ///
     /// # Errors
     /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
-    pub async fn chat(&self, request: &ChatRequest) -> Result<TokenStream, OllamaError> {
+    pub async fn chat(&self, request: &ModelRequest) -> Result<TokenStream, OllamaError> {
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
         self.learned(self.client.stream("api/chat", &self.model, &body).await).await
@@ -164,7 +164,7 @@ impl Slot {
     ///
     /// # Errors
     /// As [`Slot::chat`].
-    pub async fn render(&self, request: &ChatRequest) -> Result<Option<String>, OllamaError> {
+    pub async fn render(&self, request: &ModelRequest) -> Result<Option<String>, OllamaError> {
         let think = self.think(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
@@ -179,7 +179,7 @@ impl Slot {
     /// As [`Slot::chat`].
     pub async fn continue_raw(
         &self,
-        request: &ChatRequest,
+        request: &ModelRequest,
         prompt: &str,
     ) -> Result<TokenStream, OllamaError> {
         let body = GenerateBody {
@@ -212,13 +212,13 @@ impl Slot {
         Err(OllamaError::ModelNotFound { model, available })
     }
 
-    async fn think(&self, request: &ChatRequest) -> Result<Think, OllamaError> {
+    async fn think(&self, request: &ModelRequest) -> Result<Think, OllamaError> {
         Ok(if self.thinks(request).await? { request.think } else { Think::No })
     }
 
     fn chat_body<'a>(
         &'a self,
-        request: &'a ChatRequest,
+        request: &'a ModelRequest,
         options: &'a Options,
         think: Think,
         render_only: bool,
@@ -249,7 +249,7 @@ impl Slot {
     ///
     /// # Errors
     /// As [`Slot::chat`].
-    pub async fn thinks(&self, request: &ChatRequest) -> Result<bool, OllamaError> {
+    pub async fn thinks(&self, request: &ModelRequest) -> Result<bool, OllamaError> {
         if request.think == Think::No {
             return Ok(false);
         }

@@ -81,7 +81,7 @@ impl Serialize for Think {
 
 /// A conversation to be answered.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ChatRequest {
+pub struct ModelRequest {
     /// Oldest first; at least one.
     pub messages: Vec<ChatMessage>,
     /// How to generate.

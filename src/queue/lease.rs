@@ -6,85 +6,94 @@ use std::sync::atomic::Ordering;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::store::{Grant, Place, Returned, Ticket, Told};
-use super::{Inner, Own};
+use super::store::{Grant, Returned, Ticket, TicketReply, TicketStatus};
+use super::{LocalTicket, QueueInner};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 
 /// A place in the queue, or a slot. Given up when it is dropped.
 pub struct Lease {
-    inner: Arc<Inner>,
+    inner: Arc<QueueInner>,
     generation: GenerationId,
-    place: watch::Receiver<Place>,
+    status: watch::Receiver<TicketStatus>,
     joined: bool,
 }
 
 impl Lease {
-    pub(super) fn new(inner: Arc<Inner>, ticket: Ticket) -> Self {
+    pub(super) fn new(inner: Arc<QueueInner>, ticket: Ticket) -> Self {
         let generation = ticket.generation;
-        let (sender, place) = watch::channel(Place::Gone);
-        let own = Own { ticket, start: None, grants: 0, calls: 0, under_way: false, place: sender };
+        let (sender, status) = watch::channel(TicketStatus::Gone);
+        let own = LocalTicket {
+            ticket,
+            start: None,
+            grants: 0,
+            calls: 0,
+            under_way: false,
+            status: sender,
+        };
         // Noted before the call, so that what Redis knows of is known here.
-        inner.own().insert(generation, own);
-        Self { inner, generation, place, joined: false }
+        inner.tickets().insert(generation, own);
+        Self { inner, generation, status, joined: false }
     }
 
     /// Where the ticket stands, as far as was heard.
-    pub fn place(&mut self) -> Place {
-        self.place.borrow_and_update().clone()
+    pub fn status(&mut self) -> TicketStatus {
+        self.status.borrow_and_update().clone()
     }
 
     /// The slot that it holds.
     pub fn grant(&self) -> Option<Grant> {
-        match &*self.place.borrow() {
-            Place::Granted(grant) => Some(grant.clone()),
+        match &*self.status.borrow() {
+            TicketStatus::Granted(grant) => Some(grant.clone()),
             _ => None,
         }
     }
 
     /// Where the ticket stands, once that is something else. Cancel-safe.
-    pub async fn changed(&mut self) -> Place {
-        if self.place.changed().await.is_err() {
+    pub async fn changed(&mut self) -> TicketStatus {
+        if self.status.changed().await.is_err() {
             // The sender lives as long as this lease.
             std::future::pending::<()>().await;
         }
-        self.place()
+        self.status()
     }
 
     /// Joins the queue, or joins it again after Redis forgot it, at the place it had.
     ///
     /// # Errors
     /// [`RedisError`]; the ticket may have joined then, and a repeat is harmless.
-    pub async fn join(&mut self, has_text: bool) -> Result<Place, RedisError> {
+    pub async fn join(&mut self, has_text: bool) -> Result<TicketStatus, RedisError> {
         let Some((ticket, start, grants)) = self.begin_call(has_text) else {
-            return Ok(Place::Gone);
+            return Ok(TicketStatus::Gone);
         };
-        let call = Call { lease: self, grants };
+        let call = PendingCall { lease: self, grants };
         call.lease.joined = true;
         call.lease.inner.report_for(&ticket.model).await?;
-        let told = call.lease.inner.store.join(&ticket, start.as_deref()).await?;
-        Ok(call.answered(told))
+        let reply = call.lease.inner.store.join(&ticket, start.as_deref()).await?;
+        Ok(call.answered(reply))
     }
 
     /// Returns a granted slot that is of no use and keeps the place.
     ///
     /// # Errors
     /// [`RedisError`]; the slot may have been returned then, and joining tells.
-    pub async fn give_back(&mut self, why: Returned) -> Result<Place, RedisError> {
-        let Some(grant) = self.grant() else { return Ok(self.place()) };
-        let Some((.., grants)) = self.begin_call(why.has_text) else { return Ok(Place::Gone) };
-        let call = Call { lease: self, grants };
+    pub async fn give_back(&mut self, why: Returned) -> Result<TicketStatus, RedisError> {
+        let Some(grant) = self.grant() else { return Ok(self.status()) };
+        let Some((.., grants)) = self.begin_call(why.has_text) else {
+            return Ok(TicketStatus::Gone);
+        };
+        let call = PendingCall { lease: self, grants };
         let inner = &call.lease.inner;
-        let told = inner.store.give_back(call.lease.generation, &grant, why).await?;
-        if told.place == Place::Gone {
+        let reply = inner.store.give_back(call.lease.generation, &grant, why).await?;
+        if reply.status == TicketStatus::Gone {
             drop(call);
             return self.join(why.has_text).await;
         }
-        Ok(call.answered(told))
+        Ok(call.answered(reply))
     }
 
     fn begin_call(&mut self, has_text: bool) -> Option<(Ticket, Option<String>, u64)> {
-        let mut own = self.inner.own();
+        let mut own = self.inner.tickets();
         let own = own.get_mut(&self.generation)?;
         own.ticket.has_text = has_text;
         own.calls += 1;
@@ -94,23 +103,23 @@ impl Lease {
 }
 
 /// A call that is under way, until it is answered or dropped.
-struct Call<'a> {
+struct PendingCall<'a> {
     lease: &'a mut Lease,
     grants: u64,
 }
 
-impl Call<'_> {
-    fn answered(self, told: Told) -> Place {
-        if let Some(own) = self.lease.inner.own().get_mut(&self.lease.generation) {
-            own.learn(told, self.grants);
+impl PendingCall<'_> {
+    fn answered(self, reply: TicketReply) -> TicketStatus {
+        if let Some(own) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
+            own.learn(reply, self.grants);
         }
-        self.lease.place()
+        self.lease.status()
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        if let Some(own) = self.lease.inner.own().get_mut(&self.lease.generation) {
+        if let Some(own) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
             own.under_way = false;
         }
     }
@@ -118,7 +127,7 @@ impl Drop for Call<'_> {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.inner.own().remove(&self.generation);
+        self.inner.tickets().remove(&self.generation);
         // The runtime is gone when the process ends, and what it held falls with its heartbeat.
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.joined || self.inner.leaves.load(Ordering::Relaxed) {
@@ -127,7 +136,7 @@ impl Drop for Lease {
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
         runtime.spawn(async move {
             if let Err(error) = inner.store.release(generation).await {
-                // The keeper finds it in this replica's name, and gives it up.
+                // The reconciler finds it in this replica's name, and gives it up.
                 tracing::debug!(%error, %generation, "a slot could not be given up yet");
             }
         });

@@ -4,15 +4,15 @@
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
 //! one turn. All of it happens in Redis, in one step each; what is told over the channel is a hint.
 
-mod keeper;
 mod keys;
 mod lease;
+mod reconciler;
 mod store;
 
 pub use lease::Lease;
 pub use store::{
-    Freed, Grant, HostKey, HostReport, HostUse, Limits, Place, QueueStore, Returned, Room, Tick,
-    Ticket, Told, Via, Waiting,
+    Freed, Grant, HostAccess, HostKey, HostReport, HostUse, QueueLimits, QueueStore, Returned,
+    Room, Tick, Ticket, TicketReply, TicketStatus, Waiting,
 };
 
 use std::collections::HashMap;
@@ -27,15 +27,15 @@ use crate::session::GenerationId;
 /// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
 #[derive(Clone)]
 pub struct Queue {
-    inner: Arc<Inner>,
+    inner: Arc<QueueInner>,
 }
 
-struct Inner {
+struct QueueInner {
     store: QueueStore,
     hosts: Box<dyn Fn() -> Vec<HostReport> + Send + Sync>,
     /// What was reported last.
     reported: Mutex<Vec<HostReport>>,
-    own: Mutex<HashMap<GenerationId, Own>>,
+    tickets: Mutex<HashMap<GenerationId, LocalTicket>>,
     waiting: AtomicUsize,
     look: Notify,
     leaves: AtomicBool,
@@ -43,7 +43,7 @@ struct Inner {
 }
 
 /// A ticket of this replica.
-struct Own {
+struct LocalTicket {
     ticket: Ticket,
     start: Option<String>,
     /// The greatest number of a grant that was heard of.
@@ -52,7 +52,7 @@ struct Own {
     /// says where the ticket stands.
     calls: u64,
     under_way: bool,
-    place: watch::Sender<Place>,
+    status: watch::Sender<TicketStatus>,
 }
 
 impl Queue {
@@ -67,11 +67,11 @@ impl Queue {
         hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
     ) -> Result<Self, RedisError> {
         let channel = keys::channel(store.replica());
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(QueueInner {
             store,
             hosts: Box::new(hosts),
             reported: Mutex::default(),
-            own: Mutex::default(),
+            tickets: Mutex::default(),
             waiting: AtomicUsize::new(0),
             look: Notify::new(),
             leaves: AtomicBool::new(false),
@@ -84,7 +84,7 @@ impl Queue {
             // Where it fails it stays wanted, and the ticks tell of grants meanwhile.
             let _ = subscriptions.subscribe(&channel).await;
         });
-        redis.tasks().spawn("queue", keeper::keep(Arc::clone(&inner)));
+        redis.tasks().spawn("queue", reconciler::keep(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 
@@ -125,9 +125,9 @@ impl Queue {
     }
 }
 
-impl Inner {
-    fn own(&self) -> MutexGuard<'_, HashMap<GenerationId, Own>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+impl QueueInner {
+    fn tickets(&self) -> MutexGuard<'_, HashMap<GenerationId, LocalTicket>> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reported(&self) -> MutexGuard<'_, Vec<HostReport>> {
@@ -139,7 +139,7 @@ impl Inner {
         let known = self
             .reported()
             .iter()
-            .any(|host| host.via != Via::Shut && host.models.contains_key(model));
+            .any(|host| host.via != HostAccess::Shut && host.models.contains_key(model));
         if known {
             return Ok(());
         }
@@ -153,40 +153,40 @@ impl Inner {
     }
 }
 
-impl Own {
+impl LocalTicket {
     /// Takes over what Redis said, unless a later grant was heard of meanwhile.
-    fn learn(&mut self, told: Told, grants_before: u64) {
-        if told.start.is_some() {
-            self.start = told.start;
+    fn learn(&mut self, reply: TicketReply, grants_before: u64) {
+        if reply.start.is_some() {
+            self.start = reply.start;
         }
-        match told.place {
-            Place::Granted(grant) if grant.number >= self.grants => {
+        match reply.status {
+            TicketStatus::Granted(grant) if grant.number >= self.grants => {
                 self.grants = grant.number;
-                self.set(Place::Granted(grant));
+                self.set(TicketStatus::Granted(grant));
             }
-            Place::Granted(_) => {}
+            TicketStatus::Granted(_) => {}
             _ if self.grants > grants_before => {}
-            place => self.set(place),
+            status => self.set(status),
         }
     }
 
-    fn set(&self, place: Place) {
-        self.place.send_if_modified(|known| {
-            let changed = *known != place;
-            *known = place;
+    fn set(&self, status: TicketStatus) {
+        self.status.send_if_modified(|known| {
+            let changed = *known != status;
+            *known = status;
             changed
         });
     }
 }
 
-impl Listener for Inner {
+impl Listener for QueueInner {
     fn message(&self, _channel: &str, payload: &str) {
         let Some((generation, grant)) = store::announced(payload) else { return };
-        if let Some(own) = self.own().get_mut(&generation)
+        if let Some(own) = self.tickets().get_mut(&generation)
             && grant.number > own.grants
         {
             own.grants = grant.number;
-            own.set(Place::Granted(grant));
+            own.set(TicketStatus::Granted(grant));
         }
     }
 

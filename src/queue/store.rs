@@ -21,7 +21,7 @@ pub struct HostKey(pub String);
 
 /// Bounds of the queue.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct QueueLimits {
     /// Tickets that may wait.
     pub waiting: usize,
     /// Tickets of one source that may wait.
@@ -47,7 +47,7 @@ pub struct Ticket {
 
 /// Where a ticket stands.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Place {
+pub enum TicketStatus {
     /// It holds a slot.
     Granted(Grant),
     /// It waits.
@@ -82,9 +82,9 @@ pub struct Waiting {
 
 /// A place, and the fair start that it goes by.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
+pub struct TicketReply {
     /// Where the ticket stands.
-    pub place: Place,
+    pub status: TicketStatus,
     /// To be given again, should Redis forget the ticket.
     pub start: Option<String>,
 }
@@ -92,7 +92,7 @@ pub struct Told {
 /// How a replica gets on with a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Via {
+pub enum HostAccess {
     /// Well.
     Open,
     /// One generation may try.
@@ -109,7 +109,7 @@ pub struct HostReport {
     /// Generations at a time, at least 1.
     pub slots: usize,
     /// Whether it may be used from here.
-    pub via: Via,
+    pub via: HostAccess,
     /// How many trials came before, so that each is a report of its own.
     pub trials: u64,
     /// The models that it has, with their tags, and whether they are in its memory.
@@ -190,7 +190,7 @@ pub enum Freed {
 pub struct QueueStore {
     redis: Redis,
     replica: String,
-    limits: Limits,
+    limits: QueueLimits,
 }
 
 /// Reads a grant off the channel.
@@ -203,7 +203,7 @@ pub(super) fn announced(payload: &str) -> Option<(GenerationId, Grant)> {
 
 impl QueueStore {
     /// A queue whose tickets are held in the name of `replica`.
-    pub fn new(redis: Redis, replica: String, limits: Limits) -> Self {
+    pub fn new(redis: Redis, replica: String, limits: QueueLimits) -> Self {
         Self { redis, replica, limits }
     }
 
@@ -213,7 +213,7 @@ impl QueueStore {
     }
 
     /// The bounds.
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> QueueLimits {
         self.limits
     }
 
@@ -222,7 +222,11 @@ impl QueueStore {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn join(&self, ticket: &Ticket, start: Option<&str>) -> Result<Told, RedisError> {
+    pub async fn join(
+        &self,
+        ticket: &Ticket,
+        start: Option<&str>,
+    ) -> Result<TicketReply, RedisError> {
         let call = self
             .call("jarvis_queue_join_1", ticket.generation)
             .arg("user", ticket.user.as_str())
@@ -233,7 +237,7 @@ impl QueueStore {
             .arg("start", start.unwrap_or_default())
             .text("waiting_limit", self.limits.waiting)
             .text("source_limit", self.limits.waiting_of_source);
-        told(&self.redis.call(call).await?)
+        ticket_reply(&self.redis.call(call).await?)
     }
 
     /// Returns a granted slot that is of no use, and keeps the place. May grant another at once.
@@ -245,7 +249,7 @@ impl QueueStore {
         generation: GenerationId,
         grant: &Grant,
         why: Returned,
-    ) -> Result<Told, RedisError> {
+    ) -> Result<TicketReply, RedisError> {
         let call = self
             .call("jarvis_queue_give_back_1", generation)
             .arg("host", grant.host.0.as_str())
@@ -253,7 +257,7 @@ impl QueueStore {
             .flag("has_text", why.has_text)
             .text("excluded_ms", why.excluded.as_millis())
             .text("full_ms", why.full.as_millis());
-        told(&self.redis.call(call).await?)
+        ticket_reply(&self.redis.call(call).await?)
     }
 
     /// Gives up the slot or the place.
@@ -331,7 +335,7 @@ impl QueueStore {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn statuses(&self, tickets: &[GenerationId]) -> Result<Vec<Told>, RedisError> {
+    pub async fn statuses(&self, tickets: &[GenerationId]) -> Result<Vec<TicketReply>, RedisError> {
         let mut all = Vec::with_capacity(tickets.len());
         for chunk in tickets.chunks(STATUSES_AT_ONCE) {
             let generations = chunk.iter().map(|ticket| ticket.to_string().into());
@@ -342,7 +346,7 @@ impl QueueStore {
                 return Err(unexpected("statuses"));
             }
             for value in &reply {
-                all.push(told(value)?);
+                all.push(ticket_reply(value)?);
             }
         }
         Ok(all)
@@ -434,7 +438,7 @@ impl QueueStore {
     }
 }
 
-fn told(value: &Value) -> Result<Told, RedisError> {
+fn ticket_reply(value: &Value) -> Result<TicketReply, RedisError> {
     let Value::Array(fields) = value else { return Err(unexpected("place")) };
     let text = |at: usize| fields.get(at).and_then(Value::as_string);
     let number = |at: usize| fields.get(at).and_then(Value::as_i64);
@@ -444,21 +448,21 @@ fn told(value: &Value) -> Result<Told, RedisError> {
     let time =
         |at: usize| number(at).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
     let kind = text(0).unwrap_or_default();
-    let (place, start) = match kind.as_str() {
+    let (status, start) = match kind.as_str() {
         "granted" => {
             let host = HostKey(text(1).ok_or_else(|| unexpected("place"))?);
-            (Place::Granted(Grant { host, number: count(2)? }), text(3))
+            (TicketStatus::Granted(Grant { host, number: count(2)? }), text(3))
         }
         "waiting" => {
             let waiting = Waiting { position: count(1)?, eta: time(2), hosts: count(4)? };
-            (Place::Waiting(waiting), text(3))
+            (TicketStatus::Waiting(waiting), text(3))
         }
-        "full" => (Place::Full(time(1)), None),
-        "crowded" => (Place::Crowded(time(1)), None),
-        "gone" => (Place::Gone, None),
+        "full" => (TicketStatus::Full(time(1)), None),
+        "crowded" => (TicketStatus::Crowded(time(1)), None),
+        "gone" => (TicketStatus::Gone, None),
         _ => return Err(unexpected("place")),
     };
-    Ok(Told { place, start })
+    Ok(TicketReply { status, start })
 }
 
 fn unexpected(what: &str) -> RedisError {

@@ -177,7 +177,7 @@ impl Redis {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some(last) = words.last_mut() {
-                *last = Value::from_static_str(self.primary.term(left).await?);
+                *last = Value::from_static_str(self.primary.lease(left).await?);
             }
             match self.function(line, command, node.clone(), &words).await {
                 Err(RedisError::Unavailable(error))

@@ -58,7 +58,7 @@ impl RedisError {
     }
 }
 
-/// What the functions reply on a server whose term is over.
+/// What the functions reply on a server whose lease is over.
 pub(super) const DOUBTFUL: &str = "DOUBTFUL";
 const NO_FUNCTION: &str = "Function not found";
 const NO_SETNAME: &str = "Failed to set client name";

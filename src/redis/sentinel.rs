@@ -3,7 +3,7 @@
 //! A primary that was stopped wakes up as one. For the eight seconds or so until the sentinels make
 //! it a replica, it takes writes, those too that were sent to it before, and all of them are lost
 //! then; and what it is asked it answers out of date. So every call is refused by a server whose
-//! *term* is over: a time on its own clock, kept in a key. It is put off as long as the server answers
+//! *lease* is over: a time on its own clock, kept in a key. It is put off as long as the server answers
 //! and the sentinels, asked after that, see nothing wrong with it: a server that answered then is not
 //! replaced before they have missed it for `down-after-milliseconds`.
 
@@ -23,30 +23,30 @@ use crate::tasks::EssentialTasks;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_millis(500);
-/// A term is no longer, from when the server last answered.
-const LONGEST_TERM: Duration = Duration::from_millis(1500);
+/// A lease is no longer, from when the server last answered.
+const LONGEST_LEASE: Duration = Duration::from_millis(1500);
 /// Without most of the sentinels nobody can replace the primary. When they have not been reached for
 /// so long, the service goes on without them.
 const BLIND: Duration = Duration::from_secs(5);
 
-/// Where a server keeps its term.
+/// Where a server keeps its lease.
 const TERM: &str = "jarvis:primary_lease";
-/// A replica that was late must not shorten a term. One that ends ten seconds later is of another
+/// A replica that was late must not shorten a lease. One that ends ten seconds later is of another
 /// server, whose clock is wrong.
 const PROLONG: &str = "#!lua flags=allow-oom
-    local term, longer = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
-    if term < longer or term > longer + 10000000 then
+    local lease, longer = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
+    if lease < longer or lease > longer + 10000000 then
       redis.call('SET', KEYS[1], ARGV[1])
     end
     return 'ok'";
 
-/// The primary that the sentinels name. Where there are none, nothing is known of it and its term
+/// The primary that the sentinels name. Where there are none, nothing is known of it and its lease
 /// has no end.
 #[derive(Clone)]
 pub(super) struct Primary {
     server: watch::Receiver<Option<Server>>,
-    /// When the term ends, on our clock.
-    term: Option<watch::Receiver<Instant>>,
+    /// When the lease ends, on our clock.
+    lease: Option<watch::Receiver<Instant>>,
 }
 
 impl Primary {
@@ -60,16 +60,16 @@ impl Primary {
         self.server.borrow_and_update()
     }
 
-    /// What the functions are given last: where the term is kept. Where the primary is in
+    /// What the functions are given last: where the lease is kept. Where the primary is in
     /// doubt, this waits until it is not.
     ///
     /// # Errors
     /// [`RedisError::Unavailable`], if that takes longer than `limit`.
-    pub(super) async fn term(&self, limit: Duration) -> Result<&'static str, RedisError> {
-        let Some(term) = &self.term else { return Ok("-") };
+    pub(super) async fn lease(&self, limit: Duration) -> Result<&'static str, RedisError> {
+        let Some(lease) = &self.lease else { return Ok("-") };
         let lasts = |end: &Instant| Instant::now() < *end;
-        let now = *term.borrow();
-        if lasts(&now) || matches!(timeout(limit, term.clone().wait_for(lasts)).await, Ok(Ok(_))) {
+        let now = *lease.borrow();
+        if lasts(&now) || matches!(timeout(limit, lease.clone().wait_for(lasts)).await, Ok(Ok(_))) {
             return Ok(TERM);
         }
         let details = "the sentinels name no primary that is sure to stay it";
@@ -81,7 +81,7 @@ impl Primary {
 pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
     let (server_told, server) = watch::channel(None);
     let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
-        return Primary { server, term: None };
+        return Primary { server, lease: None };
     };
     let sentinels = hosts
         .iter()
@@ -90,7 +90,7 @@ pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
             client(config, host.clone(), credentials)
         })
         .collect();
-    let (term_told, term) = watch::channel(Instant::now());
+    let (lease_sender, lease) = watch::channel(Instant::now());
     let watcher = Watcher {
         config: config.clone(),
         sentinels,
@@ -98,10 +98,10 @@ pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
         pulse: None,
         sighted: Instant::now(),
         server: server_told,
-        term: term_told,
+        lease: lease_sender,
     };
     tasks.spawn("sentinels", watcher.run());
-    Primary { server, term: Some(term) }
+    Primary { server, lease: Some(lease) }
 }
 
 /// A client of one server.
@@ -141,7 +141,7 @@ struct Watcher {
     /// When most of the sentinels last answered.
     sighted: Instant,
     server: watch::Sender<Option<Server>>,
-    term: watch::Sender<Instant>,
+    lease: watch::Sender<Instant>,
 }
 
 /// What one sentinel says.
@@ -184,18 +184,18 @@ impl Watcher {
         let views: Vec<View> =
             futures_util::future::join_all(views).await.into_iter().flatten().collect();
         let pulse = self.pulse.as_ref().map(|(server, _)| server);
-        let (named, term) = if views.len() * 2 > self.sentinels.len() {
+        let (named, lease) = if views.len() * 2 > self.sentinels.len() {
             self.sighted = Instant::now();
-            (named(&views, self.sentinels.len()), pulse.and_then(|server| term(&views, server)))
+            (named(&views, self.sentinels.len()), pulse.and_then(|server| lease(&views, server)))
         } else if self.sighted.elapsed() > BLIND {
-            (None, Some(LONGEST_TERM))
+            (None, Some(LONGEST_LEASE))
         } else {
             (None, None)
         };
-        if let (Some(time), Some(term)) = (time, term) {
-            self.prolong(asked, time, term).await;
+        if let (Some(time), Some(lease)) = (time, lease) {
+            self.prolong(asked, time, lease).await;
         } else if pulse.is_some_and(|server| is_replaced(&views, server)) {
-            self.end_term().await;
+            self.end_lease().await;
         }
         let Some(server) = named else { return false };
         let moved = pulse != Some(&server);
@@ -217,19 +217,19 @@ impl Watcher {
         moved && self.pulse.is_some()
     }
 
-    /// Puts off the end of the term of a server that answered, by its clock, at `time`.
-    async fn prolong(&self, asked: Instant, time: i64, term: Duration) {
+    /// Puts off the end of the lease of a server that answered, by its clock, at `time`.
+    async fn prolong(&self, asked: Instant, time: i64, lease: Duration) {
         let Some((_, client)) = &self.pulse else { return };
-        let end = time + i64::try_from(term.as_micros()).unwrap_or(i64::MAX);
+        let end = time + i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
         let told = ask(client, "EVAL", vec![PROLONG, "1", TERM, &end.to_string()]).await;
         if told.is_some() {
-            self.term.send_replace(asked + term);
+            self.lease.send_replace(asked + lease);
         }
     }
 
     /// Of a server that is being replaced although it answers.
-    async fn end_term(&self) {
-        self.term.send_replace(Instant::now());
+    async fn end_lease(&self) {
+        self.lease.send_replace(Instant::now());
         if let Some((_, client)) = &self.pulse {
             ask(client, "SET", vec![TERM, "0"]).await;
         }
@@ -247,12 +247,12 @@ fn named(views: &[View], sentinels: usize) -> Option<Server> {
 }
 
 /// How long a server that answered just before these views is sure to stay the primary.
-fn term(views: &[View], server: &Server) -> Option<Duration> {
+fn lease(views: &[View], server: &Server) -> Option<Duration> {
     let of_it = || views.iter().filter(|view| view.server == *server);
     if is_replaced(views, server) || of_it().filter(|view| view.up).count() * 2 <= views.len() {
         return None;
     }
-    of_it().map(|view| view.down_after.min(LONGEST_TERM)).min()
+    of_it().map(|view| view.down_after.min(LONGEST_LEASE)).min()
 }
 
 /// Whether one of the sentinels replaces the server, or has, and the others may not know yet.
@@ -318,37 +318,40 @@ mod tests {
     fn a_primary_is_sure_while_most_sentinels_see_it_and_none_replaces_it() {
         let (one, two) = (Server::new("h", 1), Server::new("h", 2));
         let steady = vec![view(1), view(1), view(1)];
-        assert_eq!(term(&steady, &one), Some(Duration::from_secs(1)));
-        assert_eq!(term(&steady, &two), None, "another one is named");
+        assert_eq!(lease(&steady, &one), Some(Duration::from_secs(1)));
+        assert_eq!(lease(&steady, &two), None, "another one is named");
 
         let mut one_is_cut_off = steady.clone();
         one_is_cut_off[0].up = false;
-        assert!(term(&one_is_cut_off, &one).is_some());
+        assert!(lease(&one_is_cut_off, &one).is_some());
         one_is_cut_off[1].up = false;
-        assert_eq!(term(&one_is_cut_off, &one), None);
+        assert_eq!(lease(&one_is_cut_off, &one), None);
 
         let mut replaced = steady.clone();
         replaced[2].failing_over = true;
-        assert_eq!(term(&replaced, &one), None, "one is enough to replace it");
+        assert_eq!(lease(&replaced, &one), None, "one is enough to replace it");
 
         let promoted = vec![view(1), view(1), View { epoch: 2, ..view(2) }];
         assert_eq!(named(&promoted, 3), Some(one.clone()), "the others do not know yet");
-        assert_eq!(term(&promoted, &one), None, "and yet it is replaced");
+        assert_eq!(lease(&promoted, &one), None, "and yet it is replaced");
         let outdated = vec![view(1), view(1), View { epoch: 0, ..view(2) }];
-        assert!(term(&outdated, &one).is_some());
+        assert!(lease(&outdated, &one).is_some());
 
         let half_way = vec![view(1), View { epoch: 2, ..view(2) }, View { epoch: 2, ..view(2) }];
         assert_eq!(named(&half_way, 3), Some(two.clone()));
-        assert!(term(&half_way, &two).is_some());
+        assert!(lease(&half_way, &two).is_some());
         assert_eq!(named(&half_way[..2], 3), None);
     }
 
     #[test]
-    fn a_term_is_no_longer_than_the_sentinels_need_to_miss_a_server() {
+    fn a_lease_is_no_longer_than_the_sentinels_need_to_miss_a_server() {
         let patient = View { down_after: Duration::from_secs(30), ..view(1) };
-        assert_eq!(term(&[patient.clone(), patient.clone()], &patient.server), Some(LONGEST_TERM));
         assert_eq!(
-            term(&[patient.clone(), view(1)], &patient.server),
+            lease(&[patient.clone(), patient.clone()], &patient.server),
+            Some(LONGEST_LEASE)
+        );
+        assert_eq!(
+            lease(&[patient.clone(), view(1)], &patient.server),
             Some(Duration::from_secs(1))
         );
     }

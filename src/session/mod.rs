@@ -9,8 +9,8 @@ pub mod event;
 pub mod feed;
 pub mod model;
 pub mod reader;
+pub mod reasoning;
 pub mod store;
-pub mod thoughts;
 pub mod window;
 
 pub use cursor::{Cursor, Tag};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::cursor::{Cursor, Tag};
 use super::event::{Control, Event};
 use super::model::GenerationId;
-use super::thoughts::Shape;
+use super::reasoning::Shape;
 
 /// Events and the bytes of the answers between them.
 #[derive(Clone, Debug)]
@@ -18,17 +18,17 @@ pub struct Window {
     /// The number and mark of the last event that lies before the window.
     base: (u64, Tag),
     events: VecDeque<Arc<Event>>,
-    answers: Vec<Answer>,
+    answers: Vec<AnswerText>,
     /// The generation that is running at the end of the window.
     running: Option<GenerationId>,
 }
 
 /// Bytes of one answer and the thoughts before it, from an offset on.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct AnswerText {
     /// Whose.
     pub generation: GenerationId,
-    /// Bytes before [`Answer::text`].
+    /// Bytes before [`AnswerText::text`].
     pub base: u64,
     /// What is held.
     pub text: String,
@@ -36,7 +36,7 @@ pub struct Answer {
     shape: Shape,
 }
 
-impl Answer {
+impl AnswerText {
     /// Bytes of an answer from offset `base` on.
     pub fn new(generation: GenerationId, base: u64, text: String) -> Self {
         let shape = Shape::of(&text);
@@ -141,7 +141,7 @@ impl Window {
     pub fn new(
         base: (u64, Tag),
         events: impl IntoIterator<Item = Event>,
-        answers: Vec<Answer>,
+        answers: Vec<AnswerText>,
         running: Option<GenerationId>,
     ) -> Self {
         let events = events.into_iter().map(Arc::new).collect();
@@ -160,7 +160,7 @@ impl Window {
 
     /// The running generation's bytes so far, 0 where none is held.
     pub fn running_length(&self) -> u64 {
-        self.running.and_then(|id| self.answer(id)).map_or(0, Answer::end)
+        self.running.and_then(|id| self.answer(id)).map_or(0, AnswerText::end)
     }
 
     /// The cursor of a reader who wants nothing of what the window holds.
@@ -187,7 +187,7 @@ impl Window {
     }
 
     /// The answer of a generation, where any of it is held.
-    pub fn answer(&self, generation: GenerationId) -> Option<&Answer> {
+    pub fn answer(&self, generation: GenerationId) -> Option<&AnswerText> {
         self.answers.iter().find(|answer| answer.generation == generation)
     }
 
@@ -286,7 +286,7 @@ impl Window {
                 Some((running, length)) if running == generation => length,
                 _ => return Step::UpToDate,
             },
-            None if self.running == Some(generation) => held.map_or(0, Answer::end),
+            None if self.running == Some(generation) => held.map_or(0, AnswerText::end),
             None => return Step::UpToDate,
         };
         if cursor.offset >= until {
@@ -393,7 +393,7 @@ impl Window {
                 // The answer before this one stays for readers who are just behind.
                 let last = self.answers.len().saturating_sub(1);
                 self.answers.drain(..last);
-                self.answers.push(Answer::new(generation, 0, String::new()));
+                self.answers.push(AnswerText::new(generation, 0, String::new()));
                 self.running = Some(generation);
             }
             (Control::Claimed { from }, Some(generation)) => self.cut(generation, *from),
@@ -558,7 +558,7 @@ mod tests {
     /// The session itself: everything that ever happened, as Redis would hold it.
     struct Session {
         log: Window,
-        ended: Vec<Answer>,
+        ended: Vec<AnswerText>,
     }
 
     impl Session {
@@ -589,7 +589,7 @@ mod tests {
                 (Happens::Thought(text) | Happens::Piece(text), Some(id)) => {
                     let held = self.log.answer(id).expect("held");
                     let mark = match what {
-                        Happens::Thought(_) => held.shape.before_thoughts(&held.text)?,
+                        Happens::Thought(_) => held.shape.before_reasoning(&held.text)?,
                         _ => held.shape.before_answer(&held.text, text),
                     };
                     let text = format!("{mark}{text}");

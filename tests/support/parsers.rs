@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, reason = "each target uses a part of it")]
 
 use bytes::Bytes;
-use jarvis::edge::wire::{self, ClientMessage, parse_client_message};
+use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
 use jarvis::ollama::{Decoder, Event};
 use jarvis::session::Cursor;
 

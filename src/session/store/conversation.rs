@@ -7,7 +7,7 @@ use fred::prelude::Value;
 use super::history::parse_message;
 use super::{StoreError, json};
 use crate::session::model::{Message, Role};
-use crate::session::thoughts::Shape;
+use crate::session::reasoning::Shape;
 
 /// What was said before a turn's question, in place of a stored history. It becomes the first
 /// messages of a session of its own, which is not listed and expires an hour after its last turn.

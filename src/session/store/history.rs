@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
-use crate::session::thoughts::Shape;
+use crate::session::reasoning::Shape;
 
 /// Bytes of messages in one reply, at most, but for one message that is larger alone.
 pub const REPLY_BYTES: usize = 1 << 20;

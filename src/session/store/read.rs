@@ -5,7 +5,7 @@ use crate::session::cursor::Cursor;
 use crate::session::event::Event;
 use crate::session::model::{Owner, SessionId};
 use crate::session::store::Turn;
-use crate::session::window::{Answer, Window};
+use crate::session::window::{AnswerText, Window};
 
 /// Bytes of events and answers in one read, at most, but for one event that is larger alone: a call
 /// must not hold up Redis.
@@ -106,7 +106,7 @@ fn window(reply: Vec<String>) -> Result<ReadOutcome, StoreError> {
     while let (Some(id), Some(from), Some(text)) = (rest.next(), rest.next(), rest.next()) {
         let generation = id.parse().map_err(|_| unexpected("generation"))?;
         let base = from.parse().map_err(|_| unexpected("offset"))?;
-        answers.push(Answer::new(generation, base, text));
+        answers.push(AnswerText::new(generation, base, text));
     }
     Ok(ReadOutcome::Window { window: Window::new(base, events, answers, running), more })
 }

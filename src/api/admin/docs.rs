@@ -1,0 +1,69 @@
+//! The API's description, and the page that shows it.
+
+use std::sync::Arc;
+
+use axum::extract::Path;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+use utoipa_swagger_ui::Config;
+
+use crate::http::problem::{Problem, ProblemDetails};
+
+/// What the handlers' own descriptions do not say.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "jarvis",
+        description = "Chat with models behind Ollama, over REST, server-sent events and \
+            WebSockets. Errors are RFC 9457 problems whose `code` is stable.",
+    ),
+    components(schemas(ProblemDetails)),
+    tags(
+        (name = "chat", description = "Turns"),
+        (name = "sessions", description = "Conversations"),
+        (name = "models", description = "What there is to talk to"),
+        (name = "service", description = "Probes and metrics"),
+    ),
+)]
+pub struct ApiDoc;
+
+/// The page. Its links are relative, and it answers with and without a trailing slash.
+pub async fn index() -> Response {
+    match utoipa_swagger_ui::serve("index.html", config()) {
+        Ok(Some(page)) => {
+            let html = String::from_utf8_lossy(&page.bytes).replacen(
+                "<head>",
+                "<head><base href=\"/docs/\">",
+                1,
+            );
+            ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
+        }
+        _ => Problem::internal().into_response(),
+    }
+}
+
+/// What the page loads.
+pub async fn file(Path(name): Path<String>) -> Response {
+    match utoipa_swagger_ui::serve(&name, config()) {
+        Ok(Some(file)) => {
+            let mut response =
+                ([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned())
+                    .into_response();
+            if file.gzpipped {
+                let gzip = header::HeaderValue::from_static("gzip");
+                response.headers_mut().insert(header::CONTENT_ENCODING, gzip);
+            }
+            response
+        }
+        Ok(None) => Problem::not_found().into_response(),
+        Err(error) => {
+            tracing::error!(%error, name, "serving a file of the documentation failed");
+            Problem::internal().into_response()
+        }
+    }
+}
+
+fn config() -> Arc<Config<'static>> {
+    Arc::new(Config::from("/openapi.json"))
+}

@@ -1,0 +1,294 @@
+//! Whether this replica, Redis and the models' hosts are well, and what models there are.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::api::Shared;
+use crate::generation::{ModelInfo, SubmitError};
+use crate::http::problem::{Problem, ProblemDetails};
+use crate::readiness::NotReady;
+use crate::session::model::rfc3339;
+
+/// How long a probe waits for the models' hosts.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+const APP: &str = "jarvis";
+/// The names under which health replies speak of what a replica depends on, and of itself.
+const REDIS: &str = "redis";
+const OLLAMA: &str = "ollama";
+const REPLICA: &str = "replica";
+
+/// What runs here.
+#[derive(Serialize, ToSchema)]
+pub struct Root {
+    app: &'static str,
+    version: &'static str,
+    status: &'static str,
+    docs: &'static str,
+    api: &'static str,
+}
+
+/// What runs here.
+#[utoipa::path(get, path = "/", tag = "service", responses((status = 200, body = Root)))]
+pub async fn root() -> Json<Root> {
+    Json(Root {
+        app: APP,
+        version: env!("CARGO_PKG_VERSION"),
+        status: "operational",
+        docs: "/docs",
+        api: "/api/v1",
+    })
+}
+
+/// That this replica answers.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    status: &'static str,
+    app: &'static str,
+}
+
+/// That this replica answers.
+#[utoipa::path(get, path = "/health", tag = "service", responses((status = 200, body = Health)))]
+pub async fn health() -> Json<Health> {
+    Json(Health { status: "healthy", app: APP })
+}
+
+/// For a liveness probe: it says nothing of what this replica depends on.
+#[utoipa::path(get, path = "/health/live", tag = "service", responses((status = 200, body = Health)))]
+pub async fn live() -> Json<Health> {
+    health().await
+}
+
+/// Whether this replica is to get requests.
+#[derive(Serialize, ToSchema)]
+pub struct Ready {
+    /// Always ready.
+    status: &'static str,
+    app: &'static str,
+    #[serde(skip_serializing_if = "Problems::is_empty")]
+    problems: Problems,
+}
+
+/// What is wrong with each service, in a few words.
+type Problems = BTreeMap<&'static str, String>;
+
+/// For a readiness probe: fails while this replica drains, before Redis could ever take a turn, when
+/// it could not for `--redis-patience`, and when an essential task died.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "service",
+    responses(
+        (status = 200, body = Ready),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn ready(State(shared): State<Shared>) -> Result<Json<Ready>, Problem> {
+    if let Some(reason) = shared.readiness.not_ready() {
+        return Err(reason.into());
+    }
+    let problems = shared.readiness.redis_trouble().map(|trouble| (REDIS, trouble));
+    Ok(Json(Ready { status: "ready", app: APP, problems: problems.into_iter().collect() }))
+}
+
+/// What this replica depends on.
+#[derive(Serialize, ToSchema)]
+pub struct Detailed {
+    /// healthy; degraded where something is wrong and the replica is ready all the same; unhealthy.
+    status: &'static str,
+    services: BTreeMap<&'static str, bool>,
+    healthy_count: usize,
+    total_services: usize,
+    #[serde(skip_serializing_if = "Problems::is_empty")]
+    problems: Problems,
+}
+
+/// What this replica depends on, one by one.
+#[utoipa::path(
+    get, path = "/health/detailed", tag = "service",
+    responses((status = 200, body = Detailed), (status = 503, body = Detailed)),
+)]
+pub async fn detailed(State(shared): State<Shared>) -> Response {
+    let Services { redis, models } = services(&shared).await;
+    let services = BTreeMap::from([(REDIS, redis.is_none()), (OLLAMA, models.is_ok())]);
+    let healthy_count = services.values().filter(|healthy| **healthy).count();
+    let total_services = services.len();
+    let mut problems = Problems::new();
+    problems.extend(redis.map(|trouble| (REDIS, trouble)));
+    problems.extend(models.err().map(|problem| (OLLAMA, problem.detail)));
+    let not_ready = shared.readiness.not_ready();
+    match &not_ready {
+        Some(NotReady::Draining) => drop(problems.insert(REPLICA, "draining".to_owned())),
+        Some(NotReady::TaskDied(task)) => {
+            problems.insert(REPLICA, format!("the task \"{task}\" died"));
+        }
+        Some(NotReady::Redis(_)) | None => {}
+    }
+    let status = match (&not_ready, problems.is_empty()) {
+        (Some(_), _) => "unhealthy",
+        (None, false) => "degraded",
+        (None, true) => "healthy",
+    };
+    let body = Json(Detailed { status, services, healthy_count, total_services, problems });
+    if not_ready.is_none() {
+        return body.into_response();
+    }
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+    response
+}
+
+/// Whether a question would be answered.
+#[derive(Serialize, ToSchema)]
+pub struct ChatHealth {
+    /// healthy or unhealthy.
+    status: &'static str,
+    timestamp: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Whether a question would be answered: healthy where `/health/detailed` is.
+#[utoipa::path(
+    get, path = "/api/v1/chat/health", tag = "service",
+    responses((status = 200, body = ChatHealth)),
+)]
+pub async fn chat_health(State(shared): State<Shared>) -> Json<ChatHealth> {
+    let Services { redis, models } = services(&shared).await;
+    let checked = match (shared.readiness.not_ready(), redis, models) {
+        (Some(reason), ..) => Err(Problem::from(reason)),
+        (None, Some(_), _) if shared.readiness.is_store_full() => Err(Problem::store_full()),
+        (None, Some(trouble), _) => Err(Problem::redis_unusable(&trouble)),
+        (None, None, models) => models,
+    };
+    let timestamp = rfc3339(&Utc::now());
+    Json(match checked {
+        Ok(models) => {
+            let model_count = Some(models.len());
+            ChatHealth { status: "healthy", timestamp, model_count, error: None }
+        }
+        Err(problem) => {
+            let error = Some(problem.detail);
+            ChatHealth { status: "unhealthy", timestamp, model_count: None, error }
+        }
+    })
+}
+
+/// What this replica depends on, looked at once for every health reply.
+struct Services {
+    /// Why Redis takes no turn; none where it does.
+    redis: Option<String>,
+    /// The models, or why there are none.
+    models: Result<Vec<ModelInfo>, Problem>,
+}
+
+async fn services(shared: &Shared) -> Services {
+    let hosts = shared.generations.model_host_count();
+    let models = async {
+        let (hosts, models) = tokio::join!(hosts, list(shared));
+        if hosts > 0 { models } else { Err(SubmitError::NoModelHost.into()) }
+    };
+    let models = tokio::time::timeout(PROBE_LIMIT, models).await;
+    Services {
+        redis: shared.readiness.redis_trouble(),
+        models: models.unwrap_or_else(|_| Err(SubmitError::NoModelHost.into())),
+    }
+}
+
+impl From<NotReady> for Problem {
+    fn from(reason: NotReady) -> Self {
+        match reason {
+            NotReady::Draining => Self::draining(),
+            NotReady::TaskDied(task) => {
+                let detail =
+                    format!("The task \"{task}\" of this replica died; restart the replica.");
+                Self::unavailable("task_died", &detail, 5)
+            }
+            NotReady::Redis(trouble) => Self::redis_unusable(&trouble),
+        }
+    }
+}
+
+/// The models of all hosts.
+#[derive(Serialize, ToSchema)]
+pub struct Models {
+    models: Vec<ModelInfo>,
+    count: usize,
+}
+
+/// The models of all hosts.
+#[utoipa::path(
+    get, path = "/api/v1/chat/models", tag = "models",
+    responses(
+        (status = 200, body = Models),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<Models>, Problem> {
+    let models = list(&shared).await?;
+    Ok(Json(Models { count: models.len(), models }))
+}
+
+/// The models' names.
+#[derive(Serialize, ToSchema)]
+pub struct ModelNames {
+    models: Vec<String>,
+    count: usize,
+}
+
+/// The models' names.
+#[utoipa::path(
+    get, path = "/api/v1/models", tag = "models",
+    responses(
+        (status = 200, body = ModelNames),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn models(State(shared): State<Shared>) -> Result<Json<ModelNames>, Problem> {
+    let models: Vec<_> = list(&shared).await?.into_iter().map(|model| model.name).collect();
+    Ok(Json(ModelNames { count: models.len(), models }))
+}
+
+async fn list(shared: &Shared) -> Result<Vec<ModelInfo>, Problem> {
+    // Whatever the reason, there is nothing to choose from now.
+    shared.generations.models().await.map_err(|error| {
+        let problem = Problem::from(error);
+        Problem { status: StatusCode::SERVICE_UNAVAILABLE, ..problem }.retry_after(5)
+    })
+}
+
+/// The metrics of this replica, as Prometheus reads them.
+#[utoipa::path(
+    get, path = "/metrics", tag = "service",
+    responses((status = 200, body = String, content_type = "text/plain")),
+)]
+pub async fn metrics(State(shared): State<Shared>) -> Response {
+    metrics_process::Collector::default().collect();
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, shared.metrics.render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_not_to_be_ready_is_a_503_that_says_it_and_when_to_come_back() {
+        for (reason, code, words) in [
+            (NotReady::Draining, "draining", "being replaced"),
+            (NotReady::TaskDied("queue"), "task_died", "\"queue\""),
+            (NotReady::Redis("read-only replica".into()), "store_unavailable", "read-only replica"),
+        ] {
+            let problem = Problem::from(reason);
+            assert_eq!((problem.status, &*problem.code), (StatusCode::SERVICE_UNAVAILABLE, code));
+            assert!(problem.detail.contains(words) && problem.retry_after.is_some(), "{problem:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A turn over REST.
+
+use std::pin::pin;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::api::Shared;
+use crate::api::native::input::{ChatRequest, hex_digest};
+use crate::api::native::{event_stream, turns};
+use crate::follow::AcceptedTurn;
+use crate::http::fields::FieldError;
+use crate::http::guard::{Caller, Source};
+use crate::http::peer::Hangup;
+use crate::http::problem::{JsonBody, Problem, ProblemDetails};
+use crate::session::model::{ContextReport, rfc3339};
+use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
+
+/// What a session is named after whose turn came with a key and without a session.
+const SESSIONS_OF_KEYS: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
+const KEY_BYTES: usize = 255;
+
+/// A whole answer.
+#[derive(Serialize, ToSchema)]
+pub struct ChatResponse {
+    /// The answer.
+    response: String,
+    /// What the model thought before it answered, where `think` asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinking: Option<String>,
+    session_id: SessionId,
+    /// As asked for.
+    model: String,
+    /// Always "success".
+    status: &'static str,
+    /// When it ended: RFC 3339, UTC, microseconds.
+    timestamp: String,
+    /// Seconds from the request to the end of the answer.
+    response_time: f64,
+    generation_id: GenerationId,
+    finish_reason: FinishReason,
+    usage: Usage,
+    context: ContextReport,
+}
+
+/// Asks the model, in a session.
+#[utoipa::path(
+    post, path = "/api/v1/chat", tag = "chat", request_body = ChatRequest,
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "The same key gives the same generation, for 24 hours; a UUID")),
+    responses(
+        (status = 200, body = ChatResponse,
+            description = "The whole answer; with `stream` its events, as text/event-stream"),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json",
+            description = "No such model"),
+        (status = 409, body = ProblemDetails, content_type = "application/problem+json",
+            description = "As many turns wait in this session as may, or it is full"),
+        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Too long"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Not as it should be; `errors` says where"),
+        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The answer broke off"),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The queue is full, no model host, or no store; see Retry-After"),
+        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Out of time"),
+    ),
+)]
+pub async fn send(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    Source(source): Source,
+    hangup: Hangup,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let started = Instant::now();
+    let request = ChatRequest::from_body(&body)?;
+    let (session, key) = address(&headers, &owner, &request)?;
+    tracing::Span::current().record("session", session.redacted());
+    if request.stream == Some(true) {
+        shared.admit()?;
+        let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
+        return event_stream::of_turn(shared, owner, session, accepted, hangup).await;
+    }
+    let AcceptedTurn { submitted, mut guard } =
+        turns::submit(&shared, &owner, session, &request, key, &source).await?;
+    let answer = async {
+        let follow = turns::follow(&shared, &owner, session, submitted).await?;
+        Ok(follow.answer().await?)
+    };
+    let limit = shared.settings.request_timeout;
+    let mut whole = pin!(tokio::time::timeout_at(started + limit, answer));
+    let answered = loop {
+        tokio::select! {
+            biased;
+            answered = &mut whole => break answered,
+            () = shared.leave.cancelled() => break Ok(Err(Problem::draining())),
+            // Whoever still reads is told how the turn ended.
+            () = hangup.happened(), if guard.is_some() => drop(guard.take()),
+        }
+    };
+    // Only a client that went away, and so dropped this, wants the turn cancelled.
+    if let Some(guard) = &mut guard {
+        guard.disarm();
+    }
+    let message = answered.map_err(|_| {
+        let detail =
+            "The answer is not complete yet; it goes on, and will be in the session's history.";
+        Problem { retryable: true, ..Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail) }
+    })??;
+    if let (Some(Status::Failed), Some(failure)) = (message.status, message.error) {
+        return Err(failure.into());
+    }
+    Ok(Json(ChatResponse {
+        response: message.content,
+        thinking: message.thinking,
+        session_id: session,
+        model: message.model.unwrap_or(request.spec(&shared.settings.default_model).model),
+        status: "success",
+        timestamp: rfc3339(&message.timestamp),
+        response_time: started.elapsed().as_secs_f64(),
+        generation_id: submitted.generation,
+        finish_reason: message.finish_reason.unwrap_or(FinishReason::Stop),
+        usage: message.usage.unwrap_or_default(),
+        context: message.context.unwrap_or_default(),
+    })
+    .into_response())
+}
+
+/// Which session a request belongs to, and the key under which a repeat finds it.
+fn address(
+    headers: &HeaderMap,
+    owner: &Owner,
+    request: &ChatRequest,
+) -> Result<(SessionId, Option<String>), Problem> {
+    let Some(key) = headers.get("idempotency-key") else {
+        return Ok((request.session_id.unwrap_or_else(SessionId::random), None));
+    };
+    let refused = |kind, msg: &str| {
+        Problem::from(vec![FieldError::new("header", "Idempotency-Key", kind, msg)])
+    };
+    let key = key.to_str().unwrap_or_default().trim_matches('"');
+    if key.is_empty() || key.len() > KEY_BYTES {
+        return Err(refused("string_length", "must be 1 to 255 visible ASCII characters"));
+    }
+    // A session that is named after a key must be as hard to guess as one that is not.
+    let key = match (owner, Uuid::try_parse(key)) {
+        (_, Ok(uuid)) => uuid.to_string(),
+        (Owner::User(_), Err(_)) => key.to_owned(),
+        (Owner::Anonymous, Err(_)) => return Err(refused("uuid_parsing", "must be a UUID")),
+    };
+    let session = request.session_id.unwrap_or_else(|| {
+        let name = format!("{}\n{key}", owner.key());
+        SessionId(Uuid::new_v5(&SESSIONS_OF_KEYS, name.as_bytes()))
+    });
+    Ok((session, Some(hex_digest(format!("rest\n{key}").as_bytes()))))
+}

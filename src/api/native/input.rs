@@ -1,0 +1,441 @@
+//! What clients ask for, checked field by field. Pure.
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use crate::http::fields::{FieldError, Fields};
+use crate::http::lax;
+use crate::http::object::Object;
+use crate::http::schema;
+use crate::model_name::ModelName;
+use crate::session::model::{Effort, Reasoning, TurnSpec};
+use crate::session::{GenerationId, SessionId};
+
+/// Characters of one message, at most.
+pub const MESSAGE_CHARACTERS: usize = 32_768;
+/// Characters of a session's title, at most.
+pub const TITLE_CHARACTERS: usize = 200;
+const MODEL_CHARACTERS: usize = 256;
+const MESSAGE_ID_CHARACTERS: usize = 128;
+const STOPS: usize = 4;
+const STOP_BYTES: usize = 256;
+const TEMPERATURE: (f64, f64) = (0.0, 2.0);
+const DEFAULT_TEMPERATURE: f64 = 0.7;
+const DEFAULT_MAX_TOKENS: u32 = 1000;
+/// Written for the largest number of tokens that is allowed.
+const NO_TOKEN_LIMIT: i64 = -1;
+
+/// Tokens of the answer, at most.
+fn token_limit(fields: &mut Fields<'_>) -> u32 {
+    match fields.integer("max_tokens", i64::MIN, i64::MAX) {
+        None => DEFAULT_MAX_TOKENS,
+        Some(NO_TOKEN_LIMIT) => u32::MAX,
+        Some(tokens @ 1..) => u32::try_from(tokens).unwrap_or(u32::MAX),
+        Some(_) => {
+            let msg = "must be at least 1, or -1 for as many as are allowed";
+            fields.refuse("max_tokens", "out_of_range", msg);
+            DEFAULT_MAX_TOKENS
+        }
+    }
+}
+
+/// The texts that end the answer: a list of them, or one.
+fn stops(fields: &mut Fields<'_>) -> Vec<String> {
+    let Some(value) = fields.value("stop") else { return Vec::new() };
+    let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let texts: Option<Vec<String>> = items
+        .iter()
+        .map(|item| item.as_str().filter(|text| !text.is_empty()).map(str::to_owned))
+        .collect();
+    let refused = match texts {
+        Some(texts) if texts.len() > STOPS => {
+            ("too_long", format!("must have at most {STOPS} texts"))
+        }
+        Some(texts) if texts.iter().any(|text| text.len() > STOP_BYTES) => {
+            ("string_too_long", format!("must have at most {STOP_BYTES} bytes in each text"))
+        }
+        Some(texts) => return texts,
+        None => ("list_type", "must be a text or a list of texts, none of them empty".to_owned()),
+    };
+    fields.refuse("stop", refused.0, refused.1);
+    Vec::new()
+}
+
+/// Whether a model that can think is to think first, and how hard.
+fn reasoning(fields: &mut Fields<'_>) -> Reasoning {
+    let Some(value) = fields.value("think") else { return Reasoning::Off };
+    let effort = match value.as_str() {
+        Some("low") => Some(Effort::Low),
+        Some("medium") => Some(Effort::Medium),
+        Some("high") => Some(Effort::High),
+        _ => None,
+    };
+    match (effort, lax::flag(value)) {
+        (Some(effort), _) => Reasoning::Effort(effort),
+        (None, Some(true)) => Reasoning::On,
+        (None, Some(false)) => Reasoning::Off,
+        (None, None) => {
+            let msg = "must be true, false, \"low\", \"medium\" or \"high\"";
+            fields.refuse("think", "enum", msg);
+            Reasoning::Off
+        }
+    }
+}
+
+/// A model's name, as it is spelled but for blanks around it.
+fn model(fields: &mut Fields<'_>) -> Option<String> {
+    if !fields.has("model") {
+        return None;
+    }
+    let name = fields.required_text("model", MODEL_CHARACTERS).trim();
+    match ModelName::parse(name) {
+        Ok(_) => Some(name.to_owned()),
+        // What is no text was refused already.
+        Err(_) if fields.is_refused("model") => None,
+        Err(error) => {
+            fields.refuse("model", "model_name", error.to_string());
+            None
+        }
+    }
+}
+
+/// What becomes of a turn whose client goes away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisconnect {
+    /// It runs on, and the answer is kept.
+    #[default]
+    Continue,
+    /// It is cancelled.
+    Cancel,
+}
+
+/// A message to the model, as asked for. Where a field is absent or null, its default holds.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct ChatRequest {
+    /// The text: 1 to 32,768 characters, not blank.
+    #[schema(min_length = 1, max_length = 32_768)]
+    pub message: String,
+    /// The session that it belongs to; a new one where absent or empty. One that is not known is
+    /// created. The nil UUID is refused.
+    #[schema(required = false, schema_with = schema::session_id)]
+    pub session_id: Option<SessionId>,
+    /// The model; the configured one where absent.
+    #[schema(required = false, max_length = 256)]
+    pub model: Option<String>,
+    /// Whether the answer comes piece by piece.
+    #[schema(required = false, schema_with = schema::stream)]
+    pub stream: Option<bool>,
+    /// 0 to 2; 0.7 where absent.
+    #[schema(required = false, schema_with = schema::temperature)]
+    pub temperature: f64,
+    /// Tokens of the answer, at most; 1000 where absent. -1 is as many as are allowed.
+    #[schema(required = false, schema_with = schema::max_tokens)]
+    pub max_tokens: u32,
+    /// The system prompt.
+    #[schema(required = false)]
+    pub system: Option<String>,
+    /// For repeatable answers.
+    #[schema(required = false, schema_with = schema::seed)]
+    pub seed: Option<i64>,
+    /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
+    #[schema(required = false, schema_with = schema::stop)]
+    pub stop: Vec<String>,
+    /// Whether a model that can think does so first, and how hard.
+    #[schema(required = false, schema_with = schema::think)]
+    pub think: Reasoning,
+    /// What becomes of the turn if the client goes away before its end.
+    #[schema(required = false, default = "continue")]
+    pub on_disconnect: OnDisconnect,
+    /// The client's own identifier of the message, only over a WebSocket.
+    #[schema(ignore)]
+    pub message_id: Option<String>,
+}
+
+impl ChatRequest {
+    /// Checks a REST request's body.
+    ///
+    /// # Errors
+    /// Every field that is not as it should be.
+    pub fn from_body(object: &Object) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read(&mut fields);
+        request.session_id = fields.session();
+        match fields.text("on_disconnect", usize::MAX) {
+            None | Some("continue") => {}
+            Some("cancel") => request.on_disconnect = OnDisconnect::Cancel,
+            Some(_) => fields.refuse("on_disconnect", "enum", "must be continue or cancel"),
+        }
+        fields.finish(request)
+    }
+
+    /// Checks a WebSocket's message, whose session is the socket's.
+    ///
+    /// # Errors
+    /// Every field that is not as it should be.
+    pub fn from_message(object: &Object) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read(&mut fields);
+        request.message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS).map(str::to_owned);
+        fields.finish(request)
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Self {
+        let model = model(fields);
+        Self {
+            message: fields.required_text("message", MESSAGE_CHARACTERS).to_owned(),
+            session_id: None,
+            model,
+            stream: fields.flag("stream"),
+            temperature: fields.number("temperature", TEMPERATURE).unwrap_or(DEFAULT_TEMPERATURE),
+            max_tokens: token_limit(fields),
+            system: fields.text("system", usize::MAX).map(str::to_owned),
+            seed: fields.integer("seed", i64::MIN, i64::MAX),
+            stop: stops(fields),
+            think: reasoning(fields),
+            on_disconnect: OnDisconnect::Continue,
+            message_id: None,
+        }
+    }
+
+    /// What the generation side is asked for.
+    pub fn spec(&self, default_model: &str) -> TurnSpec {
+        TurnSpec {
+            model: self.model.as_deref().unwrap_or(default_model).to_owned(),
+            temperature: self.temperature,
+            max_tokens: self.max_tokens,
+            system: self.system.clone(),
+            seed: self.seed,
+            stop: self.stop.clone(),
+            think: self.think,
+            message_id: self.message_id.clone(),
+            source: String::new(),
+        }
+    }
+
+    /// The same for the same question, however its answer is to be delivered.
+    pub fn digest(&self) -> String {
+        let think = match self.think {
+            Reasoning::Off => Value::Bool(false),
+            Reasoning::On => Value::Bool(true),
+            Reasoning::Effort(effort) => serde_json::json!(effort),
+        };
+        let asked = (
+            &self.message,
+            &self.model,
+            self.temperature,
+            self.max_tokens,
+            &self.system,
+            self.seed,
+            &self.stop,
+            think,
+        );
+        hex_digest(&serde_json::to_vec(&asked).unwrap_or_default())
+    }
+}
+
+/// SHA-256 in lowercase hexadecimal.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Reads the `generation_id` of a cancel.
+///
+/// # Errors
+/// Where it is no UUID.
+pub fn cancel_target(object: &Object) -> Result<Option<GenerationId>, Vec<FieldError>> {
+    let mut fields = Fields::new("body", object);
+    let generation = fields.uuid("generation_id").map(GenerationId);
+    fields.finish(generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn body(value: &Value) -> Result<ChatRequest, Vec<(String, &'static str)>> {
+        let object = value.as_object().expect("an object").clone().into();
+        ChatRequest::from_body(&object).map_err(|errors| {
+            errors.into_iter().map(|error| (error.loc.join("."), error.kind)).collect()
+        })
+    }
+
+    #[test]
+    fn null_and_absent_mean_the_default_and_unknown_fields_mean_nothing() {
+        let bare = body(&json!({"message": "hi", "user_id": "eve", "colour": 3}));
+        let null = body(&json!({
+            "message": "hi", "session_id": null, "model": null, "stream": null,
+            "temperature": null, "max_tokens": null, "system": null, "seed": null, "stop": null,
+            "think": null, "on_disconnect": null,
+        }));
+        assert_eq!(bare, null);
+        let request = bare.expect("valid");
+        assert!((request.temperature - 0.7).abs() < f64::EPSILON);
+        assert_eq!(request.max_tokens, 1000);
+        assert_eq!(request.spec("tinyllama:latest").model, "tinyllama:latest");
+    }
+
+    #[test]
+    fn zero_is_a_temperature() {
+        let request = body(&json!({"message": "hi", "temperature": 0})).expect("valid");
+        assert!(request.temperature.abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn every_wrong_field_is_told_at_once() {
+        let errors = body(&json!({
+            "message": " \n", "session_id": "one", "model": 7, "stream": "maybe",
+            "temperature": 2.1, "max_tokens": 0, "seed": 1.5, "stop": ["a", "b", "c", "d", "e"],
+            "on_disconnect": "panic",
+        }))
+        .expect_err("invalid");
+        insta::assert_snapshot!(
+            errors.iter().map(|(loc, kind)| format!("{loc} {kind}")).collect::<Vec<_>>().join("\n"),
+            @r"
+        body.model string_type
+        body.message string_too_short
+        body.stream bool_type
+        body.temperature out_of_range
+        body.max_tokens out_of_range
+        body.seed int_type
+        body.stop too_long
+        body.session_id uuid_parsing
+        body.on_disconnect enum
+        "
+        );
+    }
+
+    #[test]
+    fn the_longest_message_is_counted_in_characters() {
+        assert!(body(&json!({"message": "三".repeat(MESSAGE_CHARACTERS)})).is_ok());
+        let long = body(&json!({"message": "三".repeat(MESSAGE_CHARACTERS + 1)}));
+        assert_eq!(long.expect_err("too long"), [("body.message".to_owned(), "string_too_long")]);
+    }
+
+    #[test]
+    fn how_an_answer_is_delivered_does_not_change_what_was_asked() {
+        let plain = body(&json!({"message": "hi"})).expect("valid");
+        let stream = body(&json!({"message": "hi", "stream": true})).expect("valid");
+        let other = body(&json!({"message": "hi", "seed": 1})).expect("valid");
+        assert_eq!(plain.digest(), stream.digest());
+        assert_ne!(plain.digest(), other.digest());
+    }
+
+    #[test]
+    fn a_request_is_the_same_in_whichever_form_it_is_written() {
+        let plain = json!({
+            "message": "hi", "temperature": 0, "max_tokens": 5, "seed": 7, "stop": ["X"],
+            "think": true, "stream": true, "session_id": null,
+        });
+        let other = json!({
+            "message": "hi", "temperature": "-0.0", "max_tokens": "5.0", "seed": 7.0, "stop": "X",
+            "think": "yes", "stream": 1, "session_id": "",
+        });
+        let (plain, other) = (body(&plain).expect("valid"), body(&other).expect("valid"));
+        assert_eq!(plain, other);
+        assert_eq!(plain.digest(), other.digest());
+    }
+
+    /// A repeat may meet a replica of another release.
+    #[test]
+    fn the_digest_of_a_request_stays_what_it_was() {
+        let digest = |value| body(&value).expect("valid").digest();
+        assert_eq!(
+            digest(json!({"message": "hi"})),
+            "761620f22d0a8f66c22ec4135b63c72744ccc16401dcdca8f4cd9d6153206d40"
+        );
+        assert_eq!(
+            digest(json!({"message": "hi", "stop": ["X"], "think": true})),
+            "7588c9e384198338bc9a72e90cfe12f3e37532162bdeef6ccda3aec3dbec56f1"
+        );
+    }
+
+    #[test]
+    fn no_limit_of_its_own_is_the_largest_number_of_tokens() {
+        let tokens = |value: Value| {
+            body(&json!({"message": "hi", "max_tokens": value})).map(|request| request.max_tokens)
+        };
+        for most in [json!(-1), json!("-1"), json!(-1.0), json!(u64::MAX)] {
+            assert_eq!(tokens(most.clone()), Ok(u32::MAX), "{most}");
+        }
+        for none in [json!(0), json!(-2), json!("0"), json!(false)] {
+            let errors = tokens(none.clone()).expect_err("out of range");
+            assert_eq!(errors, [("body.max_tokens".to_owned(), "out_of_range")], "{none}");
+        }
+    }
+
+    #[test]
+    fn texts_that_end_an_answer_come_alone_or_in_a_list_within_bounds() {
+        let stop = |value: Value| {
+            body(&json!({"message": "hi", "stop": value}))
+                .map(|request| request.stop)
+                .map_err(|errors| errors[0].1)
+        };
+        assert_eq!(stop(json!("X")), Ok(vec!["X".to_owned()]));
+        assert_eq!(stop(json!(["a", "b"])), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(stop(json!([])), Ok(Vec::new()));
+        assert_eq!(stop(json!(["é".repeat(128)])).map(|stop| stop.len()), Ok(1));
+        assert_eq!(stop(json!("x".repeat(257))), Err("string_too_long"));
+        assert_eq!(stop(json!(["a", "é".repeat(129)])), Err("string_too_long"));
+        assert_eq!(stop(json!(["a", "b", "c", "d", "e"])), Err("too_long"));
+        for neither in [json!(""), json!([""]), json!(1), json!([1]), json!({"a": 1})] {
+            assert_eq!(stop(neither.clone()), Err("list_type"), "{neither}");
+        }
+    }
+
+    #[test]
+    fn how_hard_to_think_is_a_flag_or_one_of_three_words() {
+        let think = |value: Value| {
+            body(&json!({"message": "hi", "think": value}))
+                .map(|request| request.think)
+                .map_err(|errors| errors[0].1)
+        };
+        assert_eq!(think(json!("low")), Ok(Reasoning::Effort(Effort::Low)));
+        assert_eq!(think(json!("medium")), Ok(Reasoning::Effort(Effort::Medium)));
+        assert_eq!(think(json!("high")), Ok(Reasoning::Effort(Effort::High)));
+        assert_eq!(think(json!("true")), Ok(Reasoning::On));
+        assert_eq!(think(json!(0)), Ok(Reasoning::Off));
+        for neither in [json!("highest"), json!(2), json!([]), json!("")] {
+            assert_eq!(think(neither.clone()), Err("enum"), "{neither}");
+        }
+    }
+
+    #[test]
+    fn an_empty_session_means_none_and_the_nil_uuid_is_none_that_may_be() {
+        let session = |id: &str| {
+            body(&json!({"message": "hi", "session_id": id}))
+                .map(|request| request.session_id)
+                .map_err(|errors| errors[0].1)
+        };
+        assert_eq!(session(""), Ok(None));
+        assert_eq!(session("00000000-0000-0000-0000-000000000000"), Err("uuid_nil"));
+        assert_eq!(session(" "), Err("uuid_parsing"));
+        let id = Uuid::new_v4();
+        assert_eq!(session(&id.to_string()), Ok(Some(SessionId(id))));
+    }
+
+    #[test]
+    fn a_lone_surrogate_is_told_where_it_is_read_and_harmless_elsewhere() {
+        let read = |text: &str| {
+            let object = Object::parse(text.as_bytes()).expect("an object");
+            ChatRequest::from_body(&object).map_err(|errors| {
+                errors
+                    .into_iter()
+                    .map(|error| (error.loc[1].clone(), error.kind))
+                    .collect::<Vec<_>>()
+            })
+        };
+        let refused = |field: &str| Err(vec![(field.to_owned(), "string_unicode")]);
+        assert_eq!(read(r#"{"message": "a\ud800"}"#), refused("message"));
+        assert_eq!(read(r#"{"message": "a", "model": "\udc00"}"#), refused("model"));
+        assert_eq!(read(r#"{"message": "a", "stop": ["\ud800"]}"#), refused("stop"));
+        assert_eq!(read(r#"{"message": "a", "session_id": "\ud800"}"#), refused("session_id"));
+        let request = read(r#"{"message": "a\ud83d\ude00", "note": "\ud800", "\udc00": 1}"#);
+        assert_eq!(request.map(|request| request.message), Ok("a\u{1f600}".to_owned()));
+    }
+}

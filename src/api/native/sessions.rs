@@ -1,0 +1,193 @@
+//! Sessions over REST.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::api::Shared;
+use crate::api::native::input::{TITLE_CHARACTERS, cancel_target};
+use crate::generation::CancelOutcome;
+use crate::http::fields::Fields;
+use crate::http::guard::Caller;
+use crate::http::problem::{JsonBody, Problem, ProblemDetails, QueryFields, SessionPath, in_time};
+use crate::session::model::rfc3339;
+use crate::session::{GenerationId, Message, SessionId, SessionInfo};
+
+/// A session with some of its messages.
+#[derive(Serialize, ToSchema)]
+pub struct Conversation {
+    session_id: SessionId,
+    title: String,
+    /// The model of the last turn.
+    model: String,
+    /// Oldest first.
+    messages: Vec<Message>,
+    /// All that there are, as `total`.
+    message_count: u64,
+    total: u64,
+    /// Messages before these.
+    skip: u64,
+    limit: u64,
+    /// Whether there are messages after these: replies are bounded by bytes too.
+    has_more: bool,
+    created_at: String,
+    updated_at: String,
+}
+
+/// A session with some of its messages.
+#[utoipa::path(
+    get, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
+    params(
+        ("session_id" = SessionId, Path),
+        ("skip" = Option<u64>, Query, description = "Messages to leave out, from the oldest; 0"),
+        ("limit" = Option<u64>, Query, description = "0 to 500; 50"),
+    ),
+    responses(
+        (status = 200, body = Conversation),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn read(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    SessionPath(session): SessionPath,
+    QueryFields(query): QueryFields,
+) -> Result<Json<Conversation>, Problem> {
+    let mut fields = Fields::new("query", &query);
+    let skip = fields.integer("skip", 0, i64::MAX).unwrap_or(0).unsigned_abs();
+    let limit = fields.page_limit(0);
+    fields.finish(())?;
+    let page = in_time(shared.store.page(&owner, session, skip, limit)).await?;
+    let total = page.info.message_count;
+    Ok(Json(Conversation {
+        session_id: session,
+        title: page.info.title,
+        model: page.info.model,
+        message_count: total,
+        total,
+        skip,
+        limit,
+        has_more: skip.saturating_add(page.messages.len() as u64) < total,
+        messages: page.messages,
+        created_at: rfc3339(&page.info.created_at),
+        updated_at: rfc3339(&page.info.updated_at),
+    }))
+}
+
+/// A session's new name.
+#[derive(ToSchema)]
+#[allow(dead_code)] // Only its description is used: what is wrong is told field by field.
+pub struct Rename {
+    /// 1 to 200 characters, not blank.
+    #[schema(min_length = 1, max_length = 200)]
+    title: String,
+}
+
+/// Names a session.
+#[utoipa::path(
+    patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions", request_body = Rename,
+    params(("session_id" = SessionId, Path)),
+    responses(
+        (status = 200, body = SessionInfo),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn rename(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    SessionPath(session): SessionPath,
+    JsonBody(body): JsonBody,
+) -> Result<Json<SessionInfo>, Problem> {
+    let mut fields = Fields::new("body", &body);
+    let title = fields.required_text("title", TITLE_CHARACTERS);
+    let title = fields.finish(title)?;
+    in_time(shared.store.retitle(&owner, session, title)).await?;
+    Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
+}
+
+/// What was deleted.
+#[derive(Serialize, ToSchema)]
+pub struct Deletion {
+    /// Always "success".
+    status: &'static str,
+    message: String,
+    messages_deleted: u64,
+}
+
+/// Deletes a session, and cancels its turns.
+#[utoipa::path(
+    delete, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
+    params(("session_id" = SessionId, Path)),
+    responses(
+        (status = 200, body = Deletion),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn delete(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    SessionPath(session): SessionPath,
+) -> Result<Json<Deletion>, Problem> {
+    let messages_deleted = in_time(shared.generations.clear(&owner, session, true)).await?;
+    let message = format!("Session {session} cleared");
+    Ok(Json(Deletion { status: "success", message, messages_deleted }))
+}
+
+/// Which generation is to be stopped.
+#[derive(ToSchema)]
+#[allow(dead_code)] // Only its description is used: what is wrong is told field by field.
+pub struct Cancel {
+    /// Without: the running one, else the oldest that waits.
+    generation_id: Option<GenerationId>,
+}
+
+/// What was stopped.
+#[derive(Serialize, ToSchema)]
+pub struct Cancelled {
+    /// Always "cancelled".
+    status: &'static str,
+    generation_id: GenerationId,
+    /// Whether the model's host is known to have stopped; waited for 500 ms at most.
+    upstream_closed: bool,
+}
+
+/// Stops a generation.
+#[utoipa::path(
+    post, path = "/api/v1/chat/sessions/{session_id}/cancel", tag = "sessions",
+    request_body = Option<Cancel>,
+    params(("session_id" = SessionId, Path)),
+    responses(
+        (status = 200, body = Cancelled),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 409, body = ProblemDetails, content_type = "application/problem+json",
+            description = "It has ended already"),
+    ),
+)]
+pub async fn cancel(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    SessionPath(session): SessionPath,
+    JsonBody(body): JsonBody,
+) -> Result<Json<Cancelled>, Problem> {
+    let generation = cancel_target(&body)?;
+    match shared.generations.cancel(&owner, session, generation).await? {
+        CancelOutcome::Cancelled { generation, upstream_closed } => {
+            let status = "cancelled";
+            Ok(Json(Cancelled { status, generation_id: generation, upstream_closed }))
+        }
+        CancelOutcome::AlreadyEnded => Err(already_ended()),
+    }
+}
+
+/// There is nothing to cancel.
+pub fn already_ended() -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "already_ended",
+        "No turn of this session runs or waits; there is nothing to cancel.",
+    )
+}

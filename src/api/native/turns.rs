@@ -1,0 +1,50 @@
+//! A chat request of the native front, submitted as a turn.
+
+use crate::api::Shared;
+use crate::api::native::input::{ChatRequest, OnDisconnect};
+use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::generation::Submitted;
+use crate::http::problem::{Problem, in_time};
+use crate::session::store::{IdempotencyKey, NewTurn};
+use crate::session::{Owner, SessionId, TurnSpec};
+
+/// Submits a turn.
+///
+/// # Errors
+/// A problem for the client.
+pub async fn submit(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    request: &ChatRequest,
+    key: Option<String>,
+    source: &str,
+) -> Result<AcceptedTurn, Problem> {
+    let turn = NewTurn {
+        spec: TurnSpec {
+            source: source.to_owned(),
+            ..request.spec(&shared.settings.default_model)
+        },
+        content: request.message.clone(),
+        conversation: None,
+        key: key.map(|key| IdempotencyKey { key, body: request.digest() }),
+    };
+    let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;
+    let submission = Submission { owner: owner.clone(), session, turn, cancel_on_disconnect };
+    Ok(follow::submit(&shared.generations, submission).await?)
+}
+
+/// Follows a turn that was submitted.
+///
+/// # Errors
+/// A problem for the client.
+pub async fn follow(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    submitted: Submitted,
+) -> Result<Follow, Problem> {
+    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
+    let follow = Follow::submitted(feeds, store, owner.clone(), session, submitted);
+    in_time(follow).await
+}

@@ -1,0 +1,80 @@
+//! WebSockets: one task each, that never waits for a submission while it could answer a ping.
+
+mod connection;
+mod request;
+mod socket;
+mod view;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tracing::Instrument;
+
+use self::connection::Connection;
+use self::socket::Socket;
+use crate::api::Shared;
+use crate::api::native::wire;
+use crate::http::fields::Fields;
+use crate::http::guard::{Caller, Source};
+use crate::http::problem::{Problem, ProblemDetails, QueryFields, in_time};
+use crate::session::{Cursor, SessionId};
+
+fn upgrade_required() -> Response {
+    let detail = "this path speaks WebSocket";
+    let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
+    let protocol = [(header::UPGRADE, "websocket"), (header::CONNECTION, "upgrade")];
+    (protocol, problem).into_response()
+}
+
+/// Opens a WebSocket.
+#[utoipa::path(
+    get, path = "/ws", tag = "chat",
+    params(
+        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without or where empty"),
+        ("cursor" = Option<String>, Query, description = "Resumes after this event"),
+    ),
+    responses(
+        (status = 101, description = "JSON text frames follow"),
+        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn upgrade(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    Source(source): Source,
+    QueryFields(query): QueryFields,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let Ok(response) = create_response_with_body(&request, Body::empty) else {
+        return Ok(upgrade_required());
+    };
+    let mut fields = Fields::new("query", &query);
+    let session = fields.session();
+    let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
+    fields.finish(())?;
+    shared.admit()?;
+    let resumed = given.is_some();
+    let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
+    let session = session.unwrap_or_else(SessionId::random);
+    tracing::Span::current().record("session", session.redacted());
+    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    // What is none of our cursors gets a snapshot, as one that is no longer kept.
+    let recovered = reader.is_recovered() && resumed == cursor.is_some();
+    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let hello = wire::connection(session, Some(place), resumed, recovered, None);
+    let tracker = shared.sockets.clone();
+    let upgrading = hyper::upgrade::on(&mut request);
+    let open = async move {
+        // It fails where the client goes away before the head of the response is sent.
+        let Ok(upgraded) = upgrading.await else { return };
+        let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
+        let connection = Connection::new(shared, owner, source, session, socket, reader);
+        Box::new(connection).run(hello, recovered).await;
+    };
+    tracker.spawn(open.instrument(tracing::Span::current()));
+    Ok(response)
+}

@@ -1,0 +1,296 @@
+//! Events as they are sent, and clients' messages as they are read. Pure.
+
+mod client;
+mod event;
+#[cfg(test)]
+mod tests;
+
+use chrono::Utc;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+pub use self::client::{BadMessage, ClientMessage, parse_client_message};
+pub use self::event::{Envelope, RunningAnswer, ServerEvent};
+use crate::follow::snapshot::Snapshot;
+use crate::http::codes::is_listed;
+use crate::http::problem::Problem;
+use crate::session::model::{Failure, rfc3339};
+use crate::session::reasoning::Shape;
+use crate::session::{
+    Change, Control, Cursor, Delta, Event, FinishReason, Front, GenerationId, Message, SessionId,
+    Status,
+};
+
+/// Bytes of one event, at most, but for a history whose one message is larger alone.
+pub const EVENT_BYTES: usize = 512 << 10;
+/// Bytes of an event beside its texts, at most.
+const FRAME_BYTES: usize = 2 << 10;
+
+/// The native front's wire format: one JSON object for each delta.
+pub struct Native;
+
+impl Front for Native {
+    type Encoded = Utf8Bytes;
+
+    fn encode(delta: &Delta) -> Utf8Bytes {
+        encode_at(delta, delta.after, None)
+    }
+}
+
+/// A delta with another cursor than its own, for a socket that was not sent everything before it;
+/// `upstream_closed` for the socket whose cancel ended the generation.
+pub fn encode_at(delta: &Delta, cursor: Cursor, upstream_closed: Option<bool>) -> Utf8Bytes {
+    let place = Envelope { generation: delta.generation, cursor: Some(cursor) };
+    match &delta.change {
+        Change::Text { offset, text } => {
+            ServerEvent::StreamChunk { content: text, done: false, offset: Some(*offset), place }
+                .write(quoted(text))
+        }
+        Change::Reasoning { offset, text } => {
+            ServerEvent::StreamThinking { content: text, offset: *offset, place }
+                .write(quoted(text))
+        }
+        Change::Event { event, answer } => {
+            control(delta.session, &event.control, answer, place, upstream_closed)
+        }
+        Change::Restart { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
+        Change::QueuePosition(queued) => ServerEvent::Queued {
+            position: queued.position,
+            eta_seconds: queued.eta_seconds,
+            place: Envelope { generation: Some(queued.generation), cursor: None },
+        }
+        .json(),
+    }
+}
+
+/// Room for a text as JSON, where few of its characters are escaped.
+fn quoted(text: &str) -> usize {
+    text.len() + text.len() / 8
+}
+
+fn control(
+    session_id: SessionId,
+    control: &Control,
+    answer: &str,
+    place: Envelope,
+    upstream_closed: Option<bool>,
+) -> Utf8Bytes {
+    match control {
+        Control::Accepted { message, timestamp, message_id } => ServerEvent::MessageReceived {
+            message,
+            timestamp,
+            message_id: message_id.as_deref(),
+            place,
+        }
+        .write(quoted(message)),
+        Control::Started { model } => ServerEvent::StreamStart { model, place }.json(),
+        Control::Claimed { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
+        Control::Done {} => {
+            ServerEvent::StreamChunk { content: "", done: true, offset: None, place }.json()
+        }
+        Control::Ended { timestamp, finish_reason, usage, context, .. } => ServerEvent::StreamEnd {
+            full_response: answer,
+            timestamp,
+            finish_reason: *finish_reason,
+            usage: *usage,
+            context: *context,
+            place,
+        }
+        .write(quoted(answer)),
+        Control::Cancelled {} => {
+            ServerEvent::Cancelled { full_response: answer, place, upstream_closed }
+                .write(quoted(answer))
+        }
+        Control::Failed(failure) => failed(failure, place),
+        Control::Cleared {} => ServerEvent::HistoryCleared { session_id, place }.json(),
+    }
+}
+
+fn failed(failure: &Failure, place: Envelope) -> Utf8Bytes {
+    debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
+    ServerEvent::Error {
+        message: &failure.message,
+        code: &failure.code,
+        retryable: failure.retryable,
+        retry_after: failure.retry_after,
+        message_id: None,
+        place,
+    }
+    .json()
+}
+
+/// The end of a generation for a socket that asked for its answer in one piece. None where the
+/// generation did not end by itself.
+pub fn response(event: &Event, answer: &str, after: Cursor) -> Option<Utf8Bytes> {
+    let Control::Ended { timestamp, model, finish_reason, usage, context } = &event.control else {
+        return None;
+    };
+    let response = ServerEvent::Response {
+        content: answer,
+        model,
+        timestamp,
+        finish_reason: *finish_reason,
+        usage: *usage,
+        context: *context,
+        place: Envelope { generation: event.generation, cursor: Some(after) },
+    };
+    Some(response.write(quoted(answer)))
+}
+
+/// A generation that has ended, told from what is stored of it. Only the last event carries a
+/// cursor: whoever loses the connection before it has to ask again.
+pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Bytes> {
+    let generation = message.generation_id;
+    let (unlogged, place) =
+        (Envelope { generation, cursor: None }, Envelope { generation, cursor: Some(end) });
+    let text = message.content.as_str();
+    let model = message.model.as_deref().unwrap_or_default();
+    let timestamp = &rfc3339(&message.timestamp);
+    let finish_reason = message.finish_reason.unwrap_or(FinishReason::Stop);
+    let (usage, context) = (message.usage.unwrap_or_default(), message.context.unwrap_or_default());
+    let chunk = |content, done, offset| {
+        ServerEvent::StreamChunk { content, done, offset, place: unlogged }.json()
+    };
+    let mut events = Vec::new();
+    if !in_one_piece {
+        events.push(ServerEvent::StreamStart { model, place: unlogged }.json());
+        if let Some(content) = message.thinking.as_deref() {
+            let thoughts = ServerEvent::StreamThinking { content, offset: 0, place: unlogged };
+            events.push(thoughts.json());
+        }
+        if !text.is_empty() {
+            events.push(chunk(text, false, Some(0)));
+        }
+    }
+    let last = match (message.status, &message.error) {
+        (Some(Status::Cancelled), _) => {
+            ServerEvent::Cancelled { full_response: text, place, upstream_closed: None }.json()
+        }
+        (Some(Status::Failed), Some(failure)) => failed(failure, place),
+        _ if in_one_piece => ServerEvent::Response {
+            content: text,
+            model,
+            timestamp,
+            finish_reason,
+            usage,
+            context,
+            place,
+        }
+        .json(),
+        _ => {
+            events.push(chunk("", true, None));
+            let full_response = text;
+            ServerEvent::StreamEnd {
+                full_response,
+                timestamp,
+                finish_reason,
+                usage,
+                context,
+                place,
+            }
+            .json()
+        }
+    };
+    events.push(last);
+    events
+}
+
+/// An error that is the answer to a client's message.
+pub fn error(problem: &Problem, message_id: Option<&str>) -> Utf8Bytes {
+    ServerEvent::Error {
+        message: &problem.detail,
+        code: &problem.code,
+        retryable: problem.retryable,
+        retry_after: problem.retry_after,
+        message_id,
+        place: Envelope::default(),
+    }
+    .json()
+}
+
+/// The first event of a WebSocket or an event stream.
+pub fn connection(
+    session_id: SessionId,
+    cursor: Option<Cursor>,
+    resumed: bool,
+    recovered: bool,
+    generation: Option<GenerationId>,
+) -> Utf8Bytes {
+    ServerEvent::Connection {
+        status: "connected",
+        session_id,
+        message: "WebSocket chat connected successfully",
+        resumed,
+        recovered,
+        place: Envelope { generation, cursor },
+    }
+    .json()
+}
+
+/// The answer to a `ping`.
+pub fn pong() -> Utf8Bytes {
+    ServerEvent::Pong { timestamp: rfc3339(&Utc::now()) }.json()
+}
+
+/// A `history` event of a snapshot, and the cursor of a client that was given it: of the running
+/// answer, what did not fit follows as chunks.
+pub fn snapshot(snapshot: &Snapshot) -> (Utf8Bytes, Cursor) {
+    let running = snapshot.running.as_ref().map(|(id, text)| (*id, text.as_str()));
+    let (json, shown) = history(&snapshot.messages, snapshot.has_more, running);
+    (json, snapshot.cursor_after(shown))
+}
+
+/// A `history` event of the newest of `messages` that fit, `more` telling whether there are older
+/// ones, and as much of the running answer, thoughts first, as fits beside them. Gives the bytes of
+/// that as they are stored, too.
+pub fn history(
+    messages: &[Message],
+    more: bool,
+    answer: Option<(GenerationId, &str)>,
+) -> (Utf8Bytes, usize) {
+    let room = EVENT_BYTES - FRAME_BYTES;
+    let mut left = if answer.is_some() { room / 2 } else { room };
+    let mut fitting = Vec::with_capacity(messages.len());
+    let mut used = 0;
+    for message in messages.iter().rev() {
+        let Ok(json) = serde_json::value::to_raw_value(message) else { continue };
+        let bytes = json.get().len() + 1;
+        if bytes > left && !fitting.is_empty() {
+            break;
+        }
+        left = left.saturating_sub(bytes);
+        used += bytes;
+        fitting.push(json);
+    }
+    fitting.reverse();
+    let mut shown = 0;
+    let answer = answer.map(|(generation_id, text)| {
+        let text = json_prefix(text, room.saturating_sub(used));
+        shown = text.len();
+        let shape = Shape::of(text);
+        let (thinking, content) = (shape.thoughts(text), shape.answer(text));
+        RunningAnswer { generation_id, thinking, content, offset: content.len() }
+    });
+    let event = ServerEvent::History {
+        count: fitting.len(),
+        has_more: more || fitting.len() < messages.len(),
+        messages: &fitting,
+        answer,
+    };
+    (event.write(used + shown), shown)
+}
+
+/// The longest beginning of `text` that is at most `room` bytes as JSON.
+fn json_prefix(text: &str, room: usize) -> &str {
+    let mut used = 0;
+    for (at, character) in text.char_indices() {
+        used += match character {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            '\0'..='\x1f' => 6,
+            other => other.len_utf8(),
+        };
+        if used > room {
+            return &text[..at];
+        }
+    }
+    text
+}

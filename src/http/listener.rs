@@ -1,0 +1,200 @@
+//! Connections: their buffers are bounded, and their clients have to write and to read in time.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::Listener;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::http::exchange;
+use crate::http::peer::{Ending, Peer};
+
+/// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
+/// Left to itself it goes up to megabytes, which is memory of the machine for each slow reader.
+const KERNEL_BUFFER: u32 = 64 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// Bytes that HTTP/1 reads or writes ahead; the head of a request has to fit.
+const HTTP_BUFFER: usize = 64 << 10;
+/// Bytes that tell HTTP/2 from HTTP/1.
+const PREFACE: usize = 24;
+/// What a WebSocket has beyond the limit to be told that it is too slow.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Listens on an address.
+///
+/// # Errors
+/// Where it is taken, or not of this machine.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Connections inherit them.
+    socket.set_send_buffer_size(KERNEL_BUFFER)?;
+    socket.set_recv_buffer_size(KERNEL_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until `stop`, and then until all requests are answered. Clients may take `read_timeout`
+/// for the head of a request, and a little more to make room for the next byte.
+pub async fn serve(
+    mut listener: TcpListener,
+    router: Router,
+    read_timeout: Duration,
+    stop: CancellationToken,
+) {
+    let protocol = protocol(read_timeout);
+    let connections = TaskTracker::new();
+    loop {
+        let (stream, address) = tokio::select! {
+            // axum's accept waits where there are no descriptors left.
+            accepted = Listener::accept(&mut listener) => accepted,
+            () = stop.cancelled() => break,
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "Nagle's algorithm stays on");
+        }
+        let limit = read_timeout + GRACE;
+        let opening = Some(Opening { deadline: Box::pin(sleep(limit)), bytes: 0 });
+        let peer = Arc::new(Peer::new(stream));
+        let ending = Ending::default();
+        let io = Connection { peer: Arc::clone(&peer), limit, opening, stalled: None, ending };
+        let io = TokioIo::new(io);
+        let router = router.clone();
+        let service = service_fn(move |request| {
+            exchange::answer(router.clone(), request, address, Arc::clone(&peer))
+        });
+        let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+fn protocol(read_timeout: Duration) -> Builder<TokioExecutor> {
+    let mut protocol = Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(read_timeout)
+        // A client that has sent its last byte may wait for its response: exchange.rs tells it from
+        // one that is gone.
+        .half_close(true)
+        .max_buf_size(HTTP_BUFFER);
+    protocol.http2().timer(TokioTimer::new());
+    protocol
+}
+
+/// A connection that fails when it could not write, or had nothing to read at first, for too long.
+pub struct Connection {
+    peer: Arc<Peer>,
+    limit: Duration,
+    opening: Option<Opening>,
+    /// Ends the wait for room, while there is none.
+    stalled: Option<Pin<Box<Sleep>>>,
+    ending: Ending,
+}
+
+/// The wait for the first bytes, for which HTTP itself has no limit.
+struct Opening {
+    deadline: Pin<Box<Sleep>>,
+    bytes: usize,
+}
+
+impl Connection {
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.limit;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(stalled.as_mut().poll(context));
+        too_slow("http");
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Counts a client that did not read.
+pub fn too_slow(protocol: &'static str) {
+    metrics::counter!("jarvis_slow_readers_total", "protocol" => protocol).increment(1);
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = self.peer.poll_read(context, into);
+        if let Some(opening) = &mut self.opening {
+            if read.is_pending() {
+                ready!(opening.deadline.as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            opening.bytes += into.filled().len() - before;
+            if opening.bytes >= PREFACE {
+                self.opening = None;
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.peer.poll_write(context, |stream| stream.try_write(bytes));
+        self.watch(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.peer.poll_write(context, |stream| stream.try_write_vectored(buffers));
+        self.watch(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { peer, ending, .. } = &mut *self;
+        ending.poll(peer, context)
+    }
+}
