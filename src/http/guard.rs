@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use axum::Extension;
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -15,7 +15,7 @@ use tracing::field::Empty;
 use uuid::Uuid;
 
 use crate::api::native::input::hex_digest;
-use crate::api::{ApiSettings, Shared};
+use crate::api::state::{ApiSettings, Shared};
 use crate::http::problem::{NoRoute, Problem};
 use crate::session::Owner;
 
@@ -34,15 +34,23 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// Proxies in front that add to X-Forwarded-For.
+#[derive(Clone, Copy, Debug)]
+pub struct TrustedProxies(pub usize);
+
 /// Where the caller comes from: a word that is the same for one address, and tells it to nobody.
 pub struct Source(pub String);
 
-impl FromRequestParts<Shared> for Source {
+impl<S> FromRequestParts<S> for Source
+where
+    S: Send + Sync,
+    TrustedProxies: FromRef<S>,
+{
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-        let address = forwarded(&parts.headers, shared.settings.proxies).or(peer);
+        let address = forwarded(&parts.headers, TrustedProxies::from_ref(state).0).or(peer);
         Ok(Self(address.map_or_else(String::new, |address| {
             let mut digest = hex_digest(network(address).to_string().as_bytes());
             digest.truncate(16);

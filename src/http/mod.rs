@@ -2,11 +2,8 @@
 
 pub mod codes;
 mod exchange;
-pub mod fields;
+pub mod extract;
 pub mod guard;
-pub mod lax;
 pub mod listener;
-pub mod object;
 pub mod peer;
 pub mod problem;
-pub mod schema;

@@ -1,33 +1,15 @@
-//! Errors as RFC 9457 tells them, and the extractors whose refusals are such errors.
+//! Errors in the form of RFC 9457.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::HttpBody;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 use serde::Serialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::api::Shared;
-use crate::follow::FollowError;
-use crate::generation::SubmitError;
 use crate::http::codes::is_listed;
-use crate::http::fields::{FieldError, NIL};
-use crate::http::object::{NotAnObject, Object, without_mark};
-use crate::session::model::Failure;
-use crate::session::{SessionId, StoreError};
-
-/// How long a request's body may take to arrive.
-const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// How long the store may take before a client is told to come back.
-const STORE_LIMIT: Duration = Duration::from_millis(2500);
+use crate::http::extract::fields::FieldError;
 
 /// What went wrong, as a client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +120,8 @@ impl Problem {
         )
     }
 
-    fn invalid_json(detail: String) -> Self {
+    /// The body is not JSON; `detail` says where.
+    pub fn invalid_json(detail: String) -> Self {
         let error = FieldError { loc: vec!["body".to_owned()], msg: detail, kind: "json_invalid" };
         Self { code: Cow::Borrowed("json_invalid"), ..Self::from(vec![error]) }
     }
@@ -152,102 +135,14 @@ impl From<Vec<FieldError>> for Problem {
     }
 }
 
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        let detail = error.to_string();
-        match error {
-            StoreError::Absent => Self::new(StatusCode::NOT_FOUND, "session_not_found", detail),
-            StoreError::Busy => {
-                Self { retryable: true, ..Self::new(StatusCode::CONFLICT, "session_busy", detail) }
-            }
-            StoreError::Full => Self::new(StatusCode::CONFLICT, "session_full", detail),
-            StoreError::Occupied => Self::new(StatusCode::CONFLICT, "session_exists", detail),
-            StoreError::KeyReused => {
-                let status = StatusCode::UNPROCESSABLE_ENTITY;
-                Self::new(status, "idempotency_key_reused", detail)
-            }
-            StoreError::OutOfMemory => {
-                tracing::warn!("the session store is full");
-                Self::store_full()
-            }
-            StoreError::Redis(error) => {
-                tracing::warn!(%error, "a call of the session store failed");
-                Self::store_unavailable()
-            }
-        }
-    }
-}
-
-impl From<SubmitError> for Problem {
-    fn from(error: SubmitError) -> Self {
-        let detail = error.to_string();
-        match error {
-            SubmitError::Store(error) => error.into(),
-            SubmitError::ModelNotFound(_) => {
-                Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
-            }
-            SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
-            SubmitError::QueueFull(failure) => failure.into(),
-            SubmitError::Draining => Self::draining(),
-            SubmitError::Internal => Self::internal(),
-            SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
-        }
-        .with_wait()
-    }
-}
-
-impl From<FollowError> for Problem {
-    fn from(error: FollowError) -> Self {
-        match error {
-            FollowError::UnknownGeneration => Self::generation_not_found(),
-            FollowError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
-        debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
-        let errors = match &*failure.code {
-            "model_too_large" => {
-                vec![FieldError::new("body", "model", "model_too_large", &*failure.message)]
-            }
-            "model_unsupported" => {
-                vec![FieldError::new("body", "model", "model_unsupported", &*failure.message)]
-            }
-            _ => Vec::new(),
-        };
-        let problem = Self {
-            code: Cow::Owned(failure.code),
-            errors,
-            retryable: failure.retryable,
-            retry_after: failure.retry_after,
-            ..Self::new(StatusCode::BAD_GATEWAY, "upstream_error", failure.message)
-        };
-        Self { status: upstream_status(&problem.code), ..problem }.with_wait()
-    }
-}
-
 impl Problem {
     /// A 503 always says when to come back.
-    fn with_wait(self) -> Self {
+    #[must_use]
+    pub fn with_wait(self) -> Self {
         match (self.status, self.retry_after) {
             (StatusCode::SERVICE_UNAVAILABLE, None) => self.retry_after(5),
             _ => self,
         }
-    }
-}
-
-fn upstream_status(code: &str) -> StatusCode {
-    match code {
-        "model_not_found" => StatusCode::NOT_FOUND,
-        // Another model has to be chosen: the same request fails however often it is sent.
-        "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
-        "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
-        "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
-        | "queue_timeout" => StatusCode::SERVICE_UNAVAILABLE,
-        "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
-        _ => StatusCode::BAD_GATEWAY,
     }
 }
 
@@ -275,20 +170,6 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What the store says, if it says it in time. The call is boxed: it is large, and would be part of
-/// whatever waits for it.
-///
-/// # Errors
-/// The store's, or [`Problem::store_unavailable`].
-pub async fn in_time<T, E: Into<Problem>>(
-    reply: impl Future<Output = Result<T, E>> + Send,
-) -> Result<T, Problem> {
-    match tokio::time::timeout(STORE_LIMIT, Box::pin(reply)).await {
-        Ok(reply) => reply.map_err(Into::into),
-        Err(_) => Err(Problem::store_unavailable()),
-    }
-}
-
 /// Marks a response to a request that met no route, whose path is therefore no metric's label.
 #[derive(Clone, Copy)]
 pub struct NoRoute;
@@ -306,123 +187,6 @@ pub async fn wrong_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
-/// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
-pub struct JsonBody(pub Object);
-
-impl FromRequest<Shared> for JsonBody {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        check_encoding(request.headers())?;
-        let read = read_body(request, shared.settings.max_body_bytes);
-        let body = tokio::time::timeout(BODY_LIMIT, read).await.map_err(|_| {
-            let detail = "the body did not arrive in time";
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
-        })??;
-        if without_mark(&body).is_empty() {
-            return Ok(Self(Object::default()));
-        }
-        match Object::parse(&body) {
-            Ok(object) => Ok(Self(object)),
-            Err(NotAnObject::OtherJson) => {
-                let error = FieldError {
-                    loc: vec!["body".to_owned()],
-                    msg: "must be an object".to_owned(),
-                    kind: "dict_type",
-                };
-                Err(vec![error].into())
-            }
-            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(not_json(&error))),
-        }
-    }
-}
-
-/// What is compressed is not read: a few bytes of it may be gigabytes of text.
-fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
-    let codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    let plain = |coding: &[u8]| {
-        let coding = coding.trim_ascii();
-        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
-    };
-    if codings.into_iter().all(plain) {
-        return Ok(());
-    }
-    let detail = "the body is compressed; send JSON in UTF-8 as it is, without a Content-Encoding \
-        or with identity";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_not_supported", detail))
-}
-
-/// A body of at most `limit` bytes. What is left of a larger one is exchange.rs's to deal with.
-async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
-    let large = || {
-        let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let detail = format!("the body is larger than {limit} bytes; send less");
-        Problem::new(status, "body_too_large", detail)
-    };
-    if request.body().size_hint().lower() > limit as u64 {
-        return Err(large());
-    }
-    let mut chunks = request.into_body().into_data_stream();
-    let mut body = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| {
-            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
-        })?;
-        if body.len() + chunk.len() > limit {
-            return Err(large());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// Where a text stops being JSON.
-pub fn not_json(error: &serde_json::Error) -> String {
-    format!("not valid JSON, at line {} column {}", error.line(), error.column())
-}
-
-/// The query's fields; of one that is given twice, the last.
-pub struct QueryFields(pub Object);
-
-impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Query(fields): Query<HashMap<String, String>> =
-            Query::from_request_parts(parts, state).await.map_err(|_| {
-                let error = FieldError {
-                    loc: vec!["query".to_owned()],
-                    msg: "cannot be read".to_owned(),
-                    kind: "query_parsing",
-                };
-                Problem::from(vec![error])
-            })?;
-        let fields = fields.into_iter().map(|(name, value)| (name, Value::String(value)));
-        Ok(Self(fields.collect::<Map<_, _>>().into()))
-    }
-}
-
-/// The session that the path names.
-pub struct SessionPath(pub SessionId);
-
-impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let id = Path::<String>::from_request_parts(parts, state).await.ok();
-        let session: Option<SessionId> = id.and_then(|Path(id)| id.parse().ok());
-        let refused =
-            |kind, msg| Problem::from(vec![FieldError::new("path", "session_id", kind, msg)]);
-        let session = session.ok_or_else(|| refused("uuid_parsing", "must be a UUID"))?;
-        if session.0.is_nil() {
-            return Err(refused(NIL.0, NIL.1));
-        }
-        tracing::Span::current().record("session", session.redacted());
-        Ok(Self(session))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,16 +201,5 @@ mod tests {
             String::from_utf8_lossy(&body),
             @r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The session store is not available; retry after 2 s.","code":"store_unavailable"}"#
         );
-    }
-
-    #[test]
-    fn a_failure_without_a_wait_gets_one_where_the_status_asks_for_it() {
-        let failure = Failure {
-            code: "no_model_host".to_owned(),
-            message: "No model host can be reached; retry after 5 s.".to_owned(),
-            retryable: true,
-            retry_after: None,
-        };
-        assert_eq!(Problem::from(failure).retry_after, Some(5));
     }
 }

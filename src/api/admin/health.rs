@@ -11,7 +11,7 @@ use chrono::Utc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::api::Shared;
+use crate::api::state::Shared;
 use crate::generation::{ModelInfo, SubmitError};
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::readiness::NotReady;
@@ -192,7 +192,7 @@ struct Services {
 async fn services(shared: &Shared) -> Services {
     let hosts = shared.generations.model_host_count();
     let models = async {
-        let (hosts, models) = tokio::join!(hosts, list(shared));
+        let (hosts, models) = tokio::join!(hosts, shared.models());
         if hosts > 0 { models } else { Err(SubmitError::NoModelHost.into()) }
     };
     let models = tokio::time::timeout(PROBE_LIMIT, models).await;
@@ -200,68 +200,6 @@ async fn services(shared: &Shared) -> Services {
         redis: shared.readiness.redis_trouble(),
         models: models.unwrap_or_else(|_| Err(SubmitError::NoModelHost.into())),
     }
-}
-
-impl From<NotReady> for Problem {
-    fn from(reason: NotReady) -> Self {
-        match reason {
-            NotReady::Draining => Self::draining(),
-            NotReady::TaskDied(task) => {
-                let detail =
-                    format!("The task \"{task}\" of this replica died; restart the replica.");
-                Self::unavailable("task_died", &detail, 5)
-            }
-            NotReady::Redis(trouble) => Self::redis_unusable(&trouble),
-        }
-    }
-}
-
-/// The models of all hosts.
-#[derive(Serialize, ToSchema)]
-pub struct Models {
-    models: Vec<ModelInfo>,
-    count: usize,
-}
-
-/// The models of all hosts.
-#[utoipa::path(
-    get, path = "/api/v1/chat/models", tag = "models",
-    responses(
-        (status = 200, body = Models),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
-)]
-pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<Models>, Problem> {
-    let models = list(&shared).await?;
-    Ok(Json(Models { count: models.len(), models }))
-}
-
-/// The models' names.
-#[derive(Serialize, ToSchema)]
-pub struct ModelNames {
-    models: Vec<String>,
-    count: usize,
-}
-
-/// The models' names.
-#[utoipa::path(
-    get, path = "/api/v1/models", tag = "models",
-    responses(
-        (status = 200, body = ModelNames),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
-)]
-pub async fn models(State(shared): State<Shared>) -> Result<Json<ModelNames>, Problem> {
-    let models: Vec<_> = list(&shared).await?.into_iter().map(|model| model.name).collect();
-    Ok(Json(ModelNames { count: models.len(), models }))
-}
-
-async fn list(shared: &Shared) -> Result<Vec<ModelInfo>, Problem> {
-    // Whatever the reason, there is nothing to choose from now.
-    shared.generations.models().await.map_err(|error| {
-        let problem = Problem::from(error);
-        Problem { status: StatusCode::SERVICE_UNAVAILABLE, ..problem }.retry_after(5)
-    })
 }
 
 /// The metrics of this replica, as Prometheus reads them.

@@ -12,14 +12,15 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::Shared;
 use crate::api::native::input::{ChatRequest, hex_digest};
 use crate::api::native::{event_stream, turns};
+use crate::api::state::Shared;
 use crate::follow::AcceptedTurn;
-use crate::http::fields::FieldError;
+use crate::http::extract::body::JsonBody;
+use crate::http::extract::fields::FieldError;
 use crate::http::guard::{Caller, Source};
 use crate::http::peer::Hangup;
-use crate::http::problem::{JsonBody, Problem, ProblemDetails};
+use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 

@@ -12,14 +12,17 @@ use futures_util::stream;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::api::Shared;
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
-use crate::http::fields::Fields;
+use crate::http::extract::fields::Fields;
+use crate::http::extract::path::SessionPath;
+use crate::http::extract::query::QueryFields;
 use crate::http::guard::Caller;
 use crate::http::peer::Hangup;
-use crate::http::problem::{Problem, ProblemDetails, QueryFields, SessionPath, in_time};
+use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };

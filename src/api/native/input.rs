@@ -5,10 +5,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use crate::http::fields::{FieldError, Fields};
-use crate::http::lax;
-use crate::http::object::Object;
-use crate::http::schema;
+use crate::api::native::schema;
+use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::lax;
+use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
 use crate::session::model::{Effort, Reasoning, TurnSpec};
 use crate::session::{GenerationId, SessionId};

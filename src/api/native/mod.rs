@@ -3,6 +3,8 @@
 pub mod chat;
 pub mod event_stream;
 pub mod input;
+pub mod models;
+pub mod schema;
 pub mod sessions;
 pub mod turns;
 pub mod websocket;

@@ -6,12 +6,16 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::api::Shared;
 use crate::api::native::input::{TITLE_CHARACTERS, cancel_target};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
 use crate::generation::CancelOutcome;
-use crate::http::fields::Fields;
+use crate::http::extract::body::JsonBody;
+use crate::http::extract::fields::Fields;
+use crate::http::extract::path::SessionPath;
+use crate::http::extract::query::QueryFields;
 use crate::http::guard::Caller;
-use crate::http::problem::{JsonBody, Problem, ProblemDetails, QueryFields, SessionPath, in_time};
+use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::model::rfc3339;
 use crate::session::{GenerationId, Message, SessionId, SessionInfo};
 

@@ -1,10 +1,11 @@
 //! A chat request of the native front, submitted as a turn.
 
-use crate::api::Shared;
 use crate::api::native::input::{ChatRequest, OnDisconnect};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
 use crate::follow::{self, AcceptedTurn, Follow, Submission};
 use crate::generation::Submitted;
-use crate::http::problem::{Problem, in_time};
+use crate::http::problem::Problem;
 use crate::session::store::{IdempotencyKey, NewTurn};
 use crate::session::{Owner, SessionId, TurnSpec};
 

@@ -12,13 +12,13 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
-use crate::api::Shared;
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::websocket::request::{Kind, Outcome, Request, UnderWay};
 use crate::api::native::websocket::socket::{CloseReason, Socket};
 use crate::api::native::websocket::view::View;
 use crate::api::native::wire::{self, ClientMessage, Envelope, ServerEvent};
+use crate::api::state::Shared;
 use crate::follow::TurnOutcome;
 use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};

@@ -14,11 +14,13 @@ use tracing::Instrument;
 
 use self::connection::Connection;
 use self::socket::Socket;
-use crate::api::Shared;
 use crate::api::native::wire;
-use crate::http::fields::Fields;
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
+use crate::http::extract::fields::Fields;
+use crate::http::extract::query::QueryFields;
 use crate::http::guard::{Caller, Source};
-use crate::http::problem::{Problem, ProblemDetails, QueryFields, in_time};
+use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::{Cursor, SessionId};
 
 fn upgrade_required() -> Response {

@@ -4,13 +4,14 @@ use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::api::Shared;
 use crate::api::native::input::{ChatRequest, hex_digest};
 use crate::api::native::turns;
 use crate::api::native::wire::{self, ClientMessage};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
 use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
-use crate::http::problem::{Problem, in_time};
+use crate::http::problem::Problem;
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
 

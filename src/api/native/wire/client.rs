@@ -5,9 +5,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::native::input::{ChatRequest, cancel_target};
-use crate::http::fields::{FieldError, Fields, PAGE_LIMIT};
-use crate::http::object::{NotAnObject, Object};
-use crate::http::problem::{Problem, not_json};
+use crate::http::extract::body::not_json;
+use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
+use crate::http::extract::object::{NotAnObject, Object};
+use crate::http::problem::Problem;
 use crate::session::GenerationId;
 
 /// What a client says over a WebSocket.

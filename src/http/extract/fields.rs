@@ -7,8 +7,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::http::lax;
-use crate::http::object::{Object, Unreadable};
+use crate::http::extract::lax;
+use crate::http::extract::object::{Object, Unreadable};
 use crate::session::SessionId;
 
 /// Messages of one reply, at most, and where nothing is said.

@@ -1,4 +1,4 @@
-//! How the API's description shows the forms in which a value is taken; [`crate::http::lax`] reads them.
+//! How the API's description shows the forms in which a value is taken; [`crate::http::extract::lax`] reads them.
 
 use serde_json::{Value, json};
 use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};

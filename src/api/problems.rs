@@ -1,0 +1,151 @@
+//! The HTTP status and the code of each error of the rooms below.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+
+use crate::follow::FollowError;
+use crate::generation::SubmitError;
+use crate::http::codes::is_listed;
+use crate::http::extract::fields::FieldError;
+use crate::http::problem::Problem;
+use crate::readiness::NotReady;
+use crate::session::StoreError;
+use crate::session::model::Failure;
+
+/// How long the store may take before a client is told to come back.
+const STORE_LIMIT: Duration = Duration::from_millis(2500);
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let detail = error.to_string();
+        match error {
+            StoreError::Absent => Self::new(StatusCode::NOT_FOUND, "session_not_found", detail),
+            StoreError::Busy => {
+                Self { retryable: true, ..Self::new(StatusCode::CONFLICT, "session_busy", detail) }
+            }
+            StoreError::Full => Self::new(StatusCode::CONFLICT, "session_full", detail),
+            StoreError::Occupied => Self::new(StatusCode::CONFLICT, "session_exists", detail),
+            StoreError::KeyReused => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self::new(status, "idempotency_key_reused", detail)
+            }
+            StoreError::OutOfMemory => {
+                tracing::warn!("the session store is full");
+                Self::store_full()
+            }
+            StoreError::Redis(error) => {
+                tracing::warn!(%error, "a call of the session store failed");
+                Self::store_unavailable()
+            }
+        }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SubmitError::Store(error) => error.into(),
+            SubmitError::ModelNotFound(_) => {
+                Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
+            }
+            SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
+            SubmitError::QueueFull(failure) => failure.into(),
+            SubmitError::Draining => Self::draining(),
+            SubmitError::Internal => Self::internal(),
+            SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
+        }
+        .with_wait()
+    }
+}
+
+impl From<FollowError> for Problem {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::UnknownGeneration => Self::generation_not_found(),
+            FollowError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
+        let errors = match &*failure.code {
+            "model_too_large" => {
+                vec![FieldError::new("body", "model", "model_too_large", &*failure.message)]
+            }
+            "model_unsupported" => {
+                vec![FieldError::new("body", "model", "model_unsupported", &*failure.message)]
+            }
+            _ => Vec::new(),
+        };
+        let problem = Self {
+            code: Cow::Owned(failure.code),
+            errors,
+            retryable: failure.retryable,
+            retry_after: failure.retry_after,
+            ..Self::new(StatusCode::BAD_GATEWAY, "upstream_error", failure.message)
+        };
+        Self { status: upstream_status(&problem.code), ..problem }.with_wait()
+    }
+}
+
+fn upstream_status(code: &str) -> StatusCode {
+    match code {
+        "model_not_found" => StatusCode::NOT_FOUND,
+        // Another model has to be chosen: the same request fails however often it is sent.
+        "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
+        "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
+        "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
+        | "queue_timeout" => StatusCode::SERVICE_UNAVAILABLE,
+        "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
+impl From<NotReady> for Problem {
+    fn from(reason: NotReady) -> Self {
+        match reason {
+            NotReady::Draining => Self::draining(),
+            NotReady::TaskDied(task) => {
+                let detail =
+                    format!("The task \"{task}\" of this replica died; restart the replica.");
+                Self::unavailable("task_died", &detail, 5)
+            }
+            NotReady::Redis(trouble) => Self::redis_unusable(&trouble),
+        }
+    }
+}
+
+/// What the store says, if it says it in time. The call is boxed: it is large, and would be part of
+/// whatever waits for it.
+///
+/// # Errors
+/// The store's, or [`Problem::store_unavailable`].
+pub async fn in_time<T, E: Into<Problem>>(
+    reply: impl Future<Output = Result<T, E>> + Send,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(STORE_LIMIT, Box::pin(reply)).await {
+        Ok(reply) => reply.map_err(Into::into),
+        Err(_) => Err(Problem::store_unavailable()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_without_a_wait_gets_one_where_the_status_asks_for_it() {
+        let failure = Failure {
+            code: "no_model_host".to_owned(),
+            message: "No model host can be reached; retry after 5 s.".to_owned(),
+            retryable: true,
+            retry_after: None,
+        };
+        assert_eq!(Problem::from(failure).retry_after, Some(5));
+    }
+}

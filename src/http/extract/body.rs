@@ -1,0 +1,99 @@
+//! Reads a request's body as JSON, within a bound of bytes and of time.
+
+use std::time::Duration;
+
+use axum::body::HttpBody;
+use axum::extract::{FromRef, FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt;
+
+use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::{NotAnObject, Object, without_mark};
+use crate::http::problem::Problem;
+
+/// How long a request's body may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes of a body, at most.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimit(pub usize);
+
+/// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
+pub struct JsonBody(pub Object);
+
+impl<S> FromRequest<S> for JsonBody
+where
+    S: Send + Sync,
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        check_encoding(request.headers())?;
+        let read = read_body(request, BodyLimit::from_ref(state).0);
+        let body = tokio::time::timeout(BODY_LIMIT, read).await.map_err(|_| {
+            let detail = "the body did not arrive in time";
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+        })??;
+        if without_mark(&body).is_empty() {
+            return Ok(Self(Object::default()));
+        }
+        match Object::parse(&body) {
+            Ok(object) => Ok(Self(object)),
+            Err(NotAnObject::OtherJson) => {
+                let error = FieldError {
+                    loc: vec!["body".to_owned()],
+                    msg: "must be an object".to_owned(),
+                    kind: "dict_type",
+                };
+                Err(vec![error].into())
+            }
+            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(not_json(&error))),
+        }
+    }
+}
+
+/// What is compressed is not read: a few bytes of it may be gigabytes of text.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let plain = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    if codings.into_iter().all(plain) {
+        return Ok(());
+    }
+    let detail = "the body is compressed; send JSON in UTF-8 as it is, without a Content-Encoding \
+        or with identity";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_not_supported", detail))
+}
+
+/// A body of at most `limit` bytes. What is left of a larger one is exchange.rs's to deal with.
+async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
+    let large = || {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let detail = format!("the body is larger than {limit} bytes; send less");
+        Problem::new(status, "body_too_large", detail)
+    };
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(large());
+    }
+    let mut chunks = request.into_body().into_data_stream();
+    let mut body = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| {
+            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
+        })?;
+        if body.len() + chunk.len() > limit {
+            return Err(large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Where a text stops being JSON.
+pub fn not_json(error: &serde_json::Error) -> String {
+    format!("not valid JSON, at line {} column {}", error.line(), error.column())
+}

@@ -1,0 +1,28 @@
+//! Reads the session that a path names.
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+
+use crate::http::extract::fields::{FieldError, NIL};
+use crate::http::problem::Problem;
+use crate::session::SessionId;
+
+/// The session that the path names.
+pub struct SessionPath(pub SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await.ok();
+        let session: Option<SessionId> = id.and_then(|Path(id)| id.parse().ok());
+        let refused =
+            |kind, msg| Problem::from(vec![FieldError::new("path", "session_id", kind, msg)]);
+        let session = session.ok_or_else(|| refused("uuid_parsing", "must be a UUID"))?;
+        if session.0.is_nil() {
+            return Err(refused(NIL.0, NIL.1));
+        }
+        tracing::Span::current().record("session", session.redacted());
+        Ok(Self(session))
+    }
+}
