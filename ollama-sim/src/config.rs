@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
 
-use crate::models::canonical;
+use crate::model_name::canonical;
 
 /// What makes the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::faults::Dialect;
+use crate::fault::Dialect;
 
 /// Half a surrogate pair that has no other half, as JSON escapes it.
 const LONE_LOW: &str = "\\udc00";

@@ -1,163 +1,14 @@
 //! Faults: what they are, which are armed, and which messages have already met theirs.
 
 use std::collections::HashSet;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{Fault, UnknownFault};
+use crate::hash::fnv;
 use crate::script::directive::Directives;
-use crate::script::fnv;
 use crate::sync::lock;
-
-/// Pieces before a fault in mid-stream, when not said.
-const DEFAULT_PIECES: u64 = 5;
-/// Milliseconds by which `slow` delays the first token, when not said.
-const DEFAULT_SLOW_MS: u64 = 5_000;
-
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultKind {
-    /// The connection is closed without a response.
-    Refuse,
-    /// 503, as with a full queue.
-    Busy,
-    /// An error status.
-    Status,
-    /// No answer, ever; a slot is held until the client leaves.
-    Hang,
-    /// The stream stops, and stays open.
-    Stall,
-    /// The connection is closed in mid-stream, without the terminating chunk.
-    Cut,
-    /// The runner dies: an error line, then a clean end.
-    Error,
-    /// A clean end without a last line.
-    End,
-    /// A late first token.
-    Slow,
-    /// One line that is not JSON; the stream goes on.
-    Garbage,
-    /// Every line in several writes, cut anywhere.
-    Split,
-    /// Every line as another server would write it.
-    Dialect(Dialect),
-    /// `done_reason` load instead of an answer.
-    Load,
-    /// `done_reason` unload instead of an answer.
-    Unload,
-    /// A list of models with entries that are none, and others that lack nearly everything.
-    Odd,
-}
-
-/// How lines are written that are not quite Ollama's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// What is absent is null, and so are the figures.
-    Null,
-    /// Figures are floats and texts, flags are texts.
-    Loose,
-    /// A byte order mark, CRLF, and blank lines between the lines.
-    Bom,
-    /// Only ASCII, and the halves of surrogate pairs in lines of their own.
-    Halves,
-    /// Half a surrogate pair before the answer, and one after it.
-    Lone,
-    /// The last line has a `done_reason` and no `done`.
-    Undone,
-}
-
-/// A fault and its one figure: pieces before it, milliseconds (`slow`) or the status (`status`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// What goes wrong.
-    pub kind: FaultKind,
-    /// Its figure.
-    pub at: u64,
-}
-
-impl Fault {
-    fn new(kind: FaultKind, at: Option<u64>) -> Self {
-        let otherwise = match kind {
-            FaultKind::Slow => DEFAULT_SLOW_MS,
-            FaultKind::Status => 500,
-            _ => DEFAULT_PIECES,
-        };
-        Self { kind, at: at.unwrap_or(otherwise) }
-    }
-
-    /// How many pieces come before it, where it strikes between pieces.
-    pub fn after_pieces(self) -> Option<u64> {
-        matches!(
-            self.kind,
-            FaultKind::Stall
-                | FaultKind::Cut
-                | FaultKind::Error
-                | FaultKind::End
-                | FaultKind::Garbage
-        )
-        .then_some(self.at)
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            FaultKind::Dialect(dialect) => format!("{dialect:?}"),
-            kind => format!("{kind:?}"),
-        };
-        write!(f, "{}@{}", kind.to_lowercase(), self.at)
-    }
-}
-
-/// A name that is no fault.
-#[derive(Debug, PartialEq, Eq)]
-pub struct UnknownFault(String);
-
-impl fmt::Display for UnknownFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no such fault: {:?}", self.0)
-    }
-}
-
-impl std::error::Error for UnknownFault {}
-
-impl FromStr for Fault {
-    type Err = UnknownFault;
-
-    fn from_str(text: &str) -> Result<Self, UnknownFault> {
-        let unknown = || UnknownFault(text.to_owned());
-        let (name, figure) = match text.split_once('@') {
-            Some((name, figure)) => (name, Some(figure.parse().map_err(|_| unknown())?)),
-            None => (text, None),
-        };
-        let kind = match name {
-            "refuse" => FaultKind::Refuse,
-            "busy" => FaultKind::Busy,
-            "status" => FaultKind::Status,
-            "hang" => FaultKind::Hang,
-            "stall" => FaultKind::Stall,
-            "cut" => FaultKind::Cut,
-            "error" => FaultKind::Error,
-            "end" => FaultKind::End,
-            "slow" => FaultKind::Slow,
-            "garbage" => FaultKind::Garbage,
-            "split" => FaultKind::Split,
-            "null" => FaultKind::Dialect(Dialect::Null),
-            "loose" => FaultKind::Dialect(Dialect::Loose),
-            "bom" => FaultKind::Dialect(Dialect::Bom),
-            "halves" => FaultKind::Dialect(Dialect::Halves),
-            "lone" => FaultKind::Dialect(Dialect::Lone),
-            "undone" => FaultKind::Dialect(Dialect::Undone),
-            "load" => FaultKind::Load,
-            "unload" => FaultKind::Unload,
-            "odd" => FaultKind::Odd,
-            _ => return Err(unknown()),
-        };
-        Ok(Self::new(kind, figure))
-    }
-}
 
 /// The body of `POST /sim/faults`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -295,6 +146,7 @@ impl Faults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::FaultKind;
 
     #[test]
     fn a_message_meets_its_faults_one_after_another_and_then_none() {

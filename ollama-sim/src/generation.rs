@@ -12,13 +12,14 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::engine::{EngineError, Reason, Step, Task};
 use crate::error::{ApiError, RUNNER_DIED};
-use crate::faults::{Fault, FaultKind, Planned};
+use crate::fault::{Fault, FaultKind};
+use crate::faults::Planned;
 use crate::journal::Entry;
 use crate::models::{Load, Model};
 use crate::net::Connection;
 use crate::options::KeepAlive;
 use crate::output::Output;
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::slots::Slot;
 use crate::stats::count;
 use crate::stream::{Frame, Frames};
@@ -61,7 +62,7 @@ enum Outcome {
 }
 
 /// Runs a job and gives its response, once there is something to say.
-pub async fn respond(server: Arc<Server>, connection: Connection, job: Job) -> Response {
+pub async fn respond(server: Arc<Simulator>, connection: Connection, job: Job) -> Response {
     if let Some(planned) = job.fault
         && let Some(response) = strike_first(&server, &connection, &job, planned).await
     {
@@ -112,7 +113,7 @@ pub async fn strike(connection: &Connection, fault: Fault) -> Option<Response> {
 }
 
 async fn strike_first(
-    server: &Server,
+    server: &Simulator,
     connection: &Connection,
     job: &Job,
     planned: Planned,
@@ -138,7 +139,7 @@ impl Drop for Waiting {
     }
 }
 
-async fn run(server: Arc<Server>, slot: Slot, job: Job, frames: UnboundedSender<Frame>) {
+async fn run(server: Arc<Simulator>, slot: Slot, job: Job, frames: UnboundedSender<Frame>) {
     let ended = tokio::select! {
         biased;
         () = frames.closed() => None,
@@ -174,7 +175,7 @@ async fn run(server: Arc<Server>, slot: Slot, job: Job, frames: UnboundedSender<
 
 /// Generates everything but the last frame.
 async fn drive(
-    server: &Server,
+    server: &Simulator,
     job: &Job,
     frames: &UnboundedSender<Frame>,
 ) -> (Outcome, Option<Frame>) {
@@ -274,7 +275,7 @@ fn instead_of_an_answer(job: &Job, fault: Fault, reason: &str) -> (Outcome, Opti
 }
 
 /// Has a model in memory, which takes its time where it was not.
-pub async fn load(server: &Server, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
+pub async fn load(server: &Simulator, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
     let load = server.models.load(model, num_ctx, keep_alive);
     if load == Load::Reload {
         count(&server.counters.reloads);
@@ -284,7 +285,13 @@ pub async fn load(server: &Server, model: &Model, num_ctx: usize, keep_alive: Ke
     }
 }
 
-fn count_tokens(server: &Server, job: &Job, output: &Output<'_>, before: &mut usize, now: usize) {
+fn count_tokens(
+    server: &Simulator,
+    job: &Job,
+    output: &Output<'_>,
+    before: &mut usize,
+    now: usize,
+) {
     let new = now.saturating_sub(*before) as u64;
     server.counters.tokens.fetch_add(new, Ordering::Relaxed);
     job.entry.progress(job.task.prompt_tokens, now, output.pieces());

@@ -4,7 +4,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dialect::Writer;
 use crate::engine::Piece;
-use crate::faults::Dialect;
+use crate::fault::Dialect;
 use crate::script::Part;
 use crate::stream::Frame;
 use crate::wire::{Figures, Shape, Texts, now};

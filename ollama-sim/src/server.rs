@@ -1,4 +1,4 @@
-//! Everything that one simulated Ollama has.
+//! Starts and stops one simulated Ollama.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,19 +18,9 @@ use crate::faults::Faults;
 use crate::journal::Journal;
 use crate::models::{Models, UnknownOrigin};
 use crate::net::{Connection, Listener};
+use crate::simulator::Simulator;
 use crate::slots::Slots;
 use crate::stats::{Counters, Stats};
-
-/// The state behind the routes.
-pub struct Server {
-    pub(crate) config: Config,
-    pub(crate) engine: Engine,
-    pub(crate) models: Models,
-    pub(crate) slots: Slots,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) faults: Faults,
-    pub(crate) journal: Journal,
-}
 
 /// Why a simulator could not start.
 #[derive(Debug)]
@@ -58,7 +48,7 @@ impl std::error::Error for StartError {}
 /// A running simulator; dropping it closes every connection.
 pub struct Sim {
     address: SocketAddr,
-    server: Arc<Server>,
+    state: Arc<Simulator>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -84,7 +74,7 @@ impl Sim {
         let listener = TcpListener::bind(config.listen).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Server {
+        let shared = Arc::new(Simulator {
             slots: Slots::new(config.slots, config.queue, Arc::clone(&counters)),
             faults: Faults::default(),
             journal: Journal::default(),
@@ -108,7 +98,7 @@ impl Sim {
                 }
             }
         });
-        Ok(Self { address, server: shared, stop, serving })
+        Ok(Self { address, state: shared, stop, serving })
     }
 
     /// Where it listens.
@@ -123,7 +113,7 @@ impl Sim {
 
     /// Its figures.
     pub fn stats(&self) -> Stats {
-        self.server.counters.read()
+        self.state.counters.read()
     }
 
     /// Dies like a killed process: every connection is closed in the middle of what it says, and

@@ -10,13 +10,13 @@ use axum::response::{IntoResponse, Response};
 use super::inference::{Asked, refused};
 use super::read;
 use crate::net::Connection;
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::template;
 use crate::wire::{ChatRequest, Shape};
 
 /// Answers a conversation.
 pub async fn chat(
-    State(server): State<Arc<Server>>,
+    State(server): State<Arc<Simulator>>,
     ConnectInfo(connection): ConnectInfo<Connection>,
     body: Bytes,
 ) -> Response {

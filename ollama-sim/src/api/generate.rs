@@ -10,13 +10,13 @@ use axum::response::{IntoResponse, Response};
 use super::inference::{Asked, refused};
 use super::read;
 use crate::net::Connection;
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::template;
 use crate::wire::{GenerateRequest, Message, Shape};
 
 /// Completes a prompt.
 pub async fn generate(
-    State(server): State<Arc<Server>>,
+    State(server): State<Arc<Simulator>>,
     ConnectInfo(connection): ConnectInfo<Connection>,
     body: Bytes,
 ) -> Response {

@@ -14,7 +14,7 @@ use crate::journal::Entry;
 use crate::models::Model;
 use crate::net::Connection;
 use crate::options::{KeepAlive, Options};
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
 
@@ -40,7 +40,7 @@ pub struct Fitted {
 
 impl Asked {
     /// Checks the common part, in Ollama's order.
-    pub fn read(server: &Server, shape: Shape, common: Common) -> Result<Self, ApiError> {
+    pub fn read(server: &Simulator, shape: Shape, common: Common) -> Result<Self, ApiError> {
         let name = common.model.clone().unwrap_or_default();
         if name.is_empty() {
             return Err(ApiError::BadRequest("model is required".to_owned()));
@@ -78,7 +78,7 @@ impl Asked {
     }
 
     /// Nothing to say: the model is loaded, or unloaded.
-    pub async fn load_only(&self, server: &Server, entry: &Entry) -> Response {
+    pub async fn load_only(&self, server: &Simulator, entry: &Entry) -> Response {
         let reason = if self.keep_alive.is_zero() {
             server.models.unload(&self.model);
             "unload"
@@ -102,7 +102,7 @@ impl Asked {
     /// Makes a conversation fit: without `truncate: false` its oldest messages go, in silence.
     pub async fn fit_messages(
         &self,
-        server: &Server,
+        server: &Simulator,
         messages: &[Message],
     ) -> Result<Fitted, ApiError> {
         let mut kept = messages.to_vec();
@@ -125,7 +125,7 @@ impl Asked {
     }
 
     /// Makes a prompt fit: without `truncate: false` it loses its beginning, in silence.
-    pub async fn fit_prompt(&self, server: &Server, prompt: &str) -> Result<Fitted, ApiError> {
+    pub async fn fit_prompt(&self, server: &Simulator, prompt: &str) -> Result<Fitted, ApiError> {
         let tokens = self.count(server, prompt).await?;
         if tokens <= self.num_ctx {
             return Ok(Fitted { prompt: prompt.to_owned(), tokens, beheaded: false });
@@ -133,7 +133,7 @@ impl Asked {
         self.behead(prompt, tokens)
     }
 
-    async fn count(&self, server: &Server, prompt: &str) -> Result<usize, ApiError> {
+    async fn count(&self, server: &Simulator, prompt: &str) -> Result<usize, ApiError> {
         let counted = server.engine.count(prompt).await;
         counted.map_err(|error| ApiError::Internal(error.to_string()))
     }
@@ -152,7 +152,7 @@ impl Asked {
     /// Generates.
     pub async fn generate(
         self,
-        server: Arc<Server>,
+        server: Arc<Simulator>,
         connection: Connection,
         entry: Arc<Entry>,
         fitted: Fitted,

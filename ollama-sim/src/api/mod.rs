@@ -20,10 +20,10 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::error::ApiError;
-use crate::faults::FaultKind;
+use crate::fault::FaultKind;
 use crate::generation::strike;
 use crate::net::Connection;
-use crate::server::Server;
+use crate::simulator::Simulator;
 
 /// Largest body, in bytes.
 const BODY_LIMIT: usize = 8 << 20;
@@ -32,7 +32,7 @@ const BODY_LIMIT: usize = 8 << 20;
 const VERSION: &str = "0.33.0";
 
 /// All routes of one simulator.
-pub fn router(server: Arc<Server>) -> Router {
+pub fn router(server: Arc<Simulator>) -> Router {
     Router::new()
         .route("/", get(|| async { "Ollama is running" }))
         .route("/api/version", get(|| async { Json(json!({"version": VERSION})) }))
@@ -58,7 +58,7 @@ pub fn router(server: Arc<Server>) -> Router {
 
 /// Faults armed for a path other than those that generate.
 async fn faulty(
-    State(server): State<Arc<Server>>,
+    State(server): State<Arc<Simulator>>,
     ConnectInfo(connection): ConnectInfo<Connection>,
     request: Request,
     next: Next,

@@ -15,7 +15,7 @@ use super::read;
 use crate::error::ApiError;
 use crate::generation::LINES;
 use crate::models::Model;
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::template;
 
 const FAMILY: &str = "llama";
@@ -61,7 +61,7 @@ fn written(at: DateTime<Utc>) -> String {
 }
 
 /// `GET /api/tags`.
-pub async fn tags(State(server): State<Arc<Server>>) -> Json<Value> {
+pub async fn tags(State(server): State<Arc<Simulator>>) -> Json<Value> {
     let models: Vec<_> = server
         .models
         .list()
@@ -82,7 +82,7 @@ pub async fn tags(State(server): State<Arc<Server>>) -> Json<Value> {
 
 /// `GET /api/tags` as no Ollama should list its models: some entries without a usable name before
 /// them, and then the models without what else they have.
-pub fn odd_tags(server: &Server) -> Json<Value> {
+pub fn odd_tags(server: &Simulator) -> Json<Value> {
     let mut models = vec![
         json!({"size": 1, "digest": ""}),
         json!({"name": null, "model": null}),
@@ -97,7 +97,7 @@ pub fn odd_tags(server: &Server) -> Json<Value> {
 }
 
 /// `GET /api/ps`.
-pub async fn ps(State(server): State<Arc<Server>>) -> Json<Value> {
+pub async fn ps(State(server): State<Arc<Simulator>>) -> Json<Value> {
     // Ollama writes a time in the far future where a model is never unloaded.
     let never = DateTime::<Utc>::from_timestamp(9_999_999_999, 0).unwrap_or_default();
     let models: Vec<_> = server
@@ -122,7 +122,10 @@ pub async fn ps(State(server): State<Arc<Server>>) -> Json<Value> {
 }
 
 /// `POST /api/show`.
-pub async fn show(State(server): State<Arc<Server>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+pub async fn show(
+    State(server): State<Arc<Simulator>>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
     let model = find(&server, &body)?;
     let mut capabilities = vec![if model.embeds() { "embedding" } else { "completion" }];
     if model.thinks() {
@@ -143,7 +146,10 @@ pub async fn show(State(server): State<Arc<Server>>, body: Bytes) -> Result<Json
 }
 
 /// `POST /api/copy`.
-pub async fn copy(State(server): State<Arc<Server>>, body: Bytes) -> Result<StatusCode, ApiError> {
+pub async fn copy(
+    State(server): State<Arc<Simulator>>,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
     let asked: Copy = read(&body)?;
     if asked.destination.is_empty() {
         let text = format!("destination {:?} is invalid", asked.destination);
@@ -158,7 +164,7 @@ pub async fn copy(State(server): State<Arc<Server>>, body: Bytes) -> Result<Stat
 
 /// `DELETE /api/delete`.
 pub async fn delete(
-    State(server): State<Arc<Server>>,
+    State(server): State<Arc<Simulator>>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let name = read::<Named>(&body)?.name();
@@ -170,7 +176,7 @@ pub async fn delete(
 }
 
 /// `POST /api/pull`: only what is there already can be had.
-pub async fn pull(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, ApiError> {
+pub async fn pull(State(server): State<Arc<Simulator>>, body: Bytes) -> Result<Response, ApiError> {
     let asked: Named = read(&body)?;
     let stream = asked.stream.unwrap_or(true);
     let model = server.models.get(&asked.name());
@@ -205,7 +211,7 @@ pub async fn pull(State(server): State<Arc<Server>>, body: Bytes) -> Result<Resp
 
 const NO_MANIFEST: &str = "pull model manifest: file does not exist";
 
-fn find(server: &Server, body: &Bytes) -> Result<Model, ApiError> {
+fn find(server: &Simulator, body: &Bytes) -> Result<Model, ApiError> {
     let name = read::<Named>(body)?.name();
     if name.is_empty() {
         return Err(ApiError::BadRequest("model is required".to_owned()));

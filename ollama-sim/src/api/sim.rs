@@ -11,39 +11,42 @@ use serde_json::{Value, json};
 use super::read;
 use crate::error::ApiError;
 use crate::faults::Arming;
-use crate::server::Server;
+use crate::simulator::Simulator;
 use crate::stats::Stats;
 
 /// `GET /sim/stats`.
-pub async fn stats(State(server): State<Arc<Server>>) -> Json<Stats> {
+pub async fn stats(State(server): State<Arc<Simulator>>) -> Json<Stats> {
     Json(server.counters.read())
 }
 
 /// `GET /sim/requests`.
-pub async fn requests(State(server): State<Arc<Server>>) -> Json<Value> {
+pub async fn requests(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"requests": server.journal.list()}))
 }
 
 /// `DELETE /sim/requests`.
-pub async fn forget(State(server): State<Arc<Server>>) -> StatusCode {
+pub async fn forget(State(server): State<Arc<Simulator>>) -> StatusCode {
     server.journal.clear();
     StatusCode::NO_CONTENT
 }
 
 /// `GET /sim/faults`.
-pub async fn armed(State(server): State<Arc<Server>>) -> Json<Value> {
+pub async fn armed(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"armed": server.faults.armed()}))
 }
 
 /// `POST /sim/faults`.
-pub async fn arm(State(server): State<Arc<Server>>, body: Bytes) -> Result<StatusCode, ApiError> {
+pub async fn arm(
+    State(server): State<Arc<Simulator>>,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
     let arming: Arming = read(&body)?;
     server.faults.arm(arming).map_err(|error| ApiError::BadRequest(error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /sim/faults`.
-pub async fn disarm(State(server): State<Arc<Server>>) -> StatusCode {
+pub async fn disarm(State(server): State<Arc<Simulator>>) -> StatusCode {
     server.faults.clear();
     StatusCode::NO_CONTENT
 }

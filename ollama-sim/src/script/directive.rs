@@ -1,6 +1,6 @@
 //! What a user's message may ask of the scripted engine: `[[key=value …]]`.
 
-use crate::faults::Fault;
+use crate::fault::Fault;
 
 /// Longest answer that can be asked for, in tokens.
 pub const MOST_TOKENS: usize = 1_000_000;
@@ -109,7 +109,7 @@ impl<'a> Directives<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::FaultKind;
+    use crate::fault::FaultKind;
 
     #[test]
     fn several_blocks_add_up_and_say_takes_the_rest() {

@@ -6,7 +6,8 @@ pub mod directive;
 
 use directive::{Directives, Form, MOST_TOKENS};
 
-use crate::models::canonical;
+use crate::hash::fnv;
+use crate::model_name::canonical;
 use crate::tokens::TokenCounter;
 
 /// Equal pieces in a row after which the real Ollama ends a stream.
@@ -252,11 +253,6 @@ impl Random {
             _ => format!(" {word}{number}"),
         }
     }
-}
-
-/// FNV-1a; also what gives models their digests.
-pub(crate) fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
