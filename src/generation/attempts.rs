@@ -6,8 +6,7 @@ use tokio::time::Instant;
 
 use super::Generations;
 use super::capacity;
-use super::slot_wait::no_host;
-use super::turn::failure;
+use super::failures::{failure, no_host};
 use crate::ollama::{HostId, OllamaError};
 use crate::session::model::Failure;
 use crate::session::store::Turn;

@@ -6,11 +6,13 @@ mod attempts;
 mod capacity;
 mod context;
 mod continuation;
+mod failures;
 #[cfg(test)]
 mod interleavings;
 mod redo;
 mod seam;
 mod slot_wait;
+mod stop;
 mod takeover;
 mod turn;
 mod writer;
@@ -248,7 +250,7 @@ impl Generations {
     async fn admits(&self, model: &str) -> Result<(), SubmitError> {
         self.fleet.check(model).await?;
         match self.queue.room(&capacity::model_key(model)).await {
-            Room::NoneFor(after) => Err(SubmitError::QueueFull(slot_wait::queue_full(after))),
+            Room::NoneFor(after) => Err(SubmitError::QueueFull(failures::queue_full(after))),
             Room::Some => Ok(()),
         }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Generations;
-use super::turn::{Stopped, cancelled, failure};
+use super::failures::{failure, no_host, queue_full, too_long};
+use super::stop::{Stopped, cancelled};
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
 use crate::session::Feed;
@@ -33,11 +34,6 @@ const WORTH_NOTIFYING: f64 = 0.1;
 const LONGEST: Duration = Duration::from_hours(1);
 /// Pause before Redis is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// When to come back, where nothing was measured yet.
-const COME_BACK: Duration = Duration::from_secs(5);
-
-/// What was measured may be wrong by so much.
-const MARGIN: f64 = 1.3;
 
 /// How a turn waits.
 #[derive(Clone, Copy)]
@@ -237,12 +233,6 @@ async fn position_requested(feed: &Arc<Feed>, known: u64) {
     }
 }
 
-/// The queue has no room.
-pub(super) fn queue_full(after: Option<Duration>) -> Failure {
-    let after = after.map_or(COME_BACK, |after| after.mul_f64(MARGIN));
-    later("queue_full", "The queue is full", after)
-}
-
 /// Why a turn that no host can serve ends now; none where one may come back in time.
 async fn without_host(generations: &Generations, turn: &Turn, is_over: bool) -> Option<Failure> {
     let fleet = &generations.fleet;
@@ -253,26 +243,6 @@ async fn without_host(generations: &Generations, turn: &Turn, is_over: bool) -> 
         }
     }
     is_over.then(no_host)
-}
-
-/// No host with the model could be reached for as long as a turn waits.
-pub(super) fn no_host() -> Failure {
-    later("no_model_host", "No model host can be reached", COME_BACK)
-}
-
-fn too_long() -> Failure {
-    later("queue_timeout", "The turn waited for as long as a turn may and got no slot", COME_BACK)
-}
-
-/// A failure that passes: what is wrong, and then when to try again.
-fn later(code: &str, what: &str, after: Duration) -> Failure {
-    let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
-    Failure {
-        code: code.to_owned(),
-        message: format!("{what}; retry after {seconds} s."),
-        retryable: true,
-        retry_after: Some(seconds),
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::context::{Beginning, Conversation};
 use super::continuation::{self, Opened};
 use super::redo::{Finished, RedoEntry};
 use super::slot_wait::{Wait, wait_for_slot};
+use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
@@ -29,9 +30,6 @@ const MOMENT: Duration = Duration::from_secs(1);
 const MARGIN: f64 = 1.1;
 /// How often, at most: each time at least one message less is sent.
 const SHORTENED: u32 = 4;
-
-/// Why a turn stops without an end of its own: it was cancelled, or is another replica's.
-pub(super) struct Stopped;
 
 /// How an answer ended.
 enum TurnEnd {
@@ -355,18 +353,6 @@ async fn conversation(generations: &Generations, turn: &Turn) -> Conversation {
     }
 }
 
-pub(super) async fn cancelled(feed: &Arc<Feed>, turn: &Turn) {
-    loop {
-        let changed = feed.changed();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        if feed.has_ended(turn.generation) {
-            return;
-        }
-        changed.await;
-    }
-}
-
 async fn finish(
     generations: &Generations,
     turn: &Turn,
@@ -421,14 +407,4 @@ async fn finish(
     tracing::info!(outcome, bytes = writer.text().len(), "ended");
     generations.redo.push(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
     Ok(())
-}
-
-pub(super) fn failure(error: &OllamaError) -> Failure {
-    let after = error.retry_after().map_or(2, |after| after.as_secs_f64().ceil().max(1.0) as u64);
-    Failure {
-        code: error.code().to_owned(),
-        message: error.to_string(),
-        retryable: error.is_retryable(),
-        retry_after: error.is_retryable().then_some(after),
-    }
 }

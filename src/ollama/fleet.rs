@@ -15,7 +15,7 @@ use super::breaker::BreakerState;
 use super::catalogue::{CatalogueEntry, LastListing, Listing};
 use super::error::OllamaError;
 use super::host::{Host, HostId, HostTimeouts, http_client};
-use super::pool::{Member, Slot};
+use super::pool::{HostState, Member, Slot};
 use super::reply::Model;
 use super::wire::KeepAlive;
 use super::{lock, resolve};
@@ -62,21 +62,6 @@ struct FleetInner {
     config: FleetConfig,
     /// Replaced whole, where a name has other addresses.
     members: Mutex<Arc<[Arc<Member>]>>,
-}
-
-/// What is known of a host without asking it now.
-#[derive(Clone, Debug)]
-pub struct HostState {
-    /// Which.
-    pub id: HostId,
-    /// Generations at a time.
-    pub slots: usize,
-    /// Whether generations may go there, from here.
-    pub breaker: BreakerState,
-    /// The models that it has, and whether they are in its memory.
-    pub models: BTreeMap<ModelName, bool>,
-    /// Of the models that have failed there, whether generations may go to them.
-    pub failed: BTreeMap<ModelName, BreakerState>,
 }
 
 /// A host, and what it said it has.

@@ -16,7 +16,6 @@ use super::error::OllamaError;
 use super::health::Health;
 use super::refusal::refusal;
 use super::reply::{Line, Model, Show, Tags, Version, without_mark};
-use super::stream::TokenStream;
 use super::wire::KeepAlive;
 use crate::model_name::ModelName;
 
@@ -163,28 +162,13 @@ impl Host {
         self.ask(request, model, deadline, OllamaError::FirstTokenTimeout).await
     }
 
-    /// Asks for a stream of tokens.
-    pub(super) async fn stream(
-        self: &Arc<Self>,
-        path: &str,
-        model: &Model,
-        body: &impl Serialize,
-    ) -> Result<TokenStream, OllamaError> {
-        let deadline = Instant::now() + self.limits.first_token;
-        let request = self.post(path)?.json(body);
-        let late = OllamaError::FirstTokenTimeout;
-        let response = self.send(request, &model.name, deadline, late).await?;
-        self.health.well();
-        Ok(TokenStream::new(Arc::clone(self), model.clone(), response, deadline))
-    }
-
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, OllamaError> {
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let request = self.http.get(self.url(path)?);
         self.ask(request, "", deadline, OllamaError::ReplyTimeout).await
     }
 
-    fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
+    pub(super) fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
         Ok(self.http.post(self.url(path)?))
     }
 
@@ -211,7 +195,7 @@ impl Host {
         Ok(reply)
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: RequestBuilder,
         model: &str,

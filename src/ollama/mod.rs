@@ -22,10 +22,10 @@ mod wire;
 
 pub use breaker::BreakerState;
 pub use error::{ModelRefusal, OllamaError};
-pub use fleet::{Fleet, FleetConfig, HostConfig, HostState};
+pub use fleet::{Fleet, FleetConfig, HostConfig};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, Event, LINE_LIMIT};
-pub use pool::Slot;
+pub use pool::{HostState, Slot};
 pub use reply::{Done, DoneReason, Model};
 pub use stream::TokenStream;
 pub use wire::{ChatMessage, ChatRole, ModelRequest, Options, Think, Token};

@@ -1,5 +1,6 @@
 //! The slots of one host, and what may be done with one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, Timeout
 use super::breaker::{Admission, BreakerState};
 use super::catalogue::{Catalogue, FRESH};
 use super::error::OllamaError;
-use super::fleet::HostState;
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
 use super::stream::TokenStream;
@@ -18,6 +18,21 @@ use crate::model_name::ModelName;
 
 /// How long a slot may take to come free after its lease has.
 const CLOSING: Duration = Duration::from_secs(1);
+
+/// What is known of a host without asking it now.
+#[derive(Clone, Debug)]
+pub struct HostState {
+    /// Which.
+    pub id: HostId,
+    /// Generations at a time.
+    pub slots: usize,
+    /// Whether generations may go there, from here.
+    pub breaker: BreakerState,
+    /// The models that it has, and whether they are in its memory.
+    pub models: BTreeMap<ModelName, bool>,
+    /// Of the models that have failed there, whether generations may go to them.
+    pub failed: BTreeMap<ModelName, BreakerState>,
+}
 
 /// Makes a client of its host ready, which means: proves that the host answers.
 #[derive(Debug)]
@@ -155,7 +170,7 @@ impl Slot {
     pub async fn chat(&self, request: &ModelRequest) -> Result<TokenStream, OllamaError> {
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.learned(self.client.stream("api/chat", &self.model, &body).await).await
+        self.learned(TokenStream::open(&self.client, "api/chat", &self.model, &body).await).await
     }
 
     /// The prompt as the model would see it; none where the host does not know how to tell.
@@ -190,7 +205,8 @@ impl Slot {
             raw: true,
             always: Always::new(&self.client.keep_alive, Think::No),
         };
-        self.learned(self.client.stream("api/generate", &self.model, &body).await).await
+        self.learned(TokenStream::open(&self.client, "api/generate", &self.model, &body).await)
+            .await
     }
 
     /// Charges a failure to whom it belongs. A model that is missing here was deleted since the host

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Response;
+use serde::Serialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::OllamaError;
@@ -36,15 +37,21 @@ pub struct TokenStream {
 }
 
 impl TokenStream {
-    pub(super) fn new(
-        host: Arc<Host>,
-        model: Model,
-        response: Response,
-        first_token_due: Instant,
-    ) -> Self {
-        Self {
-            host,
-            model,
+    /// Asks `host` for a stream of tokens.
+    pub(super) async fn open(
+        host: &Arc<Host>,
+        path: &str,
+        model: &Model,
+        body: &impl Serialize,
+    ) -> Result<Self, OllamaError> {
+        let first_token_due = Instant::now() + host.limits.first_token;
+        let request = host.post(path)?.json(body);
+        let late = OllamaError::FirstTokenTimeout;
+        let response = host.send(request, &model.name, first_token_due, late).await?;
+        host.health.well();
+        Ok(Self {
+            host: Arc::clone(host),
+            model: model.clone(),
             response: Some(response),
             decoder: Decoder::default(),
             deadline: Some(first_token_due),
@@ -52,7 +59,7 @@ impl TokenStream {
             has_text: false,
             repeats: Repeats::default(),
             ended: false,
-        }
+        })
     }
 
     /// The next piece; none after the one that carries the end, and after an error.

@@ -17,7 +17,6 @@ use super::error::{
     DOUBTFUL, RedisError, classify, is_missing_function, is_redirection, is_unavailable,
 };
 use super::functions::Call;
-use super::migrations;
 use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
 use crate::tasks::EssentialTasks;
@@ -210,7 +209,7 @@ impl Redis {
                 Err(error) => error,
             };
             if is_missing_function(&error) && attempt == 1 && self.is_checked() {
-                migrations::load_missing(self).await?;
+                self.load_missing().await?;
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
                 tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt - 1))).await;
             } else {

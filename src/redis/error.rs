@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use fred::prelude::{Error, ErrorKind};
 
-use super::migrations;
+use super::layout::MigrationError;
 
 /// What went wrong between this replica and Redis.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum RedisError {
     Unexpected(String),
     /// Its functions are of a release that this one cannot run beside.
     #[error(transparent)]
-    Migration(#[from] migrations::MigrationError),
+    Migration(#[from] MigrationError),
 }
 
 impl RedisError {

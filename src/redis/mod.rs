@@ -4,6 +4,7 @@
 pub mod connection;
 mod error;
 pub mod functions;
+pub mod layout;
 pub mod migrations;
 mod probe;
 mod sentinel;

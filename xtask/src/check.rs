@@ -8,6 +8,7 @@ use testkit::programs::{find, search_path};
 
 use crate::command::{Run, run};
 use crate::console::{self, bold, green, line, note, red, say, step, without_colour};
+use crate::outcome::Outcome;
 use crate::signals::Interrupted;
 use crate::{install, manifests, paths, redis};
 
@@ -15,14 +16,6 @@ const CARGO_DENY: &str = "0.20.2";
 /// The only script for the shell.
 const SHELL: &str = ".ci/run";
 const LOCKED: [&str; 2] = ["--workspace", "--locked"];
-
-/// How a check went.
-pub struct Outcome {
-    /// Whether all is well.
-    pub ok: bool,
-    /// What was checked, in a few words.
-    pub text: String,
-}
 
 /// Tests that were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod console;
 mod install;
 mod manifests;
 mod models;
+mod outcome;
 mod paths;
 mod proof;
 mod redis;

@@ -7,9 +7,9 @@ use anyhow::Context;
 use serde_json::Value;
 use testkit::programs::find;
 
-use crate::check::Outcome;
 use crate::command::run;
 use crate::console::say;
+use crate::outcome::Outcome;
 use crate::{install, paths};
 
 /// The version of Kubernetes.

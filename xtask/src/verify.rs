@@ -10,10 +10,11 @@ use serde_json::Value;
 use testkit::{Port, Program, balancer, http};
 
 use crate::address::Address;
-use crate::check::{Outcome, Row, table, timed};
+use crate::check::{Row, table, timed};
 use crate::command::run;
 use crate::console::{self, green, line, red, say, step};
 use crate::models::Models;
+use crate::outcome::Outcome;
 use crate::replicas::{self, HEALTH_LIMIT};
 use crate::services::{Service, Services};
 use crate::{install, paths, redis};

@@ -1,11 +1,11 @@
 //! The native front: jarvis's own REST calls, event stream and WebSocket.
 
-pub mod chat;
-pub mod event_stream;
+pub(crate) mod chat;
+pub(crate) mod event_stream;
 pub mod input;
-pub mod models;
-pub mod schema;
-pub mod sessions;
-pub mod turns;
-pub mod websocket;
+pub(crate) mod models;
+pub(crate) mod schema;
+pub(crate) mod sessions;
+pub(crate) mod turns;
+pub(crate) mod websocket;
 pub mod wire;
