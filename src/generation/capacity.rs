@@ -8,6 +8,7 @@ use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
 use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket};
 use crate::session::Owner;
 use crate::session::store::Turn;
+use crate::telemetry::metric;
 
 /// How long a host that is full by its own word gets nothing.
 const FULL: Duration = Duration::from_secs(1);
@@ -46,10 +47,10 @@ pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
 /// are labels, whatever clients ask for.
 fn publish(host: &HostState) {
     let id = host.id.as_str().to_owned();
-    metrics::gauge!("jarvis_breaker_open", "host" => id.clone()).set(openness(host.breaker));
+    metrics::gauge!(metric::BREAKER_OPEN, "host" => id.clone()).set(openness(host.breaker));
     for (model, breaker) in &host.failed {
         let labels = [("host", id.clone()), ("model", model.to_string())];
-        metrics::gauge!("jarvis_model_breaker_open", &labels).set(openness(*breaker));
+        metrics::gauge!(metric::MODEL_BREAKER_OPEN, &labels).set(openness(*breaker));
     }
 }
 

@@ -34,6 +34,7 @@ use crate::queue::{HostReport, Queue, Room};
 use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
+use crate::telemetry::metric;
 
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
@@ -313,7 +314,7 @@ impl Generations {
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed: true })
             }
             store::CancelReply::Running(generation) => {
-                metrics::counter!("jarvis_turns_total", "outcome" => "cancelled").increment(1);
+                metrics::counter!(metric::TURNS_TOTAL, "outcome" => "cancelled").increment(1);
                 let closed = async {
                     loop {
                         let changed = feed.changed();

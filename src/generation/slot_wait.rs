@@ -14,6 +14,7 @@ use crate::session::Feed;
 use crate::session::event::Queued;
 use crate::session::model::Failure;
 use crate::session::store::Turn;
+use crate::telemetry::metric;
 
 /// While no host can serve a turn, this often somebody looks whether one ever will.
 const LOOK_FOR_HOSTS: Duration = Duration::from_secs(10);
@@ -84,7 +85,7 @@ pub(super) async fn wait_for_slot(
         match status {
             TicketStatus::Granted(_) => {
                 let waited = began.elapsed().as_secs_f64();
-                metrics::histogram!("jarvis_queue_wait_seconds").record(waited);
+                metrics::histogram!(metric::QUEUE_WAIT_SECONDS).record(waited);
                 return Ok(Ok(()));
             }
             TicketStatus::Waiting(waiting) => {

@@ -14,6 +14,7 @@ use crate::membership::{GoneReplica, Successor};
 use crate::session::GenerationId;
 use crate::session::StoreError;
 use crate::session::store::{BUCKETS, Claim, OpenTurn};
+use crate::telemetry::metric;
 
 /// Calls of Redis at the same time.
 const CALLS_AT_ONCE: usize = 32;
@@ -96,7 +97,7 @@ async fn take_over(
             }
         };
         taken += 1;
-        metrics::counter!("jarvis_takeovers_total").increment(1);
+        metrics::counter!(metric::TAKEOVERS_TOTAL).increment(1);
         tracing::info!(
             session = turn.session.redacted(),
             generation = %turn.generation,

@@ -22,6 +22,7 @@ use crate::queue::Lease;
 use crate::session::model::{ContextReport, Failure, Reasoning, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
+use crate::telemetry::metric;
 
 const RETRY: Duration = Duration::from_millis(500);
 /// An answer that breaks off usually goes on within so long: until then nobody is told that it waits.
@@ -57,7 +58,7 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnSt
         model = turn.spec.model,
     );
     async move {
-        metrics::gauge!("jarvis_turns_open").increment(1.0);
+        metrics::gauge!(metric::TURNS_OPEN).increment(1.0);
         let accepted = Instant::now();
         if run_to_end(&generations, &turn, state).await.is_err() {
             // Whoever cancelled it waits for this word.
@@ -66,8 +67,8 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnSt
             }
             tracing::info!("stopped: cancelled, or another replica's");
         }
-        metrics::histogram!("jarvis_turn_seconds").record(accepted.elapsed().as_secs_f64());
-        metrics::gauge!("jarvis_turns_open").decrement(1.0);
+        metrics::histogram!(metric::TURN_SECONDS).record(accepted.elapsed().as_secs_f64());
+        metrics::gauge!(metric::TURNS_OPEN).decrement(1.0);
     }
     .instrument(span)
     .await;
@@ -166,7 +167,7 @@ async fn answer(
         let attempted = attempt(generations, turn, feed, writer, &lease, sent).await;
         if attempted.is_err() && writer.unheard_for() > generations.lease {
             // Paused or cut off: meanwhile its slot may have been somebody else's.
-            metrics::counter!("jarvis_streams_beyond_lease_total").increment(1);
+            metrics::counter!(metric::STREAMS_BEYOND_LEASE_TOTAL).increment(1);
         }
         let (ended, attempted_context) = attempted?;
         if attempted_context.messages_sent > 0 {
@@ -201,7 +202,7 @@ async fn answer(
         }
         let attempts = attempts.counted();
         tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
-        metrics::counter!("jarvis_continuations_total", "code" => error.code()).increment(1);
+        metrics::counter!(metric::CONTINUATIONS_TOTAL, "code" => error.code()).increment(1);
         let why = capacity::returned(&error, attempts, has_text);
         again_at = Some(Instant::now() + why.excluded.max(why.full));
         notify_from = Instant::now() + MOMENT;
@@ -249,7 +250,7 @@ async fn attempt(
         writer.take_back(0);
     }
     if so_far.is_empty() {
-        metrics::histogram!("jarvis_time_to_first_token_seconds")
+        metrics::histogram!(metric::TIME_TO_FIRST_TOKEN_SECONDS)
             .record(opened.elapsed().as_secs_f64());
     }
     let done = loop {
@@ -289,8 +290,8 @@ async fn attempt(
         completion_tokens: continued.tokens_before.saturating_add(done.eval_count),
     };
     context.prompt_tokens = prompt_tokens;
-    metrics::counter!("jarvis_tokens_total", "kind" => "prompt").increment(prompt_tokens);
-    metrics::counter!("jarvis_tokens_total", "kind" => "completion").increment(done.eval_count);
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(prompt_tokens);
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(done.eval_count);
     let reason = match done.reason {
         DoneReason::Length => FinishReason::Length,
         _ => FinishReason::Stop,
@@ -403,7 +404,7 @@ async fn finish(
         ),
     };
     writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
-    metrics::counter!("jarvis_turns_total", "outcome" => outcome).increment(1);
+    metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
     tracing::info!(outcome, bytes = writer.text().len(), "ended");
     generations.redo.push(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
     Ok(())

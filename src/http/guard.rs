@@ -18,6 +18,7 @@ use crate::api::native::input::hex_digest;
 use crate::api::state::{ApiSettings, Shared};
 use crate::http::problem::{NoRoute, Problem};
 use crate::session::Owner;
+use crate::telemetry::metric;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES: usize = 128;
@@ -95,11 +96,11 @@ pub async fn observe(State(shared): State<Shared>, request: Request, next: Next)
     let met = response.extensions().get::<NoRoute>().is_none();
     let route = if met { route } else { "none".to_owned() };
     metrics::counter!(
-        "jarvis_http_requests_total",
+        metric::HTTP_REQUESTS_TOTAL,
         "method" => method, "route" => route.clone(), "status" => status.to_string(),
     )
     .increment(1);
-    metrics::histogram!("jarvis_http_request_seconds", "method" => method, "route" => route)
+    metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "method" => method, "route" => route)
         .record(elapsed);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
 use crate::http::peer::{Ending, Peer};
+use crate::telemetry::metric;
 
 /// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
 /// Left to itself it goes up to megabytes, which is memory of the machine for each slow reader.
@@ -141,7 +142,7 @@ impl Connection {
 
 /// Counts a client that did not read.
 pub fn too_slow(protocol: &'static str) {
-    metrics::counter!("jarvis_slow_readers_total", "protocol" => protocol).increment(1);
+    metrics::counter!(metric::SLOW_READERS_TOTAL, "protocol" => protocol).increment(1);
 }
 
 impl AsyncRead for Connection {

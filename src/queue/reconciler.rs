@@ -12,6 +12,7 @@ use super::QueueInner;
 use super::store::{Report, Tick, TicketReply, TicketStatus};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
+use crate::telemetry::metric;
 
 /// The queue is looked at this often; a position is published at most as often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -74,19 +75,19 @@ async fn round(
 
 fn set_gauges(inner: &QueueInner, tick: &Tick) {
     inner.waiting.store(tick.waiting, Ordering::Relaxed);
-    metrics::gauge!("jarvis_queue_depth").set(tick.waiting as f64);
+    metrics::gauge!(metric::QUEUE_DEPTH).set(tick.waiting as f64);
     let (used, slots) = tick
         .hosts
         .iter()
         .fold((0, 0), |(used, slots), host| (used + host.used, slots + host.slots));
     let wanted = (tick.waiting as f64 + used as f64) / slots.max(1) as f64;
-    metrics::gauge!("jarvis_turns_per_slot").set(wanted);
+    metrics::gauge!(metric::TURNS_PER_SLOT).set(wanted);
     for host in &tick.hosts {
         let name = host.name.0.clone();
-        metrics::gauge!("jarvis_slots_used", "host" => name.clone()).set(host.used as f64);
-        metrics::gauge!("jarvis_slots_total", "host" => name.clone()).set(host.slots as f64);
+        metrics::gauge!(metric::SLOTS_USED, "host" => name.clone()).set(host.used as f64);
+        metrics::gauge!(metric::SLOTS_TOTAL, "host" => name.clone()).set(host.slots as f64);
         let over = host.used.saturating_sub(host.slots);
-        metrics::gauge!("jarvis_slots_over", "host" => name).set(over as f64);
+        metrics::gauge!(metric::SLOTS_OVER, "host" => name).set(over as f64);
     }
 }
 

@@ -20,6 +20,7 @@ use super::functions::Call;
 use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
 use crate::tasks::EssentialTasks;
+use crate::telemetry::metric;
 
 /// How to reach Redis.
 #[derive(Clone)]
@@ -136,7 +137,7 @@ impl Redis {
             let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
             let acknowledged = self.replicated.client().custom::<i64, _>(wait, args).await;
             if !acknowledged.is_ok_and(|count| count >= acknowledgements) {
-                metrics::counter!("jarvis_redis_unacknowledged_total").increment(1);
+                metrics::counter!(metric::REDIS_UNACKNOWLEDGED_TOTAL).increment(1);
             }
         }
         Ok(reply)
@@ -255,7 +256,7 @@ impl Redis {
         if kind != "refused" {
             self.disturbances.note();
         }
-        metrics::counter!("jarvis_redis_errors_total", "kind" => kind).increment(1);
+        metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => kind).increment(1);
     }
 
     /// Learns anew which node has which slot.
@@ -335,7 +336,7 @@ pub(super) fn successor(
     if given_up.is_connected() {
         tracing::warn!("a redis client does not reply any more and is replaced");
     }
-    metrics::counter!("jarvis_redis_clients_replaced_total").increment(1);
+    metrics::counter!(metric::REDIS_CLIENTS_REPLACED_TOTAL).increment(1);
     let known = given_up.cached_cluster_state().map(|state| state.unique_primary_nodes());
     let next = connect(options, &known.unwrap_or_default(), notices);
     tokio::spawn(async move {

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::error::is_unavailable;
 use super::sentinel::Primary;
+use crate::telemetry::metric;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(1);
@@ -59,7 +60,7 @@ pub(super) async fn until_given_up(
         if is_stale(client, primary) {
             disturbances.note();
             tracing::warn!("redis has another primary; connecting to it");
-            metrics::counter!("jarvis_redis_errors_total", "kind" => "stale").increment(1);
+            metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => "stale").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
             continue;
         }
@@ -71,7 +72,7 @@ pub(super) async fn until_given_up(
         failures += 1;
         if failures == RECONNECT_AFTER && client.is_connected() {
             tracing::warn!("redis does not reply; connecting again");
-            metrics::counter!("jarvis_redis_errors_total", "kind" => "silent").increment(1);
+            metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => "silent").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
         }
         if failures >= REPLACE_AFTER {

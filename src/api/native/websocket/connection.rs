@@ -26,6 +26,7 @@ use crate::http::listener;
 use crate::http::problem::Problem;
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
+use crate::telemetry::metric;
 
 /// A client that let an event wait for so long, and then took it, is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -380,7 +381,7 @@ impl Connection {
 }
 
 fn count(kind: &'static str) {
-    metrics::counter!("jarvis_websocket_messages_total", "type" => kind).increment(1);
+    metrics::counter!(metric::WEBSOCKET_MESSAGES_TOTAL, "type" => kind).increment(1);
 }
 
 fn draining() -> CloseReason {

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use crate::api::native::wire;
+use crate::telemetry::metric;
 
 /// The read buffer grows for larger messages and stays large; most messages are small.
 const READ_BUFFER: usize = 1 << 10;
@@ -155,14 +156,14 @@ struct Open;
 
 impl Open {
     fn new() -> Self {
-        metrics::gauge!("jarvis_websockets").increment(1.0);
+        metrics::gauge!(metric::WEBSOCKETS).increment(1.0);
         Self
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        metrics::gauge!("jarvis_websockets").decrement(1.0);
+        metrics::gauge!(metric::WEBSOCKETS).decrement(1.0);
     }
 }
 

@@ -1,8 +1,11 @@
 //! Logs, spans and metrics of the process.
 
-use std::borrow::Cow;
+pub mod metric;
+mod secrets;
+
+pub use secrets::Secrets;
+
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -70,38 +73,6 @@ fn is_coloured() -> bool {
     std::io::stderr().is_terminal() && !unwanted
 }
 
-/// Texts that no log line and no error may hold.
-#[derive(Clone, Default)]
-pub struct Secrets(Arc<[String]>);
-
-impl Secrets {
-    /// Secrets of fewer than four bytes are left out: they are in every other word.
-    pub fn new(secrets: Vec<String>) -> Self {
-        let escaped = secrets.iter().map(|secret| {
-            let json = serde_json::Value::from(secret.as_str()).to_string();
-            json.trim_matches('"').to_owned()
-        });
-        let mut all: Vec<String> = escaped.collect();
-        all.extend(secrets);
-        all.retain(|secret| secret.len() >= 4);
-        // The longest first: a shorter one may be a part of it.
-        all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
-        all.dedup();
-        Self(all.into())
-    }
-
-    /// The text with every secret in it replaced.
-    pub fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let mut text = Cow::Borrowed(text);
-        for secret in &*self.0 {
-            if text.contains(secret.as_str()) {
-                text = Cow::Owned(text.replace(secret.as_str(), "***"));
-            }
-        }
-        text
-    }
-}
-
 /// Standard error without secrets. A log line comes in one piece.
 struct RedactedStderr(Secrets);
 
@@ -132,63 +103,7 @@ pub fn metrics() -> anyhow::Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
         .install_recorder()?;
-    describe();
-    Ok(handle)
-}
-
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("jarvis_http_requests_total", "Requests by method, route and status.");
-    describe_histogram!("jarvis_http_request_seconds", "Time to the response's head.");
-    describe_gauge!("jarvis_websockets", "Open WebSockets.");
-    describe_counter!("jarvis_websocket_messages_total", "Client messages by type.");
-    describe_counter!(
-        "jarvis_slow_readers_total",
-        "Connections closed as their clients did not read."
-    );
-    describe_counter!("jarvis_turns_total", "Ended turns by outcome.");
-    describe_gauge!("jarvis_turns_open", "Turns that this replica runs or holds waiting.");
-    describe_gauge!("jarvis_queue_depth", "Turns that wait for a slot, of all replicas.");
-    describe_gauge!(
-        "jarvis_turns_per_slot",
-        "Turns that have a slot or wait for one, of all replicas, for each slot of all hosts."
-    );
-    describe_histogram!("jarvis_queue_wait_seconds", "How long turns waited for their slot.");
-    describe_gauge!("jarvis_slots_used", "Generations on a host, of all replicas.");
-    describe_gauge!("jarvis_slots_total", "Generations that a host may have at a time.");
-    describe_gauge!("jarvis_slots_over", "Generations on a host beyond its slots.");
-    describe_counter!(
-        "jarvis_streams_beyond_lease_total",
-        "Generations that ran on after their replica was taken for dead."
-    );
-    describe_histogram!("jarvis_turn_seconds", "Time from acceptance to the end of a turn.");
-    describe_histogram!(
-        "jarvis_time_to_first_token_seconds",
-        "Time from a turn's beginning to its first token."
-    );
-    describe_gauge!(
-        "jarvis_breaker_open",
-        "1 while a host gets no generations from this replica, 0.5 while one may try."
-    );
-    describe_gauge!(
-        "jarvis_model_breaker_open",
-        "The same for one model on a host, once it has failed there."
-    );
-    describe_counter!("jarvis_tokens_total", "Tokens by kind, as the model hosts count them.");
-    describe_counter!("jarvis_redis_errors_total", "Failed Redis commands by kind.");
+    metric::describe();
     metrics_process::Collector::default().describe();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_redacted_as_they_are_and_as_json_has_them_the_longest_first() {
-        let secrets =
-            Secrets::new(vec!["pass".to_owned(), "pass\"word".to_owned(), "abc".to_owned()]);
-        assert_eq!(secrets.redact("pass, pass\"word, abc"), "***, ***, abc");
-        assert_eq!(secrets.redact(r#"{"a":"pass\"word"}"#), r#"{"a":"***"}"#);
-        assert!(matches!(secrets.redact("nothing"), Cow::Borrowed(_)));
-    }
+    Ok(handle)
 }

@@ -1,0 +1,122 @@
+//! Every metric of the service: its name, its kind, and what it means to whoever reads it.
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+
+/// Declares a constant for the name of each metric, and the function that describes them all, so
+/// that no metric can be recorded by its constant without a description.
+macro_rules! metrics {
+    ($($(#[doc = $text:literal])+ $kind:ident $constant:ident = $name:literal;)*) => {
+        $($(#[doc = $text])+ pub const $constant: &str = $name;)*
+
+        /// Describes every metric to the recorder.
+        pub(super) fn describe() {
+            $(metrics!(@ $kind, $name, concat!($($text),+).trim());)*
+        }
+
+        /// The name of every metric.
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$($name),*];
+    };
+    (@ counter, $name:literal, $text:expr) => { describe_counter!($name, $text) };
+    (@ gauge, $name:literal, $text:expr) => { describe_gauge!($name, $text) };
+    (@ histogram, $name:literal, $text:expr) => { describe_histogram!($name, $text) };
+}
+
+metrics! {
+    /// Requests by method, route and status.
+    counter HTTP_REQUESTS_TOTAL = "jarvis_http_requests_total";
+    /// Time to the response's head.
+    histogram HTTP_REQUEST_SECONDS = "jarvis_http_request_seconds";
+    /// Open WebSockets.
+    gauge WEBSOCKETS = "jarvis_websockets";
+    /// Client messages by type.
+    counter WEBSOCKET_MESSAGES_TOTAL = "jarvis_websocket_messages_total";
+    /// Connections closed as their clients did not read.
+    counter SLOW_READERS_TOTAL = "jarvis_slow_readers_total";
+    /// Ended turns by outcome.
+    counter TURNS_TOTAL = "jarvis_turns_total";
+    /// Turns that this replica runs or holds waiting.
+    gauge TURNS_OPEN = "jarvis_turns_open";
+    /// Turns that wait for a slot, of all replicas.
+    gauge QUEUE_DEPTH = "jarvis_queue_depth";
+    /// Turns that have a slot or wait for one, of all replicas, for each slot of all hosts.
+    gauge TURNS_PER_SLOT = "jarvis_turns_per_slot";
+    /// How long turns waited for their slot.
+    histogram QUEUE_WAIT_SECONDS = "jarvis_queue_wait_seconds";
+    /// Generations on a host, of all replicas.
+    gauge SLOTS_USED = "jarvis_slots_used";
+    /// Generations that a host may have at a time.
+    gauge SLOTS_TOTAL = "jarvis_slots_total";
+    /// Generations on a host beyond its slots.
+    gauge SLOTS_OVER = "jarvis_slots_over";
+    /// Generations that ran on after their replica was taken for dead.
+    counter STREAMS_BEYOND_LEASE_TOTAL = "jarvis_streams_beyond_lease_total";
+    /// Time from acceptance to the end of a turn.
+    histogram TURN_SECONDS = "jarvis_turn_seconds";
+    /// Time from a turn's beginning to its first token.
+    histogram TIME_TO_FIRST_TOKEN_SECONDS = "jarvis_time_to_first_token_seconds";
+    /// 1 while a host gets no generations from this replica, 0.5 while one may try.
+    gauge BREAKER_OPEN = "jarvis_breaker_open";
+    /// The same for one model on a host, once it has failed there.
+    gauge MODEL_BREAKER_OPEN = "jarvis_model_breaker_open";
+    /// Tokens by kind, as the model hosts count them.
+    counter TOKENS_TOTAL = "jarvis_tokens_total";
+    /// Failed Redis commands by kind.
+    counter REDIS_ERRORS_TOTAL = "jarvis_redis_errors_total";
+    /// Answers that went on after a model host failed, by the failure's code.
+    counter CONTINUATIONS_TOTAL = "jarvis_continuations_total";
+    /// Turns that this replica took over from one that is gone.
+    counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";
+    /// Writes that no Redis replica confirmed in time.
+    counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
+    /// Redis clients that were given up and replaced.
+    counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn metrics_have_the_suffixes_that_prometheus_recommends_and_no_name_twice() {
+        let mut names = NAMES.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NAMES.len());
+        for name in NAMES {
+            let stem = name.strip_prefix("jarvis_").expect("the prefix of the service");
+            let is_word = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+            assert!(stem.bytes().all(is_word), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_metric_is_recorded_by_a_name_that_is_not_in_the_table() {
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let mut recorded = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                for kind in ["counter!(", "gauge!(", "histogram!("] {
+                    for (at, _) in text.match_indices(&format!("metrics::{kind}")) {
+                        let argument = text[at..].split_once('(').expect("an argument").1;
+                        assert!(
+                            argument.trim_start().starts_with("metric::"),
+                            "{}",
+                            path.display()
+                        );
+                        recorded += 1;
+                    }
+                }
+            }
+        }
+        assert!(recorded >= NAMES.len(), "{recorded} places record {} metrics", NAMES.len());
+    }
+}
