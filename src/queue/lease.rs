@@ -11,7 +11,7 @@ use super::{LocalTicket, QueueInner};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 
-/// A place in the queue, or a slot. Given up when it is dropped.
+/// A ticket of this replica: a position in the queue, and then a slot. Dropping it releases it.
 pub struct Lease {
     inner: Arc<QueueInner>,
     generation: GenerationId,
@@ -31,17 +31,17 @@ impl Lease {
             under_way: false,
             status: sender,
         };
-        // Noted before the call, so that what Redis knows of is known here.
+        // Registered before the call, so that this replica knows every ticket that Redis knows.
         inner.tickets().insert(generation, own);
         Self { inner, generation, status, joined: false }
     }
 
-    /// Where the ticket stands, as far as was heard.
+    /// The status of the ticket, as far as this replica knows it.
     pub fn status(&mut self) -> TicketStatus {
         self.status.borrow_and_update().clone()
     }
 
-    /// The slot that it holds.
+    /// The grant of the slot that it holds.
     pub fn grant(&self) -> Option<Grant> {
         match &*self.status.borrow() {
             TicketStatus::Granted(grant) => Some(grant.clone()),
@@ -49,7 +49,7 @@ impl Lease {
         }
     }
 
-    /// Where the ticket stands, once that is something else. Cancel-safe.
+    /// Waits until the status changes, and returns it. Cancel-safe.
     pub async fn changed(&mut self) -> TicketStatus {
         if self.status.changed().await.is_err() {
             // The sender lives as long as this lease.
@@ -58,7 +58,7 @@ impl Lease {
         self.status()
     }
 
-    /// Joins the queue, or joins it again after Redis forgot it, at the place it had.
+    /// Joins the queue, or joins it again at its old position after Redis forgot it.
     ///
     /// # Errors
     /// [`RedisError`]; the ticket may have joined then, and a repeat is harmless.
@@ -73,10 +73,10 @@ impl Lease {
         Ok(call.answered(reply))
     }
 
-    /// Returns a granted slot that is of no use and keeps the place.
+    /// Returns a granted slot and keeps the position.
     ///
     /// # Errors
-    /// [`RedisError`]; the slot may have been returned then, and joining tells.
+    /// [`RedisError`]; the slot may have been returned then; joining returns the status.
     pub async fn give_back(&mut self, why: Returned) -> Result<TicketStatus, RedisError> {
         let Some(grant) = self.grant() else { return Ok(self.status()) };
         let Some((.., grants)) = self.begin_call(why.has_text) else {
@@ -102,7 +102,7 @@ impl Lease {
     }
 }
 
-/// A call that is under way, until it is answered or dropped.
+/// A call that is under way, until its reply or its drop.
 struct PendingCall<'a> {
     lease: &'a mut Lease,
     grants: u64,
@@ -128,7 +128,7 @@ impl Drop for PendingCall<'_> {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.inner.tickets().remove(&self.generation);
-        // The runtime is gone when the process ends, and what it held falls with its heartbeat.
+        // The runtime is gone when the process ends; its slots are freed when its heartbeat stops.
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.joined || self.inner.leaves.load(Ordering::Relaxed) {
             return;

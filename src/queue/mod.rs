@@ -1,8 +1,8 @@
-//! The queue: whose turn it is on which model host.
+//! The queue: which generation runs next, and on which model host.
 //!
 //! The right to run is a slot's lease in Redis, held in the name of a replica and freed with it.
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
-//! one turn. All of it happens in Redis, in one step each; what is told over the channel is a hint.
+//! one turn. Every step is one function in Redis; what is published on a channel is a hint.
 
 mod keys;
 mod lease;
@@ -33,7 +33,7 @@ pub struct Queue {
 struct QueueInner {
     store: QueueStore,
     hosts: Box<dyn Fn() -> Vec<HostReport> + Send + Sync>,
-    /// What was reported last.
+    /// The last report.
     reported: Mutex<Vec<HostReport>>,
     tickets: Mutex<HashMap<GenerationId, LocalTicket>>,
     waiting: AtomicUsize,
@@ -42,22 +42,21 @@ struct QueueInner {
     subscriptions: OnceLock<Subscriptions>,
 }
 
-/// A ticket of this replica.
+/// A ticket of this replica, as far as it knows.
 struct LocalTicket {
     ticket: Ticket,
     start: Option<String>,
-    /// The greatest number of a grant that was heard of.
+    /// The greatest number of a grant that this replica knows.
     grants: u64,
-    /// Calls that were begun and those that were answered: while one is under way, nothing else
-    /// says where the ticket stands.
+    /// Calls that were begun: while one is under way, only its reply changes the status.
     calls: u64,
     under_way: bool,
     status: watch::Sender<TicketStatus>,
 }
 
 impl Queue {
-    /// Takes part in the queue. `hosts` tells what this replica sees of the model hosts; it is
-    /// asked often, and must not wait.
+    /// Takes part in the queue. `hosts` returns what this replica sees of the model hosts; it is
+    /// called often, and must not wait.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -81,20 +80,20 @@ impl Queue {
         let subscriptions = Subscriptions::start_with(redis, &listener, 1)?;
         let _ = inner.subscriptions.set(subscriptions.clone());
         tokio::spawn(async move {
-            // Where it fails it stays wanted, and the ticks tell of grants meanwhile.
+            // If it fails it stays wanted, and reconciliation notices grants meanwhile.
             let _ = subscriptions.subscribe(&channel).await;
         });
         redis.tasks().spawn("queue", reconciler::keep(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 
-    /// A place for a ticket, to be joined; given up when it is dropped.
+    /// Creates the lease of a ticket, which has yet to join; dropping it releases it.
     pub fn lease(&self, ticket: Ticket) -> Lease {
         Lease::new(Arc::clone(&self.inner), ticket)
     }
 
     /// Whether there is room for a ticket of this model. Asks Redis only where there was none a
-    /// moment ago: joining tells anyway.
+    /// moment ago: joining refuses anyway.
     pub async fn room(&self, model: &str) -> Room {
         if self.inner.waiting.load(Ordering::Relaxed) < self.inner.store.limits().waiting {
             return Room::Some;
@@ -102,13 +101,13 @@ impl Queue {
         self.inner.store.room(model).await.unwrap_or(Room::Some)
     }
 
-    /// From now on a lease that is dropped is not given up: what this replica holds is for the
-    /// others, who find its places kept.
+    /// Keeps the tickets of leases that are dropped from now on: other replicas take them over, at
+    /// their positions.
     pub fn leave_to_others(&self) {
         self.inner.leaves.store(true, Ordering::Relaxed);
     }
 
-    /// Frees all that is in this replica's name; places are kept.
+    /// Frees everything in this replica's name; positions are kept.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -116,7 +115,7 @@ impl Queue {
         self.inner.store.sign_off().await
     }
 
-    /// Frees what is in the name of a replica that is gone.
+    /// Frees everything in the name of a replica that is gone.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -154,7 +153,7 @@ impl QueueInner {
 }
 
 impl LocalTicket {
-    /// Takes over what Redis said, unless a later grant was heard of meanwhile.
+    /// Applies a reply, unless this replica has learned of a later grant meanwhile.
     fn learn(&mut self, reply: TicketReply, grants_before: u64) {
         if reply.start.is_some() {
             self.start = reply.start;

@@ -1,5 +1,5 @@
-//! Every second: reports the hosts, learns where this replica's tickets stand, puts back what Redis
-//! forgot and gives up what nobody here holds.
+//! Reconciles this replica's tickets with Redis every second: reports the hosts, learns the status of
+//! its tickets, restores what Redis forgot and releases what this replica does not hold.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use crate::redis::RedisError;
 use crate::session::GenerationId;
 use crate::telemetry::metric;
 
-/// The queue is looked at this often; a position is published at most as often.
+/// Time between two rounds; a position is published at most as often.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long one round may take.
+/// Time limit of one round.
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn keep(inner: Arc<QueueInner>) {
@@ -30,8 +30,8 @@ pub(super) async fn keep(inner: Arc<QueueInner>) {
         }
         match timeout(LIMIT, round(&inner, &mut strangers)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the queue waits for Redis"),
-            Err(_) => tracing::debug!("the queue was not looked through in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "queue reconciliation failed; retrying"),
+            Err(_) => tracing::debug!("queue reconciliation timed out; retrying"),
         }
     }
 }
@@ -46,7 +46,7 @@ async fn round(
     let hosts = (inner.hosts)();
     let report = Report::of(&hosts);
     let mut tick = inner.store.tick().await?;
-    // What runs is put back before anything else can be given its slot.
+    // A running generation's slot is restored before another ticket can get it.
     let held = compare_all(inner, |status| matches!(status, TicketStatus::Granted(_))).await?;
     if tick.digest != report.digest {
         inner.store.send(&report).await?;
@@ -64,7 +64,7 @@ async fn round(
         let own = inner.tickets();
         found.into_iter().filter(|generation| !own.contains_key(generation)).collect()
     };
-    // Twice in a row: one that is just being given up is no stranger.
+    // Twice in a row: a ticket that is just being released is no stranger.
     for generation in unknown.intersection(strangers) {
         tracing::debug!(%generation, "gives up a slot or a status that nobody here holds");
         inner.store.release(*generation).await?;
@@ -91,7 +91,7 @@ fn set_gauges(inner: &QueueInner, tick: &Tick) {
     }
 }
 
-/// Asks where the tickets stand that are `wanted`. Gives how many there are.
+/// Compares the status of the tickets that are `wanted`. Returns how many there are.
 async fn compare_all(
     inner: &Arc<QueueInner>,
     wanted: impl Fn(&TicketStatus) -> bool,
@@ -109,7 +109,7 @@ async fn compare_all(
     Ok(ids.len())
 }
 
-/// Brings together what Redis says of a ticket and what is known here.
+/// Reconciles one ticket: what Redis replied, and what this replica knows.
 async fn compare(
     inner: &QueueInner,
     generation: GenerationId,
@@ -148,7 +148,7 @@ async fn compare(
         }
         return Ok(());
     };
-    tracing::warn!(%generation, "redis forgot a slot; it is put back");
+    tracing::warn!(%generation, "redis forgot a slot; restoring it");
     if let Some(number) = inner.store.restore(&ticket, &held.host, &start).await?
         && let Some(own) = inner.tickets().get_mut(&generation)
         && own.calls == calls

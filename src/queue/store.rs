@@ -28,91 +28,92 @@ pub struct QueueLimits {
     pub waiting_of_source: usize,
 }
 
-/// A wish for a slot.
+/// A generation's request for a slot.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// The run that wants it. It keeps its place for as long as it has this name.
+    /// The generation. Its position belongs to this identifier, whichever replica holds the ticket.
     pub generation: GenerationId,
-    /// Between whom the slots are shared fairly.
+    /// The user between whom and all others the slots are shared fairly.
     pub user: String,
-    /// Whose share of the queue is bounded; empty where it is not.
+    /// The source whose share of the queue is bounded; empty where none is.
     pub source: String,
-    /// With its tag.
+    /// The model, with its tag.
     pub model: String,
-    /// Whose prompts a host may have in its cache.
+    /// The session, whose prompt a host may have in its cache.
     pub session: String,
-    /// Whether there is text already: it goes first.
+    /// Whether the answer has text: the ticket then goes before all others.
     pub has_text: bool,
 }
 
-/// Where a ticket stands.
+/// What Redis knows of a ticket.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TicketStatus {
     /// It holds a slot.
     Granted(Grant),
-    /// It waits.
+    /// It waits for a slot.
     Waiting(Waiting),
-    /// As many tickets wait as may; there is room after so long, where that is known.
+    /// The queue is full; there is room after this time, where that is known.
     Full(Option<Duration>),
-    /// As many of its source wait as may.
+    /// The source has as many waiting tickets as it may; there is room after this time.
     Crowded(Option<Duration>),
-    /// Redis knows nothing of it, or it is another replica's.
+    /// Redis does not have the ticket, or another replica holds it.
     Gone,
 }
 
-/// The right to run on a host.
+/// The right of a ticket to a slot on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Where.
+    /// The host.
     pub host: HostKey,
-    /// Counted over the ticket's life, so that a late word of an earlier grant is known as such.
+    /// The number of this grant over the ticket's life, by which a late notification of an earlier
+    /// grant is recognised.
     pub number: u64,
 }
 
-/// A place in the queue.
+/// A position in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// From 1.
+    /// The position, from 1.
     pub position: u64,
-    /// How long it will take, by what was measured; none before anything was.
+    /// The estimated time until a grant; none before any turn was measured.
     pub eta: Option<Duration>,
     /// Hosts that have the model and can be reached from here.
     pub hosts: u64,
 }
 
-/// A place, and the fair start that it goes by.
+/// The status of a ticket, and the start by which it is ordered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TicketReply {
-    /// Where the ticket stands.
+    /// The status.
     pub status: TicketStatus,
-    /// To be given again, should Redis forget the ticket.
+    /// The ticket's start, to be sent again if Redis forgets the ticket.
     pub start: Option<String>,
 }
 
-/// How a replica gets on with a host.
+/// Whether a replica may use a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostAccess {
-    /// Well.
+    /// Its connections work.
     Open,
-    /// One generation may try.
+    /// Its breaker admits one trial.
     Trial,
-    /// Not at all.
+    /// Its breaker is open.
     Shut,
 }
 
-/// What a replica sees of a host.
+/// What a replica reports of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostReport {
-    /// Which.
+    /// The host.
     pub name: HostKey,
-    /// Generations at a time, at least 1.
+    /// Concurrent generations, at least 1.
     pub slots: usize,
-    /// Whether it may be used from here.
+    /// Whether this replica may use it.
     pub via: HostAccess,
-    /// How many trials came before, so that each is a report of its own.
+    /// The number of trials so far, so that each trial is a report of its own.
     pub trials: u64,
-    /// The models that it has, with their tags, and whether they are in its memory.
+    /// The models of the host, with their tags, and whether each is loaded.
     pub models: BTreeMap<String, bool>,
 }
 
@@ -132,14 +133,14 @@ impl Report {
     }
 }
 
-/// What Redis has at a tick.
+/// The state of the queue at a tick.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tick {
-    /// Of the host table that this replica reported last; empty where that was lost.
+    /// Digest of the report that Redis has of this replica; empty where that was lost.
     pub(super) digest: String,
     /// Tickets in this replica's name.
     pub holdings: usize,
-    /// Tickets that wait, of all replicas.
+    /// Waiting tickets of all replicas.
     pub waiting: usize,
     /// Every host.
     pub hosts: Vec<HostUse>,
@@ -148,44 +149,45 @@ pub struct Tick {
 /// How much of a host is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostUse {
-    /// Which.
+    /// The host.
     pub name: HostKey,
-    /// Generations at a time.
+    /// Concurrent generations that it may have.
     pub slots: u64,
-    /// Generations now. More than slots where a replica that was taken for dead runs on.
+    /// Concurrent generations that it has. More than its slots where a replica that was declared
+    /// gone still runs.
     pub used: u64,
 }
 
-/// What a ticket's replica found when it came to a host with a grant.
+/// Why a grant is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returned {
-    /// The ticket does not get this host for so long.
+    /// How long the ticket does not get this host.
     pub excluded: Duration,
-    /// Nobody does for so long: the host is full, whatever its slots say.
+    /// How long no ticket gets this host: it is full, whatever its slots say.
     pub full: Duration,
-    /// Whether there is text by now.
+    /// Whether the answer has text by now.
     pub has_text: bool,
 }
 
 /// Whether there is room in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// There is.
+    /// There is room.
     Some,
-    /// There is none for so long, where that is known.
+    /// There is none for this time, where that is known.
     NoneFor(Option<Duration>),
 }
 
-/// What became of a replica's holdings.
+/// The outcome of freeing a replica's holdings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freed {
-    /// There are none any more.
+    /// All are freed.
     All,
-    /// It lives: its heartbeat has moved.
+    /// The replica is alive: its heartbeat has moved.
     Alive,
 }
 
-/// The queue, in the name of one replica.
+/// The functions of the queue, called in the name of one replica.
 #[derive(Clone)]
 pub struct QueueStore {
     redis: Redis,
@@ -193,7 +195,7 @@ pub struct QueueStore {
     limits: QueueLimits,
 }
 
-/// Reads a grant off the channel.
+/// Parses a grant that was published on a replica's channel.
 pub(super) fn announced(payload: &str) -> Option<(GenerationId, Grant)> {
     let mut words = payload.splitn(3, ' ');
     let generation = words.next()?.parse().ok()?;
@@ -202,12 +204,12 @@ pub(super) fn announced(payload: &str) -> Option<(GenerationId, Grant)> {
 }
 
 impl QueueStore {
-    /// A queue whose tickets are held in the name of `replica`.
+    /// Creates a queue whose tickets are held in the name of `replica`.
     pub fn new(redis: Redis, replica: String, limits: QueueLimits) -> Self {
         Self { redis, replica, limits }
     }
 
-    /// In whose name tickets are held.
+    /// The replica in whose name tickets are held.
     pub fn replica(&self) -> &str {
         &self.replica
     }
@@ -217,8 +219,8 @@ impl QueueStore {
         self.limits
     }
 
-    /// Takes a place, or a slot where one is free. A repeat tells where the ticket stands; after a
-    /// takeover it keeps its place. `start` is what Redis forgot, if it did.
+    /// Joins the queue, or takes a slot where one is free. A repeat returns the status; after a
+    /// takeover the ticket keeps its position. `start` is the ticket's start, where Redis forgot it.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -240,7 +242,7 @@ impl QueueStore {
         ticket_reply(&self.redis.call(call).await?)
     }
 
-    /// Returns a granted slot that is of no use, and keeps the place. May grant another at once.
+    /// Returns a granted slot and keeps the position. The reply may be another grant.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -260,7 +262,7 @@ impl QueueStore {
         ticket_reply(&self.redis.call(call).await?)
     }
 
-    /// Gives up the slot or the place.
+    /// Releases the slot or the position.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -269,8 +271,8 @@ impl QueueStore {
         self.redis.call::<String>(call).await.map(drop)
     }
 
-    /// Puts back a slot that is in use and that Redis forgot, over its host's capacity if need be.
-    /// Gives the grant's number; none where the ticket is another replica's.
+    /// Restores a slot that is in use and that Redis forgot, beyond its host's slots if need be.
+    /// Returns the grant's number; none where another replica holds the ticket.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -292,7 +294,7 @@ impl QueueStore {
         Ok(reply.parse().ok())
     }
 
-    /// Tells what this replica sees of the hosts, in place of what it told before.
+    /// Reports the hosts as this replica sees them; replaces its earlier report.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -308,7 +310,7 @@ impl QueueStore {
         self.redis.call::<String>(call).await.map(drop)
     }
 
-    /// Gives out what came free by the passing of time, and tells how the queue is.
+    /// Grants slots that the passing of time made free, and returns the state of the queue.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -393,7 +395,8 @@ impl QueueStore {
     }
 
     /// Frees everything in the name of a replica whose heartbeat stopped at `counter`, or that has
-    /// none. Its tickets keep their places for ten minutes, for whoever takes the turns over.
+    /// none. Its tickets keep their positions for ten minutes, for the replica that takes the turns
+    /// over.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -418,7 +421,7 @@ impl QueueStore {
         }
     }
 
-    /// Frees everything in the name of this replica. Places are kept for ten minutes.
+    /// Frees everything in the name of this replica. Positions are kept for ten minutes.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -466,5 +469,5 @@ fn ticket_reply(value: &Value) -> Result<TicketReply, RedisError> {
 }
 
 fn unexpected(what: &str) -> RedisError {
-    RedisError::Unexpected(format!("the queue's {what} cannot be read"))
+    RedisError::Unexpected(format!("the reply of the queue's {what} has an unknown form"))
 }
