@@ -1,0 +1,116 @@
+//! What the documents name is there: every test, every file, every command.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file below these folders that git would track, as a path from the root.
+fn files(folders: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut rest: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    while let Some(folder) = rest.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                rest.push(path);
+            } else {
+                found.push(path.strip_prefix(root()).expect("below the root").to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The names of all functions that are tests.
+fn tests() -> BTreeSet<String> {
+    let folders = ["src", "tests", "testkit", "xtask", "loadgen", "ollama-sim"];
+    let mut names = BTreeSet::new();
+    for path in files(&folders).iter().filter(|path| path.extension().is_some_and(|e| e == "rs")) {
+        let text = std::fs::read_to_string(root().join(path)).expect("a source file");
+        for line in text.lines() {
+            let line = line.trim_start();
+            let function = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn "));
+            if let Some(name) = function.and_then(|rest| rest.split(['(', '<']).next()) {
+                names.insert(name.to_owned());
+            }
+        }
+    }
+    names
+}
+
+/// What stands between backticks, outside of blocks of code.
+fn quoted(text: &str) -> Vec<&str> {
+    let prose = text.split("\n```").step_by(2);
+    prose.flat_map(|part| part.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Whether a name that may be shortened by `…` at either end is one of `names`.
+fn matches_one(pattern: &str, names: &BTreeSet<String>) -> bool {
+    let core = pattern.trim_matches('…');
+    names.iter().any(|name| {
+        let begins = pattern.starts_with('…') || name.starts_with(core);
+        let ends = pattern.ends_with('…') || name.ends_with(core);
+        begins && ends && name.contains(core)
+    })
+}
+
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let names = tests();
+    let mut checked = 0;
+    for document in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "docs/PROTOCOL.md"] {
+        let text = read(document);
+        for quote in quoted(&text) {
+            let is_name = quote.matches('_').count() >= 3
+                && quote
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c))
+                && !quote.starts_with("jarvis_");
+            if is_name {
+                checked += 1;
+                assert!(matches_one(quote, &names), "{document} names a test {quote}");
+            }
+        }
+    }
+    assert!(checked > 80, "only {checked} names of tests were found");
+}
+
+#[test]
+fn every_source_file_that_a_document_names_is_there() {
+    let mut known =
+        files(&["src", "tests", "testkit", "xtask", "loadgen", "migrations", "docs", "fuzz"]);
+    known.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "deny.toml"]
+            .map(PathBuf::from),
+    );
+    let mut checked = 0;
+    for document in [
+        "ARCHITECTURE.md",
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/PROTOCOL.md",
+        "migrations/README.md",
+    ] {
+        let text = read(document);
+        for quote in quoted(&text) {
+            let is_path = Path::new(quote).extension().is_some_and(|e| e == "rs" || e == "lua")
+                && quote.bytes().all(|b| b.is_ascii_alphanumeric() || b"_/.-".contains(&b));
+            if is_path {
+                checked += 1;
+                let named = Path::new(quote);
+                assert!(
+                    known.iter().any(|path| path.ends_with(named)),
+                    "{document} names a file {quote}"
+                );
+            }
+        }
+    }
+    assert!(checked > 40, "only {checked} names of files were found");
+}
