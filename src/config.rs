@@ -7,14 +7,16 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::builder::Resettable;
+use clap::builder::{EnumValueParser, PossibleValue, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
 
 use self::url::{http_url, passwords, redis_url};
+use crate::http::origin::{self, listed_host, listed_origin};
 use crate::model_name::ModelName;
+use crate::ollama::{check_hosts, checked_keep_alive};
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -71,6 +73,10 @@ impl Cli {
                 let text = "--ollama-urls names no host; expected at least one URL";
                 Err(command.error(ErrorKind::ValueValidation, text))
             }
+            Command::Serve(settings) => match check_hosts(&settings.ollama_hosts()) {
+                Ok(()) => Ok(cli),
+                Err(wrong) => Err(command.error(ErrorKind::ValueValidation, wrong)),
+            },
             _ => Ok(cli),
         }
     }
@@ -129,13 +135,13 @@ pub struct RedisSettings {
 
     /// Time limit of one Redis command, in milliseconds
     #[arg(long, env = "JARVIS_REDIS_TIMEOUT_MS", value_name = "MS", default_value_t = 1500)]
-    #[arg(value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(50..=60_000)))]
     pub redis_timeout_ms: u64,
 
     /// Replicas of Redis that must have an accepted message and a finished answer before it is
     /// acknowledged; 1 for a cluster and behind sentinels, else 0
     #[arg(long, env = "JARVIS_REDIS_ACKNOWLEDGEMENTS", value_name = "N")]
-    #[arg(value_parser = clap::value_parser!(u8).range(0..=5))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u8).range(0..=5)))]
     pub redis_acknowledgements: Option<u8>,
 }
 
@@ -162,7 +168,7 @@ pub struct Settings {
 
     /// How long Redis may be unusable before a replica that was ready is not any more, in seconds
     #[arg(long, env = "JARVIS_REDIS_PATIENCE", value_name = "SECONDS", default_value_t = 30)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=3600)))]
     pub redis_patience: u64,
 
     /// Ollama hosts, separated by commas, as http://a:11434;slots=4; each address of a name is one
@@ -178,22 +184,22 @@ pub struct Settings {
 
     /// Generations at a time on one Ollama host, of all replicas together
     #[arg(long, env = "JARVIS_OLLAMA_SLOTS", value_name = "N", default_value_t = 4)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u16).range(1..=1024)))]
     pub ollama_slots: u16,
 
     /// Turns that may wait for a slot, of all replicas together
     #[arg(long, env = "JARVIS_QUEUE_LIMIT", value_name = "N", default_value_t = 1000)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub queue_limit: u32,
 
     /// Of them, turns of one user, or of one address where nobody is signed in
     #[arg(long, env = "JARVIS_QUEUE_SHARE", value_name = "N", default_value_t = 100)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub queue_share: u32,
 
     /// Proxies in front that add to X-Forwarded-For; 0: a client's address is the connection's
     #[arg(long, env = "JARVIS_PROXIES", value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = clap::value_parser!(u8).range(0..=16))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u8).range(0..=16)))]
     pub proxies: u8,
 
     /// Model of a request that names none
@@ -203,79 +209,83 @@ pub struct Settings {
 
     /// Largest context window that is asked for, in tokens, whatever a model allows
     #[arg(long, env = "JARVIS_NUM_CTX", value_name = "TOKENS", default_value_t = 8192)]
-    #[arg(value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(256..=1_048_576)))]
     pub num_ctx: u32,
 
-    /// How long Ollama keeps an idle model loaded, as Ollama writes it (5m, 1h, -1)
+    /// How long Ollama keeps an idle model loaded, as Ollama writes it (5m, 1h30m, 300, 0, -1)
     #[arg(long, env = "JARVIS_KEEP_ALIVE", value_name = "TIME", default_value = "5m")]
-    #[arg(value_parser = not_blank, allow_hyphen_values = true)]
+    #[arg(value_parser = checked_keep_alive, allow_hyphen_values = true)]
     pub keep_alive: String,
 
     /// Models that every host that has them loads at the start, separated by commas
     #[arg(long, env = "JARVIS_PRELOAD", value_name = "NAMES", value_delimiter = ',')]
-    #[arg(value_parser = model_name_or_blank)]
+    #[arg(value_parser = or_blank(model_name))]
     pub preload: Vec<String>,
 
     /// Time limit of connecting to an Ollama host, in seconds
     #[arg(long, env = "JARVIS_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 3)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=300)))]
     pub connect_timeout: u64,
 
     /// Time limit of the first token, in seconds; loading a model counts
     #[arg(long, env = "JARVIS_FIRST_TOKEN_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=3600)))]
     pub first_token_timeout: u64,
 
     /// Time limit between two tokens, in seconds
     #[arg(long, env = "JARVIS_TOKEN_GAP_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=3600)))]
     pub token_gap_timeout: u64,
 
     /// How long a turn waits while no Ollama host with its model can be reached, in seconds; an
     /// answer that was begun goes on after it
     #[arg(long, env = "JARVIS_HOST_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = 120)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=3600)))]
     pub host_wait_timeout: u64,
 
     /// How long a REST call waits for its whole answer, in seconds; the generation goes on after it
     #[arg(long, env = "JARVIS_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=86_400)))]
     pub request_timeout: u64,
 
     /// Web origins beside the server's own that may call it, separated by commas; *: any
     #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    #[arg(value_parser = or_blank(listed_origin))]
     pub allowed_origins: Vec<String>,
 
     /// Names that the Host header may have, separated by commas; empty or *: any
     #[arg(long, env = "JARVIS_ALLOWED_HOSTS", value_name = "HOSTS", value_delimiter = ',')]
+    #[arg(value_parser = or_blank(listed_host))]
     pub allowed_hosts: Vec<String>,
 
     /// WebSockets and event streams at a time
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
-    pub max_sockets: usize,
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
+    pub max_sockets: u32,
 
     /// Between two pings of a WebSocket, or comments of an event stream, in seconds
     #[arg(long, env = "JARVIS_HEARTBEAT", value_name = "SECONDS", default_value_t = 20)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=600)))]
     pub heartbeat: u64,
 
     /// How long a client may take to ask, to read an event, or to answer a ping, in seconds
     #[arg(long, env = "JARVIS_READ_TIMEOUT", value_name = "SECONDS", default_value_t = 90)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(1..=3600)))]
     pub read_timeout: u64,
 
     /// How long a replica may be silent before the others take its turns over, in milliseconds
     #[arg(long, env = "JARVIS_LEASE_MS", value_name = "MS", default_value_t = 3000)]
-    #[arg(value_parser = clap::value_parser!(u64).range(300..=60_000))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(300..=60_000)))]
     pub lease_ms: u64,
 
     /// How long running turns may go on after SIGTERM, in seconds
     #[arg(long, env = "JARVIS_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 20)]
-    #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u64).range(0..=3600)))]
     pub drain_timeout: u64,
 
     /// Log lines for people (text) or machines (json)
     #[arg(long, env = "JARVIS_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(value_parser = trimmed(EnumValueParser::<LogFormat>::new()))]
     pub log_format: LogFormat,
 
     /// What is logged, as tracing's filter directives
@@ -320,7 +330,7 @@ impl Settings {
     /// The names that the Host header may have; none where it may have any.
     pub fn allowed_hosts(&self) -> Vec<String> {
         let hosts = listed(&self.allowed_hosts);
-        if hosts.iter().any(|host| host == "*") { Vec::new() } else { hosts }
+        if hosts.iter().any(|host| host == origin::ANY) { Vec::new() } else { hosts }
     }
 
     /// The passwords among the settings.
@@ -380,6 +390,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
+    let text = text.trim();
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err("expected directives, as in info,fred=error".to_owned()),
@@ -402,7 +413,8 @@ fn ollama_host(text: &str) -> Result<Option<OllamaHost>, String> {
         None => (text, None),
     };
     let slots = slots.map(|slots| {
-        let number = slots.trim().strip_prefix("slots=").and_then(|number| number.parse().ok());
+        let number = slots.split_once('=').filter(|(name, _)| name.trim() == "slots");
+        let number = number.and_then(|(_, number)| number.trim().parse().ok());
         number
             .filter(|number| (1..=1024).contains(number))
             .ok_or_else(|| "expected ;slots=N, from 1 to 1024, after the URL".to_owned())
@@ -416,14 +428,36 @@ fn model_name(text: &str) -> Result<String, String> {
     Ok(text.trim().to_owned())
 }
 
-fn model_name_or_blank(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() { Ok(String::new()) } else { model_name(text) }
+/// A parser of the entries of a list, of which some may be blank.
+fn or_blank(
+    parse: fn(&str) -> Result<String, String>,
+) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |text| if text.trim().is_empty() { Ok(String::new()) } else { parse(text) }
 }
 
-fn not_blank(text: &str) -> Result<String, String> {
-    match text.trim() {
-        "" => Err("must not be blank".to_owned()),
-        text => Ok(text.to_owned()),
+/// A parser that skips blanks around a value, as compose files and editors leave them.
+fn trimmed<P: TypedValueParser>(parser: P) -> Trimmed<P> {
+    Trimmed(parser)
+}
+
+#[derive(Clone)]
+struct Trimmed<P>(P);
+
+impl<P: TypedValueParser> TypedValueParser for Trimmed<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<P::Value, clap::Error> {
+        let value = value.to_str().map_or(value, |text| OsStr::new(text.trim()));
+        self.0.parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.0.possible_values()
     }
 }
 
@@ -459,7 +493,7 @@ mod tests {
             "--preload",
             list,
             "--allowed-origins",
-            list,
+            " https://a.example:443 ,, http://B.example/,",
             "--allowed-hosts",
             list,
             "--ollama-urls",
@@ -468,7 +502,7 @@ mod tests {
         let settings = settings.expect("settings");
         let expected = ["a.example", "b.example"];
         assert_eq!(settings.preload(), expected);
-        assert_eq!(settings.allowed_origins(), expected);
+        assert_eq!(settings.allowed_origins(), ["https://a.example", "http://b.example"]);
         assert_eq!(settings.allowed_hosts(), expected);
         let hosts: Vec<_> =
             settings.ollama_hosts().iter().map(|host| host.url.to_string()).collect();
@@ -479,6 +513,56 @@ mod tests {
     fn a_list_of_no_ollama_host_is_refused() {
         let error = settings(&["--ollama-urls", " , "]).expect_err("no host");
         assert!(error.contains("names no host"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_would_leave_a_dead_service_or_never_match_is_refused() {
+        for (flag, wrong, part) in [
+            ("--allowed-origins", "garbage", "https://app.example"),
+            ("--allowed-origins", "https://a.example,b.example", "https://app.example"),
+            ("--allowed-origins", "https://a.example/path", "ends after its host"),
+            ("--allowed-hosts", "http://a.example", "chat.example"),
+            ("--keep-alive", "banana", "5m"),
+            ("--keep-alive", "5 minutes", "5m"),
+            ("--max-sockets", "0", "0"),
+            ("--ollama-slots", "0", "0"),
+            ("--queue-limit", "0", "0"),
+            ("--queue-share", "0", "0"),
+            ("--heartbeat", "0", "0"),
+            ("--read-timeout", "0", "0"),
+            ("--num-ctx", "0", "0"),
+            ("--ollama-urls", "http://h:1,http://h:1/", "name each host once"),
+            ("--ollama-urls", "http://h:1/?x=1", "leave out"),
+            ("--ollama-urls", "http://h:1/#x", "leave out"),
+        ] {
+            let error = settings(&[flag, wrong]).expect_err(wrong);
+            assert!(error.contains(part), "{flag} {wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_the_value_of_any_setting_are_skipped() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve");
+        let mut tried = 0;
+        for argument in serve.get_arguments().filter(|argument| argument.get_env().is_some()) {
+            let flag = format!("--{}", argument.get_long().expect("a flag"));
+            let value = match (&*flag, argument.get_default_values().first()) {
+                ("--redis-acknowledgements", _) => "1".to_owned(),
+                ("--preload", _) => "tinyllama".to_owned(),
+                ("--allowed-origins", _) => "https://a.example".to_owned(),
+                ("--allowed-hosts", _) => "a.example".to_owned(),
+                ("--otlp-url", _) => "http://h:4318".to_owned(),
+                (_, value) => value.expect("a default").to_string_lossy().into_owned(),
+            };
+            let plain = settings(&[&flag, &value]).expect(&flag);
+            let blanks = settings(&[&flag, &format!(" \t{value} \n")]).expect(&flag);
+            assert_eq!(format!("{plain:?}"), format!("{blanks:?}"), "{flag}");
+            tried += 1;
+        }
+        assert!(tried > 25, "{tried}");
+        let host = ollama_host(" http://a ; slots = 4 ").expect("a host").expect("an entry");
+        assert_eq!(host.slots, Some(4));
     }
 
     #[test]

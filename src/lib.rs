@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{ApiSettings, AppState};
 use crate::config::Settings;
 use crate::generation::{GenerationSettings, Generations};
-use crate::http::listener;
+use crate::http::listener::{self, TimeLimits};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
@@ -118,7 +118,7 @@ impl Server {
                 request_timeout: Duration::from_secs(settings.request_timeout),
                 heartbeat: Duration::from_secs(settings.heartbeat),
                 read_timeout: Duration::from_secs(settings.read_timeout),
-                max_sockets: settings.max_sockets,
+                max_sockets: settings.max_sockets as usize,
                 proxies: usize::from(settings.proxies),
                 ..ApiSettings::default()
             }),
@@ -147,8 +147,9 @@ impl Server {
     ) -> anyhow::Result<()> {
         let Self { listener, state, conditions, drain_timeout, .. } = self;
         let AppState { generations, drain, leave, sockets, .. } = state.clone();
-        let read_timeout = state.settings.read_timeout;
-        let serving = listener::serve(listener, api::router(state), read_timeout, leave.clone());
+        let limits =
+            TimeLimits { read: state.settings.read_timeout, heartbeat: state.settings.heartbeat };
+        let serving = listener::serve(listener, api::router(state), limits, leave.clone());
         let mut serving = tokio::spawn(serving);
         let following = conditions.follow();
         tokio::pin!(following, stop);

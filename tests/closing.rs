@@ -5,12 +5,13 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 use support::client::{Socket, chat, get, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::raw::{PING, PONG, Raw, TEXT, close, close_payload, masked};
+use support::raw::{CLOSE, PING, PONG, Raw, TEXT, close, close_payload, masked};
 use support::redis::RedisServer;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -119,7 +120,7 @@ fn whatever_code_and_reason_a_client_closes_with_comes_back() {
             close_payload(*code, &reason.chars().take(30).collect::<String>())
         });
         let mut bytes = before;
-        bytes.extend(masked(support::raw::CLOSE, mask, &payload));
+        bytes.extend(masked(CLOSE, mask, &payload));
         let (first, second) = bytes.split_at(split.index(bytes.len()));
         let answer = runtime.block_on(async {
             let mut raw = Raw::open(replica, "/ws").await;
@@ -167,6 +168,8 @@ async fn a_client_that_breaks_the_protocol_gets_1002_or_1007_before_the_end() {
         ("close code 1004", b"\x88\x82\0\0\0\0\x03\xec", 1002),
         ("close code 1005", b"\x88\x82\0\0\0\0\x03\xed", 1002),
         ("close code 1006", b"\x88\x82\0\0\0\0\x03\xee", 1002),
+        // Registered after the library's list was made: docs/PROTOCOL.md says so.
+        ("close code 1014", b"\x88\x82\0\0\0\0\x03\xf6", 1002),
         ("close code 1015", b"\x88\x82\0\0\0\0\x03\xf7", 1002),
         ("close code 2999", b"\x88\x82\0\0\0\0\x0b\xb7", 1002),
         ("close code 5000", b"\x88\x82\0\0\0\0\x13\x88", 1002),
@@ -179,10 +182,100 @@ async fn a_client_that_breaks_the_protocol_gets_1002_or_1007_before_the_end() {
         assert_eq!(payload[..2], code.to_be_bytes(), "{what}");
         assert!(std::str::from_utf8(&payload[2..]).is_ok_and(|text| !text.is_empty()), "{what}");
     }
-    let mut raw = Raw::open(replica, "/ws").await;
-    raw.stream.shutdown().await.expect("the end of one direction");
-    assert_eq!(raw.closed_within(CLOSE_LIMIT).await[..2], 1002u16.to_be_bytes(), "an end alone");
     until_sockets(replica, 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_direction_without_a_close_frame_is_lost_and_broke_nothing() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    for before in [vec![], masked(PING, NO_MASK, b"1"), b"\x81".to_vec(), b"\x81\x85\0\0".to_vec()]
+    {
+        let mut raw = Raw::open(replica, "/ws").await;
+        raw.until("connection").await;
+        raw.send(&before).await;
+        raw.stream.shutdown().await.expect("the end of one direction");
+        while let Some(frame) = raw.frame().await {
+            assert_ne!(frame.opcode, CLOSE, "after {before:02x?}: {:?}", frame.payload);
+        }
+    }
+    until_sockets(replica, 0).await;
+}
+
+/// How a client ends its socket.
+#[derive(Clone, Copy, Debug)]
+enum Leave {
+    Close,
+    HalfClose,
+    /// With what the server sent unread, which resets the connection.
+    Vanish,
+}
+
+/// Sends all of this in one segment, and leaves.
+async fn say_and_leave(
+    replica: &Process,
+    session: Uuid,
+    messages: &[serde_json::Value],
+    how: Leave,
+) {
+    let mut raw = Raw::open(replica, &format!("/ws?session_id={session}")).await;
+    raw.until("connection").await;
+    let frames =
+        messages.iter().map(|message| masked(TEXT, NO_MASK, message.to_string().as_bytes()));
+    let mut bytes = frames.collect::<Vec<_>>().concat();
+    if matches!(how, Leave::Close) {
+        bytes.extend(close(1000, ""));
+    }
+    raw.send(&bytes).await;
+    match how {
+        Leave::Close => drop(raw.closed_within(CLOSE_LIMIT).await),
+        Leave::HalfClose => raw.stream.shutdown().await.expect("the end of one direction"),
+        Leave::Vanish => drop(raw),
+    }
+}
+
+/// Three turns, with questions between them to which nobody reads the reply.
+async fn three_turns_are_taken(replica: &Process, how: Leave) {
+    let session = Uuid::new_v4();
+    let ask = |text: &str| json!({"message": format!("[[tokens=2]] {text}")});
+    let history = json!({"type": "get_history"});
+    let messages = [ask("one"), history, ask("two"), json!({"type": "ping"}), ask("three")];
+    say_and_leave(replica, session, &messages, how).await;
+    let path = format!("/api/v1/chat/sessions/{session}");
+    let kept = async {
+        loop {
+            let reply = get(replica, &path).await;
+            if reply.status == 200 && reply.body["total"] == 6 {
+                return reply.body;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let kept = tokio::time::timeout(LIMIT, kept).await;
+    let kept = kept.unwrap_or_else(|_| panic!("{how:?}: not all three turns were taken"));
+    for (number, text) in ["one", "two", "three"].iter().enumerate() {
+        assert_eq!(kept["messages"][2 * number]["content"], ask(text)["message"], "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_says_right_before_it_leaves_is_carried_out() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let ways = [Leave::Close, Leave::HalfClose, Leave::Vanish].repeat(10);
+    join_all(ways.into_iter().map(|how| three_turns_are_taken(replica, how))).await;
+}
+
+#[tokio::test]
+async fn a_cancel_right_before_the_end_of_a_socket_is_carried_out() {
+    let Setup { replica, .. } = &setup("50", &[]).await;
+    for how in [Leave::Close, Leave::HalfClose, Leave::Vanish].repeat(3) {
+        let session = Uuid::new_v4();
+        let (mut watching, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+        watching.say(&json!({"message": "[[tokens=1000]] go", "max_tokens": 1000})).await;
+        watching.until("stream_chunk").await;
+        say_and_leave(replica, session, &[json!({"type": "cancel"})], how).await;
+        let ended = tokio::time::timeout(Duration::from_secs(5), watching.until("cancelled"));
+        ended.await.unwrap_or_else(|_| panic!("{how:?}: the turn runs on"));
+    }
 }
 
 #[tokio::test]

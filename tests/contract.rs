@@ -454,3 +454,154 @@ async fn an_answer_that_is_late_is_a_504_and_is_found_with_its_key() {
     let found = send(ask()).await;
     assert_eq!((found.status, &found.body["status"]), (200, &json!("success")), "{}", found.body);
 }
+
+#[tokio::test]
+async fn an_empty_message_id_is_none_and_names_no_turn() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    let mut generations = Vec::new();
+    for text in ["one", "two", "two"] {
+        let message = format!("[[tokens=2]] {text}");
+        socket.say(&json!({"message": message, "message_id": ""})).await;
+        let events = socket.until("stream_end").await;
+        assert_eq!(kinds(&events)[0], "message_received", "{events:?}");
+        assert_eq!(
+            (&events[0]["message"], &events[0]["message_id"]),
+            (&json!(message), &Value::Null)
+        );
+        generations.push(text_of(&events, "generation_id"));
+    }
+    generations.dedup();
+    assert_eq!(generations.len(), 3, "{generations:?}");
+}
+
+fn text_of(events: &[Value], field: &str) -> String {
+    text(events.last().expect("an event"), field).to_owned()
+}
+
+#[tokio::test]
+async fn a_key_names_the_same_turn_however_the_model_is_spelled() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let key = id();
+    let ask = |model: &str| {
+        http()
+            .post(format!("{}/api/v1/chat", replica.url))
+            .header("Idempotency-Key", &key)
+            .json(&json!({"message": "[[tokens=3]] hi", "model": model}))
+    };
+    let first = send(ask("tinyllama")).await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    for model in ["TinyLlama", "tinyllama:latest", " library/TINYLLAMA:LATEST "] {
+        let again = send(ask(model)).await;
+        assert_eq!(again.status, 200, "{model}: {}", again.body);
+        assert_eq!(again.body["generation_id"], first.body["generation_id"], "{model}");
+    }
+    assert_eq!(refused(ask("tinyllama:other")).await.0, 422, "another model");
+}
+
+#[tokio::test]
+async fn a_text_that_breaks_off_is_no_json_and_one_that_is_no_object_is_told_so() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let (mut socket, _) = Socket::open(replica, "/ws").await;
+    let table = ["[1,", "12x", "[] x", "{} x", "tru", "\"x"].map(|body| (body, "json_invalid"));
+    let others = ["[1]", "12", "null", "\"x\"", "1e999"].map(|body| (body, "dict_type"));
+    for (body, kind) in table.into_iter().chain(others) {
+        let request = http().post(format!("{}/api/v1/chat", replica.url)).body(body);
+        let reply = send(request).await;
+        assert_eq!((reply.status, &reply.body["errors"][0]["type"]), (422, &json!(kind)), "{body}");
+        socket.text(body).await;
+        let code = if kind == "dict_type" { "not_an_object" } else { kind };
+        assert_eq!(socket.event().await["code"], code, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_field_that_is_named_as_a_library_s_own_means_nothing() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    let hidden = json!({"$serde_json::private::RawValue": r#"{"message": "[[tokens=3]] hi"}"#});
+    let reply = post(replica, "/api/v1/chat", &hidden).await;
+    assert_eq!((reply.status, &reply.body["errors"][0]["loc"][1]), (422, &json!("message")));
+    let mut beside = hidden;
+    beside["message"] = json!("[[tokens=3]] hi");
+    assert_eq!(post(replica, "/api/v1/chat", &beside).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_handshake_has_no_body() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    for path in ["", "?session_id="] {
+        let with_body = || handshake(replica, path);
+        let code = (400, "handshake_with_body".to_owned());
+        assert_eq!(refused(with_body().body("hello")).await, code);
+        let chunked =
+            reqwest::Body::wrap_stream(futures_util::stream::iter([Ok::<_, std::io::Error>("x")]));
+        let chunked = with_body().header("Transfer-Encoding", "chunked").body(chunked);
+        assert_eq!(refused(chunked).await, code);
+        let empty = send(with_body().header("Content-Length", "0").body("")).await;
+        assert_eq!(empty.status, 101);
+        let connection = empty.headers["connection"].to_str().expect("text").to_ascii_lowercase();
+        assert_eq!(connection, "upgrade");
+    }
+}
+
+#[tokio::test]
+async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
+    let replica = &replica;
+    until_ok(replica, "/health/ready").await;
+    let session = id();
+    let asked = json!({"message": "[[tokens=2]] hi", "session_id": session});
+    assert_eq!(post(replica, "/api/v1/chat", &asked).await.status, 200);
+    let bare = session.replace('-', "");
+    let mut paths = Vec::new();
+    for id in [
+        &session,
+        &bare,
+        &session.to_uppercase(),
+        &format!("%{:02X}{}", session.as_bytes()[0], &session[1..]),
+    ] {
+        for path in [
+            format!("/api/v1/chat/session/{id}"),
+            format!("/api/v1/chat/sessions/{id}/nothing"),
+            format!("/api/v1/chat/sessions/{id}/cancel/x"),
+            format!("/{id}"),
+            format!("/api/v1/chat/sessions//{id}"),
+            format!("/docs/{id}"),
+            format!("/nowhere?session_id={id}"),
+        ] {
+            assert_eq!(get(replica, &path).await.status, 404, "{path}");
+            paths.push(path);
+        }
+        let path = format!("/api/v1/chat/sessions/{id}/");
+        assert_eq!(get(replica, &path).await.status, 200, "{path}");
+        let put = http().put(format!("{}{path}", replica.url));
+        assert_eq!(send(put).await.status, 405);
+    }
+    let mut lines = String::new();
+    let answered = |lines: &str| lines.matches("answered").count() >= paths.len() + 8;
+    for _ in 0..600 {
+        lines = std::fs::read_to_string(&log).expect("the log");
+        if answered(&lines) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(answered(&lines), "the log has not all requests");
+    let lower = lines.to_ascii_lowercase();
+    for secret in [&session[1..], &bare[1..]] {
+        assert!(
+            !lower.contains(secret),
+            "{}",
+            lines
+                .lines()
+                .find(|line| line.to_ascii_lowercase().contains(secret))
+                .unwrap_or_default()
+        );
+    }
+    assert!(lines.contains("/api/v1/chat/sessions/{session_id}"), "the route is not in the log");
+    let metrics = get(replica, "/metrics").await.body;
+    let metrics = metrics.as_str().expect("text").to_ascii_lowercase();
+    assert!(metrics.contains(r#"route="/api/v1/chat/sessions/{session_id}""#), "no route");
+    assert!(!metrics.contains(&session[1..]) && !metrics.contains(&bare[1..]));
+}

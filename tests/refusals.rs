@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use axum::http;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{self, Socket, get, joined, post, send, server_sent, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
@@ -114,6 +115,30 @@ async fn a_refused_request_whose_body_is_beyond_the_bound_gets_its_response_and_
         for framing in [Framing::ContentLength, Framing::Chunked] {
             let mut raw = Raw::connect(replica).await;
             assert!(refusal.send(&mut raw, TOO_LONG, framing).await, "{:?}", refusal.request);
+            assert_eq!(raw.rest().await.expect("an end and no reset"), "");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_beyond_the_bound_reaches_a_client_that_pipelines() {
+    let Setup { replica, .. } = &setup("0").await;
+    let live = "GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    let large =
+        format!("POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {TOO_LONG}\r\n\r\n");
+    let piece = vec![b'x'; 50_000];
+    for (last, status) in [(large.as_str(), 404), ("NO HTTP\r\n\r\n", 400)] {
+        for _ in 0..10 {
+            let mut raw = Raw::connect(replica).await;
+            raw.write(format!("{live}{live}{last}").as_bytes()).await.expect("an open connection");
+            for expected in [200, 200, status] {
+                let response = raw.response().await.expect("a response");
+                assert_eq!((response.status, response.closes()), (expected, expected != 200));
+            }
+            for _ in 0..TOO_LONG / piece.len() {
+                raw.write(&piece).await.expect("no reset while the client still sends");
+            }
+            raw.half_close().await;
             assert_eq!(raw.rest().await.expect("an end and no reset"), "");
         }
     }
@@ -293,6 +318,181 @@ async fn over_http_2_a_client_that_sends_all_before_it_reads_gets_its_refusal() 
         body.send_data(bytes::Bytes::new(), true).expect("an open stream");
         assert_eq!(response.await.expect("a response").status(), 404, "{bytes}");
     }
+    connection.abort();
+}
+
+/// A replica that lets its clients take a second.
+async fn impatient(sockets: &str) -> Setup {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let limits =
+        [("JARVIS_READ_TIMEOUT", "1"), ("JARVIS_HEARTBEAT", "1"), ("JARVIS_MAX_SOCKETS", sockets)];
+    let replica = jarvis(&redis.url(), &ollama.url, &limits);
+    until_ok(&replica, "/health/ready").await;
+    Setup { replica, _ollama: ollama, _redis: redis }
+}
+
+async fn over_http_2(
+    replica: &Process,
+) -> (h2::client::SendRequest<bytes::Bytes>, h2::client::Connection<TcpStream>) {
+    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).await;
+    h2::client::handshake(stream.expect("a connection")).await.expect("h2")
+}
+
+#[tokio::test]
+async fn over_http_2_a_client_that_says_no_more_than_its_preface_is_let_go() {
+    let Setup { replica, .. } = &impatient("9").await;
+    let settings = b"\0\0\0\x04\0\0\0\0\0".as_slice();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let said = [
+        preface[..10].to_vec(),
+        preface.to_vec(),
+        [preface, settings].concat(),
+        [preface, &settings[..5]].concat(),
+    ];
+    let let_go = said.into_iter().map(async |said| {
+        let mut raw = Raw::connect(replica).await;
+        raw.write(&said).await.expect("an open connection");
+        let end = async { while raw.byte().await.is_ok() {} };
+        let ended = tokio::time::timeout(LIMIT, end).await;
+        assert!(ended.is_ok(), "{} bytes keep the connection", said.len());
+    });
+    join_all(let_go).await;
+}
+
+#[tokio::test]
+async fn over_http_2_an_idle_client_is_let_go() {
+    let Setup { replica, .. } = &impatient("9").await;
+    let began = Instant::now();
+    let (client, connection) = over_http_2(replica).await;
+    // It answers pings.
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("a stream");
+    let request = http::Request::get(format!("{}/health/live", replica.url)).body(());
+    let (response, _) = client.send_request(request.expect("a request"), true).expect("sent");
+    assert_eq!(response.await.expect("a response").status(), 200);
+    let ended = tokio::time::timeout(LIMIT, connection).await.expect("the end in time");
+    ended.expect("no panic").expect("a clean end");
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    drop(client);
+}
+
+#[tokio::test]
+async fn over_http_2_a_client_that_never_sends_its_body_is_answered_and_let_go() {
+    let Setup { replica, .. } = &impatient("9").await;
+    let (client, connection) = over_http_2(replica).await;
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("a stream");
+    let request = http::Request::post(format!("{}/nowhere", replica.url)).body(());
+    let (response, body) = client.send_request(request.expect("a request"), false).expect("sent");
+    assert_eq!(response.await.expect("a response").status(), 404);
+    tokio::time::timeout(LIMIT, connection).await.expect("the end in time").expect("no panic").ok();
+    drop((client, body));
+}
+
+#[tokio::test]
+async fn over_http_2_a_live_stream_is_not_cut() {
+    let Setup { replica, .. } = &impatient("1").await;
+    let session = Uuid::new_v4().to_string();
+    assert_eq!(client::chat(replica, &session, "[[tokens=2]] one").await.status, 200);
+    let events = || {
+        let url = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
+        http::Request::get(url).body(()).expect("a request")
+    };
+    let (client, connection) = over_http_2(replica).await;
+    let answering = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("a stream");
+    let (response, _) = client.send_request(events(), true).expect("sent");
+    let mut stream = response.await.expect("a response").into_body();
+    let mut text = String::new();
+    let mut until = async |wanted: &str, count: usize| {
+        while text.matches(wanted).count() < count {
+            let piece = tokio::time::timeout(LIMIT, stream.data()).await.expect("more in time");
+            let piece = piece.expect("no end").expect("no reset");
+            stream.flow_control().release_capacity(piece.len()).expect("room");
+            text.push_str(&String::from_utf8_lossy(&piece));
+        }
+    };
+    // A comment comes each second: longer than a client may be idle, and than it is waited for.
+    until("\n:", 8).await;
+    assert_eq!(client::chat(replica, &session, "[[tokens=2]] two").await.status, 200);
+    until("stream_end", 1).await;
+    answering.abort();
+}
+
+#[tokio::test]
+async fn over_http_2_a_stream_whose_client_answers_no_ping_is_let_go() {
+    let Setup { replica, .. } = &impatient("1").await;
+    let session = Uuid::new_v4().to_string();
+    assert_eq!(client::chat(replica, &session, "[[tokens=2]] one").await.status, 200);
+    let url = format!("{}/api/v1/chat/sessions/{session}/events", replica.url);
+    let (client, mut connection) = over_http_2(replica).await;
+    let open = async {
+        let mut client = client.ready().await.expect("a stream");
+        let request = http::Request::get(&url).body(()).expect("a request");
+        let (response, _) = client.send_request(request, true).expect("sent");
+        (client, response.await.expect("a response"))
+    };
+    let (client, response) = tokio::select! {
+        opened = open => opened,
+        _ = &mut connection => panic!("the end of the connection"),
+    };
+    assert_eq!(response.status(), 200);
+    // From here on nobody reads this connection, which stays open.
+    let began = Instant::now();
+    let mut refused = 0;
+    loop {
+        let events = client::http().get(&url).send().await.expect("a response");
+        match events.status().as_u16() {
+            200 => break,
+            503 => refused += 1,
+            status => panic!("{status}"),
+        }
+        assert!(began.elapsed() < LIMIT, "the stream is still held");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refused > 0, "the stream took no room");
+    drop((client, response, connection));
+}
+
+#[tokio::test]
+async fn over_http_2_a_stream_whose_client_makes_no_room_is_reset_and_costs_no_other() {
+    let Setup { replica, .. } = &impatient("1").await;
+    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).await;
+    let stream = stream.expect("a connection");
+    let narrow = h2::client::Builder::new().initial_window_size(1 << 10).handshake(stream).await;
+    let (client, connection): (h2::client::SendRequest<bytes::Bytes>, _) = narrow.expect("h2");
+    // It answers pings.
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("a stream");
+    let request = http::Request::post(format!("{}{CHAT}", replica.url)).body(());
+    let (response, mut body) =
+        client.send_request(request.expect("a request"), false).expect("sent");
+    let asked = json!({"message": "[[tokens=1000]] go", "stream": true});
+    body.send_data(asked.to_string().into(), true).expect("an open stream");
+    let mut stream = response.await.expect("a response").into_body();
+    // Nothing of it is read; beside it others ask.
+    let began = Instant::now();
+    let asked = json!({"message": "[[tokens=1]] hi", "stream": true});
+    loop {
+        let request = http::Request::get(format!("{}/health/live", replica.url)).body(());
+        client = client.ready().await.expect("an open connection");
+        let (live, _) = client.send_request(request.expect("a request"), true).expect("sent");
+        assert_eq!(live.await.expect("a response").status(), 200);
+        let other = client::http().post(format!("{}{CHAT}", replica.url)).json(&asked);
+        if other.send().await.expect("a response").status().as_u16() == 200 {
+            break;
+        }
+        assert!(began.elapsed() < LIMIT, "the stream is still held");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    let reset = loop {
+        match stream.data().await.expect("no clean end") {
+            Ok(piece) => stream.flow_control().release_capacity(piece.len()).expect("room"),
+            Err(error) => break error,
+        }
+    };
+    assert!(reset.is_reset(), "{reset}");
     connection.abort();
 }
 

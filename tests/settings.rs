@@ -6,7 +6,7 @@ mod support;
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
-use support::client::until_ok;
+use support::client::{http, send, until_ok};
 use support::process::{jarvis, jarvis_at, logged, ollama_sim};
 use support::redis::RedisServer;
 
@@ -92,6 +92,78 @@ fn a_wrong_url_is_refused_without_a_word_of_its_password() {
     let (code, printed) = run(command.env("JARVIS_REDIS_URL", "redis://:57#Secret@host"));
     assert_eq!(code, Some(64));
     assert!(printed.contains("%23") && !printed.contains("Secret"), "{printed}");
+}
+
+/// A setting that is taken makes the command end at the listener.
+#[test]
+fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    for (flag, value, told) in [
+        ("--allowed-origins", "garbage", "https://app.example"),
+        ("--allowed-origins", "https://a.example,https://a.example/x", "ends after its host"),
+        ("--allowed-origins", "null", "write * to allow every origin"),
+        ("--allowed-hosts", "https://chat.example", "chat.example"),
+        ("--max-sockets", "0", "--max-sockets"),
+        ("--queue-limit", "0", "--queue-limit"),
+        ("--keep-alive", "banana", "5m"),
+        ("--ollama-urls", "http://127.0.0.1:9,http://127.0.0.1:9/", "name each host once"),
+        ("--ollama-urls", "http://ann:Secret@127.0.0.1:9/?x=1", "leave out"),
+    ] {
+        let variable = flag.trim_start_matches("--").replace('-', "_").to_uppercase();
+        let (code, printed) = run(&mut binary(&["serve", "--listen", &address, flag, value]));
+        assert_eq!(code, Some(64), "{flag} {value}: {printed}");
+        assert!(printed.contains(told) && !printed.contains("Secret"), "{flag} {value}: {printed}");
+        assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
+        let mut command = binary(&["serve", "--listen", &address]);
+        let (code, printed) = run(command.env(format!("JARVIS_{variable}"), value));
+        assert_eq!(code, Some(64), "JARVIS_{variable}={value}: {printed}");
+    }
+}
+
+/// The listener that is taken makes every one of these end, after the settings were read.
+#[test]
+fn blanks_around_a_value_and_every_time_that_ollama_takes_are_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!(" {} ", taken.local_addr().expect("an address"));
+    for (flag, value) in [
+        ("--queue-limit", " 5 "),
+        ("--drain-timeout", "\t0\n"),
+        ("--log-format", " json "),
+        ("--log", " info "),
+        ("--max-sockets", " 1 "),
+        ("--ollama-urls", " http://127.0.0.1:9 ; slots = 2 , http://127.0.0.1:10 "),
+        ("--allowed-origins", " https://h:443 , http://h:80/ , * "),
+        ("--keep-alive", " 5m "),
+        ("--keep-alive", "-1"),
+        ("--keep-alive", "0"),
+        ("--keep-alive", "300"),
+        ("--keep-alive", "1h30m"),
+    ] {
+        let (code, printed) = run(&mut binary(&["serve", "--listen", &address, flag, value]));
+        assert_eq!(code, Some(1), "{flag} {value:?}: {printed}");
+        assert!(printed.contains("cannot listen on"), "{flag} {value:?}: {printed}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_is_allowed_with_and_without_its_default_port() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let listed = [("JARVIS_ALLOWED_ORIGINS", "https://h:443, http://h:80, HTTPS://App.Example/")];
+    let replica = jarvis(&redis.url(), &ollama.url, &listed);
+    until_ok(&replica, "/health/ready").await;
+    let status = async |origin: &str| {
+        let chat = http().post(format!("{}/api/v1/chat", replica.url)).header("Origin", origin);
+        let reply = send(chat.json(&serde_json::json!({"message": "[[tokens=2]] hi"}))).await;
+        let allowed = reply.headers.get("access-control-allow-origin");
+        (reply.status, allowed.and_then(|origin| origin.to_str().ok()).map(str::to_owned))
+    };
+    for origin in ["https://h", "https://h:443", "http://h", "http://h:80", "https://app.example"] {
+        assert_eq!(status(origin).await, (200, Some(origin.to_owned())), "{origin}");
+    }
+    for origin in ["https://h:80", "http://h:443", "https://evil.example", "null"] {
+        assert_eq!(status(origin).await, (403, None), "{origin}");
+    }
 }
 
 #[tokio::test]

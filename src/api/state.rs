@@ -47,9 +47,10 @@ pub type Shared = Arc<AppState>;
 pub struct ApiSettings {
     /// Model of a request that names none.
     pub default_model: String,
-    /// Web origins beside the server's own that may call it.
+    /// Web origins beside the server's own that may call it, as [`crate::http::origin::listed_origin`] reads
+    /// them.
     pub allowed_origins: Vec<String>,
-    /// Names that the Host header may have; empty: any.
+    /// Names that the Host header may have, as [`crate::http::origin::listed_host`] reads them; empty: any.
     pub allowed_hosts: Vec<String>,
     /// Bytes of a request's body, at most.
     pub max_body_bytes: usize,

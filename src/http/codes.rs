@@ -26,6 +26,7 @@ pub const CODES: &[ErrorCode] = &[
     code("draining", 503, "this replica is being replaced: send the request again"),
     code("encoding_not_supported", 415, "the body is compressed: send it as it is"),
     code("generation_not_found", 404, "the session has no such generation, or its answer is gone"),
+    code("handshake_with_body", 400, "a WebSocket handshake has no body: send none"),
     code("host_not_allowed", 403, "the Host header is not in the list of allowed hosts"),
     code("idempotency_key_reused", 422, "the key was used for another request"),
     code("internal", 500, "a fault of the service"),

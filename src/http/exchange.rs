@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::http::peer::{Hangup, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, Peer, broken};
+use crate::http::peer::{Hangup, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, OpenStream, Peer, broken};
+use crate::http::stream_limit::set_waits_for_room;
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
@@ -42,6 +43,7 @@ pub async fn answer(
 ) -> io::Result<Response<Body>> {
     // A stream of HTTP/2 has an end of its own.
     let own_connection = request.version() < Version::HTTP_2;
+    let open = (!own_connection).then(|| peer.begin_stream());
     let awaits_continue = request.headers().contains_key(header::EXPECT);
     let hangup = Hangup::default();
     let (mut parts, body) = request.into_parts();
@@ -86,12 +88,14 @@ pub async fn answer(
     if whole {
         peer.read_whole();
     } else {
+        peer.leave_unread();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(match watch {
-        Some(watch) if is_streamed(&response) => {
+    Ok(match (watch, open) {
+        (Some(watch), _) if is_streamed(&response) => {
             response.map(|body| Body::new(WatchedBody { body, watch }))
         }
+        (_, Some(open)) => response.map(|body| Body::new(StreamBody { body, _open: open })),
         _ => response,
     })
 }
@@ -209,6 +213,34 @@ impl Drop for LentBody {
         if let Some(body) = self.body.take() {
             self.end(Lent::Unread { body, was_asked_for: self.was_asked_for });
         }
+    }
+}
+
+/// A response over HTTP/2, which counts as open until it was handed over.
+struct StreamBody {
+    body: Body,
+    _open: OpenStream,
+}
+
+impl HttpBody for StreamBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        set_waits_for_room(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use axum::Extension;
-use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -16,12 +16,19 @@ use uuid::Uuid;
 
 use crate::api::native::input::hex_digest;
 use crate::api::state::{ApiSettings, Shared};
+use crate::http::origin;
 use crate::http::problem::{NoRoute, Problem};
 use crate::session::Owner;
 use crate::telemetry::metric;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES: usize = 128;
+/// The longest part of a path that may stand in the log; an identifier of a session is longer.
+const LOGGED_PART: usize = 24;
+/// Digits in such a part, at most: a piece of an identifier has more.
+const LOGGED_DIGITS: usize = 4;
+/// Parts of a path in the log, at most.
+const LOGGED_PARTS: usize = 8;
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Who asks.
@@ -79,13 +86,14 @@ fn network(address: IpAddr) -> IpAddr {
 pub async fn observe(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
-    let route = route_label(request.uri().path());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
     let id = request_id(request.headers());
     let span = tracing::info_span!(
         "request",
         request_id = id.to_str().unwrap_or_default(),
         method,
-        path = route,
+        path = route.map_or_else(|| redacted(request.uri().path()), str::to_owned),
         session = Empty,
         generation = Empty,
     );
@@ -94,7 +102,7 @@ pub async fn observe(State(shared): State<Shared>, request: Request, next: Next)
     let status = response.status().as_u16();
     span.in_scope(|| tracing::info!(status, seconds = elapsed, "answered"));
     let met = response.extensions().get::<NoRoute>().is_none();
-    let route = if met { route } else { "none".to_owned() };
+    let route = route.filter(|_| met).unwrap_or("none").to_owned();
     metrics::counter!(
         metric::HTTP_REQUESTS_TOTAL,
         "method" => method, "route" => route.clone(), "status" => status.to_string(),
@@ -124,17 +132,23 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// A path without what clients choose in it, if it is one that there is.
-fn route_label(path: &str) -> String {
-    const SESSIONS: &str = "/api/v1/chat/sessions/";
-    match (path.strip_prefix(SESSIONS), path.strip_prefix("/docs/")) {
-        (Some(rest), _) => {
-            let tail = rest.find('/').map_or("", |at| &rest[at..]);
-            format!("{SESSIONS}{{session_id}}{tail}")
+/// A path that no route has, for the log: without the parts that may hold the identifier of a
+/// session, which is the only key of an anonymous one.
+fn redacted(path: &str) -> String {
+    let mut redacted = String::new();
+    for (number, part) in path.trim_start_matches('/').split('/').enumerate() {
+        if number == LOGGED_PARTS {
+            redacted.push_str("/...");
+            break;
         }
-        (_, Some(_)) => "/docs/{file}".to_owned(),
-        _ => path.to_owned(),
+        let digits = part.bytes().filter(u8::is_ascii_digit).count();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let harmless =
+            part.len() <= LOGGED_PART && digits <= LOGGED_DIGITS && part.bytes().all(plain);
+        redacted.push('/');
+        redacted.push_str(if harmless { part } else { "{redacted}" });
     }
+    redacted
 }
 
 fn request_id(headers: &HeaderMap) -> HeaderValue {
@@ -205,12 +219,15 @@ fn changes_something(method: &Method, headers: &HeaderMap) -> bool {
 
 /// The request's origin, where it is one that may call from elsewhere.
 fn listed_origin(settings: &ApiSettings, headers: &HeaderMap) -> Option<HeaderValue> {
-    let origin = headers.get(header::ORIGIN)?;
-    let listed = settings.allowed_origins.iter().any(|allowed| {
-        let name = allowed.trim_end_matches('/').as_bytes();
-        allowed == "*" || name.eq_ignore_ascii_case(origin.as_bytes())
-    });
-    listed.then(|| origin.clone())
+    let given = headers.get(header::ORIGIN)?;
+    let allowed = &settings.allowed_origins;
+    let named = || {
+        let given = given.to_str().ok().map(origin::canonical);
+        given.is_some_and(|given| allowed.iter().any(|allowed| *allowed == given))
+    };
+    let listed =
+        allowed.iter().any(|allowed| allowed == origin::ANY) || (!allowed.is_empty() && named());
+    listed.then(|| given.clone())
 }
 
 /// Any web page may send such a request for whoever visits it, as a body without a Content-Type is
@@ -294,6 +311,38 @@ mod tests {
         assert!(!passes(&[("host", "a.example"), ("origin", "null")]));
         assert!(!passes(&[("origin", "https://a.example")]));
         assert!(!passes(&[("host", "a.example"), ("sec-fetch-site", "cross-site")]));
+    }
+
+    #[test]
+    fn an_origin_is_listed_with_and_without_its_default_port() {
+        let listed = |allowed: &str, origin: &'static str| {
+            let allowed = origin::listed_origin(allowed).expect("an origin");
+            let settings = ApiSettings { allowed_origins: vec![allowed], ..ApiSettings::default() };
+            listed_origin(&settings, &headers(&[("origin", origin)])).is_some()
+        };
+        assert!(listed("https://h:443", "https://h"));
+        assert!(listed("https://h", "https://h:443"));
+        assert!(listed("http://h:80", "http://h"));
+        assert!(listed("HTTPS://H/", "https://h"));
+        assert!(listed("*", "null"));
+        assert!(!listed("https://h", "http://h"));
+        assert!(!listed("https://h", "https://h:444"));
+        assert!(!listed("https://h", "https://h.evil.example"));
+        assert!(!listed("https://h", "null"));
+    }
+
+    #[test]
+    fn no_identifier_of_a_session_is_left_in_a_path() {
+        let id = "6b1f0c3e-52a4-4c1d-9a57-3f0d84be2c16";
+        let simple = id.replace('-', "");
+        let encoded = id.replace("6b", "%36%62");
+        for id in [id, &*simple, &*encoded, &format!("urn:uuid:{id}"), &id.to_uppercase()] {
+            let path = redacted(&format!("/api/v1/chat/session/{id}/messages"));
+            assert_eq!(path, "/api/v1/chat/session/{redacted}/messages", "{id}");
+        }
+        assert_eq!(redacted("/"), "/");
+        assert_eq!(redacted("/wp-login.php"), "/wp-login.php");
+        assert_eq!(redacted(&"/a".repeat(100)), format!("{}/...", "/a".repeat(8)));
     }
 
     #[test]

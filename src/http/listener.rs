@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::serve::Listener;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket};
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
 use crate::http::peer::{Ending, Peer};
+use crate::http::stream_limit::StreamExecutor;
 use crate::telemetry::metric;
 
 /// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
@@ -29,9 +30,10 @@ const KERNEL_BUFFER: u32 = 64 << 10;
 const BACKLOG: u32 = 4096;
 /// Bytes that HTTP/1 reads or writes ahead; the head of a request has to fit.
 const HTTP_BUFFER: usize = 64 << 10;
-/// Bytes that tell HTTP/2 from HTTP/1.
-const PREFACE: usize = 24;
-/// What a WebSocket has beyond the limit to be told that it is too slow.
+/// The first bytes of a client that speaks HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a WebSocket has beyond the limit to be told that it is too slow, and a connection of HTTP/2
+/// to end after it was told to.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Listens on an address.
@@ -48,15 +50,25 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `stop`, and then until all requests are answered. Clients may take `read_timeout`
-/// for the head of a request, and a little more to make room for the next byte.
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    /// For the head of a request, to make room for the next byte, to answer a ping of HTTP/2, and
+    /// between two requests.
+    pub read: Duration,
+    /// Between two pings of HTTP/2.
+    pub heartbeat: Duration,
+}
+
+/// Serves until `stop`, and then until all requests are answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
-    read_timeout: Duration,
+    limits: TimeLimits,
     stop: CancellationToken,
 ) {
-    let protocol = protocol(read_timeout);
+    let protocol = protocol(limits);
+    let read_timeout = limits.read;
     let connections = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -68,14 +80,16 @@ pub async fn serve(
             tracing::debug!(%error, "Nagle's algorithm stays on");
         }
         let limit = read_timeout + GRACE;
-        let opening = Some(Opening { deadline: Box::pin(sleep(limit)), bytes: 0 });
+        let deadline = Box::pin(sleep(limit));
+        let opening = Some(Opening { deadline, bytes: 0, is_http_2: true });
         let peer = Arc::new(Peer::new(stream));
         let ending = Ending::default();
         let io = Connection { peer: Arc::clone(&peer), limit, opening, stalled: None, ending };
         let io = TokioIo::new(io);
         let router = router.clone();
+        let client = Arc::clone(&peer);
         let service = service_fn(move |request| {
-            exchange::answer(router.clone(), request, address, Arc::clone(&peer))
+            exchange::answer(router.clone(), request, address, Arc::clone(&client))
         });
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
         let stop = stop.clone();
@@ -83,26 +97,35 @@ pub async fn serve(
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
+                () = peer.idle(read_timeout) => connection.as_mut().graceful_shutdown(),
                 () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
             }
-            let _ = connection.await;
+            tokio::select! {
+                _ = connection => {}
+                // A client that neither asks nor lets go.
+                () = peer.idle(GRACE) => {}
+            }
         });
     }
     connections.close();
     connections.wait().await;
 }
 
-fn protocol(read_timeout: Duration) -> Builder<TokioExecutor> {
-    let mut protocol = Builder::new(TokioExecutor::new());
+fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {
+    let mut protocol = Builder::new(StreamExecutor(limits.read));
     protocol
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(read_timeout)
+        .header_read_timeout(limits.read)
         // A client that has sent its last byte may wait for its response: exchange.rs tells it from
         // one that is gone.
         .half_close(true)
         .max_buf_size(HTTP_BUFFER);
-    protocol.http2().timer(TokioTimer::new());
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.heartbeat)
+        .keep_alive_timeout(limits.read);
     protocol
 }
 
@@ -120,6 +143,8 @@ pub struct Connection {
 struct Opening {
     deadline: Pin<Box<Sleep>>,
     bytes: usize,
+    /// What came so far is the beginning of HTTP/2.
+    is_http_2: bool,
 }
 
 impl Connection {
@@ -158,8 +183,15 @@ impl AsyncRead for Connection {
                 ready!(opening.deadline.as_mut().poll(context));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            opening.bytes += into.filled().len() - before;
-            if opening.bytes >= PREFACE {
+            let (came, expected) = (&into.filled()[before..], &PREFACE[opening.bytes..]);
+            let compared = came.len().min(expected.len());
+            opening.is_http_2 &= came[..compared] == expected[..compared];
+            opening.bytes += compared;
+            if !opening.is_http_2 {
+                // HTTP/1 has a limit for the head of a request.
+                self.opening = None;
+            } else if opening.bytes == PREFACE.len() {
+                self.peer.begin_http_2();
                 self.opening = None;
             }
         }

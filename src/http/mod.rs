@@ -5,5 +5,7 @@ mod exchange;
 pub mod extract;
 pub mod guard;
 pub mod listener;
+pub mod origin;
 pub mod peer;
 pub mod problem;
+mod stream_limit;

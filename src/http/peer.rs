@@ -5,14 +5,16 @@ use std::future::{Future, pending};
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection lingers after its last response.
@@ -21,6 +23,8 @@ pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
 pub const LINGER_GAP: Duration = Duration::from_secs(5);
 /// Bytes that a lingering connection reads and drops, at most.
 pub const LINGER_BYTES: usize = 16 << 20;
+/// The count of streams where HTTP/2 has begun and no request is being answered.
+const IDLE: usize = 1;
 /// Bytes that are dropped at a time.
 const DROPPED_AT_ONCE: usize = 8 << 10;
 
@@ -29,17 +33,61 @@ pub struct Peer {
     stream: TcpStream,
     /// Bytes came that belong to no request that was read whole.
     unread: AtomicBool,
+    /// The last request was read whole. Whether bytes of a next one came with it is not known
+    /// before more is wanted.
+    whole: AtomicBool,
+    /// Requests of HTTP/2 that are being answered, and one more once HTTP/2 has begun.
+    streams: AtomicUsize,
+    /// Wakes the one task that waits for the connection to be idle.
+    streams_changed: Notify,
 }
 
 impl Peer {
     /// Wraps an accepted connection.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, unread: AtomicBool::new(false) }
+        Self {
+            stream,
+            unread: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
+            streams: AtomicUsize::new(0),
+            streams_changed: Notify::new(),
+        }
     }
 
-    /// Notes that everything that the client sent so far was read, to the end of a request.
+    /// Notes that a request was read to its end. What was read with it may belong to the next one.
     pub fn read_whole(&self) {
-        self.unread.store(false, Ordering::Relaxed);
+        self.whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a request will not be read to its end.
+    pub fn leave_unread(&self) {
+        self.whole.store(false, Ordering::Relaxed);
+        self.unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the client speaks HTTP/2.
+    pub fn begin_http_2(&self) {
+        self.streams.store(IDLE, Ordering::Relaxed);
+        self.streams_changed.notify_one();
+    }
+
+    /// Counts a request of HTTP/2 until what is returned is dropped.
+    pub fn begin_stream(self: &Arc<Self>) -> OpenStream {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.streams_changed.notify_one();
+        OpenStream(Arc::clone(self))
+    }
+
+    /// Resolves when the client speaks HTTP/2, and no request of it was being answered for so long.
+    pub async fn idle(&self, limit: Duration) {
+        loop {
+            let changed = self.streams_changed.notified();
+            if self.streams.load(Ordering::Relaxed) != IDLE {
+                changed.await;
+            } else if timeout(limit, changed).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Watches a client whose request was read whole. Cancels `hangup` when the client has sent its
@@ -64,10 +112,17 @@ impl Peer {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.stream.poll_read_ready(context))?;
+            if self.stream.poll_read_ready(context)?.is_pending() {
+                // What came was not enough for a next request, so there is none.
+                if self.whole.swap(false, Ordering::Relaxed) {
+                    self.unread.store(false, Ordering::Relaxed);
+                }
+                return Poll::Pending;
+            }
             match self.stream.try_read_buf(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(bytes) => {
+                    self.whole.store(false, Ordering::Relaxed);
                     if bytes > 0 {
                         self.unread.store(true, Ordering::Relaxed);
                     }
@@ -102,6 +157,16 @@ impl Peer {
             ended => ended?,
         }
         Ok(self.unread.load(Ordering::Relaxed).then(Linger::new))
+    }
+}
+
+/// A request of HTTP/2 that is being answered, until its response was handed over.
+pub struct OpenStream(Arc<Peer>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.streams_changed.notify_one();
     }
 }
 

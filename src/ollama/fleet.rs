@@ -73,7 +73,7 @@ impl Fleet {
     /// # Errors
     /// [`OllamaError::Setting`].
     pub fn new(config: FleetConfig) -> Result<Self, OllamaError> {
-        check(&config)?;
+        check_hosts(&config.hosts).map_err(OllamaError::Setting)?;
         let inner = FleetInner { config, members: Mutex::new(Arc::new([])) };
         let literal = |host: &HostConfig| resolve::literal(&host.url).map(|address| vec![address]);
         inner.set(&inner.config.hosts.iter().map(literal).collect::<Vec<_>>())?;
@@ -342,26 +342,37 @@ fn merged(answered: &[Answered]) -> Vec<Model> {
     models.into_values().cloned().collect()
 }
 
-fn check(config: &FleetConfig) -> Result<(), OllamaError> {
-    let wrong = |text| Err(OllamaError::Setting(text));
-    if config.hosts.is_empty() {
-        return wrong("at least one Ollama host is needed");
+/// Checks the hosts of the settings.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn check_hosts(hosts: &[HostConfig]) -> Result<(), &'static str> {
+    if hosts.is_empty() {
+        return Err("at least one Ollama host is needed");
     }
-    for (number, HostConfig { url, slots }) in config.hosts.iter().enumerate() {
+    for (number, HostConfig { url, slots }) in hosts.iter().enumerate() {
         if *slots == 0 {
-            return wrong("an Ollama host needs at least one slot");
+            return Err("an Ollama host needs at least one slot");
         }
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return wrong("an Ollama host is http://host:port or https://host:port");
+            return Err("an Ollama host is http://host:port or https://host:port");
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return wrong("the URL of an Ollama host has no query and no fragment");
+            return Err("the URL of an Ollama host (--ollama-urls) has no query and no fragment; \
+                leave out what follows its ? or #");
         }
-        if config.hosts[..number].iter().any(|host| host.url == *url) {
-            return wrong("each Ollama host is given once");
+        if hosts[..number].iter().any(|other| same_place(&other.url, url)) {
+            return Err("two Ollama hosts (--ollama-urls) are the same; name each host once, and \
+                set how many generations it runs with ;slots=N");
         }
     }
     Ok(())
+}
+
+/// Whether two URLs name one host, whoever signs in.
+fn same_place(one: &Url, other: &Url) -> bool {
+    let path = |url: &Url| url.path().trim_end_matches('/').to_owned();
+    one.origin() == other.origin() && path(one) == path(other)
 }
 
 #[cfg(test)]
@@ -384,7 +395,13 @@ mod tests {
     #[tokio::test]
     async fn wrong_settings_are_refused_before_anything_is_opened() {
         let refused = |config| Fleet::new(config).map(drop).expect_err("refused").code();
-        for hosts in [&[][..], &["ftp://h"], &["http://h", "http://h/"], &["http://h/?a"]] {
+        for hosts in [
+            &[][..],
+            &["ftp://h"],
+            &["http://h", "http://h/"],
+            &["http://h/?a"],
+            &["http://h/a", "http://ann@h:80/a/"],
+        ] {
             assert_eq!(refused(config(hosts)), "invalid_setting", "{hosts:?}");
         }
         let mut without_slots = config(&["http://h"]);

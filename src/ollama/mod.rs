@@ -22,13 +22,13 @@ mod wire;
 
 pub use breaker::BreakerState;
 pub use error::{ModelRefusal, OllamaError};
-pub use fleet::{Fleet, FleetConfig, HostConfig};
+pub use fleet::{Fleet, FleetConfig, HostConfig, check_hosts};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, Event, LINE_LIMIT};
 pub use pool::{HostState, Slot};
 pub use reply::{Done, DoneReason, Model};
 pub use stream::TokenStream;
-pub use wire::{ChatMessage, ChatRole, ModelRequest, Options, Think, Token};
+pub use wire::{ChatMessage, ChatRole, ModelRequest, Options, Think, Token, checked_keep_alive};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

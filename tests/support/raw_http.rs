@@ -100,6 +100,11 @@ impl Raw {
         Ok(Response { status, head, body: String::from_utf8(body).expect("text") })
     }
 
+    /// The next byte, whatever it belongs to.
+    pub async fn byte(&mut self) -> io::Result<u8> {
+        self.0.read_u8().await
+    }
+
     /// All that still comes, to the end of the connection.
     pub async fn rest(&mut self) -> io::Result<String> {
         let mut rest = String::new();

@@ -178,7 +178,9 @@ impl ChatRequest {
     pub fn from_message(object: &Object) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let mut request = Self::read(&mut fields);
-        request.message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS).map(str::to_owned);
+        let message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS);
+        // An empty one means none, as an empty session_id does.
+        request.message_id = message_id.filter(|id| !id.is_empty()).map(str::to_owned);
         fields.finish(request)
     }
 
@@ -215,8 +217,13 @@ impl ChatRequest {
         }
     }
 
-    /// The same for the same question, however its answer is to be delivered.
+    /// The same for the same question, however its answer is to be delivered and its model is
+    /// spelled.
     pub fn digest(&self) -> String {
+        let model = self.model.as_deref().map(|model| match ModelName::parse(model) {
+            Ok(name) => name.to_string(),
+            Err(_) => model.to_owned(),
+        });
         let think = match self.think {
             Reasoning::Off => Value::Bool(false),
             Reasoning::On => Value::Bool(true),
@@ -224,7 +231,7 @@ impl ChatRequest {
         };
         let asked = (
             &self.message,
-            &self.model,
+            &model,
             self.temperature,
             self.max_tokens,
             &self.system,
@@ -339,6 +346,55 @@ mod tests {
         let (plain, other) = (body(&plain).expect("valid"), body(&other).expect("valid"));
         assert_eq!(plain, other);
         assert_eq!(plain.digest(), other.digest());
+    }
+
+    #[test]
+    fn every_spelling_of_a_model_asks_the_same() {
+        let digest =
+            |model| body(&json!({"message": "hi", "model": model})).expect("valid").digest();
+        for spelling in [
+            "tinyllama",
+            "TinyLlama",
+            " tinyllama:LATEST ",
+            "registry.ollama.ai/library/tinyllama:latest",
+        ] {
+            assert_eq!(digest(spelling), digest("tinyllama:latest"), "{spelling}");
+        }
+        assert_ne!(digest("tinyllama:1b"), digest("tinyllama:latest"));
+    }
+
+    #[test]
+    fn a_number_is_the_same_as_a_number_and_as_text() {
+        for digits in ["0.9950955264838783", "1.9999999999999998", "0.30000000000000004", "7e-1"] {
+            let read = |text: &str| {
+                let text = format!(r#"{{"message": "hi", "temperature": {text}}}"#);
+                let object = Object::parse(text.as_bytes()).expect("an object");
+                ChatRequest::from_body(&object).expect("valid")
+            };
+            let (number, text) = (read(digits), read(&format!("\"{digits}\"")));
+            assert!(number.temperature.total_cmp(&text.temperature).is_eq(), "{digits}");
+            assert_eq!(number.digest(), text.digest(), "{digits}");
+        }
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let outcome = runner.run(&(0u64..20_000_000_000_000_000), |digits| {
+            let digits = format!("0.{digits:017}");
+            let number: Value = serde_json::from_str(&digits).expect("a number");
+            let text: f64 = digits.parse().expect("a number");
+            proptest::prop_assert_eq!(number.as_f64().map(f64::to_bits), Some(text.to_bits()));
+            Ok(())
+        });
+        outcome.expect("the same number");
+    }
+
+    #[test]
+    fn an_empty_message_id_means_none() {
+        let message_id = |id: &str| {
+            let object = json!({"message": "hi", "message_id": id});
+            let object = object.as_object().expect("an object").clone().into();
+            ChatRequest::from_message(&object).expect("valid").message_id
+        };
+        assert_eq!(message_id(""), None);
+        assert_eq!(message_id("1").as_deref(), Some("1"));
     }
 
     /// A repeat may meet a replica of another release.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -50,7 +50,7 @@ impl Object {
     pub fn parse(text: &[u8]) -> Result<Self, NotAnObject> {
         let text = without_mark(text);
         match serde_json::from_slice(text) {
-            Ok(Value::Object(fields)) => Ok(fields.into()),
+            Ok(Plain(Value::Object(fields))) => Ok(fields.into()),
             Ok(_) => Err(NotAnObject::OtherJson),
             // The whole is refused for one field; which one it is shows field by field.
             Err(_) => Self::parse_field_by_field(text),
@@ -59,14 +59,20 @@ impl Object {
 
     fn parse_field_by_field(text: &[u8]) -> Result<Self, NotAnObject> {
         let RawFields(raw) = serde_json::from_slice(text).map_err(|error| {
-            if error.is_data() { NotAnObject::OtherJson } else { NotAnObject::Invalid(error) }
+            // The parser refuses another kind of JSON at its first byte: whether the rest is JSON
+            // is not known yet.
+            match serde_json::from_slice::<&RawValue>(text) {
+                Ok(_) => NotAnObject::OtherJson,
+                Err(syntax) if error.is_data() => NotAnObject::Invalid(syntax),
+                Err(_) => NotAnObject::Invalid(error),
+            }
         })?;
         let mut object = Self::default();
         for (name, value) in raw {
             // Of a field that is given twice the last one counts.
             object.fields.remove(&name);
             object.unreadable.remove(&name);
-            if let Ok(value) = serde_json::from_str(value) {
+            if let Ok(Plain(value)) = serde_json::from_str(value) {
                 object.fields.insert(name, value);
             } else {
                 let why = if has_lone_surrogate(value) {
@@ -95,6 +101,71 @@ impl Object {
 /// A text without the byte order mark that it may begin with.
 pub fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
+/// Any JSON value, in which every field of an object has an ordinary name. `Value` itself gives a
+/// meaning to a field that is named as the library's own `RawValue`: it reads the text of that field
+/// as JSON.
+struct Plain(Value);
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Plain;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Plain, E> {
+                Ok(Plain(Value::Null))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Plain, E> {
+                Ok(Plain(value.into()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Plain, A::Error> {
+                let mut items = Vec::new();
+                while let Some(Plain(item)) = list.next_element()? {
+                    items.push(item);
+                }
+                Ok(Plain(Value::Array(items)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain, A::Error> {
+                let mut fields = Map::new();
+                while let Some((name, Plain(value))) = map.next_entry::<String, Plain>()? {
+                    fields.insert(name, value);
+                }
+                Ok(Plain(Value::Object(fields)))
+            }
+        }
+
+        from.deserialize_any(Any)
+    }
 }
 
 /// The fields of an object, checked to be JSON and not read any further.
@@ -178,6 +249,8 @@ fn has_lone_surrogate(json: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(text: &str) -> Object {
@@ -221,11 +294,64 @@ mod tests {
     fn what_is_no_object_is_told_from_what_is_no_json() {
         assert!(matches!(Object::parse(b"[1]"), Err(NotAnObject::OtherJson)));
         assert!(matches!(Object::parse(br#"["\ud800"]"#), Err(NotAnObject::OtherJson)));
-        for text in [r#"{"a": "\ud800""#, r#"{"a": "\ud800", b}"#, "{", "", r#"{"a": "\ud80"}"#] {
+        for text in ["12", "1e999", "null", "true", "\"x\"", "[[1], {\"a\": 2}]", " [1] "] {
+            let parsed = Object::parse(text.as_bytes());
+            assert!(matches!(parsed, Err(NotAnObject::OtherJson)), "{text}: {parsed:?}");
+        }
+        for text in [
+            r#"{"a": "\ud800""#,
+            r#"{"a": "\ud800", b}"#,
+            "{",
+            "",
+            r#"{"a": "\ud80"}"#,
+            "[1,",
+            "[1",
+            "12x",
+            "[] x",
+            "{} x",
+            "[1, {\"a\": }]",
+            "\"x",
+            "\"x\" y",
+            "tru",
+            "nul",
+            "01",
+            "-",
+        ] {
             let parsed = Object::parse(text.as_bytes());
             assert!(matches!(parsed, Err(NotAnObject::Invalid(_))), "{text}: {parsed:?}");
         }
         assert!(matches!(Object::parse(b"{\"a\": \"\\ud800\xff\"}"), Err(NotAnObject::Invalid(_))));
+    }
+
+    #[test]
+    fn a_field_has_no_meaning_for_the_parser_whatever_its_name() {
+        let name = "$serde_json::private::RawValue";
+        let text = json!({name: r#"{"message": "hi"}"#, "a": {name: "[1]"}, "b": [{name: "{"}]});
+        let object = parse(&text.to_string());
+        assert_eq!(object.get("message"), Ok(None));
+        for field in [name, "a", "b"] {
+            assert_eq!(object.get(field), Ok(text.get(field)), "{field}");
+        }
+        // The same where the object is read field by field.
+        let unreadable = text.to_string().replacen('{', r#"{"c": "\ud800", "#, 1);
+        assert_eq!(parse(&unreadable).get("message"), Ok(None));
+        assert_eq!(parse(&unreadable).get("a"), Ok(text.get("a")));
+        let number = json!({"$serde_json::private::Number": "1"});
+        assert_eq!(
+            parse(&number.to_string()).get("$serde_json::private::Number"),
+            Ok(Some(&Value::from("1")))
+        );
+    }
+
+    #[test]
+    fn values_of_every_kind_are_read_as_the_library_reads_them() {
+        for text in [
+            r#"{"a": [null, true, -1, 1, 18446744073709551615, 1.5, -0.0, 1e300, "é\n", {}, []]}"#,
+            r#"{"a": 1, "a": {"b": 1, "b": 2}}"#,
+        ] {
+            let expected: Value = serde_json::from_str(text).expect("JSON");
+            assert_eq!(parse(text).get("a"), Ok(expected.get("a")), "{text}");
+        }
     }
 
     #[test]

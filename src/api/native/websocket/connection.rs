@@ -43,6 +43,8 @@ const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
 /// Seconds over which the clients of a draining replica are spread.
 const RECONNECT_SECONDS: f64 = 5.0;
 const RETRY: Duration = Duration::from_millis(500);
+/// How long the requests that came before the end of a socket may take.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// One socket.
 pub struct Connection {
@@ -103,12 +105,42 @@ impl Connection {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
+        if matches!(end, CloseReason::Lost) {
+            Box::pin(self.gather()).await;
+        }
+        let (socket, requests) = self.into_parts();
         // A socket that is closing keeps nothing else.
-        Box::pin(self.into_socket().close(end)).await;
+        Box::pin(async {
+            let ((), _in_time) =
+                tokio::join!(socket.close(end), timeout(FINISH_LIMIT, requests.finish()));
+        })
+        .await;
     }
 
-    fn into_socket(self: Box<Self>) -> Socket {
-        self.socket
+    /// Queues what a lost client sent before it was lost.
+    async fn gather(&mut self) {
+        let rest = async {
+            while let Ok(packet) = self.socket.receive_rest().await {
+                self.enqueue(&packet);
+            }
+        };
+        let _ = timeout(FINISH_LIMIT, rest).await;
+    }
+
+    /// Queues a request to which nobody reads the reply.
+    fn enqueue(&mut self, packet: &Packet) {
+        if let Packet::Text(text) = packet
+            && let Ok(message) = wire::parse_client_message(text.as_bytes())
+            && self.queue.len() < QUEUE
+        {
+            count(message.kind());
+            self.queue.push_back(Request { message, asked_after: 0 });
+        }
+    }
+
+    fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
+        let Self { shared, owner, source, session, socket, under_way, queue, .. } = *self;
+        (socket, Unfinished { shared, owner, source, session, under_way, queue })
     }
 
     /// Sends the first event, a moment after the head of the handshake's response.
@@ -117,7 +149,11 @@ impl Connection {
             packet = self.socket.receive() => Some(packet?),
             () = sleep(WELCOME_DELAY) => None,
         };
-        self.send(hello).await?;
+        let sent = self.send(hello).await;
+        if let (Err(_), Some(packet)) = (&sent, &early) {
+            self.enqueue(packet);
+        }
+        sent?;
         if !recovered {
             self.recover();
         }
@@ -377,6 +413,39 @@ impl Connection {
         self.reader.move_to(cursor);
         self.view.reset(cursor, snapshot.running.map(|(generation, _)| generation));
         Ok(())
+    }
+}
+
+/// The requests of a socket that has ended, in the order in which they came.
+struct Unfinished {
+    shared: Shared,
+    owner: Owner,
+    source: String,
+    session: SessionId,
+    under_way: Option<UnderWay>,
+    queue: VecDeque<Request>,
+}
+
+impl Unfinished {
+    /// Carries them out, as a client that says something and leaves means what it said. Nobody
+    /// reads the replies, so a request that asks for nothing else is left out.
+    async fn finish(mut self) {
+        let mut under_way = self.under_way.take();
+        loop {
+            if let Some(UnderWay { outcome, .. }) =
+                under_way.take().filter(|under_way| under_way.kind != Kind::Read)
+            {
+                outcome.await;
+            }
+            let Some(request) = self.queue.pop_front() else { return };
+            under_way = Some(UnderWay::begin(
+                &self.shared,
+                &self.owner,
+                &self.source,
+                self.session,
+                request,
+            ));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod request;
 mod socket;
 mod view;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -39,6 +39,8 @@ fn upgrade_required() -> Response {
     ),
     responses(
         (status = 101, description = "JSON text frames follow"),
+        (status = 400, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The handshake has a body"),
         (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
         (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
         (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
@@ -54,6 +56,12 @@ pub async fn upgrade(
     let Ok(response) = create_response_with_body(&request, Body::empty) else {
         return Ok(upgrade_required());
     };
+    // Its bytes would be taken for frames, or the frames for its bytes.
+    if !request.body().is_end_stream() {
+        let detail = "a WebSocket handshake has no body; leave out Content-Length and \
+            Transfer-Encoding";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "handshake_with_body", detail));
+    }
     let mut fields = Fields::new("query", &query);
     let session = fields.session();
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());

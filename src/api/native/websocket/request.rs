@@ -45,6 +45,7 @@ impl UnderWay {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => Kind::WholeTurn,
             ClientMessage::Cancel { .. } => Kind::Cancel,
+            ClientMessage::History { .. } => Kind::Read,
             _ => Kind::Other,
         };
         let outcome = attend(shared.clone(), owner.clone(), source.to_owned(), session, message);
@@ -59,6 +60,8 @@ pub enum Kind {
     WholeTurn,
     /// The end of a generation.
     Cancel,
+    /// A reply, and nothing else.
+    Read,
     /// Nothing that does.
     Other,
 }

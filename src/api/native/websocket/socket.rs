@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -59,10 +60,14 @@ impl From<Error> for CloseReason {
     /// The end that follows an error of the protocol (RFC 6455, section 7.4.1).
     fn from(error: Error) -> Self {
         match error {
+            // The protocol error: the client ended its direction without a close frame.
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
+            | Error::Io(_)
+            | Error::ConnectionClosed
+            | Error::AlreadyClosed => Self::Lost,
             Error::Protocol(error) => Self::server(CloseCode::Protocol, error.to_string()),
             Error::Utf8(_) => Self::server(CloseCode::Invalid, "the text is not UTF-8"),
             Error::Capacity(_) => Self::server(CloseCode::Size, "the message is too large"),
-            Error::Io(_) | Error::ConnectionClosed | Error::AlreadyClosed => Self::Lost,
             _ => Self::server(CloseCode::Error, "internal error"),
         }
     }
@@ -100,6 +105,15 @@ impl Socket {
             Some(Err(error)) => Err(error.into()),
             None => Err(CloseReason::Lost),
         }
+    }
+
+    /// Receives what a lost client sent before it was lost. Nothing is sent any more.
+    ///
+    /// # Errors
+    /// Where there is no more.
+    pub async fn receive_rest(&mut self) -> Result<Message, CloseReason> {
+        self.frames.get_mut().output = Output::Dropped;
+        self.receive().await
     }
 
     /// Sends a message, and waits until the kernel has taken it.

@@ -99,6 +99,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
             .get("message_id")
             .unwrap_or_default()
             .and_then(Value::as_str)
+            .filter(|id| !id.is_empty())
             .map(str::to_owned),
     })
 }
