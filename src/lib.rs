@@ -8,14 +8,15 @@ pub mod config;
 pub mod follow;
 pub mod generation;
 pub mod http;
+pub mod lifecycle;
 pub mod membership;
 pub mod model_name;
 pub mod ollama;
 pub mod queue;
 pub mod readiness;
 pub mod redis;
+pub mod retry;
 pub mod session;
-pub mod tasks;
 pub mod telemetry;
 
 use std::net::SocketAddr;
@@ -25,13 +26,13 @@ use std::time::Duration;
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ApiSettings, AppState};
 use crate::config::Settings;
 use crate::generation::{GenerationSettings, Generations};
 use crate::http::listener::{self, TimeLimits};
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
 use crate::queue::{Queue, QueueStore};
@@ -63,7 +64,8 @@ impl Server {
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;
-        let redis = Redis::connect(&settings.redis.options())?;
+        let lifecycle = Lifecycle::default();
+        let redis = Redis::connect_in(&settings.redis.options(), lifecycle.clone())?;
         let replica = uuid::Uuid::new_v4().to_string();
         let waiting = settings.queue_limit as usize;
         let limits =
@@ -79,13 +81,16 @@ impl Server {
             token_gap_timeout: Duration::from_secs(settings.token_gap_timeout),
             keep_alive: settings.keep_alive.clone(),
         })?;
-        let drain = CancellationToken::new();
+        fleet.follow_names(&lifecycle);
         let (preload, num_ctx) = (settings.preload(), settings.num_ctx);
         if !preload.is_empty() {
-            let (fleet, drain) = (fleet.clone(), drain.clone());
-            tokio::spawn(drain.run_until_cancelled_owned(async move {
-                fleet.preload(&preload, num_ctx).await;
-            }));
+            let (fleet, draining) = (fleet.clone(), lifecycle.clone());
+            lifecycle.spawn_optional("preload", async move {
+                tokio::select! {
+                    () = fleet.preload(&preload, num_ctx) => {}
+                    () = draining.reached(Phase::Draining) => {}
+                }
+            });
         }
         let generations = Generations::start(
             store.clone(),
@@ -101,8 +106,7 @@ impl Server {
         );
         let conditions = Conditions::of(&redis);
         let readiness = Readiness {
-            drain: drain.clone(),
-            tasks: redis.tasks().clone(),
+            lifecycle: lifecycle.clone(),
             redis: conditions.subscribe(),
             patience: Duration::from_secs(settings.redis_patience),
         };
@@ -122,8 +126,7 @@ impl Server {
                 proxies: usize::from(settings.proxies),
                 ..ApiSettings::default()
             }),
-            drain,
-            leave: CancellationToken::new(),
+            lifecycle,
             sockets: TaskTracker::new(),
             metrics,
         };
@@ -136,39 +139,57 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` resolves, then drains: nothing new is taken, running turns may end, and
-    /// sockets are told to reconnect.
+    /// Returns the life of this process.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.state.lifecycle
+    }
+
+    /// Serves until `stop` resolves or an essential task fails, then drains: nothing new is taken,
+    /// running turns may end, and sockets are told to reconnect.
     ///
     /// # Errors
-    /// Where this release cannot run on what Redis holds, or the listener fails.
+    /// [`lifecycle::TaskFailure`] where an essential task failed, among them the one that finds that
+    /// this release cannot run on what Redis holds.
     pub async fn serve(
         self,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
         let Self { listener, state, conditions, drain_timeout, .. } = self;
-        let AppState { generations, drain, leave, sockets, .. } = state.clone();
+        let AppState { generations, lifecycle, sockets, .. } = state.clone();
         let limits =
             TimeLimits { read: state.settings.read_timeout, heartbeat: state.settings.heartbeat };
-        let serving = listener::serve(listener, api::router(state), limits, leave.clone());
-        let mut serving = tokio::spawn(serving);
-        let following = conditions.follow();
-        tokio::pin!(following, stop);
+        let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
+        let serving = lifecycle.spawn("http listener", serving);
+        let mut condition = conditions.subscribe();
+        let usable = async move { condition.wait_for(|now| now.trouble().is_none()).await.is_ok() };
+        lifecycle.spawn("redis probe", async move {
+            conditions
+                .follow()
+                .await
+                .map_or_else(|refused| TaskEnd::CannotGoOn(refused.to_string()), |()| TaskEnd::Done)
+        });
+        tokio::pin!(usable, stop);
         loop {
             tokio::select! {
                 () = &mut stop => break,
-                served = &mut serving => return Ok(served?),
-                refused = &mut following => refused?,
+                () = lifecycle.failed() => break,
+                _ = &mut usable, if lifecycle.phase() == Phase::Starting => {
+                    lifecycle.advance(Phase::Serving);
+                }
             }
         }
-        tracing::info!("draining");
-        drain.cancel();
+        if let (Phase::Starting, Some(failure)) = (lifecycle.phase(), lifecycle.failure()) {
+            // No turn was accepted yet, so there is nothing to drain.
+            return Err(failure.into());
+        }
+        lifecycle.advance(Phase::Draining);
         let handed_over = generations.drain(drain_timeout);
         if tokio::time::timeout(drain_timeout + HANDOVER_LIMIT, handed_over).await.is_err() {
             tracing::warn!(
                 "handing over turns took too long; the other replicas take them over when the lease has run out"
             );
         }
-        leave.cancel();
+        lifecycle.advance(Phase::Stopped);
         sockets.close();
         let closed = async {
             sockets.wait().await;
@@ -176,6 +197,6 @@ impl Server {
         };
         let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
         tracing::info!("stopped");
-        Ok(())
+        lifecycle.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 }

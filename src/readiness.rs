@@ -3,18 +3,15 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
+use crate::lifecycle::Lifecycle;
 use crate::redis::Condition;
-use crate::tasks::EssentialTasks;
 
 /// Whether this replica can take a turn. Asking costs nothing: others keep it up to date.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    /// Cancelled when this replica takes nothing new.
-    pub drain: CancellationToken,
-    /// The tasks without which it cannot serve.
-    pub tasks: EssentialTasks,
+    /// The phase of the process, and the failure of a task without which it cannot serve.
+    pub lifecycle: Lifecycle,
     /// What the last probe of Redis found.
     pub redis: watch::Receiver<Condition>,
     /// How long Redis may be unusable before a replica that was ready is so no longer. A short outage
@@ -37,11 +34,12 @@ pub enum NotReady {
 impl Readiness {
     /// Why this replica is to get no requests; none where it is ready.
     pub fn not_ready(&self) -> Option<NotReady> {
-        if self.drain.is_cancelled() {
-            return Some(NotReady::Draining);
+        // First, as it is why such a replica drains.
+        if let Some(failure) = self.lifecycle.failure() {
+            return Some(NotReady::TaskDied(failure.task));
         }
-        if let Some(task) = self.tasks.dead() {
-            return Some(NotReady::TaskDied(task));
+        if self.lifecycle.is_draining() {
+            return Some(NotReady::Draining);
         }
         let redis = self.redis.borrow();
         if redis.is_usable_within(self.patience) {

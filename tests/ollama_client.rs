@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use jarvis::lifecycle::Lifecycle;
 use jarvis::model_name::ModelName;
 use jarvis::ollama::{
     BreakerState, ChatMessage, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
@@ -433,6 +434,7 @@ async fn a_host_is_known_by_its_address_and_asked_by_its_name() {
     let sim = ollama_sim(&[]);
     let named = sim.url.replace("127.0.0.1", "localhost");
     let fleet = fleet(&[&named]);
+    fleet.follow_names(&Lifecycle::default());
     let deadline = Instant::now() + LIMIT;
     while fleet.hosts().is_empty() {
         assert!(Instant::now() < deadline, "the name was not looked up");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use jarvis::lifecycle::{Lifecycle, Phase};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
@@ -14,7 +15,6 @@ use serde_json::{Value, json};
 use support::client::{Reply, get, post, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisServer, cli};
-use tokio_util::sync::CancellationToken;
 
 /// A replica over a Redis that the test spoils.
 struct Setup {
@@ -223,11 +223,11 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
     let server = RedisServer::start();
     let (url, command_timeout) = (server.url(), Duration::from_millis(1500));
     let options = RedisOptions { url, command_timeout, acknowledgements: 0 };
-    let redis = Redis::connect(&options).expect("a client");
+    let lifecycle = Lifecycle::default();
+    let redis = Redis::connect_in(&options, lifecycle.clone()).expect("a client");
     let conditions = Conditions::of(&redis);
     let readiness = Readiness {
-        drain: CancellationToken::new(),
-        tasks: redis.tasks().clone(),
+        lifecycle: lifecycle.clone(),
         redis: conditions.subscribe(),
         patience: PATIENCE,
     };
@@ -253,6 +253,7 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
     until(None).await;
     ill.store(true, Ordering::Relaxed);
     until(Some(NotReady::TaskDied("queue"))).await;
-    readiness.drain.cancel();
-    until(Some(NotReady::Draining)).await;
+    // It drains for that reason.
+    lifecycle.advance(Phase::Draining);
+    assert_eq!(readiness.not_ready(), Some(NotReady::TaskDied("queue")));
 }

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod native;
+mod panics;
 mod problems;
 pub mod state;
 
@@ -10,7 +11,7 @@ pub use state::{ApiSettings, AppState, Shared};
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use tower_http::normalize_path::NormalizePath;
@@ -50,6 +51,7 @@ pub fn router(state: AppState) -> Router {
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::wrong_method)
+        .layer(from_fn(panics::catch))
         .layer(from_fn_with_state(Arc::clone(&shared), guard::observe))
         .with_state(shared);
     // A layer of the router would run after the path was looked up.

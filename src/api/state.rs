@@ -6,13 +6,13 @@ use std::time::Duration;
 use axum::extract::FromRef;
 use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::generation::{Generations, ModelInfo};
 use crate::http::extract::body::BodyLimit;
 use crate::http::guard::TrustedProxies;
 use crate::http::problem::Problem;
+use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 
@@ -29,10 +29,9 @@ pub struct AppState {
     pub settings: Arc<ApiSettings>,
     /// Whether a turn can be taken here.
     pub readiness: Readiness,
-    /// Cancelled when this replica takes nothing new.
-    pub drain: CancellationToken,
-    /// Cancelled when its turns have ended or are handed over: nobody is to wait here any longer.
-    pub leave: CancellationToken,
+    /// The life of this process: new work is refused while it drains, and nothing waits once it has
+    /// stopped.
+    pub lifecycle: Lifecycle,
     /// Open WebSockets and event streams.
     pub sockets: TaskTracker,
     /// Renders the metrics.
@@ -95,7 +94,7 @@ impl AppState {
     /// # Errors
     /// A 503 while this replica drains, and where it has as many as it may have.
     pub fn admit(&self) -> Result<(), Problem> {
-        if self.drain.is_cancelled() {
+        if self.lifecycle.is_draining() {
             return Err(Problem::draining());
         }
         if self.sockets.len() >= self.settings.max_sockets {

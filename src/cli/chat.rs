@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
+use jarvis::retry::{Backoff, retry};
 use reqwest::Url;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
@@ -19,8 +20,8 @@ use uuid::Uuid;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a lost connection is tried again.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Time between two tries.
-const RETRY: Duration = Duration::from_millis(300);
+/// Pauses between two tries.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
 /// Lines that are typed ahead, at most.
 const TYPED_AHEAD: usize = 16;
 
@@ -140,20 +141,15 @@ impl Conversation {
     }
 
     async fn reconnect(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            sleep(RETRY).await;
-            match connect(&self.url, &self.session, &self.cursor).await {
-                Ok((socket, _)) => {
-                    self.socket = socket;
-                    return Ok(());
-                }
-                Err(error) if Instant::now() > deadline => {
-                    return Err(error.context(format!("{} does not come back", self.url)));
-                }
-                Err(_) => {}
-            }
-        }
+        let mut backoff = BACKOFF.until(Instant::now() + PATIENCE);
+        // A server that was just lost is given a moment.
+        let _ = backoff.pause().await;
+        let connect = || connect(&self.url, &self.session, &self.cursor);
+        let (socket, _) = retry(backoff, connect, |_| true)
+            .await
+            .with_context(|| format!("{} does not come back", self.url))?;
+        self.socket = socket;
+        Ok(())
     }
 }
 

@@ -8,7 +8,6 @@ pub mod snapshot;
 mod submit;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::Utc;
 
@@ -16,13 +15,11 @@ use self::outcome::{LoggedEnd, logged_end, stored_answer};
 pub use self::outcome::{TurnOutcome, outcome};
 pub use self::submit::{AcceptedTurn, CancelOnDrop, Submission, submit};
 use crate::generation::Submitted;
+use crate::retry::Backoff;
 use crate::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, FinishReason, GenerationId, Message, Owner,
     Reader, Role, SessionId, Status, Store, StoreError, store,
 };
-
-/// Pause before Redis is asked again after it failed.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// A generation that a client follows to its end.
 pub struct Follow {
@@ -158,6 +155,7 @@ impl Follow {
         if let Some(message) = self.stored.take() {
             return Ok(Update::Stored(message));
         }
+        let mut backoff = Backoff::redis();
         loop {
             match self.reader.next().await {
                 Delivered::Delta(delta) if delta.generation == Some(self.generation) => {
@@ -167,7 +165,7 @@ impl Follow {
                 Delivered::Lost => match self.start_over().await {
                     Err(FollowError::Store(StoreError::Redis(error))) => {
                         tracing::debug!(%error, "follower waiting for redis");
-                        tokio::time::sleep(RETRY).await;
+                        let _ = backoff.pause().await;
                     }
                     done => return done.map(|()| Update::Restart),
                 },

@@ -9,6 +9,7 @@ mod continuation;
 mod failures;
 #[cfg(test)]
 mod interleavings;
+mod panics;
 mod redo;
 mod seam;
 mod slot_wait;
@@ -23,14 +24,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
+use crate::lifecycle::Phase;
 use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
+use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
 use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
@@ -45,7 +48,6 @@ const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 
 /// How long a turn is proposed after its client was told that Redis is not there.
 const PROPOSED_FOR: Duration = Duration::from_secs(20);
-const PROPOSED_AGAIN: Duration = Duration::from_millis(500);
 
 /// Runs the turns that this replica accepted.
 #[derive(Clone)]
@@ -62,8 +64,10 @@ pub struct Generations {
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
     tasks: TaskTracker,
-    drain: CancellationToken,
+    /// Cancelled when the drain limit is over, and what still runs is handed over.
     stop: CancellationToken,
+    #[cfg(test)]
+    injected_panics: Arc<panics::InjectedPanics>,
 }
 
 /// The settings of running turns.
@@ -183,32 +187,33 @@ impl Generations {
             running: Arc::default(),
             redo: Arc::default(),
             tasks: TaskTracker::new(),
-            drain: CancellationToken::new(),
             stop: CancellationToken::new(),
+            #[cfg(test)]
+            injected_panics: Arc::default(),
         };
         let membership = Membership {
             store: membership,
             lease,
-            draining: generations.drain.clone(),
+            lifecycle: generations.store.lifecycle().clone(),
             stop: generations.stop.clone(),
         };
-        let tasks = generations.store.tasks();
+        let lifecycle = generations.store.lifecycle();
         let successor = TurnSuccessor::new(generations.clone());
-        tasks.spawn("heartbeat and takeover", membership.run(successor));
-        tasks.spawn("redo after a failover", redo::watch(generations.clone()));
+        lifecycle.spawn("heartbeat and takeover", membership.run(successor));
+        lifecycle.spawn("redo after a failover", redo::watch(generations.clone()));
         generations
     }
 
+    /// Runs a turn in a task of its own.
     fn run(&self, turn: Arc<store::Turn>, state: TurnState) {
-        let generation = turn.generation;
-        self.running().insert(generation);
+        let listed = panics::Listed::new(self.clone(), turn.generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
+            let _listed = listed;
             tokio::select! {
-                () = turn::run(generations.clone(), turn, state) => {}
+                () = panics::run(&generations, turn, state) => {}
                 () = stop.cancelled() => {}
             }
-            generations.running().remove(&generation);
         });
     }
 
@@ -226,7 +231,7 @@ impl Generations {
         session: SessionId,
         new: NewTurn,
     ) -> Result<Submitted, SubmitError> {
-        if self.drain.is_cancelled() {
+        if self.store.lifecycle().is_draining() {
             return Err(SubmitError::Draining);
         }
         // A turn that cannot run soon is refused before it is a part of the conversation; a repeat of
@@ -277,12 +282,9 @@ impl Generations {
     fn retry_accept(&self, proposal: Proposal) {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let proposing = async {
-                while let Err(StoreError::Redis(error)) = generations.propose(&proposal).await {
-                    tracing::debug!(%error, "a turn still waits to be accepted");
-                    sleep(PROPOSED_AGAIN).await;
-                }
-            };
+            let propose = || generations.propose(&proposal);
+            let is_unanswered = |error: &StoreError| matches!(error, StoreError::Redis(_));
+            let proposing = retry(Backoff::redis(), propose, is_unanswered);
             tokio::select! {
                 _ = timeout(PROPOSED_FOR, proposing) => {}
                 () = stop.cancelled() => {}
@@ -373,7 +375,7 @@ impl Generations {
     /// Takes no new turns, waits until those that run have ended or `limit` is over, and hands the
     /// rest over to the other replicas.
     pub async fn drain(&self, limit: Duration) {
-        self.drain.cancel();
+        self.store.lifecycle().advance(Phase::Draining);
         self.tasks.close();
         let _ = timeout(limit, self.tasks.wait()).await;
         let rest = self.tasks.len();

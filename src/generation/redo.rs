@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Generations;
 use super::writer::Writer;
 use super::writer_state::Fenced;
+use crate::lifecycle::TaskEnd;
 use crate::session::store::{Cancellation, Clearing};
 use crate::session::{Control, Message, StoreError, Tag};
 
@@ -102,7 +103,7 @@ impl Kept {
 }
 
 /// Does the entries of the last minute again after every disturbance.
-pub(super) async fn watch(generations: Generations) {
+pub(super) async fn watch(generations: Generations) -> TaskEnd {
     let mut disturbances = generations.store.disturbances();
     while disturbances.changed().await.is_ok() {
         loop {
@@ -113,6 +114,7 @@ pub(super) async fn watch(generations: Generations) {
             }
         }
     }
+    TaskEnd::Done
 }
 
 /// `false`: not all could be done.

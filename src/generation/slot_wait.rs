@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
 use super::failures::{failure, no_host, queue_full, too_long};
 use super::stop::{Stopped, cancelled};
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
+use crate::retry::Backoff;
 use crate::session::Feed;
 use crate::session::event::Queued;
 use crate::session::model::Failure;
@@ -33,8 +34,6 @@ const NEXT_IN_TURN: Duration = Duration::from_secs(5);
 const WORTH_NOTIFYING: f64 = 0.1;
 /// How long a turn waits, at most.
 const LONGEST: Duration = Duration::from_hours(1);
-/// Pause before Redis is asked again after it failed.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// How a turn waits.
 #[derive(Clone, Copy)]
@@ -62,6 +61,7 @@ pub(super) async fn wait_for_slot(
     let mut again_at = wait.again_at;
     let mut hosts = Hosts::default();
     let mut last_look = None;
+    let mut backoff = Backoff::redis();
     let mut notifier = Notifier { from: wait.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
@@ -69,12 +69,15 @@ pub(super) async fn wait_for_slot(
         let joined = std::mem::replace(&mut joins, false);
         let status = if joined {
             match lease.join(wait.has_text).await {
-                Ok(status) => status,
+                Ok(status) => {
+                    backoff.reset();
+                    status
+                }
                 Err(error) => {
                     tracing::warn!(%error, "joining the queue waits for redis");
                     joins = true;
                     tokio::select! {
-                        () = sleep(RETRY) => continue,
+                        _ = backoff.pause() => continue,
                         () = cancelled(feed, turn) => return Err(Stopped),
                     }
                 }

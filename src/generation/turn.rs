@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::Generations;
@@ -19,12 +19,12 @@ use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
+use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::{ContextReport, Failure, Reasoning, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
 use crate::telemetry::metric;
 
-const RETRY: Duration = Duration::from_millis(500);
 /// An answer that breaks off usually goes on within so long: until then nobody is told that it waits.
 const MOMENT: Duration = Duration::from_secs(1);
 /// A request that the host found too long is made shorter by its own count, and a little more.
@@ -49,8 +49,14 @@ pub(super) enum TurnState {
     },
 }
 
-/// Runs a turn. Whatever happens, its generation ends, or is somebody else's.
-pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnState) {
+/// Runs a turn. Whatever happens, its generation ends, or is somebody else's. With a `failure` it
+/// is not answered, and ends with that.
+pub(super) async fn run(
+    generations: Generations,
+    turn: Arc<Turn>,
+    state: TurnState,
+    failure: Option<Failure>,
+) {
     let span = tracing::info_span!(
         "turn",
         session = turn.session.redacted(),
@@ -58,9 +64,9 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnSt
         model = turn.spec.model,
     );
     async move {
-        metrics::gauge!(metric::TURNS_OPEN).increment(1.0);
+        let _open = CountedOpen::new();
         let accepted = Instant::now();
-        if run_to_end(&generations, &turn, state).await.is_err() {
+        if run_to_end(&generations, &turn, state, failure).await.is_err() {
             // Whoever cancelled it waits for this word.
             if let Err(error) = generations.store.upstream_closed(&turn).await {
                 tracing::debug!(%error, "could not tell that the upstream is closed");
@@ -68,18 +74,36 @@ pub(super) async fn run(generations: Generations, turn: Arc<Turn>, state: TurnSt
             tracing::info!("stopped: cancelled, or another replica's");
         }
         metrics::histogram!(metric::TURN_SECONDS).record(accepted.elapsed().as_secs_f64());
-        metrics::gauge!(metric::TURNS_OPEN).decrement(1.0);
     }
     .instrument(span)
     .await;
+}
+
+/// Counts a turn as open until it is dropped, whether its task ends, is stopped or panics.
+struct CountedOpen;
+
+impl CountedOpen {
+    fn new() -> Self {
+        metrics::gauge!(metric::TURNS_OPEN).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for CountedOpen {
+    fn drop(&mut self) {
+        metrics::gauge!(metric::TURNS_OPEN).decrement(1.0);
+    }
 }
 
 async fn run_to_end(
     generations: &Generations,
     turn: &Arc<Turn>,
     state: TurnState,
+    failure: Option<Failure>,
 ) -> Result<(), Stopped> {
-    let feed = retry_until_ok(|| generations.feeds.join(&turn.owner, turn.session)).await;
+    #[cfg(test)]
+    generations.injected_panics.strike_at_start();
+    let feed = ask_redis(|| generations.feeds.join(&turn.owner, turn.session)).await;
     let (store, held) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match state {
         TurnState::Waiting => {
@@ -89,11 +113,14 @@ async fn run_to_end(
         }
         TurnState::Running { writers: 1 } => (1, Writer::start(store, held, String::new())),
         TurnState::Running { writers } => {
-            let stored = retry_until_ok(|| generations.store.answer_so_far(turn)).await;
+            let stored = ask_redis(|| generations.store.answer_so_far(turn)).await;
             (writers, Writer::start(store, held, stored))
         }
     };
-    let end = Box::pin(answer(generations, turn, &feed, &mut writer)).await?;
+    let end = match failure {
+        Some(failure) => TurnEnd::Failed { failure, context: ContextReport::default() },
+        None => Box::pin(answer(generations, turn, &feed, &mut writer)).await?,
+    };
     finish(generations, turn, writer, writers, end).await
 }
 
@@ -117,17 +144,12 @@ async fn wait_to_begin(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Re
 }
 
 /// Asks Redis until it answers.
-async fn retry_until_ok<T, F>(ask: impl Fn() -> F) -> T
+pub(super) async fn ask_redis<T, F>(ask: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => tracing::warn!(%error, "turn waiting for redis"),
-        }
-        sleep(RETRY).await;
-    }
+    let failed = |error| tracing::warn!(%error, "turn waiting for redis");
+    retry_until_ok(Backoff::redis(), ask, failed).await
 }
 
 /// Streams the answer into the writer until it ends; what breaks off is continued.
@@ -277,6 +299,8 @@ async fn attempt(
             let reason = DoneReason::Length;
             break Done { reason, prompt_eval_count: 0, eval_count: 0 };
         }
+        #[cfg(test)]
+        generations.injected_panics.strike_in_answer(writer.text().len());
         if let Some(done) = token.done {
             break done;
         }
@@ -343,14 +367,14 @@ async fn conversation(generations: &Generations, turn: &Turn) -> Conversation {
     if let Some(own) = turn.own_conversation() {
         return Conversation::own(turn, own);
     }
+    let mut backoff = Backoff::redis();
     loop {
-        match Conversation::read(&generations.store, turn).await {
-            Ok(Some(conversation)) => return conversation,
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "a turn waits for Redis"),
+        let read = || Conversation::read(&generations.store, turn);
+        if let Some(conversation) = ask_redis(read).await {
+            return conversation;
         }
         // Meanwhile the writer learns whose the turn is.
-        sleep(RETRY).await;
+        let _ = backoff.pause().await;
     }
 }
 

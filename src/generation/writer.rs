@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::writer_state::{COME_BACK, Cut, Fenced, Reply, WriterCall, WriterState};
+use crate::retry::Backoff;
 use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
-/// Pause after a call that failed.
-const RETRY: Duration = Duration::from_millis(200);
 /// A writer that has nothing to write looks this often whether it still may.
 const LOOK: Duration = Duration::from_secs(1);
 /// One whose answer has not begun, as its turn waits for a slot, looks less often.
@@ -34,6 +33,8 @@ pub(super) struct Writer {
     /// No call before it; and not even in a wake, where that is said.
     not_before: (Instant, bool),
     under_way: Option<UnderWay>,
+    /// Pauses after calls that failed.
+    backoff: Backoff,
 }
 
 struct UnderWay {
@@ -55,7 +56,14 @@ impl Writer {
     }
 
     fn new(store: Store, turn: Arc<Turn>, state: WriterState) -> Self {
-        Self { store, turn, state, not_before: (Instant::now(), false), under_way: None }
+        Self {
+            store,
+            turn,
+            state,
+            not_before: (Instant::now(), false),
+            under_way: None,
+            backoff: Backoff::redis(),
+        }
     }
 
     /// Whether the turn has its place.
@@ -131,10 +139,13 @@ impl Writer {
         let reply = under_way.reply.as_mut().await;
         self.under_way = None;
         let pause = match reply {
-            Ok(reply) => self.state.take_in(call, made, reply)?,
+            Ok(reply) => {
+                self.backoff.reset();
+                self.state.take_in(call, made, reply)?
+            }
             Err(error) => {
                 tracing::warn!(%error, "writing an answer waits for redis");
-                RETRY
+                self.backoff.next_pause().unwrap_or_default()
             }
         };
         if !pause.is_zero() {
@@ -151,11 +162,12 @@ impl Writer {
                 let made = Instant::now();
                 match self.store.begin(&self.turn).await {
                     Ok(reply) => {
+                        self.backoff.reset();
                         self.state.take_in(WriterCall::Begin, made, Reply::Begin(reply)).map(drop)
                     }
                     Err(error) => {
                         tracing::warn!(%error, "beginning a turn waits for redis");
-                        sleep(RETRY).await;
+                        let _ = self.backoff.pause().await;
                         Ok(())
                     }
                 }
@@ -175,7 +187,7 @@ impl Writer {
         header: &Message,
         events: &[(Tag, Control)],
     ) -> Result<(), Fenced> {
-        let deadline = Instant::now() + FINISH_LIMIT;
+        let mut backoff = Backoff::redis().until(Instant::now() + FINISH_LIMIT);
         loop {
             while !self.is_settled() {
                 self.progress().await?;
@@ -189,11 +201,11 @@ impl Writer {
                         return Ok(());
                     }
                 }
-                Err(error) if Instant::now() < deadline => {
-                    tracing::warn!(%error, "writing the end of a turn waits for redis");
-                    sleep(RETRY).await;
-                }
                 Err(error) => {
+                    tracing::warn!(%error, "writing the end of a turn waits for redis");
+                    if backoff.pause().await {
+                        continue;
+                    }
                     tracing::error!(%error, "writing the end of a turn failed; another replica will take the turn over");
                     return Err(Fenced);
                 }

@@ -112,7 +112,7 @@ pub async fn observe(State(shared): State<Shared>, request: Request, next: Next)
         .record(elapsed);
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
-    if shared.drain.is_cancelled() && status != 101 {
+    if shared.lifecycle.is_draining() && status != 101 {
         // So that a load balancer does not keep the connection for more.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -15,12 +15,12 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::{Sleep, sleep};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
 use crate::http::peer::{Ending, Peer};
 use crate::http::stream_limit::StreamExecutor;
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
 use crate::telemetry::metric;
 
 /// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
@@ -60,13 +60,13 @@ pub struct TimeLimits {
     pub heartbeat: Duration,
 }
 
-/// Serves until `stop`, and then until all requests are answered.
+/// Serves until the process has stopped, and then until all requests are answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
     limits: TimeLimits,
-    stop: CancellationToken,
-) {
+    lifecycle: Lifecycle,
+) -> TaskEnd {
     let protocol = protocol(limits);
     let read_timeout = limits.read;
     let connections = TaskTracker::new();
@@ -74,7 +74,7 @@ pub async fn serve(
         let (stream, address) = tokio::select! {
             // axum's accept waits where there are no descriptors left.
             accepted = Listener::accept(&mut listener) => accepted,
-            () = stop.cancelled() => break,
+            () = lifecycle.reached(Phase::Stopped) => break,
         };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "Nagle's algorithm stays on");
@@ -92,23 +92,25 @@ pub async fn serve(
             exchange::answer(router.clone(), request, address, Arc::clone(&client))
         });
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
-        let stop = stop.clone();
-        connections.spawn(async move {
+        let lifecycle = lifecycle.clone();
+        // A panic while a body is streamed comes out here, and drops all that the connection has.
+        connections.spawn(catch_panic("connection", async move {
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
                 () = peer.idle(read_timeout) => connection.as_mut().graceful_shutdown(),
-                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+                () = lifecycle.reached(Phase::Stopped) => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 _ = connection => {}
                 // A client that neither asks nor lets go.
                 () = peer.idle(GRACE) => {}
             }
-        });
+        }));
     }
     connections.close();
     connections.wait().await;
+    TaskEnd::Done
 }
 
 fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::lifecycle::{Lifecycle, TaskEnd};
+
 pub use self::detector::{Detector, GoneReplica};
 pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore};
 
@@ -44,17 +46,17 @@ pub struct Membership {
     pub store: MembershipStore,
     /// How long a replica may be silent before it is gone.
     pub lease: Duration,
-    /// Cancelled when this replica takes over nothing more; its heartbeat goes on.
-    pub draining: CancellationToken,
-    /// Cancelled when this replica ends.
+    /// The life of the process: a draining replica takes over nothing more, and its heartbeat goes on.
+    pub lifecycle: Lifecycle,
+    /// Cancelled when this replica hands over what it holds.
     pub stop: CancellationToken,
 }
 
 impl Membership {
     /// Renews this replica's heartbeat, watches the others, and calls the successor for each that
     /// is gone; until `stop`.
-    pub async fn run<S: Successor>(self, mut successor: S) {
-        let Self { store, lease, draining, stop } = self;
+    pub async fn run<S: Successor>(self, mut successor: S) -> TaskEnd {
+        let Self { store, lease, lifecycle, stop } = self;
         let mut tick = interval(lease / HEARTBEATS_PER_LEASE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut detector = Detector::new(store.replica().to_owned(), lease);
@@ -62,14 +64,14 @@ impl Membership {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return TaskEnd::Done,
             }
             let Ok(Ok(heartbeats)) = timeout(lease, store.heartbeat()).await else {
                 detector.blind();
                 continue;
             };
             let gone = detector.observe(&heartbeats, Instant::now());
-            if draining.is_cancelled() {
+            if lifecycle.is_draining() {
                 continue;
             }
             for replica in &gone {

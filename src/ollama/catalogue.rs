@@ -12,6 +12,7 @@ use super::error::OllamaError;
 use super::host::{Details, Host};
 use super::lock;
 use super::reply::Model;
+use crate::lifecycle::catch_panic;
 use crate::model_name::ModelName;
 
 /// How long a list is taken for true.
@@ -114,7 +115,8 @@ impl Catalogue {
         }
         let catalogue = Arc::clone(self);
         let question = async move {
-            let answer = catalogue.fetch().await;
+            // A question that panicked would never be answered, and never be asked again.
+            let answer = catch_panic("catalogue", catalogue.fetch()).await.unwrap_or(None);
             let mut state = lock(&catalogue.state);
             state.answered = Some((Instant::now(), answer.clone()));
             state.question = None;

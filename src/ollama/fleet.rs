@@ -19,6 +19,7 @@ use super::pool::{HostState, Member, Slot};
 use super::reply::Model;
 use super::wire::KeepAlive;
 use super::{lock, resolve};
+use crate::lifecycle::{Lifecycle, TaskEnd};
 use crate::model_name::ModelName;
 
 /// How long a caller that has a host already waits to hear of others.
@@ -68,7 +69,8 @@ struct FleetInner {
 type Answered = (Arc<Member>, Arc<Listing>);
 
 impl Fleet {
-    /// Opens nothing yet, but begins to look up the hosts that are given by name.
+    /// Opens nothing yet. A host that is given by name has no address before
+    /// [`Fleet::follow_names`].
     ///
     /// # Errors
     /// [`OllamaError::Setting`].
@@ -77,11 +79,16 @@ impl Fleet {
         let inner = FleetInner { config, members: Mutex::new(Arc::new([])) };
         let literal = |host: &HostConfig| resolve::literal(&host.url).map(|address| vec![address]);
         inner.set(&inner.config.hosts.iter().map(literal).collect::<Vec<_>>())?;
-        let inner = Arc::new(inner);
-        if inner.config.hosts.iter().any(|host| resolve::literal(&host.url).is_none()) {
-            tokio::spawn(follow_names(Arc::downgrade(&inner)));
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Begins to look up the hosts that are given by name, if there are any. To be called inside a
+    /// Tokio runtime.
+    pub fn follow_names(&self, lifecycle: &Lifecycle) {
+        let hosts = &self.inner.config.hosts;
+        if hosts.iter().any(|host| resolve::literal(&host.url).is_none()) {
+            lifecycle.spawn("host names", follow_names(Arc::downgrade(&self.inner)));
         }
-        Ok(Self { inner })
     }
 
     /// What is known of every host, in order. What is not known freshly is asked for meanwhile.
@@ -264,10 +271,10 @@ impl FleetInner {
     }
 }
 
-async fn follow_names(inner: Weak<FleetInner>) {
+async fn follow_names(inner: Weak<FleetInner>) -> TaskEnd {
     loop {
         {
-            let Some(inner) = inner.upgrade() else { return };
+            let Some(inner) = inner.upgrade() else { return TaskEnd::Done };
             let asked =
                 inner.config.hosts.iter().map(async |host| match resolve::literal(&host.url) {
                     Some(address) => Some(vec![address]),

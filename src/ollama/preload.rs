@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::catalogue::Listing;
 use super::error::OllamaError;
 use super::fleet::Fleet;
 use super::pool::Member;
 use super::reply::Model;
+use crate::retry::Backoff;
+
 use super::wire::{Always, ChatBody, Options, Think};
 
 /// How long hosts that do not answer are waited for.
 const LIMIT: Duration = Duration::from_mins(5);
-/// Pause before they are asked again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pauses before they are asked again.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(2));
 
 impl Fleet {
     /// Has every host load those of the models that it has, one after another, with the context
@@ -25,7 +27,7 @@ impl Fleet {
     /// five minutes for hosts that do not answer yet. What fails is logged, and no loss: such a
     /// model is loaded with its first question.
     pub async fn preload(&self, models: &[String], num_ctx_cap: u32) {
-        let deadline = Instant::now() + LIMIT;
+        let mut backoff = BACKOFF.until(Instant::now() + LIMIT);
         let mut asked = HashSet::new();
         let mut missing: HashSet<&str> = models.iter().map(String::as_str).collect();
         loop {
@@ -45,11 +47,10 @@ impl Fleet {
             if !waits && !members.is_empty() {
                 break;
             }
-            if Instant::now() >= deadline {
+            if !backoff.pause().await {
                 tracing::warn!("a model host does not answer, and preloads nothing: start it");
                 break;
             }
-            sleep(RETRY).await;
         }
         for model in missing {
             tracing::warn!(

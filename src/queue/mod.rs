@@ -83,7 +83,7 @@ impl Queue {
             // If it fails it stays wanted, and reconciliation notices grants meanwhile.
             let _ = subscriptions.subscribe(&channel).await;
         });
-        redis.tasks().spawn("queue", reconciler::keep(Arc::clone(&inner)));
+        redis.lifecycle().spawn("queue", reconciler::keep(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 

@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::QueueInner;
 use super::store::{Report, Tick, TicketReply, TicketStatus};
+use crate::lifecycle::TaskEnd;
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 use crate::telemetry::metric;
@@ -19,7 +20,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Time limit of one round.
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) async fn keep(inner: Arc<QueueInner>) {
+pub(super) async fn keep(inner: Arc<QueueInner>) -> TaskEnd {
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut strangers = HashSet::new();

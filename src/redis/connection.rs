@@ -19,7 +19,8 @@ use super::error::{
 use super::functions::Call;
 use super::sentinel::{self, Primary};
 use super::watchdog::{self, Disturbances};
-use crate::tasks::EssentialTasks;
+use crate::lifecycle::{Lifecycle, TaskEnd};
+use crate::retry::Backoff;
 use crate::telemetry::metric;
 
 /// How to reach Redis.
@@ -52,8 +53,12 @@ const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 const NOTICES: usize = 256;
 /// How long a client that was given up may take to end.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
-/// Pause before such a call is made again.
-const DOUBTFUL_RETRY: Duration = Duration::from_millis(50);
+/// Pauses before a call is made again whose server may not be the primary.
+const DOUBTFUL_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(50), Duration::from_millis(100));
+/// Pauses before a call is made again whose slot is being moved.
+const REDIRECTED_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
 /// While a slot is being moved, its keys are here, there, or both (TRYAGAIN): attempts over about a
 /// second.
 const REDIRECTED_ATTEMPTS: u32 = 11;
@@ -65,7 +70,7 @@ pub struct Redis {
     /// WAIT holds up its connection, so that nothing that is in a hurry may share it.
     replicated: Arc<Line>,
     disturbances: Disturbances,
-    tasks: EssentialTasks,
+    lifecycle: Lifecycle,
     /// Whether this release may run on what Redis holds, so that its functions may be loaded.
     checked: Arc<AtomicBool>,
     pub(super) options: RedisOptions,
@@ -73,16 +78,25 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Makes the connection, without waiting for it: it comes up when Redis does.
+    /// As [`Redis::connect_in`], with a life of its own.
     ///
     /// # Errors
     /// [`RedisError::Url`].
     pub fn connect(options: &RedisOptions) -> Result<Self, RedisError> {
-        let (disturbances, tasks) = (Disturbances::new(), EssentialTasks::default());
-        let primary = sentinel::follow(&config(options)?, &tasks);
-        let line = Line::open(options, &primary, &disturbances, &tasks)?;
+        Self::connect_in(options, Lifecycle::default())
+    }
+
+    /// Makes the connection, without waiting for it: it comes up when Redis does. Its tasks, and
+    /// those of everything that works over it, are essential for the process.
+    ///
+    /// # Errors
+    /// [`RedisError::Url`].
+    pub fn connect_in(options: &RedisOptions, lifecycle: Lifecycle) -> Result<Self, RedisError> {
+        let disturbances = Disturbances::new();
+        let primary = sentinel::follow(&config(options)?, &lifecycle);
+        let line = Line::open(options, &primary, &disturbances, &lifecycle)?;
         let replicated = if options.acknowledgements > 0 {
-            Line::open(options, &primary, &disturbances, &tasks)?
+            Line::open(options, &primary, &disturbances, &lifecycle)?
         } else {
             Arc::clone(&line)
         };
@@ -90,16 +104,16 @@ impl Redis {
             line,
             replicated,
             disturbances,
-            tasks,
+            lifecycle,
             checked: Arc::default(),
             options: options.clone(),
             primary,
         })
     }
 
-    /// The essential tasks of this replica, which everything that works over Redis adds its own to.
-    pub fn tasks(&self) -> &EssentialTasks {
-        &self.tasks
+    /// Returns the life of this process, which supervises the tasks of everything over Redis.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
     }
 
     /// Whether the migrations were checked and this release may run here.
@@ -174,16 +188,17 @@ impl Redis {
         let deadline = Instant::now() + self.options.command_timeout;
         let node = node_of(call.slot());
         let mut words = call.into_words();
+        let mut backoff = DOUBTFUL_BACKOFF.until(deadline);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some(last) = words.last_mut() {
                 *last = Value::from_static_str(self.primary.lease(left).await?);
             }
             match self.function(line, command, node.clone(), &words).await {
-                Err(RedisError::Unavailable(error))
-                    if error.details().starts_with(DOUBTFUL) && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(DOUBTFUL_RETRY).await;
+                Err(RedisError::Unavailable(error)) if error.details().starts_with(DOUBTFUL) => {
+                    if !backoff.pause().await {
+                        return Err(RedisError::Unavailable(error));
+                    }
                 }
                 done => return done,
             }
@@ -197,7 +212,7 @@ impl Redis {
         node: ClusterHash,
         words: &[Value],
     ) -> Result<R, RedisError> {
-        let mut attempt = 0;
+        let (mut attempt, mut backoff) = (0, REDIRECTED_BACKOFF);
         loop {
             attempt += 1;
             // fred counts FCALL itself among the blocking commands, which have no time limit; and of
@@ -212,7 +227,7 @@ impl Redis {
             if is_missing_function(&error) && attempt == 1 && self.is_checked() {
                 self.load_missing().await?;
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
-                tokio::time::sleep(Duration::from_millis(20 * u64::from(attempt - 1))).await;
+                let _ = backoff.pause().await;
             } else {
                 return Err(line.explain(error));
             }
@@ -279,13 +294,13 @@ impl Line {
         options: &RedisOptions,
         primary: &Primary,
         disturbances: &Disturbances,
-        tasks: &EssentialTasks,
+        lifecycle: &Lifecycle,
     ) -> Result<Arc<Self>, RedisError> {
         let client = RwLock::new(connect(options, &[], NOTICES)?);
         let line = Arc::new(Self { client, refusal: Mutex::default() });
         let (watched, options) = (Arc::downgrade(&line), options.clone());
         let (mut primary, disturbances) = (primary.clone(), disturbances.clone());
-        tasks.spawn("redis connection", async move {
+        lifecycle.spawn("redis connection", async move {
             while let Some(client) = watched.upgrade().map(|line| line.client()) {
                 let note = |error| {
                     if let Some(line) = watched.upgrade() {
@@ -296,13 +311,15 @@ impl Line {
                     () = watchdog::until_given_up(&client, &mut primary, &disturbances) => {}
                     () = report_errors(&client, note) => {}
                 }
-                let (Some(line), Ok(next)) =
-                    (watched.upgrade(), successor(&options, client, NOTICES))
-                else {
-                    return;
-                };
-                *line.client.write().unwrap_or_else(PoisonError::into_inner) = next;
+                let Some(line) = watched.upgrade() else { break };
+                match successor(&options, client, NOTICES) {
+                    Ok(next) => {
+                        *line.client.write().unwrap_or_else(PoisonError::into_inner) = next;
+                    }
+                    Err(error) => return TaskEnd::CannotGoOn(error.to_string()),
+                }
             }
+            TaskEnd::Done
         });
         Ok(line)
     }

@@ -15,12 +15,14 @@ use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::LIBRARIES;
 use super::layout::{LAYOUT, LAYOUT_FIELD, check, checksum, files};
+use crate::retry::Backoff;
 
 /// A hash: the layout, and the checksum of each file of Lua that was applied, by its path.
 const RECORD: &str = "jarvis:{migrations}:applied";
 const LOCK: &str = "jarvis:{migrations}:lock";
 const LOCK_MILLISECONDS: i64 = 10_000;
-const LOCK_RETRY: Duration = Duration::from_millis(50);
+/// Pauses of a replica that waits for another one to apply the migrations.
+const LOCK_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
 
 /// Checks what Redis holds, loads the functions, and records them, one replica at a time. What is
 /// checked without an objection counts as such even where the rest fails.
@@ -33,13 +35,14 @@ pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
     let client = redis.client();
     let token = uuid::Uuid::new_v4().to_string();
     let lock = Some(Expiration::PX(LOCK_MILLISECONDS));
+    let mut backoff = LOCK_BACKOFF;
     while client
         .set::<Option<String>, _, _>(LOCK, &token, lock.clone(), Some(SetOptions::NX), false)
         .await
         .map_err(|error| redis.explain(error))?
         .is_none()
     {
-        tokio::time::sleep(LOCK_RETRY).await;
+        let _ = backoff.pause().await;
     }
     let outcome = check_and_load(redis).await;
     // A lock that expired meanwhile may be another's: applying twice is harmless, releasing is not.

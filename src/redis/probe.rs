@@ -16,14 +16,13 @@ use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::Call;
 use super::migrations;
+use crate::retry::Backoff;
 
 /// Between two probes, and while something is wrong.
 const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(250);
 /// How long a probe may take.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Between two attempts to apply the migrations.
-const MIGRATION_RETRY: Duration = Duration::from_millis(500);
 /// Of the sessions' keys, each bucket's lie in one slot.
 const BUCKETS: u16 = 256;
 /// The queue's keys lie in one slot, too.
@@ -121,7 +120,7 @@ impl Conditions {
 
     /// Returns only where this release must not run.
     async fn migrate(&self) -> Result<(), RedisError> {
-        let mut last = Cow::Borrowed("");
+        let (mut last, mut backoff) = (Cow::Borrowed(""), Backoff::redis());
         loop {
             match migrations::apply(&self.redis).await {
                 Ok(()) => break,
@@ -133,7 +132,7 @@ impl Conditions {
                         last = error.summary();
                         tracing::warn!(%error, "loading the functions into redis failed; trying again");
                     }
-                    sleep(MIGRATION_RETRY).await;
+                    let _ = backoff.pause().await;
                 }
             }
         }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::error::RedisError;
-use crate::tasks::EssentialTasks;
+use crate::lifecycle::{Lifecycle, TaskEnd};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_millis(500);
@@ -78,7 +78,7 @@ impl Primary {
 }
 
 /// Asks the sentinels of a configuration as long as anybody wants to know.
-pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
+pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
     let (server_told, server) = watch::channel(None);
     let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
         return Primary { server, lease: None };
@@ -100,7 +100,7 @@ pub(super) fn follow(config: &Config, tasks: &EssentialTasks) -> Primary {
         server: server_told,
         lease: lease_sender,
     };
-    tasks.spawn("sentinels", watcher.run());
+    lifecycle.spawn("sentinels", watcher.run());
     Primary { server, lease: Some(lease) }
 }
 
@@ -158,7 +158,7 @@ struct View {
 }
 
 impl Watcher {
-    async fn run(mut self) {
+    async fn run(mut self) -> TaskEnd {
         let mut tick = interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.server.is_closed() {
@@ -171,6 +171,7 @@ impl Watcher {
         for client in self.sentinels.into_iter().chain(pulse) {
             let _ = timeout(LIMIT, client.quit()).await;
         }
+        TaskEnd::Done
     }
 
     /// Asks once. `true`: what it learned is of use only when it asks again.

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connection::{Redis, connect, successor};
 use super::error::{RedisError, classify};
 use super::watchdog::{self, Disturbances};
+use crate::lifecycle::TaskEnd;
 
 /// What is told to whoever subscribes. Called on a task that must not wait.
 pub trait Listener: Send + Sync + 'static {
@@ -120,20 +121,23 @@ impl Shard {
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
         let (followed, listener) = (Arc::clone(&wanted), Arc::clone(listener));
-        let tasks = redis.tasks().clone();
-        redis.tasks().spawn("subscriptions", async move {
+        let lifecycle = redis.lifecycle().clone();
+        redis.lifecycle().spawn("subscriptions", async move {
             let disturbances = Disturbances::new();
             loop {
                 let messages = listen(client.clone(), Arc::clone(&listener));
-                let listening = tasks.spawn("messages of subscriptions", messages);
+                let listening = lifecycle.spawn("messages of subscriptions", messages);
                 let over = tokio::select! {
                     over = keep_subscribed(&client, &followed, &mut inbox, &*listener) => over,
                     () = watchdog::until_given_up(&client, &mut primary, &disturbances) => false,
                 };
                 listening.abort();
+                if over {
+                    return TaskEnd::Done;
+                }
                 client = match successor(&options, client, MESSAGES) {
-                    Ok(next) if !over => next,
-                    _ => return,
+                    Ok(next) => next,
+                    Err(error) => return TaskEnd::CannotGoOn(error.to_string()),
                 };
             }
         });
@@ -141,7 +145,7 @@ impl Shard {
     }
 }
 
-async fn listen(client: Client, listener: Arc<dyn Listener>) {
+async fn listen(client: Client, listener: Arc<dyn Listener>) -> TaskEnd {
     let mut messages = client.message_rx();
     loop {
         match messages.recv().await {
@@ -157,7 +161,8 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) {
                 );
                 listener.gap();
             }
-            Err(RecvError::Closed) => return,
+            // The client has ended, and another takes its place.
+            Err(RecvError::Closed) => return TaskEnd::Done,
         }
     }
 }

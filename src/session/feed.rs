@@ -18,7 +18,9 @@ use super::event::{Control, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Window};
+use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
+use crate::retry::Backoff;
 
 /// A running turn that is silent for so long may be one whose hints were lost.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -36,7 +38,6 @@ const EVENTS_KEPT: usize = 32;
 /// A session's turns may be cancelled together: one that runs, and eight that wait.
 const CLOSED_KEPT: usize = 9;
 /// Pause before Redis is asked again after it failed.
-const RETRY: Duration = Duration::from_millis(500);
 /// How long a place that Redis does not know may be one that a failover took: its writer tells it
 /// again, with the same marks.
 const GRACE: Duration = Duration::from_secs(3);
@@ -145,7 +146,7 @@ impl Feeds {
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
         let _ = inner.subscriptions.set(Subscriptions::start(redis, &listener)?);
-        redis.tasks().spawn("feeds", sweep(Arc::downgrade(&inner)));
+        redis.lifecycle().spawn("feeds", sweep(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -234,12 +235,12 @@ impl Listener for FeedsInner {
     }
 }
 
-async fn sweep(inner: Weak<FeedsInner>) {
+async fn sweep(inner: Weak<FeedsInner>) -> TaskEnd {
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let Some(inner) = inner.upgrade() else { return };
+        let Some(inner) = inner.upgrade() else { return TaskEnd::Done };
         for feed in inner.live() {
             feed.sweep();
         }
@@ -389,23 +390,33 @@ impl Feed {
         }
         let feed = Arc::clone(self);
         tokio::spawn(async move {
-            loop {
-                let served = feed.wishes.load(Ordering::SeqCst);
-                let Some(inner) = feed.inner.upgrade() else { return };
-                let permit = inner.reads.acquire().await;
-                let read = feed.read(&inner.store).await;
-                drop(permit);
-                drop(inner);
-                if Arc::strong_count(&feed) == 1 {
-                    return;
-                }
-                if !matches!(read, Ok(Reached::Yes)) {
-                    tokio::time::sleep(RETRY).await;
-                } else if feed.wishes.fetch_sub(served, Ordering::SeqCst) == served {
-                    return;
-                }
+            let read = catch_panic("feed", Self::serve_pending_reads(&feed)).await;
+            if read.is_err() {
+                // The next wish begins another task.
+                feed.wishes.store(0, Ordering::SeqCst);
             }
         });
+    }
+
+    /// Reads until no read is pending. The only holder of a feed reads no more.
+    async fn serve_pending_reads(feed: &Arc<Self>) {
+        let mut backoff = Backoff::redis();
+        loop {
+            let served = feed.wishes.load(Ordering::SeqCst);
+            let Some(inner) = feed.inner.upgrade() else { return };
+            let permit = inner.reads.acquire().await;
+            let read = feed.read(&inner.store).await;
+            drop(permit);
+            drop(inner);
+            if Arc::strong_count(feed) == 1 {
+                return;
+            }
+            if !matches!(read, Ok(Reached::Yes)) {
+                let _ = backoff.pause().await;
+            } else if feed.wishes.fetch_sub(served, Ordering::SeqCst) == served {
+                return;
+            }
+        }
     }
 
     async fn read(&self, store: &Store) -> Result<Reached, StoreError> {

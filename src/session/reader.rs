@@ -15,11 +15,10 @@ use super::feed::{Feed, FeedState, Feeds, Newest};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Step, Window};
+use crate::retry::Backoff;
 
 /// Bytes of one piece of text for a reader that has to catch up, at most.
 const PIECE_BYTES: usize = 16 << 10;
-/// Pause before Redis is asked again after it failed.
-const RETRY: Duration = Duration::from_millis(500);
 /// How long a cursor that Redis does not know may still be one that a failover took: its writer
 /// writes the event again, with the same tag.
 const GRACE: Duration = Duration::from_secs(3);
@@ -46,6 +45,8 @@ pub struct Reader {
     unknown_since: Option<Instant>,
     /// The queue position that was delivered last.
     queued: Option<Queued>,
+    /// Pauses before Redis is read again.
+    backoff: Backoff,
 }
 
 /// What a look at the windows came to.
@@ -96,6 +97,7 @@ impl Reader {
             lost: false,
             unknown_since: None,
             queued: None,
+            backoff: Backoff::redis(),
         };
         if !reader.is_in_window() {
             reader.catch_up(Duration::ZERO).await?;
@@ -137,7 +139,7 @@ impl Reader {
                     // Boxed: it is large and rare, and every idle socket would have room for it.
                     if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
                         tracing::debug!(%error, "reader waiting for redis");
-                        tokio::time::sleep(RETRY).await;
+                        let _ = self.backoff.pause().await;
                     }
                 }
             }
@@ -169,12 +171,13 @@ impl Reader {
                 let since = *self.unknown_since.get_or_insert_with(Instant::now);
                 self.lost = since.elapsed() >= grace;
                 if !self.lost {
-                    tokio::time::sleep(RETRY).await;
+                    let _ = self.backoff.pause().await;
                 }
                 return Ok(());
             }
         }
         self.unknown_since = None;
+        self.backoff.reset();
         Ok(())
     }
 

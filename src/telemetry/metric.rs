@@ -41,6 +41,8 @@ metrics! {
     gauge QUEUE_DEPTH = "jarvis_queue_depth";
     /// Turns that have a slot or wait for one, of all replicas, for each slot of all hosts.
     gauge TURNS_PER_SLOT = "jarvis_turns_per_slot";
+    /// Panics that were caught, by the part of the service that they ended.
+    counter PANICS_TOTAL = "jarvis_panics_total";
     /// How long turns waited for their slot.
     histogram QUEUE_WAIT_SECONDS = "jarvis_queue_wait_seconds";
     /// Generations on a host, of all replicas.

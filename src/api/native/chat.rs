@@ -21,6 +21,7 @@ use crate::http::extract::fields::FieldError;
 use crate::http::guard::{Caller, Source};
 use crate::http::peer::Hangup;
 use crate::http::problem::{Problem, ProblemDetails};
+use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 
@@ -104,7 +105,7 @@ pub async fn send(
         tokio::select! {
             biased;
             answered = &mut whole => break answered,
-            () = shared.leave.cancelled() => break Ok(Err(Problem::draining())),
+            () = shared.lifecycle.reached(Phase::Stopped) => break Ok(Err(Problem::draining())),
             // Whoever still reads is told how the turn ended.
             () = hangup.happened(), if guard.is_some() => drop(guard.take()),
         }

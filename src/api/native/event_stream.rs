@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -23,11 +22,11 @@ use crate::http::extract::query::QueryFields;
 use crate::http::guard::Caller;
 use crate::http::peer::Hangup;
 use crate::http::problem::{Problem, ProblemDetails};
+use crate::lifecycle::Phase;
+use crate::retry::Backoff;
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
-
-const RETRY: Duration = Duration::from_millis(500);
 
 /// What an event stream follows.
 enum Source {
@@ -50,6 +49,8 @@ struct EventStream {
     guard: Option<CancelOnDrop>,
     /// Until something was written to a client that has sent its last byte.
     hangup: Option<Hangup>,
+    /// Pauses before Redis is asked again for a snapshot.
+    backoff: Backoff,
     _open: TaskTrackerToken,
 }
 
@@ -173,6 +174,7 @@ impl EventStream {
             ended: false,
             guard: None,
             hangup: Some(hangup),
+            backoff: Backoff::redis(),
             _open: open,
         }
     }
@@ -253,7 +255,9 @@ impl EventStream {
                 Delivered::Lost => {
                     if let Err(error) = self.send_snapshot().await {
                         tracing::debug!(%error, "event stream waiting for redis");
-                        tokio::time::sleep(RETRY).await;
+                        let _ = self.backoff.pause().await;
+                    } else {
+                        self.backoff.reset();
                     }
                 }
             },
@@ -288,12 +292,13 @@ impl EventStream {
                 return None;
             }
             // Another replica goes on with what has no end; an answer may end here.
-            let close = match self.source {
-                Source::Session(_) => self.shared.drain.clone(),
-                Source::Turn(_) => self.shared.leave.clone(),
+            let end = match self.source {
+                Source::Session(_) => Phase::Draining,
+                Source::Turn(_) => Phase::Stopped,
             };
+            let lifecycle = self.shared.lifecycle.clone();
             tokio::select! {
-                () = close.cancelled() => {
+                () = lifecycle.reached(end) => {
                     self.disarm();
                     return None;
                 }

@@ -23,8 +23,8 @@ pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Res
 
 use super::event::Control;
 use super::model::Owner;
+use crate::lifecycle::Lifecycle;
 use crate::redis::{Call, Redis, RedisError};
-use crate::tasks::EssentialTasks;
 use keys::SessionKeys;
 pub(super) use keys::session_of;
 
@@ -109,9 +109,9 @@ impl Store {
         &self.replica
     }
 
-    /// The essential tasks of this replica.
-    pub fn tasks(&self) -> &EssentialTasks {
-        self.redis.tasks()
+    /// Returns the life of this process.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        self.redis.lifecycle()
     }
 
     /// Changes whenever a connection to Redis was lost or a command failed: what was acknowledged

@@ -24,6 +24,8 @@ use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::listener;
 use crate::http::problem::Problem;
+use crate::lifecycle::Phase;
+use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
 use crate::telemetry::metric;
@@ -42,7 +44,6 @@ const BAD_MESSAGES: u32 = 20;
 const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
 /// Seconds over which the clients of a draining replica are spread.
 const RECONNECT_SECONDS: f64 = 5.0;
-const RETRY: Duration = Duration::from_millis(500);
 /// How long the requests that came before the end of a socket may take.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -166,7 +167,7 @@ impl Connection {
     async fn serve(&mut self) -> CloseReason {
         loop {
             let step = tokio::select! {
-                () = self.shared.drain.cancelled() => Err(draining()),
+                () = self.shared.lifecycle.reached(Phase::Draining) => Err(draining()),
                 packet = self.socket.receive() => match packet {
                     Ok(packet) => self.receive(packet).await,
                     Err(end) => Err(end),
@@ -226,6 +227,8 @@ impl Connection {
 
     async fn receive(&mut self, packet: Packet) -> Result<(), CloseReason> {
         self.is_alive();
+        #[cfg(test)]
+        crate::api::panics::strike(&packet);
         match packet {
             Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
                 Ok(message) => self.hear(message).await,
@@ -387,15 +390,9 @@ impl Connection {
     fn recover(&mut self) {
         let (store, owner, session) = (self.shared.store.clone(), self.owner.clone(), self.session);
         self.recovering = Some(Box::pin(async move {
-            loop {
-                match snapshot::take(&store, &owner, session, wire::EVENT_BYTES).await {
-                    Ok(snapshot) => return snapshot,
-                    Err(error) => {
-                        tracing::debug!(%error, "a snapshot waits for the store");
-                        sleep(RETRY).await;
-                    }
-                }
-            }
+            let take = || snapshot::take(&store, &owner, session, wire::EVENT_BYTES);
+            let failed = |error| tracing::debug!(%error, "snapshot waiting for redis");
+            retry_until_ok(Backoff::redis(), take, failed).await
         }));
     }
 

@@ -21,6 +21,7 @@ use crate::http::extract::fields::Fields;
 use crate::http::extract::query::QueryFields;
 use crate::http::guard::{Caller, Source};
 use crate::http::problem::{Problem, ProblemDetails};
+use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 
 fn upgrade_required() -> Response {
@@ -83,7 +84,8 @@ pub async fn upgrade(
         let Ok(upgraded) = upgrading.await else { return };
         let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
         let connection = Connection::new(shared, owner, source, session, socket, reader);
-        Box::new(connection).run(hello, recovered).await;
+        // A panic closes the socket; its client comes back with its cursor.
+        let _ = catch_panic("websocket", Box::new(connection).run(hello, recovered)).await;
     };
     tracker.spawn(open.instrument(tracing::Span::current()));
     Ok(response)

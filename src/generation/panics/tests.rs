@@ -1,0 +1,196 @@
+//! Turns whose task panics, over a real Redis and a scripted model host with one slot.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use testkit::folder::Folder;
+use testkit::redis::RedisServer;
+use testkit::server::Plan;
+use testkit::{Server, binaries, eventually};
+
+use super::super::{GenerationSettings, Generations, host_reports};
+use crate::membership::MembershipStore;
+use crate::ollama::{Fleet, FleetConfig, HostConfig};
+use crate::queue::{Queue, QueueLimits, QueueStore};
+use crate::redis::{Redis, RedisOptions, migrations};
+use crate::session::model::Reasoning;
+use crate::session::store::{BUCKETS, NewTurn, SessionLimits};
+use crate::session::{Feeds, GenerationId, Message, Owner, SessionId, Status, Store, TurnSpec};
+
+/// Panics that a test puts into the turns of one replica.
+#[derive(Default)]
+pub(in super::super) struct InjectedPanics {
+    in_answer: AtomicU32,
+    at_start: AtomicU32,
+}
+
+impl InjectedPanics {
+    /// Panics in the middle of an answer, if the test has asked for one more.
+    pub(in super::super) fn strike_in_answer(&self, bytes: usize) {
+        assert!(bytes < MIDDLE || !takes_one(&self.in_answer), "on purpose");
+    }
+
+    /// Panics before anything else of a turn happens, if the test has asked for one more.
+    pub(in super::super) fn strike_at_start(&self) {
+        assert!(!takes_one(&self.at_start), "on purpose");
+    }
+}
+
+fn takes_one(left: &AtomicU32) -> bool {
+    let one_less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+}
+
+const MODEL: &str = "tinyllama:latest";
+const OWNER: Owner = Owner::Anonymous;
+const QUESTION: &str = "[[tokens=40]] what now?";
+/// Bytes of an answer after which it may panic.
+const MIDDLE: usize = 40;
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Replica {
+    generations: Generations,
+    _host: Server,
+    _redis: RedisServer,
+}
+
+impl Replica {
+    async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (server, host) = tokio::task::spawn_blocking(|| {
+            let folder = Folder::temporary().expect("a folder");
+            let binary = binaries::ollama_sim().expect("a host");
+            let plan = Plan::host(binary, &["--rate", "400"], folder);
+            (RedisServer::start(), Server::start(plan).expect("a host"))
+        })
+        .await
+        .expect("servers");
+        let command_timeout = Duration::from_secs(5);
+        let options = RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 };
+        let redis = Redis::connect(&options).expect("a client");
+        migrations::apply(&redis).await.expect("migrations");
+        let name = uuid::Uuid::new_v4().to_string();
+        let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
+        let queue = QueueStore::new(redis.clone(), name.clone(), limits);
+        let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
+        let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
+        let fleet = Fleet::new(FleetConfig {
+            hosts: vec![HostConfig { url: host.url.parse().expect("a URL"), slots: 1 }],
+            connect_timeout: Duration::from_secs(2),
+            first_token_timeout: Duration::from_secs(20),
+            token_gap_timeout: Duration::from_secs(20),
+            keep_alive: "5m".to_owned(),
+        })
+        .expect("a fleet");
+        let reports = fleet.clone();
+        let queue = Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
+        let membership = MembershipStore::new(redis, name);
+        let settings = GenerationSettings {
+            num_ctx_cap: 4096,
+            host_wait: Duration::from_secs(20),
+            lease: Duration::from_secs(3),
+        };
+        let generations = Generations::start(store, feeds, fleet, queue, membership, settings);
+        Self { generations, _host: host, _redis: server }
+    }
+
+    async fn submit(&self, session: SessionId) -> GenerationId {
+        let spec = TurnSpec {
+            model: MODEL.to_owned(),
+            temperature: 0.0,
+            max_tokens: 1000,
+            system: None,
+            seed: None,
+            stop: Vec::new(),
+            think: Reasoning::Off,
+            message_id: None,
+            source: String::new(),
+        };
+        let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key: None };
+        self.generations.submit(&OWNER, session, new).await.expect("accepted").generation
+    }
+
+    /// The answer, once it has ended.
+    async fn answer(&self, session: SessionId, generation: GenerationId) -> Message {
+        let find = || self.generations.store.find_message(&OWNER, session, generation.0);
+        assert!(eventually(LIMIT, async || matches!(find().await, Ok(Some(_)))).await, "no end");
+        find().await.expect("a reply").expect("a message").1
+    }
+
+    async fn answer_of_one_turn(&self) -> Message {
+        let session = SessionId::random();
+        let generation = self.submit(session).await;
+        self.answer(session, generation).await
+    }
+
+    /// No turn is open or listed, and the only slot serves the next turn.
+    async fn assert_nothing_is_left(&self) {
+        let nothing = async || {
+            for bucket in 0..BUCKETS {
+                if !self.generations.store.open_turns(bucket).await.expect("a reply").is_empty() {
+                    return false;
+                }
+            }
+            self.generations.running().is_empty()
+        };
+        assert!(eventually(LIMIT, nothing).await, "a turn is left");
+        let next = self.answer_of_one_turn().await;
+        assert_eq!((next.status, next.content), (Some(Status::Complete), expected()));
+    }
+}
+
+fn expected() -> String {
+    ollama_sim::script_answer(MODEL, QUESTION, None, 1000)
+}
+
+#[tokio::test]
+async fn a_turn_that_panics_once_goes_on_without_a_lost_character_and_leaves_nothing_behind() {
+    let replica = Replica::start().await;
+    replica.generations.injected_panics.in_answer.store(1, Ordering::SeqCst);
+    let answer = replica.answer_of_one_turn().await;
+    assert_eq!((answer.status, answer.writers), (Some(Status::Complete), Some(2)));
+    assert_eq!(answer.content, expected());
+    replica.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_panics_again_and_again_ends_with_internal_and_leaves_nothing_behind() {
+    let replica = Replica::start().await;
+    let panics = &replica.generations.injected_panics.in_answer;
+    panics.store(u32::MAX, Ordering::SeqCst);
+    let answer = replica.answer_of_one_turn().await;
+    let code = answer.error.map(|error| error.code);
+    assert_eq!((answer.status, code.as_deref()), (Some(Status::Failed), Some("internal")));
+    // What was stored of it is kept.
+    assert!(!answer.content.is_empty() && expected().starts_with(&answer.content));
+    assert_eq!(u32::MAX - panics.load(Ordering::SeqCst), super::FAILED_AFTER);
+    panics.store(0, Ordering::SeqCst);
+    replica.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_panics_while_its_failure_is_written_is_cancelled_and_leaves_nothing_behind() {
+    let replica = Replica::start().await;
+    let panics = &replica.generations.injected_panics.at_start;
+    panics.store(super::FAILED_AFTER + 1, Ordering::SeqCst);
+    let answer = replica.answer_of_one_turn().await;
+    assert_eq!(answer.status, Some(Status::Cancelled));
+    replica.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_panics_while_it_waits_for_its_session_keeps_its_place_and_is_answered() {
+    let replica = Replica::start().await;
+    let session = SessionId::random();
+    let first = replica.submit(session).await;
+    let feed = replica.generations.feeds.join(&OWNER, session).await.expect("a feed");
+    assert!(eventually(LIMIT, async || feed.has_begun(first)).await, "no beginning");
+    replica.generations.injected_panics.at_start.store(1, Ordering::SeqCst);
+    let second = replica.submit(session).await;
+    for generation in [first, second] {
+        let answer = replica.answer(session, generation).await;
+        assert_eq!((answer.status, answer.content), (Some(Status::Complete), expected()));
+    }
+    assert_eq!(replica.generations.injected_panics.at_start.load(Ordering::SeqCst), 0);
+    replica.assert_nothing_is_left().await;
+}

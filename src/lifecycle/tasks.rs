@@ -1,0 +1,96 @@
+//! Supervised background tasks.
+
+use std::fmt;
+
+use tokio::task::JoinHandle;
+
+use super::panic::catch_panic;
+use super::phase::Lifecycle;
+
+/// How a supervised task ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskEnd {
+    /// Its work is done: the process stops, or whatever the task served is gone.
+    Done,
+    /// It cannot go on; why.
+    CannotGoOn(String),
+}
+
+/// An essential task that failed. Without it the process cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskFailure {
+    /// The name of the task.
+    pub task: &'static str,
+    /// Why it failed.
+    pub reason: String,
+}
+
+impl fmt::Display for TaskFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "The essential task \"{}\" failed: {}", self.task, self.reason)
+    }
+}
+
+impl std::error::Error for TaskFailure {}
+
+impl Lifecycle {
+    /// Starts a task without which the process cannot serve. If it panics or cannot go on, that is
+    /// logged with its name, `/health/ready` fails, and the process drains and ends. Aborting the
+    /// task is no failure. To be called inside a Tokio runtime.
+    pub fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = TaskEnd> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let lifecycle = self.clone();
+        tokio::spawn(async move {
+            let reason = match catch_panic(name, task).await {
+                Ok(TaskEnd::Done) => return tracing::debug!(task = name, "task done"),
+                Ok(TaskEnd::CannotGoOn(reason)) => reason,
+                Err(panicked) => format!("panic: {}", panicked.message),
+            };
+            tracing::error!(task = name, reason, "essential task failed");
+            lifecycle.note_failure(TaskFailure { task: name, reason });
+        })
+    }
+
+    /// Starts a task that the process can do without. A panic is logged with its name, and counted.
+    /// To be called inside a Tokio runtime.
+    pub fn spawn_optional(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        tokio::spawn(async move { drop(catch_panic(name, task).await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_or_cannot_go_on_is_a_failure_and_one_that_is_done_or_aborted_is_not()
+     {
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn("done", async { TaskEnd::Done }).await.expect("an end");
+        let aborted = lifecycle.spawn("aborted", std::future::pending());
+        aborted.abort();
+        assert!(aborted.await.is_err_and(|error| error.is_cancelled()));
+        let optional = lifecycle.spawn_optional("optional", async { panic!("on purpose") });
+        optional.await.expect("the panic is caught");
+        assert_eq!(lifecycle.failure(), None);
+        let stuck = async { TaskEnd::CannotGoOn("no address".to_owned()) };
+        lifecycle.spawn("stuck", stuck).await.expect("an end");
+        let failure = TaskFailure { task: "stuck", reason: "no address".to_owned() };
+        assert_eq!(lifecycle.failure(), Some(failure.clone()));
+        // The first failure is the one that is told.
+        lifecycle.spawn("late", async { panic!("on purpose") }).await.expect("an end");
+        assert_eq!(lifecycle.failure(), Some(failure));
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn("died", async { panic!("on purpose") }).await.expect("an end");
+        lifecycle.failed().await;
+        let reason = "panic: on purpose".to_owned();
+        assert_eq!(lifecycle.failure(), Some(TaskFailure { task: "died", reason }));
+    }
+}
