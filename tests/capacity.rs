@@ -347,6 +347,15 @@ impl Outage {
         Self { redis, sim, replicas }
     }
 
+    /// Ends the host, and waits until every replica knows that none answers.
+    async fn is_known_to_all(&self) {
+        self.sim.kill();
+        for replica in &self.replicas {
+            let known = async || get(replica, "/api/v1/chat/models").await.status == 503;
+            until("the outage is known", LIMIT, known).await;
+        }
+    }
+
     /// Another host where the one that is gone was.
     fn ends(&mut self) {
         let address = self.sim.url.trim_start_matches("http://").to_owned();
@@ -411,6 +420,55 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
     assert_eq!(joined(&events), whole);
     let released = async || fleet.redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
     until("nothing is left in the queue", LIMIT, released).await;
+}
+
+#[tokio::test]
+async fn a_turn_that_comes_in_an_outage_of_all_hosts_waits_and_is_answered_after_it() {
+    let mut fleet = Outage::of("60").await;
+    let message = "[[tokens=20]] tell me";
+    let whole = chat(&fleet.replicas[0], &id(), message).await;
+    let whole = whole.body["response"].as_str().expect("an answer").to_owned();
+    fleet.is_known_to_all().await;
+    let sessions = [id(), id()];
+    let mut sockets = Vec::new();
+    for (replica, session) in fleet.replicas.iter().zip(&sessions) {
+        let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+        let asked = Instant::now();
+        socket.say(&json!({"type": "chat", "message": message})).await;
+        loop {
+            let event = socket.event().await;
+            if event["type"] == "queued" && event["eta_seconds"].is_null() {
+                break;
+            }
+            // It may have got the slot before its replica had reported the outage.
+            let kind = event["type"].as_str();
+            assert!(
+                matches!(kind, Some("message_received" | "queued" | "stream_start")),
+                "{event}"
+            );
+        }
+        assert!(asked.elapsed() < Duration::from_secs(5), "told late: {:?}", asked.elapsed());
+        sockets.push(socket);
+    }
+    // A model that no host ever had is refused as before.
+    let unknown = json!({"message": "hi", "model": "unknown"});
+    let refused = post(&fleet.replicas[0], "/api/v1/chat", &unknown).await;
+    assert_eq!((refused.status, &refused.body["code"]), (503, &json!("no_model_host")));
+    let rest_session = id();
+    let rest = chat(&fleet.replicas[1], &rest_session, message);
+    let back = async {
+        let open = || fleet.redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
+        until("three wait", LIMIT, async || open().trim() == "3").await;
+        let address = fleet.sim.url.trim_start_matches("http://").to_owned();
+        ollama_sim_at(&address, &Outage::HOST)
+    };
+    let (reply, sim) = tokio::join!(rest, back);
+    fleet.sim = sim;
+    assert_eq!((reply.status, &reply.body["response"]), (200, &json!(whole)));
+    for socket in &mut sockets {
+        let end = socket.until("stream_end").await.pop().expect("an end");
+        assert_eq!(end["full_response"], whole.as_str());
+    }
 }
 
 #[tokio::test]

@@ -3,14 +3,19 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use futures_util::StreamExt;
 use support::client::{Socket, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 
 const WARM_UP: usize = 200;
 const LARGEST_RUN: usize = 10_000;
+const SMALLEST_RUN: usize = 500;
 const HANDSHAKES_AT_ONCE: usize = 64;
+/// How long sockets are opened, on a machine that is too busy for all of them.
+const OPENING: Duration = Duration::from_secs(40);
 const BUDGET_KIB: f64 = 8.0;
 
 /// As many as the limit of descriptors lets this process open.
@@ -25,6 +30,7 @@ async fn open(replica: &Process, count: usize) -> Vec<Socket> {
     futures_util::stream::iter(0..count)
         .map(|_| async { Socket::open(replica, "/ws").await.0 })
         .buffer_unordered(HANDSHAKES_AT_ONCE)
+        .take_until(tokio::time::sleep(OPENING))
         .collect()
         .await
 }
@@ -37,12 +43,15 @@ async fn an_idle_socket_costs_at_most_8_kib_resident() {
     until_ok(&replica, "/health/ready").await;
     let warm = open(&replica, WARM_UP).await;
     let before = replica.resident_kib().expect("a figure");
-    let count = run_size();
-    let started = std::time::Instant::now();
-    let sockets = open(&replica, count).await;
+    let started = Instant::now();
+    let sockets = open(&replica, run_size()).await;
+    let count = sockets.len();
+    assert!(count >= SMALLEST_RUN.min(run_size()), "only {count} sockets in {OPENING:?}");
     let handshakes = count as f64 / started.elapsed().as_secs_f64();
-    let each = (replica.resident_kib().expect("a figure") - before) / count as f64;
-    println!("{count} idle sockets: {each:.2} KiB each, {handshakes:.0} handshakes/s");
-    assert!(each <= BUDGET_KIB, "{each:.2} KiB each");
+    let each = || (replica.resident_kib().expect("a figure") - before) / count as f64;
+    // What the last handshakes took is given back a moment later.
+    let fits = testkit::eventually(LIMIT, async || each() <= BUDGET_KIB).await;
+    println!("{count} idle sockets: {:.2} KiB each, {handshakes:.0} handshakes/s", each());
+    assert!(fits, "{:.2} KiB each", each());
     drop((warm, sockets));
 }

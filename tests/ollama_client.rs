@@ -513,7 +513,7 @@ async fn whatever_a_host_sends_instead_of_a_stream_is_one_clean_error() {
         (0..10_000_u32).map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
     for (name, body, code) in [
         ("nothing", &b""[..], "upstream_interrupted"),
-        ("a page", b"<html>http://secret.internal</html>", "upstream_interrupted"),
+        ("a page", b"<html>http://secret.internal</html>", "upstream_error"),
         ("a page with lines", b"<html>\n<body>\n", "upstream_error"),
         ("an array", b"[]\n", "upstream_error"),
         ("half a character and no end", b"{\"response\":\"\xe4\xb8\"}\n", "upstream_interrupted"),

@@ -14,7 +14,7 @@ use jarvis::redis::{Conditions, Redis, RedisOptions};
 use serde_json::{Value, json};
 use support::client::{Reply, get, post, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::{RedisServer, cli};
+use support::redis::{Connection, RedisSentinels, RedisServer, cli};
 
 /// A replica over a Redis that the test spoils.
 struct Setup {
@@ -138,6 +138,53 @@ async fn a_wrong_password_is_told_as_such_and_a_corrected_one_makes_it_ready() {
     let change = ["CONFIG", "SET", "requirepass", "wrong-one"];
     setup.redis.cli_with_password("right-one", &change);
     setup.until_told(200, "healthy", None).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_of_the_sentinels_is_told_as_theirs_and_a_corrected_one_makes_it_ready() {
+    for given in ["", "&sentinelPassword=wrong-one"] {
+        let redis = RedisSentinels::start();
+        let url = redis.url();
+        let ports = url.split([':', '?', '&']).filter_map(|part| part.parse::<u16>().ok());
+        let set = |port: u16, password: &str| {
+            let password = format!(">{password}");
+            let words = ["ACL", "SETUSER", "default", "resetpass", &password];
+            // A connection that was open before needs no password.
+            assert_eq!(cli(port, &words).trim(), "OK");
+        };
+        let ports: Vec<u16> = ports.collect();
+        assert_eq!(ports.len(), 3, "{url}");
+        for port in &ports {
+            set(*port, "right-one");
+        }
+        let setup = Setup::over(RedisServer::start(), |_| format!("{url}{given}"));
+        let trouble = "wrong user name or password of the sentinels";
+        setup.until_told(503, "unhealthy", Some(trouble)).await;
+        assert_eq!(setup.turn().await.status, 503);
+        let log = std::fs::read_to_string(setup.replica.log()).expect("a log");
+        assert!(log.contains("sentinelPassword") && !log.contains("wrong-one"), "{log}");
+        if !given.is_empty() {
+            for port in ports {
+                let words: [&[&str]; 2] =
+                    [&["AUTH", "right-one"], &["ACL", "SETUSER", "default", ">wrong-one"]];
+                let mut sentinel = Connection::open(port).expect("a connection");
+                sentinel.ask(&words).expect("its replies");
+            }
+            setup.until_told(200, "healthy", None).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_redis_does_not_have_is_told_as_such() {
+    let setup = Setup::over(RedisServer::start(), |redis| format!("{}/99", redis.url()));
+    setup.until_told(503, "unhealthy", Some("no database of this number")).await;
+    assert_eq!(setup.turn().await.status, 503);
+    let log = std::fs::read_to_string(setup.replica.log()).expect("a log");
+    assert!(log.contains("correct the number"), "{log}");
+    // And one that it has.
+    let other = Setup::over(RedisServer::start(), |redis| format!("{}/9", redis.url()));
+    other.until_told(200, "healthy", None).await;
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ impl Replica {
             finish_reason: FinishReason::Stop,
             usage: Usage::default(),
             context: ContextReport::default(),
+            continued: Vec::new(),
         };
         let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         self.store.finish(turn, MARK, length as u64, &header, &events).await.unwrap()
@@ -121,7 +122,7 @@ fn new_turn(text: &str) -> NewTurn {
 fn word(delta: &Delta) -> String {
     match &delta.change {
         Change::Text { offset, text } => format!("{offset}:{text}"),
-        Change::Event { event, answer } if event.control.is_terminal() => {
+        Change::Event { event, answer, .. } if event.control.is_terminal() => {
             format!("{}({answer})", event.control.kind())
         }
         Change::Event { event, .. } => event.control.kind().to_owned(),

@@ -189,19 +189,12 @@ impl Follow {
     /// # Errors
     /// As [`Follow::next`].
     pub async fn answer(mut self) -> Result<Box<Message>, FollowError> {
-        let mut reasoning = String::new();
         loop {
             match self.next().await? {
                 Update::Stored(message) => return Ok(message),
-                Update::Restart => reasoning.clear(),
+                Update::Restart => {}
                 Update::Delta(delta) => {
-                    match &delta.change {
-                        Change::Reasoning { text, .. } => reasoning.push_str(text),
-                        Change::Restart { from: 0 } => reasoning.clear(),
-                        _ => {}
-                    }
-                    if let Some(mut message) = ended(&delta) {
-                        message.thinking = (!reasoning.is_empty()).then_some(reasoning);
+                    if let Some(message) = ended(&delta) {
                         return Ok(Box::new(message));
                     }
                 }
@@ -212,22 +205,26 @@ impl Follow {
 
 /// The answer that a generation's last delta tells of.
 fn ended(delta: &Delta) -> Option<Message> {
-    let Change::Event { event, answer } = &delta.change else { return None };
+    let Change::Event { event, answer, reasoning } = &delta.change else { return None };
     let message = Message {
         content: answer.clone(),
+        thinking: reasoning.clone(),
         generation_id: delta.generation,
         ..store::message(Role::Assistant, Utc::now())
     };
     match &event.control {
-        Control::Ended { timestamp, model, finish_reason, usage, context } => Some(Message {
-            timestamp: timestamp.parse().unwrap_or(message.timestamp),
-            model: Some(model.clone()),
-            status: Some(Status::Complete),
-            finish_reason: Some(*finish_reason),
-            usage: Some(*usage),
-            context: Some(*context),
-            ..message
-        }),
+        Control::Ended { timestamp, model, finish_reason, usage, context, continued } => {
+            Some(Message {
+                timestamp: timestamp.parse().unwrap_or(message.timestamp),
+                model: Some(model.clone()),
+                status: Some(Status::Complete),
+                finish_reason: Some(*finish_reason),
+                usage: Some(*usage),
+                context: Some(*context),
+                continued: continued.clone(),
+                ..message
+            })
+        }
         Control::Cancelled {} => Some(Message {
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),

@@ -13,6 +13,10 @@ use crate::session::store::Turn;
 
 /// Attempts in a row that bring no text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
+/// Bytes of text, about eight tokens: an attempt that brings fewer makes too little progress.
+const LITTLE: usize = 32;
+/// Attempts in a row that make too little progress, after which the turn fails.
+const SLOW_ATTEMPTS: usize = 6;
 /// Attempts in all.
 const ATTEMPTS: usize = 12;
 /// Times in all that a host said it was full.
@@ -28,6 +32,8 @@ pub(super) struct Attempts {
     all: usize,
     /// In a row, without any text.
     fruitless: usize,
+    /// In a row, with too little progress.
+    slow: usize,
     /// Those that met a full host, or a model that is left alone.
     busy: usize,
     /// Hosts that refused the model.
@@ -43,14 +49,19 @@ pub(super) struct Failed<'a> {
     pub(super) host: Option<HostId>,
     /// Whether the turn has any text by now.
     pub(super) has_text: bool,
-    /// Whether this attempt brought any of it.
-    pub(super) has_grown: bool,
+    /// Bytes by which this attempt made the text longer.
+    pub(super) grown: usize,
 }
 
 impl Attempts {
-    /// Attempts that count against the host.
+    /// Attempts in all that count against the host.
     pub(super) fn counted(&self) -> usize {
         self.all
+    }
+
+    /// Attempts in a row that count against the host and made too little progress.
+    pub(super) fn slow(&self) -> usize {
+        self.slow
     }
 
     /// Takes a failed attempt into account. Gives the failure that ends the turn, where it is not
@@ -59,7 +70,7 @@ impl Attempts {
         &mut self,
         generations: &Generations,
         turn: &Turn,
-        Failed { error, host, has_text, has_grown }: Failed<'_>,
+        Failed { error, host, has_text, grown }: Failed<'_>,
     ) -> Option<Failure> {
         if capacity::is_unreachable(error) {
             // It cost the host nothing: the turn waits until a host is there again.
@@ -80,8 +91,12 @@ impl Attempts {
             _ => {
                 self.all += 1;
                 self.fruitless += 1;
-                if has_grown {
+                self.slow += 1;
+                if grown > 0 {
                     (self.fruitless, self.failing_since) = (0, None);
+                }
+                if grown >= LITTLE {
+                    self.slow = 0;
                 }
             }
         }
@@ -90,6 +105,7 @@ impl Attempts {
         }
         let is_over = fails_too_long
             || self.fruitless >= FRUITLESS_ATTEMPTS
+            || self.slow >= SLOW_ATTEMPTS
             || self.all >= ATTEMPTS
             || self.busy >= BUSY_ATTEMPTS
             || !is_worth_another(generations, turn, error, &self.refused_by).await

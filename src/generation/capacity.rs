@@ -85,7 +85,8 @@ pub(super) fn ticket(turn: &Turn) -> Ticket {
     }
 }
 
-/// What a failure means for the slot. `attempts`: how many failed, this one included.
+/// What a failure means for the slot. `attempts`: how many in a row failed with too little progress,
+/// this one included.
 pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> Returned {
     match error {
         OllamaError::Busy { .. } => {

@@ -100,7 +100,10 @@ impl Conversation {
         beginning: Beginning,
     ) -> Chosen {
         let (sent, estimate) = if self.is_own {
-            (self.page.messages.iter().map(chat_message).collect(), 0.0)
+            let measure = Measure { bytes_per_token: BYTES_PER_TOKEN };
+            let texts = self.page.messages.iter().map(|message| message.content.as_str());
+            let tokens = texts.chain(spec.system.as_deref()).map(|text| measure.text(text)).sum();
+            (self.page.messages.iter().map(chat_message).collect(), tokens)
         } else {
             self.fitting(spec, num_ctx, beginning)
         };
@@ -317,8 +320,9 @@ impl Measure {
     fn of(past: &[PastTurn<'_>], spec: &TurnSpec) -> Self {
         let system = spec.system.as_ref().map_or(0, String::len);
         let learned = past.iter().enumerate().rev().find_map(|(place, turn)| {
-            let (usage, report) = (turn.answer.usage?, turn.answer.context?);
-            if usage.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&spec.model) {
+            // Its usage may be an estimate, which nothing can be learned from.
+            let report = turn.answer.context?;
+            if report.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&spec.model) {
                 return None;
             }
             let first = place.checked_sub(turns_before(report.messages_sent))?;
@@ -327,7 +331,7 @@ impl Measure {
                 .map(|turn| turn.question.content.len() + turn.answer.content.len());
             let bytes = before.sum::<usize>() + turn.question.content.len() + system;
             let around = report.messages_sent as f64 * TOKENS_AROUND_MESSAGE;
-            let tokens = (usage.prompt_tokens as f64 - around).max(1.0);
+            let tokens = (report.prompt_tokens as f64 - around).max(1.0);
             Some(bytes as f64 / tokens)
         });
         let bytes_per_token = learned.map_or(BYTES_PER_TOKEN, |bytes| {
@@ -377,7 +381,11 @@ mod tests {
             model: Some("m".to_owned()),
             status: Some(Status::Complete),
             usage: Some(Usage { prompt_tokens, completion_tokens: 5 }),
-            context: Some(ContextReport { messages_sent: sent, ..ContextReport::default() }),
+            context: Some(ContextReport {
+                messages_sent: sent,
+                prompt_tokens,
+                ..ContextReport::default()
+            }),
             ..said("an answer")
         }
     }
@@ -578,7 +586,7 @@ mod tests {
                     model: Some(spec.model.clone()),
                     status: Some(Status::Complete),
                     usage: Some(Usage { prompt_tokens, completion_tokens: turn.answer as u64 / 4 }),
-                    context: Some(report),
+                    context: Some(ContextReport { prompt_tokens, ..report }),
                     ..said(&"a".repeat(turn.answer))
                 });
             }

@@ -7,6 +7,7 @@
 
 use super::seam::{Comparison, compare, seam};
 use crate::ollama::{Done, ModelRequest, OllamaError, Options, Slot, Token, TokenStream};
+use crate::session::model::ContinuedHow;
 use crate::session::reasoning::Shape;
 
 /// A stream that goes on, or one that begins anew.
@@ -14,8 +15,9 @@ pub(super) struct Continued {
     stream: TokenStream,
     /// A token that was read from the stream already.
     first: Option<Token>,
-    /// The answer is to be taken back to nothing first.
-    pub(super) anew: bool,
+    /// How the stream follows on the text so far; none where there is no text. With
+    /// [`ContinuedHow::Restarted`] that text is to be taken back first.
+    pub(super) how: Option<ContinuedHow>,
     /// Tokens of the answer before this stream.
     pub(super) tokens_before: u64,
     /// Tokens of the prompt without the answer, 0 where unknown.
@@ -23,7 +25,7 @@ pub(super) struct Continued {
 }
 
 /// What became of asking the model to go on.
-pub(super) enum Opened {
+pub(super) enum Opening {
     Goes(Box<Continued>),
     /// The answer has used up its tokens: there is nothing to ask for.
     Length {
@@ -44,7 +46,12 @@ impl Continued {
 
     /// Reads until the model has repeated `expected`. `false`: it goes another way, or has ended.
     async fn repeats(&mut self, mut expected: &str) -> Result<bool, OllamaError> {
-        while let Some(mut token) = self.stream.next().await? {
+        loop {
+            let mut token = match self.stream.next().await {
+                Ok(Some(token)) => token,
+                Ok(None) | Err(OllamaError::Repetition) => break,
+                Err(error) => return Err(error),
+            };
             match compare(&mut expected, &token.content) {
                 Comparison::Continues(new) => {
                     let repeated = token.content.len() - new.len();
@@ -66,14 +73,14 @@ pub(super) async fn open(
     slot: &Slot,
     request: &ModelRequest,
     so_far: &str,
-) -> Result<Opened, OllamaError> {
-    let anew = async |anew| {
+) -> Result<Opening, OllamaError> {
+    let anew = async |how| {
         let stream = slot.chat(request).await?;
-        let continued = Continued { stream, first: None, anew, tokens_before: 0, prompt_tokens: 0 };
-        Ok(Opened::Goes(Box::new(continued)))
+        let continued = Continued { stream, first: None, how, tokens_before: 0, prompt_tokens: 0 };
+        Ok(Opening::Goes(Box::new(continued)))
     };
     if so_far.is_empty() {
-        return anew(false).await;
+        return anew(None).await;
     }
     let shape = Shape::of(so_far);
     // How a prompt goes on after thoughts only the host knows, and it does not tell.
@@ -81,18 +88,21 @@ pub(super) async fn open(
     let so_far = shape.answer(so_far);
     let rendered = if thinks { None } else { slot.render(request).await? };
     let Some(prompt) = rendered else {
-        return anew(true).await;
+        return anew(Some(ContinuedHow::Restarted)).await;
     };
     let prompt_tokens = count(slot, request, &prompt).await?;
     let (kept, cut_off) = so_far.split_at(seam(so_far));
     let mut asked = go_on(slot, request, &prompt, prompt_tokens, kept).await?;
-    if let Opened::Goes(continued) = &mut asked
+    if let Opening::Goes(continued) = &mut asked
         && !cut_off.is_empty()
         && !continued.repeats(cut_off).await?
     {
         drop(asked);
         tracing::debug!("the model went another way; it goes on after all that readers have");
-        return go_on(slot, request, &prompt, prompt_tokens, so_far).await;
+        asked = go_on(slot, request, &prompt, prompt_tokens, so_far).await?;
+        if let Opening::Goes(continued) = &mut asked {
+            continued.how = Some(ContinuedHow::Approximate);
+        }
     }
     Ok(asked)
 }
@@ -104,7 +114,7 @@ async fn go_on(
     prompt: &str,
     prompt_tokens: u64,
     kept: &str,
-) -> Result<Opened, OllamaError> {
+) -> Result<Opening, OllamaError> {
     let prompt = format!("{prompt}{kept}");
     let tokens_before = match count(slot, request, &prompt).await {
         Ok(tokens) => tokens.saturating_sub(prompt_tokens),
@@ -112,19 +122,20 @@ async fn go_on(
         // the answer to another one.
         Err(OllamaError::ContextTooLong { prompt_tokens: all, .. }) => {
             let answer_tokens = all.saturating_sub(prompt_tokens);
-            return Ok(Opened::Length { prompt_tokens, answer_tokens });
+            return Ok(Opening::Length { prompt_tokens, answer_tokens });
         }
         Err(error) => return Err(error),
     };
     let limit = u64::from(request.options.num_predict);
     // To Ollama a limit of 0 is none.
     if tokens_before >= limit {
-        return Ok(Opened::Length { prompt_tokens, answer_tokens: tokens_before });
+        return Ok(Opening::Length { prompt_tokens, answer_tokens: tokens_before });
     }
     let left = u32::try_from(limit - tokens_before).unwrap_or(u32::MAX);
     let stream = slot.continue_raw(&with_limit(request, left), &prompt).await?;
-    let continued = Continued { stream, first: None, anew: false, tokens_before, prompt_tokens };
-    Ok(Opened::Goes(Box::new(continued)))
+    let how = Some(ContinuedHow::Exact);
+    let continued = Continued { stream, first: None, how, tokens_before, prompt_tokens };
+    Ok(Opening::Goes(Box::new(continued)))
 }
 
 /// Pieces are not tokens: only the host can count them.

@@ -138,6 +138,7 @@ impl Hand {
             finish_reason: FinishReason::Stop,
             usage: Usage::default(),
             context: ContextReport::default(),
+            continued: Vec::new(),
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let end = (header, events);
@@ -421,7 +422,7 @@ impl<'a> World<'a> {
                             seen.push_str(text);
                             after
                         }
-                        Seen::Event { event, answer, after } => {
+                        Seen::Event { event, answer, after, .. } => {
                             match (&event.control, event.generation) {
                                 (Control::Started { .. }, _) => client.take_back(0),
                                 (control, Some(generation)) if control.is_terminal() => {

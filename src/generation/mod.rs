@@ -252,9 +252,14 @@ impl Generations {
         }
     }
 
-    /// Whether a host has the model, and the queue has room.
+    /// Whether a host has the model, or may be back with it while the turn waits, and the queue has
+    /// room.
     async fn admits(&self, model: &str) -> Result<(), SubmitError> {
-        self.fleet.check(model).await?;
+        match self.fleet.check(model).await {
+            Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
+                if self.fleet.may_return(model) => {}
+            checked => checked?,
+        }
         match self.queue.room(&capacity::model_key(model)).await {
             Room::NoneFor(after) => Err(SubmitError::QueueFull(failures::queue_full(after))),
             Room::Some => Ok(()),

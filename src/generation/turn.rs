@@ -11,16 +11,16 @@ use super::Generations;
 use super::attempts::{Attempts, Failed};
 use super::capacity;
 use super::context::{Beginning, Conversation};
-use super::continuation::{self, Opened};
+use super::continuation::{self, Opening};
 use super::redo::{Finished, RedoEntry};
 use super::slot_wait::{Wait, wait_for_slot};
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
-use crate::ollama::{Done, DoneReason, HostId, OllamaError, Slot};
+use crate::ollama::{DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::retry::{Backoff, retry_until_ok};
-use crate::session::model::{ContextReport, Failure, Reasoning, rfc3339};
+use crate::session::model::{ContextReport, ContinuedHow, Failure, Reasoning, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
 use crate::telemetry::metric;
@@ -206,10 +206,6 @@ async fn answer(
                 generations.retries.earn();
                 return Ok(TurnEnd::Finished { reason, usage, context });
             }
-            Err(OllamaError::Repetition) => {
-                let reason = FinishReason::Repetition;
-                return Ok(TurnEnd::Finished { reason, usage: Usage::default(), context });
-            }
             Err(error) => error,
         };
         let has_text = !writer.text().is_empty();
@@ -217,15 +213,19 @@ async fn answer(
             error: &error,
             host: lease.grant().map(|grant| HostId::new(&grant.host.0)),
             has_text,
-            has_grown: writer.text().len() > before,
+            grown: writer.text().len().saturating_sub(before),
         };
         if let Some(failure) = attempts.after(generations, turn, failed).await {
             return Ok(TurnEnd::Failed { failure, context });
         }
-        let attempts = attempts.counted();
-        tracing::warn!(%error, attempts, "the model host failed; the turn goes on");
+        tracing::warn!(
+            %error,
+            attempts = attempts.counted(),
+            "the model host failed; the turn goes on"
+        );
+        writer.broke_off(error.code());
         metrics::counter!(metric::CONTINUATIONS_TOTAL, "code" => error.code()).increment(1);
-        let why = capacity::returned(&error, attempts, has_text);
+        let why = capacity::returned(&error, attempts.slow(), has_text);
         again_at = Some(Instant::now() + why.excluded.max(why.full));
         notify_from = Instant::now() + MOMENT;
         if let Err(error) = lease.give_back(why).await {
@@ -256,26 +256,32 @@ async fn attempt(
             () = cancelled(feed, turn) => return Err(Stopped),
         }
     };
-    let (asked, mut context, _slot) = match opened_stream {
+    let Opened { opening: asked, report: mut context, estimate, slot: _slot } = match opened_stream
+    {
         Ok(open) => open,
         Err((error, context)) => return Ok((Err(error), context)),
     };
     let mut continued = match asked {
-        Opened::Goes(continued) => continued,
-        Opened::Length { prompt_tokens, answer_tokens } => {
+        Opening::Goes(continued) => continued,
+        Opening::Length { prompt_tokens, answer_tokens } => {
             context.prompt_tokens = prompt_tokens;
             let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
             return Ok((Ok((FinishReason::Length, usage)), context));
         }
     };
-    if continued.anew {
+    // Noted as soon as it shows: a restart at once, another continuation with its first piece.
+    let mut continuation = continued.how;
+    if continuation == Some(ContinuedHow::Restarted) {
         writer.take_back(0);
+        writer.note_continued(continuation.take());
     }
     if so_far.is_empty() {
         metrics::histogram!(metric::TIME_TO_FIRST_TOKEN_SECONDS)
             .record(opened.elapsed().as_secs_f64());
     }
-    let done = loop {
+    // Pieces are not tokens, but each is at least one.
+    let mut pieces = 0;
+    let (reason, done) = loop {
         let token = tokio::select! {
             biased;
             written = writer.progress() => {
@@ -288,39 +294,51 @@ async fn attempt(
         let token = match token {
             Ok(Some(token)) => token,
             Ok(None) => return Ok((Err(OllamaError::Interrupted("no end")), context)),
+            Err(OllamaError::Repetition) => break (FinishReason::Repetition, None),
             Err(error) => return Ok((Err(error), context)),
         };
+        writer.note_continued(continuation.take());
+        pieces += u64::from(!token.content.is_empty() || !token.thinking.is_empty());
         // Some models think although they were told not to: nobody asked to see that.
         let thoughts = match turn.spec.think {
             Reasoning::Off => "",
             Reasoning::On | Reasoning::Effort(_) => token.thinking.as_str(),
         };
         if !writer.push_reasoning(thoughts) || !writer.push(&token.content) {
-            let reason = DoneReason::Length;
-            break Done { reason, prompt_eval_count: 0, eval_count: 0 };
+            break (FinishReason::Length, None);
         }
         #[cfg(test)]
         generations.injected_panics.strike_in_answer(writer.text().len());
-        if let Some(done) = token.done {
-            break done;
+        match token.done {
+            Some(done) if done.reason == DoneReason::Length => {
+                break (FinishReason::Length, Some(done));
+            }
+            Some(done) => break (FinishReason::Stop, Some(done)),
+            None => {}
         }
     };
-    let prompt_tokens = match continued.prompt_tokens {
-        0 => done.prompt_eval_count,
-        counted => counted,
-    };
+    let known = |count: u64| (count > 0).then_some(count);
+    let prompt_tokens = known(continued.prompt_tokens)
+        .or_else(|| known(done.map_or(0, |done| done.prompt_eval_count)));
+    let generated = known(done.map_or(0, |done| done.eval_count)).unwrap_or(pieces);
+    context.prompt_tokens = prompt_tokens.unwrap_or_default();
     let usage = Usage {
-        prompt_tokens,
-        completion_tokens: continued.tokens_before.saturating_add(done.eval_count),
+        prompt_tokens: prompt_tokens.unwrap_or(estimate),
+        completion_tokens: continued.tokens_before.saturating_add(generated),
     };
-    context.prompt_tokens = prompt_tokens;
-    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(prompt_tokens);
-    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(done.eval_count);
-    let reason = match done.reason {
-        DoneReason::Length => FinishReason::Length,
-        _ => FinishReason::Stop,
-    };
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(usage.prompt_tokens);
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(generated);
     Ok((Ok((reason, usage)), context))
+}
+
+/// What a host that was asked to go on replied, with what it was given.
+struct Opened {
+    opening: Opening,
+    report: ContextReport,
+    /// Tokens of the prompt, where the host does not count them.
+    estimate: u64,
+    /// Held until the stream has ended.
+    slot: Slot,
 }
 
 /// Has the model go on after `so_far`, on the host that was granted. The prompt is the one that
@@ -331,7 +349,7 @@ async fn open(
     lease: &Lease,
     so_far: &str,
     sent: Option<u64>,
-) -> Result<(Opened, ContextReport, Slot), (OllamaError, ContextReport)> {
+) -> Result<Opened, (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = conversation(generations, turn).await;
     let nothing_sent = |error| (error, ContextReport::default());
@@ -346,7 +364,10 @@ async fn open(
     let mut shortened = 0;
     loop {
         match continuation::open(&slot, &chosen.request, so_far).await {
-            Ok(asked) => return Ok((asked, chosen.report, slot)),
+            Ok(asked) => {
+                let estimate = chosen.estimate.ceil() as u64;
+                return Ok(Opened { opening: asked, report: chosen.report, estimate, slot });
+            }
             Err(OllamaError::ContextTooLong { prompt_tokens, .. })
                 if shortened < SHORTENED
                     && chosen.report.messages_sent > 1
@@ -386,10 +407,12 @@ async fn finish(
     end: TurnEnd,
 ) -> Result<(), Stopped> {
     let now = Utc::now();
+    let continued = writer.continued().to_vec();
     let header = Message {
         generation_id: Some(turn.generation),
         model: Some(turn.spec.model.clone()),
         writers: Some(writers),
+        continued: continued.clone(),
         ..message(Role::Assistant, now)
     };
     let (outcome, header, events) = match end {
@@ -412,6 +435,7 @@ async fn finish(
                         finish_reason: reason,
                         usage,
                         context,
+                        continued,
                     },
                 ),
             ],

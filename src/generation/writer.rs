@@ -13,8 +13,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
-use super::writer_state::{COME_BACK, Cut, Fenced, Reply, WriterCall, WriterState};
+use super::writer_state::{Cut, Fenced, Pause, Reply, WriterCall, WriterState};
 use crate::retry::Backoff;
+use crate::session::model::{Continuation, ContinuedHow};
 use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
@@ -25,13 +26,28 @@ const LOOK_WHILE_WAITING: Duration = Duration::from_secs(5);
 /// How long the end of a turn is tried to be written before it is left to another replica.
 const FINISH_LIMIT: Duration = Duration::from_mins(10);
 
+/// Continuations that are listed of one answer, at most.
+const CONTINUATIONS: usize = 32;
+/// Why an answer has to be continued whose text is of another replica.
+const REPLICA_GONE: &str = "replica_gone";
+
 /// One answer on its way to Redis.
 pub(super) struct Writer {
     store: Store,
     turn: Arc<Turn>,
     state: WriterState,
-    /// No call before it; and not even in a wake, where that is said.
-    not_before: (Instant, bool),
+    /// Each time that the answer went on after it had broken off, over all of its writers.
+    continued: Vec<Continuation>,
+    /// Why the next continuation is needed.
+    broken_off_by: &'static str,
+    /// Whether any text came since the answer broke off last.
+    has_new_text: bool,
+    /// No call is made before this.
+    not_before: Instant,
+    /// Whether [`Writer::wake`] makes the next call due at once.
+    can_wake: bool,
+    /// Whether [`Writer::wake`] was called while a call was under way, whose reply may be older.
+    woken: bool,
     under_way: Option<UnderWay>,
     /// Pauses after calls that failed.
     backoff: Backoff,
@@ -58,9 +74,14 @@ impl Writer {
     fn new(store: Store, turn: Arc<Turn>, state: WriterState) -> Self {
         Self {
             store,
+            continued: turn.continued().to_vec(),
             turn,
             state,
-            not_before: (Instant::now(), false),
+            broken_off_by: REPLICA_GONE,
+            has_new_text: false,
+            not_before: Instant::now(),
+            can_wake: true,
+            woken: false,
             under_way: None,
             backoff: Backoff::redis(),
         }
@@ -76,11 +97,24 @@ impl Writer {
         self.state.has_begun()
     }
 
-    /// The place may have come free.
+    /// Makes the next call due at once, as the turn's place may have come free.
     pub(super) fn wake(&mut self) {
-        if !self.not_before.1 {
-            self.not_before.0 = Instant::now();
+        if self.under_way.is_some() {
+            self.woken = true;
+        } else if self.can_wake {
+            self.not_before = Instant::now();
         }
+    }
+
+    fn pause(&mut self, pause: Pause) {
+        let woken = std::mem::take(&mut self.woken);
+        let length = match pause {
+            Pause::None => return,
+            Pause::UntilFree(_) if woken => Duration::ZERO,
+            Pause::UntilFree(length) | Pause::Whole(length) => length,
+        };
+        self.not_before = Instant::now() + length;
+        self.can_wake = !matches!(pause, Pause::Whole(_));
     }
 
     /// The answer so far and the thoughts before it, written or not.
@@ -101,17 +135,46 @@ impl Writer {
 
     /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
     pub(super) fn push(&mut self, answer: &str) -> bool {
+        self.has_new_text |= !answer.is_empty();
         self.state.push(answer)
     }
 
     /// Adds to the thoughts, unless the answer has begun. `false` as [`Writer::push`].
     pub(super) fn push_reasoning(&mut self, thoughts: &str) -> bool {
+        self.has_new_text |= !thoughts.is_empty();
         self.state.push_reasoning(thoughts)
     }
 
     /// Takes back what lies beyond `length`: from there the answer will be another one.
     pub(super) fn take_back(&mut self, length: usize) {
         self.state.take_back(length);
+    }
+
+    /// An attempt failed with an error of this code. Where it had brought text, that is what the
+    /// answer broke off by; an attempt that brought none changes nothing.
+    pub(super) fn broke_off(&mut self, code: &'static str) {
+        if std::mem::take(&mut self.has_new_text) {
+            self.broken_off_by = code;
+        }
+    }
+
+    /// Adds a continuation, where there was one, and notes it for the writer that may come after this
+    /// one. A note that is lost is missing in the list of that writer, and nowhere else.
+    pub(super) fn note_continued(&mut self, how: Option<ContinuedHow>) {
+        let Some(how) = how.filter(|_| self.continued.len() < CONTINUATIONS) else { return };
+        self.continued.push(Continuation { how, why: self.broken_off_by.to_owned() });
+        let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
+        let continued = self.continued.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.note_continued(&turn, &continued).await {
+                tracing::debug!(%error, "continuation not noted");
+            }
+        });
+    }
+
+    /// Each time that the answer went on after it had broken off, at most 32.
+    pub(super) fn continued(&self) -> &[Continuation] {
+        &self.continued
     }
 
     /// Whether Redis has everything.
@@ -123,7 +186,7 @@ impl Writer {
     /// for at most a second. Cancel-safe.
     pub(super) async fn progress(&mut self) -> Result<(), Fenced> {
         if self.under_way.is_none() {
-            sleep_until(self.not_before.0).await;
+            sleep_until(self.not_before).await;
             let call = if let Some(call) = self.state.next_call() {
                 call
             } else {
@@ -145,12 +208,10 @@ impl Writer {
             }
             Err(error) => {
                 tracing::warn!(%error, "writing an answer waits for redis");
-                self.backoff.next_pause().unwrap_or_default()
+                Pause::Whole(self.backoff.next_pause().unwrap_or_default())
             }
         };
-        if !pause.is_zero() {
-            self.not_before = (Instant::now() + pause, pause == COME_BACK);
-        }
+        self.pause(pause);
         Ok(())
     }
 

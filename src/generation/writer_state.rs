@@ -17,7 +17,7 @@ const WRITE_BYTES: usize = 64 << 10;
 /// Bytes of an answer as JSON, at most: with the rest of its event it stays below 512 KiB.
 const ANSWER_JSON_BYTES: usize = 500 << 10;
 /// A turn that had to be accepted again lets earlier ones of its session come back before it.
-pub(super) const COME_BACK: Duration = Duration::from_secs(1);
+const COME_BACK: Duration = Duration::from_secs(1);
 /// A waiting turn asks for its place at least this often, should a hint be lost.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long after its last acknowledged write a refused writer may ask for its turn: less than its
@@ -27,6 +27,17 @@ const RESTORE_WITHIN: Duration = Duration::from_mins(1);
 /// Somebody else writes this answer now, or it has ended.
 #[derive(Debug)]
 pub(super) struct Fenced;
+
+/// How long a writer waits before its next call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// The next call may be made at once.
+    None,
+    /// The next call is made after this time, or as soon as the turn's place may have come free.
+    UntilFree(Duration),
+    /// The next call is made after this time, and not before.
+    Whole(Duration),
+}
 
 /// One answer, and how far Redis has it.
 pub(super) struct WriterState {
@@ -220,13 +231,13 @@ impl WriterState {
     }
 
     /// Learns what Redis replied to a call that was made at `made`: the reply may have waited for a
-    /// replica that was paused. Gives how long the next call is to wait.
+    /// replica that was paused. Returns how long the writer waits before its next call.
     pub(super) fn take_in(
         &mut self,
         call: WriterCall,
         made: Instant,
         reply: Reply,
-    ) -> Result<Duration, Fenced> {
+    ) -> Result<Pause, Fenced> {
         match reply {
             Reply::Written(Written::Ok) => {
                 self.acknowledged = made;
@@ -262,7 +273,7 @@ impl WriterState {
             Reply::Restored(Restored::Kept) => self.phase = WriterPhase::Writing,
             Reply::Restored(Restored::Waiting) => {
                 self.phase = WriterPhase::Waiting;
-                return Ok(COME_BACK);
+                return Ok(Pause::Whole(COME_BACK));
             }
             Reply::Begin(Begin::Began) => {
                 self.acknowledged = made;
@@ -273,10 +284,10 @@ impl WriterState {
             }
             Reply::Begin(Begin::Waiting) => {
                 self.acknowledged = made;
-                return Ok(ASK_AGAIN);
+                return Ok(Pause::UntilFree(ASK_AGAIN));
             }
         }
-        Ok(Duration::ZERO)
+        Ok(Pause::None)
     }
 
     /// Beyond what the writers before it left, Redis may have what is not this writer's text.

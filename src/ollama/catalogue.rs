@@ -67,6 +67,8 @@ pub(super) struct Catalogue {
 #[derive(Debug, Default)]
 struct State {
     answered: Option<(Instant, LastListing)>,
+    /// The last list that there was.
+    last_list: LastListing,
     question: Option<Question>,
 }
 
@@ -106,6 +108,13 @@ impl Catalogue {
         }
     }
 
+    /// Whether the host does not answer, and had the model when it last did.
+    pub(super) fn had_before_silence(&self, model: &str) -> bool {
+        let state = lock(&self.state);
+        let is_silent = matches!(state.answered, Some((_, None)));
+        is_silent && state.last_list.as_ref().is_some_and(|list| list.find(model).is_some())
+    }
+
     /// Asks the host, or joins a question that is under way. It goes on when nobody waits for it,
     /// so that a host that hangs is found out even if others are faster.
     pub(super) fn ask(self: &Arc<Self>) -> Question {
@@ -119,6 +128,7 @@ impl Catalogue {
             let answer = catch_panic("catalogue", catalogue.fetch()).await.unwrap_or(None);
             let mut state = lock(&catalogue.state);
             state.answered = Some((Instant::now(), answer.clone()));
+            state.last_list = answer.clone().or_else(|| state.last_list.take());
             state.question = None;
             answer
         }

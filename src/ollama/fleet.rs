@@ -157,6 +157,12 @@ impl Fleet {
         })
     }
 
+    /// Whether a host that does not answer now had the model when it last answered, so that the model
+    /// may be back with it.
+    pub fn may_return(&self, model: &str) -> bool {
+        self.members().iter().any(|member| member.catalogue.had_before_silence(model))
+    }
+
     /// How many hosts answer.
     pub async fn healthy(&self) -> usize {
         let members = self.members();

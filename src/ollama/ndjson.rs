@@ -1,9 +1,10 @@
 //! Newline-delimited JSON, from bytes as they come.
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 
 use super::error::OllamaError;
-use super::reply::{Done, Line, Piece, PieceEnd, without_mark};
+use super::reply::{BYTE_ORDER_MARK, Done, Line, Piece, PieceEnd, without_mark};
 use super::tolerant::Joiner;
 use super::wire::Token;
 
@@ -72,11 +73,14 @@ impl Decoder {
         Some(token)
     }
 
-    /// The last line, where the bytes ended without a line break. A cut leaves half a line, which
-    /// says nothing.
-    pub fn finish(&mut self) -> Option<Event> {
+    /// Returns the event of the last line, where the bytes ended without a line break. A stream that
+    /// was cut ends with half a line, which says nothing.
+    ///
+    /// # Errors
+    /// [`OllamaError::Malformed`]: the last line is neither an event nor the beginning of one.
+    pub fn finish(&mut self) -> Result<Option<Event>, OllamaError> {
         let line = std::mem::take(&mut self.partial);
-        self.read(&line).ok().flatten()
+        if is_cut_off(without_mark(&line)) { Ok(None) } else { self.read(&line) }
     }
 
     fn next_line(&mut self) -> Result<Option<Bytes>, OllamaError> {
@@ -128,6 +132,13 @@ impl Decoder {
     }
 }
 
+/// Returns whether the line is the beginning of a JSON object whose rest is missing.
+fn is_cut_off(line: &[u8]) -> bool {
+    let object = serde_json::from_slice::<IgnoredAny>(line);
+    let mark = !line.is_empty() && BYTE_ORDER_MARK.starts_with(line);
+    mark || (line.starts_with(b"{") && object.is_err_and(|error| error.is_eof()))
+}
+
 fn parse(line: &[u8]) -> Result<Option<Line>, OllamaError> {
     if line.is_empty() {
         return Ok(None);
@@ -165,7 +176,10 @@ mod tests {
                 }
             }
         }
-        events.extend(decoder.finish());
+        match decoder.finish() {
+            Ok(event) => events.extend(event),
+            Err(_) => return (events, false),
+        }
         events.extend(decoder.take_implied_end().map(Event::Token));
         (events, true)
     }
@@ -259,9 +273,22 @@ mod tests {
 
     #[test]
     fn a_last_line_needs_no_line_break_and_half_a_line_is_nothing() {
-        let whole = br#"{"response":"a"}"#;
-        assert_eq!(decode([&whole[..]]), (vec![token("a")], true));
-        assert_eq!(decode([&whole[..9]]), (vec![], true));
+        let whole = "{\"response\":\"aß\"}".as_bytes();
+        assert_eq!(decode([whole]), (vec![token("aß")], true));
+        for cut in 0..whole.len() {
+            assert_eq!(decode([&whole[..cut]]), (vec![], true), "{cut}");
+        }
+        assert_eq!(decode([&b"\xef\xbb"[..]]), (vec![], true), "half a byte order mark");
+    }
+
+    #[test]
+    fn a_last_line_that_is_not_the_beginning_of_an_object_is_malformed() {
+        for line in ["<html><body>Bad gateway</body></html>", "upstream error", "[]", "1", "{]"] {
+            assert_eq!(decode([line.as_bytes()]), (vec![], false), "{line}");
+            let after = format!("{{\"response\":\"a\"}}\n{line}");
+            assert_eq!(decode([after.as_bytes()]), (vec![token("a")], false), "{line}");
+        }
+        assert_eq!(decode([&b"{\"response\":1}"[..]]), (vec![], false));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::tolerant::{Figure, Flag, Joiner, Label, Text};
 use crate::model_name::ModelName;
 
 /// A byte order mark in UTF-8. Some servers begin their bodies with one.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The bytes without blanks and a byte order mark before them.
 pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {

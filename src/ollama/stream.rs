@@ -137,7 +137,7 @@ impl TokenStream {
             Ok(Ok(Some(bytes))) => self.decoder.push(bytes),
             Ok(Ok(None)) => {
                 self.response = None;
-                return Ok(self.decoder.finish());
+                return self.decoder.finish();
             }
             // Its last line gave a reason for the end: no more came, so that was it.
             _ if self.decoder.may_have_ended() => self.response = None,

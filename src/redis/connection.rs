@@ -287,6 +287,7 @@ struct Line {
     client: RwLock<Client>,
     /// Why it could not connect last; none once it has.
     refusal: Mutex<Option<Error>>,
+    primary: Primary,
 }
 
 impl Line {
@@ -297,7 +298,7 @@ impl Line {
         lifecycle: &Lifecycle,
     ) -> Result<Arc<Self>, RedisError> {
         let client = RwLock::new(connect(options, &[], NOTICES)?);
-        let line = Arc::new(Self { client, refusal: Mutex::default() });
+        let line = Arc::new(Self { client, refusal: Mutex::default(), primary: primary.clone() });
         let (watched, options) = (Arc::downgrade(&line), options.clone());
         let (mut primary, disturbances) = (primary.clone(), disturbances.clone());
         lifecycle.spawn("redis connection", async move {
@@ -333,7 +334,14 @@ impl Line {
         let waited = is_unavailable(&error) && !self.client().is_connected();
         let refusal = lock(&self.refusal).clone().filter(|_| waited).map(classify);
         match refusal {
-            Some(known @ (RedisError::Credentials | RedisError::Permission { .. })) => known,
+            _ if is_unavailable(&error) && self.primary.refuses_credentials() => {
+                RedisError::SentinelCredentials
+            }
+            Some(
+                known @ (RedisError::Credentials
+                | RedisError::Database
+                | RedisError::Permission { .. }),
+            ) => known,
             _ => classify(error),
         }
     }

@@ -18,6 +18,18 @@ pub enum RedisError {
     /// It refuses the user name or the password.
     #[error("Redis refuses the user name or password; correct them in the Redis URL")]
     Credentials,
+    /// The sentinels refuse the user name or the password.
+    #[error(
+        "the sentinels refuse the user name or password; correct sentinelUsername and \
+         sentinelPassword in the Redis URL"
+    )]
+    SentinelCredentials,
+    /// It has no database of the number in the URL.
+    #[error(
+        "Redis has no database of the number in the Redis URL; correct the number, or leave it out \
+         for database 0"
+    )]
+    Database,
     /// It is a replica, which takes no writes.
     #[error("this Redis server is a read-only replica; point the Redis URL to its primary")]
     ReadOnly,
@@ -47,6 +59,8 @@ impl RedisError {
             Self::Url(_) => "unusable address",
             Self::Unavailable(error) => unavailable(error.details()),
             Self::Credentials => "wrong user name or password",
+            Self::SentinelCredentials => "wrong user name or password of the sentinels",
+            Self::Database => "no database of this number",
             Self::ReadOnly => "read-only replica",
             Self::Permission { missing, .. } => return Cow::Owned(permission(missing)),
             Self::OutOfMemory => "memory full",
@@ -62,6 +76,10 @@ impl RedisError {
 pub(super) const DOUBTFUL: &str = "DOUBTFUL";
 const NO_FUNCTION: &str = "Function not found";
 const NO_SETNAME: &str = "Failed to set client name";
+
+/// What Redis replies to a number of a database that it does not have; a cluster has one database.
+const NO_DATABASE: [&str; 2] =
+    ["DB index is out of range", "SELECT is not allowed in cluster mode"];
 
 /// What Redis replies while it takes no writes, and what that means.
 const STATES: &[(&str, &str)] = &[
@@ -113,12 +131,18 @@ pub(super) fn is_unavailable(error: &Error) -> bool {
         || STATES.iter().any(|(word, _)| error.details().starts_with(word))
 }
 
+pub(super) fn refuses_credentials(error: &Error) -> bool {
+    ["WRONGPASS", "NOAUTH"].iter().any(|word| error.details().starts_with(word))
+}
+
 pub(super) fn classify(error: Error) -> RedisError {
     let details = error.details();
     if details.contains("OOM ") {
         RedisError::OutOfMemory
-    } else if ["WRONGPASS", "NOAUTH"].iter().any(|word| details.starts_with(word)) {
+    } else if refuses_credentials(&error) {
         RedisError::Credentials
+    } else if NO_DATABASE.iter().any(|words| details.contains(words)) {
+        RedisError::Database
     } else if details.starts_with("READONLY") {
         RedisError::ReadOnly
     } else if let Some(missing) = missing_permission(details) {
@@ -188,6 +212,8 @@ mod tests {
                 "wrong user name or password",
             ),
             ("NOAUTH Authentication required.", "wrong user name or password"),
+            ("ERR DB index is out of range", "no database of this number"),
+            ("ERR SELECT is not allowed in cluster mode", "no database of this number"),
             ("READONLY You can't write against a read only replica.", "read-only replica"),
             ("OOM command not allowed when used memory > 'maxmemory'.", "memory full"),
             ("LOADING Redis is loading the dataset in memory", "still loading its data"),

@@ -68,8 +68,8 @@ pub const LIBRARIES: &[Library] = &[
         include: ["text", "session", "events", "messages", "turns"],
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "finish", "message",
-            "messages", "open_turns", "read", "restore", "retitle", "rewind", "start",
-            "upstream_closed"
+            "messages", "note_continued", "open_turns", "read", "restore", "retitle", "rewind",
+            "start", "upstream_closed"
         ]
     ),
     library!(

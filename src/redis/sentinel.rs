@@ -11,20 +11,22 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use fred::prelude::{
-    Builder, Client, ClientLike, Config, Error, ErrorKind, Options, PerformanceConfig,
-    ReconnectPolicy, Server, ServerConfig,
+    Builder, Client, ClientLike, Config, Error, ErrorKind, EventInterface, Options,
+    PerformanceConfig, ReconnectPolicy, Server, ServerConfig,
 };
 use fred::types::{ClusterHash, CustomCommand};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::error::RedisError;
+use super::error::{RedisError, refuses_credentials};
 use crate::lifecycle::{Lifecycle, TaskEnd};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_millis(500);
 /// A lease is no longer, from when the server last answered.
 const LONGEST_LEASE: Duration = Duration::from_millis(1500);
+/// A server that refused the password is asked anew after this: it may have been corrected there.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 /// Without most of the sentinels nobody can replace the primary. When they have not been reached for
 /// so long, the service goes on without them.
 const BLIND: Duration = Duration::from_secs(5);
@@ -47,6 +49,8 @@ pub(super) struct Primary {
     server: watch::Receiver<Option<Server>>,
     /// When the lease ends, on our clock.
     lease: Option<watch::Receiver<Instant>>,
+    /// Whether the sentinels refuse the user name or the password.
+    refused: watch::Receiver<bool>,
 }
 
 impl Primary {
@@ -60,17 +64,26 @@ impl Primary {
         self.server.borrow_and_update()
     }
 
+    /// Whether so many sentinels refuse the user name or the password that the others are too few.
+    pub(super) fn refuses_credentials(&self) -> bool {
+        *self.refused.borrow()
+    }
+
     /// What the functions are given last: where the lease is kept. Where the primary is in
     /// doubt, this waits until it is not.
     ///
     /// # Errors
-    /// [`RedisError::Unavailable`], if that takes longer than `limit`.
+    /// [`RedisError::Unavailable`] and [`RedisError::SentinelCredentials`], if that takes longer than
+    /// `limit`.
     pub(super) async fn lease(&self, limit: Duration) -> Result<&'static str, RedisError> {
         let Some(lease) = &self.lease else { return Ok("-") };
         let lasts = |end: &Instant| Instant::now() < *end;
         let now = *lease.borrow();
         if lasts(&now) || matches!(timeout(limit, lease.clone().wait_for(lasts)).await, Ok(Ok(_))) {
             return Ok(TERM);
+        }
+        if self.refuses_credentials() {
+            return Err(RedisError::SentinelCredentials);
         }
         let details = "the sentinels name no primary that is sure to stay it";
         Err(RedisError::Unavailable(Error::new(ErrorKind::Sentinel, details)))
@@ -81,15 +94,16 @@ impl Primary {
 pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
     let (server_told, server) = watch::channel(None);
     let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
-        return Primary { server, lease: None };
+        return Primary { server, lease: None, refused: watch::channel(false).1 };
     };
     let sentinels = hosts
         .iter()
         .filter_map(|host| {
             let credentials = (username.clone(), password.clone());
-            client(config, host.clone(), credentials)
+            Peer::new(config, host.clone(), credentials)
         })
         .collect();
+    let (refused_told, refused) = watch::channel(false);
     let (lease_sender, lease) = watch::channel(Instant::now());
     let watcher = Watcher {
         config: config.clone(),
@@ -99,9 +113,10 @@ pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
         sighted: Instant::now(),
         server: server_told,
         lease: lease_sender,
+        refused: refused_told,
     };
     lifecycle.spawn("sentinels", watcher.run());
-    Primary { server, lease: Some(lease) }
+    Primary { server, lease: Some(lease), refused }
 }
 
 /// A client of one server.
@@ -134,14 +149,70 @@ fn client(
 
 struct Watcher {
     config: Config,
-    sentinels: Vec<Client>,
+    sentinels: Vec<Peer>,
     name: String,
     /// Tells the time of the primary.
-    pulse: Option<(Server, Client)>,
+    pulse: Option<Peer>,
     /// When most of the sentinels last answered.
     sighted: Instant,
     server: watch::Sender<Option<Server>>,
     lease: watch::Sender<Instant>,
+    refused: watch::Sender<bool>,
+}
+
+/// A server that is asked over a connection of its own.
+struct Peer {
+    like: Config,
+    server: Server,
+    credentials: (Option<String>, Option<String>),
+    client: Client,
+    errors: broadcast::Receiver<(Error, Option<Server>)>,
+    /// When the client was made.
+    made: Instant,
+    /// Whether the server refused the user name or the password, and has not answered since.
+    refuses: bool,
+}
+
+impl Peer {
+    fn new(
+        like: &Config,
+        server: Server,
+        credentials: (Option<String>, Option<String>),
+    ) -> Option<Self> {
+        let client = client(like, server.clone(), credentials.clone())?;
+        let (errors, made) = (client.error_rx(), Instant::now());
+        Some(Self { like: like.clone(), server, credentials, client, errors, made, refuses: false })
+    }
+
+    /// Learns whether the server refuses the credentials, from whether it just answered and from the
+    /// errors of the connection. A client that was refused does not connect again: another one does.
+    fn learn(&mut self, answered: bool) {
+        while let Ok((error, _)) = self.errors.try_recv() {
+            self.refuses |= refuses_credentials(&error);
+        }
+        self.refuses &= !answered;
+        if self.refuses
+            && self.made.elapsed() >= REFUSED_AGAIN
+            && let Some(next) = client(&self.like, self.server.clone(), self.credentials.clone())
+        {
+            (self.errors, self.made) = (next.error_rx(), Instant::now());
+            quit(std::mem::replace(&mut self.client, next));
+        }
+    }
+
+    /// What it says as a sentinel; none where it does not answer.
+    async fn view(&mut self, name: &str) -> Option<View> {
+        let view = Box::pin(view(&self.client, name)).await;
+        self.learn(view.is_some());
+        view
+    }
+}
+
+/// Ends a client that is no longer needed, without waiting for it.
+fn quit(client: Client) {
+    tokio::spawn(async move {
+        let _ = timeout(LIMIT, client.quit()).await;
+    });
 }
 
 /// What one sentinel says.
@@ -167,9 +238,8 @@ impl Watcher {
                 tick.reset_immediately();
             }
         }
-        let pulse = self.pulse.map(|(_, client)| client);
-        for client in self.sentinels.into_iter().chain(pulse) {
-            let _ = timeout(LIMIT, client.quit()).await;
+        for peer in self.sentinels.into_iter().chain(self.pulse) {
+            let _ = timeout(LIMIT, peer.client.quit()).await;
         }
         TaskEnd::Done
     }
@@ -177,14 +247,19 @@ impl Watcher {
     /// Asks once. `true`: what it learned is of use only when it asks again.
     async fn look(&mut self) -> bool {
         let asked = Instant::now();
-        let time = match &self.pulse {
-            Some((_, client)) => server_time(client).await,
+        let time = match &mut self.pulse {
+            Some(pulse) => {
+                let time = server_time(&pulse.client).await;
+                pulse.learn(time.is_some());
+                time
+            }
             None => None,
         };
-        let views = self.sentinels.iter().map(|sentinel| view(sentinel, &self.name));
+        let views = self.sentinels.iter_mut().map(|sentinel| sentinel.view(&self.name));
         let views: Vec<View> =
             futures_util::future::join_all(views).await.into_iter().flatten().collect();
-        let pulse = self.pulse.as_ref().map(|(server, _)| server);
+        self.note_refusal();
+        let pulse = self.pulse.as_ref().map(|pulse| &pulse.server);
         let (named, lease) = if views.len() * 2 > self.sentinels.len() {
             self.sighted = Instant::now();
             (named(&views, self.sentinels.len()), pulse.and_then(|server| lease(&views, server)))
@@ -202,12 +277,9 @@ impl Watcher {
         let moved = pulse != Some(&server);
         if moved {
             let credentials = (self.config.username.clone(), self.config.password.clone());
-            let next = client(&self.config, server.clone(), credentials);
-            let last = std::mem::replace(&mut self.pulse, next.map(|next| (server.clone(), next)));
-            if let Some((_, last)) = last {
-                tokio::spawn(async move {
-                    let _ = timeout(LIMIT, last.quit()).await;
-                });
+            let next = Peer::new(&self.config, server.clone(), credentials);
+            if let Some(last) = std::mem::replace(&mut self.pulse, next) {
+                quit(last.client);
             }
         }
         self.server.send_if_modified(|known| {
@@ -218,9 +290,20 @@ impl Watcher {
         moved && self.pulse.is_some()
     }
 
+    fn note_refusal(&self) {
+        let refusing = self.sentinels.iter().filter(|sentinel| sentinel.refuses).count();
+        let refused = refusing * 2 >= self.sentinels.len().max(1);
+        if self.refused.send_replace(refused) != refused && refused {
+            tracing::error!(
+                error = %RedisError::SentinelCredentials,
+                "sentinels refuse the connection; trying again"
+            );
+        }
+    }
+
     /// Puts off the end of the lease of a server that answered, by its clock, at `time`.
     async fn prolong(&self, asked: Instant, time: i64, lease: Duration) {
-        let Some((_, client)) = &self.pulse else { return };
+        let Some(Peer { client, .. }) = &self.pulse else { return };
         let end = time + i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
         let told = ask(client, "EVAL", vec![PROLONG, "1", TERM, &end.to_string()]).await;
         if told.is_some() {
@@ -231,7 +314,7 @@ impl Watcher {
     /// Of a server that is being replaced although it answers.
     async fn end_lease(&self) {
         self.lease.send_replace(Instant::now());
-        if let Some((_, client)) = &self.pulse {
+        if let Some(Peer { client, .. }) = &self.pulse {
             ask(client, "SET", vec![TERM, "0"]).await;
         }
     }

@@ -49,6 +49,8 @@ pub enum Change {
         event: Arc<Event>,
         /// The whole answer where the event ends a generation; else empty.
         answer: String,
+        /// The whole reasoning where the event ends a generation that has any; else none.
+        reasoning: Option<String>,
     },
     /// Text that this reader saw is taken back; the reasoning, too, where `from` is 0.
     Restart {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::cursor::Tag;
-use super::model::{ContextReport, Failure, FinishReason, GenerationId, Usage};
+use super::model::{ContextReport, Continuation, Failure, FinishReason, GenerationId, Usage};
 
 /// Anything that happens in a session, but for the pieces of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub enum Control {
         usage: Usage,
         /// What the model was given.
         context: ContextReport,
+        /// Each time that the answer went on after it had broken off.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        continued: Vec<Continuation>,
     },
     /// The generation was stopped.
     Cancelled {},

@@ -131,7 +131,8 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// Tokens, as the model's host counted them.
+/// Tokens, as the model's host counted them. Where the host did not, those of the prompt are an
+/// estimate and those of the answer a lower bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the prompt: system prompt, history and question.
@@ -151,6 +152,27 @@ pub struct ContextReport {
     pub prompt_tokens: u64,
     /// The context window in tokens, 0 where the host's default was used.
     pub num_ctx: u64,
+}
+
+/// How an answer went on after it had broken off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ContinuedHow {
+    /// The model went on from exactly the text that it had written.
+    Exact,
+    /// The model went on after the text that readers had, and would have gone another way at its end.
+    Approximate,
+    /// The answer began anew.
+    Restarted,
+}
+
+/// One time that an answer went on after it had broken off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Continuation {
+    /// How it went on.
+    pub how: ContinuedHow,
+    /// Why it had broken off: the code of an error, or `replica_gone`.
+    pub why: String,
 }
 
 /// Why a generation failed, in terms that a client can act on.
@@ -211,6 +233,9 @@ pub struct Message {
     /// How many replicas wrote the answer, one unless it was taken over.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub writers: Option<u32>,
+    /// Each time that the answer went on after it had broken off.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub continued: Vec<Continuation>,
 }
 
 /// Whether a model that can think does so before it answers.

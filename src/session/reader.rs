@@ -238,9 +238,10 @@ impl Reader {
                 };
                 (Some(generation), after, change)
             }
-            Step::Event { event, answer, after } => {
+            Step::Event { event, answer, reasoning, after } => {
                 let (event, answer) = (Arc::clone(event), answer.to_owned());
-                (event.generation, after, Change::Event { event, answer })
+                let reasoning = reasoning.map(str::to_owned);
+                (event.generation, after, Change::Event { event, answer, reasoning })
             }
             Step::Restart { generation, from, after } => {
                 (Some(generation), after, Change::Restart { from })

@@ -95,6 +95,8 @@ pub enum Step<'a> {
         event: &'a Arc<Event>,
         /// The whole answer, at the end of a generation; empty where it never had one.
         answer: &'a str,
+        /// The whole reasoning before that answer; none where there is none.
+        reasoning: Option<&'a str>,
         /// Where the reader stands after it.
         after: Cursor,
     },
@@ -354,14 +356,17 @@ impl Window {
                 let answer = about.and_then(|id| self.answer(id));
                 return match answer {
                     Some(answer) if answer.base > 0 => Step::Behind,
-                    Some(answer) => Step::Event { event, answer: answer.answer(), after },
+                    Some(held) => {
+                        let (answer, reasoning) = (held.answer(), held.thoughts());
+                        Step::Event { event, answer, reasoning, after }
+                    }
                     None if cursor.generation == about && cursor.offset > 0 => Step::Behind,
-                    None => Step::Event { event, answer: "", after },
+                    None => Step::Event { event, answer: "", reasoning: None, after },
                 };
             }
             _ => {}
         }
-        Step::Event { event, answer: "", after }
+        Step::Event { event, answer: "", reasoning: None, after }
     }
 
     /// Takes in a control event that was announced.
@@ -684,7 +689,7 @@ mod tests {
                         seen.push_str(text);
                         after
                     }
-                    Step::Event { event, answer, after } => {
+                    Step::Event { event, answer, after, .. } => {
                         self.events.push(event.number);
                         if matches!(event.control, Control::Started { .. }) {
                             self.take_back(0);

@@ -211,6 +211,18 @@ impl Process {
         kib.context("the kernel does not say the resident memory")
     }
 
+    /// The time that the first thread of the process has been running on a CPU. What runs beside it
+    /// does not count.
+    ///
+    /// # Errors
+    /// Fails where the process has ended, or the kernel does not say it.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let id = self.id().context("the process has ended")?;
+        let figures = fs::read_to_string(format!("/proc/{id}/schedstat"))?;
+        let nanoseconds = figures.split_whitespace().next().and_then(|first| first.parse().ok());
+        nanoseconds.map(Duration::from_nanos).context("the kernel does not say the time")
+    }
+
     /// What the process wrote since it was last started.
     pub fn printed(&self) -> String {
         let start = self.state().log_start;

@@ -19,7 +19,10 @@ fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Event>, bool) {
             }
         }
     }
-    events.extend(decoder.finish());
+    match decoder.finish() {
+        Ok(event) => events.extend(event),
+        Err(_) => return (events, false),
+    }
     (events, true)
 }
 

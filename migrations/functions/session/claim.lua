@@ -7,13 +7,15 @@
 --             fence, replica   of the new holder
 --             tag, event       of the claimed event, with LENGTH to fill in
 -- Reply:      other   the turn has ended, or another replica was faster
---             running|waiting <turn> <owner> <epoch> <writers> <the question>, and the messages that
---             the turn brought in place of a stored history; each <json header>\n<content>
+--             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON> <the question>,
+--             and the messages that the turn brought in place of a stored history; each
+--             <json header>\n<content>
 -- Called by:  Store::claim
 
 local function claimed(keys, state, turn, question)
-  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages')
-  local reply = { state, turn, fields[1], fields[2], fields[3] or '0', question }
+  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages', 'continued')
+  local continued = state == 'running' and fields[5] or '[]'
+  local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, question }
   for place = 0, tonumber(fields[4] or '0') - 1 do
     reply[#reply + 1] = without_parent(message_at(keys, place))
   end

@@ -7,7 +7,7 @@ use super::{SessionKeys, Store, StoreError, field, json, of_writer, unexpected};
 use crate::redis::Call;
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
-use crate::session::model::{Message, rfc3339};
+use crate::session::model::{Continuation, Message, rfc3339};
 
 /// What Redis replied to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,21 @@ impl Store {
         let call = of_writer(SessionKeys::of(turn.session).call("jarvis_rewind_1"), turn);
         let call = call.text("revision", revision).text("length", length).text("tag", tag);
         self.write(call.arg("event", json(&claimed)).flag("published", published)).await
+    }
+
+    /// Notes the continuations of the answer so far, for the writer that takes the turn over. Does
+    /// nothing where the turn is not this writer's, or more are noted already.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn note_continued(
+        &self,
+        turn: &Turn,
+        continued: &[Continuation],
+    ) -> Result<(), StoreError> {
+        let keys = SessionKeys::of(turn.session);
+        let call = of_writer(keys.call_with("jarvis_note_continued_1", &["session"]), turn);
+        Ok(self.redis.call(call.arg("continued", json(&continued))).await?)
     }
 
     /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields

@@ -283,6 +283,7 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         context: None,
         error: None,
         writers: None,
+        continued: Vec::new(),
     }
 }
 

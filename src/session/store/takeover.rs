@@ -78,12 +78,12 @@ impl Store {
         let turn = || -> Result<Arc<Turn>, StoreError> {
             let stored = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
             let StoredTurn { spec, own_conversation } = stored.ok_or_else(|| unexpected("turn"))?;
-            let entry = reply.get(5).ok_or_else(|| unexpected("message"))?;
+            let entry = reply.get(6).ok_or_else(|| unexpected("message"))?;
             let message = parse_message(entry)?;
             let header = entry.lines().next().unwrap_or_default().to_owned();
             let at = rfc3339(&message.timestamp);
             let conversation = own_conversation
-                .then(|| OwnConversation::parse(reply.iter().skip(6)))
+                .then(|| OwnConversation::parse(reply.iter().skip(7)))
                 .transpose()?;
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
@@ -102,6 +102,11 @@ impl Store {
                 }),
                 number: 0,
                 claimed: Some(Claimed { replaced: open.fence, tag }),
+                // What cannot be read is left out: it is told, and decides nothing.
+                continued: reply
+                    .get(5)
+                    .and_then(|noted| serde_json::from_str(noted).ok())
+                    .unwrap_or_default(),
                 spec,
             }))
         };

@@ -13,7 +13,9 @@ use super::{
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
 use crate::session::event::{Control, Hint, Queued};
-use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339};
+use crate::session::model::{
+    Continuation, GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339,
+};
 
 /// How long an idempotency key is remembered.
 const KEY_SECONDS: u64 = 24 * 60 * 60;
@@ -66,12 +68,19 @@ pub struct Turn {
     pub(super) number: u64,
     /// How the fence came from another holder, where it did.
     pub(super) claimed: Option<Claimed>,
+    /// The continuations that earlier holders noted.
+    pub(super) continued: Vec<Continuation>,
 }
 
 impl Turn {
     /// Whether this is the user's message that the turn answers.
     pub fn answers(&self, message: &Message) -> bool {
         message.id == self.accepted.question.id
+    }
+
+    /// The continuations of its answer that earlier holders noted.
+    pub fn continued(&self) -> &[Continuation] {
+        &self.continued
     }
 
     /// The user's message that the turn answers.
@@ -253,6 +262,7 @@ impl Store {
                     accepted: Arc::clone(accepted),
                     number: before.events + 1,
                     claimed: None,
+                    continued: Vec::new(),
                 };
                 Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
             }

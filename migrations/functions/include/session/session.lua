@@ -9,7 +9,8 @@
 --                own_messages (count of the messages that its first turn brought; where there is
 --                one, the session is not listed)
 --                of the running turn: generation, fence, replica, turn (json), writers, started
---                (number and tag of the event before it began), revision
+--                (number and tag of the event before it began), revision, continued (json: each
+--                time that its answer went on after it had broken off)
 --                closed (the last generation whose request to the model's host was closed)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest

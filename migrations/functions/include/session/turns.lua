@@ -48,12 +48,12 @@ local function make_running(keys, generation, fence, replica, turn, header, cont
   redis.call('UNLINK', keys.answer)
   redis.call('HSET', keys.session, 'generation', generation, 'fence', fence, 'replica', replica,
     'turn', turn, 'writers', 1)
-  redis.call('HDEL', keys.session, 'started', 'revision')
+  redis.call('HDEL', keys.session, 'started', 'revision', 'continued')
 end
 
 local function forget_running(keys)
   redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'turn', 'writers', 'started',
-    'revision')
+    'revision', 'continued')
   redis.call('UNLINK', keys.answer)
 end
 

@@ -113,9 +113,11 @@ impl View {
             Change::Text { .. } | Change::Reasoning { .. } => None,
             // Text that was sent before it was wanted in one piece may be taken back.
             Change::Restart { .. } => (self.sent.offset < seen).then(|| self.encode(delta)),
-            Change::Event { event, answer } => match event.control {
+            Change::Event { event, answer, reasoning } => match event.control {
                 Control::Started { .. } | Control::Done {} => None,
-                Control::Ended { .. } => wire::response(event, answer, self.sent),
+                Control::Ended { .. } => {
+                    wire::response(event, answer, reasoning.as_deref(), self.sent)
+                }
                 _ => Some(self.encode(delta)),
             },
             Change::QueuePosition(_) => Some(delta.encoded::<Native>()),

@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::session::model::ContextReport;
+use crate::session::model::{ContextReport, Continuation};
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};
 
 /// Room for an event beside its text, so that writing it does not have to grow it.
@@ -71,16 +71,22 @@ pub enum ServerEvent<'a> {
         finish_reason: FinishReason,
         usage: Usage,
         context: ContextReport,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        continued: &'a [Continuation],
         #[serde(flatten)]
         place: Envelope,
     },
     Response {
         content: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        thinking: Option<&'a str>,
         model: &'a str,
         timestamp: &'a str,
         finish_reason: FinishReason,
         usage: Usage,
         context: ContextReport,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        continued: &'a [Continuation],
         #[serde(flatten)]
         place: Envelope,
     },

@@ -49,7 +49,7 @@ pub fn encode_at(delta: &Delta, cursor: Cursor, upstream_closed: Option<bool>) -
             ServerEvent::StreamThinking { content: text, offset: *offset, place }
                 .write(quoted(text))
         }
-        Change::Event { event, answer } => {
+        Change::Event { event, answer, .. } => {
             control(delta.session, &event.control, answer, place, upstream_closed)
         }
         Change::Restart { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
@@ -87,15 +87,18 @@ fn control(
         Control::Done {} => {
             ServerEvent::StreamChunk { content: "", done: true, offset: None, place }.json()
         }
-        Control::Ended { timestamp, finish_reason, usage, context, .. } => ServerEvent::StreamEnd {
-            full_response: answer,
-            timestamp,
-            finish_reason: *finish_reason,
-            usage: *usage,
-            context: *context,
-            place,
+        Control::Ended { timestamp, finish_reason, usage, context, continued, .. } => {
+            ServerEvent::StreamEnd {
+                full_response: answer,
+                timestamp,
+                finish_reason: *finish_reason,
+                usage: *usage,
+                context: *context,
+                continued,
+                place,
+            }
+            .write(quoted(answer))
         }
-        .write(quoted(answer)),
         Control::Cancelled {} => {
             ServerEvent::Cancelled { full_response: answer, place, upstream_closed }
                 .write(quoted(answer))
@@ -120,20 +123,29 @@ fn failed(failure: &Failure, place: Envelope) -> Utf8Bytes {
 
 /// The end of a generation for a socket that asked for its answer in one piece. None where the
 /// generation did not end by itself.
-pub fn response(event: &Event, answer: &str, after: Cursor) -> Option<Utf8Bytes> {
-    let Control::Ended { timestamp, model, finish_reason, usage, context } = &event.control else {
+pub fn response(
+    event: &Event,
+    answer: &str,
+    thinking: Option<&str>,
+    after: Cursor,
+) -> Option<Utf8Bytes> {
+    let Control::Ended { timestamp, model, finish_reason, usage, context, continued } =
+        &event.control
+    else {
         return None;
     };
     let response = ServerEvent::Response {
         content: answer,
+        thinking,
         model,
         timestamp,
         finish_reason: *finish_reason,
         usage: *usage,
         context: *context,
+        continued,
         place: Envelope { generation: event.generation, cursor: Some(after) },
     };
-    Some(response.write(quoted(answer)))
+    Some(response.write(quoted(answer) + thinking.map_or(0, quoted)))
 }
 
 /// A generation that has ended, told from what is stored of it. Only the last event carries a
@@ -168,11 +180,13 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
         (Some(Status::Failed), Some(failure)) => failed(failure, place),
         _ if in_one_piece => ServerEvent::Response {
             content: text,
+            thinking: message.thinking.as_deref(),
             model,
             timestamp,
             finish_reason,
             usage,
             context,
+            continued: &message.continued,
             place,
         }
         .json(),
@@ -185,6 +199,7 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
                 finish_reason,
                 usage,
                 context,
+                continued: &message.continued,
                 place,
             }
             .json()

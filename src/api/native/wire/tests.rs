@@ -50,7 +50,7 @@ fn text(offset: u64, text: &str) -> Change {
 }
 
 fn happened(control: Control, answer: &str) -> Change {
-    Change::Event { event: event(control), answer: answer.to_owned() }
+    Change::Event { event: event(control), answer: answer.to_owned(), reasoning: None }
 }
 
 fn told(control: Control, answer: &str) -> String {
@@ -64,6 +64,7 @@ fn ended() -> Control {
         finish_reason: FinishReason::Stop,
         usage: Usage { prompt_tokens: 7, completion_tokens: 2 },
         context: ContextReport { messages_sent: 1, ..ContextReport::default() },
+        continued: Vec::new(),
     }
 }
 
@@ -123,7 +124,7 @@ fn other_ends_and_a_cleared_history_are_told_as_the_contract_says() {
         cancelled.encoded::<Native>().to_string(),
         told(Control::Failed(failure()), "Hel"),
         told(Control::Cleared {}, ""),
-        response(&event(ended()), "Hello", AFTER).expect("an end").to_string(),
+        response(&event(ended()), "Hello", None, AFTER).expect("an end").to_string(),
         connection(SESSION, Some(AFTER), true, false, None).to_string(),
     ];
     insta::assert_snapshot!(lines(&events), @r#"

@@ -1,0 +1,21 @@
+-- Notes how the running answer was continued, for the writer that may take the turn over.
+--
+-- Keys:       session
+-- Arguments:  owner, generation, fence   the writer's
+--             continued                  all continuations so far, as JSON
+-- Reply:      ok, also where nothing is noted: the turn is not this writer's, or more is noted already
+-- Called by:  Store::note_continued
+register {
+  name = 'note_continued',
+  version = 1,
+  flags = {},
+  keys = { 'session' },
+  arguments = { 'owner', 'generation', 'fence', 'continued' },
+  run = function(keys, args)
+    local fields = of_writer(keys, args, 'continued')
+    if fields and #(fields[3] or '') < #args.continued then
+      redis.call('HSET', keys.session, 'continued', args.continued)
+    end
+    return 'ok'
+  end,
+}

@@ -1,0 +1,251 @@
+//! One turn as its clients see it: when it begins, how it goes on, what is told of its end.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::client::{Socket, chat, get, joined, kinds, post, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+const MODEL: &str = "tinyllama:latest";
+
+struct Fleet {
+    redis: RedisServer,
+    ollama: Process,
+    replicas: Vec<Process>,
+}
+
+impl Fleet {
+    async fn of(replicas: usize, sim: &[&str], extra: &[(&str, &str)]) -> Self {
+        let redis = RedisServer::start();
+        let ollama = ollama_sim(sim);
+        let replicas: Vec<_> =
+            (0..replicas).map(|_| jarvis(&redis.url(), &ollama.url, extra)).collect();
+        for replica in &replicas {
+            until_ok(replica, "/health/ready").await;
+        }
+        Self { redis, ollama, replicas }
+    }
+
+    async fn socket(&self, replica: usize, session: &str) -> Socket {
+        Socket::open(&self.replicas[replica], &format!("/ws?session_id={session}")).await.0
+    }
+
+    async fn stored_answer(&self, session: &str) -> Value {
+        let path = format!("/api/v1/chat/sessions/{session}");
+        let history = get(&self.replicas[self.replicas.len() - 1], &path).await.body;
+        let messages = history["messages"].as_array().expect("messages");
+        messages.last().expect("an answer").clone()
+    }
+}
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+fn expected(message: &str) -> String {
+    ollama_sim::script_answer(MODEL, message, None, 1000)
+}
+
+async fn ask(socket: &mut Socket, message: &Value) -> Value {
+    socket.say(message).await;
+    socket.until("stream_end").await.pop().expect("an end")
+}
+
+#[tokio::test]
+async fn a_waiting_turn_begins_as_soon_as_the_turn_before_it_ends() {
+    const TURNS: usize = 9;
+    let fleet = Fleet::of(2, &["--rate", "100"], &[]).await;
+    let session = id();
+    let (mut here, mut there) = (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
+    assert_eq!(chat(&fleet.replicas[0], &session, "[[tokens=3]] warm").await.status, 200);
+    here.until("stream_end").await;
+    let turn = |n: usize| json!({"type": "chat", "message": format!("[[tokens=20]] turn {n}")});
+    // All but the first wait, by turns on either replica, so that their replicas ask for their
+    // places at different times.
+    for n in 0..TURNS {
+        let socket = if n % 2 == 0 { &mut here } else { &mut there };
+        socket.say(&turn(n)).await;
+    }
+    let mut gaps = Vec::new();
+    let mut ended: Option<Instant> = None;
+    for _ in 0..TURNS {
+        here.until("stream_start").await;
+        gaps.extend(ended.map(|ended| ended.elapsed()));
+        here.until("stream_end").await;
+        ended = Some(Instant::now());
+    }
+    gaps.sort_unstable();
+    let median = gaps[gaps.len() / 2];
+    println!("from an end to the next beginning: {gaps:?}");
+    assert!(median < Duration::from_millis(300), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn an_end_tells_how_and_why_the_answer_was_continued_and_so_does_what_is_stored() {
+    let models = "tinyllama,thinker";
+    let fleet = Fleet::of(1, &["--models", models, "--rate", "500"], &[]).await;
+    for (message, think, continued) in [
+        ("[[tokens=40]] undisturbed", false, json!(null)),
+        (
+            "[[tokens=60 fault=cut@20 fault=cut@15]] twice",
+            false,
+            json!([
+                {"how": "exact", "why": "upstream_interrupted"},
+                {"how": "exact", "why": "upstream_interrupted"},
+            ]),
+        ),
+        // Where the host breaks off before the first piece, there is nothing to be continued.
+        ("[[tokens=20 fault=refuse]] at once", false, json!(null)),
+        (
+            "[[tokens=40 think=20 fault=error@30]] anew",
+            true,
+            json!([{"how": "restarted", "why": "upstream_interrupted"}]),
+        ),
+        // The model would not have gone on with the blanks that readers have.
+        (
+            "[[strict fault=cut@1 by=| say]]one  |two| three",
+            false,
+            json!([{"how": "approximate", "why": "upstream_interrupted"}]),
+        ),
+    ] {
+        let session = id();
+        let mut socket = fleet.socket(0, &session).await;
+        let model = if think { "thinker" } else { "tinyllama" };
+        let turn = json!({"type": "chat", "message": message, "model": model, "think": think});
+        let end = ask(&mut socket, &turn).await;
+        assert_eq!(end["continued"], continued, "{message}");
+        assert_eq!(fleet.stored_answer(&session).await["continued"], continued, "{message}");
+        assert!(!end["full_response"].as_str().expect("a text").is_empty(), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_over_tells_of_the_continuations_before_it_too() {
+    let extra = [("JARVIS_LEASE_MS", "1000")];
+    let fleet = Fleet::of(2, &["--rate", "60"], &extra).await;
+    let session = id();
+    let message = "[[tokens=200 fault=cut@20]] go on";
+    let (mut asking, mut watching) =
+        (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let mut events = Vec::new();
+    let after_the_cut: String =
+        ollama_sim::script_pieces(MODEL, message, None, 1000).into_iter().take(40).collect();
+    while joined(&events).len() < after_the_cut.len() {
+        events.push(watching.event().await);
+    }
+    fleet.replicas[0].kill();
+    events.extend(watching.until("stream_end").await);
+    let end = events.last().expect("an end");
+    let continued = json!([
+        {"how": "exact", "why": "upstream_interrupted"},
+        {"how": "exact", "why": "replica_gone"},
+    ]);
+    assert_eq!(end["continued"], continued);
+    assert_eq!(end["full_response"], expected(message).as_str());
+    // The next turn begins without them.
+    let next = ask(&mut watching, &json!({"type": "chat", "message": "[[tokens=5]] next"})).await;
+    assert_eq!(next["continued"], json!(null));
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_without_the_count_of_its_host_still_tells_its_usage() {
+    let context = ["--model-ctx", "1000000", "--slots", "4"];
+    let extra = [("JARVIS_NUM_CTX", "1000000"), ("JARVIS_MAX_TOKENS", "1000000")];
+    let fleet = Fleet::of(1, &context, &extra).await;
+    // Ended by its size, and by the model's repeating itself.
+    for (message, reason) in
+        [("[[tokens=400000]] endless", "length"), ("[[tokens=50 repeat]] again", "repetition")]
+    {
+        let session = id();
+        let turn = json!({"message": message, "session_id": session, "max_tokens": -1});
+        let reply = post(&fleet.replicas[0], "/api/v1/chat", &turn).await;
+        assert_eq!((reply.status, &reply.body["finish_reason"]), (200, &json!(reason)));
+        let tokens = |name: &str| reply.body["usage"][name].as_u64().expect("a count");
+        let text = reply.body["response"].as_str().expect("a text");
+        let counted = ollama_sim::count_tokens(text) as u64;
+        let completion = tokens("completion_tokens");
+        // What came are pieces: each is at least one token, and of this model about two.
+        assert!(completion <= counted && completion * 3 >= counted, "{completion} of {counted}");
+        assert!((3..100).contains(&tokens("prompt_tokens")), "{}", reply.body["usage"]);
+        assert_eq!(fleet.stored_answer(&session).await["usage"], reply.body["usage"]);
+    }
+}
+
+#[tokio::test]
+async fn a_host_whose_every_try_brings_only_a_few_pieces_keeps_a_turn_for_seconds_not_minutes() {
+    let fleet = Fleet::of(1, &[], &[]).await;
+    let session = id();
+    let mut socket = fleet.socket(0, &session).await;
+    let asked = Instant::now();
+    socket.say(&json!({"type": "chat", "message": "[[tokens=500 fault=cut@2!]] a crawl"})).await;
+    let events = socket.until("error").await;
+    let error = events.last().expect("an error");
+    assert_eq!(error["code"], "upstream_interrupted", "{error}");
+    // Twelve attempts took three minutes.
+    assert!(asked.elapsed() < Duration::from_secs(40), "{:?}", asked.elapsed());
+    assert!(!joined(&events).is_empty(), "what there was is kept");
+    let chats = get(&fleet.ollama, "/sim/stats").await.body;
+    assert!(chats["faulted"].as_u64().expect("a count") >= 4, "it was tried again: {chats}");
+}
+
+#[tokio::test]
+async fn a_host_that_breaks_off_often_and_makes_progress_brings_the_whole_answer() {
+    let fleet = Fleet::of(1, &[], &[]).await;
+    let faults = (1..=9).map(|_| "fault=cut@20").collect::<Vec<_>>().join(" ");
+    let message = format!("[[tokens=250 {faults}]] in steps");
+    let asked = Instant::now();
+    let reply = chat(&fleet.replicas[0], &id(), &message).await;
+    assert_eq!((reply.status, reply.body["response"].as_str()), (200, Some(&*expected(&message))));
+    assert!(asked.elapsed() < LIMIT, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_response_in_one_piece_carries_the_thoughts_as_rest_does() {
+    let models = ["--models", "thinker", "--rate", "500"];
+    let fleet = Fleet::of(2, &models, &[("JARVIS_DEFAULT_MODEL", "thinker")]).await;
+    let session = id();
+    let (mut whole, mut stream) =
+        (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
+    let mut turn = json!({"type": "chat", "message": "[[tokens=20 think=15]] why?", "think": true,
+        "stream": false, "message_id": "once"});
+    whole.say(&turn).await;
+    let response = whole.until("response").await.pop().expect("a response");
+    let streamed = stream.until("stream_end").await;
+    let thoughts: String = streamed
+        .iter()
+        .filter(|event| event["type"] == "stream_thinking")
+        .filter_map(|event| event["content"].as_str())
+        .collect();
+    assert!(!thoughts.is_empty());
+    assert_eq!(response["thinking"], thoughts.as_str());
+    assert_eq!(response["content"], joined(&streamed).as_str());
+    // The same where it is told from what is stored, and nothing where there is none.
+    whole.say(&turn).await;
+    let again = whole.until("response").await.pop().expect("a response");
+    assert_eq!(again["thinking"], thoughts.as_str());
+    turn = json!({"type": "chat", "message": "[[tokens=5]] no", "stream": false});
+    whole.say(&turn).await;
+    let plain = whole.until("response").await;
+    assert_eq!(kinds(&plain), ["message_received", "response"]);
+    assert_eq!(plain[1].get("thinking"), None);
+}
+
+#[tokio::test]
+async fn nothing_of_a_continuation_is_left_in_redis_when_its_turn_has_ended() {
+    let fleet = Fleet::of(1, &["--rate", "200"], &[]).await;
+    let session = id();
+    let mut socket = fleet.socket(0, &session).await;
+    let message = "[[tokens=60 fault=cut@20]] go on";
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    let keys = || fleet.redis.cli(&["KEYS", &format!("*:s:{session}")]);
+    let noted = || fleet.redis.cli(&["HGET", keys().trim(), "continued"]).trim().to_owned();
+    assert!(testkit::eventually(LIMIT, async || noted().contains("exact")).await, "not noted");
+    socket.until("stream_end").await;
+    assert_eq!(noted(), "");
+}
