@@ -225,7 +225,8 @@ impl Redis {
                 Err(error) => error,
             };
             if is_missing_function(&error) && attempt == 1 && self.is_checked() {
-                self.load_missing().await?;
+                // Boxed: it happens once, and would be a part of the future of every call.
+                Box::pin(self.load_missing()).await?;
             } else if is_redirection(&error) && attempt < REDIRECTED_ATTEMPTS {
                 let _ = backoff.pause().await;
             } else {
