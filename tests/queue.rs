@@ -993,7 +993,7 @@ impl Costs<'_> {
         async move {
             let before = self.server.cpu_time().expect("a time");
             let reply = call.await;
-            let cost = self.server.cpu_time().expect("a time") - before;
+            let cost = self.server.cpu_time().expect("a time").saturating_sub(before);
             self.of.entry(function).or_default().push(cost);
             reply
         }
