@@ -61,6 +61,7 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     store.start(&turn, tag).await.expect("Redis");
     store.append(&turn, tag, 0, "too much").await.expect("Redis");
     store.rewind(&turn, tag, 3, next, true).await.expect("Redis");
+    store.note_continued(&turn, &[]).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
     let events = [(Tag::random(), Control::Done {})];
     store.finish(&turn, next, 3, &header, &events).await.expect("Redis");
