@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::client::{Socket, chat, get, joined, post, until_ok};
+use support::client::{Socket, chat, get, http, joined, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use uuid::Uuid;
@@ -252,6 +252,30 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
     redis.lose_what_came_since();
     until_ok(&fleet.replicas[1], "/health/ready").await;
     fleet.history_until(|messages| messages.len() == 2).await;
+    // Deleted, it is no session any more, and a failover does not bring it back.
+    let path = format!("/api/v1/chat/sessions/{}", fleet.session);
+    let key = bucket_key(&fleet.session);
+    let is_deleted = || redis.cli(&["HEXISTS", &key, "deleted"]).trim() == "1";
+    redis.remember();
+    let deleted = send(http().delete(format!("{}{path}", fleet.replicas[0].url))).await;
+    assert_eq!(deleted.status, 200, "{}", deleted.body);
+    assert!(is_deleted());
+    redis.lose_what_came_since();
+    assert!(!is_deleted(), "the failover lost the delete");
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while !is_deleted() {
+        assert!(tokio::time::Instant::now() < deadline, "the session is back");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    until_ok(&fleet.replicas[1], "/health/ready").await;
+    assert_eq!(get(&fleet.replicas[1], &path).await.status, 404);
+    let events = redis.cli(&["LRANGE", &format!("{key}:events"), "0", "-1"]);
+    assert!(events.contains("cleared") && !events.contains("after"), "{events}");
+    // A new turn begins it anew, without what was there.
+    let reply = chat(&fleet.replicas[1], &fleet.session, "anew").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[0]["content"], "anew");
 }
 
 #[tokio::test]
@@ -276,11 +300,17 @@ async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
     for _ in 0..20 {
         events.push(watching.event().await);
     }
+    let holder = || redis.cli(&["HMGET", &bucket_key(&fleet.session), "replica", "writers"]);
+    let successor = holder();
+    assert!(successor.trim().ends_with('2'), "{successor}");
     redis.lose_what_came_since();
+    let undone = holder();
+    assert!(undone.trim().ends_with('1'), "the failover lost the claim: {undone}");
     events.extend(watching.until("stream_end").await);
     assert_eq!(seen(&events), expected(message));
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[1]["content"], expected(message).as_str());
+    assert_eq!(history[1]["writers"], 2, "the one that was killed, and its successor");
 }
 
 #[tokio::test]

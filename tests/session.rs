@@ -241,6 +241,158 @@ async fn a_cursor_of_another_history_is_not_recovered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_is_recovered_only_where_the_events_before_it_are_those_that_were_seen() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    redis.remember();
+    let (first, _) = replica.accept(session, "first").await;
+    let (second, _) = replica.accept(session, "second").await;
+    let read = async |from| replica.store.read(&Owner::Anonymous, session, from).await.unwrap();
+    let from_start = ReadFrom::Cursor(Cursor::START, 0);
+    let ReadOutcome::Window { window, .. } = read(from_start).await else { panic!("no window") };
+    let cursor = ReadFrom::Cursor(window.end(), 0);
+    // A failover loses both turns; each comes back, in an order of their own.
+    redis.cli(&["SWAPDB", "0", "1"]);
+    redis.remember();
+    for turn in [&second, &first] {
+        assert!(matches!(read(cursor).await, ReadOutcome::Absent | ReadOutcome::Unknown));
+        assert_eq!(replica.store.restore(turn).await.unwrap(), Restored::Waiting);
+    }
+    assert!(matches!(read(cursor).await, ReadOutcome::Window { .. }), "the same events again");
+    // Another failover: the second comes back at its number, behind another turn.
+    redis.cli(&["SWAPDB", "0", "1"]);
+    replica.accept(session, "other").await;
+    assert_eq!(replica.store.restore(&second).await.unwrap(), Restored::Waiting);
+    let ReadOutcome::Window { window, .. } = read(from_start).await else { panic!("no window") };
+    assert_eq!(window.end().events, 2, "the second turn's event has its number again");
+    assert!(matches!(read(cursor).await, ReadOutcome::Unknown), "what is before it was not seen");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_is_repeated_after_a_lost_reply_stops_no_other_turn() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    let (running, _) = replica.accept(session, "running").await;
+    let (waiting, _) = replica.accept(session, "waiting").await;
+    let any = wish(session);
+    let met = CancelReply::Running(running.generation);
+    assert_eq!(replica.store.cancel(&any).await.unwrap(), met);
+    // Meanwhile something else happens in the session.
+    replica.accept(session, "another").await;
+    assert_eq!(replica.store.cancel(&any).await.unwrap(), met, "the repeat meets the same turn");
+    assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Began, "the other turn runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_a_clear_and_the_turn_after_it_brings_back_only_the_turn() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let store = &replica.store;
+    for delete in [false, true] {
+        let session = SessionId::random();
+        replica.whole_turn(session, "secret", &["a"]).await;
+        redis.remember();
+        let mut clearings =
+            [false, delete].map(|delete| Clearing::new(&Owner::Anonymous, session, delete));
+        for clearing in &mut clearings {
+            replica.accept(session, "in between").await;
+            store.clear(clearing).await.unwrap();
+        }
+        let (after, _) = replica.accept(session, "after").await;
+        redis.cli(&["SWAPDB", "0", "1"]);
+        // Its holder asks before the clears are done again, in whichever order.
+        assert_eq!(store.restore(&after).await.unwrap(), Restored::Waiting);
+        assert_eq!(store.begin(&after).await.unwrap(), Begin::Gone);
+        for clearing in clearings.iter_mut().rev() {
+            let _ = store.clear(clearing).await;
+        }
+        assert_eq!(store.restore(&after).await.unwrap(), Restored::Waiting);
+        assert_eq!(store.begin(&after).await.unwrap(), Begin::Began);
+        let page = store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
+        let contents: Vec<_> = page.messages.iter().map(|message| &message.content).collect();
+        assert_eq!(contents, ["after"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_lost_a_turn_after_a_delete_brings_it_back() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    replica.whole_turn(session, "secret", &["a"]).await;
+    let mut delete = Clearing::new(&Owner::Anonymous, session, true);
+    replica.store.clear(&mut delete).await.unwrap();
+    redis.remember();
+    let (after, _) = replica.accept(session, "after").await;
+    redis.cli(&["SWAPDB", "0", "1"]);
+    assert_eq!(replica.store.restore(&after).await.unwrap(), Restored::Waiting);
+    assert_eq!(replica.store.begin(&after).await.unwrap(), Begin::Began);
+    let _ = replica.store.clear(&mut delete).await;
+    replica.answer(&after, &["done again, the delete leaves the turn alone"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cleared_or_deleted_stays_away_although_a_failover_lost_the_whole_session() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    for delete in [false, true] {
+        let session = SessionId::random();
+        redis.remember();
+        let ended = replica.whole_turn(session, "secret", &["a"]).await;
+        let (running, _) = replica.accept(session, "secret, too").await;
+        let mut clearing = Clearing::new(&Owner::Anonymous, session, delete);
+        assert_eq!(replica.store.clear(&mut clearing).await.unwrap(), 3);
+        let (after, _) = replica.accept(session, "after").await;
+        redis.cli(&["SWAPDB", "0", "1"]);
+        assert!(replica.store.clear(&mut clearing).await.is_err(), "there is no session");
+        for turn in [&ended, &running] {
+            assert_eq!(replica.store.restore(turn).await.unwrap(), Restored::Gone);
+        }
+        replica.reader(session, None).await;
+        assert_eq!(replica.store.restore(&after).await.unwrap(), Restored::Waiting);
+        assert_eq!(replica.store.begin(&after).await.unwrap(), Begin::Began);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_clears_that_a_failover_lost_the_last_counts_and_a_deleted_text_is_gone() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let clear = async |clearing: &mut Clearing| replica.store.clear(clearing).await;
+    for is_created_before in [false, true] {
+        let session = SessionId::random();
+        if !is_created_before {
+            redis.remember();
+        }
+        replica.whole_turn(session, "first secret", &["a"]).await;
+        if is_created_before {
+            redis.remember();
+        }
+        let mut delete = Clearing::new(&Owner::Anonymous, session, true);
+        clear(&mut delete).await.unwrap();
+        let ended = replica.whole_turn(session, "second secret", &["a"]).await;
+        let mut cleared = Clearing::new(&Owner::Anonymous, session, false);
+        clear(&mut cleared).await.unwrap();
+        redis.cli(&["SWAPDB", "0", "1"]);
+        // The replicas that did them do them again in an order of their own.
+        let order = if is_created_before {
+            [&mut cleared, &mut delete]
+        } else {
+            [&mut delete, &mut cleared]
+        };
+        for clearing in order {
+            let _ = clear(clearing).await;
+        }
+        assert_eq!(replica.store.restore(&ended).await.unwrap(), Restored::Gone);
+        let events = redis.cli(&["LRANGE", &format!("{}:events", channel(session)), "0", "-1"]);
+        assert!(!events.contains("secret"), "{events}");
+        replica.whole_turn(session, "and on", &["a"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;

@@ -260,7 +260,11 @@ impl WriterState {
                 let stored = usize::try_from(stored).unwrap_or(usize::MAX);
                 self.stored = floor_char_boundary(&self.text, stored);
             }
-            Reply::Written(Written::Outdated) | Reply::Restored(Restored::Claimed) => {
+            Reply::Written(Written::Outdated) => self.write_again(),
+            Reply::Restored(Restored::Claimed) => {
+                // What the writers before this one left may be another text by now, too: one of them
+                // may have taken text back, and the failover took that with the claim.
+                self.own_from = 0;
                 self.write_again();
             }
             Reply::Written(Written::Fenced) | Reply::Begin(Begin::Gone) => {
@@ -313,6 +317,23 @@ fn json_bytes(character: char) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_writer_whose_claim_was_lost_writes_the_text_before_it_again_too() {
+        // The writer before it had taken text back and written another: both went with the claim.
+        let mut state = WriterState::after("another beginning".to_owned());
+        let now = Instant::now();
+        let mut take = |call, reply| {
+            state.take_in(call, now, reply).expect("the turn is this writer's");
+            state.next_call().expect("another call")
+        };
+        let start = take(WriterCall::Restore, Reply::Restored(Restored::Claimed));
+        assert!(matches!(start, WriterCall::Start(_)));
+        let cut = take(start, Reply::Written(Written::Ok));
+        let WriterCall::Cut(Cut { length: 0, tag, .. }) = cut else { panic!("not {cut:?}") };
+        let append = take(cut, Reply::Written(Written::Ok));
+        assert_eq!(append, WriterCall::Append(0, "another beginning".len(), tag));
+    }
 
     #[test]
     fn thoughts_and_answer_together_are_as_long_as_one_answer_may_be() {

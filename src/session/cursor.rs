@@ -7,10 +7,12 @@ use uuid::Uuid;
 
 use super::model::GenerationId;
 
-/// The random mark of one control event.
+/// The mark of one control event.
 ///
-/// Numbers alone come again after a failover that lost the last writes; with its tag an event is
-/// the same event or it is not.
+/// Numbers alone come again after a failover that lost the last writes. Whoever writes an event
+/// chooses its tag at random. Redis stores in its place the sum of that tag and of those of all events
+/// before it: where number and stored tag are equal, so are all events up to there, in whichever
+/// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub u64);
 

@@ -86,7 +86,7 @@ impl Control {
 pub struct Event {
     /// Counted over the session's life, from 1, without a gap.
     pub number: u64,
-    /// Its random mark.
+    /// Equal for two events of one number only where the events before them are the same, too.
     pub tag: Tag,
     /// The generation that was running when it was written, and the bytes of its answer then:
     /// those pieces come before it.
@@ -101,15 +101,20 @@ pub struct Event {
 #[derive(Debug, PartialEq)]
 pub enum Hint<'a> {
     /// A control event.
-    Event(Event),
+    Event {
+        /// The tag of the event before it.
+        previous: Tag,
+        /// What was written.
+        event: Event,
+    },
     /// Bytes of an answer, at their offset.
     Piece {
         /// Whose answer.
         generation: GenerationId,
         /// UTF-8 bytes before it.
         offset: u64,
-        /// The number of the last event that was written before it.
-        after: u64,
+        /// The number and tag of the last event that was written before it.
+        after: (u64, Tag),
         /// The bytes.
         text: &'a str,
     },
@@ -192,7 +197,11 @@ impl<'a> Hint<'a> {
         let kind = payload.get(..1).ok_or(Unreadable)?;
         let rest = &payload[1..];
         match kind {
-            "e" => Event::parse(rest).map(Hint::Event),
+            "e" => {
+                let (previous, entry) = rest.split_once(' ').ok_or(Unreadable)?;
+                let previous = previous.parse().map_err(|_| Unreadable)?;
+                Ok(Hint::Event { previous, event: Event::parse(entry)? })
+            }
             "p" => {
                 let (header, text) = rest.split_once('\n').ok_or(Unreadable)?;
                 let mut words = header.split(' ');
@@ -200,7 +209,10 @@ impl<'a> Hint<'a> {
                 Ok(Hint::Piece {
                     generation: generation(word()?)?.ok_or(Unreadable)?,
                     offset: word()?.parse().map_err(|_| Unreadable)?,
-                    after: word()?.parse().map_err(|_| Unreadable)?,
+                    after: (
+                        word()?.parse().map_err(|_| Unreadable)?,
+                        word()?.parse().map_err(|_| Unreadable)?,
+                    ),
                     text,
                 })
             }

@@ -323,7 +323,7 @@ impl Feed {
         }
         state.heard = Instant::now();
         let applied = match hint {
-            Hint::Event(event) => state.window.push_event(event),
+            Hint::Event { previous, event } => state.window.push_event(previous, event),
             Hint::Piece { generation, offset, after, text } => {
                 state.window.push_piece(generation, offset, after, text)
             }

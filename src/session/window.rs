@@ -241,6 +241,9 @@ impl Window {
             // Whether what stays is reasoning or answer is known only where its beginning is held.
             _ => return Step::Behind,
         };
+        // Redis may have less than what stays, until its writer has written that again: what it has
+        // not shown yet is published anew.
+        let kept = kept.min(held.end());
         let answer_from = match held.shape {
             Shape::Plain => 0,
             Shape::Answering(from) if from as u64 <= kept => from as u64,
@@ -369,17 +372,16 @@ impl Window {
         Step::Event { event, answer: "", reasoning: None, after }
     }
 
-    /// Takes in a control event that was announced.
-    pub fn push_event(&mut self, event: Event) -> Applied {
-        let (tip, _) = self.tip();
+    /// Takes in a control event that was announced, and follows on the event of tag `previous`.
+    pub fn push_event(&mut self, previous: Tag, event: Event) -> Applied {
+        let (tip, tip_tag) = self.tip();
         if event.number <= tip {
             let known = (event.number, event.tag) == self.base
                 || self.events.iter().any(|held| held.tag == event.tag);
             return if known { Applied::Known } else { Applied::Hole };
         }
-        // An event that was told before under another number is of another history.
-        let renumbered = self.events.iter().any(|held| held.tag == event.tag);
-        if event.number != tip + 1 || renumbered {
+        // With another event before it, it is of another history.
+        if event.number != tip + 1 || previous != tip_tag {
             return Applied::Hole;
         }
         if let Some((running, length)) = event.place
@@ -419,20 +421,23 @@ impl Window {
         }
     }
 
-    /// Takes in a piece of an answer that was announced, written after event number `after`.
+    /// Takes in a piece of an answer that was announced, written after the event of this number
+    /// and tag.
     pub fn push_piece(
         &mut self,
         generation: GenerationId,
         offset: u64,
-        after: u64,
+        after: (u64, Tag),
         text: &str,
     ) -> Applied {
-        // The event that is missing may have taken text back; the one that is known came later, and
-        // what was read with it holds this piece.
-        match after.cmp(&self.tip().0) {
-            Ordering::Greater => Applied::Hole,
+        let tip = self.tip();
+        match after.0.cmp(&tip.0) {
+            // It came later, and what was read with it holds this piece.
             Ordering::Less => Applied::Known,
-            Ordering::Equal => self.grow(generation, offset, text),
+            Ordering::Equal if after == tip => self.grow(generation, offset, text),
+            // The event that is missing may have taken text back, and one of this number and another
+            // tag is of another history.
+            Ordering::Equal | Ordering::Greater => Applied::Hole,
         }
     }
 
@@ -599,7 +604,7 @@ mod tests {
                     };
                     let text = format!("{mark}{text}");
                     let offset = self.log.running_length();
-                    let after = self.log.tip().0;
+                    let after = self.log.tip();
                     assert_eq!(self.log.push_piece(id, offset, after, &text), Applied::Grown);
                     return Some(Announced::Piece(id, offset, after, text));
                 }
@@ -630,8 +635,9 @@ mod tests {
                 }
                 _ => return None,
             };
-            assert_eq!(self.log.push_event(event.clone()), Applied::Grown);
-            Some(Announced::Event(event))
+            let previous = self.log.tip().1;
+            assert_eq!(self.log.push_event(previous, event.clone()), Applied::Grown);
+            Some(Announced::Event(previous, event))
         }
 
         /// What a read from Redis gives: nothing is trimmed there.
@@ -647,8 +653,8 @@ mod tests {
     }
 
     enum Announced {
-        Event(Event),
-        Piece(GenerationId, u64, u64, String),
+        Event(Tag, Event),
+        Piece(GenerationId, u64, (u64, Tag), String),
     }
 
     /// A client: it concatenates, and takes back what it is told to.
@@ -758,6 +764,48 @@ mod tests {
         assert_eq!(client.answers[0].1, ["a long", ""].map(str::to_owned));
     }
 
+    #[test]
+    fn a_reader_beyond_what_redis_holds_of_a_claim_goes_back_to_what_is_there() {
+        let (mut session, mut client) = (Session::new(), Client::new());
+        for what in [Happens::Begin, Happens::Thought("two".to_owned())] {
+            session.apply(&what);
+        }
+        assert!(client.follow(&session.read(), 1000));
+        assert_eq!(client.thoughts, "two");
+        // A failover took the text; its writer takes back all but the first byte of it, before it
+        // has written that byte again.
+        let running = session.log.running().expect("a running generation");
+        session.log.cut(running, 0);
+        let mut claimed = session.event(Some(running), Control::Claimed { from: 1 });
+        claimed.place = Some((running, 0));
+        let previous = session.log.tip().1;
+        assert_eq!(session.log.push_event(previous, claimed), Applied::Grown);
+        assert!(client.follow(&session.read(), 1000));
+        assert_eq!(client.thoughts, "");
+        for what in [Happens::Thought("three".to_owned()), Happens::Piece("answer".to_owned())] {
+            session.apply(&what);
+        }
+        assert!(client.follow(&session.read(), 1000));
+        assert_eq!((client.thoughts.as_str(), client.text.as_str()), ("three", "answer"));
+    }
+
+    #[test]
+    fn a_hint_that_follows_on_another_event_than_the_last_one_held_is_a_hole() {
+        let mut session = Session::new();
+        session.apply(&Happens::Begin);
+        let mut feed = session.read();
+        let running = feed.running().expect("a running generation");
+        let (number, tag) = feed.tip();
+        let other = Tag(tag.0 ^ 1);
+        let message = session.apply(&Happens::Message);
+        let Some(Announced::Event(previous, event)) = message else { panic!("no event") };
+        // A failover took the last event held, and another has its number.
+        assert_eq!(feed.push_event(other, event.clone()), Applied::Hole);
+        assert_eq!(feed.push_piece(running, 0, (number, other), "text"), Applied::Hole);
+        assert_eq!(feed.push_piece(running, 0, (number, tag), "text"), Applied::Grown);
+        assert_eq!(feed.push_event(previous, event), Applied::Grown);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -775,7 +823,9 @@ mod tests {
             for (what, hint_is_lost, client_reads) in &history {
                 let announced = session.apply(what);
                 let heard = match announced {
-                    Some(Announced::Event(event)) if !hint_is_lost => feed.push_event(event),
+                    Some(Announced::Event(previous, event)) if !hint_is_lost => {
+                        feed.push_event(previous, event)
+                    }
                     Some(Announced::Piece(id, offset, after, text)) if !hint_is_lost => {
                         feed.push_piece(id, offset, after, &text)
                     }

@@ -12,7 +12,6 @@
 --             idle_seconds                 of a session that begins with this turn
 --             waiting_limit, bytes_limit   turns that may wait, bytes of messages in the session
 --             request_digest, key_seconds  what the idempotency key is kept with, and for how long
---             epoch                        of the session, where it was deleted before
 --             own_conversation             1 where the turn brings what was said before it, in place
 --                                          of a stored history; only into a new session
 --             conversation                 its messages, each <json header>\n<content>
@@ -33,7 +32,7 @@ register {
   optional_key = 'idempotency',
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
     'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'waiting_limit', 'bytes_limit', 'request_digest',
-    'key_seconds', 'epoch' },
+    'key_seconds' },
   rest = 'conversation',
   run = function(keys, args)
     local generation = args.generation
@@ -76,9 +75,6 @@ register {
     end
     local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
     local epoch = fields[7] or FIRST_EPOCH
-    if found.deleted then
-      epoch = args.epoch
-    end
     admit(keys, args, found, epoch, begins)
     return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
   end,

@@ -18,7 +18,7 @@ register {
   keys = { 'session', 'answer' },
   arguments = { 'owner', 'generation', 'fence', 'revision', 'offset', 'text' },
   run = function(keys, args)
-    local fields = of_writer(keys, args, 'revision', 'events')
+    local fields = of_writer(keys, args, 'revision', 'events', 'tag')
     if not fields then
       return { 'fenced' }
     end
@@ -43,7 +43,8 @@ register {
       end
     end
     redis.call('SPUBLISH', keys.session,
-      'p' .. args.generation .. ' ' .. args.offset .. ' ' .. fields[4] .. '\n' .. args.text)
+      'p' .. args.generation .. ' ' .. args.offset .. ' ' .. fields[4] .. ' ' .. fields[5] .. '\n'
+        .. args.text)
     return { 'ok' }
   end,
 }

@@ -22,21 +22,26 @@ register {
       redis.call('SET', ended_key(keys, wanted), 'cancel', 'NX', 'EX', ENDED_SECONDS)
       return { 'none' }
     end
-    local fields = owned(keys, args.owner, 'generation', 'turn', 'writers', 'tag')
+    local fields = owned(keys, args.owner, 'generation', 'turn', 'writers', 'last_cancel')
     if not fields then
       return { 'absent' }
     end
-    if fields[4] == args.tag then
+    local last = words(fields[4] or '')
+    if last[1] == args.tag then
       -- A repeat after a lost reply.
-      return { 'cancelled', words(line(redis.call('LINDEX', keys.events, -1), 1))[6], 'running' }
+      return { 'cancelled', last[2], last[3] }
+    end
+    local function cancelled(generation, state)
+      redis.call('HSET', keys.session, 'last_cancel', args.tag .. ' ' .. generation .. ' ' .. state)
+      keep(keys)
+      return { 'cancelled', generation, state }
     end
     if fields[1] and (wanted == '-' or wanted == fields[1]) then
       local model = cjson.encode(cjson.decode(fields[2]).model)
       local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
       push_event(keys, args.tag, 'cancelled', fields[1], args.event)
       close_running(keys, fields[1], (string.gsub(args.header, '%u%u%u%u%u+', fill)), 'cancel')
-      keep(keys)
-      return { 'cancelled', fields[1], 'running' }
+      return cancelled(fields[1], 'running')
     end
     local entry, header
     if wanted == '-' then
@@ -51,7 +56,6 @@ register {
     redis.call('LREM', keys.waiting, 1, entry)
     release(keys, header[1], 'cancel')
     push_event(keys, args.tag, 'cancelled', header[1], args.event)
-    keep(keys)
-    return { 'cancelled', header[1], 'waiting' }
+    return cancelled(header[1], 'waiting')
   end,
 }

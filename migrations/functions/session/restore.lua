@@ -11,7 +11,8 @@
 --             event_number    of the accepted event
 -- Reply:      kept      the turn is the holder's, and runs
 --             claimed   the turn is the holder's again, and runs
---             waiting   the turn is the holder's, and waits
+--             waiting   the turn is the holder's, and waits; or it is not there yet, and the holder
+--                       is to ask again
 --             gone      the turn has ended, or is another holder's
 -- Called by:  Store::restore
 register {
@@ -28,11 +29,20 @@ register {
     local generation, fence, replica = args.generation, args.fence, args.replica
     local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch')
     local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
-    if found.owner and (found.owner ~= args.owner or found.deleted or fields[5] ~= args.epoch) then
+    if found.owner and found.owner ~= args.owner then
       return 'gone'
     end
     if redis.call('EXISTS', ended_key(keys, generation)) == 1 then
       return 'gone'
+    end
+    if found.owner and fields[5] ~= args.epoch then
+      if epoch_time(fields[5]) >= epoch_time(args.epoch) then
+        return 'gone'
+      elseif not found.deleted then
+        -- The failover took the clear before this turn, too: until that is done again, the history
+        -- here is the one that was cleared.
+        return 'waiting'
+      end
     end
     if found.generation == generation then
       if fields[4] == fence then

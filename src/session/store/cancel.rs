@@ -71,17 +71,25 @@ pub struct Clearing {
     session: SessionId,
     delete: bool,
     tag: Tag,
-    /// Begins with it.
+    /// The random part of the epoch that begins with it.
     epoch: String,
-    /// Ends with it; any, where it is not known yet.
-    ended: Option<String>,
+    /// The time of that epoch and the generations that were cancelled, as Redis replied; empty before
+    /// it was done.
+    done: String,
 }
 
 impl Clearing {
     /// Of the messages, and with `delete` of the session too.
     pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
         let epoch = Uuid::new_v4().simple().to_string();
-        Self { owner: owner.clone(), session, delete, tag: Tag::random(), epoch, ended: None }
+        Self {
+            owner: owner.clone(),
+            session,
+            delete,
+            tag: Tag::random(),
+            epoch,
+            done: String::new(),
+        }
     }
 }
 
@@ -129,12 +137,14 @@ impl Store {
             .arg("now", rfc3339(&Utc::now()))
             .text("tombstone_seconds", TOMBSTONE_SECONDS)
             .arg("new_epoch", wish.epoch.as_str())
-            .arg("epoch", wish.ended.as_deref().unwrap_or("-"))
+            .arg("again", wish.done.as_str())
             .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         let count: i64 = field(&reply, 0)?;
         let count = u64::try_from(count).map_err(|_| StoreError::Absent)?;
-        wish.ended = Some(field(&reply, 1)?);
+        if wish.done.is_empty() {
+            wish.done = reply[1..].join(" ");
+        }
         Ok(count)
     }
 }

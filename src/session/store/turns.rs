@@ -137,8 +137,6 @@ pub struct Proposal {
     spec: TurnSpec,
     generation: GenerationId,
     fence: Fence,
-    /// Of the session, where it was deleted before.
-    epoch: String,
     accepted: Arc<Accepted>,
 }
 
@@ -168,7 +166,6 @@ impl Proposal {
             spec: new.spec.clone(),
             generation,
             fence: Fence(Uuid::new_v4()),
-            epoch: Uuid::new_v4().simple().to_string(),
             accepted: Arc::new(accepted),
         }
     }
@@ -231,7 +228,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`]. After [`StoreError::Redis`] the message may have been accepted.
     pub async fn accept(&self, proposal: &Proposal) -> Result<Acceptance, StoreError> {
-        let Proposal { owner, session, spec, generation, fence, epoch, accepted } = proposal;
+        let Proposal { owner, session, spec, generation, fence, accepted } = proposal;
         let call = SessionKeys::of(*session)
             .keyed_call("jarvis_accept_1", accepted.key.as_ref())
             .arg("owner", owner.key())
@@ -241,7 +238,7 @@ impl Store {
             .acceptance(call, owner, spec, accepted)
             .text("waiting_limit", self.limits.waiting_turns)
             .text("bytes_limit", self.limits.session_bytes);
-        let call = key_arguments(call, accepted).arg("epoch", epoch.as_str());
+        let call = key_arguments(call, accepted);
         let reply: Vec<String> =
             self.redis.call_replicated(conversation_arguments(call, accepted)).await?;
         let before = |at: usize| {

@@ -9,8 +9,24 @@ local function drop_event(keys)
   return redis.call('HINCRBY', keys.session, 'event_bytes', -#dropped)
 end
 
--- Writes a control event at the end of the log, and publishes it. Gives its number.
-local function push_event(keys, tag, kind, generation, json)
+-- The tag that is stored with an event: the sum of its own tag and of those of all events before it,
+-- 48 bits behind a digit that is never 0. So an equal number and tag mean the same events up to
+-- there: an event that is written again after a failover is at its old place only where the others
+-- are there, too. In which order is no matter: turns that wait come back in any.
+local function summed_tag(previous, tag)
+  local function half(text, from, to)
+    return tonumber(string.sub('00000000000' .. text, from, to), 16)
+  end
+  local low = half(previous, -6, -1) + half(tag, -6, -1)
+  local high = half(previous, -12, -7) + half(tag, -12, -7) + math.floor(low / 16777216)
+  return string.format('1%06x%06x', high % 16777216, low % 16777216)
+end
+
+-- Writes a control event at the end of the log, and publishes it with the stored tag of the event
+-- before it. Gives its number.
+local function push_event(keys, own_tag, kind, generation, json)
+  local previous = redis.call('HGET', keys.session, 'tag') or '0'
+  local tag = summed_tag(previous, own_tag)
   local running = redis.call('HGET', keys.session, 'generation') or '-'
   local length = running == '-' and 0 or redis.call('STRLEN', keys.answer)
   local number = redis.call('HINCRBY', keys.session, 'events', 1)
@@ -23,7 +39,7 @@ local function push_event(keys, tag, kind, generation, json)
     kept = kept - 1
   end
   redis.call('HSET', keys.session, 'tag', tag)
-  redis.call('SPUBLISH', keys.session, 'e' .. entry)
+  redis.call('SPUBLISH', keys.session, 'e' .. previous .. ' ' .. entry)
   return number
 end
 

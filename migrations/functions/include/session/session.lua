@@ -2,7 +2,8 @@
 --
 -- Keys, all in the slot of the session's bucket:
 --   session      hash, and the name of the session's channel:
---                owner, title, model, created, updated, epoch; deleted (1 on what is left for an hour)
+--                owner, title, model, created, updated, epoch
+--                deleted (1 on what is left for an hour)
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages)
 --                idle_seconds (the session expires after so long; 0: never)
@@ -11,6 +12,7 @@
 --                of the running turn: generation, fence, replica, turn (json), writers, started
 --                (number and tag of the event before it began), revision, continued (json: each
 --                time that its answer went on after it had broken off)
+--                last_cancel (<tag> <generation> running|waiting: what the last cancel met)
 --                closed (the last generation whose request to the model's host was closed)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest

@@ -3,9 +3,14 @@
 -- How long the end of a generation is remembered: longer than a writer may ask for its turn to be
 -- restored.
 local ENDED_SECONDS = 180
--- A session's first life has this epoch wherever it begins, so that turns of a session that a
--- failover took know it again; clear and delete begin another epoch.
+-- Clear and delete begin another epoch of a session: <microseconds>-<random>, and the time tells
+-- which of two is the later one, whatever a failover took. The first epoch is the same wherever a
+-- session begins, so that turns of a session that a failover took know it again.
 local FIRST_EPOCH = '0'
+
+local function epoch_time(epoch)
+  return tonumber(string.match(epoch, '^(%d+)%-') or '0')
+end
 
 local function open_field(keys, generation)
   return string.match(keys.session, '([^:]+)$') .. ' ' .. generation

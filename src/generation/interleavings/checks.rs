@@ -1,0 +1,115 @@
+//! What must be true once everything has ended.
+
+use std::collections::HashMap;
+
+use super::holder::parts;
+use super::world::{Submission, World};
+use crate::session::{GenerationId, Message, Owner, Role, Status};
+
+/// Reasoning and answer as they are stored.
+fn stored(message: &Message) -> [String; 2] {
+    [message.thinking.clone().unwrap_or_default(), message.content.clone()]
+}
+
+impl World<'_> {
+    pub(super) async fn check(&self) {
+        let page = self.stores[0].newest(&Owner::Anonymous, self.session, 500, 1 << 20).await;
+        let messages = page.as_ref().map_or(&[][..], |page| &page.messages);
+        if let Ok(page) = &page {
+            assert_eq!(page.running, None, "nothing runs at the end");
+        }
+        let mut answers: HashMap<GenerationId, &Message> = HashMap::new();
+        for message in messages.iter().filter(|message| message.role == Role::Assistant) {
+            let generation = message.generation_id.expect("a generation");
+            assert!(answers.insert(generation, message).is_none(), "two answers of one turn");
+        }
+        let questions: Vec<_> = messages
+            .iter()
+            .filter(|message| message.role == Role::User)
+            .map(|message| message.content.as_str())
+            .collect();
+        assert_eq!(questions.len(), answers.len(), "a question without an answer, or vice versa");
+        let events = self.stored_events();
+        for turn in &self.submissions {
+            let answer = answers.get(&turn.generation).copied();
+            if turn.cleared {
+                assert!(answer.is_none(), "the answer of a turn that was cleared");
+                assert!(!questions.contains(&turn.question.as_str()), "a question was cleared");
+                let is_published = events.contains(&turn.question);
+                assert!(!(turn.deleted && is_published), "a question of a deleted session");
+                continue;
+            }
+            match answer {
+                Some(message) => self.check_answer(turn, message),
+                None => assert!(self.may_have_no_answer(turn), "an accepted turn has no answer"),
+            }
+        }
+    }
+
+    fn may_have_no_answer(&self, turn: &Submission) -> bool {
+        // Stopped while it waited, or before a failover that took all of it. A clear that is done
+        // again takes what was accepted before that.
+        if turn.cancelled || turn.before_redo {
+            return true;
+        }
+        if self.failovers == 0 {
+            return false;
+        }
+        // Two faults at once: a failover took the turn, and nobody who could restore it lives.
+        let mut holders = self.holders.iter().rev();
+        let newest = holders.find(|holder| holder.turn.generation == turn.generation);
+        !turn.acknowledged || newest.is_none_or(|holder| !self.alive[holder.replica])
+    }
+
+    fn check_answer(&self, turn: &Submission, message: &Message) {
+        let stored = stored(message);
+        if let [ender] = turn.enders[..]
+            && message.status == Some(Status::Complete)
+        {
+            let written = parts(self.holders[ender].state.text());
+            assert_eq!(stored, written, "stored is what its only writer wrote to the end");
+        }
+        let delivered = self.client.ended.get(&turn.generation);
+        if turn.cancelled {
+            self.check_cancelled(turn, message, delivered);
+            return;
+        }
+        // Two faults at once: a failover took an end, and its writer could not do it again, as it
+        // was dead or another replica had taken the turn over, or the failover took its claim, too,
+        // and the holder before it lives. So another one ended the turn.
+        if let Some(delivered) = delivered.filter(|_| turn.enders.len() <= 1) {
+            assert_eq!(&stored, delivered, "stored is what was delivered");
+        }
+    }
+
+    fn check_cancelled(
+        &self,
+        turn: &Submission,
+        message: &Message,
+        delivered: Option<&[String; 2]>,
+    ) {
+        // A failover took the cancel, and before it was done again, a holder that had not heard of it
+        // ended the turn: then that came first.
+        if turn.ended_after_cancel {
+            return;
+        }
+        assert_eq!(message.status, Some(Status::Cancelled), "the first of cancel and end wins");
+        let stored = stored(message);
+        match delivered {
+            Some(delivered) if self.failovers == 0 => {
+                assert_eq!(&stored, delivered, "stored is what was delivered");
+            }
+            // Two faults at once: the cancel has no text, so what a failover took with it stays
+            // away, and what had been taken back may be there again. Or it took an end, another
+            // replica took the turn over, and the cancel met that.
+            Some(delivered)
+                if !turn.taken_back && !turn.written_after_cancel && turn.enders.is_empty() =>
+            {
+                for (delivered, stored) in delivered.iter().zip(&stored) {
+                    assert!(delivered.starts_with(stored), "a part of what was delivered");
+                }
+            }
+            _ => {}
+        }
+    }
+}

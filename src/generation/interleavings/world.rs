@@ -1,0 +1,468 @@
+//! One session, its replicas, its client and its Redis.
+
+use std::sync::Arc;
+
+use testkit::redis::RedisServer;
+
+use super::client::{Client, Followed};
+use super::holder::{ANSWER, Holder};
+use super::{Action, Fate, REPLICAS};
+use crate::generation::writer_state::WriterState;
+use crate::session::model::Reasoning;
+use crate::session::store::{
+    Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
+    Proposal, Turn, bucket, channel,
+};
+use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
+
+/// Rounds after which everything must have ended.
+const ROUNDS: usize = 400;
+
+/// A turn that Redis took in.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Submission {
+    pub(super) generation: GenerationId,
+    key: Option<u8>,
+    pub(super) question: String,
+    /// Its client was told so.
+    pub(super) acknowledged: bool,
+    /// A clear that a failover had lost was still to be done again: it may take this turn, too. So it
+    /// may a turn that it had taken before and that was submitted again with its key.
+    pub(super) before_redo: bool,
+    /// A clear came after it.
+    pub(super) cleared: bool,
+    pub(super) deleted: bool,
+    pub(super) cancelled: bool,
+    /// A failover took the cancel, and before that was done again, a holder wrote on.
+    pub(super) written_after_cancel: bool,
+    /// … or ended the turn.
+    pub(super) ended_after_cancel: bool,
+    pub(super) taken_back: bool,
+    /// The holders whose end Redis took in, in this order.
+    pub(super) enders: Vec<usize>,
+}
+
+/// What replica 0 does again after a failover.
+enum Redo {
+    Cancel(Cancellation),
+    Clear(Clearing),
+}
+
+pub(super) struct World<'a> {
+    redis: &'a RedisServer,
+    pub(super) stores: &'a [Store],
+    pub(super) session: SessionId,
+    pub(super) alive: [bool; REPLICAS],
+    pub(super) holders: Vec<Holder>,
+    pub(super) submissions: Vec<Submission>,
+    pub(super) client: Client,
+    pub(super) failovers: usize,
+    /// Whether a replica of Redis was in sync since the last failover.
+    in_sync: bool,
+    redos: Vec<Redo>,
+    /// Those that were not done again since the last failover.
+    pending: Vec<usize>,
+    /// The time of the session's epoch, as the last acknowledged clear or turn left it.
+    epoch: u64,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(redis: &'a RedisServer, stores: &'a [Store]) -> Self {
+        redis.cli(&["FLUSHALL"]);
+        Self {
+            redis,
+            stores,
+            session: SessionId::random(),
+            alive: [true; REPLICAS],
+            holders: Vec::new(),
+            submissions: Vec::new(),
+            client: Client::new(),
+            failovers: 0,
+            in_sync: true,
+            redos: Vec::new(),
+            pending: Vec::new(),
+            epoch: 0,
+        }
+    }
+
+    pub(super) async fn step(&mut self, action: &Action) {
+        match *action {
+            Action::Accept { by, key, fate } if self.alive[by] => self.accept(by, key, fate).await,
+            Action::Write { who, fate } => {
+                if let Some(at) = self.active(who) {
+                    self.write(at, fate).await;
+                }
+            }
+            Action::Generate { who, characters } => {
+                if let Some(at) = self.active(who) {
+                    self.holders[at].generate(characters);
+                }
+            }
+            Action::TakeBack { who, share } => {
+                if let Some(at) = self.active(who).filter(|at| !self.holders[*at].ending) {
+                    self.holders[at].take_back(share);
+                    let generation = self.holders[at].turn.generation;
+                    self.submission(generation).taken_back = true;
+                }
+            }
+            Action::Finish { who, fate } => {
+                if let Some(at) = self.active(who).filter(|at| self.holders[*at].is_settled()) {
+                    self.finish(at, fate).await;
+                }
+            }
+            Action::Die { replica } => self.alive[replica] = false,
+            Action::TakeOver { by, suspicion } if self.alive[by] => {
+                self.take_over(by, suspicion).await;
+            }
+            Action::Cancel { heard, fate } => self.cancel(heard, fate).await,
+            Action::Clear { delete, heard, fate } => self.clear(delete, heard, fate).await,
+            Action::InSync => {
+                self.redis.remember();
+                self.in_sync = true;
+            }
+            // Two failovers without a replica in sync in between are not promised to be made good.
+            Action::Failover if self.in_sync => self.fail_over(),
+            Action::Redo { which } if !self.pending.is_empty() => {
+                let at = self.pending.swap_remove(which % self.pending.len());
+                self.redo(at).await;
+            }
+            Action::Read => self.read(false).await,
+            _ => {}
+        }
+    }
+
+    /// A holder that still does something.
+    fn active(&self, who: usize) -> Option<usize> {
+        let active: Vec<_> =
+            (0..self.holders.len()).filter(|at| self.is_active(&self.holders[*at])).collect();
+        (!active.is_empty()).then(|| active[who % active.len()])
+    }
+
+    fn is_active(&self, holder: &Holder) -> bool {
+        self.alive[holder.replica] && !holder.stopped && !holder.finished
+    }
+
+    fn submission(&mut self, generation: GenerationId) -> &mut Submission {
+        let at = self.order_of(generation);
+        &mut self.submissions[at]
+    }
+
+    /// How many turns were accepted before it.
+    fn order_of(&self, generation: GenerationId) -> usize {
+        let known = self.submissions.iter().position(|turn| turn.generation == generation);
+        known.expect("a generation that was accepted")
+    }
+
+    async fn accept(&mut self, by: usize, key: Option<u8>, fate: Fate) {
+        // A repeat with the same key is the same request.
+        let asked = key.map_or(self.submissions.len(), usize::from);
+        let question = format!("<question {}{asked}>", if key.is_some() { "of key " } else { "" });
+        let spec = TurnSpec {
+            model: "m".to_owned(),
+            temperature: 0.0,
+            max_tokens: 1,
+            system: None,
+            seed: None,
+            stop: Vec::new(),
+            think: Reasoning::Off,
+            message_id: None,
+            source: String::new(),
+        };
+        let new = NewTurn {
+            spec,
+            content: question.clone(),
+            conversation: None,
+            key: key.map(|key| IdempotencyKey { key: key.to_string(), body: "body".to_owned() }),
+        };
+        let proposal = Proposal::new(&Owner::Anonymous, self.session, &new);
+        let Ok(accepted) = self.stores[by].accept(&proposal).await else { return };
+        let first_of_key = self.submissions.iter().find(|turn| turn.key == key && key.is_some());
+        let (turn, began) = match accepted {
+            Acceptance::New { turn, began, .. } => (turn, began),
+            Acceptance::Same { generation, .. } => {
+                let first = first_of_key.expect("a key that was used before");
+                assert_eq!(generation, first.generation, "one key, one generation");
+                return;
+            }
+        };
+        if let Some(first) = first_of_key {
+            assert_eq!(turn.generation, first.generation, "one key, one generation");
+            assert!(self.failovers > 0, "a repeat was accepted as a new turn");
+        }
+        if let Fate::Twice = fate {
+            match self.stores[by].accept(&proposal).await {
+                Ok(Acceptance::New { turn: again, began: began_again, .. }) => {
+                    assert_eq!((again.fence, began_again), (turn.fence, began), "the same reply");
+                }
+                other => panic!("a repeat after a lost reply is not accepted: {other:?}"),
+            }
+        }
+        let there = self.stored_epoch();
+        let submission = Submission {
+            generation: turn.generation,
+            key,
+            question,
+            acknowledged: !matches!(fate, Fate::ReplyLost),
+            before_redo: there < self.epoch,
+            cleared: false,
+            deleted: false,
+            cancelled: false,
+            written_after_cancel: false,
+            ended_after_cancel: false,
+            taken_back: false,
+            enders: Vec::new(),
+        };
+        self.epoch = self.epoch.max(there);
+        match self.submissions.iter_mut().find(|turn| turn.generation == submission.generation) {
+            // A failover took it, and its client was faster than its holder.
+            Some(known) => {
+                known.before_redo |= submission.before_redo || known.cleared;
+                if known.cleared {
+                    // It ended with the clear, and is a turn of another epoch now.
+                    self.client.ended.remove(&known.generation);
+                }
+                (known.cleared, known.deleted) = (false, false);
+                known.acknowledged |= submission.acknowledged;
+            }
+            None => self.submissions.push(submission),
+        }
+        if !matches!(fate, Fate::ReplyLost) {
+            let state =
+                if began { WriterState::after(String::new()) } else { WriterState::waiting() };
+            self.hold(by, turn, state);
+        }
+    }
+
+    fn hold(&mut self, by: usize, turn: Arc<Turn>, state: WriterState) {
+        // Two bytes each, so that no offset is a count of characters by chance.
+        let letter = char::from_u32(0x430 + self.holders.len() as u32 % 32).unwrap_or('x');
+        let thinks = self.order_of(turn.generation).is_multiple_of(2);
+        self.holders.push(Holder::new(by, turn, state, letter, thinks));
+    }
+
+    async fn write(&mut self, at: usize, fate: Fate) {
+        let holder = &mut self.holders[at];
+        holder.write(&self.stores[holder.replica], fate).await;
+        let (generation, failovers) = (holder.turn.generation, self.failovers);
+        let turn = self.submission(generation);
+        turn.written_after_cancel |= turn.cancelled && failovers > 0;
+    }
+
+    async fn finish(&mut self, at: usize, fate: Fate) {
+        let holder = &mut self.holders[at];
+        if holder.finish(&self.stores[holder.replica], fate).await {
+            let generation = holder.turn.generation;
+            let failovers = self.failovers;
+            let turn = self.submission(generation);
+            if !turn.enders.contains(&at) {
+                turn.enders.push(at);
+            }
+            turn.ended_after_cancel |= turn.cancelled;
+            let is_alone = turn.enders.len() == 1 && !turn.ended_after_cancel;
+            assert!(is_alone || failovers > 0, "a turn ended twice");
+        }
+    }
+
+    async fn take_over(&mut self, by: usize, suspicion: bool) {
+        let open = self.stores[by].open_turns(bucket(self.session)).await;
+        let mut open = open.expect("the open turns");
+        open.sort_by_key(|turn| self.order_of(turn.generation));
+        for turn in open {
+            let holder = self.stores.iter().position(|store| store.replica() == turn.replica);
+            let is_dead = holder.is_none_or(|holder| !self.alive[holder]);
+            // A replica takes its own turn over, too, where it holds it and does not know it.
+            let is_forgotten = holder == Some(by)
+                && !self.holders.iter().any(|holder| {
+                    holder.turn.generation == turn.generation
+                        && holder.replica == by
+                        && self.is_active(holder)
+                });
+            if is_dead || is_forgotten || (suspicion && holder != Some(by)) {
+                self.claim(by, &turn).await;
+            }
+        }
+    }
+
+    async fn claim(&mut self, by: usize, open: &OpenTurn) {
+        let store = &self.stores[by];
+        let (turn, state) = match store.claim(open).await.expect("a claim") {
+            Claim::Running(turn, _) => {
+                let stored = store.answer_so_far(&turn).await.expect("the answer so far");
+                (turn, WriterState::after(stored))
+            }
+            Claim::Waiting(turn) => (turn, WriterState::waiting()),
+            Claim::Other => return,
+        };
+        self.hold(by, turn, state);
+    }
+
+    async fn cancel(&mut self, heard: bool, fate: Fate) {
+        let wish = Cancellation::new(&Owner::Anonymous, self.session, None);
+        let store = &self.stores[0];
+        let met = |reply: &Result<CancelReply, _>| match reply {
+            Ok(CancelReply::Running(id) | CancelReply::Waiting(id)) => Some(*id),
+            _ => None,
+        };
+        let Some(generation) = met(&store.cancel(&wish).await) else { return };
+        if !matches!(fate, Fate::Done) {
+            let again = met(&store.cancel(&wish).await);
+            assert_eq!(again, Some(generation), "a repeat cancels what the first did");
+        }
+        self.submission(generation).cancelled = true;
+        self.redos.push(Redo::Cancel(wish.again(generation)));
+        if heard {
+            self.stop_holders(&[generation]);
+        }
+    }
+
+    async fn clear(&mut self, delete: bool, heard: bool, fate: Fate) {
+        let mut wish = Clearing::new(&Owner::Anonymous, self.session, delete);
+        let repeat = wish.clone();
+        let store = &self.stores[0];
+        if store.clear(&mut wish).await.is_err() {
+            return;
+        }
+        if !matches!(fate, Fate::Done) && !delete {
+            // After a lost reply; what it cancelled is not known then.
+            wish = repeat;
+            store.clear(&mut wish).await.expect("a repeat after a lost reply");
+        }
+        self.epoch = self.epoch.max(self.stored_epoch());
+        for turn in &mut self.submissions {
+            turn.cleared = true;
+            turn.deleted |= delete;
+        }
+        self.redos.push(Redo::Clear(wish));
+        if heard {
+            let all: Vec<_> = self.submissions.iter().map(|turn| turn.generation).collect();
+            self.stop_holders(&all);
+        }
+    }
+
+    /// Their replicas receive the hint; a holder that is about to end learns it by its next call.
+    fn stop_holders(&mut self, generations: &[GenerationId]) {
+        let stopped =
+            |holder: &&mut Holder| !holder.ending && generations.contains(&holder.turn.generation);
+        for holder in self.holders.iter_mut().filter(stopped) {
+            holder.stopped = true;
+        }
+    }
+
+    /// What was written since Redis was in sync is gone; living replicas do again what they did.
+    fn fail_over(&mut self) {
+        self.redis.cli(&["SWAPDB", "0", "1"]);
+        self.redis.remember();
+        self.in_sync = false;
+        self.failovers += 1;
+        self.pending = (0..self.redos.len()).collect();
+        for holder in &mut self.holders {
+            if self.alive[holder.replica] {
+                holder.finished = false;
+            }
+        }
+    }
+
+    async fn redo(&mut self, at: usize) {
+        let store = &self.stores[0];
+        match &mut self.redos[at] {
+            Redo::Cancel(wish) => {
+                let _ = store.cancel(wish).await;
+            }
+            Redo::Clear(wish) => {
+                let _ = store.clear(wish).await;
+            }
+        }
+    }
+
+    async fn read(&mut self, must_recover: bool) {
+        let store = &self.stores[0];
+        let followed = self.client.read(store, self.session, self.failovers > 0).await;
+        if let Followed::Lost = followed {
+            // Of a turn that had ended before it was cleared, nothing is left to be read.
+            let is_cleared = self.submissions.iter().any(|turn| turn.cleared);
+            assert!(self.failovers > 0 || is_cleared, "a cursor was lost without a reason");
+            if must_recover {
+                self.client.begin_anew(store, self.session).await;
+            }
+        }
+    }
+
+    /// No more faults: everything has to end.
+    pub(super) async fn settle(&mut self) {
+        for at in std::mem::take(&mut self.pending) {
+            self.redo(at).await;
+        }
+        for _ in 0..ROUNDS {
+            for replica in 0..REPLICAS {
+                if self.alive[replica] {
+                    self.take_over(replica, false).await;
+                }
+            }
+            let mut is_busy = false;
+            for at in 0..self.holders.len() {
+                if !self.is_active(&self.holders[at]) {
+                    continue;
+                }
+                is_busy = true;
+                self.holders[at].generate(ANSWER);
+                self.write(at, Fate::Done).await;
+                let holder = &self.holders[at];
+                if !holder.stopped && holder.is_settled() {
+                    self.finish(at, Fate::Done).await;
+                }
+            }
+            self.read(true).await;
+            let session = self.stores[0].describe(&Owner::Anonymous, self.session).await;
+            // Where a failover took the only turn, and that was cancelled, there is no session.
+            if !is_busy && session.map_or(true, |session| session.running.is_none()) {
+                return;
+            }
+        }
+        panic!("something never ends");
+    }
+
+    fn stored_epoch(&self) -> u64 {
+        let epoch = self.redis.cli(&["HGET", &channel(self.session), "epoch"]);
+        epoch.trim().split_once('-').and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// The events as they are stored, with the questions in them.
+    pub(super) fn stored_events(&self) -> String {
+        let events = format!("{}:events", channel(self.session));
+        self.redis.cli(&["LRANGE", &events, "0", "-1"])
+    }
+
+    /// Prints the state, so that the shortest history that fails can be followed.
+    pub(super) fn show(&self) {
+        for (at, holder) in self.holders.iter().enumerate() {
+            let flags = [
+                (!self.alive[holder.replica], "dead"),
+                (holder.stopped, "stopped"),
+                (holder.ending, "ending"),
+                (holder.finished, "finished"),
+            ];
+            let flags: Vec<_> = flags.iter().filter(|flag| flag.0).map(|flag| flag.1).collect();
+            eprintln!(
+                "   holder {at} on replica {}, turn {}: {:?} next {:?} {flags:?}",
+                holder.replica,
+                self.order_of(holder.turn.generation),
+                holder.state.text(),
+                holder.state.next_call(),
+            );
+        }
+        let names = |text: String| {
+            let turns = self.submissions.iter().map(|turn| turn.generation.to_string());
+            turns.enumerate().fold(text, |text, (at, id)| text.replace(&id, &format!("T{at}")))
+        };
+        for line in names(self.stored_events()).lines().filter(|line| !line.starts_with('{')) {
+            eprintln!("   event {line}");
+        }
+        let key = channel(self.session);
+        let answer = self.redis.cli(&["GET", &format!("{key}:answer")]);
+        let fields = ["HMGET", &key, "generation", "replica", "revision", "epoch", "deleted"];
+        let fields = names(self.redis.cli(&fields));
+        eprintln!("   answer {:?}, session {:?}", answer.trim(), fields.trim());
+        let Client { cursor, reasoning, text, .. } = &self.client;
+        eprintln!("   client {reasoning:?} {text:?} at {}", names(cursor.to_string()));
+    }
+}
