@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod config;
+pub mod digest;
 pub mod follow;
 pub mod generation;
 pub mod http;
@@ -32,6 +33,7 @@ use crate::api::{ApiSettings, AppState};
 use crate::config::Settings;
 use crate::generation::{GenerationSettings, Generations};
 use crate::http::listener::{self, TimeLimits};
+use crate::http::middleware::AllowLists;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig};
@@ -117,8 +119,10 @@ impl Server {
             generations,
             settings: Arc::new(ApiSettings {
                 default_model: settings.default_model.clone(),
-                allowed_origins: settings.allowed_origins(),
-                allowed_hosts: settings.allowed_hosts(),
+                allow_lists: Arc::new(AllowLists {
+                    origins: settings.allowed_origins(),
+                    hosts: settings.allowed_hosts(),
+                }),
                 request_timeout: Duration::from_secs(settings.request_timeout),
                 heartbeat: Duration::from_secs(settings.heartbeat),
                 read_timeout: Duration::from_secs(settings.read_timeout),

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod native;
+#[cfg(test)]
 mod panics;
 mod problems;
 pub mod state;
@@ -11,7 +12,6 @@ pub use state::{ApiSettings, AppState, Shared};
 
 use std::sync::Arc;
 
-use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use tower_http::normalize_path::NormalizePath;
@@ -19,8 +19,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::http::guard;
-use crate::http::problem;
+use crate::http::{middleware, problem};
 
 /// All routes. Each answers with and without a trailing slash.
 pub fn router(state: AppState) -> Router {
@@ -51,9 +50,9 @@ pub fn router(state: AppState) -> Router {
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::wrong_method)
-        .layer(from_fn(panics::catch))
-        .layer(from_fn_with_state(Arc::clone(&shared), guard::observe))
-        .with_state(shared);
+        .with_state(Arc::clone(&shared));
+    let lists = Arc::clone(&shared.settings.allow_lists);
+    let routes = middleware::stack(routes, lists, shared.lifecycle.clone());
     // A layer of the router would run after the path was looked up.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
 }

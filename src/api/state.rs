@@ -10,7 +10,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::generation::{Generations, ModelInfo};
 use crate::http::extract::body::BodyLimit;
-use crate::http::guard::TrustedProxies;
+use crate::http::extract::caller::TrustedProxies;
+use crate::http::middleware::AllowLists;
 use crate::http::problem::Problem;
 use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
@@ -46,11 +47,8 @@ pub type Shared = Arc<AppState>;
 pub struct ApiSettings {
     /// Model of a request that names none.
     pub default_model: String,
-    /// Web origins beside the server's own that may call it, as [`crate::http::origin::listed_origin`] reads
-    /// them.
-    pub allowed_origins: Vec<String>,
-    /// Names that the Host header may have, as [`crate::http::origin::listed_host`] reads them; empty: any.
-    pub allowed_hosts: Vec<String>,
+    /// The web pages and the names by which the service may be called.
+    pub allow_lists: Arc<AllowLists>,
     /// Bytes of a request's body, at most.
     pub max_body_bytes: usize,
     /// Bytes of a client's WebSocket message, at most.
@@ -75,8 +73,7 @@ impl Default for ApiSettings {
     fn default() -> Self {
         Self {
             default_model: "tinyllama:latest".to_owned(),
-            allowed_origins: Vec::new(),
-            allowed_hosts: Vec::new(),
+            allow_lists: Arc::default(),
             max_body_bytes: LARGEST_REQUEST,
             max_frame_bytes: LARGEST_REQUEST,
             request_timeout: Duration::from_mins(5),

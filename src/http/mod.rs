@@ -3,8 +3,8 @@
 pub mod codes;
 mod exchange;
 pub mod extract;
-pub mod guard;
 pub mod listener;
+pub mod middleware;
 pub mod origin;
 pub mod peer;
 pub mod problem;

@@ -170,15 +170,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Marks a response to a request that met no route, whose path is therefore no metric's label.
-#[derive(Clone, Copy)]
-pub struct NoRoute;
-
 /// Answers for paths that there are not.
-pub async fn not_found() -> Response {
-    let mut response = Problem::not_found().into_response();
-    response.extensions_mut().insert(NoRoute);
-    response
+pub async fn not_found() -> Problem {
+    Problem::not_found()
 }
 
 /// Answers for methods that a path does not have.

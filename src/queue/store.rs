@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use fred::prelude::Value;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::keys;
+use crate::digest::sha256_hex;
 use crate::redis::{Call, Redis, RedisError};
 use crate::session::GenerationId;
 
@@ -127,8 +127,8 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn of(hosts: &[HostReport]) -> Self {
         let json = serde_json::to_string(hosts).unwrap_or_else(|_| "[]".to_owned());
-        let digest = Sha256::digest(json.as_bytes());
-        let digest = digest.iter().take(8).fold(String::new(), |hex, b| hex + &format!("{b:02x}"));
+        let mut digest = sha256_hex(json.as_bytes());
+        digest.truncate(16);
         Self { digest, json }
     }
 }

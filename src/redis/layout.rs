@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use sha2::{Digest, Sha256};
-
 use super::functions::{LIBRARIES, SourceFile};
+use crate::digest::sha256_hex;
 
 /// The layout of the data that this release reads and writes.
 pub const LAYOUT: &str = "2";
@@ -74,8 +73,7 @@ pub(super) fn files() -> impl Iterator<Item = &'static SourceFile> {
 
 /// The checksum of a file, as it is recorded.
 pub(super) fn checksum(file: &SourceFile) -> String {
-    let digest = Sha256::digest(file.text.as_bytes());
-    digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    sha256_hex(file.text.as_bytes())
 }
 
 #[cfg(test)]

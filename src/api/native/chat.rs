@@ -12,13 +12,14 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::native::input::{ChatRequest, hex_digest};
+use crate::api::native::input::ChatRequest;
 use crate::api::native::{event_stream, turns};
 use crate::api::state::Shared;
+use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
+use crate::http::extract::caller::{Caller, Source};
 use crate::http::extract::fields::FieldError;
-use crate::http::guard::{Caller, Source};
 use crate::http::peer::Hangup;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
@@ -164,5 +165,5 @@ fn address(
         let name = format!("{}\n{key}", owner.key());
         SessionId(Uuid::new_v5(&SESSIONS_OF_KEYS, name.as_bytes()))
     });
-    Ok((session, Some(hex_digest(format!("rest\n{key}").as_bytes()))))
+    Ok((session, Some(sha256_hex(format!("rest\n{key}").as_bytes()))))
 }

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use crate::api::native::schema;
+use crate::digest::sha256_hex;
 use crate::http::extract::fields::{FieldError, Fields};
 use crate::http::extract::lax;
 use crate::http::extract::object::Object;
@@ -239,13 +239,8 @@ impl ChatRequest {
             &self.stop,
             think,
         );
-        hex_digest(&serde_json::to_vec(&asked).unwrap_or_default())
+        sha256_hex(&serde_json::to_vec(&asked).unwrap_or_default())
     }
-}
-
-/// SHA-256 in lowercase hexadecimal.
-pub fn hex_digest(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// Reads the `generation_id` of a cancel.

@@ -2,6 +2,7 @@
 //! wrong with each field.
 
 pub mod body;
+pub mod caller;
 pub mod fields;
 pub mod lax;
 pub mod object;

@@ -4,11 +4,12 @@ use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::api::native::input::{ChatRequest, hex_digest};
+use crate::api::native::input::ChatRequest;
 use crate::api::native::turns;
 use crate::api::native::wire::{self, ClientMessage};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::digest::sha256_hex;
 use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::problem::Problem;
@@ -132,7 +133,7 @@ async fn submit(
     request: Box<ChatRequest>,
 ) -> Result<Outcome, Problem> {
     // Beside the keys of REST, whose form clients do not choose.
-    let key = request.message_id.as_ref().map(|id| hex_digest(format!("ws\n{id}").as_bytes()));
+    let key = request.message_id.as_ref().map(|id| sha256_hex(format!("ws\n{id}").as_bytes()));
     let asked = turns::submit(shared, owner, session, &request, key, source).await?;
     let submitted = asked.submitted;
     let past = if submitted.repeated {

@@ -1,0 +1,145 @@
+//! Which web pages may call the service: the rules of CORS, and requests that browsers send without
+//! asking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::AllowLists;
+use super::host::host;
+use crate::http::origin;
+use crate::http::problem::Problem;
+
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// How long a browser may keep the reply to a preflight request.
+const PREFLIGHT_AGE: Duration = Duration::from_mins(10);
+
+/// Answers the browser's preflight requests, and lets the pages of listed origins read responses.
+pub(super) fn cors(lists: &Arc<AllowLists>) -> CorsLayer {
+    let lists = Arc::clone(lists);
+    let is_listed = move |origin: &HeaderValue, _: &_| is_listed(&lists.origins, origin);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(is_listed))
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
+            HeaderName::from_static("x-request-id"),
+        ])
+        .expose_headers([header::RETRY_AFTER, HeaderName::from_static("x-request-id")])
+        .max_age(PREFLIGHT_AGE)
+}
+
+/// Refuses a request of a foreign page that changes something. CORS does not stop those that a
+/// browser sends without asking first: a body without a Content-Type is read as JSON.
+pub(super) async fn check(
+    State(lists): State<Arc<AllowLists>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (headers, uri) = (request.headers(), request.uri());
+    let listed = headers.get(header::ORIGIN).is_some_and(|it| is_listed(&lists.origins, it));
+    if !listed
+        && changes_something(request.method(), headers)
+        && let Err(problem) = check_origin(headers, uri)
+    {
+        return problem.into_response();
+    }
+    next.run(request).await
+}
+
+fn changes_something(method: &Method, headers: &HeaderMap) -> bool {
+    let handshake = headers
+        .get(header::UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    handshake || !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// Whether an origin is in the list.
+fn is_listed(allowed: &[String], given: &HeaderValue) -> bool {
+    let named = || {
+        let given = given.to_str().ok().map(origin::canonical);
+        given.is_some_and(|given| allowed.iter().any(|allowed| *allowed == given))
+    };
+    allowed.iter().any(|allowed| allowed == origin::ANY) || (!allowed.is_empty() && named())
+}
+
+/// Checks that a request comes from a page of this service, or from a program. A browser says here
+/// where the page is from.
+fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+    let foreign = match headers.get(header::ORIGIN) {
+        Some(origin) => {
+            let own = host(headers, uri);
+            let theirs = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            match (theirs, own) {
+                (Some((scheme, authority)), Some(own)) => {
+                    let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+                    let bare = |name: &str| name.strip_suffix(port).unwrap_or(name).to_lowercase();
+                    bare(authority) != bare(own)
+                }
+                _ => true,
+            }
+        }
+        None => false,
+    };
+    let cross_site = headers.get(FETCH_SITE).is_some_and(|site| site == "cross-site");
+    if foreign || cross_site {
+        let detail = "this origin may not call this service; its operator can list it in \
+            JARVIS_ALLOWED_ORIGINS (--allowed-origins)";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    fn passes(pairs: &[(&'static str, &'static str)]) -> bool {
+        check_origin(&headers(pairs), &Uri::from_static("/")).is_ok()
+    }
+
+    #[test]
+    fn a_foreign_page_may_not_ask_and_a_program_may() {
+        assert!(passes(&[("host", "a.example")]));
+        assert!(passes(&[("host", "a.example"), ("origin", "https://a.example")]));
+        assert!(passes(&[("host", "A.example:443"), ("origin", "https://a.example")]));
+        assert!(passes(&[("host", "127.0.0.1:10200"), ("origin", "http://127.0.0.1:10200")]));
+        assert!(!passes(&[("host", "127.0.0.1:10200"), ("origin", "http://127.0.0.1:3000")]));
+        assert!(!passes(&[("host", "a.example"), ("origin", "https://b.example")]));
+        assert!(!passes(&[("host", "a.example"), ("origin", "null")]));
+        assert!(!passes(&[("origin", "https://a.example")]));
+        assert!(!passes(&[("host", "a.example"), ("sec-fetch-site", "cross-site")]));
+    }
+
+    #[test]
+    fn an_origin_is_listed_with_and_without_its_default_port() {
+        let listed = |allowed: &str, origin: &'static str| {
+            let allowed = origin::listed_origin(allowed).expect("an origin");
+            is_listed(&[allowed], &HeaderValue::from_static(origin))
+        };
+        assert!(listed("https://h:443", "https://h"));
+        assert!(listed("https://h", "https://h:443"));
+        assert!(listed("http://h:80", "http://h"));
+        assert!(listed("HTTPS://H/", "https://h"));
+        assert!(listed("*", "null"));
+        assert!(!listed("https://h", "http://h"));
+        assert!(!listed("https://h", "https://h:444"));
+        assert!(!listed("https://h", "https://h.evil.example"));
+        assert!(!listed("https://h", "null"));
+    }
+}

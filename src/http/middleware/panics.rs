@@ -1,0 +1,16 @@
+//! A panic in the handling of a request ends that request, and nothing else.
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::http::problem::Problem;
+use crate::lifecycle::catch_panic;
+
+/// Answers a request whose handling panicked with `internal`. It lies inside the layer that logs and
+/// counts requests, which sees a response like any other. tower-http's layer would neither log nor
+/// count the panic as every other one is.
+pub async fn catch(request: Request, next: Next) -> Response {
+    let handled = catch_panic("request", next.run(request)).await;
+    handled.unwrap_or_else(|_| Problem::internal().into_response())
+}
