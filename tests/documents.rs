@@ -91,13 +91,7 @@ fn every_source_file_that_a_document_names_is_there() {
             .map(PathBuf::from),
     );
     let mut checked = 0;
-    for document in [
-        "ARCHITECTURE.md",
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/PROTOCOL.md",
-        "migrations/README.md",
-    ] {
+    for document in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "docs/PROTOCOL.md"] {
         let text = read(document);
         for quote in quoted(&text) {
             let is_path = Path::new(quote).extension().is_some_and(|e| e == "rs" || e == "lua")

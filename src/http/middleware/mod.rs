@@ -27,7 +27,6 @@ pub struct AllowLists {
 pub fn stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
     routes
         .layer(from_fn(panics::catch))
-        .layer(origin::cors(&lists))
         .layer(from_fn_with_state(Arc::clone(&lists), origin::check))
         .layer(from_fn_with_state(lists, host::check))
         .layer(from_fn(access_log::record))

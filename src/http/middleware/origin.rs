@@ -2,13 +2,11 @@
 //! asking.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::AllowLists;
 use super::host::host;
@@ -16,43 +14,48 @@ use crate::http::origin;
 use crate::http::problem::Problem;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// How long a browser may keep the reply to a preflight request.
-const PREFLIGHT_AGE: Duration = Duration::from_mins(10);
+/// The response to a preflight request. tower-http's layer is not used: it answers every OPTIONS
+/// request, and one that is no preflight gets a 405 here, as every method that a path lacks.
+const PREFLIGHT: &[(HeaderName, &str)] = &[
+    (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PATCH, DELETE"),
+    (
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        "authorization, content-type, idempotency-key, last-event-id, x-request-id",
+    ),
+    (header::ACCESS_CONTROL_MAX_AGE, "600"),
+];
+const READABLE: &[(HeaderName, &str)] =
+    &[(header::ACCESS_CONTROL_EXPOSE_HEADERS, "retry-after, x-request-id")];
 
-/// Answers the browser's preflight requests, and lets the pages of listed origins read responses.
-pub(super) fn cors(lists: &Arc<AllowLists>) -> CorsLayer {
-    let lists = Arc::clone(lists);
-    let is_listed = move |origin: &HeaderValue, _: &_| is_listed(&lists.origins, origin);
-    CorsLayer::new()
-        .allow_origin(AllowOrigin::predicate(is_listed))
-        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("idempotency-key"),
-            HeaderName::from_static("last-event-id"),
-            HeaderName::from_static("x-request-id"),
-        ])
-        .expose_headers([header::RETRY_AFTER, HeaderName::from_static("x-request-id")])
-        .max_age(PREFLIGHT_AGE)
-}
-
-/// Refuses a request of a foreign page that changes something. CORS does not stop those that a
-/// browser sends without asking first: a body without a Content-Type is read as JSON.
+/// Lets the pages of listed origins call, and refuses the requests of other pages that change
+/// something. CORS alone does not stop those that a browser sends without asking first: a body without
+/// a Content-Type is read as JSON.
 pub(super) async fn check(
     State(lists): State<Arc<AllowLists>>,
     request: Request,
     next: Next,
 ) -> Response {
     let (headers, uri) = (request.headers(), request.uri());
-    let listed = headers.get(header::ORIGIN).is_some_and(|it| is_listed(&lists.origins, it));
-    if !listed
-        && changes_something(request.method(), headers)
-        && let Err(problem) = check_origin(headers, uri)
-    {
-        return problem.into_response();
+    let listed = headers.get(header::ORIGIN).filter(|it| is_listed(&lists.origins, it)).cloned();
+    let Some(origin) = listed else {
+        if changes_something(request.method(), headers)
+            && let Err(problem) = check_origin(headers, uri)
+        {
+            return problem.into_response();
+        }
+        return next.run(request).await;
+    };
+    let preflight = request.method() == Method::OPTIONS
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response =
+        if preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
+    for (name, value) in if preflight { PREFLIGHT } else { READABLE } {
+        headers.insert(name, HeaderValue::from_static(value));
     }
-    next.run(request).await
+    response
 }
 
 fn changes_something(method: &Method, headers: &HeaderMap) -> bool {
