@@ -411,14 +411,14 @@ async fn on_sigterm_sockets_are_told_to_reconnect_and_the_process_ends() {
 }
 
 #[test]
-fn the_readme_has_the_table_of_settings_that_the_binary_prints() {
+fn the_settings_page_has_the_table_that_the_binary_prints() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_jarvis"))
         .arg("settings")
         .output()
         .expect("jarvis");
     let table = String::from_utf8(output.stdout).expect("text");
-    let readme = std::fs::read_to_string("README.md").expect("README.md");
-    assert!(readme.contains(table.trim()), "put this into README.md:\n{table}");
+    let page = std::fs::read_to_string("docs/SETTINGS.md").expect("docs/SETTINGS.md");
+    assert!(page.contains(table.trim()), "put this into docs/SETTINGS.md:\n{table}");
 }
 
 #[tokio::test]
