@@ -1,4 +1,4 @@
-//! The binary: arguments, start, stop.
+//! The binary: parses arguments, and runs a subcommand.
 
 mod cli {
     pub mod chat;
@@ -14,16 +14,18 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
 use jarvis::config::{Cli, Command, RedisSettings, ServerAddress, Settings, settings_table};
 use jarvis::redis::{Redis, migrations};
+use jarvis::server::redis_options;
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `EX_USAGE` of sysexits.h: a setting is wrong.
 const USAGE: u8 = 64;
+/// Time limit of `jarvis health`.
 const HEALTH_LIMIT: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Before any client of HTTP is made: telemetry has one, too.
+    // HTTP clients need it, and telemetry creates the first one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::from_arguments(&arguments) {
@@ -50,7 +52,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Says in one line what is wrong with the arguments or the environment.
+/// Prints in one line what is wrong with the arguments or the environment.
 fn refuse(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -68,7 +70,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// What is wrong, without any password that clap would repeat.
+/// Returns what is wrong, without a password that clap would quote.
 fn reason(error: &clap::Error) -> String {
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(name)) => name.as_str(),
@@ -79,12 +81,12 @@ fn reason(error: &clap::Error) -> String {
     }
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    // What the standard library says of it helps nobody.
+    // The standard library's text does not help the operator.
     let line = line.replace("invalid digit found in string", "expected a whole number");
     without_userinfo(&line)
 }
 
-/// A text without what may be a user name and a password in a URL.
+/// Returns a text without a possible user name and password of a URL.
 fn without_userinfo(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(from), Some(to)) if from < to => format!("{}***{}", &text[..from + 3], &text[to..]),
@@ -93,7 +95,7 @@ fn without_userinfo(text: &str) -> String {
 }
 
 async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
-    let telemetry = Telemetry::start(settings, secrets)?;
+    let telemetry = Telemetry::start(&settings.telemetry, secrets)?;
     let server = Server::bind(settings, telemetry::metrics()?)?;
     println!("listening on http://{}", server.address());
     let mut terminate = signal(SignalKind::terminate())?;
@@ -109,7 +111,7 @@ async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
 }
 
 async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {
-    migrations::apply(&Redis::connect(&redis.options())?).await?;
+    migrations::apply(&Redis::connect(&redis_options(redis))?).await?;
     println!("the Redis Functions of {} are loaded", env!("CARGO_PKG_VERSION"));
     Ok(())
 }
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_a_password_in_a_url_is_left_out() {
+    fn a_possible_password_in_a_url_is_left_out() {
         let text = "unexpected argument 'redis://:57 '#@Secret@host' found";
         assert_eq!(without_userinfo(text), "unexpected argument 'redis://***@host' found");
         assert_eq!(without_userinfo("a@b http://c"), "a@b http://c");

@@ -122,5 +122,5 @@ fn where_nobody_answers_the_command_says_so_and_fails() {
         .output()
         .expect("jarvis chat");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("nothing answers at http://127.0.0.1:9/"));
+    assert!(!output.status.success() && said.contains("no server replies at http://127.0.0.1:9/"));
 }

@@ -579,7 +579,7 @@ async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
         assert_eq!(send(put).await.status, 405);
     }
     let mut lines = String::new();
-    let answered = |lines: &str| lines.matches("answered").count() >= paths.len() + 8;
+    let answered = |lines: &str| lines.matches("request handled").count() >= paths.len() + 8;
     for _ in 0..600 {
         lines = std::fs::read_to_string(&log).expect("the log");
         if answered(&lines) {

@@ -1,11 +1,11 @@
-//! The fronts, and the one router that serves them. They know nothing of model hosts, nor of the
-//! keys in Redis.
+//! The fronts, and the router that serves them. They use neither Ollama nor a key in Redis.
 
 pub mod admin;
 pub mod native;
 #[cfg(test)]
 mod panics;
 mod problems;
+mod responses;
 pub mod state;
 
 pub use state::{ApiSettings, AppState, Shared};
@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 
 use crate::http::{middleware, problem};
 
-/// All routes. Each answers with and without a trailing slash.
+/// Returns the router of all routes, each with and without a trailing slash.
 pub fn router(state: AppState) -> Router {
     let shared: Shared = Arc::new(state);
     let (routes, openapi) = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
@@ -53,6 +53,6 @@ pub fn router(state: AppState) -> Router {
         .with_state(Arc::clone(&shared));
     let lists = Arc::clone(&shared.settings.allow_lists);
     let routes = middleware::stack(routes, lists, shared.lifecycle.clone());
-    // A layer of the router would run after the path was looked up.
+    // A layer of the router would run only after the path was matched.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
 }

@@ -1,4 +1,4 @@
-//! Requests, sockets and bodies whose handling panics.
+//! Tests of requests, sockets and bodies whose handling panics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use crate::http::middleware::panics::catch;
 use crate::lifecycle::{Lifecycle, Phase};
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// A message of this text makes the handling of its socket panic, in unit tests only.
+/// The message that makes the handling of its socket panic, in unit tests only.
 const POISON: &str = "panic on purpose";
 
-/// Panics where a test has sent for that.
-pub(in crate::api) fn strike(packet: &Packet) {
+/// Panics where a test has sent the poison message.
+pub(in crate::api) fn panic_on_poison(packet: &Packet) {
     assert!(!matches!(packet, Packet::Text(text) if text.as_str() == POISON), "on purpose");
 }
 
@@ -37,7 +37,7 @@ async fn a_request_that_panics_gets_an_internal_error_and_leaves_nothing_behind(
     let kept = Arc::clone(&held);
     let handler = async move || -> StatusCode {
         let _used = Arc::clone(&kept);
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
         panic!("on purpose");
     };
     let router = Router::new().route("/", get(handler)).layer(from_fn(catch));
@@ -79,7 +79,7 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     for _ in 0..2 {
         let get = async |path| client.get(format!("http://{address}{path}")).send().await;
-        // The panic may come before the head has left.
+        // The panic may happen before the head is sent.
         let text = async { get("/broken").await?.text().await }.await;
         assert!(text.is_err(), "the body has no end: {text:?}");
         let whole = get("/whole").await.expect("a head").text().await;
@@ -95,7 +95,7 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
 async fn a_socket_that_panics_is_closed_and_leaves_nothing_behind() {
     let redis = tokio::task::spawn_blocking(RedisServer::start).await.expect("redis");
     let (listen, url) = (["--listen", "127.0.0.1:0"], redis.url());
-    // No turn is asked for, so that no host is needed.
+    // The test requests no turn, so it needs no host.
     let (redis_url, hosts) = (["--redis-url", &*url], ["--ollama-urls", "http://127.0.0.1:9"]);
     let arguments = [["jarvis", "serve"], listen, redis_url, hosts];
     let arguments: Vec<_> = arguments.as_flattened().iter().map(Into::into).collect();
@@ -116,7 +116,7 @@ async fn a_socket_that_panics_is_closed_and_leaves_nothing_behind() {
         socket.send(Packet::text(POISON)).await.expect("sent");
         assert!(!matches!(socket.next().await, Some(Ok(_))), "it is not closed");
         assert!(eventually(LIMIT, async || sockets.len() == 1).await, "a socket is left");
-        // Another socket goes on.
+        // The other socket continues.
         assert!(matches!(other.next().await, Some(Ok(Packet::Text(_)))), "no welcome");
         other.send(Packet::text(r#"{"type":"ping"}"#)).await.expect("sent");
         assert!(matches!(other.next().await, Some(Ok(Packet::Text(_)))), "no pong");

@@ -1,4 +1,4 @@
-//! The HTTP status and the code of each error of the rooms below.
+//! Maps the errors of the rooms below to problems: an HTTP status, a code and a text.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::readiness::NotReady;
 use crate::session::StoreError;
 use crate::session::model::Failure;
 
-/// How long the store may take before a client is told to come back.
+/// Time limit of a call of the session store.
 const STORE_LIMIT: Duration = Duration::from_millis(2500);
 
 impl From<StoreError> for Problem {
@@ -32,11 +32,11 @@ impl From<StoreError> for Problem {
                 Self::new(status, "idempotency_key_reused", detail)
             }
             StoreError::OutOfMemory => {
-                tracing::warn!("the session store is full");
+                tracing::warn!("session store full");
                 Self::store_full()
             }
             StoreError::Redis(error) => {
-                tracing::warn!(%error, "a call of the session store failed");
+                tracing::warn!(%error, "session store call failed");
                 Self::store_unavailable()
             }
         }
@@ -96,7 +96,7 @@ impl From<Failure> for Problem {
 fn upstream_status(code: &str) -> StatusCode {
     match code {
         "model_not_found" => StatusCode::NOT_FOUND,
-        // Another model has to be chosen: the same request fails however often it is sent.
+        // The same request fails on every retry; the client must choose another model.
         "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
         "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
@@ -120,11 +120,11 @@ impl From<NotReady> for Problem {
     }
 }
 
-/// What the store says, if it says it in time. The call is boxed: it is large, and would be part of
-/// whatever waits for it.
+/// Returns the reply of the store within its time limit. The call is boxed, because it would make
+/// the future of every caller large.
 ///
 /// # Errors
-/// The store's, or [`Problem::store_unavailable`].
+/// The store's, or [`Problem::store_unavailable`] after the limit.
 pub async fn in_time<T, E: Into<Problem>>(
     reply: impl Future<Output = Result<T, E>> + Send,
 ) -> Result<T, Problem> {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_without_a_wait_gets_one_where_the_status_asks_for_it() {
+    fn a_failure_with_status_503_gets_a_time_to_retry() {
         let failure = Failure {
             code: "no_model_host".to_owned(),
             message: "No model host can be reached; retry after 5 s.".to_owned(),

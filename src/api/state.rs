@@ -1,4 +1,4 @@
-//! What every handler of every front works with.
+//! The state that all handlers share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,37 +17,37 @@ use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 
-/// What the handlers work with.
+/// The state that all handlers share.
 #[derive(Clone)]
 pub struct AppState {
     /// The sessions in Redis.
     pub store: Store,
-    /// What happens in them, live.
+    /// The live events of sessions.
     pub feeds: Feeds,
-    /// Runs turns.
+    /// The runner of turns.
     pub generations: Generations,
-    /// What the fronts are configured with.
+    /// The settings of the fronts.
     pub settings: Arc<ApiSettings>,
-    /// Whether a turn can be taken here.
+    /// Whether this replica accepts turns.
     pub readiness: Readiness,
-    /// The life of this process: new work is refused while it drains, and nothing waits once it has
+    /// The life of this process: it refuses new work while it drains, and ends all waits once it has
     /// stopped.
     pub lifecycle: Lifecycle,
-    /// Open WebSockets and event streams.
+    /// The open WebSockets and event streams.
     pub sockets: TaskTracker,
-    /// Renders the metrics.
+    /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
 }
 
-/// The state, as handlers get it.
+/// The state, as handlers extract it.
 pub type Shared = Arc<AppState>;
 
-/// What the fronts are configured with.
+/// The settings of the fronts.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
-    /// Model of a request that names none.
+    /// The model of a request without one.
     pub default_model: String,
-    /// The web pages and the names by which the service may be called.
+    /// The web origins that may call the service, and the names of its hosts.
     pub allow_lists: Arc<AllowLists>,
     /// Bytes of a request's body, at most.
     pub max_body_bytes: usize,
@@ -55,18 +55,19 @@ pub struct ApiSettings {
     pub max_frame_bytes: usize,
     /// How long a REST call waits for its whole answer.
     pub request_timeout: Duration,
-    /// Between two pings of a WebSocket, or comments of an event stream.
+    /// The interval of WebSocket pings, and of comments in an event stream.
     pub heartbeat: Duration,
-    /// How long a client may take to ask, to read an event, or to answer a ping. Longer than load
-    /// balancers keep an idle connection: they are to be those who close it.
+    /// How long a client may take to send a request, to read an event, or to answer a ping. It is
+    /// longer than load balancers keep an idle connection, so that they close it first.
     pub read_timeout: Duration,
-    /// WebSockets and event streams at a time.
+    /// WebSockets and event streams at a time, at most.
     pub max_sockets: usize,
     /// Proxies in front that add to X-Forwarded-For.
     pub proxies: usize,
 }
 
-/// The longest message with every character escaped as a pair of surrogates is 384 KiB.
+/// Bytes of a request, at most. The longest message has 384 KiB where every character is escaped as
+/// a surrogate pair.
 const LARGEST_REQUEST: usize = 512 << 10;
 
 impl Default for ApiSettings {
@@ -89,7 +90,7 @@ impl AppState {
     /// Checks that there is room for one more WebSocket or event stream.
     ///
     /// # Errors
-    /// A 503 while this replica drains, and where it has as many as it may have.
+    /// A 503 while this replica drains, and where it already has `max_sockets` of them.
     pub fn admit(&self) -> Result<(), Problem> {
         if self.lifecycle.is_draining() {
             return Err(Problem::draining());
@@ -100,13 +101,11 @@ impl AppState {
         }
         Ok(())
     }
-}
 
-impl AppState {
-    /// The models of all hosts, by name.
+    /// Returns the models of all hosts, by name.
     ///
     /// # Errors
-    /// A 503 where no host can be asked: whatever the reason, there is nothing to choose from now.
+    /// A 503 where no host replies, whatever the reason.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, Problem> {
         self.generations.models().await.map_err(|error| {
             let problem = Problem::from(error);

@@ -1,5 +1,5 @@
-//! `jarvis chat`: a conversation in the terminal, over the WebSocket. A lost connection loses nothing:
-//! the client comes back with its cursor, to whichever replica answers.
+//! `jarvis chat`: a chat in the terminal, over a WebSocket. A lost connection loses nothing, because
+//! the client reconnects with its cursor, to any replica.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
@@ -16,48 +16,47 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
 
-/// Time limit of a handshake and its greeting.
+/// Time limit of a handshake and the first event.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a lost connection is tried again.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// Pauses between two tries.
+/// How long the client tries to reconnect.
+const RECONNECT_LIMIT: Duration = Duration::from_mins(1);
+/// Pauses between two attempts.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
 /// Lines that are typed ahead, at most.
 const TYPED_AHEAD: usize = 16;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type ClientSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Talks until an empty line, the end of the input, or Ctrl-C while nothing is being answered.
+/// Chats until an empty line, the end of the input, or Ctrl-C while no answer is running.
 ///
 /// # Errors
-/// Fails where nobody answers at `url`, and where a lost connection does not come back.
+/// Where no server replies at `url`, and where a lost connection cannot be restored.
 pub async fn chat(url: &Url) -> anyhow::Result<()> {
-    let mut conversation = Conversation::open(url).await.with_context(|| {
-        format!("nothing answers at {url}; start it in another terminal: jarvis serve, or make run")
+    let mut client = ChatClient::open(url).await.with_context(|| {
+        format!(
+            "no server replies at {url}; start one in another terminal: jarvis serve, or make run"
+        )
     })?;
     let screen = &mut Screen::new();
-    screen.line(&format!(
-        "\n  {url}, session {}. An empty line or Ctrl-D ends.\n",
-        conversation.session
-    ));
+    screen.line(&format!("\n  {url}, session {}. An empty line or Ctrl-D ends.\n", client.session));
     let mut lines = typed_lines();
     loop {
         screen.plain(&screen.bold("> "));
         let line = tokio::select! {
-            line = conversation.listen_while(&mut lines) => line?,
+            line = client.next_line(&mut lines) => line?,
             _ = tokio::signal::ctrl_c() => None,
         };
         let question = line.unwrap_or_default();
         if question.trim().is_empty() {
             screen.plain("\n");
-            let _ = conversation.socket.close(None).await;
+            let _ = client.socket.close(None).await;
             return Ok(());
         }
-        conversation.ask(question.trim(), screen).await?;
+        client.ask(question.trim(), screen).await?;
     }
 }
 
-/// What is typed, line by line. A thread reads it: the end of the command does not wait for a line.
+/// Returns the typed lines. A thread reads them, so that the command ends without another line.
 fn typed_lines() -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel(TYPED_AHEAD);
     std::thread::spawn(move || {
@@ -70,21 +69,22 @@ fn typed_lines() -> mpsc::Receiver<String> {
     lines
 }
 
-struct Conversation {
+/// The client of one session.
+struct ChatClient {
     url: Url,
     session: String,
     cursor: String,
-    socket: Socket,
+    socket: ClientSocket,
 }
 
-impl Conversation {
+impl ChatClient {
     async fn open(url: &Url) -> anyhow::Result<Self> {
         let (socket, session) = connect(url, "", "").await?;
         Ok(Self { url: url.clone(), session, cursor: String::new(), socket })
     }
 
-    /// Waits for a line and keeps the connection alive meanwhile.
-    async fn listen_while(
+    /// Waits for a line, and keeps the connection alive meanwhile.
+    async fn next_line(
         &mut self,
         lines: &mut mpsc::Receiver<String>,
     ) -> anyhow::Result<Option<String>> {
@@ -99,16 +99,16 @@ impl Conversation {
         }
     }
 
-    /// Sends a question and shows the answer. Ctrl-C cancels the answer.
+    /// Sends a question, and displays the answer. Ctrl-C cancels the answer.
     async fn ask(&mut self, question: &str, screen: &mut Screen) -> anyhow::Result<()> {
-        // The server answers an identifier once, however often the question is sent.
+        // The server runs one turn for an identifier, however often the question is sent.
         let question =
             json!({"type": "chat", "message": question, "message_id": Uuid::new_v4().to_string()});
-        let mut answer = Answer::default();
+        let mut answer = DisplayedAnswer::default();
         let mut lost = send(&mut self.socket, &question).await.err();
         loop {
-            if let Some(why) = lost.take() {
-                screen.aside(&format!("[{why}; coming back]"));
+            if let Some(error) = lost.take() {
+                screen.remark(&format!("[{error}; reconnecting]"));
                 self.reconnect().await?;
                 if !answer.accepted {
                     lost = send(&mut self.socket, &question).await.err();
@@ -141,23 +141,23 @@ impl Conversation {
     }
 
     async fn reconnect(&mut self) -> anyhow::Result<()> {
-        let mut backoff = BACKOFF.until(Instant::now() + PATIENCE);
-        // A server that was just lost is given a moment.
+        let mut backoff = BACKOFF.until(Instant::now() + RECONNECT_LIMIT);
+        // The server was lost just now, so the first attempt waits, too.
         let _ = backoff.pause().await;
         let connect = || connect(&self.url, &self.session, &self.cursor);
         let (socket, _) = retry(backoff, connect, |_| true)
             .await
-            .with_context(|| format!("{} does not come back", self.url))?;
+            .with_context(|| format!("{} does not reply; check the server", self.url))?;
         self.socket = socket;
         Ok(())
     }
 }
 
 /// Connects, and returns the socket and its session.
-async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(Socket, String)> {
+async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(ClientSocket, String)> {
     let mut url = url.join("/ws")?;
     let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
-    ensure!(url.set_scheme(scheme).is_ok(), "{url} has no scheme of the web");
+    ensure!(url.set_scheme(scheme).is_ok(), "{url} is neither http:// nor https://");
     for (name, value) in [("session_id", session), ("cursor", cursor)] {
         if !value.is_empty() {
             url.query_pairs_mut().append_pair(name, value);
@@ -165,42 +165,42 @@ async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(Sock
     }
     let connecting = async {
         let (mut socket, _) = connect_async(url.as_str()).await?;
-        let greeting = next_event(&mut socket).await?;
-        let session = greeting["session_id"].as_str().unwrap_or_default().to_owned();
+        let welcome = next_event(&mut socket).await?;
+        let session = welcome["session_id"].as_str().unwrap_or_default().to_owned();
         Ok((socket, session))
     };
-    timeout(CONNECT_LIMIT, connecting).await.context("no answer in time")?
+    timeout(CONNECT_LIMIT, connecting).await.context("no reply in time")?
 }
 
-async fn send(socket: &mut Socket, message: &Value) -> anyhow::Result<()> {
+async fn send(socket: &mut ClientSocket, message: &Value) -> anyhow::Result<()> {
     Ok(socket.send(Message::text(message.to_string())).await?)
 }
 
-async fn next_event(socket: &mut Socket) -> anyhow::Result<Value> {
+async fn next_event(socket: &mut ClientSocket) -> anyhow::Result<Value> {
     loop {
         match socket.next().await.context("the connection is lost")?? {
             Message::Text(text) => return Ok(serde_json::from_str(&text)?),
             Message::Close(Some(frame)) => bail!("the server closed: {}", frame.code),
             Message::Close(None) => bail!("the server closed"),
-            // Reading answers pings.
+            // The library answers pings.
             _ => {}
         }
     }
 }
 
-/// The answer as far as it is shown.
+/// The displayed part of an answer.
 #[derive(Debug, Default)]
-struct Answer {
-    /// Whether the server has the question.
+struct DisplayedAnswer {
+    /// Whether the server has accepted the question.
     accepted: bool,
-    /// Bytes of the answer that are shown.
+    /// Displayed bytes of the answer.
     shown: usize,
-    /// Whether the model's reasoning is shown and no answer yet.
+    /// Whether the model's reasoning is displayed, and no text of the answer yet.
     thinking: bool,
 }
 
-impl Answer {
-    /// Shows an event, and returns whether it is the last one.
+impl DisplayedAnswer {
+    /// Displays an event, and returns whether it is the last one.
     fn show(&mut self, event: &Value, screen: &mut Screen) -> bool {
         let text = |field: &str| event[field].as_str().unwrap_or_default();
         let number = |field: &str| event[field].as_u64().and_then(|n| usize::try_from(n).ok());
@@ -224,10 +224,10 @@ impl Answer {
             }
             "stream_restart" => {
                 self.shown = number("from").unwrap_or(0);
-                screen.aside("[taken back from here]");
+                screen.remark("[taken back from here]");
             }
             "stream_end" | "cancelled" => {
-                // Text that a gap in the events left out.
+                // The events may have left out text.
                 self.show_text(text("full_response"), 0, screen);
                 screen.plain(if text("type") == "cancelled" { " [cancelled]\n\n" } else { "\n\n" });
                 return true;
@@ -241,7 +241,7 @@ impl Answer {
         false
     }
 
-    /// Shows the part of `text`, which begins at `offset`, that is not shown yet.
+    /// Displays the part of `text`, which begins at `offset`, that is not displayed yet.
     fn show_text(&mut self, text: &str, offset: usize, screen: &mut Screen) {
         if let Some(rest) = self.shown.checked_sub(offset).and_then(|shown| text.get(shown..)) {
             screen.plain(rest);
@@ -250,10 +250,10 @@ impl Answer {
     }
 }
 
-/// The terminal, or whatever the output goes to.
+/// Standard output, which may be a terminal.
 struct Screen {
     terminal: bool,
-    /// Whether a status is shown that the next text replaces.
+    /// Whether a status is displayed that the next text replaces.
     status: bool,
 }
 
@@ -277,7 +277,7 @@ impl Screen {
     fn plain(&mut self, text: &str) {
         let clear = if std::mem::take(&mut self.status) { "\r\x1b[K" } else { "" };
         let mut out = std::io::stdout().lock();
-        // Nobody reads it any more, and nothing depends on it.
+        // Output that cannot be written has no reader.
         let _ = write!(out, "{clear}{text}").and_then(|()| out.flush());
     }
 
@@ -286,13 +286,13 @@ impl Screen {
         self.plain(&format!("{text}\n"));
     }
 
-    /// A remark within the answer.
-    fn aside(&mut self, text: &str) {
+    /// Displays a remark within the answer.
+    fn remark(&mut self, text: &str) {
         let text = self.dim(&format!(" {text} "));
         self.plain(&text);
     }
 
-    /// A line that the next text replaces; elsewhere than on a terminal, a line of its own.
+    /// Displays a line that the next text replaces; without a terminal, a separate line.
     fn status(&mut self, text: &str) {
         if self.terminal {
             let text = self.dim(text);
@@ -309,9 +309,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_shown_once_whatever_comes_again_after_a_reconnect() {
+    fn text_is_displayed_once_though_a_reconnect_repeats_it() {
         let screen = &mut Screen { terminal: false, status: false };
-        let mut answer = Answer::default();
+        let mut answer = DisplayedAnswer::default();
         let chunk = |offset: usize, content: &str| json!({"type": "stream_chunk", "content": content, "offset": offset, "done": false});
         let mut shown = |event: Value| {
             let last = answer.show(&event, screen);
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(shown(chunk(0, "one ")), (4, false));
         assert_eq!(shown(chunk(0, "one two ")), (8, false));
         assert_eq!(shown(chunk(0, "one ")), (8, false));
-        // What a gap left out comes with the end.
+        // The end holds the text that a gap left out.
         assert_eq!(shown(chunk(14, "four")), (8, false));
         assert_eq!(shown(json!({"type": "stream_restart", "from": 4})), (4, false));
         let end = json!({"type": "stream_end", "full_response": "one two three four"});

@@ -1,4 +1,4 @@
-//! URLs of settings: an error says which part is wrong, and never what is in it, as URLs hold
+//! Parses the URLs of settings. An error names the wrong part and never quotes it, because URLs hold
 //! passwords.
 
 use reqwest::Url;
@@ -19,19 +19,19 @@ const SERVICE: &str = "sentinelServiceName";
 const SENTINEL_USER: &str = "sentinelUsername";
 const SENTINEL_PASSWORD: &str = "sentinelPassword";
 
-/// A URL of a web server, with one of two schemes.
+/// Parses an `http://` or `https://` URL.
 ///
 /// # Errors
-/// Which part is wrong.
+/// The part that is wrong.
 pub(super) fn http_url(text: &str) -> Result<Url, String> {
     let (_, url) = parse(text, &["http", "https"], "http://host:port")?;
     Ok(url)
 }
 
-/// A Redis URL, as it was written but for blanks around it.
+/// Checks a Redis URL, and returns it as it is spelled, without the blanks around it.
 ///
 /// # Errors
-/// Which part is wrong.
+/// The part that is wrong.
 pub(super) fn redis_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     let (scheme, url) = parse(text, REDIS, "redis://:password@host:6379/0")?;
@@ -76,7 +76,7 @@ pub(super) fn redis_url(text: &str) -> Result<String, String> {
     usable(text)
 }
 
-/// The last word is the client library's.
+/// Checks that the client library accepts the URL.
 fn usable(text: &str) -> Result<String, String> {
     match fred::prelude::Config::from_url(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -100,7 +100,7 @@ fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str,
         let known: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
         return Err(format!("the scheme is none of {}", known.join(", ")));
     }
-    // In a password these would end it; what follows would be taken for something else.
+    // In a password these characters would end the authority.
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let sign = rest[authority.len()..].chars().next();
     let cut = match sign {
@@ -124,7 +124,7 @@ fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str,
     Ok((scheme, url))
 }
 
-/// The part in which an @ can only be of a password: a parameter's value may have one.
+/// Returns the part in which an @ belongs to a password. The value of a parameter may hold one, too.
 fn before_query(rest: &str) -> &str {
     match rest.split_once('?') {
         Some((before, query)) if query.contains('=') => before,
@@ -144,14 +144,14 @@ fn part(error: url::ParseError, authority: &str) -> &'static str {
     }
 }
 
-/// The passwords in a URL, as they are written and as they are meant.
+/// Returns the passwords in a URL, both encoded and decoded.
 pub(super) fn passwords(url: &str) -> Vec<String> {
     let Ok(url) = Url::parse(url) else { return Vec::new() };
-    let written = url.password().unwrap_or_default().to_owned();
-    let meant = urlencoding::decode(&written).unwrap_or_default().into_owned();
+    let encoded = url.password().unwrap_or_default().to_owned();
+    let decoded = urlencoding::decode(&encoded).unwrap_or_default().into_owned();
     let of_sentinels = url.query_pairs().filter(|(name, _)| name == SENTINEL_PASSWORD);
     let of_sentinels = of_sentinels.map(|(_, value)| value.into_owned());
-    let mut all: Vec<String> = [written, meant].into_iter().chain(of_sentinels).collect();
+    let mut all: Vec<String> = [encoded, decoded].into_iter().chain(of_sentinels).collect();
     all.retain(|password| !password.is_empty());
     all
 }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_found_as_they_are_written_and_as_they_are_meant() {
+    fn passwords_are_found_encoded_and_decoded() {
         let url = "redis-sentinel://:a%20b@host:1?sentinelServiceName=m&sentinelPassword=c%40d";
         assert_eq!(passwords(url), ["a%20b", "a b", "c@d"]);
         assert!(passwords("redis://host").is_empty());

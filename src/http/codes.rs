@@ -1,13 +1,13 @@
-//! Every stable error code that a client may receive, as `docs/PROTOCOL.md` lists them.
+//! Every stable error code that a client may receive. `docs/PROTOCOL.md` lists the same.
 
-/// One stable code.
+/// One stable error code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorCode {
-    /// The code, snake_case.
+    /// The code, in `snake_case`.
     pub name: &'static str,
     /// The HTTP status over REST; 0 where the code reaches only sockets and event streams.
     pub status: u16,
-    /// What is wrong, for the page.
+    /// The meaning, for `docs/PROTOCOL.md`.
     pub meaning: &'static str,
 }
 
@@ -63,7 +63,7 @@ pub const CODES: &[ErrorCode] = &[
     code("websocket_expected", 426, "the path speaks WebSocket"),
 ];
 
-/// Whether a code is listed. A code that is not would be unknown to clients.
+/// Returns whether a code is listed. Clients would not know any other.
 pub fn is_listed(name: &str) -> bool {
     CODES.iter().any(|code| code.name == name)
 }

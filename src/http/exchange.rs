@@ -1,8 +1,8 @@
-//! One request and its response: a body that the handler did not read is read here or the
-//! connection is ended properly, and a client that goes away is noticed.
+//! One request and its response: it reads the rest of a body that the handler left unread, or closes
+//! the connection, and it notices a client that leaves.
 //!
-//! A connection is kept only when the request was read to its end. A handler that answers before
-//! that, whatever its reason, needs to know nothing of it.
+//! A connection is kept only where the request was read to its end. A handler may respond before
+//! that without further care.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,79 +23,81 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::http::peer::{Hangup, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, OpenStream, Peer, broken};
+use crate::http::peer::{ClientConnection, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, LastByte};
+use crate::http::peer::{StreamGuard, connection_error};
 use crate::http::stream_limit::set_waits_for_room;
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
-/// How long that may take; a response waits for it.
+/// How long the drain may take, while the response waits for it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// Answers one request. The response closes its connection where the request was not read whole.
+/// Handles one request. The response closes its connection where the request was not read to its
+/// end.
 ///
 /// # Errors
 /// Where the connection breaks before there is a response.
-pub async fn answer(
+pub async fn handle(
     router: Router,
     request: Request<Incoming>,
     address: SocketAddr,
-    peer: Arc<Peer>,
+    client: Arc<ClientConnection>,
 ) -> io::Result<Response<Body>> {
-    // A stream of HTTP/2 has an end of its own.
-    let own_connection = request.version() < Version::HTTP_2;
-    let open = (!own_connection).then(|| peer.begin_stream());
+    // A stream of HTTP/2 ends without its connection.
+    let has_own_connection = request.version() < Version::HTTP_2;
+    let stream = (!has_own_connection).then(|| client.begin_stream());
     let awaits_continue = request.headers().contains_key(header::EXPECT);
-    let hangup = Hangup::default();
+    let last_byte = LastByte::default();
     let (mut parts, body) = request.into_parts();
-    let (lent, mut returned) = LentBody::new(body);
+    let (lent, mut body_end) = LentBody::new(body);
     parts.extensions.insert(ConnectInfo(address));
-    parts.extensions.insert(hangup.clone());
+    parts.extensions.insert(last_byte.clone());
     let request = Request::from_parts(parts, Body::new(lent));
 
-    let mut rest = None;
+    let mut end = None;
     let mut watch: Option<BoxFuture<'static, io::Error>> = None;
     let mut response = {
-        let mut answering = pin!(router.oneshot(request));
+        let mut handling = pin!(router.oneshot(request));
         loop {
             tokio::select! {
                 biased;
-                response = &mut answering => break response.unwrap_or_else(|never| match never {}),
-                error = broken(watch.as_mut()) => return Err(error),
-                came_back = &mut returned, if rest.is_none() => {
-                    let came_back = came_back.unwrap_or(Lent::Lost);
-                    if let (Lent::Whole, true) = (&came_back, own_connection) {
-                        let (peer, hangup) = (Arc::clone(&peer), hangup.0.clone());
-                        watch = Some(Box::pin(async move { peer.watch(hangup).await }));
+                response = &mut handling => break response.unwrap_or_else(|never| match never {}),
+                error = connection_error(watch.as_mut()) => return Err(error),
+                received = &mut body_end, if end.is_none() => {
+                    let received = received.unwrap_or(BodyEnd::Lost);
+                    if let (BodyEnd::Read, true) = (&received, has_own_connection) {
+                        let (client, last_byte) = (Arc::clone(&client), last_byte.0.clone());
+                        watch = Some(Box::pin(async move { client.watch(last_byte).await }));
                     }
-                    rest = Some(came_back);
+                    end = Some(received);
                 }
             }
         }
     };
-    // The handler is done, and has dropped the request.
-    let whole = match rest.unwrap_or_else(|| returned.try_recv().unwrap_or(Lent::Lost)) {
-        Lent::Whole => true,
-        Lent::Unread { mut body, was_asked_for } => {
-            // Reading would ask a client that waits for "100 Continue" to send what is not wanted.
-            let drained = (was_asked_for || !awaits_continue) && drain(&mut body).await;
-            if !drained && !own_connection {
+    // The handler has returned, and has dropped the request.
+    let is_read = match end.unwrap_or_else(|| body_end.try_recv().unwrap_or(BodyEnd::Lost)) {
+        BodyEnd::Read => true,
+        BodyEnd::Unread { mut body, was_polled } => {
+            // Reading would make a client that waits for "100 Continue" send an unwanted body.
+            let drained = (was_polled || !awaits_continue) && drain(&mut body).await;
+            if !drained && !has_own_connection {
                 tokio::spawn(linger(body));
             }
             drained
         }
-        Lent::Lost => false,
+        BodyEnd::Lost => false,
     };
-    if whole {
-        peer.read_whole();
+    if is_read {
+        client.set_request_read();
     } else {
-        peer.leave_unread();
+        client.set_unread();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(match (watch, open) {
+    Ok(match (watch, stream) {
         (Some(watch), _) if is_streamed(&response) => {
             response.map(|body| Body::new(WatchedBody { body, watch }))
         }
-        (_, Some(open)) => response.map(|body| Body::new(StreamBody { body, _open: open })),
+        (_, Some(guard)) => response.map(|body| Body::new(StreamBody { body, _guard: guard })),
         _ => response,
     })
 }
@@ -105,21 +107,21 @@ fn is_streamed(response: &Response<Body>) -> bool {
         && response.body().size_hint().exact().is_none()
 }
 
-/// Reads and drops a body, if it ends within the bounds.
+/// Reads and drops a body. Returns whether it ended within the bounds.
 async fn drain(body: &mut Incoming) -> bool {
     body.size_hint().lower() <= DRAINED_BYTES
         && timeout(DRAIN_LIMIT, read_out(body, DRAINED_BYTES)).await.unwrap_or(false)
 }
 
-/// Reads and drops what still comes on a stream of HTTP/2 that has its response: there are clients
-/// that read none before they have sent their whole request. What a connection of HTTP/1 has left
-/// is read where it ends.
+/// Reads and drops the rest of a body on an HTTP/2 stream that has its response, because some
+/// clients read a response only after they have sent the whole request. An HTTP/1 connection does
+/// the same where it is closed.
 async fn linger(mut body: Incoming) {
     let _ = timeout(LINGER_LIMIT, read_out(&mut body, LINGER_BYTES as u64)).await;
 }
 
-/// Reads and drops a body. Says whether it ended before so many bytes came, and without a pause
-/// that is too long.
+/// Reads and drops a body. Returns whether it ended within `most` bytes and without too long a
+/// pause.
 async fn read_out(body: &mut Incoming, most: u64) -> bool {
     let mut bytes = 0;
     loop {
@@ -135,46 +137,46 @@ async fn read_out(body: &mut Incoming, most: u64) -> bool {
     }
 }
 
-/// What became of a request's body.
-enum Lent {
-    /// It was read to its end.
-    Whole,
-    /// It was dropped before its end.
+/// How the handler left a request's body.
+enum BodyEnd {
+    /// The body was read to its end.
+    Read,
+    /// The body was dropped before its end.
     Unread {
         body: Incoming,
-        /// Somebody has begun to read it.
-        was_asked_for: bool,
+        /// Whether the handler began to read it.
+        was_polled: bool,
     },
-    /// It broke off, or somebody still has it.
+    /// The body broke off, or is still in use.
     Lost,
 }
 
-/// A request's body, which comes back when it was read or is dropped.
+/// A request's body, lent to the handler. It reports its end when it is read or dropped.
 struct LentBody {
     body: Option<Incoming>,
-    was_asked_for: bool,
-    back: Option<oneshot::Sender<Lent>>,
+    was_polled: bool,
+    end: Option<oneshot::Sender<BodyEnd>>,
 }
 
 impl LentBody {
-    fn new(body: Incoming) -> (Self, oneshot::Receiver<Lent>) {
-        let (back, returned) = oneshot::channel();
-        let mut lent = Self { body: Some(body), was_asked_for: false, back: Some(back) };
-        lent.give_back_if_ended();
-        (lent, returned)
+    fn new(body: Incoming) -> (Self, oneshot::Receiver<BodyEnd>) {
+        let (end, body_end) = oneshot::channel();
+        let mut lent = Self { body: Some(body), was_polled: false, end: Some(end) };
+        lent.report_if_read();
+        (lent, body_end)
     }
 
-    fn give_back_if_ended(&mut self) {
+    fn report_if_read(&mut self) {
         if self.is_end_stream() {
-            self.end(Lent::Whole);
+            self.report(BodyEnd::Read);
         }
     }
 
-    fn end(&mut self, lent: Lent) {
+    fn report(&mut self, body_end: BodyEnd) {
         self.body = None;
-        if let Some(back) = self.back.take() {
-            // Nobody waits for it where the connection is gone.
-            let _ = back.send(lent);
+        if let Some(end) = self.end.take() {
+            // The receiver is gone where the connection is.
+            let _ = end.send(body_end);
         }
     }
 }
@@ -187,13 +189,13 @@ impl HttpBody for LentBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.was_asked_for = true;
+        self.was_polled = true;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);
         match &polled {
-            Poll::Ready(Some(Ok(_))) => self.give_back_if_ended(),
-            Poll::Ready(None) => self.end(Lent::Whole),
-            Poll::Ready(Some(Err(_))) => self.end(Lent::Lost),
+            Poll::Ready(Some(Ok(_))) => self.report_if_read(),
+            Poll::Ready(None) => self.report(BodyEnd::Read),
+            Poll::Ready(Some(Err(_))) => self.report(BodyEnd::Lost),
             Poll::Pending => {}
         }
         polled
@@ -211,15 +213,15 @@ impl HttpBody for LentBody {
 impl Drop for LentBody {
     fn drop(&mut self) {
         if let Some(body) = self.body.take() {
-            self.end(Lent::Unread { body, was_asked_for: self.was_asked_for });
+            self.report(BodyEnd::Unread { body, was_polled: self.was_polled });
         }
     }
 }
 
-/// A response over HTTP/2, which counts as open until it was handed over.
+/// The body of an HTTP/2 response, whose stream counts as open until the body was handed over.
 struct StreamBody {
     body: Body,
-    _open: OpenStream,
+    _guard: StreamGuard,
 }
 
 impl HttpBody for StreamBody {
@@ -244,7 +246,7 @@ impl HttpBody for StreamBody {
     }
 }
 
-/// A response that ends when its client is gone, though nothing is written to it.
+/// The body of a response that ends when its client is gone, even where nothing is written.
 struct WatchedBody {
     body: Body,
     watch: BoxFuture<'static, io::Error>,
@@ -276,7 +278,7 @@ impl HttpBody for WatchedBody {
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Hangup {
+impl<S: Sync> FromRequestParts<S> for LastByte {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {

@@ -1,4 +1,4 @@
-//! Connections: their buffers are bounded, and their clients have to write and to read in time.
+//! Accepts connections, with bounded buffers and time limits for their clients.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,49 +18,49 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
-use crate::http::peer::{Ending, Peer};
+use crate::http::peer::{ClientConnection, OrderlyClose};
 use crate::http::stream_limit::StreamExecutor;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
 use crate::telemetry::metric;
 
-/// What the kernel keeps of each direction of a connection; it takes twice that for its own needs.
-/// Left to itself it goes up to megabytes, which is memory of the machine for each slow reader.
+/// Bytes of the kernel's buffer for each direction of a connection, which the kernel doubles. Its
+/// default grows to megabytes for each slow reader.
 const KERNEL_BUFFER: u32 = 64 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
-/// Bytes that HTTP/1 reads or writes ahead; the head of a request has to fit.
+/// Bytes that HTTP/1 reads or writes ahead; the head of a request must fit.
 const HTTP_BUFFER: usize = 64 << 10;
-/// The first bytes of a client that speaks HTTP/2.
+/// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a WebSocket has beyond the limit to be told that it is too slow, and a connection of HTTP/2
-/// to end after it was told to.
+/// The time beyond the limit in which a slow WebSocket gets its close frame, and a connection of
+/// HTTP/2 ends after GOAWAY.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Listens on an address.
 ///
 /// # Errors
-/// Where it is taken, or not of this machine.
+/// Where the address is in use, or does not belong to this machine.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Connections inherit them.
+    // Accepted connections inherit the sizes.
     socket.set_send_buffer_size(KERNEL_BUFFER)?;
     socket.set_recv_buffer_size(KERNEL_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// How long clients may take.
+/// The time limits of clients.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeLimits {
-    /// For the head of a request, to make room for the next byte, to answer a ping of HTTP/2, and
-    /// between two requests.
+    /// The limit for the head of a request, for making room for the next byte, for the reply to an
+    /// HTTP/2 ping, and for the time between two requests.
     pub read: Duration,
-    /// Between two pings of HTTP/2.
+    /// The interval of HTTP/2 pings.
     pub heartbeat: Duration,
 }
 
-/// Serves until the process has stopped, and then until all requests are answered.
+/// Serves until the process has stopped, and then until all requests have their responses.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
@@ -72,39 +72,35 @@ pub async fn serve(
     let connections = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
-            // axum's accept waits where there are no descriptors left.
+            // axum's `accept` waits while the process has no file descriptor left.
             accepted = Listener::accept(&mut listener) => accepted,
             () = lifecycle.reached(Phase::Stopped) => break,
         };
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "Nagle's algorithm stays on");
+            tracing::debug!(%error, "TCP_NODELAY not set");
         }
         let limit = read_timeout + GRACE;
-        let deadline = Box::pin(sleep(limit));
-        let opening = Some(Opening { deadline, bytes: 0, is_http_2: true });
-        let peer = Arc::new(Peer::new(stream));
-        let ending = Ending::default();
-        let io = Connection { peer: Arc::clone(&peer), limit, opening, stalled: None, ending };
-        let io = TokioIo::new(io);
+        let client = Arc::new(ClientConnection::new(stream));
+        let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limit));
         let router = router.clone();
-        let client = Arc::clone(&peer);
+        let shared = Arc::clone(&client);
         let service = service_fn(move |request| {
-            exchange::answer(router.clone(), request, address, Arc::clone(&client))
+            exchange::handle(router.clone(), request, address, Arc::clone(&shared))
         });
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
         let lifecycle = lifecycle.clone();
-        // A panic while a body is streamed comes out here, and drops all that the connection has.
+        // A panic while a body is streamed ends the connection here.
         connections.spawn(catch_panic("connection", async move {
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
-                () = peer.idle(read_timeout) => connection.as_mut().graceful_shutdown(),
+                () = client.idle(read_timeout) => connection.as_mut().graceful_shutdown(),
                 () = lifecycle.reached(Phase::Stopped) => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 _ = connection => {}
-                // A client that neither asks nor lets go.
-                () = peer.idle(GRACE) => {}
+                // The client sends no request, and keeps the connection open.
+                () = client.idle(GRACE) => {}
             }
         }));
     }
@@ -119,8 +115,8 @@ fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read)
-        // A client that has sent its last byte may wait for its response: exchange.rs tells it from
-        // one that is gone.
+        // A client that has sent its last byte may wait for its response. exchange.rs notices one
+        // that is gone.
         .half_close(true)
         .max_buf_size(HTTP_BUFFER);
     protocol
@@ -131,26 +127,32 @@ fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {
     protocol
 }
 
-/// A connection that fails when it could not write, or had nothing to read at first, for too long.
-pub struct Connection {
-    peer: Arc<Peer>,
+/// A stream of bytes that fails when a write, or the first read, takes longer than the limit.
+pub struct TimedStream {
+    client: Arc<ClientConnection>,
     limit: Duration,
-    opening: Option<Opening>,
-    /// Ends the wait for room, while there is none.
+    preface: Option<PrefaceWait>,
+    /// The deadline of a write that waits for room.
     stalled: Option<Pin<Box<Sleep>>>,
-    ending: Ending,
+    close: OrderlyClose,
 }
 
-/// The wait for the first bytes, for which HTTP itself has no limit.
-struct Opening {
+/// The wait for the first bytes, for which hyper has no limit.
+struct PrefaceWait {
     deadline: Pin<Box<Sleep>>,
     bytes: usize,
-    /// What came so far is the beginning of HTTP/2.
+    /// Whether the bytes so far are the beginning of HTTP/2's preface.
     is_http_2: bool,
 }
 
-impl Connection {
-    fn watch<T>(
+impl TimedStream {
+    fn new(client: Arc<ClientConnection>, limit: Duration) -> Self {
+        let deadline = Box::pin(sleep(limit));
+        let preface = Some(PrefaceWait { deadline, bytes: 0, is_http_2: true });
+        Self { client, limit, preface, stalled: None, close: OrderlyClose::default() }
+    }
+
+    fn limit_write<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -162,53 +164,53 @@ impl Connection {
         let limit = self.limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(stalled.as_mut().poll(context));
-        too_slow("http");
+        count_slow_reader("http");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-/// Counts a client that did not read.
-pub fn too_slow(protocol: &'static str) {
+/// Counts a client that did not read in time.
+pub fn count_slow_reader(protocol: &'static str) {
     metrics::counter!(metric::SLOW_READERS_TOTAL, "protocol" => protocol).increment(1);
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for TimedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        let read = self.peer.poll_read(context, into);
-        if let Some(opening) = &mut self.opening {
+        let read = self.client.poll_read(context, into);
+        if let Some(preface) = &mut self.preface {
             if read.is_pending() {
-                ready!(opening.deadline.as_mut().poll(context));
+                ready!(preface.deadline.as_mut().poll(context));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            let (came, expected) = (&into.filled()[before..], &PREFACE[opening.bytes..]);
-            let compared = came.len().min(expected.len());
-            opening.is_http_2 &= came[..compared] == expected[..compared];
-            opening.bytes += compared;
-            if !opening.is_http_2 {
-                // HTTP/1 has a limit for the head of a request.
-                self.opening = None;
-            } else if opening.bytes == PREFACE.len() {
-                self.peer.begin_http_2();
-                self.opening = None;
+            let (received, expected) = (&into.filled()[before..], &PREFACE[preface.bytes..]);
+            let compared = received.len().min(expected.len());
+            preface.is_http_2 &= received[..compared] == expected[..compared];
+            preface.bytes += compared;
+            if !preface.is_http_2 {
+                // hyper limits the time for the head of an HTTP/1 request.
+                self.preface = None;
+            } else if preface.bytes == PREFACE.len() {
+                self.client.begin_http_2();
+                self.preface = None;
             }
         }
         read
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for TimedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.peer.poll_write(context, |stream| stream.try_write(bytes));
-        self.watch(context, written)
+        let written = self.client.poll_write(context, |stream| stream.try_write(bytes));
+        self.limit_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -216,8 +218,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = self.peer.poll_write(context, |stream| stream.try_write_vectored(buffers));
-        self.watch(context, written)
+        let written = self.client.poll_write(context, |stream| stream.try_write_vectored(buffers));
+        self.limit_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -229,7 +231,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { peer, ending, .. } = &mut *self;
-        ending.poll(peer, context)
+        let Self { client, close, .. } = &mut *self;
+        close.poll(client, context)
     }
 }

@@ -1,5 +1,5 @@
-//! The other end of a connection: whether it still sends, whether it is still there, and how the
-//! connection is ended without losing the last response.
+//! The connection to one client: whether the client still sends, whether it is still connected, and
+//! how the connection is closed without losing the last response.
 
 use std::future::{Future, pending};
 use std::io;
@@ -19,66 +19,67 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a connection lingers after its last response.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
-/// How long it lingers after the last byte that came.
+/// How long a connection lingers after the last byte that it received.
 pub const LINGER_GAP: Duration = Duration::from_secs(5);
 /// Bytes that a lingering connection reads and drops, at most.
 pub const LINGER_BYTES: usize = 16 << 20;
-/// The count of streams where HTTP/2 has begun and no request is being answered.
+/// The count of streams of an HTTP/2 connection without a running request.
 const IDLE: usize = 1;
-/// Bytes that are dropped at a time.
-const DROPPED_AT_ONCE: usize = 8 << 10;
+/// Bytes that are read and dropped at once.
+const DROP_BUFFER: usize = 8 << 10;
 
 /// One accepted connection, shared by the reader and writer of its bytes and by its requests.
-pub struct Peer {
+pub struct ClientConnection {
     stream: TcpStream,
-    /// Bytes came that belong to no request that was read whole.
+    /// Whether bytes arrived that belong to no request that was read to its end.
     unread: AtomicBool,
-    /// The last request was read whole. Whether bytes of a next one came with it is not known
-    /// before more is wanted.
-    whole: AtomicBool,
-    /// Requests of HTTP/2 that are being answered, and one more once HTTP/2 has begun.
+    /// Whether the last request was read to its end. Bytes of the next request may have arrived with
+    /// it, which shows only when the parser reads again.
+    request_read: AtomicBool,
+    /// Running requests of HTTP/2, and one more once HTTP/2 has begun.
     streams: AtomicUsize,
     /// Wakes the one task that waits for the connection to be idle.
     streams_changed: Notify,
 }
 
-impl Peer {
+impl ClientConnection {
     /// Wraps an accepted connection.
     pub fn new(stream: TcpStream) -> Self {
         Self {
             stream,
             unread: AtomicBool::new(false),
-            whole: AtomicBool::new(false),
+            request_read: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
             streams_changed: Notify::new(),
         }
     }
 
-    /// Notes that a request was read to its end. What was read with it may belong to the next one.
-    pub fn read_whole(&self) {
-        self.whole.store(true, Ordering::Relaxed);
+    /// Records that a request was read to its end. Bytes that were read with it may belong to the
+    /// next one.
+    pub fn set_request_read(&self) {
+        self.request_read.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that a request will not be read to its end.
-    pub fn leave_unread(&self) {
-        self.whole.store(false, Ordering::Relaxed);
+    /// Records that a request will not be read to its end.
+    pub fn set_unread(&self) {
+        self.request_read.store(false, Ordering::Relaxed);
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the client speaks HTTP/2.
+    /// Records that the client uses HTTP/2.
     pub fn begin_http_2(&self) {
         self.streams.store(IDLE, Ordering::Relaxed);
         self.streams_changed.notify_one();
     }
 
-    /// Counts a request of HTTP/2 until what is returned is dropped.
-    pub fn begin_stream(self: &Arc<Self>) -> OpenStream {
+    /// Counts a running request of HTTP/2 until the guard is dropped.
+    pub fn begin_stream(self: &Arc<Self>) -> StreamGuard {
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.streams_changed.notify_one();
-        OpenStream(Arc::clone(self))
+        StreamGuard(Arc::clone(self))
     }
 
-    /// Resolves when the client speaks HTTP/2, and no request of it was being answered for so long.
+    /// Resolves when the client uses HTTP/2, and no request ran for `limit`.
     pub async fn idle(&self, limit: Duration) {
         loop {
             let changed = self.streams_changed.notified();
@@ -90,12 +91,12 @@ impl Peer {
         }
     }
 
-    /// Watches a client whose request was read whole. Cancels `hangup` when the client has sent its
-    /// last byte; it may still read then. Resolves when the connection is broken.
-    pub async fn watch(&self, hangup: CancellationToken) -> io::Error {
+    /// Watches a client whose request was read to its end. Cancels `last_byte` when the client has
+    /// sent its last byte; the client may still read then. Resolves when the connection breaks.
+    pub async fn watch(&self, last_byte: CancellationToken) -> io::Error {
         match self.stream.peek(&mut [0]).await {
-            Ok(0) => hangup.cancel(),
-            // The next request is there already, and hides an end behind it.
+            Ok(0) => last_byte.cancel(),
+            // The next request has arrived, and an end behind it does not show.
             Ok(_) => {}
             Err(error) => return error,
         }
@@ -105,7 +106,7 @@ impl Peer {
         }
     }
 
-    /// Reads what the client sent.
+    /// Reads from the client.
     pub fn poll_read(
         &self,
         context: &mut Context<'_>,
@@ -113,8 +114,8 @@ impl Peer {
     ) -> Poll<io::Result<()>> {
         loop {
             if self.stream.poll_read_ready(context)?.is_pending() {
-                // What came was not enough for a next request, so there is none.
-                if self.whole.swap(false, Ordering::Relaxed) {
+                // The parser needs more bytes, so none of a next request have arrived.
+                if self.request_read.swap(false, Ordering::Relaxed) {
                     self.unread.store(false, Ordering::Relaxed);
                 }
                 return Poll::Pending;
@@ -122,7 +123,7 @@ impl Peer {
             match self.stream.try_read_buf(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(bytes) => {
-                    self.whole.store(false, Ordering::Relaxed);
+                    self.request_read.store(false, Ordering::Relaxed);
                     if bytes > 0 {
                         self.unread.store(true, Ordering::Relaxed);
                     }
@@ -133,7 +134,7 @@ impl Peer {
         }
     }
 
-    /// Writes to the client by `write`, which is called again when there is room.
+    /// Writes to the client by `write`, which is called again when the kernel has room.
     pub fn poll_write(
         &self,
         context: &mut Context<'_>,
@@ -148,9 +149,9 @@ impl Peer {
         }
     }
 
-    /// Sends the end of what is written. Where the client's bytes were not all read, what still
-    /// comes has to be read and dropped: a connection that is closed on unread bytes is reset, and
-    /// the client may lose the response that it was sent.
+    /// Ends the stream of bytes to the client. Where bytes of the client are unread, the connection
+    /// must linger: the kernel resets a connection that is closed on unread bytes, and the client
+    /// may lose its last response.
     fn end_writing(&self) -> io::Result<Option<Linger>> {
         match SockRef::from(&self.stream).shutdown(Shutdown::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(None),
@@ -160,36 +161,43 @@ impl Peer {
     }
 }
 
-/// A request of HTTP/2 that is being answered, until its response was handed over.
-pub struct OpenStream(Arc<Peer>);
+/// Counts a running request of HTTP/2, until its response was handed over.
+pub struct StreamGuard(Arc<ClientConnection>);
 
-impl Drop for OpenStream {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
         self.0.streams_changed.notify_one();
     }
 }
 
-/// The end of a connection.
+/// The orderly close of a connection.
 #[derive(Default)]
-pub struct Ending(Option<Linger>, bool);
+pub struct OrderlyClose {
+    is_writing_ended: bool,
+    linger: Option<Linger>,
+}
 
-impl Ending {
-    /// Ends what is written, and lingers where the client has not been read to its end.
-    pub fn poll(&mut self, peer: &Peer, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.1 {
-            self.1 = true;
-            self.0 = peer.end_writing()?;
+impl OrderlyClose {
+    /// Ends the stream of bytes to the client, and lingers where bytes of the client are unread.
+    pub fn poll(
+        &mut self,
+        client: &ClientConnection,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.is_writing_ended {
+            self.is_writing_ended = true;
+            self.linger = client.end_writing()?;
         }
-        if let Some(linger) = &mut self.0 {
-            ready!(linger.poll(peer, context));
-            self.0 = None;
+        if let Some(linger) = &mut self.linger {
+            ready!(linger.poll(client, context));
+            self.linger = None;
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// Reads and drops what still comes, within bounds.
+/// Reads and drops the rest of the client's bytes, within bounds.
 struct Linger {
     limit: Pin<Box<Sleep>>,
     gap: Pin<Box<Sleep>>,
@@ -201,11 +209,11 @@ impl Linger {
         Self { limit: Box::pin(sleep(LINGER_LIMIT)), gap: Box::pin(sleep(LINGER_GAP)), bytes: 0 }
     }
 
-    fn poll(&mut self, peer: &Peer, context: &mut Context<'_>) -> Poll<()> {
-        let mut dropped = [0; DROPPED_AT_ONCE];
+    fn poll(&mut self, client: &ClientConnection, context: &mut Context<'_>) -> Poll<()> {
+        let mut dropped = [0; DROP_BUFFER];
         while self.bytes < LINGER_BYTES {
             let mut into = ReadBuf::new(&mut dropped);
-            match peer.poll_read(context, &mut into) {
+            match client.poll_read(context, &mut into) {
                 Poll::Ready(Ok(())) if !into.filled().is_empty() => {
                     self.bytes += into.filled().len();
                     self.gap.as_mut().reset(Instant::now() + LINGER_GAP);
@@ -226,20 +234,22 @@ impl Linger {
     }
 }
 
-/// Tells a handler that its client has sent its last byte. That client may be gone, or it may wait
-/// for the response: nobody can tell before something is written to it.
+/// Notifies a handler that its client has sent its last byte. The client may be gone, or it may wait
+/// for the response; only a write shows which.
 #[derive(Clone, Default)]
-pub struct Hangup(pub CancellationToken);
+pub struct LastByte(pub CancellationToken);
 
-impl Hangup {
+impl LastByte {
     /// Resolves once the client has sent its last byte.
-    pub async fn happened(&self) {
+    pub async fn received(&self) {
         self.0.cancelled().await;
     }
 }
 
-/// Resolves with the error of a connection that breaks, if it is watched at all.
-pub async fn broken<W: Future<Output = io::Error> + Unpin>(watch: Option<&mut W>) -> io::Error {
+/// Resolves with the error of a watched connection that breaks, and never without a watch.
+pub async fn connection_error<W: Future<Output = io::Error> + Unpin>(
+    watch: Option<&mut W>,
+) -> io::Error {
     match watch {
         Some(watch) => watch.await,
         None => pending().await,

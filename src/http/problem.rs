@@ -1,4 +1,4 @@
-//! Errors in the form of RFC 9457.
+//! Error responses in the form of RFC 9457.
 
 use std::borrow::Cow;
 
@@ -11,44 +11,44 @@ use utoipa::ToSchema;
 use crate::http::codes::is_listed;
 use crate::http::extract::fields::FieldError;
 
-/// What went wrong, as a client is told.
+/// An error for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The HTTP status.
     pub status: StatusCode,
-    /// Stable, `snake_case`.
+    /// The stable code, in `snake_case`.
     pub code: Cow<'static, str>,
-    /// For people.
+    /// The text for people.
     pub detail: String,
-    /// The fields that are not as they should be.
+    /// The fields that are not valid.
     pub errors: Vec<FieldError>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Seconds to wait first.
+    /// Seconds before a retry.
     pub retry_after: Option<u64>,
 }
 
-/// An error as it is sent: `application/problem+json`.
+/// The body of an error response: `application/problem+json`.
 #[derive(Serialize, ToSchema)]
 pub struct ProblemDetails<'a> {
-    /// Always `about:blank`: what tells errors apart is `code`.
+    /// Always `about:blank`; `code` distinguishes errors.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// The status in words.
+    /// The name of the status.
     title: &'a str,
     /// The HTTP status.
     status: u16,
-    /// For people.
+    /// The text for people.
     detail: &'a str,
-    /// Stable, `snake_case`.
+    /// The stable code, in `snake_case`.
     code: &'a str,
-    /// The fields that are not as they should be.
+    /// The fields that are not valid.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
 }
 
 impl Problem {
-    /// An error that stays one however often it is tried.
+    /// Creates an error that no retry can avoid.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         debug_assert!(is_listed(code), "{code} is not in the list of codes");
         Self {
@@ -61,48 +61,49 @@ impl Problem {
         }
     }
 
-    /// Worth another try, after so many seconds.
+    /// Makes the error retryable after so many seconds.
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retryable: true, retry_after: Some(seconds), ..self }
     }
 
-    /// A 503.
+    /// Creates a 503, retryable after so many seconds.
     pub fn unavailable(code: &'static str, detail: &str, retry_after: u64) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(retry_after)
     }
 
-    /// Redis does not answer, or not as it should.
+    /// Returns the error of a Redis that does not reply, or replies with an error.
     pub fn store_unavailable() -> Self {
         let detail = "The session store is not available; retry after 2 s.";
         Self::unavailable("store_unavailable", detail, 2)
     }
 
-    /// The memory of Redis is full.
+    /// Returns the error of a Redis whose memory is full.
     pub fn store_full() -> Self {
         let detail = "The session store is full; delete sessions that are no longer needed, or retry \
                       after 10 s.";
         Self::unavailable("store_full", detail, 10)
     }
 
-    /// No turn can be taken with Redis as it is; why, in a few words.
+    /// Returns the error of a Redis that cannot accept turns, for the reason in `trouble`.
     pub fn redis_unusable(trouble: &str) -> Self {
-        let detail = format!("No turn can be taken, as Redis is not usable: {trouble}.");
+        let detail =
+            format!("No turn can be accepted, as Redis is not usable: {trouble}; retry after 2 s.");
         Self::unavailable("store_unavailable", &detail, 2)
     }
 
-    /// This replica is on its way out.
+    /// Returns the error of a replica that drains.
     pub fn draining() -> Self {
         Self::unavailable("draining", "This replica is being replaced; send the request again.", 1)
     }
 
-    /// No such generation, or nothing is kept of it.
+    /// Returns the error of a generation that is unknown, or whose answer is no longer stored.
     pub fn generation_not_found() -> Self {
         let detail = "This session has no such generation, or its answer is not kept any more.";
         Self::new(StatusCode::NOT_FOUND, "generation_not_found", detail)
     }
 
-    /// There is nothing at the path.
+    /// Returns the error of a path without a route.
     pub fn not_found() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -111,7 +112,7 @@ impl Problem {
         )
     }
 
-    /// Something that should not happen happened.
+    /// Returns the error of a fault in this service.
     pub fn internal() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -120,10 +121,19 @@ impl Problem {
         )
     }
 
-    /// The body is not JSON; `detail` says where.
+    /// Returns the error of a body that is not JSON; `detail` names the position.
     pub fn invalid_json(detail: String) -> Self {
         let error = FieldError { loc: vec!["body".to_owned()], msg: detail, kind: "json_invalid" };
         Self { code: Cow::Borrowed("json_invalid"), ..Self::from(vec![error]) }
+    }
+
+    /// Adds a time to retry to a 503 without one.
+    #[must_use]
+    pub fn with_wait(self) -> Self {
+        match (self.status, self.retry_after) {
+            (StatusCode::SERVICE_UNAVAILABLE, None) => self.retry_after(5),
+            _ => self,
+        }
     }
 }
 
@@ -132,17 +142,6 @@ impl From<Vec<FieldError>> for Problem {
         let detail: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Self { errors, ..Self::new(status, "validation_failed", detail.join("; ")) }
-    }
-}
-
-impl Problem {
-    /// A 503 always says when to come back.
-    #[must_use]
-    pub fn with_wait(self) -> Self {
-        match (self.status, self.retry_after) {
-            (StatusCode::SERVICE_UNAVAILABLE, None) => self.retry_after(5),
-            _ => self,
-        }
     }
 }
 
@@ -170,14 +169,14 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Answers for paths that there are not.
+/// Responds to a path without a route.
 pub async fn not_found() -> Problem {
     Problem::not_found()
 }
 
-/// Answers for methods that a path does not have.
+/// Responds to a method that the path does not support.
 pub async fn wrong_method() -> Problem {
-    let detail = "This path does not take this method; the API is described at /docs.";
+    let detail = "This path does not support this method; the API is described at /docs.";
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_problem_says_what_and_when_to_come_back() {
+    async fn a_problem_names_the_error_and_the_time_to_retry() {
         let response = Problem::store_unavailable().into_response();
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         assert_eq!(response.headers()["retry-after"], "2");

@@ -1,5 +1,5 @@
-//! A time limit for the clients of HTTP/2 that make no room on a stream. Each stream has a window of
-//! its own, so the connection below goes on, and does not notice.
+//! A time limit for HTTP/2 clients that make no room on a stream. Each stream has its own window, so
+//! the connection below continues, and its limit does not apply.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -10,21 +10,21 @@ use std::time::Duration;
 use hyper::rt::Executor;
 use tokio::time::{Sleep, sleep};
 
-use crate::http::listener::too_slow;
+use crate::http::listener::count_slow_reader;
 
 tokio::task_local! {
-    /// Whether the body of this task's response has handed a piece over, and was not asked for more.
+    /// Whether the body of this task's response handed over bytes, and was not polled since.
     static WAITS_FOR_ROOM: Cell<bool>;
 }
 
-/// Notes whether the body of this task's response waits for room.
+/// Records whether the body of this task's response waits for room.
 pub fn set_waits_for_room(waits: bool) {
-    // Only the tasks of HTTP/2 have a limit here.
+    // Only the tasks of HTTP/2 have this limit.
     let _ = WAITS_FOR_ROOM.try_with(|waits_for_room| waits_for_room.set(waits));
 }
 
-/// Runs each stream of a connection in a task of its own, and resets a stream that waits for room
-/// for longer than the limit.
+/// Runs each stream of a connection in its own task, and resets a stream that waits for room longer
+/// than the limit.
 #[derive(Clone, Copy)]
 pub struct StreamExecutor(pub Duration);
 
@@ -37,8 +37,8 @@ where
     }
 }
 
-/// Polls a stream to its end, or until it has waited for room for so long. What is dropped
-/// unfinished is reset.
+/// Polls a stream to its end, or until it has waited for room for `limit`. Dropping an unfinished
+/// stream resets it.
 async fn limited(stream: impl Future, limit: Duration) {
     let mut stream = pin!(stream);
     let mut stalled: Option<Pin<Box<Sleep>>> = None;
@@ -52,7 +52,7 @@ async fn limited(stream: impl Future, limit: Duration) {
         }
         let stalled = stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(stalled.as_mut().poll(context));
-        too_slow("http");
+        count_slow_reader("http");
         Poll::Ready(())
     })
     .await;

@@ -1,7 +1,8 @@
-//! When a host, or one model on it, is left alone, and when it may be tried again.
+//! Circuit breakers: one for each host, and one for each model that has failed on it.
 //!
-//! A failure is charged to whom it belongs: one of the connection to the host, any other to the
-//! model on that host. Where a host fails several models one after another, it is the host's, too.
+//! A failed connection counts for the host's breaker, any other fault for the breaker of the model
+//! on that host. Where several models fail on a host one after another, the host's breaker opens,
+//! too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
@@ -15,89 +16,89 @@ use crate::model_name::ModelName;
 
 /// Failures in a row that open a breaker.
 const IN_A_ROW: u32 = 3;
-/// Outcomes that are looked at for the rate, from the newest back, and how many it takes.
-const LOOKED_AT: usize = 20;
-const ENOUGH: usize = 10;
-/// Of them, the share that opens the breaker.
-const RATE: f64 = 0.5;
-/// Pause after it has opened, doubled with each trial that fails, up to the longest.
+/// Latest outcomes from which the failure rate is computed.
+const WINDOW: usize = 20;
+/// Outcomes without which there is no failure rate.
+const MIN_OUTCOMES: usize = 10;
+/// The failure rate that opens a breaker.
+const FAILURE_RATE: f64 = 0.5;
+/// Pause after a breaker has opened. It doubles with each trial that fails, up to the longest.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A trial of which nothing was heard for so long may be followed by another.
-const TRIAL: Duration = Duration::from_secs(30);
-/// While a trial of a model is under way, its other generations come back after this.
-const TRIAL_AGAIN: Duration = Duration::from_millis(500);
-/// Models that fail one after another, with nothing that ends well between them, for which the host
-/// is to blame.
-const SEVERAL: usize = 2;
+/// A trial without an outcome may be followed by another after this time.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// While a trial of a model runs, its other generations retry after this.
+const TRIAL_RETRY: Duration = Duration::from_millis(500);
+/// Models that fail one after another, without a success between them, open the host's breaker.
+const FAILING_MODELS: usize = 2;
 /// Models of one host that have a breaker, at most.
 const MODELS: usize = 1024;
 
-/// Whether generations may go somewhere.
+/// The state of a breaker, which decides whether generations pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// They may.
+    /// Generations pass.
     Closed,
-    /// One may try; trials are counted.
+    /// One generation may pass, as the trial with this number.
     HalfOpen(u64),
-    /// None may.
+    /// No generation passes.
     Open,
 }
 
-/// How a generation was let in.
+/// The kind of admission that a generation got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// As any other.
-    Free,
-    /// As the only one, to see whether the model is well again.
+    /// The breaker is closed.
+    Normal,
+    /// The generation is the one trial that shows whether the model works again.
     Trial,
 }
 
-/// The breakers of one host: its own, and one for each model that has failed there.
+/// The breaker of one host, and one for each model that has failed on it.
 #[derive(Debug, Default)]
 pub(super) struct Breakers {
-    state: Mutex<State>,
+    state: Mutex<BreakerSet>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BreakerSet {
     host: Breaker,
     models: BTreeMap<ModelName, Breaker>,
-    /// Models whose breaker opened since something last ended well on this host.
+    /// Models whose breaker opened since the last success on this host.
     failing: BTreeSet<ModelName>,
 }
 
 impl Breakers {
-    /// Whether generations may go to the host.
+    /// Returns the state of the host's breaker.
     pub(super) fn host(&self) -> BreakerState {
         lock(&self.state).host.state(Instant::now())
     }
 
-    /// The breakers of the models that have failed on this host.
+    /// Returns the states of the breakers of the models that have failed on this host.
     pub(super) fn models(&self) -> BTreeMap<ModelName, BreakerState> {
         let now = Instant::now();
         let state = lock(&self.state);
         state.models.iter().map(|(model, breaker)| (model.clone(), breaker.state(now))).collect()
     }
 
-    /// Lets a generation of this model begin now; it may be a trial.
+    /// Admits a generation of this model, possibly as a trial.
     ///
     /// # Errors
-    /// When to come back.
+    /// The time after which the caller may retry.
     pub(super) fn admit(&self, model: &ModelName) -> Result<Admission, Duration> {
         let mut state = lock(&self.state);
         let admit = |breaker: &mut Breaker| breaker.admit(Instant::now());
-        state.models.get_mut(model).map_or(Ok(Admission::Free), admit)
+        state.models.get_mut(model).map_or(Ok(Admission::Normal), admit)
     }
 
-    /// A trial of this model is over, whatever it told.
+    /// Ends a trial of this model, whatever its outcome.
     pub(super) fn release(&self, model: &ModelName) {
         if let Some(breaker) = lock(&self.state).models.get_mut(model) {
             breaker.admitted = None;
         }
     }
 
-    /// The host answers, and the model as it should: a trial that comes so far has succeeded.
+    /// Records that a generation of the model has begun, which closes both breakers.
     pub(super) fn begun(&self, model: &ModelName) {
         let mut state = lock(&self.state);
         if state.host.begun() {
@@ -108,7 +109,7 @@ impl Breakers {
         }
     }
 
-    /// A generation has ended well.
+    /// Records that a generation has ended without a fault.
     pub(super) fn succeeded(&self, model: &ModelName) {
         let mut state = lock(&self.state);
         state.failing.clear();
@@ -118,18 +119,18 @@ impl Breakers {
         }
     }
 
-    /// A generation, or a question about its model, has failed.
+    /// Records that a generation, or a request for its model's details, has failed.
     pub(super) fn failed(&self, fault: Fault, model: &ModelName) {
         lock(&self.state).failed(fault, model, Instant::now());
     }
 
-    /// The host does not answer.
+    /// Records that the host does not reply.
     pub(super) fn host_failed(&self) {
         lock(&self.state).host.failed(Instant::now());
     }
 }
 
-impl State {
+impl BreakerSet {
     fn failed(&mut self, fault: Fault, model: &ModelName, now: Instant) {
         if fault == Fault::Host {
             self.host.failed(now);
@@ -147,8 +148,8 @@ impl State {
             self.failing.insert(model.clone());
         }
         match self.host.state(now) {
-            _ if self.failing.len() >= SEVERAL => self.host.open(now),
-            // Its connection holds: what it was closed for is over.
+            _ if self.failing.len() >= FAILING_MODELS => self.host.open(now),
+            // The fault is the model's, so the connection to the host works again.
             BreakerState::HalfOpen(_) => {
                 self.host.begun();
             }
@@ -161,11 +162,12 @@ impl State {
 #[derive(Debug, Default)]
 struct Breaker {
     in_a_row: u32,
+    /// The latest outcomes; true is a success.
     outcomes: VecDeque<bool>,
-    /// Since it opened: when trials begin, and the pause that led to it.
+    /// While it is not closed: the time from which trials are admitted, and the pause before it.
     opened: Option<(Instant, Duration)>,
     trials: u64,
-    /// When the last trial was admitted.
+    /// The time at which the running trial was admitted.
     admitted: Option<Instant>,
 }
 
@@ -174,17 +176,17 @@ impl Breaker {
         match self.opened {
             None => BreakerState::Closed,
             Some((from, _)) if now < from => BreakerState::Open,
-            Some((from, _)) => {
-                BreakerState::HalfOpen(self.trials + (now - from).as_secs() / TRIAL.as_secs())
-            }
+            Some((from, _)) => BreakerState::HalfOpen(
+                self.trials + (now - from).as_secs() / TRIAL_TIMEOUT.as_secs(),
+            ),
         }
     }
 
     fn admit(&mut self, now: Instant) -> Result<Admission, Duration> {
         match self.opened {
-            None => Ok(Admission::Free),
+            None => Ok(Admission::Normal),
             Some((from, _)) if now < from => Err(from - now),
-            Some(_) if self.admitted.is_some_and(|at| now < at + TRIAL) => Err(TRIAL_AGAIN),
+            Some(_) if self.admitted.is_some_and(|at| now < at + TRIAL_TIMEOUT) => Err(TRIAL_RETRY),
             Some(_) => {
                 self.admitted = Some(now);
                 Ok(Admission::Trial)
@@ -192,7 +194,7 @@ impl Breaker {
         }
     }
 
-    /// Closes it; gives whether it was not closed.
+    /// Closes the breaker, and returns whether it was open or half open.
     fn begun(&mut self) -> bool {
         let was_opened = self.opened.take().is_some();
         if was_opened {
@@ -205,12 +207,12 @@ impl Breaker {
 
     fn succeeded(&mut self) {
         self.in_a_row = 0;
-        self.note(true);
+        self.record(true);
     }
 
     fn failed(&mut self, now: Instant) {
         self.in_a_row += 1;
-        self.note(false);
+        self.record(false);
         if self.opened.is_some() || self.in_a_row >= IN_A_ROW || self.fails_often() {
             self.open(now);
         }
@@ -218,7 +220,7 @@ impl Breaker {
 
     fn open(&mut self, now: Instant) {
         let pause = match self.opened {
-            // By what had begun before.
+            // The fault is of a generation that began before the breaker opened.
             Some((from, _)) if now < from => return,
             Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
             None => PAUSE,
@@ -228,16 +230,17 @@ impl Breaker {
         self.opened = Some((now + pause, pause));
     }
 
-    fn note(&mut self, well: bool) {
-        if self.outcomes.len() == LOOKED_AT {
+    fn record(&mut self, success: bool) {
+        if self.outcomes.len() == WINDOW {
             self.outcomes.pop_front();
         }
-        self.outcomes.push_back(well);
+        self.outcomes.push_back(success);
     }
 
     fn fails_often(&self) -> bool {
-        let failed = self.outcomes.iter().filter(|well| !**well).count();
-        self.outcomes.len() >= ENOUGH && failed as f64 >= RATE * self.outcomes.len() as f64
+        let (outcomes, failed) =
+            (self.outcomes.len(), self.outcomes.iter().filter(|success| !**success).count());
+        outcomes >= MIN_OUTCOMES && failed as f64 >= FAILURE_RATE * outcomes as f64
     }
 }
 
@@ -249,14 +252,14 @@ mod tests {
         ModelName::parse(name).expect("a name")
     }
 
-    fn fail(state: &mut State, fault: Fault, model: &str, now: Instant) {
+    fn fail(state: &mut BreakerSet, fault: Fault, model: &str, now: Instant) {
         for _ in 0..IN_A_ROW {
             state.failed(fault, &name(model), now);
         }
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_a_trial_that_begins_closes_it() {
+    fn failures_in_a_row_open_a_breaker_and_a_trial_that_begins_closes_it() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
         for _ in 0..IN_A_ROW {
             assert_eq!(breaker.state(now), BreakerState::Closed);
@@ -270,8 +273,8 @@ mod tests {
         assert_eq!(breaker.state(now), BreakerState::Open, "a longer pause than the first");
         now += PAUSE;
         assert_eq!(breaker.state(now), BreakerState::HalfOpen(2));
-        now += TRIAL;
-        assert_eq!(breaker.state(now), BreakerState::HalfOpen(3), "the second was never heard of");
+        now += TRIAL_TIMEOUT;
+        assert_eq!(breaker.state(now), BreakerState::HalfOpen(3), "the second had no outcome");
         breaker.begun();
         assert_eq!(breaker.state(now), BreakerState::Closed);
         breaker.failed(now);
@@ -281,23 +284,23 @@ mod tests {
     #[test]
     fn one_trial_at_a_time_is_admitted() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
-        assert_eq!(breaker.admit(now), Ok(Admission::Free));
+        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
         breaker.open(now);
         assert_eq!(breaker.admit(now), Err(PAUSE));
         now += PAUSE;
         assert_eq!(breaker.admit(now), Ok(Admission::Trial));
-        assert_eq!(breaker.admit(now), Err(TRIAL_AGAIN));
-        now += TRIAL;
-        assert_eq!(breaker.admit(now), Ok(Admission::Trial), "the first was never heard of");
+        assert_eq!(breaker.admit(now), Err(TRIAL_RETRY));
+        now += TRIAL_TIMEOUT;
+        assert_eq!(breaker.admit(now), Ok(Admission::Trial), "the first had no outcome");
         breaker.begun();
-        assert_eq!(breaker.admit(now), Ok(Admission::Free));
-        assert_eq!(breaker.admit(now), Ok(Admission::Free));
+        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
+        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
     }
 
     #[test]
-    fn what_fails_every_other_time_is_left_alone_too() {
+    fn a_failure_rate_of_a_half_opens_a_breaker() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        for _ in 0..ENOUGH / 2 {
+        for _ in 0..MIN_OUTCOMES / 2 {
             assert_eq!(breaker.state(now), BreakerState::Closed);
             breaker.succeeded();
             breaker.failed(now);
@@ -306,8 +309,8 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_fails_is_left_alone_and_its_host_is_not() {
-        let (mut state, now) = (State::default(), Instant::now());
+    fn a_model_that_fails_opens_its_breaker_and_not_the_one_of_its_host() {
+        let (mut state, now) = (BreakerSet::default(), Instant::now());
         for _ in 0..10 {
             fail(&mut state, Fault::Model, "broken", now);
         }
@@ -318,7 +321,8 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_fails_several_models_is_left_alone_unless_another_ends_well_between_them() {
+    fn several_failing_models_open_the_breaker_of_their_host_unless_another_succeeds_between_them()
+    {
         let (breakers, now) = (Breakers::default(), Instant::now());
         fail(&mut lock(&breakers.state), Fault::Model, "a", now);
         breakers.succeeded(&name("c"));
@@ -329,13 +333,13 @@ mod tests {
     }
 
     #[test]
-    fn a_host_whose_connections_fail_is_left_alone_until_one_holds() {
-        let (mut state, mut now) = (State::default(), Instant::now());
+    fn failed_connections_open_the_breaker_of_a_host_until_one_works() {
+        let (mut state, mut now) = (BreakerSet::default(), Instant::now());
         fail(&mut state, Fault::Host, "a", now);
         assert_eq!(state.host.state(now), BreakerState::Open);
         assert!(state.models.is_empty());
         now += PAUSE;
         state.failed(Fault::Model, &name("a"), now);
-        assert_eq!(state.host.state(now), BreakerState::Closed, "it answered");
+        assert_eq!(state.host.state(now), BreakerState::Closed, "the host replied");
     }
 }

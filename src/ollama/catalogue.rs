@@ -1,4 +1,4 @@
-//! Which models one host has: asked for when it matters, remembered for seconds.
+//! The models of one host: requested when they are needed, and cached for seconds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -15,14 +15,14 @@ use super::reply::Model;
 use crate::lifecycle::catch_panic;
 use crate::model_name::ModelName;
 
-/// How long a list is taken for true.
+/// How long a listing is fresh.
 pub(super) const FRESH: Duration = Duration::from_secs(5);
-/// How long a host that gave no list is left alone.
-const LEFT_ALONE: Duration = Duration::from_secs(1);
-/// Models whose details are remembered, at most.
+/// How long a host that failed to reply is not asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Models whose details are cached, at most.
 const DETAILS: usize = 1024;
 
-/// What a host said it has.
+/// The models that a host reported.
 #[derive(Debug)]
 pub(super) struct Listing {
     pub models: BTreeMap<ModelName, Model>,
@@ -30,46 +30,46 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// The model of a name; none also where that is no name.
+    /// Returns the model of a name; `None` also where the text is not a model's name.
     pub(super) fn find(&self, model: &str) -> Option<&Model> {
         self.models.get(&ModelName::parse(model).ok()?)
     }
 
-    /// Whether a model is in the host's memory.
+    /// Returns whether a model is in the host's memory.
     pub(super) fn has_loaded(&self, model: &ModelName) -> bool {
         self.loaded.contains(model)
     }
 }
 
-/// A host's answer; none where there was none.
+/// A host's reply; `None` where the host did not reply.
 pub(super) type LastListing = Option<Arc<Listing>>;
 
-/// A question under way, shared by all who want to know.
-pub(super) type Question = Shared<BoxFuture<'static, LastListing>>;
+/// A request that is under way, shared by all that wait for its reply.
+pub(super) type PendingListing = Shared<BoxFuture<'static, LastListing>>;
 
-/// What can be said at once.
+/// The state of the cache.
 pub(super) enum CatalogueEntry {
-    /// This, and it is fresh.
-    Known(LastListing),
-    /// Only after asking. `doubtful`: the host gave no answer last time.
-    Asked { question: Question, doubtful: bool },
+    /// The cached reply is fresh.
+    Fresh(LastListing),
+    /// The host is being asked. `doubtful`: it did not reply last time.
+    Pending { listing: PendingListing, doubtful: bool },
 }
 
 /// The models of one host.
 #[derive(Debug)]
 pub(super) struct Catalogue {
     host: Arc<Host>,
-    state: Mutex<State>,
-    /// By digest, so that a replaced model is asked about again.
+    state: Mutex<CatalogueState>,
+    /// By digest, so that the details of a replaced model are requested again.
     details: Mutex<HashMap<String, Details>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    answered: Option<(Instant, LastListing)>,
-    /// The last list that there was.
-    last_list: LastListing,
-    question: Option<Question>,
+struct CatalogueState {
+    last_reply: Option<(Instant, LastListing)>,
+    /// The last listing that the host sent.
+    last_listing: LastListing,
+    pending: Option<PendingListing>,
 }
 
 impl Catalogue {
@@ -77,81 +77,82 @@ impl Catalogue {
         Arc::new(Self { host, state: Mutex::default(), details: Mutex::default() })
     }
 
-    /// What is known, or the question that will tell.
-    pub(super) fn look(self: &Arc<Self>) -> CatalogueEntry {
+    /// Returns the cached reply where it is fresh, and otherwise asks the host.
+    pub(super) fn entry(self: &Arc<Self>) -> CatalogueEntry {
         let doubtful = {
             let state = lock(&self.state);
-            match &state.answered {
+            match &state.last_reply {
                 Some((at, Some(listing)))
                     if at.elapsed() < FRESH && !self.host.health.failed_since(*at) =>
                 {
-                    return CatalogueEntry::Known(Some(Arc::clone(listing)));
+                    return CatalogueEntry::Fresh(Some(Arc::clone(listing)));
                 }
-                Some((at, None)) if at.elapsed() < LEFT_ALONE => {
-                    return CatalogueEntry::Known(None);
+                Some((at, None)) if at.elapsed() < RETRY_PAUSE => {
+                    return CatalogueEntry::Fresh(None);
                 }
-                Some((_, answer)) => answer.is_none(),
+                Some((_, reply)) => reply.is_none(),
                 None => false,
             }
         };
-        CatalogueEntry::Asked { question: self.ask(), doubtful }
+        CatalogueEntry::Pending { listing: self.refresh(), doubtful }
     }
 
-    /// What the host said last, however long ago; none where it gave no answer. Asks it again where
-    /// that is due.
+    /// Returns the host's last reply, however old; `None` where the host did not reply. Asks the
+    /// host again where the reply is not fresh.
     pub(super) fn latest(self: &Arc<Self>) -> LastListing {
-        match self.look() {
-            CatalogueEntry::Known(answer) => answer,
-            CatalogueEntry::Asked { .. } => {
-                lock(&self.state).answered.as_ref().and_then(|(_, answer)| answer.clone())
+        match self.entry() {
+            CatalogueEntry::Fresh(reply) => reply,
+            CatalogueEntry::Pending { .. } => {
+                lock(&self.state).last_reply.as_ref().and_then(|(_, reply)| reply.clone())
             }
         }
     }
 
-    /// Whether the host does not answer, and had the model when it last did.
-    pub(super) fn had_before_silence(&self, model: &str) -> bool {
+    /// Returns whether the host does not reply now, and had the model when it last did.
+    pub(super) fn had_before_failure(&self, model: &str) -> bool {
         let state = lock(&self.state);
-        let is_silent = matches!(state.answered, Some((_, None)));
-        is_silent && state.last_list.as_ref().is_some_and(|list| list.find(model).is_some())
+        let is_failing = matches!(state.last_reply, Some((_, None)));
+        let had = |listing: &Arc<Listing>| listing.find(model).is_some();
+        is_failing && state.last_listing.as_ref().is_some_and(had)
     }
 
-    /// Asks the host, or joins a question that is under way. It goes on when nobody waits for it,
-    /// so that a host that hangs is found out even if others are faster.
-    pub(super) fn ask(self: &Arc<Self>) -> Question {
+    /// Asks the host, or joins a request that is under way. The request continues when all callers
+    /// have left, so that a host that hangs is noticed even if others are faster.
+    pub(super) fn refresh(self: &Arc<Self>) -> PendingListing {
         let mut state = lock(&self.state);
-        if let Some(question) = &state.question {
-            return question.clone();
+        if let Some(pending) = &state.pending {
+            return pending.clone();
         }
         let catalogue = Arc::clone(self);
-        let question = async move {
-            // A question that panicked would never be answered, and never be asked again.
-            let answer = catch_panic("catalogue", catalogue.fetch()).await.unwrap_or(None);
+        let pending = async move {
+            // A request that panicked would stay pending, and the host would never be asked again.
+            let reply = catch_panic("catalogue", catalogue.fetch()).await.unwrap_or(None);
             let mut state = lock(&catalogue.state);
-            state.answered = Some((Instant::now(), answer.clone()));
-            state.last_list = answer.clone().or_else(|| state.last_list.take());
-            state.question = None;
-            answer
+            state.last_reply = Some((Instant::now(), reply.clone()));
+            state.last_listing = reply.clone().or_else(|| state.last_listing.take());
+            state.pending = None;
+            reply
         }
         .boxed()
         .shared();
-        state.question = Some(question.clone());
-        tokio::spawn(question.clone());
-        question
+        state.pending = Some(pending.clone());
+        tokio::spawn(pending.clone());
+        pending
     }
 
     async fn fetch(&self) -> LastListing {
         let (models, loaded) = tokio::join!(self.host.models(), self.host.loaded());
         let models = models.ok()?;
-        // What is loaded only helps to choose: a host that does not tell it is well all the same.
-        self.host.health.well();
+        // The loaded models only help to choose a host: one that does not report them is healthy.
+        self.host.health.succeeded();
         let loaded = loaded.unwrap_or_default().into_iter().collect();
         // Of two spellings of one model, the first counts.
         let models = models.into_iter().rev().map(|model| (model.key.clone(), model)).collect();
         Some(Arc::new(Listing { models, loaded }))
     }
 
-    /// What the host knows of a model, asked once for each digest; nothing where it answers
-    /// something else, as old releases do.
+    /// Returns the details of a model, requested once for each digest. They are empty where the
+    /// host's release does not know the route.
     pub(super) async fn details(&self, model: &Model) -> Result<Details, OllamaError> {
         if let Some(details) = lock(&self.details).get(&model.digest) {
             return Ok(*details);
@@ -160,13 +161,13 @@ impl Catalogue {
             Err(OllamaError::Rejected { .. } | OllamaError::Malformed) => {
                 return Ok(Details::default());
             }
-            told => told?,
+            reply => reply?,
         };
         let mut known = lock(&self.details);
         if known.len() >= DETAILS {
             known.clear();
         }
-        // Without a digest nobody could tell whether it is still the same model.
+        // Without a digest a replaced model could not be recognised.
         if !model.digest.is_empty() {
             known.insert(model.digest.clone(), details);
         }

@@ -1,83 +1,83 @@
-//! What can go wrong with a model host, in words that a client may read.
+//! The errors of model hosts, with texts that a client may read.
 
 use std::time::Duration;
 
-/// Models that an error names, at most.
-const NAMED: usize = 20;
+/// Models that an error lists, at most.
+const LISTED_MODELS: usize = 20;
 
 /// Why a host refuses a model, whatever the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelRefusal {
-    /// It does not fit in the host's memory. Another host may have more.
+    /// The model does not fit in the host's memory. Another host may have more.
     Memory,
-    /// The host cannot run models of its kind. Another host may have a newer release.
+    /// The host cannot run models of this kind. Another host may have a newer release.
     Format,
-    /// The model does not have this: `chat`, `thinking`. It has not on any host.
+    /// The model lacks this capability, such as `chat` or `thinking`, on every host.
     Capability(&'static str),
 }
 
-/// To whom a failure is charged.
+/// The breaker that a failure counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// To the host: its connections fail.
+    /// The host's, as a connection failed.
     Host,
-    /// To this model on this host.
+    /// The model's on this host.
     Model,
 }
 
-/// Why there is no answer, or no more of it.
+/// Why a request to a host failed, or why an answer broke off.
 ///
-/// No text here holds a host's name, its URL or its own words: those go to the log.
+/// No text here holds a host's name, its URL or the text of its error: those go to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OllamaError {
     /// The fleet cannot be built from these settings.
     #[error("{0}")]
     Setting(&'static str),
-    /// No host answers.
+    /// No host replies.
     #[error("no model host can be reached")]
     NoHost,
-    /// Hosts answer, and none has the model.
+    /// Hosts reply, and no host has the model.
     #[error("{}", not_found(.model, .available))]
     ModelNotFound {
-        /// As asked for.
+        /// The name in the request.
         model: String,
-        /// What the hosts have, in order; empty where they have none, or it is not known.
+        /// The models of the hosts, in order; empty where there are none, or they are not known.
         available: Vec<String>,
     },
-    /// The host cannot run the model for this request. Not a failure of the host.
+    /// The host cannot run the model for this request. This is no fault of the host.
     #[error("{}; choose another model", refused(.model, *.refusal))]
     ModelRefused {
-        /// As the host calls it.
+        /// The model's name on the host.
         model: String,
-        /// Why.
+        /// The reason.
         refusal: ModelRefusal,
     },
-    /// The model has failed on this host again and again, and is left alone there for a while.
+    /// The breaker of the model on this host is open.
     #[error("the model {model} fails on its host; choose another model, or try again later")]
     ModelFailing {
-        /// As the host calls it.
+        /// The model's name on the host.
         model: String,
-        /// When it may be tried again.
+        /// The time after which a retry may succeed.
         retry_after: Duration,
     },
-    /// Every slot stayed in use, or a host's own queue is full. Not a failure of the host.
+    /// Every slot stayed in use, or the host's own queue is full. This is no fault of the host.
     #[error("all model hosts are busy")]
     Busy {
-        /// When to come back.
+        /// The time after which a retry may succeed.
         retry_after: Duration,
     },
     /// The prompt is longer than the context window.
     #[error("the conversation is too long for the model: {prompt_tokens} tokens of {num_ctx}")]
     ContextTooLong {
-        /// Tokens of the prompt; 0 where the host does not tell.
+        /// Tokens of the prompt; 0 where the host does not report them.
         prompt_tokens: u64,
-        /// Tokens of the window; 0 where the host does not tell.
+        /// Tokens of the window; 0 where the host does not report them.
         num_ctx: u64,
     },
     /// This host refuses connections.
     #[error("the model host cannot be reached")]
     Unreachable,
-    /// This host could not be connected to in time.
+    /// The connection to this host was not established in time.
     #[error("the model host cannot be reached in time")]
     ConnectTimeout,
     /// No token came in time.
@@ -86,34 +86,34 @@ pub enum OllamaError {
     /// No further token came in time.
     #[error("the model stopped in the middle of its answer")]
     TokenGapTimeout,
-    /// A question about the host or its models was not answered in time.
+    /// The host did not reply in time to a request that needs no model.
     #[error("the model host did not reply in time")]
     ReplyTimeout,
     /// The connection to this host was lost.
     #[error("the answer broke off: the connection to the model host was lost")]
     ConnectionLost,
-    /// The answer broke off while the connection was well: why.
+    /// The answer broke off for this reason, although the connection still worked.
     #[error("the answer broke off: {0}")]
     Interrupted(&'static str),
-    /// The host loaded or unloaded the model instead of answering. Not a failure of the host.
+    /// The host loaded or unloaded the model instead of answering. This is no fault of the host.
     #[error("the model host did not answer, although it was asked again")]
     NotAnswered,
-    /// The model repeated itself until its host ended the stream. An end, not a fault.
+    /// The model repeated itself until its host ended the stream. This is no fault of the host.
     #[error("the model repeated itself")]
     Repetition,
     /// The host refused the request.
     #[error("the model host refused the request (status {status})")]
     Rejected {
-        /// Its HTTP status.
+        /// The HTTP status of the refusal.
         status: u16,
     },
-    /// The host sent what is not Ollama's protocol, or too much of it.
+    /// The host's reply is not in Ollama's protocol, or too large.
     #[error("the model host sent what cannot be understood")]
     Malformed,
 }
 
 impl OllamaError {
-    /// A stable name, in `snake_case`.
+    /// Returns the stable code of the error, in `snake_case`.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Setting(_) => "invalid_setting",
@@ -133,7 +133,7 @@ impl OllamaError {
         }
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Setting(_)
@@ -146,7 +146,7 @@ impl OllamaError {
         }
     }
 
-    /// Whether another host that has the model may run it where this one refuses.
+    /// Returns whether another host that has the model may run it.
     pub fn may_differ_elsewhere(&self) -> bool {
         matches!(
             self,
@@ -154,7 +154,7 @@ impl OllamaError {
         )
     }
 
-    /// To whom the failure is charged; none where it is the request's, or no failure.
+    /// Returns the breaker that the failure counts for; `None` for a refusal.
     pub(super) fn fault(&self) -> Option<Fault> {
         match self {
             Self::Unreachable | Self::ConnectTimeout | Self::ConnectionLost => Some(Fault::Host),
@@ -168,7 +168,7 @@ impl OllamaError {
         }
     }
 
-    /// When to come back, where that is known.
+    /// Returns the time after which a retry may succeed, where it is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy { retry_after } | Self::ModelFailing { retry_after, .. } => {
@@ -180,13 +180,14 @@ impl OllamaError {
 }
 
 fn not_found(model: &str, available: &[String]) -> String {
-    let named = available.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match available.len().saturating_sub(NAMED) {
+    let listed: Vec<&str> = available.iter().take(LISTED_MODELS).map(String::as_str).collect();
+    let listed = listed.join(", ");
+    match available.len().saturating_sub(LISTED_MODELS) {
         _ if available.is_empty() => {
             format!("there is no model {model}; the model hosts have none yet: pull one first")
         }
-        0 => format!("there is no model {model}; there are: {named}"),
-        more => format!("there is no model {model}; there are: {named}, and {more} more"),
+        0 => format!("there is no model {model}; there are: {listed}"),
+        more => format!("there is no model {model}; there are: {listed}, and {more} more"),
     }
 }
 
@@ -203,14 +204,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_model_is_told_with_those_that_there_are_and_never_with_an_empty_list() {
-        let told = |available: usize| {
+    fn the_error_of_a_missing_model_lists_the_models_and_never_an_empty_list() {
+        let text = |available: usize| {
             let available = (0..available).map(|number| format!("m{number}")).collect();
             OllamaError::ModelNotFound { model: "x".to_owned(), available }.to_string()
         };
-        assert_eq!(told(0), "there is no model x; the model hosts have none yet: pull one first");
-        assert_eq!(told(2), "there is no model x; there are: m0, m1");
-        assert!(told(NAMED).ends_with("m18, m19"));
-        assert!(told(NAMED + 5).ends_with("m19, and 5 more"));
+        assert_eq!(text(0), "there is no model x; the model hosts have none yet: pull one first");
+        assert_eq!(text(2), "there is no model x; there are: m0, m1");
+        assert!(text(LISTED_MODELS).ends_with("m18, m19"));
+        assert!(text(LISTED_MODELS + 5).ends_with("m19, and 5 more"));
     }
 }

@@ -1,4 +1,4 @@
-//! All hosts together: which there are, which models they have, and how each gets on.
+//! The fleet: all model hosts, their models, and their states.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,40 +19,40 @@ use super::pool::{HostState, Member, Slot};
 use super::reply::Model;
 use super::wire::KeepAlive;
 use super::{lock, resolve};
+use crate::config::check_hosts;
 use crate::lifecycle::{Lifecycle, TaskEnd};
 use crate::model_name::ModelName;
 
-/// How long a caller that has a host already waits to hear of others.
+/// How long a survey that has a match waits for the replies of other hosts.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long a sign of life counts where somebody asks for the fleet's health.
-const HEALTH: Duration = Duration::from_secs(1);
-/// The hosts, and how to treat them.
+/// The age up to which a host's last outcome counts for the fleet's health.
+const HEALTH_AGE: Duration = Duration::from_secs(1);
+
+/// The configuration of the fleet.
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
-    /// At least one, each once.
+    /// The hosts: at least one, each once.
     pub hosts: Vec<HostConfig>,
     /// Time limit of connecting.
     pub connect_timeout: Duration,
-    /// Time limit from the request to the first piece; loading the model counts.
+    /// Time limit from the request to the first token; loading the model counts.
     pub first_token_timeout: Duration,
-    /// Time limit between two pieces.
+    /// Time limit between two tokens.
     pub token_gap_timeout: Duration,
-    /// How long an idle model stays loaded, as Ollama writes it: `5m`, `1h`, `-1`.
+    /// How long an idle model stays loaded, in Ollama's format: `5m`, `1h`, `-1`.
     pub keep_alive: String,
 }
 
-/// A host, or several of one name.
+/// A configured host; its name may stand for several hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostConfig {
-    /// `http://` or `https://`. A path is kept as a prefix; each address of a name is a host.
+    /// An `http://` or `https://` URL. Its path is a prefix; each address of its name is a host.
     pub url: Url,
-    /// Generations at a time on each of them; at least 1.
+    /// Concurrent generations on each of these hosts; at least 1.
     pub slots: usize,
 }
 
-/// The hosts. Cloning is cheap, and clones share everything.
-///
-/// Its methods need a tokio runtime.
+/// All model hosts. Cloning is cheap, and clones share everything. The methods need a Tokio runtime.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     inner: Arc<FleetInner>,
@@ -61,29 +61,32 @@ pub struct Fleet {
 #[derive(Debug)]
 struct FleetInner {
     config: FleetConfig,
-    /// Replaced whole, where a name has other addresses.
+    /// Replaced as a whole where the addresses of a name change.
     members: Mutex<Arc<[Arc<Member>]>>,
 }
 
-/// A host, and what it said it has.
-type Answered = (Arc<Member>, Arc<Listing>);
+/// A host, and the models that it listed.
+type ListedHost = (Arc<Member>, Arc<Listing>);
 
 impl Fleet {
-    /// Opens nothing yet. A host that is given by name has no address before
-    /// [`Fleet::follow_names`].
+    /// Creates the fleet without connecting to a host. A host that is set by name has no address
+    /// before [`Fleet::follow_names`].
     ///
     /// # Errors
     /// [`OllamaError::Setting`].
     pub fn new(config: FleetConfig) -> Result<Self, OllamaError> {
-        check_hosts(&config.hosts).map_err(OllamaError::Setting)?;
+        let urls: Vec<&Url> = config.hosts.iter().map(|host| &host.url).collect();
+        check_hosts(&urls).map_err(OllamaError::Setting)?;
+        if config.hosts.iter().any(|host| host.slots == 0) {
+            return Err(OllamaError::Setting("an Ollama host needs at least one slot"));
+        }
         let inner = FleetInner { config, members: Mutex::new(Arc::new([])) };
         let literal = |host: &HostConfig| resolve::literal(&host.url).map(|address| vec![address]);
         inner.set(&inner.config.hosts.iter().map(literal).collect::<Vec<_>>())?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Begins to look up the hosts that are given by name, if there are any. To be called inside a
-    /// Tokio runtime.
+    /// Starts to look up the hosts that are set by name, if there are any.
     pub fn follow_names(&self, lifecycle: &Lifecycle) {
         let hosts = &self.inner.config.hosts;
         if hosts.iter().any(|host| resolve::literal(&host.url).is_none()) {
@@ -91,17 +94,17 @@ impl Fleet {
         }
     }
 
-    /// What is known of every host, in order. What is not known freshly is asked for meanwhile.
+    /// Returns the last known state of every host, in order, and requests those that are not fresh.
     pub fn hosts(&self) -> Vec<HostState> {
         self.members().iter().map(|member| member.state()).collect()
     }
 
-    /// A client of the host, to answer with this model. Whoever calls has the right to one.
+    /// Takes a slot of the host for this model. The caller holds a grant for it.
     ///
     /// # Errors
-    /// [`OllamaError::Unreachable`] also where there is no such host any more;
-    /// [`OllamaError::ModelNotFound`]; [`OllamaError::ModelFailing`] where it is left alone there;
-    /// [`OllamaError::Busy`] where more is under way than may be.
+    /// [`OllamaError::Unreachable`], also where the host is no longer in the fleet;
+    /// [`OllamaError::ModelNotFound`]; [`OllamaError::ModelFailing`] where the model's breaker is
+    /// open; [`OllamaError::Busy`] where every slot stays in use.
     pub async fn slot(&self, host: &HostId, model: &str) -> Result<Slot, OllamaError> {
         let members = self.members();
         let member = members.iter().find(|member| member.host.id == *host);
@@ -118,8 +121,8 @@ impl Fleet {
         Arc::clone(&lock(&self.inner.members))
     }
 
-    /// The models of all hosts that answer, by name, at most 5 s old. Where hosts have different
-    /// models of one name, the last one changed.
+    /// Returns the models of all hosts that reply, by name, at most 5 s old. Where hosts have
+    /// different models of one name, it is the one that changed last.
     ///
     /// # Errors
     /// [`OllamaError::NoHost`].
@@ -131,14 +134,14 @@ impl Fleet {
         Ok(merged(&survey.matching))
     }
 
-    /// Whether some host that answers has the model, however it is spelled.
+    /// Checks that a host that replies has the model, in any spelling.
     ///
     /// # Errors
-    /// [`OllamaError::NoHost`]; [`OllamaError::ModelNotFound`], which is only said after having
-    /// asked, not from memory.
+    /// [`OllamaError::NoHost`]; [`OllamaError::ModelNotFound`], which needs fresh replies of the
+    /// hosts, not cached ones.
     pub async fn check(&self, model: &str) -> Result<(), OllamaError> {
-        let known = self.members().iter().any(|member| match member.catalogue.look() {
-            CatalogueEntry::Known(Some(listing)) => listing.find(model).is_some(),
+        let known = self.members().iter().any(|member| match member.catalogue.entry() {
+            CatalogueEntry::Fresh(Some(listing)) => listing.find(model).is_some(),
             _ => false,
         });
         if known {
@@ -147,7 +150,7 @@ impl Fleet {
         self.holders(model).await.map(drop)
     }
 
-    /// Whether a host has the model that is none of these, and may be asked now.
+    /// Returns whether a host other than these has the model, and no breaker keeps it from there.
     pub fn has_other(&self, model: &str, than: &[HostId]) -> bool {
         let Ok(model) = ModelName::parse(model) else { return false };
         self.hosts().iter().any(|host| {
@@ -157,69 +160,70 @@ impl Fleet {
         })
     }
 
-    /// Whether a host that does not answer now had the model when it last answered, so that the model
-    /// may be back with it.
+    /// Returns whether a host that does not reply now had the model when it last replied, so that
+    /// the model may come back with it.
     pub fn may_return(&self, model: &str) -> bool {
-        self.members().iter().any(|member| member.catalogue.had_before_silence(model))
+        self.members().iter().any(|member| member.catalogue.had_before_failure(model))
     }
 
-    /// How many hosts answer.
+    /// Returns how many hosts reply.
     pub async fn healthy(&self) -> usize {
         let members = self.members();
-        let asked = members.iter().map(|member| member.host.prove_alive(HEALTH));
-        join_all(asked).await.into_iter().flatten().count()
+        let checks = members.iter().map(|member| member.host.check_alive(HEALTH_AGE));
+        join_all(checks).await.into_iter().flatten().count()
     }
 
-    /// The hosts that have the model, in the order of the settings.
-    async fn holders(&self, model: &str) -> Result<Vec<Answered>, OllamaError> {
+    /// Returns the hosts that have the model, in the order of the settings.
+    async fn holders(&self, model: &str) -> Result<Vec<ListedHost>, OllamaError> {
         let has_it = |listing: &Listing| listing.find(model).is_some();
         let survey = self.survey(Some(GRACE), has_it).await;
         if !survey.matching.is_empty() {
             return Ok(survey.matching);
         }
-        let mut answered = survey.others;
-        if survey.from_memory {
-            // It may have been pulled since.
+        let mut listed = survey.others;
+        if survey.used_cache {
+            // The model may have been pulled after the cached reply.
             let members = self.members();
-            let asked = members.iter().map(async |member| {
-                let listing = member.catalogue.ask().await?;
+            let refreshed = members.iter().map(async |member| {
+                let listing = member.catalogue.refresh().await?;
                 Some((Arc::clone(member), listing))
             });
-            answered = join_all(asked).await.into_iter().flatten().collect();
+            listed = join_all(refreshed).await.into_iter().flatten().collect();
         }
-        if answered.is_empty() {
+        if listed.is_empty() {
             return Err(OllamaError::NoHost);
         }
-        let available = merged(&answered).into_iter().map(|model| model.name).collect();
-        answered.retain(|(_, listing)| has_it(listing));
-        if answered.is_empty() {
+        let available = merged(&listed).into_iter().map(|model| model.name).collect();
+        listed.retain(|(_, listing)| has_it(listing));
+        if listed.is_empty() {
             return Err(OllamaError::ModelNotFound { model: model.to_owned(), available });
         }
-        Ok(answered)
+        Ok(listed)
     }
 
-    /// Asks the hosts that have not answered lately. Waits for all of them, with `grace` only so
-    /// long once there is a match; those that gave no answer last time only where there is none.
+    /// Collects the listings of all hosts, and asks the hosts whose cached reply is not fresh. Once
+    /// a listing matches, it waits for the others no longer than `grace`. It waits for hosts that
+    /// did not reply last time only where no listing matches.
     async fn survey(&self, grace: Option<Duration>, wanted: impl Fn(&Listing) -> bool) -> Survey {
         let members = self.members();
         let mut survey = Survey::default();
-        let (hopeful, doubtful) = (FuturesUnordered::new(), FuturesUnordered::new());
+        let (likely, unlikely) = (FuturesUnordered::new(), FuturesUnordered::new());
         for member in members.iter() {
-            match member.catalogue.look() {
-                CatalogueEntry::Known(answer) => {
-                    survey.from_memory = true;
-                    survey.add(member, answer, &wanted);
+            match member.catalogue.entry() {
+                CatalogueEntry::Fresh(reply) => {
+                    survey.used_cache = true;
+                    survey.add(member, reply, &wanted);
                 }
-                CatalogueEntry::Asked { question, doubtful: in_doubt } => {
-                    let asked = async move { (member, question.await) };
-                    if in_doubt { doubtful.push(asked) } else { hopeful.push(asked) }
+                CatalogueEntry::Pending { listing, doubtful } => {
+                    let pending = async move { (member, listing.await) };
+                    if doubtful { unlikely.push(pending) } else { likely.push(pending) }
                 }
             }
         }
         let grace = grace.map(|grace| Instant::now() + grace);
-        survey.gather(hopeful, grace, &wanted).await;
+        survey.collect(likely, grace, &wanted).await;
         if survey.matching.is_empty() {
-            survey.gather(doubtful, grace, &wanted).await;
+            survey.collect(unlikely, grace, &wanted).await;
         }
         survey
             .matching
@@ -229,14 +233,14 @@ impl Fleet {
 }
 
 impl FleetInner {
-    /// Makes the members of these addresses, one list a host of the settings; without one, those
-    /// that it has stay.
+    /// Replaces the members by those at these addresses: one list for each configured host. A host
+    /// without a list keeps its members.
     fn set(&self, found: &[Option<Vec<SocketAddr>>]) -> Result<(), OllamaError> {
-        let known = Arc::clone(&lock(&self.members));
+        let current = Arc::clone(&lock(&self.members));
         let mut members: Vec<Arc<Member>> = Vec::new();
         for (number, (host, addresses)) in self.config.hosts.iter().zip(found).enumerate() {
             let Some(addresses) = addresses else {
-                members.extend(known.iter().filter(|member| member.number == number).cloned());
+                members.extend(current.iter().filter(|member| member.number == number).cloned());
                 continue;
             };
             for address in addresses {
@@ -245,7 +249,7 @@ impl FleetInner {
                     continue;
                 }
                 let same =
-                    known.iter().find(|member| member.host.id == id && member.number == number);
+                    current.iter().find(|member| member.host.id == id && member.number == number);
                 members.push(match same {
                     Some(member) => Arc::clone(member),
                     None => Arc::new(self.member(number, host, id, *address)?),
@@ -281,46 +285,46 @@ async fn follow_names(inner: Weak<FleetInner>) -> TaskEnd {
     loop {
         {
             let Some(inner) = inner.upgrade() else { return TaskEnd::Done };
-            let asked =
+            let lookups =
                 inner.config.hosts.iter().map(async |host| match resolve::literal(&host.url) {
                     Some(address) => Some(vec![address]),
                     None => resolve::addresses(&host.url).await,
                 });
-            let found = join_all(asked).await;
+            let found = join_all(lookups).await;
             if let Err(error) = inner.set(&found) {
-                tracing::warn!(%error, "a model host's new address cannot be used");
+                tracing::warn!(%error, "new address of a model host is not usable");
             }
         }
-        tokio::time::sleep(resolve::EVERY).await;
+        tokio::time::sleep(resolve::LOOKUP_INTERVAL).await;
     }
 }
 
-/// What the hosts said.
+/// The listings of all hosts.
 #[derive(Default)]
 struct Survey {
-    matching: Vec<Answered>,
-    others: Vec<Answered>,
-    /// Something of it was said before this survey began.
-    from_memory: bool,
+    matching: Vec<ListedHost>,
+    others: Vec<ListedHost>,
+    /// Whether a listing came from the cache.
+    used_cache: bool,
 }
 
 impl Survey {
     fn add(
         &mut self,
         member: &Arc<Member>,
-        answer: LastListing,
+        reply: LastListing,
         wanted: &impl Fn(&Listing) -> bool,
     ) {
-        if let Some(listing) = answer {
+        if let Some(listing) = reply {
             let matches = wanted(&listing);
-            let answered = (Arc::clone(member), listing);
-            if matches { self.matching.push(answered) } else { self.others.push(answered) }
+            let listed = (Arc::clone(member), listing);
+            if matches { self.matching.push(listed) } else { self.others.push(listed) }
         }
     }
 
-    async fn gather<'a, F: Future<Output = (&'a Arc<Member>, LastListing)>>(
+    async fn collect<'a, F: Future<Output = (&'a Arc<Member>, LastListing)>>(
         &mut self,
-        mut asked: FuturesUnordered<F>,
+        mut pending: FuturesUnordered<F>,
         grace: Option<Instant>,
         wanted: &impl Fn(&Listing) -> bool,
     ) {
@@ -333,8 +337,8 @@ impl Survey {
             };
             tokio::select! {
                 biased;
-                next = asked.next() => match next {
-                    Some((member, answer)) => self.add(member, answer, wanted),
+                next = pending.next() => match next {
+                    Some((member, reply)) => self.add(member, reply, wanted),
                     None => return,
                 },
                 () = grace_over => return,
@@ -343,49 +347,16 @@ impl Survey {
     }
 }
 
-/// One model a name, the one changed last.
-fn merged(answered: &[Answered]) -> Vec<Model> {
+/// Returns one model for each name: the one that changed last.
+fn merged(listed: &[ListedHost]) -> Vec<Model> {
     let mut models: BTreeMap<&ModelName, &Model> = BTreeMap::new();
-    for (name, model) in answered.iter().flat_map(|(_, listing)| &listing.models) {
+    for (name, model) in listed.iter().flat_map(|(_, listing)| &listing.models) {
         let known = models.entry(name).or_insert(model);
         if known.modified_at < model.modified_at {
             *known = model;
         }
     }
     models.into_values().cloned().collect()
-}
-
-/// Checks the hosts of the settings.
-///
-/// # Errors
-/// What is wrong, and what to do.
-pub fn check_hosts(hosts: &[HostConfig]) -> Result<(), &'static str> {
-    if hosts.is_empty() {
-        return Err("at least one Ollama host is needed");
-    }
-    for (number, HostConfig { url, slots }) in hosts.iter().enumerate() {
-        if *slots == 0 {
-            return Err("an Ollama host needs at least one slot");
-        }
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err("an Ollama host is http://host:port or https://host:port");
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err("the URL of an Ollama host (--ollama-urls) has no query and no fragment; \
-                leave out what follows its ? or #");
-        }
-        if hosts[..number].iter().any(|other| same_place(&other.url, url)) {
-            return Err("two Ollama hosts (--ollama-urls) are the same; name each host once, and \
-                set how many generations it runs with ;slots=N");
-        }
-    }
-    Ok(())
-}
-
-/// Whether two URLs name one host, whoever signs in.
-fn same_place(one: &Url, other: &Url) -> bool {
-    let path = |url: &Url| url.path().trim_end_matches('/').to_owned();
-    one.origin() == other.origin() && path(one) == path(other)
 }
 
 #[cfg(test)]
@@ -406,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wrong_settings_are_refused_before_anything_is_opened() {
+    async fn wrong_settings_are_refused_before_a_connection_is_opened() {
         let refused = |config| Fleet::new(config).map(drop).expect_err("refused").code();
         for hosts in [
             &[][..],
@@ -423,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_followed_as_its_addresses_change() {
+    async fn the_hosts_of_a_name_change_with_its_addresses() {
         let mut config = config(&["http://name:1", "http://127.0.0.2:1"]);
         config.hosts[1].slots = 7;
         let fleet = Fleet::new(config).expect("a fleet");
@@ -437,21 +408,21 @@ mod tests {
             let hosts = hosts.iter().map(|host| (host.id.as_str().to_owned(), host.slots));
             (hosts.collect::<Vec<_>>(), fleet.members())
         };
-        let told = |hosts: &[(u8, usize)]| -> Vec<(String, usize)> {
+        let expected = |hosts: &[(u8, usize)]| -> Vec<(String, usize)> {
             hosts.iter().map(|(last, slots)| (format!("http://127.0.0.{last}:1"), *slots)).collect()
         };
-        assert_eq!(now(None).0, told(&[(2, 7)]), "before there is an answer");
+        assert_eq!(now(None).0, expected(&[(2, 7)]), "before the first reply");
         let (hosts, before) = now(of(&[1, 2, 3]));
-        assert_eq!(hosts, told(&[(1, 1), (2, 1), (3, 1)]), "each address once");
+        assert_eq!(hosts, expected(&[(1, 1), (2, 1), (3, 1)]), "each address once");
         let (hosts, after) = now(of(&[3, 4]));
-        assert_eq!(hosts, told(&[(3, 1), (4, 1), (2, 7)]), "one went, one came");
-        assert!(Arc::ptr_eq(&before[2], &after[0]), "who stays keeps what runs there");
-        assert_eq!(now(None).0, hosts, "without an answer all stay");
-        assert_eq!(now(of(&[])).0, told(&[(2, 7)]));
+        assert_eq!(hosts, expected(&[(3, 1), (4, 1), (2, 7)]), "one is gone, one is new");
+        assert!(Arc::ptr_eq(&before[2], &after[0]), "a host that stays keeps its streams");
+        assert_eq!(now(None).0, hosts, "without a reply all stay");
+        assert_eq!(now(of(&[])).0, expected(&[(2, 7)]));
     }
 
     #[tokio::test]
-    async fn both_schemes_are_accepted_however_often() {
+    async fn both_schemes_are_accepted_repeatedly() {
         for _ in 0..2 {
             assert!(Fleet::new(config(&["http://h"])).is_ok());
             assert!(Fleet::new(config(&["https://h:8443/ollama"])).is_ok());

@@ -1,4 +1,4 @@
-//! What is known of a host's health without asking it.
+//! The last success and the last failure of a host.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,38 +7,38 @@ use tokio::time::Instant;
 
 use super::lock;
 
-/// The last good and the last bad word of a host.
+/// When a host last replied, and when it last failed.
 #[derive(Debug, Default)]
-pub(super) struct Health {
-    seen: Mutex<Observation>,
+pub(super) struct HostHealth {
+    last: Mutex<LastOutcomes>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Observation {
-    well: Option<Instant>,
-    failed: Option<Instant>,
+struct LastOutcomes {
+    success: Option<Instant>,
+    failure: Option<Instant>,
 }
 
-impl Health {
-    /// The host answered as it should.
-    pub(super) fn well(&self) {
-        lock(&self.seen).well = Some(Instant::now());
+impl HostHealth {
+    /// Records that the host replied.
+    pub(super) fn succeeded(&self) {
+        lock(&self.last).success = Some(Instant::now());
     }
 
-    /// The host did not answer, or broke off.
+    /// Records that the host did not reply, or that its reply broke off.
     pub(super) fn failed(&self) {
-        lock(&self.seen).failed = Some(Instant::now());
+        lock(&self.last).failure = Some(Instant::now());
     }
 
-    /// The last word, if it is not older than `age`: true for a good one.
+    /// Returns whether the last outcome was a success; `None` where it is older than `age`.
     pub(super) fn within(&self, age: Duration) -> Option<bool> {
-        let Observation { well, failed } = *lock(&self.seen);
-        let last = well.max(failed)?;
-        (last.elapsed() <= age).then_some(well > failed)
+        let LastOutcomes { success, failure } = *lock(&self.last);
+        let last = success.max(failure)?;
+        (last.elapsed() <= age).then_some(success > failure)
     }
 
-    /// When the host last failed, if it did after `since`.
+    /// Returns whether the host failed after `since`.
     pub(super) fn failed_since(&self, since: Instant) -> bool {
-        lock(&self.seen).failed.is_some_and(|failed| failed > since)
+        lock(&self.last).failure.is_some_and(|failure| failure > since)
     }
 }

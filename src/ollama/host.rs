@@ -1,4 +1,4 @@
-//! One Ollama host over HTTP: its routes, its time limits, its errors.
+//! The HTTP client of one Ollama host: its routes, its time limits, its errors.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::breaker::Breakers;
 use super::error::OllamaError;
-use super::health::Health;
+use super::health::HostHealth;
 use super::refusal::refusal;
-use super::reply::{Line, Model, Show, Tags, Version, without_mark};
+use super::reply::{Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
 use crate::model_name::ModelName;
 
@@ -23,20 +23,20 @@ use crate::model_name::ModelName;
 const REPLY_LIMIT: usize = 8 << 20;
 /// Largest error text that is read, in bytes.
 const REFUSAL_LIMIT: usize = 64 << 10;
-/// How long a question that needs no model may take.
+/// Time limit of a request that needs no model.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection that is not used for so long is closed.
-const IDLE: Duration = Duration::from_secs(30);
-/// After such a silence the system asks whether the other side is still there.
-const KEEP_ALIVE_PROBE: Duration = Duration::from_secs(15);
+/// How long an unused connection stays open.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a connection may be quiet before the kernel probes the other side.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// The stable name of a host: scheme, address and path, the same on every replica. For Redis and
-/// for metrics, never for clients.
+/// The stable name of a host: scheme, address and path, the same on every replica. It is meant for
+/// Redis and for metrics, never for clients.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(Arc<str>);
 
 impl HostId {
-    /// The host of this name.
+    /// Wraps the stable name of a host.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
@@ -46,13 +46,13 @@ impl HostId {
         Self(format!("{}://{address}{path}", url.scheme()).into())
     }
 
-    /// Its text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A host's name and port, without what is secret in its URL. For logs, never for clients.
+/// A host's name and port, without the secrets of its URL. It is meant for logs, never for clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostName(String);
 
@@ -72,14 +72,14 @@ impl fmt::Display for HostName {
     }
 }
 
-/// The separate time limits of one answer.
+/// The time limits of one answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HostTimeouts {
     pub first_token: Duration,
     pub token_gap: Duration,
 }
 
-/// What `/api/show` tells of a model.
+/// The details of a model, from `/api/show`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Details {
     pub num_ctx: Option<u32>,
@@ -91,7 +91,7 @@ pub(super) struct Details {
 pub(super) struct Host {
     pub id: HostId,
     pub name: HostName,
-    pub health: Health,
+    pub health: HostHealth,
     pub breakers: Breakers,
     pub limits: HostTimeouts,
     pub keep_alive: KeepAlive,
@@ -107,65 +107,65 @@ impl Host {
         limits: HostTimeouts,
         keep_alive: KeepAlive,
     ) -> Self {
-        // Only below a path that ends with a slash do relative paths join.
+        // `Url::join` keeps the path of the base only where it ends with a slash.
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
         let name = HostName::of(&base);
-        let (health, breakers) = (Health::default(), Breakers::default());
+        let (health, breakers) = (HostHealth::default(), Breakers::default());
         Self { id, name, health, breakers, limits, keep_alive, base, http }
     }
 
-    /// Asks for a sign of life, unless there was one, good or bad, within `age`.
-    pub(super) async fn prove_alive(&self, age: Duration) -> Result<(), OllamaError> {
+    /// Checks that the host replies, unless its last outcome is no older than `age`.
+    pub(super) async fn check_alive(&self, age: Duration) -> Result<(), OllamaError> {
         match self.health.within(age) {
             Some(true) => return Ok(()),
-            // What waits for a dead host waits once, not once for each that wants it.
+            // The first caller waits for a dead host; the others need not wait again.
             Some(false) if age > Duration::ZERO => return Err(OllamaError::Unreachable),
             _ => {}
         }
         let reply: Version = self.get("api/version").await?;
-        tracing::debug!(host = %self.name, version = reply.text(), "a model host is well");
+        tracing::debug!(host = %self.name, version = reply.text(), "model host healthy");
         Ok(())
     }
 
-    /// The models that it has.
+    /// Requests the models of the host.
     pub(super) async fn models(&self) -> Result<Vec<Model>, OllamaError> {
         let reply: Tags = self.get("api/tags").await?;
         Ok(reply.into_models())
     }
 
-    /// The models that it has in memory.
+    /// Requests the models in the host's memory.
     pub(super) async fn loaded(&self) -> Result<Vec<ModelName>, OllamaError> {
         let reply: Tags = self.get("api/ps").await?;
         Ok(reply.into_models().into_iter().map(|model| model.key).collect())
     }
 
-    /// What it knows of one model.
+    /// Requests the details of one model.
     pub(super) async fn details(&self, model: &str) -> Result<Details, OllamaError> {
         let body = json!({"model": model});
         let request = self.post("api/show")?.json(&body);
         let deadline = Instant::now() + REPLY_TIMEOUT;
-        let show: Show = self.ask(request, model, deadline, OllamaError::ReplyTimeout).await?;
+        let show: Show = self.fetch(request, model, deadline, OllamaError::ReplyTimeout).await?;
         Ok(Details { num_ctx: show.context_length(), thinks: show.thinks() })
     }
 
-    /// Asks for one object, which may take as long as a first token.
+    /// Requests one object, within the time limit of the first token.
     pub(super) async fn object(
         &self,
         path: &str,
         model: &str,
         body: &impl Serialize,
-    ) -> Result<Line, OllamaError> {
+    ) -> Result<ReplyLine, OllamaError> {
         let deadline = Instant::now() + self.limits.first_token;
         let request = self.post(path)?.json(body);
-        self.ask(request, model, deadline, OllamaError::FirstTokenTimeout).await
+        self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, OllamaError> {
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let request = self.http.get(self.url(path)?);
-        self.ask(request, "", deadline, OllamaError::ReplyTimeout).await
+        self.fetch(request, "", deadline, OllamaError::ReplyTimeout).await
     }
 
     pub(super) fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
@@ -176,7 +176,7 @@ impl Host {
         self.base.join(path).map_err(|_| OllamaError::Setting("a model host's URL has no path"))
     }
 
-    async fn ask<T: DeserializeOwned>(
+    async fn fetch<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,
         model: &str,
@@ -185,13 +185,13 @@ impl Host {
     ) -> Result<T, OllamaError> {
         let response = self.send(request, model, deadline, late.clone()).await?;
         let body = self.read(response, REPLY_LIMIT, deadline, late).await?;
-        // What is not UTF-8 somewhere in it is no reason to know nothing of the rest.
-        let text = String::from_utf8_lossy(without_mark(&body));
+        // Bytes that are not UTF-8 cost only the field that they stand in.
+        let text = String::from_utf8_lossy(without_bom(&body));
         let reply = serde_json::from_str(&text).map_err(|error| {
-            tracing::warn!(host = %self.name, %error, "a model host's reply is not Ollama's");
+            tracing::warn!(host = %self.name, %error, "malformed reply of a model host");
             OllamaError::Malformed
         })?;
-        self.health.well();
+        self.health.succeeded();
         Ok(reply)
     }
 
@@ -204,17 +204,17 @@ impl Host {
     ) -> Result<Response, OllamaError> {
         let response = match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(self.broken(&error)),
-            Err(_) => return Err(self.late(late)),
+            Ok(Err(error)) => return Err(self.record_failure(&error)),
+            Err(_) => return Err(self.record_timeout(late)),
         };
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        // The status says enough where its text does not come.
+        // The status is enough where the text does not arrive.
         let text = self.read(response, REFUSAL_LIMIT, deadline, late).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        tracing::warn!(host = %self.name, %status, text = %text.trim(), "a model host refused");
+        tracing::warn!(host = %self.name, %status, text = %text.trim(), "request refused by a model host");
         Err(refusal(status.as_u16(), &text, model))
     }
 
@@ -229,21 +229,21 @@ impl Host {
         loop {
             match timeout_at(deadline, response.chunk()).await {
                 Ok(Ok(Some(chunk))) if body.len() + chunk.len() > limit => {
-                    tracing::warn!(host = %self.name, limit, "a model host's reply is too large");
+                    tracing::warn!(host = %self.name, limit, "oversized reply of a model host");
                     return Err(OllamaError::Malformed);
                 }
                 Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
                 Ok(Ok(None)) => return Ok(body),
-                Ok(Err(error)) => return Err(self.broken(&error)),
-                Err(_) => return Err(self.late(late)),
+                Ok(Err(error)) => return Err(self.record_failure(&error)),
+                Err(_) => return Err(self.record_timeout(late)),
             }
         }
     }
 
-    /// The connection failed.
-    pub(super) fn broken(&self, error: &reqwest::Error) -> OllamaError {
+    /// Records a failed connection, and returns its error.
+    pub(super) fn record_failure(&self, error: &reqwest::Error) -> OllamaError {
         self.health.failed();
-        tracing::warn!(host = %self.name, error = %Causes(error), "a model host failed");
+        tracing::warn!(host = %self.name, error = %Causes(error), "connection to a model host failed");
         if !error.is_connect() {
             OllamaError::ConnectionLost
         } else if error.is_timeout() {
@@ -253,15 +253,15 @@ impl Host {
         }
     }
 
-    /// A time limit is over.
-    pub(super) fn late(&self, late: OllamaError) -> OllamaError {
+    /// Records that a time limit was exceeded, and returns its error.
+    pub(super) fn record_timeout(&self, late: OllamaError) -> OllamaError {
         self.health.failed();
-        tracing::warn!(host = %self.name, error = %late, "a model host is late");
+        tracing::warn!(host = %self.name, error = %late, "model host timed out");
         late
     }
 }
 
-/// An error with what caused it: reqwest's own text leaves that out.
+/// An error with its causes, which reqwest's own text leaves out.
 struct Causes<'a>(&'a reqwest::Error);
 
 impl fmt::Display for Causes<'_> {
@@ -276,7 +276,7 @@ impl fmt::Display for Causes<'_> {
     }
 }
 
-/// The HTTP client of one host, whatever address its name has by now; `tls` where it needs it.
+/// Creates the HTTP client of one host, which connects to the pinned address of its name.
 pub(super) fn http_client(
     connect_timeout: Duration,
     tls: bool,
@@ -285,12 +285,11 @@ pub(super) fn http_client(
     let provider = rustls::crypto::ring::default_provider();
     let builder = reqwest::Client::builder();
     let builder = if tls {
-        // reqwest takes the process's provider, and panics without one. That another part was
-        // faster to install one does no harm.
+        // reqwest panics where the process has no provider. One that is already installed is fine.
         let _ = provider.install_default();
         builder.tls_backend_rustls()
     } else {
-        // The system's certificates are neither needed nor, in a small container, there.
+        // The system's certificates are not needed, and a small container has none.
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .map_err(|_| OllamaError::Setting("TLS cannot be set up"))?
@@ -305,16 +304,16 @@ pub(super) fn http_client(
     builder
         .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
-        .tcp_keepalive(KEEP_ALIVE_PROBE)
-        .pool_idle_timeout(IDLE)
-        // One generation, one connection: closing it stops exactly that one.
+        .tcp_keepalive(TCP_KEEPALIVE)
+        .pool_idle_timeout(IDLE_LIMIT)
+        // Each generation has its own connection: closing it stops that generation alone.
         .http1_only()
-        // Conversations go to the hosts that were named, and nowhere else.
+        // Conversations go to the configured hosts, and nowhere else.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .map_err(|error| {
-            tracing::error!(error = %Causes(&error), "no HTTP client for model hosts");
+            tracing::error!(error = %Causes(&error), "HTTP client for model hosts not built");
             OllamaError::Setting("the HTTP client for model hosts cannot be built")
         })
 }

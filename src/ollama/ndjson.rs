@@ -1,42 +1,43 @@
-//! Newline-delimited JSON, from bytes as they come.
+//! Decodes newline-delimited JSON from chunks of bytes.
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::error::OllamaError;
-use super::reply::{BYTE_ORDER_MARK, Done, Line, Piece, PieceEnd, without_mark};
+use super::reply::{BYTE_ORDER_MARK, Done, Fragment, FragmentEnd, ReplyLine, without_bom};
 use super::tolerant::Joiner;
 use super::wire::Token;
 
-/// Longest line, in bytes without its line break.
+/// Bytes of a line without its line break, at most.
 pub const LINE_LIMIT: usize = 1 << 20;
 
-/// What a line says.
+/// The event of one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A piece of the answer.
+pub enum StreamEvent {
+    /// The next text of the answer.
     Token(Token),
-    /// The host's own words for what went wrong; not for clients.
+    /// The text of the host's error; not for clients.
     Failed(String),
 }
 
-/// Turns bytes into events, wherever they are split.
+/// Turns bytes into events, wherever the bytes are split.
 ///
-/// Each byte is looked at once for a line break, and copied only where a line spans chunks.
+/// Each byte is searched once for a line break, and copied only where a line spans chunks.
 #[derive(Debug, Default)]
 pub struct Decoder {
     chunk: Bytes,
-    /// The begin of a line whose end has not come; holds no line break.
+    /// The beginning of a line whose end has not arrived; holds no line break.
     partial: Vec<u8>,
     /// Halves of characters that were split over lines.
     content: Joiner,
     thinking: Joiner,
-    /// The last line gave a reason for an end, and did not say `done`.
+    /// The end, where the last line named a reason for it without `done`.
     implied_end: Option<Done>,
 }
 
 impl Decoder {
-    /// Takes the next bytes. Cheapest once [`Decoder::next_event`] has given all that there was.
+    /// Takes the next bytes. This is cheapest once [`Decoder::next_event`] has returned every event
+    /// of the last ones.
     pub fn push(&mut self, bytes: Bytes) {
         self.chunk = if self.chunk.is_empty() {
             bytes
@@ -45,12 +46,13 @@ impl Decoder {
         };
     }
 
-    /// The next event; none until more bytes have come. Lines that say nothing are left out.
+    /// Returns the next event; `None` until more bytes have arrived. Lines without an event are
+    /// skipped.
     ///
     /// # Errors
     /// [`OllamaError::Malformed`]: a line is not JSON, not an object, or longer than
-    /// [`LINE_LIMIT`]. It is not called again then.
-    pub fn next_event(&mut self) -> Result<Option<Event>, OllamaError> {
+    /// [`LINE_LIMIT`]. The caller does not continue then.
+    pub fn next_event(&mut self) -> Result<Option<StreamEvent>, OllamaError> {
         while let Some(line) = self.next_line()? {
             if let Some(event) = self.read(&line)? {
                 return Ok(Some(event));
@@ -59,12 +61,12 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Whether the answer may have ended: unless more comes, it has.
+    /// Returns whether the answer has ended unless another line follows.
     pub(super) fn may_have_ended(&self) -> bool {
         self.implied_end.is_some()
     }
 
-    /// The end of a stream that stops here, where its last line gave a reason for it.
+    /// Returns the end of a stream that stops here, where its last line named a reason for it.
     pub(super) fn take_implied_end(&mut self) -> Option<Token> {
         let done = self.implied_end.take()?;
         let mut token = Token { done: Some(done), ..Token::default() };
@@ -73,20 +75,20 @@ impl Decoder {
         Some(token)
     }
 
-    /// Returns the event of the last line, where the bytes ended without a line break. A stream that
-    /// was cut ends with half a line, which says nothing.
+    /// Returns the event of the last line, where the bytes ended without a line break. Half a line,
+    /// with which a cut stream ends, has no event.
     ///
     /// # Errors
     /// [`OllamaError::Malformed`]: the last line is neither an event nor the beginning of one.
-    pub fn finish(&mut self) -> Result<Option<Event>, OllamaError> {
+    pub fn finish(&mut self) -> Result<Option<StreamEvent>, OllamaError> {
         let line = std::mem::take(&mut self.partial);
-        if is_cut_off(without_mark(&line)) { Ok(None) } else { self.read(&line) }
+        if is_cut_off(without_bom(&line)) { Ok(None) } else { self.read(&line) }
     }
 
     fn next_line(&mut self) -> Result<Option<Bytes>, OllamaError> {
         let end = self.chunk.iter().position(|byte| *byte == b'\n');
         if self.partial.len() + end.unwrap_or(self.chunk.len()) > LINE_LIMIT {
-            tracing::warn!("a model host sent a line of more than {LINE_LIMIT} bytes");
+            tracing::warn!(limit = LINE_LIMIT, "oversized line of a model host");
             return Err(OllamaError::Malformed);
         }
         let Some(end) = end else {
@@ -104,27 +106,27 @@ impl Decoder {
         Ok(Some(std::mem::take(&mut self.partial).into()))
     }
 
-    fn read(&mut self, line: &[u8]) -> Result<Option<Event>, OllamaError> {
-        let Some(line) = parse(without_mark(line))? else { return Ok(None) };
+    fn read(&mut self, line: &[u8]) -> Result<Option<StreamEvent>, OllamaError> {
+        let Some(line) = parse(without_bom(line))? else { return Ok(None) };
         if let Some(text) = line.error() {
-            return Ok(Some(Event::Failed(text)));
+            return Ok(Some(StreamEvent::Failed(text)));
         }
-        Ok(line.into_piece().map(|piece| Event::Token(self.token(piece))))
+        Ok(line.into_fragment().map(|fragment| StreamEvent::Token(self.token(fragment))))
     }
 
-    fn token(&mut self, Piece { content, thinking, end }: Piece) -> Token {
+    fn token(&mut self, Fragment { content, thinking, end }: Fragment) -> Token {
         let mut token = Token {
             content: self.content.join(content),
             thinking: self.thinking.join(thinking),
             done: None,
         };
         match end {
-            Some(PieceEnd::Said(done)) => {
+            Some(FragmentEnd::Explicit(done)) => {
                 self.content.end(&mut token.content);
                 self.thinking.end(&mut token.thinking);
                 token.done = Some(done);
             }
-            Some(PieceEnd::Implied(done)) => self.implied_end = Some(done),
+            Some(FragmentEnd::Implied(done)) => self.implied_end = Some(done),
             None if token.content.is_empty() && token.thinking.is_empty() => {}
             None => self.implied_end = None,
         }
@@ -135,21 +137,21 @@ impl Decoder {
 /// Returns whether the line is the beginning of a JSON object whose rest is missing.
 fn is_cut_off(line: &[u8]) -> bool {
     let object = serde_json::from_slice::<IgnoredAny>(line);
-    let mark = !line.is_empty() && BYTE_ORDER_MARK.starts_with(line);
-    mark || (line.starts_with(b"{") && object.is_err_and(|error| error.is_eof()))
+    let is_bom = !line.is_empty() && BYTE_ORDER_MARK.starts_with(line);
+    is_bom || (line.starts_with(b"{") && object.is_err_and(|error| error.is_eof()))
 }
 
-fn parse(line: &[u8]) -> Result<Option<Line>, OllamaError> {
+fn parse(line: &[u8]) -> Result<Option<ReplyLine>, OllamaError> {
     if line.is_empty() {
         return Ok(None);
     }
-    // An empty array would pass for an object without fields.
+    // serde would accept an empty array as an object without fields.
     if !line.starts_with(b"{") {
-        tracing::warn!(bytes = line.len(), "a model host sent a line that is no object");
+        tracing::warn!(bytes = line.len(), "line of a model host is not an object");
         return Err(OllamaError::Malformed);
     }
     serde_json::from_slice(line).map(Some).map_err(|error| {
-        tracing::warn!(%error, bytes = line.len(), "a model host sent a line that is not Ollama's");
+        tracing::warn!(%error, bytes = line.len(), "malformed line of a model host");
         OllamaError::Malformed
     })
 }
@@ -162,8 +164,8 @@ mod tests {
     use super::super::reply::DoneReason;
     use super::*;
 
-    /// All events of chunks, and how they end.
-    fn decode<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Event>, bool) {
+    /// Returns all events of chunks, and whether they ended without an error.
+    fn decode<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool) {
         let mut decoder = Decoder::default();
         let mut events = Vec::new();
         for chunk in chunks {
@@ -180,12 +182,12 @@ mod tests {
             Ok(event) => events.extend(event),
             Err(_) => return (events, false),
         }
-        events.extend(decoder.take_implied_end().map(Event::Token));
+        events.extend(decoder.take_implied_end().map(StreamEvent::Token));
         (events, true)
     }
 
-    fn token(content: &str) -> Event {
-        Event::Token(Token { content: content.to_owned(), ..Token::default() })
+    fn token(content: &str) -> StreamEvent {
+        StreamEvent::Token(Token { content: content.to_owned(), ..Token::default() })
     }
 
     #[test]
@@ -203,22 +205,22 @@ mod tests {
             r#""prompt_eval_count":7,"eval_count":3}"#,
             "\n",
         );
-        let thought = Event::Token(Token { thinking: "hm".to_owned(), ..Token::default() });
+        let reasoning = StreamEvent::Token(Token { thinking: "hm".to_owned(), ..Token::default() });
         let done = Done { reason: DoneReason::Length, prompt_eval_count: 7, eval_count: 3 };
-        let last = Event::Token(Token { done: Some(done), ..Token::default() });
+        let last = StreamEvent::Token(Token { done: Some(done), ..Token::default() });
         assert_eq!(
             decode([stream.as_bytes()]),
-            (vec![token("a"), thought, token("b"), last], true)
+            (vec![token("a"), reasoning, token("b"), last], true)
         );
     }
 
-    /// The text of a stream, and its end.
+    /// Returns the text of a stream, and its end.
     fn answer(stream: &[u8]) -> (String, Option<Done>) {
         let (mut text, mut end) = (String::new(), None);
-        let (events, is_well) = decode([stream]);
-        assert!(is_well, "{events:?}");
+        let (events, is_complete) = decode([stream]);
+        assert!(is_complete, "{events:?}");
         for event in events {
-            let Event::Token(token) = event else { panic!("{event:?}") };
+            let StreamEvent::Token(token) = event else { panic!("{event:?}") };
             text += &token.content;
             end = token.done.or(end);
         }
@@ -230,41 +232,41 @@ mod tests {
         let done = |prompt_eval_count, eval_count| {
             Some(Done { reason: DoneReason::Stop, prompt_eval_count, eval_count })
         };
-        let said = |text: &str| text.to_owned();
+        let text = |text: &str| text.to_owned();
         for (stream, answered) in [
-            // A mark, line breaks of two kinds, blank lines.
+            // A byte order mark, line breaks of two kinds, blank lines.
             (
                 &b"\xef\xbb\xbf{\"response\":\"a\"}\r\n\r\n\n \n\xef\xbb\xbf\n{\"done\":true}\r\n"[..],
-                (said("a"), done(0, 0)),
+                (text("a"), done(0, 0)),
             ),
-            // What is null is absent.
+            // A field that is null counts as absent.
             (
                 b"{\"error\":null,\"message\":{\"content\":\"a\",\"thinking\":null},\"done\":null}\n\
                   {\"message\":{\"content\":null},\"response\":null,\"done\":false}\n{\"message\":null}\n\
                   {\"done\":true,\"done_reason\":null,\"eval_count\":null,\"prompt_eval_count\":null}\n",
-                (said("a"), done(0, 0)),
+                (text("a"), done(0, 0)),
             ),
-            // Figures and flags of other kinds, and one that is nothing.
+            // Counts and flags of other JSON types.
             (
                 b"{\"response\":\"a\",\"done\":\"false\",\"eval_count\":{\"a\":[]}}\n\
                   {\"done\":\"true\",\"done_reason\":7,\"eval_count\":\"5\",\"prompt_eval_count\":7.0}\n",
-                (said("a"), done(7, 5)),
+                (text("a"), done(7, 5)),
             ),
-            // A reason at the end, without `done`.
-            (b"{\"response\":\"a\"}\n{\"done_reason\":\"stop\",\"eval_count\":1}", (said("a"), done(0, 1))),
-            (b"{\"response\":\"a\",\"done\":[],\"done_reason\":\"stop\"}\n", (said("a"), done(0, 0))),
-            // A reason in the middle is none.
-            (b"{\"response\":\"a\",\"done_reason\":\"stop\"}\n{\"response\":\"b\"}\n", (said("ab"), None)),
-            // Halves over lines, lone ones, and an error that is none.
+            // A reason for the end, without `done`.
+            (b"{\"response\":\"a\"}\n{\"done_reason\":\"stop\",\"eval_count\":1}", (text("a"), done(0, 1))),
+            (b"{\"response\":\"a\",\"done\":[],\"done_reason\":\"stop\"}\n", (text("a"), done(0, 0))),
+            // A reason in the middle counts as absent.
+            (b"{\"response\":\"a\",\"done_reason\":\"stop\"}\n{\"response\":\"b\"}\n", (text("ab"), None)),
+            // Surrogates split over lines, lone ones, and an empty error.
             (
                 b"{\"response\":\"\\ud83d\"}\n{\"response\":\"\",\"thinking\":\"\\ud83d\"}\n\
                   {\"response\":\"\\ude00b\\ud83d\",\"error\":\"\"}\n{\"done\":true}\n",
-                (said("😀b\u{fffd}"), done(0, 0)),
+                (text("😀b\u{fffd}"), done(0, 0)),
             ),
-            // Bytes of a character over lines, and one that is of none.
+            // A character split over lines, and a byte that belongs to no character.
             (
                 b"{\"response\":\"\xe4\xb8\"}\n{\"response\":\"\x96\xff\"}\n{\"done\":true}\n",
-                (said("世\u{fffd}"), done(0, 0)),
+                (text("世\u{fffd}"), done(0, 0)),
             ),
         ] {
             assert_eq!(answer(stream), answered, "{}", String::from_utf8_lossy(stream));
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_line_needs_no_line_break_and_half_a_line_is_nothing() {
+    fn a_last_line_needs_no_line_break_and_half_a_line_has_no_event() {
         let whole = "{\"response\":\"aß\"}".as_bytes();
         assert_eq!(decode([whole]), (vec![token("aß")], true));
         for cut in 0..whole.len() {
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_come_before_the_last_were_read_are_not_lost() {
+    fn bytes_that_are_pushed_before_the_last_were_read_are_not_lost() {
         let mut decoder = Decoder::default();
         for part in ["{\"response\":\"a\"}\n{\"resp", "onse\":\"b\"}\n"] {
             decoder.push(Bytes::from_static(part.as_bytes()));
@@ -303,17 +305,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_is_malformed() {
+    fn a_line_that_is_not_an_object_is_malformed() {
         for line in ["<html>\n", "[]\n", "1\n", "\"a\"\n", "{\"response\":1}\n", "\u{0}\n", "{\n"] {
             assert_eq!(decode([line.as_bytes()]), (vec![], false), "{line:?}");
         }
-        // So deep that a recursive parser would run out of stack.
+        // The nesting would exhaust the stack of a recursive parser.
         let deep = "[".repeat(500_000) + "\n";
         assert_eq!(decode([deep.as_bytes()]), (vec![], false));
     }
 
     #[test]
-    fn a_line_is_bounded_however_it_comes() {
+    fn a_line_is_bounded_in_any_chunks() {
         let line = |length: usize| {
             let frame = json!({"response": ""}).to_string().len();
             json!({"response": "x".repeat(length - frame)}).to_string() + "\n"
@@ -324,7 +326,7 @@ mod tests {
             assert_eq!(chunks(&fits), 1);
             assert_eq!(chunks(&exceeds), 0);
         }
-        // No line break ever: refused at the bound, not stored for ever.
+        // Bytes without a line break are refused at the bound.
         let mut decoder = Decoder::default();
         let endless = Bytes::from(vec![b' '; 64 << 10]);
         let refused = (0..1000).find(|_| {
@@ -334,7 +336,7 @@ mod tests {
         assert_eq!(refused, Some(LINE_LIMIT / endless.len()));
     }
 
-    /// Pieces with every kind of character that a split could hurt.
+    /// Returns streams with every kind of character that a split could damage.
     fn stream() -> impl Strategy<Value = String> {
         let line = prop_oneof![
             8 => "[ -~äß世👩\u{200d}👧\u{301}\"\\\\]{0,12}"
@@ -346,7 +348,7 @@ mod tests {
             1 => Just(json!({"message": {"content": null, "thinking": null}, "done": "no"})),
         ]
         .prop_map(|line| line.to_string());
-        // Halves of a pair in lines of their own, as servers send them that keep to ASCII.
+        // A pair of surrogates over two lines, as servers send it that only write ASCII.
         let halves = "{\"response\":\"a\\ud83d\"}\n{\"response\":\"\\ude00\"}";
         let line = prop_oneof![9 => line, 1 => Just(halves.to_owned())];
         (prop::collection::vec(line, 0..20), any::<bool>())
@@ -375,7 +377,7 @@ mod tests {
         }
 
         #[test]
-        fn any_damage_gives_the_same_error_at_the_same_place_however_it_is_split(
+        fn any_damage_gives_the_same_error_at_the_same_position_in_any_split(
             stream in stream(),
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             size in 1_usize..50,

@@ -1,4 +1,4 @@
-//! The slots of one host, and what may be done with one.
+//! The slots of one host, and the requests that a slot may send.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use super::stream::TokenStream;
 use super::wire::{Always, ChatBody, GenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
 
-/// How long a slot may take to come free after its lease has.
-const CLOSING: Duration = Duration::from_secs(1);
+/// How long a slot may stay in use after its lease was released.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What is known of a host without asking it now.
+/// The last known state of a host.
 #[derive(Clone, Debug)]
 pub struct HostState {
-    /// Which.
+    /// The host.
     pub id: HostId,
-    /// Generations at a time.
+    /// Concurrent generations that the host runs.
     pub slots: usize,
-    /// Whether generations may go there, from here.
+    /// The state of this replica's breaker for the host.
     pub breaker: BreakerState,
-    /// The models that it has, and whether they are in its memory.
+    /// The models of the host, and whether each is in its memory.
     pub models: BTreeMap<ModelName, bool>,
-    /// Of the models that have failed there, whether generations may go to them.
+    /// The states of the breakers of the models that have failed on the host.
     pub failed: BTreeMap<ModelName, BreakerState>,
 }
 
-/// Makes a client of its host ready, which means: proves that the host answers.
+/// Hands out the client of a host that replies.
 #[derive(Debug)]
 pub(super) struct Manager {
     host: Arc<Host>,
@@ -45,19 +45,19 @@ impl managed::Manager for Manager {
     type Error = OllamaError;
 
     async fn create(&self) -> Result<Arc<Host>, OllamaError> {
-        self.host.prove_alive(FRESH).await?;
+        self.host.check_alive(FRESH).await?;
         Ok(Arc::clone(&self.host))
     }
 
     async fn recycle(&self, host: &mut Arc<Host>, _: &Metrics) -> RecycleResult<OllamaError> {
-        Ok(host.prove_alive(FRESH).await?)
+        Ok(host.check_alive(FRESH).await?)
     }
 }
 
-/// A host of a fleet: its models and its slots.
+/// A host of a fleet, with its models and its slots.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// Its place in the settings; hosts of one name have the same.
+    /// The index of its entry in the settings; all addresses of one name have the same.
     pub number: usize,
     pub host: Arc<Host>,
     pub catalogue: Arc<Catalogue>,
@@ -76,10 +76,10 @@ impl Member {
         Ok(Self { number, catalogue: Catalogue::new(Arc::clone(&host)), host, pool })
     }
 
-    /// What is known of the host without asking it now.
+    /// Returns the last known state of the host.
     pub(super) fn state(&self) -> HostState {
         let listing = self.catalogue.latest();
-        // A host that does not answer is left alone, whatever its breaker says.
+        // A host that does not reply gets no generation, whatever the state of its breaker.
         let breaker = listing.as_ref().map_or(BreakerState::Open, |_| self.host.breakers.host());
         let models = listing.iter().flat_map(|listing| {
             listing.models.keys().map(|model| (model.clone(), listing.has_loaded(model)))
@@ -93,10 +93,10 @@ impl Member {
         }
     }
 
-    /// A slot. Whoever comes has the right to one: the wait is for a stream that is just closed.
+    /// Takes a slot. The caller has a grant for one, so it only waits for a stream that is closing.
     pub(super) async fn take(self: Arc<Self>, model: Model) -> Result<Slot, OllamaError> {
         let trial = match self.host.breakers.admit(&model.key) {
-            Ok(Admission::Free) => None,
+            Ok(Admission::Normal) => None,
             Ok(Admission::Trial) => {
                 Some(Trial { host: Arc::clone(&self.host), model: model.key.clone() })
             }
@@ -104,26 +104,26 @@ impl Member {
                 return Err(OllamaError::ModelFailing { model: model.name, retry_after });
             }
         };
-        let timeouts = Timeouts { wait: Some(CLOSING), ..Timeouts::default() };
+        let timeouts = Timeouts { wait: Some(RELEASE_LIMIT), ..Timeouts::default() };
         match self.pool.timeout_get(&timeouts).await {
             Ok(client) => Ok(Slot { client, model, member: self, _trial: trial }),
             Err(PoolError::Timeout(TimeoutType::Wait)) => {
-                Err(OllamaError::Busy { retry_after: CLOSING })
+                Err(OllamaError::Busy { retry_after: RELEASE_LIMIT })
             }
             Err(PoolError::Backend(error)) => {
                 self.host.breakers.host_failed();
                 Err(error)
             }
             Err(error) => {
-                tracing::error!(host = %self.host.name, %error, "a pool of slots failed");
+                tracing::error!(host = %self.host.name, %error, "pool of slots failed");
                 Err(OllamaError::Unreachable)
             }
         }
     }
 }
 
-/// The right to one generation on one host, free again when dropped. To be kept until the stream
-/// is dropped: a host with more generations than slots makes all of them slow.
+/// The right to one generation on one host; dropping it frees the slot. The caller keeps it until
+/// the stream is dropped, because a host with more generations than slots slows all of them down.
 #[derive(Debug)]
 pub struct Slot {
     client: Object<Manager>,
@@ -132,7 +132,7 @@ pub struct Slot {
     _trial: Option<Trial>,
 }
 
-/// A trial of a model that has failed: where nothing is heard of it, dropping it lets the next one in.
+/// A trial of a model that has failed. Dropping it without an outcome admits the next trial.
 #[derive(Debug)]
 struct Trial {
     host: Arc<Host>,
@@ -146,36 +146,37 @@ impl Drop for Trial {
 }
 
 impl Slot {
-    /// The host; for logs only.
+    /// Returns the host's name, for logs only.
     pub fn host(&self) -> &HostName {
         &self.client.name
     }
 
-    /// The host, as all replicas call it.
+    /// Returns the host's identifier, which is the same on all replicas.
     pub fn host_id(&self) -> &HostId {
         &self.client.id
     }
 
-    /// The model, as this host has it.
+    /// Returns the model, as this host lists it.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Answers a conversation.
+    /// Requests the answer to a conversation.
     ///
-    /// Resolves when the host begins to answer, at the latest at the limit for the first token.
+    /// Resolves when the host begins to reply, at the latest at the time limit of the first token.
     ///
     /// # Errors
-    /// Any [`OllamaError`] but [`OllamaError::NoHost`]. Nothing was generated then.
+    /// Any [`OllamaError`] but [`OllamaError::NoHost`]. The host has generated nothing then.
     pub async fn chat(&self, request: &ModelRequest) -> Result<TokenStream, OllamaError> {
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.learned(TokenStream::open(&self.client, "api/chat", &self.model, &body).await).await
+        self.record(TokenStream::open(&self.client, "api/chat", &self.model, &body).await).await
     }
 
-    /// The prompt as the model would see it; none where the host does not know how to tell.
+    /// Returns the prompt that the host renders from a conversation; `None` where its release
+    /// cannot do so.
     ///
-    /// Generates nothing, or, where it is not understood, one token. Loads the model.
+    /// Such a release generates one token, the others none. Either loads the model.
     ///
     /// # Errors
     /// As [`Slot::chat`].
@@ -184,11 +185,11 @@ impl Slot {
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
         let reply = self.client.object("api/chat", &self.model.name, &body).await;
-        Ok(self.learned(reply).await?.into_rendered())
+        Ok(self.record(reply).await?.into_rendered())
     }
 
-    /// Goes on after `prompt`, which is a rendered prompt followed by the answer so far. Messages
-    /// and thoughts of `request` are not looked at.
+    /// Continues behind `prompt`, which is a rendered prompt followed by the answer so far. The
+    /// messages of `request`, and whether it wants reasoning, are ignored.
     ///
     /// # Errors
     /// As [`Slot::chat`].
@@ -205,24 +206,23 @@ impl Slot {
             raw: true,
             always: Always::new(&self.client.keep_alive, Think::No),
         };
-        self.learned(TokenStream::open(&self.client, "api/generate", &self.model, &body).await)
-            .await
+        self.record(TokenStream::open(&self.client, "api/generate", &self.model, &body).await).await
     }
 
-    /// Charges a failure to whom it belongs. A model that is missing here was deleted since the host
-    /// was asked: it is asked again.
-    async fn learned<T>(&self, result: Result<T, OllamaError>) -> Result<T, OllamaError> {
+    /// Records an outcome with the breakers. A missing model was deleted since the host listed its
+    /// models, so the list is requested again.
+    async fn record<T>(&self, result: Result<T, OllamaError>) -> Result<T, OllamaError> {
         if let Err(error) = &result {
             match error.fault() {
                 Some(fault) => self.client.breakers.failed(fault, &self.model.key),
-                // A host that refuses a request is well.
+                // A refusal shows that the host works.
                 None => self.client.breakers.begun(&self.model.key),
             }
         }
         let Err(OllamaError::ModelNotFound { model, .. }) = result else {
             return result;
         };
-        let listing = self.member.catalogue.ask().await;
+        let listing = self.member.catalogue.refresh().await;
         let available = listing.iter().flat_map(|listing| listing.models.values());
         let available = available.map(|model| model.name.clone()).collect();
         Err(OllamaError::ModelNotFound { model, available })
@@ -249,19 +249,20 @@ impl Slot {
         }
     }
 
-    /// The largest context window that the model allows, in tokens; none where this host does not
-    /// tell.
+    /// Returns the largest context window that the model allows, in tokens; `None` where this host
+    /// does not report it.
     ///
     /// # Errors
-    /// Where it does not answer. Nothing was generated then.
+    /// Where the host does not reply. It has generated nothing then.
     pub async fn num_ctx(&self) -> Result<Option<u32>, OllamaError> {
-        match self.learned(self.member.catalogue.details(&self.model).await).await {
+        match self.record(self.member.catalogue.details(&self.model).await).await {
             Err(OllamaError::ModelNotFound { .. }) => Ok(None),
-            told => Ok(told?.num_ctx),
+            details => Ok(details?.num_ctx),
         }
     }
 
-    /// Whether thoughts are wanted of a model that has any: one without refuses to be asked for them.
+    /// Returns whether the request wants reasoning and the model supports it. Ollama refuses the
+    /// request for a model that does not.
     ///
     /// # Errors
     /// As [`Slot::chat`].
@@ -270,6 +271,6 @@ impl Slot {
             return Ok(false);
         }
         let details = self.member.catalogue.details(&self.model).await;
-        Ok(self.learned(details).await?.thinks)
+        Ok(self.record(details).await?.thinks)
     }
 }

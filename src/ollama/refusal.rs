@@ -1,13 +1,13 @@
-//! What Ollama's statuses and error texts mean.
+//! Maps Ollama's statuses and error texts to errors.
 
 use std::time::Duration;
 
 use super::error::{ModelRefusal, OllamaError};
 
-/// When to come back to a host whose own queue is full.
+/// The time after which to retry on a host whose own queue is full.
 const QUEUE_FULL_RETRY: Duration = Duration::from_secs(2);
 
-/// What Ollama, and the runner whose words it passes on, say of a model that does not fit.
+/// Phrases by which Ollama, or its runner, reports a model that does not fit in memory.
 const MEMORY: &[&str] = &[
     "requires more system memory",
     "out of memory",
@@ -16,7 +16,7 @@ const MEMORY: &[&str] = &[
     "unable to allocate",
     "failed to allocate",
 ];
-/// What they say of a model that they cannot run.
+/// Phrases by which they report a model that they cannot run.
 const FORMAT: &[&str] = &[
     "unknown model architecture",
     "unsupported model architecture",
@@ -28,11 +28,11 @@ const FORMAT: &[&str] = &[
     "requires a newer version of ollama",
     "incompatible with your version of ollama",
 ];
-/// What a model may lack, as Ollama calls it.
+/// Ollama's names of the capabilities that a model may lack.
 const CAPABILITIES: &[&str] =
     &["chat", "generate", "completion", "thinking", "tools", "insert", "vision", "images"];
 
-/// What a reply that is not a success means.
+/// Returns the error of a reply that is not a success.
 pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
     if let Some(too_long) = context_too_long(text) {
         return too_long;
@@ -41,7 +41,7 @@ pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
         return OllamaError::ModelRefused { model: model.to_owned(), refusal };
     }
     match status {
-        // Without Ollama's own words a 404 says that the address is not an Ollama's.
+        // A 404 without Ollama's text shows that there is no Ollama at the address.
         404 if text.contains("not found") && text.contains("model") => {
             OllamaError::ModelNotFound { model: model.to_owned(), available: Vec::new() }
         }
@@ -50,7 +50,8 @@ pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
     }
 }
 
-/// What an error line of a stream means. Once the answer has begun the model is there, and fits.
+/// Returns the error of an error line in a stream. Once the answer has begun, the error is not a
+/// refusal of the model.
 pub(super) fn failure(text: &str, model: &str, has_begun: bool) -> OllamaError {
     if let Some(too_long) = context_too_long(text) {
         return too_long;
@@ -63,12 +64,12 @@ pub(super) fn failure(text: &str, model: &str, has_begun: bool) -> OllamaError {
     }
 }
 
-/// Why the host does not run the model; none where it says something else. That a runner has ended,
-/// or that loading failed, with no reason given, may be otherwise the next time.
+/// Returns why the host does not run the model; `None` where the text reports something else. A
+/// runner that ended, or a load that failed, without a reason may succeed the next time.
 fn model_refusal(text: &str) -> Option<ModelRefusal> {
     let text = text.to_lowercase();
     let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
-    // Of a buffer that cannot be allocated both are said.
+    // The text of a failed allocation matches both lists.
     if has(MEMORY) {
         return Some(ModelRefusal::Memory);
     }
@@ -87,8 +88,8 @@ fn context_too_long(text: &str) -> Option<OllamaError> {
     })
 }
 
-/// The number after a key. The error is JSON within a string within JSON, and has been quoted more
-/// or less often from release to release; the figure itself looks the same in all of them.
+/// Returns the number after a key. The error is JSON within a string within JSON, and each release
+/// quotes it another number of times; the number itself looks the same in all of them.
 fn figure(text: &str, key: &str) -> Option<u64> {
     text.match_indices(key).find_map(|(at, key)| {
         let rest = text[at + key.len()..].trim_start_matches(['\\', '"', ':', ' ']);
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_figures_of_a_prompt_that_is_too_long_are_read_however_often_they_are_quoted() {
+    fn both_numbers_of_a_prompt_that_is_too_long_are_read_at_any_depth_of_quoting() {
         let inner = json!({"error": {
             "type": "exceed_context_size_error", "n_prompt_tokens": 6010, "n_ctx": 512,
         }})
@@ -123,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn only_ollamas_own_words_say_that_a_model_is_missing() {
+    fn only_ollamas_own_text_reports_a_missing_model() {
         let missing = refusal(404, r#"{"error":"model 'nope' not found"}"#, "nope");
         assert_eq!(missing.code(), "model_not_found");
         assert_eq!(refusal(404, "404 page not found", "m").code(), "upstream_error");
     }
 
     #[test]
-    fn what_a_host_says_of_the_model_is_the_requests_and_not_the_hosts() {
+    fn a_refused_model_is_an_error_of_the_request_and_no_fault_of_the_host() {
         for (status, text, code) in [
             (
                 500,
@@ -175,7 +176,7 @@ mod tests {
             assert_eq!(failure(text, "m", false), error, "{text}");
             assert_eq!(failure(text, "m", true).code(), "upstream_interrupted", "{text}");
         }
-        // A runner that ends without a reason may do better the next time.
+        // A runner that ended without a reason may succeed the next time.
         for text in ["llama runner process has terminated: exit status 2", "model failed to load"] {
             let error = refusal(500, text, "m");
             assert_eq!((error.code(), error.is_retryable()), ("upstream_error", true), "{text}");

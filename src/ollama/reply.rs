@@ -1,4 +1,4 @@
-//! What hosts reply, read tolerantly: what is odd costs itself and nothing beside it.
+//! The replies of hosts, read tolerantly: an odd value costs its own field and no other.
 
 use std::collections::HashMap;
 
@@ -6,14 +6,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::tolerant::{Figure, Flag, Joiner, Label, Text};
+use super::tolerant::{Count, Flag, Joiner, Label, Text};
 use crate::model_name::ModelName;
 
 /// A byte order mark in UTF-8. Some servers begin their bodies with one.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The bytes without blanks and a byte order mark before them.
-pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
+/// Returns the bytes without blanks and a byte order mark before them.
+pub(super) fn without_bom(bytes: &[u8]) -> &[u8] {
     let bytes = bytes.trim_ascii_start();
     bytes.strip_prefix(BYTE_ORDER_MARK).map_or(bytes, <[u8]>::trim_ascii_start)
 }
@@ -21,18 +21,18 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
 /// The end of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// Why it ended.
+    /// The reason for the end.
     pub reason: DoneReason,
-    /// Tokens of the prompt; 0 where the host does not tell.
+    /// Tokens of the prompt; 0 where the host does not report them.
     pub prompt_eval_count: u64,
-    /// Tokens generated; 0 where the host does not tell.
+    /// Tokens generated; 0 where the host does not report them.
     pub eval_count: u64,
 }
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoneReason {
-    /// The model had said it all, or met a stop text.
+    /// The answer is complete, or the model generated a stop text.
     Stop,
     /// `num_predict` or the context window is used up.
     Length,
@@ -40,32 +40,32 @@ pub enum DoneReason {
     Load,
     /// The model was unloaded.
     Unload,
-    /// Something that Ollama did not say when this was written.
+    /// A reason that this release does not know.
     Other,
 }
 
-/// A model that some host has.
+/// A model that a host lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// Its name, by which it is the same model on every host.
+    /// The parsed name, which is the same on every host.
     pub key: ModelName,
-    /// Its name as the host tells it, and wants to be asked for it.
+    /// The name as the host spells it, for requests to that host.
     pub name: String,
-    /// Bytes on disk; 0 where the host does not tell.
+    /// Bytes on disk; 0 where the host does not report them.
     pub size: u64,
-    /// When it last changed, RFC 3339, as the host tells it; empty where it does not.
+    /// The time of its last change, RFC 3339, as the host reports it; empty where it does not.
     pub modified_at: String,
-    /// Of its weights and template: only the same digest continues an answer.
+    /// The digest of weights and template: only a model with the same digest continues an answer.
     pub digest: String,
 }
 
 /// One line of a stream, or the only object of a reply without one.
 #[derive(Deserialize)]
-pub(super) struct Line {
+pub(super) struct ReplyLine {
     #[serde(default)]
     error: Option<Value>,
     #[serde(default)]
-    message: Option<Message>,
+    message: Option<ReplyMessage>,
     #[serde(default)]
     response: Option<Text>,
     #[serde(default)]
@@ -75,15 +75,15 @@ pub(super) struct Line {
     #[serde(default)]
     done_reason: Label,
     #[serde(default)]
-    prompt_eval_count: Figure,
+    prompt_eval_count: Count,
     #[serde(default)]
-    eval_count: Figure,
+    eval_count: Count,
     #[serde(default, rename = "_debug_info")]
     debug_info: Option<DebugInfo>,
 }
 
 #[derive(Deserialize)]
-struct Message {
+struct ReplyMessage {
     #[serde(default)]
     content: Option<Text>,
     #[serde(default)]
@@ -96,25 +96,25 @@ struct DebugInfo {
     rendered_template: Option<String>,
 }
 
-/// What a line carries of an answer.
+/// The part of an answer in one line.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct Fragment {
     pub content: Text,
     pub thinking: Text,
-    pub end: Option<PieceEnd>,
+    pub end: Option<FragmentEnd>,
 }
 
-/// What a line says of the answer's end.
+/// The end of an answer, as a line reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PieceEnd {
-    /// It is here.
-    Said(Done),
-    /// There is a reason for it, but no `done`: it is here unless more comes.
+pub(super) enum FragmentEnd {
+    /// The line has `done`.
+    Explicit(Done),
+    /// The line has a reason without `done`: the answer has ended unless another line follows.
     Implied(Done),
 }
 
-impl Line {
-    /// The host's own words for what went wrong.
+impl ReplyLine {
+    /// Returns the text of the host's error.
     pub(super) fn error(&self) -> Option<String> {
         match &self.error {
             None => None,
@@ -124,10 +124,10 @@ impl Line {
         }
     }
 
-    /// The piece that it carries; none where it is about something else.
-    pub(super) fn into_piece(self) -> Option<Piece> {
+    /// Returns the part of the answer; `None` where the line reports something else.
+    pub(super) fn into_fragment(self) -> Option<Fragment> {
         let done = Done {
-            // Ollamas that give no reason knew only one.
+            // Releases of Ollama that send no reason know only this one.
             reason: match self.done_reason.0.as_deref() {
                 Some("stop") | None => DoneReason::Stop,
                 Some("length") => DoneReason::Length,
@@ -139,8 +139,8 @@ impl Line {
             eval_count: self.eval_count.tokens(),
         };
         let end = match self.done {
-            Flag(Some(true)) => Some(PieceEnd::Said(done)),
-            _ if self.done_reason.0.is_some() => Some(PieceEnd::Implied(done)),
+            Flag(Some(true)) => Some(FragmentEnd::Explicit(done)),
+            _ if self.done_reason.0.is_some() => Some(FragmentEnd::Implied(done)),
             _ => None,
         };
         let (content, thinking) = match (self.message, self.response) {
@@ -149,10 +149,10 @@ impl Line {
             (None, response) => (response, self.thinking),
         };
         let (content, thinking) = (content.unwrap_or_default(), thinking.unwrap_or_default());
-        Some(Piece { content, thinking, end })
+        Some(Fragment { content, thinking, end })
     }
 
-    /// The prompt as the model would see it, where the host was asked for it and understood.
+    /// Returns the rendered prompt, where the request asked for it and the host supports it.
     pub(super) fn into_rendered(self) -> Option<String> {
         self.debug_info.and_then(|info| info.rendered_template)
     }
@@ -165,7 +165,7 @@ pub(super) struct Tags {
     models: Option<Vec<Box<RawValue>>>,
 }
 
-/// One entry, each field of it read alone.
+/// One entry of a list. Each field is read separately.
 #[derive(Deserialize)]
 struct Entry {
     #[serde(default)]
@@ -181,7 +181,7 @@ struct Entry {
 }
 
 impl Tags {
-    /// The models. Entries without a usable name are left out.
+    /// Returns the models. Entries without a usable name are skipped.
     pub(super) fn into_models(self) -> Vec<Model> {
         let entries = self.models.unwrap_or_default();
         entries.iter().filter_map(|entry| model(entry)).collect()
@@ -190,20 +190,20 @@ impl Tags {
 
 fn model(entry: &RawValue) -> Option<Model> {
     let Ok(entry) = serde_json::from_str::<Entry>(entry.get()) else {
-        tracing::debug!("a model host lists a model that is no object");
+        tracing::debug!("listed model is not an object");
         return None;
     };
     let mut names =
         [&entry.name, &entry.model].into_iter().filter_map(|name| text(name.as_deref()));
     let usable = names.find_map(|name| Some((ModelName::parse(&name).ok()?, name)));
     let Some((key, name)) = usable else {
-        tracing::debug!("a model host lists a model without a usable name");
+        tracing::debug!("listed model has no usable name");
         return None;
     };
     Some(Model {
         key,
         name,
-        size: figure(entry.size.as_deref()).unwrap_or(0),
+        size: count(entry.size.as_deref()).unwrap_or(0),
         modified_at: text(entry.modified_at.as_deref()).unwrap_or_default(),
         digest: text(entry.digest.as_deref()).unwrap_or_default(),
     })
@@ -217,8 +217,8 @@ fn text(value: Option<&RawValue>) -> Option<String> {
     Some(text)
 }
 
-fn figure(value: Option<&RawValue>) -> Option<u64> {
-    serde_json::from_str::<Figure>(value?.get()).ok()?.0
+fn count(value: Option<&RawValue>) -> Option<u64> {
+    serde_json::from_str::<Count>(value?.get()).ok()?.0
 }
 
 /// The reply of `/api/version`.
@@ -229,13 +229,13 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// The version, for logs.
+    /// Returns the version, for logs.
     pub(super) fn text(&self) -> String {
         text(self.version.as_deref()).unwrap_or_default()
     }
 }
 
-/// What is used of `/api/show`.
+/// The reply of `/api/show`, as far as it is used.
 #[derive(Deserialize)]
 pub(super) struct Show {
     #[serde(default)]
@@ -245,17 +245,17 @@ pub(super) struct Show {
 }
 
 impl Show {
-    /// The largest context window in tokens.
+    /// Returns the largest context window in tokens.
     pub(super) fn context_length(&self) -> Option<u32> {
         let info = self.model_info.as_deref()?.get();
         let info: HashMap<String, &RawValue> = serde_json::from_str(info).ok()?;
-        // The key begins with the architecture; a multimodal model has several such keys.
+        // The key begins with the architecture. A multimodal model has several such keys.
         let architecture = text(info.get("general.architecture").copied())?;
-        let tokens = figure(info.get(&format!("{architecture}.context_length")).copied())?;
+        let tokens = count(info.get(&format!("{architecture}.context_length")).copied())?;
         u32::try_from(tokens).ok().filter(|tokens| *tokens > 0)
     }
 
-    /// Whether `think` may be asked of it.
+    /// Returns whether the model supports `think`.
     pub(super) fn thinks(&self) -> bool {
         let capabilities = self.capabilities.as_deref().map(RawValue::get);
         let capabilities = capabilities.and_then(|list| serde_json::from_str(list).ok());
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_that_of_the_architecture() {
+    fn the_context_window_is_that_of_the_architecture() {
         let whole = show(&json!({
             "model_info": {
                 "clip.context_length": 77,
@@ -305,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_entry_of_a_list_costs_itself_or_only_its_odd_field() {
+    fn an_odd_entry_of_a_list_costs_only_its_odd_field_or_itself() {
         let listed = |reply: &Value| {
             let tags: Tags = serde_json::from_str(&reply.to_string()).expect("a reply");
             let models = tags.into_models().into_iter();
             models.map(|model| (model.name, model.size, model.modified_at)).collect::<Vec<_>>()
         };
-        let told = listed(&json!({"models": [
+        let models = listed(&json!({"models": [
             {"name": "a:1", "size": 5, "modified_at": "2025"},
             {"size": 5},
             {"name": null, "model": "b:1"},
@@ -322,10 +322,10 @@ mod tests {
             {"name": "d:1", "size": "6", "modified_at": null, "digest": {}, "details": [[]]},
             {"name": "e:1", "size": 7.0, "modified_at": 8},
         ]}));
-        let wanted =
+        let expected =
             [("a:1", 5, "2025"), ("b:1", 0, ""), ("c:1", 0, ""), ("d:1", 6, ""), ("e:1", 7, "")];
-        let wanted = wanted.map(|(name, size, at)| (name.to_owned(), size, at.to_owned()));
-        assert_eq!(told, wanted);
+        let expected = expected.map(|(name, size, at)| (name.to_owned(), size, at.to_owned()));
+        assert_eq!(models, expected);
         assert_eq!(listed(&json!({"models": null})), []);
         assert_eq!(listed(&json!({})), []);
     }

@@ -1,4 +1,4 @@
-//! A name with several addresses is several hosts, followed as it changes.
+//! Looks up the addresses of hosts that are set by name. Each address is a host.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -6,25 +6,25 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::time::timeout;
 
-/// How often a name is asked for.
-pub(super) const EVERY: Duration = Duration::from_secs(5);
-/// How long the answer may take.
-const LIMIT: Duration = Duration::from_secs(5);
+/// The pause between two lookups of a name.
+pub(super) const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit of one lookup.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 /// Addresses of one name, at most.
 const ADDRESSES: usize = 256;
 
-/// The address in a URL; none where it has a name.
+/// Returns the address in a URL; `None` where the URL has a name.
 pub(super) fn literal(url: &Url) -> Option<SocketAddr> {
     let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
     let ip: IpAddr = host.parse().ok()?;
     Some(SocketAddr::new(ip, url.port_or_known_default()?))
 }
 
-/// The addresses of a URL's name, in order; none where there is no answer. Of one family: a host
-/// with both would be two.
+/// Looks up the addresses of a URL's name, in order; `None` where the lookup failed. All addresses
+/// are of one family, because a host with both would count twice.
 pub(super) async fn addresses(url: &Url) -> Option<Vec<SocketAddr>> {
     let (host, port) = (url.host_str()?, url.port_or_known_default()?);
-    let found = timeout(LIMIT, tokio::net::lookup_host((host, port))).await.ok()?.ok()?;
+    let found = timeout(LOOKUP_LIMIT, tokio::net::lookup_host((host, port))).await.ok()?.ok()?;
     Some(of_one_family(found.collect()))
 }
 
@@ -46,12 +46,12 @@ mod tests {
     fn a_host_with_addresses_of_both_families_is_one() {
         let found = ["[::1]:1", "127.0.0.2:1", "127.0.0.1:1", "127.0.0.1:1"];
         let found = of_one_family(found.iter().map(|a| a.parse().expect("an address")).collect());
-        let told: Vec<_> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["127.0.0.1:1", "127.0.0.2:1"]);
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.1:1", "127.0.0.2:1"]);
     }
 
     #[test]
-    fn an_address_needs_no_answer() {
+    fn an_address_needs_no_lookup() {
         let of = |url: &str| literal(&url.parse().expect("a URL")).map(|a| a.to_string());
         assert_eq!(of("http://127.0.0.1:5/x").as_deref(), Some("127.0.0.1:5"));
         assert_eq!(of("https://[::1]").as_deref(), Some("[::1]:443"));

@@ -1,4 +1,4 @@
-//! An answer as it comes, until a clean end or a clean error.
+//! The token stream of one generation, which ends in its last token or in one error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::OllamaError;
 use super::host::Host;
-use super::ndjson::{Decoder, Event};
+use super::ndjson::{Decoder, StreamEvent};
 use super::refusal::failure;
 use super::reply::{Done, DoneReason, Model};
 use super::wire::Token;
 
-/// Equal pieces in a row after which Ollama ends a stream without a word.
+/// Equal tokens in a row after which Ollama ends a stream without a last line.
 const REPETITION: u32 = 30;
 /// How long a finished response may take to end, so that its connection can be used again.
-const TAIL: Duration = Duration::from_secs(1);
+const TAIL_LIMIT: Duration = Duration::from_secs(1);
 
-/// An answer as it comes. Dropping it closes the request, and the host stops generating.
+/// A stream of tokens. Dropping it closes the request, and the host stops generating.
 #[derive(Debug)]
 pub struct TokenStream {
     host: Arc<Host>,
     model: Model,
-    /// None once the response has ended.
+    /// `None` once the response has ended.
     response: Option<Response>,
     decoder: Decoder,
-    /// When the piece that is waited for is late; none while nobody waits. Kept here, as the wait
-    /// may be dropped and taken up again.
+    /// The deadline of the next token; `None` while no call waits for it. It is kept here because a
+    /// caller may drop the wait and call again.
     deadline: Option<Instant>,
     begun: bool,
     has_text: bool,
@@ -37,7 +37,7 @@ pub struct TokenStream {
 }
 
 impl TokenStream {
-    /// Asks `host` for a stream of tokens.
+    /// Requests a stream of tokens from the host.
     pub(super) async fn open(
         host: &Arc<Host>,
         path: &str,
@@ -48,7 +48,7 @@ impl TokenStream {
         let request = host.post(path)?.json(body);
         let late = OllamaError::FirstTokenTimeout;
         let response = host.send(request, &model.name, first_token_due, late).await?;
-        host.health.well();
+        host.health.succeeded();
         Ok(Self {
             host: Arc::clone(host),
             model: model.clone(),
@@ -62,15 +62,15 @@ impl TokenStream {
         })
     }
 
-    /// The next piece; none after the one that carries the end, and after an error.
+    /// Returns the next token; `None` after the last one, and after an error.
     ///
     /// Cancel-safe: dropping the future loses nothing, and does not extend a time limit. The time
-    /// between calls does not count as the host's.
+    /// between calls does not count towards the limit.
     ///
     /// # Errors
-    /// [`OllamaError::Repetition`] ends a stream that ended without a last line after too many
-    /// equal pieces; [`OllamaError::Interrupted`] and [`OllamaError::ConnectionLost`] one that broke
-    /// off; [`OllamaError::NotAnswered`] one that only told of loading the model; and
+    /// [`OllamaError::Repetition`] where the stream ended without a last line after too many equal
+    /// tokens; [`OllamaError::Interrupted`] and [`OllamaError::ConnectionLost`] where it broke off;
+    /// [`OllamaError::NotAnswered`] where the host only loaded the model; and
     /// [`OllamaError::FirstTokenTimeout`], [`OllamaError::TokenGapTimeout`],
     /// [`OllamaError::Malformed`], [`OllamaError::ContextTooLong`], [`OllamaError::ModelRefused`].
     pub async fn next(&mut self) -> Result<Option<Token>, OllamaError> {
@@ -105,31 +105,32 @@ impl TokenStream {
                 None => self.receive().await?,
             };
             match event {
-                Some(Event::Token(token)) => {
+                Some(StreamEvent::Token(token)) => {
                     if !self.begun {
                         self.begun = true;
                         self.host.breakers.begun(&self.model.key);
                     }
-                    // What may be the end already need not wait for a piece that is late.
-                    self.deadline = self.decoder.may_have_ended().then(|| Instant::now() + TAIL);
-                    if token.done.is_some_and(|done| self.only_tells_of_loading(&token, done)) {
+                    // Behind a possible end, another token is waited for only briefly.
+                    self.deadline =
+                        self.decoder.may_have_ended().then(|| Instant::now() + TAIL_LIMIT);
+                    if token.done.is_some_and(|done| self.only_loaded(&token, done)) {
                         return Err(OllamaError::NotAnswered);
                     }
                     if let Some(token) = self.take(token) {
                         return Ok(token);
                     }
                 }
-                Some(Event::Failed(text)) => return Err(self.failed(&text)),
+                Some(StreamEvent::Failed(text)) => return Err(self.failed(&text)),
                 None => {}
             }
         }
     }
 
-    /// Takes the next bytes into the decoder, or from it what a line without an end says.
-    async fn receive(&mut self) -> Result<Option<Event>, OllamaError> {
+    /// Passes the next bytes to the decoder. Returns an event where the response has ended.
+    async fn receive(&mut self) -> Result<Option<StreamEvent>, OllamaError> {
         let Some(response) = &mut self.response else {
             let end = self.decoder.take_implied_end().ok_or_else(|| self.broke_off())?;
-            return Ok(Some(Event::Token(end)));
+            return Ok(Some(StreamEvent::Token(end)));
         };
         let gap = self.host.limits.token_gap;
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + gap);
@@ -139,11 +140,13 @@ impl TokenStream {
                 self.response = None;
                 return self.decoder.finish();
             }
-            // Its last line gave a reason for the end: no more came, so that was it.
+            // The last line named a reason for the end, and no other line followed.
             _ if self.decoder.may_have_ended() => self.response = None,
-            Ok(Err(error)) => return Err(self.host.broken(&error)),
-            Err(_) if self.begun => return Err(self.host.late(OllamaError::TokenGapTimeout)),
-            Err(_) => return Err(self.host.late(OllamaError::FirstTokenTimeout)),
+            Ok(Err(error)) => return Err(self.host.record_failure(&error)),
+            Err(_) if self.begun => {
+                return Err(self.host.record_timeout(OllamaError::TokenGapTimeout));
+            }
+            Err(_) => return Err(self.host.record_timeout(OllamaError::FirstTokenTimeout)),
         }
         Ok(None)
     }
@@ -158,43 +161,43 @@ impl TokenStream {
         Some(token)
     }
 
-    /// A host that had something else to do with the model has answered nothing.
-    fn only_tells_of_loading(&self, token: &Token, done: Done) -> bool {
+    /// Returns whether the stream ends without text because the host loaded or unloaded the model.
+    fn only_loaded(&self, token: &Token, done: Done) -> bool {
         let is_loading = matches!(done.reason, DoneReason::Load | DoneReason::Unload);
         is_loading && !self.has_text && token.content.is_empty() && token.thinking.is_empty()
     }
 
     fn failed(&self, text: &str) -> OllamaError {
-        tracing::warn!(host = %self.host.name, text, "a model host ended a stream with an error");
+        tracing::warn!(host = %self.host.name, text, "stream ended by an error of a model host");
         failure(text, &self.model.name, self.begun)
     }
 
-    /// The response ended well, its content did not.
+    /// Returns the error of a response that ended without its last line.
     fn broke_off(&self) -> OllamaError {
         if self.repeats.reached() {
-            tracing::info!(host = %self.host.name, "a model repeated itself until it was stopped");
+            tracing::info!(host = %self.host.name, "stream ended by repetition");
             return OllamaError::Repetition;
         }
-        tracing::warn!(host = %self.host.name, "a model host ended a stream without its last line");
+        tracing::warn!(host = %self.host.name, "stream ended without its last line");
         OllamaError::Interrupted("the model host ended it without a last line")
     }
 }
 
-/// Counts equal pieces in a row as Ollama does: without the white space around them.
+/// Counts equal tokens in a row as Ollama does: without the white space around them.
 #[derive(Debug, Default)]
 struct Repeats {
-    piece: String,
+    token: String,
     count: u32,
 }
 
 impl Repeats {
-    fn count(&mut self, piece: &str) {
-        let piece = piece.trim();
-        if self.count > 0 && piece == self.piece {
+    fn count(&mut self, token: &str) {
+        let token = token.trim();
+        if self.count > 0 && token == self.token {
             self.count = self.count.saturating_add(1);
         } else {
-            self.piece.clear();
-            self.piece.push_str(piece);
+            self.token.clear();
+            self.token.push_str(token);
             self.count = 1;
         }
     }
@@ -204,28 +207,28 @@ impl Repeats {
     }
 }
 
-/// Reads what follows the last line: nothing but the end of the response. Without that its
-/// connection would be closed, and the next generation would wait for a new one.
+/// Reads the end of the response behind the last line. Without this the connection would be closed,
+/// and the next generation would wait for a new one.
 async fn read_tail(mut response: Response) {
-    let _ = timeout(TAIL, response.chunk()).await;
+    let _ = timeout(TAIL_LIMIT, response.chunk()).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn repeats(pieces: &[(&str, u32)]) -> bool {
+    fn repeats(tokens: &[(&str, u32)]) -> bool {
         let mut repeats = Repeats::default();
-        for (piece, times) in pieces {
+        for (token, times) in tokens {
             for _ in 0..*times {
-                repeats.count(piece);
+                repeats.count(token);
             }
         }
         repeats.reached()
     }
 
     #[test]
-    fn thirty_equal_or_blank_pieces_at_the_end_are_a_repetition() {
+    fn thirty_equal_or_blank_tokens_at_the_end_are_a_repetition() {
         assert!(repeats(&[("a", 1), (" b", 30)]));
         assert!(repeats(&[(" b", 29), ("b ", 2)]));
         assert!(repeats(&[("\n", 10), ("  ", 20)]));

@@ -1,35 +1,32 @@
-//! JSON fields of hosts that are not as they should be, read as far as they can be.
+//! Tolerant parsers for JSON fields of hosts.
 //!
-//! `null` is absent. A figure may be `5`, `5.0` or `"5"`. A text may hold half of a surrogate pair
-//! or of a character: [`Joiner`] puts it together with the half that comes with the next text.
+//! `null` counts as absent. A count may be `5`, `5.0` or `"5"`. A text may hold half of a surrogate
+//! pair or of a character, and [`Joiner`] joins it to the half in the next text.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Stands for what cannot be read.
-const UNREADABLE: char = char::REPLACEMENT_CHARACTER;
-
 /// A text of a host.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Text {
-    /// It is UTF-8.
-    Whole(String),
-    /// Its bytes, where they are not: a lone surrogate stands in it as the three bytes that UTF-8
-    /// would give it.
-    Broken(Vec<u8>),
+    /// The text is UTF-8.
+    Valid(String),
+    /// The bytes of a text that is not UTF-8. A lone surrogate is three bytes, as UTF-8 would encode
+    /// it.
+    Invalid(Vec<u8>),
 }
 
 impl Default for Text {
     fn default() -> Self {
-        Self::Whole(String::new())
+        Self::Valid(String::new())
     }
 }
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As a string, serde_json would refuse lone surrogates; as bytes it passes them on.
+        // serde_json refuses lone surrogates in a string, and passes them on as bytes.
         deserializer.deserialize_bytes(TextVisitor)
     }
 }
@@ -44,18 +41,18 @@ impl Visitor<'_> for TextVisitor {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-        Ok(Text::Whole(text.to_owned()))
+        Ok(Text::Valid(text.to_owned()))
     }
 
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
         Ok(match std::str::from_utf8(bytes) {
-            Ok(text) => Text::Whole(text.to_owned()),
-            Err(_) => Text::Broken(bytes.to_vec()),
+            Ok(text) => Text::Valid(text.to_owned()),
+            Err(_) => Text::Invalid(bytes.to_vec()),
         })
     }
 }
 
-/// Puts the texts of one stream together. Holds at most three bytes.
+/// Joins characters that are split over the texts of one stream. It holds back at most three bytes.
 #[derive(Debug, Default)]
 pub(super) struct Joiner {
     /// A high surrogate, or the beginning of a character, that ended the last text.
@@ -63,27 +60,27 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    /// The text, after what was held back before it and without what is held back of it.
+    /// Returns the held bytes and the text, and holds back a character that it cuts.
     pub(super) fn join(&mut self, text: Text) -> String {
         match text {
-            Text::Whole(text) if self.held.is_empty() || text.is_empty() => text,
-            Text::Whole(text) => self.read(text.as_bytes()),
-            Text::Broken(bytes) => self.read(&bytes),
+            Text::Valid(text) if self.held.is_empty() || text.is_empty() => text,
+            Text::Valid(text) => self.read(text.as_bytes()),
+            Text::Invalid(bytes) => self.read(&bytes),
         }
     }
 
-    /// Ends the stream: what is held back stands for itself.
+    /// Ends the stream: a replacement character stands for the held bytes.
     pub(super) fn end(&mut self, text: &mut String) {
         if !std::mem::take(&mut self.held).is_empty() {
-            text.push(UNREADABLE);
+            text.push(char::REPLACEMENT_CHARACTER);
         }
     }
 
     fn read(&mut self, bytes: &[u8]) -> String {
-        let mut whole = std::mem::take(&mut self.held);
-        whole.extend_from_slice(bytes);
-        let mut text = String::with_capacity(whole.len());
-        let mut rest = &whole[..];
+        let mut joined = std::mem::take(&mut self.held);
+        joined.extend_from_slice(bytes);
+        let mut text = String::with_capacity(joined.len());
+        let mut rest = &joined[..];
         loop {
             let error = match std::str::from_utf8(rest) {
                 Ok(last) => {
@@ -92,33 +89,34 @@ impl Joiner {
                 }
                 Err(error) => error,
             };
-            let (valid, broken) = rest.split_at(error.valid_up_to());
+            let (valid, invalid) = rest.split_at(error.valid_up_to());
             text.push_str(std::str::from_utf8(valid).unwrap_or_default());
-            let Some((character, length)) = first_of(broken, error.error_len()) else {
-                self.held = broken.to_vec();
+            let Some((character, length)) = first_character(invalid, error.error_len()) else {
+                self.held = invalid.to_vec();
                 return text;
             };
             text.push(character);
-            rest = &broken[length..];
+            rest = &invalid[length..];
         }
     }
 }
 
-/// The character that bytes begin with that are not UTF-8, and its length; none where it may become
-/// one with the bytes that come. `length`: of what can never be UTF-8.
-fn first_of(bytes: &[u8], length: Option<usize>) -> Option<(char, usize)> {
+/// Returns the character for the beginning of invalid bytes, and the length of that beginning;
+/// `None` where the next bytes may complete it. `length` is the number of bytes that can never
+/// become UTF-8.
+fn first_character(bytes: &[u8], length: Option<usize>) -> Option<(char, usize)> {
     let Some(high) = surrogate(bytes) else {
-        return length.map(|length| (UNREADABLE, length));
+        return length.map(|length| (char::REPLACEMENT_CHARACTER, length));
     };
     let low = &bytes[3..];
     match pair(high, surrogate(low)) {
         Some(character) => Some((character, 6)),
         None if high < 0xdc00 && low.is_empty() => None,
-        None => Some((UNREADABLE, 3)),
+        None => Some((char::REPLACEMENT_CHARACTER, 3)),
     }
 }
 
-/// The surrogate that the bytes begin with.
+/// Returns the surrogate at the beginning of the bytes.
 fn surrogate(bytes: &[u8]) -> Option<u32> {
     match bytes {
         [0xed, second @ 0xa0..=0xbf, third @ 0x80..=0xbf, ..] => {
@@ -128,7 +126,7 @@ fn surrogate(bytes: &[u8]) -> Option<u32> {
     }
 }
 
-/// The character of two halves, where they are halves of one.
+/// Returns the character of a surrogate pair.
 fn pair(high: u32, low: Option<u32>) -> Option<char> {
     match (high, low?) {
         (0xd800..=0xdbff, low @ 0xdc00..=0xdfff) => {
@@ -138,20 +136,20 @@ fn pair(high: u32, low: Option<u32>) -> Option<char> {
     }
 }
 
-/// A count of a host; none where there is none, or nothing that is one.
+/// A count; `None` where the field is absent or not a count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Figure(pub Option<u64>);
+pub(super) struct Count(pub Option<u64>);
 
-/// Whether a host says that something is so; none where it does not say.
+/// A flag; `None` where the field is absent or not a flag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flag(pub Option<bool>);
 
-/// A short text of a host; none where there is none, or something else.
+/// A short text; `None` where the field is absent or not a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Label(pub Option<String>);
 
-/// What is read of a JSON value of any kind.
-trait Loose: Default {
+/// A value that is read from JSON of any type.
+trait Lenient: Default {
     fn of_number(number: f64) -> Self;
     fn of_text(text: &str) -> Self;
 
@@ -164,17 +162,17 @@ trait Loose: Default {
     }
 }
 
-/// More tokens than any window has: a figure beyond it is not one.
+/// More tokens than any context window has: a greater count is not credible.
 const MOST_TOKENS: u64 = u32::MAX as u64;
 
-impl Figure {
-    /// A count of tokens; 0 where there is none that could be true.
+impl Count {
+    /// Returns the count of tokens; 0 where it is absent or not credible.
     pub(super) fn tokens(self) -> u64 {
         self.0.filter(|tokens| *tokens <= MOST_TOKENS).unwrap_or(0)
     }
 }
 
-impl Loose for Figure {
+impl Lenient for Count {
     fn of_number(number: f64) -> Self {
         Self((number.is_finite() && number >= 0.0).then_some(number as u64))
     }
@@ -192,7 +190,7 @@ impl Loose for Figure {
     }
 }
 
-impl Loose for Flag {
+impl Lenient for Flag {
     fn of_number(number: f64) -> Self {
         Self(Some(number != 0.0))
     }
@@ -210,7 +208,7 @@ impl Loose for Flag {
     }
 }
 
-impl Loose for Label {
+impl Lenient for Label {
     fn of_number(_: f64) -> Self {
         Self(None)
     }
@@ -220,9 +218,9 @@ impl Loose for Label {
     }
 }
 
-struct LooseVisitor<T>(PhantomData<T>);
+struct LenientVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Loose> Visitor<'de> for LooseVisitor<T> {
+impl<'de, T: Lenient> Visitor<'de> for LenientVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -264,17 +262,17 @@ impl<'de, T: Loose> Visitor<'de> for LooseVisitor<T> {
     }
 }
 
-macro_rules! deserialize_loosely {
+macro_rules! deserialize_leniently {
     ($($kind:ty),*) => {$(
         impl<'de> Deserialize<'de> for $kind {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(LooseVisitor(PhantomData))
+                deserializer.deserialize_any(LenientVisitor(PhantomData))
             }
         }
     )*};
 }
 
-deserialize_loosely!(Figure, Flag, Label);
+deserialize_leniently!(Count, Flag, Label);
 
 #[cfg(test)]
 mod tests {
@@ -290,7 +288,7 @@ mod tests {
         serde_json::from_str(json).expect(json)
     }
 
-    /// What texts give together, the end included.
+    /// Returns the joined texts of a whole stream.
     fn joined(texts: &[&str]) -> String {
         let mut joiner = Joiner::default();
         let mut all: String = texts.iter().map(|json| joiner.join(text(json))).collect();
@@ -313,7 +311,7 @@ mod tests {
     #[test]
     fn bytes_of_a_character_are_joined_and_others_are_replaced() {
         let mut joiner = Joiner::default();
-        let mut read = |bytes: &[u8]| joiner.join(Text::Broken(bytes.to_vec()));
+        let mut read = |bytes: &[u8]| joiner.join(Text::Invalid(bytes.to_vec()));
         assert_eq!(read(b"a\xe4\xb8"), "a");
         assert_eq!(read(b"\x96b\xff\xf0\x9f"), "世b\u{fffd}");
         assert_eq!(read(b"\x98"), "");
@@ -321,8 +319,8 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_may_be_written_in_every_way() {
-        for (json, figure) in [
+    fn counts_and_flags_are_read_in_every_form() {
+        for (json, count) in [
             ("5", Some(5)),
             ("5.0", Some(5)),
             ("\"5\"", Some(5)),
@@ -335,7 +333,7 @@ mod tests {
             ("[1,[2]]", None),
             ("{\"a\":{}}", None),
         ] {
-            assert_eq!(serde_json::from_str::<Figure>(json).expect(json), Figure(figure), "{json}");
+            assert_eq!(serde_json::from_str::<Count>(json).expect(json), Count(count), "{json}");
         }
         for (json, flag) in [
             ("true", Some(true)),
@@ -352,7 +350,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_in_any_pieces_give_one_text_and_little_is_held(
+        fn any_bytes_in_any_chunks_give_one_text_and_at_most_three_bytes_are_held(
             bytes in prop::collection::vec(
                 prop_oneof![any::<u8>(), Just(0xed), 0xa0..=0xbfu8], 0..60),
             cuts in prop::collection::vec(0..60usize, 0..6),
@@ -360,18 +358,18 @@ mod tests {
             let mut cuts: Vec<_> = cuts.into_iter().filter(|cut| *cut <= bytes.len()).collect();
             cuts.sort_unstable();
             cuts.push(bytes.len());
-            let (mut joiner, mut begin, mut pieces) = (Joiner::default(), 0, String::new());
+            let (mut joiner, mut begin, mut joined) = (Joiner::default(), 0, String::new());
             for cut in cuts {
-                let piece = &bytes[std::mem::replace(&mut begin, cut)..cut];
-                pieces += &joiner.join(read(piece));
+                let chunk = &bytes[std::mem::replace(&mut begin, cut)..cut];
+                joined += &joiner.join(read(chunk));
                 prop_assert!(joiner.held.len() <= 3);
             }
-            joiner.end(&mut pieces);
-            // What is UTF-8 comes through as it is; nothing is added but for what cannot be read.
+            joiner.end(&mut joined);
+            // UTF-8 stays as it is, and no character is added without a byte.
             if let Ok(text) = std::str::from_utf8(&bytes) {
-                prop_assert_eq!(&pieces, text);
+                prop_assert_eq!(&joined, text);
             }
-            prop_assert!(pieces.chars().count() <= bytes.len());
+            prop_assert!(joined.chars().count() <= bytes.len());
         }
     }
 }

@@ -1,14 +1,14 @@
-//! What is sent to hosts, written strictly.
+//! The requests to hosts, written strictly.
 
 use serde::{Serialize, Serializer};
 
 use super::reply::Done;
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChatRole {
-    /// Instructions.
+    /// The system prompt.
     System,
     /// The user.
     User,
@@ -21,24 +21,25 @@ pub enum ChatRole {
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChatMessage {
-    /// Who speaks.
+    /// The author.
     pub role: ChatRole,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
-/// How to generate.
+/// The options of a generation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Options {
-    /// 0 (the likeliest token) to 2.
+    /// The temperature, from 0 (always the likeliest token) to 2.
     pub temperature: f64,
-    /// Tokens at most; 0 is sent as 1, as it would mean "without end" to Ollama.
+    /// Tokens at most. 0 is sent as 1, because 0 means "without end" to Ollama.
     #[serde(serialize_with = "at_least_one")]
     pub num_predict: u32,
-    /// Context window in tokens. The same for all requests of a model: another value reloads it.
+    /// The context window in tokens: the same for all requests of a model, because another value
+    /// reloads the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_ctx: Option<u32>,
-    /// The same seed gives the same answer, as far as the model goes.
+    /// The seed of the random choices: the same seed repeats an answer, as far as the model can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
     /// Texts that end the answer.
@@ -51,19 +52,19 @@ fn at_least_one<S: Serializer>(tokens: &u32, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_u32((*tokens).max(1))
 }
 
-/// Whether a model is to think, and how hard.
+/// Whether a model reasons before it answers, and how hard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Think {
-    /// It is not.
+    /// The model does not reason.
     #[default]
     No,
-    /// It is, as hard as it likes.
+    /// The model reasons with its default effort.
     Yes,
-    /// It is, a little.
+    /// The model reasons with low effort.
     Low,
-    /// It is, more.
+    /// The model reasons with medium effort.
     Medium,
-    /// It is, the most.
+    /// The model reasons with high effort.
     High,
 }
 
@@ -79,18 +80,18 @@ impl Serialize for Think {
     }
 }
 
-/// A conversation to be answered.
+/// A request for the answer to a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelRequest {
-    /// Oldest first; at least one.
+    /// The messages, oldest first; at least one.
     pub messages: Vec<ChatMessage>,
-    /// How to generate.
+    /// The options of the generation.
     pub options: Options,
-    /// Whether thoughts are wanted; without effect on a model that has none.
+    /// Whether the model reasons; without effect on a model that does not support it.
     pub think: Think,
 }
 
-/// How long a model stays loaded, as Ollama reads it: a number is seconds, a text has a unit.
+/// How long a model stays loaded: Ollama reads a number as seconds, and a text with its unit.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum KeepAlive {
@@ -103,53 +104,6 @@ impl From<&str> for KeepAlive {
         let text = text.trim();
         text.parse().map_or_else(|_| Self::Text(text.to_owned()), Self::Seconds)
     }
-}
-
-/// Checks how long an idle model stays loaded, as Ollama writes it: a duration of Go (`5m`, `1h30m`,
-/// `-1s`) or whole seconds (`300`, `0`, `-1`). Gives it back without the blanks around it.
-///
-/// # Errors
-/// Where Ollama would refuse it.
-pub fn checked_keep_alive(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    let usable = match text.parse::<i64>() {
-        Ok(seconds) => seconds.unsigned_abs() <= LONGEST_SECONDS,
-        Err(_) => is_duration(text),
-    };
-    if usable {
-        return Ok(text.to_owned());
-    }
-    let expected = "expected a time as Ollama writes it: 5m or 1h30m, seconds as in 300, 0 to \
-        unload at once, or -1 for ever";
-    Err(expected.to_owned())
-}
-
-/// Ollama counts nanoseconds in 64 bits.
-const LONGEST_SECONDS: u64 = (i64::MAX / 1_000_000_000) as u64;
-
-/// Whether Go's `time.ParseDuration` takes it: numbers, each with its unit.
-fn is_duration(text: &str) -> bool {
-    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
-        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit);
-        let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return false,
-        };
-        let Ok(number) = number.parse::<f64>() else { return false };
-        seconds += number * unit;
-        rest = tail;
-    }
-    text.ends_with(char::is_alphabetic) && seconds <= LONGEST_SECONDS as f64
 }
 
 /// The body of `/api/chat`.
@@ -177,7 +131,7 @@ pub(super) struct GenerateBody<'a> {
     pub always: Always<'a>,
 }
 
-/// What Ollama would otherwise decide in silence.
+/// Fields of every body, which Ollama would otherwise choose by itself.
 #[derive(Serialize)]
 pub(super) struct Always<'a> {
     think: Think,
@@ -192,14 +146,14 @@ impl<'a> Always<'a> {
     }
 }
 
-/// A piece of an answer. Pieces are not tokens.
+/// The text of one line of a stream, usually one token of the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Token {
-    /// More of the answer.
+    /// The next text of the answer.
     pub content: String,
-    /// More of the thoughts.
+    /// The next text of the reasoning.
     pub thinking: String,
-    /// Set on the last piece.
+    /// The end of the answer, on the last token.
     pub done: Option<Done>,
 }
 
@@ -210,41 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_kept_for_as_long_as_ollama_would_take_it() {
-        for time in [
-            "5m", "1h30m", "1.5h", ".5s", "5.s", "300", "0", "-1", "-1m", "+5m", "0s", "100ms",
-            "1us", "1µs", "1μs", "1ns", "24h", "2562047h",
-        ] {
-            assert_eq!(checked_keep_alive(&format!(" {time}\n")).as_deref(), Ok(time));
-        }
-        for wrong in [
-            "banana",
-            "",
-            " ",
-            "5 m",
-            "m",
-            "5x",
-            "5m3",
-            "1.2.3s",
-            "--1",
-            "-",
-            "5M",
-            "1d",
-            "1w",
-            ".s",
-            "5m,",
-            "for ever",
-            "3000000h",
-            "99999999999",
-            "1e3s",
-            "infs",
-        ] {
-            assert!(checked_keep_alive(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn a_request_leaves_nothing_for_ollama_to_decide() {
+    fn a_request_leaves_no_choice_to_ollama() {
         let options = Options {
             temperature: 0.0,
             num_predict: 0,
@@ -278,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn how_hard_to_think_is_sent_as_ollama_takes_it() {
+    fn the_effort_of_reasoning_is_sent_in_ollamas_format() {
         let sent = [Think::No, Think::Yes, Think::Low, Think::Medium, Think::High]
             .map(|think| serde_json::to_value(think).expect("JSON"));
         assert_eq!(sent, [json!(false), json!(true), json!("low"), json!("medium"), json!("high")]);

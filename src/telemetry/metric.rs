@@ -1,4 +1,4 @@
-//! Every metric of the service: its name, its kind, and what it means to whoever reads it.
+//! Every metric of the service: its name, its kind, and its description.
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 
@@ -25,23 +25,23 @@ macro_rules! metrics {
 metrics! {
     /// Requests by method, route and status.
     counter HTTP_REQUESTS_TOTAL = "jarvis_http_requests_total";
-    /// Time to the response's head.
+    /// Time from a request to the head of its response.
     histogram HTTP_REQUEST_SECONDS = "jarvis_http_request_seconds";
     /// Open WebSockets.
     gauge WEBSOCKETS = "jarvis_websockets";
-    /// Client messages by type.
+    /// Messages of WebSocket clients by type.
     counter WEBSOCKET_MESSAGES_TOTAL = "jarvis_websocket_messages_total";
-    /// Connections closed as their clients did not read.
+    /// Connections closed because their clients did not read in time.
     counter SLOW_READERS_TOTAL = "jarvis_slow_readers_total";
     /// Ended turns by outcome.
     counter TURNS_TOTAL = "jarvis_turns_total";
-    /// Turns that this replica runs or holds waiting.
+    /// Turns of this replica that run or wait.
     gauge TURNS_OPEN = "jarvis_turns_open";
     /// Turns that wait for a slot, of all replicas.
     gauge QUEUE_DEPTH = "jarvis_queue_depth";
-    /// Turns that have a slot or wait for one, of all replicas, for each slot of all hosts.
+    /// Turns that run or wait, of all replicas, for each slot of all hosts.
     gauge TURNS_PER_SLOT = "jarvis_turns_per_slot";
-    /// Panics that were caught, by the part of the service that they ended.
+    /// Caught panics, by the part of the service that they ended.
     counter PANICS_TOTAL = "jarvis_panics_total";
     /// How long turns waited for their slot.
     histogram QUEUE_WAIT_SECONDS = "jarvis_queue_wait_seconds";
@@ -51,27 +51,27 @@ metrics! {
     gauge SLOTS_TOTAL = "jarvis_slots_total";
     /// Generations on a host beyond its slots.
     gauge SLOTS_OVER = "jarvis_slots_over";
-    /// Generations that ran on after their replica was taken for dead.
+    /// Generations that continued after their replica was reported gone.
     counter STREAMS_BEYOND_LEASE_TOTAL = "jarvis_streams_beyond_lease_total";
     /// Time from acceptance to the end of a turn.
     histogram TURN_SECONDS = "jarvis_turn_seconds";
-    /// Time from a turn's beginning to its first token.
+    /// Time from the start of a turn to its first token.
     histogram TIME_TO_FIRST_TOKEN_SECONDS = "jarvis_time_to_first_token_seconds";
-    /// 1 while a host gets no generations from this replica, 0.5 while one may try.
+    /// State of a host's breaker: 0 closed, 0.5 half open, 1 open.
     gauge BREAKER_OPEN = "jarvis_breaker_open";
-    /// The same for one model on a host, once it has failed there.
+    /// State of the breaker of a model that has failed on a host: 0 closed, 0.5 half open, 1 open.
     gauge MODEL_BREAKER_OPEN = "jarvis_model_breaker_open";
-    /// Tokens by kind, as the model hosts count them.
+    /// Tokens by kind, as model hosts count them.
     counter TOKENS_TOTAL = "jarvis_tokens_total";
     /// Failed Redis commands by kind.
     counter REDIS_ERRORS_TOTAL = "jarvis_redis_errors_total";
-    /// Answers that went on after a model host failed, by the failure's code.
+    /// Continuations of answers after a failure of a model host, by its code.
     counter CONTINUATIONS_TOTAL = "jarvis_continuations_total";
-    /// Turns that this replica took over from one that is gone.
+    /// Turns that this replica took over from a replica that is gone.
     counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
-    /// Redis clients that were given up and replaced.
+    /// Redis clients that were replaced because they hung.
     counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
 }
 

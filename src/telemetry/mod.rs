@@ -17,27 +17,28 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config::{LogFormat, Settings};
+use crate::config::{LogFormat, TelemetrySettings};
 
+/// The bounds of the buckets of histograms, in seconds.
 const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
-/// How long the last spans may take.
+/// Time limit of sending the last spans.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// What has to be told to flush when the process ends.
+/// The exporters that must flush before the process ends.
 #[derive(Default)]
 pub struct Telemetry {
     spans: Option<SdkTracerProvider>,
 }
 
 impl Telemetry {
-    /// Starts logging, and sending spans where a collector is set. No line holds one of the secrets.
+    /// Starts logging, and the export of spans where a collector is set. No line holds a secret.
     ///
     /// # Errors
     /// Where the filter or the collector's address is not usable.
-    pub fn start(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Self> {
+    pub fn start(settings: &TelemetrySettings, secrets: &Secrets) -> anyhow::Result<Self> {
         let filter = EnvFilter::try_new(&settings.log)
             .context("--log is no filter; expected directives, as in info,fred=error")?;
         let secrets = secrets.clone();
@@ -46,7 +47,7 @@ impl Telemetry {
             .with_writer(move || RedactedStderr(secrets.clone()));
         let lines = match settings.log_format {
             LogFormat::Text => lines.with_target(false).boxed(),
-            // The list of spans has the current one, too.
+            // The list of spans includes the current one.
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         };
         let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
@@ -57,23 +58,23 @@ impl Telemetry {
         Ok(Self { spans })
     }
 
-    /// Sends what is not sent yet.
+    /// Sends the last spans.
     pub fn stop(&self) {
         if let Some(spans) = &self.spans
             && let Err(error) = spans.shutdown_with_timeout(FLUSH_LIMIT)
         {
-            tracing::warn!(%error, "sending the last spans failed");
+            tracing::warn!(%error, "last spans not sent");
         }
     }
 }
 
-/// Colour is for a person in front of a terminal who has not said otherwise (no-color.org).
+/// Returns whether log lines are coloured: on a terminal, unless NO_COLOR is set (no-color.org).
 fn is_coloured() -> bool {
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !unwanted
 }
 
-/// Standard error without secrets. A log line comes in one piece.
+/// Standard error without secrets. Each call of `write` gets one whole log line.
 struct RedactedStderr(Secrets);
 
 impl std::io::Write for RedactedStderr {
@@ -95,10 +96,10 @@ fn exporter(url: &str) -> anyhow::Result<SdkTracerProvider> {
     Ok(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
 }
 
-/// The process's metrics, and the handle that renders them.
+/// Installs the recorder of the process's metrics, and returns the handle that renders them.
 ///
 /// # Errors
-/// Where a recorder is installed already.
+/// Where a recorder is already installed.
 pub fn metrics() -> anyhow::Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?

@@ -1,4 +1,4 @@
-//! Keeps secrets out of logs and errors.
+//! Redacts secrets in logs and errors.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::sync::Arc;
 pub struct Secrets(Arc<[String]>);
 
 impl Secrets {
-    /// Secrets of fewer than four bytes are left out: they are in every other word.
+    /// Collects secrets. Secrets of fewer than four bytes are skipped, because they are part of many
+    /// words.
     pub fn new(secrets: Vec<String>) -> Self {
         let escaped = secrets.iter().map(|secret| {
             let json = serde_json::Value::from(secret.as_str()).to_string();
@@ -17,13 +18,13 @@ impl Secrets {
         let mut all: Vec<String> = escaped.collect();
         all.extend(secrets);
         all.retain(|secret| secret.len() >= 4);
-        // The longest first: a shorter one may be a part of it.
+        // The longest comes first, because a shorter one may be a part of it.
         all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
         all.dedup();
         Self(all.into())
     }
 
-    /// The text with every secret in it replaced.
+    /// Returns the text with every secret replaced.
     pub fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for secret in &*self.0 {
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_redacted_as_they_are_and_as_json_has_them_the_longest_first() {
+    fn secrets_are_redacted_plain_and_json_escaped_and_the_longest_first() {
         let secrets =
             Secrets::new(vec!["pass".to_owned(), "pass\"word".to_owned(), "abc".to_owned()]);
         assert_eq!(secrets.redact("pass, pass\"word, abc"), "***, ***, abc");

@@ -3,10 +3,10 @@
 
 use bytes::Bytes;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
-use jarvis::ollama::{Decoder, Event};
+use jarvis::ollama::{Decoder, StreamEvent};
 use jarvis::session::Cursor;
 
-fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Event>, bool) {
+fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool) {
     let mut decoder = Decoder::default();
     let mut events = Vec::new();
     for chunk in chunks {

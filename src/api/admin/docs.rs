@@ -1,4 +1,4 @@
-//! The API's description, and the page that shows it.
+//! The API's description, and the page that displays it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use utoipa_swagger_ui::Config;
 
 use crate::http::problem::{Problem, ProblemDetails};
 
-/// What the handlers' own descriptions do not say.
+/// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -22,13 +22,13 @@ use crate::http::problem::{Problem, ProblemDetails};
     tags(
         (name = "chat", description = "Turns"),
         (name = "sessions", description = "Conversations"),
-        (name = "models", description = "What there is to talk to"),
+        (name = "models", description = "The models of all hosts"),
         (name = "service", description = "Probes and metrics"),
     ),
 )]
 pub struct ApiDoc;
 
-/// The page. Its links are relative, and it answers with and without a trailing slash.
+/// Serves the page. Its links are relative to `/docs/`, with and without a trailing slash.
 pub async fn index() -> Response {
     match utoipa_swagger_ui::serve("index.html", config()) {
         Ok(Some(page)) => {
@@ -43,7 +43,7 @@ pub async fn index() -> Response {
     }
 }
 
-/// What the page loads.
+/// Serves a file of the page.
 pub async fn file(Path(name): Path<String>) -> Response {
     match utoipa_swagger_ui::serve(&name, config()) {
         Ok(Some(file)) => {
@@ -58,7 +58,7 @@ pub async fn file(Path(name): Path<String>) -> Response {
         }
         Ok(None) => Problem::not_found().into_response(),
         Err(error) => {
-            tracing::error!(%error, name, "serving a file of the documentation failed");
+            tracing::error!(%error, name, "documentation file not served");
             Problem::internal().into_response()
         }
     }

@@ -1,4 +1,4 @@
-//! Whether this replica, Redis and the models' hosts are well, and what models there are.
+//! Health, readiness and metrics of this replica, and the health of Redis and the model hosts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,21 +11,22 @@ use chrono::Utc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
 use crate::generation::{ModelInfo, SubmitError};
-use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::problem::Problem;
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
 
-/// How long a probe waits for the models' hosts.
+/// How long a health reply waits for the model hosts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const APP: &str = "jarvis";
-/// The names under which health replies speak of what a replica depends on, and of itself.
+/// The names of the services in health replies, and of the replica itself.
 const REDIS: &str = "redis";
 const OLLAMA: &str = "ollama";
 const REPLICA: &str = "replica";
 
-/// What runs here.
+/// The name and the version of the service.
 #[derive(Serialize, ToSchema)]
 pub struct Root {
     app: &'static str,
@@ -35,7 +36,7 @@ pub struct Root {
     api: &'static str,
 }
 
-/// What runs here.
+/// Returns the name and the version of the service.
 #[utoipa::path(get, path = "/", tag = "service", responses((status = 200, body = Root)))]
 pub async fn root() -> Json<Root> {
     Json(Root {
@@ -47,26 +48,27 @@ pub async fn root() -> Json<Root> {
     })
 }
 
-/// That this replica answers.
+/// The reply of a replica that is alive.
 #[derive(Serialize, ToSchema)]
-pub struct Health {
+#[schema(as = Health)]
+pub struct Liveness {
     status: &'static str,
     app: &'static str,
 }
 
-/// That this replica answers.
-#[utoipa::path(get, path = "/health", tag = "service", responses((status = 200, body = Health)))]
-pub async fn health() -> Json<Health> {
-    Json(Health { status: "healthy", app: APP })
+/// Reports that this replica is alive.
+#[utoipa::path(get, path = "/health", tag = "service", responses((status = 200, body = Liveness)))]
+pub async fn health() -> Json<Liveness> {
+    Json(Liveness { status: "healthy", app: APP })
 }
 
-/// For a liveness probe: it says nothing of what this replica depends on.
-#[utoipa::path(get, path = "/health/live", tag = "service", responses((status = 200, body = Health)))]
-pub async fn live() -> Json<Health> {
+/// Reports that this replica is alive, whatever the state of Redis and the model hosts.
+#[utoipa::path(get, path = "/health/live", tag = "service", responses((status = 200, body = Liveness)))]
+pub async fn live() -> Json<Liveness> {
     health().await
 }
 
-/// Whether this replica is to get requests.
+/// The reply of a replica that is ready for requests.
 #[derive(Serialize, ToSchema)]
 pub struct Ready {
     /// Always ready.
@@ -76,17 +78,15 @@ pub struct Ready {
     problems: Problems,
 }
 
-/// What is wrong with each service, in a few words.
+/// The problem of each service, in a few words.
 type Problems = BTreeMap<&'static str, String>;
 
-/// For a readiness probe: fails while this replica drains, before Redis could ever take a turn, when
-/// it could not for `--redis-patience`, and when an essential task died.
+/// Reports whether this replica is ready. It is not while it drains, before a turn could be accepted
+/// with Redis for the first time, when none could for `--redis-patience`, and when an essential task
+/// died.
 #[utoipa::path(
     get, path = "/health/ready", tag = "service",
-    responses(
-        (status = 200, body = Ready),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
+    responses((status = 200, body = Ready), Unavailable),
 )]
 pub async fn ready(State(shared): State<Shared>) -> Result<Json<Ready>, Problem> {
     if let Some(reason) = shared.readiness.not_ready() {
@@ -96,10 +96,10 @@ pub async fn ready(State(shared): State<Shared>) -> Result<Json<Ready>, Problem>
     Ok(Json(Ready { status: "ready", app: APP, problems: problems.into_iter().collect() }))
 }
 
-/// What this replica depends on.
+/// The health of each service that this replica depends on.
 #[derive(Serialize, ToSchema)]
 pub struct Detailed {
-    /// healthy; degraded where something is wrong and the replica is ready all the same; unhealthy.
+    /// healthy; degraded where a service has a problem and the replica is ready; unhealthy.
     status: &'static str,
     services: BTreeMap<&'static str, bool>,
     healthy_count: usize,
@@ -108,7 +108,7 @@ pub struct Detailed {
     problems: Problems,
 }
 
-/// What this replica depends on, one by one.
+/// Reports the health of each service that this replica depends on.
 #[utoipa::path(
     get, path = "/health/detailed", tag = "service",
     responses((status = 200, body = Detailed), (status = 503, body = Detailed)),
@@ -143,7 +143,7 @@ pub async fn detailed(State(shared): State<Shared>) -> Response {
     response
 }
 
-/// Whether a question would be answered.
+/// Whether a turn would be answered.
 #[derive(Serialize, ToSchema)]
 pub struct ChatHealth {
     /// healthy or unhealthy.
@@ -155,7 +155,7 @@ pub struct ChatHealth {
     error: Option<String>,
 }
 
-/// Whether a question would be answered: healthy where `/health/detailed` is.
+/// Reports whether a turn would be answered: healthy where `/health/detailed` is.
 #[utoipa::path(
     get, path = "/api/v1/chat/health", tag = "service",
     responses((status = 200, body = ChatHealth)),
@@ -181,11 +181,11 @@ pub async fn chat_health(State(shared): State<Shared>) -> Json<ChatHealth> {
     })
 }
 
-/// What this replica depends on, looked at once for every health reply.
+/// The state of the services that this replica depends on.
 struct Services {
-    /// Why Redis takes no turn; none where it does.
+    /// The reason for which no turn can be accepted with Redis.
     redis: Option<String>,
-    /// The models, or why there are none.
+    /// The models, or the problem of the model hosts.
     models: Result<Vec<ModelInfo>, Problem>,
 }
 
@@ -202,7 +202,7 @@ async fn services(shared: &Shared) -> Services {
     }
 }
 
-/// The metrics of this replica, as Prometheus reads them.
+/// Returns the metrics of this replica in Prometheus's text format.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
     responses((status = 200, body = String, content_type = "text/plain")),
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_not_to_be_ready_is_a_503_that_says_it_and_when_to_come_back() {
+    fn each_reason_not_to_be_ready_is_a_503_that_names_it_and_the_time_to_retry() {
         for (reason, code, words) in [
             (NotReady::Draining, "draining", "being replaced"),
             (NotReady::TaskDied("queue"), "task_died", "\"queue\""),

@@ -14,20 +14,21 @@ use uuid::Uuid;
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::{event_stream, turns};
+use crate::api::responses::{InvalidFields, Unavailable};
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
 use crate::http::extract::caller::{Caller, Source};
 use crate::http::extract::fields::FieldError;
-use crate::http::peer::Hangup;
+use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 
-/// What a session is named after whose turn came with a key and without a session.
-const SESSIONS_OF_KEYS: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
+/// The namespace of the sessions of turns that have an idempotency key and no session.
+const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
 const KEY_BYTES: usize = 255;
 
 /// A whole answer.
@@ -35,15 +36,15 @@ const KEY_BYTES: usize = 255;
 pub struct ChatResponse {
     /// The answer.
     response: String,
-    /// What the model thought before it answered, where `think` asked for that.
+    /// The reasoning of the model, where `think` requested it.
     #[serde(skip_serializing_if = "Option::is_none")]
     thinking: Option<String>,
     session_id: SessionId,
-    /// As asked for.
+    /// The name in the request.
     model: String,
     /// Always "success".
     status: &'static str,
-    /// When it ended: RFC 3339, UTC, microseconds.
+    /// The time of its end: RFC 3339, UTC, microseconds.
     timestamp: String,
     /// Seconds from the request to the end of the answer.
     response_time: f64,
@@ -53,26 +54,24 @@ pub struct ChatResponse {
     context: ContextReport,
 }
 
-/// Asks the model, in a session.
+/// Sends a message to the model, in a session.
 #[utoipa::path(
     post, path = "/api/v1/chat", tag = "chat", request_body = ChatRequest,
     params(("Idempotency-Key" = Option<String>, Header,
-        description = "The same key gives the same generation, for 24 hours; a UUID")),
+        description = "A UUID; the same key returns the same generation, for 24 hours")),
     responses(
         (status = 200, body = ChatResponse,
             description = "The whole answer; with `stream` its events, as text/event-stream"),
         (status = 404, body = ProblemDetails, content_type = "application/problem+json",
             description = "No such model"),
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
-            description = "As many turns wait in this session as may, or it is full"),
+            description = "Too many turns wait in this session, or it is full"),
         (status = 413, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too long"),
-        (status = 422, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Not as it should be; `errors` says where"),
+        InvalidFields,
         (status = 502, body = ProblemDetails, content_type = "application/problem+json",
             description = "The answer broke off"),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The queue is full, no model host, or no store; see Retry-After"),
+        Unavailable,
         (status = 504, body = ProblemDetails, content_type = "application/problem+json",
             description = "Out of time"),
     ),
@@ -81,7 +80,7 @@ pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     Source(source): Source,
-    hangup: Hangup,
+    last_byte: LastByte,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -92,7 +91,7 @@ pub async fn send(
     if request.stream == Some(true) {
         shared.admit()?;
         let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return event_stream::of_turn(shared, owner, session, accepted, hangup).await;
+        return event_stream::of_turn(shared, owner, session, accepted, last_byte).await;
     }
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key, &source).await?;
@@ -107,17 +106,17 @@ pub async fn send(
             biased;
             answered = &mut whole => break answered,
             () = shared.lifecycle.reached(Phase::Stopped) => break Ok(Err(Problem::draining())),
-            // Whoever still reads is told how the turn ended.
-            () = hangup.happened(), if guard.is_some() => drop(guard.take()),
+            // A client that still reads gets the end of the cancelled turn.
+            () = last_byte.received(), if guard.is_some() => drop(guard.take()),
         }
     };
-    // Only a client that went away, and so dropped this, wants the turn cancelled.
+    // Only a client that left, which drops this future, cancels the turn.
     if let Some(guard) = &mut guard {
         guard.disarm();
     }
     let message = answered.map_err(|_| {
         let detail =
-            "The answer is not complete yet; it goes on, and will be in the session's history.";
+            "The answer is not complete yet; it continues, and will be in the session's history.";
         Problem { retryable: true, ..Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail) }
     })??;
     if let (Some(Status::Failed), Some(failure)) = (message.status, message.error) {
@@ -139,7 +138,7 @@ pub async fn send(
     .into_response())
 }
 
-/// Which session a request belongs to, and the key under which a repeat finds it.
+/// Returns the session of a request, and the key by which a repeat finds its turn.
 fn address(
     headers: &HeaderMap,
     owner: &Owner,
@@ -155,7 +154,7 @@ fn address(
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(refused("string_length", "must be 1 to 255 visible ASCII characters"));
     }
-    // A session that is named after a key must be as hard to guess as one that is not.
+    // A session that is derived from a key must be as hard to guess as a random one.
     let key = match (owner, Uuid::try_parse(key)) {
         (_, Ok(uuid)) => uuid.to_string(),
         (Owner::User(_), Err(_)) => key.to_owned(),
@@ -163,7 +162,7 @@ fn address(
     };
     let session = request.session_id.unwrap_or_else(|| {
         let name = format!("{}\n{key}", owner.key());
-        SessionId(Uuid::new_v5(&SESSIONS_OF_KEYS, name.as_bytes()))
+        SessionId(Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()))
     });
     Ok((session, Some(sha256_hex(format!("rest\n{key}").as_bytes()))))
 }

@@ -14,25 +14,26 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
 use crate::api::problems::in_time;
+use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::Fields;
 use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
-use crate::http::peer::Hangup;
-use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
 use crate::lifecycle::Phase;
 use crate::retry::Backoff;
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
 
-/// What an event stream follows.
-enum Source {
-    /// All of a session; it has no end.
+/// The source of an event stream.
+enum StreamSource {
+    /// All events of a session; the stream has no end.
     Session(Box<Reader>),
-    /// One generation, with whose end the stream ends.
+    /// The events of one turn; the stream ends with the turn.
     Turn(Box<Follow>),
 }
 
@@ -41,42 +42,41 @@ struct EventStream {
     shared: Shared,
     owner: Owner,
     session: SessionId,
-    source: Source,
+    source: StreamSource,
     queue: VecDeque<Event>,
-    /// Whether any of an answer was sent that a new beginning takes back.
+    /// Whether events were sent that a restart takes back.
     begun: bool,
     ended: bool,
     guard: Option<CancelOnDrop>,
-    /// Until something was written to a client that has sent its last byte.
-    hangup: Option<Hangup>,
-    /// Pauses before Redis is asked again for a snapshot.
+    /// Set until something was written after the client's last byte.
+    last_byte: Option<LastByte>,
+    /// Pauses before another snapshot is requested from Redis.
     backoff: Backoff,
     _open: TaskTrackerToken,
 }
 
-/// The events of a session, from a place on.
+/// Streams the events of a session, from a cursor on.
 #[utoipa::path(
     get, path = "/api/v1/chat/sessions/{session_id}/events", tag = "sessions",
     params(
         ("session_id" = SessionId, Path),
         ("Last-Event-ID" = Option<String>, Header, description = "The cursor to resume after"),
-        ("cursor" = Option<String>, Query, description = "The same, where the header is not sent"),
+        ("cursor" = Option<String>, Query, description = "The same, where the header is absent"),
         ("generation_id" = Option<GenerationId>, Query,
-            description = "Only this one's events; the stream closes after its end"),
+            description = "Only the events of this generation; the stream ends with it"),
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = String,
-            description = "First a connection event, then as over the WebSocket"),
-        (status = 204, description = "The client has the generation's end already"),
-        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+            description = "First a connection event, then the same events as over a WebSocket"),
+        (status = 204, description = "The client already has the end of the generation"),
+        SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
 pub async fn events(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-    hangup: Hangup,
+    last_byte: LastByte,
     headers: HeaderMap,
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
@@ -85,16 +85,16 @@ pub async fn events(
     let query_cursor = fields.text("cursor", usize::MAX);
     fields.finish(())?;
     shared.admit()?;
-    // What is no text is no cursor of ours either.
+    // A header that is not text stands for a cursor that is not valid.
     let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let last = last.or(query_cursor).filter(|text| !text.is_empty());
     let resumed = last.is_some();
-    // What is none of our cursors gets a snapshot, as one that is no longer kept.
+    // A cursor that is not valid leads to a snapshot, as one that is too old.
     let cursor: Option<Cursor> = last.and_then(|text| text.parse().ok());
     let readable = resumed == cursor.is_some();
     in_time(shared.store.describe(&owner, session)).await?;
     match generation {
-        None => of_session(shared, owner, session, cursor, resumed, hangup).await,
+        None => of_session(shared, owner, session, cursor, resumed, last_byte).await,
         Some(generation) => {
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
@@ -102,14 +102,14 @@ pub async fn events(
                 Resumed::Complete => return Ok(StatusCode::NO_CONTENT.into_response()),
                 Resumed::Following { follow, recovered } => (follow, recovered && readable),
             };
-            // The client's own cursor, while what follows it is not sent: coming back with it is
-            // no loss.
-            let place = match follow.cursor() {
+            // Until the snapshot is sent, the client's own cursor resumes without a loss.
+            let connected_at = match follow.cursor() {
                 Some(_) if !recovered => Some(cursor.unwrap_or(Cursor::START)),
-                at => at,
+                cursor => cursor,
             };
-            let mut events = EventStream::new(shared, owner, session, Source::Turn(follow), hangup);
-            events.connect(place, resumed, recovered);
+            let source = StreamSource::Turn(follow);
+            let mut events = EventStream::new(shared, owner, session, source, last_byte);
+            events.connect(connected_at, resumed, recovered);
             Ok(events.into_response())
         }
     }
@@ -121,37 +121,38 @@ async fn of_session(
     session: SessionId,
     cursor: Option<Cursor>,
     resumed: bool,
-    hangup: Hangup,
+    last_byte: LastByte,
 ) -> Result<Response, Problem> {
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
-    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
-    let source = Source::Session(Box::new(reader));
-    let mut events = EventStream::new(shared, owner, session, source, hangup);
-    events.connect(Some(place), resumed, recovered);
+    let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let source = StreamSource::Session(Box::new(reader));
+    let mut events = EventStream::new(shared, owner, session, source, last_byte);
+    events.connect(Some(connected_at), resumed, recovered);
     if !recovered {
         events.send_snapshot().await?;
     }
     Ok(events.into_response())
 }
 
-/// The events of a turn that was asked for with `stream`.
+/// Streams the events of a turn that was requested with `stream`.
 ///
 /// # Errors
-/// As a client is told.
+/// A problem for the client.
 pub async fn of_turn(
     shared: Shared,
     owner: Owner,
     session: SessionId,
     accepted: AcceptedTurn,
-    hangup: Hangup,
+    last_byte: LastByte,
 ) -> Result<Response, Problem> {
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
-    let place = follow.cursor();
-    let mut events = EventStream::new(shared, owner, session, Source::Turn(follow), hangup);
+    let connected_at = follow.cursor();
+    let source = StreamSource::Turn(follow);
+    let mut events = EventStream::new(shared, owner, session, source, last_byte);
     events.guard = guard;
-    events.connect(place, false, true);
+    events.connect(connected_at, false, true);
     Ok(events.into_response())
 }
 
@@ -160,8 +161,8 @@ impl EventStream {
         shared: Shared,
         owner: Owner,
         session: SessionId,
-        source: Source,
-        hangup: Hangup,
+        source: StreamSource,
+        last_byte: LastByte,
     ) -> Self {
         let open = shared.sockets.token();
         Self {
@@ -173,7 +174,7 @@ impl EventStream {
             begun: false,
             ended: false,
             guard: None,
-            hangup: Some(hangup),
+            last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
         }
@@ -181,8 +182,8 @@ impl EventStream {
 
     fn generation(&self) -> Option<GenerationId> {
         match &self.source {
-            Source::Session(_) => None,
-            Source::Turn(follow) => Some(follow.generation()),
+            StreamSource::Session(_) => None,
+            StreamSource::Turn(follow) => Some(follow.generation()),
         }
     }
 
@@ -206,12 +207,12 @@ impl EventStream {
         self.send(&delta.encoded::<Native>(), logged.then_some(delta.after));
     }
 
-    /// Sends a generation from what is stored of it, and ends.
+    /// Sends a generation from its stored message, and ends the stream.
     fn replay(&mut self, message: &Message, end: Cursor) {
         let events = wire::replay(message, false, end);
         let last = events.len().saturating_sub(1);
-        for (at, json) in events.iter().enumerate() {
-            self.send(json, (at == last).then_some(end));
+        for (index, json) in events.iter().enumerate() {
+            self.send(json, (index == last).then_some(end));
         }
         self.end();
     }
@@ -227,11 +228,11 @@ impl EventStream {
         }
     }
 
-    /// Takes back what was sent of a generation that is told again from its beginning.
+    /// Takes back the sent part of a generation that is sent again from its beginning.
     fn restart(&mut self, generation: Option<GenerationId>) {
         if self.begun && generation.is_some() {
-            let place = Envelope { generation, cursor: None };
-            self.send(&ServerEvent::StreamRestart { from: 0, place }.json(), None);
+            let envelope = Envelope { generation, cursor: None };
+            self.send(&ServerEvent::StreamRestart { from: 0, envelope }.json(), None);
         }
     }
 
@@ -241,16 +242,16 @@ impl EventStream {
         self.restart(taken.running.as_ref().map(|(generation, _)| *generation));
         let (json, cursor) = wire::snapshot(&taken);
         self.send(&json, Some(cursor));
-        if let Source::Session(reader) = &mut self.source {
+        if let StreamSource::Session(reader) = &mut self.source {
             reader.move_to(cursor);
         }
         Ok(())
     }
 
-    /// Waits for what comes next.
+    /// Waits for the next update, and queues its events.
     async fn advance(&mut self) {
         match &mut self.source {
-            Source::Session(reader) => match reader.next().await {
+            StreamSource::Session(reader) => match reader.next().await {
                 Delivered::Delta(delta) => self.send_delta(&delta),
                 Delivered::Lost => {
                     if let Err(error) = self.send_snapshot().await {
@@ -261,7 +262,7 @@ impl EventStream {
                     }
                 }
             },
-            Source::Turn(follow) => {
+            StreamSource::Turn(follow) => {
                 let update = follow.next().await;
                 let (generation, end) = (follow.generation(), follow.end());
                 match update {
@@ -291,10 +292,10 @@ impl EventStream {
             if self.ended {
                 return None;
             }
-            // Another replica goes on with what has no end; an answer may end here.
+            // The client of an endless stream reconnects to another replica; a turn may end here.
             let end = match self.source {
-                Source::Session(_) => Phase::Draining,
-                Source::Turn(_) => Phase::Stopped,
+                StreamSource::Session(_) => Phase::Draining,
+                StreamSource::Turn(_) => Phase::Stopped,
             };
             let lifecycle = self.shared.lifecycle.clone();
             tokio::select! {
@@ -302,9 +303,9 @@ impl EventStream {
                     self.disarm();
                     return None;
                 }
-                () = hung_up(self.hangup.clone()) => {
-                    // A client that is gone resets what is written to it, and so gives itself away.
-                    self.hangup = None;
+                () = last_byte_received(self.last_byte.clone()) => {
+                    // The system of a client that is gone resets the connection on a write.
+                    self.last_byte = None;
                     self.queue.push_back(Event::default().comment(""));
                 }
                 () = self.advance() => {}
@@ -325,10 +326,10 @@ impl EventStream {
     }
 }
 
-/// Resolves when the client has sent its last byte, if that is still to be noticed.
-async fn hung_up(hangup: Option<Hangup>) {
-    match hangup {
-        Some(hangup) => hangup.happened().await,
+/// Resolves when the client has sent its last byte, and never where that was handled already.
+async fn last_byte_received(last_byte: Option<LastByte>) {
+    match last_byte {
+        Some(last_byte) => last_byte.received().await,
         None => std::future::pending().await,
     }
 }

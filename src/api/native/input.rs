@@ -1,4 +1,4 @@
-//! What clients ask for, checked field by field. Pure.
+//! Reads and checks chat requests field by field. Pure.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -24,10 +24,10 @@ const STOP_BYTES: usize = 256;
 const TEMPERATURE: (f64, f64) = (0.0, 2.0);
 const DEFAULT_TEMPERATURE: f64 = 0.7;
 const DEFAULT_MAX_TOKENS: u32 = 1000;
-/// Written for the largest number of tokens that is allowed.
+/// The value that stands for the largest allowed number of tokens.
 const NO_TOKEN_LIMIT: i64 = -1;
 
-/// Tokens of the answer, at most.
+/// Reads the largest number of tokens of the answer.
 fn token_limit(fields: &mut Fields<'_>) -> u32 {
     match fields.integer("max_tokens", i64::MIN, i64::MAX) {
         None => DEFAULT_MAX_TOKENS,
@@ -41,7 +41,7 @@ fn token_limit(fields: &mut Fields<'_>) -> u32 {
     }
 }
 
-/// The texts that end the answer: a list of them, or one.
+/// Reads the texts that end the answer: a list, or one text.
 fn stops(fields: &mut Fields<'_>) -> Vec<String> {
     let Some(value) = fields.value("stop") else { return Vec::new() };
     let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
@@ -63,7 +63,7 @@ fn stops(fields: &mut Fields<'_>) -> Vec<String> {
     Vec::new()
 }
 
-/// Whether a model that can think is to think first, and how hard.
+/// Reads whether the model reasons before it answers, and how hard.
 fn reasoning(fields: &mut Fields<'_>) -> Reasoning {
     let Some(value) = fields.value("think") else { return Reasoning::Off };
     let effort = match value.as_str() {
@@ -84,7 +84,7 @@ fn reasoning(fields: &mut Fields<'_>) -> Reasoning {
     }
 }
 
-/// A model's name, as it is spelled but for blanks around it.
+/// Reads a model's name, as it is spelled, without the blanks around it.
 fn model(fields: &mut Fields<'_>) -> Option<String> {
     if !fields.has("model") {
         return None;
@@ -92,7 +92,7 @@ fn model(fields: &mut Fields<'_>) -> Option<String> {
     let name = fields.required_text("model", MODEL_CHARACTERS).trim();
     match ModelName::parse(name) {
         Ok(_) => Some(name.to_owned()),
-        // What is no text was refused already.
+        // A value that is not text has its error already.
         Err(_) if fields.is_refused("model") => None,
         Err(error) => {
             fields.refuse("model", "model_name", error.to_string());
@@ -101,64 +101,64 @@ fn model(fields: &mut Fields<'_>) -> Option<String> {
     }
 }
 
-/// What becomes of a turn whose client goes away.
+/// What happens to a turn whose client leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
-    /// It runs on, and the answer is kept.
+    /// The turn continues, and its answer is stored.
     #[default]
     Continue,
-    /// It is cancelled.
+    /// The turn is cancelled.
     Cancel,
 }
 
-/// A message to the model, as asked for. Where a field is absent or null, its default holds.
+/// A request for the answer to a message. A field that is absent or null has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ChatRequest {
-    /// The text: 1 to 32,768 characters, not blank.
+    /// The message: 1 to 32,768 characters, not blank.
     #[schema(min_length = 1, max_length = 32_768)]
     pub message: String,
-    /// The session that it belongs to; a new one where absent or empty. One that is not known is
-    /// created. The nil UUID is refused.
+    /// The session; a new one where absent or empty. An unknown one is created. The nil UUID is
+    /// refused.
     #[schema(required = false, schema_with = schema::session_id)]
     pub session_id: Option<SessionId>,
     /// The model; the configured one where absent.
     #[schema(required = false, max_length = 256)]
     pub model: Option<String>,
-    /// Whether the answer comes piece by piece.
+    /// Whether the answer is streamed.
     #[schema(required = false, schema_with = schema::stream)]
     pub stream: Option<bool>,
-    /// 0 to 2; 0.7 where absent.
+    /// The temperature, 0 to 2; 0.7 where absent.
     #[schema(required = false, schema_with = schema::temperature)]
     pub temperature: f64,
-    /// Tokens of the answer, at most; 1000 where absent. -1 is as many as are allowed.
+    /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
     #[schema(required = false, schema_with = schema::max_tokens)]
     pub max_tokens: u32,
     /// The system prompt.
     #[schema(required = false)]
     pub system: Option<String>,
-    /// For repeatable answers.
+    /// The seed, for repeatable answers.
     #[schema(required = false, schema_with = schema::seed)]
     pub seed: Option<i64>,
     /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
     #[schema(required = false, schema_with = schema::stop)]
     pub stop: Vec<String>,
-    /// Whether a model that can think does so first, and how hard.
+    /// Whether a model that supports reasoning reasons before it answers, and how hard.
     #[schema(required = false, schema_with = schema::think)]
     pub think: Reasoning,
-    /// What becomes of the turn if the client goes away before its end.
+    /// What happens to the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
-    /// The client's own identifier of the message, only over a WebSocket.
+    /// The client's identifier of the message, only over a WebSocket.
     #[schema(ignore)]
     pub message_id: Option<String>,
 }
 
 impl ChatRequest {
-    /// Checks a REST request's body.
+    /// Reads the body of a REST request.
     ///
     /// # Errors
-    /// Every field that is not as it should be.
+    /// Every field that is not valid.
     pub fn from_body(object: &Object) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let mut request = Self::read(&mut fields);
@@ -171,15 +171,15 @@ impl ChatRequest {
         fields.finish(request)
     }
 
-    /// Checks a WebSocket's message, whose session is the socket's.
+    /// Reads the message of a WebSocket, whose session is the socket's.
     ///
     /// # Errors
-    /// Every field that is not as it should be.
+    /// Every field that is not valid.
     pub fn from_message(object: &Object) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let mut request = Self::read(&mut fields);
         let message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS);
-        // An empty one means none, as an empty session_id does.
+        // An empty one counts as absent, as an empty session_id does.
         request.message_id = message_id.filter(|id| !id.is_empty()).map(str::to_owned);
         fields.finish(request)
     }
@@ -202,7 +202,7 @@ impl ChatRequest {
         }
     }
 
-    /// What the generation side is asked for.
+    /// Returns the specification of the turn.
     pub fn spec(&self, default_model: &str) -> TurnSpec {
         TurnSpec {
             model: self.model.as_deref().unwrap_or(default_model).to_owned(),
@@ -217,8 +217,8 @@ impl ChatRequest {
         }
     }
 
-    /// The same for the same question, however its answer is to be delivered and its model is
-    /// spelled.
+    /// Returns a digest that is the same for the same request, whatever the form of its delivery and
+    /// the spelling of its model.
     pub fn digest(&self) -> String {
         let model = self.model.as_deref().map(|model| match ModelName::parse(model) {
             Ok(name) => name.to_string(),
@@ -229,7 +229,7 @@ impl ChatRequest {
             Reasoning::On => Value::Bool(true),
             Reasoning::Effort(effort) => serde_json::json!(effort),
         };
-        let asked = (
+        let content = (
             &self.message,
             &model,
             self.temperature,
@@ -239,14 +239,14 @@ impl ChatRequest {
             &self.stop,
             think,
         );
-        sha256_hex(&serde_json::to_vec(&asked).unwrap_or_default())
+        sha256_hex(&serde_json::to_vec(&content).unwrap_or_default())
     }
 }
 
 /// Reads the `generation_id` of a cancel.
 ///
 /// # Errors
-/// Where it is no UUID.
+/// Where it is not a UUID.
 pub fn cancel_target(object: &Object) -> Result<Option<GenerationId>, Vec<FieldError>> {
     let mut fields = Fields::new("body", object);
     let generation = fields.uuid("generation_id").map(GenerationId);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn null_and_absent_mean_the_default_and_unknown_fields_mean_nothing() {
+    fn null_and_absent_stand_for_the_default_and_unknown_fields_are_ignored() {
         let bare = body(&json!({"message": "hi", "user_id": "eve", "colour": 3}));
         let null = body(&json!({
             "message": "hi", "session_id": null, "model": null, "stream": null,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_field_is_told_at_once() {
+    fn every_field_that_is_not_valid_is_reported_at_once() {
         let errors = body(&json!({
             "message": " \n", "session_id": "one", "model": 7, "stream": "maybe",
             "temperature": 2.1, "max_tokens": 0, "seed": 1.5, "stop": ["a", "b", "c", "d", "e"],
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn how_an_answer_is_delivered_does_not_change_what_was_asked() {
+    fn the_form_of_delivery_does_not_change_the_digest() {
         let plain = body(&json!({"message": "hi"})).expect("valid");
         let stream = body(&json!({"message": "hi", "stream": true})).expect("valid");
         let other = body(&json!({"message": "hi", "seed": 1})).expect("valid");
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_model_asks_the_same() {
+    fn every_spelling_of_a_model_has_the_same_digest() {
         let digest =
             |model| body(&json!({"message": "hi", "model": model})).expect("valid").digest();
         for spelling in [
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_message_id_means_none() {
+    fn an_empty_message_id_counts_as_absent() {
         let message_id = |id: &str| {
             let object = json!({"message": "hi", "message_id": id});
             let object = object.as_object().expect("an object").clone().into();
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_of_its_own_is_the_largest_number_of_tokens() {
+    fn minus_one_is_the_largest_number_of_tokens_and_lower_numbers_are_refused() {
         let tokens = |value: Value| {
             body(&json!({"message": "hi", "max_tokens": value})).map(|request| request.max_tokens)
         };
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_end_an_answer_come_alone_or_in_a_list_within_bounds() {
+    fn stop_is_one_text_or_a_list_within_bounds() {
         let stop = |value: Value| {
             body(&json!({"message": "hi", "stop": value}))
                 .map(|request| request.stop)
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn how_hard_to_think_is_a_flag_or_one_of_three_words() {
+    fn think_is_a_flag_or_one_of_three_efforts() {
         let think = |value: Value| {
             body(&json!({"message": "hi", "think": value}))
                 .map(|request| request.think)
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_session_means_none_and_the_nil_uuid_is_none_that_may_be() {
+    fn an_empty_session_counts_as_absent_and_the_nil_uuid_is_refused() {
         let session = |id: &str| {
             body(&json!({"message": "hi", "session_id": id}))
                 .map(|request| request.session_id)
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_surrogate_is_told_where_it_is_read_and_harmless_elsewhere() {
+    fn a_lone_surrogate_is_refused_where_it_is_read_and_ignored_elsewhere() {
         let read = |text: &str| {
             let object = Object::parse(text.as_bytes()).expect("an object");
             ChatRequest::from_body(&object).map_err(|errors| {

@@ -1,4 +1,4 @@
-//! The native front: jarvis's own REST calls, event stream and WebSocket.
+//! The native front: jarvis's own protocol over REST, event streams and WebSockets.
 
 pub(crate) mod chat;
 pub(crate) mod event_stream;

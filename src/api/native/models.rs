@@ -5,9 +5,10 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
 use crate::generation::ModelInfo;
-use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::problem::Problem;
 
 /// The models of all hosts.
 #[derive(Serialize, ToSchema)]
@@ -16,33 +17,27 @@ pub struct Models {
     count: usize,
 }
 
-/// The models of all hosts.
+/// Returns the models of all hosts.
 #[utoipa::path(
     get, path = "/api/v1/chat/models", tag = "models",
-    responses(
-        (status = 200, body = Models),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
+    responses((status = 200, body = Models), Unavailable),
 )]
 pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<Models>, Problem> {
     let models = shared.models().await?;
     Ok(Json(Models { count: models.len(), models }))
 }
 
-/// The models' names.
+/// The names of the models of all hosts.
 #[derive(Serialize, ToSchema)]
 pub struct ModelNames {
     models: Vec<String>,
     count: usize,
 }
 
-/// The models' names.
+/// Returns the names of the models of all hosts.
 #[utoipa::path(
     get, path = "/api/v1/models", tag = "models",
-    responses(
-        (status = 200, body = ModelNames),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
-    ),
+    responses((status = 200, body = ModelNames), Unavailable),
 )]
 pub async fn models(State(shared): State<Shared>) -> Result<Json<ModelNames>, Problem> {
     let models: Vec<_> = shared.models().await?.into_iter().map(|model| model.name).collect();

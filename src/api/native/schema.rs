@@ -1,4 +1,4 @@
-//! How the API's description shows the forms in which a value is taken; [`crate::http::extract::lax`] reads them.
+//! The schemas of request fields, with every form that [`crate::http::extract::lax`] reads.
 
 use serde_json::{Value, json};
 use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
@@ -30,22 +30,22 @@ fn with_flags(forms: AnyOfBuilder) -> AnyOfBuilder {
         .item(typed(Type::String).enum_values(Some(WORDS)).description(Some("In any case")))
 }
 
-/// The `session_id`.
+/// Returns the schema of `session_id`.
 pub fn session_id() -> AnyOfBuilder {
-    let description = "The session that it belongs to; a new one where absent, null or empty. One \
-        that is not known is created. The nil UUID is refused";
+    let description = "The session; a new one where absent, null or empty. An unknown one is \
+        created. The nil UUID is refused";
     any_of(description, None)
         .item(typed(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))))
         .item(typed(Type::String).max_length(Some(0)))
         .item(null())
 }
 
-/// The `stream` flag.
+/// Returns the schema of `stream`.
 pub fn stream() -> AnyOfBuilder {
-    with_flags(any_of("Whether the answer comes piece by piece", Some(json!(false)))).item(null())
+    with_flags(any_of("Whether the answer is streamed", Some(json!(false)))).item(null())
 }
 
-/// The `temperature`.
+/// Returns the schema of `temperature`.
 pub fn temperature() -> AnyOfBuilder {
     any_of("0 to 2, also as text", Some(json!(0.7)))
         .item(typed(Type::Number).minimum(Some(0)).maximum(Some(2)))
@@ -53,7 +53,7 @@ pub fn temperature() -> AnyOfBuilder {
         .item(null())
 }
 
-/// The `max_tokens`.
+/// Returns the schema of `max_tokens`.
 pub fn max_tokens() -> AnyOfBuilder {
     let description = "Tokens of the answer, at most: 1 or more, also as text; -1 for as many as \
         are allowed";
@@ -64,7 +64,7 @@ pub fn max_tokens() -> AnyOfBuilder {
         .item(null())
 }
 
-/// The `seed`.
+/// Returns the schema of `seed`.
 pub fn seed() -> AnyOfBuilder {
     any_of("For repeatable answers; also as text", None)
         .item(typed(Type::Integer))
@@ -72,7 +72,7 @@ pub fn seed() -> AnyOfBuilder {
         .item(null())
 }
 
-/// The `stop` texts.
+/// Returns the schema of `stop`.
 pub fn stop() -> AnyOfBuilder {
     let text = || typed(Type::String).min_length(Some(1)).max_length(Some(256));
     let description = "A text that ends the answer, or up to four, of at most 256 bytes each";
@@ -82,10 +82,10 @@ pub fn stop() -> AnyOfBuilder {
         .item(null())
 }
 
-/// The `think` field.
+/// Returns the schema of `think`.
 pub fn think() -> AnyOfBuilder {
-    let description = "Whether a model that can think does so first, and how hard. A model that \
-        knows no efforts may refuse one";
+    let description = "Whether a model that supports reasoning reasons before it answers, and how \
+        hard. A model without levels of effort may refuse one";
     let efforts = typed(Type::String).enum_values(Some(["low", "medium", "high"]));
     with_flags(any_of(description, Some(json!(false))).item(efforts)).item(null())
 }

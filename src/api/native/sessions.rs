@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::api::native::input::{TITLE_CHARACTERS, cancel_target};
 use crate::api::problems::in_time;
+use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
 use crate::generation::CancelOutcome;
 use crate::http::extract::body::JsonBody;
@@ -19,28 +20,29 @@ use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::model::rfc3339;
 use crate::session::{GenerationId, Message, SessionId, SessionInfo};
 
-/// A session with some of its messages.
+/// A session with one page of its messages.
 #[derive(Serialize, ToSchema)]
-pub struct Conversation {
+#[schema(as = Conversation)]
+pub struct SessionPage {
     session_id: SessionId,
     title: String,
     /// The model of the last turn.
     model: String,
-    /// Oldest first.
+    /// The messages, oldest first.
     messages: Vec<Message>,
-    /// All that there are, as `total`.
+    /// The number of all messages, equal to `total`.
     message_count: u64,
     total: u64,
-    /// Messages before these.
+    /// The number of messages before these.
     skip: u64,
     limit: u64,
-    /// Whether there are messages after these: replies are bounded by bytes too.
+    /// Whether there are messages after these. Bytes bound a page, too.
     has_more: bool,
     created_at: String,
     updated_at: String,
 }
 
-/// A session with some of its messages.
+/// Returns a session with one page of its messages.
 #[utoipa::path(
     get, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
     params(
@@ -49,9 +51,8 @@ pub struct Conversation {
         ("limit" = Option<u64>, Query, description = "0 to 500; 50"),
     ),
     responses(
-        (status = 200, body = Conversation),
-        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 200, body = SessionPage),
+        SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
 pub async fn read(
@@ -59,14 +60,14 @@ pub async fn read(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     QueryFields(query): QueryFields,
-) -> Result<Json<Conversation>, Problem> {
+) -> Result<Json<SessionPage>, Problem> {
     let mut fields = Fields::new("query", &query);
     let skip = fields.integer("skip", 0, i64::MAX).unwrap_or(0).unsigned_abs();
     let limit = fields.page_limit(0);
     fields.finish(())?;
     let page = in_time(shared.store.page(&owner, session, skip, limit)).await?;
     let total = page.info.message_count;
-    Ok(Json(Conversation {
+    Ok(Json(SessionPage {
         session_id: session,
         title: page.info.title,
         model: page.info.model,
@@ -81,23 +82,22 @@ pub async fn read(
     }))
 }
 
-/// A session's new name.
+/// The new title of a session.
 #[derive(ToSchema)]
-#[allow(dead_code)] // Only its description is used: what is wrong is told field by field.
+#[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
 pub struct Rename {
-    /// 1 to 200 characters, not blank.
+    /// The title: 1 to 200 characters, not blank.
     #[schema(min_length = 1, max_length = 200)]
     title: String,
 }
 
-/// Names a session.
+/// Sets the title of a session.
 #[utoipa::path(
     patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions", request_body = Rename,
     params(("session_id" = SessionId, Path)),
     responses(
         (status = 200, body = SessionInfo),
-        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
 pub async fn rename(
@@ -113,7 +113,7 @@ pub async fn rename(
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
 
-/// What was deleted.
+/// The result of a deletion.
 #[derive(Serialize, ToSchema)]
 pub struct Deletion {
     /// Always "success".
@@ -128,7 +128,7 @@ pub struct Deletion {
     params(("session_id" = SessionId, Path)),
     responses(
         (status = 200, body = Deletion),
-        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+        SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
 pub async fn delete(
@@ -141,34 +141,35 @@ pub async fn delete(
     Ok(Json(Deletion { status: "success", message, messages_deleted }))
 }
 
-/// Which generation is to be stopped.
+/// A request to cancel a generation.
 #[derive(ToSchema)]
-#[allow(dead_code)] // Only its description is used: what is wrong is told field by field.
+#[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
 pub struct Cancel {
-    /// Without: the running one, else the oldest that waits.
+    /// The generation; where absent, the running one, else the oldest that waits.
     generation_id: Option<GenerationId>,
 }
 
-/// What was stopped.
+/// The result of a cancel.
 #[derive(Serialize, ToSchema)]
-pub struct Cancelled {
+#[schema(as = Cancelled)]
+pub struct CancelReply {
     /// Always "cancelled".
     status: &'static str,
     generation_id: GenerationId,
-    /// Whether the model's host is known to have stopped; waited for 500 ms at most.
+    /// Whether the model host is known to have stopped, within 500 ms.
     upstream_closed: bool,
 }
 
-/// Stops a generation.
+/// Cancels a generation.
 #[utoipa::path(
     post, path = "/api/v1/chat/sessions/{session_id}/cancel", tag = "sessions",
     request_body = Option<Cancel>,
     params(("session_id" = SessionId, Path)),
     responses(
-        (status = 200, body = Cancelled),
-        (status = 404, body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 200, body = CancelReply),
+        SessionNotFound, InvalidFields, Unavailable,
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
-            description = "It has ended already"),
+            description = "The generation has already ended"),
     ),
 )]
 pub async fn cancel(
@@ -176,18 +177,18 @@ pub async fn cancel(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     JsonBody(body): JsonBody,
-) -> Result<Json<Cancelled>, Problem> {
+) -> Result<Json<CancelReply>, Problem> {
     let generation = cancel_target(&body)?;
     match shared.generations.cancel(&owner, session, generation).await? {
         CancelOutcome::Cancelled { generation, upstream_closed } => {
             let status = "cancelled";
-            Ok(Json(Cancelled { status, generation_id: generation, upstream_closed }))
+            Ok(Json(CancelReply { status, generation_id: generation, upstream_closed }))
         }
         CancelOutcome::AlreadyEnded => Err(already_ended()),
     }
 }
 
-/// There is nothing to cancel.
+/// Returns the problem of a cancel without a running or waiting turn.
 pub fn already_ended() -> Problem {
     Problem::new(
         StatusCode::CONFLICT,

@@ -1,4 +1,4 @@
-//! A chat request of the native front, submitted as a turn.
+//! Submits a chat request of the native front as a turn, and follows the turn.
 
 use crate::api::native::input::{ChatRequest, OnDisconnect};
 use crate::api::problems::in_time;
@@ -9,7 +9,7 @@ use crate::http::problem::Problem;
 use crate::session::store::{IdempotencyKey, NewTurn};
 use crate::session::{Owner, SessionId, TurnSpec};
 
-/// Submits a turn.
+/// Submits a chat request as a turn.
 ///
 /// # Errors
 /// A problem for the client.
@@ -35,7 +35,7 @@ pub async fn submit(
     Ok(follow::submit(&shared.generations, submission).await?)
 }
 
-/// Follows a turn that was submitted.
+/// Follows a submitted turn.
 ///
 /// # Errors
 /// A problem for the client.

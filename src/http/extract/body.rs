@@ -1,4 +1,4 @@
-//! Reads a request's body as JSON, within a bound of bytes and of time.
+//! Extracts a request's body as JSON, within bounds of bytes and time.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::{NotAnObject, Object, without_mark};
+use crate::http::extract::object::{NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes of a body, at most.
+/// The largest body, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimit(pub usize);
 
-/// A body that is a JSON object, whatever its Content-Type; no body is an empty one.
+/// A body that is a JSON object, whatever its Content-Type. A missing body is an empty object.
 pub struct JsonBody(pub Object);
 
 impl<S> FromRequest<S> for JsonBody
@@ -35,7 +35,7 @@ where
             let detail = "the body did not arrive in time";
             Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
         })??;
-        if without_mark(&body).is_empty() {
+        if without_bom(&body).is_empty() {
             return Ok(Self(Object::default()));
         }
         match Object::parse(&body) {
@@ -48,12 +48,12 @@ where
                 };
                 Err(vec![error].into())
             }
-            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(not_json(&error))),
+            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
         }
     }
 }
 
-/// What is compressed is not read: a few bytes of it may be gigabytes of text.
+/// Refuses a compressed body: a few bytes may decompress to gigabytes of text.
 fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -69,7 +69,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_not_supported", detail))
 }
 
-/// A body of at most `limit` bytes. What is left of a larger one is exchange.rs's to deal with.
+/// Reads a body of at most `limit` bytes. exchange.rs handles the rest of a larger one.
 async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     let large = || {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
@@ -93,7 +93,7 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     Ok(body)
 }
 
-/// Where a text stops being JSON.
-pub fn not_json(error: &serde_json::Error) -> String {
+/// Returns the position at which a text stops being JSON.
+pub fn json_position(error: &serde_json::Error) -> String {
     format!("not valid JSON, at line {} column {}", error.line(), error.column())
 }

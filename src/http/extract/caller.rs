@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use crate::digest::sha256_hex;
 use crate::session::Owner;
 
-/// The caller, by identity.
+/// The identity of the caller.
 pub struct Caller(pub Owner);
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -21,12 +21,11 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Proxies in front that add to X-Forwarded-For.
+/// The number of proxies in front that add to X-Forwarded-For.
 #[derive(Clone, Copy, Debug)]
 pub struct TrustedProxies(pub usize);
 
-/// The network that the caller comes from: a digest that is the same for one network, and does not
-/// disclose it.
+/// The digest of the caller's network, which is the same for one network and does not disclose it.
 pub struct Source(pub String);
 
 impl<S> FromRequestParts<S> for Source
@@ -47,14 +46,14 @@ where
     }
 }
 
-/// The address that the outermost trusted proxy saw.
+/// Returns the address that connected to the outermost trusted proxy.
 fn forwarded(headers: &HeaderMap, proxies: usize) -> Option<IpAddr> {
     let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
     let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
     hops.len().checked_sub(proxies).filter(|_| proxies > 0).and_then(|at| hops[at].parse().ok())
 }
 
-/// The network of one subscriber: an address, or the first half of one of IPv6.
+/// Returns the network of one subscriber: an IPv4 address, or the first half of an IPv6 address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

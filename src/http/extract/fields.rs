@@ -1,4 +1,4 @@
-//! The fields of what clients send: read one by one, and everything wrong with them gathered. Pure.
+//! Reads the fields of a request one by one, and collects every error. Pure.
 
 use std::fmt;
 
@@ -8,31 +8,31 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::http::extract::lax;
-use crate::http::extract::object::{Object, Unreadable};
+use crate::http::extract::object::{FieldFault, Object};
 use crate::session::SessionId;
 
-/// Messages of one reply, at most, and where nothing is said.
+/// Messages of one reply: the most, and the default.
 pub const PAGE_LIMIT: (i64, i64) = (500, 50);
 
-/// One field that is not as it should be.
+/// One field that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Where: `body`, `query`, `path` or `header`, then the field.
+    /// The field path: `body`, `query`, `path` or `header`, then the field.
     pub loc: Vec<String>,
-    /// For people.
+    /// The text for people.
     pub msg: String,
-    /// Stable, `snake_case`.
+    /// The stable kind of the error, in `snake_case`.
     #[serde(rename = "type")]
     pub kind: &'static str,
 }
 
-/// Why the nil UUID is no session.
+/// The kind and the text of the error for a nil UUID.
 pub const NIL: (&str, &str) = ("uuid_nil", "must not be the nil UUID: everybody knows it");
 
 impl FieldError {
-    /// An error in `field` of `place`.
-    pub fn new(place: &str, field: &str, kind: &'static str, msg: impl Into<String>) -> Self {
-        Self { loc: vec![place.to_owned(), field.to_owned()], msg: msg.into(), kind }
+    /// Creates an error for `field` in `part` of the request.
+    pub fn new(part: &str, field: &str, kind: &'static str, msg: impl Into<String>) -> Self {
+        Self { loc: vec![part.to_owned(), field.to_owned()], msg: msg.into(), kind }
     }
 }
 
@@ -45,53 +45,53 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Reads the fields of an object, and gathers what is wrong with them. `null` is as good as absent,
-/// and [`lax`] says in which forms a value may be written.
+/// Reads the fields of an object, and collects their errors. `null` counts as absent, and [`lax`]
+/// reads the forms in which a value may be written.
 pub struct Fields<'a> {
-    place: &'static str,
+    part: &'static str,
     object: &'a Object,
     errors: Vec<FieldError>,
 }
 
 impl<'a> Fields<'a> {
-    /// Of an object that stands in `place` of the request.
-    pub fn new(place: &'static str, object: &'a Object) -> Self {
-        Self { place, object, errors: Vec::new() }
+    /// Reads an object in `part` of the request: `body` or `query`.
+    pub fn new(part: &'static str, object: &'a Object) -> Self {
+        Self { part, object, errors: Vec::new() }
     }
 
-    /// Notes an error.
+    /// Adds an error.
     pub fn refuse(&mut self, field: &str, kind: &'static str, msg: impl Into<String>) {
-        self.errors.push(FieldError::new(self.place, field, kind, msg));
+        self.errors.push(FieldError::new(self.part, field, kind, msg));
     }
 
-    /// Whether an error of this field was noted.
+    /// Returns whether this field has an error.
     pub fn is_refused(&self, field: &str) -> bool {
         self.errors.iter().any(|error| error.loc.last().is_some_and(|name| name == field))
     }
 
-    /// What was gathered, with `value` if that is nothing.
+    /// Returns `value` where no field has an error.
     ///
     /// # Errors
-    /// Every field that is not as it should be.
+    /// Every field that is not valid.
     pub fn finish<T>(self, value: T) -> Result<T, Vec<FieldError>> {
         if self.errors.is_empty() { Ok(value) } else { Err(self.errors) }
     }
 
-    /// Whether a field is there, be it readable or not.
+    /// Returns whether a field is present, readable or not.
     pub fn has(&self, field: &str) -> bool {
         !matches!(self.object.get(field), Ok(None))
     }
 
-    /// A field's value, where it has one.
+    /// Returns the value of a field that is present and readable.
     pub fn value(&mut self, field: &str) -> Option<&'a Value> {
         match self.object.get(field) {
             Ok(value) => return value,
-            Err(Unreadable::LoneSurrogate) => {
+            Err(FieldFault::LoneSurrogate) => {
                 let msg = "holds a lone surrogate (one half of a \\u pair), which is no character; \
                     send both halves, or the character itself";
                 self.refuse(field, "string_unicode", msg);
             }
-            Err(Unreadable::BeyondBounds) => {
+            Err(FieldFault::BeyondBounds) => {
                 let msg = "is nested too deeply, or holds a number that is too large";
                 self.refuse(field, "json_invalid", msg);
             }
@@ -99,13 +99,13 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// A text of at most `longest` characters.
+    /// Reads a text of at most `longest` characters.
     pub fn text(&mut self, field: &str, longest: usize) -> Option<&'a str> {
         let Some(text) = self.value(field)?.as_str() else {
             self.refuse(field, "string_type", "must be a string");
             return None;
         };
-        // Bytes are never fewer than characters, and cheaper to count.
+        // There are at least as many bytes as characters, and bytes are cheaper to count.
         if text.len() > longest && text.chars().count() > longest {
             let msg = format!("must have at most {longest} characters");
             self.refuse(field, "string_too_long", msg);
@@ -114,7 +114,7 @@ impl<'a> Fields<'a> {
         Some(text)
     }
 
-    /// A text that is there, of at most `longest` characters, and not blank.
+    /// Reads a required text of at most `longest` characters that is not blank.
     pub fn required_text(&mut self, field: &str, longest: usize) -> &'a str {
         if !self.has(field) {
             self.refuse(field, "missing", "is required");
@@ -127,7 +127,7 @@ impl<'a> Fields<'a> {
         text
     }
 
-    /// `true` or `false`.
+    /// Reads a boolean.
     pub fn flag(&mut self, field: &str) -> Option<bool> {
         let flag = lax::flag(self.value(field)?);
         if flag.is_none() {
@@ -136,7 +136,7 @@ impl<'a> Fields<'a> {
         flag
     }
 
-    /// A number from `least` to `most`.
+    /// Reads a number from `least` to `most`.
     pub fn number(&mut self, field: &str, (least, most): (f64, f64)) -> Option<f64> {
         match lax::number(self.value(field)?) {
             Some(number) if (least..=most).contains(&number) => Some(number),
@@ -151,7 +151,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A whole number from `least` to `most`.
+    /// Reads a whole number from `least` to `most`.
     pub fn integer(&mut self, field: &str, least: i64, most: i64) -> Option<i64> {
         match lax::integer(self.value(field)?) {
             Some(number) if (least..=most).contains(&number) => Some(number),
@@ -171,7 +171,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A UUID.
+    /// Reads a UUID.
     pub fn uuid(&mut self, field: &str) -> Option<Uuid> {
         let value = self.value(field)?;
         let uuid = value.as_str().and_then(|text| Uuid::try_parse(text).ok());
@@ -181,7 +181,7 @@ impl<'a> Fields<'a> {
         uuid
     }
 
-    /// The `session_id`. An empty one means none.
+    /// Reads the `session_id`. An empty one counts as absent.
     pub fn session(&mut self) -> Option<SessionId> {
         const FIELD: &str = "session_id";
         if self.object.get(FIELD).is_ok_and(|value| value.and_then(Value::as_str) == Some("")) {
@@ -195,7 +195,7 @@ impl<'a> Fields<'a> {
         Some(SessionId(uuid))
     }
 
-    /// How many items are wanted on a page, from `least` on.
+    /// Reads the `limit` of a page, which is at least `least`.
     pub fn page_limit(&mut self, least: i64) -> u64 {
         let (most, default) = PAGE_LIMIT;
         self.integer("limit", least, most).unwrap_or(default).unsigned_abs()

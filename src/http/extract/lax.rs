@@ -1,11 +1,10 @@
-//! Other ways to write a value. The original took whatever pydantic takes in its lax mode, and its
-//! clients rely on it.
+//! Reads values in the forms of pydantic's lax mode, because clients of the original rely on them.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// A boolean: also 0 and 1, and a word for one.
+/// Reads a boolean, also as 0 or 1, or as a text such as `yes`.
 pub fn flag(value: &Value) -> Option<bool> {
     let is = |number: f64| value.as_f64().is_some_and(|given| given.total_cmp(&number).is_eq());
     match value {
@@ -21,19 +20,19 @@ pub fn flag(value: &Value) -> Option<bool> {
     }
 }
 
-/// A number: also one that is written as text, and a boolean.
+/// Reads a number, also as text, or as a boolean.
 pub fn number(value: &Value) -> Option<f64> {
     let number: f64 = match value {
         Value::Bool(flag) => f64::from(u8::from(*flag)),
         Value::String(text) => without_separators(text.trim())?.parse().ok()?,
         other => other.as_f64()?,
     };
-    // There is one zero: the same request has the same digest.
+    // -0 becomes 0, so that the same request has the same digest.
     Some(number + 0.0)
 }
 
-/// A whole number: also one that is written with a point and zeros, as text, and a boolean. It
-/// saturates; bounds are checked after.
+/// Reads a whole number, also with a point and zeros, as text, or as a boolean. It saturates; the
+/// caller checks the bounds.
 pub fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Bool(flag) => Some(i64::from(*flag)),
@@ -56,13 +55,13 @@ pub fn integer(value: &Value) -> Option<i64> {
     }
 }
 
-/// A whole number that was written with a point, or beyond what an `i64` holds.
+/// Returns a number without a fraction as an `i64`, saturated.
 fn whole(number: f64) -> Option<i64> {
     #[expect(clippy::cast_possible_truncation, reason = "it saturates")]
     (number.fract() == 0.0).then_some(number as i64)
 }
 
-/// A number's text without the underscores between its digits.
+/// Returns a number's text without the underscores between its digits.
 fn without_separators(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('_') {
         return Some(Cow::Borrowed(text));
@@ -82,9 +81,9 @@ mod tests {
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
     }
 
-    /// As pydantic 2.14 has it.
+    /// The expected values are those of pydantic 2.14.
     #[test]
-    fn booleans_are_taken_in_the_forms_that_pydantic_takes() {
+    fn booleans_are_read_in_the_forms_that_pydantic_accepts() {
         for yes in [
             "true", "1", "1.0", "\"true\"", "\"TRUE\"", "\"1\"", "\"yes\"", "\"on\"", "\"t\"",
             "\"y\"", "\"Y\"",
@@ -112,9 +111,9 @@ mod tests {
         }
     }
 
-    /// As pydantic 2.14 has it.
+    /// The expected values are those of pydantic 2.14.
     #[test]
-    fn whole_numbers_are_taken_in_the_forms_that_pydantic_takes() {
+    fn whole_numbers_are_read_in_the_forms_that_pydantic_accepts() {
         for (json, number) in [
             ("5", 5),
             ("5.0", 5),
@@ -145,9 +144,9 @@ mod tests {
         }
     }
 
-    /// As pydantic 2.14 has it.
+    /// The expected values are those of pydantic 2.14.
     #[test]
-    fn numbers_are_taken_in_the_forms_that_pydantic_takes() {
+    fn numbers_are_read_in_the_forms_that_pydantic_accepts() {
         for (json, expected) in [
             ("5", 5.0),
             ("true", 1.0),

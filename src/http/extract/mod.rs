@@ -1,5 +1,5 @@
-//! Extractors that read leniently what a client sent, and refuse with a problem that says what is
-//! wrong with each field.
+//! Extractors that read a request leniently, and refuse it with a problem that names each field that
+//! is not valid.
 
 pub mod body;
 pub mod caller;

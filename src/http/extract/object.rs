@@ -1,4 +1,4 @@
-//! A JSON object as a client sends it. A field that cannot be read harms only whoever reads it.
+//! Parses the JSON object of a client. An unreadable field is refused only where it is read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,31 +8,31 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// What some programs put before UTF-8.
+/// The byte order mark that some programs write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A JSON object, of which some fields may be unreadable.
 #[derive(Debug, Default)]
 pub struct Object {
     fields: Map<String, Value>,
-    unreadable: HashMap<String, Unreadable>,
+    unreadable: HashMap<String, FieldFault>,
 }
 
-/// Why a field that is valid JSON has no value here.
+/// Why a field of valid JSON cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreadable {
-    /// It holds half of a pair of surrogates, which is no character.
+pub enum FieldFault {
+    /// The field holds half of a surrogate pair, which is not a character.
     LoneSurrogate,
-    /// It is nested too deeply, or holds a number that no float can hold.
+    /// The field is nested too deeply, or holds a number that no float can hold.
     BeyondBounds,
 }
 
-/// Why a text is no object.
+/// Why a text is not a JSON object.
 #[derive(Debug)]
 pub enum NotAnObject {
-    /// It is JSON, but something else.
+    /// The text is JSON of another type.
     OtherJson,
-    /// It is no JSON.
+    /// The text is not JSON.
     Invalid(serde_json::Error),
 }
 
@@ -43,24 +43,23 @@ impl From<Map<String, Value>> for Object {
 }
 
 impl Object {
-    /// Reads an object. A byte order mark before it is skipped.
+    /// Parses an object, without a byte order mark before it.
     ///
     /// # Errors
-    /// Where the text is no JSON, or no object.
+    /// Where the text is not JSON, or not an object.
     pub fn parse(text: &[u8]) -> Result<Self, NotAnObject> {
-        let text = without_mark(text);
+        let text = without_bom(text);
         match serde_json::from_slice(text) {
-            Ok(Plain(Value::Object(fields))) => Ok(fields.into()),
+            Ok(PlainValue(Value::Object(fields))) => Ok(fields.into()),
             Ok(_) => Err(NotAnObject::OtherJson),
-            // The whole is refused for one field; which one it is shows field by field.
+            // One unreadable field fails the whole parse. Reading each field finds it.
             Err(_) => Self::parse_field_by_field(text),
         }
     }
 
     fn parse_field_by_field(text: &[u8]) -> Result<Self, NotAnObject> {
         let RawFields(raw) = serde_json::from_slice(text).map_err(|error| {
-            // The parser refuses another kind of JSON at its first byte: whether the rest is JSON
-            // is not known yet.
+            // The parser refuses another JSON type at its first byte, and has not checked the rest.
             match serde_json::from_slice::<&RawValue>(text) {
                 Ok(_) => NotAnObject::OtherJson,
                 Err(syntax) if error.is_data() => NotAnObject::Invalid(syntax),
@@ -69,98 +68,99 @@ impl Object {
         })?;
         let mut object = Self::default();
         for (name, value) in raw {
-            // Of a field that is given twice the last one counts.
+            // Of two fields with one name, the last one counts.
             object.fields.remove(&name);
             object.unreadable.remove(&name);
-            if let Ok(Plain(value)) = serde_json::from_str(value) {
+            if let Ok(PlainValue(value)) = serde_json::from_str(value) {
                 object.fields.insert(name, value);
             } else {
-                let why = if has_lone_surrogate(value) {
-                    Unreadable::LoneSurrogate
+                let fault = if has_lone_surrogate(value) {
+                    FieldFault::LoneSurrogate
                 } else {
-                    Unreadable::BeyondBounds
+                    FieldFault::BeyondBounds
                 };
-                object.unreadable.insert(name, why);
+                object.unreadable.insert(name, fault);
             }
         }
         Ok(object)
     }
 
-    /// A field's value. A field that is `null` is as good as absent.
+    /// Returns the value of a field. `null` counts as absent.
     ///
     /// # Errors
-    /// Where it is there and cannot be read.
-    pub fn get(&self, name: &str) -> Result<Option<&Value>, Unreadable> {
+    /// Where the field is present and unreadable.
+    pub fn get(&self, name: &str) -> Result<Option<&Value>, FieldFault> {
         match self.unreadable.get(name) {
-            Some(why) => Err(*why),
+            Some(fault) => Err(*fault),
             None => Ok(self.fields.get(name).filter(|value| !value.is_null())),
         }
     }
 }
 
-/// A text without the byte order mark that it may begin with.
-pub fn without_mark(text: &[u8]) -> &[u8] {
+/// Returns a text without a byte order mark at its beginning.
+pub fn without_bom(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
 
-/// Any JSON value, in which every field of an object has an ordinary name. `Value` itself gives a
-/// meaning to a field that is named as the library's own `RawValue`: it reads the text of that field
-/// as JSON.
-struct Plain(Value);
+/// A JSON value in which no name of a field has a special meaning. `Value` itself parses the text of
+/// a field that has the name of the library's `RawValue` marker.
+struct PlainValue(Value);
 
-impl<'de> Deserialize<'de> for Plain {
+impl<'de> Deserialize<'de> for PlainValue {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Any;
 
         impl<'de> Visitor<'de> for Any {
-            type Value = Plain;
+            type Value = PlainValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON value")
             }
 
-            fn visit_unit<E>(self) -> Result<Plain, E> {
-                Ok(Plain(Value::Null))
+            fn visit_unit<E>(self) -> Result<PlainValue, E> {
+                Ok(PlainValue(Value::Null))
             }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_bool<E>(self, value: bool) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_i64<E>(self, value: i64) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_i64<E>(self, value: i64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_u64<E>(self, value: u64) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_u64<E>(self, value: u64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_f64<E>(self, value: f64) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_str<E>(self, value: &str) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_str<E>(self, value: &str) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_string<E>(self, value: String) -> Result<Plain, E> {
-                Ok(Plain(value.into()))
+            fn visit_string<E>(self, value: String) -> Result<PlainValue, E> {
+                Ok(PlainValue(value.into()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Plain, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<PlainValue, A::Error> {
                 let mut items = Vec::new();
-                while let Some(Plain(item)) = list.next_element()? {
+                while let Some(PlainValue(item)) = list.next_element()? {
                     items.push(item);
                 }
-                Ok(Plain(Value::Array(items)))
+                Ok(PlainValue(Value::Array(items)))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plain, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PlainValue, A::Error> {
                 let mut fields = Map::new();
-                while let Some((name, Plain(value))) = map.next_entry::<String, Plain>()? {
+                while let Some((name, PlainValue(value))) =
+                    map.next_entry::<String, PlainValue>()?
+                {
                     fields.insert(name, value);
                 }
-                Ok(Plain(Value::Object(fields)))
+                Ok(PlainValue(Value::Object(fields)))
             }
         }
 
@@ -168,14 +168,14 @@ impl<'de> Deserialize<'de> for Plain {
     }
 }
 
-/// The fields of an object, checked to be JSON and not read any further.
+/// The fields of an object: each value is checked to be JSON, and not parsed.
 struct RawFields<'a>(Vec<(String, &'a str)>);
 
 impl<'de> Deserialize<'de> for RawFields<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Fields;
+        struct RawFieldsVisitor;
 
-        impl<'de> Visitor<'de> for Fields {
+        impl<'de> Visitor<'de> for RawFieldsVisitor {
             type Value = RawFields<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,7 +186,7 @@ impl<'de> Deserialize<'de> for RawFields<'de> {
                 let mut fields = Vec::new();
                 while let Some(Name(name)) = map.next_key()? {
                     let value: &RawValue = map.next_value()?;
-                    // No field that is read has a name that is not text.
+                    // The service reads no field whose name is not text.
                     if let Some(name) = name {
                         fields.push((name, value.get()));
                     }
@@ -195,11 +195,11 @@ impl<'de> Deserialize<'de> for RawFields<'de> {
             }
         }
 
-        from.deserialize_map(Fields)
+        from.deserialize_map(RawFieldsVisitor)
     }
 }
 
-/// A field's name; none where it holds a lone surrogate.
+/// The name of a field; `None` where it holds a lone surrogate.
 struct Name(Option<String>);
 
 impl<'de> Deserialize<'de> for Name {
@@ -218,12 +218,12 @@ impl<'de> Deserialize<'de> for Name {
             }
         }
 
-        // As bytes a name may be what is no text.
+        // Bytes may hold a name that is not text.
         from.deserialize_bytes(Bytes)
     }
 }
 
-/// Whether valid JSON holds `\ud800` to `\udfff` outside of a pair.
+/// Returns whether valid JSON holds `\ud800` to `\udfff` outside of a pair.
 fn has_lone_surrogate(json: &str) -> bool {
     let mut high_before = false;
     let mut rest = json;
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_surrogate_is_known_wherever_it_stands_and_a_pair_is_none() {
+    fn a_lone_surrogate_is_found_at_any_position_and_a_pair_is_not_one() {
         for lone in [
             r#""\ud800""#,
             r#""\uDC00""#,
@@ -277,21 +277,21 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_cannot_be_read_harms_no_other() {
+    fn an_unreadable_field_affects_no_other_field() {
         let deep = "[".repeat(500) + &"]".repeat(500);
         let object = parse(&format!(
             r#"{{"a": "x", "b": "\ud800", "\udc00": 1, "c": {deep}, "d": 1e999, "e": "\ud800", "e": 2}}"#
         ));
         assert_eq!(object.get("a"), Ok(Some(&Value::from("x"))));
-        assert_eq!(object.get("b"), Err(Unreadable::LoneSurrogate));
-        assert_eq!(object.get("c"), Err(Unreadable::BeyondBounds));
-        assert_eq!(object.get("d"), Err(Unreadable::BeyondBounds));
+        assert_eq!(object.get("b"), Err(FieldFault::LoneSurrogate));
+        assert_eq!(object.get("c"), Err(FieldFault::BeyondBounds));
+        assert_eq!(object.get("d"), Err(FieldFault::BeyondBounds));
         assert_eq!(object.get("e"), Ok(Some(&Value::from(2))));
         assert_eq!(object.get("f"), Ok(None));
     }
 
     #[test]
-    fn what_is_no_object_is_told_from_what_is_no_json() {
+    fn other_json_is_distinguished_from_invalid_json() {
         assert!(matches!(Object::parse(b"[1]"), Err(NotAnObject::OtherJson)));
         assert!(matches!(Object::parse(br#"["\ud800"]"#), Err(NotAnObject::OtherJson)));
         for text in ["12", "1e999", "null", "true", "\"x\"", "[[1], {\"a\": 2}]", " [1] "] {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_has_no_meaning_for_the_parser_whatever_its_name() {
+    fn no_name_of_a_field_has_a_special_meaning_for_the_parser() {
         let name = "$serde_json::private::RawValue";
         let text = json!({name: r#"{"message": "hi"}"#, "a": {name: "[1]"}, "b": [{name: "{"}]});
         let object = parse(&text.to_string());
@@ -332,7 +332,7 @@ mod tests {
         for field in [name, "a", "b"] {
             assert_eq!(object.get(field), Ok(text.get(field)), "{field}");
         }
-        // The same where the object is read field by field.
+        // The same holds where the object is parsed field by field.
         let unreadable = text.to_string().replacen('{', r#"{"c": "\ud800", "#, 1);
         assert_eq!(parse(&unreadable).get("message"), Ok(None));
         assert_eq!(parse(&unreadable).get("a"), Ok(text.get("a")));
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn a_byte_order_mark_before_an_object_is_skipped() {
         assert_eq!(parse("\u{feff}{\"a\": 1}").get("a"), Ok(Some(&Value::from(1))));
-        assert_eq!(parse("\u{feff}{\"a\": \"\\ud800\"}").get("a"), Err(Unreadable::LoneSurrogate));
+        assert_eq!(parse("\u{feff}{\"a\": \"\\ud800\"}").get("a"), Err(FieldFault::LoneSurrogate));
         assert!(Object::parse("{\u{feff}}".as_bytes()).is_err());
     }
 }

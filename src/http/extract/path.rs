@@ -1,4 +1,4 @@
-//! Reads the session that a path names.
+//! Extracts the session from the path.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -7,7 +7,7 @@ use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::problem::Problem;
 use crate::session::SessionId;
 
-/// The session that the path names.
+/// The session in the path.
 pub struct SessionPath(pub SessionId);
 
 impl<S: Send + Sync> FromRequestParts<S> for SessionPath {

@@ -1,4 +1,4 @@
-//! Reads the query as fields.
+//! Extracts the fields of the query.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
 use crate::http::problem::Problem;
 
-/// The query's fields; of one that is given twice, the last.
+/// The fields of the query. Of two fields with one name, the last one counts.
 pub struct QueryFields(pub Object);
 
 impl<S: Send + Sync> FromRequestParts<S> for QueryFields {

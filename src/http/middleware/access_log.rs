@@ -1,4 +1,4 @@
-//! Each request has a span, a line in the log, and its metrics.
+//! Gives each request a span, a line in the log, and its metrics.
 
 use std::time::Instant;
 
@@ -12,12 +12,12 @@ use tracing::field::Empty;
 use super::request_id::RequestId;
 use crate::telemetry::metric;
 
-/// The longest part of a path that may stand in the log; an identifier of a session is longer.
-const LOGGED_PART: usize = 24;
-/// Digits in such a part, at most: a piece of an identifier has more.
-const LOGGED_DIGITS: usize = 4;
-/// Parts of a path in the log, at most.
-const LOGGED_PARTS: usize = 8;
+/// Bytes of a logged path segment, at most. An identifier of a session is longer.
+const SEGMENT_BYTES: usize = 24;
+/// Digits in a logged path segment, at most. A part of an identifier has more.
+const SEGMENT_DIGITS: usize = 4;
+/// Segments of a logged path, at most.
+const SEGMENTS: usize = 8;
 
 /// Records a request under the route that it matched.
 pub(super) async fn record(request: Request, next: Next) -> Response {
@@ -39,8 +39,8 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
     let response = next.run(request).instrument(span.clone()).await;
     let elapsed = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
-    span.in_scope(|| tracing::info!(status, seconds = elapsed, "answered"));
-    // A path without a route is no label: clients choose it.
+    span.in_scope(|| tracing::info!(status, seconds = elapsed, "request handled"));
+    // Clients choose a path without a route, so it must not become a label.
     let route = route.unwrap_or("none").to_owned();
     metrics::counter!(
         metric::HTTP_REQUESTS_TOTAL,
@@ -52,7 +52,7 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
     response
 }
 
-/// Only names that are known: a label that clients choose would grow without bound.
+/// Returns the label of a method. A method that clients choose must not become a label.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -65,21 +65,21 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// A path that no route has, for the log: without the parts that may hold the identifier of a
-/// session, which is the only key of an anonymous one.
+/// Returns a path without a route for the log, without the segments that may hold the identifier of
+/// a session. The identifier is the only key to an anonymous session.
 fn redacted(path: &str) -> String {
     let mut redacted = String::new();
-    for (number, part) in path.trim_start_matches('/').split('/').enumerate() {
-        if number == LOGGED_PARTS {
+    for (number, segment) in path.trim_start_matches('/').split('/').enumerate() {
+        if number == SEGMENTS {
             redacted.push_str("/...");
             break;
         }
-        let digits = part.bytes().filter(u8::is_ascii_digit).count();
+        let digits = segment.bytes().filter(u8::is_ascii_digit).count();
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let harmless =
-            part.len() <= LOGGED_PART && digits <= LOGGED_DIGITS && part.bytes().all(plain);
+        let is_short = segment.len() <= SEGMENT_BYTES && digits <= SEGMENT_DIGITS;
+        let is_harmless = is_short && segment.bytes().all(plain);
         redacted.push('/');
-        redacted.push_str(if harmless { part } else { "{redacted}" });
+        redacted.push_str(if is_harmless { segment } else { "{redacted}" });
     }
     redacted
 }

@@ -1,4 +1,4 @@
-//! A draining replica ends the connections of its clients.
+//! Closes the connections of clients while the replica drains.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,8 +7,8 @@ use axum::response::Response;
 
 use crate::lifecycle::Lifecycle;
 
-/// Ends the connection after the response while the replica drains, so that a load balancer does not
-/// keep it for the next request.
+/// Closes the connection after the response while the replica drains, so that a load balancer does
+/// not keep it for the next request.
 pub(super) async fn close_connections(
     State(lifecycle): State<Lifecycle>,
     request: Request,

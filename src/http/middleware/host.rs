@@ -1,4 +1,4 @@
-//! The names by which the service may be called.
+//! Checks the Host header against the allow-list.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::AllowLists;
 use crate::http::problem::Problem;
 
-/// Refuses a request whose Host is not in the list, where there is a list.
+/// Refuses a request whose Host is not in a list that is set.
 pub(super) async fn check(
     State(lists): State<Arc<AllowLists>>,
     request: Request,
@@ -22,7 +22,7 @@ pub(super) async fn check(
     }
 }
 
-/// Checks the Host against the list. Probes and Prometheus come by address, and always pass.
+/// Checks the Host against the list. Probes and Prometheus use an address, so they always pass.
 fn check_host(allowed: &[String], headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let path = uri.path();
     if allowed.is_empty() || path.starts_with("/health") || path == "/metrics" {
@@ -43,7 +43,7 @@ fn check_host(allowed: &[String], headers: &HeaderMap, uri: &Uri) -> Result<(), 
     Err(Problem::new(StatusCode::FORBIDDEN, "host_not_allowed", detail))
 }
 
-/// The name by which a request calls the service.
+/// Returns the host that a request names.
 pub(super) fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
     match headers.get(header::HOST) {
         Some(host) => host.to_str().ok(),

@@ -1,4 +1,4 @@
-//! What every request passes, whichever front it is for.
+//! The middleware stack of every request, whichever front serves it.
 
 mod access_log;
 mod drain;
@@ -14,12 +14,14 @@ use axum::middleware::{from_fn, from_fn_with_state};
 
 use crate::lifecycle::Lifecycle;
 
-/// The web pages and the names by which the service may be called.
+/// The web origins that may call the service, and the names of its hosts.
 #[derive(Clone, Debug, Default)]
 pub struct AllowLists {
-    /// Web origins beside the service's own, as [`super::origin::listed_origin`] reads them.
+    /// The web origins beside the service's own, in the form of
+    /// [`crate::config::origins::listed_origin`].
     pub origins: Vec<String>,
-    /// Names that the Host header may have, as [`super::origin::listed_host`] reads them; empty: any.
+    /// The names that the Host header may have, in the form of
+    /// [`crate::config::origins::listed_host`]; an empty list allows any.
     pub hosts: Vec<String>,
 }
 

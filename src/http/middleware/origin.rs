@@ -1,5 +1,5 @@
-//! Which web pages may call the service: the rules of CORS, and requests that browsers send without
-//! asking.
+//! The web origins that may call the service: CORS, and the requests that browsers send without a
+//! preflight.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::AllowLists;
 use super::host::host;
-use crate::http::origin;
+use crate::config::origins;
 use crate::http::problem::Problem;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -28,8 +28,8 @@ const READABLE: &[(HeaderName, &str)] =
     &[(header::ACCESS_CONTROL_EXPOSE_HEADERS, "retry-after, x-request-id")];
 
 /// Lets the pages of listed origins call, and refuses the requests of other pages that change
-/// something. CORS alone does not stop those that a browser sends without asking first: a body without
-/// a Content-Type is read as JSON.
+/// something. CORS alone does not stop a request without a preflight, such as one with a body without
+/// a Content-Type, which is read as JSON.
 pub(super) async fn check(
     State(lists): State<Arc<AllowLists>>,
     request: Request,
@@ -65,27 +65,26 @@ fn changes_something(method: &Method, headers: &HeaderMap) -> bool {
     handshake || !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-/// Whether an origin is in the list.
-fn is_listed(allowed: &[String], given: &HeaderValue) -> bool {
+/// Returns whether an origin is in the list.
+fn is_listed(allowed: &[String], origin: &HeaderValue) -> bool {
     let named = || {
-        let given = given.to_str().ok().map(origin::canonical);
-        given.is_some_and(|given| allowed.iter().any(|allowed| *allowed == given))
+        let origin = origin.to_str().ok().map(origins::canonical);
+        origin.is_some_and(|origin| allowed.iter().any(|allowed| *allowed == origin))
     };
-    allowed.iter().any(|allowed| allowed == origin::ANY) || (!allowed.is_empty() && named())
+    allowed.iter().any(|allowed| allowed == origins::ANY) || (!allowed.is_empty() && named())
 }
 
-/// Checks that a request comes from a page of this service, or from a program. A browser says here
-/// where the page is from.
+/// Checks that a request comes from a page of this service, or from a program. Only a browser sends
+/// the origin of a page.
 fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let foreign = match headers.get(header::ORIGIN) {
         Some(origin) => {
-            let own = host(headers, uri);
-            let theirs = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-            match (theirs, own) {
-                (Some((scheme, authority)), Some(own)) => {
+            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            match (origin, host(headers, uri)) {
+                (Some((scheme, authority)), Some(host)) => {
                     let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
                     let bare = |name: &str| name.strip_suffix(port).unwrap_or(name).to_lowercase();
-                    bare(authority) != bare(own)
+                    bare(authority) != bare(host)
                 }
                 _ => true,
             }
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_page_may_not_ask_and_a_program_may() {
+    fn a_foreign_page_is_refused_and_a_program_is_not() {
         assert!(passes(&[("host", "a.example")]));
         assert!(passes(&[("host", "a.example"), ("origin", "https://a.example")]));
         assert!(passes(&[("host", "A.example:443"), ("origin", "https://a.example")]));
@@ -132,7 +131,7 @@ mod tests {
     #[test]
     fn an_origin_is_listed_with_and_without_its_default_port() {
         let listed = |allowed: &str, origin: &'static str| {
-            let allowed = origin::listed_origin(allowed).expect("an origin");
+            let allowed = origins::listed_origin(allowed).expect("an origin");
             is_listed(&[allowed], &HeaderValue::from_static(origin))
         };
         assert!(listed("https://h:443", "https://h"));

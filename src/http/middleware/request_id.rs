@@ -1,4 +1,4 @@
-//! Each request has an identifier, which its client may choose.
+//! Gives each request an identifier, which its client may choose.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -9,12 +9,12 @@ use uuid::Uuid;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES: usize = 128;
 
-/// The identifier of a request, among its extensions.
+/// The identifier of a request, stored in its extensions.
 #[derive(Clone)]
 pub(super) struct RequestId(pub HeaderValue);
 
-/// Gives the request its identifier, and the response, too. tower-http's layer would take any value
-/// that a client sends, and this one ends up in the log.
+/// Adds the identifier to the request and the response. tower-http's layer would accept any value
+/// of a client, and the identifier is logged.
 pub(super) async fn assign(mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -28,12 +28,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let bytes = id.as_bytes();
         (1..=REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
-    let made = || HeaderValue::try_from(Uuid::new_v4().to_string()).ok();
+    let random = || HeaderValue::try_from(Uuid::new_v4().to_string()).ok();
     headers
         .get(REQUEST_ID)
         .filter(usable)
         .cloned()
-        .or_else(made)
+        .or_else(random)
         .unwrap_or_else(|| HeaderValue::from_static("none"))
 }
 

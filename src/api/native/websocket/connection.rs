@@ -1,4 +1,4 @@
-//! One socket: what its session does goes out, what its client asks for comes in.
+//! One WebSocket: it sends the events of its session, and handles the requests of its client.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -14,9 +14,11 @@ use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
-use crate::api::native::websocket::request::{Kind, Outcome, Request, UnderWay};
+use crate::api::native::websocket::request::{
+    ClientRequest, RequestKind, RequestOutcome, RunningRequest,
+};
 use crate::api::native::websocket::socket::{CloseReason, Socket};
-use crate::api::native::websocket::view::View;
+use crate::api::native::websocket::view::SocketView;
 use crate::api::native::wire::{self, ClientMessage, Envelope, ServerEvent};
 use crate::api::state::Shared;
 use crate::follow::TurnOutcome;
@@ -30,24 +32,24 @@ use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
 use crate::telemetry::metric;
 
-/// A client that let an event wait for so long, and then took it, is alive.
+/// A write that waited this long and then succeeded shows that the client is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-/// Between the head of the handshake's response and the first event, unless the client speaks
-/// first. Simple clients read the head by one call to `recv`, which would return the event too if
-/// both were there. On an idle machine 1 ms is enough; a client that waits for its turn on a busy
-/// one was seen to take 20 ms.
+/// The pause between the head of the handshake's response and the first event, unless the client
+/// sends something first. Simple clients read the head by one call to `recv`, which would return the
+/// event too if both had arrived. 1 ms is enough on an idle machine; a client on a busy one was seen
+/// to take 20 ms.
 const WELCOME_DELAY: Duration = Duration::from_millis(50);
-/// Requests that wait while one is under way.
-const QUEUE: usize = 16;
-/// More bad messages than so many in so long, and the socket is closed.
+/// Requests that wait while another one runs, at most.
+const WAITING_REQUESTS: usize = 16;
+/// Bad messages within the window, at most; one more closes the socket.
 const BAD_MESSAGES: u32 = 20;
-const BAD_MESSAGES_IN: Duration = Duration::from_secs(10);
-/// Seconds over which the clients of a draining replica are spread.
+const BAD_MESSAGES_WINDOW: Duration = Duration::from_secs(10);
+/// Seconds over which the clients of a draining replica spread their reconnects.
 const RECONNECT_SECONDS: f64 = 5.0;
-/// How long the requests that came before the end of a socket may take.
+/// Time limit of the requests that arrived before the end of a socket.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
-/// One socket.
+/// One WebSocket.
 pub struct Connection {
     shared: Shared,
     owner: Owner,
@@ -55,21 +57,22 @@ pub struct Connection {
     session: SessionId,
     socket: Socket,
     reader: Reader,
-    under_way: Option<UnderWay>,
-    queue: VecDeque<Request>,
-    /// A delta that cannot be sent before the request under way has ended.
+    running: Option<RunningRequest>,
+    waiting: VecDeque<ClientRequest>,
+    /// A delta that must wait for the outcome of the running request.
     held: Option<Arc<Delta>>,
-    view: View,
-    recovering: Option<BoxFuture<'static, Snapshot>>,
-    bad: u32,
+    view: SocketView,
+    snapshot: Option<BoxFuture<'static, Snapshot>>,
+    bad_messages: u32,
     bad_since: Instant,
-    /// The next ping, or the end of the wait for a sign of life.
+    /// The time of the next ping, or the deadline of its answer.
     heartbeat: Pin<Box<Sleep>>,
+    /// Whether a ping waits for its answer.
     pinged: bool,
 }
 
 impl Connection {
-    /// A socket that has just been opened, and follows `reader`.
+    /// Creates the connection of an open socket, which sends the events of `reader`.
     pub fn new(
         shared: Shared,
         owner: Owner,
@@ -79,7 +82,7 @@ impl Connection {
         reader: Reader,
     ) -> Self {
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
-        let view = View::new(reader.cursor());
+        let view = SocketView::new(reader.cursor());
         Self {
             shared,
             owner,
@@ -87,30 +90,30 @@ impl Connection {
             session,
             socket,
             reader,
-            under_way: None,
-            queue: VecDeque::new(),
+            running: None,
+            waiting: VecDeque::new(),
             held: None,
             view,
-            recovering: None,
-            bad: 0,
+            snapshot: None,
+            bad_messages: 0,
             bad_since: Instant::now(),
             heartbeat,
             pinged: false,
         }
     }
 
-    /// Welcomes the client, serves it until either side ends the socket, and closes it. Boxed: a
-    /// future keeps room for what it is given and again for what it works on.
-    pub async fn run(mut self: Box<Self>, hello: Utf8Bytes, recovered: bool) {
-        let end = match self.welcome(hello, recovered).await {
+    /// Sends the first event, serves the client until either side ends the socket, and closes it.
+    /// Boxed, because a future stores its arguments twice.
+    pub async fn run(mut self: Box<Self>, welcome: Utf8Bytes, recovered: bool) {
+        let end = match self.welcome(welcome, recovered).await {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
         if matches!(end, CloseReason::Lost) {
-            Box::pin(self.gather()).await;
+            Box::pin(self.receive_rest()).await;
         }
         let (socket, requests) = self.into_parts();
-        // A socket that is closing keeps nothing else.
+        // The closing handshake needs only the socket, so all else is dropped before.
         Box::pin(async {
             let ((), _in_time) =
                 tokio::join!(socket.close(end), timeout(FINISH_LIMIT, requests.finish()));
@@ -118,8 +121,8 @@ impl Connection {
         .await;
     }
 
-    /// Queues what a lost client sent before it was lost.
-    async fn gather(&mut self) {
+    /// Queues the requests that a lost client sent before it was lost.
+    async fn receive_rest(&mut self) {
         let rest = async {
             while let Ok(packet) = self.socket.receive_rest().await {
                 self.enqueue(&packet);
@@ -128,35 +131,35 @@ impl Connection {
         let _ = timeout(FINISH_LIMIT, rest).await;
     }
 
-    /// Queues a request to which nobody reads the reply.
+    /// Queues a request whose reply cannot be delivered.
     fn enqueue(&mut self, packet: &Packet) {
         if let Packet::Text(text) = packet
             && let Ok(message) = wire::parse_client_message(text.as_bytes())
-            && self.queue.len() < QUEUE
+            && self.waiting.len() < WAITING_REQUESTS
         {
             count(message.kind());
-            self.queue.push_back(Request { message, asked_after: 0 });
+            self.waiting.push_back(ClientRequest { message, last_event: 0 });
         }
     }
 
     fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
-        let Self { shared, owner, source, session, socket, under_way, queue, .. } = *self;
-        (socket, Unfinished { shared, owner, source, session, under_way, queue })
+        let Self { shared, owner, source, session, socket, running, waiting, .. } = *self;
+        (socket, Unfinished { shared, owner, source, session, running, waiting })
     }
 
-    /// Sends the first event, a moment after the head of the handshake's response.
-    async fn welcome(&mut self, hello: Utf8Bytes, recovered: bool) -> Result<(), CloseReason> {
+    /// Sends the first event, shortly after the head of the handshake's response.
+    async fn welcome(&mut self, welcome: Utf8Bytes, recovered: bool) -> Result<(), CloseReason> {
         let early = tokio::select! {
             packet = self.socket.receive() => Some(packet?),
             () = sleep(WELCOME_DELAY) => None,
         };
-        let sent = self.send(hello).await;
+        let sent = self.send(welcome).await;
         if let (Err(_), Some(packet)) = (&sent, &early) {
             self.enqueue(packet);
         }
         sent?;
         if !recovered {
-            self.recover();
+            self.request_snapshot();
         }
         match early {
             Some(packet) => self.receive(packet).await,
@@ -172,17 +175,17 @@ impl Connection {
                     Ok(packet) => self.receive(packet).await,
                     Err(end) => Err(end),
                 },
-                outcome = outcome(&mut self.under_way) => self.conclude(outcome).await,
-                snapshot = recovered(&mut self.recovering) => self.go_on(snapshot).await,
+                outcome = outcome(&mut self.running) => self.finish_request(outcome).await,
+                snapshot = snapshot(&mut self.snapshot) => self.send_snapshot(snapshot).await,
                 delivered = self.reader.next(),
-                    if self.held.is_none() && self.recovering.is_none() => match delivered {
+                    if self.held.is_none() && self.snapshot.is_none() => match delivered {
                     Delivered::Delta(delta) => self.deliver(delta).await,
                     Delivered::Lost => {
-                        self.recover();
+                        self.request_snapshot();
                         Ok(())
                     }
                 },
-                () = &mut self.heartbeat => self.beat().await,
+                () = &mut self.heartbeat => self.send_heartbeat().await,
             };
             if let Err(end) = step {
                 return end;
@@ -199,7 +202,7 @@ impl Connection {
         match timeout(self.shared.settings.read_timeout, self.socket.send(packet)).await {
             Ok(Ok(())) => {
                 if started.elapsed() > SIGN_OF_LIFE {
-                    self.is_alive();
+                    self.note_sign_of_life();
                 }
                 Ok(())
             }
@@ -208,7 +211,7 @@ impl Connection {
         }
     }
 
-    fn is_alive(&mut self) {
+    fn note_sign_of_life(&mut self) {
         if self.pinged {
             self.pinged = false;
             let next = Instant::now() + self.shared.settings.heartbeat;
@@ -216,7 +219,7 @@ impl Connection {
         }
     }
 
-    async fn beat(&mut self) -> Result<(), CloseReason> {
+    async fn send_heartbeat(&mut self) -> Result<(), CloseReason> {
         if self.pinged {
             return Err(too_slow());
         }
@@ -226,20 +229,20 @@ impl Connection {
     }
 
     async fn receive(&mut self, packet: Packet) -> Result<(), CloseReason> {
-        self.is_alive();
+        self.note_sign_of_life();
         #[cfg(test)]
-        crate::api::panics::strike(&packet);
+        crate::api::panics::panic_on_poison(&packet);
         match packet {
             Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
-                Ok(message) => self.hear(message).await,
+                Ok(message) => self.handle(message).await,
                 Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
             },
             Packet::Binary(_) => {
-                let detail = "binary messages are not understood; send text";
+                let detail = "binary messages are not supported; send text";
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 self.refuse(&Problem::new(status, "binary_message", detail), None).await
             }
-            // The library answers a ping; `Socket` takes a close, and frames are not handed out.
+            // The library answers a ping, `Socket` handles a close, and no raw frames arrive.
             Packet::Ping(_) | Packet::Pong(_) | Packet::Close(_) | Packet::Frame(_) => Ok(()),
         }
     }
@@ -250,64 +253,64 @@ impl Connection {
         message_id: Option<&str>,
     ) -> Result<(), CloseReason> {
         count("bad");
-        if self.bad_since.elapsed() > BAD_MESSAGES_IN {
-            self.bad = 0;
+        if self.bad_since.elapsed() > BAD_MESSAGES_WINDOW {
+            self.bad_messages = 0;
         }
-        if self.bad == 0 {
+        if self.bad_messages == 0 {
             self.bad_since = Instant::now();
         }
-        self.bad += 1;
-        if self.bad > BAD_MESSAGES {
+        self.bad_messages += 1;
+        if self.bad_messages > BAD_MESSAGES {
             return Err(CloseReason::server(CloseCode::Policy, "too many bad messages"));
         }
         self.send(wire::error(problem, message_id)).await
     }
 
-    async fn hear(&mut self, message: ClientMessage) -> Result<(), CloseReason> {
+    async fn handle(&mut self, message: ClientMessage) -> Result<(), CloseReason> {
         count(message.kind());
         if message == ClientMessage::Ping {
             return self.send(wire::pong()).await;
         }
-        if self.queue.len() >= QUEUE {
-            let detail = "too many requests wait on this connection";
+        if self.waiting.len() >= WAITING_REQUESTS {
+            let detail = "too many requests wait on this connection; retry after 1 s";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
         }
-        let asked_after = self.view.sent().events;
-        self.queue.push_back(Request { message, asked_after });
+        let last_event = self.view.sent().events;
+        self.waiting.push_back(ClientRequest { message, last_event });
         self.begin_next();
         Ok(())
     }
 
-    /// One request at a time, so that they take effect in the order in which they came.
+    /// Starts the next request where no other runs, so that requests take effect in their order.
     fn begin_next(&mut self) {
-        if self.under_way.is_some() {
+        if self.running.is_some() {
             return;
         }
-        let Some(request) = self.queue.pop_front() else { return };
-        self.under_way =
-            Some(UnderWay::begin(&self.shared, &self.owner, &self.source, self.session, request));
+        let Some(request) = self.waiting.pop_front() else { return };
+        let (shared, owner, source) = (&self.shared, &self.owner, &self.source);
+        self.running = Some(RunningRequest::begin(shared, owner, source, self.session, request));
     }
 
-    async fn conclude(&mut self, outcome: Outcome) -> Result<(), CloseReason> {
-        let asked_after = self.under_way.take().map_or(0, |under_way| under_way.asked_after);
+    async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
+        let last_event = self.running.take().map_or(0, |running| running.last_event);
         match outcome {
-            Outcome::Submitted { submitted, request, past } => {
-                self.accepted(submitted, &request, past, asked_after).await?;
+            RequestOutcome::Submitted { submitted, request, past } => {
+                self.accepted(submitted, &request, past, last_event).await?;
             }
-            Outcome::Cancelled(CancelOutcome::Cancelled { generation, upstream_closed }) => {
+            RequestOutcome::Cancelled(CancelOutcome::Cancelled { generation, upstream_closed }) => {
                 self.view.cancelled(generation, upstream_closed);
             }
-            Outcome::Cancelled(CancelOutcome::AlreadyEnded) => {
+            RequestOutcome::Cancelled(CancelOutcome::AlreadyEnded) => {
                 self.send(wire::error(&already_ended(), None)).await?;
             }
-            Outcome::Nothing => {}
-            Outcome::Reply(json) => self.send(json).await?,
-            Outcome::NothingToClear => {
-                let place = Envelope { generation: None, cursor: Some(self.view.sent()) };
+            RequestOutcome::Published => {}
+            RequestOutcome::Reply(json) => self.send(json).await?,
+            RequestOutcome::NothingToClear => {
+                let envelope = Envelope { generation: None, cursor: Some(self.view.sent()) };
                 let session_id = self.session;
-                self.send(ServerEvent::HistoryCleared { session_id, place }.json()).await?;
+                self.send(ServerEvent::HistoryCleared { session_id, envelope }.json()).await?;
             }
         }
         if let Some(delta) = self.held.take() {
@@ -322,33 +325,35 @@ impl Connection {
         submitted: Submitted,
         request: &ChatRequest,
         past: TurnOutcome,
-        asked_after: u64,
+        last_event: u64,
     ) -> Result<(), CloseReason> {
         let generation = submitted.generation;
         let whole = request.stream == Some(false);
-        let told = submitted.before.is_none_or(|before| before.events < self.view.sent().events);
-        if submitted.repeated && told {
-            let place = Envelope { generation: Some(generation), cursor: Some(self.view.sent()) };
+        let before = submitted.before;
+        let is_accepted_sent = before.is_none_or(|before| before.events < self.view.sent().events);
+        if submitted.repeated && is_accepted_sent {
+            let cursor = Some(self.view.sent());
+            let envelope = Envelope { generation: Some(generation), cursor };
             let received = ServerEvent::MessageReceived {
                 message: &request.message,
                 timestamp: &rfc3339(&Utc::now()),
                 message_id: request.message_id.as_deref(),
-                place,
+                envelope,
             };
             self.send(received.json()).await?;
         }
         match past {
             TurnOutcome::Open => {
                 if whole {
-                    self.view.want_whole(generation);
+                    self.view.withhold(generation);
                 }
                 Ok(())
             }
-            // Its end comes to this socket by itself, or came since the client asked.
+            // The reader delivers the end, or has delivered it since the request arrived.
             TurnOutcome::Ended { number, .. }
-                if !told
+                if !is_accepted_sent
                     || self.view.streaming() == Some(generation)
-                    || number.is_some_and(|number| number > asked_after) =>
+                    || number.is_some_and(|number| number > last_event) =>
             {
                 Ok(())
             }
@@ -366,44 +371,44 @@ impl Connection {
     }
 
     async fn deliver(&mut self, delta: Arc<Delta>) -> Result<(), CloseReason> {
-        if self.has_to_wait(&delta) {
+        if self.must_wait(&delta) {
             self.held = Some(delta);
             return Ok(());
         }
-        match self.view.of(&delta) {
+        match self.view.event(&delta) {
             Some(json) => self.send(json).await,
             None => Ok(()),
         }
     }
 
-    /// Whether the request under way decides how this delta is sent.
-    fn has_to_wait(&self, delta: &Delta) -> bool {
+    /// Returns whether the running request decides how this delta is sent.
+    fn must_wait(&self, delta: &Delta) -> bool {
         let Some(event) = delta.event() else { return false };
         matches!(
-            (&event.control, self.under_way.as_ref().map(|under_way| under_way.kind)),
-            (Control::Started { .. }, Some(Kind::WholeTurn))
-                | (Control::Cancelled {}, Some(Kind::Cancel))
+            (&event.control, self.running.as_ref().map(|running| running.kind)),
+            (Control::Started { .. }, Some(RequestKind::WholeTurn))
+                | (Control::Cancelled {}, Some(RequestKind::Cancel))
         )
     }
 
-    /// Begins to take a snapshot, as what this socket missed cannot be told.
-    fn recover(&mut self) {
+    /// Requests a snapshot, because the events that this socket missed are no longer stored.
+    fn request_snapshot(&mut self) {
         let (store, owner, session) = (self.shared.store.clone(), self.owner.clone(), self.session);
-        self.recovering = Some(Box::pin(async move {
+        self.snapshot = Some(Box::pin(async move {
             let take = || snapshot::take(&store, &owner, session, wire::EVENT_BYTES);
             let failed = |error| tracing::debug!(%error, "snapshot waiting for redis");
             retry_until_ok(Backoff::redis(), take, failed).await
         }));
     }
 
-    async fn go_on(&mut self, snapshot: Snapshot) -> Result<(), CloseReason> {
-        self.recovering = None;
+    async fn send_snapshot(&mut self, snapshot: Snapshot) -> Result<(), CloseReason> {
+        self.snapshot = None;
         if let Some(generation) = self.view.streaming() {
-            // With the cursor that is no good any more: a client that comes back with it before it
-            // has read the history gets that again.
+            // The cursor is too old, so a client that reconnects with it before it has read the
+            // history gets the history again.
             let cursor = Some(self.reader.cursor());
-            let place = Envelope { generation: Some(generation), cursor };
-            self.send(ServerEvent::StreamRestart { from: 0, place }.json()).await?;
+            let envelope = Envelope { generation: Some(generation), cursor };
+            self.send(ServerEvent::StreamRestart { from: 0, envelope }.json()).await?;
         }
         let (json, cursor) = wire::snapshot(&snapshot);
         self.send(json).await?;
@@ -413,35 +418,28 @@ impl Connection {
     }
 }
 
-/// The requests of a socket that has ended, in the order in which they came.
+/// The unfinished requests of a socket that has ended, in their order.
 struct Unfinished {
     shared: Shared,
     owner: Owner,
     source: String,
     session: SessionId,
-    under_way: Option<UnderWay>,
-    queue: VecDeque<Request>,
+    running: Option<RunningRequest>,
+    waiting: VecDeque<ClientRequest>,
 }
 
 impl Unfinished {
-    /// Carries them out, as a client that says something and leaves means what it said. Nobody
-    /// reads the replies, so a request that asks for nothing else is left out.
+    /// Finishes the requests, because a client may send a last message and leave. The replies reach
+    /// no client, so requests without another effect are skipped.
     async fn finish(mut self) {
-        let mut under_way = self.under_way.take();
+        let mut running = self.running.take();
         loop {
-            if let Some(UnderWay { outcome, .. }) =
-                under_way.take().filter(|under_way| under_way.kind != Kind::Read)
-            {
-                outcome.await;
+            if let Some(request) = running.take_if(|running| running.kind != RequestKind::Read) {
+                request.outcome.await;
             }
-            let Some(request) = self.queue.pop_front() else { return };
-            under_way = Some(UnderWay::begin(
-                &self.shared,
-                &self.owner,
-                &self.source,
-                self.session,
-                request,
-            ));
+            let Some(request) = self.waiting.pop_front() else { return };
+            let (shared, owner, source) = (&self.shared, &self.owner, &self.source);
+            running = Some(RunningRequest::begin(shared, owner, source, self.session, request));
         }
     }
 }
@@ -456,20 +454,20 @@ fn draining() -> CloseReason {
 }
 
 fn too_slow() -> CloseReason {
-    listener::too_slow("websocket");
+    listener::count_slow_reader("websocket");
     CloseReason::server(CloseCode::Again, "read too slowly; resume with the last cursor")
 }
 
-async fn outcome(under_way: &mut Option<UnderWay>) -> Outcome {
-    match under_way {
-        Some(under_way) => under_way.outcome.as_mut().await,
+async fn outcome(running: &mut Option<RunningRequest>) -> RequestOutcome {
+    match running {
+        Some(running) => running.outcome.as_mut().await,
         None => std::future::pending().await,
     }
 }
 
-async fn recovered(recovering: &mut Option<BoxFuture<'static, Snapshot>>) -> Snapshot {
-    match recovering {
-        Some(recovering) => recovering.as_mut().await,
+async fn snapshot(requested: &mut Option<BoxFuture<'static, Snapshot>>) -> Snapshot {
+    match requested {
+        Some(requested) => requested.as_mut().await,
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,4 @@
-//! WebSockets: one task each, that never waits for a submission while it could answer a ping.
+//! WebSockets: each has one task, which answers pings while a request runs.
 
 mod connection;
 mod request;
@@ -16,6 +16,7 @@ use self::connection::Connection;
 use self::socket::Socket;
 use crate::api::native::wire;
 use crate::api::problems::in_time;
+use crate::api::responses::{InvalidFields, Unavailable};
 use crate::api::state::Shared;
 use crate::http::extract::caller::{Caller, Source};
 use crate::http::extract::fields::Fields;
@@ -25,7 +26,7 @@ use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 
 fn upgrade_required() -> Response {
-    let detail = "this path speaks WebSocket";
+    let detail = "this path serves WebSockets; send an upgrade request";
     let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
     let protocol = [(header::UPGRADE, "websocket"), (header::CONNECTION, "upgrade")];
     (protocol, problem).into_response()
@@ -35,16 +36,17 @@ fn upgrade_required() -> Response {
 #[utoipa::path(
     get, path = "/ws", tag = "chat",
     params(
-        ("session_id" = Option<SessionId>, Query, description = "Joins it; a new one without or where empty"),
-        ("cursor" = Option<String>, Query, description = "Resumes after this event"),
+        ("session_id" = Option<SessionId>, Query,
+            description = "The session; a new one where absent or empty"),
+        ("cursor" = Option<String>, Query, description = "The cursor to resume after"),
     ),
     responses(
         (status = 101, description = "JSON text frames follow"),
         (status = 400, body = ProblemDetails, content_type = "application/problem+json",
             description = "The handshake has a body"),
-        (status = 422, body = ProblemDetails, content_type = "application/problem+json"),
+        InvalidFields,
         (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 503, body = ProblemDetails, content_type = "application/problem+json"),
+        Unavailable,
     ),
 )]
 pub async fn upgrade(
@@ -57,7 +59,7 @@ pub async fn upgrade(
     let Ok(response) = create_response_with_body(&request, Body::empty) else {
         return Ok(upgrade_required());
     };
-    // Its bytes would be taken for frames, or the frames for its bytes.
+    // The bytes of a body could not be distinguished from frames.
     if !request.body().is_end_stream() {
         let detail = "a WebSocket handshake has no body; leave out Content-Length and \
             Transfer-Encoding";
@@ -73,19 +75,19 @@ pub async fn upgrade(
     let session = session.unwrap_or_else(SessionId::random);
     tracing::Span::current().record("session", session.redacted());
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
-    // What is none of our cursors gets a snapshot, as one that is no longer kept.
+    // A cursor that is not valid leads to a snapshot, as one that is too old.
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
-    let place = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
-    let hello = wire::connection(session, Some(place), resumed, recovered, None);
+    let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
+    let welcome = wire::connection(session, Some(connected_at), resumed, recovered, None);
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
     let open = async move {
-        // It fails where the client goes away before the head of the response is sent.
+        // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
         let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
         let connection = Connection::new(shared, owner, source, session, socket, reader);
-        // A panic closes the socket; its client comes back with its cursor.
-        let _ = catch_panic("websocket", Box::new(connection).run(hello, recovered)).await;
+        // A panic closes the socket; its client reconnects with its cursor.
+        let _ = catch_panic("websocket", Box::new(connection).run(welcome, recovered)).await;
     };
     tracker.spawn(open.instrument(tracing::Span::current()));
     Ok(response)

@@ -1,4 +1,4 @@
-//! What a client asks for over a WebSocket, done beside the socket's own loop.
+//! The requests of a WebSocket's client, which run beside the socket's loop.
 
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
@@ -16,88 +16,88 @@ use crate::http::problem::Problem;
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
 
-/// What a client asks for.
-pub struct Request {
-    /// In its own words.
+/// A request of the client.
+pub struct ClientRequest {
+    /// The message.
     pub message: ClientMessage,
-    /// The last event that it was told of before.
-    pub asked_after: u64,
+    /// The number of the last event that was sent before the request arrived.
+    pub last_event: u64,
 }
 
-/// What is under way for this socket.
-pub struct UnderWay {
-    /// What it is.
-    pub kind: Kind,
-    /// The last event that the client was told of before it asked.
-    pub asked_after: u64,
-    /// What comes of it.
-    pub outcome: BoxFuture<'static, Outcome>,
+/// A request that runs.
+pub struct RunningRequest {
+    /// The kind of the request.
+    pub kind: RequestKind,
+    /// The number of the last event that was sent before the request arrived.
+    pub last_event: u64,
+    /// The outcome, once the request has been handled.
+    pub outcome: BoxFuture<'static, RequestOutcome>,
 }
 
-impl UnderWay {
-    /// Begins to do what a client asks for.
+impl RunningRequest {
+    /// Starts a request.
     pub fn begin(
         shared: &Shared,
         owner: &Owner,
         source: &str,
         session: SessionId,
-        Request { message, asked_after }: Request,
+        ClientRequest { message, last_event }: ClientRequest,
     ) -> Self {
         let kind = match &message {
-            ClientMessage::Chat(request) if request.stream == Some(false) => Kind::WholeTurn,
-            ClientMessage::Cancel { .. } => Kind::Cancel,
-            ClientMessage::History { .. } => Kind::Read,
-            _ => Kind::Other,
+            ClientMessage::Chat(request) if request.stream == Some(false) => RequestKind::WholeTurn,
+            ClientMessage::Cancel { .. } => RequestKind::Cancel,
+            ClientMessage::History { .. } => RequestKind::Read,
+            _ => RequestKind::Other,
         };
-        let outcome = attend(shared.clone(), owner.clone(), source.to_owned(), session, message);
-        Self { kind, asked_after, outcome: Box::pin(outcome) }
+        let outcome = handle(shared.clone(), owner.clone(), source.to_owned(), session, message);
+        Self { kind, last_event, outcome: Box::pin(outcome) }
     }
 }
 
-/// What decides how events are told meanwhile.
+/// The kind of a request, which decides the events that wait for its outcome.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A turn whose answer is wanted in one piece.
+pub enum RequestKind {
+    /// A turn whose client wants the whole answer at once.
     WholeTurn,
-    /// The end of a generation.
+    /// A cancel.
     Cancel,
-    /// A reply, and nothing else.
+    /// A request that has no effect but its reply.
     Read,
-    /// Nothing that does.
+    /// Any other request.
     Other,
 }
 
-/// What became of it.
-pub enum Outcome {
+/// The outcome of a request.
+pub enum RequestOutcome {
     /// A turn was accepted.
     Submitted {
-        /// By the generation side.
+        /// The submitted turn.
         submitted: Submitted,
-        /// What was asked.
+        /// The request.
         request: Box<ChatRequest>,
-        /// What has become of it, where it is a repeat.
+        /// The outcome so far of a turn whose request is a repeat.
         past: TurnOutcome,
     },
-    /// A generation was to be stopped.
+    /// A cancel was handled.
     Cancelled(CancelOutcome),
-    /// This is the answer.
+    /// The reply is this event.
     Reply(Utf8Bytes),
-    /// What comes of it comes to all sockets of the session.
-    Nothing,
+    /// The reply is an event that all sockets of the session get.
+    Published,
     /// There was no history to clear.
     NothingToClear,
 }
 
-async fn attend(
+async fn handle(
     shared: Shared,
     owner: Owner,
     source: String,
     session: SessionId,
     message: ClientMessage,
-) -> Outcome {
+) -> RequestOutcome {
     let id = message.message_id().map(str::to_owned);
     let done = match message {
-        ClientMessage::Ping => Ok(Outcome::Reply(wire::pong())),
+        ClientMessage::Ping => Ok(RequestOutcome::Reply(wire::pong())),
         ClientMessage::Chat(request) => submit(&shared, &owner, &source, session, request).await,
         ClientMessage::History { limit, before } => {
             in_time(history(&shared.store, &owner, session, limit, before)).await
@@ -108,21 +108,20 @@ async fn attend(
             })
             .await
             {
-                // The event comes to all sockets of the session.
-                Ok(Ok(_)) => return Outcome::Nothing,
-                Ok(Err(StoreError::Absent)) => Ok(Outcome::NothingToClear),
+                Ok(Ok(_)) => return RequestOutcome::Published,
+                Ok(Err(StoreError::Absent)) => Ok(RequestOutcome::NothingToClear),
                 Ok(Err(error)) => Err(error.into()),
                 Err(problem) => Err(problem),
             }
         }
         ClientMessage::Cancel { generation } => {
             match shared.generations.cancel(&owner, session, generation).await {
-                Ok(outcome) => Ok(Outcome::Cancelled(outcome)),
+                Ok(outcome) => Ok(RequestOutcome::Cancelled(outcome)),
                 Err(error) => Err(error.into()),
             }
         }
     };
-    done.unwrap_or_else(|problem| Outcome::Reply(wire::error(&problem, id.as_deref())))
+    done.unwrap_or_else(|problem| RequestOutcome::Reply(wire::error(&problem, id.as_deref())))
 }
 
 async fn submit(
@@ -131,18 +130,17 @@ async fn submit(
     source: &str,
     session: SessionId,
     request: Box<ChatRequest>,
-) -> Result<Outcome, Problem> {
-    // Beside the keys of REST, whose form clients do not choose.
+) -> Result<RequestOutcome, Problem> {
+    // The prefix keeps the key apart from REST's idempotency keys.
     let key = request.message_id.as_ref().map(|id| sha256_hex(format!("ws\n{id}").as_bytes()));
-    let asked = turns::submit(shared, owner, session, &request, key, source).await?;
-    let submitted = asked.submitted;
+    let submitted = turns::submit(shared, owner, session, &request, key, source).await?.submitted;
     let past = if submitted.repeated {
         let (generation, before) = (submitted.generation, submitted.before);
         in_time(follow::outcome(&shared.store, owner, session, generation, before)).await?
     } else {
         TurnOutcome::Open
     };
-    Ok(Outcome::Submitted { submitted, request, past })
+    Ok(RequestOutcome::Submitted { submitted, request, past })
 }
 
 async fn history(
@@ -151,11 +149,11 @@ async fn history(
     session: SessionId,
     limit: u64,
     before: Option<uuid::Uuid>,
-) -> Result<Outcome, Problem> {
+) -> Result<RequestOutcome, Problem> {
     let page = match before {
         None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
         Some(id) => match store.find_message(owner, session, id).await {
-            Ok(Some((place, _))) => store.page_before(owner, session, place, limit).await,
+            Ok(Some((number, _))) => store.page_before(owner, session, number, limit).await,
             Ok(None) => {
                 let detail = "there is no such message in this session";
                 return Err(Problem::new(StatusCode::NOT_FOUND, "message_not_found", detail));
@@ -165,9 +163,9 @@ async fn history(
     };
     let (messages, first) = match page {
         Ok(Page { messages, first, .. }) => (messages, first),
-        // A session begins with its first turn.
+        // The session begins with its first turn.
         Err(StoreError::Absent) => (Vec::new(), 0),
         Err(error) => return Err(error.into()),
     };
-    Ok(Outcome::Reply(wire::history(&messages, first > 0, None).0))
+    Ok(RequestOutcome::Reply(wire::history(&messages, first > 0, None).0))
 }

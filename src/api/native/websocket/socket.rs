@@ -30,8 +30,8 @@ const READ_BUFFER: usize = 1 << 10;
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
 /// Each step of a closing handshake takes at most this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// Bytes that are read at a time and dropped after the close frame was sent.
-const DROPPED_AT_ONCE: usize = 16 << 10;
+/// Bytes that are read and dropped at once after the close frame was sent.
+const DROP_BUFFER: usize = 16 << 10;
 /// The longest reason that fits into a close frame, in bytes.
 const LONGEST_REASON: usize = 123;
 
@@ -75,8 +75,8 @@ impl From<Error> for CloseReason {
 
 /// One open WebSocket.
 pub struct Socket {
-    frames: WebSocketStream<Wire>,
-    _open: Open,
+    frames: WebSocketStream<Transport>,
+    _guard: OpenSocketGuard,
 }
 
 impl Socket {
@@ -89,15 +89,15 @@ impl Socket {
             .max_write_buffer_size(WRITE_BUFFER)
             .max_message_size(Some(largest))
             .max_frame_size(Some(largest));
-        let wire = Wire { io: TokioIo::new(upgraded), output: Output::Sent };
-        let frames = WebSocketStream::from_raw_socket(wire, Role::Server, Some(config)).await;
-        Self { frames, _open: Open::new() }
+        let transport = Transport { io: TokioIo::new(upgraded), output: Output::Sent };
+        let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
+        Self { frames, _guard: OpenSocketGuard::new() }
     }
 
-    /// Receives the next message. It may be dropped before it is ready without a loss.
+    /// Receives the next message. Cancel-safe: dropping the future loses nothing.
     ///
     /// # Errors
-    /// Where the client closes, breaks the protocol, or is lost.
+    /// Where the client closes the socket, breaks the protocol, or is lost.
     pub async fn receive(&mut self) -> Result<Message, CloseReason> {
         match self.frames.next().await {
             Some(Ok(Message::Close(frame))) => Err(CloseReason::Client(frame)),
@@ -107,10 +107,10 @@ impl Socket {
         }
     }
 
-    /// Receives what a lost client sent before it was lost. Nothing is sent any more.
+    /// Receives a message that a lost client sent before it was lost, and sends nothing from now on.
     ///
     /// # Errors
-    /// Where there is no more.
+    /// Where there is no further message.
     pub async fn receive_rest(&mut self) -> Result<Message, CloseReason> {
         self.frames.get_mut().output = Output::Dropped;
         self.receive().await
@@ -131,7 +131,7 @@ impl Socket {
         let mut bytes = self.unsent().await;
         let (frame, begun_here) = match end {
             CloseReason::Client(frame) => {
-                // The library has added its own answer, which has no code if the client gave none.
+                // The library has added its own answer, which lacks a code where the client's does.
                 let answer = Frame::close(frame.clone()).len();
                 bytes.truncate(bytes.len().saturating_sub(answer));
                 let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
@@ -153,10 +153,10 @@ impl Socket {
         let _ = timeout(CLOSE_LIMIT, self.frames.into_inner().end()).await;
     }
 
-    /// The bytes that the library has not sent yet. It sends nothing any more from here on.
+    /// Returns the bytes that the library has not sent yet, and drops its output from now on.
     async fn unsent(&mut self) -> Vec<u8> {
         self.frames.get_mut().output = Output::Kept(Vec::new());
-        // It does not wait, as nothing is sent.
+        // It does not wait, because nothing is sent.
         let _ = self.frames.flush().await;
         match std::mem::replace(&mut self.frames.get_mut().output, Output::Dropped) {
             Output::Kept(bytes) => bytes,
@@ -165,46 +165,46 @@ impl Socket {
     }
 }
 
-/// An open socket, as the metrics count it: until its connection has ended.
-struct Open;
+/// Counts an open socket in the metrics until its connection has ended.
+struct OpenSocketGuard;
 
-impl Open {
+impl OpenSocketGuard {
     fn new() -> Self {
         metrics::gauge!(metric::WEBSOCKETS).increment(1.0);
         Self
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenSocketGuard {
     fn drop(&mut self) {
         metrics::gauge!(metric::WEBSOCKETS).decrement(1.0);
     }
 }
 
-/// The bytes below the frames.
-struct Wire {
+/// The stream of bytes below the frames.
+struct Transport {
     io: TokioIo<Upgraded>,
     output: Output,
 }
 
-/// What becomes of the bytes that the library writes.
+/// The destination of the bytes that the library writes.
 enum Output {
     Sent,
     Kept(Vec<u8>),
     Dropped,
 }
 
-impl Wire {
-    /// Ends the stream, and drops what the client sends until the client has ended its own.
+impl Transport {
+    /// Ends the stream, and drops the client's bytes until the client has ended its direction.
     async fn end(mut self) -> io::Result<()> {
         self.io.shutdown().await?;
-        let mut dropped = vec![0; DROPPED_AT_ONCE];
+        let mut dropped = vec![0; DROP_BUFFER];
         while self.io.read(&mut dropped).await? > 0 {}
         Ok(())
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Transport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -214,7 +214,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Transport {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,9 +1,8 @@
-//! How one socket sees its session: which answers it wants in one piece, and the cursor of what it
-//! was sent.
+//! One socket's view of its session: the answers that the socket gets whole, and its cursor.
 //!
-//! A socket that asked with `stream:false` gets the end of that answer as one `response`; the
-//! session's other sockets see the stream. Text that is withheld from a socket does not move the
-//! socket's cursor, so that it can resume without a hole.
+//! A socket that requested a turn with `stream:false` gets the whole answer as one `response` at its
+//! end; the session's other sockets get the stream. Text that is withheld from a socket does not
+//! move its cursor, so that the client resumes without a gap.
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
@@ -11,37 +10,37 @@ use crate::api::native::wire::{self, Native};
 use crate::session::{Change, Control, Cursor, Delta, GenerationId};
 
 /// One socket's view of its session.
-pub struct View {
-    /// The client has everything up to here. The reader may be ahead by what is withheld.
+pub struct SocketView {
+    /// The cursor up to which everything was sent. The reader is ahead by the withheld text.
     sent: Cursor,
-    /// Generations whose answers this socket wants in one piece.
+    /// Generations whose answers this socket gets whole.
     whole: Vec<GenerationId>,
-    /// The generation that this socket sees as a stream now.
+    /// The running generation that this socket gets as a stream.
     streaming: Option<GenerationId>,
-    /// The running one of `whole`, and the bytes of it that this socket was sent all the same.
+    /// The running generation of `whole`, and the bytes of its answer that were sent before.
     withheld: Option<(GenerationId, u64)>,
-    /// The generation that this socket cancelled, and whether the model's host was told.
+    /// The generation that this socket cancelled, and whether the model host has stopped.
     cancelled: Option<(GenerationId, bool)>,
 }
 
-impl View {
-    /// The view of a socket that has everything up to a cursor.
+impl SocketView {
+    /// Creates the view of a socket that has everything up to a cursor.
     pub fn new(sent: Cursor) -> Self {
         Self { sent, whole: Vec::new(), streaming: None, withheld: None, cancelled: None }
     }
 
-    /// The client has everything up to here.
+    /// Returns the cursor up to which everything was sent.
     pub fn sent(&self) -> Cursor {
         self.sent
     }
 
-    /// The generation that this socket sees as a stream now.
+    /// Returns the running generation that this socket gets as a stream.
     pub fn streaming(&self) -> Option<GenerationId> {
         self.streaming
     }
 
-    /// From now on the answer of this generation is wanted in one piece.
-    pub fn want_whole(&mut self, generation: GenerationId) {
+    /// Withholds the answer of this generation until its end.
+    pub fn withhold(&mut self, generation: GenerationId) {
         if self.whole.contains(&generation) {
             return;
         }
@@ -51,12 +50,12 @@ impl View {
         }
     }
 
-    /// This socket cancelled a generation.
+    /// Records that this socket cancelled a generation.
     pub fn cancelled(&mut self, generation: GenerationId, upstream_closed: bool) {
         self.cancelled = Some((generation, upstream_closed));
     }
 
-    /// The socket was sent a snapshot, in which `running` is the generation that runs.
+    /// Resets the view to a snapshot that was sent, with its running generation.
     pub fn reset(&mut self, sent: Cursor, running: Option<GenerationId>) {
         self.sent = sent;
         (self.streaming, self.withheld) = (None, None);
@@ -68,20 +67,24 @@ impl View {
         }
     }
 
-    /// The delta as this socket is to see it; none where it is withheld.
-    pub fn of(&mut self, delta: &Delta) -> Option<Utf8Bytes> {
+    /// Encodes a delta for this socket; `None` where it is withheld.
+    pub fn event(&mut self, delta: &Delta) -> Option<Utf8Bytes> {
         if let Change::QueuePosition(_) = delta.change {
             return Some(delta.encoded::<Native>());
         }
         let whole = delta.generation.filter(|generation| self.whole.contains(generation));
-        self.follow(delta, whole);
-        let seen = self.sent.offset;
+        self.track(delta, whole);
+        let sent_before = self.sent.offset;
         self.sent = self.cursor_after(delta);
-        if whole.is_some() { self.of_whole(delta, seen) } else { Some(self.encode(delta)) }
+        if whole.is_some() {
+            self.event_of_whole(delta, sent_before)
+        } else {
+            Some(self.encode(delta))
+        }
     }
 
-    /// Keeps account of what runs.
-    fn follow(&mut self, delta: &Delta, whole: Option<GenerationId>) {
+    /// Tracks the running generation.
+    fn track(&mut self, delta: &Delta, whole: Option<GenerationId>) {
         let Some(event) = delta.event() else { return };
         if event.control.is_terminal() {
             self.whole.retain(|generation| Some(*generation) != whole);
@@ -95,7 +98,7 @@ impl View {
         }
     }
 
-    /// The cursor after a delta, without the bytes that are withheld.
+    /// Returns the cursor after a delta, without the withheld bytes.
     fn cursor_after(&mut self, delta: &Delta) -> Cursor {
         match self.withheld {
             Some((generation, sent)) if delta.after.generation == Some(generation) => {
@@ -107,12 +110,12 @@ impl View {
         }
     }
 
-    /// A delta of a generation whose answer is wanted in one piece; `seen` bytes of it were sent.
-    fn of_whole(&mut self, delta: &Delta, seen: u64) -> Option<Utf8Bytes> {
+    /// Encodes a delta of a generation of `whole`, of which `sent_before` bytes were sent.
+    fn event_of_whole(&mut self, delta: &Delta, sent_before: u64) -> Option<Utf8Bytes> {
         match &delta.change {
             Change::Text { .. } | Change::Reasoning { .. } => None,
-            // Text that was sent before it was wanted in one piece may be taken back.
-            Change::Restart { .. } => (self.sent.offset < seen).then(|| self.encode(delta)),
+            // A restart may take back text that was sent before the answer was withheld.
+            Change::Restart { .. } => (self.sent.offset < sent_before).then(|| self.encode(delta)),
             Change::Event { event, answer, reasoning } => match event.control {
                 Control::Started { .. } | Control::Done {} => None,
                 Control::Ended { .. } => {

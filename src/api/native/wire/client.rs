@@ -1,41 +1,41 @@
-//! Clients' messages over a WebSocket, as they are read.
+//! Parses the messages of clients over a WebSocket.
 
 use axum::http::StatusCode;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::native::input::{ChatRequest, cancel_target};
-use crate::http::extract::body::not_json;
+use crate::http::extract::body::json_position;
 use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
 use crate::http::extract::object::{NotAnObject, Object};
 use crate::http::problem::Problem;
 use crate::session::GenerationId;
 
-/// What a client says over a WebSocket.
+/// A message of a client over a WebSocket.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientMessage {
-    /// Are you there?
+    /// A request for a `pong`.
     Ping,
     /// A message to the model.
     Chat(Box<ChatRequest>),
-    /// Messages of the session, please.
+    /// A request for messages of the session.
     History {
-        /// At most so many, 1 to 500.
+        /// Messages at most, 1 to 500.
         limit: u64,
-        /// Those before this message.
+        /// The message that follows the requested ones.
         before: Option<Uuid>,
     },
-    /// Forget the history.
+    /// A request to clear the history.
     ClearHistory,
-    /// Stop a generation.
+    /// A request to cancel a generation.
     Cancel {
-        /// This one, else the running one, else the oldest that waits.
+        /// The generation; where absent, the running one, else the oldest that waits.
         generation: Option<GenerationId>,
     },
 }
 
 impl ClientMessage {
-    /// Its name on the wire.
+    /// Returns the message's type on the wire.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Ping => "ping",
@@ -46,7 +46,7 @@ impl ClientMessage {
         }
     }
 
-    /// The client's own identifier of it.
+    /// Returns the client's identifier of the message.
     pub fn message_id(&self) -> Option<&str> {
         match self {
             Self::Chat(request) => request.message_id.as_deref(),
@@ -55,19 +55,19 @@ impl ClientMessage {
     }
 }
 
-/// A client's message that cannot be understood.
+/// A message that is not valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadMessage {
-    /// Why.
+    /// The problem.
     pub problem: Problem,
-    /// The client's own identifier of it, where that much could be read.
+    /// The client's identifier of the message, where it is readable.
     pub message_id: Option<String>,
 }
 
-/// Reads a client's message.
+/// Parses a client's message.
 ///
 /// # Errors
-/// [`BadMessage`] for whatever is none.
+/// [`BadMessage`] where it is not valid.
 pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
     let bad = |code, detail: &str| BadMessage {
         problem: Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail),
@@ -78,7 +78,9 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
         Err(NotAnObject::OtherJson) => {
             return Err(bad("not_an_object", "the message is not a JSON object"));
         }
-        Err(NotAnObject::Invalid(error)) => return Err(bad("json_invalid", &not_json(&error))),
+        Err(NotAnObject::Invalid(error)) => {
+            return Err(bad("json_invalid", &json_position(&error)));
+        }
     };
     let kind = match object.get("type") {
         Ok(None) => "chat",
@@ -106,7 +108,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
 
 fn history_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
     let mut fields = Fields::new("body", object);
-    // A client of the original may ask for more than there is at once, and is told that there is.
+    // Clients of the original may request more than fits in one reply; `has_more` reports the rest.
     let (most, default) = PAGE_LIMIT;
     let limit = fields.integer("limit", 1, i64::MAX).unwrap_or(default).min(most);
     let before = fields.uuid("before");

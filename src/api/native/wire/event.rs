@@ -1,4 +1,4 @@
-//! The events, field by field. The contract says what each field is.
+//! The events of the server, field by field. docs/PROTOCOL.md describes each field.
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -7,13 +7,13 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::session::model::{ContextReport, Continuation};
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};
 
-/// Room for an event beside its text, so that writing it does not have to grow it.
+/// Bytes that an event usually has beside its text, reserved before it is written.
 const USUAL_FRAME: usize = 320;
 
-/// What is sent to a client.
+/// An event that the server sends.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-#[allow(missing_docs)] // The contract says what each field is, and the names are its own.
+#[allow(missing_docs, reason = "docs/PROTOCOL.md describes each field under its own name")]
 pub enum ServerEvent<'a> {
     Connection {
         status: &'static str,
@@ -22,7 +22,7 @@ pub enum ServerEvent<'a> {
         resumed: bool,
         recovered: bool,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     Pong {
         timestamp: String,
@@ -33,18 +33,18 @@ pub enum ServerEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         message_id: Option<&'a str>,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     Queued {
         position: u64,
         eta_seconds: Option<f64>,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     StreamStart {
         model: &'a str,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     StreamChunk {
         content: &'a str,
@@ -52,18 +52,18 @@ pub enum ServerEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         offset: Option<u64>,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     StreamThinking {
         content: &'a str,
         offset: u64,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     StreamRestart {
         from: u64,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     StreamEnd {
         full_response: &'a str,
@@ -74,7 +74,7 @@ pub enum ServerEvent<'a> {
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         continued: &'a [Continuation],
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     Response {
         content: &'a str,
@@ -88,13 +88,13 @@ pub enum ServerEvent<'a> {
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         continued: &'a [Continuation],
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     Cancelled {
         full_response: &'a str,
         #[serde(flatten)]
-        place: Envelope,
-        /// Only for the socket that asked.
+        envelope: Envelope,
+        /// Present only for the socket that cancelled.
         #[serde(skip_serializing_if = "Option::is_none")]
         upstream_closed: Option<bool>,
     },
@@ -107,12 +107,12 @@ pub enum ServerEvent<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         message_id: Option<&'a str>,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     HistoryCleared {
         session_id: SessionId,
         #[serde(flatten)]
-        place: Envelope,
+        envelope: Envelope,
     },
     History {
         messages: &'a [Box<RawValue>],
@@ -126,9 +126,9 @@ pub enum ServerEvent<'a> {
 /// The generation that an event belongs to, and the cursor after it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Envelope {
-    /// None where the event is about the session.
+    /// The generation; `None` where the event concerns the session.
     pub generation: Option<GenerationId>,
-    /// None where the event is not logged.
+    /// The cursor; `None` where the event is not stored.
     pub cursor: Option<Cursor>,
 }
 
@@ -146,30 +146,30 @@ impl Serialize for Envelope {
     }
 }
 
-/// What there is of an answer that is being written.
+/// The beginning of a running answer.
 #[derive(Debug, Serialize)]
 pub struct RunningAnswer<'a> {
-    /// Whose answer.
+    /// The generation of the answer.
     pub generation_id: GenerationId,
-    /// The thoughts before it, or their beginning.
+    /// The reasoning, or its beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking: Option<&'a str>,
-    /// Its beginning.
+    /// The beginning of the answer.
     pub content: &'a str,
-    /// UTF-8 bytes of it: the next piece follows here.
+    /// The length of `content` in UTF-8 bytes, which is the offset of the next piece.
     pub offset: usize,
 }
 
 impl ServerEvent<'_> {
-    /// As it is sent; `texts` bytes of room for what it quotes.
+    /// Encodes the event, with room for `texts` bytes of text.
     pub fn write(&self, texts: usize) -> Utf8Bytes {
         let mut json = Vec::with_capacity(texts + USUAL_FRAME);
-        // Types of ours have no maps with keys that are not text: writing them cannot fail.
+        // It cannot fail, because all keys are text.
         let _ = serde_json::to_writer(&mut json, self);
         Utf8Bytes::try_from(json).unwrap_or_default()
     }
 
-    /// As it is sent.
+    /// Encodes an event with little text.
     pub fn json(&self) -> Utf8Bytes {
         self.write(0)
     }

@@ -1,4 +1,4 @@
-//! Events as they are sent, and clients' messages as they are read. Pure.
+//! The native wire format: encodes events, and parses the messages of clients. Pure.
 
 mod client;
 mod event;
@@ -20,7 +20,7 @@ use crate::session::{
     Status,
 };
 
-/// Bytes of one event, at most, but for a history whose one message is larger alone.
+/// Bytes of one event, at most, except for a history whose only message is larger.
 pub const EVENT_BYTES: usize = 512 << 10;
 /// Bytes of an event beside its texts, at most.
 const FRAME_BYTES: usize = 2 << 10;
@@ -36,33 +36,33 @@ impl Front for Native {
     }
 }
 
-/// A delta with another cursor than its own, for a socket that was not sent everything before it;
-/// `upstream_closed` for the socket whose cancel ended the generation.
+/// Encodes a delta with another cursor than its own, for a socket from which text before it was
+/// withheld. `upstream_closed` is for the socket whose cancel ended the generation.
 pub fn encode_at(delta: &Delta, cursor: Cursor, upstream_closed: Option<bool>) -> Utf8Bytes {
-    let place = Envelope { generation: delta.generation, cursor: Some(cursor) };
+    let envelope = Envelope { generation: delta.generation, cursor: Some(cursor) };
     match &delta.change {
         Change::Text { offset, text } => {
-            ServerEvent::StreamChunk { content: text, done: false, offset: Some(*offset), place }
+            ServerEvent::StreamChunk { content: text, done: false, offset: Some(*offset), envelope }
                 .write(quoted(text))
         }
         Change::Reasoning { offset, text } => {
-            ServerEvent::StreamThinking { content: text, offset: *offset, place }
+            ServerEvent::StreamThinking { content: text, offset: *offset, envelope }
                 .write(quoted(text))
         }
         Change::Event { event, answer, .. } => {
-            control(delta.session, &event.control, answer, place, upstream_closed)
+            control(delta.session, &event.control, answer, envelope, upstream_closed)
         }
-        Change::Restart { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
+        Change::Restart { from } => ServerEvent::StreamRestart { from: *from, envelope }.json(),
         Change::QueuePosition(queued) => ServerEvent::Queued {
             position: queued.position,
             eta_seconds: queued.eta_seconds,
-            place: Envelope { generation: Some(queued.generation), cursor: None },
+            envelope: Envelope { generation: Some(queued.generation), cursor: None },
         }
         .json(),
     }
 }
 
-/// Room for a text as JSON, where few of its characters are escaped.
+/// Returns the room for a text as JSON, where few of its characters are escaped.
 fn quoted(text: &str) -> usize {
     text.len() + text.len() / 8
 }
@@ -71,7 +71,7 @@ fn control(
     session_id: SessionId,
     control: &Control,
     answer: &str,
-    place: Envelope,
+    envelope: Envelope,
     upstream_closed: Option<bool>,
 ) -> Utf8Bytes {
     match control {
@@ -79,13 +79,13 @@ fn control(
             message,
             timestamp,
             message_id: message_id.as_deref(),
-            place,
+            envelope,
         }
         .write(quoted(message)),
-        Control::Started { model } => ServerEvent::StreamStart { model, place }.json(),
-        Control::Claimed { from } => ServerEvent::StreamRestart { from: *from, place }.json(),
+        Control::Started { model } => ServerEvent::StreamStart { model, envelope }.json(),
+        Control::Claimed { from } => ServerEvent::StreamRestart { from: *from, envelope }.json(),
         Control::Done {} => {
-            ServerEvent::StreamChunk { content: "", done: true, offset: None, place }.json()
+            ServerEvent::StreamChunk { content: "", done: true, offset: None, envelope }.json()
         }
         Control::Ended { timestamp, finish_reason, usage, context, continued, .. } => {
             ServerEvent::StreamEnd {
@@ -95,20 +95,20 @@ fn control(
                 usage: *usage,
                 context: *context,
                 continued,
-                place,
+                envelope,
             }
             .write(quoted(answer))
         }
         Control::Cancelled {} => {
-            ServerEvent::Cancelled { full_response: answer, place, upstream_closed }
+            ServerEvent::Cancelled { full_response: answer, envelope, upstream_closed }
                 .write(quoted(answer))
         }
-        Control::Failed(failure) => failed(failure, place),
-        Control::Cleared {} => ServerEvent::HistoryCleared { session_id, place }.json(),
+        Control::Failed(failure) => failed(failure, envelope),
+        Control::Cleared {} => ServerEvent::HistoryCleared { session_id, envelope }.json(),
     }
 }
 
-fn failed(failure: &Failure, place: Envelope) -> Utf8Bytes {
+fn failed(failure: &Failure, envelope: Envelope) -> Utf8Bytes {
     debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
     ServerEvent::Error {
         message: &failure.message,
@@ -116,13 +116,13 @@ fn failed(failure: &Failure, place: Envelope) -> Utf8Bytes {
         retryable: failure.retryable,
         retry_after: failure.retry_after,
         message_id: None,
-        place,
+        envelope,
     }
     .json()
 }
 
-/// The end of a generation for a socket that asked for its answer in one piece. None where the
-/// generation did not end by itself.
+/// Encodes the end of a generation for a socket that requested the whole answer at once. `None`
+/// where the generation was cancelled or has failed.
 pub fn response(
     event: &Event,
     answer: &str,
@@ -143,16 +143,16 @@ pub fn response(
         usage: *usage,
         context: *context,
         continued,
-        place: Envelope { generation: event.generation, cursor: Some(after) },
+        envelope: Envelope { generation: event.generation, cursor: Some(after) },
     };
     Some(response.write(quoted(answer) + thinking.map_or(0, quoted)))
 }
 
-/// A generation that has ended, told from what is stored of it. Only the last event carries a
-/// cursor: whoever loses the connection before it has to ask again.
-pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Bytes> {
+/// Encodes the events of an ended generation from its stored message. Only the last event carries a
+/// cursor, so a client that loses the connection before it must request the generation again.
+pub fn replay(message: &Message, at_once: bool, end: Cursor) -> Vec<Utf8Bytes> {
     let generation = message.generation_id;
-    let (unlogged, place) =
+    let (unlogged, envelope) =
         (Envelope { generation, cursor: None }, Envelope { generation, cursor: Some(end) });
     let text = message.content.as_str();
     let model = message.model.as_deref().unwrap_or_default();
@@ -160,14 +160,14 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
     let finish_reason = message.finish_reason.unwrap_or(FinishReason::Stop);
     let (usage, context) = (message.usage.unwrap_or_default(), message.context.unwrap_or_default());
     let chunk = |content, done, offset| {
-        ServerEvent::StreamChunk { content, done, offset, place: unlogged }.json()
+        ServerEvent::StreamChunk { content, done, offset, envelope: unlogged }.json()
     };
     let mut events = Vec::new();
-    if !in_one_piece {
-        events.push(ServerEvent::StreamStart { model, place: unlogged }.json());
+    if !at_once {
+        events.push(ServerEvent::StreamStart { model, envelope: unlogged }.json());
         if let Some(content) = message.thinking.as_deref() {
-            let thoughts = ServerEvent::StreamThinking { content, offset: 0, place: unlogged };
-            events.push(thoughts.json());
+            let reasoning = ServerEvent::StreamThinking { content, offset: 0, envelope: unlogged };
+            events.push(reasoning.json());
         }
         if !text.is_empty() {
             events.push(chunk(text, false, Some(0)));
@@ -175,10 +175,10 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
     }
     let last = match (message.status, &message.error) {
         (Some(Status::Cancelled), _) => {
-            ServerEvent::Cancelled { full_response: text, place, upstream_closed: None }.json()
+            ServerEvent::Cancelled { full_response: text, envelope, upstream_closed: None }.json()
         }
-        (Some(Status::Failed), Some(failure)) => failed(failure, place),
-        _ if in_one_piece => ServerEvent::Response {
+        (Some(Status::Failed), Some(failure)) => failed(failure, envelope),
+        _ if at_once => ServerEvent::Response {
             content: text,
             thinking: message.thinking.as_deref(),
             model,
@@ -187,7 +187,7 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
             usage,
             context,
             continued: &message.continued,
-            place,
+            envelope,
         }
         .json(),
         _ => {
@@ -200,7 +200,7 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
                 usage,
                 context,
                 continued: &message.continued,
-                place,
+                envelope,
             }
             .json()
         }
@@ -209,7 +209,7 @@ pub fn replay(message: &Message, in_one_piece: bool, end: Cursor) -> Vec<Utf8Byt
     events
 }
 
-/// An error that is the answer to a client's message.
+/// Encodes an error in reply to a client's message.
 pub fn error(problem: &Problem, message_id: Option<&str>) -> Utf8Bytes {
     ServerEvent::Error {
         message: &problem.detail,
@@ -217,7 +217,7 @@ pub fn error(problem: &Problem, message_id: Option<&str>) -> Utf8Bytes {
         retryable: problem.retryable,
         retry_after: problem.retry_after,
         message_id,
-        place: Envelope::default(),
+        envelope: Envelope::default(),
     }
     .json()
 }
@@ -236,27 +236,27 @@ pub fn connection(
         message: "WebSocket chat connected successfully",
         resumed,
         recovered,
-        place: Envelope { generation, cursor },
+        envelope: Envelope { generation, cursor },
     }
     .json()
 }
 
-/// The answer to a `ping`.
+/// Encodes the reply to a `ping`.
 pub fn pong() -> Utf8Bytes {
     ServerEvent::Pong { timestamp: rfc3339(&Utc::now()) }.json()
 }
 
-/// A `history` event of a snapshot, and the cursor of a client that was given it: of the running
-/// answer, what did not fit follows as chunks.
+/// Encodes the `history` event of a snapshot, and returns it with the cursor after it. The part of
+/// the running answer that does not fit follows as chunks.
 pub fn snapshot(snapshot: &Snapshot) -> (Utf8Bytes, Cursor) {
     let running = snapshot.running.as_ref().map(|(id, text)| (*id, text.as_str()));
     let (json, shown) = history(&snapshot.messages, snapshot.has_more, running);
     (json, snapshot.cursor_after(shown))
 }
 
-/// A `history` event of the newest of `messages` that fit, `more` telling whether there are older
-/// ones, and as much of the running answer, thoughts first, as fits beside them. Gives the bytes of
-/// that as they are stored, too.
+/// Encodes a `history` event of the newest of `messages` that fit, and of as much of the running
+/// answer as fits beside them, reasoning first. `more` reports whether there are older messages. The
+/// number of stored bytes of the encoded answer is returned, too.
 pub fn history(
     messages: &[Message],
     more: bool,
@@ -294,17 +294,17 @@ pub fn history(
     (event.write(used + shown), shown)
 }
 
-/// The longest beginning of `text` that is at most `room` bytes as JSON.
+/// Returns the longest beginning of `text` that has at most `room` bytes as JSON.
 fn json_prefix(text: &str, room: usize) -> &str {
     let mut used = 0;
-    for (at, character) in text.char_indices() {
+    for (index, character) in text.char_indices() {
         used += match character {
             '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
             '\0'..='\x1f' => 6,
             other => other.len_utf8(),
         };
         if used > room {
-            return &text[..at];
+            return &text[..index];
         }
     }
     text

@@ -1,4 +1,4 @@
-//! The wire, as the contract has it.
+//! Tests of the wire format against the contract.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn event(control: Control) -> Arc<Event> {
     Arc::new(Event { number: 3, tag: AFTER.tag, place: None, generation, control })
 }
 
-/// With short names for what is long and everywhere the same.
+/// Joins events to lines, with short names for identifiers and cursors.
 fn lines<T: ToString>(events: &[T]) -> String {
     let lines: Vec<String> = events.iter().map(ToString::to_string).collect();
     lines
@@ -49,12 +49,12 @@ fn text(offset: u64, text: &str) -> Change {
     Change::Text { offset, text: text.to_owned() }
 }
 
-fn happened(control: Control, answer: &str) -> Change {
+fn event_change(control: Control, answer: &str) -> Change {
     Change::Event { event: event(control), answer: answer.to_owned(), reasoning: None }
 }
 
-fn told(control: Control, answer: &str) -> String {
-    sent(happened(control, answer))
+fn event_of(control: Control, answer: &str) -> String {
+    sent(event_change(control, answer))
 }
 
 fn ended() -> Control {
@@ -92,19 +92,19 @@ fn failure() -> Failure {
 }
 
 #[test]
-fn a_turn_is_told_as_the_contract_says() {
+fn a_turn_is_encoded_as_the_contract_requires() {
     let accepted = Control::Accepted {
         message: "hi \"you\"".to_owned(),
         timestamp: "2025-08-30T02:00:00.000000Z".to_owned(),
         message_id: Some("a".to_owned()),
     };
     let turn = [
-        told(accepted, ""),
-        told(Control::Started { model: "m".to_owned() }, ""),
+        event_of(accepted, ""),
+        event_of(Control::Started { model: "m".to_owned() }, ""),
         sent(text(0, "Hello")),
         sent(Change::Restart { from: 5 }),
-        told(Control::Done {}, ""),
-        told(ended(), "Hello"),
+        event_of(Control::Done {}, ""),
+        event_of(ended(), "Hello"),
     ];
     insta::assert_snapshot!(lines(&turn), @r#"
     {"type":"message_received","message":"hi \"you\"","timestamp":"2025-08-30T02:00:00.000000Z","message_id":"a","generation_id":"GENERATION","cursor":"CURSOR"}
@@ -117,13 +117,13 @@ fn a_turn_is_told_as_the_contract_says() {
 }
 
 #[test]
-fn other_ends_and_a_cleared_history_are_told_as_the_contract_says() {
-    let cancelled = delta(happened(Control::Cancelled {}, "Hel"));
+fn other_ends_and_a_cleared_history_are_encoded_as_the_contract_requires() {
+    let cancelled = delta(event_change(Control::Cancelled {}, "Hel"));
     let events = [
         encode_at(&cancelled, AFTER, Some(true)).to_string(),
         cancelled.encoded::<Native>().to_string(),
-        told(Control::Failed(failure()), "Hel"),
-        told(Control::Cleared {}, ""),
+        event_of(Control::Failed(failure()), "Hel"),
+        event_of(Control::Cleared {}, ""),
         response(&event(ended()), "Hello", None, AFTER).expect("an end").to_string(),
         connection(SESSION, Some(AFTER), true, false, None).to_string(),
     ];
@@ -138,7 +138,7 @@ fn other_ends_and_a_cleared_history_are_told_as_the_contract_says() {
 }
 
 #[test]
-fn a_stored_answer_is_told_again_and_only_its_end_carries_a_cursor() {
+fn a_stored_answer_is_replayed_and_only_its_end_carries_a_cursor() {
     let stream = replay(&stored(Status::Complete, None), false, AFTER);
     insta::assert_snapshot!(lines(&stream), @r#"
     {"type":"stream_start","model":"m","generation_id":"GENERATION"}
@@ -152,14 +152,14 @@ fn a_stored_answer_is_told_again_and_only_its_end_carries_a_cursor() {
 }
 
 #[test]
-fn thoughts_are_told_beside_the_answer() {
+fn reasoning_is_encoded_beside_the_answer() {
     let reasoning = Change::Reasoning { offset: 4, text: "hm".to_owned() };
     let message = Message { thinking: Some("hm".to_owned()), ..stored(Status::Complete, None) };
-    let mut told = vec![sent(reasoning)];
-    told.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
+    let mut events = vec![sent(reasoning)];
+    events.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
     let running = |text| history(&[], false, Some((GENERATION, text))).0.to_string();
-    told.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
-    insta::assert_snapshot!(lines(&told), @r#"
+    events.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
+    insta::assert_snapshot!(lines(&events), @r#"
     {"type":"stream_thinking","content":"hm","offset":4,"generation_id":"GENERATION","cursor":"CURSOR"}
     {"type":"stream_start","model":"m","generation_id":"GENERATION"}
     {"type":"stream_thinking","content":"hm","offset":0,"generation_id":"GENERATION"}
@@ -167,7 +167,7 @@ fn thoughts_are_told_beside_the_answer() {
     {"type":"history","messages":[],"count":0,"has_more":false,"answer":{"generation_id":"GENERATION","thinking":"hm","content":"","offset":0}}
     {"type":"history","messages":[],"count":0,"has_more":false,"answer":{"generation_id":"GENERATION","thinking":"hm","content":"He","offset":2}}
     "#);
-    assert_eq!(replay(&message, true, AFTER).len(), 1, "only the answer, in one piece");
+    assert_eq!(replay(&message, true, AFTER).len(), 1, "only the answer, at once");
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_history_is_never_larger_than_an_event_may_be() {
 }
 
 #[test]
-fn messages_are_read_as_the_contract_says() {
+fn messages_are_parsed_as_the_contract_requires() {
     let kind = |text: &str| parse_client_message(text.as_bytes()).map(|message| message.kind());
     assert_eq!(kind(r#"{"message":"hi"}"#), Ok("chat"));
     assert_eq!(kind(r#"{"type":null,"message":"hi"}"#), Ok("chat"));
@@ -198,12 +198,12 @@ fn messages_are_read_as_the_contract_says() {
 }
 
 #[test]
-fn what_cannot_be_understood_says_why_and_which() {
+fn the_error_of_a_bad_message_names_its_reason_and_the_message() {
     let bad = |text: &str| {
         let bad = parse_client_message(text.as_bytes()).expect_err("bad");
         format!("{} {:?} {}", bad.problem.code, bad.message_id, bad.problem.detail)
     };
-    let told = [
+    let errors = [
         bad("{"),
         bad("[]"),
         bad("null"),
@@ -213,7 +213,7 @@ fn what_cannot_be_understood_says_why_and_which() {
         bad(r#"{"message":"  ","message_id":"x"}"#),
         bad(r#"{"type":"cancel","generation_id":"one"}"#),
     ];
-    insta::assert_snapshot!(lines(&told), @r#"
+    insta::assert_snapshot!(lines(&errors), @r#"
     json_invalid None not valid JSON, at line 1 column 1
     not_an_object None the message is not a JSON object
     not_an_object None the message is not a JSON object
@@ -258,7 +258,7 @@ fn the_events_of_the_protocol_page_are_those_of_the_code() {
     let mut described: Vec<&str> = rows.collect();
     described.sort_unstable();
     assert_eq!(described, events);
-    // The names are serde's own: one of them, to see that they are made as above.
+    // serde derives the names; one event shows that it does so as above.
     let pong = ServerEvent::Pong { timestamp: String::new() }.json();
     assert!(pong.starts_with(r#"{"type":"pong""#) && events.iter().any(|name| name == "pong"));
 }

@@ -1,14 +1,14 @@
-//! Web origins and host names of the allow-lists, in the form in which clients send them. Pure.
+//! Parses the web origins and hosts of the allow-lists into the form that clients send. Pure.
 
 use std::borrow::Cow;
 
 use url::{Position, Url};
 
-/// Stands for any origin, or any host.
+/// The entry that stands for any origin, or any host.
 pub const ANY: &str = "*";
 
-/// Reads an origin of the allow-list: in lower case, and without the port that its scheme has by
-/// default, as browsers write it. [`ANY`] stays as it is.
+/// Parses an origin of the allow-list into the form of browsers: in lower case, and without the
+/// default port of its scheme. [`ANY`] stays as it is.
 ///
 /// # Errors
 /// What is wrong, and what to write instead.
@@ -19,8 +19,8 @@ pub fn listed_origin(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     if text.eq_ignore_ascii_case("null") {
-        let why = "the origin null is that of any sandboxed page; write * to allow every origin";
-        return Err(why.to_owned());
+        let reason = "any sandboxed page has the origin null; write * to allow every origin";
+        return Err(reason.to_owned());
     }
     let url = Url::parse(text).ok().filter(|url| url.has_host() && text.contains("://"));
     let url = url.ok_or(EXPECTED)?;
@@ -37,8 +37,8 @@ pub fn listed_origin(text: &str) -> Result<String, String> {
     Ok(format!("{}://{authority}", url.scheme()).to_ascii_lowercase())
 }
 
-/// Reads a host of the allow-list: a name or an address, with or without a port. A port that web
-/// clients leave out is left out here, too. [`ANY`] stays as it is.
+/// Parses a host of the allow-list: a name or an address, with or without a port. A default port is
+/// left out, as web clients do. [`ANY`] stays as it is.
 ///
 /// # Errors
 /// What is wrong, and what to write instead.
@@ -60,7 +60,8 @@ pub fn listed_host(text: &str) -> Result<String, String> {
     })
 }
 
-/// An Origin header in the form of the allow-list; a text that is no origin stays as it is.
+/// Returns an Origin header in the form of the allow-list. A text that is not an origin stays as it
+/// is.
 pub fn canonical(header: &str) -> Cow<'_, str> {
     listed_origin(header).map_or(Cow::Borrowed(header), Cow::Owned)
 }
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_read_as_browsers_write_it() {
+    fn an_origin_is_parsed_into_the_form_of_browsers() {
         for (text, origin) in [
             ("https://app.example", "https://app.example"),
             (" HTTPS://App.Example/ ", "https://app.example"),
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_as_an_origin_is_refused() {
+    fn a_text_that_no_browser_sends_as_an_origin_is_refused() {
         for text in [
             "garbage",
             "",

@@ -1,0 +1,33 @@
+//! The error responses that several handlers share, for the API's description.
+#![allow(dead_code, reason = "only their descriptions are used")]
+
+use utoipa::IntoResponses;
+
+use crate::http::problem::ProblemDetails;
+
+/// The response where the caller has no such session.
+#[derive(IntoResponses)]
+#[response(
+    status = 404,
+    description = "The caller has no such session",
+    content_type = "application/problem+json"
+)]
+pub struct SessionNotFound(ProblemDetails<'static>);
+
+/// The response to a request with invalid fields.
+#[derive(IntoResponses)]
+#[response(
+    status = 422,
+    description = "A field is not valid; `errors` names each",
+    content_type = "application/problem+json"
+)]
+pub struct InvalidFields(ProblemDetails<'static>);
+
+/// The response of a replica that cannot serve the request now.
+#[derive(IntoResponses)]
+#[response(
+    status = 503,
+    description = "The replica cannot serve this now; see `code` and Retry-After",
+    content_type = "application/problem+json"
+)]
+pub struct Unavailable(ProblemDetails<'static>);

@@ -1,0 +1,264 @@
+//! Every setting, parsed and checked before anything is opened. One file a group.
+
+mod address;
+mod hosts;
+mod http;
+mod keep_alive;
+pub mod origins;
+mod queue;
+mod redis;
+mod replica;
+mod telemetry;
+mod url;
+mod values;
+
+pub use address::ServerAddress;
+pub use hosts::{HostSettings, OllamaHost, check_hosts};
+pub use http::HttpSettings;
+pub use queue::QueueSettings;
+pub use redis::RedisSettings;
+pub use replica::ReplicaSettings;
+pub use telemetry::{LogFormat, TelemetrySettings};
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// A chat service in front of Ollama whose answers survive the replica that writes them.
+#[derive(Debug, Parser)]
+#[command(name = "jarvis", version, about, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands of the binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves REST, server-sent events and WebSockets until SIGTERM or Ctrl-C, then drains
+    Serve(Box<Settings>),
+    /// Loads this release's Redis Functions and records them (serve does so by itself)
+    Migrate {
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Checks whether a running server is ready; the exit code is 0 if it is, else 1
+    Health(ServerAddress),
+    /// Chats with a running server in this terminal; a lost connection loses nothing
+    Chat(ServerAddress),
+    /// Prints every setting of serve as a Markdown table
+    Settings,
+}
+
+impl Cli {
+    /// Parses arguments and environment. A variable that is set to nothing, as `${X:-}` in a compose
+    /// file sets it, counts as not set.
+    ///
+    /// # Errors
+    /// The errors of clap, which include the request for help.
+    pub fn from_arguments(arguments: &[OsString]) -> Result<Self, clap::Error> {
+        let blank = |name: &OsStr| {
+            std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
+        };
+        let mut command = Self::command().mut_subcommands(|subcommand| {
+            subcommand.mut_args(|argument| match argument.get_env() {
+                Some(name) if blank(name) => argument.env(Resettable::Reset),
+                _ => argument,
+            })
+        });
+        let parsed = command.try_get_matches_from_mut(arguments);
+        if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DisplayHelp) {
+            // The help lists the variables that are reset above, too.
+            return Self::try_parse_from(arguments);
+        }
+        let cli = Self::from_arg_matches(&parsed?)?;
+        if let Command::Serve(settings) = &cli.command
+            && let Err(wrong) = settings.hosts.check()
+        {
+            return Err(command.error(ErrorKind::ValueValidation, wrong));
+        }
+        Ok(cli)
+    }
+
+    /// Returns the passwords among the settings, which no log line or error may hold.
+    pub fn secrets(&self) -> Vec<String> {
+        match &self.command {
+            Command::Serve(settings) => settings.secrets(),
+            Command::Migrate { redis } => redis.passwords(),
+            Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
+        }
+    }
+}
+
+/// The settings of `jarvis serve`.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// The HTTP server
+    #[command(flatten)]
+    pub http: HttpSettings,
+
+    /// The connection to Redis
+    #[command(flatten)]
+    pub redis: RedisSettings,
+
+    /// The Ollama hosts
+    #[command(flatten)]
+    pub hosts: HostSettings,
+
+    /// The queue
+    #[command(flatten)]
+    pub queue: QueueSettings,
+
+    /// The replica's life
+    #[command(flatten)]
+    pub replica: ReplicaSettings,
+
+    /// Logs and spans
+    #[command(flatten)]
+    pub telemetry: TelemetrySettings,
+}
+
+impl Settings {
+    /// Returns the passwords among the settings.
+    fn secrets(&self) -> Vec<String> {
+        [self.redis.passwords(), self.hosts.passwords(), self.telemetry.passwords()].concat()
+    }
+}
+
+/// Returns every setting of `jarvis serve` as a Markdown table.
+pub fn settings_table() -> String {
+    let mut table = String::from("| flag | environment | default | |\n| --- | --- | --- | --- |\n");
+    let command = Cli::command();
+    let arguments =
+        command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
+    for argument in arguments {
+        let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
+            continue;
+        };
+        let default = argument
+            .get_default_values()
+            .first()
+            .map_or(String::new(), |value| format!("`{}`", value.to_string_lossy()));
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let _ = writeln!(
+            table,
+            "| `--{flag}` | `{}` | {default} | {help} |",
+            variable.to_string_lossy()
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(flags: &[&str]) -> Result<Settings, String> {
+        let arguments = ["jarvis", "serve"].iter().chain(flags).map(OsString::from);
+        let arguments: Vec<_> = arguments.collect();
+        match Cli::from_arguments(&arguments).map_err(|error| error.to_string())?.command {
+            Command::Serve(settings) => Ok(*settings),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn lists_are_trimmed_and_their_empty_entries_dropped() {
+        let list = " a.example ,, b.example,";
+        let urls = " http://a:1 , ,http://b:2;slots=3 ,";
+        let settings = settings(&[
+            "--preload",
+            list,
+            "--allowed-origins",
+            " https://a.example:443 ,, http://B.example/,",
+            "--allowed-hosts",
+            list,
+            "--ollama-urls",
+            urls,
+        ]);
+        let settings = settings.expect("settings");
+        let expected = ["a.example", "b.example"];
+        assert_eq!(settings.hosts.preload(), expected);
+        assert_eq!(settings.http.allowed_origins(), ["https://a.example", "http://b.example"]);
+        assert_eq!(settings.http.allowed_hosts(), expected);
+        let hosts: Vec<_> =
+            settings.hosts.hosts().map(|(url, slots)| (url.to_string(), slots)).collect();
+        assert_eq!(hosts, [("http://a:1/".to_owned(), 4), ("http://b:2/".to_owned(), 3)]);
+    }
+
+    #[test]
+    fn a_list_of_no_ollama_host_is_refused() {
+        let error = settings(&["--ollama-urls", " , "]).expect_err("no host");
+        assert!(error.contains("names no host"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_cannot_work_or_never_matches_is_refused() {
+        for (flag, wrong, part) in [
+            ("--allowed-origins", "garbage", "https://app.example"),
+            ("--allowed-origins", "https://a.example,b.example", "https://app.example"),
+            ("--allowed-origins", "https://a.example/path", "ends after its host"),
+            ("--allowed-hosts", "http://a.example", "chat.example"),
+            ("--keep-alive", "banana", "5m"),
+            ("--keep-alive", "5 minutes", "5m"),
+            ("--max-sockets", "0", "0"),
+            ("--ollama-slots", "0", "0"),
+            ("--queue-limit", "0", "0"),
+            ("--queue-share", "0", "0"),
+            ("--heartbeat", "0", "0"),
+            ("--read-timeout", "0", "0"),
+            ("--num-ctx", "0", "0"),
+            ("--ollama-urls", "http://h:1,http://h:1/", "name each host once"),
+            ("--ollama-urls", "http://h:1/?x=1", "leave out"),
+            ("--ollama-urls", "http://h:1/#x", "leave out"),
+        ] {
+            let error = settings(&[flag, wrong]).expect_err(wrong);
+            assert!(error.contains(part), "{flag} {wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_the_value_of_any_setting_are_skipped() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve");
+        let mut tried = 0;
+        for argument in serve.get_arguments().filter(|argument| argument.get_env().is_some()) {
+            let flag = format!("--{}", argument.get_long().expect("a flag"));
+            let value = match (&*flag, argument.get_default_values().first()) {
+                ("--redis-acknowledgements", _) => "1".to_owned(),
+                ("--preload", _) => "tinyllama".to_owned(),
+                ("--allowed-origins", _) => "https://a.example".to_owned(),
+                ("--allowed-hosts", _) => "a.example".to_owned(),
+                ("--otlp-url", _) => "http://h:4318".to_owned(),
+                (_, value) => value.expect("a default").to_string_lossy().into_owned(),
+            };
+            let plain = settings(&[&flag, &value]).expect(&flag);
+            let blanks = settings(&[&flag, &format!(" \t{value} \n")]).expect(&flag);
+            assert_eq!(format!("{plain:?}"), format!("{blanks:?}"), "{flag}");
+            tried += 1;
+        }
+        assert!(tried > 25, "{tried}");
+    }
+
+    #[test]
+    fn a_star_stands_for_any_host_and_any_origin() {
+        let settings = settings(&["--allowed-hosts", "a, *", "--allowed-origins", " * "]);
+        let settings = settings.expect("settings");
+        assert!(settings.http.allowed_hosts().is_empty());
+        assert_eq!(settings.http.allowed_origins(), ["*"]);
+    }
+
+    #[test]
+    fn the_default_model_is_trimmed_and_has_no_blank_in_it() {
+        let settings_of = |name| settings(&["--default-model", name]);
+        assert_eq!(settings_of("  qwen3:4b ").expect("settings").hosts.default_model, "qwen3:4b");
+        for wrong in ["", "  ", "tiny llama", "a\tb"] {
+            assert!(settings_of(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

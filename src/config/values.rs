@@ -1,0 +1,77 @@
+//! Parsers of single values, shared by the groups.
+
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::builder::{PossibleValue, TypedValueParser};
+
+use crate::model_name::ModelName;
+
+/// Parses the address and the port to listen on.
+///
+/// # Errors
+/// What is expected.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let expected = "expected an IP address and a port, as in 127.0.0.1:10200";
+    text.trim().parse().map_err(|_| expected.to_owned())
+}
+
+/// Checks a model's name, and returns it as it is spelled, without the blanks around it.
+///
+/// # Errors
+/// Why Ollama would not take the name.
+pub(super) fn model_name(text: &str) -> Result<String, String> {
+    ModelName::parse(text).map_err(|error| error.to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+/// Returns a parser of whole seconds within bounds.
+pub(super) fn seconds(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = Duration> {
+    trimmed(clap::value_parser!(u64).range(range).map(Duration::from_secs))
+}
+
+/// Returns a parser of whole milliseconds within bounds.
+pub(super) fn milliseconds(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = Duration> {
+    trimmed(clap::value_parser!(u64).range(range).map(Duration::from_millis))
+}
+
+/// Returns a parser of a list's entries that accepts blank entries, too; [`entries`] drops them.
+pub(super) fn or_blank(
+    parse: fn(&str) -> Result<String, String>,
+) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |text| if text.trim().is_empty() { Ok(String::new()) } else { parse(text) }
+}
+
+/// Returns the entries of a list without the empty ones.
+pub(super) fn entries(list: &[String]) -> Vec<String> {
+    list.iter().filter(|entry| !entry.is_empty()).cloned().collect()
+}
+
+/// Returns a parser that skips blanks around a value, as compose files and editors leave them.
+pub(super) fn trimmed<P: TypedValueParser>(parser: P) -> Trimmed<P> {
+    Trimmed(parser)
+}
+
+/// A parser that skips blanks around a value.
+#[derive(Clone)]
+pub(super) struct Trimmed<P>(P);
+
+impl<P: TypedValueParser> TypedValueParser for Trimmed<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<P::Value, clap::Error> {
+        let value = value.to_str().map_or(value, |text| OsStr::new(text.trim()));
+        self.0.parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.0.possible_values()
+    }
+}

@@ -1,0 +1,216 @@
+//! One replica's life: it builds every part from the settings, serves, and drains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, ApiSettings, AppState};
+use crate::config::{HostSettings, RedisSettings, Settings};
+use crate::generation::{self, GenerationSettings, Generations};
+use crate::http::listener::{self, TimeLimits};
+use crate::http::middleware::AllowLists;
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd};
+use crate::membership::MembershipStore;
+use crate::ollama::{Fleet, FleetConfig, HostConfig};
+use crate::queue::{Queue, QueueLimits, QueueStore};
+use crate::readiness::Readiness;
+use crate::redis::{Conditions, Redis, RedisOptions};
+use crate::session::store::SessionLimits;
+use crate::session::{Feeds, Store};
+
+/// How long the handover of turns may take after the drain.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
+/// How long connections may take to close at the end.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// One replica.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    pub(crate) state: AppState,
+    conditions: Conditions,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Opens everything, without waiting for Redis or Ollama: both may come later. Must be called
+    /// inside a Tokio runtime.
+    ///
+    /// # Errors
+    /// Where the port is taken or an address is not usable.
+    pub fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listen = settings.http.listen;
+        let listener =
+            listener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+        let address = listener.local_addr()?;
+        let lifecycle = Lifecycle::default();
+        let redis = Redis::connect_in(&redis_options(&settings.redis), lifecycle.clone())?;
+        let replica = uuid::Uuid::new_v4().to_string();
+        let limits = QueueLimits {
+            waiting: settings.queue.queue_limit as usize,
+            waiting_of_source: settings.queue.queue_share as usize,
+        };
+        let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
+        let membership = MembershipStore::new(redis.clone(), replica.clone());
+        let store = Store::new(redis.clone(), replica, SessionLimits::default());
+        let feeds = Feeds::start(&redis, store.clone())?;
+        let fleet = Fleet::new(fleet_config(&settings.hosts))?;
+        fleet.follow_names(&lifecycle);
+        preload(&settings.hosts, &fleet, &lifecycle);
+        let generations = Generations::start(
+            store.clone(),
+            feeds.clone(),
+            fleet.clone(),
+            Queue::start(&redis, queue, move || generation::host_reports(&fleet))?,
+            membership,
+            GenerationSettings {
+                num_ctx_cap: settings.hosts.num_ctx,
+                host_wait: settings.hosts.host_wait_timeout,
+                lease: settings.replica.lease_ms,
+            },
+        );
+        let conditions = Conditions::of(&redis);
+        let readiness = Readiness {
+            lifecycle: lifecycle.clone(),
+            redis: conditions.subscribe(),
+            patience: settings.replica.redis_patience,
+        };
+        let state = AppState {
+            readiness,
+            store,
+            feeds,
+            generations,
+            settings: Arc::new(api_settings(settings)),
+            lifecycle,
+            sockets: TaskTracker::new(),
+            metrics,
+        };
+        let drain_timeout = settings.replica.drain_timeout;
+        Ok(Self { listener, address, state, conditions, drain_timeout })
+    }
+
+    /// Returns the address that the server listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the life of this process.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.state.lifecycle
+    }
+
+    /// Serves until `stop` resolves or an essential task fails, then drains: nothing new is accepted,
+    /// running turns may end, and the clients of sockets are asked to reconnect.
+    ///
+    /// # Errors
+    /// [`TaskFailure`](crate::lifecycle::TaskFailure) where an essential task failed. One of them
+    /// checks that this release can run on the data that Redis holds.
+    pub async fn serve(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let Self { listener, state, conditions, drain_timeout, .. } = self;
+        let AppState { generations, lifecycle, sockets, .. } = state.clone();
+        let limits =
+            TimeLimits { read: state.settings.read_timeout, heartbeat: state.settings.heartbeat };
+        let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
+        let serving = lifecycle.spawn("http listener", serving);
+        let mut condition = conditions.subscribe();
+        let usable = async move { condition.wait_for(|now| now.trouble().is_none()).await.is_ok() };
+        lifecycle.spawn("redis probe", async move {
+            conditions
+                .follow()
+                .await
+                .map_or_else(|refused| TaskEnd::CannotGoOn(refused.to_string()), |()| TaskEnd::Done)
+        });
+        tokio::pin!(usable, stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                () = lifecycle.failed() => break,
+                _ = &mut usable, if lifecycle.phase() == Phase::Starting => {
+                    lifecycle.advance(Phase::Serving);
+                }
+            }
+        }
+        if let (Phase::Starting, Some(failure)) = (lifecycle.phase(), lifecycle.failure()) {
+            // No turn was accepted yet, so there is nothing to drain.
+            return Err(failure.into());
+        }
+        lifecycle.advance(Phase::Draining);
+        let handed_over = generations.drain(drain_timeout);
+        if tokio::time::timeout(drain_timeout + HANDOVER_LIMIT, handed_over).await.is_err() {
+            tracing::warn!(
+                "handover of turns timed out; other replicas take them over once the lease has expired"
+            );
+        }
+        lifecycle.advance(Phase::Stopped);
+        sockets.close();
+        let closed = async {
+            sockets.wait().await;
+            serving.await
+        };
+        let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
+        tracing::info!("stopped");
+        lifecycle.failure().map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+/// Returns the options of a connection to Redis.
+pub fn redis_options(settings: &RedisSettings) -> RedisOptions {
+    RedisOptions {
+        url: settings.redis_url.clone(),
+        command_timeout: settings.redis_timeout_ms,
+        acknowledgements: settings.acknowledgements(),
+    }
+}
+
+fn fleet_config(settings: &HostSettings) -> FleetConfig {
+    let hosts = settings.hosts();
+    let hosts = hosts.map(|(url, slots)| HostConfig { url: url.clone(), slots: slots.into() });
+    FleetConfig {
+        hosts: hosts.collect(),
+        connect_timeout: settings.connect_timeout,
+        first_token_timeout: settings.first_token_timeout,
+        token_gap_timeout: settings.token_gap_timeout,
+        keep_alive: settings.keep_alive.clone(),
+    }
+}
+
+fn api_settings(settings: &Settings) -> ApiSettings {
+    let http = &settings.http;
+    ApiSettings {
+        default_model: settings.hosts.default_model.clone(),
+        allow_lists: Arc::new(AllowLists {
+            origins: http.allowed_origins(),
+            hosts: http.allowed_hosts(),
+        }),
+        request_timeout: http.request_timeout,
+        heartbeat: http.heartbeat,
+        read_timeout: http.read_timeout,
+        max_sockets: http.max_sockets as usize,
+        proxies: usize::from(http.proxies),
+        ..ApiSettings::default()
+    }
+}
+
+/// Loads models on the hosts in the background, until the process drains.
+fn preload(settings: &HostSettings, fleet: &Fleet, lifecycle: &Lifecycle) {
+    let (models, num_ctx) = (settings.preload(), settings.num_ctx);
+    if models.is_empty() {
+        return;
+    }
+    let (fleet, draining) = (fleet.clone(), lifecycle.clone());
+    lifecycle.spawn_optional("preload", async move {
+        tokio::select! {
+            () = fleet.preload(&models, num_ctx) => {}
+            () = draining.reached(Phase::Draining) => {}
+        }
+    });
+}
