@@ -1,9 +1,9 @@
-//! The name of a model, read as Ollama reads it.
+//! The name of a model, parsed as Ollama parses it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What Ollama fills in where a name does not say it.
+/// The host that Ollama fills in where a name has none; likewise the namespace and the tag.
 const HOST: &str = "registry.ollama.ai";
 const NAMESPACE: &str = "library";
 const TAG: &str = "latest";
@@ -21,22 +21,22 @@ pub struct ModelName(String);
 /// Why a text is not a model's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelNameError {
-    /// There is nothing but blanks.
+    /// The text is blank.
     #[error("must not be blank")]
     Blank,
-    /// It has more than 512 bytes.
+    /// The text has more than 512 bytes.
     #[error("must have at most {LONGEST} bytes")]
     TooLong,
-    /// A part is empty, or there are too many.
+    /// A part of the name is empty, or there are too many parts.
     #[error("must be a model's name, as in tinyllama:latest or hf.co/org/model:q4_k_m")]
     Parts,
-    /// It holds a blank, a control character or a character that is not ASCII.
+    /// The text holds a blank, a control character or a character that is not ASCII.
     #[error("must be a model's name, without blanks and in ASCII")]
     Character,
 }
 
 impl ModelName {
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     /// Any [`ModelNameError`].
@@ -74,12 +74,12 @@ impl ModelName {
         }))
     }
 
-    /// Whether two texts name one model; a text that is no name equals only itself.
+    /// Returns whether two texts name one model. A text that is no name equals only itself.
     pub fn same(a: &str, b: &str) -> bool {
         a == b || Self::parse(a).is_ok_and(|name| Self::parse(b) == Ok(name))
     }
 
-    /// The shortest form in lower case, with its tag.
+    /// Returns the shortest form of the name in lower case, with its tag.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_that_ollama_takes_for_one_model_is_one_name() {
+    fn spellings_that_ollama_takes_for_one_model_are_one_name() {
         for (spellings, name) in [
             (
                 &[
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_name_is_refused_with_its_reason() {
+    fn a_text_that_is_no_name_is_refused_with_the_reason() {
         let long = "x".repeat(LONGEST + 1);
         for (text, reason) in [
             ("", ModelNameError::Blank),
@@ -166,7 +166,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_is_read_back_as_itself(text in "[ -~]{0,40}|\\PC{0,20}") {
+        fn a_parsed_name_parses_to_itself(text in "[ -~]{0,40}|\\PC{0,20}") {
             if let Ok(name) = ModelName::parse(&text) {
                 prop_assert_eq!(ModelName::parse(name.as_str()), Ok(name.clone()));
                 prop_assert!(ModelName::same(&text, &name.as_str().to_ascii_uppercase()));

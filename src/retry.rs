@@ -1,4 +1,4 @@
-//! Retries with pauses that grow and differ, so that many callers do not come back at once.
+//! Retries with pauses that grow and differ, so that many callers do not retry at once.
 //!
 //! This module uses no other module of the crate, so that every module may use it.
 
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// The pauses between attempts. Each is longer than the last up to a bound, and of each a random
-/// part of up to a half is left out (equal jitter).
+/// The pauses between attempts. They double up to a bound, and of each a random part of up to a
+/// half is left out (equal jitter).
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -17,25 +17,25 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Makes the pauses of a new series, from `first` to `longest`, without a deadline.
+    /// Creates a backoff whose pauses grow from `first` to `longest`, without a deadline.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, deadline: None, failures: 0 }
     }
 
-    /// Makes the pauses of a caller that waits for Redis: a lost connection is made again within
-    /// milliseconds, and a failover takes seconds.
+    /// Creates the backoff of a caller that waits for Redis, where a lost connection is restored
+    /// within milliseconds and a failover takes seconds.
     pub const fn redis() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_millis(500))
     }
 
-    /// Sets when the last attempt begins, at the latest.
+    /// Sets the deadline: the last attempt begins then, at the latest.
     #[must_use]
     pub const fn until(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Begins a new series: an attempt succeeded.
+    /// Starts again with the first pause, after an attempt that succeeded.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -64,22 +64,22 @@ impl Backoff {
     }
 }
 
-/// Makes attempts until one succeeds, one fails in a way that `retries` refuses, or the deadline of
-/// the pauses is over.
+/// Makes attempts until one succeeds, one fails with an error that `is_retryable` refuses, or the
+/// deadline of the backoff is over.
 ///
 /// # Errors
 /// The error of the last attempt.
 pub async fn retry<T, E, F>(
     mut backoff: Backoff,
     mut attempt: impl FnMut() -> F,
-    retries: impl Fn(&E) -> bool,
+    is_retryable: impl Fn(&E) -> bool,
 ) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
     loop {
         match attempt().await {
-            Err(error) if retries(&error) => {
+            Err(error) if is_retryable(&error) => {
                 if !backoff.pause().await {
                     return Err(error);
                 }
@@ -89,11 +89,11 @@ where
     }
 }
 
-/// Makes attempts until one succeeds, however long that takes. `failed` is called with each error.
+/// Makes attempts until one succeeds, however long that takes. Calls `on_error` with each error.
 pub async fn retry_until_ok<T, E, F>(
     mut backoff: Backoff,
     mut attempt: impl FnMut() -> F,
-    failed: impl Fn(E),
+    on_error: impl Fn(E),
 ) -> T
 where
     F: Future<Output = Result<T, E>>,
@@ -101,7 +101,7 @@ where
     loop {
         match attempt().await {
             Ok(value) => return value,
-            Err(error) => failed(error),
+            Err(error) => on_error(error),
         }
         // There is no deadline here.
         let _ = backoff.pause().await;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attempts_go_on_until_one_succeeds() {
+    async fn attempts_continue_until_one_succeeds() {
         let (attempts, failures) = (Cell::new(0), Cell::new(0));
         let attempt = async || {
             attempts.set(attempts.get() + 1);

@@ -127,7 +127,7 @@ impl Server {
             conditions
                 .follow()
                 .await
-                .map_or_else(|refused| TaskEnd::CannotGoOn(refused.to_string()), |()| TaskEnd::Done)
+                .map_or_else(|refused| TaskEnd::Failed(refused.to_string()), |()| TaskEnd::Done)
         });
         tokio::pin!(usable, stop);
         loop {

@@ -1,4 +1,4 @@
-//! How often a turn is tried again, and on what.
+//! How often a turn is attempted, and after which errors.
 
 use std::time::Duration;
 
@@ -11,30 +11,30 @@ use crate::ollama::{HostId, OllamaError};
 use crate::session::model::Failure;
 use crate::session::store::Turn;
 
-/// Attempts in a row that bring no text, after which the turn fails.
+/// Attempts in a row without any text, after which the turn fails.
 const FRUITLESS_ATTEMPTS: usize = 3;
-/// Bytes of text, about eight tokens: an attempt that brings fewer makes too little progress.
+/// Bytes of text, about eight tokens, below which an attempt makes too little progress.
 const LITTLE: usize = 32;
 /// Attempts in a row that make too little progress, after which the turn fails.
 const SLOW_ATTEMPTS: usize = 6;
-/// Attempts in all.
+/// Attempts in all, after which the turn fails.
 const ATTEMPTS: usize = 12;
-/// Times in all that a host said it was full.
+/// Replies in all that a host is full, after which the turn fails.
 const BUSY_ATTEMPTS: usize = 60;
-/// How long a turn waits for a model that is left alone on its hosts, where it has text, and where it
-/// has none.
+/// How long a turn with text waits for a model whose breakers are open.
 const FAILING: Duration = Duration::from_secs(10);
+/// How long a turn without text waits for a model whose breakers are open.
 const FAILING_AT_FIRST: Duration = Duration::from_secs(3);
 
 /// The attempts of one turn on this replica.
 #[derive(Default)]
 pub(super) struct Attempts {
     all: usize,
-    /// In a row, without any text.
+    /// Attempts in a row without any text.
     fruitless: usize,
-    /// In a row, with too little progress.
+    /// Attempts in a row with too little progress.
     slow: usize,
-    /// Those that met a full host, or a model that is left alone.
+    /// Attempts that met a full host, or an open breaker of the model.
     busy: usize,
     /// Hosts that refused the model.
     refused_by: Vec<HostId>,
@@ -43,9 +43,9 @@ pub(super) struct Attempts {
 }
 
 /// An attempt that failed.
-pub(super) struct Failed<'a> {
+pub(super) struct FailedAttempt<'a> {
     pub(super) error: &'a OllamaError,
-    /// The host that was asked, while its slot is held.
+    /// The host of the attempt, while its slot is held.
     pub(super) host: Option<HostId>,
     /// Whether the turn has any text by now.
     pub(super) has_text: bool,
@@ -54,26 +54,27 @@ pub(super) struct Failed<'a> {
 }
 
 impl Attempts {
-    /// Attempts in all that count against the host.
+    /// Returns the number of attempts that count against a host.
     pub(super) fn counted(&self) -> usize {
         self.all
     }
 
-    /// Attempts in a row that count against the host and made too little progress.
+    /// Returns the number of attempts in a row that count against a host and made too little
+    /// progress.
     pub(super) fn slow(&self) -> usize {
         self.slow
     }
 
-    /// Takes a failed attempt into account. Gives the failure that ends the turn, where it is not
-    /// worth another attempt.
+    /// Counts a failed attempt. Returns the failure that ends the turn, where another attempt is
+    /// not worth it.
     pub(super) async fn after(
         &mut self,
         generations: &Generations,
         turn: &Turn,
-        Failed { error, host, has_text, grown }: Failed<'_>,
+        FailedAttempt { error, host, has_text, grown }: FailedAttempt<'_>,
     ) -> Option<Failure> {
         if capacity::is_unreachable(error) {
-            // It cost the host nothing: the turn waits until a host is there again.
+            // The attempt cost the host nothing: the turn waits until a host can be reached again.
             let since = *self.unreachable_since.get_or_insert_with(Instant::now);
             return (since.elapsed() >= generations.host_wait).then(no_host);
         }
@@ -114,7 +115,7 @@ impl Attempts {
     }
 }
 
-/// Whether the same request may succeed, here or elsewhere.
+/// Returns whether the same request may succeed, on the same host or another.
 async fn is_worth_another(
     generations: &Generations,
     turn: &Turn,
@@ -122,7 +123,7 @@ async fn is_worth_another(
     refused_by: &[HostId],
 ) -> bool {
     match error {
-        // Another host may have more memory, or a newer release; each is asked once.
+        // Another host may have more memory, or a newer release; each is tried once.
         error if error.may_differ_elsewhere() => {
             generations.fleet.has_other(&turn.spec.model, refused_by)
         }

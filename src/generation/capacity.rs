@@ -1,4 +1,4 @@
-//! What the queue is told of the model hosts and of a turn, and what a failure there means to it.
+//! What this replica reports to the queue: the model hosts, a turn's ticket, and a returned slot.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -10,22 +10,21 @@ use crate::session::Owner;
 use crate::session::store::Turn;
 use crate::telemetry::metric;
 
-/// How long a host that is full by its own word gets nothing.
+/// How long a host that replied that it is full gets no turn.
 const FULL: Duration = Duration::from_secs(1);
-/// How long a turn does not get the host where it failed: doubled with each attempt, up to the
-/// longest.
+/// How long a turn does not get a host where it failed. The time doubles with each attempt.
 const EXCLUDED: Duration = Duration::from_millis(500);
+/// The longest time for which a turn does not get a host.
 const LONGEST_EXCLUDED: Duration = Duration::from_secs(30);
-/// Retries that may be made at once, when all was well for long: as many as turns run on a host that
-/// dies.
+/// Retries that may be made at once from a full budget: as many as turns run on a host that dies.
 const RETRIES: i64 = 100;
-/// Turns that end well for one retry.
+/// Turns that complete for one more retry.
 const TURNS_A_RETRY: i64 = 10;
 
-/// What this replica sees of the hosts.
+/// Returns this replica's report of the hosts.
 pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
     let hosts = fleet.hosts().into_iter().map(|host| {
-        publish(&host);
+        set_gauges(&host);
         let (via, trials) = match host.breaker {
             BreakerState::Closed => (HostAccess::Open, 0),
             BreakerState::HalfOpen(trials) => (HostAccess::Trial, trials),
@@ -45,7 +44,7 @@ pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
 
 /// Sets the gauges of a host's breakers. Only models that the host has and that have failed there
 /// are labels, whatever clients ask for.
-fn publish(host: &HostState) {
+fn set_gauges(host: &HostState) {
     let id = host.id.as_str().to_owned();
     metrics::gauge!(metric::BREAKER_OPEN, "host" => id.clone()).set(openness(host.breaker));
     for (model, breaker) in &host.failed {
@@ -62,13 +61,14 @@ fn openness(breaker: BreakerState) -> f64 {
     }
 }
 
-/// The name by which the queue knows a model. One that is no name is no host's.
+/// Returns the name by which the queue knows a model. No host has a model whose name does not
+/// parse.
 pub(super) fn model_key(model: &str) -> String {
     ModelName::parse(model).map_or_else(|_| model.to_owned(), |name| name.to_string())
 }
 
-/// A turn's wish for a slot. Slots are shared fairly between users, or sessions where nobody is
-/// signed in; the share of the queue is bounded by user, or by address.
+/// Creates the ticket of a turn. Slots are shared fairly between users, and between the sessions of
+/// anonymous callers; the share of the queue is bounded by user, or by address.
 pub(super) fn ticket(turn: &Turn) -> Ticket {
     let session = turn.session.to_string();
     let (user, source) = match &turn.owner {
@@ -85,8 +85,8 @@ pub(super) fn ticket(turn: &Turn) -> Ticket {
     }
 }
 
-/// What a failure means for the slot. `attempts`: how many in a row failed with too little progress,
-/// this one included.
+/// Returns why the slot is returned after an error. `attempts` is the number of attempts in a row
+/// that made too little progress, this one included.
 pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> Returned {
     match error {
         OllamaError::Busy { .. } => {
@@ -95,11 +95,11 @@ pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> 
         OllamaError::ModelFailing { retry_after, .. } => {
             return Returned { excluded: *retry_after, full: Duration::ZERO, has_text };
         }
-        // Its model is loaded by now: it is asked again at once.
+        // The model is loaded by now, so that the host may be tried again at once.
         OllamaError::NotAnswered => {
             return Returned { excluded: Duration::ZERO, full: Duration::ZERO, has_text };
         }
-        // What a host has no memory for now, it has none for in a second.
+        // A host that has no memory for the model now has none in a second, either.
         OllamaError::ModelRefused { .. } => {
             return Returned { excluded: LONGEST_EXCLUDED, full: Duration::ZERO, has_text };
         }
@@ -110,12 +110,12 @@ pub(super) fn returned(error: &OllamaError, attempts: usize, has_text: bool) -> 
     Returned { excluded, full: Duration::ZERO, has_text }
 }
 
-/// Whether no connection to the host came about: it is not there, or not any more.
+/// Returns whether the error is that no connection to the host could be made.
 pub(super) fn is_unreachable(error: &OllamaError) -> bool {
     matches!(error, OllamaError::Unreachable | OllamaError::ConnectTimeout)
 }
 
-/// Keeps retries from multiplying an overload: only so many for the turns that end well.
+/// Keeps retries from multiplying an overload: completed turns earn them.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     turns: AtomicI64,
@@ -128,7 +128,7 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// A turn has ended well.
+    /// Adds a completed turn.
     pub(super) fn earn(&self) {
         let full = RETRIES * TURNS_A_RETRY;
         let _ = self.turns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |turns| {
@@ -136,7 +136,7 @@ impl RetryBudget {
         });
     }
 
-    /// Whether a turn that has no text yet may be tried again.
+    /// Takes one retry from the budget. Returns `false` where there is none.
     pub(super) fn spend(&self) -> bool {
         self.turns
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |turns| {
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retries_end_when_nothing_ends_well() {
+    fn retries_end_when_no_turn_completes() {
         let budget = RetryBudget::default();
         assert_eq!((0..100).map(|_| i64::from(budget.spend())).sum::<i64>(), RETRIES);
         for _ in 0..TURNS_A_RETRY {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_host_is_full_for_all_and_a_failed_one_only_for_the_turn() {
+    fn a_full_host_is_excluded_for_all_turns_and_a_failed_one_for_its_turn_only() {
         let busy = returned(&OllamaError::Busy { retry_after: FULL }, 1, false);
         assert_eq!((busy.excluded, busy.full), (Duration::ZERO, FULL));
         let first = returned(&OllamaError::Unreachable, 1, false);

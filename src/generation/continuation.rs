@@ -1,22 +1,23 @@
-//! How an answer goes on after its writer, its host or the connection was lost.
+//! How an answer is continued after its writer, its host or the connection was lost.
 //!
 //! The host renders the prompt as the model would see it, and the model continues that prompt with
-//! the answer so far behind it, cut at its seam. What was cut off comes again and is dropped. Where
-//! the model goes another way instead, it is asked once more, with all of the text that readers
-//! have: they never have to give any back. Where the host cannot render, the answer begins anew.
+//! the answer so far behind it, cut at its seam. The model repeats the text behind the seam, and
+//! the repetition is dropped. Where the model diverges instead, a second request continues all of
+//! the text that readers have, so that no reader has to remove text. Where the host cannot render,
+//! the answer restarts.
 
 use super::seam::{Comparison, compare, seam};
 use crate::ollama::{Done, ModelRequest, OllamaError, Options, Slot, Token, TokenStream};
 use crate::session::model::ContinuedHow;
 use crate::session::reasoning::Shape;
 
-/// A stream that goes on, or one that begins anew.
+/// A stream that continues an answer, or begins one.
 pub(super) struct Continued {
     stream: TokenStream,
-    /// A token that was read from the stream already.
+    /// A token that was already read from the stream.
     first: Option<Token>,
-    /// How the stream follows on the text so far; none where there is no text. With
-    /// [`ContinuedHow::Restarted`] that text is to be taken back first.
+    /// How the stream continues the text so far; none where there is no text. With
+    /// [`ContinuedHow::Restarted`] the writer must rewind that text first.
     pub(super) how: Option<ContinuedHow>,
     /// Tokens of the answer before this stream.
     pub(super) tokens_before: u64,
@@ -24,19 +25,18 @@ pub(super) struct Continued {
     pub(super) prompt_tokens: u64,
 }
 
-/// What became of asking the model to go on.
+/// The outcome of opening a stream.
 pub(super) enum Opening {
-    Goes(Box<Continued>),
-    /// The answer has used up its tokens: there is nothing to ask for.
-    Length {
+    Stream(Box<Continued>),
+    /// The answer has used up its tokens, so that no stream is needed.
+    OutOfTokens {
         prompt_tokens: u64,
         answer_tokens: u64,
     },
 }
 
 impl Continued {
-    /// Returns the next piece that follows on the answer so far, as [`TokenStream::next`] does.
-    /// Cancel-safe.
+    /// Returns the next token behind the answer so far, as [`TokenStream::next`] does. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Option<Token>, OllamaError> {
         match self.first.take() {
             Some(token) => Ok(Some(token)),
@@ -44,7 +44,7 @@ impl Continued {
         }
     }
 
-    /// Reads until the model has repeated `expected`. `false`: it goes another way, or has ended.
+    /// Reads until the model has repeated `expected`. Returns `false` where it diverges or ends.
     async fn repeats(&mut self, mut expected: &str) -> Result<bool, OllamaError> {
         loop {
             let mut token = match self.stream.next().await {
@@ -67,48 +67,49 @@ impl Continued {
     }
 }
 
-/// Opens a stream that goes on after `so_far`, which may have thoughts before it, or begins where
-/// nothing is there.
+/// Opens a stream that continues `so_far`, which may begin with reasoning, or begins an answer
+/// where `so_far` is empty.
 pub(super) async fn open(
     slot: &Slot,
     request: &ModelRequest,
     so_far: &str,
 ) -> Result<Opening, OllamaError> {
-    let anew = async |how| {
+    let begin = async |how| {
         let stream = slot.chat(request).await?;
         let continued = Continued { stream, first: None, how, tokens_before: 0, prompt_tokens: 0 };
-        Ok(Opening::Goes(Box::new(continued)))
+        Ok(Opening::Stream(Box::new(continued)))
     };
     if so_far.is_empty() {
-        return anew(None).await;
+        return begin(None).await;
     }
     let shape = Shape::of(so_far);
-    // How a prompt goes on after thoughts only the host knows, and it does not tell.
+    // How a template continues after reasoning is known to the host alone, which does not expose
+    // it.
     let thinks = shape.thoughts(so_far).is_some() || slot.thinks(request).await?;
     let so_far = shape.answer(so_far);
     let rendered = if thinks { None } else { slot.render(request).await? };
     let Some(prompt) = rendered else {
-        return anew(Some(ContinuedHow::Restarted)).await;
+        return begin(Some(ContinuedHow::Restarted)).await;
     };
     let prompt_tokens = count(slot, request, &prompt).await?;
     let (kept, cut_off) = so_far.split_at(seam(so_far));
-    let mut asked = go_on(slot, request, &prompt, prompt_tokens, kept).await?;
-    if let Opening::Goes(continued) = &mut asked
+    let mut opening = continue_from(slot, request, &prompt, prompt_tokens, kept).await?;
+    if let Opening::Stream(continued) = &mut opening
         && !cut_off.is_empty()
         && !continued.repeats(cut_off).await?
     {
-        drop(asked);
-        tracing::debug!("the model went another way; it goes on after all that readers have");
-        asked = go_on(slot, request, &prompt, prompt_tokens, so_far).await?;
-        if let Opening::Goes(continued) = &mut asked {
+        drop(opening);
+        tracing::debug!("model diverged; continuing all of the text");
+        opening = continue_from(slot, request, &prompt, prompt_tokens, so_far).await?;
+        if let Opening::Stream(continued) = &mut opening {
             continued.how = Some(ContinuedHow::Approximate);
         }
     }
-    Ok(asked)
+    Ok(opening)
 }
 
-/// Has the model go on after `kept`, which follows on a prompt of `prompt_tokens`.
-async fn go_on(
+/// Has the model continue `kept`, which follows a prompt of `prompt_tokens`.
+async fn continue_from(
     slot: &Slot,
     request: &ModelRequest,
     prompt: &str,
@@ -118,27 +119,27 @@ async fn go_on(
     let prompt = format!("{prompt}{kept}");
     let tokens_before = match count(slot, request, &prompt).await {
         Ok(tokens) => tokens.saturating_sub(prompt_tokens),
-        // The prompt fits, so the answer has filled the window. A shorter prompt would go on with
-        // the answer to another one.
+        // The prompt fits, so the answer has filled the window. A shorter prompt would continue the
+        // answer to another prompt.
         Err(OllamaError::ContextTooLong { prompt_tokens: all, .. }) => {
             let answer_tokens = all.saturating_sub(prompt_tokens);
-            return Ok(Opening::Length { prompt_tokens, answer_tokens });
+            return Ok(Opening::OutOfTokens { prompt_tokens, answer_tokens });
         }
         Err(error) => return Err(error),
     };
     let limit = u64::from(request.options.num_predict);
-    // To Ollama a limit of 0 is none.
+    // For Ollama a limit of 0 is no limit.
     if tokens_before >= limit {
-        return Ok(Opening::Length { prompt_tokens, answer_tokens: tokens_before });
+        return Ok(Opening::OutOfTokens { prompt_tokens, answer_tokens: tokens_before });
     }
     let left = u32::try_from(limit - tokens_before).unwrap_or(u32::MAX);
     let stream = slot.continue_raw(&with_limit(request, left), &prompt).await?;
     let how = Some(ContinuedHow::Exact);
     let continued = Continued { stream, first: None, how, tokens_before, prompt_tokens };
-    Ok(Opening::Goes(Box::new(continued)))
+    Ok(Opening::Stream(Box::new(continued)))
 }
 
-/// Pieces are not tokens: only the host can count them.
+/// Has the host count the tokens of a prompt, because only the host knows the model's tokenizer.
 async fn count(slot: &Slot, request: &ModelRequest, prompt: &str) -> Result<u64, OllamaError> {
     let mut stream = slot.continue_raw(&with_limit(request, 1), prompt).await?;
     while let Some(token) = stream.next().await? {

@@ -1,16 +1,16 @@
-//! What a turn fails with: what is wrong, and when to try again.
+//! The failures of turns: each names what is wrong, and when to try again.
 
 use std::time::Duration;
 
 use crate::ollama::OllamaError;
 use crate::session::model::Failure;
 
-/// When to come back, where nothing was measured yet.
-const COME_BACK: Duration = Duration::from_secs(5);
-/// What was measured may be wrong by so much.
+/// The time until a retry, where no time was measured yet.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The measured time is multiplied by this, because it is an estimate.
 const MARGIN: f64 = 1.3;
 
-/// What an error of a model host is to the turn's clients.
+/// Returns the failure that the turn's clients get for an error of a model host.
 pub(super) fn failure(error: &OllamaError) -> Failure {
     let after = error.retry_after().map_or(2, |after| after.as_secs_f64().ceil().max(1.0) as u64);
     Failure {
@@ -21,23 +21,23 @@ pub(super) fn failure(error: &OllamaError) -> Failure {
     }
 }
 
-/// The queue has no room.
+/// Returns the failure of a turn for which the queue has no room.
 pub(super) fn queue_full(after: Option<Duration>) -> Failure {
-    let after = after.map_or(COME_BACK, |after| after.mul_f64(MARGIN));
+    let after = after.map_or(RETRY_AFTER, |after| after.mul_f64(MARGIN));
     later("queue_full", "The queue is full", after)
 }
 
-/// No host with the model could be reached for as long as a turn waits.
+/// Returns the failure of a turn that waited as long as it may for a host with its model.
 pub(super) fn no_host() -> Failure {
-    later("no_model_host", "No model host can be reached", COME_BACK)
+    later("no_model_host", "No model host can be reached", RETRY_AFTER)
 }
 
-/// The turn waited for as long as a turn may.
+/// Returns the failure of a turn that waited as long as it may for a slot.
 pub(super) fn too_long() -> Failure {
-    later("queue_timeout", "The turn waited for as long as a turn may and got no slot", COME_BACK)
+    later("queue_timeout", "The turn waited for as long as a turn may and got no slot", RETRY_AFTER)
 }
 
-/// A failure that passes: what is wrong, and then when to try again.
+/// Returns a temporary failure, whose message is `what` and then when to try again.
 fn later(code: &str, what: &str, after: Duration) -> Failure {
     let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
     Failure {

@@ -1,6 +1,6 @@
-//! Generations: turns are taken in, wait for their place, run, and end.
+//! Generations: turns are accepted, wait for earlier turns and for a slot, run, and end.
 //!
-//! Nothing here knows of sockets. What is written reaches clients through the session's feed.
+//! Nothing here knows of sockets. The text reaches clients through the session's feed.
 
 mod attempts;
 mod capacity;
@@ -9,6 +9,7 @@ mod continuation;
 mod failures;
 #[cfg(test)]
 mod interleavings;
+mod model_run;
 mod panics;
 mod redo;
 mod seam;
@@ -43,11 +44,12 @@ use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use turn::TurnState;
 
-/// How long a cancel waits for the request to the model's host to be closed.
+/// How long a cancel waits for the request to the model host to be closed.
 const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 
-/// How long a turn is proposed after its client was told that Redis is not there.
-const PROPOSED_FOR: Duration = Duration::from_secs(20);
+/// How long the acceptance of a turn is retried after its client got the error that Redis is not
+/// available.
+const RETRY_ACCEPT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the turns that this replica accepted.
 #[derive(Clone)]
@@ -64,7 +66,7 @@ pub struct Generations {
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
     tasks: TaskTracker,
-    /// Cancelled when the drain limit is over, and what still runs is handed over.
+    /// Cancelled when the drain limit is over, and the remaining turns are handed over.
     stop: CancellationToken,
     #[cfg(test)]
     injected_panics: Arc<panics::InjectedPanics>,
@@ -73,33 +75,33 @@ pub struct Generations {
 /// The settings of running turns.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerationSettings {
-    /// Bounds the context window, in tokens, whatever a model allows.
+    /// The greatest context window, in tokens, whatever a model allows.
     pub num_ctx_cap: u32,
     /// How long a turn waits while no host with its model can be reached.
     pub host_wait: Duration,
-    /// How long a replica may be silent before its turns are taken over.
+    /// How long a replica may miss heartbeats before its turns are taken over.
     pub lease: Duration,
 }
 
 /// An accepted turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Submitted {
-    /// The run that answers it.
+    /// The generation of its answer.
     pub generation: GenerationId,
-    /// The place in the session just before it, while that is kept.
+    /// The cursor just before the turn, while the session keeps that event.
     pub before: Option<Cursor>,
-    /// Whether it was accepted earlier, with the same idempotency key.
+    /// Whether the turn was accepted earlier, with the same idempotency key.
     pub repeated: bool,
 }
 
-/// What a cancel came to.
+/// The outcome of a cancel.
 #[derive(Clone, Copy, Debug)]
 pub enum CancelOutcome {
     /// The generation is cancelled.
     Cancelled {
-        /// Which one.
+        /// The cancelled generation.
         generation: GenerationId,
-        /// Whether its request to the model's host is known to be closed.
+        /// Whether its request to the model host is known to be closed.
         upstream_closed: bool,
     },
     /// There was nothing left to cancel.
@@ -109,41 +111,41 @@ pub enum CancelOutcome {
 /// A model that some host has.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelInfo {
-    /// Its name with its tag.
+    /// The model's name with its tag.
     pub name: String,
     /// Bytes on disk.
     pub size: u64,
-    /// When it last changed, as the host tells it.
+    /// When the model last changed, as its host reports it.
     pub modified: String,
 }
 
 /// Why a turn was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
-    /// The session refused it, or Redis did.
+    /// The session refused the turn, or Redis failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No host has the model: what there is instead.
+    /// No host has the model. The text names the models that there are.
     #[error("{0}")]
     ModelNotFound(String),
-    /// No host answers.
+    /// No model host can be reached.
     #[error("No model host can be reached; try again later.")]
     NoModelHost,
-    /// As many turns wait as may.
+    /// The queue is full.
     #[error("{}", .0.message)]
     QueueFull(Failure),
-    /// This replica is on its way out.
+    /// This replica drains.
     #[error("This replica is being replaced; send the request again.")]
     Draining,
-    /// The submission ended without a word: a fault of this service.
+    /// The submission ended without a result: a fault of this service.
     #[error("the submission failed")]
     Internal,
-    /// The hosts answer, but not as they should.
+    /// The model hosts reply in an unexpected way.
     #[error("{message}")]
     Upstream {
-        /// Stable.
+        /// The stable code of the error.
         code: &'static str,
-        /// For people.
+        /// The text for people.
         message: String,
     },
 }
@@ -158,13 +160,13 @@ impl From<OllamaError> for SubmitError {
     }
 }
 
-/// What a replica sees of the model hosts, as the queue wants to know it.
+/// Returns this replica's report of the model hosts to the queue.
 pub fn host_reports(fleet: &Fleet) -> Vec<HostReport> {
     capacity::reports(fleet)
 }
 
 impl Generations {
-    /// Begins to run turns, and to take over those of replicas that are gone.
+    /// Starts to run turns, and to take over the turns of replicas that are gone.
     pub fn start(
         store: Store,
         feeds: Feeds,
@@ -221,7 +223,8 @@ impl Generations {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Accepts a turn and runs it, here. A repeat with the same key finds the first.
+    /// Accepts a turn and runs it on this replica. A repeat with the same idempotency key returns
+    /// the first turn.
     ///
     /// # Errors
     /// Any [`SubmitError`].
@@ -234,8 +237,8 @@ impl Generations {
         if self.store.lifecycle().is_draining() {
             return Err(SubmitError::Draining);
         }
-        // A turn that cannot run soon is refused before it is a part of the conversation; a repeat of
-        // one that was accepted is not.
+        // A turn that cannot run soon is refused before it becomes a part of the conversation. The
+        // repeat of an accepted turn is not refused.
         if let Err(refused) = self.admits(&new.spec.model).await {
             return match self.store.find(owner, session, &new).await? {
                 Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
@@ -243,7 +246,7 @@ impl Generations {
             };
         }
         let proposal = Proposal::new(owner, session, &new);
-        match self.propose(&proposal).await {
+        match self.accept(&proposal).await {
             Err(StoreError::Redis(error)) if proposal.has_key() => {
                 self.retry_accept(proposal);
                 Err(StoreError::Redis(error).into())
@@ -252,8 +255,8 @@ impl Generations {
         }
     }
 
-    /// Whether a host has the model, or may be back with it while the turn waits, and the queue has
-    /// room.
+    /// Checks that the queue has room, and that a host has the model or may be back with it while
+    /// the turn waits.
     async fn admits(&self, model: &str) -> Result<(), SubmitError> {
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -266,8 +269,8 @@ impl Generations {
         }
     }
 
-    /// Proposes a turn, and runs it if it is taken in.
-    async fn propose(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
+    /// Has Redis accept a turn, and runs the turn if it is new.
+    async fn accept(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
         match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before } => {
                 let generation = turn.generation;
@@ -282,23 +285,23 @@ impl Generations {
         }
     }
 
-    /// Goes on proposing a turn that Redis gave no word of: it may have been taken in, and told, and
-    /// lost with a failover. Whoever asks again with its key finds this one.
+    /// Retries the acceptance of a turn whose call failed: Redis may have accepted and published
+    /// the turn, and lost it with a failover. A repeat with the same key then finds this turn.
     fn retry_accept(&self, proposal: Proposal) {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let propose = || generations.propose(&proposal);
-            let is_unanswered = |error: &StoreError| matches!(error, StoreError::Redis(_));
-            let proposing = retry(Backoff::redis(), propose, is_unanswered);
+            let accept = || generations.accept(&proposal);
+            let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
+            let accepting = retry(Backoff::redis(), accept, is_retryable);
             tokio::select! {
-                _ = timeout(PROPOSED_FOR, proposing) => {}
+                _ = timeout(RETRY_ACCEPT_LIMIT, accepting) => {}
                 () = stop.cancelled() => {}
             }
         });
     }
 
-    /// Stops a generation, whichever replica runs it: the one named, else the running one, else the
-    /// oldest that waits. Waits up to 500 ms to learn that the model's host was told.
+    /// Cancels a generation, whichever replica runs it: the given one, else the running one, else
+    /// the oldest that waits. Waits up to 500 ms until the request to the model host is closed.
     ///
     /// # Errors
     /// [`SubmitError::Store`].
@@ -308,14 +311,14 @@ impl Generations {
         session: SessionId,
         generation: Option<GenerationId>,
     ) -> Result<CancelOutcome, SubmitError> {
-        // Joined first, so that the word of the writer cannot come before we listen.
+        // Joined first, so that the feed receives the event of the writer.
         let feed = self.feeds.join(owner, session).await?;
-        let wish = Cancellation::new(owner, session, generation);
-        let cancelled = self.store.cancel(&wish).await?;
-        if let store::CancelReply::Running(met) | store::CancelReply::Waiting(met) = cancelled {
-            self.redo.push(RedoEntry::Cancelled(wish.again(met)));
+        let cancellation = Cancellation::new(owner, session, generation);
+        let reply = self.store.cancel(&cancellation).await?;
+        if let store::CancelReply::Running(id) | store::CancelReply::Waiting(id) = reply {
+            self.redo.push(RedoEntry::Cancelled(cancellation.again(id)));
         }
-        match cancelled {
+        match reply {
             store::CancelReply::Nothing => Ok(CancelOutcome::AlreadyEnded),
             store::CancelReply::Waiting(generation) => {
                 Ok(CancelOutcome::Cancelled { generation, upstream_closed: true })
@@ -339,8 +342,8 @@ impl Generations {
         }
     }
 
-    /// Empties the session's history, cancelling its turns; with `delete` the session goes too.
-    /// Gives the number of messages that were in it.
+    /// Clears the session's history and cancels its turns; with `delete` the session is deleted,
+    /// too. Returns the number of messages that it had.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -350,13 +353,13 @@ impl Generations {
         session: SessionId,
         delete: bool,
     ) -> Result<u64, StoreError> {
-        let mut wish = Clearing::new(owner, session, delete);
-        let count = self.store.clear(&mut wish).await?;
-        self.redo.push(RedoEntry::Cleared(wish));
+        let mut clearing = Clearing::new(owner, session, delete);
+        let count = self.store.clear(&mut clearing).await?;
+        self.redo.push(RedoEntry::Cleared(clearing));
         Ok(count)
     }
 
-    /// The models of all hosts.
+    /// Returns the models of all hosts.
     ///
     /// # Errors
     /// [`SubmitError::NoModelHost`].
@@ -372,13 +375,13 @@ impl Generations {
             .collect())
     }
 
-    /// Hosts that answer.
+    /// Returns the number of healthy hosts.
     pub async fn model_host_count(&self) -> usize {
         self.fleet.healthy().await
     }
 
-    /// Takes no new turns, waits until those that run have ended or `limit` is over, and hands the
-    /// rest over to the other replicas.
+    /// Accepts no new turns, waits until the running turns have ended or `limit` is over, and hands
+    /// the remaining turns over to the other replicas.
     pub async fn drain(&self, limit: Duration) {
         self.store.lifecycle().advance(Phase::Draining);
         self.tasks.close();
@@ -388,12 +391,12 @@ impl Generations {
         self.stop.cancel();
         self.tasks.wait().await;
         if let Err(error) = self.queue.sign_off().await {
-            tracing::debug!(%error, "the slots have to wait for the lease");
+            tracing::debug!(%error, "slots not freed; they are free after the lease");
         }
         match self.membership.sign_off().await {
-            Ok(()) => tracing::info!(turns = rest, "handed over"),
+            Ok(()) => tracing::info!(turns = rest, "turns handed over"),
             Err(error) => {
-                tracing::warn!(%error, "sign-off failed; the lease has to run out");
+                tracing::warn!(%error, "sign-off failed; turns are taken over after the lease");
             }
         }
     }

@@ -1,7 +1,8 @@
-//! What this replica did lately, done again where a failover undid it.
+//! The redo log: acknowledged writes of the last minute, applied again after a failover.
 //!
 //! Redis replicates asynchronously: a server that takes over may lack the last writes that were
-//! acknowledged. What runs repairs itself; what has ended is kept here for a minute.
+//! acknowledged. The writer of a running turn repairs its answer itself. The ends of turns, cancels
+//! and clears have no writer any more, and are kept here.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,26 +18,28 @@ use crate::lifecycle::TaskEnd;
 use crate::session::store::{Cancellation, Clearing};
 use crate::session::{Control, Message, StoreError, Tag};
 
-/// How long a entry is kept: longer than a failover takes.
+/// How long an entry is kept: longer than a failover takes.
 const KEPT: Duration = Duration::from_mins(1);
-/// Bytes of answers and their conversations that are kept, at most; beyond it the oldest go first.
+/// Bytes of answers and their conversations that are kept, at most. Beyond it the oldest entries
+/// go.
 const BYTES: usize = 64 << 20;
-/// RedoLog that are kept, at most.
+/// Entries that are kept, at most.
 const ENTRIES: usize = 10_000;
-/// After a disturbance, how long none must follow before entries are done again.
+/// Time without a disturbance before the entries are applied again.
 const CALM: Duration = Duration::from_secs(1);
+/// Entries that are applied at the same time.
 const AT_ONCE: usize = 16;
-/// How long one entry may take to be done again.
+/// Time limit for applying one entry.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// An answer that was written to its end.
+/// A turn whose end was written.
 pub(super) struct Finished {
     pub(super) writer: Writer,
     pub(super) header: Message,
     pub(super) events: Vec<(Tag, Control)>,
 }
 
-/// Something that was acknowledged and that nobody else would do again.
+/// An acknowledged write that no other part of the system would apply again.
 pub(super) enum RedoEntry {
     Finished(Box<Finished>),
     Cancelled(Cancellation),
@@ -51,20 +54,20 @@ impl RedoEntry {
         }
     }
 
-    /// `false`: Redis could not be asked.
-    async fn again(&mut self, generations: &Generations) -> bool {
-        let done = match self {
+    /// Applies the entry again. Returns `false` where Redis failed.
+    async fn apply(&mut self, generations: &Generations) -> bool {
+        let applied = match self {
             Self::Finished(finished) => {
                 let Finished { writer, header, events } = finished.as_mut();
                 match writer.finish(header, events).await {
-                    // It was cleared since, or is another's.
+                    // A fenced turn was cleared since, or is another replica's.
                     Ok(()) | Err(Fenced) => Ok(()),
                 }
             }
-            Self::Cancelled(wish) => generations.store.cancel(wish).await.map(drop),
-            Self::Cleared(wish) => generations.store.clear(wish).await.map(drop),
+            Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
+            Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
         };
-        !matches!(done, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
+        !matches!(applied, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
     }
 }
 
@@ -102,14 +105,14 @@ impl Kept {
     }
 }
 
-/// Does the entries of the last minute again after every disturbance.
+/// Applies the entries of the last minute again after every disturbance of the connection.
 pub(super) async fn watch(generations: Generations) -> TaskEnd {
     let mut disturbances = generations.store.disturbances();
     while disturbances.changed().await.is_ok() {
         loop {
-            let seen = *disturbances.borrow_and_update();
+            let count = *disturbances.borrow_and_update();
             sleep(CALM).await;
-            if *disturbances.borrow() == seen && again(&generations).await {
+            if *disturbances.borrow() == count && apply_all(&generations).await {
                 break;
             }
         }
@@ -117,22 +120,22 @@ pub(super) async fn watch(generations: Generations) -> TaskEnd {
     TaskEnd::Done
 }
 
-/// `false`: not all could be done.
-async fn again(generations: &Generations) -> bool {
+/// Applies all entries again. Returns `false` where one failed.
+async fn apply_all(generations: &Generations) -> bool {
     let entries = std::mem::take(&mut *generations.redo.kept()).entries;
     let fresh = entries.into_iter().filter(|(at, _)| at.elapsed() <= KEPT);
-    let done = futures_util::stream::iter(fresh)
+    let applied = futures_util::stream::iter(fresh)
         .map(|(at, mut entry)| async move {
-            let done = timeout(LIMIT, entry.again(generations)).await.unwrap_or(false);
-            (at, entry, done)
+            let is_applied = timeout(LIMIT, entry.apply(generations)).await.unwrap_or(false);
+            (at, entry, is_applied)
         })
         .buffered(AT_ONCE)
         .collect::<Vec<_>>()
         .await;
     let mut kept = generations.redo.kept();
     let mut all = true;
-    for (at, entry, done) in done {
-        all &= done;
+    for (at, entry, is_applied) in applied {
+        all &= is_applied;
         kept.push(at, entry);
     }
     all

@@ -1,18 +1,17 @@
-//! Where an answer is cut before the model goes on, and what comes again there.
+//! The seam: where an answer is cut before another model run continues it.
 //!
-//! The text so far ends where the model stood, as hosts send whole tokens and whole characters.
-//! The model goes on best from exactly there, in every script: asked from one character earlier it
-//! may be inside one of its tokens, and goes another way (`franç` cut to `fran` went on as
-//! `franze`). Two endings differ:
+//! The text so far ends between two tokens, because hosts send whole tokens and whole characters.
+//! The model continues best from exactly there, in every script: one character earlier may be
+//! inside one of its tokens, and the model diverges (`franç` cut to `fran` continued as `franze`).
+//! Two endings are cut off:
 //!
 //! - **White space.** A tokenizer merges it with more white space, so the model would read other
 //!   tokens than it wrote.
 //! - **An emoji that cannot be whole**: half a flag, a keycap without its cap, a sequence that ends
 //!   with a joiner.
 //!
-//! What may follow on any letter or emoji (a combining mark, a vowel sign, the next consonant of a
-//! conjunct, a skin tone) does not make it unfinished: a cut before it would be in the middle of a
-//! word.
+//! A letter or emoji is not unfinished because a combining mark, a vowel sign, the next consonant
+//! of a conjunct or a skin tone may follow it: a cut before it would be in the middle of a word.
 
 use std::ops::RangeInclusive;
 
@@ -25,7 +24,7 @@ const REGIONAL_INDICATORS: RangeInclusive<char> = '\u{1f1e6}'..='\u{1f1ff}';
 /// They spell the flag of a region after a black flag; U+E007F ends it.
 const TAGS: RangeInclusive<char> = '\u{e0020}'..='\u{e007e}';
 
-/// Returns the length of `text` up to which the model is given it. The rest should come again.
+/// Returns the length of the part of `text` that the model gets. The model should repeat the rest.
 pub(super) fn seam(text: &str) -> usize {
     let whole = match text.grapheme_indices(true).next_back() {
         Some((at, last)) if is_unfinished(last) => &text[..at],
@@ -50,18 +49,18 @@ fn is_unfinished(grapheme: &str) -> bool {
     }
 }
 
-/// How a piece from the model compares with the text that should come again.
+/// How a piece from the model compares with the text that it should repeat.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison<'a> {
-    /// The piece repeats a part of the text; more of it should follow.
+    /// The piece repeats a part of the text; the rest should follow.
     Repeats,
-    /// The whole text has come again; this part of the piece is new.
+    /// The whole text is repeated; this part of the piece is new.
     Continues(&'a str),
-    /// The model goes another way.
+    /// The piece differs from the text.
     Differs,
 }
 
-/// Compares the next piece with `expected`, and removes from `expected` what the piece repeats.
+/// Compares the next piece with `expected`, and removes the repeated part from `expected`.
 pub(super) fn compare<'a>(expected: &mut &str, piece: &'a str) -> Comparison<'a> {
     let pairs = expected.chars().zip(piece.chars());
     let same = pairs.take_while(|(left, right)| left == right).map(|(left, _)| left.len_utf8());
@@ -116,7 +115,7 @@ mod tests {
         "\u{1f3f3}\u{fe0f}\u{200d}\u{1f308}",
     ];
 
-    /// Graphemes that are whole, of many scripts.
+    /// Returns whole graphemes of many scripts.
     fn grapheme() -> impl Strategy<Value = String> {
         prop_oneof![
             4 => proptest::sample::select(WHOLE).prop_map(str::to_owned),
@@ -163,7 +162,7 @@ mod tests {
             if let Some(last) = last {
                 let text = format!("{whole} {end}{last}");
                 prop_assert_eq!(seam(&text), whole.len(), "{:?}", text);
-                // What has a blank behind it gets nothing more.
+                // A grapheme with a blank behind it is not cut off.
                 let text = format!("{whole} {last}{end} ");
                 prop_assert_eq!(&text[..seam(&text)], format!("{whole} {last}"));
             }
@@ -186,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn in_whatever_pieces_what_comes_again_is_told_from_what_is_new(
+        fn repeated_text_is_separated_from_new_text_however_it_is_cut_into_pieces(
             known in "[ab \u{e9}\u{1f3f3}\u{fe0f}\u{200d}\u{1f308}\\n]{0,20}",
             fresh in "[ab \u{e9}\u{1f3f3}\u{fe0f}\u{200d}\u{1f308}\\n]{0,20}",
             sizes in proptest::collection::vec(1usize..5, 1..20),
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_goes_another_way_is_noticed_at_its_first_other_character() {
+    fn a_model_that_diverges_is_noticed_at_its_first_different_character() {
         let mut expected = " \n";
         assert_eq!(compare(&mut expected, " "), Comparison::Repeats);
         assert_eq!(compare(&mut expected, "\ny"), Comparison::Continues("y"));

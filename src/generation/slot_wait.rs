@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
 use super::failures::{failure, no_host, queue_full, too_long};
-use super::stop::{Stopped, cancelled};
+use super::stop::cancelled;
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
 use crate::retry::Backoff;
@@ -17,68 +17,78 @@ use crate::session::model::Failure;
 use crate::session::store::Turn;
 use crate::telemetry::metric;
 
-/// While no host can serve a turn, this often somebody looks whether one ever will.
-const LOOK_FOR_HOSTS: Duration = Duration::from_secs(10);
-/// Before a turn is given up the queue is asked again, and once more after this: a replica that was
-/// stopped, or that had no Redis, has not seen what happened meanwhile.
-const LAST_LOOK: Duration = Duration::from_secs(2);
-/// A session is notified at most this often: each time that the queue has looked, which is once a
-/// second, so that what is published was true a moment ago.
+/// While no host can serve a turn, the time between two checks whether a host ever will.
+const CHECK_HOSTS_EVERY: Duration = Duration::from_secs(10);
+/// Before a turn fails, it joins the queue again, and once more after this time: a replica that was
+/// stopped, or that had no Redis, has missed what happened meanwhile.
+const LAST_CHECK: Duration = Duration::from_secs(2);
+/// A session is notified at most this often. The queue reconciles once a second, so that a
+/// published position was true a moment ago.
 const NOTIFY_EVERY: Duration = Duration::from_millis(950);
-/// News that came too early is published by itself after this, where no later look has brought more.
+/// A change that came too soon after the last notification is published after this time.
 const NOTIFY_AT_LAST: Duration = Duration::from_secs(2);
-/// The clients of an answer that waits in its middle, for its turn and not for a host, are not
-/// notified before this: it goes before all others.
-const NEXT_IN_TURN: Duration = Duration::from_secs(5);
-/// A time that has changed by no more than this share of the published one is not published again.
+/// How long the clients of an answer with text that waits for a slot are not notified: its ticket
+/// goes before all others.
+const NEXT_IN_QUEUE: Duration = Duration::from_secs(5);
+/// An estimated time is published again where it has changed by more than this share of the last.
 const WORTH_NOTIFYING: f64 = 0.1;
 /// How long a turn waits, at most.
 const LONGEST: Duration = Duration::from_hours(1);
 
 /// How a turn waits.
 #[derive(Clone, Copy)]
-pub(super) struct Wait {
-    /// Whether there is text, so that the turn goes first.
+pub(super) struct WaitOptions {
+    /// Whether the answer has text, so that its ticket goes first.
     pub has_text: bool,
-    /// Bytes of the answer and the thoughts before it; none while it has not begun.
+    /// Bytes of the answer with the reasoning before it; none while the answer is not started.
     pub answer: Option<u64>,
-    /// The session is not notified before this.
+    /// The earliest time of a notification.
     pub notify_from: Instant,
-    /// When a host that did not suit may be asked for again.
+    /// When a host that was excluded is available again.
     pub again_at: Option<Instant>,
 }
 
-/// Waits until the lease holds a slot. `Err`: the turn ends with this.
+/// The end of waiting for a slot.
+pub(super) enum SlotWait {
+    /// The lease holds a slot.
+    Granted,
+    /// The turn ends with this failure.
+    Failed(Failure),
+    /// The turn was cancelled, or is another replica's.
+    Stopped,
+}
+
+/// Waits until the lease holds a slot, or the turn fails or stops.
 pub(super) async fn wait_for_slot(
     generations: &Generations,
     turn: &Turn,
     feed: &Arc<Feed>,
     lease: &mut Lease,
-    wait: Wait,
-) -> Result<Result<(), Failure>, Stopped> {
+    options: WaitOptions,
+) -> SlotWait {
     let began = Instant::now();
     let mut joins = true;
-    let mut again_at = wait.again_at;
+    let mut again_at = options.again_at;
     let mut hosts = Hosts::default();
-    let mut last_look = None;
+    let mut last_check = None;
     let mut backoff = Backoff::redis();
-    let mut notifier = Notifier { from: wait.notify_from, last: None };
+    let mut notifier = Notifier { from: options.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
     loop {
         let joined = std::mem::replace(&mut joins, false);
         let status = if joined {
-            match lease.join(wait.has_text).await {
+            match lease.join(options.has_text).await {
                 Ok(status) => {
                     backoff.reset();
                     status
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "joining the queue waits for redis");
+                    tracing::warn!(%error, "join of the queue waiting for redis");
                     joins = true;
                     tokio::select! {
                         _ = backoff.pause() => continue,
-                        () = cancelled(feed, turn) => return Err(Stopped),
+                        () = cancelled(feed, turn) => return SlotWait::Stopped,
                     }
                 }
             }
@@ -89,32 +99,32 @@ pub(super) async fn wait_for_slot(
             TicketStatus::Granted(_) => {
                 let waited = began.elapsed().as_secs_f64();
                 metrics::histogram!(metric::QUEUE_WAIT_SECONDS).record(waited);
-                return Ok(Ok(()));
+                return SlotWait::Granted;
             }
             TicketStatus::Waiting(waiting) => {
-                let queued = queued(turn, waiting, wait.answer);
+                let queued = queued(turn, waiting, options.answer);
                 let now = Instant::now();
-                let next_in_turn = wait.answer.is_some() && waiting.hosts > 0;
-                notifier.from = wait.notify_from;
-                notifier.from += if next_in_turn { NEXT_IN_TURN } else { Duration::ZERO };
+                let is_next = options.answer.is_some() && waiting.hosts > 0;
+                notifier.from = options.notify_from;
+                notifier.from += if is_next { NEXT_IN_QUEUE } else { Duration::ZERO };
                 notify_at = notifier.due(queued, now).filter(|due| *due > now);
                 if notify_at.is_none() && notifier.publishes(queued, now) {
                     publish(generations, turn, queued).await;
                 }
-                hosts.seen(waiting.hosts);
+                hosts.observe(waiting.hosts);
             }
             TicketStatus::Full(after) | TicketStatus::Crowded(after) => {
-                return Ok(Err(queue_full(after)));
+                return SlotWait::Failed(queue_full(after));
             }
-            // It was taken over.
-            TicketStatus::Gone if joined => return Err(Stopped),
+            // Another replica has taken the turn over.
+            TicketStatus::Gone if joined => return SlotWait::Stopped,
             TicketStatus::Gone => joins = true,
         }
-        let end = hosts.next_look(generations.host_wait).unwrap_or(began + LONGEST);
+        let end = hosts.next_check(generations.host_wait).unwrap_or(began + LONGEST);
         let now = Instant::now();
         if now < end {
-            last_look = None;
-        } else if joined && now >= *last_look.get_or_insert(now + LAST_LOOK) {
+            last_check = None;
+        } else if joined && now >= *last_check.get_or_insert(now + LAST_CHECK) {
             let failure = match hosts.none_since {
                 Some(since) => {
                     let is_over = now >= since + generations.host_wait;
@@ -123,10 +133,10 @@ pub(super) async fn wait_for_slot(
                 None => Some(too_long()),
             };
             if let Some(failure) = failure {
-                return Ok(Err(failure));
+                return SlotWait::Failed(failure);
             }
-            hosts.looks += 1;
-            last_look = None;
+            hosts.checks += 1;
+            last_check = None;
             continue;
         }
         let again = again_at.unwrap_or(end);
@@ -138,29 +148,29 @@ pub(super) async fn wait_for_slot(
                 joins = true;
             }
             () = sleep_until(notify_at.unwrap_or(end)), if notify_at.is_some() => {}
-            () = sleep_until(last_look.unwrap_or(end)) => joins = true,
+            () = sleep_until(last_check.unwrap_or(end)) => joins = true,
             () = position_requested(feed, requests) => {
                 requests = feed.position_requests();
-                // As it was published: whoever has it already is not sent it twice.
+                // The same event again, which readers that have it skip.
                 if let Some((_, queued)) = notifier.last {
                     publish(generations, turn, queued).await;
                 }
             }
-            () = cancelled(feed, turn) => return Err(Stopped),
+            () = cancelled(feed, turn) => return SlotWait::Stopped,
         }
     }
 }
 
-/// Since when no host can serve a turn.
+/// How long no host has been able to serve a turn.
 #[derive(Default)]
 struct Hosts {
     none_since: Option<Instant>,
-    /// How often somebody looked since then whether one ever will.
-    looks: u32,
+    /// Checks since then whether a host ever will.
+    checks: u32,
 }
 
 impl Hosts {
-    fn seen(&mut self, hosts: u64) {
+    fn observe(&mut self, hosts: u64) {
         if hosts > 0 {
             *self = Self::default();
         } else {
@@ -168,22 +178,22 @@ impl Hosts {
         }
     }
 
-    /// When to look next, or to give the turn up after `limit`; none while there is a host.
-    fn next_look(&self, limit: Duration) -> Option<Instant> {
-        let after = LOOK_FOR_HOSTS * (self.looks + 1);
-        Some(self.none_since? + after.min(limit.saturating_sub(LAST_LOOK)))
+    /// Returns when to check next, or to end the turn after `limit`; none while there is a host.
+    fn next_check(&self, limit: Duration) -> Option<Instant> {
+        let after = CHECK_HOSTS_EVERY * (self.checks + 1);
+        Some(self.none_since? + after.min(limit.saturating_sub(LAST_CHECK)))
     }
 }
 
 /// Decides when a session is notified of its turn's position.
 struct Notifier {
     from: Instant,
-    /// What was published last, and when.
+    /// The last notification, and its time.
     last: Option<(Instant, Queued)>,
 }
 
 impl Notifier {
-    /// When this is to be published; none where it says nothing new.
+    /// Returns when the position is to be published; none where it has not changed enough.
     fn due(&self, queued: Queued, now: Instant) -> Option<Instant> {
         match self.last {
             None => Some(self.from),
@@ -194,7 +204,7 @@ impl Notifier {
         .map(|due| due.max(now))
     }
 
-    /// Whether this is to be published now, and then notes that it is.
+    /// Returns whether the position is to be published now, and then counts it as published.
     fn publishes(&mut self, queued: Queued, now: Instant) -> bool {
         let is_due = self.due(queued, now).is_some_and(|due| due <= now);
         if is_due {
@@ -204,7 +214,7 @@ impl Notifier {
     }
 }
 
-/// Whether the position is another, or the time differs by more than a tenth.
+/// Returns whether the positions differ, or the estimated times differ by more than a tenth.
 fn differs(last: Queued, new: Queued) -> bool {
     let another_time = match (last.eta_seconds, new.eta_seconds) {
         (Some(last), Some(new)) => (new - last).abs() > last * WORTH_NOTIFYING,
@@ -224,7 +234,7 @@ async fn publish(generations: &Generations, turn: &Turn, queued: Queued) {
     }
 }
 
-/// Resolves when somebody who does not know the position has asked for it.
+/// Resolves when a reader that does not know the position requests it.
 async fn position_requested(feed: &Arc<Feed>, known: u64) {
     loop {
         let changed = feed.changed();
@@ -237,11 +247,11 @@ async fn position_requested(feed: &Arc<Feed>, known: u64) {
     }
 }
 
-/// Why a turn that no host can serve ends now; none where one may come back in time.
+/// Returns the failure of a turn that no host can serve; none while a host may come back in time.
 async fn without_host(generations: &Generations, turn: &Turn, is_over: bool) -> Option<Failure> {
     let fleet = &generations.fleet;
     if let Err(error @ OllamaError::ModelNotFound { .. }) = fleet.check(&turn.spec.model).await {
-        // A host that does not answer may have it.
+        // A host that cannot be reached may have the model.
         if fleet.healthy().await >= fleet.hosts().len() {
             return Some(failure(&error));
         }
@@ -281,19 +291,19 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_without_a_host_is_given_up_after_the_limit_and_looked_after_until_then() {
+    fn a_turn_without_a_host_is_checked_every_ten_seconds_and_fails_after_the_limit() {
         let limit = Duration::from_secs(25);
         let mut hosts = Hosts::default();
-        assert_eq!(hosts.next_look(limit), None);
-        hosts.seen(0);
+        assert_eq!(hosts.next_check(limit), None);
+        hosts.observe(0);
         let since = hosts.none_since.expect("none");
-        let mut looks = Vec::new();
+        let mut checks = Vec::new();
         for _ in 0..3 {
-            looks.push(hosts.next_look(limit).expect("a look") - since);
-            hosts.looks += 1;
+            checks.push(hosts.next_check(limit).expect("a check") - since);
+            hosts.checks += 1;
         }
-        assert_eq!(looks, [10, 20, 23].map(Duration::from_secs));
-        hosts.seen(1);
-        assert_eq!(hosts.next_look(limit), None, "there is a host again");
+        assert_eq!(checks, [10, 20, 23].map(Duration::from_secs));
+        hosts.observe(1);
+        assert_eq!(hosts.next_check(limit), None, "there is a host again");
     }
 }

@@ -1,14 +1,14 @@
-//! How a running turn learns that it is over without an end of its own.
+//! How a running turn learns that it must stop without writing its end.
 
 use std::sync::Arc;
 
 use crate::session::Feed;
 use crate::session::store::Turn;
 
-/// Why a turn stops without an end of its own: it was cancelled, or is another replica's.
+/// The turn stops without writing its end: it was cancelled, or is another replica's.
 pub(super) struct Stopped;
 
-/// Resolves when the session's feed says that the turn has ended. Cancel-safe.
+/// Resolves when the session's feed has the end of the turn. Cancel-safe.
 pub(super) async fn cancelled(feed: &Arc<Feed>, turn: &Turn) {
     loop {
         let changed = feed.changed();

@@ -1,7 +1,7 @@
-//! Turns of a replica that is gone are taken over.
+//! Takes over the turns of replicas that are gone.
 //!
-//! A wrong suspicion costs a continuation, never a second writer: each claim is a compare-and-set
-//! of the turn's fence.
+//! A wrong suspicion costs a continuation, and never makes a second writer: each claim is a
+//! compare-and-set of the turn's fence.
 
 use std::collections::HashSet;
 
@@ -19,16 +19,16 @@ use crate::telemetry::metric;
 /// Calls of Redis at the same time.
 const CALLS_AT_ONCE: usize = 32;
 
-/// Takes over the turns, and has the queue free the slots, of replicas that are gone.
+/// Takes over the turns of replicas that are gone, and has the queue free their slots.
 pub(super) struct TurnSuccessor {
     generations: Generations,
     /// Turns in this replica's name that it did not run at the last sweep.
-    idle: HashSet<GenerationId>,
+    idle_before: HashSet<GenerationId>,
 }
 
 impl TurnSuccessor {
     pub(super) fn new(generations: Generations) -> Self {
-        Self { generations, idle: HashSet::new() }
+        Self { generations, idle_before: HashSet::new() }
     }
 }
 
@@ -39,7 +39,7 @@ impl Successor for TurnSuccessor {
         let turns = take_over(&self.generations, |turn| turn.replica == gone.name).await?;
         let replica = &gone.name;
         if turns > 0 {
-            tracing::warn!(replica, turns, "replica gone, turns taken over");
+            tracing::warn!(replica, turns, "replica gone; turns taken over");
         } else {
             tracing::info!(replica, "replica gone without turns");
         }
@@ -47,36 +47,37 @@ impl Successor for TurnSuccessor {
         Ok(())
     }
 
-    /// Looks for turns in the name of replicas without a heartbeat, and for turns in this replica's
-    /// name that it does not run: Redis accepted them and the reply was lost.
+    /// Finds turns in the name of replicas without a heartbeat. Takes over turns in this replica's
+    /// name that it does not run, because Redis accepted them and the reply was lost.
     async fn sweep(&mut self, alive: &HashSet<String>) -> Result<Vec<String>, StoreError> {
-        let own = self.generations.store.replica();
+        let this_replica = self.generations.store.replica();
         let open = open_turns(&self.generations).await?;
         let idle: HashSet<GenerationId> = {
             let running = self.generations.running();
             open.iter()
-                .filter(|turn| turn.replica == own && !running.contains(&turn.generation))
+                .filter(|turn| turn.replica == this_replica && !running.contains(&turn.generation))
                 .map(|turn| turn.generation)
                 .collect()
         };
-        // Twice in a row: a turn that is just being accepted is no orphan.
-        let orphans: HashSet<GenerationId> = idle.intersection(&self.idle).copied().collect();
+        // Only on the second sight, because a turn may be accepted just now.
+        let orphans: HashSet<GenerationId> =
+            idle.intersection(&self.idle_before).copied().collect();
         if !orphans.is_empty() {
             take_over(&self.generations, |turn| orphans.contains(&turn.generation)).await?;
         }
-        self.idle = idle;
-        let silent = open.into_iter().map(|turn| turn.replica);
-        Ok(silent.filter(|replica| !alive.contains(replica)).collect())
+        self.idle_before = idle;
+        let holders = open.into_iter().map(|turn| turn.replica);
+        Ok(holders.filter(|replica| !alive.contains(replica)).collect())
     }
 }
 
-/// Claims the open turns that are wanted and runs them here. Gives how many.
+/// Claims the open turns that are `wanted`, and runs them on this replica. Returns their number.
 async fn take_over(
     generations: &Generations,
     wanted: impl Fn(&OpenTurn) -> bool,
 ) -> Result<usize, StoreError> {
     let mut turns: Vec<_> = open_turns(generations).await?.into_iter().filter(wanted).collect();
-    // Every replica takes what it can: in another order each, so that they share.
+    // In a random order, so that the replicas share the turns.
     turns.shuffle(&mut rand::rng());
     let mut claims = futures_util::stream::iter(turns)
         .map(|turn| async move {
@@ -102,7 +103,7 @@ async fn take_over(
             session = turn.session.redacted(),
             generation = %turn.generation,
             from = open.replica,
-            "taken over"
+            "turn taken over"
         );
         generations.run(turn, state);
     }

@@ -1,11 +1,11 @@
 //! Writes an answer to Redis while it grows.
 //!
-//! The stream from the model never waits for Redis: while one call is under way, text gathers, and
-//! the next carries all of it. So the first token leaves at once, a quiet system sends token by
-//! token, and a loaded one sends fewer, larger pieces.
+//! The stream from the model never waits for Redis: text that arrives during one call goes with the
+//! next. So the first token leaves at once, a quiet system sends token by token, and a loaded one
+//! sends fewer, larger pieces.
 //!
-//! A failover may take back what Redis had acknowledged. The writer keeps the whole answer, looks
-//! at least once a second whether all is well, and tells again what is missing.
+//! A failover may lose writes that Redis had acknowledged. The writer keeps the whole answer,
+//! checks at least once a second that Redis has it, and writes again what is missing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
-use super::writer_state::{Cut, Fenced, Pause, Reply, WriterCall, WriterState};
+use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState};
 use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow};
 use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 
-/// A writer that has nothing to write looks this often whether it still may.
-const LOOK: Duration = Duration::from_secs(1);
-/// One whose answer has not begun, as its turn waits for a slot, looks less often.
-const LOOK_WHILE_WAITING: Duration = Duration::from_secs(5);
-/// How long the end of a turn is tried to be written before it is left to another replica.
+/// How often a writer that has nothing to write checks that the turn is still its own.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often a writer checks that while its turn waits for a slot and its answer is not started.
+const CHECK_WHILE_WAITING: Duration = Duration::from_secs(5);
+/// How long a writer tries to write the end of a turn before it leaves the turn to another replica.
 const FINISH_LIMIT: Duration = Duration::from_mins(10);
 
-/// Continuations that are listed of one answer, at most.
+/// Continuations that are listed for one answer, at most.
 const CONTINUATIONS: usize = 32;
-/// Why an answer has to be continued whose text is of another replica.
+/// The reason of a continuation whose text another replica wrote.
 const REPLICA_GONE: &str = "replica_gone";
 
 /// One answer on its way to Redis.
@@ -36,13 +36,13 @@ pub(super) struct Writer {
     store: Store,
     turn: Arc<Turn>,
     state: WriterState,
-    /// Each time that the answer went on after it had broken off, over all of its writers.
+    /// The continuations of the answer, by all of its writers.
     continued: Vec<Continuation>,
-    /// Why the next continuation is needed.
+    /// The reason of the next continuation.
     broken_off_by: &'static str,
     /// Whether any text came since the answer broke off last.
     has_new_text: bool,
-    /// No call is made before this.
+    /// When the next call may be made.
     not_before: Instant,
     /// Whether [`Writer::wake`] makes the next call due at once.
     can_wake: bool,
@@ -60,13 +60,12 @@ struct UnderWay {
 }
 
 impl Writer {
-    /// Waits for the place of a turn that others of its session come before.
+    /// Creates the writer of a turn that waits for earlier turns of its session.
     pub(super) fn waiting(store: Store, turn: Arc<Turn>) -> Self {
         Self::new(store, turn, WriterState::waiting())
     }
 
-    /// Begins with the event that tells of the answer, where none has yet; goes on after what is
-    /// stored of it.
+    /// Creates a writer that starts the answer, or continues it behind the text that is `stored`.
     pub(super) fn start(store: Store, turn: Arc<Turn>, stored: String) -> Self {
         Self::new(store, turn, WriterState::after(stored))
     }
@@ -87,17 +86,17 @@ impl Writer {
         }
     }
 
-    /// Whether the turn has its place.
+    /// Returns whether the turn has begun, so that no other turn of its session runs.
     pub(super) fn is_running(&self) -> bool {
         self.state.is_running()
     }
 
-    /// Whether this writer has published that the answer begins.
-    pub(super) fn has_begun(&self) -> bool {
-        self.state.has_begun()
+    /// Returns whether this writer has started the answer.
+    pub(super) fn has_started(&self) -> bool {
+        self.state.has_started()
     }
 
-    /// Makes the next call due at once, as the turn's place may have come free.
+    /// Makes the next call due at once, because the turns before this one may have ended.
     pub(super) fn wake(&mut self) {
         if self.under_way.is_some() {
             self.woken = true;
@@ -110,56 +109,59 @@ impl Writer {
         let woken = std::mem::take(&mut self.woken);
         let length = match pause {
             Pause::None => return,
-            Pause::UntilFree(_) if woken => Duration::ZERO,
-            Pause::UntilFree(length) | Pause::Whole(length) => length,
+            Pause::UntilWoken(_) if woken => Duration::ZERO,
+            Pause::UntilWoken(length) | Pause::Full(length) => length,
         };
         self.not_before = Instant::now() + length;
-        self.can_wake = !matches!(pause, Pause::Whole(_));
+        self.can_wake = !matches!(pause, Pause::Full(_));
     }
 
-    /// The answer so far and the thoughts before it, written or not.
+    /// Returns the answer so far with the reasoning before it, stored or not.
     pub(super) fn text(&self) -> &str {
         self.state.text()
     }
 
-    /// Bytes of texts that it keeps: the answer, its question, and a conversation of the turn's own.
+    /// Returns the bytes of text that the writer keeps: the answer, the question, and the
+    /// conversation that came with the turn.
     pub(super) fn bytes(&self) -> usize {
-        let own = self.turn.own_conversation().map_or(0, OwnConversation::bytes);
-        self.text().len() + self.turn.question().content.len() + own
+        let conversation = self.turn.own_conversation().map_or(0, OwnConversation::bytes);
+        self.text().len() + self.turn.question().content.len() + conversation
     }
 
-    /// How long Redis has said nothing to it.
-    pub(super) fn unheard_for(&self) -> Duration {
+    /// Returns the time since the last call that Redis acknowledged.
+    pub(super) fn unacknowledged_for(&self) -> Duration {
         self.state.acknowledged().elapsed()
     }
 
-    /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
+    /// Appends to the answer. Returns `false` where the answer has its greatest length, and leaves
+    /// out the text beyond it.
     pub(super) fn push(&mut self, answer: &str) -> bool {
         self.has_new_text |= !answer.is_empty();
         self.state.push(answer)
     }
 
-    /// Adds to the thoughts, unless the answer has begun. `false` as [`Writer::push`].
-    pub(super) fn push_reasoning(&mut self, thoughts: &str) -> bool {
-        self.has_new_text |= !thoughts.is_empty();
-        self.state.push_reasoning(thoughts)
+    /// Appends to the reasoning, unless the answer has begun. Returns `false` as [`Writer::push`].
+    pub(super) fn push_reasoning(&mut self, reasoning: &str) -> bool {
+        self.has_new_text |= !reasoning.is_empty();
+        self.state.push_reasoning(reasoning)
     }
 
-    /// Takes back what lies beyond `length`: from there the answer will be another one.
-    pub(super) fn take_back(&mut self, length: usize) {
-        self.state.take_back(length);
+    /// Removes the text beyond `length`: the answer continues differently from there.
+    pub(super) fn rewind(&mut self, length: usize) {
+        self.state.rewind(length);
     }
 
-    /// An attempt failed with an error of this code. Where it had brought text, that is what the
-    /// answer broke off by; an attempt that brought none changes nothing.
-    pub(super) fn broke_off(&mut self, code: &'static str) {
+    /// Notes the error code of an attempt that failed, as the reason of the next continuation. An
+    /// attempt that brought no text changes nothing.
+    pub(super) fn note_broken_off(&mut self, code: &'static str) {
         if std::mem::take(&mut self.has_new_text) {
             self.broken_off_by = code;
         }
     }
 
-    /// Adds a continuation, where there was one, and notes it for the writer that may come after this
-    /// one. A note that is lost is missing in the list of that writer, and nowhere else.
+    /// Adds a continuation, if there is one, and stores it for the writer that may take the turn
+    /// over. If storing fails, the continuation is missing in the list of that writer, and nowhere
+    /// else.
     pub(super) fn note_continued(&mut self, how: Option<ContinuedHow>) {
         let Some(how) = how.filter(|_| self.continued.len() < CONTINUATIONS) else { return };
         self.continued.push(Continuation { how, why: self.broken_off_by.to_owned() });
@@ -167,34 +169,34 @@ impl Writer {
         let continued = self.continued.clone();
         tokio::spawn(async move {
             if let Err(error) = store.note_continued(&turn, &continued).await {
-                tracing::debug!(%error, "continuation not noted");
+                tracing::debug!(%error, "continuation not stored");
             }
         });
     }
 
-    /// Each time that the answer went on after it had broken off, at most 32.
+    /// Returns the continuations of the answer, at most 32.
     pub(super) fn continued(&self) -> &[Continuation] {
         &self.continued
     }
 
-    /// Whether Redis has everything.
+    /// Returns whether Redis has everything.
     pub(super) fn is_settled(&self) -> bool {
         self.under_way.is_none() && self.state.next_call().is_none()
     }
 
-    /// Makes one call, or sees the one under way to its end. Pends while there is nothing to write,
-    /// for at most a second. Cancel-safe.
+    /// Makes one call, or completes the one under way. Waits while there is nothing to write, for
+    /// at most a second. Cancel-safe.
     pub(super) async fn progress(&mut self) -> Result<(), Fenced> {
         if self.under_way.is_none() {
             sleep_until(self.not_before).await;
             let call = if let Some(call) = self.state.next_call() {
                 call
             } else {
-                sleep_until(self.state.acknowledged() + LOOK).await;
-                self.state.look()
+                sleep_until(self.state.acknowledged() + CHECK_EVERY).await;
+                self.state.check()
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-            let reply = make(store, turn, call, self.state.text());
+            let reply = make_call(store, turn, call, self.state.text());
             self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
@@ -204,30 +206,31 @@ impl Writer {
         let pause = match reply {
             Ok(reply) => {
                 self.backoff.reset();
-                self.state.take_in(call, made, reply)?
+                self.state.apply(call, made, reply)?
             }
             Err(error) => {
-                tracing::warn!(%error, "writing an answer waits for redis");
-                Pause::Whole(self.backoff.next_pause().unwrap_or_default())
+                tracing::warn!(%error, "answer waiting for redis");
+                Pause::Full(self.backoff.next_pause().unwrap_or_default())
             }
         };
         self.pause(pause);
         Ok(())
     }
 
-    /// Keeps the turn's place while nothing is to be written, until it is another's. Cancel-safe.
+    /// Keeps the turn while there is nothing to write. Returns when the writer has lost the turn.
+    /// Cancel-safe.
     pub(super) async fn keep_turn(&mut self) -> Fenced {
         loop {
-            let kept = if self.is_running() && !self.state.has_begun() {
-                sleep_until(self.state.acknowledged() + LOOK_WHILE_WAITING).await;
+            let kept = if self.is_running() && !self.state.has_started() {
+                sleep_until(self.state.acknowledged() + CHECK_WHILE_WAITING).await;
                 let made = Instant::now();
                 match self.store.begin(&self.turn).await {
                     Ok(reply) => {
                         self.backoff.reset();
-                        self.state.take_in(WriterCall::Begin, made, Reply::Begin(reply)).map(drop)
+                        self.state.apply(WriterCall::Begin, made, Reply::Begin(reply)).map(drop)
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "beginning a turn waits for redis");
+                        tracing::warn!(%error, "begin of a turn waiting for redis");
                         let _ = self.backoff.pause().await;
                         Ok(())
                     }
@@ -241,8 +244,8 @@ impl Writer {
         }
     }
 
-    /// Writes what is left, and the end: the answer becomes a message with `header`'s fields. Done
-    /// again, it only makes good what a failover took.
+    /// Writes the rest of the text, and the end: the answer becomes a message with the fields of
+    /// `header`. A repeat only restores what a failover lost.
     pub(super) async fn finish(
         &mut self,
         header: &Message,
@@ -257,17 +260,17 @@ impl Writer {
             let made = Instant::now();
             match self.store.finish(&self.turn, revision, length, header, events).await {
                 Ok(written) => {
-                    self.state.take_in(self.state.look(), made, Reply::Written(written))?;
+                    self.state.apply(self.state.check(), made, Reply::Written(written))?;
                     if written == Written::Ok {
                         return Ok(());
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "writing the end of a turn waits for redis");
+                    tracing::warn!(%error, "end of a turn waiting for redis");
                     if backoff.pause().await {
                         continue;
                     }
-                    tracing::error!(%error, "writing the end of a turn failed; another replica will take the turn over");
+                    tracing::error!(%error, "end of a turn not written; leaving it to another replica");
                     return Err(Fenced);
                 }
             }
@@ -275,8 +278,8 @@ impl Writer {
     }
 }
 
-/// Asks Redis for what the state wants.
-pub(super) fn make(
+/// Makes a call of the writer's state.
+pub(super) fn make_call(
     store: Store,
     turn: Arc<Turn>,
     call: WriterCall,
@@ -290,8 +293,8 @@ pub(super) fn make(
         WriterCall::Start(tag) => {
             Box::pin(async move { store.start(&turn, tag).await.map(Reply::Written) })
         }
-        WriterCall::Cut(Cut { length, revision, tag, told }) => Box::pin(async move {
-            store.rewind(&turn, revision, length as u64, tag, told).await.map(Reply::Written)
+        WriterCall::Rewind(Rewind { length, revision, tag, published }) => Box::pin(async move {
+            store.rewind(&turn, revision, length as u64, tag, published).await.map(Reply::Written)
         }),
         WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();

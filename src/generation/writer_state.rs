@@ -1,7 +1,7 @@
-//! What a writer knows of its answer and of what Redis has of it, and what it is to do next.
+//! The state of a writer: its answer, how much of it Redis has, and the next call.
 //!
-//! Nothing here waits or does I/O, so that every order of calls, lost replies and failovers can be
-//! tried.
+//! Nothing here waits or does I/O, so that a test can try every order of calls, lost replies and
+//! failovers.
 
 use std::time::Duration;
 
@@ -16,15 +16,16 @@ use crate::session::window::floor_char_boundary;
 const WRITE_BYTES: usize = 64 << 10;
 /// Bytes of an answer as JSON, at most: with the rest of its event it stays below 512 KiB.
 const ANSWER_JSON_BYTES: usize = 500 << 10;
-/// A turn that had to be accepted again lets earlier ones of its session come back before it.
-const COME_BACK: Duration = Duration::from_secs(1);
-/// A waiting turn asks for its place at least this often, should a hint be lost.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long after its last acknowledged write a refused writer may ask for its turn: less than its
-/// end would be remembered.
+/// The pause of a turn that was accepted again, so that earlier turns of its session are restored
+/// before it.
+const RESTORED_PAUSE: Duration = Duration::from_secs(1);
+/// A waiting turn tries to begin at least this often, in case a hint is lost.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
+/// How long after its last acknowledged write a refused writer may restore its turn: shorter than
+/// Redis keeps what ended the turn.
 const RESTORE_WITHIN: Duration = Duration::from_mins(1);
 
-/// Somebody else writes this answer now, or it has ended.
+/// The writer has lost its turn: another writer has it, or the turn has ended.
 #[derive(Debug)]
 pub(super) struct Fenced;
 
@@ -33,72 +34,75 @@ pub(super) struct Fenced;
 pub(super) enum Pause {
     /// The next call may be made at once.
     None,
-    /// The next call is made after this time, or as soon as the turn's place may have come free.
-    UntilFree(Duration),
+    /// The next call is made after this time, or when [`super::writer::Writer::wake`] is called.
+    UntilWoken(Duration),
     /// The next call is made after this time, and not before.
-    Whole(Duration),
+    Full(Duration),
 }
 
-/// One answer, and how far Redis has it.
+/// One answer, and how much of it Redis has.
 pub(super) struct WriterState {
-    /// With the thoughts before it.
+    /// The answer with the reasoning before it.
     text: String,
     shape: Shape,
     json_bytes: usize,
     /// Bytes that Redis has.
     stored: usize,
-    /// Before it the text is of the writers before this one.
-    own_from: usize,
-    /// Whether this writer ever took text back.
-    diverged: bool,
+    /// Bytes at the beginning of the text that earlier writers left.
+    inherited: usize,
+    /// Whether this writer ever rewound the answer, so that readers may hold other text.
+    has_rewound: bool,
     phase: WriterPhase,
-    /// TicketReply again as it was told first.
+    /// The tag of the event that starts the answer; a repeat of the call carries the same one.
     start: Tag,
-    /// The last event of this writer that shaped the answer.
+    /// The tag of this writer's last event that shaped the answer.
     revision: Tag,
-    /// What lies beyond is to be taken back, by an event of this tag.
-    cut: Option<(usize, Tag)>,
+    /// The length to which Redis is to rewind the answer, and the tag of the event that does so.
+    rewind: Option<(usize, Tag)>,
+    /// When the last call was made that Redis acknowledged.
     acknowledged: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WriterPhase {
-    /// Redis says that the turn is not this writer's.
+    /// Redis refused a write, because the turn is not this writer's there.
     Refused,
-    /// The turn was accepted again, and waits for its place.
+    /// Other turns of the session come first.
     Waiting,
-    /// The answer is to be begun.
+    /// The turn has begun, and the answer is not started yet.
     Starting,
-    /// Text can be written.
+    /// The answer is started, and text can be written.
     Writing,
 }
 
-/// Text to be taken back.
+/// A rewind of the answer in Redis to a shorter text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(super) struct Rewind {
+    /// Bytes that stay.
     pub(super) length: usize,
-    /// The revision that is there.
+    /// The revision before the rewind.
     pub(super) revision: Tag,
-    /// The revision that it leaves.
+    /// The revision after the rewind.
     pub(super) tag: Tag,
-    /// Whether what lies beyond may have been told and be another text now.
-    pub(super) told: bool,
+    /// Whether readers may hold text beyond the length even where Redis has none, so that the
+    /// rewind is published in any case.
+    pub(super) published: bool,
 }
 
-/// What is to be asked of Redis.
+/// The next call of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriterCall {
     Restore,
     Begin,
-    /// Leaves this tag as the revision.
+    /// Starts the answer; the tag becomes the revision.
     Start(Tag),
-    /// Takes back what lies beyond this length.
-    Cut(Cut),
-    /// Writes the text between these places under this revision; between equal ones it only looks.
+    Rewind(Rewind),
+    /// Appends the text between these offsets under this revision. Between equal offsets it only
+    /// checks that the turn is this writer's.
     Append(usize, usize, Tag),
 }
 
-/// What Redis replied.
+/// The reply of Redis to a [`WriterCall`].
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reply {
     Restored(Restored),
@@ -107,65 +111,67 @@ pub(super) enum Reply {
 }
 
 impl WriterState {
-    /// Of a turn that waits for its place.
+    /// Creates the state of a turn that waits for earlier turns of its session.
     pub(super) fn waiting() -> Self {
         Self { phase: WriterPhase::Waiting, ..Self::after(String::new()) }
     }
 
-    /// Goes on after what the writers before this one left.
+    /// Creates the state of a writer that continues the text which earlier writers left.
     pub(super) fn after(stored: String) -> Self {
         let start = Tag::random();
         Self {
             shape: Shape::of(&stored),
             json_bytes: stored.chars().map(json_bytes).sum(),
             stored: stored.len(),
-            own_from: stored.len(),
-            diverged: false,
+            inherited: stored.len(),
+            has_rewound: false,
             text: stored,
             phase: WriterPhase::Starting,
             start,
             revision: start,
-            cut: None,
+            rewind: None,
             acknowledged: Instant::now(),
         }
     }
 
-    /// The answer so far and the thoughts before it, written or not.
+    /// Returns the answer so far with the reasoning before it, stored or not.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether the turn has its place.
+    /// Returns whether the turn has begun, so that no other turn of its session runs.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.phase, WriterPhase::Starting | WriterPhase::Writing)
     }
 
-    /// Whether the answer has begun, so that nothing but text is to be told.
-    pub(super) fn has_begun(&self) -> bool {
+    /// Returns whether the answer is started, so that only text is left to be written.
+    pub(super) fn has_started(&self) -> bool {
         self.phase == WriterPhase::Writing
     }
 
-    /// When Redis last said that all is well.
+    /// Returns when the last call was made that Redis acknowledged.
     pub(super) fn acknowledged(&self) -> Instant {
         self.acknowledged
     }
 
-    /// The revision under which the answer ends.
+    /// Returns the revision under which the answer ends.
     pub(super) fn revision(&self) -> Tag {
         self.revision
     }
 
-    /// Adds to the answer. `false`: it is as long as one may be, and what did not fit is left out.
+    /// Appends to the answer. Returns `false` where the answer has its greatest length, and leaves
+    /// out the text beyond it.
     pub(super) fn push(&mut self, answer: &str) -> bool {
-        let revision = self.shape.before_answer(&self.text, answer);
-        answer.is_empty() || (self.add(revision) && self.add(answer))
+        let marker = self.shape.before_answer(&self.text, answer);
+        answer.is_empty() || (self.add(marker) && self.add(answer))
     }
 
-    /// Adds to the thoughts, unless the answer has begun. `false` as [`WriterState::push`].
-    pub(super) fn push_reasoning(&mut self, thoughts: &str) -> bool {
+    /// Appends to the reasoning, unless the answer has begun. Returns `false` as
+    /// [`WriterState::push`].
+    pub(super) fn push_reasoning(&mut self, reasoning: &str) -> bool {
         match self.shape.before_reasoning(&self.text) {
-            Some(revision) if !thoughts.is_empty() => {
-                self.add(revision) && unmarked(thoughts).all(|part| self.add(part))
+            Some(marker) if !reasoning.is_empty() => {
+                self.add(marker) && unmarked(reasoning).all(|part| self.add(part))
             }
             _ => true,
         }
@@ -190,30 +196,30 @@ impl WriterState {
         text
     }
 
-    /// Takes back what lies beyond `length`: from there the answer will be another one.
-    pub(super) fn take_back(&mut self, length: usize) {
+    /// Removes the text beyond `length`: the answer continues differently from there.
+    pub(super) fn rewind(&mut self, length: usize) {
         let length = floor_char_boundary(&self.text, length);
         self.text.truncate(length);
         self.shape = Shape::of(&self.text);
         self.json_bytes = self.text.chars().map(json_bytes).sum();
-        self.own_from = self.own_from.min(length);
-        self.diverged = true;
+        self.inherited = self.inherited.min(length);
+        self.has_rewound = true;
         self.stored = self.stored.min(length);
-        if self.cut.is_none_or(|(cut, _)| length < cut) {
-            self.cut = Some((length, Tag::random()));
+        if self.rewind.is_none_or(|(pending, _)| length < pending) {
+            self.rewind = Some((length, Tag::random()));
         }
     }
 
-    /// What is to be done next; none where Redis has everything.
+    /// Returns the next call; none where Redis has everything.
     pub(super) fn next_call(&self) -> Option<WriterCall> {
         match self.phase {
             WriterPhase::Refused => Some(WriterCall::Restore),
             WriterPhase::Waiting => Some(WriterCall::Begin),
             WriterPhase::Starting => Some(WriterCall::Start(self.start)),
-            WriterPhase::Writing => match self.cut {
+            WriterPhase::Writing => match self.rewind {
                 Some((length, tag)) => {
-                    let (revision, told) = (self.revision, self.diverged);
-                    Some(WriterCall::Cut(Cut { length, revision, tag, told }))
+                    let (revision, published) = (self.revision, self.has_rewound);
+                    Some(WriterCall::Rewind(Rewind { length, revision, tag, published }))
                 }
                 None if self.stored < self.text.len() => {
                     let longest = self.text.len().min(self.stored + WRITE_BYTES);
@@ -225,14 +231,15 @@ impl WriterState {
         }
     }
 
-    /// Looks whether all is well, where there is nothing else to do.
-    pub(super) fn look(&self) -> WriterCall {
+    /// Returns a call that only checks that the turn is this writer's and that Redis has its text.
+    pub(super) fn check(&self) -> WriterCall {
         WriterCall::Append(self.stored, self.stored, self.revision)
     }
 
-    /// Learns what Redis replied to a call that was made at `made`: the reply may have waited for a
-    /// replica that was paused. Returns how long the writer waits before its next call.
-    pub(super) fn take_in(
+    /// Applies the reply of Redis to a call that was made at `made`. That time counts, because a
+    /// replica that was paused reads the reply late. Returns how long the writer waits before its
+    /// next call.
+    pub(super) fn apply(
         &mut self,
         call: WriterCall,
         made: Instant,
@@ -246,11 +253,11 @@ impl WriterState {
                         self.phase = WriterPhase::Writing;
                         self.revision = self.start;
                     }
-                    WriterCall::Cut(Cut { length, tag, .. }) => {
+                    WriterCall::Rewind(Rewind { length, tag, .. }) => {
                         self.revision = tag;
                         self.stored = length;
-                        // Less may be to be kept by now.
-                        self.cut = self.cut.filter(|(cut, _)| *cut < length);
+                        // A later rewind to a shorter text is still pending.
+                        self.rewind = self.rewind.filter(|(pending, _)| *pending < length);
                     }
                     WriterCall::Append(_, end, _) => self.stored = end,
                     WriterCall::Restore | WriterCall::Begin => {}
@@ -262,9 +269,9 @@ impl WriterState {
             }
             Reply::Written(Written::Outdated) => self.write_again(),
             Reply::Restored(Restored::Claimed) => {
-                // What the writers before this one left may be another text by now, too: one of them
-                // may have taken text back, and the failover took that with the claim.
-                self.own_from = 0;
+                // The inherited text in Redis may differ, too: an earlier writer may have rewound
+                // the answer, and the failover lost that rewind together with the claim.
+                self.inherited = 0;
                 self.write_again();
             }
             Reply::Written(Written::Fenced) | Reply::Begin(Begin::Gone) => {
@@ -277,32 +284,30 @@ impl WriterState {
             Reply::Restored(Restored::Kept) => self.phase = WriterPhase::Writing,
             Reply::Restored(Restored::Waiting) => {
                 self.phase = WriterPhase::Waiting;
-                return Ok(Pause::Whole(COME_BACK));
+                return Ok(Pause::Full(RESTORED_PAUSE));
             }
             Reply::Begin(Begin::Began) => {
                 self.acknowledged = made;
                 self.phase = WriterPhase::Starting;
                 self.stored = 0;
-                // The turn may have been accepted again, where readers hold what was taken back.
-                self.cut = self.diverged.then(|| (0, Tag::random()));
+                // The turn may have been accepted again, and readers may hold text from before a
+                // rewind.
+                self.rewind = self.has_rewound.then(|| (0, Tag::random()));
             }
             Reply::Begin(Begin::Waiting) => {
                 self.acknowledged = made;
-                return Ok(Pause::UntilFree(ASK_AGAIN));
+                return Ok(Pause::UntilWoken(BEGIN_AGAIN));
             }
         }
         Ok(Pause::None)
     }
 
-    /// Beyond what the writers before it left, Redis may have what is not this writer's text.
+    /// Writes everything behind the inherited text again, because Redis may have other text there.
     fn write_again(&mut self) {
-        tracing::warn!(
-            from = self.own_from,
-            "a failover of redis lost a part of an answer; writing it again"
-        );
+        tracing::warn!(from = self.inherited, "redis lost a part of an answer; writing it again");
         self.phase = WriterPhase::Starting;
-        self.stored = self.own_from;
-        self.cut = Some((self.own_from, Tag::random()));
+        self.stored = self.inherited;
+        self.rewind = Some((self.inherited, Tag::random()));
     }
 }
 
@@ -319,34 +324,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_writer_whose_claim_was_lost_writes_the_text_before_it_again_too() {
-        // The writer before it had taken text back and written another: both went with the claim.
+    fn a_writer_whose_claim_was_lost_writes_the_inherited_text_again_too() {
+        // The writer before it had rewound the answer and written other text: the failover lost
+        // both together with the claim.
         let mut state = WriterState::after("another beginning".to_owned());
         let now = Instant::now();
-        let mut take = |call, reply| {
-            state.take_in(call, now, reply).expect("the turn is this writer's");
+        let mut apply = |call, reply| {
+            state.apply(call, now, reply).expect("the turn is this writer's");
             state.next_call().expect("another call")
         };
-        let start = take(WriterCall::Restore, Reply::Restored(Restored::Claimed));
+        let start = apply(WriterCall::Restore, Reply::Restored(Restored::Claimed));
         assert!(matches!(start, WriterCall::Start(_)));
-        let cut = take(start, Reply::Written(Written::Ok));
-        let WriterCall::Cut(Cut { length: 0, tag, .. }) = cut else { panic!("not {cut:?}") };
-        let append = take(cut, Reply::Written(Written::Ok));
+        let rewind = apply(start, Reply::Written(Written::Ok));
+        let WriterCall::Rewind(Rewind { length: 0, tag, .. }) = rewind else {
+            panic!("not {rewind:?}")
+        };
+        let append = apply(rewind, Reply::Written(Written::Ok));
         assert_eq!(append, WriterCall::Append(0, "another beginning".len(), tag));
     }
 
     #[test]
-    fn thoughts_and_answer_together_are_as_long_as_one_answer_may_be() {
+    fn reasoning_and_answer_together_are_as_long_as_one_answer_may_be() {
         let half = "\n".repeat(ANSWER_JSON_BYTES / 4 - 6);
         let mut state = WriterState::after(String::new());
         assert!(state.push_reasoning(&half) && state.push(&half));
-        assert!(!state.push(&"x".repeat(13)), "two marks and twelve characters fit");
+        assert!(!state.push(&"x".repeat(13)), "two markers and twelve characters fit");
         assert_eq!(state.json_bytes, ANSWER_JSON_BYTES);
         assert!(state.text().ends_with("\nxxxxxxxxxxxx"));
-        // What is taken back makes room again.
-        state.take_back(half.len());
+        // A rewind makes room again.
+        state.rewind(half.len());
         assert!(state.push_reasoning("more") && state.push("answer"));
-        assert!(state.push_reasoning("late"), "what comes after the answer has begun is left out");
+        assert!(
+            state.push_reasoning("late"),
+            "reasoning behind the answer's beginning is left out"
+        );
         assert!(state.text().ends_with("\nmore\u{3}answer"));
     }
 }

@@ -1,6 +1,6 @@
-//! The life of a process: its phase, the tasks that it needs, and panics that stay where they are.
+//! The life of a process: its phase, its essential tasks, and panics that end one task alone.
 //!
-//! This module uses no other module of the crate, so that every module may use it.
+//! Of the crate this module uses `telemetry` only, so that every module above may use it.
 
 mod panic;
 mod phase;

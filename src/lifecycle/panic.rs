@@ -1,4 +1,4 @@
-//! Panics that end one piece of work and not what is around it.
+//! Panics that end one piece of work and nothing around it.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -15,7 +15,7 @@ pub struct Panicked {
 }
 
 /// Runs a future, and returns a panic in it as an error. The panic is logged, and counted under
-/// `part`. The caller drops whatever the future shared, or can bear it half changed.
+/// `part`. The caller drops everything that the future shared, or can bear it half changed.
 pub fn catch_panic<F: Future>(
     part: &'static str,
     future: F,

@@ -39,7 +39,7 @@ impl Lifecycle {
         *self.shared.phase.borrow()
     }
 
-    /// Returns a receiver that observes every change of the phase.
+    /// Returns a receiver of the phase.
     pub fn subscribe(&self) -> watch::Receiver<Phase> {
         self.shared.phase.subscribe()
     }

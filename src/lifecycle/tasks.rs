@@ -10,10 +10,10 @@ use super::phase::Lifecycle;
 /// How a supervised task ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskEnd {
-    /// Its work is done: the process stops, or whatever the task served is gone.
+    /// The task's work is done: the process stops, or the object that the task served is gone.
     Done,
-    /// It cannot go on; why.
-    CannotGoOn(String),
+    /// The task cannot continue, for this reason.
+    Failed(String),
 }
 
 /// An essential task that failed. Without it the process cannot serve.
@@ -21,7 +21,7 @@ pub enum TaskEnd {
 pub struct TaskFailure {
     /// The name of the task.
     pub task: &'static str,
-    /// Why it failed.
+    /// The reason of the failure.
     pub reason: String,
 }
 
@@ -34,9 +34,9 @@ impl fmt::Display for TaskFailure {
 impl std::error::Error for TaskFailure {}
 
 impl Lifecycle {
-    /// Starts a task without which the process cannot serve. If it panics or cannot go on, that is
+    /// Starts a task without which the process cannot serve. If the task panics or fails, that is
     /// logged with its name, `/health/ready` fails, and the process drains and ends. Aborting the
-    /// task is no failure. To be called inside a Tokio runtime.
+    /// task is no failure. Panics outside a Tokio runtime.
     pub fn spawn(
         &self,
         name: &'static str,
@@ -46,7 +46,7 @@ impl Lifecycle {
         tokio::spawn(async move {
             let reason = match catch_panic(name, task).await {
                 Ok(TaskEnd::Done) => return tracing::debug!(task = name, "task done"),
-                Ok(TaskEnd::CannotGoOn(reason)) => reason,
+                Ok(TaskEnd::Failed(reason)) => reason,
                 Err(panicked) => format!("panic: {}", panicked.message),
             };
             tracing::error!(task = name, reason, "essential task failed");
@@ -54,8 +54,8 @@ impl Lifecycle {
         })
     }
 
-    /// Starts a task that the process can do without. A panic is logged with its name, and counted.
-    /// To be called inside a Tokio runtime.
+    /// Starts a task that the process can do without. A panic is logged with the task's name, and
+    /// counted. Panics outside a Tokio runtime.
     pub fn spawn_optional(
         &self,
         name: &'static str,
@@ -70,8 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_panics_or_cannot_go_on_is_a_failure_and_one_that_is_done_or_aborted_is_not()
-     {
+    async fn a_task_that_panics_or_fails_is_a_failure_and_one_that_is_done_or_aborted_is_not() {
         let lifecycle = Lifecycle::default();
         lifecycle.spawn("done", async { TaskEnd::Done }).await.expect("an end");
         let aborted = lifecycle.spawn("aborted", std::future::pending());
@@ -80,11 +79,11 @@ mod tests {
         let optional = lifecycle.spawn_optional("optional", async { panic!("on purpose") });
         optional.await.expect("the panic is caught");
         assert_eq!(lifecycle.failure(), None);
-        let stuck = async { TaskEnd::CannotGoOn("no address".to_owned()) };
+        let stuck = async { TaskEnd::Failed("no address".to_owned()) };
         lifecycle.spawn("stuck", stuck).await.expect("an end");
         let failure = TaskFailure { task: "stuck", reason: "no address".to_owned() };
         assert_eq!(lifecycle.failure(), Some(failure.clone()));
-        // The first failure is the one that is told.
+        // The first failure is the one that is reported.
         lifecycle.spawn("late", async { panic!("on purpose") }).await.expect("an end");
         assert_eq!(lifecycle.failure(), Some(failure));
         let lifecycle = Lifecycle::default();

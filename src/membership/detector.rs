@@ -1,8 +1,8 @@
 //! Failure detection, from heartbeats alone.
 //!
-//! A replica is gone when this one has seen its heartbeat unchanged for the length of a lease, on
-//! its own clock, over a connection that was healthy throughout. No clock is compared with
-//! another's. Nothing here waits or does I/O.
+//! A replica is gone when this replica has seen its heartbeat unchanged for the length of a lease,
+//! on this replica's clock, over a connection that was healthy throughout. Clocks of two machines
+//! are never compared. Nothing here waits or does I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,47 +14,50 @@ use super::store::{Heartbeats, SIGNED_OFF};
 /// A replica that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoneReplica {
-    /// Its name.
+    /// The name of the replica.
     pub name: String,
-    /// Where its heartbeat stopped; none where it had none.
+    /// The counter at which its heartbeat stopped; none where it had no heartbeat.
     pub counter: Option<i64>,
 }
 
-/// What was observed of another replica.
+/// The heartbeat of another replica, as it was observed.
 struct Observation {
-    /// None: the replica holds something, and has no heartbeat.
+    /// The counter; none where the replica holds turns and has no heartbeat.
     counter: Option<i64>,
-    /// Since when the counter has not changed.
+    /// When the counter was first observed.
     since: Instant,
 }
 
-/// Suspects the replicas whose heartbeats stand still.
+/// Finds the replicas whose heartbeats stand still.
 pub struct Detector {
-    own: String,
+    /// The name of the replica that observes.
+    observer: String,
     lease: Duration,
     observations: HashMap<String, Observation>,
+    /// When heartbeats were last observed.
     last: Option<Instant>,
 }
 
 impl Detector {
-    /// A detector of the replica `own`, which is never suspected.
-    pub fn new(own: String, lease: Duration) -> Self {
-        Self { own, lease, observations: HashMap::new(), last: None }
+    /// Creates the detector of the replica `observer`, which is never suspected itself.
+    pub fn new(observer: String, lease: Duration) -> Self {
+        Self { observer, lease, observations: HashMap::new(), last: None }
     }
 
-    /// Redis did not answer: a replica that cannot see suspects nobody.
-    pub fn blind(&mut self) {
+    /// Forgets all observations, because Redis did not reply: a replica that could not see the
+    /// heartbeats suspects no replica for another lease.
+    pub fn reset(&mut self) {
         self.observations.clear();
     }
 
-    /// Takes in everybody's heartbeats, and gives the replicas that are gone. A heartbeat that is
-    /// missing counts as unchanged.
+    /// Observes the heartbeats of all replicas, and returns the replicas that are gone. A heartbeat
+    /// that is missing counts as unchanged.
     pub fn observe(&mut self, heartbeats: &Heartbeats, now: Instant) -> Vec<GoneReplica> {
         if self.last.is_some_and(|last| now - last > self.lease) {
-            self.blind();
+            self.reset();
         }
         self.last = Some(now);
-        for (name, counter) in heartbeats.iter().filter(|(name, _)| **name != self.own) {
+        for (name, counter) in heartbeats.iter().filter(|(name, _)| **name != self.observer) {
             let counter = Some(*counter);
             let known = self.observations.get(name).is_some_and(|seen| seen.counter == counter);
             if !known {
@@ -68,14 +71,14 @@ impl Detector {
         gone.map(|(name, seen)| GoneReplica { name: name.clone(), counter: seen.counter }).collect()
     }
 
-    /// Suspects a replica that holds something and has no heartbeat: it is gone after a lease.
+    /// Suspects a replica that holds turns and has no heartbeat: it is gone after a lease.
     pub fn suspect(&mut self, name: String, now: Instant) {
-        if name != self.own {
+        if name != self.observer {
             self.observations.entry(name).or_insert(Observation { counter: None, since: now });
         }
     }
 
-    /// Everything of a replica was taken over.
+    /// Forgets a replica whose turns were all taken over.
     pub fn forget(&mut self, name: &str) {
         self.observations.remove(name);
     }
@@ -93,10 +96,11 @@ mod tests {
     }
 
     fn detector() -> (Detector, Instant) {
-        (Detector::new("own".to_owned(), LEASE), Instant::now())
+        (Detector::new("observer".to_owned(), LEASE), Instant::now())
     }
 
-    /// Observes the same heartbeats for a while; gives after how long somebody was gone.
+    /// Observes the same heartbeats for a while. Returns after how long the replica `other` was
+    /// gone.
     fn watch(detector: &mut Detector, of: &[(&str, i64)], start: Instant) -> Option<Duration> {
         (0..=20u32).map(|tick| TICK * tick).find(|elapsed| {
             let found = detector.observe(&heartbeats(of), start + *elapsed);
@@ -105,18 +109,18 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_that_stands_still_for_a_lease_is_of_a_replica_that_is_gone() {
+    fn a_replica_whose_heartbeat_stands_still_for_a_lease_is_gone() {
         let (mut detector, start) = detector();
-        let after = watch(&mut detector, &[("own", 1), ("other", 7)], start);
+        let after = watch(&mut detector, &[("observer", 1), ("other", 7)], start);
         assert_eq!(after, Some(LEASE));
     }
 
     #[test]
-    fn a_heartbeat_that_moves_is_of_one_that_lives() {
+    fn a_replica_whose_heartbeat_moves_is_not_gone() {
         let (mut detector, start) = detector();
         for tick in 0..100 {
-            let beats = heartbeats(&[("other", i64::from(tick))]);
-            assert_eq!(detector.observe(&beats, start + TICK * tick as u32), []);
+            let moved = heartbeats(&[("other", i64::from(tick))]);
+            assert_eq!(detector.observe(&moved, start + TICK * tick as u32), []);
         }
     }
 
@@ -130,12 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn who_could_not_see_for_a_while_suspects_nobody_for_another_lease() {
+    fn a_detector_that_observed_nothing_for_a_while_suspects_no_replica_for_another_lease() {
         let (mut detector, start) = detector();
         detector.observe(&heartbeats(&[("other", 7)]), start);
         let late = start + LEASE * 2;
         assert_eq!(watch(&mut detector, &[("other", 7)], late), Some(LEASE));
-        detector.blind();
+        detector.reset();
         assert_eq!(watch(&mut detector, &[("other", 7)], late + LEASE * 3), Some(LEASE));
     }
 
@@ -147,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_something_without_a_heartbeat_is_gone_after_a_lease() {
+    fn a_replica_that_holds_turns_without_a_heartbeat_is_gone_after_a_lease() {
         let (mut detector, start) = detector();
         detector.suspect("other".to_owned(), start);
-        detector.suspect("own".to_owned(), start);
+        detector.suspect("observer".to_owned(), start);
         assert_eq!(watch(&mut detector, &[], start), Some(LEASE));
         let gone = detector.observe(&heartbeats(&[]), start + LEASE);
         assert_eq!(gone, [GoneReplica { name: "other".to_owned(), counter: None }]);

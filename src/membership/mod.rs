@@ -1,8 +1,8 @@
-//! Membership: which replicas live, and which one is gone.
+//! Membership: which replicas are alive, and which are gone.
 //!
-//! A replica renews one counter in Redis, its heartbeat. Whatever the replica holds is held in its
-//! name and falls with it. This module says that a replica is gone; what the replica held is its
-//! successor's business.
+//! A replica renews one counter in Redis, its heartbeat. Turns and slots are held in a replica's
+//! name. This module reports that a replica is gone; a [`Successor`] takes over its turns and
+//! slots.
 
 mod detector;
 mod store;
@@ -22,39 +22,39 @@ pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore};
 /// Heartbeats in one lease.
 const HEARTBEATS_PER_LEASE: u32 = 10;
 /// How often the successor looks for holdings of replicas that have no heartbeat at all.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What takes over from a replica that is gone.
+/// Takes over from replicas that are gone.
 pub trait Successor: Send + Sync {
     /// Why a takeover could not be completed.
     type Error: Display + Send;
 
-    /// Takes over everything that the replica held. It is called again until it succeeds.
+    /// Takes over everything that the replica held. The call is repeated until it succeeds.
     fn take_over(&self, gone: &GoneReplica)
     -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Looks through what is held, and names the replicas that hold something without a heartbeat.
+    /// Reads all holdings, and returns the holders that are not in `alive`: they have no heartbeat.
     fn sweep(
         &mut self,
         alive: &HashSet<String>,
     ) -> impl Future<Output = Result<Vec<String>, Self::Error>> + Send;
 }
 
-/// How a replica takes part.
+/// One replica's part in the membership.
 pub struct Membership {
-    /// Its heartbeat, and everybody's.
+    /// The heartbeats of all replicas.
     pub store: MembershipStore,
-    /// How long a replica may be silent before it is gone.
+    /// How long a replica may miss heartbeats before it is gone.
     pub lease: Duration,
-    /// The life of the process: a draining replica takes over nothing more, and its heartbeat goes on.
+    /// The life of the process. A draining replica renews its heartbeat and takes nothing over.
     pub lifecycle: Lifecycle,
     /// Cancelled when this replica hands over what it holds.
     pub stop: CancellationToken,
 }
 
 impl Membership {
-    /// Renews this replica's heartbeat, watches the others, and calls the successor for each that
-    /// is gone; until `stop`.
+    /// Renews this replica's heartbeat, observes the others, and calls the successor for each
+    /// replica that is gone, until `stop` is cancelled.
     pub async fn run<S: Successor>(self, mut successor: S) -> TaskEnd {
         let Self { store, lease, lifecycle, stop } = self;
         let mut tick = interval(lease / HEARTBEATS_PER_LEASE);
@@ -67,7 +67,7 @@ impl Membership {
                 () = stop.cancelled() => return TaskEnd::Done,
             }
             let Ok(Ok(heartbeats)) = timeout(lease, store.heartbeat()).await else {
-                detector.blind();
+                detector.reset();
                 continue;
             };
             let gone = detector.observe(&heartbeats, Instant::now());
@@ -81,16 +81,16 @@ impl Membership {
                 }
                 detector.forget(&replica.name);
                 if let Some(counter) = replica.counter {
-                    // Where this fails the replica is found gone again, with nothing to take over.
+                    // If this fails, the replica is found gone again, with nothing to take over.
                     let _ = store.remove_replica(&replica.name, counter).await;
                 }
             }
-            if swept.elapsed() >= SWEEP {
+            if swept.elapsed() >= SWEEP_INTERVAL {
                 swept = Instant::now();
                 let alive = heartbeats.into_keys().collect();
                 match successor.sweep(&alive).await {
-                    Ok(silent) => {
-                        for name in silent {
+                    Ok(without_heartbeat) => {
+                        for name in without_heartbeat {
                             detector.suspect(name, swept);
                         }
                     }

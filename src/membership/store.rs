@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use crate::redis::{Call, Redis, RedisError};
 
-/// A hash: replica → the counter that it renews, -1 once it has signed off. It lies in the slot of
-/// the queue, because what a replica holds there is freed only while its heartbeat stands still.
+/// A hash: replica → the counter that it renews, -1 once it has signed off. The hash lies in the
+/// slot of the queue, because a replica's tickets are freed only while its heartbeat stands still.
 pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
-/// The counter of a replica that has given everything up.
+/// The counter of a replica that has signed off.
 pub(super) const SIGNED_OFF: i64 = -1;
 
 /// Every replica's heartbeat by its name.
@@ -21,17 +21,17 @@ pub struct MembershipStore {
 }
 
 impl MembershipStore {
-    /// Heartbeats in the name of `replica`.
+    /// Creates a store that renews the heartbeat of `replica`.
     pub fn new(redis: Redis, replica: String) -> Self {
         Self { redis, replica }
     }
 
-    /// This replica's name, random at each start.
+    /// Returns this replica's name, which is random at each start.
     pub fn replica(&self) -> &str {
         &self.replica
     }
 
-    /// Renews this replica's heartbeat, and gives everybody's.
+    /// Renews this replica's heartbeat, and returns the heartbeats of all replicas.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -40,7 +40,7 @@ impl MembershipStore {
         self.redis.call(call).await
     }
 
-    /// Gives up everything that is held in this replica's name, at once.
+    /// Signs this replica off, so that the others take over its holdings at once.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -49,7 +49,8 @@ impl MembershipStore {
         self.redis.call(call).await
     }
 
-    /// Removes a replica whose heartbeat stopped at `counter`, unless it has moved since.
+    /// Removes a replica whose heartbeat stopped at `counter`, unless the heartbeat has moved
+    /// since.
     ///
     /// # Errors
     /// [`RedisError`].

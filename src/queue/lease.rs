@@ -1,4 +1,4 @@
-//! One ticket of this replica, from joining the queue to giving up the slot.
+//! One ticket of this replica, from joining the queue to releasing the slot.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::store::{Grant, Returned, Ticket, TicketReply, TicketStatus};
+use super::ticket::{Grant, Returned, Ticket, TicketReply, TicketStatus};
 use super::{LocalTicket, QueueInner};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
@@ -23,7 +23,7 @@ impl Lease {
     pub(super) fn new(inner: Arc<QueueInner>, ticket: Ticket) -> Self {
         let generation = ticket.generation;
         let (sender, status) = watch::channel(TicketStatus::Gone);
-        let own = LocalTicket {
+        let local = LocalTicket {
             ticket,
             start: None,
             grants: 0,
@@ -32,16 +32,16 @@ impl Lease {
             status: sender,
         };
         // Registered before the call, so that this replica knows every ticket that Redis knows.
-        inner.tickets().insert(generation, own);
+        inner.tickets().insert(generation, local);
         Self { inner, generation, status, joined: false }
     }
 
-    /// The status of the ticket, as far as this replica knows it.
+    /// Returns the status of the ticket, as far as this replica knows it.
     pub fn status(&mut self) -> TicketStatus {
         self.status.borrow_and_update().clone()
     }
 
-    /// The grant of the slot that it holds.
+    /// Returns the grant, while the ticket holds a slot.
     pub fn grant(&self) -> Option<Grant> {
         match &*self.status.borrow() {
             TicketStatus::Granted(grant) => Some(grant.clone()),
@@ -70,7 +70,7 @@ impl Lease {
         call.lease.joined = true;
         call.lease.inner.report_for(&ticket.model).await?;
         let reply = call.lease.inner.store.join(&ticket, start.as_deref()).await?;
-        Ok(call.answered(reply))
+        Ok(call.complete(reply))
     }
 
     /// Returns a granted slot and keeps the position.
@@ -89,16 +89,16 @@ impl Lease {
             drop(call);
             return self.join(why.has_text).await;
         }
-        Ok(call.answered(reply))
+        Ok(call.complete(reply))
     }
 
     fn begin_call(&mut self, has_text: bool) -> Option<(Ticket, Option<String>, u64)> {
-        let mut own = self.inner.tickets();
-        let own = own.get_mut(&self.generation)?;
-        own.ticket.has_text = has_text;
-        own.calls += 1;
-        own.under_way = true;
-        Some((own.ticket.clone(), own.start.clone(), own.grants))
+        let mut tickets = self.inner.tickets();
+        let local = tickets.get_mut(&self.generation)?;
+        local.ticket.has_text = has_text;
+        local.calls += 1;
+        local.under_way = true;
+        Some((local.ticket.clone(), local.start.clone(), local.grants))
     }
 }
 
@@ -109,9 +109,9 @@ struct PendingCall<'a> {
 }
 
 impl PendingCall<'_> {
-    fn answered(self, reply: TicketReply) -> TicketStatus {
-        if let Some(own) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
-            own.learn(reply, self.grants);
+    fn complete(self, reply: TicketReply) -> TicketStatus {
+        if let Some(local) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
+            local.learn(reply, self.grants);
         }
         self.lease.status()
     }
@@ -119,8 +119,8 @@ impl PendingCall<'_> {
 
 impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        if let Some(own) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
-            own.under_way = false;
+        if let Some(local) = self.lease.inner.tickets().get_mut(&self.lease.generation) {
+            local.under_way = false;
         }
     }
 }
@@ -130,14 +130,14 @@ impl Drop for Lease {
         self.inner.tickets().remove(&self.generation);
         // The runtime is gone when the process ends; its slots are freed when its heartbeat stops.
         let Ok(runtime) = Handle::try_current() else { return };
-        if !self.joined || self.inner.leaves.load(Ordering::Relaxed) {
+        if !self.joined || self.inner.leaving.load(Ordering::Relaxed) {
             return;
         }
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
         runtime.spawn(async move {
             if let Err(error) = inner.store.release(generation).await {
-                // The reconciler finds it in this replica's name, and gives it up.
-                tracing::debug!(%error, %generation, "a slot could not be given up yet");
+                // The reconciler finds the ticket in this replica's name, and releases it.
+                tracing::debug!(%error, %generation, "ticket not released; the reconciler retries");
             }
         });
     }

@@ -4,16 +4,17 @@
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
 //! one turn. Every step is one function in Redis; what is published on a channel is a hint.
 
+mod hosts;
 mod keys;
 mod lease;
 mod reconciler;
 mod store;
+mod ticket;
 
+pub use hosts::{HostAccess, HostKey, HostReport, HostUse};
 pub use lease::Lease;
-pub use store::{
-    Freed, Grant, HostAccess, HostKey, HostReport, HostUse, QueueLimits, QueueStore, Returned,
-    Room, Tick, Ticket, TicketReply, TicketStatus, Waiting,
-};
+pub use store::{Freed, QueueStore, Tick};
+pub use ticket::{Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketStatus, Waiting};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,16 +34,18 @@ pub struct Queue {
 struct QueueInner {
     store: QueueStore,
     hosts: Box<dyn Fn() -> Vec<HostReport> + Send + Sync>,
-    /// The last report.
+    /// The hosts as this replica reported them last.
     reported: Mutex<Vec<HostReport>>,
     tickets: Mutex<HashMap<GenerationId, LocalTicket>>,
+    /// Waiting tickets of all replicas, as of the last round of reconciliation.
     waiting: AtomicUsize,
-    look: Notify,
-    leaves: AtomicBool,
+    reconcile_now: Notify,
+    /// Whether dropped leases keep their tickets, for the replicas that take the turns over.
+    leaving: AtomicBool,
     subscriptions: OnceLock<Subscriptions>,
 }
 
-/// A ticket of this replica, as far as it knows.
+/// A ticket of this replica, as far as the replica knows it.
 struct LocalTicket {
     ticket: Ticket,
     start: Option<String>,
@@ -55,8 +58,8 @@ struct LocalTicket {
 }
 
 impl Queue {
-    /// Takes part in the queue. `hosts` returns what this replica sees of the model hosts; it is
-    /// called often, and must not wait.
+    /// Starts to take part in the queue. `hosts` returns this replica's report of the model hosts;
+    /// it is called often, and must not wait.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -72,18 +75,19 @@ impl Queue {
             reported: Mutex::default(),
             tickets: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            look: Notify::new(),
-            leaves: AtomicBool::new(false),
+            reconcile_now: Notify::new(),
+            leaving: AtomicBool::new(false),
             subscriptions: OnceLock::new(),
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
         let subscriptions = Subscriptions::start_with(redis, &listener, 1)?;
         let _ = inner.subscriptions.set(subscriptions.clone());
         tokio::spawn(async move {
-            // If it fails it stays wanted, and reconciliation notices grants meanwhile.
+            // A subscription that fails is tried again, and reconciliation notices grants
+            // meanwhile.
             let _ = subscriptions.subscribe(&channel).await;
         });
-        redis.lifecycle().spawn("queue", reconciler::keep(Arc::clone(&inner)));
+        redis.lifecycle().spawn("queue", reconciler::run(Arc::clone(&inner)));
         Ok(Self { inner })
     }
 
@@ -92,8 +96,8 @@ impl Queue {
         Lease::new(Arc::clone(&self.inner), ticket)
     }
 
-    /// Whether there is room for a ticket of this model. Asks Redis only where there was none a
-    /// moment ago: joining refuses anyway.
+    /// Returns whether there is room for a ticket of this model. Calls Redis only where there was
+    /// no room a moment ago, because joining checks again.
     pub async fn room(&self, model: &str) -> Room {
         if self.inner.waiting.load(Ordering::Relaxed) < self.inner.store.limits().waiting {
             return Room::Some;
@@ -104,10 +108,10 @@ impl Queue {
     /// Keeps the tickets of leases that are dropped from now on: other replicas take them over, at
     /// their positions.
     pub fn leave_to_others(&self) {
-        self.inner.leaves.store(true, Ordering::Relaxed);
+        self.inner.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Frees everything in this replica's name; positions are kept.
+    /// Frees every slot and ticket in this replica's name. The tickets' positions are kept.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -115,7 +119,7 @@ impl Queue {
         self.inner.store.sign_off().await
     }
 
-    /// Frees everything in the name of a replica that is gone.
+    /// Frees every slot and ticket in the name of a replica that is gone.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -133,7 +137,7 @@ impl QueueInner {
         self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports the hosts, unless some are known to be there for this model.
+    /// Reports the hosts, unless the last report has a usable host with this model.
     async fn report_for(&self, model: &str) -> Result<(), RedisError> {
         let known = self
             .reported()
@@ -180,16 +184,16 @@ impl LocalTicket {
 
 impl Listener for QueueInner {
     fn message(&self, _channel: &str, payload: &str) {
-        let Some((generation, grant)) = store::announced(payload) else { return };
-        if let Some(own) = self.tickets().get_mut(&generation)
-            && grant.number > own.grants
+        let Some((generation, grant)) = ticket::parse_grant(payload) else { return };
+        if let Some(local) = self.tickets().get_mut(&generation)
+            && grant.number > local.grants
         {
-            own.grants = grant.number;
-            own.set(TicketStatus::Granted(grant));
+            local.grants = grant.number;
+            local.set(TicketStatus::Granted(grant));
         }
     }
 
     fn gap(&self) {
-        self.look.notify_one();
+        self.reconcile_now.notify_one();
     }
 }

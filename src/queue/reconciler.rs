@@ -1,5 +1,6 @@
-//! Reconciles this replica's tickets with Redis every second: reports the hosts, learns the status of
-//! its tickets, restores what Redis forgot and releases what this replica does not hold.
+//! Reconciles this replica's tickets with Redis every second: reports the hosts, learns the status
+//! of the tickets, restores slots that Redis forgot and releases tickets that this replica does not
+//! hold.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::QueueInner;
-use super::store::{Report, Tick, TicketReply, TicketStatus};
+use super::hosts::Report;
+use super::store::Tick;
+use super::ticket::{TicketReply, TicketStatus};
 use crate::lifecycle::TaskEnd;
 use crate::redis::RedisError;
 use crate::session::GenerationId;
@@ -20,16 +23,16 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Time limit of one round.
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) async fn keep(inner: Arc<QueueInner>) -> TaskEnd {
+pub(super) async fn run(inner: Arc<QueueInner>) -> TaskEnd {
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut strangers = HashSet::new();
+    let mut unheld_before = HashSet::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            () = inner.look.notified() => {}
+            () = inner.reconcile_now.notified() => {}
         }
-        match timeout(LIMIT, round(&inner, &mut strangers)).await {
+        match timeout(LIMIT, round(&inner, &mut unheld_before)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "queue reconciliation failed; retrying"),
             Err(_) => tracing::debug!("queue reconciliation timed out; retrying"),
@@ -39,38 +42,38 @@ pub(super) async fn keep(inner: Arc<QueueInner>) -> TaskEnd {
 
 async fn round(
     inner: &Arc<QueueInner>,
-    strangers: &mut HashSet<GenerationId>,
+    unheld_before: &mut HashSet<GenerationId>,
 ) -> Result<(), RedisError> {
-    if inner.leaves.load(Ordering::Relaxed) {
+    if inner.leaving.load(Ordering::Relaxed) {
         return Ok(());
     }
     let hosts = (inner.hosts)();
     let report = Report::of(&hosts);
     let mut tick = inner.store.tick().await?;
     // A running generation's slot is restored before another ticket can get it.
-    let held = compare_all(inner, |status| matches!(status, TicketStatus::Granted(_))).await?;
+    let held = reconcile_all(inner, |status| matches!(status, TicketStatus::Granted(_))).await?;
     if tick.digest != report.digest {
         inner.store.send(&report).await?;
         *inner.reported() = hosts;
         tick = inner.store.tick().await?;
     }
     set_gauges(inner, &tick);
-    let waiting = compare_all(inner, |status| matches!(status, TicketStatus::Waiting(_))).await?;
+    let waiting = reconcile_all(inner, |status| matches!(status, TicketStatus::Waiting(_))).await?;
     if tick.holdings == held + waiting {
-        strangers.clear();
+        unheld_before.clear();
         return Ok(());
     }
     let found = inner.store.holdings().await?;
-    let unknown: HashSet<_> = {
-        let own = inner.tickets();
-        found.into_iter().filter(|generation| !own.contains_key(generation)).collect()
+    let unheld: HashSet<_> = {
+        let tickets = inner.tickets();
+        found.into_iter().filter(|generation| !tickets.contains_key(generation)).collect()
     };
-    // Twice in a row: a ticket that is just being released is no stranger.
-    for generation in unknown.intersection(strangers) {
-        tracing::debug!(%generation, "gives up a slot or a status that nobody here holds");
+    // Only on the second sight, because a lease may be releasing its ticket just now.
+    for generation in unheld.intersection(unheld_before) {
+        tracing::debug!(%generation, "releasing a ticket that this replica does not hold");
         inner.store.release(*generation).await?;
     }
-    *strangers = unknown;
+    *unheld_before = unheld;
     Ok(())
 }
 
@@ -92,26 +95,26 @@ fn set_gauges(inner: &QueueInner, tick: &Tick) {
     }
 }
 
-/// Compares the status of the tickets that are `wanted`. Returns how many there are.
-async fn compare_all(
+/// Reconciles the tickets whose status is `wanted`. Returns the number of them.
+async fn reconcile_all(
     inner: &Arc<QueueInner>,
     wanted: impl Fn(&TicketStatus) -> bool,
 ) -> Result<usize, RedisError> {
     let pending: Vec<(GenerationId, u64, u64)> = {
-        let own = inner.tickets();
-        let wanted = own.iter().filter(|(_, own)| wanted(&own.status.borrow()));
-        wanted.map(|(id, own)| (*id, own.calls, own.grants)).collect()
+        let tickets = inner.tickets();
+        let wanted = tickets.iter().filter(|(_, local)| wanted(&local.status.borrow()));
+        wanted.map(|(id, local)| (*id, local.calls, local.grants)).collect()
     };
     let ids: Vec<_> = pending.iter().map(|(id, ..)| *id).collect();
     let reply = inner.store.statuses(&ids).await?;
     for ((generation, calls, grants), reply) in pending.iter().zip(reply) {
-        compare(inner, *generation, *calls, *grants, reply).await?;
+        reconcile(inner, *generation, *calls, *grants, reply).await?;
     }
     Ok(ids.len())
 }
 
-/// Reconciles one ticket: what Redis replied, and what this replica knows.
-async fn compare(
+/// Reconciles one ticket: compares the reply of Redis with the status that this replica knows.
+async fn reconcile(
     inner: &QueueInner,
     generation: GenerationId,
     calls: u64,
@@ -119,24 +122,24 @@ async fn compare(
     reply: TicketReply,
 ) -> Result<(), RedisError> {
     let (held, ticket, start) = {
-        let mut own = inner.tickets();
-        let Some(own) = own.get_mut(&generation) else { return Ok(()) };
-        if own.under_way || own.calls != calls || own.grants != grants {
+        let mut tickets = inner.tickets();
+        let Some(local) = tickets.get_mut(&generation) else { return Ok(()) };
+        if local.under_way || local.calls != calls || local.grants != grants {
             return Ok(());
         }
-        let here = own.status.borrow().clone();
+        let here = local.status.borrow().clone();
         match (here, reply.status) {
             (TicketStatus::Granted(here), TicketStatus::Granted(there)) if here == there => {
                 return Ok(());
             }
             (TicketStatus::Granted(here), _) => {
-                (Some(here), own.ticket.clone(), own.start.clone().unwrap_or_default())
+                (Some(here), local.ticket.clone(), local.start.clone().unwrap_or_default())
             }
             (TicketStatus::Waiting(_), TicketStatus::Gone) => {
-                (None, own.ticket.clone(), own.start.clone().unwrap_or_default())
+                (None, local.ticket.clone(), local.start.clone().unwrap_or_default())
             }
             (TicketStatus::Waiting(_), status) => {
-                own.learn(TicketReply { status, start: reply.start }, grants);
+                local.learn(TicketReply { status, start: reply.start }, grants);
                 return Ok(());
             }
             _ => return Ok(()),
@@ -144,18 +147,18 @@ async fn compare(
     };
     let Some(held) = held else {
         let reply = inner.store.join(&ticket, Some(&start)).await?;
-        if let Some(own) = inner.tickets().get_mut(&generation) {
-            own.learn(reply, grants);
+        if let Some(local) = inner.tickets().get_mut(&generation) {
+            local.learn(reply, grants);
         }
         return Ok(());
     };
     tracing::warn!(%generation, "redis forgot a slot; restoring it");
     if let Some(number) = inner.store.restore(&ticket, &held.host, &start).await?
-        && let Some(own) = inner.tickets().get_mut(&generation)
-        && own.calls == calls
+        && let Some(local) = inner.tickets().get_mut(&generation)
+        && local.calls == calls
     {
-        own.grants = number;
-        own.set(TicketStatus::Granted(super::Grant { host: held.host, number }));
+        local.grants = number;
+        local.set(TicketStatus::Granted(super::Grant { host: held.host, number }));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with Redis, told apart by what an operator has to do about it.
+//! The errors of Redis, classified by what an operator has to do about them.
 
 use std::borrow::Cow;
 
@@ -6,16 +6,16 @@ use fred::prelude::{Error, ErrorKind};
 
 use super::layout::MigrationError;
 
-/// What went wrong between this replica and Redis.
+/// An error of Redis, or of the connection to it.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisError {
-    /// The address cannot be used.
+    /// The URL cannot be used.
     #[error("the Redis URL is not usable: {0}")]
     Url(String),
-    /// Not reachable, not answering in time, or not able to take writes now.
+    /// Redis is not reachable, does not reply in time, or takes no writes now.
     #[error("Redis is not available: {}", .0.details())]
     Unavailable(Error),
-    /// It refuses the user name or the password.
+    /// Redis refuses the user name or the password.
     #[error("Redis refuses the user name or password; correct them in the Redis URL")]
     Credentials,
     /// The sentinels refuse the user name or the password.
@@ -24,38 +24,38 @@ pub enum RedisError {
          sentinelPassword in the Redis URL"
     )]
     SentinelCredentials,
-    /// It has no database of the number in the URL.
+    /// Redis has no database of the number in the URL.
     #[error(
         "Redis has no database of the number in the Redis URL; correct the number, or leave it out \
          for database 0"
     )]
     Database,
-    /// It is a replica, which takes no writes.
+    /// The server is a replica of Redis, which takes no writes.
     #[error("this Redis server is a read-only replica; point the Redis URL to its primary")]
     ReadOnly,
-    /// The user may not do what turns need.
+    /// The user lacks a permission that turns need.
     #[error("the Redis user has {}; grant it with ACL SETUSER ({details})", permission(missing))]
     Permission {
-        /// Commands in capitals, `channels` or `keys`; empty where Redis did not say.
+        /// Commands in capitals, `channels` or `keys`; empty where Redis did not name them.
         missing: String,
-        /// What Redis said, or what the functions found.
+        /// The error of Redis, or the result of the probe.
         details: String,
     },
-    /// Its memory is full.
+    /// The memory of Redis is full.
     #[error("the memory of Redis is full; raise its maxmemory or delete data")]
     OutOfMemory,
-    /// It replied something that this version does not understand.
+    /// Redis replied in a form that this release does not know.
     #[error("unexpected reply from Redis: {0}")]
     Unexpected(String),
-    /// Its functions are of a release that this one cannot run beside.
+    /// This release must not run on the stored data.
     #[error(transparent)]
     Migration(#[from] MigrationError),
 }
 
 impl RedisError {
-    /// What is wrong in a few words, for a health reply: no host, user or secret.
+    /// Returns a short description for a health reply, without a host, user or secret.
     pub fn summary(&self) -> Cow<'static, str> {
-        let words = match self {
+        let summary = match self {
             Self::Url(_) => "unusable address",
             Self::Unavailable(error) => unavailable(error.details()),
             Self::Credentials => "wrong user name or password",
@@ -68,20 +68,21 @@ impl RedisError {
             Self::Unexpected(_) => "unexpected reply",
             Self::Migration(_) => "functions of another release",
         };
-        Cow::Borrowed(words)
+        Cow::Borrowed(summary)
     }
 }
 
-/// What the functions reply on a server whose lease is over.
+/// The error of the functions on a server whose primary lease is over.
 pub(super) const DOUBTFUL: &str = "DOUBTFUL";
 const NO_FUNCTION: &str = "Function not found";
 const NO_SETNAME: &str = "Failed to set client name";
 
-/// What Redis replies to a number of a database that it does not have; a cluster has one database.
+/// The errors of Redis for a number of a database that it does not have. A cluster has one
+/// database.
 const NO_DATABASE: [&str; 2] =
     ["DB index is out of range", "SELECT is not allowed in cluster mode"];
 
-/// What Redis replies while it takes no writes, and what that means.
+/// The errors of Redis while it takes no writes, with their meanings.
 const STATES: &[(&str, &str)] = &[
     ("LOADING", "still loading its data"),
     ("MASTERDOWN", "a replica without its primary"),
@@ -94,7 +95,7 @@ const STATES: &[(&str, &str)] = &[
 ];
 
 fn unavailable(details: &str) -> &'static str {
-    let state = STATES.iter().find(|(word, _)| details.starts_with(word));
+    let state = STATES.iter().find(|(code, _)| details.starts_with(code));
     state.map_or("not reachable", |(_, meaning)| meaning)
 }
 
@@ -128,11 +129,11 @@ pub(super) fn is_unavailable(error: &Error) -> bool {
             | ErrorKind::Tls
     ) || error.details().starts_with("Too many failed")
         || error.details().starts_with("READONLY")
-        || STATES.iter().any(|(word, _)| error.details().starts_with(word))
+        || STATES.iter().any(|(code, _)| error.details().starts_with(code))
 }
 
 pub(super) fn refuses_credentials(error: &Error) -> bool {
-    ["WRONGPASS", "NOAUTH"].iter().any(|word| error.details().starts_with(word))
+    ["WRONGPASS", "NOAUTH"].iter().any(|code| error.details().starts_with(code))
 }
 
 pub(super) fn classify(error: Error) -> RedisError {
@@ -141,7 +142,7 @@ pub(super) fn classify(error: Error) -> RedisError {
         RedisError::OutOfMemory
     } else if refuses_credentials(&error) {
         RedisError::Credentials
-    } else if NO_DATABASE.iter().any(|words| details.contains(words)) {
+    } else if NO_DATABASE.iter().any(|text| details.contains(text)) {
         RedisError::Database
     } else if details.starts_with("READONLY") {
         RedisError::ReadOnly
@@ -154,8 +155,8 @@ pub(super) fn classify(error: Error) -> RedisError {
     }
 }
 
-/// What the user may not do, if that is what Redis says: of a command by itself, or of one in a
-/// function, where Redis 7.0 and later releases have other words.
+/// Returns the permission that the user lacks, if that is the error. Redis has one text for a
+/// command by itself, and for a command in a function another one in 7.0 than in later releases.
 fn missing_permission(details: &str) -> Option<String> {
     if details.starts_with(NO_SETNAME) {
         return Some("CLIENT SETNAME".to_owned());
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_redis_refuses_is_named_without_users() {
+    fn a_refusal_of_redis_is_summarised_without_user_names() {
         for (details, summary) in [
             (
                 "NOPERM this user has no permissions to run the 'fcall' command",

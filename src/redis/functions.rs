@@ -1,31 +1,31 @@
 //! The Redis Functions, embedded in the binary, and calls of them by name.
 //!
-//! A command is one file under `migrations/functions`; `migrations/README.md` tells how one is
-//! changed. On the wire the keys and arguments of a call are positional, so that names cost nothing
-//! there. In Rust and in Lua both have names: a debug build compares the names of every call with
-//! those that the command declares.
+//! A command is one file under `migrations/functions`; `migrations/README.md` describes how to
+//! change one. On the wire the keys and arguments of a call are positional, so that names cost
+//! nothing there. In Rust and in Lua both have names: a debug build compares the names of every
+//! call with those that the command declares.
 
 use fred::prelude::Value;
 
 /// A file of Lua.
 #[derive(Debug)]
 pub struct SourceFile {
-    /// Its path below `migrations/functions`.
+    /// The path of the file below `migrations/functions`.
     pub path: &'static str,
-    /// Its text.
+    /// The text of the file.
     pub text: &'static str,
 }
 
 /// A library of functions, which Redis replaces as a whole.
 #[derive(Debug)]
 pub struct Library {
-    /// As Redis knows it.
+    /// The name of the library in Redis.
     pub name: &'static str,
-    /// All of its Lua, as it is loaded.
+    /// The whole text of the library, as Redis loads it.
     pub code: &'static str,
-    /// The parts that its commands share.
+    /// The files that the commands share.
     pub includes: &'static [SourceFile],
-    /// Its commands, one a file.
+    /// The commands, one a file.
     pub commands: &'static [SourceFile],
 }
 
@@ -43,7 +43,7 @@ macro_rules! library {
                 "#!lua name=jarvis_", $name, "\n",
                 lua!("include/register"),
                 $(lua!("include/", $name, "/", $include),)*
-                // What a command has for itself stays in its block.
+                // The locals of a command stay in its block.
                 $("do\n", lua!($name, "/", $command), "end\n",)*
             ),
             includes: &[
@@ -61,7 +61,7 @@ macro_rules! library {
     };
 }
 
-/// Every library. The parts that a library shares come in the order in which they need each other.
+/// Every library. The includes of a library come in the order in which they need each other.
 pub const LIBRARIES: &[Library] = &[
     library!(
         "session",
@@ -85,7 +85,7 @@ pub const LIBRARIES: &[Library] = &[
             "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
         ]
     ),
-    // Last, so that its function is there only where the others are.
+    // Last, so that its function is loaded only where the others are.
     library!("probe", include: [], commands: ["probe"]),
 ];
 
@@ -101,7 +101,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of this function, named with its version, that has no keys and arguments yet.
+    /// Creates a call of this function, named with its version, without keys and arguments.
     pub fn new(function: &'static str) -> Self {
         Self {
             function,
@@ -113,7 +113,7 @@ impl Call {
         }
     }
 
-    /// Adds a key. The first one decides the node.
+    /// Adds a key. The first key decides the node.
     #[must_use]
     pub fn key(mut self, name: &'static str, key: String) -> Self {
         self.slot.get_or_insert_with(|| fred::util::redis_keyslot(key.as_bytes()));
@@ -128,14 +128,14 @@ impl Call {
         self.named(name, |names| &mut names.arguments)
     }
 
-    /// Adds an argument that is written as text.
+    /// Adds an argument in its text form.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "numbers and identifiers, which are small")]
     pub fn text(self, name: &'static str, value: impl ToString) -> Self {
         self.arg(name, value.to_string())
     }
 
-    /// Adds a yes or no as an argument.
+    /// Adds a boolean argument.
     #[must_use]
     pub fn flag(self, name: &'static str, set: bool) -> Self {
         self.arg(name, Value::from_static_str(if set { "1" } else { "0" }))
@@ -148,22 +148,23 @@ impl Call {
         self.named(name, |names| &mut names.rest)
     }
 
-    /// The slot of its keys.
+    /// Returns the slot of the keys.
     pub(super) fn slot(&self) -> Option<u16> {
         self.slot
     }
 
-    /// What follows the word FCALL, with a last argument that is still to be filled in.
-    pub(super) fn into_words(self) -> Vec<Value> {
+    /// Returns the arguments of FCALL. The last one is a placeholder for the key of the primary
+    /// lease.
+    pub(super) fn into_arguments(self) -> Vec<Value> {
         #[cfg(debug_assertions)]
         self.names.check(self.function);
-        let mut words = Vec::with_capacity(3 + self.keys.len() + self.arguments.len());
-        words.push(Value::from_static_str(self.function));
-        words.push(Value::Integer(i64::try_from(self.keys.len()).unwrap_or(i64::MAX)));
-        words.extend(self.keys);
-        words.extend(self.arguments);
-        words.push(Value::Null);
-        words
+        let mut arguments = Vec::with_capacity(3 + self.keys.len() + self.arguments.len());
+        arguments.push(Value::from_static_str(self.function));
+        arguments.push(Value::Integer(i64::try_from(self.keys.len()).unwrap_or(i64::MAX)));
+        arguments.extend(self.keys);
+        arguments.extend(self.arguments);
+        arguments.push(Value::Null);
+        arguments
     }
 
     #[cfg(debug_assertions)]
@@ -186,7 +187,7 @@ impl Call {
     }
 }
 
-/// Stands in for the names of a call where they are not kept.
+/// Replaces the names of a call in a release build, which does not keep them.
 #[cfg(not(debug_assertions))]
 struct Names {
     keys: Vec<&'static str>,
@@ -194,7 +195,7 @@ struct Names {
     rest: Vec<&'static str>,
 }
 
-/// What the Lua declares, read from the embedded files.
+/// The declarations of the commands, parsed from the embedded Lua.
 #[cfg(debug_assertions)]
 pub mod declaration {
     use std::collections::BTreeMap;
@@ -202,7 +203,7 @@ pub mod declaration {
 
     use super::{LIBRARIES, Library, SourceFile};
 
-    /// The names of a call, in its order.
+    /// The names of a call's keys and arguments, in their order.
     #[derive(Clone, Debug, Default)]
     pub(super) struct Names {
         pub(super) keys: Vec<&'static str>,
@@ -210,29 +211,29 @@ pub mod declaration {
         pub(super) rest: Vec<&'static str>,
     }
 
-    /// What a command declares.
+    /// The keys and arguments that a command declares.
     #[derive(Debug)]
     pub struct Declaration {
-        /// Names of its keys.
+        /// The names of the keys.
         pub keys: Vec<&'static str>,
         /// The name of a further key that a call may leave out.
         pub optional_key: Option<&'static str>,
-        /// Names of its arguments.
+        /// The names of the arguments.
         pub arguments: Vec<&'static str>,
         /// The name of the list of all further arguments.
         pub rest: Option<&'static str>,
     }
 
-    /// Every function by its name with its version.
+    /// The declaration of every function, by the function's name with its version.
     pub static DECLARED: LazyLock<BTreeMap<String, Declaration>> = LazyLock::new(|| {
         LIBRARIES
             .iter()
-            .flat_map(|library| library.commands.iter().map(move |file| read(library, file)))
+            .flat_map(|library| library.commands.iter().map(move |file| parse(library, file)))
             .collect()
     });
 
     impl Names {
-        /// Panics where a call names its keys and arguments otherwise than its function does.
+        /// Panics where the names of a call differ from those that its function declares.
         pub(super) fn check(&self, function: &str) {
             let declared = DECLARED.get(function);
             let Some(declared) = declared else { panic!("no command declares {function}") };
@@ -246,8 +247,8 @@ pub mod declaration {
         }
     }
 
-    /// The function of a file, and what it declares.
-    pub(super) fn read(library: &Library, file: &'static SourceFile) -> (String, Declaration) {
+    /// Parses a file, and returns the name of its function with its declaration.
+    pub(super) fn parse(library: &Library, file: &'static SourceFile) -> (String, Declaration) {
         let (_, fields) = file.text.split_once("register {").unwrap_or_default();
         let name = quoted(fields, "\n  name = ").unwrap_or_default();
         let version = after(fields, "\n  version = ").and_then(|rest| rest.split(',').next());
@@ -260,17 +261,17 @@ pub mod declaration {
         (format!("jarvis_{name}_{}", version.unwrap_or_default()), declaration)
     }
 
-    fn after<'a>(text: &'a str, word: &str) -> Option<&'a str> {
-        text.split_once(word).map(|(_, rest)| rest)
+    fn after<'a>(text: &'a str, label: &str) -> Option<&'a str> {
+        text.split_once(label).map(|(_, rest)| rest)
     }
 
-    fn quoted(text: &'static str, word: &str) -> Option<&'static str> {
-        after(text, word)?.split('\'').nth(1)
+    fn quoted(text: &'static str, label: &str) -> Option<&'static str> {
+        after(text, label)?.split('\'').nth(1)
     }
 
-    /// A list of names, or the constant of the library that holds it.
-    fn list(library: &Library, text: &'static str, word: &str) -> Vec<&'static str> {
-        let Some(value) = after(text, word) else { return Vec::new() };
+    /// Parses a list of names, or the constant of the library that holds it.
+    fn list(library: &Library, text: &'static str, label: &str) -> Vec<&'static str> {
+        let Some(value) = after(text, label) else { return Vec::new() };
         let literal = value.strip_prefix('{').or_else(|| {
             let constant = value.split(',').next().unwrap_or_default();
             let start = format!("\nlocal {constant} = {{");
@@ -286,7 +287,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
-    use super::declaration::{DECLARED, read};
+    use super::declaration::{DECLARED, parse};
     use super::*;
 
     fn lua_files(folder: &Path) -> BTreeSet<String> {
@@ -317,7 +318,7 @@ mod tests {
     #[test]
     fn the_header_of_every_command_names_its_keys_arguments_reply_and_callers() {
         let files = LIBRARIES.iter().flat_map(|library| {
-            library.commands.iter().map(move |file| (file, read(library, file).1))
+            library.commands.iter().map(move |file| (file, parse(library, file).1))
         });
         for (file, declared) in files {
             let header = file.text.split("\n\n").next().unwrap_or_default();
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_declarations_are_read_from_the_lua() {
+    fn the_declarations_are_parsed_from_the_lua() {
         let append = &DECLARED["jarvis_append_1"];
         assert_eq!(append.keys, ["session", "answer"]);
         let arguments = ["owner", "generation", "fence", "revision", "offset", "text"];
@@ -367,13 +368,13 @@ mod tests {
     #[should_panic(expected = "the arguments of jarvis_heartbeat_1")]
     fn a_call_with_other_arguments_than_its_function_declares_is_refused() {
         let call = Call::new("jarvis_heartbeat_1").key("heartbeats", "k".to_owned());
-        call.arg("name", "r").into_words();
+        call.arg("name", "r").into_arguments();
     }
 
     #[test]
     #[should_panic(expected = "the keys of jarvis_append_1")]
     fn a_call_with_its_keys_in_another_order_is_refused() {
         let call = Call::new("jarvis_append_1").key("answer", "a".to_owned());
-        call.key("session", "s".to_owned()).into_words();
+        call.key("session", "s".to_owned()).into_arguments();
     }
 }

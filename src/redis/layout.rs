@@ -1,4 +1,4 @@
-//! The layout of the stored data, and whether this release may run on what a Redis has recorded.
+//! The layout of the stored data, and the check whether this release may run on it.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ pub enum MigrationError {
          empty this Redis (make purge, for that of make run)."
     )]
     Edited {
-        /// The file's path.
+        /// The path of the file.
         path: String,
     },
     /// The data is of an earlier layout.
@@ -66,12 +66,12 @@ pub(super) fn check(recorded: &HashMap<String, String>) -> Result<(), MigrationE
     edited.map_or(Ok(()), |file| Err(MigrationError::Edited { path: file.path.to_owned() }))
 }
 
-/// Every file of Lua of this release.
+/// Returns every file of Lua of this release.
 pub(super) fn files() -> impl Iterator<Item = &'static SourceFile> {
     LIBRARIES.iter().flat_map(|library| library.includes.iter().chain(library.commands))
 }
 
-/// The checksum of a file, as it is recorded.
+/// Returns the checksum of a file, as it is recorded.
 pub(super) fn checksum(file: &SourceFile) -> String {
     sha256_hex(file.text.as_bytes())
 }
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_of_a_later_release_are_no_reason_to_refuse_and_its_layout_is() {
+    fn functions_of_a_later_release_are_accepted_and_its_layout_is_refused() {
         let beside = record(&[("layout", LAYOUT), ("session/append_2.lua", "x")]);
         assert!(check(&beside).is_ok());
         for layout in ["3", "10", "unreadable"] {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_the_layout_before_is_refused_and_says_what_to_do() {
+    fn the_error_for_an_earlier_layout_names_what_to_do() {
         let first = r#"{"name":"0001_session.lua","sha256":"x","oldest":"0.1.0"}"#;
         let refused = check(&record(&[("1", first)])).expect_err("another layout");
         assert!(refused.to_string().contains("make purge"), "{refused}");

@@ -1,9 +1,9 @@
-//! What Redis holds, and whether this release may run on it.
+//! Migrations: the check of the stored data, and the loading of the functions.
 //!
 //! The layout of the stored data has a number. A release runs on its own layout only, so that data
 //! of another one is refused and never read as empty. A file of Lua that was released is never
 //! edited: its checksum is recorded where it was applied, and another text is refused.
-//! `migrations/README.md` tells how a function or the layout is changed.
+//! `migrations/README.md` describes how to change a function or the layout.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,11 +24,11 @@ const LOCK_MILLISECONDS: i64 = 10_000;
 /// Pauses of a replica that waits for another one to apply the migrations.
 const LOCK_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
 
-/// Checks what Redis holds, loads the functions, and records them, one replica at a time. What is
-/// checked without an objection counts as such even where the rest fails.
+/// Checks the stored data, loads the functions, and records them, one replica at a time. A check
+/// that passes counts even where the rest fails.
 ///
 /// # Errors
-/// [`RedisError::Migration`] where this release must not run; any other while Redis is away.
+/// [`RedisError::Migration`] where this release must not run; any other while Redis is unavailable.
 pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
     checked_record(redis).await?;
     redis.set_checked();
@@ -45,7 +45,8 @@ pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
         let _ = backoff.pause().await;
     }
     let outcome = check_and_load(redis).await;
-    // A lock that expired meanwhile may be another's: applying twice is harmless, releasing is not.
+    // A lock that expired meanwhile may be another replica's. To apply the functions twice is
+    // harmless, to release that lock is not.
     if client.get::<Option<String>, _>(LOCK).await.ok().flatten().as_ref() == Some(&token) {
         let _ = client.del::<(), _>(LOCK).await;
     }
@@ -53,14 +54,14 @@ pub async fn apply(redis: &Redis) -> Result<(), RedisError> {
 }
 
 impl Redis {
-    /// Loads the functions anew where a server does not have one: it came back empty, or a release
-    /// that does not have that function loaded its own.
+    /// Loads the functions again where a server lacks one: the server restarted empty, or a release
+    /// without that function loaded its own.
     ///
     /// # Errors
-    /// As [`apply`].
+    /// The errors of [`apply`].
     pub(super) async fn load_missing(&self) -> Result<(), RedisError> {
         match checked_record(self).await {
-            // The record may lie on another server than the functions that are missing.
+            // The record may be on another server than the one that lacks the function.
             Ok(_) | Err(RedisError::Unavailable(_)) => load(self).await,
             Err(error) => Err(error),
         }
@@ -69,10 +70,10 @@ impl Redis {
 
 async fn check_and_load(redis: &Redis) -> Result<(), RedisError> {
     let recorded = checked_record(redis).await?;
-    let is_ours = |path: &String| path == LAYOUT_FIELD || files().any(|file| file.path == path);
-    // A later release of this layout has loaded its libraries, which hold the functions of this
-    // release, too. Where they do not, a call finds out.
-    if recorded.keys().all(is_ours) {
+    let is_known = |path: &String| path == LAYOUT_FIELD || files().any(|file| file.path == path);
+    // An unknown file means that a later release of this layout has loaded its libraries, which
+    // have the functions of this release, too. A call of a missing function loads it.
+    if recorded.keys().all(is_known) {
         load(redis).await?;
     }
     let mut missing: Vec<(String, String)> = files()
@@ -88,14 +89,14 @@ async fn check_and_load(redis: &Redis) -> Result<(), RedisError> {
     redis.client().hset::<(), _, _>(RECORD, record).await.map_err(|error| redis.explain(error))
 }
 
-/// What is recorded, where this release may run beside it.
+/// Reads the record, and checks that this release may run beside it.
 async fn checked_record(redis: &Redis) -> Result<HashMap<String, String>, RedisError> {
     let recorded = redis.client().hgetall(RECORD).await.map_err(|error| redis.explain(error))?;
     check(&recorded)?;
     Ok(recorded)
 }
 
-/// Loads every library on every primary, in place of its earlier self.
+/// Loads every library on every primary, in place of its earlier version.
 async fn load(redis: &Redis) -> Result<(), RedisError> {
     for library in LIBRARIES {
         redis.load_library(library.code).await?;

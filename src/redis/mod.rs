@@ -1,6 +1,7 @@
-//! The way to Redis: connections, subscriptions, functions, migrations. What is stored there is the business
-//! of [`crate::session`].
+//! Redis: clients, calls of functions, subscriptions, migrations, and the probe. The modules above
+//! decide what is stored.
 
+mod client;
 pub mod connection;
 mod error;
 pub mod functions;
@@ -11,7 +12,8 @@ mod sentinel;
 pub mod subscriptions;
 mod watchdog;
 
-pub use connection::{Redis, RedisOptions};
+pub use client::RedisOptions;
+pub use connection::Redis;
 pub use error::RedisError;
 pub use functions::Call;
 pub use probe::{Condition, Conditions};

@@ -1,8 +1,8 @@
-//! Watches whether a turn could be taken with Redis as it is.
+//! Probes whether a turn could be taken with Redis in its present condition.
 //!
-//! One task asks once a second, and everybody who wants to know reads its last result: probes from
-//! outside cost Redis nothing, and they all get the same answer. What is asked is a call of a function
-//! that Redis refuses wherever it would refuse a new turn.
+//! One task probes Redis once a second, and every health reply reads its last result: so probes
+//! from outside cost Redis nothing, and they all agree. A probe calls a function that Redis refuses
+//! wherever it would refuse a new turn.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -18,31 +18,32 @@ use super::functions::Call;
 use super::migrations;
 use crate::retry::Backoff;
 
-/// Between two probes, and while something is wrong.
+/// Time between two probes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two probes while something is wrong.
 const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(250);
-/// How long a probe may take.
+/// Time limit of a probe.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Of the sessions' keys, each bucket's lie in one slot.
+/// Buckets of sessions; the keys of each bucket lie in one slot.
 const BUCKETS: u16 = 256;
-/// The queue's keys lie in one slot, too.
+/// A key in the slot of the queue.
 const QUEUE: &str = "jarvis:{queue}:probe";
 /// The commands that need a permission for channels.
 const CHANNELS: [&str; 2] = ["SPUBLISH", "SSUBSCRIBE"];
 
-/// What the last probe found.
+/// The condition of Redis at the last probe.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
-    /// Why no turn can be taken now, in a few words; none where one can. Empty before the first probe.
+    /// A short reason why no turn can be taken; none where a turn can, and before the first probe.
     trouble: Option<Cow<'static, str>>,
-    /// Whether that is for lack of memory alone.
+    /// Whether full memory is the only reason.
     full: bool,
-    /// When a turn could be taken last, were it not for memory.
+    /// When a turn could be taken last, apart from full memory.
     usable_at: Option<Instant>,
 }
 
 impl Condition {
-    /// Why no turn can be taken now, in a few words; none where one can.
+    /// Returns a short reason why no turn can be taken; none where a turn can.
     pub fn trouble(&self) -> Option<&str> {
         match (&self.trouble, self.usable_at) {
             (None, None) => Some("not reached yet"),
@@ -50,23 +51,24 @@ impl Condition {
         }
     }
 
-    /// Whether no turn can be taken for lack of memory alone.
+    /// Returns whether full memory is the only reason why no turn can be taken.
     pub fn is_full(&self) -> bool {
         self.full
     }
 
-    /// Whether Redis was ever usable, and not for longer than `patience` ago.
+    /// Returns whether Redis was usable within the last `patience`.
     pub fn is_usable_within(&self, patience: Duration) -> bool {
         self.usable_at.is_some_and(|at| at.elapsed() <= patience)
     }
 
-    /// What follows from one probe.
+    /// Returns the condition after one more probe.
     fn after(&self, probed: &Probed) -> Self {
         let now = Instant::now();
         match probed {
             Probed::Usable => Self { trouble: None, full: false, usable_at: Some(now) },
             Probed::Full => Self::full(Some(now)),
-            // The functions are gone and do not fit. That, too, ends no replica that was ready.
+            // The functions are missing and do not fit into the memory. A replica that was ready
+            // stays ready in that case, too.
             Probed::Refused(RedisError::OutOfMemory) => Self::full(self.usable_at.map(|_| now)),
             Probed::Refused(error) => {
                 let trouble = Some(error.summary());
@@ -80,34 +82,34 @@ impl Condition {
     }
 }
 
-/// What one probe found.
+/// The result of one probe.
 enum Probed {
     /// A turn could be taken.
     Usable,
-    /// A turn could be taken, were there memory for it.
+    /// A turn could be taken if there were memory for it.
     Full,
     /// No turn could be taken.
     Refused(RedisError),
 }
 
-/// Gives the condition of Redis, and keeps it up to date.
+/// Keeps the condition of Redis up to date.
 pub struct Conditions {
     redis: Redis,
-    told: watch::Sender<Condition>,
+    condition: watch::Sender<Condition>,
 }
 
 impl Conditions {
-    /// Nothing is known before [`Conditions::follow`] runs.
+    /// Creates the conditions of a Redis, which are unknown until [`Conditions::follow`] runs.
     pub fn of(redis: &Redis) -> Self {
-        Self { redis: redis.clone(), told: watch::Sender::default() }
+        Self { redis: redis.clone(), condition: watch::Sender::default() }
     }
 
-    /// The condition as it changes.
+    /// Returns a receiver of the condition.
     pub fn subscribe(&self) -> watch::Receiver<Condition> {
-        self.told.subscribe()
+        self.condition.subscribe()
     }
 
-    /// Applies the migrations as soon as Redis can take them, and probes it, for ever.
+    /// Applies the migrations as soon as Redis can take them, and probes Redis without end.
     ///
     /// # Errors
     /// [`RedisError::Migration`]: this release must not run on what Redis holds.
@@ -118,7 +120,7 @@ impl Conditions {
         }
     }
 
-    /// Returns only where this release must not run.
+    /// Applies the migrations. Returns only where this release must not run.
     async fn migrate(&self) -> Result<(), RedisError> {
         let (mut last, mut backoff) = (Cow::Borrowed(""), Backoff::redis());
         loop {
@@ -130,7 +132,7 @@ impl Conditions {
                         self.learn(&Probed::Refused(error));
                     } else if error.summary() != last {
                         last = error.summary();
-                        tracing::warn!(%error, "loading the functions into redis failed; trying again");
+                        tracing::warn!(%error, "functions not loaded into redis; trying again");
                     }
                     let _ = backoff.pause().await;
                 }
@@ -145,14 +147,14 @@ impl Conditions {
                 let probed = timeout(LIMIT, probe(&self.redis)).await;
                 self.learn(&probed.unwrap_or_else(|_| Probed::Refused(self.redis.timed_out())));
             }
-            let well = self.told.borrow().trouble().is_none();
-            sleep(if well { INTERVAL } else { INTERVAL_IN_TROUBLE }).await;
+            let is_usable = self.condition.borrow().trouble().is_none();
+            sleep(if is_usable { INTERVAL } else { INTERVAL_IN_TROUBLE }).await;
         }
     }
 
     fn learn(&self, probed: &Probed) {
-        let next = self.told.borrow().after(probed);
-        let known = self.told.send_replace(next.clone());
+        let next = self.condition.borrow().after(probed);
+        let known = self.condition.send_replace(next.clone());
         match (known.trouble(), next.trouble(), probed) {
             (Some(_), None, _) => tracing::info!("redis is ready"),
             (before, after, Probed::Refused(error)) if before != after => {
@@ -166,7 +168,7 @@ impl Conditions {
     }
 }
 
-/// Asks every primary at once; the worst reply counts.
+/// Probes every primary at once. The worst result counts.
 async fn probe(redis: &Redis) -> Probed {
     let keys = keys(redis);
     let mut worst = Probed::Usable;
@@ -193,8 +195,8 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
             let details = format!("{} on {key}", denied.join(", "));
             Probed::Refused(RedisError::Permission { missing, details })
         }
-        // Either it is too full to run the function, or too full to load it. A function that only
-        // reads tells which.
+        // Redis is either too full to run the function, or too full to load it. A function that
+        // only reads shows which.
         Err(RedisError::OutOfMemory) => {
             let open = Call::new("jarvis_open_turns_1").key("open", key.to_owned());
             match redis.call_readonly::<Vec<String>>(open).await {
@@ -206,7 +208,7 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
     }
 }
 
-/// A key on each primary, and the queue's.
+/// Returns a key on each primary, and the key in the slot of the queue.
 fn keys(redis: &Redis) -> Vec<String> {
     let mut keys = vec![QUEUE.to_owned()];
     let bucket = |bucket: u16| format!("jarvis:{{b{bucket}}}:probe");

@@ -1,8 +1,8 @@
-//! Sharded subscriptions that stay.
+//! Sharded subscriptions that survive failovers and moved slots.
 //!
-//! fred loses them silently on a failover and when a slot moves, so the set of wanted channels is
-//! kept here and subscribed again: after every reconnection, in a cluster whenever a slot has moved,
-//! and there every half minute whatever is known.
+//! fred loses them without an error on a failover and when a slot moves, so this module keeps the
+//! set of wanted channels and subscribes to them again: after every reconnection, and in a cluster
+//! also whenever a slot has moved, and every half minute in any case.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -15,34 +15,36 @@ use fred::prelude::{
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Redis, connect, successor};
+use super::client::{connect, replace};
+use super::connection::Redis;
 use super::error::{RedisError, classify};
 use super::watchdog::{self, Disturbances};
 use crate::lifecycle::TaskEnd;
 
-/// What is told to whoever subscribes. Called on a task that must not wait.
+/// Receives the messages of subscribed channels, on a task that must not wait.
 pub trait Listener: Send + Sync + 'static {
-    /// A message on a channel.
+    /// Receives a message of a channel.
     fn message(&self, channel: &str, payload: &str);
-    /// Messages may have been lost: whatever is followed is to be read.
+    /// Learns that messages of any channel may have been lost, so that Redis must be read instead.
     fn gap(&self);
 }
 
-/// SSUBSCRIBE is not pipelined by fred: several clients share the channels.
+/// Clients that share the channels, because fred does not pipeline SSUBSCRIBE.
 const CLIENTS: usize = 4;
-/// Messages that may wait for the listener; fred keeps this room for every kind of notice, 14 MiB a
-/// client. Its default of 32 loses most of a burst.
+/// Messages that may wait for the listener. fred reserves this room for every kind of event, 14 MiB
+/// a client. Its default of 32 loses most of a burst.
 const MESSAGES: usize = 8192;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
-/// How often a cluster is asked which node has which slot.
-const LOOK_AT_CLUSTER: Duration = Duration::from_secs(1);
-/// Looks after which everything is subscribed again, even if nothing seems to have moved.
-const LOOKS_UNTIL_ALL_AGAIN: u32 = 30;
-/// Passes after a move: while it takes place a subscription may go to the node that had the slot.
+/// Time between two reads of a cluster's slots.
+const READ_CLUSTER_EVERY: Duration = Duration::from_secs(1);
+/// Reads of the slots after which all channels are subscribed again, even if no slot has moved.
+const READS_UNTIL_ALL_AGAIN: u32 = 30;
+/// Passes over all channels after a slot has moved: during the move, a subscription may go to the
+/// node that had the slot.
 const PASSES_AFTER_A_MOVE: u32 = 3;
 
-/// The channels that this replica follows.
+/// The channels that this replica is subscribed to. Cloning is cheap, and clones share everything.
 #[derive(Clone)]
 pub struct Subscriptions {
     shards: Arc<[Shard]>,
@@ -68,7 +70,7 @@ impl Subscriptions {
         Self::start_with(redis, listener, CLIENTS)
     }
 
-    /// As [`Subscriptions::start`], with so many clients: one is enough for a few channels.
+    /// Starts a number of clients, of which one is enough for a few channels.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -85,12 +87,12 @@ impl Subscriptions {
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
 
-    /// Follows a channel, until [`Subscriptions::unsubscribe`], through whatever happens to the
-    /// connection. Returns when messages from now on will arrive.
+    /// Subscribes to a channel until [`Subscriptions::unsubscribe`], over reconnections, too.
+    /// Returns when messages from now on will arrive.
     ///
     /// # Errors
-    /// [`RedisError::Unavailable`]: the channel is then still wanted, and a [`Listener::gap`] will
-    /// tell when it is followed.
+    /// [`RedisError::Unavailable`]: the channel is then still wanted, and a [`Listener::gap`]
+    /// follows when it is subscribed.
     pub async fn subscribe(&self, channel: &str) -> Result<(), RedisError> {
         let shard = self.shard(channel);
         lock(&shard.wanted).insert(channel.to_owned());
@@ -102,11 +104,11 @@ impl Subscriptions {
         subscribed.await.unwrap_or_else(|_| Err(closing()))
     }
 
-    /// Follows a channel no longer.
+    /// Unsubscribes from a channel.
     pub fn unsubscribe(&self, channel: &str) {
         let shard = self.shard(channel);
         lock(&shard.wanted).remove(channel);
-        // Where there is no room it stays subscribed, and what it brings is ignored.
+        // Without room the channel stays subscribed, and the listener ignores its messages.
         let _ = shard.changes.try_send(Change::Unsubscribe(channel.to_owned()));
     }
 
@@ -120,24 +122,26 @@ impl Shard {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
-        let (followed, listener) = (Arc::clone(&wanted), Arc::clone(listener));
+        let (channels, listener) = (Arc::clone(&wanted), Arc::clone(listener));
         let lifecycle = redis.lifecycle().clone();
         redis.lifecycle().spawn("subscriptions", async move {
             let disturbances = Disturbances::new();
             loop {
                 let messages = listen(client.clone(), Arc::clone(&listener));
                 let listening = lifecycle.spawn("messages of subscriptions", messages);
-                let over = tokio::select! {
-                    over = keep_subscribed(&client, &followed, &mut inbox, &*listener) => over,
-                    () = watchdog::until_given_up(&client, &mut primary, &disturbances) => false,
+                let end = tokio::select! {
+                    end = keep_subscribed(&client, &channels, &mut inbox, &*listener) => end,
+                    () = watchdog::until_unresponsive(&client, &mut primary, &disturbances) => {
+                        SubscribingEnd::ClientEnded
+                    }
                 };
                 listening.abort();
-                if over {
+                if let SubscribingEnd::Closed = end {
                     return TaskEnd::Done;
                 }
-                client = match successor(&options, client, MESSAGES) {
+                client = match replace(&options, client, MESSAGES) {
                     Ok(next) => next,
-                    Err(error) => return TaskEnd::CannotGoOn(error.to_string()),
+                    Err(error) => return TaskEnd::Failed(error.to_string()),
                 };
             }
         });
@@ -155,32 +159,37 @@ async fn listen(client: Client, listener: Arc<dyn Listener>) -> TaskEnd {
                 }
             }
             Err(RecvError::Lagged(lost)) => {
-                tracing::warn!(
-                    lost,
-                    "messages of subscriptions were lost; reading from redis instead"
-                );
+                tracing::warn!(lost, "messages of subscriptions lost; reading redis instead");
                 listener.gap();
             }
-            // The client has ended, and another takes its place.
+            // The client has ended, and another replaces it.
             Err(RecvError::Closed) => return TaskEnd::Done,
         }
     }
 }
 
-/// The only task that subscribes on its client, one channel a call: with more the replies get out
-/// of step. `true`: nobody can subscribe any more; `false`: the client has ended.
+/// Why a task no longer subscribes on its client.
+enum SubscribingEnd {
+    /// The [`Subscriptions`] are dropped.
+    Closed,
+    /// The client has ended, or no longer replies.
+    ClientEnded,
+}
+
+/// Subscribes and unsubscribes on a client, one channel a call: with several calls at a time, fred
+/// confuses their replies.
 async fn keep_subscribed(
     client: &Client,
     wanted: &Mutex<HashSet<String>>,
     changes: &mut mpsc::Receiver<Change>,
     listener: &dyn Listener,
-) -> bool {
+) -> SubscribingEnd {
     let mut reconnections = client.reconnect_rx();
-    let mut look = tokio::time::interval(LOOK_AT_CLUSTER);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = tokio::time::interval(READ_CLUSTER_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut cluster = Cluster::default();
     if client.is_connected() {
-        // Before anybody listened for it.
+        // The client connected before this task observed its reconnections.
         subscribe_all(client, wanted).await;
         listener.gap();
     }
@@ -196,19 +205,19 @@ async fn keep_subscribed(
                         let _ = client.sunsubscribe(channel).await;
                     }
                 }
-                None => return true,
+                None => return SubscribingEnd::Closed,
             },
             reconnected = reconnections.recv() => {
                 if matches!(reconnected, Err(RecvError::Closed)) {
-                    return false;
+                    return SubscribingEnd::ClientEnded;
                 }
                 let complete = subscribe_all(client, wanted).await;
                 cluster.subscribed(complete);
                 listener.gap();
             }
-            _ = look.tick(), if client.is_clustered() => {
+            _ = tick.tick(), if client.is_clustered() => {
                 Redis::refresh_cluster(client).await;
-                if cluster.wants_a_pass(client) {
+                if cluster.is_pass_due(client) {
                     let complete = subscribe_all(client, wanted).await;
                     cluster.subscribed(complete);
                     listener.gap();
@@ -218,16 +227,16 @@ async fn keep_subscribed(
     }
 }
 
-/// What is known of a cluster, and whether its channels are to be subscribed again.
+/// The slots of a cluster, as they were last read, and the passes that are due.
 #[derive(Default)]
 struct Cluster {
     slots: Vec<(u16, u16, Server)>,
     passes: u32,
-    looks: u32,
+    reads: u32,
 }
 
 impl Cluster {
-    fn wants_a_pass(&mut self, client: &Client) -> bool {
+    fn is_pass_due(&mut self, client: &Client) -> bool {
         let Some(state) = client.cached_cluster_state() else { return false };
         let slots: Vec<_> = state
             .slots()
@@ -238,17 +247,17 @@ impl Cluster {
             self.passes = PASSES_AFTER_A_MOVE;
             self.slots = slots;
         }
-        self.looks += 1;
-        self.passes > 0 || self.looks >= LOOKS_UNTIL_ALL_AGAIN
+        self.reads += 1;
+        self.passes > 0 || self.reads >= READS_UNTIL_ALL_AGAIN
     }
 
     fn subscribed(&mut self, complete: bool) {
-        self.looks = 0;
+        self.reads = 0;
         self.passes = if complete { self.passes.saturating_sub(1) } else { PASSES_AFTER_A_MOVE };
     }
 }
 
-/// Whether every channel could be subscribed.
+/// Subscribes to all channels. Returns whether every subscription succeeded.
 async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool {
     let channels: Vec<String> = lock(wanted).iter().cloned().collect();
     for channel in channels {
@@ -259,7 +268,7 @@ async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool
     true
 }
 
-/// Once more where the slot has moved: the client has learned that by then.
+/// Subscribes to a channel, twice where the slot has moved: fred has read the slots again by then.
 async fn subscribe(client: &Client, channel: &str) -> Result<(), Error> {
     match client.ssubscribe(channel).await {
         Err(error) if *error.kind() == ErrorKind::Routing => client.ssubscribe(channel).await,

@@ -1,8 +1,9 @@
-//! Notices a server that is stopped, not gone: it leaves its connections open, and only time tells.
+//! Notices a server that is stopped and not gone: its connections stay open, and only a probe with
+//! a time limit finds out.
 //!
-//! fred's own check begins anew at every write, so that it never ends under light traffic. And after
-//! a slot has moved a client of it was seen that answered nothing any more, whatever it was told: such
-//! a one is replaced.
+//! fred's own check starts again at every write, so that it never ends under light traffic. After a
+//! slot has moved, a client of fred was seen that replied to no command any more: such a client is
+//! replaced.
 
 use std::time::Duration;
 
@@ -14,15 +15,17 @@ use super::error::is_unavailable;
 use super::sentinel::Primary;
 use crate::telemetry::metric;
 
+/// Time between two probes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit of a probe.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Probes in a row without an answer, after which the connections are made anew.
+/// Probes in a row without a reply, after which the client reconnects.
 const RECONNECT_AFTER: u32 = 2;
-/// Probes in a row without an answer, after which the client is given up.
+/// Probes in a row without a reply, after which the client is replaced.
 const REPLACE_AFTER: u32 = 5;
 
-/// Counts what may have cost a write that was acknowledged: lost connections, silent servers,
-/// changes of a cluster.
+/// Counts the events that may have lost an acknowledged write: lost connections, servers that do
+/// not reply, changes of a cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Disturbances(watch::Sender<u64>);
 
@@ -40,8 +43,8 @@ impl Disturbances {
     }
 }
 
-/// Probes the servers of a client, and resolves when it is to be replaced.
-pub(super) async fn until_given_up(
+/// Probes the servers of a client, and resolves when the client must be replaced.
+pub(super) async fn until_unresponsive(
     client: &Client,
     primary: &mut Primary,
     disturbances: &Disturbances,
@@ -59,19 +62,19 @@ pub(super) async fn until_given_up(
         }
         if is_stale(client, primary) {
             disturbances.note();
-            tracing::warn!("redis has another primary; connecting to it");
+            tracing::warn!("redis has another primary; reconnecting");
             metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => "stale").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
             continue;
         }
-        if client.is_connected() && answers(client).await {
+        if client.is_connected() && replies(client).await {
             failures = 0;
             continue;
         }
         disturbances.note();
         failures += 1;
         if failures == RECONNECT_AFTER && client.is_connected() {
-            tracing::warn!("redis does not reply; connecting again");
+            tracing::warn!("redis does not reply; reconnecting");
             metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => "silent").increment(1);
             let _ = tokio::time::timeout(LIMIT, client.force_reconnection()).await;
         }
@@ -81,7 +84,7 @@ pub(super) async fn until_given_up(
     }
 }
 
-/// Whether the client is connected, and not to the server that the sentinels say is the primary.
+/// Returns whether the client is connected, and not to the primary that the sentinels name.
 fn is_stale(client: &Client, primary: &mut Primary) -> bool {
     let connected = client.active_connections();
     let primary = primary.server();
@@ -90,7 +93,8 @@ fn is_stale(client: &Client, primary: &mut Primary) -> bool {
     !connected.is_empty() && !connected.iter().any(same)
 }
 
-async fn answers(client: &Client) -> bool {
+/// Returns whether every server of the client replies in time.
+async fn replies(client: &Client) -> bool {
     let options = Options { timeout: Some(LIMIT), max_attempts: Some(1), ..Options::default() };
     let nodes = client.cached_cluster_state().map(|state| state.unique_primary_nodes());
     match nodes {
@@ -106,12 +110,12 @@ async fn answers(client: &Client) -> bool {
     }
 }
 
-/// A refusal is a reply, too: a user without PING is served all the same.
+/// Returns whether the result is a reply. A refusal is one, too, because a user may lack PING.
 fn is_reply(pong: &Result<(), Error>) -> bool {
     pong.as_ref().err().is_none_or(|error| !is_unavailable(error))
 }
 
-/// Notes what happens to the connections, as long as it is polled.
+/// Counts the events of the client's connections. Resolves when the client has ended.
 async fn changes(client: &Client, disturbances: &Disturbances) {
     let (mut errors, mut reconnections) = (client.error_rx(), client.reconnect_rx());
     let mut changes = client.cluster_change_rx();

@@ -1,4 +1,4 @@
-//! What must be true once everything has ended.
+//! The checks after everything has ended.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::holder::parts;
 use super::world::{Submission, World};
 use crate::session::{GenerationId, Message, Owner, Role, Status};
 
-/// Reasoning and answer as they are stored.
+/// Returns reasoning and answer as they are stored.
 fn stored(message: &Message) -> [String; 2] {
     [message.thinking.clone().unwrap_or_default(), message.content.clone()]
 }
@@ -47,15 +47,15 @@ impl World<'_> {
     }
 
     fn may_have_no_answer(&self, turn: &Submission) -> bool {
-        // Stopped while it waited, or before a failover that took all of it. A clear that is done
-        // again takes what was accepted before that.
+        // The turn was cancelled while it waited, or before a failover lost all of it. A clear that
+        // is applied again clears turns that were accepted before that.
         if turn.cancelled || turn.before_redo {
             return true;
         }
         if self.failovers == 0 {
             return false;
         }
-        // Two faults at once: a failover took the turn, and nobody who could restore it lives.
+        // Two faults at once: a failover lost the turn, and no holder that could restore it lives.
         let mut holders = self.holders.iter().rev();
         let newest = holders.find(|holder| holder.turn.generation == turn.generation);
         !turn.acknowledged || newest.is_none_or(|holder| !self.alive[holder.replica])
@@ -67,18 +67,18 @@ impl World<'_> {
             && message.status == Some(Status::Complete)
         {
             let written = parts(self.holders[ender].state.text());
-            assert_eq!(stored, written, "stored is what its only writer wrote to the end");
+            assert_eq!(stored, written, "the stored answer is the text of its only ender");
         }
         let delivered = self.client.ended.get(&turn.generation);
         if turn.cancelled {
             self.check_cancelled(turn, message, delivered);
             return;
         }
-        // Two faults at once: a failover took an end, and its writer could not do it again, as it
-        // was dead or another replica had taken the turn over, or the failover took its claim, too,
-        // and the holder before it lives. So another one ended the turn.
+        // Two faults at once: a failover lost an end, and its writer could not write it again,
+        // because the writer was dead or another replica had taken the turn over, or the failover
+        // lost its claim, too, and the holder before it lives. So another holder ended the turn.
         if let Some(delivered) = delivered.filter(|_| turn.enders.len() <= 1) {
-            assert_eq!(&stored, delivered, "stored is what was delivered");
+            assert_eq!(&stored, delivered, "the stored answer is the delivered one");
         }
     }
 
@@ -88,8 +88,8 @@ impl World<'_> {
         message: &Message,
         delivered: Option<&[String; 2]>,
     ) {
-        // A failover took the cancel, and before it was done again, a holder that had not heard of it
-        // ended the turn: then that came first.
+        // A failover lost the cancel, and before the cancel was applied again, a holder that had
+        // not received its hint ended the turn: then that end came first.
         if turn.ended_after_cancel {
             return;
         }
@@ -97,16 +97,16 @@ impl World<'_> {
         let stored = stored(message);
         match delivered {
             Some(delivered) if self.failovers == 0 => {
-                assert_eq!(&stored, delivered, "stored is what was delivered");
+                assert_eq!(&stored, delivered, "the stored answer is the delivered one");
             }
-            // Two faults at once: the cancel has no text, so what a failover took with it stays
-            // away, and what had been taken back may be there again. Or it took an end, another
-            // replica took the turn over, and the cancel met that.
+            // Two faults at once: the cancel has no text, so that text which a failover lost stays
+            // lost, and text before a rewind may be stored again. Or the failover lost an end,
+            // another replica took the turn over, and the cancel met that.
             Some(delivered)
-                if !turn.taken_back && !turn.written_after_cancel && turn.enders.is_empty() =>
+                if !turn.rewound && !turn.written_after_cancel && turn.enders.is_empty() =>
             {
                 for (delivered, stored) in delivered.iter().zip(&stored) {
-                    assert!(delivered.starts_with(stored), "a part of what was delivered");
+                    assert!(delivered.starts_with(stored), "a beginning of the delivered answer");
                 }
             }
             _ => {}

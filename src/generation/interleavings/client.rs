@@ -1,4 +1,4 @@
-//! A client that follows the session, reading what is stored.
+//! A client that follows the session by reading the stored events and text.
 
 use std::collections::HashMap;
 
@@ -6,16 +6,17 @@ use crate::session::store::{ReadFrom, ReadOutcome};
 use crate::session::window::{Step, Window};
 use crate::session::{Control, Cursor, GenerationId, Owner, SessionId, Store};
 
-/// A client: it puts the text together, and takes back what it is told to.
+/// A client that puts the text together, and removes text at a rewind.
 pub(super) struct Client {
     pub(super) cursor: Cursor,
     pub(super) reasoning: String,
     pub(super) text: String,
-    /// Reasoning and answer of each generation, as they were delivered at its last end.
+    /// Reasoning and answer of each generation, as they were delivered at the generation's last
+    /// end.
     pub(super) ended: HashMap<GenerationId, [String; 2]>,
 }
 
-/// What became of a read.
+/// The outcome of a read.
 pub(super) enum Followed {
     UpToDate,
     /// Redis does not know the cursor.
@@ -32,16 +33,17 @@ impl Client {
         }
     }
 
-    fn take_back(&mut self, from: usize) {
+    fn rewind(&mut self, from: usize) {
         let delivered = self.text.get(..from);
-        assert!(delivered.is_some(), "takes back what was never delivered: {from} {}", self.text);
+        assert!(delivered.is_some(), "a rewind of undelivered text: {from} {}", self.text);
         self.text.truncate(from);
         if from == 0 {
             self.reasoning.clear();
         }
     }
 
-    /// Reads on from the cursor. `may_end_again`: a failover may have taken the end of a generation.
+    /// Reads from the cursor. With `may_end_again` a failover may have lost the end of a
+    /// generation.
     pub(super) async fn read(
         &mut self,
         store: &Store,
@@ -63,28 +65,28 @@ impl Client {
         }
     }
 
-    /// Begins anew from a snapshot: from where the running turn began, else from the end.
-    pub(super) async fn begin_anew(&mut self, store: &Store, session: SessionId) {
+    /// Starts again from a snapshot: from the beginning of the running turn, else from the end.
+    pub(super) async fn start_again(&mut self, store: &Store, session: SessionId) {
         let read = store.read(&Owner::Anonymous, session, ReadFrom::RunningTurn).await;
         self.cursor = match read.expect("a read") {
             ReadOutcome::Window { window, .. } => window.start(),
             ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,
         };
-        self.take_back(0);
+        self.rewind(0);
     }
 
     fn follow(&mut self, window: &Window, may_end_again: bool) -> Followed {
         loop {
             self.cursor = match window.next(&self.cursor, 5) {
                 Step::Piece { thought, offset, text, after, .. } => {
-                    let seen = if thought { &mut self.reasoning } else { &mut self.text };
-                    assert_eq!(offset, seen.len() as u64, "a hole or a double");
-                    seen.push_str(text);
+                    let known = if thought { &mut self.reasoning } else { &mut self.text };
+                    assert_eq!(offset, known.len() as u64, "a hole or a double");
+                    known.push_str(text);
                     after
                 }
                 Step::Event { event, answer, after, .. } => {
                     match (&event.control, event.generation) {
-                        (Control::Started { .. }, _) => self.take_back(0),
+                        (Control::Started { .. }, _) => self.rewind(0),
                         (control, Some(generation)) if control.is_terminal() => {
                             self.take_end(generation, answer, may_end_again);
                         }
@@ -93,7 +95,7 @@ impl Client {
                     after
                 }
                 Step::Restart { from, after, .. } => {
-                    self.take_back(from as usize);
+                    self.rewind(from as usize);
                     after
                 }
                 Step::Silent { after } => after,
@@ -107,7 +109,7 @@ impl Client {
         // A turn that waited, or that ended before a snapshot, has no pieces.
         let mut reasoning = String::new();
         if self.cursor.generation == Some(generation) {
-            assert_eq!(self.text, answer, "the end gives another answer than the pieces");
+            assert_eq!(self.text, answer, "the end has another answer than the pieces");
             reasoning.clone_from(&self.reasoning);
         }
         let before = self.ended.insert(generation, [reasoning, answer.to_owned()]);

@@ -1,4 +1,4 @@
-//! A turn in the hands of a replica: the real decisions of a writer, one call at a time.
+//! A turn that a replica holds: the real decisions of a writer, one call at a time.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::Fate;
-use crate::generation::writer::make;
+use crate::generation::writer::make_call;
 use crate::generation::writer_state::{Reply, WriterCall, WriterState};
 use crate::session::model::{ContextReport, rfc3339};
 use crate::session::reasoning::Shape;
@@ -15,21 +15,21 @@ use crate::session::{Control, FinishReason, Message, Role, Status, Store, Tag, U
 
 /// Characters of an answer.
 pub(super) const ANSWER: usize = 40;
-/// Characters of them that are reasoning, where the model thinks.
+/// Characters of an answer that are reasoning, where the model reasons.
 const REASONING: usize = 15;
 
 pub(super) struct Holder {
     pub(super) replica: usize,
     pub(super) turn: Arc<Turn>,
     pub(super) state: WriterState,
-    /// Every third character that it writes.
+    /// Every third character that the holder writes.
     letter: char,
-    /// Characters of its answer that are reasoning.
+    /// Characters of the answer that are reasoning.
     reasoning: usize,
     end: (Message, Vec<(Tag, Control)>),
-    /// It has learned that the turn is cancelled or another's.
+    /// Whether the holder has learned that the turn is cancelled or another replica's.
     pub(super) stopped: bool,
-    /// It has tried to end the turn: it generates no more, and does not look in between.
+    /// Whether the holder has tried to end the turn: it generates no more, and makes no check.
     pub(super) ending: bool,
     pub(super) finished: bool,
 }
@@ -40,9 +40,9 @@ impl Holder {
         turn: Arc<Turn>,
         state: WriterState,
         letter: char,
-        thinks: bool,
+        reasons: bool,
     ) -> Self {
-        let reasoning = if thinks { REASONING } else { 0 };
+        let reasoning = if reasons { REASONING } else { 0 };
         let now = Utc::now();
         let header = Message {
             generation_id: Some(turn.generation),
@@ -70,7 +70,7 @@ impl Holder {
             if !self.state.is_running() || self.ending || position >= ANSWER {
                 return;
             }
-            // Digits tell the position, so that a piece at a wrong one shows.
+            // Digits are the position, so that a piece at a wrong position is noticed.
             let digit = char::from_digit((position % 10) as u32, 10).unwrap_or('?');
             let next = if position.is_multiple_of(3) { self.letter } else { digit }.to_string();
             if position < self.reasoning {
@@ -81,13 +81,13 @@ impl Holder {
         }
     }
 
-    pub(super) fn take_back(&mut self, share: f64) {
+    pub(super) fn rewind(&mut self, share: f64) {
         let length = (self.state.text().len() as f64 * share) as usize;
-        self.state.take_back(length);
+        self.state.rewind(length);
         self.letter = self.letter.to_uppercase().next().unwrap_or(self.letter);
     }
 
-    /// Whether Redis has everything, so that the turn can be ended.
+    /// Returns whether Redis has everything, so that the turn can be ended.
     pub(super) fn is_settled(&self) -> bool {
         self.state.is_running() && self.state.next_call().is_none()
     }
@@ -96,49 +96,49 @@ impl Holder {
         let call = match self.state.next_call() {
             Some(call) => call,
             None if self.ending => return,
-            None => self.state.look(),
+            None => self.state.check(),
         };
-        let ask = async |call: WriterCall| -> Reply {
+        let make = async |call: WriterCall| -> Reply {
             let (store, turn) = (store.clone(), Arc::clone(&self.turn));
-            make(store, turn, call, self.state.text()).await.expect("a reply")
+            make_call(store, turn, call, self.state.text()).await.expect("a reply")
         };
-        let mut reply = ask(call).await;
+        let mut reply = make(call).await;
         match fate {
             Fate::Done => {}
             Fate::ReplyLost => return,
-            Fate::Twice => reply = ask(call).await,
+            Fate::Twice => reply = make(call).await,
         }
-        self.stopped = self.state.take_in(call, Instant::now(), reply).is_err();
+        self.stopped = self.state.apply(call, Instant::now(), reply).is_err();
     }
 
-    /// Tries to end the turn. `true`: Redis has its end.
+    /// Tries to end the turn. Returns whether Redis has its end.
     pub(super) async fn finish(&mut self, store: &Store, fate: Fate) -> bool {
         self.ending = true;
         let (header, events) = &self.end;
         let (length, revision) = (self.state.text().len() as u64, self.state.revision());
-        let ask = async || {
+        let finish = async || {
             store.finish(&self.turn, revision, length, header, events).await.expect("a reply")
         };
-        let mut reply = ask().await;
+        let mut reply = finish().await;
         match fate {
             Fate::Done => {}
             Fate::ReplyLost => return reply == Written::Ok,
-            Fate::Twice => reply = ask().await,
+            Fate::Twice => reply = finish().await,
         }
-        let look = self.state.look();
-        let taken = self.state.take_in(look, Instant::now(), Reply::Written(reply));
-        self.stopped = taken.is_err();
+        let check = self.state.check();
+        let applied = self.state.apply(check, Instant::now(), Reply::Written(reply));
+        self.stopped = applied.is_err();
         self.finished = !self.stopped && reply == Written::Ok;
         self.finished
     }
 }
 
-/// Of reasoning and answer, without what stands around them.
+/// Returns the number of characters of reasoning and answer, without the markers.
 fn characters_of(text: &str) -> usize {
     parts(text).iter().map(|part| part.chars().count()).sum()
 }
 
-/// Reasoning and answer.
+/// Returns reasoning and answer.
 pub(super) fn parts(text: &str) -> [String; 2] {
     let shape = Shape::of(text);
     [shape.thoughts(text).unwrap_or_default().to_owned(), shape.answer(text).to_owned()]

@@ -1,11 +1,11 @@
-//! Every order of writes, lost replies, takeovers, cancels, clears and failovers keeps what is
-//! promised.
+//! Every order of writes, lost replies, takeovers, cancels, clears and failovers keeps the
+//! promises.
 //!
-//! The functions in a real Redis and the decisions of a writer are the real ones; only time and the
-//! network are made up. Each writer writes its own alphabet, so that text of two writers that is
-//! mixed, doubled or lost cannot look right.
+//! Redis, its functions and the decisions of a writer are the real ones; only time and the network
+//! are simulated. Each writer writes its own alphabet, so that mixed, doubled or lost text of two
+//! writers is noticed.
 //!
-//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "What dies, and who
+//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "What dies, and holder
 //! repairs it"). [`World::check`] excludes these cases one by one, each with its reason, and checks
 //! everything else.
 
@@ -26,13 +26,13 @@ use crate::session::store::SessionLimits;
 use world::World;
 
 const REPLICAS: usize = 3;
-/// Idempotency keys that clients use again and again.
+/// Idempotency keys that clients use repeatedly.
 const KEYS: u8 = 3;
-/// Histories that are tried, where `PROPTEST_CASES` does not say how many: each is some hundred
-/// calls of Redis.
+/// Histories that are tried, where `PROPTEST_CASES` is not set: each is some hundred calls of
+/// Redis.
 const CASES: u32 = 100;
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Done,
@@ -48,35 +48,35 @@ enum Action {
         key: Option<u8>,
         fate: Fate,
     },
-    /// A holder makes the next call that it wants to make.
+    /// A holder makes its next call.
     Write {
-        who: usize,
+        holder: usize,
         fate: Fate,
     },
-    /// The model generates so many characters.
+    /// The model generates characters.
     Generate {
-        who: usize,
+        holder: usize,
         characters: usize,
     },
-    /// The model, asked to go on, goes another way from this share of the text.
-    TakeBack {
-        who: usize,
+    /// The model diverges when it continues the answer: the holder keeps this share of the text.
+    Rewind {
+        holder: usize,
         share: f64,
     },
     Finish {
-        who: usize,
+        holder: usize,
         fate: Fate,
     },
-    /// Never the first replica: one has to be left.
+    /// A replica dies, but never the first: one has to be left.
     Die {
         replica: usize,
     },
-    /// Claims what dead replicas hold, and with `suspicion` what living ones hold.
+    /// A replica claims the turns of dead replicas, and with `suspicion` those of living ones.
     TakeOver {
         by: usize,
         suspicion: bool,
     },
-    /// With `heard`, the holder's replica receives the hint.
+    /// A client cancels. With `heard`, the holder's replica receives the hint.
     Cancel {
         heard: bool,
         fate: Fate,
@@ -86,10 +86,10 @@ enum Action {
         heard: bool,
         fate: Fate,
     },
-    /// The replica of Redis has everything up to here.
+    /// The replica of Redis has replicated everything.
     InSync,
     Failover,
-    /// One cancel or clear from before the failover is done again.
+    /// One cancel or clear from before the failover is applied again.
     Redo {
         which: usize,
     },
@@ -101,16 +101,17 @@ fn fate() -> impl Strategy<Value = Fate> {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let (replica, who) = (0..REPLICAS, 0..8usize);
+    let (replica, holder) = (0..REPLICAS, 0..8usize);
     let key = prop_oneof![2 => Just(None), 1 => (0..KEYS).prop_map(Some)];
     prop_oneof![
         4 => (replica.clone(), key, fate())
             .prop_map(|(by, key, fate)| Action::Accept { by, key, fate }),
-        16 => (who.clone(), fate()).prop_map(|(who, fate)| Action::Write { who, fate }),
-        10 => (who.clone(), 1..12usize)
-            .prop_map(|(who, characters)| Action::Generate { who, characters }),
-        1 => (who.clone(), 0.0..1.0f64).prop_map(|(who, share)| Action::TakeBack { who, share }),
-        4 => (who, fate()).prop_map(|(who, fate)| Action::Finish { who, fate }),
+        16 => (holder.clone(), fate()).prop_map(|(holder, fate)| Action::Write { holder, fate }),
+        10 => (holder.clone(), 1..12usize)
+            .prop_map(|(holder, characters)| Action::Generate { holder, characters }),
+        1 => (holder.clone(), 0.0..1.0f64)
+            .prop_map(|(holder, share)| Action::Rewind { holder, share }),
+        4 => (holder, fate()).prop_map(|(holder, fate)| Action::Finish { holder, fate }),
         1 => (1..REPLICAS).prop_map(|replica| Action::Die { replica }),
         2 => (replica, any::<bool>())
             .prop_map(|(by, suspicion)| Action::TakeOver { by, suspicion }),
@@ -124,7 +125,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// The stores of all replicas.
+/// Creates the stores of all replicas.
 async fn stores(redis: &RedisServer) -> Vec<Store> {
     let options = RedisOptions {
         url: redis.url(),
@@ -140,7 +141,7 @@ async fn stores(redis: &RedisServer) -> Vec<Store> {
     stores
 }
 
-async fn try_out(redis: &RedisServer, stores: &[Store], history: &[Action], shown: bool) {
+async fn run_history(redis: &RedisServer, stores: &[Store], history: &[Action], shown: bool) {
     let mut world = World::new(redis, stores);
     for action in history {
         if shown {
@@ -165,7 +166,7 @@ fn every_interleaving_of_writes_takeovers_cancels_clears_and_failovers_keeps_the
     let seed = variable("PROPTEST_RNG_SEED").unwrap_or_else(rand::random::<u64>);
     let cases = variable("PROPTEST_CASES").and_then(|cases| u32::try_from(cases).ok());
     let cases = cases.unwrap_or(CASES);
-    eprintln!("to try the same again: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
+    eprintln!("to repeat this run: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let redis = RedisServer::start_with(&["--appendonly", "no"]);
     let stores = runtime.block_on(stores(&redis));
@@ -177,15 +178,15 @@ fn every_interleaving_of_writes_takeovers_cancels_clears_and_failovers_keeps_the
     };
     let histories = proptest::collection::vec(action(), 1..90);
     let outcome = TestRunner::new(config).run(&histories, |history| {
-        runtime.block_on(try_out(&redis, &stores, &history, false));
+        runtime.block_on(run_history(&redis, &stores, &history, false));
         Ok(())
     });
     match outcome {
         Ok(()) => {}
         Err(TestError::Fail(reason, history)) => {
             eprintln!("the shortest history that fails, step by step:");
-            runtime.block_on(try_out(&redis, &stores, &history, true));
-            panic!("{reason} (it did not fail again): {history:?}");
+            runtime.block_on(run_history(&redis, &stores, &history, true));
+            panic!("{reason} (the repeat did not fail): {history:?}");
         }
         Err(error) => panic!("{error}"),
     }

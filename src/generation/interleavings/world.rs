@@ -18,31 +18,31 @@ use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
 /// Rounds after which everything must have ended.
 const ROUNDS: usize = 400;
 
-/// A turn that Redis took in.
+/// A turn that Redis accepted.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Submission {
     pub(super) generation: GenerationId,
     key: Option<u8>,
     pub(super) question: String,
-    /// Its client was told so.
+    /// Whether the client got the acceptance.
     pub(super) acknowledged: bool,
-    /// A clear that a failover had lost was still to be done again: it may take this turn, too. So it
-    /// may a turn that it had taken before and that was submitted again with its key.
+    /// Whether a clear that a failover lost was still to be applied again: it may clear this turn,
+    /// too. So it may a turn that it had cleared before and that was submitted again with its key.
     pub(super) before_redo: bool,
-    /// A clear came after it.
+    /// Whether a clear came after the turn.
     pub(super) cleared: bool,
     pub(super) deleted: bool,
     pub(super) cancelled: bool,
-    /// A failover took the cancel, and before that was done again, a holder wrote on.
+    /// Whether a failover lost the cancel, and a holder wrote before the cancel was applied again.
     pub(super) written_after_cancel: bool,
-    /// … or ended the turn.
+    /// Whether a holder ended the turn after a cancel that a failover lost.
     pub(super) ended_after_cancel: bool,
-    pub(super) taken_back: bool,
-    /// The holders whose end Redis took in, in this order.
+    pub(super) rewound: bool,
+    /// The holders whose end Redis accepted, in this order.
     pub(super) enders: Vec<usize>,
 }
 
-/// What replica 0 does again after a failover.
+/// A write that replica 0 applies again after a failover.
 enum Redo {
     Cancel(Cancellation),
     Clear(Clearing),
@@ -60,7 +60,7 @@ pub(super) struct World<'a> {
     /// Whether a replica of Redis was in sync since the last failover.
     in_sync: bool,
     redos: Vec<Redo>,
-    /// Those that were not done again since the last failover.
+    /// The redos that were not applied since the last failover.
     pending: Vec<usize>,
     /// The time of the session's epoch, as the last acknowledged clear or turn left it.
     epoch: u64,
@@ -88,25 +88,25 @@ impl<'a> World<'a> {
     pub(super) async fn step(&mut self, action: &Action) {
         match *action {
             Action::Accept { by, key, fate } if self.alive[by] => self.accept(by, key, fate).await,
-            Action::Write { who, fate } => {
-                if let Some(at) = self.active(who) {
+            Action::Write { holder, fate } => {
+                if let Some(at) = self.active(holder) {
                     self.write(at, fate).await;
                 }
             }
-            Action::Generate { who, characters } => {
-                if let Some(at) = self.active(who) {
+            Action::Generate { holder, characters } => {
+                if let Some(at) = self.active(holder) {
                     self.holders[at].generate(characters);
                 }
             }
-            Action::TakeBack { who, share } => {
-                if let Some(at) = self.active(who).filter(|at| !self.holders[*at].ending) {
-                    self.holders[at].take_back(share);
+            Action::Rewind { holder, share } => {
+                if let Some(at) = self.active(holder).filter(|at| !self.holders[*at].ending) {
+                    self.holders[at].rewind(share);
                     let generation = self.holders[at].turn.generation;
-                    self.submission(generation).taken_back = true;
+                    self.submission(generation).rewound = true;
                 }
             }
-            Action::Finish { who, fate } => {
-                if let Some(at) = self.active(who).filter(|at| self.holders[*at].is_settled()) {
+            Action::Finish { holder, fate } => {
+                if let Some(at) = self.active(holder).filter(|at| self.holders[*at].is_settled()) {
                     self.finish(at, fate).await;
                 }
             }
@@ -120,7 +120,7 @@ impl<'a> World<'a> {
                 self.redis.remember();
                 self.in_sync = true;
             }
-            // Two failovers without a replica in sync in between are not promised to be made good.
+            // Two failovers without a replica in sync in between are beyond the promises.
             Action::Failover if self.in_sync => self.fail_over(),
             Action::Redo { which } if !self.pending.is_empty() => {
                 let at = self.pending.swap_remove(which % self.pending.len());
@@ -131,11 +131,11 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A holder that still does something.
-    fn active(&self, who: usize) -> Option<usize> {
+    /// Returns the position of a holder that is still active, if there is one.
+    fn active(&self, number: usize) -> Option<usize> {
         let active: Vec<_> =
             (0..self.holders.len()).filter(|at| self.is_active(&self.holders[*at])).collect();
-        (!active.is_empty()).then(|| active[who % active.len()])
+        (!active.is_empty()).then(|| active[number % active.len()])
     }
 
     fn is_active(&self, holder: &Holder) -> bool {
@@ -147,7 +147,7 @@ impl<'a> World<'a> {
         &mut self.submissions[at]
     }
 
-    /// How many turns were accepted before it.
+    /// Returns the number of turns that were accepted before this one.
     fn order_of(&self, generation: GenerationId) -> usize {
         let known = self.submissions.iter().position(|turn| turn.generation == generation);
         known.expect("a generation that was accepted")
@@ -155,8 +155,8 @@ impl<'a> World<'a> {
 
     async fn accept(&mut self, by: usize, key: Option<u8>, fate: Fate) {
         // A repeat with the same key is the same request.
-        let asked = key.map_or(self.submissions.len(), usize::from);
-        let question = format!("<question {}{asked}>", if key.is_some() { "of key " } else { "" });
+        let number = key.map_or(self.submissions.len(), usize::from);
+        let question = format!("<question {}{number}>", if key.is_some() { "of key " } else { "" });
         let spec = TurnSpec {
             model: "m".to_owned(),
             temperature: 0.0,
@@ -197,28 +197,28 @@ impl<'a> World<'a> {
                 other => panic!("a repeat after a lost reply is not accepted: {other:?}"),
             }
         }
-        let there = self.stored_epoch();
+        let stored_epoch = self.stored_epoch();
         let submission = Submission {
             generation: turn.generation,
             key,
             question,
             acknowledged: !matches!(fate, Fate::ReplyLost),
-            before_redo: there < self.epoch,
+            before_redo: stored_epoch < self.epoch,
             cleared: false,
             deleted: false,
             cancelled: false,
             written_after_cancel: false,
             ended_after_cancel: false,
-            taken_back: false,
+            rewound: false,
             enders: Vec::new(),
         };
-        self.epoch = self.epoch.max(there);
+        self.epoch = self.epoch.max(stored_epoch);
         match self.submissions.iter_mut().find(|turn| turn.generation == submission.generation) {
-            // A failover took it, and its client was faster than its holder.
+            // A failover lost the turn, and its client was faster than its holder.
             Some(known) => {
                 known.before_redo |= submission.before_redo || known.cleared;
                 if known.cleared {
-                    // It ended with the clear, and is a turn of another epoch now.
+                    // The turn ended with the clear, and is a turn of another epoch now.
                     self.client.ended.remove(&known.generation);
                 }
                 (known.cleared, known.deleted) = (false, false);
@@ -236,8 +236,8 @@ impl<'a> World<'a> {
     fn hold(&mut self, by: usize, turn: Arc<Turn>, state: WriterState) {
         // Two bytes each, so that no offset is a count of characters by chance.
         let letter = char::from_u32(0x430 + self.holders.len() as u32 % 32).unwrap_or('x');
-        let thinks = self.order_of(turn.generation).is_multiple_of(2);
-        self.holders.push(Holder::new(by, turn, state, letter, thinks));
+        let reasons = self.order_of(turn.generation).is_multiple_of(2);
+        self.holders.push(Holder::new(by, turn, state, letter, reasons));
     }
 
     async fn write(&mut self, at: usize, fate: Fate) {
@@ -270,7 +270,7 @@ impl<'a> World<'a> {
         for turn in open {
             let holder = self.stores.iter().position(|store| store.replica() == turn.replica);
             let is_dead = holder.is_none_or(|holder| !self.alive[holder]);
-            // A replica takes its own turn over, too, where it holds it and does not know it.
+            // A replica also takes over a turn in its own name that it does not run.
             let is_forgotten = holder == Some(by)
                 && !self.holders.iter().any(|holder| {
                     holder.turn.generation == turn.generation
@@ -297,49 +297,50 @@ impl<'a> World<'a> {
     }
 
     async fn cancel(&mut self, heard: bool, fate: Fate) {
-        let wish = Cancellation::new(&Owner::Anonymous, self.session, None);
+        let cancellation = Cancellation::new(&Owner::Anonymous, self.session, None);
         let store = &self.stores[0];
-        let met = |reply: &Result<CancelReply, _>| match reply {
+        let cancelled = |reply: &Result<CancelReply, _>| match reply {
             Ok(CancelReply::Running(id) | CancelReply::Waiting(id)) => Some(*id),
             _ => None,
         };
-        let Some(generation) = met(&store.cancel(&wish).await) else { return };
+        let Some(generation) = cancelled(&store.cancel(&cancellation).await) else { return };
         if !matches!(fate, Fate::Done) {
-            let again = met(&store.cancel(&wish).await);
+            let again = cancelled(&store.cancel(&cancellation).await);
             assert_eq!(again, Some(generation), "a repeat cancels what the first did");
         }
         self.submission(generation).cancelled = true;
-        self.redos.push(Redo::Cancel(wish.again(generation)));
+        self.redos.push(Redo::Cancel(cancellation.again(generation)));
         if heard {
             self.stop_holders(&[generation]);
         }
     }
 
     async fn clear(&mut self, delete: bool, heard: bool, fate: Fate) {
-        let mut wish = Clearing::new(&Owner::Anonymous, self.session, delete);
-        let repeat = wish.clone();
+        let mut clearing = Clearing::new(&Owner::Anonymous, self.session, delete);
+        let repeat = clearing.clone();
         let store = &self.stores[0];
-        if store.clear(&mut wish).await.is_err() {
+        if store.clear(&mut clearing).await.is_err() {
             return;
         }
         if !matches!(fate, Fate::Done) && !delete {
-            // After a lost reply; what it cancelled is not known then.
-            wish = repeat;
-            store.clear(&mut wish).await.expect("a repeat after a lost reply");
+            // After a lost reply, the turns that the clear cancelled are not known.
+            clearing = repeat;
+            store.clear(&mut clearing).await.expect("a repeat after a lost reply");
         }
         self.epoch = self.epoch.max(self.stored_epoch());
         for turn in &mut self.submissions {
             turn.cleared = true;
             turn.deleted |= delete;
         }
-        self.redos.push(Redo::Clear(wish));
+        self.redos.push(Redo::Clear(clearing));
         if heard {
             let all: Vec<_> = self.submissions.iter().map(|turn| turn.generation).collect();
             self.stop_holders(&all);
         }
     }
 
-    /// Their replicas receive the hint; a holder that is about to end learns it by its next call.
+    /// Stops the holders whose replicas received a hint. A holder that is ending its turn learns it
+    /// by its next call.
     fn stop_holders(&mut self, generations: &[GenerationId]) {
         let stopped =
             |holder: &&mut Holder| !holder.ending && generations.contains(&holder.turn.generation);
@@ -348,7 +349,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What was written since Redis was in sync is gone; living replicas do again what they did.
+    /// Loses every write since Redis was in sync. Living replicas apply their redos again.
     fn fail_over(&mut self) {
         self.redis.cli(&["SWAPDB", "0", "1"]);
         self.redis.remember();
@@ -365,11 +366,11 @@ impl<'a> World<'a> {
     async fn redo(&mut self, at: usize) {
         let store = &self.stores[0];
         match &mut self.redos[at] {
-            Redo::Cancel(wish) => {
-                let _ = store.cancel(wish).await;
+            Redo::Cancel(cancellation) => {
+                let _ = store.cancel(cancellation).await;
             }
-            Redo::Clear(wish) => {
-                let _ = store.clear(wish).await;
+            Redo::Clear(clearing) => {
+                let _ = store.clear(clearing).await;
             }
         }
     }
@@ -378,16 +379,16 @@ impl<'a> World<'a> {
         let store = &self.stores[0];
         let followed = self.client.read(store, self.session, self.failovers > 0).await;
         if let Followed::Lost = followed {
-            // Of a turn that had ended before it was cleared, nothing is left to be read.
+            // Nothing is left of a turn that had ended before it was cleared.
             let is_cleared = self.submissions.iter().any(|turn| turn.cleared);
             assert!(self.failovers > 0 || is_cleared, "a cursor was lost without a reason");
             if must_recover {
-                self.client.begin_anew(store, self.session).await;
+                self.client.start_again(store, self.session).await;
             }
         }
     }
 
-    /// No more faults: everything has to end.
+    /// Lets everything end, without more faults.
     pub(super) async fn settle(&mut self) {
         for at in std::mem::take(&mut self.pending) {
             self.redo(at).await;
@@ -413,7 +414,7 @@ impl<'a> World<'a> {
             }
             self.read(true).await;
             let session = self.stores[0].describe(&Owner::Anonymous, self.session).await;
-            // Where a failover took the only turn, and that was cancelled, there is no session.
+            // If a failover lost the only turn, and that was cancelled, there is no session.
             if !is_busy && session.map_or(true, |session| session.running.is_none()) {
                 return;
             }
@@ -426,13 +427,13 @@ impl<'a> World<'a> {
         epoch.trim().split_once('-').and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
     }
 
-    /// The events as they are stored, with the questions in them.
+    /// Returns the events as they are stored, with the questions in them.
     pub(super) fn stored_events(&self) -> String {
         let events = format!("{}:events", channel(self.session));
         self.redis.cli(&["LRANGE", &events, "0", "-1"])
     }
 
-    /// Prints the state, so that the shortest history that fails can be followed.
+    /// Prints the state, for the shortest history that fails.
     pub(super) fn show(&self) {
         for (at, holder) in self.holders.iter().enumerate() {
             let flags = [

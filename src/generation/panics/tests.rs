@@ -25,12 +25,12 @@ pub(in super::super) struct InjectedPanics {
 }
 
 impl InjectedPanics {
-    /// Panics in the middle of an answer, if the test has asked for one more.
+    /// Panics in the middle of an answer, if the test has injected one more panic there.
     pub(in super::super) fn strike_in_answer(&self, bytes: usize) {
         assert!(bytes < MIDDLE || !takes_one(&self.in_answer), "on purpose");
     }
 
-    /// Panics before anything else of a turn happens, if the test has asked for one more.
+    /// Panics at the start of a turn, if the test has injected one more panic there.
     pub(in super::super) fn strike_at_start(&self) {
         assert!(!takes_one(&self.at_start), "on purpose");
     }
@@ -110,7 +110,7 @@ impl Replica {
         self.generations.submit(&OWNER, session, new).await.expect("accepted").generation
     }
 
-    /// The answer, once it has ended.
+    /// Returns the answer when it has ended.
     async fn answer(&self, session: SessionId, generation: GenerationId) -> Message {
         let find = || self.generations.store.find_message(&OWNER, session, generation.0);
         assert!(eventually(LIMIT, async || matches!(find().await, Ok(Some(_)))).await, "no end");
@@ -123,9 +123,9 @@ impl Replica {
         self.answer(session, generation).await
     }
 
-    /// No turn is open or listed, and the only slot serves the next turn.
+    /// Asserts that no turn is open or listed, and that the only slot serves the next turn.
     async fn assert_nothing_is_left(&self) {
-        let nothing = async || {
+        let nothing_is_left = async || {
             for bucket in 0..BUCKETS {
                 if !self.generations.store.open_turns(bucket).await.expect("a reply").is_empty() {
                     return false;
@@ -133,7 +133,7 @@ impl Replica {
             }
             self.generations.running().is_empty()
         };
-        assert!(eventually(LIMIT, nothing).await, "a turn is left");
+        assert!(eventually(LIMIT, nothing_is_left).await, "a turn is left");
         let next = self.answer_of_one_turn().await;
         assert_eq!((next.status, next.content), (Some(Status::Complete), expected()));
     }
@@ -144,7 +144,7 @@ fn expected() -> String {
 }
 
 #[tokio::test]
-async fn a_turn_that_panics_once_goes_on_without_a_lost_character_and_leaves_nothing_behind() {
+async fn a_turn_that_panics_once_continues_without_a_lost_character_and_leaves_nothing_behind() {
     let replica = Replica::start().await;
     replica.generations.injected_panics.in_answer.store(1, Ordering::SeqCst);
     let answer = replica.answer_of_one_turn().await;
@@ -161,7 +161,7 @@ async fn a_turn_that_panics_again_and_again_ends_with_internal_and_leaves_nothin
     let answer = replica.answer_of_one_turn().await;
     let code = answer.error.map(|error| error.code);
     assert_eq!((answer.status, code.as_deref()), (Some(Status::Failed), Some("internal")));
-    // What was stored of it is kept.
+    // The stored text is kept.
     assert!(!answer.content.is_empty() && expected().starts_with(&answer.content));
     assert_eq!(u32::MAX - panics.load(Ordering::SeqCst), super::FAILED_AFTER);
     panics.store(0, Ordering::SeqCst);
@@ -179,7 +179,7 @@ async fn a_turn_that_panics_while_its_failure_is_written_is_cancelled_and_leaves
 }
 
 #[tokio::test]
-async fn a_turn_that_panics_while_it_waits_for_its_session_keeps_its_place_and_is_answered() {
+async fn a_turn_that_panics_while_it_waits_for_its_session_keeps_its_turn_and_is_answered() {
     let replica = Replica::start().await;
     let session = SessionId::random();
     let first = replica.submit(session).await;

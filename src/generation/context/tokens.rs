@@ -1,0 +1,71 @@
+//! Estimates how many tokens a text has.
+
+use super::past_turns::{PastTurn, turns_before};
+use crate::session::Status;
+use crate::session::model::TurnSpec;
+
+/// Bytes of a token where the conversation has no count yet: fewer than in known languages and
+/// models, so that the estimate is high.
+pub(super) const BYTES_PER_TOKEN: f64 = 3.0;
+/// Bounds of the bytes of a token that follow from a count.
+pub(super) const COUNTED_BYTES_PER_TOKEN: std::ops::RangeInclusive<f64> = 0.5..=8.0;
+/// An estimate from a count is multiplied by this.
+pub(super) const CAUTION: f64 = 1.1;
+/// Tokens that a chat template puts around one message.
+const TOKENS_AROUND_MESSAGE: f64 = 8.0;
+
+/// Estimates tokens from what the host counted in this conversation, because only the host knows
+/// the model's tokenizer.
+pub(super) struct TokenEstimate {
+    pub(super) bytes_per_token: f64,
+}
+
+impl TokenEstimate {
+    /// Creates an estimate from the newest answer of this model whose prompt was counted. Its
+    /// system prompt is assumed to have been the present one.
+    pub(super) fn of(past: &[PastTurn<'_>], spec: &TurnSpec) -> Self {
+        let system = spec.system.as_ref().map_or(0, String::len);
+        let counted = past.iter().enumerate().rev().find_map(|(at, turn)| {
+            // The usage may be an estimate itself, so the count of the report is read.
+            let report = turn.answer.context?;
+            if report.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&spec.model) {
+                return None;
+            }
+            let first = at.checked_sub(turns_before(report.messages_sent))?;
+            let before = past[first..at]
+                .iter()
+                .map(|turn| turn.question.content.len() + turn.answer.content.len());
+            let bytes = before.sum::<usize>() + turn.question.content.len() + system;
+            let around = report.messages_sent as f64 * TOKENS_AROUND_MESSAGE;
+            let tokens = (report.prompt_tokens as f64 - around).max(1.0);
+            Some(bytes as f64 / tokens)
+        });
+        let bytes_per_token = counted.map_or(BYTES_PER_TOKEN, |bytes| {
+            let (least, most) = COUNTED_BYTES_PER_TOKEN.into_inner();
+            bytes.clamp(least, most) / CAUTION
+        });
+        Self { bytes_per_token }
+    }
+
+    /// Estimates the tokens of a message with this text.
+    pub(super) fn of_text(&self, text: &str) -> f64 {
+        text.len() as f64 / self.bytes_per_token + TOKENS_AROUND_MESSAGE
+    }
+
+    /// Estimates the tokens of an answer in a prompt. The host counted the answer as it generated
+    /// it, without what its template puts around it there, so the larger of count and estimate is
+    /// taken.
+    pub(super) fn of_answer(&self, turn: &PastTurn<'_>) -> f64 {
+        let answer = turn.answer;
+        let text = self.of_text(&answer.content);
+        match (answer.usage, answer.status) {
+            // A count that includes reasoning says nothing of the answer. Reasoning that was not
+            // requested is not even stored, so the count is bounded by the bytes of the answer.
+            (Some(usage), Some(Status::Complete)) if answer.thinking.is_none() => {
+                let counted = usage.completion_tokens.min(answer.content.len() as u64);
+                text.max(counted as f64 + TOKENS_AROUND_MESSAGE)
+            }
+            _ => text,
+        }
+    }
+}

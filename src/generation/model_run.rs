@@ -1,0 +1,213 @@
+//! One model run: one stream from one host, written into the answer.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Generations;
+use super::context::{Beginning, Conversation};
+use super::continuation::{self, Opening};
+use super::stop::{Stopped, cancelled};
+use super::turn::call_redis;
+use super::writer::Writer;
+use super::writer_state::Fenced;
+use crate::ollama::{DoneReason, HostId, OllamaError, Slot};
+use crate::queue::Lease;
+use crate::retry::Backoff;
+use crate::session::model::{ContextReport, ContinuedHow, Reasoning};
+use crate::session::store::Turn;
+use crate::session::{Feed, FinishReason, Usage};
+use crate::telemetry::metric;
+
+/// A request that the host found too long is shortened by the host's count, and this much more.
+const MARGIN: f64 = 1.1;
+/// How often a request is shortened, at most: each time at least one message less is sent.
+const SHORTENED: u32 = 4;
+
+/// The end of a model run.
+pub(super) enum RunEnd {
+    /// The model has completed the answer.
+    Completed {
+        /// Why the model ended.
+        reason: FinishReason,
+        /// The tokens of the whole answer.
+        usage: Usage,
+    },
+    /// The host failed; another run may continue the answer.
+    Failed(OllamaError),
+}
+
+/// The end of a model run, with the context that the model was given.
+pub(super) struct ModelRun {
+    pub(super) end: RunEnd,
+    pub(super) context: ContextReport,
+}
+
+/// Runs the model on the host of the lease's grant, and streams its text into the writer. `sent` is
+/// the number of messages that the answer so far was generated from, where this replica knows it.
+///
+/// # Errors
+/// [`Stopped`].
+pub(super) async fn run_model(
+    generations: &Generations,
+    turn: &Turn,
+    feed: &Arc<Feed>,
+    writer: &mut Writer,
+    lease: &Lease,
+    sent: Option<u64>,
+) -> Result<ModelRun, Stopped> {
+    let opened = Instant::now();
+    let so_far = writer.text().to_owned();
+    let mut opened_stream = Box::pin(open(generations, turn, lease, &so_far, sent));
+    let opening = loop {
+        tokio::select! {
+            opening = &mut opened_stream => break opening,
+            written = writer.progress() => written.map_err(|Fenced| Stopped)?,
+            () = cancelled(feed, turn) => return Err(Stopped),
+        }
+    };
+    let Opened { opening, report: mut context, estimate, slot: _slot } = match opening {
+        Ok(opened) => opened,
+        Err((error, context)) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
+    };
+    let mut continued = match opening {
+        Opening::Stream(continued) => continued,
+        Opening::OutOfTokens { prompt_tokens, answer_tokens } => {
+            context.prompt_tokens = prompt_tokens;
+            let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
+            let end = RunEnd::Completed { reason: FinishReason::Length, usage };
+            return Ok(ModelRun { end, context });
+        }
+    };
+    // A restart is noted at once, another continuation with its first piece.
+    let mut continuation = continued.how;
+    if continuation == Some(ContinuedHow::Restarted) {
+        writer.rewind(0);
+        writer.note_continued(continuation.take());
+    }
+    if so_far.is_empty() {
+        metrics::histogram!(metric::TIME_TO_FIRST_TOKEN_SECONDS)
+            .record(opened.elapsed().as_secs_f64());
+    }
+    // A piece is not a token, but each is at least one.
+    let mut pieces = 0;
+    let (reason, done) = loop {
+        let token = tokio::select! {
+            biased;
+            written = writer.progress() => {
+                written.map_err(|Fenced| Stopped)?;
+                continue;
+            }
+            () = cancelled(feed, turn) => return Err(Stopped),
+            token = continued.next() => token,
+        };
+        let token = match token {
+            Ok(Some(token)) => token,
+            Ok(None) => {
+                let end = RunEnd::Failed(OllamaError::Interrupted("no end"));
+                return Ok(ModelRun { end, context });
+            }
+            Err(OllamaError::Repetition) => break (FinishReason::Repetition, None),
+            Err(error) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
+        };
+        writer.note_continued(continuation.take());
+        pieces += u64::from(!token.content.is_empty() || !token.thinking.is_empty());
+        // Some models reason although the request turns that off: their reasoning is dropped.
+        let reasoning = match turn.spec.think {
+            Reasoning::Off => "",
+            Reasoning::On | Reasoning::Effort(_) => token.thinking.as_str(),
+        };
+        if !writer.push_reasoning(reasoning) || !writer.push(&token.content) {
+            break (FinishReason::Length, None);
+        }
+        #[cfg(test)]
+        generations.injected_panics.strike_in_answer(writer.text().len());
+        match token.done {
+            Some(done) if done.reason == DoneReason::Length => {
+                break (FinishReason::Length, Some(done));
+            }
+            Some(done) => break (FinishReason::Stop, Some(done)),
+            None => {}
+        }
+    };
+    let known = |count: u64| (count > 0).then_some(count);
+    let prompt_tokens = known(continued.prompt_tokens)
+        .or_else(|| known(done.map_or(0, |done| done.prompt_eval_count)));
+    let generated = known(done.map_or(0, |done| done.eval_count)).unwrap_or(pieces);
+    context.prompt_tokens = prompt_tokens.unwrap_or_default();
+    let usage = Usage {
+        prompt_tokens: prompt_tokens.unwrap_or(estimate),
+        completion_tokens: continued.tokens_before.saturating_add(generated),
+    };
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(usage.prompt_tokens);
+    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(generated);
+    Ok(ModelRun { end: RunEnd::Completed { reason, usage }, context })
+}
+
+/// An opened stream of a host, with the context that the model was given.
+struct Opened {
+    opening: Opening,
+    report: ContextReport,
+    /// Tokens of the prompt, where the host does not count them.
+    estimate: u64,
+    /// The slot of the host, which is held until the stream has ended.
+    slot: Slot,
+}
+
+/// Opens a stream that continues `so_far`, on the host of the grant. The prompt is the one that
+/// `so_far` was generated from: `sent` messages of the conversation, and where that is unknown the
+/// choice that every replica makes.
+async fn open(
+    generations: &Generations,
+    turn: &Turn,
+    lease: &Lease,
+    so_far: &str,
+    sent: Option<u64>,
+) -> Result<Opened, (OllamaError, ContextReport)> {
+    let fleet = &generations.fleet;
+    let conversation = read_conversation(generations, turn).await;
+    let nothing_sent = |error| (error, ContextReport::default());
+    let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
+    let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
+    let slot = slot.map_err(nothing_sent)?;
+    let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
+    let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
+    let beginning = sent.map_or(Beginning::Fitting { density: 1.0 }, Beginning::Sent);
+    let mut chosen = conversation.request(&turn.spec, num_ctx, beginning);
+    let mut shortened = 0;
+    loop {
+        match continuation::open(&slot, &chosen.request, so_far).await {
+            Ok(opening) => {
+                let estimate = chosen.estimate.ceil() as u64;
+                return Ok(Opened { opening, report: chosen.report, estimate, slot });
+            }
+            Err(OllamaError::ContextTooLong { prompt_tokens, .. })
+                if shortened < SHORTENED
+                    && chosen.report.messages_sent > 1
+                    && conversation.can_be_shortened() =>
+            {
+                shortened += 1;
+                let density = prompt_tokens as f64 / chosen.estimate.max(1.0) * MARGIN;
+                let shorter = Beginning::Fitting { density: density.max(MARGIN) };
+                chosen = conversation.request(&turn.spec, num_ctx, shorter);
+            }
+            Err(error) => return Err((error, chosen.report)),
+        }
+    }
+}
+
+/// Reads the conversation that the turn is answered from, as soon as Redis has the question.
+async fn read_conversation(generations: &Generations, turn: &Turn) -> Conversation {
+    if let Some(conversation) = turn.own_conversation() {
+        return Conversation::of_turn(turn, conversation);
+    }
+    let mut backoff = Backoff::redis();
+    loop {
+        let read = || Conversation::read(&generations.store, turn);
+        if let Some(conversation) = call_redis(read).await {
+            return conversation;
+        }
+        // Meanwhile the writer restores the turn, or learns that it has lost the turn.
+        let _ = backoff.pause().await;
+    }
+}

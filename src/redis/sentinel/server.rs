@@ -1,0 +1,167 @@
+//! A server that is polled, a sentinel or the primary, over a connection of its own.
+
+use std::time::Duration;
+
+use fred::prelude::{
+    Builder, Client, ClientLike, Config, Error, EventInterface, Options, PerformanceConfig,
+    ReconnectPolicy, Server, ServerConfig,
+};
+use fred::types::{ClusterHash, CustomCommand};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, timeout};
+
+use super::view::SentinelView;
+use crate::redis::error::refuses_credentials;
+
+/// Time limit of a command, and of a connection.
+const LIMIT: Duration = Duration::from_millis(500);
+/// Time until another client tries credentials again that the server refused, because they may have
+/// been corrected there.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+
+/// A user name and a password.
+pub(super) type Credentials = (Option<String>, Option<String>);
+
+/// A server that is polled over a connection of its own.
+pub(super) struct PolledServer {
+    /// The configuration whose TLS settings count here, too.
+    config: Config,
+    server: Server,
+    credentials: Credentials,
+    client: Client,
+    errors: broadcast::Receiver<(Error, Option<Server>)>,
+    /// When the client was created.
+    created: Instant,
+    /// Whether the server refused the user name or the password, and has not replied since.
+    refuses: bool,
+}
+
+impl PolledServer {
+    /// Starts to connect. Returns none where no client can be built.
+    pub(super) fn new(config: &Config, server: Server, credentials: Credentials) -> Option<Self> {
+        let client = client(config, server.clone(), credentials.clone())?;
+        let (errors, created) = (client.error_rx(), Instant::now());
+        let config = config.clone();
+        Some(Self { config, server, credentials, client, errors, created, refuses: false })
+    }
+
+    /// Returns the server.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Returns whether the server refuses the user name or the password.
+    pub(super) fn refuses_credentials(&self) -> bool {
+        self.refuses
+    }
+
+    /// Reads the server's clock, in microseconds; none without a reply.
+    pub(super) async fn time(&mut self) -> Option<i64> {
+        let time = server_time(&self.client).await;
+        self.learn(time.is_some());
+        time
+    }
+
+    /// Reads the view of a sentinel; none without a reply.
+    pub(super) async fn view(&mut self, name: &str) -> Option<SentinelView> {
+        let view = Box::pin(view(&self.client, name)).await;
+        self.learn(view.is_some());
+        view
+    }
+
+    /// Sends a command; none without a reply.
+    pub(super) async fn command(
+        &self,
+        command: &'static str,
+        arguments: Vec<&str>,
+    ) -> Option<Vec<String>> {
+        send(&self.client, command, arguments).await
+    }
+
+    /// Ends the connection.
+    pub(super) async fn quit(self) {
+        let _ = timeout(LIMIT, self.client.quit()).await;
+    }
+
+    /// Learns whether the server refuses the credentials, from whether it just replied and from the
+    /// errors of the connection. A client that was refused does not reconnect, so it is replaced.
+    fn learn(&mut self, has_replied: bool) {
+        while let Ok((error, _)) = self.errors.try_recv() {
+            self.refuses |= refuses_credentials(&error);
+        }
+        self.refuses &= !has_replied;
+        if self.refuses
+            && self.created.elapsed() >= REFUSED_AGAIN
+            && let Some(next) = client(&self.config, self.server.clone(), self.credentials.clone())
+        {
+            (self.errors, self.created) = (next.error_rx(), Instant::now());
+            let last = std::mem::replace(&mut self.client, next);
+            tokio::spawn(async move {
+                let _ = timeout(LIMIT, last.quit()).await;
+            });
+        }
+    }
+}
+
+/// Creates a client of one server.
+fn client(like: &Config, server: Server, credentials: Credentials) -> Option<Client> {
+    let config = Config {
+        server: ServerConfig::Centralized { server },
+        username: credentials.0,
+        password: credentials.1,
+        tls: like.tls.clone(),
+        ..Config::default()
+    };
+    let client = Builder::from_config(config)
+        .with_connection_config(|connection| {
+            connection.connection_timeout = LIMIT;
+            connection.internal_command_timeout = LIMIT;
+        })
+        .with_performance_config(|performance: &mut PerformanceConfig| {
+            performance.default_command_timeout = LIMIT;
+        })
+        .set_policy(ReconnectPolicy::new_constant(0, 500))
+        .build()
+        .ok()?;
+    client.connect();
+    Some(client)
+}
+
+async fn send(client: &Client, command: &'static str, arguments: Vec<&str>) -> Option<Vec<String>> {
+    if !client.is_connected() {
+        return None;
+    }
+    let command = CustomCommand::new_static(command, ClusterHash::Random, false);
+    let once = Options { max_attempts: Some(1), ..Options::default() };
+    client.with_options(&once).custom(command, arguments).await.ok()
+}
+
+async fn server_time(client: &Client) -> Option<i64> {
+    let reply = send(client, "TIME", Vec::new()).await?;
+    let [seconds, micros] = reply.as_slice() else { return None };
+    Some(seconds.parse::<i64>().ok()? * 1_000_000 + micros.parse::<i64>().ok()?)
+}
+
+async fn view(sentinel: &Client, name: &str) -> Option<SentinelView> {
+    let (address, state) = tokio::join!(
+        send(sentinel, "SENTINEL", vec!["get-master-addr-by-name", name]),
+        send(sentinel, "SENTINEL", vec!["master", name]),
+    );
+    let (address, state) = (address?, state?);
+    let [host, port] = address.as_slice() else { return None };
+    let field = |name: &str| {
+        state.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
+    };
+    // Between promotion and the end of a failover the address is that of the new server, and the
+    // state is that of the old one.
+    let is_same = field("ip") == Some(host.as_str()) && field("port") == Some(port.as_str());
+    let flags = field("flags")?;
+    let has = |flag: &str| is_same && flags.split(',').any(|name| name == flag);
+    Some(SentinelView {
+        server: Server::new(host, port.parse().ok()?),
+        up: !has("s_down") && !has("o_down"),
+        failing_over: has("failover_in_progress"),
+        epoch: field("config-epoch")?.parse().ok()?,
+        down_after: Duration::from_millis(field("down-after-milliseconds")?.parse().ok()?),
+    })
+}
