@@ -1,7 +1,7 @@
-//! One turn from its submission to its end, for every front.
+//! The course of one turn from its submission to its end, for every front.
 //!
-//! A front submits a turn or joins one, and then takes typed updates until the generation has
-//! ended. Nothing here knows a protocol or a wire format.
+//! A front submits a turn or joins one, and then receives typed updates until the generation ends.
+//! Nothing here knows a protocol or a wire format.
 
 pub mod outcome;
 pub mod snapshot;
@@ -29,35 +29,35 @@ pub struct Follow {
     session: SessionId,
     generation: GenerationId,
     reader: Reader,
-    /// The answer of a generation that had ended already.
+    /// The stored answer of a generation that had ended already.
     stored: Option<Box<Message>>,
 }
 
-/// What a client that follows a generation is told next.
+/// The next update of a followed generation.
 #[derive(Debug)]
 pub enum Update {
-    /// The generation changed. Its end is such a change, too.
+    /// The generation changed, or ended.
     Delta(Arc<Delta>),
-    /// What came before no longer counts: the generation follows from its beginning.
+    /// All earlier updates are void: the generation follows from its beginning.
     Restart,
-    /// The generation has ended, and its changes are no longer kept: this is the stored answer.
+    /// The generation has ended, and its changes are no longer kept. This is its stored answer.
     Stored(Box<Message>),
 }
 
-/// Why a generation cannot be followed.
+/// The reason why a generation cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
     /// The session has no such generation, or nothing of it is kept.
     #[error("this session has no such generation, or its answer is no longer kept")]
     UnknownGeneration,
-    /// The session store refused, or did not answer.
+    /// The session store refused the call, or did not reply.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A client that comes back to a generation.
+/// The result of resuming a generation.
 pub enum Resumed {
-    /// The generation is followed; `recovered` where everything after the client's cursor comes.
+    /// The generation is followed.
     Following {
         /// The updates.
         follow: Box<Follow>,
@@ -81,7 +81,7 @@ impl Follow {
         submitted: Submitted,
     ) -> Result<Self, FollowError> {
         let Submitted { generation, before, .. } = submitted;
-        // The reader comes first, so that the end cannot fall between it and the look at the past.
+        // The reader is opened first, so that the end cannot fall between it and the outcome.
         let mut reader = feeds.reader(&owner, session, before).await?;
         let mut stored = None;
         if before.is_none() || !reader.is_recovered() {
@@ -97,7 +97,7 @@ impl Follow {
         Ok(Self { store, feeds, owner, session, generation, reader, stored })
     }
 
-    /// Follows a generation on from a client's cursor; without one, from its beginning.
+    /// Follows a generation from a client's cursor on; without one, from its beginning.
     ///
     /// # Errors
     /// Any [`FollowError`].
@@ -114,11 +114,11 @@ impl Follow {
         let known = cursor.filter(|_| recovered);
         let mut stored = None;
         if !store.is_open(&owner, session, generation).await? {
-            let ahead = match known {
+            let end = match known {
                 Some(cursor) => logged_end(&store, &owner, session, generation, cursor).await?,
                 None => LoggedEnd::Unknown,
             };
-            if !matches!(ahead, LoggedEnd::Ended(_)) {
+            if !matches!(end, LoggedEnd::Ended(_)) {
                 match stored_answer(&store, &owner, session, generation).await? {
                     Some(_) if known.is_some() => return Ok(Resumed::Complete),
                     None => return Err(FollowError::UnknownGeneration),
@@ -130,27 +130,27 @@ impl Follow {
         Ok(Resumed::Following { follow: Box::new(follow), recovered })
     }
 
-    /// The generation.
+    /// Returns the generation.
     pub fn generation(&self) -> GenerationId {
         self.generation
     }
 
-    /// Where a client stands that has every update so far; none where the generation is told from
-    /// what is stored, and can be resumed only after its end.
+    /// Returns the cursor of a client that has every update so far; none where the generation is
+    /// delivered as its stored answer, which cannot be resumed in its middle.
     pub fn cursor(&self) -> Option<Cursor> {
         self.stored.is_none().then(|| self.reader.cursor())
     }
 
-    /// The cursor behind everything that is known of the session.
+    /// Returns the cursor of the underlying reader, also where the stored answer is still to come.
     pub fn end(&self) -> Cursor {
         self.reader.cursor()
     }
 
-    /// The next update, waiting for it; while Redis is away, too. After the generation's end it is
-    /// not to be called again. Cancel-safe.
+    /// Waits for the next update, also while Redis is unreachable. Do not call it again after the
+    /// generation's end. Cancel-safe.
     ///
     /// # Errors
-    /// [`FollowError`] where nothing is kept of the generation any more.
+    /// [`FollowError`] where nothing of the generation is kept any more.
     pub async fn next(&mut self) -> Result<Update, FollowError> {
         if let Some(message) = self.stored.take() {
             return Ok(Update::Stored(message));
@@ -173,7 +173,7 @@ impl Follow {
         }
     }
 
-    /// Goes back to the generation's beginning, or to its stored answer.
+    /// Returns to the generation's beginning, or to its stored answer.
     async fn start_over(&mut self) -> Result<(), FollowError> {
         let reader = self.feeds.reader(&self.owner, self.session, None).await?;
         match outcome(&self.store, &self.owner, self.session, self.generation, None).await? {
@@ -184,7 +184,7 @@ impl Follow {
         Ok(())
     }
 
-    /// Waits for the generation's end, and gives the answer as it is stored.
+    /// Waits for the generation's end, and returns the answer as it is stored.
     ///
     /// # Errors
     /// As [`Follow::next`].
@@ -194,7 +194,7 @@ impl Follow {
                 Update::Stored(message) => return Ok(message),
                 Update::Restart => {}
                 Update::Delta(delta) => {
-                    if let Some(message) = ended(&delta) {
+                    if let Some(message) = final_message(&delta) {
                         return Ok(Box::new(message));
                     }
                 }
@@ -203,8 +203,8 @@ impl Follow {
     }
 }
 
-/// The answer that a generation's last delta tells of.
-fn ended(delta: &Delta) -> Option<Message> {
+/// Returns the answer of a delta that ends its generation.
+fn final_message(delta: &Delta) -> Option<Message> {
     let Change::Event { event, answer, reasoning } = &delta.change else { return None };
     let message = Message {
         content: answer.clone(),

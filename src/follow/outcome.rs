@@ -1,4 +1,4 @@
-//! What has become of a generation.
+//! The outcome of a generation, from the event log or from its stored answer.
 
 use std::sync::Arc;
 
@@ -10,33 +10,34 @@ use crate::session::{
     Store, StoreError,
 };
 
-/// What has become of a generation.
+/// The outcome of a generation.
 pub enum TurnOutcome {
-    /// It waits or runs: its end is still to come.
+    /// The generation waits or runs.
     Open,
-    /// It has ended.
+    /// The generation has ended.
     Ended {
         /// The answer as it is stored.
         message: Box<Message>,
-        /// The number of the event that ended it, while that is kept.
+        /// The number of the event that ended the generation, while that is kept.
         number: Option<u64>,
     },
     /// The session has no such generation, or nothing is kept of it.
     Unknown,
 }
 
-/// What the log of control events says of a generation's end.
+/// The end of a generation in the log of control events.
 pub(super) enum LoggedEnd {
-    /// This event ended it.
+    /// This event ended the generation.
     Ended(Arc<Event>),
-    /// Everything since the cursor is kept, and no end is there.
+    /// All events since the cursor are kept, and none of them ended the generation.
     NotEnded,
-    /// Not everything since the cursor is kept.
+    /// Some events since the cursor are no longer kept.
     Unknown,
 }
 
-/// What has become of a generation that was accepted after `before`, where that is known. Who wants
-/// to follow an open one opens the reader first, so that the end cannot fall in between.
+/// Returns the outcome of a generation that was accepted after `before`, where that is known. A
+/// caller that follows an open generation opens its reader first, so that the end cannot fall in
+/// between.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -62,7 +63,7 @@ pub async fn outcome(
     let number = end.as_ref().map(|event| event.number);
     Ok(match stored_answer(store, owner, session, generation).await? {
         Some(message) => TurnOutcome::Ended { message, number },
-        // A turn that is cancelled while it waits leaves no answer.
+        // A turn that was cancelled while it waited leaves no answer.
         None if end.is_some_and(|event| event.control == Control::Cancelled {}) => {
             let message = Box::new(Message {
                 generation_id: Some(generation),
@@ -76,7 +77,7 @@ pub async fn outcome(
     })
 }
 
-/// The stored answer of a generation.
+/// Returns the stored answer of a generation.
 pub(super) async fn stored_answer(
     store: &Store,
     owner: &Owner,

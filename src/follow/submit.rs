@@ -1,4 +1,4 @@
-//! Submits a turn for a client.
+//! The submission of a turn for a client.
 
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -7,27 +7,27 @@ use crate::generation::{Generations, SubmitError, Submitted};
 use crate::session::store::NewTurn;
 use crate::session::{GenerationId, Owner, SessionId};
 
-/// A turn on its way in.
+/// A turn to submit.
 pub struct Submission {
-    /// Who asks.
+    /// The caller.
     pub owner: Owner,
-    /// The session that the turn joins.
+    /// The session of the turn.
     pub session: SessionId,
-    /// What is asked.
+    /// The message and its options.
     pub turn: NewTurn,
-    /// Whether the turn is cancelled when the client goes away; else it runs on.
+    /// Whether the turn is cancelled when the client goes away; otherwise it continues.
     pub cancel_on_disconnect: bool,
 }
 
 /// A turn that was accepted.
 pub struct AcceptedTurn {
-    /// The generation that answers it.
+    /// The generation that answers the turn.
     pub submitted: Submitted,
-    /// Cancels it when the client goes away, where the client wants that.
+    /// The guard that cancels the turn when the client goes away, where the client requested that.
     pub guard: Option<CancelOnDrop>,
 }
 
-/// Cancels a generation when it is dropped, unless it was disarmed.
+/// A guard that cancels a generation when it is dropped, unless it was disarmed.
 pub struct CancelOnDrop {
     generations: Generations,
     owner: Owner,
@@ -36,7 +36,7 @@ pub struct CancelOnDrop {
 }
 
 impl CancelOnDrop {
-    /// Leaves the generation alone: it has ended, or may go on.
+    /// Keeps the guard from cancelling: the generation has ended, or may continue.
     pub fn disarm(&mut self) {
         self.generation = None;
     }
@@ -45,7 +45,7 @@ impl CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         let Some(generation) = self.generation else { return };
-        // Without a runtime the process ends, and other replicas take over its turns.
+        // Without a runtime the process is ending, and other replicas take over its turns.
         let Ok(runtime) = Handle::try_current() else { return };
         let (generations, owner, session) =
             (self.generations.clone(), self.owner.clone(), self.session);
@@ -57,7 +57,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Submits a turn. It is accepted whole or not at all, even if the caller goes away meanwhile.
+/// Submits a turn. It is accepted as a whole or not at all, even if the caller goes away meanwhile.
 ///
 /// # Errors
 /// Any [`SubmitError`].

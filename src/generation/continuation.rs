@@ -85,7 +85,7 @@ pub(super) async fn open(
     let shape = Shape::of(so_far);
     // How a template continues after reasoning is known to the host alone, which does not expose
     // it.
-    let thinks = shape.thoughts(so_far).is_some() || slot.thinks(request).await?;
+    let thinks = shape.reasoning(so_far).is_some() || slot.thinks(request).await?;
     let so_far = shape.answer(so_far);
     let rendered = if thinks { None } else { slot.render(request).await? };
     let Some(prompt) = rendered else {

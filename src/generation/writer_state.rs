@@ -8,9 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::session::Tag;
-use crate::session::reasoning::{Shape, unmarked};
+use crate::session::reasoning::{Shape, without_end_markers};
 use crate::session::store::{Begin, Restored, Written};
-use crate::session::window::floor_char_boundary;
 
 /// Bytes of one write, at most.
 const WRITE_BYTES: usize = 64 << 10;
@@ -171,7 +170,7 @@ impl WriterState {
     pub(super) fn push_reasoning(&mut self, reasoning: &str) -> bool {
         match self.shape.before_reasoning(&self.text) {
             Some(marker) if !reasoning.is_empty() => {
-                self.add(marker) && unmarked(reasoning).all(|part| self.add(part))
+                self.add(marker) && without_end_markers(reasoning).all(|part| self.add(part))
             }
             _ => true,
         }
@@ -198,7 +197,7 @@ impl WriterState {
 
     /// Removes the text beyond `length`: the answer continues differently from there.
     pub(super) fn rewind(&mut self, length: usize) {
-        let length = floor_char_boundary(&self.text, length);
+        let length = self.text.floor_char_boundary(length);
         self.text.truncate(length);
         self.shape = Shape::of(&self.text);
         self.json_bytes = self.text.chars().map(json_bytes).sum();
@@ -223,7 +222,7 @@ impl WriterState {
                 }
                 None if self.stored < self.text.len() => {
                     let longest = self.text.len().min(self.stored + WRITE_BYTES);
-                    let end = floor_char_boundary(&self.text, longest);
+                    let end = self.text.floor_char_boundary(longest);
                     Some(WriterCall::Append(self.stored, end, self.revision))
                 }
                 None => None,
@@ -265,7 +264,7 @@ impl WriterState {
             }
             Reply::Written(Written::Hole(stored)) => {
                 let stored = usize::try_from(stored).unwrap_or(usize::MAX);
-                self.stored = floor_char_boundary(&self.text, stored);
+                self.stored = self.text.floor_char_boundary(stored);
             }
             Reply::Written(Written::Outdated) => self.write_again(),
             Reply::Restored(Restored::Claimed) => {

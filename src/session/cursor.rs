@@ -1,4 +1,4 @@
-//! A place in what happens in a session.
+//! A position in the log of a session, and in the answer that runs there.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,25 +7,25 @@ use uuid::Uuid;
 
 use super::model::GenerationId;
 
-/// The mark of one control event.
+/// The tag of one control event.
 ///
-/// Numbers alone come again after a failover that lost the last writes. Whoever writes an event
-/// chooses its tag at random. Redis stores in its place the sum of that tag and of those of all events
-/// before it: where number and stored tag are equal, so are all events up to there, in whichever
+/// A number alone may be used again after a failover that lost the last writes. The writer of an
+/// event chooses its tag at random. Redis stores the sum of that tag and the tags of all events
+/// before it: where number and stored tag are equal, all events up to there are the same, in some
 /// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub u64);
 
 impl Tag {
-    /// The mark of the beginning, before any event.
+    /// The tag of the beginning, before any event.
     pub const START: Self = Self(0);
 
-    /// A new mark, never [`Tag::START`].
+    /// Returns a new random tag, never [`Tag::START`].
     pub fn random() -> Self {
         Self(rand::random_range(1..=u64::MAX))
     }
 
-    /// Of the event that accepts a generation: the same, whoever proposes it.
+    /// Returns the tag of the event that accepts a generation. It is the same on every replica.
     pub fn of_acceptance(generation: GenerationId) -> Self {
         let (high, low) = generation.0.as_u64_pair();
         Self((high ^ low).max(1))
@@ -42,7 +42,7 @@ impl FromStr for Tag {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Self, CursorError> {
-        // `from_str_radix` would take a sign, and there is one way only to write a cursor.
+        // `from_str_radix` accepts a sign, and a cursor is written in one way only.
         if text.is_empty() || text.len() > 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(CursorError);
         }
@@ -50,12 +50,13 @@ impl FromStr for Tag {
     }
 }
 
-/// Everything up to here was seen. Opaque to clients, and the same from any replica.
+/// The position up to which a client has seen a session. It is opaque to clients, and the same on
+/// every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// Control events seen in the session's life.
+    /// The number of the last control event that was seen.
     pub events: u64,
-    /// The mark of the last one.
+    /// The tag of that event.
     pub tag: Tag,
     /// The generation that [`Cursor::offset`] counts in.
     pub generation: Option<GenerationId>,
@@ -64,13 +65,13 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Before anything happened.
+    /// The cursor before the first event of a session.
     pub const START: Self = Self { events: 0, tag: Tag::START, generation: None, offset: 0 };
 }
 
-/// What was given as a cursor is none.
+/// The error for a text that is no cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor of this service")]
+#[error("not a cursor of this service; connect without a cursor")]
 pub struct CursorError;
 
 const VERSION: &str = "1";
@@ -112,7 +113,7 @@ impl FromStr for Cursor {
 }
 
 fn number(text: &str) -> Result<u64, CursorError> {
-    // Redis counts in doubles inside Lua: beyond 2^53 a number is no longer the same number.
+    // Lua in Redis counts in doubles, which are exact below 2^53 only.
     match text.parse::<u64>() {
         Ok(number) if number < 1 << 53 && !text.starts_with('+') => Ok(number),
         _ => Err(CursorError),

@@ -1,8 +1,8 @@
-//! What a reader yields: one change of a session, with the cursor after it.
+//! Deltas: a reader yields each change of a session as a delta, with the cursor after it.
 //!
-//! Nothing here knows a wire format. A front encodes a delta, and the delta remembers the encoding:
-//! readers that stand at the same cursor share one delta, so what many sockets of a session need is
-//! encoded once for each front and replica.
+//! Nothing here knows a wire format. A front encodes a delta, and the delta caches the encoding:
+//! readers at the same cursor share one delta, so that it is encoded once for each front and
+//! replica, however many sockets the session has.
 
 use std::any::{Any, TypeId};
 use std::fmt;
@@ -17,52 +17,52 @@ use super::model::{GenerationId, SessionId};
 pub struct Delta {
     /// The session that changed.
     pub session: SessionId,
-    /// The generation that the change belongs to; none where it is about the session.
+    /// The generation that the change belongs to; none for a change of the session.
     pub generation: Option<GenerationId>,
     /// The cursor of a reader that has this delta and everything before it.
     pub after: Cursor,
-    /// What changed.
+    /// The change.
     pub change: Change,
     encodings: Encodings,
 }
 
-/// What changed in a session.
+/// A change of a session.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// The answer grew.
     Text {
         /// UTF-8 bytes of the answer before `text`.
         offset: u64,
-        /// What was added, never empty.
+        /// The added text, never empty.
         text: String,
     },
     /// The reasoning before the answer grew.
     Reasoning {
         /// UTF-8 bytes of the reasoning before `text`.
         offset: u64,
-        /// What was added, never empty.
+        /// The added text, never empty.
         text: String,
     },
     /// A control event happened.
     Event {
         /// The event.
         event: Arc<Event>,
-        /// The whole answer where the event ends a generation; else empty.
+        /// The whole answer where the event ends a generation; otherwise empty.
         answer: String,
-        /// The whole reasoning where the event ends a generation that has any; else none.
+        /// The whole reasoning where the event ends a generation that has any; otherwise none.
         reasoning: Option<String>,
     },
-    /// Text that this reader saw is taken back; the reasoning, too, where `from` is 0.
+    /// Text that this reader has seen is taken back; with `from` 0 the reasoning, too.
     Restart {
         /// UTF-8 bytes of the answer that stay.
         from: u64,
     },
-    /// A waiting turn's position in the queue changed. It is not logged, and moves no cursor.
+    /// The queue position of a waiting turn changed. It is not logged, and moves no cursor.
     QueuePosition(Queued),
 }
 
 impl Delta {
-    /// A delta that no front has encoded yet.
+    /// Creates a delta that no front has encoded yet.
     pub fn new(
         session: SessionId,
         generation: Option<GenerationId>,
@@ -72,7 +72,7 @@ impl Delta {
         Self { session, generation, after, change, encodings: Encodings::default() }
     }
 
-    /// The control event, where the change is one.
+    /// Returns the control event, where the change is one.
     pub fn event(&self) -> Option<&Arc<Event>> {
         match &self.change {
             Change::Event { event, .. } => Some(event),
@@ -85,7 +85,8 @@ impl Delta {
         self.event().is_some_and(|event| event.control.is_terminal())
     }
 
-    /// The delta as the front `F` sends it. The first call encodes; later calls share its result.
+    /// Returns the delta in the format of the front `F`. The first call encodes it; later calls
+    /// share the result.
     pub fn encoded<F: Front>(&self) -> F::Encoded {
         self.encodings.of::<F>(self)
     }
@@ -100,13 +101,13 @@ pub trait Front: 'static {
     fn encode(delta: &Delta) -> Self::Encoded;
 }
 
-/// The encodings of one delta, one for each front that has asked.
+/// The encodings of one delta, one for each front that sent it.
 #[derive(Default)]
 struct Encodings(Mutex<Vec<(TypeId, Box<dyn Any + Send>)>>);
 
 impl Encodings {
     fn of<F: Front>(&self, delta: &Delta) -> F::Encoded {
-        // Held while encoding, so that two sockets do not both encode.
+        // The lock is held while encoding, so that two sockets do not both encode.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let front = TypeId::of::<F>();
         let found = known.iter().find(|(id, _)| *id == front);

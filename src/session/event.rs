@@ -1,7 +1,7 @@
-//! Control events, and the hints that announce them and the pieces of an answer.
+//! Control events, and the hints that publish them and the pieces of an answer.
 //!
 //! An event is stored as one header line and one line of JSON, so that a function in Redis reads
-//! the header without decoding the rest:
+//! the header without decoding the JSON:
 //! `<number> <tag> <running generation or -> <its length> <kind> <generation or ->\n<json>`.
 
 use serde::{Deserialize, Serialize};
@@ -10,58 +10,58 @@ use uuid::Uuid;
 use super::cursor::Tag;
 use super::model::{ContextReport, Continuation, Failure, FinishReason, GenerationId, Usage};
 
-/// Anything that happens in a session, but for the pieces of an answer.
+/// A control event: everything that happens in a session except the pieces of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
     /// A user's message was accepted as a turn.
     Accepted {
-        /// When, RFC 3339.
+        /// The time of acceptance, RFC 3339.
         timestamp: String,
-        /// The client's own identifier.
+        /// The client's own identifier of the message.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
-        /// The text. The last field: a function takes it out of a stored event (`clear.lua`).
+        /// The text. It is the last field: `clear.lua` cuts it out of a stored event.
         message: String,
     },
     /// The answer begins.
     Started {
-        /// As asked for.
+        /// The requested model.
         model: String,
     },
-    /// Another writer goes on from this length; what was beyond it is taken back.
+    /// Another writer continues from this length; the text beyond it is taken back.
     Claimed {
         /// UTF-8 bytes of the answer that stay.
         from: u64,
     },
-    /// No further piece comes.
+    /// No further piece follows.
     Done {},
     /// The generation ended by itself.
     Ended {
-        /// When, RFC 3339.
+        /// The time of the end, RFC 3339.
         timestamp: String,
-        /// As asked for.
+        /// The requested model.
         model: String,
-        /// Why there is no more text.
+        /// The reason why the answer ended.
         finish_reason: FinishReason,
-        /// Tokens.
+        /// The tokens of prompt and answer.
         usage: Usage,
-        /// What the model was given.
+        /// The part of the conversation that the model received.
         context: ContextReport,
-        /// Each time that the answer went on after it had broken off.
+        /// The continuations of the answer, oldest first.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         continued: Vec<Continuation>,
     },
-    /// The generation was stopped.
+    /// The generation was cancelled.
     Cancelled {},
-    /// The generation broke off.
+    /// The generation failed.
     Failed(Failure),
     /// The history was cleared.
     Cleared {},
 }
 
 impl Control {
-    /// The word for it in the header line.
+    /// Returns the event's kind, as the header line names it.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Accepted { .. } => "accepted",
@@ -75,73 +75,75 @@ impl Control {
         }
     }
 
-    /// Whether the generation has ended with it.
+    /// Whether this event ends its generation.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::Cancelled {} | Self::Failed(_))
     }
 }
 
-/// A control event with its place.
+/// A control event with its position in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Counted over the session's life, from 1, without a gap.
+    /// The event's number over the session's life, from 1, without a gap.
     pub number: u64,
-    /// Equal for two events of one number only where the events before them are the same, too.
+    /// The event's tag. Two events of one number have the same tag only where the events before
+    /// them are the same, too.
     pub tag: Tag,
-    /// The generation that was running when it was written, and the bytes of its answer then:
-    /// those pieces come before it.
-    pub place: Option<(GenerationId, u64)>,
-    /// The generation that it is about.
+    /// The generation that was running when the event was written, and the bytes of its answer at
+    /// that time: those pieces precede the event.
+    pub answer_position: Option<(GenerationId, u64)>,
+    /// The generation that the event belongs to; none for an event of the session.
     pub generation: Option<GenerationId>,
-    /// What happened.
+    /// The content of the event.
     pub control: Control,
 }
 
-/// What a session's channel carries. It is only a hint: everything in it was first stored.
+/// The payload of a session's channel. It is only a hint: events and pieces are stored first.
 #[derive(Debug, PartialEq)]
 pub enum Hint<'a> {
     /// A control event.
     Event {
         /// The tag of the event before it.
         previous: Tag,
-        /// What was written.
+        /// The event.
         event: Event,
     },
-    /// Bytes of an answer, at their offset.
+    /// A piece of an answer.
     Piece {
-        /// Whose answer.
+        /// The generation of the answer.
         generation: GenerationId,
-        /// UTF-8 bytes before it.
+        /// UTF-8 bytes of the answer before the piece.
         offset: u64,
-        /// The number and tag of the last event that was written before it.
+        /// The number and tag of the last event that was written before the piece.
         after: (u64, Tag),
-        /// The bytes.
+        /// The text of the piece.
         text: &'a str,
     },
     /// The writer has closed its request to the model's host.
     UpstreamClosed(GenerationId),
-    /// A turn waits for its slot. Stored nowhere: the next one follows when something changes.
+    /// A turn waits for its slot. This is not stored; the next one follows at the next change.
     Queued(Queued),
-    /// A replica does not know the position of the turn that waits: whoever does publishes it again.
+    /// A replica does not know the queue position of the waiting turn: the replica that holds the
+    /// turn publishes it again.
     PositionRequested,
 }
 
-/// Where a turn stands in the queue.
+/// The queue position of a turn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Queued {
-    /// Which.
+    /// The generation that waits.
     pub generation: GenerationId,
-    /// From 1.
+    /// The position, from 1.
     pub position: u64,
-    /// Seconds until it begins, by what was measured; none before anything was.
+    /// The estimated seconds until the turn gets a slot; none before any turn was measured.
     pub eta_seconds: Option<f64>,
-    /// Bytes of its answer, as they are stored, where that waits in its middle; none while it has
-    /// not begun. An answer that has grown since does not wait any more.
+    /// The stored bytes of the answer, where it waits to be continued; none while it has not begun.
+    /// An answer that has grown since then no longer waits.
     pub answer: Option<u64>,
 }
 
 impl Queued {
-    /// As a channel carries it.
+    /// Returns the hint as the channel's payload.
     pub(super) fn payload(&self) -> String {
         let eta = self.eta_seconds.map_or_else(|| "-".to_owned(), |eta| eta.to_string());
         let answer = self.answer.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
@@ -149,36 +151,36 @@ impl Queued {
     }
 }
 
-/// What came from Redis is not what this version writes there.
+/// The error for data in Redis that this version does not write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a stored event that this version cannot read")]
+#[error("this version cannot read a stored event; run the version that wrote it")]
 pub struct Unreadable;
 
 impl Event {
-    /// The whole length of the answer, where it is complete with this event.
+    /// Returns the generation and the length of its whole answer, where this event completes it.
     pub fn final_length(&self) -> Option<(GenerationId, u64)> {
         let complete = self.control.is_terminal() || self.control == Control::Done {};
-        self.place.filter(|(running, _)| complete && self.generation == Some(*running))
+        self.answer_position.filter(|(running, _)| complete && self.generation == Some(*running))
     }
 
-    /// Reads an event as it is stored.
+    /// Parses a stored event.
     ///
     /// # Errors
-    /// [`Unreadable`] where it is none, or of a later version.
+    /// [`Unreadable`] where the entry is no event, or an event of a later version.
     pub fn parse(entry: &str) -> Result<Self, Unreadable> {
         let (header, json) = entry.split_once('\n').ok_or(Unreadable)?;
-        let mut words = header.split(' ');
-        let mut word = || words.next().ok_or(Unreadable);
-        let number = word()?.parse().map_err(|_| Unreadable)?;
-        let tag = word()?.parse().map_err(|_| Unreadable)?;
-        let running = generation(word()?)?;
-        let length = word()?.parse().map_err(|_| Unreadable)?;
-        let _kind = word()?;
-        let about = generation(word()?)?;
+        let mut fields = header.split(' ');
+        let mut field = || fields.next().ok_or(Unreadable);
+        let number = field()?.parse().map_err(|_| Unreadable)?;
+        let tag = field()?.parse().map_err(|_| Unreadable)?;
+        let running = generation(field()?)?;
+        let length = field()?.parse().map_err(|_| Unreadable)?;
+        let _kind = field()?;
+        let about = generation(field()?)?;
         Ok(Self {
             number,
             tag,
-            place: running.map(|id| (id, length)),
+            answer_position: running.map(|id| (id, length)),
             generation: about,
             control: serde_json::from_str(json).map_err(|_| Unreadable)?,
         })
@@ -186,13 +188,13 @@ impl Event {
 }
 
 impl<'a> Hint<'a> {
-    /// [`Hint::PositionRequested`] as a channel carries it.
+    /// The payload of [`Hint::PositionRequested`].
     pub(super) const POSITION_REQUESTED: &'static str = "w";
 
-    /// Reads what a channel carried.
+    /// Parses the payload of a channel.
     ///
     /// # Errors
-    /// [`Unreadable`] where it is none of ours, or of a later version.
+    /// [`Unreadable`] where the payload is no hint, or a hint of a later version.
     pub fn parse(payload: &'a str) -> Result<Self, Unreadable> {
         let kind = payload.get(..1).ok_or(Unreadable)?;
         let rest = &payload[1..];
@@ -204,31 +206,31 @@ impl<'a> Hint<'a> {
             }
             "p" => {
                 let (header, text) = rest.split_once('\n').ok_or(Unreadable)?;
-                let mut words = header.split(' ');
-                let mut word = || words.next().ok_or(Unreadable);
+                let mut fields = header.split(' ');
+                let mut field = || fields.next().ok_or(Unreadable);
                 Ok(Hint::Piece {
-                    generation: generation(word()?)?.ok_or(Unreadable)?,
-                    offset: word()?.parse().map_err(|_| Unreadable)?,
+                    generation: generation(field()?)?.ok_or(Unreadable)?,
+                    offset: field()?.parse().map_err(|_| Unreadable)?,
                     after: (
-                        word()?.parse().map_err(|_| Unreadable)?,
-                        word()?.parse().map_err(|_| Unreadable)?,
+                        field()?.parse().map_err(|_| Unreadable)?,
+                        field()?.parse().map_err(|_| Unreadable)?,
                     ),
                     text,
                 })
             }
             "x" => Ok(Hint::UpstreamClosed(generation(rest)?.ok_or(Unreadable)?)),
             "q" => {
-                let mut words = rest.split(' ');
-                let mut word = || words.next().ok_or(Unreadable);
+                let mut fields = rest.split(' ');
+                let mut field = || fields.next().ok_or(Unreadable);
                 Ok(Hint::Queued(Queued {
-                    generation: generation(word()?)?.ok_or(Unreadable)?,
-                    position: word()?.parse().map_err(|_| Unreadable)?,
-                    eta_seconds: match word()? {
+                    generation: generation(field()?)?.ok_or(Unreadable)?,
+                    position: field()?.parse().map_err(|_| Unreadable)?,
+                    eta_seconds: match field()? {
                         "-" => None,
                         eta => Some(eta.parse().map_err(|_| Unreadable)?),
                     },
-                    // An earlier version publishes nothing of it, and only before the answer.
-                    answer: match word().unwrap_or("-") {
+                    // An earlier version leaves it out, and publishes before the answer only.
+                    answer: match field().unwrap_or("-") {
                         "-" => None,
                         bytes => Some(bytes.parse().map_err(|_| Unreadable)?),
                     },
@@ -240,8 +242,8 @@ impl<'a> Hint<'a> {
     }
 }
 
-fn generation(word: &str) -> Result<Option<GenerationId>, Unreadable> {
-    match word {
+fn generation(field: &str) -> Result<Option<GenerationId>, Unreadable> {
+    match field {
         "-" => Ok(None),
         id => Uuid::try_parse(id).map(|id| Some(GenerationId(id))).map_err(|_| Unreadable),
     }

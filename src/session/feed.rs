@@ -1,8 +1,8 @@
-//! What happens in a session, as it reaches one replica.
+//! Feeds: the events and the text of each session, as they reach one replica.
 //!
-//! There is one feed for a session and owner, however many sockets of it this replica has. Hints
-//! from the channel grow its window; where they leave a hole, it reads Redis. A reader is a cursor
-//! over the window, so a slow one costs no memory.
+//! A replica has one feed for a session and owner, however many sockets follow it. Hints from the
+//! session's channel grow the feed's window; where they leave a hole, the feed reads Redis. A
+//! reader is a cursor over the window, so that a slow reader costs no memory.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,26 +22,27 @@ use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::{Listener, Redis, RedisError, Subscriptions};
 use crate::retry::Backoff;
 
-/// A running turn that is silent for so long may be one whose hints were lost.
-const SILENCE: Duration = Duration::from_secs(1);
-/// One that is known to wait for a slot is silent by itself.
-const SILENCE_WHILE_WAITING: Duration = Duration::from_secs(5);
-/// A running turn that is silent for so long may be one that waits, of which this feed was not told.
+/// Time without a hint in a running turn after which the feed reads Redis: hints may be lost.
+const QUIET_LIMIT: Duration = Duration::from_secs(1);
+/// The same while the turn is known to wait for a slot, where no hints are expected.
+const QUIET_LIMIT_WHILE_QUEUED: Duration = Duration::from_secs(5);
+/// Time without a hint in a running turn after which the feed requests its queue position.
 const REQUEST_AFTER: Duration = Duration::from_millis(250);
-/// Pause before its position is requested again, where it is not known and where it is.
+/// Pause between two requests of a position that is not known.
 const REQUEST_AGAIN: Duration = Duration::from_secs(5);
-const REQUEST_ANYWAY: Duration = Duration::from_mins(1);
-const SWEEP: Duration = Duration::from_millis(250);
-/// After so long without anything new, a feed keeps no more than its place.
+/// Pause between two requests of a position that is known.
+const REFRESH_AGAIN: Duration = Duration::from_mins(1);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Time without a hint after which an idle feed keeps only its cursor.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 32;
-/// A session's turns may be cancelled together: one that runs, and eight that wait.
-const CLOSED_KEPT: usize = 9;
-/// Pause before Redis is asked again after it failed.
-/// How long a place that Redis does not know may be one that a failover took: its writer tells it
-/// again, with the same marks.
-const GRACE: Duration = Duration::from_secs(3);
-/// Feeds that read at the same time after a gap that concerns all.
+/// Closed requests that are kept. The turns of a session may be cancelled together: one that runs,
+/// and eight that wait.
+const UPSTREAM_CLOSED_KEPT: usize = 9;
+/// How long a cursor that Redis does not know may be one that a failover lost: the writer publishes
+/// its event again, with the same tag.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
+/// Feeds that read Redis at the same time, after a lost connection left many of them with a gap.
 const READS_AT_ONCE: usize = 64;
 
 /// All feeds of this replica.
@@ -57,7 +58,7 @@ struct FeedsInner {
     reads: tokio::sync::Semaphore,
 }
 
-/// One session's feed on this replica.
+/// The feed of one session on this replica.
 pub struct Feed {
     session: SessionId,
     owner: Owner,
@@ -65,32 +66,35 @@ pub struct Feed {
     state: Mutex<FeedState>,
     changed: Notify,
     subscribed: tokio::sync::OnceCell<()>,
-    /// Reads that were asked for and not yet made.
-    wishes: AtomicU32,
+    /// Requested reads that have not been served yet.
+    pending_reads: AtomicU32,
 }
 
-/// What a feed knows of its session.
+/// The state of a feed.
 pub(super) struct FeedState {
     pub(super) window: Window,
-    /// Redis has said that this session is this owner's. Until then no hint is believed.
+    /// Whether Redis has confirmed that the session is this owner's. Before that, hints only cause
+    /// a read.
     pub(super) confirmed: bool,
-    heard: Instant,
-    /// The last that were told of, newest last.
+    /// The time of the last hint or read.
+    refreshed: Instant,
+    /// The last generations whose request to a model host was closed, newest last.
     upstream_closed: VecDeque<GenerationId>,
     /// The queue position that was published last.
     queued: Option<Queued>,
-    /// When the position was requested or heard last; none where it is to be requested at the next
-    /// silence.
+    /// The time at which the position was requested or received last; none where it is requested as
+    /// soon as hints stay out.
     position_requested: Option<Instant>,
-    /// How often other feeds requested it.
+    /// The number of requests for the position by other feeds.
     position_requests: u64,
     pub(super) newest: Option<Newest>,
-    /// Since when Redis has not known this feed's place.
+    /// The time since which Redis has not known this feed's cursor.
     unknown_since: Option<Instant>,
 }
 
 impl FeedState {
-    /// The queue position of the turn that waits, unless it has gone on since that was published.
+    /// Returns the queue position of the waiting turn, unless its answer has grown since that was
+    /// published.
     pub(super) fn position(&self) -> Option<Queued> {
         let queued = self.queued?;
         let waits = match queued.answer {
@@ -109,8 +113,8 @@ impl FeedState {
         waits.then_some(queued)
     }
 
-    /// Forgets the position of a turn whose answer has begun, as the event that says so is not kept
-    /// for ever.
+    /// Drops the position of a turn whose answer has begun, because the event of that beginning is
+    /// not kept for ever.
     fn forget_position(&mut self) {
         if self.confirmed && self.queued.is_some_and(|queued| queued.answer.is_none()) {
             self.queued = self.position();
@@ -118,22 +122,23 @@ impl FeedState {
     }
 }
 
-/// Whether a read has brought a feed to where Redis is.
+/// The result of a feed's read of Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    Yes,
-    /// To be tried again after a pause.
-    Later,
+enum ReadProgress {
+    /// The feed has everything that Redis holds.
+    CaughtUp,
+    /// Redis does not know the feed's cursor yet: the feed reads again after a pause.
+    RetryLater,
 }
 
-/// The newest delta, shared by the readers that stand just before it.
+/// The newest delta, shared by all readers at the cursor before it.
 pub(super) struct Newest {
     pub(super) from: Cursor,
     pub(super) delta: Arc<Delta>,
 }
 
 impl Feeds {
-    /// Starts following Redis.
+    /// Starts the task that keeps the feeds up to date.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -154,10 +159,10 @@ impl Feeds {
         &self.inner.store
     }
 
-    /// The feed of a session, followed and read.
+    /// Returns the feed of a session, subscribed to its channel and read.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] where it is somebody else's; [`StoreError::Redis`].
+    /// [`StoreError::Absent`] where the session is another owner's; [`StoreError::Redis`].
     pub async fn join(&self, owner: &Owner, session: SessionId) -> Result<Arc<Feed>, StoreError> {
         let feed = self.inner.feed(owner, session);
         feed.subscribed
@@ -165,7 +170,7 @@ impl Feeds {
                 if let Some(subscriptions) = self.inner.subscriptions.get() {
                     subscriptions.subscribe(&store::channel(session)).await?;
                 }
-                // Subscribed first, so that nothing falls between what is read and what follows.
+                // The subscription comes first, so that no hint falls between it and the read.
                 feed.read(&self.inner.store).await.map(drop)
             })
             .await?;
@@ -179,7 +184,7 @@ impl FeedsInner {
     }
 
     fn feed(self: &Arc<Self>, owner: &Owner, session: SessionId) -> Arc<Feed> {
-        // Declared first and so dropped last: the end of a feed takes the lock.
+        // Declared first and so dropped last: dropping a feed takes the lock.
         let held: Vec<Arc<Feed>>;
         let mut feeds = self.feeds();
         let of_session = feeds.entry(session).or_default();
@@ -194,7 +199,7 @@ impl FeedsInner {
             state: Mutex::new(FeedState {
                 window: Window::empty(0, Tag::START, None),
                 confirmed: false,
-                heard: Instant::now(),
+                refreshed: Instant::now(),
                 upstream_closed: VecDeque::new(),
                 queued: None,
                 position_requested: None,
@@ -204,7 +209,7 @@ impl FeedsInner {
             }),
             changed: Notify::new(),
             subscribed: tokio::sync::OnceCell::new(),
-            wishes: AtomicU32::new(0),
+            pending_reads: AtomicU32::new(0),
         });
         of_session.push(Arc::downgrade(&feed));
         feed
@@ -223,7 +228,7 @@ impl Listener for FeedsInner {
             None => return,
         };
         for feed in feeds {
-            feed.hear(payload);
+            feed.receive(payload);
         }
     }
 
@@ -236,7 +241,7 @@ impl Listener for FeedsInner {
 }
 
 async fn sweep(inner: Weak<FeedsInner>) -> TaskEnd {
-    let mut tick = tokio::time::interval(SWEEP);
+    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
@@ -248,7 +253,8 @@ async fn sweep(inner: Weak<FeedsInner>) -> TaskEnd {
 }
 
 impl Feed {
-    /// Resolves when something is new. Make it before looking, so that nothing is missed.
+    /// Returns a future that resolves at the next change. Callers create it before they look at the
+    /// state, so that they miss no change.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
@@ -261,10 +267,10 @@ impl Feed {
         self.session
     }
 
-    /// Whether this generation has ended, as far as this feed has seen.
+    /// Whether this generation has ended, as far as this feed knows.
     pub fn has_ended(&self, generation: GenerationId) -> bool {
         let state = self.state();
-        // Asked at every piece of it.
+        // The cheap check comes first: this is called at every piece of the generation.
         state.window.running() != Some(generation)
             && state
                 .window
@@ -273,24 +279,24 @@ impl Feed {
                 .any(|event| event.generation == Some(generation) && event.control.is_terminal())
     }
 
-    /// Whether the writer has told that its request to the model's host is closed.
+    /// Whether the writer has published that its request to the model host is closed.
     pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
         self.state().upstream_closed.contains(&generation)
     }
 
-    /// Whether some generation runs, as far as this feed has seen.
+    /// Whether a generation runs, as far as this feed knows.
     pub fn is_running(&self) -> bool {
         self.state().window.running().is_some()
     }
 
-    /// Whether the answer of this generation has begun, as far as this feed has seen.
+    /// Whether the answer of this generation has begun, as far as this feed knows.
     pub fn has_begun(&self, generation: GenerationId) -> bool {
         self.state().window.events().any(|event| {
             event.generation == Some(generation) && matches!(event.control, Control::Started { .. })
         })
     }
 
-    /// How often other feeds of this session have asked for the queue position of its turn.
+    /// Returns the number of requests of other feeds for the queue position of this session's turn.
     pub fn position_requests(&self) -> u64 {
         self.state().position_requests
     }
@@ -299,7 +305,8 @@ impl Feed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(self: &Arc<Self>, payload: &str) {
+    /// Applies a hint, or reads Redis where it does not follow on the window.
+    fn receive(self: &Arc<Self>, payload: &str) {
         let Ok(hint) = Hint::parse(payload) else {
             return self.read_soon();
         };
@@ -310,7 +317,7 @@ impl Feed {
                 drop(state);
                 return self.changed.notify_waiters();
             }
-            // It comes again only when it changes, and often before the session is confirmed.
+            // It is published again only when it changes, often before the session is confirmed.
             Hint::Queued(queued) => {
                 state.queued = Some(queued);
                 state.position_requested = Some(Instant::now());
@@ -321,14 +328,14 @@ impl Feed {
             drop(state);
             return self.read_soon();
         }
-        state.heard = Instant::now();
+        state.refreshed = Instant::now();
         let applied = match hint {
             Hint::Event { previous, event } => state.window.push_event(previous, event),
             Hint::Piece { generation, offset, after, text } => {
                 state.window.push_piece(generation, offset, after, text)
             }
             Hint::UpstreamClosed(generation) => {
-                if state.upstream_closed.len() >= CLOSED_KEPT {
+                if state.upstream_closed.len() >= UPSTREAM_CLOSED_KEPT {
                     state.upstream_closed.pop_front();
                 }
                 state.upstream_closed.push_back(generation);
@@ -348,25 +355,25 @@ impl Feed {
 
     fn sweep(self: &Arc<Self>) {
         let mut state = self.state();
-        let silent = state.heard.elapsed();
+        let quiet = state.refreshed.elapsed();
         if state.window.running().is_some() {
-            let (again, allowed) = match state.position() {
-                Some(_) => (REQUEST_ANYWAY, SILENCE_WHILE_WAITING),
-                None => (REQUEST_AGAIN, SILENCE),
+            let (pause, quiet_limit) = match state.position() {
+                Some(_) => (REFRESH_AGAIN, QUIET_LIMIT_WHILE_QUEUED),
+                None => (REQUEST_AGAIN, QUIET_LIMIT),
             };
-            let requests = silent >= REQUEST_AFTER
-                && state.position_requested.is_none_or(|at| at.elapsed() >= again);
-            if requests {
+            let request_is_due = quiet >= REQUEST_AFTER
+                && state.position_requested.is_none_or(|at| at.elapsed() >= pause);
+            if request_is_due {
                 state.position_requested = Some(Instant::now());
             }
             drop(state);
-            if requests {
+            if request_is_due {
                 self.request_position();
             }
-            if silent >= allowed {
+            if quiet >= quiet_limit {
                 self.read_soon();
             }
-        } else if silent >= KEPT_WHEN_IDLE {
+        } else if quiet >= KEPT_WHEN_IDLE {
             state.window.trim(0);
             state.newest = None;
             state.upstream_closed = VecDeque::new();
@@ -374,35 +381,35 @@ impl Feed {
     }
 
     fn request_position(self: &Arc<Self>) {
-        let (feed, session) = (self.inner.clone(), self.session);
+        let (feeds, session) = (self.inner.clone(), self.session);
         tokio::spawn(async move {
-            let Some(inner) = feed.upgrade() else { return };
-            if let Err(error) = inner.store.request_position(session).await {
-                tracing::debug!(%error, "queue position not requested");
+            let Some(feeds) = feeds.upgrade() else { return };
+            if let Err(error) = feeds.store.request_position(session).await {
+                tracing::debug!(%error, "queue position request failed");
             }
         });
     }
 
-    /// Reads Redis in the background; a wish that comes while a read is under way is not lost.
+    /// Requests a read of Redis in the background. A request during a read causes another read.
     fn read_soon(self: &Arc<Self>) {
-        if self.wishes.fetch_add(1, Ordering::SeqCst) > 0 {
+        if self.pending_reads.fetch_add(1, Ordering::SeqCst) > 0 {
             return;
         }
         let feed = Arc::clone(self);
         tokio::spawn(async move {
             let read = catch_panic("feed", Self::serve_pending_reads(&feed)).await;
             if read.is_err() {
-                // The next wish begins another task.
-                feed.wishes.store(0, Ordering::SeqCst);
+                // The next request starts another task.
+                feed.pending_reads.store(0, Ordering::SeqCst);
             }
         });
     }
 
-    /// Reads until no read is pending. The only holder of a feed reads no more.
+    /// Reads until no read is pending, or until nothing but this task holds the feed.
     async fn serve_pending_reads(feed: &Arc<Self>) {
         let mut backoff = Backoff::redis();
         loop {
-            let served = feed.wishes.load(Ordering::SeqCst);
+            let served = feed.pending_reads.load(Ordering::SeqCst);
             let Some(inner) = feed.inner.upgrade() else { return };
             let permit = inner.reads.acquire().await;
             let read = feed.read(&inner.store).await;
@@ -411,19 +418,19 @@ impl Feed {
             if Arc::strong_count(feed) == 1 {
                 return;
             }
-            if !matches!(read, Ok(Reached::Yes)) {
+            if !matches!(read, Ok(ReadProgress::CaughtUp)) {
                 let _ = backoff.pause().await;
-            } else if feed.wishes.fetch_sub(served, Ordering::SeqCst) == served {
+            } else if feed.pending_reads.fetch_sub(served, Ordering::SeqCst) == served {
                 return;
             }
         }
     }
 
-    async fn read(&self, store: &Store) -> Result<Reached, StoreError> {
+    async fn read(&self, store: &Store) -> Result<ReadProgress, StoreError> {
         loop {
             let (confirmed, end) = {
                 let mut state = self.state();
-                state.heard = Instant::now();
+                state.refreshed = Instant::now();
                 (state.confirmed, state.window.end())
             };
             let from =
@@ -449,11 +456,11 @@ impl Feed {
                     }
                     more || applied == Applied::Hole
                 }
-                ReadOutcome::Unknown if confirmed && self.may_come_back() => {
-                    return Ok(Reached::Later);
+                ReadOutcome::Unknown if confirmed && self.cursor_may_return() => {
+                    return Ok(ReadProgress::RetryLater);
                 }
                 ReadOutcome::Unknown | ReadOutcome::Behind => {
-                    // What this feed knows is not what Redis holds: begin anew from there.
+                    // The window and Redis hold different histories: the feed begins anew.
                     let again = confirmed;
                     self.forget();
                     self.changed.notify_waiters();
@@ -462,12 +469,13 @@ impl Feed {
             };
             self.state().unknown_since = None;
             if !more {
-                return Ok(Reached::Yes);
+                return Ok(ReadProgress::CaughtUp);
             }
         }
     }
 
-    fn may_come_back(&self) -> bool {
+    /// Whether the writer may still bring back the events up to this feed's cursor.
+    fn cursor_may_return(&self) -> bool {
         let since = *self.state().unknown_since.get_or_insert_with(Instant::now);
         since.elapsed() < GRACE
     }
@@ -488,7 +496,8 @@ impl Drop for Feed {
             of_session.retain(|feed| feed.strong_count() > 0);
             if of_session.is_empty() {
                 feeds.remove(&self.session);
-                // Under the lock, so that a join that makes the next feed subscribes after it.
+                // The lock is held, so that a join that creates the next feed subscribes after
+                // this.
                 if let Some(subscriptions) = inner.subscriptions.get() {
                     subscriptions.unsubscribe(&store::channel(self.session));
                 }

@@ -1,7 +1,7 @@
-//! Sessions: what is stored of them, how it is read, and how it reaches a replica live.
+//! Sessions: how they are stored in Redis, and how their changes reach each replica live.
 //!
-//! This is the only part that knows the keys in Redis. Every write is one Redis Function, one
-//! atomic step, and is refused in Redis when it is not the caller's session.
+//! Only this module knows the keys of sessions in Redis. Every write is one Redis Function, one
+//! atomic step, and Redis refuses it where the session belongs to another owner.
 
 pub mod cursor;
 pub mod delta;

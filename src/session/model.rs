@@ -1,4 +1,4 @@
-//! The nouns: session, message, turn, generation.
+//! The types of the domain: session, message, turn, generation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ macro_rules! identifier {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new random identifier.
+            /// Returns a new random identifier.
             pub fn random() -> Self {
                 Self(Uuid::new_v4())
             }
@@ -39,16 +39,18 @@ macro_rules! identifier {
 }
 
 identifier! {
-    /// A conversation. For an anonymous caller it is also the only key to it: never log it whole.
+    /// The identifier of a session. An anonymous caller needs nothing else to enter the session:
+    /// never log it whole.
     SessionId
 }
 identifier! {
-    /// The run that makes one answer.
+    /// The identifier of a generation, the run that makes one answer.
     GenerationId
 }
 
 impl SessionId {
-    /// The first eight characters: enough to follow a session in the logs, too few to enter it.
+    /// Returns the first eight characters: enough to follow a session in the logs, too few to enter
+    /// it.
     pub fn redacted(self) -> String {
         let mut text = self.0.simple().to_string();
         text.truncate(8);
@@ -56,17 +58,17 @@ impl SessionId {
     }
 }
 
-/// Whose a session is.
+/// The owner of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// Whoever holds the session's identifier.
+    /// Every caller that knows the session's identifier.
     Anonymous,
     /// One signed-in user, by the subject of the token.
     User(String),
 }
 
 impl Owner {
-    /// How it is stored in Redis and compared there.
+    /// Returns the owner as Redis stores and compares it.
     pub fn key(&self) -> String {
         match self {
             Self::Anonymous => "anonymous".to_owned(),
@@ -74,7 +76,7 @@ impl Owner {
         }
     }
 
-    /// The owner whose [`Owner::key`] this is.
+    /// Returns the owner with this [`Owner::key`].
     pub fn from_key(key: &str) -> Self {
         match key.strip_prefix("user:") {
             Some(subject) => Self::User(subject.to_owned()),
@@ -82,7 +84,7 @@ impl Owner {
         }
     }
 
-    /// What a message of this owner carries as `user_id`.
+    /// Returns the `user_id` of this owner's messages.
     pub fn user_id(&self) -> &str {
         match self {
             Self::Anonymous => "anonymous",
@@ -91,13 +93,13 @@ impl Owner {
     }
 }
 
-/// Who speaks in a message.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions; only in a conversation that a turn brings with it.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -109,30 +111,30 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// The answer is whole.
+    /// The answer is complete.
     Complete,
-    /// Somebody stopped it.
+    /// A client cancelled the generation.
     Cancelled,
-    /// It broke off, and `error` says why.
+    /// The generation failed; `error` holds the reason.
     Failed,
 }
 
-/// Why an answer has no more text.
+/// The reason why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model was done, or met a stop sequence.
+    /// The model ended its answer, or met a stop sequence.
     Stop,
     /// `max_tokens`, the context window or the largest answer was reached.
     Length,
     /// The model only repeated itself.
     Repetition,
-    /// Somebody stopped it.
+    /// A client cancelled the generation.
     Cancelled,
 }
 
-/// Tokens, as the model's host counted them. Where the host did not, those of the prompt are an
-/// estimate and those of the answer a lower bound.
+/// The tokens of a generation, as the model host counted them. Where the host did not count them,
+/// the prompt's number is an estimate and the answer's number a lower bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// Tokens of the prompt: system prompt, history and question.
@@ -141,12 +143,12 @@ pub struct Usage {
     pub completion_tokens: u64,
 }
 
-/// What the model was given of the conversation.
+/// The part of the conversation that the model received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ContextReport {
     /// Messages of the conversation that were sent, the question included.
     pub messages_sent: u64,
-    /// Older messages that were left out, as they did not fit.
+    /// Older messages that were left out, because they did not fit.
     pub messages_dropped: u64,
     /// Tokens of the prompt, 0 while the host has not counted them.
     pub prompt_tokens: u64,
@@ -154,37 +156,38 @@ pub struct ContextReport {
     pub num_ctx: u64,
 }
 
-/// How an answer went on after it had broken off.
+/// The way in which an answer was continued after it broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ContinuedHow {
-    /// The model went on from exactly the text that it had written.
+    /// The model continued from exactly the text that it had written.
     Exact,
-    /// The model went on after the text that readers had, and would have gone another way at its end.
+    /// The model continued after the text that readers had, but would have tokenised its end in
+    /// another way.
     Approximate,
     /// The answer began anew.
     Restarted,
 }
 
-/// One time that an answer went on after it had broken off.
+/// One continuation of an answer after it broke off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Continuation {
-    /// How it went on.
+    /// The way in which the answer was continued.
     pub how: ContinuedHow,
-    /// Why it had broken off: the code of an error, or `replica_gone`.
+    /// The reason for the break: the code of an error, or `replica_gone`.
     pub why: String,
 }
 
-/// Why a generation failed, in terms that a client can act on.
+/// The reason why a generation failed, in terms that a client can act on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
-    /// Stable, snake_case.
+    /// The stable code, in snake case.
     pub code: String,
-    /// For people.
+    /// The text for people.
     pub message: String,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Seconds to wait first.
+    /// The seconds to wait before a retry.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry_after: Option<u64>,
 }
@@ -192,79 +195,80 @@ pub struct Failure {
 /// A finished message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Message {
-    /// The message's own identifier.
+    /// The identifier of the message.
     pub id: Uuid,
-    /// Who speaks.
+    /// The author.
     pub role: Role,
-    /// The text. Stored beside this header, not in it, so that Redis never encodes it.
+    /// The text. It is stored beside this header, not in it, so that Redis never encodes it.
     #[serde(default)]
     pub content: String,
-    /// What the model thought before it answered; stored before the text.
+    /// The model's reasoning before its answer; stored before the text.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub thinking: Option<String>,
-    /// When it was accepted (user) or ended (assistant).
+    /// The time of acceptance (user) or of the end (assistant).
     #[serde(with = "timestamp")]
     #[schema(value_type = String, format = DateTime)]
     pub timestamp: DateTime<Utc>,
     /// The token's subject, or "anonymous"; only on a user's message.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub user_id: Option<String>,
-    /// Which run made it; only on an assistant's message, as all that follows.
+    /// The generation that made the answer. This and all further fields are only on an assistant's
+    /// message.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generation_id: Option<GenerationId>,
-    /// The model, as asked for.
+    /// The requested model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub model: Option<String>,
-    /// How the generation ended.
+    /// The way in which the generation ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub status: Option<Status>,
-    /// Why there is no more text.
+    /// The reason why the answer ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub finish_reason: Option<FinishReason>,
-    /// Tokens.
+    /// The tokens of prompt and answer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub usage: Option<Usage>,
-    /// What the model was given.
+    /// The part of the conversation that the model received.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub context: Option<ContextReport>,
-    /// Why it failed.
+    /// The reason why the generation failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Failure>,
-    /// How many replicas wrote the answer, one unless it was taken over.
+    /// The number of replicas that wrote the answer; one unless it was taken over.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub writers: Option<u32>,
-    /// Each time that the answer went on after it had broken off.
+    /// The continuations of the answer, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub continued: Vec<Continuation>,
 }
 
-/// Whether a model that can think does so before it answers.
+/// Whether a model that can reason does so before it answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "StoredReasoning", into = "StoredReasoning")]
 pub enum Reasoning {
-    /// It does not.
+    /// The model does not reason.
     #[default]
     Off,
-    /// It does, as hard as it likes.
+    /// The model reasons with its default effort.
     On,
-    /// It does, so hard.
+    /// The model reasons with this effort.
     Effort(Effort),
 }
 
-/// How hard a model is to think.
+/// The effort of a model's reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
-    /// Briefly.
+    /// Short reasoning.
     Low,
-    /// In between.
+    /// Reasoning of medium length.
     Medium,
-    /// At length.
+    /// Long reasoning.
     High,
 }
 
-/// [`Reasoning`] as it is stored. A replica of before knows `think` alone, and runs the turn with
-/// whatever effort the model likes.
+/// [`Reasoning`] as it is stored. A replica of an earlier release reads `think` only, and runs the
+/// turn with the model's default effort.
 #[derive(Serialize, Deserialize)]
 struct StoredReasoning {
     #[serde(default)]
@@ -293,57 +297,57 @@ impl From<Reasoning> for StoredReasoning {
     }
 }
 
-/// What was asked for, beside the text: everything that another replica needs to run the turn.
+/// The request of a turn without its text: everything else that another replica needs to run it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TurnSpec {
-    /// The model, as asked for, or the default.
+    /// The requested model, or the default one.
     pub model: String,
-    /// 0 to 2.
+    /// The temperature, 0 to 2.
     pub temperature: f64,
-    /// At least 1.
+    /// The largest number of tokens of the answer, at least 1.
     pub max_tokens: u32,
     /// The system prompt.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub system: Option<String>,
-    /// For repeatable answers.
+    /// The seed, for repeatable answers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub seed: Option<i64>,
     /// Up to four texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub stop: Vec<String>,
-    /// Whether a model that can think does so first, and how hard.
+    /// Whether a model that can reason does so first, and with what effort.
     #[serde(flatten)]
     pub think: Reasoning,
     /// The client's own identifier of the message, echoed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message_id: Option<String>,
-    /// From where it came, in a word that is the same for one address.
+    /// The source of the request: an opaque name of the client's address.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub source: String,
 }
 
-/// A session as the API tells it, without its messages.
+/// A session as the API describes it, without its messages.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct SessionInfo {
-    /// Which session.
+    /// The identifier of the session.
     pub session_id: SessionId,
-    /// A short name: given by the user, else the beginning of the first message.
+    /// A short name: chosen by the user, or else the beginning of the first message.
     pub title: String,
     /// The model of the last turn.
     pub model: String,
-    /// First turn.
+    /// The time of the first turn.
     #[serde(with = "timestamp")]
     #[schema(value_type = String, format = DateTime)]
     pub created_at: DateTime<Utc>,
-    /// Last change.
+    /// The time of the last change.
     #[serde(with = "timestamp")]
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: DateTime<Utc>,
-    /// Finished messages.
+    /// The number of finished messages.
     pub message_count: u64,
 }
 
-/// A point in time as the wire has it: RFC 3339, UTC, microseconds, `Z`.
+/// Formats a time as the wire has it: RFC 3339, UTC, microseconds, `Z`.
 pub fn rfc3339(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
@@ -371,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_hard_to_think_is_stored_beside_what_a_replica_of_before_reads() {
+    fn the_reasoning_effort_is_stored_beside_the_flag_that_an_earlier_release_reads() {
         let spec = |think| TurnSpec {
             model: "m".to_owned(),
             temperature: 0.0,

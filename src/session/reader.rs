@@ -1,7 +1,7 @@
-//! A reader: a cursor over a feed that moves on.
+//! Readers: cursors over a feed, which yield one delta after another.
 //!
-//! A slow reader costs a cursor, not memory: what it missed is read from the feed's window, or from
-//! Redis.
+//! A slow reader costs a cursor, not memory: it reads the changes that it missed from the feed's
+//! window, or from Redis.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,25 +11,22 @@ use tokio::time::Instant;
 use super::cursor::Cursor;
 use super::delta::{Change, Delta};
 use super::event::Queued;
-use super::feed::{Feed, FeedState, Feeds, Newest};
+use super::feed::{Feed, FeedState, Feeds, GRACE, Newest};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Step, Window};
 use crate::retry::Backoff;
 
-/// Bytes of one piece of text for a reader that has to catch up, at most.
+/// The largest piece of text for a reader that catches up, in bytes.
 const PIECE_BYTES: usize = 16 << 10;
-/// How long a cursor that Redis does not know may still be one that a failover took: its writer
-/// writes the event again, with the same tag.
-const GRACE: Duration = Duration::from_secs(3);
 
-/// What a reader yields.
+/// The next item of a reader.
 #[derive(Debug)]
 pub enum Delivered {
     /// The next change.
     Delta(Arc<Delta>),
-    /// The reader's cursor belongs to another history of this session, or to one that is no longer
-    /// kept: the client needs a snapshot.
+    /// The reader's cursor belongs to another history of this session, or to a part of it that is
+    /// no longer kept: the client needs a snapshot.
     Lost,
 }
 
@@ -38,29 +35,32 @@ pub struct Reader {
     feed: Arc<Feed>,
     store: Store,
     cursor: Cursor,
-    /// Read from Redis by a reader that stands before the feed's window.
+    /// The window that a reader behind the feed's window read from Redis.
     catching_up: Option<Window>,
     lost: bool,
-    /// Since when Redis has not known this reader's cursor.
+    /// The time since which Redis has not known this reader's cursor.
     unknown_since: Option<Instant>,
     /// The queue position that was delivered last.
     queued: Option<Queued>,
-    /// Pauses before Redis is read again.
+    /// The pauses between two reads of Redis.
     backoff: Backoff,
 }
 
-/// What a look at the windows came to.
+/// The result of one step over the windows.
 enum Advance {
+    /// The reader yields this delta.
     Delta(Arc<Delta>),
-    /// Something that this reader need not know moved the cursor.
+    /// The cursor moved over a change that this reader does not need.
     Moved,
+    /// The windows hold nothing more.
     Nothing,
-    /// What comes next is in Redis only.
+    /// The next step needs a read of Redis.
     Redis,
 }
 
 impl Feeds {
-    /// A reader from `cursor` on; without one from where the running turn began, else from now on.
+    /// Opens a reader at `cursor`. Without one it begins with the running turn, or with the next
+    /// change where none runs.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -84,7 +84,7 @@ impl Feeds {
 }
 
 impl Reader {
-    /// A reader at `cursor`.
+    /// Opens a reader at `cursor`.
     ///
     /// # Errors
     /// [`StoreError`] where the cursor is not in the feed's window and Redis does not answer.
@@ -105,24 +105,24 @@ impl Reader {
         Ok(reader)
     }
 
-    /// The cursor of the last delta that was delivered.
+    /// Returns the cursor after the last delta that was delivered.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Whether everything since the cursor that it began with can be delivered.
+    /// Whether the reader can deliver every change since the cursor that it began with.
     pub fn is_recovered(&self) -> bool {
         !self.lost
     }
 
-    /// Goes on from another cursor, such as a snapshot's.
+    /// Continues from another cursor, such as a snapshot's.
     pub fn move_to(&mut self, cursor: Cursor) {
         self.cursor = cursor;
         self.catching_up = None;
         self.lost = false;
     }
 
-    /// The next change, waiting for it. Cancel-safe.
+    /// Waits for the next change. Cancel-safe.
     pub async fn next(&mut self) -> Delivered {
         let feed = Arc::clone(&self.feed);
         loop {
@@ -136,7 +136,7 @@ impl Reader {
                 Advance::Delta(delta) => return Delivered::Delta(delta),
                 Advance::Moved | Advance::Nothing => changed.await,
                 Advance::Redis => {
-                    // Boxed: it is large and rare, and every idle socket would have room for it.
+                    // Boxed: the future is large and rare, and every idle socket would reserve it.
                     if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
                         tracing::debug!(%error, "reader waiting for redis");
                         let _ = self.backoff.pause().await;
@@ -155,8 +155,8 @@ impl Reader {
         }
     }
 
-    /// Reads what follows the cursor from Redis. A cursor that Redis does not know is lost after
-    /// `grace`.
+    /// Reads the changes after the cursor from Redis. A cursor that Redis does not know is lost
+    /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let from = ReadFrom::Cursor(self.cursor, 0);
         match self.store.read(self.feed.owner(), self.feed.session(), from).await? {
@@ -218,7 +218,7 @@ impl Reader {
         }
     }
 
-    /// A reader that has everything else learns the queue position of a waiting turn.
+    /// Yields the queue position of a waiting turn to a reader that has everything else.
     fn queue_position(&mut self, state: &FeedState) -> Advance {
         let queued = state.position().filter(|queued| self.queued != Some(*queued));
         let Some(queued) = queued.filter(|_| state.confirmed) else { return Advance::Nothing };
@@ -229,9 +229,9 @@ impl Reader {
 
     fn step(&mut self, window: &Window) -> Advance {
         let (generation, after, change) = match window.next(&self.cursor, PIECE_BYTES) {
-            Step::Piece { generation, thought, offset, text, after } => {
+            Step::Piece { generation, is_reasoning, offset, text, after } => {
                 let text = text.to_owned();
-                let change = if thought {
+                let change = if is_reasoning {
                     Change::Reasoning { offset, text }
                 } else {
                     Change::Text { offset, text }

@@ -1,6 +1,7 @@
--- Registers a command as a Redis Function. Stands at the beginning of every library.
+-- Registration of commands as Redis Functions. Every library begins with this file.
 
--- The values of a call by their names. What follows the last name is a list under the name `rest`.
+-- Returns the values of a call by their names. The values after the last name are a list under the
+-- name `rest`.
 local function by_name(names, values, rest)
   local named = {}
   for i, name in ipairs(names) do
@@ -16,10 +17,10 @@ local function by_name(names, values, rest)
   return named
 end
 
--- Every call carries the key of the primary lease as its last argument: the time until which this
--- server is sure to be the primary, in microseconds on its own clock, or - where no other server can
--- become the primary. A server that was stopped, and replaced meanwhile, must not carry out a call
--- before it learns of that, and does not know what it is asked.
+-- Whether this server is certain to be the primary. The last argument of every call is the key of
+-- the primary lease, which holds the time until which that is certain, in microseconds on the
+-- server's own clock; or it is - where no other server can become the primary. So a server that was
+-- paused and replaced meanwhile carries out no call before it learns of its replacement.
 local function holds_primary_lease(key)
   if key == '-' then
     return true
@@ -30,12 +31,12 @@ end
 
 -- A command has these fields:
 --   name, version   the function is jarvis_<name>_<version>
---   flags           of Redis: 'no-writes', 'allow-oom'; none: {}
+--   flags           the flags of Redis: 'no-writes', 'allow-oom'; {} for none
 --   keys            the names of its keys, in order
 --   optional_key    the name of one more key, which a call may leave out
 --   arguments       the names of its arguments, in order
---   rest            the name of the list of all further arguments, where there may be some
---   run             function(keys, args), both tables by name; its result is the reply
+--   rest            the name of the list of all further arguments, where the command takes some
+--   run             function(keys, args), both tables by name; it returns the reply
 local function register(command)
   local key_names, names, rest = {}, command.arguments, command.rest
   -- While a library is loaded, there is no ipairs.
@@ -45,7 +46,7 @@ local function register(command)
   key_names[#key_names + 1] = command.optional_key
   local function call(keys, values)
     if not holds_primary_lease(table.remove(values)) then
-      return redis.error_reply('DOUBTFUL this server may be no primary any more')
+      return redis.error_reply('DOUBTFUL this server may no longer be the primary')
     end
     if #keys < #command.keys or #keys > #key_names or #values < #names
       or (#values > #names and not rest) then

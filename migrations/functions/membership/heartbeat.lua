@@ -1,7 +1,7 @@
--- Renews a replica's heartbeat. What a replica holds is held in its name, and falls with it.
+-- Renews a replica's heartbeat. While it moves, no other replica takes over its turns and slots.
 --
--- Keys:       heartbeats   hash: replica → a counter that is renewed several times a lease, -1 once
---                          the replica has signed off
+-- Keys:       heartbeats   hash: replica → a counter that rises several times a lease, -1 once the
+--                          replica has signed off
 -- Arguments:  replica
 -- Reply:      every replica and its counter
 -- Called by:  MembershipStore::heartbeat

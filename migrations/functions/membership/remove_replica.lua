@@ -1,8 +1,8 @@
--- Forgets a replica that is gone, unless its heartbeat has moved since.
+-- Removes a replica that is gone, unless its heartbeat has moved since.
 --
 -- Keys:       heartbeats
 -- Arguments:  replica
---             counter   that was observed
+--             counter   of the heartbeat as it was observed
 -- Reply:      ok
 -- Called by:  MembershipStore::remove_replica
 register {

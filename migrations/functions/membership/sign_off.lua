@@ -1,4 +1,4 @@
--- Signs a replica off: others may take over what is held in its name at once.
+-- Signs a replica off: others may take over its turns and slots at once.
 --
 -- Keys:       heartbeats
 -- Arguments:  replica

@@ -1,13 +1,13 @@
--- Tells whether a turn could be taken here. The function has no flags, so that Redis refuses it
--- where it refuses a new turn: on a read-only replica, and where memory is full. It writes nothing
--- and publishes nothing. Its library is loaded last, so that it is there only where the others are.
+-- Checks whether this server would accept a turn. The function has no flags, so that Redis refuses
+-- it where it refuses a new turn: on a read-only replica, and where memory is full. It writes and
+-- publishes nothing. Its library is loaded last, so that it exists only where the others do.
 --
--- Keys:       any   a key of the kind that turns need, and the name of a channel of that kind
+-- Keys:       any   a key of the kind that turns need, also used as the name of a channel
 -- Arguments:  none
 -- Reply:      the commands of the functions that this user may not use on the key
 -- Called by:  Conditions::follow
 
--- The commands of all functions, by how many arguments follow the key.
+-- The commands of all functions, by the number of arguments after the key.
 local NEEDED = {
   [0] = { 'DEL', 'EXISTS', 'GET', 'HGETALL', 'HKEYS', 'HLEN', 'HVALS', 'INCR', 'LLEN', 'LPOP', 'PERSIST',
     'SMEMBERS', 'SSUBSCRIBE', 'STRLEN', 'TTL', 'UNLINK', 'ZCARD' },

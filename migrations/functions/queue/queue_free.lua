@@ -1,17 +1,20 @@
--- Frees some of what is in the name of a replica that is gone, unless its heartbeat has moved since.
--- Its tickets keep their positions for the replica that takes the turns over.
+-- Frees some slots and positions of a replica that is gone, unless its heartbeat has moved since.
+-- The tickets keep their positions for the replicas that take the turns over.
 --
 -- Keys:       queue, heartbeats
 -- Arguments:  replica
 --             counter   of its heartbeat as it was observed, empty where it had none; `self` where
---                       the replica frees its own
--- Reply:      ok (nothing is left) | more | alive
+--                       the replica frees its own tickets
+-- Reply:      ok      nothing is left
+--             more    call again
+--             alive   the heartbeat has moved
 -- Called by:  QueueStore::free, QueueStore::sign_off
 
--- Holdings that one call frees.
+-- The number of tickets that one call frees.
 local FREED_AT_ONCE = 50
 
--- Some fields of a hash, none only where it has none. A large hash is not read as a whole.
+-- Returns some fields of a hash, at least one unless it is empty, without reading all of a large
+-- one.
 local function some_fields(key)
   local from, fields = '0', {}
   repeat
@@ -42,7 +45,7 @@ register {
       local generation = some[i]
       local ticket = read_ticket(base, generation)
       if ticket and ticket.replica == replica then
-        take_out(base, ticket)
+        vacate(base, ticket)
         redis.call('HDEL', ticket.key, 'replica')
         redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
       else
@@ -50,7 +53,7 @@ register {
       end
     end
     if redis.call('EXISTS', held) == 1 then
-      -- No slot is granted before the end: many would go to the same replica again.
+      -- No slot is granted before all are freed, because many would go to the same replica again.
       return 'more'
     end
     report_hosts(base, replica, {})

@@ -1,12 +1,12 @@
--- Takes back a granted slot that is of no use to its ticket, which keeps its position.
+-- Returns a granted slot that its ticket cannot use. The ticket keeps its position.
 --
 -- Keys:       queue
 -- Arguments:  generation, replica   of the ticket
---             host, grant           that were granted
+--             host, grant           the host and the number of the grant
 --             has_text              1 where the answer has text, else 0
---             excluded_ms           for so long the ticket does not get this host
---             full_ms               for so long no ticket does: the host says that it is full
--- Reply:      as queue_join, but for full and crowded
+--             excluded_ms           how long the ticket does not get this host
+--             full_ms               how long no ticket gets it, because the host is full; or 0
+-- Reply:      as queue_join, except full and crowded
 -- Called by:  QueueStore::give_back
 register {
   name = 'queue_give_back',
@@ -21,7 +21,7 @@ register {
       return { 'gone' }
     end
     if ticket.host == args.host and ticket.grants == args.grant then
-      take_out(base, ticket)
+      vacate(base, ticket)
       if args.has_text == '1' and ticket.first ~= '1' then
         ticket.first, ticket.score = '1', score(base, 0, true)
         redis.call('HSET', ticket.key, 'first', '1', 'score', ticket.score)

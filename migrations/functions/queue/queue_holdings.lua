@@ -1,12 +1,12 @@
--- Lists some of the generations in a replica's name. Some may come twice.
+-- Lists some of the generations whose tickets a replica holds. A generation may be listed twice.
 --
 -- Keys:       queue
 -- Arguments:  replica
---             from   where the last call ended, '0' at first
--- Reply:      <where to go on, '0' at the end>, then generations
+--             from   the cursor of the last reply, '0' at first
+-- Reply:      <cursor of the next call, '0' at the end>, then generations
 -- Called by:  QueueStore::holdings
 
--- Holdings that one call reads, about.
+-- The approximate number of tickets that one call reads.
 local SCANNED_AT_ONCE = 250
 
 register {

@@ -1,16 +1,16 @@
--- Gives a ticket its position, or a slot where one is free. A repeat tells the ticket's status; after
--- a takeover the ticket keeps its position.
+-- Adds a ticket to the queue, and grants it a slot where one is free. A repeat returns the ticket's
+-- status. After a takeover the ticket keeps its position.
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, user, source, model, session   of the ticket
 --             has_text                       1 where the answer has text, else 0
---             start                          that the ticket had and Redis forgot, or empty
+--             start                          of a ticket that Redis lost, or empty
 --             waiting_limit, source_limit    tickets that may wait, in all and of one source
 -- Reply:      granted <host> <number of the grant> <start>
---             waiting <position> <eta in ms or -1> <start> <hosts of the model within reach>
+--             waiting <position> <eta in ms or -1> <start> <reachable hosts with the model>
 --             full <ms until there is room, or -1>
 --             crowded <ms until there is room for its source, or -1>
---             gone   the ticket is another replica's
+--             gone   another replica holds the ticket
 -- Called by:  QueueStore::join
 register {
   name = 'queue_join',
@@ -30,13 +30,14 @@ register {
       return status_of(base, hosts, read_ticket(base, generation), now)
     end
     if ticket and ticket.replica and ticket.replica ~= replica and args.start ~= '' then
-      -- It was taken over while this replica did not answer.
+      -- Another replica took the ticket over meanwhile.
       return { 'gone' }
     end
     if ticket then
-      -- Another replica goes on with it, or it has text now: the same position, or a better one.
-      local holds = ticket.host
-      take_out(base, ticket)
+      -- The ticket was taken over, or its answer has text now: it keeps its position or a better
+      -- one.
+      local held_slot = ticket.host
+      vacate(base, ticket)
       ticket.replica = replica
       if first and ticket.first ~= '1' then
         ticket.first, ticket.score = '1', score(base, 0, true)
@@ -44,11 +45,11 @@ register {
       redis.call('PERSIST', ticket.key)
       redis.call('HSET', ticket.key, 'replica', replica, 'first', ticket.first,
         'score', ticket.score)
-      if holds then
+      if held_slot then
         hosts = read_hosts(base, now)
       end
     else
-      -- A ticket with text was let in once, and goes on.
+      -- The limits do not apply to a ticket that was accepted before.
       if args.start == '' and not first then
         local models = waiting_models(base)
         local limit = tonumber(args.waiting_limit)

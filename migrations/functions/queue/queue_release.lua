@@ -1,11 +1,11 @@
--- Gives up a ticket with its slot or position. The length of the turn is counted into its host's mean.
+-- Removes a ticket with its slot or position. The duration of the turn enters the mean of its host.
 --
 -- Keys:       queue
 -- Arguments:  generation, replica   of the ticket
--- Reply:      ok | gone
+-- Reply:      ok | gone (the replica does not hold the ticket)
 -- Called by:  QueueStore::release
 
--- Weight of the newest turn in the mean.
+-- The weight of the newest turn in the mean.
 local NEWEST = 0.2
 
 register {
@@ -23,17 +23,17 @@ register {
     end
     if ticket.host then
       local key = base .. ':host:' .. ticket.host
-      local took = now - tonumber(ticket.since)
-      local mean = tonumber(redis.call('HGET', key, 'turn_ms')) or took
-      redis.call('HSET', key, 'turn_ms', mean + (took - mean) * NEWEST)
+      local duration = now - tonumber(ticket.since)
+      local mean = tonumber(redis.call('HGET', key, 'turn_ms')) or duration
+      redis.call('HSET', key, 'turn_ms', mean + (duration - mean) * NEWEST)
     elseif ticket.grants == nil then
-      -- It never ran: the user is not charged, where no later start was computed from the charge.
+      -- The turn never ran: the charge is returned, unless a later start was computed from it.
       local finish = tonumber(redis.call('ZSCORE', base .. ':users', ticket.user))
       if finish == tonumber(ticket.start) + 1 then
         redis.call('ZADD', base .. ':users', ticket.start, ticket.user)
       end
     end
-    take_out(base, ticket)
+    vacate(base, ticket)
     redis.call('DEL', ticket.key)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'

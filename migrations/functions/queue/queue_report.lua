@@ -1,4 +1,4 @@
--- Takes in what a replica sees of the model hosts, in place of what it reported before.
+-- Replaces a replica's report of the model hosts.
 --
 -- Keys:       queue
 -- Arguments:  replica

@@ -1,9 +1,9 @@
--- Puts back a slot that is in use and that Redis forgot, over the capacity of its host if need be.
+-- Restores a slot that is in use and that Redis lost, beyond the capacity of its host if need be.
 --
 -- Keys:       queue
--- Arguments:  generation, replica, host             who holds the slot
+-- Arguments:  generation, replica, host             of the slot in use
 --             user, source, model, session, start   of the ticket
--- Reply:      the number of the grant | gone (the ticket is another replica's)
+-- Reply:      the number of the grant | gone (another replica holds the ticket)
 -- Called by:  QueueStore::restore
 register {
   name = 'queue_restore',
@@ -22,7 +22,7 @@ register {
     end
     local start = tonumber(args.start) or 0
     if ticket then
-      take_out(base, ticket)
+      vacate(base, ticket)
       redis.call('PERSIST', ticket.key)
     else
       ticket = { key = base .. ':ticket:' .. args.generation, generation = args.generation }
@@ -31,8 +31,8 @@ register {
     end
     redis.call('HSET', ticket.key, 'replica', args.replica)
     ticket.replica = args.replica
-    -- What was charged before may be forgotten with it, and a ticket that comes now would start
-    -- before those that waited.
+    -- Redis may have lost the user's charge, too. Without it, a new ticket would start before those
+    -- that waited.
     charge(base, args.user, start)
     local key = base .. ':host:' .. args.host
     advance_time({ key = key, time = tonumber(redis.call('HGET', key, 'time')) or 0 }, start)

@@ -1,9 +1,9 @@
--- Tells whether there is room in the queue for a ticket of a model.
+-- Returns whether the queue has room for a ticket of a model.
 --
 -- Keys:       queue
 -- Arguments:  replica, model
 --             waiting_limit   tickets that may wait
--- Reply:      room | full <ms until there is some, or -1>
+-- Reply:      room | full <ms until there is room, or -1>
 -- Called by:  QueueStore::room
 register {
   name = 'queue_room',

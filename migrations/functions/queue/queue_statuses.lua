@@ -1,9 +1,9 @@
--- Tells the status of some tickets.
+-- Returns the status of some tickets.
 --
 -- Keys:       queue
 -- Arguments:  replica       that holds the tickets
 --             generations   of the tickets
--- Reply:      for each ticket as queue_join, but for full and crowded
+-- Reply:      for each ticket as queue_join, except full and crowded
 -- Called by:  QueueStore::statuses
 register {
   name = 'queue_statuses',

@@ -1,9 +1,9 @@
--- Grants what came free by the passing of time, and tells how the queue is.
+-- Grants slots that became free with time, and returns the state of the queue.
 --
 -- Keys:       queue
 -- Arguments:  replica
--- Reply:      <digest of the replica's last report, or empty> <tickets in its name> <tickets that
---             wait>, then name, slots and slots in use of each host
+-- Reply:      <digest of the replica's last report, or empty> <tickets that it holds>
+--             <waiting tickets>, then name, slots and slots in use of each host
 -- Called by:  QueueStore::tick
 register {
   name = 'queue_tick',

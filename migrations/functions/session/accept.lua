@@ -3,26 +3,26 @@
 --
 -- Keys:       those of the session; idempotency where the turn has a key
 -- Arguments:  owner
---             generation, fence, replica   the turn's, and the name that it is held in
---             turn                         what was asked for, as JSON
---             header, content              the question, without the number of its parent
+--             generation, fence, replica   of the turn, and the replica that holds it
+--             turn                         the request without its text, as JSON
+--             header, content              of the question, without the number of its parent
 --             tag, event                   of the accepted event
 --             title                        of a session that begins with this turn
---             model, now                   of the session from now on
+--             model, now                   the model and the time of this turn
 --             idle_seconds                 of a session that begins with this turn
---             waiting_limit, bytes_limit   turns that may wait, bytes of messages in the session
---             request_digest, key_seconds  what the idempotency key is kept with, and for how long
---             own_conversation             1 where the turn brings what was said before it, in place
+--             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
+--             request_digest, key_seconds  the value of the idempotency key, and its expiry
+--             own_conversation             1 where the turn brings the messages before it, in place
 --                                          of a stored history; only into a new session
---             conversation                 its messages, each <json header>\n<content>
+--             conversation                 these messages, each <json header>\n<content>
 -- Reply:      began <events before> <tag before> <epoch>
 --             waiting <events before> <tag before> <epoch>
---             same <generation> <events before|-> <tag before|->   accepted before, by its key
+--             same <generation> <events before|-> <tag before|->   the turn was accepted before
 --             other_body    the key was used for another request
 --             absent        the session is another owner's
 --             occupied      the turn brings a conversation, and the session exists
---             busy          as many turns wait as may
---             full          the session holds as many bytes as it may
+--             busy          the session has waiting_limit waiting turns
+--             full          the session would hold more than bytes_limit bytes
 -- Called by:  Store::accept, Store::find
 register {
   name = 'accept',
@@ -42,10 +42,10 @@ register {
     if found.owner and found.owner ~= args.owner then
       return { 'absent' }
     end
-    -- Held under another fence, it was proposed by another replica, or is taken over.
+    -- A turn that is held under another fence was proposed by another replica, or taken over.
     local holder = redis.call('HGET', keys.open, open_field(keys, generation))
     local held = holder and words(holder)[2] == args.fence
-    -- A key that outlived its session is forgotten with it.
+    -- A key that outlived its session does not count.
     local known = keys.idempotency and found.owner and redis.call('GET', keys.idempotency)
     if known then
       local known_words = words(known)

@@ -1,8 +1,8 @@
--- Writes text of the answer at its offset, and publishes it. Text that is there already is published
--- again and changes nothing. Without text, it only checks that the writer may go on.
+-- Writes text of the answer at its offset, and publishes it. Text that is stored already is
+-- published again and changes nothing. Without text, it only checks that the writer may continue.
 --
 -- Keys:       session, answer
--- Arguments:  owner, generation, fence   the writer's
+-- Arguments:  owner, generation, fence   of the writer
 --             revision                   that the writer left last
 --             offset                     bytes of the answer before the text
 --             text
@@ -35,7 +35,7 @@ register {
     if offset + #args.text > length then
       redis.call('SETRANGE', keys.answer, offset, args.text)
       if length == 0 then
-        -- It expires with its session, should nobody end the turn.
+        -- The answer expires with its session, if the turn never ends.
         local left = redis.call('TTL', keys.session)
         if left > 0 then
           redis.call('EXPIRE', keys.answer, left)

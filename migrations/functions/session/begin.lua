@@ -1,8 +1,10 @@
 -- Makes a waiting turn the running one, if no turn runs and none waits before it.
 --
 -- Keys:       those of the session
--- Arguments:  owner, generation, fence   the holder's
--- Reply:      began | waiting | gone
+-- Arguments:  owner, generation, fence   of the holder
+-- Reply:      began     the turn is the running one
+--             waiting   another turn runs, or waits before it
+--             gone      the turn has ended, or another replica holds it
 -- Called by:  Store::begin
 register {
   name = 'begin',
@@ -18,8 +20,8 @@ register {
     if fields[1] == args.generation then
       return fields[2] == args.fence and 'began' or 'gone'
     end
-    local entry, words_before = find_waiting(keys, args.generation)
-    if not entry or words_before[2] ~= args.fence then
+    local entry, waiting = find_waiting(keys, args.generation)
+    if not entry or waiting[2] ~= args.fence then
       return 'gone'
     end
     if fields[1] or redis.call('LINDEX', keys.waiting, 0) ~= entry then
@@ -30,8 +32,10 @@ register {
     turn, at = line(entry, at)
     header, at = line(entry, at)
     redis.call('LPOP', keys.waiting)
-    make_running(keys, args.generation, args.fence, words_before[3], turn, header,
-      string.sub(entry, at))
+    make_running(keys, {
+      generation = args.generation, fence = args.fence, replica = waiting[3],
+      turn = turn, header = header, content = string.sub(entry, at),
+    })
     return 'began'
   end,
 }

@@ -1,4 +1,4 @@
--- Stops a generation: the one that is named, else the running one, else the oldest that waits. The
+-- Cancels a generation: the named one, or else the running one, or else the oldest that waits. The
 -- first of cancel and finish wins. A repeat changes nothing.
 --
 -- Keys:       those of the session
@@ -6,9 +6,11 @@
 --             generation   or - for any
 --             header       of the message, as JSON with GENERATION, MODEL and WRITERS to fill in
 --             tag, event   of the cancelled event
---             again        1 where it is done again after a failover: a turn that is not there may
---                          not come back either
--- Reply:      cancelled <generation> running|waiting | none | absent
+--             again        1 in a repeat after a failover: a turn that is not there is kept from
+--                          coming back
+-- Reply:      cancelled <generation> running|waiting
+--             none     there is nothing to cancel
+--             absent   the owner has no such session
 -- Called by:  Store::cancel
 register {
   name = 'cancel',
@@ -17,9 +19,9 @@ register {
   keys = SESSION_KEYS,
   arguments = { 'owner', 'generation', 'header', 'tag', 'event', 'again' },
   run = function(keys, args)
-    local wanted = args.generation
-    if args.again == '1' and redis.call('HEXISTS', keys.open, open_field(keys, wanted)) == 0 then
-      redis.call('SET', ended_key(keys, wanted), 'cancel', 'NX', 'EX', ENDED_SECONDS)
+    local requested = args.generation
+    if args.again == '1' and redis.call('HEXISTS', keys.open, open_field(keys, requested)) == 0 then
+      redis.call('SET', ended_key(keys, requested), 'cancel', 'NX', 'EX', ENDED_SECONDS)
       return { 'none' }
     end
     local fields = owned(keys, args.owner, 'generation', 'turn', 'writers', 'last_cancel')
@@ -36,7 +38,7 @@ register {
       keep(keys)
       return { 'cancelled', generation, state }
     end
-    if fields[1] and (wanted == '-' or wanted == fields[1]) then
+    if fields[1] and (requested == '-' or requested == fields[1]) then
       local model = cjson.encode(cjson.decode(fields[2]).model)
       local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
       push_event(keys, args.tag, 'cancelled', fields[1], args.event)
@@ -44,11 +46,11 @@ register {
       return cancelled(fields[1], 'running')
     end
     local entry, header
-    if wanted == '-' then
+    if requested == '-' then
       entry = redis.call('LINDEX', keys.waiting, 0)
       header = entry and words(line(entry, 1))
     else
-      entry, header = find_waiting(keys, wanted)
+      entry, header = find_waiting(keys, requested)
     end
     if not entry then
       return { 'none' }

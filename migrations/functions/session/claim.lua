@@ -1,23 +1,25 @@
--- Takes a turn from the replica that holds it, if it still holds it by the same fence. A repeat
--- changes nothing.
+-- Claims a turn from the replica that holds it, if the fence is still the same. A repeat changes
+-- nothing.
 --
 -- Keys:       those of the session
 -- Arguments:  generation
---             replaced_fence   of the holder
+--             replaced_fence   of the previous holder
 --             fence, replica   of the new holder
 --             tag, event       of the claimed event, with LENGTH to fill in
--- Reply:      other   the turn has ended, or another replica was faster
---             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON> <the question>,
---             and the messages that the turn brought in place of a stored history; each
---             <json header>\n<content>
+-- Reply:      other   the turn has ended, or another replica claimed it first
+--             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON> <question>,
+--             and the messages that the turn brought in place of a stored history; question and
+--             messages are <json header>\n<content>
 -- Called by:  Store::claim
+
+-- Returns the reply for a claimed turn.
 
 local function claimed(keys, state, turn, question)
   local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages', 'continued')
   local continued = state == 'running' and fields[5] or '[]'
   local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, question }
-  for place = 0, tonumber(fields[4] or '0') - 1 do
-    reply[#reply + 1] = without_parent(message_at(keys, place))
+  for position = 0, tonumber(fields[4] or '0') - 1 do
+    reply[#reply + 1] = without_parent(message_at(keys, position))
   end
   return reply
 end
@@ -37,7 +39,7 @@ register {
       elseif found[2] ~= fence then
         return { 'other' }
       end
-      -- No message is added while a turn runs.
+      -- The question is the last message: none is added while a turn runs.
       return claimed(keys, 'running', found[3], without_parent(message_at(keys, -1)))
     end
     local entry, header = find_waiting(keys, generation)

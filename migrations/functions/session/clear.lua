@@ -1,23 +1,23 @@
--- Empties the session's history and cancels its turns; deletes the session, too, where that is asked
--- for. Of a deleted session, the log without what was said stays for a while.
+-- Clears the session's history and cancels its turns, or deletes the session. The log of a deleted
+-- session stays for a while, without the text of its messages.
 --
 -- Keys:       those of the session
 -- Arguments:  owner
---             delete                1 or 0
+--             delete                1 to delete the session, too, else 0
 --             tag, event            of the cleared event
---             cancel_event          of each turn that is cancelled with it
+--             cancel_event          of each turn that is cancelled
 --             now
---             tombstone_seconds     how long the log of a deleted session stays
---             new_epoch             random part of the session's epoch from now on
---             again                 where it is done again after a failover: the epoch's time and the
---                                   cancelled generations, as the first reply had them; else empty
---             cancel_tags           a tag for each turn that may be cancelled with it
--- Reply:      <messages that there were, or -1 where there is nothing to clear>
+--             tombstone_seconds     how long the log of a deleted session is kept
+--             new_epoch             random part of the session's new epoch
+--             again                 in a repeat after a failover, the epoch's time and the cancelled
+--                                   generations of the first reply; else empty
+--             cancel_tags           a tag for each turn that may be cancelled
+-- Reply:      <number of messages before, or -1 where there is nothing to clear>
 --             <time of the new epoch> and each generation that was cancelled
 -- Called by:  Store::clear
 
--- Takes what was said out of the events that were published before the last clear. The message is
--- the last field of the event, and in a JSON string no quotation mark stands alone.
+-- Removes the text of the messages from the accepted events before the last clear. The text is the
+-- last field of the event, and a JSON string contains no bare quotation mark.
 local function redact_accepted(keys)
   local list, cleared = redis.call('LRANGE', keys.events, 0, -1), false
   for i = #list, 1, -1 do
@@ -34,15 +34,15 @@ local function redact_accepted(keys)
   end
 end
 
--- The epoch that begins now.
+-- Returns the epoch that begins now.
 local function next_epoch(current, random)
   local now = redis.call('TIME')
   local microseconds = now[1] * 1000000 + now[2]
   return string.format('%.0f-%s', math.max(microseconds, epoch_time(current) + 1), random)
 end
 
--- Where a failover took the whole session, too, or left it deleted: until a turn begins it anew, its
--- epoch says that what was cleared may not come back. Whether it is so.
+-- Whether a failover lost the whole session, or left it deleted. Such a session gets the epoch of
+-- the clear, which keeps the cleared turns from coming back.
 local function is_left_empty(keys, args, epoch)
   local fields = session_fields(keys, 'owner', 'deleted', 'epoch')
   if not fields[1] then
@@ -69,7 +69,7 @@ register {
   run = function(keys, args)
     local again = words(args.again)
     local epoch = again[1] and again[1] .. '-' .. args.new_epoch
-    -- What it cancelled may not come back from a holder that has not heard of it.
+    -- The cancelled turns must not be restored by holders that do not know of the clear.
     for i = 2, #again do
       if redis.call('HEXISTS', keys.open, open_field(keys, again[i])) == 0 then
         redis.call('SET', ended_key(keys, again[i]), 'clear', 'NX', 'EX', ENDED_SECONDS)
@@ -87,7 +87,7 @@ register {
       return { '0', string.match(fields[2], '^%d+') }
     end
     if epoch and epoch_time(fields[2]) > epoch_time(epoch) then
-      -- A later clear was faster.
+      -- A later clear was applied already.
       if args.delete == '1' then
         redact_accepted(keys)
       end
@@ -101,11 +101,11 @@ register {
       release(keys, fields[1], 'clear')
       reply[#reply + 1] = fields[1]
     end
-    for place, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
+    for i, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
       local generation = words(line(entry, 1))[1]
       release(keys, generation, 'clear')
       reply[#reply + 1] = generation
-      push_event(keys, args.cancel_tags[1 + place], 'cancelled', generation, args.cancel_event)
+      push_event(keys, args.cancel_tags[1 + i], 'cancelled', generation, args.cancel_event)
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer)

@@ -1,4 +1,5 @@
--- Tells of the session without its messages, and whether a generation waits or runs in it.
+-- Describes the session without its messages. Returns also whether a generation waits or runs in
+-- it.
 --
 -- Keys:       session, path, open
 -- Arguments:  owner

@@ -1,12 +1,12 @@
 -- Ends the running generation: its answer becomes a message. A repeat changes nothing.
 --
 -- Keys:       those of the session
--- Arguments:  owner, generation, fence   the writer's
+-- Arguments:  owner, generation, fence   of the writer
 --             revision                   that the writer left last
 --             length                     bytes of the whole answer
 --             header                     of the message, as JSON
 --             now
---             events                     tag, kind and JSON of each event to be written
+--             events                     tag, kind and JSON of each event to write
 -- Reply:      ok | fenced | outdated | hole <length>, as append; outdated also where the answer is
 --             longer than the writer believes
 -- Called by:  Store::finish

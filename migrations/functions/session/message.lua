@@ -3,7 +3,9 @@
 -- Keys:       session, messages, path, index
 -- Arguments:  owner
 --             id   of a message, or of the generation that made an answer
--- Reply:      absent | none | ok <place on the path, 0 the oldest> <the message as it is stored>
+-- Reply:      ok <position on the path, 0 the oldest> <the message as it is stored>
+--             none     the path has no such message
+--             absent   the owner has no such session
 -- Called by:  Store::find_message
 register {
   name = 'message',

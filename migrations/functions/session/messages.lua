@@ -1,15 +1,15 @@
--- Reads some messages of the selected path. One call reads a bounded number of bytes: where the
--- reply says `more`, the caller goes on with what is left of its range and bytes.
+-- Reads a batch of messages of the selected path, bounded in bytes. After the reply `more` the
+-- caller continues with the rest of its range and bytes.
 --
 -- Keys:       session, messages, path
 -- Arguments:  owner
---             first, last    places on the path, from the end where negative
---             bytes          of messages, at most
---             newest_first   1: from the last one back, else 0: from the first one on
---             at_least_one   1: a message that is larger than `bytes` is given where it is the first
+--             first, last    positions on the path; negative ones count from the end
+--             bytes          the largest size of the messages
+--             newest_first   1: from the last message back; 0: from the first message on
+--             at_least_one   1: the first message is returned even if it is larger than `bytes`
 -- Reply:      absent
---             as describe up to the epoch, then <more|end> <place of the first message given> and
---             the messages, oldest first, as they are stored
+--             as describe up to the epoch, then <more|end> <position of the first message> and the
+--             messages, oldest first, as they are stored
 -- Called by:  Store::page, Store::newest, Store::page_before
 register {
   name = 'messages',
@@ -29,24 +29,24 @@ register {
     last = math.min(last, total - 1)
     local backwards = args.newest_first == '1'
     local more = 'end'
-    if last - first >= STEP_MESSAGES then
+    if last - first >= BATCH_MESSAGES then
       more = 'more'
-      if backwards then first = last - STEP_MESSAGES + 1 else last = first + STEP_MESSAGES - 1 end
+      if backwards then first = last - BATCH_MESSAGES + 1 else last = first + BATCH_MESSAGES - 1 end
     end
     local path = first <= last and redis.call('LRANGE', keys.path, first, last) or {}
-    local from, to, step = 1, #path, 1
+    local from, to, direction = 1, #path, 1
     if backwards then
-      from, to, step = #path, 1, -1
+      from, to, direction = #path, 1, -1
     end
     local room, spent, numbers = tonumber(args.bytes), 0, {}
-    for i = from, to, step do
+    for i = from, to, direction do
       local number, length = string.match(path[i], '^(%d+) (%d+)$')
       spent = spent + length
       if spent > room and (#numbers > 0 or args.at_least_one ~= '1') then
         more = 'end'
         break
       end
-      if spent > STEP_BYTES and #numbers > 0 then
+      if spent > BATCH_BYTES and #numbers > 0 then
         more = 'more'
         break
       end

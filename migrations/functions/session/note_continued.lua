@@ -1,9 +1,9 @@
--- Notes how the running answer was continued, for the writer that may take the turn over.
+-- Stores the continuations of the running answer, for a replica that takes the turn over.
 --
 -- Keys:       session
--- Arguments:  owner, generation, fence   the writer's
+-- Arguments:  owner, generation, fence   of the writer
 --             continued                  all continuations so far, as JSON
--- Reply:      ok, also where nothing is noted: the turn is not this writer's, or more is noted already
+-- Reply:      ok, also where nothing is stored: the turn is not this writer's, or Redis has more
 -- Called by:  Store::note_continued
 register {
   name = 'note_continued',

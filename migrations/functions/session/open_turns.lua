@@ -1,4 +1,4 @@
--- Gives the unfinished turns of one bucket.
+-- Returns the unfinished turns of one bucket.
 --
 -- Keys:       open
 -- Arguments:  none

@@ -1,28 +1,28 @@
--- Reads what happened in the session after a place in its log: events, and text of the answers that
--- they tell of. Of a deleted session, too: how it ended is still to be told.
+-- Reads the events of the session after a position in its log, and the text of their answers. A
+-- deleted session is read, too, because its last events are still delivered.
 --
 -- Keys:       session, messages, index, events, answer
 -- Arguments:  owner
---             number, tag   of the last event that the reader has; tag - : from where the running
---                           turn began, else from the end
---             generation    whose answer the reader has a part of, or -
+--             number, tag   of the last event that the reader has; with the tag - the read begins
+--                           with the running turn, or at the end of the log where none runs
+--             generation    of the answer of which the reader has a part, or -
 --             held          bytes of that answer that the reader has
---             bytes         of events and answers, at most, but for one event that is larger alone
--- Reply:      absent
---             behind    what follows is no longer kept
---             unknown   the place is of another history, or of one that a failover took
+--             bytes         the largest size of events and answers; only a single event exceeds it
+-- Reply:      absent    the owner has no such session
+--             behind    the following events are no longer kept
+--             unknown   the position is of another history, or of one that a failover lost
 --             ok <number> <tag> <running|-> <1 if there is more> <count of events>, the events, and
 --             generation, offset and text of each answer
 -- Called by:  Store::read, Store::answer_so_far
 
--- Events that are read from the log at a time.
+-- The number of events that are read from the log at a time.
 local CHUNK = 8
 
--- Whether the generation was cancelled by one of the events from here on, and a clear then took its
--- text.
-local function is_taken_by_clear(keys, generation, place)
+-- Whether an event from this index of the list on cancelled the generation, and a clear then
+-- removed its text.
+local function is_text_cleared(keys, generation, index)
   local cleared = false
-  local list = redis.call('LRANGE', keys.events, place, -1)
+  local list = redis.call('LRANGE', keys.events, index, -1)
   for i = #list, 1, -1 do
     local header = words(line(list[i], 1))
     cleared = cleared or header[5] == 'cleared'
@@ -56,7 +56,7 @@ register {
       if start[1] and tonumber(start[1]) >= first - 1 then
         number, tag = tonumber(start[1]), start[2]
       elseif start[1] then
-        -- How it began is no longer kept, but its text is.
+        -- The event of its beginning is no longer kept, but its text is.
         generation = running
       end
     end
@@ -66,19 +66,20 @@ register {
     if number > tip then
       return { 'unknown' }
     end
-    local true_tag = '0'
+    local stored_tag = '0'
     if number >= first then
-      true_tag = words(line(redis.call('LINDEX', keys.events, number - first), 1))[2]
+      stored_tag = words(line(redis.call('LINDEX', keys.events, number - first), 1))[2]
     elseif number > 0 then
-      true_tag = fields[5]
+      stored_tag = fields[5]
     end
-    if true_tag ~= tag then
+    if stored_tag ~= tag then
       return { 'unknown' }
     end
     local room = tonumber(args.bytes)
-    local answers, given = {}, {}
-    local function give(id, from)
-      if given[id] then
+    local answers, added = {}, {}
+    -- Adds the text of an answer from an offset on. Returns false where it is not stored.
+    local function add_answer(id, from)
+      if added[id] then
         return true
       end
       local bytes
@@ -86,27 +87,27 @@ register {
         bytes = redis.call('GETRANGE', keys.answer, from, -1)
       else
         bytes = ended_answer(keys, id, from)
-        if not bytes and is_taken_by_clear(keys, id, number - first + 1) then
+        if not bytes and is_text_cleared(keys, id, number - first + 1) then
           bytes, from = '', 0
         end
         if not bytes then
           return false
         end
       end
-      given[id] = true
+      added[id] = true
       room = room - #bytes
       answers[#answers + 1] = { id, tostring(from), bytes }
       return true
     end
     local events, more = {}, '0'
     if generation ~= '-' and generation == running then
-      give(generation, held)
+      add_answer(generation, held)
     end
     local chunk = {}
-    for place = number - first + 1, kept - 1 do
+    for index = number - first + 1, kept - 1 do
       local event = table.remove(chunk, 1)
       if not event then
-        chunk = redis.call('LRANGE', keys.events, place, place + CHUNK - 1)
+        chunk = redis.call('LRANGE', keys.events, index, index + CHUNK - 1)
         event = table.remove(chunk, 1)
       end
       local header = words(line(event, 1))
@@ -117,8 +118,8 @@ register {
         break
       end
       if about ~= '-' and (kind == 'started' or (about == generation and kind ~= 'claimed')) then
-        if not give(about, about == generation and held or 0) and kind == 'started' then
-          -- Its text was cleared.
+        if not add_answer(about, about == generation and held or 0) and kind == 'started' then
+          -- The text of the answer was cleared.
           return { 'behind' }
         end
       end

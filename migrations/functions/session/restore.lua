@@ -1,19 +1,20 @@
--- Tells a holder whose turn Redis seems not to have what became of it, and does again what a
--- failover undid: the acceptance, or the claim. A turn that is not there at all waits at first, so
--- that earlier turns of its session can come back before it.
+-- Returns the state of a turn to a holder whose write was refused, and applies the acceptance or
+-- the claim again where a failover lost it. A turn whose acceptance is restored waits at first, so
+-- that earlier turns of its session can be restored before it.
 --
 -- Keys:       those of the session; idempotency where the turn has a key
--- Arguments:  as accept: owner, generation, fence, replica, turn, header, content, tag, event, title,
---             model, now, idle_seconds, own_conversation, request_digest, key_seconds, conversation; and
+-- Arguments:  as accept: owner, generation, fence, replica, turn, header, content, tag, event,
+--             title, model, now, idle_seconds, own_conversation, request_digest, key_seconds,
+--             conversation; and
 --             epoch           of the session when the turn was accepted
 --             replaced_fence  the fence that this one replaced by a claim, or -
 --             claim_tag, claim_event   of that claim
 --             event_number    of the accepted event
 -- Reply:      kept      the turn is the holder's, and runs
 --             claimed   the turn is the holder's again, and runs
---             waiting   the turn is the holder's, and waits; or it is not there yet, and the holder
---                       is to ask again
---             gone      the turn has ended, or is another holder's
+--             waiting   the turn is the holder's, and waits; or it cannot be restored yet, and the
+--                       holder calls again
+--             gone      the turn has ended, or another replica holds it
 -- Called by:  Store::restore
 register {
   name = 'restore',
@@ -39,8 +40,8 @@ register {
       if epoch_time(fields[5]) >= epoch_time(args.epoch) then
         return 'gone'
       elseif not found.deleted then
-        -- The failover took the clear before this turn, too: until that is done again, the history
-        -- here is the one that was cleared.
+        -- The failover lost the clear before this turn, too: until that is applied again, Redis has
+        -- the history that was cleared.
         return 'waiting'
       end
     end
@@ -62,7 +63,7 @@ register {
       end
       return 'waiting'
     end
-    -- Its client was faster, and has sent it again.
+    -- The client has repeated the request already, as another turn.
     local known = keys.idempotency and redis.call('GET', keys.idempotency)
     if known and words(known)[1] ~= generation then
       return 'gone'

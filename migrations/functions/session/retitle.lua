@@ -1,4 +1,4 @@
--- Names the session.
+-- Sets the title of the session.
 --
 -- Keys:       session
 -- Arguments:  owner, title, now

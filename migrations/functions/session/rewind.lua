@@ -1,12 +1,12 @@
--- Takes back what lies beyond a length of the answer, and leaves another revision.
+-- Takes back the answer beyond a length, and replaces the revision.
 --
 -- Keys:       those of the session
--- Arguments:  owner, generation, fence   the writer's
+-- Arguments:  owner, generation, fence   of the writer
 --             revision                   that the writer left last
 --             length                     bytes of the answer that stay
 --             tag, event                 of the claimed event; the tag becomes the revision
---             published                  1 where readers may have seen more than Redis has: the event
---                                        is written in any case
+--             published                  1 where readers may have seen more than Redis holds: the
+--                                        event is written in any case
 -- Reply:      ok | fenced | outdated, as append
 -- Called by:  Store::rewind
 register {
@@ -26,13 +26,13 @@ register {
     elseif fields[3] ~= args.revision then
       return { 'outdated' }
     end
-    local length, beyond = tonumber(args.length), args.published == '1'
+    local length, is_taken_back = tonumber(args.length), args.published == '1'
     if redis.call('STRLEN', keys.answer) > length then
       local kept = length > 0 and redis.call('GETRANGE', keys.answer, 0, length - 1) or ''
       redis.call('SET', keys.answer, kept, 'KEEPTTL')
-      beyond = true
+      is_taken_back = true
     end
-    if beyond then
+    if is_taken_back then
       push_event(keys, args.tag, 'claimed', args.generation, args.event)
     end
     redis.call('HSET', keys.session, 'revision', args.tag)

@@ -1,9 +1,9 @@
--- Tells that the answer begins, once, and leaves the writer's revision. A writer leaves as revision
--- the tag of its last event that shaped the answer: where Redis has another revision, a failover
--- took that event, and nothing may be written before it is published again.
+-- Publishes once that the answer begins, and stores the writer's revision: the tag of its last
+-- event that shaped the answer. Where Redis has another revision, a failover lost that event, and
+-- nothing may be written before it is published again.
 --
 -- Keys:       those of the session
--- Arguments:  owner, generation, fence   the writer's
+-- Arguments:  owner, generation, fence   of the writer
 --             tag, event                 of the started event; the tag becomes the revision
 -- Reply:      ok | fenced (the turn is not this writer's)
 -- Called by:  Store::start

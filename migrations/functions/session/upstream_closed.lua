@@ -1,4 +1,4 @@
--- Publishes that the writer of a generation has closed its request to the model's host.
+-- Publishes that the writer of a generation has closed its request to the model host.
 --
 -- Keys:       session
 -- Arguments:  generation

@@ -78,8 +78,8 @@ impl Client {
     fn follow(&mut self, window: &Window, may_end_again: bool) -> Followed {
         loop {
             self.cursor = match window.next(&self.cursor, 5) {
-                Step::Piece { thought, offset, text, after, .. } => {
-                    let known = if thought { &mut self.reasoning } else { &mut self.text };
+                Step::Piece { is_reasoning, offset, text, after, .. } => {
+                    let known = if is_reasoning { &mut self.reasoning } else { &mut self.text };
                     assert_eq!(offset, known.len() as u64, "a hole or a double");
                     known.push_str(text);
                     after

@@ -141,5 +141,5 @@ fn characters_of(text: &str) -> usize {
 /// Returns reasoning and answer.
 pub(super) fn parts(text: &str) -> [String; 2] {
     let shape = Shape::of(text);
-    [shape.thoughts(text).unwrap_or_default().to_owned(), shape.answer(text).to_owned()]
+    [shape.reasoning(text).unwrap_or_default().to_owned(), shape.answer(text).to_owned()]
 }

@@ -1,4 +1,4 @@
-//! An answer on its way: it begins, grows, is taken back, ends.
+//! The writes of an answer: its start, its growth, what is taken back, and its end.
 
 use fred::prelude::Value;
 
@@ -9,23 +9,23 @@ use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{Continuation, Message, rfc3339};
 
-/// What Redis replied to a writer.
+/// The reply to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Stored.
+    /// The write is stored.
     Ok,
-    /// The generation has ended, or somebody else has the fence, or a failover took it:
-    /// [`Store::restore`] tells.
+    /// The generation has ended, or another replica has the fence, or a failover lost the turn:
+    /// [`Store::restore`] returns which.
     Fenced,
-    /// Redis has another revision: a failover took the writer's last event that shaped the answer,
-    /// which is to be published again.
+    /// Redis has another revision: a failover lost the writer's last event that shaped the answer,
+    /// and the writer publishes it again.
     Outdated,
-    /// Redis has only this many bytes of the answer: write again from there.
+    /// Redis has only this many bytes of the answer: the writer continues from there.
     Hole(u64),
 }
 
 impl Store {
-    /// Tells that the answer begins, once, and leaves `tag` as the writer's revision.
+    /// Publishes once that the answer begins, and leaves `tag` as the writer's revision.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -35,8 +35,8 @@ impl Store {
         self.write(call.text("tag", tag).arg("event", json(&started))).await
     }
 
-    /// Writes bytes of the answer at their offset, and publishes them. Without bytes it only checks
-    /// whether the writer may go on.
+    /// Writes text of the answer at its offset, and publishes it. Without text it only checks
+    /// whether the writer may continue.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -53,9 +53,9 @@ impl Store {
         self.write(call.arg("text", text)).await
     }
 
-    /// Takes back what lies beyond `length` bytes of the answer, and leaves `tag` in place of
-    /// `revision`. With `published` readers may have seen more than Redis has, and the event is
-    /// written in any case.
+    /// Takes back the answer beyond `length` bytes, and replaces `revision` by `tag`. With
+    /// `published`, readers may have seen more than Redis holds, and the event is written in any
+    /// case.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -73,8 +73,8 @@ impl Store {
         self.write(call.arg("event", json(&claimed)).flag("published", published)).await
     }
 
-    /// Notes the continuations of the answer so far, for the writer that takes the turn over. Does
-    /// nothing where the turn is not this writer's, or more are noted already.
+    /// Stores the continuations of the answer so far, for a replica that takes the turn over. Does
+    /// nothing where the turn is not this writer's, or more are stored already.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -88,8 +88,8 @@ impl Store {
         Ok(self.redis.call(call.arg("continued", json(&continued))).await?)
     }
 
-    /// Ends the generation: its answer of `length` bytes becomes a message, with `header`'s fields
-    /// and the generation's id.
+    /// Ends the generation: its answer of `length` bytes becomes a message with the fields of
+    /// `header` and the generation's id.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -113,7 +113,7 @@ impl Store {
         written(&self.redis.call_replicated::<Vec<String>>(call).await?)
     }
 
-    /// Publishes that the request to the model's host is closed, for the caller that cancelled.
+    /// Publishes that the request to the model host is closed, for the caller that cancelled.
     ///
     /// # Errors
     /// [`StoreError::Redis`].

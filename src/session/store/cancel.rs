@@ -1,7 +1,6 @@
-//! Generations that are stopped, and histories that are emptied.
+//! Cancels of generations, and clears of histories.
 //!
-//! Each is a value of its own, so that whoever did it can do the same again where a failover undid
-//! it.
+//! Each is a value, so that the replica that called it can apply it again after a failover lost it.
 
 use chrono::Utc;
 use uuid::Uuid;
@@ -13,10 +12,10 @@ use crate::session::model::{
     FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, rfc3339,
 };
 
-/// How long a deleted session's counters are kept, so that its cursors do not come again.
+/// How long the counters of a deleted session are kept, so that its cursors are not used again.
 const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
-/// One wish that a generation should stop.
+/// A request to cancel a generation.
 #[derive(Clone, Debug)]
 pub struct Cancellation {
     owner: Owner,
@@ -27,44 +26,45 @@ pub struct Cancellation {
     again: bool,
 }
 
-/// What a cancel met.
+/// The reply to a cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelReply {
-    /// The running generation.
+    /// This running generation was cancelled.
     Running(GenerationId),
-    /// A turn that waited.
+    /// This waiting turn was cancelled.
     Waiting(GenerationId),
-    /// Nothing that could be cancelled.
+    /// There was nothing to cancel.
     Nothing,
 }
 
 impl Cancellation {
-    /// Of the generation that is named, else of the running one, else of the oldest that waits.
+    /// Creates the request for this generation; without one for the running generation, or else for
+    /// the oldest that waits.
     pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
         let message = message(Role::Assistant, Utc::now());
-        // The id of an answer is its generation's.
-        let (id, filled_in) = (format!(r#""{}""#, message.id), r#""GENERATION""#);
+        // The id of an answer is that of its generation.
+        let (id, placeholder) = (format!(r#""{}""#, message.id), r#""GENERATION""#);
         let header = json(&Message {
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),
             ..message
         });
-        let header = header.replacen(&id, filled_in, 1);
-        // The function knows these three, and they stand where no JSON string has capitals.
+        let header = header.replacen(&id, placeholder, 1);
+        // The function fills in these three. No other part of the header has capitals.
         let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
         let header = header.replacen('{', fields, 1);
         Self { owner: owner.clone(), session, generation, header, tag: Tag::random(), again: false }
     }
 
-    /// The same wish, to be done again where a failover undid it: then not even a turn that is not
-    /// there may come back.
+    /// Returns the same request for a repeat after a failover, which also keeps a turn that Redis
+    /// does not have from coming back.
     #[must_use]
     pub fn again(self, generation: GenerationId) -> Self {
         Self { generation: Some(generation), again: true, ..self }
     }
 }
 
-/// One wish that a session's history should go.
+/// A request to clear the history of a session.
 #[derive(Clone, Debug)]
 pub struct Clearing {
     owner: Owner,
@@ -73,13 +73,13 @@ pub struct Clearing {
     tag: Tag,
     /// The random part of the epoch that begins with it.
     epoch: String,
-    /// The time of that epoch and the generations that were cancelled, as Redis replied; empty before
-    /// it was done.
+    /// The time of that epoch and the cancelled generations, as Redis replied; empty before the
+    /// first reply.
     done: String,
 }
 
 impl Clearing {
-    /// Of the messages, and with `delete` of the session too.
+    /// Creates the request; with `delete` the session is deleted, too.
     pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
         let epoch = Uuid::new_v4().simple().to_string();
         Self {
@@ -94,20 +94,21 @@ impl Clearing {
 }
 
 impl Store {
-    /// Stops a generation. The first of cancel and finish wins.
+    /// Cancels a generation. The first of cancel and finish wins.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn cancel(&self, wish: &Cancellation) -> Result<CancelReply, StoreError> {
-        let generation = wish.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let call = SessionKeys::of(wish.session)
+    pub async fn cancel(&self, cancellation: &Cancellation) -> Result<CancelReply, StoreError> {
+        let generation =
+            cancellation.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let call = SessionKeys::of(cancellation.session)
             .call("jarvis_cancel_1")
-            .arg("owner", wish.owner.key())
+            .arg("owner", cancellation.owner.key())
             .arg("generation", generation)
-            .arg("header", wish.header.as_str())
-            .text("tag", wish.tag)
+            .arg("header", cancellation.header.as_str())
+            .text("tag", cancellation.tag)
             .arg("event", json(&Control::Cancelled {}))
-            .flag("again", wish.again);
+            .flag("again", cancellation.again);
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("absent") => Err(StoreError::Absent),
@@ -120,30 +121,30 @@ impl Store {
         }
     }
 
-    /// Empties the session's history, cancelling its turns. Gives the number of messages that were
-    /// in it. Done again, it touches nothing that came after it.
+    /// Clears the history of the session and cancels its turns. Returns the number of messages that
+    /// it had. A repeat leaves everything after the first clear alone.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn clear(&self, wish: &mut Clearing) -> Result<u64, StoreError> {
+    pub async fn clear(&self, clearing: &mut Clearing) -> Result<u64, StoreError> {
         let turns = self.limits.waiting_turns + 1;
-        let call = SessionKeys::of(wish.session)
+        let call = SessionKeys::of(clearing.session)
             .call("jarvis_clear_1")
-            .arg("owner", wish.owner.key())
-            .flag("delete", wish.delete)
-            .text("tag", wish.tag)
+            .arg("owner", clearing.owner.key())
+            .flag("delete", clearing.delete)
+            .text("tag", clearing.tag)
             .arg("event", json(&Control::Cleared {}))
             .arg("cancel_event", json(&Control::Cancelled {}))
             .arg("now", rfc3339(&Utc::now()))
             .text("tombstone_seconds", TOMBSTONE_SECONDS)
-            .arg("new_epoch", wish.epoch.as_str())
-            .arg("again", wish.done.as_str())
+            .arg("new_epoch", clearing.epoch.as_str())
+            .arg("again", clearing.done.as_str())
             .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         let count: i64 = field(&reply, 0)?;
         let count = u64::try_from(count).map_err(|_| StoreError::Absent)?;
-        if wish.done.is_empty() {
-            wish.done = reply[1..].join(" ");
+        if clearing.done.is_empty() {
+            clearing.done = reply[1..].join(" ");
         }
         Ok(count)
     }

@@ -1,4 +1,4 @@
-//! A conversation that a turn brings with it.
+//! Conversations that turns bring with them.
 
 use std::sync::Arc;
 
@@ -9,14 +9,15 @@ use super::{StoreError, json};
 use crate::session::model::{Message, Role};
 use crate::session::reasoning::Shape;
 
-/// What was said before a turn's question, in place of a stored history. It becomes the first
-/// messages of a session of its own, which is not listed and expires an hour after its last turn.
+/// The messages before a turn's question, which the turn brings in place of a stored history. They
+/// become the first messages of a new session, which is not listed and expires an hour after its
+/// last turn.
 ///
-/// Of each message its role and content count, and its id and time are kept.
+/// Only role, content, id and time of each message are used.
 #[derive(Clone, Debug)]
 pub struct OwnConversation(Arc<[Message]>);
 
-/// A conversation has more messages or bytes than a turn may bring.
+/// The error for a conversation with more messages or bytes than a turn may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "The conversation has {messages} messages and {bytes} bytes; a turn may bring at most \
@@ -25,19 +26,19 @@ pub struct OwnConversation(Arc<[Message]>);
     max_bytes = OwnConversation::BYTES
 )]
 pub struct ConversationTooLarge {
-    /// Messages in it.
+    /// The number of its messages.
     pub messages: usize,
-    /// Bytes of their contents.
+    /// The bytes of their contents.
     pub bytes: usize,
 }
 
 impl OwnConversation {
-    /// Messages that a turn may bring.
+    /// The largest number of messages.
     pub const MESSAGES: usize = 1_000;
-    /// Bytes of their contents together.
+    /// The largest number of bytes of all contents together.
     pub const BYTES: usize = 1 << 20;
 
-    /// Takes these messages, oldest first; there may be none.
+    /// Creates a conversation of these messages, oldest first; there may be none.
     ///
     /// # Errors
     /// [`ConversationTooLarge`].
@@ -49,17 +50,17 @@ impl OwnConversation {
         Ok(Self(messages.into()))
     }
 
-    /// The messages, oldest first.
+    /// Returns the messages, oldest first.
     pub fn messages(&self) -> &[Message] {
         &self.0
     }
 
-    /// Bytes of their contents.
+    /// Returns the bytes of all contents together.
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|message| message.content.len()).sum()
     }
 
-    /// The messages as Redis gets them.
+    /// Returns the messages as Redis stores them, without their parents.
     pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
         self.0.iter().map(|message| {
             let header =
@@ -72,7 +73,7 @@ impl OwnConversation {
         })
     }
 
-    /// The messages as Redis gave them.
+    /// Parses messages as [`OwnConversation::entries`] writes them.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
         let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(messages.into()))
@@ -84,29 +85,29 @@ mod tests {
     use super::*;
     use crate::session::store::message;
 
-    fn said(role: Role, content: &str) -> Message {
+    fn text_message(role: Role, content: &str) -> Message {
         Message { content: content.to_owned(), ..message(role, chrono::Utc::now()) }
     }
 
     #[test]
     fn a_conversation_is_bounded_by_messages_and_by_bytes() {
-        let short = vec![said(Role::User, "x"); OwnConversation::MESSAGES];
+        let short = vec![text_message(Role::User, "x"); OwnConversation::MESSAGES];
         assert!(OwnConversation::new(short.clone()).is_ok());
-        let many = [short, vec![said(Role::User, "x")]].concat();
+        let many = [short, vec![text_message(Role::User, "x")]].concat();
         let refused = OwnConversation::new(many).expect_err("one too many");
         assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 });
-        let long = vec![said(Role::Tool, &"x".repeat(OwnConversation::BYTES + 1))];
+        let long = vec![text_message(Role::Tool, &"x".repeat(OwnConversation::BYTES + 1))];
         assert!(OwnConversation::new(long).is_err());
         assert!(OwnConversation::new(Vec::new()).is_ok());
     }
 
     #[test]
-    fn what_redis_gets_is_read_back_as_it_was() {
+    fn a_conversation_reads_back_as_it_was_written() {
         let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
-        let contents = ["", "two\nlines", "\u{2}not thoughts\u{3}", "plain"];
+        let contents = ["", "two\nlines", "\u{2}not reasoning\u{3}", "plain"];
         let messages: Vec<Message> = roles
             .iter()
-            .flat_map(|role| contents.iter().map(|content| said(*role, content)))
+            .flat_map(|role| contents.iter().map(|content| text_message(*role, content)))
             .collect();
         let own = OwnConversation::new(messages.clone()).expect("not too large");
         let entries: Vec<String> = own.entries().filter_map(|entry| entry.as_string()).collect();

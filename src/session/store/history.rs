@@ -1,4 +1,4 @@
-//! Finished messages, and what is told of a session.
+//! Finished messages, and the description of a session.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -7,19 +7,20 @@ use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
 use crate::session::reasoning::Shape;
 
-/// Bytes of messages in one reply, at most, but for one message that is larger alone.
+/// The largest size of the messages in one reply, in bytes. Only a single larger message exceeds
+/// it.
 pub const REPLY_BYTES: usize = 1 << 20;
 
-/// Some messages of a session.
+/// A page of a session's messages.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The session.
     pub info: SessionInfo,
-    /// The generation that is running.
+    /// The running generation.
     pub running: Option<GenerationId>,
-    /// The place of the first one given, 0 the oldest of all.
+    /// The position of the page's first message in the history, 0 the oldest.
     pub first: u64,
-    /// Oldest first.
+    /// The messages, oldest first.
     pub messages: Vec<Message>,
 }
 
@@ -28,14 +29,14 @@ pub struct Page {
 pub struct Described {
     /// The session.
     pub info: SessionInfo,
-    /// The generation that is running.
+    /// The running generation.
     pub running: Option<GenerationId>,
-    /// The last generation whose writer closed its request to the model's host after a cancel.
+    /// The last generation whose writer closed its request to the model host after a cancel.
     pub upstream_closed: Option<GenerationId>,
 }
 
 impl Store {
-    /// Names the session.
+    /// Sets the title of the session.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -54,7 +55,7 @@ impl Store {
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
     }
 
-    /// The session without its messages.
+    /// Describes the session without its messages.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -63,7 +64,7 @@ impl Store {
         owner: &Owner,
         session: SessionId,
     ) -> Result<Described, StoreError> {
-        described(session, &self.session(owner, session, "-".to_owned()).await?)
+        parse_described(session, &self.call_describe(owner, session, "-".to_owned()).await?)
     }
 
     /// Whether this generation waits or runs in the session.
@@ -76,12 +77,12 @@ impl Store {
         session: SessionId,
         generation: GenerationId,
     ) -> Result<bool, StoreError> {
-        let reply = self.session(owner, session, generation.to_string()).await?;
-        described(session, &reply)?;
+        let reply = self.call_describe(owner, session, generation.to_string()).await?;
+        parse_described(session, &reply)?;
         Ok(field::<u8>(&reply, 9)? == 1)
     }
 
-    async fn session(
+    async fn call_describe(
         &self,
         owner: &Owner,
         session: SessionId,
@@ -94,7 +95,7 @@ impl Store {
         Ok(self.redis.call_readonly(call).await?)
     }
 
-    /// The messages from place `skip` on, at most `limit` of them and [`REPLY_BYTES`].
+    /// Returns the messages from position `skip` on, at most `limit` of them and [`REPLY_BYTES`].
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -112,11 +113,11 @@ impl Store {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let first = i64::try_from(skip).unwrap_or(i64::MAX);
         let last = first.saturating_add(limit - 1);
-        let range = Range { first, last, newest_first: false };
+        let range = PathRange { first, last, newest_first: false };
         self.messages(owner, session, range, REPLY_BYTES).await
     }
 
-    /// The newest messages, at most `limit` of them (at least 1) and `bytes`, oldest first.
+    /// Returns the newest messages, oldest first: at most `limit` of them (at least 1) and `bytes`.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -128,11 +129,12 @@ impl Store {
         bytes: usize,
     ) -> Result<Page, StoreError> {
         let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
-        let range = Range { first: -limit, last: -1, newest_first: true };
+        let range = PathRange { first: -limit, last: -1, newest_first: true };
         self.messages(owner, session, range, bytes).await
     }
 
-    /// The messages just before place `before`, at most `limit` (at least 1) and [`REPLY_BYTES`].
+    /// Returns the messages just before position `before`, at most `limit` of them (at least 1) and
+    /// [`REPLY_BYTES`].
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -146,26 +148,26 @@ impl Store {
         if before == 0 {
             return self.page(owner, session, 0, 0).await;
         }
-        let place = |place: u64| i64::try_from(place).unwrap_or(i64::MAX);
-        let first = place(before.saturating_sub(limit.max(1)));
-        let range = Range { first, last: place(before - 1), newest_first: true };
+        let signed = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+        let first = signed(before.saturating_sub(limit.max(1)));
+        let range = PathRange { first, last: signed(before - 1), newest_first: true };
         self.messages(owner, session, range, REPLY_BYTES).await
     }
 
-    /// Reads messages in steps that each hold up Redis for a moment only. Where the session is
-    /// cleared between two steps, what was read before counts.
+    /// Reads messages in batches, so that no call blocks Redis for long. If the session is cleared
+    /// between two batches, the messages that were read before are returned.
     async fn messages(
         &self,
         owner: &Owner,
         session: SessionId,
-        mut range: Range,
+        mut range: PathRange,
         bytes: usize,
     ) -> Result<Page, StoreError> {
-        let Step { described, epoch, mut more, first, mut entries } =
-            self.step(owner, session, &range, bytes, true).await?;
+        let Batch { described, epoch, mut more, first, mut entries } =
+            self.batch(owner, session, &range, bytes, true).await?;
         let Described { info, running, .. } = described;
         if range.first < 0 {
-            // From now on messages that are added must not move it.
+            // An absolute position, so that messages that are added meanwhile do not move it.
             let total = i64::try_from(info.message_count).unwrap_or(i64::MAX);
             range.first = total.saturating_add(range.first).max(0);
         }
@@ -175,36 +177,36 @@ impl Store {
             let (start, count) = (i64::try_from(first), i64::try_from(entries.len()));
             let (Ok(start), Ok(count)) = (start, count) else { break };
             let rest = if range.newest_first {
-                Range { last: start - 1, ..range }
+                PathRange { last: start - 1, ..range }
             } else {
-                Range { first: start + count, ..range }
+                PathRange { first: start + count, ..range }
             };
             let left = bytes.saturating_sub(read);
-            let step = match self.step(owner, session, &rest, left, false).await {
-                Ok(step) if step.epoch == epoch && !step.entries.is_empty() => step,
+            let batch = match self.batch(owner, session, &rest, left, false).await {
+                Ok(batch) if batch.epoch == epoch && !batch.entries.is_empty() => batch,
                 Ok(_) | Err(StoreError::Absent) => break,
                 Err(error) => return Err(error),
             };
-            more = step.more;
+            more = batch.more;
             if range.newest_first {
-                first = step.first;
-                entries.splice(..0, step.entries);
+                first = batch.first;
+                entries.splice(..0, batch.entries);
             } else {
-                entries.extend(step.entries);
+                entries.extend(batch.entries);
             }
         }
-        let messages = entries.iter().map(|entry| stored_message(entry)).collect();
-        Ok(Page { info, running, first, messages: collect(messages)? })
+        let messages = entries.iter().map(|entry| parse_stored_message(entry));
+        Ok(Page { info, running, first, messages: messages.collect::<Result<_, _>>()? })
     }
 
-    async fn step(
+    async fn batch(
         &self,
         owner: &Owner,
         session: SessionId,
-        range: &Range,
+        range: &PathRange,
         bytes: usize,
         at_least_one: bool,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Batch, StoreError> {
         let call = SessionKeys::of(session)
             .call_with("jarvis_messages_1", &["session", "messages", "path"])
             .arg("owner", owner.key())
@@ -214,13 +216,14 @@ impl Store {
             .flag("newest_first", range.newest_first)
             .flag("at_least_one", at_least_one);
         let mut reply: Vec<String> = self.redis.call_readonly(call).await?;
-        let described = described(session, &reply)?;
+        let described = parse_described(session, &reply)?;
         let (epoch, first) = (field(&reply, 8)?, field(&reply, 10)?);
         let more = reply.get(9).is_some_and(|more| more == "more");
-        Ok(Step { described, epoch, more, first, entries: reply.split_off(11) })
+        Ok(Batch { described, epoch, more, first, entries: reply.split_off(11) })
     }
 
-    /// The place and text of a message, by its id or by that of the generation that made it.
+    /// Returns a message and its position in the history. `id` is the message's own or that of the
+    /// generation that made it.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -237,36 +240,36 @@ impl Store {
             .text("id", id);
         let reply: Vec<String> = self.redis.call_readonly(call).await?;
         match reply.as_slice() {
-            [word] if word == "absent" => Err(StoreError::Absent),
-            [word] if word == "none" => Ok(None),
-            [word, _, entry] if word == "ok" => {
-                Ok(Some((field(&reply, 1)?, stored_message(entry)?)))
+            [status] if status == "absent" => Err(StoreError::Absent),
+            [status] if status == "none" => Ok(None),
+            [status, _, entry] if status == "ok" => {
+                Ok(Some((field(&reply, 1)?, parse_stored_message(entry)?)))
             }
             _ => Err(unexpected("message")),
         }
     }
 }
 
-/// Places on the selected path, from the end where negative.
+/// A range of positions on the selected path; negative positions count from the end.
 #[derive(Clone, Copy)]
-struct Range {
+struct PathRange {
     first: i64,
     last: i64,
     newest_first: bool,
 }
 
-/// What one call read.
-struct Step {
+/// The messages of one call.
+struct Batch {
     described: Described,
     epoch: String,
     /// Whether messages of the range are left that may fit.
     more: bool,
-    /// The place of the first one.
+    /// The position of the first message.
     first: u64,
     entries: Vec<String>,
 }
 
-/// A message with nothing in it yet.
+/// Creates an empty message.
 pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
     Message {
         id: Uuid::new_v4(),
@@ -287,7 +290,7 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
     }
 }
 
-fn described(session: SessionId, reply: &[String]) -> Result<Described, StoreError> {
+fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, StoreError> {
     match reply.first().map(String::as_str) {
         Some("ok") => {}
         Some("absent") => return Err(StoreError::Absent),
@@ -304,13 +307,13 @@ fn described(session: SessionId, reply: &[String]) -> Result<Described, StoreErr
     Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
 }
 
-/// A message as it is stored: the number of its parent comes first.
-fn stored_message(entry: &str) -> Result<Message, StoreError> {
+/// Parses a stored message, which begins with the number of its parent.
+fn parse_stored_message(entry: &str) -> Result<Message, StoreError> {
     let (_parent, message) = entry.split_once(' ').ok_or_else(|| unexpected("message"))?;
     parse_message(message)
 }
 
-/// A message without the number of its parent: a line of JSON, and the content.
+/// Parses a message without the number of its parent: a line of JSON, and the content.
 pub(super) fn parse_message(entry: &str) -> Result<Message, StoreError> {
     let (header, content) = entry.split_once('\n').ok_or_else(|| unexpected("message"))?;
     let mut message: Message =
@@ -320,12 +323,8 @@ pub(super) fn parse_message(entry: &str) -> Result<Message, StoreError> {
         Role::Assistant => {
             let shape = Shape::of(content);
             shape.answer(content).clone_into(&mut message.content);
-            message.thinking = shape.thoughts(content).map(str::to_owned);
+            message.thinking = shape.reasoning(content).map(str::to_owned);
         }
     }
     Ok(message)
-}
-
-fn collect<T>(items: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
-    items.into_iter().collect()
 }

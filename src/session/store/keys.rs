@@ -1,4 +1,4 @@
-//! The keys of sessions, and the slots that they lie in.
+//! The keys of sessions, and the slots in which they lie.
 
 use crate::redis::Call;
 use crate::session::model::SessionId;
@@ -7,27 +7,27 @@ use crate::session::store::IdempotencyKey;
 /// The number of buckets, each with an index of its open turns.
 pub const BUCKETS: u16 = 256;
 
-/// Every key of a session, by the names that its functions have for them.
+/// The keys of a session, by the names that its functions declare.
 const SESSION_KEYS: [&str; 9] =
     ["session", "messages", "path", "index", "waiting", "events", "answer", "open", "ended"];
 
-/// The bucket of a session. All keys of a bucket lie in one slot, so that a function may touch a
-/// session and its bucket's index in one step.
+/// Returns the bucket of a session. All keys of a bucket lie in one slot, so that a function may
+/// touch a session and its bucket's index in one step.
 pub fn bucket(session: SessionId) -> u16 {
     session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ u16::from(*byte))
 }
 
-/// The hash of a bucket's open turns.
+/// Returns the key of a bucket's open turns.
 pub fn open_turns(bucket: u16) -> String {
     format!("jarvis:{{b{bucket}}}:open")
 }
 
-/// The name of a session's hash and of its channel.
+/// Returns the name of a session's hash and of its channel.
 pub fn channel(session: SessionId) -> String {
     format!("jarvis:{{b{}}}:s:{session}", bucket(session))
 }
 
-/// The session that a channel belongs to.
+/// Returns the session of a channel.
 pub fn session_of(channel: &str) -> Option<SessionId> {
     channel.rsplit(':').next()?.parse().ok()
 }
@@ -43,17 +43,17 @@ impl SessionKeys {
         Self { session, channel: channel(session) }
     }
 
-    /// A call of a function that has all keys of the session.
+    /// Starts a call of a function that has all keys of the session.
     pub(super) fn call(&self, function: &'static str) -> Call {
         self.call_with(function, &SESSION_KEYS)
     }
 
-    /// A call of a function that has these keys only.
+    /// Starts a call of a function that has these keys only.
     pub(super) fn call_with(&self, function: &'static str, names: &[&'static str]) -> Call {
         names.iter().fold(Call::new(function), |call, name| call.key(name, self.key(name)))
     }
 
-    /// As [`SessionKeys::call`], with an idempotency key where there is one.
+    /// Starts a call as [`SessionKeys::call`] does, with the idempotency key where there is one.
     pub(super) fn keyed_call(&self, function: &'static str, key: Option<&IdempotencyKey>) -> Call {
         let call = self.call(function);
         match key {

@@ -1,4 +1,4 @@
-//! Sessions in Redis: the keys, and the functions that change them.
+//! Sessions in Redis: the keys, and the calls of the functions that read and change them.
 
 mod answer;
 mod cancel;
@@ -28,7 +28,7 @@ use crate::redis::{Call, Redis, RedisError};
 use keys::SessionKeys;
 pub(super) use keys::session_of;
 
-/// Bounds of what is stored.
+/// The bounds of stored sessions.
 #[derive(Clone, Debug)]
 pub struct SessionLimits {
     /// Turns that may wait in one session.
@@ -37,8 +37,8 @@ pub struct SessionLimits {
     pub session_bytes: u64,
     /// Seconds that an idle anonymous session is kept.
     pub anonymous_idle_seconds: u64,
-    /// Seconds that a session is kept whose first turn brought its own conversation, from the end of
-    /// its last turn.
+    /// Seconds, from the end of the last turn, that a session is kept whose first turn brought its
+    /// own conversation.
     pub own_conversation_idle_seconds: u64,
 }
 
@@ -53,30 +53,30 @@ impl Default for SessionLimits {
     }
 }
 
-/// What went wrong with a session.
+/// The error of a call of the session store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It is not there, or not the caller's.
+    /// The session does not exist, or belongs to another owner.
     #[error("There is no such session.")]
     Absent,
-    /// As many turns wait as may.
+    /// The session has its largest number of waiting turns.
     #[error(
-        "As many turns as may wait in this session do; send the message again when one has ended."
+        "This session has as many waiting turns as it may; send the message again when one has ended."
     )]
     Busy,
-    /// The session holds as much as it may.
+    /// The session holds its largest number of bytes.
     #[error("This session is full; clear it or begin a new one.")]
     Full,
     /// The idempotency key was used for another request.
     #[error("This idempotency key was used for another request; choose a new key.")]
     KeyReused,
-    /// The turn brings its own conversation, and the session has one already.
+    /// The turn brings its own conversation, and the session exists already.
     #[error("This session exists; a turn that brings its own conversation begins a new session.")]
     Occupied,
-    /// The memory of Redis is full: what was asked for was not done.
+    /// The memory of Redis is full, and the call changed nothing.
     #[error("the memory of Redis is full")]
     OutOfMemory,
-    /// Redis failed, and may have done what was asked for.
+    /// Redis failed, and may have carried out the call.
     #[error(transparent)]
     Redis(RedisError),
 }
@@ -99,28 +99,28 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store whose turns are held in the name of `replica`.
+    /// Creates a store that holds its turns in the name of `replica`.
     pub fn new(redis: Redis, replica: String, limits: SessionLimits) -> Self {
         Self { redis, replica, limits }
     }
 
-    /// The name that this replica's turns are held in.
+    /// Returns the name in which this replica holds its turns.
     pub fn replica(&self) -> &str {
         &self.replica
     }
 
-    /// Returns the life of this process.
+    /// Returns the lifecycle of this process.
     pub fn lifecycle(&self) -> &Lifecycle {
         self.redis.lifecycle()
     }
 
-    /// Changes whenever a connection to Redis was lost or a command failed: what was acknowledged
-    /// shortly before may be gone, if another server took over.
+    /// Returns a counter that changes whenever a connection to Redis is lost or a command fails:
+    /// writes acknowledged shortly before may be lost, if another server became the primary.
     pub fn disturbances(&self) -> watch::Receiver<u64> {
         self.redis.disturbances()
     }
 
-    /// How long a session is kept that begins with a turn of this owner; 0 for ever.
+    /// Returns how long an idle session is kept that begins with a turn of this owner; 0 for ever.
     fn idle_seconds(&self, owner: &Owner, own_conversation: bool) -> u64 {
         match owner {
             _ if own_conversation => self.limits.own_conversation_idle_seconds,
@@ -130,12 +130,13 @@ impl Store {
     }
 }
 
-/// The event of a claim, where the function fills in the length that it continues from.
+/// Returns the event of a claim; the function replaces `LENGTH` by the length that it continues
+/// from.
 fn claimed_event() -> String {
     json(&Control::Claimed { from: 0 }).replace(":0", ":LENGTH")
 }
 
-/// The arguments of the turn's holder, which come first in each of its calls.
+/// Adds the arguments of the turn's holder, which come first in each of its calls.
 fn of_writer(call: Call, turn: &Turn) -> Call {
     call.arg("owner", turn.owner.key())
         .text("generation", turn.generation)
@@ -157,7 +158,8 @@ fn unexpected(what: &str) -> StoreError {
     StoreError::Redis(RedisError::Unexpected(format!("unreadable {what}")))
 }
 
-/// Types of ours have no maps with keys that are not text: writing them as JSON cannot fail.
+/// Writes a value as JSON. This cannot fail: the stored types have no maps with keys other than
+/// text.
 fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What happened in a session, as it is stored.
+//! Reads of a session's stored events and text.
 
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::cursor::Cursor;
@@ -7,40 +7,40 @@ use crate::session::model::{Owner, SessionId};
 use crate::session::store::Turn;
 use crate::session::window::{AnswerText, Window};
 
-/// Bytes of events and answers in one read, at most, but for one event that is larger alone: a call
-/// must not hold up Redis.
+/// The largest size of events and answers in one read, in bytes, so that no call blocks Redis for
+/// long. Only a single larger event exceeds it.
 const READ_BYTES: usize = 1 << 20;
 
-/// What a read found.
+/// The result of a read.
 #[derive(Debug)]
 pub enum ReadOutcome {
-    /// All from the cursor on, or as much of it as fits one read.
+    /// Everything after the cursor, or as much of it as fits one read.
     Window {
-        /// What was read.
+        /// The events and text.
         window: Window,
         /// Whether there is more.
         more: bool,
     },
-    /// What follows the cursor is no longer kept.
+    /// The events after the cursor are no longer kept.
     Behind,
-    /// The cursor is of another history, or of one that a failover took and its writer may bring
+    /// The cursor is of another history, or of one that a failover lost and the writer may bring
     /// back.
     Unknown,
-    /// No such session of this owner.
+    /// This owner has no such session.
     Absent,
 }
 
-/// Where to read from.
+/// The position from which a read begins.
 #[derive(Clone, Copy, Debug)]
 pub enum ReadFrom {
-    /// From a cursor; `held` bytes of its generation's answer are held already.
+    /// A cursor, and the bytes of its generation's answer that are held already.
     Cursor(Cursor, u64),
-    /// From where the running turn began, else from the end.
+    /// The beginning of the running turn, or the end of the log where none runs.
     RunningTurn,
 }
 
 impl Store {
-    /// What happened in the session.
+    /// Reads events and text of the session.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -76,7 +76,7 @@ impl Store {
         }
     }
 
-    /// The answer of the running turn with the thoughts before it, as far as they are stored.
+    /// Returns the stored reasoning and answer of the running turn.
     ///
     /// # Errors
     /// [`StoreError::Redis`].

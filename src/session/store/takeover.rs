@@ -1,4 +1,4 @@
-//! The turns that are open, and claims of them.
+//! Open turns, and claims of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,32 +13,32 @@ use crate::redis::Call;
 use crate::session::cursor::Tag;
 use crate::session::model::{GenerationId, Owner, SessionId, rfc3339};
 
-/// An unfinished turn, as the index of its bucket has it.
+/// An unfinished turn in the index of its bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenTurn {
-    /// Where.
+    /// The session of the turn.
     pub session: SessionId,
-    /// The run.
+    /// The turn's generation.
     pub generation: GenerationId,
-    /// The replica that has it.
+    /// The replica that holds the turn.
     pub replica: String,
-    /// That replica's right to write it.
+    /// That replica's right to write the answer.
     pub fence: Fence,
 }
 
-/// What a claim came to.
+/// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// The turn is the running one, and ours; so many replicas wrote it, we included.
+    /// The running turn was claimed. The number counts its writers, this replica included.
     Running(Arc<Turn>, u32),
-    /// The turn waits, and is ours.
+    /// The waiting turn was claimed.
     Waiting(Arc<Turn>),
-    /// It has ended, or another replica was faster.
+    /// The turn has ended, or another replica claimed it first.
     Other,
 }
 
 impl Store {
-    /// The open turns of one bucket, below [`BUCKETS`].
+    /// Returns the open turns of one bucket, a number below [`BUCKETS`].
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -60,7 +60,7 @@ impl Store {
             .collect()
     }
 
-    /// Takes a turn from the replica that has it, if it still has it by the same fence.
+    /// Claims a turn from the replica that holds it, if the fence is still the same.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -102,10 +102,10 @@ impl Store {
                 }),
                 number: 0,
                 claimed: Some(Claimed { replaced: open.fence, tag }),
-                // What cannot be read is left out: it is told, and decides nothing.
+                // Unreadable continuations are left out: they are only shown, and decide nothing.
                 continued: reply
                     .get(5)
-                    .and_then(|noted| serde_json::from_str(noted).ok())
+                    .and_then(|stored| serde_json::from_str(stored).ok())
                     .unwrap_or_default(),
                 spec,
             }))

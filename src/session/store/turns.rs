@@ -1,4 +1,4 @@
-//! Turns: taken in, found again, begun.
+//! Turns: their acceptance, their restoration after a failover, and their beginning.
 
 use std::sync::Arc;
 
@@ -21,81 +21,80 @@ use crate::session::model::{
 const KEY_SECONDS: u64 = 24 * 60 * 60;
 const TITLE_CHARACTERS: usize = 80;
 
-/// A request that is the same request however often it is sent.
+/// The key by which a repeated request is recognised.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
-    /// The client's word for it, at most 255 bytes.
+    /// The client's key, at most 255 bytes.
     pub key: String,
-    /// A digest of what was asked.
+    /// A digest of the request.
     pub body: String,
 }
 
-/// A user's message on its way in.
+/// A user's message before its acceptance.
 #[derive(Clone, Debug)]
 pub struct NewTurn {
-    /// What was asked for.
+    /// The request without its text.
     pub spec: TurnSpec,
     /// The user's text.
     pub content: String,
-    /// What was said before it, in place of a stored history: the turn begins a session of its own.
+    /// The messages before it, in place of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
-    /// Where a repeat is to find the first.
+    /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
 }
 
-/// The right to write one answer. Compared for equality in Redis, never for order.
+/// The right to write one answer. Redis compares it for equality, never for order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence(pub Uuid);
 
-/// An accepted turn, with all that its writer needs.
+/// An accepted turn, with everything that its writer needs.
 #[derive(Clone, Debug)]
 pub struct Turn {
-    /// Whose.
+    /// The owner of the session.
     pub owner: Owner,
-    /// Where.
+    /// The session.
     pub session: SessionId,
-    /// The run.
+    /// The generation that answers the turn.
     pub generation: GenerationId,
-    /// The right to write it.
+    /// The right to write the answer.
     pub fence: Fence,
-    /// What was asked for.
+    /// The request without its text.
     pub spec: TurnSpec,
-    /// Which life of the session it belongs to: clear and delete begin another.
+    /// The epoch of the session to which the turn belongs.
     pub epoch: String,
-    /// What was written when it was accepted.
+    /// The writes of the turn's acceptance.
     pub(super) accepted: Arc<Accepted>,
-    /// The number of that event; 0 where it is not known, and surely old.
+    /// The number of the accepted event; 0 for a claimed turn, where it is unknown and old.
     pub(super) number: u64,
-    /// How the fence came from another holder, where it did.
+    /// The claim by which this replica got the turn, where it did.
     pub(super) claimed: Option<Claimed>,
-    /// The continuations that earlier holders noted.
+    /// The continuations that earlier writers stored.
     pub(super) continued: Vec<Continuation>,
 }
 
 impl Turn {
-    /// Whether this is the user's message that the turn answers.
+    /// Whether `message` is the user's message that the turn answers.
     pub fn answers(&self, message: &Message) -> bool {
         message.id == self.accepted.question.id
     }
 
-    /// The continuations of its answer that earlier holders noted.
+    /// Returns the continuations of the answer that earlier writers stored.
     pub fn continued(&self) -> &[Continuation] {
         &self.continued
     }
 
-    /// The user's message that the turn answers.
+    /// Returns the user's message that the turn answers.
     pub fn question(&self) -> &Message {
         &self.accepted.question
     }
 
-    /// What was said before the question, where the turn brought it with it.
+    /// Returns the messages before the question, where the turn brought its own conversation.
     pub fn own_conversation(&self) -> Option<&OwnConversation> {
         self.accepted.conversation.as_ref()
     }
 }
 
-/// What was written when a turn was accepted, so that it can be done again where a failover undid
-/// it.
+/// The writes of a turn's acceptance, so that they can be applied again after a failover lost them.
 #[derive(Debug)]
 pub(super) struct Accepted {
     /// The user's message.
@@ -109,27 +108,27 @@ pub(super) struct Accepted {
     pub(super) conversation: Option<OwnConversation>,
 }
 
-/// A turn as it is stored: what another replica needs to run it, beside its messages.
+/// A turn as it is stored: everything that another replica needs to run it, except its messages.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredTurn<Spec = TurnSpec> {
     #[serde(flatten)]
     pub(super) spec: Spec,
-    /// Whether it brought its own conversation.
+    /// Whether the turn brought its own conversation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) own_conversation: bool,
 }
 
-/// A claim, for the same purpose.
+/// The writes of a claim, so that they can be applied again after a failover lost them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claimed {
-    /// The fence of the holder before.
+    /// The fence of the previous holder.
     pub(super) replaced: Fence,
-    /// Of the claim's event.
+    /// The tag of the claim's event.
     pub(super) tag: Tag,
 }
 
-/// A user's message with all that its acceptance writes, so that it is the same however often it is
-/// proposed.
+/// A user's message with everything that its acceptance writes, so that a repeated proposal writes
+/// the same.
 #[derive(Debug)]
 pub struct Proposal {
     owner: Owner,
@@ -141,7 +140,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// Of what `owner` says now.
+    /// Creates the proposal of a turn at the current time.
     pub fn new(owner: &Owner, session: SessionId, new: &NewTurn) -> Self {
         let now = Utc::now();
         let question =
@@ -170,60 +169,61 @@ impl Proposal {
         }
     }
 
-    /// Whether somebody who proposes it anew finds this one.
+    /// Whether the turn has an idempotency key, by which a repeat finds it.
     pub fn has_key(&self) -> bool {
         self.accepted.key.is_some()
     }
 }
 
-/// What became of a [`Proposal`].
+/// The result of a [`Proposal`].
 #[derive(Debug)]
 pub enum Acceptance {
-    /// It is a new turn.
+    /// The turn is new.
     New {
-        /// To run.
+        /// The turn to run.
         turn: Arc<Turn>,
-        /// Whether it is the session's running turn now, or waits for another.
+        /// Whether it is the session's running turn already, or waits for another.
         began: bool,
-        /// The place in the session just before it.
+        /// The cursor just before the turn.
         before: Cursor,
     },
-    /// It was accepted before, with the same key.
+    /// The turn was accepted before, with the same key.
     Same {
-        /// The run that answers it, or has.
+        /// The generation that answers it.
         generation: GenerationId,
-        /// The place in the session just before it, while that is kept.
+        /// The cursor just before the turn, while that is kept.
         before: Option<Cursor>,
     },
 }
 
-/// Whether a waiting turn's time has come.
+/// The reply to a holder that tries to begin its waiting turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
-    /// It is the running turn.
+    /// The turn is the running one.
     Began,
-    /// Another one still runs, or waits before it.
+    /// Another turn still runs, or waits before it.
     Waiting,
-    /// It was cancelled, or another replica has it, or a failover took it: [`Store::restore`] tells.
+    /// The turn was cancelled, or another replica holds it, or a failover lost it:
+    /// [`Store::restore`] returns which.
     Gone,
 }
 
-/// Whose a turn is that Redis refused its holder.
+/// The state of a turn after a refused write, with the writes that a failover lost applied again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restored {
-    /// The holder's, and runs.
+    /// The turn is the holder's, and runs.
     Kept,
-    /// The holder's again, and runs: the holder before may have written since.
+    /// The turn is the holder's again, and runs. The previous holder may have written meanwhile.
     Claimed,
-    /// The holder's, and waits: it is to begin, again.
+    /// The turn is the holder's, and waits: the holder begins it again.
     Waiting,
-    /// It has ended, or is another's.
+    /// The turn has ended, or another replica holds it.
     Gone,
 }
 
 impl Store {
-    /// Takes in a user's message as a turn of the session, which is created where it is not known.
-    /// Done again, it changes nothing.
+    /// Accepts a user's message as a turn of the session, which is created where it does not exist.
+    /// A repeat changes nothing.
     ///
     /// # Errors
     /// Any [`StoreError`]. After [`StoreError::Redis`] the message may have been accepted.
@@ -275,8 +275,8 @@ impl Store {
         }
     }
 
-    /// The turn that was accepted before with the same key, and the place just before it while that
-    /// is kept. Takes in nothing.
+    /// Returns the turn that was accepted before with the same key, and the cursor just before it
+    /// while that is kept. Accepts nothing.
     ///
     /// # Errors
     /// As [`Store::accept`], but for [`StoreError::Busy`].
@@ -289,19 +289,19 @@ impl Store {
         if new.key.is_none() {
             return Ok(None);
         }
-        // Where none may wait, nothing is taken in.
+        // A store without room for waiting turns accepts no new turn.
         let limits = SessionLimits { waiting_turns: 0, ..self.limits.clone() };
-        let nobody = Self { limits, ..self.clone() };
-        match nobody.accept(&Proposal::new(owner, session, new)).await {
+        let without_room = Self { limits, ..self.clone() };
+        match without_room.accept(&Proposal::new(owner, session, new)).await {
             Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),
             Ok(Acceptance::New { .. }) | Err(StoreError::Busy) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks whose a turn is that Redis refused its holder. What a failover undid, be it the claim or
-    /// the acceptance, is done again. To be asked only within a minute of the last write that was
-    /// acknowledged: an end is remembered for three.
+    /// Returns the state of a turn whose write Redis refused. The claim or the acceptance is
+    /// applied again where a failover lost it. Call it only within a minute of the last
+    /// acknowledged write: the end of a generation is remembered for three.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -329,7 +329,7 @@ impl Store {
         }
     }
 
-    /// Publishes the queue position of a turn on its session's channel. Nothing is stored.
+    /// Publishes the queue position of a turn on the session's channel, and stores nothing.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -341,7 +341,7 @@ impl Store {
         self.redis.publish(&channel(session), queued.payload()).await
     }
 
-    /// Asks whichever replica waits for a slot of this session to publish the position again.
+    /// Requests that the replica with this session's waiting turn publish its position again.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -349,7 +349,7 @@ impl Store {
         self.redis.publish(&channel(session), Hint::POSITION_REQUESTED.to_owned()).await
     }
 
-    /// Makes a waiting turn the running one, if its time has come.
+    /// Makes a waiting turn the running one, if no turn runs and none waits before it.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -364,7 +364,7 @@ impl Store {
         }
     }
 
-    /// The arguments of both functions that can write an acceptance.
+    /// Adds the arguments of both functions that can write an acceptance.
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
         call.arg("replica", self.replica.as_str())
@@ -391,17 +391,17 @@ fn conversation_arguments(call: Call, accepted: &Accepted) -> Call {
     call.rest("conversation", entries)
 }
 
-/// The same for everybody who is asked the same with the same key in the same hour, so that a turn
-/// that was told, and lost with a failover, is that turn again when its client repeats it elsewhere. A
-/// key that has been forgotten after a day begins another.
+/// Returns the generation of a request with an idempotency key. It is the same on every replica for
+/// an hour, so that a turn that a failover lost gets its generation again when the client repeats
+/// it. A key that was forgotten after a day gets another one.
 fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -> GenerationId {
     let hour = now.timestamp() / 3600;
     let name = format!("{hour} {} {}", key.body, key.key);
     GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
 }
 
-/// The event of an acceptance. A conversation that comes with its turn is stored once: its question
-/// is not in the event.
+/// Returns the event of an acceptance. Where the turn brings its own conversation, the question is
+/// left out of the event: such a conversation is stored once only.
 pub(super) fn accepted_event(
     content: &str,
     at: &str,

@@ -1,10 +1,11 @@
--- Slots are granted.
+-- Grants of slots to tickets.
 
--- Tickets of a replica that are looked at for a host which those before them failed on.
-local LOOK = 64
--- How long a prompt may be expected in a host's cache.
+-- The number of tickets at the head of a line that are tried for the free hosts.
+local TICKETS_TRIED = 64
+-- How long a session's prompt is expected in a host's cache.
 local RAN_SECONDS = 600
 
+-- Records that a ticket holds a slot of a host.
 local function hold_slot(base, ticket, host, now)
   redis.call('HSET', host.held, ticket.generation, now)
   redis.call('HSET', ticket.key, 'host', host.name, 'since', now)
@@ -14,7 +15,7 @@ local function hold_slot(base, ticket, host, now)
   host.used = host.used + 1
 end
 
--- A start is granted: the host's virtual time is no earlier from now on.
+-- Advances the host's virtual time to a granted start.
 local function advance_time(host, start)
   if start > host.time then
     host.time = start
@@ -22,23 +23,25 @@ local function advance_time(host, start)
   end
 end
 
-local function grant(base, ticket, host, now, asking)
+-- Grants a slot to a waiting ticket, and publishes that unless `caller` is its generation.
+local function grant(base, ticket, host, now, caller)
   leave_queue(base, ticket)
   hold_slot(base, ticket, host, now)
   advance_time(host, tonumber(ticket.start))
   if host_field(host, 'via:' .. ticket.replica) == 'trial' then
-    -- One trial, until its replica reports what came of it.
+    -- A half-open breaker admits one trial, until its replica reports the result.
     host.fields['via:' .. ticket.replica] = 'shut'
     redis.call('HSET', host.key, 'via:' .. ticket.replica, 'shut')
   end
   redis.call('SET', base .. ':ran:' .. ticket.session, host.name, 'EX', RAN_SECONDS)
-  if ticket.generation ~= asking then
+  if ticket.generation ~= caller then
     redis.call('SPUBLISH', base .. ':replica:' .. ticket.replica,
       ticket.generation .. ' ' .. ticket.grants .. ' ' .. host.name)
   end
 end
 
--- Among free hosts: has the model loaded, ran this session last, has the smallest share in use.
+-- Returns the best free host for a ticket, or nil. A loaded model counts most, then whether the
+-- host ran this session last, then the share in use.
 local function best_host(base, hosts, ticket, now)
   local ran = redis.call('GET', base .. ':ran:' .. ticket.session)
   local best, best_rank
@@ -54,35 +57,35 @@ local function best_host(base, hosts, ticket, now)
   return best
 end
 
--- The first ticket of a line that some free host suits.
+-- Returns the first ticket of a line that a free host suits, or nil.
 local function first_of_line(base, hosts, line, now)
   local from, to = 0, 0
-  while from < LOOK do
+  while from < TICKETS_TRIED do
     local found = redis.call('ZRANGE', line, from, to)
     for _, generation in ipairs(found) do
       local ticket = read_ticket(base, generation)
       local function suits_ticket(host)
         return suits(host, ticket, now)
       end
-      if some_free(hosts, suits_ticket) then
+      if any_free(hosts, suits_ticket) then
         return ticket
       end
     end
     if #found < to - from + 1 then
       return nil
     end
-    from, to = to + 1, math.min(2 * to + 7, LOOK - 1)
+    from, to = to + 1, math.min(2 * to + 7, TICKETS_TRIED - 1)
   end
   return nil
 end
 
--- The first ticket of a model that some free host suits. A line is of one replica, so that tickets
--- whose replica cannot reach a host, however many, hold up no other.
+-- Returns the first ticket of a model that a free host suits, or nil. Each replica has its own
+-- line, so that the tickets of a replica that cannot reach a host block no others.
 local function first_served(base, hosts, model, now)
   local function has_model(host)
     return has(host, model)
   end
-  if not some_free(hosts, has_model) then
+  if not any_free(hosts, has_model) then
     return nil
   end
   local lines = {}
@@ -90,7 +93,7 @@ local function first_served(base, hosts, model, now)
     local function serves_it(host)
       return serves(host, model, replica)
     end
-    if some_free(hosts, serves_it) then
+    if any_free(hosts, serves_it) then
       local line = line_of(base, replica, model)
       local head = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
       lines[#lines + 1] = { line = line, score = tonumber(head[2]) }
@@ -112,10 +115,10 @@ local function first_served(base, hosts, model, now)
   return best
 end
 
--- Gives every free slot to the first ticket that it suits. The ticket `asking` learns of its grant by
--- the reply, every other by its replica's channel.
-local function dispatch(base, hosts, now, asking)
-  if not some_free(hosts) then
+-- Grants every free slot to the first ticket that it suits. The ticket of the generation `caller`
+-- learns of its grant by the reply, every other ticket by its replica's channel.
+local function dispatch(base, hosts, now, caller)
+  if not any_free(hosts) then
     return
   end
   local first = {}
@@ -135,9 +138,9 @@ local function dispatch(base, hosts, now, asking)
     end
     local host = best_host(base, hosts, best.ticket, now)
     if host then
-      grant(base, best.ticket, host, now, asking)
+      grant(base, best.ticket, host, now, caller)
     end
-    -- Where no host is left for it, another of its model may still be served.
+    -- Where no host is left for this ticket, another one of its model may still be served.
     best.ticket = first_served(base, hosts, best.model, now)
   end
 end

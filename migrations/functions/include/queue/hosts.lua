@@ -1,10 +1,11 @@
--- The model hosts, as the replicas reported them.
+-- Model hosts, as the replicas reported them.
 
--- How long a host that said it was full is not reckoned with for more than it does.
-local DOUBT_MS = 5000
+-- How long after a host was full only its slots in use count for estimates.
+local DOUBTFUL_MS = 5000
 -- How long a host's virtual time outlives its last report.
 local HOST_SECONDS = 3600
 
+-- Returns all hosts, sorted by name. Their other fields are read on demand, by host_field.
 local function read_hosts(base, now)
   local hosts = {}
   local names = redis.call('SMEMBERS', base .. ':hosts')
@@ -17,13 +18,14 @@ local function read_hosts(base, now)
     hosts[i] = {
       name = name, key = key, held = held,
       slots = tonumber(fields[1]) or 0, time = tonumber(fields[2]) or 0,
-      turn_ms = tonumber(fields[3]), full = full > now, doubtful = full > now - DOUBT_MS,
+      turn_ms = tonumber(fields[3]), full = full > now, doubtful = full > now - DOUBTFUL_MS,
       used = redis.call('HLEN', held), fields = {},
     }
   end
   return hosts
 end
 
+-- Returns a field of a host, and reads it at most once.
 local function host_field(host, field)
   if host.fields[field] == nil then
     host.fields[field] = redis.call('HGET', host.key, field)
@@ -31,16 +33,18 @@ local function host_field(host, field)
   return host.fields[field]
 end
 
+-- Returns loaded or stored where the host has the model, otherwise false.
 local function has(host, model)
   return host_field(host, 'has:' .. model)
 end
 
+-- Whether the host has a free slot.
 local function is_free(host)
   return host.used < host.slots and not host.full
 end
 
--- Whether any free host passes the test, or where there is none, whether any is free.
-local function some_free(hosts, test)
+-- Whether any free host passes the test; without a test, whether any host is free.
+local function any_free(hosts, test)
   for _, host in ipairs(hosts) do
     if is_free(host) and (not test or test(host)) then
       return true
@@ -49,18 +53,19 @@ local function some_free(hosts, test)
   return false
 end
 
+-- Whether the replica can reach the host, and the host has the model.
 local function serves(host, model, replica)
   local via = host_field(host, 'via:' .. replica)
   return (via == 'open' or via == 'trial') and has(host, model)
 end
 
--- Whether the ticket's replica may use the host for it now.
+-- Whether the host can serve the ticket now.
 local function suits(host, ticket, now)
   return serves(host, ticket.model, ticket.replica)
     and (tonumber(ticket['not:' .. host.name]) or 0) <= now
 end
 
--- Writes what a replica sees of the hosts, in place of what it reported before.
+-- Replaces a replica's report of the hosts.
 local function report_hosts(base, replica, reported)
   local named = {}
   for _, seen in ipairs(reported) do
@@ -69,7 +74,7 @@ local function report_hosts(base, replica, reported)
     redis.call('SADD', base .. ':hosts', seen.name)
     redis.call('PERSIST', key)
     redis.call('HSET', key, 'slots', seen.slots, 'via:' .. replica, seen.via)
-    -- A replica that cannot reach a host knows nothing new of its models.
+    -- A replica that cannot reach a host has no news of its models.
     if seen.via ~= 'shut' then
       for _, field in ipairs(redis.call('HKEYS', key)) do
         local model = string.match(field, '^has:(.*)$')
@@ -97,7 +102,7 @@ local function report_hosts(base, replica, reported)
   end
 end
 
--- The start of a new ticket.
+-- Returns the start of a new ticket.
 local function fair_start(base, hosts, user, model)
   local start = tonumber(redis.call('ZSCORE', base .. ':users', user)) or 0
   for _, host in ipairs(hosts) do

@@ -1,6 +1,7 @@
--- What a ticket's replica is told: its position, and the time until its turn.
+-- Estimates of a ticket's position, and of the time until its grant.
 
--- Which models are served before or beside one, when its hosts come free, and how fast they do.
+-- Returns the models that share hosts with a model, when the slots of its hosts become free, and
+-- how fast they do.
 local function outlook(base, hosts, models, model, replica, now)
   local view = { models = { model }, ends = {}, round_ms = nil, hosts = 0 }
   local known, sum = 0, 0
@@ -20,7 +21,7 @@ local function outlook(base, hosts, models, model, replica, now)
         end
       end
       local turn_ms = host.turn_ms or (known > 0 and sum / known)
-      -- One that says it is full has the slots that we use, and no others.
+      -- A host that was full has the slots in use, and no others.
       local slots = host.doubtful and math.min(host.used, host.slots) or host.slots
       if turn_ms then
         rate = rate + slots / math.max(turn_ms, 1)
@@ -39,6 +40,7 @@ local function outlook(base, hosts, models, model, replica, now)
   return view
 end
 
+-- Returns the time until the ticket at a position gets a slot, or -1 where none was measured.
 local function eta_ms(view, position)
   if not view.round_ms then
     return -1
@@ -48,9 +50,9 @@ local function eta_ms(view, position)
   return math.floor(view.ends[(position - 1) % slots + 1] + rounds * view.round_ms)
 end
 
--- How long a ticket that finds the queue full has to wait, or -1. Each refused ticket is told of the
--- next room that no other was told of, so that not all come back for the same one; at most until the
--- tickets that wait now have left.
+-- Returns how long a ticket that finds the queue full has to wait, or -1. Each refused ticket gets
+-- the time of the next room that was promised to no other, so that not all retry for the same one;
+-- at most the time until all tickets that wait now have left.
 local function promise_room(base, view, limit, now)
   if not view.round_ms then
     return -1
@@ -62,6 +64,7 @@ local function promise_room(base, view, limit, now)
   return after_ms
 end
 
+-- Returns the position of a score, from 1.
 local function position(base, view, of_score)
   local before = 0
   for _, model in ipairs(view.models) do
@@ -70,7 +73,7 @@ local function position(base, view, of_score)
   return before + 1
 end
 
--- When the first waiting ticket of a source leaves the queue.
+-- Returns the time until the first waiting ticket of a source leaves the queue, or -1.
 local function source_eta_ms(base, hosts, models, source, replica, now)
   local first = redis.call('ZRANGE', base .. ':source:' .. source, 0, 0)[1]
   local ticket = redis.call('HMGET', base .. ':ticket:' .. first, 'model', 'score')
@@ -78,7 +81,7 @@ local function source_eta_ms(base, hosts, models, source, replica, now)
   return eta_ms(view, position(base, view, ticket[2]))
 end
 
--- The status of a ticket, as replies have it.
+-- Returns the status of a ticket, as queue_join replies it.
 local function status_of(base, hosts, ticket, now)
   if ticket.host then
     return { 'granted', ticket.host, tonumber(ticket.grants), ticket.start }

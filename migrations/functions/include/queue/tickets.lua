@@ -1,11 +1,11 @@
--- The queue decides whose turn runs next, and on which host.
+-- Tickets: the queue decides which turn runs next, and on which host.
 --
 -- Start-time fair queueing: a ticket's start is the greatest of the virtual times of its hosts (the
 -- start last granted there) and its user's finish. The lowest start goes first; among equal starts,
 -- the ticket that came first. A ticket whose answer has text already goes before all others.
 --
--- A slot is held by a generation, and a generation is in the name of a replica: capacity is what is
--- held, and no count of it is kept.
+-- A generation holds a slot, and a replica holds the generation's ticket. The slots in use are the
+-- entries of :held:<host>; no separate count is kept.
 --
 -- Every key begins with the queue's name (keys.queue, `base` in what follows), and so lies in its
 -- slot. Times are Redis's, in milliseconds.
@@ -14,7 +14,7 @@
 --                           while it holds a slot, not:<host> → until when
 --   :model:<model>          sorted set: waiting generations by score
 --   :line:<replica>:<model> the same, of one replica
---   :lines:<model>          set: the replicas that wait for it
+--   :lines:<model>          set: the replicas with a line of the model
 --   :models                 set: the models that tickets wait for
 --   :users                  sorted set: users by finish
 --   :source:<source>        sorted set: waiting generations by score
@@ -22,25 +22,27 @@
 --                           of the replica's grants
 --   :host:<host>            hash: slots, time (virtual), turn_ms (mean), full (until when),
 --                           has:<model> → loaded | stored, via:<replica> → open | trial | shut
---   :hosts                  set
---   :held:<host>            hash: generation → since when
---   :ran:<session>          the host whose prompt cache has the session
+--   :hosts                  set: the names of the hosts
+--   :held:<host>            hash: generation → since when it holds a slot
+--   :ran:<session>          string: the host whose prompt cache has the session
 --   :reports                hash: replica → digest of the host table that it reported
---   :arrivals               counts the tickets that came
---   :promised               when there is room for the ticket that was refused last
+--   :arrivals               string: the number of tickets so far
+--   :promised               string: when there is room for the ticket that was refused last
 
--- Arrivals that are told apart among equal starts: 24 bits of a score, which leaves 29 for starts.
+-- Arrivals that are distinct among equal starts: 24 bits of a score, which leaves 29 for starts.
 local ARRIVALS = 16777216
--- Users whose finishes are kept, the greatest.
+-- The number of users whose finishes are kept, the greatest first.
 local USERS = 20000
 -- How long a ticket without a replica keeps its position.
 local PARKED_SECONDS = 600
 
+-- Returns the time of Redis in milliseconds.
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Returns the ticket of a generation, or nil.
 local function read_ticket(base, generation)
   local flat = redis.call('HGETALL', base .. ':ticket:' .. generation)
   if #flat == 0 then
@@ -53,10 +55,12 @@ local function read_ticket(base, generation)
   return ticket
 end
 
+-- Returns the key of a line.
 local function line_of(base, replica, model)
   return base .. ':line:' .. replica .. ':' .. model
 end
 
+-- Adds a ticket to the queue, at its score.
 local function enter_queue(base, ticket)
   local line = line_of(base, ticket.replica, ticket.model)
   redis.call('ZADD', line, ticket.score, ticket.generation)
@@ -67,6 +71,7 @@ local function enter_queue(base, ticket)
   redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
 end
 
+-- Removes a ticket from the queue.
 local function leave_queue(base, ticket)
   local line = line_of(base, ticket.replica, ticket.model)
   redis.call('ZREM', line, ticket.generation)
@@ -81,8 +86,8 @@ local function leave_queue(base, ticket)
   redis.call('ZREM', base .. ':source:' .. ticket.source, ticket.generation)
 end
 
--- Gives up the slot or the position; the ticket itself stays.
-local function take_out(base, ticket)
+-- Frees the slot or the position of a ticket; the ticket itself stays.
+local function vacate(base, ticket)
   if ticket.host then
     redis.call('HDEL', base .. ':held:' .. ticket.host, ticket.generation)
     redis.call('HDEL', ticket.key, 'host', 'since')
@@ -95,11 +100,13 @@ local function take_out(base, ticket)
   end
 end
 
+-- Returns the score of a new arrival. With `first`, it is lower than every start.
 local function score(base, start, first)
   local arrival = (redis.call('INCR', base .. ':arrivals') % ARRIVALS) / ARRIVALS
   return string.format('%.17g', first and arrival - 1 or start + arrival)
 end
 
+-- Charges a user for a turn with this start: the user's finish is at least one later.
 local function charge(base, user, start)
   local users = base .. ':users'
   redis.call('ZADD', users, 'GT', start + 1, user)
@@ -109,12 +116,14 @@ local function charge(base, user, start)
   end
 end
 
+-- Returns the models that tickets wait for, sorted.
 local function waiting_models(base)
   local models = redis.call('SMEMBERS', base .. ':models')
   table.sort(models)
   return models
 end
 
+-- Returns the number of waiting tickets of these models.
 local function count_waiting(base, models)
   local waiting = 0
   for _, model in ipairs(models) do

@@ -1,18 +1,22 @@
 -- The log of a session's control events.
 
+-- The largest number and size of the events that are kept.
+
 local EVENTS_KEPT = 128
 local EVENT_BYTES_KEPT = 1048576
 
+-- Drops the oldest event. Returns the bytes of the events that are left.
 local function drop_event(keys)
   local dropped = redis.call('LPOP', keys.events)
   redis.call('HSET', keys.session, 'dropped_tag', words(line(dropped, 1))[2])
   return redis.call('HINCRBY', keys.session, 'event_bytes', -#dropped)
 end
 
--- The tag that is stored with an event: the sum of its own tag and of those of all events before it,
--- 48 bits behind a digit that is never 0. So an equal number and tag mean the same events up to
--- there: an event that is written again after a failover is at its old place only where the others
--- are there, too. In which order is no matter: turns that wait come back in any.
+-- Returns the tag that is stored with an event: the sum of its own tag and the tags of all events
+-- before it, 48 bits behind a digit that is never 0. So an equal number and tag mean the same
+-- events up to there: an event that is written again after a failover has its old tag only where
+-- all events before it are there, too. Their order does not matter: waiting turns are restored in
+-- any order.
 local function summed_tag(previous, tag)
   local function half(text, from, to)
     return tonumber(string.sub('00000000000' .. text, from, to), 16)
@@ -22,8 +26,8 @@ local function summed_tag(previous, tag)
   return string.format('1%06x%06x', high % 16777216, low % 16777216)
 end
 
--- Writes a control event at the end of the log, and publishes it with the stored tag of the event
--- before it. Gives its number.
+-- Appends a control event to the log, and publishes it with the stored tag of the event before it.
+-- Returns its number.
 local function push_event(keys, own_tag, kind, generation, json)
   local previous = redis.call('HGET', keys.session, 'tag') or '0'
   local tag = summed_tag(previous, own_tag)
@@ -43,8 +47,8 @@ local function push_event(keys, own_tag, kind, generation, json)
   return number
 end
 
--- The number and tag of the event before the one that accepted this generation, - where that is no
--- longer kept.
+-- Returns the number and tag of the event before the one that accepted this generation, or - and -
+-- where that is no longer kept.
 local function accepted_after(keys, generation)
   local list = redis.call('LRANGE', keys.events, 0, -1)
   for i = #list, 1, -1 do

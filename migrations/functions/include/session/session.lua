@@ -1,19 +1,19 @@
--- One session: what its keys hold, whose it is, how long it is kept.
+-- A session: its keys, its owner, its expiry.
 --
 -- Keys, all in the slot of the session's bucket:
 --   session      hash, and the name of the session's channel:
 --                owner, title, model, created, updated, epoch
---                deleted (1 on what is left for an hour)
+--                deleted (1 while the log of a deleted session is kept)
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages)
---                idle_seconds (the session expires after so long; 0: never)
---                own_messages (count of the messages that its first turn brought; where there is
---                one, the session is not listed)
+--                idle_seconds (the session expires after this time without a turn; 0: never)
+--                own_messages (the number of messages that its first turn brought; a session with
+--                this field is not listed)
 --                of the running turn: generation, fence, replica, turn (json), writers, started
---                (number and tag of the event before it began), revision, continued (json: each
---                time that its answer went on after it had broken off)
---                last_cancel (<tag> <generation> running|waiting: what the last cancel met)
---                closed (the last generation whose request to the model's host was closed)
+--                (number and tag of the event before it began), revision, continued (json: the
+--                continuations of its answer)
+--                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
+--                closed (the last generation whose request to the model host was closed)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.
@@ -24,25 +24,26 @@
 --   events       list: the last events, each
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
 --                <generation|->\n<json>
---   answer       string: the answer of the running turn as far as it is written
+--   answer       string: the answer of the running turn so far
 --   open         hash of the bucket: '<session> <generation>' → '<replica> <fence>'
---   ended        beginning of a key, <ended>:<generation>: what ended that generation
+--   ended        prefix of the key <ended>:<generation>, which holds what ended that generation
 --   idempotency  string: <generation> <digest of the request>
 --
--- The caller makes fences, tags, identifiers and times, so that a call that is repeated after a lost
--- reply changes nothing. A session of another owner looks like one that does not exist.
+-- The caller makes fences, tags, identifiers and times, so that a call that is repeated after a
+-- lost reply changes nothing. A session of another owner looks like one that does not exist.
 
 local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'open',
   'ended' }
 
--- Longer than a turn waits and runs: until then a session with an open turn does not expire.
+-- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
 
+-- Returns these fields of the session.
 local function session_fields(keys, ...)
   return redis.call('HMGET', keys.session, ...)
 end
 
--- The session's fields, or nil where it is absent, deleted or another owner's.
+-- Returns these fields of the session, or nil where it is absent, deleted or another owner's.
 local function owned(keys, owner, ...)
   local found = session_fields(keys, 'owner', 'deleted', ...)
   if not found[1] or found[1] ~= owner or found[2] then
@@ -55,7 +56,7 @@ local function owned(keys, owner, ...)
   return fields
 end
 
--- Puts off the time at which an idle session expires.
+-- Extends the expiry of the session, if it has one.
 local function keep(keys)
   local fields = session_fields(keys, 'idle_seconds', 'generation')
   local seconds = tonumber(fields[1] or '0')
@@ -65,7 +66,7 @@ local function keep(keys)
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)
   end
-  -- To the tenth part is exact enough, and seven calls fewer for most turns.
+  -- An expiry within a tenth is exact enough, and saves seven calls in most turns.
   local left = redis.call('TTL', keys.messages)
   if left <= seconds and left > seconds * 0.9 then
     return
@@ -75,7 +76,7 @@ local function keep(keys)
   end
 end
 
--- What a caller learns of the session beside its messages.
+-- Returns the description of the session without its messages.
 local function describe(keys, owner)
   local fields = owned(keys, owner, 'title', 'model', 'created', 'updated', 'generation', 'closed',
     'epoch')

@@ -1,21 +1,23 @@
 -- Turns: accepted, waiting, running, ended.
 
--- How long the end of a generation is remembered: longer than a writer may ask for its turn to be
--- restored.
+-- How long the end of a generation is remembered; longer than a writer may restore its turn.
 local ENDED_SECONDS = 180
--- Clear and delete begin another epoch of a session: <microseconds>-<random>, and the time tells
--- which of two is the later one, whatever a failover took. The first epoch is the same wherever a
--- session begins, so that turns of a session that a failover took know it again.
+-- The first epoch of a session. Clear and delete begin another one, <microseconds>-<random>, whose
+-- time decides which of two is the later one, whatever a failover lost. The first epoch is the same
+-- for every session, so that the turns of a session that a failover lost can be restored.
 local FIRST_EPOCH = '0'
 
+-- Returns the time of an epoch in microseconds, 0 for the first.
 local function epoch_time(epoch)
   return tonumber(string.match(epoch, '^(%d+)%-') or '0')
 end
 
+-- Returns the field of a turn in the index of open turns.
 local function open_field(keys, generation)
   return string.match(keys.session, '([^:]+)$') .. ' ' .. generation
 end
 
+-- Records the replica and the fence that hold a turn.
 local function hold(keys, generation, replica, fence)
   redis.call('HSET', keys.open, open_field(keys, generation), replica .. ' ' .. fence)
 end
@@ -24,12 +26,13 @@ local function ended_key(keys, generation)
   return keys.ended .. ':' .. generation
 end
 
--- A generation ends once. What ended it is remembered for as long as somebody may try again.
+-- Removes an open turn, and remembers for a while what ended it: a generation ends only once.
 local function release(keys, generation, by)
   redis.call('HDEL', keys.open, open_field(keys, generation))
   redis.call('SET', ended_key(keys, generation), by, 'EX', ENDED_SECONDS)
 end
 
+-- Returns the entry of a waiting turn and the words of its header, or nil.
 local function find_waiting(keys, generation)
   for _, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
     local header = words(line(entry, 1))
@@ -39,8 +42,8 @@ local function find_waiting(keys, generation)
   end
 end
 
--- The session's fields, after generation and fence, where the owner, generation and fence in `args`
--- are those of the running turn; else nil.
+-- Returns generation, fence and these fields of the session, if the owner, generation and fence in
+-- `args` are those of the running turn; otherwise nil.
 local function of_writer(keys, args, ...)
   local fields = owned(keys, args.owner, 'generation', 'fence', ...)
   if fields and fields[1] == args.generation and fields[2] == args.fence then
@@ -48,14 +51,17 @@ local function of_writer(keys, args, ...)
   end
 end
 
-local function make_running(keys, generation, fence, replica, turn, header, content)
-  push_message(keys, header, content)
+-- Makes a turn the running one: `accepted` has its generation, fence, replica, turn (json), and the
+-- header and content of its question.
+local function make_running(keys, accepted)
+  push_message(keys, accepted.header, accepted.content)
   redis.call('UNLINK', keys.answer)
-  redis.call('HSET', keys.session, 'generation', generation, 'fence', fence, 'replica', replica,
-    'turn', turn, 'writers', 1)
+  redis.call('HSET', keys.session, 'generation', accepted.generation, 'fence', accepted.fence,
+    'replica', accepted.replica, 'turn', accepted.turn, 'writers', 1)
   redis.call('HDEL', keys.session, 'started', 'revision', 'continued')
 end
 
+-- Removes the running turn and its answer.
 local function forget_running(keys)
   redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'turn', 'writers', 'started',
     'revision', 'continued')
@@ -79,6 +85,7 @@ local function push_conversation(keys, args)
     args.idle_seconds)
 end
 
+-- Inserts a waiting turn, in the order of the numbers of the accepted events.
 local function insert_waiting(keys, entry, number)
   for _, other in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
     if tonumber(words(line(other, 1))[4]) > tonumber(number) then
@@ -89,8 +96,9 @@ local function insert_waiting(keys, entry, number)
   redis.call('RPUSH', keys.waiting, entry)
 end
 
--- Writes a turn, with the arguments of accept and restore. With `begins` it is the running turn,
--- else it waits, in the order of acceptance: by `number`, that of its accepted event.
+-- Writes a turn, with the arguments of accept or restore. With `begins` it is the running turn;
+-- otherwise it waits, in the order of acceptance: by `number`, that of its accepted event, where
+-- that was written before.
 local function admit(keys, args, found, epoch, begins, number)
   if not found.owner or found.deleted then
     redis.call('HSET', keys.session, 'owner', args.owner, 'created', args.now, 'title', args.title,
@@ -110,8 +118,7 @@ local function admit(keys, args, found, epoch, begins, number)
   hold(keys, args.generation, args.replica, args.fence)
   local written = push_event(keys, args.tag, 'accepted', args.generation, args.event)
   if begins then
-    make_running(keys, args.generation, args.fence, args.replica, args.turn, args.header,
-      args.content)
+    make_running(keys, args)
   else
     number = number or written
     local entry = args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number

@@ -282,7 +282,7 @@ pub fn history(
         let text = json_prefix(text, room.saturating_sub(used));
         shown = text.len();
         let shape = Shape::of(text);
-        let (thinking, content) = (shape.thoughts(text), shape.answer(text));
+        let (thinking, content) = (shape.reasoning(text), shape.answer(text));
         RunningAnswer { generation_id, thinking, content, offset: content.len() }
     });
     let event = ServerEvent::History {

@@ -20,7 +20,7 @@ fn event(control: Control) -> Arc<Event> {
         Control::Cleared {} => None,
         _ => Some(GENERATION),
     };
-    Arc::new(Event { number: 3, tag: AFTER.tag, place: None, generation, control })
+    Arc::new(Event { number: 3, tag: AFTER.tag, answer_position: None, generation, control })
 }
 
 /// Joins events to lines, with short names for identifiers and cursors.
