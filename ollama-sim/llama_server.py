@@ -87,7 +87,7 @@ def main():
     params.n_parallel = args.parallel
     # llama.cpp divides the context between the requests.
     params.n_ctx = args.ctx * args.parallel
-    # Two threads on two busy cores fall from 130 tokens/s to 5: they wait for each other.
+    # Two threads on two busy cores fall from 130 tokens/s to 5, because they wait for each other.
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
@@ -96,7 +96,7 @@ def main():
     wait_until_it_answers(url, args.start_seconds)
     print(f"listening on {url}", flush=True)
     stop.wait()
-    # The server's own shutdown waits for running requests; nobody reads their answers any more.
+    # The server's own shutdown waits for running requests, whose answers have no reader any more.
     os._exit(0)
 
 

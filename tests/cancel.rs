@@ -1,4 +1,4 @@
-//! A turn is stopped by whoever asks for it, wherever it runs, and whatever happened to its writer.
+//! A cancel stops a turn from any replica, wherever it runs, and whatever happened to its writer.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use support::client::{Socket, get, http, post, send, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
 const PROMISED: Duration = Duration::from_millis(500);
-/// It takes 200 s: no answer ends by itself while the machine is busy.
+/// The answer takes 200 s, so that it does not end by itself while the machine is busy.
 const LONG: &str = "[[tokens=1000]] go on and on";
 
 struct Fleet {
@@ -25,7 +26,7 @@ struct Fleet {
 impl Fleet {
     async fn start() -> Self {
         let (redis, host) = (RedisServer::start(), ollama_sim(&["--rate", "5", "--slots", "256"]));
-        // On a busy machine Redis replies late; that is not what is tested here.
+        // On a busy machine Redis replies late, which is not the subject of these tests.
         let slots = [("JARVIS_OLLAMA_SLOTS", "256"), ("JARVIS_REDIS_TIMEOUT_MS", "10000")];
         let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &host.url, &slots)).collect();
         for replica in &replicas {
@@ -40,17 +41,12 @@ impl Fleet {
 
     async fn until_running(&self, wanted: u64, limit: Duration) -> Duration {
         let began = Instant::now();
-        loop {
-            let running = self.running().await;
-            if running == wanted {
-                return began.elapsed();
-            }
-            assert!(began.elapsed() < limit, "the model still runs {running} turns");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let reached = eventually(limit, async || self.running().await == wanted).await;
+        assert!(reached, "the model does not run {wanted} turns in time");
+        began.elapsed()
     }
 
-    /// A session with a long answer on its way by the first replica, seen from the second.
+    /// Starts a long answer on the first replica, and watches it from the second.
     async fn answering(&self) -> (String, Socket) {
         self.answering_to(&http()).await
     }
@@ -70,7 +66,7 @@ impl Fleet {
         self.cancel_by(&http(), replica, session).await
     }
 
-    /// The same by a client that is there already: to make one takes longer than a cancel.
+    /// Cancels with an existing client: to create one takes longer than a cancel.
     async fn cancel_by(&self, client: &reqwest::Client, replica: usize, session: &str) -> Value {
         let path = format!("/api/v1/chat/sessions/{session}/cancel");
         let url = format!("{}{path}", self.replicas[replica].url);
@@ -104,7 +100,7 @@ async fn of_two_hundred_cancels_from_another_replica_the_model_stops_for_99_perc
     });
     let mut done: Vec<(Duration, bool)> =
         futures_util::stream::iter(cancels).buffer_unordered(10).collect().await;
-    // On a machine that is busy with other things every step waits for its turn to compute.
+    // On a machine that is busy with other work every step waits for the processor.
     let allowed = PROMISED.max(pulse.stop().await * CANCEL_IN_ROUND_TRIPS);
     let late = fleet.until_running(0, allowed).await;
     done.sort_unstable();
@@ -119,11 +115,11 @@ async fn of_two_hundred_cancels_from_another_replica_the_model_stops_for_99_perc
     assert!(p99 <= allowed, "p99 {p99:?}, allowed {allowed:?}");
 }
 
-/// A cancel passes two replicas, Redis and the host, there and back: at most so many round trips to a
-/// replica that asks nobody.
+/// A cancel passes two replicas, Redis and the host, there and back: the limit in round trips to a
+/// replica that calls no other server.
 const CANCEL_IN_ROUND_TRIPS: u32 = 10;
 
-/// Asks a replica again and again what costs it nothing: how busy the machine is.
+/// Sends a replica cheap requests all the time, to measure how busy the machine is.
 struct Pulse {
     stop: tokio_util::sync::CancellationToken,
     asking: tokio::task::JoinHandle<Vec<Duration>>,
@@ -147,7 +143,7 @@ impl Pulse {
         Self { stop, asking }
     }
 
-    /// How long nine of ten round trips took at most.
+    /// Returns the 90th percentile of the round trips.
     async fn stop(self) -> Duration {
         self.stop.cancel();
         let mut took = self.asking.await.expect("round trips");
@@ -162,7 +158,7 @@ impl Pulse {
 async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
     let fleet = Fleet::start().await;
     let (session, _watching) = fleet.answering().await;
-    // Nobody hears anything from now on.
+    // No hint is delivered from now on.
     fleet.redis.cli(&["ACL", "SETUSER", "default", "-ssubscribe"]);
     fleet.redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     fleet.cancel(1, &session).await;
@@ -180,7 +176,7 @@ async fn a_turn_whose_writer_is_dead_is_cancelled_for_good() {
     assert!(killed.elapsed() < Duration::from_secs(2), "not only when the lease was over");
     let told = watching.until("cancelled").await;
     let text = told.last().expect("an end")["full_response"].clone();
-    // A turn of another session shows that the dead one's were looked through.
+    // A turn of another session shows that the dead replica's turns were looked through.
     let other = json!({"message": "hello", "session_id": Uuid::new_v4()});
     while killed.elapsed() < Duration::from_secs(5) {
         let reply = post(&fleet.replicas[1], "/api/v1/chat", &other).await;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, chat, get, http, joined, kinds, post, send, until_ok};
+use support::eventually;
+use support::metrics::metrics;
 use support::process::{LIMIT, Process, jarvis, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -16,7 +18,7 @@ fn id() -> String {
     Uuid::new_v4().to_string()
 }
 
-/// `http://…;slots=N`, joined.
+/// Joins the hosts as `http://…;slots=N`.
 fn urls(hosts: &[(&Process, usize)]) -> String {
     let hosts: Vec<_> =
         hosts.iter().map(|(host, slots)| format!("{};slots={slots}", host.url)).collect();
@@ -39,16 +41,13 @@ async fn running(host: &Process) -> u64 {
     stats(host).await["running"].as_u64().expect("a number")
 }
 
-async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+async fn until(what: &str, limit: Duration, holds: impl AsyncFnMut() -> bool) -> Duration {
     let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < limit, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    assert!(eventually(limit, holds).await, "not in time: {what}");
     began.elapsed()
 }
 
-/// What one client was told of its wait, and when its turn began.
+/// The wait of one client: each position and estimate that it got, and when its turn began.
 struct Waited {
     asked: Instant,
     told: Vec<(Instant, u64, Option<f64>)>,
@@ -56,7 +55,7 @@ struct Waited {
 }
 
 impl Waited {
-    /// Asks over a WebSocket and sees the turn to its end.
+    /// Sends a turn over a WebSocket and reads it to its end.
     async fn through(replica: &Process, message: &str) -> Self {
         let (mut socket, _) = Socket::open(replica, "/ws").await;
         let asked = Instant::now();
@@ -79,7 +78,7 @@ impl Waited {
         Self { asked, told, began }
     }
 
-    /// At once, at most once a second, and a position that never rises.
+    /// Checks that a position came at once, then at most one a second, and none that rose.
     fn check(&self) {
         let waited = self.began - self.asked;
         if let Some((first, ..)) = self.told.first() {
@@ -93,14 +92,14 @@ impl Waited {
         assert!(positions.is_sorted_by(|before, after| before >= after), "{:?}", self.told);
     }
 
-    /// What was told of the time until the turn began, and what was true.
+    /// Returns the first estimate of the wait, and the true wait.
     fn etas(&self) -> impl Iterator<Item = (f64, f64)> {
         let told = self.told.iter().filter_map(|(at, _, eta)| Some((at, (*eta)?)));
         told.map(|(at, eta)| (eta, (self.began - *at).as_secs_f64()))
     }
 }
 
-/// Whether the position is another, or the time differs by more than a tenth.
+/// Returns whether the position differs, or the time differs by more than a tenth.
 fn differ(before: &(Instant, u64, Option<f64>), after: &(Instant, u64, Option<f64>)) -> bool {
     let ((_, position, eta), (_, next_position, next_eta)) = (before, after);
     position != next_position
@@ -111,7 +110,7 @@ fn differ(before: &(Instant, u64, Option<f64>), after: &(Instant, u64, Option<f6
 }
 
 #[tokio::test]
-async fn no_host_is_overrun_none_idles_while_turns_wait_and_what_is_told_is_true() {
+async fn no_host_is_overrun_none_idles_while_turns_wait_and_the_estimated_wait_is_true() {
     let redis = RedisServer::start();
     let args = ["--slots", "8", "--rate", "200"];
     let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
@@ -150,7 +149,7 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_what_is_told_is_true
     let mut errors: Vec<f64> = waits
         .iter()
         .flat_map(Waited::etas)
-        // It is told in tenths of a second, and a turn takes three.
+        // The estimate is in tenths of a second, and a turn takes three.
         .map(|(eta, took)| ((eta - took).abs() - 0.1).max(0.0) / took.max(0.3))
         .collect();
     errors.sort_by(f64::total_cmp);
@@ -162,14 +161,15 @@ async fn no_host_is_overrun_none_idles_while_turns_wait_and_what_is_told_is_true
         at(0.9) * 100.0,
         at(1.0) * 100.0
     );
-    // The rest is what a busy machine does to turns that should be equally long.
+    // The rest of the difference comes from a busy machine, on which equal turns take unequal
+    // times.
     assert!(errors.len() > 300 && at(0.75) <= 0.3);
     let left = redis.cli(&["KEYS", "jarvis:{queue}:held:*"]);
     assert_eq!(left.trim(), "", "slots that nobody holds");
 }
 
 #[tokio::test]
-async fn whoever_waits_is_told_on_when_the_replica_that_waited_for_it_is_gone() {
+async fn a_waiting_turn_gets_its_position_still_when_its_replica_is_gone() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
@@ -185,10 +185,7 @@ async fn whoever_waits_is_told_on_when_the_replica_that_waited_for_it_is_gone() 
     second.say(&json!({"type": "chat", "message": "[[tokens=5]] second"})).await;
     there.until("queued").await;
     replicas[1].kill();
-    let claimed = async || {
-        let metrics = get(&replicas[0], "/metrics").await.body;
-        metrics.as_str().unwrap_or_default().contains("jarvis_takeovers_total 1")
-    };
+    let claimed = async || metrics(&replicas[0]).await.contains("jarvis_takeovers_total 1");
     until("the turn is taken over", LIMIT, claimed).await;
     there.say(&json!({"type": "ping"})).await;
     there.until("pong").await;
@@ -198,12 +195,12 @@ async fn whoever_waits_is_told_on_when_the_replica_that_waited_for_it_is_gone() 
 }
 
 #[tokio::test]
-async fn a_host_that_tells_nothing_of_its_models_costs_its_own_turns_only() {
+async fn a_host_that_describes_no_model_costs_its_own_turns_only() {
     let redis = RedisServer::start();
     let (mute, well) = (ollama_sim(&[]), ollama_sim(&[]));
     let fault = json!({"fault": "hang", "path": "/api/show", "times": 1_000_000});
     send(http().post(format!("{}/sim/faults", mute.url)).json(&fault)).await;
-    // Loaded there, and so preferred.
+    // The model is loaded there, so that this host is preferred.
     let load = json!({"model": "tinyllama", "messages": []});
     assert_eq!(post(&well, "/api/chat", &load).await.status, 200);
     let replicas = replicas(1, &redis.url(), &urls(&[(&mute, 1), (&well, 1)]), &[]).await;
@@ -213,7 +210,7 @@ async fn a_host_that_tells_nothing_of_its_models_costs_its_own_turns_only() {
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     }
-    // One that gets it goes on elsewhere.
+    // A turn that gets this host continues elsewhere.
     let turns = [id(), id()];
     let turns = turns.iter().map(|session| chat(&replicas[0], session, "[[tokens=30]] both"));
     for reply in join_all(turns).await {
@@ -222,7 +219,7 @@ async fn a_host_that_tells_nothing_of_its_models_costs_its_own_turns_only() {
 }
 
 #[tokio::test]
-async fn a_turn_whose_model_goes_away_while_it_waits_is_told_so() {
+async fn a_turn_whose_model_is_deleted_while_it_waits_gets_an_error_that_says_so() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "20", "--models", "tinyllama,other"]);
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
@@ -241,7 +238,7 @@ async fn a_turn_whose_model_goes_away_while_it_waits_is_told_so() {
 }
 
 #[tokio::test]
-async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
+async fn a_waiting_turn_gets_its_position_at_once_and_as_it_changes() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
@@ -258,7 +255,7 @@ async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
     assert_eq!(told[1]["position"], 1, "{}", told[1]);
     assert!(told[1]["eta_seconds"].is_number(), "{}", told[1]);
     assert!(told[1]["generation_id"].is_string() && told[1].get("cursor").is_none());
-    // Another socket of the session, on another replica, and one that wants the answer in one piece.
+    // One more socket of the session is on another replica, and one wants the answer in one piece.
     let session = id();
     let path = format!("/ws?session_id={session}");
     let (mut there, _) = Socket::open(&replicas[0], &path).await;
@@ -281,7 +278,7 @@ async fn whoever_waits_is_told_the_place_at_once_and_as_it_changes() {
 }
 
 #[tokio::test]
-async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_is_told_it() {
+async fn a_position_that_stays_costs_no_publish_a_second_and_a_late_reader_gets_it() {
     const WAITING: usize = 60;
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "20"]);
@@ -291,7 +288,7 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
         .say(&json!({"type": "chat", "message": "[[tokens=20000]] first", "max_tokens": 20000}))
         .await;
     first.until("stream_start").await;
-    // As if turns took ten minutes: the times run down each second, and by little.
+    // Turns seem to take ten minutes: the estimates fall each second, and by little.
     redis.cli(&["HSET", &format!("jarvis:{{queue}}:host:{}", sim.url), "turn_ms", "600000"]);
     let sessions: Vec<_> = (0..WAITING).map(|_| id()).collect();
     let mut sockets = Vec::new();
@@ -311,25 +308,25 @@ async fn a_turn_whose_place_stays_costs_no_publish_a_second_and_who_joins_late_i
     let before = published();
     tokio::time::sleep(Duration::from_secs(4)).await;
     let calls = published() - before;
-    // Each piece of the running answer is announced.
+    // Each piece of the running answer is a publish.
     let pieces = 4 * 20 + 40;
     println!("{calls} publishes in 4 s, {WAITING} turns waiting");
     assert!(calls < pieces + WAITING / 2, "{calls}");
-    // On a replica that has heard nothing of this turn's place.
+    // This replica has got no hint of this turn's position.
     let path = format!("/ws?session_id={}", sessions[WAITING - 1]);
     let joined = Instant::now();
     let (mut late, _) = Socket::open(&replicas[0], &path).await;
     let queued = late.until("queued").await.pop().expect("queued");
     assert_eq!(queued["position"], WAITING, "{queued}");
     assert!(joined.elapsed() < Duration::from_millis(1500), "{:?}", joined.elapsed());
-    // Whoever had it already was not sent it twice.
+    // A reader that had the position already does not get it twice.
     let mut told = sockets.pop().expect("a socket");
     told.say(&json!({"type": "ping"})).await;
     let events = told.until("pong").await;
     assert_eq!(kinds(&events), ["pong"], "{events:?}");
 }
 
-/// Two replicas and one host that is to go away.
+/// Two replicas and one host that the test kills.
 struct Outage {
     redis: RedisServer,
     sim: Process,
@@ -347,7 +344,7 @@ impl Outage {
         Self { redis, sim, replicas }
     }
 
-    /// Ends the host, and waits until every replica knows that none answers.
+    /// Kills the host, and waits until every replica knows that no host answers.
     async fn is_known_to_all(&self) {
         self.sim.kill();
         for replica in &self.replicas {
@@ -356,7 +353,7 @@ impl Outage {
         }
     }
 
-    /// Another host where the one that is gone was.
+    /// Starts another host at the address of the one that was killed.
     fn ends(&mut self) {
         let address = self.sim.url.trim_start_matches("http://").to_owned();
         self.sim = ollama_sim_at(&address, &Self::HOST);
@@ -364,8 +361,8 @@ impl Outage {
 }
 
 #[tokio::test]
-async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait() {
-    // Answers failed after 13 s.
+async fn turns_outlive_an_outage_of_their_only_host_and_report_that_they_wait() {
+    // Without the wait for a host, answers failed after 13 s.
     let outage = Duration::from_secs(15);
     let mut fleet = Outage::of("60").await;
     let message = "[[tokens=150]] tell me";
@@ -379,7 +376,7 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
     for _ in 0..20 {
         events.push(socket.event().await);
     }
-    // Accepted before the outage, and without a word before its end.
+    // The turn is accepted before the outage, and gets no text before its end.
     let next_path = format!("/ws?session_id={waiting}");
     let (mut next, _) = Socket::open(&fleet.replicas[1], &next_path).await;
     next.say(&json!({"type": "chat", "message": message})).await;
@@ -393,7 +390,7 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
         if event["type"] == "queued" && event["eta_seconds"].is_null() {
             return event;
         }
-        // It may have got the slot of the first, and then found the host gone.
+        // The turn may have got the slot of the first, and then found the host gone.
         assert!(matches!(event["type"].as_str(), Some("queued" | "stream_start")), "{event}");
     };
     let queued = match events.last().expect("queued") {
@@ -403,7 +400,7 @@ async fn turns_outlive_an_outage_of_their_only_host_and_are_told_that_they_wait(
     assert_eq!(queued["position"], 1, "{queued}");
     assert!(queued.get("cursor").is_none() && queued["generation_id"].is_string());
     unknown(&mut next).await;
-    // Whoever comes to the answer in its middle, elsewhere, is told so too.
+    // A reader that joins in the middle of the answer, on another replica, gets it too.
     let (mut late, _) = Socket::open(&fleet.replicas[1], &path).await;
     let seen = late.until("queued").await;
     assert_eq!(seen.last().expect("queued")["eta_seconds"], json!(null), "{seen:?}");
@@ -440,7 +437,7 @@ async fn a_turn_that_comes_in_an_outage_of_all_hosts_waits_and_is_answered_after
             if event["type"] == "queued" && event["eta_seconds"].is_null() {
                 break;
             }
-            // It may have got the slot before its replica had reported the outage.
+            // The turn may have got the slot before its replica had reported the outage.
             let kind = event["type"].as_str();
             assert!(
                 matches!(kind, Some("message_received" | "queued" | "stream_start")),
@@ -511,7 +508,7 @@ async fn an_answer_whose_host_stays_away_for_too_long_ends_with_one_error_and_is
 }
 
 #[tokio::test]
-async fn a_turn_that_waits_is_told_over_an_event_stream_and_can_be_cancelled() {
+async fn a_waiting_turn_gets_its_position_over_an_event_stream_and_can_be_cancelled() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
@@ -542,7 +539,7 @@ async fn a_turn_that_waits_is_told_over_an_event_stream_and_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_503_and_says_when_to_come_back() {
+async fn a_full_queue_is_503_with_a_retry_time() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let extra = [("JARVIS_QUEUE_LIMIT", "1")];
@@ -579,7 +576,7 @@ async fn one_address_may_not_fill_the_queue_with_sessions() {
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let from = async |address: &str, message: &str| {
         let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
-        // What a client claims by itself stands before what the proxy saw.
+        // An address that a client claims by itself comes before the one that the proxy saw.
         let request = request.header("x-forwarded-for", format!("{}, {address}", id()));
         send(request.json(&json!({"message": message}))).await
     };
@@ -655,16 +652,14 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
     let sim = ollama_sim(&["--slots", "8", "--rate", "10"]);
     let extra = [("JARVIS_LEASE_MS", "1000")];
     let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
-    let counted = async || {
-        let metrics = get(&replicas[0], "/metrics").await.body;
-        metrics.as_str().unwrap_or_default().contains("jarvis_streams_beyond_lease_total 1")
-    };
+    let counted =
+        async || metrics(&replicas[0]).await.contains("jarvis_streams_beyond_lease_total 1");
     let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
     socket.say(&json!({"type": "chat", "message": "[[tokens=1000]] held"})).await;
     socket.until("stream_chunk").await;
     assert!(!counted().await);
     replicas[0].pause();
-    // Its stream runs on, and the slot is somebody else's.
+    // The old stream still runs, and its slot belongs to another turn.
     until("the host is overrun", LIMIT, async || running_is(&sim, 2).await).await;
     replicas[0].resume();
     until("the first stream is closed", LIMIT, async || running_is(&sim, 1).await).await;
@@ -672,7 +667,7 @@ async fn what_a_paused_replica_had_running_beyond_its_lease_is_counted() {
 }
 
 #[tokio::test]
-async fn a_host_that_hangs_delays_nobody_else_and_its_turns_go_on_elsewhere() {
+async fn a_host_that_hangs_delays_no_other_turn_and_its_turns_continue_elsewhere() {
     let redis = RedisServer::start();
     let args = ["--slots", "8", "--rate", "100"];
     let (a, b, c) = (ollama_sim(&args), ollama_sim(&args), ollama_sim(&args));
@@ -717,13 +712,14 @@ async fn where_a_slot_is_free_a_turn_costs_one_call_to_join_and_one_to_give_it_u
     let sim = ollama_sim(&[]);
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
     assert_eq!(chat(&replicas[0], &id(), "[[tokens=3]] warm").await.status, 200);
+    let released = async || redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
+    until("the first turn's slot is released", LIMIT, released).await;
     redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
     redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
     for _ in 0..5 {
         assert_eq!(chat(&replicas[0], &id(), "[[tokens=3]] go").await.status, 200);
     }
-    let released = async || redis.cli(&["KEYS", "jarvis:{queue}:ticket:*"]).trim().is_empty();
-    until("all is given up", LIMIT, released).await;
+    until("every slot is released", LIMIT, released).await;
     let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
     let calls = |name: &str| log.lines().filter(|line| *line == name).count();
     let kinds = ["join", "release", "give_back", "restore", "report", "room"];
@@ -732,7 +728,7 @@ async fn where_a_slot_is_free_a_turn_costs_one_call_to_join_and_one_to_give_it_u
 }
 
 #[tokio::test]
-async fn a_host_that_is_full_by_its_own_word_is_waited_for() {
+async fn a_host_that_reports_itself_full_is_waited_for() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&[]);
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 2)]), &[]).await;
@@ -742,7 +738,7 @@ async fn a_host_that_is_full_by_its_own_word_is_waited_for() {
 }
 
 #[tokio::test]
-async fn figures_for_autoscaling_are_there() {
+async fn metrics_for_autoscaling_have_the_true_values() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &[]).await;
@@ -756,14 +752,12 @@ async fn figures_for_autoscaling_are_there() {
             format!("jarvis_slots_total{{host=\"{}\"}} 1", sim.url),
         );
         until("the figures", LIMIT, async || {
-            let metrics = get(&replicas[0], "/metrics").await.body;
-            let metrics = metrics.as_str().unwrap_or_default();
+            let metrics = metrics(&replicas[0]).await;
             [&depth, &wanted, &used, &total].iter().all(|line| metrics.contains(line.as_str()))
         })
         .await;
     };
     let (replies, ()) = tokio::join!(join_all(turns), figures);
     assert!(replies.iter().all(|reply| reply.status == 200));
-    let metrics = get(&replicas[0], "/metrics").await.body;
-    assert!(metrics.as_str().unwrap_or_default().contains("jarvis_queue_wait_seconds"));
+    assert!(metrics(&replicas[0]).await.contains("jarvis_queue_wait_seconds"));
 }

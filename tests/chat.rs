@@ -3,10 +3,9 @@
 
 mod support;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, http, joined, kinds, post, send, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -29,6 +28,25 @@ async fn fleet(replicas: usize, sim: &[&str]) -> Fleet {
 
 fn id() -> String {
     Uuid::new_v4().to_string()
+}
+
+/// A turn that the first replica runs, and a socket on the second that watches it.
+struct Watched {
+    session: String,
+    watching: Socket,
+    _asking: Socket,
+    events: Vec<Value>,
+}
+
+/// Starts a turn and reads up to the first piece of its answer.
+async fn watched(fleet: &Fleet, message: &str) -> Watched {
+    let session = id();
+    let path = format!("/ws?session_id={session}");
+    let (mut watching, _) = Socket::open(&fleet.replicas[1], &path).await;
+    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let events = watching.until("stream_chunk").await;
+    Watched { session, watching, _asking: asking, events }
 }
 
 #[tokio::test]
@@ -120,7 +138,7 @@ async fn a_ping_is_answered_in_the_middle_of_a_stream() {
 }
 
 #[tokio::test]
-async fn after_any_bad_input_the_socket_goes_on() {
+async fn after_any_bad_input_the_socket_still_works() {
     let fleet = fleet(1, &[]).await;
     let (mut socket, _) = Socket::open(&fleet.replicas[0], "/api/v1/chat/ws").await;
     for bad in ["{", "[]", "7", r#"{"type":"chat","message":" "}"#, r#"{"type":"dance"}"#, "{}"] {
@@ -225,19 +243,15 @@ async fn a_repeat_with_its_key_finds_its_answer_though_no_host_is_left() {
     let first = ask().await;
     assert_eq!(first.status, 200, "{}", first.body);
     fleet.ollama.kill();
-    let noticed = async {
-        while get(&fleet.replicas[0], "/api/v1/models").await.status != 503 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, noticed).await.expect("no host is left");
+    let unavailable = async || get(&fleet.replicas[0], "/api/v1/models").await.status == 503;
+    assert!(eventually(LIMIT, unavailable).await, "the replica still has a host");
     let again = ask().await;
     assert_eq!(again.status, 200, "{}", again.body);
     assert_eq!(again.body["generation_id"], first.body["generation_id"]);
 }
 
 #[tokio::test]
-async fn a_cancel_from_another_replica_stops_the_model_and_keeps_what_there_was() {
+async fn a_cancel_from_another_replica_stops_the_model_and_keeps_the_text_so_far() {
     let fleet = fleet(2, &["--rate", "50"]).await;
     let (mut socket, connection) = Socket::open(&fleet.replicas[0], "/ws").await;
     let session = connection["session_id"].as_str().expect("a session").to_owned();
@@ -259,7 +273,7 @@ async fn a_cancel_from_another_replica_stops_the_model_and_keeps_what_there_was(
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_as_a_problem_with_a_stable_code() {
+async fn an_invalid_request_is_a_problem_with_a_stable_code() {
     let fleet = fleet(1, &[]).await;
     let replica = &fleet.replicas[0];
     let url = format!("{}/api/v1/chat/", replica.url);
@@ -335,7 +349,7 @@ async fn without_a_model_host_there_is_an_error_and_never_a_canned_answer() {
 }
 
 #[tokio::test]
-async fn redis_may_come_late_go_away_and_come_back() {
+async fn a_replica_serves_after_redis_starts_late_and_after_it_returns() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
     redis.kill();
@@ -361,7 +375,7 @@ async fn redis_may_come_late_go_away_and_come_back() {
 }
 
 #[tokio::test]
-async fn what_ollama_does_in_mid_stream_is_a_clean_end_or_a_clean_error() {
+async fn every_fault_of_ollama_in_mid_stream_is_a_clean_end_or_a_clean_error() {
     let fleet = fleet(1, &["--rate", "500"]).await;
     for fault in ["cut@0!", "error@0!", "end@0!", "garbage@0!", "status@500!"] {
         let (mut socket, _) = Socket::open(&fleet.replicas[0], "/ws").await;
@@ -402,7 +416,7 @@ fn a_wrong_setting_is_refused_in_one_line_with_exit_code_64() {
 }
 
 #[tokio::test]
-async fn on_sigterm_sockets_are_told_to_reconnect_and_the_process_ends() {
+async fn on_sigterm_sockets_are_closed_with_service_restart_and_the_process_ends() {
     let fleet = fleet(1, &[]).await;
     let (mut socket, _) = Socket::open(&fleet.replicas[0], "/ws").await;
     fleet.replicas[0].terminate();
@@ -426,19 +440,14 @@ async fn a_killed_replica_is_replaced_without_a_lost_character() {
     let fleet = fleet(3, &["--rate", "60"]).await;
     let message = "[[tokens=300]] survive";
     let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
-    let session = id();
-    let path = format!("/ws?session_id={session}");
-    let (mut watching, _) = Socket::open(&fleet.replicas[1], &path).await;
-    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
-    asking.say(&json!({"type": "chat", "message": message})).await;
-    let mut events = watching.until("stream_chunk").await;
+    let Watched { session, mut watching, _asking, mut events } = watched(&fleet, message).await;
     for _ in 0..30 {
         events.push(watching.event().await);
     }
     fleet.replicas[0].kill();
     let killed = std::time::Instant::now();
     let next = watching.event().await;
-    println!("the answer went on {:?} after the kill", killed.elapsed());
+    println!("the answer continued {:?} after the kill", killed.elapsed());
     events.push(next);
     events.extend(watching.until("stream_end").await);
     assert_eq!(joined(&events), expected);
@@ -464,16 +473,11 @@ async fn a_stream_that_breaks_off_is_continued_without_a_lost_or_doubled_charact
 }
 
 #[tokio::test]
-async fn a_drained_replica_hands_its_turns_over_at_once() {
+async fn a_drained_replica_hands_over_its_turns_at_once() {
     let fleet = fleet(2, &["--rate", "60"]).await;
     let message = "[[tokens=300]] hand over";
     let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
-    let session = id();
-    let path = format!("/ws?session_id={session}");
-    let (mut watching, _) = Socket::open(&fleet.replicas[1], &path).await;
-    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
-    asking.say(&json!({"type": "chat", "message": message})).await;
-    let mut events = watching.until("stream_chunk").await;
+    let Watched { mut watching, _asking, mut events, .. } = watched(&fleet, message).await;
     fleet.replicas[0].terminate();
     events.extend(watching.until("stream_end").await);
     assert_eq!(joined(&events), expected);

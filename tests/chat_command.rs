@@ -1,4 +1,4 @@
-//! What `jarvis chat` promises to whoever types into it.
+//! The promises of `jarvis chat` to the person who types.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -42,7 +42,7 @@ impl Chat {
         writeln!(stdin, "{line}").expect("a line");
     }
 
-    /// What it shows, without its remarks on the connection.
+    /// Returns the output without the remarks on the connection.
     fn shown(&self) -> String {
         let output = self.output.lock().expect("a text").clone();
         let mut parts = output.split(" [");
@@ -75,7 +75,7 @@ fn expected(message: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_in_the_terminal_after_its_replica_was_killed() {
+async fn an_answer_continues_in_the_terminal_after_its_replica_was_killed() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "25"]));
     let replica = replica_with(&redis, &ollama, &[("JARVIS_LEASE_MS", "1000")]).await;
     let mut chat = Chat::start(&replica.url);
@@ -91,13 +91,13 @@ async fn an_answer_goes_on_in_the_terminal_after_its_replica_was_killed() {
     chat.type_line("And another one");
     chat.until_shown(&expected("And another one")).await;
     chat.type_line("");
-    let mut ended = || chat.child.try_wait().expect("a child").and_then(|status| status.code());
     let mut code = None;
-    let _ = eventually(LIMIT, || {
-        code = ended();
-        std::future::ready(code.is_some())
-    })
-    .await;
+    let ended = eventually(LIMIT, async || {
+        let status = chat.child.try_wait().expect("a child");
+        code = status.and_then(|status| status.code());
+        code.is_some()
+    });
+    assert!(ended.await, "the command does not end");
     assert_eq!(code, Some(0));
 }
 
@@ -115,7 +115,7 @@ async fn a_question_that_waits_shows_its_position() {
 }
 
 #[test]
-fn where_nobody_answers_the_command_says_so_and_fails() {
+fn without_a_replica_the_command_reports_that_and_fails() {
     let output = Command::new(env!("CARGO_BIN_EXE_jarvis"))
         .args(["chat", "--url", "http://127.0.0.1:9"])
         .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! How a WebSocket begins and ends, byte for byte.
+//! The beginning and the end of a WebSocket, byte for byte.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -10,46 +10,25 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 use support::client::{Socket, chat, get, until_ok};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::eventually;
+use support::metrics::until_metric_line;
+use support::process::{LIMIT, Process};
 use support::raw::{CLOSE, PING, PONG, Raw, TEXT, close, close_payload, masked};
-use support::redis::RedisServer;
+use support::setup::{Setup, setup};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 const NO_MASK: [u8; 4] = [0; 4];
 /// A closing handshake takes at most three steps of a second each.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// The server sends the first event so long after the head.
+/// The time between the head and the first event.
 const WELCOME_DELAY: Duration = Duration::from_millis(50);
-/// More than the kernel's buffers hold.
+/// The answer is larger than the kernel's buffers.
 const MANY_TOKENS: usize = 60_000;
 const MIB: usize = 1 << 20;
 
-struct Setup {
-    replica: Process,
-    _ollama: Process,
-    redis: RedisServer,
-}
-
-async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
-    let replica = jarvis(&redis.url(), &ollama.url, extra);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, _ollama: ollama, redis }
-}
-
 async fn until_sockets(replica: &Process, wanted: usize) {
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    let line = format!("jarvis_websockets {wanted}");
-    loop {
-        let metrics = get(replica, "/metrics").await.body;
-        if metrics.as_str().is_some_and(|text| text.lines().any(|other| other == line)) {
-            return;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "not in time: {line}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_metric_line(replica, &format!("jarvis_websockets {wanted}")).await;
 }
 
 fn ask(tokens: usize) -> Vec<u8> {
@@ -67,7 +46,7 @@ async fn a_close_is_answered_with_its_own_code_and_1000_where_it_has_none() {
         (b"\x88\x82\0\0\0\0\x13\x87", b"\x88\x02\x13\x87"),
         (b"\x88\x82\xff\xff\xff\xff\xfc\x16", b"\x88\x02\x03\xe9"),
         (b"\x88\x85\0\0\0\0\x13\x87bye", b"\x88\x05\x13\x87bye"),
-        // What a client sends behind its close is dropped.
+        // Messages behind a client's close frame are dropped.
         (b"\x88\x82\0\0\0\0\x03\xe8\x81\x81\0\0\0\0x\x83\x80\0\0\0\0", b"\x88\x02\x03\xe8"),
     ];
     for welcomed in [false, true] {
@@ -97,18 +76,18 @@ fn codes() -> impl Strategy<Value = u16> {
 }
 
 #[test]
-fn whatever_code_and_reason_a_client_closes_with_comes_back() {
+fn every_valid_close_code_and_reason_comes_back() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let Setup { replica, .. } = &runtime.block_on(setup("500", &[]));
     let closes = (
         proptest::option::of((codes(), "[a-zé-ü€😀]{0,30}")),
         any::<[u8; 4]>(),
-        // Where the bytes are split, and what came before.
+        // The bytes are split in different ways, and different messages come before.
         any::<prop::sample::Index>(),
         prop::sample::select(vec![
             vec![],
             masked(PING, [1, 2, 3, 4], b"before"),
-            // A message that is not whole yet.
+            // The message is not whole yet.
             b"\x01\x81\0\0\0\0a".to_vec(),
             ask(50),
         ]),
@@ -168,7 +147,7 @@ async fn a_client_that_breaks_the_protocol_gets_1002_or_1007_before_the_end() {
         ("close code 1004", b"\x88\x82\0\0\0\0\x03\xec", 1002),
         ("close code 1005", b"\x88\x82\0\0\0\0\x03\xed", 1002),
         ("close code 1006", b"\x88\x82\0\0\0\0\x03\xee", 1002),
-        // Registered after the library's list was made: docs/PROTOCOL.md says so.
+        // The code was registered after the library's list was made: docs/PROTOCOL.md names it.
         ("close code 1014", b"\x88\x82\0\0\0\0\x03\xf6", 1002),
         ("close code 1015", b"\x88\x82\0\0\0\0\x03\xf7", 1002),
         ("close code 2999", b"\x88\x82\0\0\0\0\x0b\xb7", 1002),
@@ -186,7 +165,7 @@ async fn a_client_that_breaks_the_protocol_gets_1002_or_1007_before_the_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_its_direction_without_a_close_frame_is_lost_and_broke_nothing() {
+async fn a_client_that_ends_its_direction_without_a_close_frame_is_lost_without_a_protocol_error() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     for before in [vec![], masked(PING, NO_MASK, b"1"), b"\x81".to_vec(), b"\x81\x85\0\0".to_vec()]
     {
@@ -201,16 +180,16 @@ async fn a_client_that_ends_its_direction_without_a_close_frame_is_lost_and_brok
     until_sockets(replica, 0).await;
 }
 
-/// How a client ends its socket.
+/// The ways in which a client ends its socket.
 #[derive(Clone, Copy, Debug)]
 enum Leave {
     Close,
     HalfClose,
-    /// With what the server sent unread, which resets the connection.
+    /// The client leaves the server's events unread, which resets the connection.
     Vanish,
 }
 
-/// Sends all of this in one segment, and leaves.
+/// Sends all messages in one segment, and leaves.
 async fn say_and_leave(
     replica: &Process,
     session: Uuid,
@@ -233,7 +212,7 @@ async fn say_and_leave(
     }
 }
 
-/// Three turns, with questions between them to which nobody reads the reply.
+/// Checks that three turns are taken, with requests between them whose replies are not read.
 async fn three_turns_are_taken(replica: &Process, how: Leave) {
     let session = Uuid::new_v4();
     let ask = |text: &str| json!({"message": format!("[[tokens=2]] {text}")});
@@ -241,24 +220,19 @@ async fn three_turns_are_taken(replica: &Process, how: Leave) {
     let messages = [ask("one"), history, ask("two"), json!({"type": "ping"}), ask("three")];
     say_and_leave(replica, session, &messages, how).await;
     let path = format!("/api/v1/chat/sessions/{session}");
-    let kept = async {
-        loop {
-            let reply = get(replica, &path).await;
-            if reply.status == 200 && reply.body["total"] == 6 {
-                return reply.body;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let kept = tokio::time::timeout(LIMIT, kept).await;
-    let kept = kept.unwrap_or_else(|_| panic!("{how:?}: not all three turns were taken"));
+    let mut kept = serde_json::Value::Null;
+    let all_kept = eventually(LIMIT, async || {
+        kept = get(replica, &path).await.body;
+        kept["total"] == 6
+    });
+    assert!(all_kept.await, "{how:?}: not all three turns were taken");
     for (number, text) in ["one", "two", "three"].iter().enumerate() {
         assert_eq!(kept["messages"][2 * number]["content"], ask(text)["message"], "{how:?}");
     }
 }
 
 #[tokio::test]
-async fn what_a_client_says_right_before_it_leaves_is_carried_out() {
+async fn messages_that_a_client_sends_right_before_it_leaves_are_carried_out() {
     let Setup { replica, .. } = &setup("0", &[]).await;
     let ways = [Leave::Close, Leave::HalfClose, Leave::Vanish].repeat(10);
     join_all(ways.into_iter().map(|how| three_turns_are_taken(replica, how))).await;
@@ -310,7 +284,7 @@ async fn a_close_is_answered_when_there_was_no_room_to_send() {
     let session = Uuid::new_v4();
     let mut raw = Raw::open_narrow(replica, &format!("/ws?session_id={session}")).await;
     raw.send(&ask(MANY_TOKENS)).await;
-    // The other turn runs after this one, of which this client reads nothing.
+    // The other turn runs after this one; this client reads nothing of it.
     assert_eq!(chat(replica, &session.to_string(), "[[tokens=5]] next").await.status, 200);
     raw.send(&close(4999, "")).await;
     assert_eq!(raw.closed().await, close_payload(4999, ""));
@@ -332,7 +306,7 @@ async fn a_close_behind_a_flood_of_messages_is_answered() {
     assert!(received.ends_with(b"\x88\x02\x03\xe9"), "{:02x?}", received.last_chunk::<8>());
 }
 
-/// Sends this, and reads the close code only afterwards: a reset would have discarded it.
+/// Sends the bytes, and reads the close code only afterwards: a reset would have discarded it.
 async fn code_after(replica: &Process, bytes: &[u8]) -> Vec<u8> {
     let mut raw = Raw::open(replica, "/ws").await;
     raw.until("connection").await;
@@ -341,7 +315,7 @@ async fn code_after(replica: &Process, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_a_client_still_sends_does_not_cost_it_the_close_code() {
+async fn a_client_that_sends_on_after_its_close_still_gets_the_close_code() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let rest = vec![0x55; 8 * MIB];
     let bad_opcode = [b"\x83\x80\0\0\0\0".as_slice(), &rest].concat();
@@ -378,7 +352,7 @@ async fn a_close_that_meets_a_drain_is_answered_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_answers_a_close_is_let_go_in_time() {
+async fn a_client_that_never_answers_a_close_is_disconnected_in_time() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let mut raw = Raw::open(replica, "/ws").await;
     raw.until("connection").await;
@@ -403,7 +377,7 @@ async fn the_head_of_the_handshake_comes_alone_fifty_times_of_fifty() {
         let head = raw.one_read().await;
         assert!(head.starts_with(b"HTTP/1.1 101 "), "no handshake");
         if !head.ends_with(b"\r\n\r\n") {
-            // Beside much other work this client itself may be late; such a try shows nothing.
+            // On a busy machine this client itself may be late; such a try shows nothing.
             assert!(asked.elapsed() >= WELCOME_DELAY, "{}", String::from_utf8_lossy(&head));
             late += 1;
             assert!(late < 10, "the head never comes alone");

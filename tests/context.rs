@@ -1,4 +1,4 @@
-//! What the model is given of a conversation, and what is told of it.
+//! The part of a conversation that the model gets, and the report of the rest.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -10,7 +10,7 @@ use support::redis::RedisServer;
 use uuid::Uuid;
 
 #[tokio::test]
-async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_left_out() {
+async fn a_conversation_longer_than_the_window_never_fails_and_reports_what_was_left_out() {
     const TURNS: u64 = 200;
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "100000"]);
@@ -19,7 +19,7 @@ async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_le
     let session = Uuid::new_v4().to_string();
     let mut dropped_before = 0;
     for turn in 0..TURNS {
-        // Words, signs and characters beyond ASCII: no measure of bytes fits them all.
+        // The text has words, signs and characters beyond ASCII: no measure of bytes fits them all.
         let question = match turn % 3 {
             0 => "a rather long question ".repeat(20),
             1 => "¿qué? «это» — ; : ! ".repeat(15),
@@ -37,7 +37,7 @@ async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_le
         assert!(dropped >= dropped_before.min(turn * 2), "turn {turn}");
         assert!(told("prompt_tokens") + 60 <= 2048, "turn {turn}: {context}");
         dropped_before = dropped.saturating_sub(4);
-        // What the host was really asked: the system prompt, and so many messages.
+        // The host got the system prompt, and this many messages.
         if turn % 20 == 19 {
             let asked = get(&ollama, "/sim/requests").await.body;
             let last = asked["requests"]
@@ -53,13 +53,13 @@ async fn a_conversation_longer_than_the_window_never_fails_and_tells_what_was_le
     assert!(dropped_before > 100, "the window was never full");
 }
 
-/// The requests that the host was sent, oldest first, as its journal has them.
+/// Returns the requests of the host, oldest first, as its journal has them.
 async fn journal(ollama: &Process) -> Vec<Value> {
     let asked = get(ollama, "/sim/requests").await.body;
     asked["requests"].as_array().expect("requests").clone()
 }
 
-/// The messages of a request without the system prompt.
+/// Returns the messages of a request without the system prompt.
 fn messages(request: &Value) -> Vec<Value> {
     let messages = request["messages"].as_array().expect("messages");
     messages.iter().filter(|message| message["role"] != "system").cloned().collect()
@@ -82,7 +82,7 @@ async fn a_full_window_is_cut_at_turns_and_so_rarely_that_most_prompts_begin_as_
         let message = format!("[[tokens=20]] {turn}: {}", "some words of it ".repeat(3));
         let body = json!({"message": message, "session_id": session, "max_tokens": 100,
             "system": "Answer briefly."});
-        // By turns: what one replica knows of the last prompt is what is stored.
+        // The replicas take turns: a replica knows of the last prompt only from Redis.
         let reply = post(&replicas[turn % 2], "/api/v1/chat/", &body).await;
         assert_eq!(reply.status, 200, "turn {turn}: {}", reply.body);
         reports.push(reply.body["context"].clone());
@@ -98,7 +98,7 @@ async fn a_full_window_is_cut_at_turns_and_so_rarely_that_most_prompts_begin_as_
         assert_eq!(roles, expected.collect::<Vec<_>>(), "turn {turn}");
         assert_eq!(report["messages_sent"], sent.len(), "turn {turn}");
         assert_eq!(report["messages_dropped"], turn * 2 + 1 - sent.len(), "turn {turn}");
-        // Which the first one is, the questions' numbers tell.
+        // The questions are numbered, which shows the first one of the window.
         let dropped_turns = (turn * 2 + 1 - sent.len()) / 2;
         let begins = sent[0]["content"].as_str().expect("a text").to_owned();
         assert!(begins.starts_with(&format!("[[tokens=20]] {dropped_turns}: ")), "{begins}");
@@ -133,7 +133,7 @@ async fn a_question_that_failed_or_was_cancelled_without_an_answer_is_left_out()
     socket.until("stream_start").await;
     socket.say(&json!({"type": "cancel"})).await;
     socket.until("cancelled").await;
-    // This one has some of its answer, which its user has read.
+    // This turn has some of its answer, which its user has read.
     socket.say(&json!({"type": "chat", "message": "[[tokens=500]] half"})).await;
     socket.until("stream_chunk").await;
     socket.say(&json!({"type": "cancel"})).await;
@@ -155,7 +155,7 @@ async fn a_question_that_failed_or_was_cancelled_without_an_answer_is_left_out()
 }
 
 #[tokio::test]
-async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_with() {
+async fn a_takeover_continues_with_the_exact_prompt_that_the_answer_was_begun_with() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "40"]);
     let settings = [("JARVIS_NUM_CTX", "1024"), ("JARVIS_LEASE_MS", "1000")];
@@ -164,7 +164,8 @@ async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_w
         until_ok(replica, "/health/ready").await;
     }
     let session = Uuid::new_v4().to_string();
-    // Denser than any estimate: the host refuses the first try of a prompt, and it is shortened.
+    // The text is denser than the estimate: the host refuses the first prompt, which is then
+    // shortened.
     let dense = |tokens: usize| "!?".repeat(tokens / 2);
     for turn in 0..4 {
         let body = json!({"message": format!("[[tokens=1]] {turn} {}", dense(170)),
@@ -203,11 +204,11 @@ async fn who_takes_over_goes_on_with_the_very_prompt_that_the_answer_was_begun_w
 }
 
 #[tokio::test]
-async fn an_answer_that_goes_on_at_a_host_with_another_window_keeps_its_prompt() {
+async fn an_answer_that_continues_at_a_host_with_another_window_keeps_its_prompt() {
     let redis = RedisServer::start();
     let large = ollama_sim(&["--rate", "100", "--model-ctx", "2048"]);
     let small = ollama_sim(&["--rate", "100", "--model-ctx", "512"]);
-    // It is in the memory of the large one, which therefore comes first.
+    // The model is in the memory of the large host, which is therefore preferred.
     let load = json!({"model": "tinyllama", "messages": []});
     assert_eq!(post(&large, "/api/chat", &load).await.status, 200);
     let hosts = format!("{},{}", large.url, small.url);
@@ -218,7 +219,7 @@ async fn an_answer_that_goes_on_at_a_host_with_another_window_keeps_its_prompt()
         let message = format!("[[tokens=40]] {turn} {}", "words ".repeat(30));
         assert_eq!(chat(&replica, &session, &message).await.status, 200, "turn {turn}");
     }
-    // 300 tokens, where the small window would leave room for 256 beside a long answer.
+    // The answer has 300 tokens, where the small window would leave room for 256 beside it.
     let last = chat(&replica, &session, "[[tokens=60 fault=cut@20]] goes on").await;
     assert_eq!(last.status, 200, "{}", last.body);
     assert_eq!(last.body["context"]["messages_sent"], 7);
@@ -237,7 +238,7 @@ async fn an_answer_that_goes_on_at_a_host_with_another_window_keeps_its_prompt()
     assert!(last["prompt"].as_str().expect("a prompt").len() > begun.len());
 }
 
-/// What was measured in a conversation goes from its answers: it is estimated again.
+/// Removes the measurements of a conversation from its answers, so that it is estimated again.
 fn forget_what_was_measured(redis: &RedisServer, session: &str) {
     let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
     let forget = "local all = redis.call('HGETALL', KEYS[1]) \
@@ -247,13 +248,14 @@ fn forget_what_was_measured(redis: &RedisServer, session: &str) {
 }
 
 #[tokio::test]
-async fn a_text_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
+async fn a_conversation_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "100000"]);
     let replica = jarvis(&redis.url(), &ollama.url, &[("JARVIS_NUM_CTX", "1024")]);
     until_ok(&replica, "/health/ready").await;
     let session = Uuid::new_v4().to_string();
-    // A sign a token, where three bytes are taken for one; and answers of no use as a measure.
+    // Each sign is a token, where the estimate takes three bytes for one; the answers are no use as
+    // a measure.
     for turn in 0..6 {
         let message = format!("[[tokens=1]] {turn} {}", "!?".repeat(170));
         let body = json!({"message": message, "session_id": session, "max_tokens": 100});
@@ -263,7 +265,7 @@ async fn a_text_that_is_denser_than_any_estimate_is_shortened_until_it_fits() {
         let told = |field: &str| context[field].as_u64().expect("a count");
         assert_eq!(told("messages_sent") + told("messages_dropped"), turn * 2 + 1, "{context}");
         assert!(told("prompt_tokens") <= 1024, "{context}");
-        // What was measured is forgotten with its answers.
+        // The measurements are lost with the answers.
         forget_what_was_measured(&redis, &session);
     }
 }

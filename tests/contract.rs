@@ -1,32 +1,19 @@
-//! The wire contract, line by line, where no other test holds it.
+//! The rules of the wire contract that no other test checks.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
-
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::client::{
     Socket, get, http, joined, kinds, narrow, post, send, server_sent, until_ok,
 };
-use support::process::{LIMIT, Process, jarvis, logged_jarvis, ollama_sim};
+use support::eventually;
+use support::metrics::metrics;
+use support::process::{LIMIT, Process, logged_jarvis, ollama_sim};
 use support::redis::RedisServer;
+use support::setup::{Setup, setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
-
-struct Setup {
-    replica: Process,
-    ollama: Process,
-    redis: RedisServer,
-}
-
-async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
-    let replica = jarvis(&redis.url(), &ollama.url, extra);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, ollama, redis }
-}
 
 fn id() -> String {
     Uuid::new_v4().to_string()
@@ -79,7 +66,7 @@ async fn methods_and_protocols_are_answered_as_http_has_them() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_may_not_be_is_refused_as_a_problem() {
+async fn a_forbidden_handshake_is_refused_as_a_problem() {
     let limits = [
         ("JARVIS_MAX_SOCKETS", "1"),
         ("JARVIS_ALLOWED_HOSTS", "127.0.0.1"),
@@ -111,7 +98,8 @@ async fn a_handshake_that_may_not_be_is_refused_as_a_problem() {
 }
 
 #[tokio::test]
-async fn a_client_that_keeps_sending_rubbish_is_closed_and_so_is_one_that_sends_too_much() {
+async fn a_client_that_keeps_sending_invalid_messages_is_closed_and_so_is_one_that_sends_too_much()
+{
     let Setup { replica, .. } = &setup("500", &[]).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     for _ in 0..25 {
@@ -126,7 +114,7 @@ async fn a_client_that_keeps_sending_rubbish_is_closed_and_so_is_one_that_sends_
 }
 
 #[tokio::test]
-async fn who_asks_without_stream_gets_one_response_and_the_others_see_the_stream() {
+async fn a_request_without_stream_gets_one_response_and_other_sockets_get_the_stream() {
     let Setup { replica, .. } = &setup("300", &[]).await;
     let path = format!("/ws?session_id={}", id());
     let (mut asking, _) = Socket::open(replica, &path).await;
@@ -148,7 +136,7 @@ async fn who_asks_without_stream_gets_one_response_and_the_others_see_the_stream
     let again = asking.until("response").await;
     assert_eq!(again[1]["generation_id"], response["generation_id"]);
     assert_eq!(again[1]["content"], response["content"]);
-    // An end is told once.
+    // An end comes once.
     other.say(&json!({"type": "ping"})).await;
     assert_eq!(kinds(&other.until("pong").await), ["pong"]);
 }
@@ -160,7 +148,7 @@ async fn a_message_that_is_sent_again_before_its_end_came_is_not_answered_twice(
     let ask = json!({"message": "[[tokens=500]] go", "message_id": "m"});
     socket.say(&ask).await;
     socket.until("stream_chunk").await;
-    // It is looked for after the cancel that comes before it.
+    // The turn is looked up after the cancel that comes before it.
     let (cancel, history) = (json!({"type": "cancel"}), json!({"type": "get_history"}));
     socket.say_at_once(&[&cancel, &ask, &history]).await;
     let events = socket.until("history").await;
@@ -170,7 +158,7 @@ async fn a_message_that_is_sent_again_before_its_end_came_is_not_answered_twice(
 }
 
 #[tokio::test]
-async fn who_asked_without_stream_resumes_from_any_event_without_a_hole() {
+async fn a_socket_that_requested_no_stream_resumes_from_any_event_without_a_hole() {
     let Setup { replica, .. } = &setup("50", &[]).await;
     let path = format!("/ws?session_id={}", id());
     let (mut asking, _) = Socket::open(replica, &path).await;
@@ -179,7 +167,7 @@ async fn who_asked_without_stream_resumes_from_any_event_without_a_hole() {
     other.until("stream_chunk").await;
     other.say(&json!({"message": "[[tokens=3]] next"})).await;
     asking.until("message_received").await;
-    // Its cursor is not beyond what was kept for the answer in one piece.
+    // The cursor is not beyond the text that was kept for the answer in one piece.
     let next = asking.until("message_received").await;
     let cursor = text(&next[next.len() - 1], "cursor").to_owned();
     drop(asking);
@@ -216,7 +204,7 @@ async fn a_turn_that_waits_is_followed_by_its_name_from_any_cursor() {
 }
 
 #[tokio::test]
-async fn who_sends_far_too_much_without_reading_learns_why_it_is_refused() {
+async fn a_client_that_sends_far_too_much_without_reading_gets_the_reason_of_its_refusal() {
     let Setup { replica, .. } = &setup("50", &[]).await;
     let mut stream = narrow(replica).await;
     let body = vec![b' '; 10 << 20];
@@ -307,7 +295,7 @@ async fn a_history_may_be_cleared_while_a_turn_runs() {
 }
 
 #[tokio::test]
-async fn the_ninth_turn_that_waits_is_refused_and_says_that_it_may_come_again() {
+async fn the_ninth_turn_that_waits_is_refused_as_retryable() {
     let Setup { replica, .. } = &setup("50", &[]).await;
     let session = id();
     let (mut socket, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
@@ -341,7 +329,7 @@ async fn an_event_stream_resumes_after_the_last_event_that_was_seen() {
     assert_eq!(last, text(&events[events.len() - 1], "cursor"));
     assert_eq!(send(ended.header("Last-Event-ID", &last)).await.status, 204);
     assert_eq!(get(replica, &format!("/api/v1/chat/sessions/{}/events", id())).await.status, 404);
-    // From the middle on, by header or query; the header is the newer of the two.
+    // The stream resumes from the middle, by header or query; the header is the newer of the two.
     let middle = text(&events[3], "cursor");
     let by_query = http().get(format!("{url}?generation_id={generation}&cursor={middle}"));
     let by_header = http()
@@ -355,14 +343,14 @@ async fn an_event_stream_resumes_after_the_last_event_that_was_seen() {
         let seen: Vec<Value> = events[..4].iter().chain(&rest[1..]).cloned().collect();
         assert_eq!(rest[rest.len() - 1]["full_response"], joined(&seen).as_str());
     }
-    // Without a place, all of it.
+    // Without a cursor the stream has all events.
     let all = send(http().get(format!("{url}?generation_id={generation}"))).await;
     let (all, _) = server_sent(all.body.as_str().expect("a stream"));
     assert_eq!(all[all.len() - 1]["full_response"], joined(&all).as_str());
 }
 
 #[tokio::test]
-async fn a_request_id_is_echoed_and_stands_in_each_log_line_of_its_request() {
+async fn a_request_id_is_echoed_and_is_in_each_log_line_of_its_request() {
     let Setup { ollama, redis, .. } = &setup("500", &[]).await;
     let (replica, log) = logged_jarvis(&redis.url(), &ollama.url);
     until_ok(&replica, "/health/ready").await;
@@ -380,7 +368,7 @@ async fn a_request_id_is_echoed_and_stands_in_each_log_line_of_its_request() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_field_is_told_where_it_is() {
+async fn an_invalid_field_is_reported_with_its_path() {
     let Setup { replica, .. } = &setup("500", &[]).await;
     let body = json!({
         "message": "x", "max_tokens": 0, "seed": 1.5, "temperature": "hot", "stop": [""],
@@ -411,7 +399,7 @@ async fn what_is_wrong_with_a_field_is_told_where_it_is() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_cancels_only_where_it_asked_for_that() {
+async fn a_client_that_leaves_cancels_its_turn_only_where_it_requested_that() {
     let Setup { replica, ollama, .. } = &setup("50", &[]).await;
     for (on_disconnect, stream) in [("continue", false), ("cancel", false), ("cancel", true)] {
         let session = id();
@@ -431,12 +419,8 @@ async fn a_client_that_goes_away_cancels_only_where_it_asked_for_that() {
         watching.until(end).await;
     }
     // The event may come before the host has noticed that its client is gone.
-    let stopped = async {
-        while get(ollama, "/sim/stats").await.body["running"] != 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, stopped).await.expect("no model runs on");
+    let stopped = async || get(ollama, "/sim/stats").await.body["running"] == 0;
+    assert!(eventually(LIMIT, stopped).await, "a model still runs");
 }
 
 #[tokio::test]
@@ -450,7 +434,7 @@ async fn an_answer_that_is_late_is_a_504_and_is_found_with_its_key() {
             .json(&json!({"message": "[[tokens=60]] go"}))
     };
     assert_eq!(refused(ask()).await, (504, "timeout".to_owned()));
-    // It was written on meanwhile: the second wait is for the rest.
+    // The answer grew meanwhile: the second wait is for the rest.
     let found = send(ask()).await;
     assert_eq!((found.status, &found.body["status"]), (200, &json!("success")), "{}", found.body);
 }
@@ -500,7 +484,7 @@ async fn a_key_names_the_same_turn_however_the_model_is_spelled() {
 }
 
 #[tokio::test]
-async fn a_text_that_breaks_off_is_no_json_and_one_that_is_no_object_is_told_so() {
+async fn a_text_that_breaks_off_is_no_json_and_one_that_is_no_object_gets_another_error() {
     let Setup { replica, .. } = &setup("0", &[]).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     let table = ["[1,", "12x", "[] x", "{} x", "tru", "\"x"].map(|body| (body, "json_invalid"));
@@ -579,15 +563,11 @@ async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
         assert_eq!(send(put).await.status, 405);
     }
     let mut lines = String::new();
-    let answered = |lines: &str| lines.matches("request handled").count() >= paths.len() + 8;
-    for _ in 0..600 {
+    let complete = eventually(LIMIT, async || {
         lines = std::fs::read_to_string(&log).expect("the log");
-        if answered(&lines) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(answered(&lines), "the log has not all requests");
+        lines.matches("request handled").count() >= paths.len() + 8
+    });
+    assert!(complete.await, "the log has not all requests");
     let lower = lines.to_ascii_lowercase();
     for secret in [&session[1..], &bare[1..]] {
         assert!(
@@ -600,8 +580,7 @@ async fn no_log_line_holds_the_identifier_of_a_session_whatever_the_path() {
         );
     }
     assert!(lines.contains("/api/v1/chat/sessions/{session_id}"), "the route is not in the log");
-    let metrics = get(replica, "/metrics").await.body;
-    let metrics = metrics.as_str().expect("text").to_ascii_lowercase();
+    let metrics = metrics(replica).await.to_ascii_lowercase();
     assert!(metrics.contains(r#"route="/api/v1/chat/sessions/{session_id}""#), "no route");
     assert!(!metrics.contains(&session[1..]) && !metrics.contains(&bare[1..]));
 }

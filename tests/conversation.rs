@@ -1,4 +1,4 @@
-//! Turns that bring their own conversation: what the model gets, and what is kept of it.
+//! Turns that bring their own conversation: the prompt of the model, and the parts that are stored.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -11,32 +11,31 @@ use jarvis::generation::{GenerationSettings, Generations, host_reports};
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
-use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::model::Reasoning;
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Claim, IdempotencyKey, NewTurn, OwnConversation, Proposal,
     Restored, SessionLimits, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
-    TurnSpec,
 };
 use serde_json::{Value, json};
 use support::client::get;
+use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::RedisServer;
+use support::store::{connect, turn_spec};
 use tokio::runtime::Runtime;
 
 const MODEL: &str = "tinyllama:latest";
 const OWNER: Owner = Owner::Anonymous;
-/// How long a replica may be silent.
+/// The time without a heartbeat after which a replica is gone.
 const LEASE: Duration = Duration::from_millis(600);
 
 fn said(role: Role, content: &str) -> Message {
     Message { content: content.to_owned(), ..message(role, Utc::now()) }
 }
 
-/// One of each role, and what is awkward to store.
+/// Returns a message of each role, and texts that are awkward to store.
 fn conversation() -> Vec<Message> {
     vec![
         said(Role::System, "Be brief.\nBe kind."),
@@ -47,7 +46,7 @@ fn conversation() -> Vec<Message> {
     ]
 }
 
-/// As the model gets it.
+/// Returns the messages as the model gets them.
 fn as_sent(messages: &[Message], question: &str) -> Value {
     let sent =
         messages.iter().map(|message| json!({"role": message.role, "content": message.content}));
@@ -55,27 +54,11 @@ fn as_sent(messages: &[Message], question: &str) -> Value {
 }
 
 fn new_turn(question: &str, messages: Vec<Message>) -> NewTurn {
-    let spec = TurnSpec {
-        model: MODEL.to_owned(),
-        temperature: 0.0,
-        max_tokens: 1000,
-        system: None,
-        seed: None,
-        stop: Vec::new(),
-        think: Reasoning::Off,
-        message_id: None,
-        source: String::new(),
-    };
     let conversation = Some(OwnConversation::new(messages).expect("not too large"));
-    NewTurn { spec, content: question.to_owned(), conversation, key: None }
+    NewTurn { spec: turn_spec(MODEL), content: question.to_owned(), conversation, key: None }
 }
 
-fn options(server: &RedisServer) -> RedisOptions {
-    let command_timeout = Duration::from_secs(5);
-    RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 }
-}
-
-/// A replica in a runtime of its own, which ends without a word as a crash does.
+/// A replica in a runtime of its own, which ends as abruptly as in a crash.
 struct Replica {
     runtime: Option<Runtime>,
     generations: Generations,
@@ -87,8 +70,7 @@ impl Replica {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = Runtime::new().expect("a runtime");
         let (generations, store) = runtime.block_on(async {
-            let redis = Redis::connect(&options(server)).expect("a client");
-            migrations::apply(&redis).await.expect("migrations");
+            let redis = connect(&server.url()).await;
             let name = uuid::Uuid::new_v4().to_string();
             let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
             let queue = QueueStore::new(redis.clone(), name.clone(), limits);
@@ -132,32 +114,25 @@ impl Replica {
         self.runtime.take().expect("it lives").shutdown_background();
     }
 
-    /// The answer, once it has ended.
+    /// Waits for the end of the answer and returns it.
     fn answer(&self, session: SessionId, generation: GenerationId) -> Message {
         self.run(async {
-            let deadline = tokio::time::Instant::now() + LIMIT;
-            loop {
-                let found = self.store.find_message(&OWNER, session, generation.0).await;
-                if let Ok(Some((_, answer))) = found {
-                    return answer;
-                }
-                assert!(tokio::time::Instant::now() < deadline, "no answer: {found:?}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            let mut found = None;
+            let ended = eventually(LIMIT, async || {
+                let message = self.store.find_message(&OWNER, session, generation.0).await;
+                found = message.ok().flatten();
+                found.is_some()
+            });
+            assert!(ended.await, "no answer");
+            found.expect("an answer").1
         })
     }
 
-    /// Waits until so many bytes of the answer are stored.
+    /// Waits until this many bytes of the answer are stored.
     fn wait_for_text(&self, server: &RedisServer, session: SessionId, bytes: usize) {
         let key = format!("{}:answer", channel(session));
         let length = || server.cli(&["STRLEN", &key]).trim().parse::<usize>().expect("a length");
-        self.run(async {
-            let deadline = tokio::time::Instant::now() + LIMIT;
-            while length() < bytes {
-                assert!(tokio::time::Instant::now() < deadline, "no text");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
+        assert!(self.run(eventually(LIMIT, async || length() >= bytes)), "no text");
     }
 
     fn journal(&self, ollama: &Process) -> Vec<Value> {
@@ -170,7 +145,7 @@ fn expected(question: &str) -> String {
     ollama_sim::script_answer(MODEL, question, None, 1000)
 }
 
-/// Seconds until a session's hash expires, and whether all its keys do.
+/// Returns the seconds until a session's hash expires, and whether all its keys expire.
 fn expires(server: &RedisServer, session: SessionId) -> i64 {
     let keys = server.cli(&["KEYS", &format!("{}*", channel(session))]);
     let times = keys.lines().map(|key| {
@@ -194,7 +169,7 @@ fn the_model_gets_exactly_the_conversation_that_came_with_the_turn() {
     let chats: Vec<Value> = replica.journal(&ollama);
     let chat = chats.iter().find(|entry| entry["path"] == "/api/chat").expect("a chat");
     assert_eq!(chat["messages"], as_sent(&conversation(), question));
-    // Without anything said before, the question alone: a history there is not.
+    // Without messages the model gets the question alone: there is no history.
     let alone = SessionId::random();
     let generation = replica.submit(alone, new_turn(question, Vec::new())).expect("accepted");
     replica.answer(alone, generation);
@@ -204,7 +179,7 @@ fn the_model_gets_exactly_the_conversation_that_came_with_the_turn() {
         let left = expires(&server, session);
         assert!((3000..=3600).contains(&left), "an hour after its end, not {left} s");
     }
-    // It is stored once: not in the event of its acceptance, too.
+    // The conversation is stored once, and not in the `accepted` event, too.
     let log = server.cli(&["LRANGE", &format!("{}:events", channel(session)), "0", "-1"]);
     assert!(!log.contains("what now?"), "{log}");
 }
@@ -222,7 +197,7 @@ fn a_turn_with_its_own_conversation_survives_the_replica_that_writes_it() {
     first.kill();
     let answer = second.answer(session, generation);
     assert_eq!((answer.content, answer.writers), (expected(question), Some(2)));
-    // The one that took it over had the prompt rendered from the same messages.
+    // The new writer had the prompt rendered from the same messages.
     let chats = second.journal(&ollama);
     let rendered = chats.iter().filter(|entry| entry["path"] == "/api/chat");
     let sent: Vec<_> = rendered.map(|entry| entry["messages"].clone()).collect();
@@ -277,8 +252,7 @@ struct Stored {
 impl Stored {
     async fn start() -> Self {
         let server = RedisServer::start();
-        let redis = Redis::connect(&options(&server)).expect("a client");
-        migrations::apply(&redis).await.expect("migrations");
+        let redis = connect(&server.url()).await;
         let store =
             |name: &str| Store::new(redis.clone(), name.to_owned(), SessionLimits::default());
         let (store, other) = (store("r1"), store("r2"));
@@ -298,7 +272,7 @@ async fn a_conversation_that_is_refused_leaves_nothing() {
     let refused = OwnConversation::new(long).expect_err("too long");
     assert!(refused.to_string().contains("at most 1000 messages and 1048576 bytes"), "{refused}");
     assert_eq!(keys(), before);
-    // A session that has a history of its own is not given another.
+    // A session with a stored history gets no other one.
     let session = SessionId::random();
     let plain = NewTurn { conversation: None, ..new_turn("q", Vec::new()) };
     store.accept(&Proposal::new(&OWNER, session, &plain)).await.expect("accepted");
@@ -360,7 +334,7 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
     let claimed = other.claim(&open).await.expect("a claim");
     let Claim::Waiting(taken) = claimed else { panic!("{claimed:?}") };
-    // It loses everything once more: who took it over has all of it, too.
+    // Redis loses everything once more: the new writer restores all of it, too.
     let lost = server.cli(&["KEYS", "jarvis:{b*"]);
     let lost: Vec<&str> = lost.lines().collect();
     server.cli(&[&["DEL"], &lost[..]].concat());
@@ -370,7 +344,7 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let contents: Vec<_> = page.messages.iter().map(|m| m.content.clone()).collect();
     let own = conversation().into_iter().map(|m| m.content).chain(["q".to_owned()]);
     assert_eq!(contents, own.collect::<Vec<_>>());
-    // The end of the turn, however it comes, begins its last hour.
+    // Every end of the turn begins the last hour of the session.
     assert!(expires(&server, session) > 3600);
     other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
     assert!((3000..=3600).contains(&expires(&server, session)));
@@ -393,7 +367,7 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
     let finished = store.finish(&turn, tag, 0, &header, &events).await.expect("Redis");
     assert_eq!(finished, Written::Ok);
     assert!(matches!(propose().await, Ok(Acceptance::Same { .. })));
-    // The session expires, and the memory of its end has.
+    // The session has expired, and so has the record of its end.
     let keys = server.cli(&["KEYS", &format!("{}*", channel(session))]);
     for key in keys.lines().filter(|key| !key.contains(":key:")) {
         server.cli(&["DEL", key]);

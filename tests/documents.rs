@@ -1,4 +1,4 @@
-//! What the documents name is there: every test, every file, every command.
+//! Every test, file and command that the documents name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every file below these folders that git would track, as a path from the root.
+/// Returns every file below these folders that git would track, as a path from the root.
 fn files(folders: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut rest: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
@@ -28,7 +28,7 @@ fn files(folders: &[&str]) -> Vec<PathBuf> {
     found
 }
 
-/// The names of all functions that are tests.
+/// Returns the names of all functions that are tests.
 fn tests() -> BTreeSet<String> {
     let folders = ["src", "tests", "testkit", "xtask", "loadgen", "ollama-sim"];
     let mut names = BTreeSet::new();
@@ -45,13 +45,13 @@ fn tests() -> BTreeSet<String> {
     names
 }
 
-/// What stands between backticks, outside of blocks of code.
+/// Returns the texts between backticks, outside of blocks of code.
 fn quoted(text: &str) -> Vec<&str> {
     let prose = text.split("\n```").step_by(2);
     prose.flat_map(|part| part.split('`').skip(1).step_by(2)).collect()
 }
 
-/// Whether a name that may be shortened by `…` at either end is one of `names`.
+/// Returns whether a name that may be shortened by `…` at either end is one of `names`.
 fn matches_one(pattern: &str, names: &BTreeSet<String>) -> bool {
     let core = pattern.trim_matches('…');
     names.iter().any(|name| {

@@ -1,4 +1,4 @@
-//! What a replica that is being replaced does with those who use it.
+//! The clients of a replica that is being replaced.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::client::{Socket, get, http, joined, post, rest_of, send, server_sent, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
+use support::eventually;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
 
-/// Seconds that turns have after SIGTERM.
+/// The seconds that turns have after SIGTERM.
 const DRAIN: u64 = 3;
-/// What may come on top: 25 s in all, of which turns have 20.
+/// The seconds that may come on top: 25 s in all, of which turns have 20.
 const HANDOVER: Duration = Duration::from_secs(5);
 /// At this pace short turns end within the drain, and long ones do not.
 const RATE: &str = "40";
@@ -36,13 +37,12 @@ async fn pair(redis: &RedisServer, ollama: &Process) -> [Process; 2] {
 }
 
 async fn until_not_ready(replica: &Process) {
-    while get(replica, "/health/ready").await.status == 200 {
-        tokio::task::yield_now().await;
-    }
+    let not_ready = async || get(replica, "/health/ready").await.status != 200;
+    assert!(eventually(LIMIT, not_ready).await, "the replica stays ready");
 }
 
 #[tokio::test]
-async fn a_draining_replica_refuses_what_is_new_and_says_when_to_come_back() {
+async fn a_draining_replica_refuses_new_turns_and_names_a_retry_time() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
     let [old, _new] = pair(&redis, &ollama).await;
     let (mut socket, _) = Socket::open(&old, "/ws").await;
@@ -82,7 +82,7 @@ async fn a_draining_replica_refuses_what_is_new_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
+async fn an_answer_that_ends_in_time_is_delivered_and_another_is_found_on_the_next_replica() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
     let [old, new] = pair(&redis, &ollama).await;
     let key = Uuid::new_v4().to_string();
@@ -97,14 +97,9 @@ async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
     let short = json!({"message": SHORT, "session_id": session});
     let term = async {
         watching.until("stream_chunk").await;
-        // The long one was asked for with the short one; it is accepted, too, once it is found.
-        loop {
-            let stats = get(&ollama, "/sim/stats").await.body;
-            if stats["running"] == 2 {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
+        // The long request was sent with the short one; it is accepted, too, once the host runs it.
+        let both_run = async || get(&ollama, "/sim/stats").await.body["running"] == 2;
+        assert!(eventually(LIMIT, both_run).await, "the host does not run both");
         old.terminate();
     };
     let (short, long, ()) =
@@ -120,7 +115,7 @@ async fn an_answer_that_ends_in_time_is_given_and_another_is_found_elsewhere() {
 }
 
 #[tokio::test]
-async fn an_event_stream_ends_with_the_drain_and_goes_on_elsewhere() {
+async fn an_event_stream_ends_with_the_drain_and_resumes_on_another_replica() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", RATE]));
     let [old, new] = pair(&redis, &ollama).await;
     let session = Uuid::new_v4().to_string();

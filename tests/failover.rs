@@ -1,10 +1,11 @@
-//! What a client sees when Redis fails over in the middle of an answer: nothing.
+//! A failover of Redis in the middle of an answer costs its clients nothing.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
 
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, http, joined, post, send, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use uuid::Uuid;
@@ -38,17 +39,15 @@ impl Fleet {
         reply.body["messages"].as_array().cloned().unwrap_or_default()
     }
 
-    /// Waits until the history is what it should be.
+    /// Waits until the history meets the condition.
     async fn history_until(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        loop {
-            let messages = self.history().await;
-            if wanted(&messages) {
-                return messages;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "the history stays {messages:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        let mut messages = Vec::new();
+        let found = eventually(LIMIT, async || {
+            messages = self.history().await;
+            wanted(&messages)
+        });
+        assert!(found.await, "the history stays {messages:?}");
+        messages
     }
 }
 
@@ -56,7 +55,7 @@ fn expected(message: &str) -> String {
     ollama_sim::script_answer(MODEL, message, None, 64)
 }
 
-/// As a client sees the text: what is taken back is gone.
+/// Returns the text as a client has it: restarts take text back.
 fn seen(events: &[Value]) -> String {
     let mut text = String::new();
     for event in events {
@@ -92,13 +91,13 @@ async fn a_turn_through(fleet: &Fleet, fault: impl AsyncFnOnce()) {
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[1]["content"], expected(message).as_str());
     assert_eq!(history[1]["writers"], 1);
-    // And the session goes on.
+    // The session takes the next turn.
     let reply = chat(&fleet.replicas[1], &fleet.session, "and on").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
 }
 
 #[tokio::test]
-async fn a_failover_that_lost_the_last_pieces_is_made_good() {
+async fn a_failover_that_lost_the_last_pieces_costs_no_character() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), "60").await;
     let message = "[[tokens=200]] pieces";
@@ -142,7 +141,7 @@ async fn a_failover_that_lost_a_whole_turn_brings_it_back() {
     assert_eq!(contents[2], message);
     assert_eq!(contents[3], expected(message).as_str());
     assert_eq!(contents[4], "and another");
-    // It is known by its key, too.
+    // The turn is found by its key, too.
     asking.say(&json!({"type": "chat", "message": message, "message_id": "m"})).await;
     let again = asking.until("stream_end").await;
     assert_eq!(again.last().expect("an end")["full_response"], expected(message).as_str());
@@ -186,7 +185,7 @@ async fn a_question_that_a_failover_took_is_not_answered_with_the_one_before_it(
     let message = "[[tokens=20]] after";
     socket.say(&json!({"type": "chat", "message": message})).await;
     socket.until("queued").await;
-    // Its slot comes free before anybody has looked whether it is still there.
+    // The slot comes free before a replica has looked whether the ticket is still there.
     redis.lose_what_came_since();
     let events = socket.until("stream_end").await;
     assert_eq!(events.last().expect("an end")["full_response"], expected(message).as_str());
@@ -209,7 +208,7 @@ async fn a_failover_that_lost_the_end_of_a_turn_ends_it_again() {
     assert_eq!(history[1]["status"], "complete");
     let stats = get(&fleet.ollama, "/sim/stats").await.body;
     assert_eq!(stats["started"], 1, "it was not generated anew");
-    // The socket has seen its end, and sees it once.
+    // The socket has got the end already, and gets it once.
     asking.say(&json!({"type": "chat", "message": "on"})).await;
     let next = watching.event().await;
     assert_eq!(next["type"], "message_received", "{next}");
@@ -245,14 +244,14 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
     redis.lose_what_came_since();
     until_ok(&fleet.replicas[0], "/health/ready").await;
     fleet.history_until(<[Value]>::is_empty).await;
-    // What came after it stays.
+    // Later turns stay.
     let reply = chat(&fleet.replicas[1], &fleet.session, "after").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     redis.remember();
     redis.lose_what_came_since();
     until_ok(&fleet.replicas[1], "/health/ready").await;
     fleet.history_until(|messages| messages.len() == 2).await;
-    // Deleted, it is no session any more, and a failover does not bring it back.
+    // A deleted session is none any more, and a failover does not bring it back.
     let path = format!("/api/v1/chat/sessions/{}", fleet.session);
     let key = bucket_key(&fleet.session);
     let is_deleted = || redis.cli(&["HEXISTS", &key, "deleted"]).trim() == "1";
@@ -262,16 +261,12 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
     assert!(is_deleted());
     redis.lose_what_came_since();
     assert!(!is_deleted(), "the failover lost the delete");
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    while !is_deleted() {
-        assert!(tokio::time::Instant::now() < deadline, "the session is back");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    assert!(eventually(LIMIT, async || is_deleted()).await, "the session is back");
     until_ok(&fleet.replicas[1], "/health/ready").await;
     assert_eq!(get(&fleet.replicas[1], &path).await.status, 404);
     let events = redis.cli(&["LRANGE", &format!("{key}:events"), "0", "-1"]);
     assert!(events.contains("cleared") && !events.contains("after"), "{events}");
-    // A new turn begins it anew, without what was there.
+    // A new turn begins the session anew, without its former history.
     let reply = chat(&fleet.replicas[1], &fleet.session, "anew").await;
     assert_eq!(reply.status, 200, "{}", reply.body);
     let history = fleet.history_until(|messages| messages.len() == 2).await;
@@ -279,7 +274,7 @@ async fn a_failover_that_lost_a_clear_or_a_delete_does_not_bring_the_history_bac
 }
 
 #[tokio::test]
-async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
+async fn a_failover_that_lost_a_claim_leaves_the_turn_with_its_new_writer() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), "40").await;
     let message = "[[tokens=300]] claimed";
@@ -288,7 +283,7 @@ async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
     let mut events = watching.until("stream_chunk").await;
     fleet.replicas[0].kill();
     redis.remember();
-    // Until it goes on, by another writer.
+    // The turn continues by another writer.
     let mut last = tokio::time::Instant::now();
     loop {
         events.push(watching.event().await);
@@ -314,7 +309,7 @@ async fn a_failover_that_lost_a_claim_leaves_the_turn_with_who_took_it_over() {
 }
 
 #[tokio::test]
-async fn a_turn_whose_acceptance_got_no_word_is_answered_although_a_failover_lost_it() {
+async fn a_turn_whose_acceptance_got_no_reply_is_answered_although_a_failover_lost_it() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), "200").await;
     let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
@@ -324,7 +319,7 @@ async fn a_turn_whose_acceptance_got_no_word_is_answered_although_a_failover_los
     asking.say(&json!({"type": "chat", "message": message, "message_id": "once"})).await;
     let refused = asking.until("error").await;
     assert_eq!(refused.last().expect("an error")["code"], "store_unavailable");
-    // It is taken in all the same, and told.
+    // The turn is accepted all the same, and the event is published.
     redis.resume();
     watching.until("message_received").await;
     redis.lose_what_came_since();
@@ -349,33 +344,26 @@ async fn behind_sentinels_a_primary_that_pauses_and_wakes_costs_no_character() {
     let length = |server: &RedisServer| server.cli(&["STRLEN", &answer]);
     a_turn_through(&fleet, async || {
         redis.primary.pause();
-        let deadline = tokio::time::Instant::now() + LIMIT;
         let mut stopped_at = length(&redis.replica);
-        loop {
+        let promoted = eventually(LIMIT, async || {
             let now = length(&redis.replica);
-            if redis.replica.cli(&["ROLE"]).starts_with("master") {
-                break;
+            let promoted = redis.replica.cli(&["ROLE"]).starts_with("master");
+            if !promoted {
+                stopped_at = now;
             }
-            stopped_at = now;
-            assert!(tokio::time::Instant::now() < deadline, "no failover");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+            promoted
+        });
+        assert!(promoted.await, "no failover");
         redis.primary.resume();
-        // The sentinels make it a replica after some seconds: what it takes until then is lost.
-        let woken = tokio::time::Instant::now();
-        let still = || redis.primary.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
-        let role = || redis.primary.cli(&["ROLE"]);
-        loop {
-            let taken = length(&redis.primary);
-            let replaced = !role().starts_with("master");
-            assert!(replaced || taken == stopped_at, "it took what was sent to it before");
-            if replaced || !still().lines().any(|client| client.contains("name=fred")) {
-                break;
-            }
-            let patience = std::time::Duration::from_secs(4);
-            assert!(woken.elapsed() < patience, "somebody stays with the old primary: {}", still());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        // After some seconds the sentinels make it a replica: its writes until then are lost.
+        let clients = || redis.primary.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
+        let left = eventually(std::time::Duration::from_secs(4), async || {
+            let written = length(&redis.primary);
+            let demoted = !redis.primary.cli(&["ROLE"]).starts_with("master");
+            assert!(demoted || written == stopped_at, "it took writes that were sent before");
+            demoted || !clients().lines().any(|client| client.contains("name=fred"))
+        });
+        assert!(left.await, "a replica stays with the old primary: {}", clients());
         let refused = redis.primary.cli(&["INFO", "errorstats"]);
         assert!(refused.contains("errorstat_DOUBTFUL"), "{refused}");
     })
@@ -405,7 +393,7 @@ async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character(
     a_turn_through(&fleet, async || redis.migrate(&key)).await;
 }
 
-/// A key in the slot of a session.
+/// Returns a key in the slot of a session.
 fn bucket_key(session: &str) -> String {
     let id = Uuid::parse_str(session).expect("a session");
     let bucket = id.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);

@@ -1,4 +1,4 @@
-//! What the Redis Functions and the record of them promise.
+//! The promises of the Redis Functions and of their record.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -13,21 +13,19 @@ use jarvis::queue::{
     Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
-use jarvis::redis::{Conditions, Redis, RedisError, RedisOptions, migrations};
-use jarvis::session::model::Reasoning;
+use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
     SessionLimits, bucket, message,
 };
-use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag, TurnSpec};
+use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use support::redis::RedisServer;
+use support::store::{options, turn_spec};
 
 const RECORD: &str = "jarvis:{migrations}:applied";
 
 fn connect(server: &RedisServer) -> Redis {
-    let command_timeout = Duration::from_secs(5);
-    let options = RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 };
-    Redis::connect(&options).expect("a client")
+    Redis::connect(&options(&server.url())).expect("a client")
 }
 
 fn store_on(redis: &Redis, name: &str) -> Store {
@@ -35,19 +33,8 @@ fn store_on(redis: &Redis, name: &str) -> Store {
 }
 
 fn new_turn(key: Option<&str>) -> NewTurn {
-    let spec = TurnSpec {
-        model: "m".to_owned(),
-        temperature: 0.0,
-        max_tokens: 1,
-        system: None,
-        seed: None,
-        stop: Vec::new(),
-        think: Reasoning::Off,
-        message_id: None,
-        source: String::new(),
-    };
     let key = key.map(|key| IdempotencyKey { key: key.to_owned(), body: "b".to_owned() });
-    NewTurn { spec, content: "a question".to_owned(), conversation: None, key }
+    NewTurn { spec: turn_spec("m"), content: "a question".to_owned(), conversation: None, key }
 }
 
 async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
@@ -120,7 +107,7 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.free("r1", None).await.expect("Redis");
 }
 
-/// The functions that Redis was asked for since its log was emptied.
+/// Returns the functions that Redis ran since its log was emptied.
 fn called(server: &RedisServer) -> BTreeSet<String> {
     let log = server.cli(&["SLOWLOG", "GET", "-1"]);
     log.lines().filter(|line| line.starts_with("jarvis_")).map(str::to_owned).collect()
@@ -150,7 +137,7 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     assert_eq!(called(&server), declared);
 }
 
-/// What an earlier build left: the record of layout 1, and a session of it.
+/// Writes the data of an earlier build: the record of layout 1, and a session of it.
 fn leave_the_first_layout(server: &RedisServer) {
     let applied = r#"{"name":"0001_session.lua","sha256":"00","oldest":"0.1.0"}"#;
     server.cli(&["HSET", RECORD, "1", applied]);
@@ -185,8 +172,8 @@ async fn a_redis_of_another_layout_is_refused_and_left_as_it_is() {
     }
 }
 
-/// The session's library as a later release has it: every function of this one, and a second
-/// version of one of them.
+/// Returns the session's library as a later release has it: every function of this one, and a
+/// second version of one of them.
 fn newer_library() -> String {
     let library = LIBRARIES.iter().find(|library| library.name == "jarvis_session");
     let library = library.expect("a library");
@@ -215,12 +202,12 @@ async fn an_older_and_a_newer_library_serve_their_replicas_side_by_side() {
     };
     assert_eq!(append(2).trim(), "fenced", "the newer one is there");
     whole_turn(&store_on(&redis, "older"), session, None).await;
-    // An older one that starts only now does not take the newer one's function away.
+    // An older replica that starts only now does not take the newer one's function away.
     let late = connect(&server);
     migrations::apply(&late).await.expect("the same layout");
     whole_turn(&store_on(&late, "late"), session, None).await;
     assert_eq!(append(2).trim(), "fenced");
-    // On a server that came back empty each loads what it misses, and both go on.
+    // On a server that came back empty each loads its missing functions, and both continue.
     server.cli(&["FUNCTION", "FLUSH"]);
     whole_turn(&store_on(&late, "late"), session, None).await;
     assert!(append(2).contains("not found"), "the older one does not have it");
@@ -232,7 +219,7 @@ async fn an_older_and_a_newer_library_serve_their_replicas_side_by_side() {
 }
 
 #[tokio::test]
-async fn a_replica_that_misses_a_function_of_a_layout_that_went_on_is_told_so() {
+async fn a_replica_that_misses_a_function_of_a_newer_layout_gets_an_error_that_says_so() {
     let server = RedisServer::start();
     let redis = connect(&server);
     migrations::apply(&redis).await.expect("migrations");

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::client::{Reply, http, post, send, until_ok};
+use support::metrics::{metrics, until_metric};
+use support::process::{Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 
-/// What is told at once is told within this, on a busy machine.
+/// The time limit of a reply that comes at once, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 struct Service {
@@ -34,18 +35,13 @@ impl Service {
     }
 
     async fn metrics(&self) -> String {
-        let metrics = get(&self.replica, "/metrics").await.body;
-        metrics.as_str().expect("text").to_owned()
+        metrics(&self.replica).await
     }
 
     /// Waits for a line of the metrics, or where no value is given, for one of any value.
     async fn until_metric(&self, line: &str) {
-        let deadline = Instant::now() + LIMIT;
         let is_it = |found: &str| found == line || line.ends_with('}') && found.starts_with(line);
-        while !self.metrics().await.lines().any(is_it) {
-            assert!(Instant::now() < deadline, "{line}\n{}", self.metrics().await);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until_metric(&self.replica, line, is_it).await;
     }
 }
 
@@ -53,7 +49,7 @@ async fn arm(host: &Process, fault: &Value) {
     assert_eq!(send(http().post(format!("{}/sim/faults", host.url)).json(fault)).await.status, 204);
 }
 
-/// What became of the requests for a model.
+/// Returns the outcomes of the requests for a model.
 async fn outcomes(host: &Process, model: &str) -> Vec<String> {
     let requests = send(http().get(format!("{}/sim/requests", host.url))).await.body;
     let requests = requests["requests"].as_array().expect("a list").iter();
@@ -62,7 +58,7 @@ async fn outcomes(host: &Process, model: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_spelling_of_a_model_is_answered_and_told_back_as_it_was_asked() {
+async fn every_spelling_of_a_model_is_answered_and_comes_back_as_it_was_sent() {
     let sim = ollama_sim(&["--models", "tinyllama,hf.co/Org/Model:Q4_K_M"]);
     let service = Service::start(&[&sim], &[("JARVIS_DEFAULT_MODEL", " TinyLlama ")]).await;
     for spelling in [
@@ -84,7 +80,7 @@ async fn every_spelling_of_a_model_is_answered_and_told_back_as_it_was_asked() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_models_name_is_422_and_names_no_label() {
+async fn an_invalid_model_name_is_422_and_becomes_no_label() {
     let sim = ollama_sim(&[]);
     let service = Service::start(&[&sim], &[]).await;
     let long = "x".repeat(300);
@@ -100,7 +96,7 @@ async fn what_cannot_be_a_models_name_is_422_and_names_no_label() {
 }
 
 #[tokio::test]
-async fn a_fleet_without_models_says_so_instead_of_an_empty_list() {
+async fn a_fleet_without_models_is_an_error_and_no_empty_list() {
     let sim = ollama_sim(&["--models", ""]);
     let service = Service::start(&[&sim], &[]).await;
     let reply = service.ask("tinyllama", "hi").await;
@@ -144,7 +140,7 @@ async fn a_model_that_its_host_cannot_run_is_one_clear_error_at_once_and_costs_n
 async fn a_model_that_one_host_has_no_memory_for_is_answered_by_another() {
     let (small, large) = (ollama_sim(&["--too-large", "tinyllama"]), ollama_sim(&[]));
     let service = Service::start(&[&small, &large], &[]).await;
-    // So many at a time that both hosts are asked.
+    // The requests come together, so that both hosts get some.
     let turns = (0..6).map(|_| service.ask("tinyllama", "[[tokens=3]] hi"));
     for reply in join_all(turns).await {
         assert_eq!(reply.status, 200, "{}", reply.body);
@@ -190,7 +186,7 @@ async fn a_host_that_fails_one_model_answers_the_others() {
 }
 
 #[tokio::test]
-async fn a_model_that_fails_for_long_is_told_soon_and_when_to_come_back() {
+async fn a_model_that_fails_for_long_is_reported_soon_with_a_retry_time() {
     let sim = ollama_sim(&["--models", "tinyllama,broken"]);
     let service = Service::start(&[&sim], &[]).await;
     let armed = json!({"fault": "status@500", "model": "broken:latest", "times": 1_000_000});
@@ -200,7 +196,7 @@ async fn a_model_that_fails_for_long_is_told_soon_and_when_to_come_back() {
         assert!(codes.len() < 6, "{codes:?}");
         let began = Instant::now();
         let reply = service.ask("broken", "hi").await;
-        // Of the failures before: three tries, and two pauses between them.
+        // The wait covers the failures before: three tries, and two pauses between them.
         assert!(began.elapsed() < 3 * AT_ONCE, "{codes:?}: {:?}", began.elapsed());
         codes.push(reply.body["code"].as_str().expect("a code").to_owned());
         let is_last = codes.last().is_some_and(|code| code == "model_unavailable");
@@ -210,7 +206,7 @@ async fn a_model_that_fails_for_long_is_told_soon_and_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_host_that_loads_or_unloads_instead_of_answering_is_asked_again_and_not_for_ever() {
+async fn a_host_that_loads_or_unloads_instead_of_answering_is_retried_a_bounded_number_of_times() {
     let sim = ollama_sim(&[]);
     let service = Service::start(&[&sim], &[]).await;
     for reason in ["load", "unload"] {

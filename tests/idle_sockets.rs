@@ -1,4 +1,4 @@
-//! What an idle socket costs.
+//! The cost of an idle socket.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -14,11 +14,11 @@ const WARM_UP: usize = 200;
 const LARGEST_RUN: usize = 10_000;
 const SMALLEST_RUN: usize = 500;
 const HANDSHAKES_AT_ONCE: usize = 64;
-/// How long sockets are opened, on a machine that is too busy for all of them.
+/// The time in which sockets are opened, on a machine that is too busy for all of them.
 const OPENING: Duration = Duration::from_secs(40);
 const BUDGET_KIB: f64 = 8.0;
 
-/// As many as the limit of descriptors lets this process open.
+/// As many sockets as the limit of descriptors lets this process open.
 fn run_size() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
@@ -39,7 +39,7 @@ async fn open(replica: &Process, count: usize) -> Vec<Socket> {
 async fn an_idle_socket_costs_at_most_8_kib_resident() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&[]);
-    // On a busy machine Redis replies late; that is not what is tested here.
+    // On a busy machine Redis replies late, which is not the subject of this test.
     let patient = [("JARVIS_REDIS_TIMEOUT_MS", "10000")];
     let replica = jarvis(&redis.url(), &ollama.url, &patient);
     until_ok(&replica, "/health/ready").await;
@@ -51,7 +51,7 @@ async fn an_idle_socket_costs_at_most_8_kib_resident() {
     assert!(count >= SMALLEST_RUN.min(run_size()), "only {count} sockets in {OPENING:?}");
     let handshakes = count as f64 / started.elapsed().as_secs_f64();
     let each = || (replica.resident_kib().expect("a figure") - before) / count as f64;
-    // What the last handshakes took is given back a moment later.
+    // The memory of the last handshakes is freed a moment later.
     let fits = testkit::eventually(LIMIT, async || each() <= BUDGET_KIB).await;
     println!("{count} idle sockets: {:.2} KiB each, {handshakes:.0} handshakes/s", each());
     assert!(fits, "{:.2} KiB each", each());

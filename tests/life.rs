@@ -18,11 +18,11 @@ use testkit::eventually;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Seconds that running turns have once the process drains.
+/// The seconds that running turns have once the process drains.
 const DRAIN: &str = "10";
 const QUESTION: &str = "[[tokens=60]] what now?";
 
-/// A server in this process, whose life the test can reach.
+/// A server in this process, whose lifecycle the test can reach.
 struct Life {
     url: String,
     lifecycle: Lifecycle,
@@ -77,7 +77,7 @@ async fn an_essential_task_that_panics_makes_the_process_unready_drain_and_end_w
     assert!(problem["detail"].as_str().expect("a text").contains("\"poisoned\""), "{problem}");
     let draining = life.lifecycle.reached(Phase::Draining);
     tokio::time::timeout(LIMIT, draining).await.expect("it drains");
-    // What runs may end.
+    // Running turns may end.
     while let Some(bytes) = turn.chunk().await.expect("a clean end") {
         text.extend(bytes);
     }

@@ -1,5 +1,5 @@
-//! What is refused costs nobody else anything, behind an nginx that takes a replica out of use after
-//! its first failure.
+//! Refused requests cost other clients nothing, behind an nginx that takes a replica out of use
+//! after its first failure.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -19,7 +19,8 @@ const CHATS: usize = 50;
 const POSTS: usize = 1_000;
 const AT_ONCE: usize = 10;
 const BYTES: usize = 100_000;
-/// Of a replica's own refusals; "cross-site" is what a page of another site makes a browser send.
+/// The requests that a replica refuses itself; a page of another site makes a browser send
+/// "cross-site".
 const REFUSED: [(&str, &str, &str, u16); 5] = [
     ("POST", "/nowhere", "", 404),
     ("POST", "/health", "", 405),
@@ -39,7 +40,8 @@ async fn fleet() -> (RedisServer, Process, Vec<Process>) {
     (redis, ollama, replicas)
 }
 
-/// Turns of one socket, until `over`; what is not as it would be alone is a panic.
+/// Runs turns over one socket, until `over`; panics at the first difference from a socket that is
+/// alone.
 async fn chat(address: String, over: Arc<AtomicBool>) -> usize {
     let url = format!("ws://{address}/ws");
     let (mut socket, _) = Socket::open_at(&url).await;
@@ -61,7 +63,7 @@ async fn chat(address: String, over: Arc<AtomicBool>) -> usize {
     }
 }
 
-/// Refused requests one after another, each over a connection of its own, as strangers send them.
+/// Sends refused requests one after another, each over a connection of its own, as strangers do.
 async fn refused(address: &str, first: usize, count: usize) {
     for number in first..first + count {
         let (method, path, headers, status) = REFUSED[number % REFUSED.len()];

@@ -1,5 +1,5 @@
-//! What the fleet of model hosts promises: against a real `ollama-sim` for all that Ollama does,
-//! and against a socket that sends any bytes for what it never should.
+//! The promises of the fleet of model hosts: against a real `ollama-sim` for everything that Ollama
+//! does, and against a socket that sends any bytes for everything that it never should.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -16,12 +16,13 @@ use jarvis::ollama::{
 };
 use serde_json::{Value, json};
 use support::client::http;
+use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// A time limit that is waited for.
+/// A short time limit that the test waits for.
 const SHORT: Duration = Duration::from_millis(300);
 const MODEL: &str = "tinyllama:latest";
 
@@ -56,7 +57,7 @@ fn request(text: &str) -> ModelRequest {
     }
 }
 
-/// All that a stream gave, and how it ended.
+/// The content of a stream, and how it ended.
 #[derive(Debug)]
 struct Heard {
     content: String,
@@ -95,7 +96,7 @@ async fn hear(stream: &mut TokenStream) -> Heard {
     heard
 }
 
-/// A client of the first host that has the model.
+/// Takes a slot of the first host that has the model.
 async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
     fleet.check(model).await?;
     let name = ModelName::parse(model).expect("a name");
@@ -109,7 +110,7 @@ async fn acquire(fleet: &Fleet, model: &str) -> Result<Slot, OllamaError> {
     Err(none)
 }
 
-/// One answer, from choosing a host to the end.
+/// Gets one answer, from the choice of a host to the end.
 async fn ask(fleet: &Fleet, request: &ModelRequest) -> Result<Heard, OllamaError> {
     ask_of(fleet, MODEL, request).await
 }
@@ -125,20 +126,19 @@ async fn sim_json(sim: &Process, path: &str) -> Value {
 }
 
 async fn until_stats(sim: &Process, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let stats = sim_json(sim, "/sim/stats").await;
-        if wanted(&stats) {
-            return stats;
-        }
-        assert!(Instant::now() < deadline, "not in time: {stats}");
-    }
+    let mut stats = Value::Null;
+    let reached = eventually(LIMIT, async || {
+        stats = sim_json(sim, "/sim/stats").await;
+        wanted(&stats)
+    });
+    assert!(reached.await, "not in time: {stats}");
+    stats
 }
 
-// What Ollama does
+// The behaviour of Ollama
 
 #[tokio::test]
-async fn an_answer_comes_whole_and_says_what_it_cost() {
+async fn an_answer_comes_whole_with_its_usage() {
     let sim = ollama_sim(&[]);
     let heard = ask(&fleet(&[&sim.url]), &request("[[count tokens=50]]")).await.expect("an answer");
     let counted: Vec<_> = (1..=50).map(|number: u32| number.to_string()).collect();
@@ -150,7 +150,7 @@ async fn an_answer_comes_whole_and_says_what_it_cost() {
 }
 
 #[tokio::test]
-async fn ollama_is_left_nothing_to_decide_in_silence() {
+async fn every_request_sets_each_option_that_ollama_would_choose_silently() {
     let sim = ollama_sim(&[]);
     ask(&fleet(&[&sim.url]), &request("[[tokens=1]]")).await.expect("an answer");
     let asked = &sim_json(&sim, "/sim/requests").await["requests"][0]["request"];
@@ -193,7 +193,7 @@ async fn every_fault_in_mid_stream_is_one_clean_error_after_a_true_beginning() {
         let request = request(&format!("[[tokens=200 rate=2000 fault={fault}]] tell me"));
         let broken = match ask(fleet, &request).await {
             Ok(heard) => heard,
-            // The same before the first piece.
+            // The same holds before the first piece.
             Err(error) => Heard {
                 content: String::new(),
                 thinking: String::new(),
@@ -227,7 +227,7 @@ async fn lines_split_anywhere_give_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_failure_before_the_first_token_is_told_apart_from_a_late_one() {
+async fn a_failure_before_the_first_token_differs_from_a_later_one() {
     let sim = ollama_sim(&[]);
     let patient = fleet(&[&sim.url]);
     let hasty = FleetConfig { first_token_timeout: SHORT, ..config(&[&sim.url]) };
@@ -245,7 +245,7 @@ async fn a_failure_before_the_first_token_is_told_apart_from_a_late_one() {
         let error = slot.chat(&request).await.expect_err(fault);
         assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{fault}");
         drop(slot);
-        // A host that failed once is asked again, not given up.
+        // A host that failed once is tried again.
         let heard = ask(fleet, &request).await.expect("an answer");
         assert!(heard.end.is_ok(), "{fault}");
     }
@@ -339,7 +339,7 @@ async fn a_reader_that_is_late_itself_is_no_gap_of_the_host() {
 }
 
 #[tokio::test]
-async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() {
+async fn reasoning_comes_apart_where_requested_and_only_from_a_model_that_reasons() {
     let sim = ollama_sim(&["--models", "thinker,tinyllama"]);
     let fleet = fleet(&[&sim.url]);
     let mut asked = request("[[tokens=20 think=10]]");
@@ -355,7 +355,7 @@ async fn thoughts_come_apart_when_asked_for_and_only_of_a_model_that_has_them() 
 }
 
 #[tokio::test]
-async fn a_broken_answer_goes_on_exactly_where_it_broke_off() {
+async fn a_broken_answer_continues_exactly_where_it_broke_off() {
     let sim = ollama_sim(&[]);
     let fleet = fleet(&[&sim.url]);
     let request = request("[[tokens=120 fault=cut@40]] a long story");
@@ -435,11 +435,8 @@ async fn a_host_is_known_by_its_address_and_asked_by_its_name() {
     let named = sim.url.replace("127.0.0.1", "localhost");
     let fleet = fleet(&[&named]);
     fleet.follow_names(&Lifecycle::default());
-    let deadline = Instant::now() + LIMIT;
-    while fleet.hosts().is_empty() {
-        assert!(Instant::now() < deadline, "the name was not looked up");
-        tokio::task::yield_now().await;
-    }
+    let found = eventually(LIMIT, async || !fleet.hosts().is_empty()).await;
+    assert!(found, "the name was not looked up");
     let heard = ask(&fleet, &request("[[tokens=3]]")).await.expect("an answer");
     assert!(heard.end.is_ok());
     let hosts = fleet.hosts();
@@ -448,13 +445,13 @@ async fn a_host_is_known_by_its_address_and_asked_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
+async fn a_dead_host_is_passed_over_and_without_a_live_one_there_is_an_error() {
     let (first, second) = (ollama_sim(&[]), ollama_sim(&[]));
     let fleet = fleet(&[&first.url, &second.url]);
     assert_eq!(fleet.healthy().await, 2);
     let slot = acquire(&fleet, MODEL).await.expect("a slot");
     first.kill();
-    // What dies under a request is told as such; what follows avoids it.
+    // A host that dies under a request is reported; later requests avoid it.
     let error = slot.chat(&request("hi")).await.expect_err("dead");
     assert!(error.is_retryable(), "{error:?}");
     drop(slot);
@@ -464,7 +461,7 @@ async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
     }
     assert_eq!(fleet.healthy().await, 1);
     second.kill();
-    // The first to come may still meet the list of before, or a connection that just broke.
+    // The first request may still meet the old list, or a connection that just broke.
     let error = ask(&fleet, &request("hi")).await.expect_err("dead");
     assert!(error.is_retryable(), "{error:?}");
     assert_eq!(fleet.models().await, Err(OllamaError::NoHost));
@@ -474,7 +471,7 @@ async fn a_dead_host_is_passed_over_and_nobody_is_there_when_all_are_dead() {
 }
 
 #[tokio::test]
-async fn a_host_that_hangs_delays_nobody_who_has_another() {
+async fn a_host_that_hangs_delays_no_request_that_has_another() {
     let sim = ollama_sim(&[]);
     let hung = Host::start(|_| None).await;
     let fleet = fleet(&[&hung.url, &sim.url]);
@@ -496,18 +493,15 @@ async fn a_host_that_comes_back_is_used_again() {
     assert_eq!(fleet.check("m").await, Err(OllamaError::NoHost));
     let listener = TcpListener::bind(address).await.expect("the same port");
     let _host = Host::on(listener, |path| Some(odd_reply(path, b"")));
-    let deadline = Instant::now() + LIMIT;
-    while fleet.check("m").await.is_err() {
-        assert!(Instant::now() < deadline, "not found again");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let found = eventually(LIMIT, async || fleet.check("m").await.is_ok()).await;
+    assert!(found, "the host is not found again");
     assert!(acquire(&fleet, "m").await.is_ok());
 }
 
-// What no Ollama should do
+// Behaviour that no Ollama should have
 
 #[tokio::test]
-async fn whatever_a_host_sends_instead_of_a_stream_is_one_clean_error() {
+async fn anything_that_a_host_sends_instead_of_a_stream_is_one_clean_error() {
     let long_line = [&b"{\"response\":\""[..], &vec![b'x'; 2 << 20]].concat();
     let random: Vec<u8> =
         (0..10_000_u32).map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
@@ -567,7 +561,7 @@ async fn no_conversation_follows_a_redirect() {
 }
 
 #[tokio::test]
-async fn a_host_that_does_not_tell_what_it_has_loaded_is_used_all_the_same() {
+async fn a_host_that_does_not_list_its_loaded_models_is_used_all_the_same() {
     let host = Host::start(|path| match path {
         "/api/ps" => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
         _ => Some(odd_reply(path, b"{\"done\":true}\n")),
@@ -599,12 +593,12 @@ async fn a_list_without_end_is_not_read() {
     .await;
     let begun = Instant::now();
     assert_eq!(fleet(&[&host.url]).models().await, Err(OllamaError::NoHost));
-    // Refused for its size, not given up for its time.
+    // The list is refused for its size, not for its time.
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_host_that_cannot_render_says_so_without_a_word_of_an_answer() {
+async fn a_host_that_cannot_render_is_an_error_before_any_text() {
     let host = Host::start(|path| {
         Some(odd_reply(path, b"{\"message\":{\"content\":\"one\"},\"done\":true}"))
     })
@@ -628,14 +622,14 @@ async fn generations_one_after_another_share_a_connection() {
     assert_eq!(host.accepted(), before);
 }
 
-// What servers do that are not quite Ollama
+// Servers that are not quite Ollama
 
 async fn arm(sim: &Process, fault: &Value) {
     let armed = http().post(format!("{}/sim/faults", sim.url)).json(fault).send().await;
     assert!(armed.is_ok_and(|reply| reply.status().is_success()), "{fault}");
 }
 
-/// The breaker of the only host, and those of its models.
+/// Returns the breaker of the only host, and those of its models.
 fn breakers(fleet: &Fleet) -> (BreakerState, Vec<(String, BreakerState)>) {
     let host = fleet.hosts().remove(0);
     let failed = host.failed.into_iter().map(|(model, state)| (model.to_string(), state));
@@ -688,7 +682,7 @@ async fn an_answer_that_is_written_oddly_arrives_whole_and_is_no_fault() {
 }
 
 #[tokio::test]
-async fn a_host_that_loads_or_unloads_the_model_instead_of_answering_has_not_answered() {
+async fn a_load_or_unload_instead_of_an_answer_is_no_answer() {
     let sim = ollama_sim(&[]);
     let fleet = fleet(&[&sim.url]);
     for reason in ["load", "unload"] {
@@ -718,7 +712,7 @@ async fn odd_entries_of_a_list_cost_themselves_and_the_other_models_stay() {
 }
 
 #[tokio::test]
-async fn a_host_of_an_old_release_that_tells_of_no_model_answers() {
+async fn a_host_of_an_old_release_that_describes_no_model_answers() {
     let sim = ollama_sim(&[]);
     for path in ["/api/ps", "/api/show"] {
         arm(&sim, &json!({"fault": "status@404", "path": path, "times": 1_000_000})).await;
@@ -735,7 +729,7 @@ async fn a_host_of_an_old_release_that_tells_of_no_model_answers() {
 }
 
 #[tokio::test]
-async fn a_model_that_its_host_cannot_run_is_refused_and_neither_is_left_alone_for_it() {
+async fn a_model_that_its_host_cannot_run_is_refused_and_opens_no_breaker() {
     let models = "tinyllama,big,nomic-embed-text,alien";
     let sim = ollama_sim(&["--models", models, "--too-large", "big"]);
     let fleet = fleet(&[&sim.url]);
@@ -756,7 +750,7 @@ async fn a_model_that_its_host_cannot_run_is_refused_and_neither_is_left_alone_f
 }
 
 #[tokio::test]
-async fn a_model_that_fails_again_and_again_is_left_alone_and_its_host_is_not() {
+async fn a_model_that_keeps_failing_opens_its_own_breaker_and_not_that_of_its_host() {
     for fault in ["status@500", "garbage@0", "end@0"] {
         let sim = ollama_sim(&["--models", "tinyllama,broken"]);
         let armed = json!({"fault": fault, "model": "broken:latest", "times": 1_000_000});
@@ -776,21 +770,20 @@ async fn a_model_that_fails_again_and_again_is_left_alone_and_its_host_is_not() 
         let left_alone = vec![("broken:latest".to_owned(), BreakerState::Open)];
         assert_eq!(breakers(&fleet), (BreakerState::Closed, left_alone), "{fault}");
         assert!(ask(&fleet, &request).await.expect(fault).end.is_ok(), "{fault}");
-        // Once it is well, one trial brings it back.
+        // Once the model works again, one trial closes its breaker.
         let cleared = http().delete(format!("{}/sim/faults", sim.url)).send().await;
         assert!(cleared.is_ok_and(|reply| reply.status().is_success()));
-        let deadline = Instant::now() + LIMIT;
-        while !matches!(ask_of(&fleet, "broken", &request).await, Ok(Heard { end: Ok(_), .. })) {
-            assert!(Instant::now() < deadline, "{fault}: never tried again");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let works = async || {
+            matches!(ask_of(&fleet, "broken", &request).await, Ok(Heard { end: Ok(_), .. }))
+        };
+        assert!(eventually(LIMIT, works).await, "{fault}: never tried again");
         let well = vec![("broken:latest".to_owned(), BreakerState::Closed)];
         assert_eq!(breakers(&fleet), (BreakerState::Closed, well), "{fault}");
     }
 }
 
 #[tokio::test]
-async fn a_host_that_fails_several_models_is_left_alone() {
+async fn a_host_that_fails_several_models_opens_its_breaker() {
     let sim = ollama_sim(&["--models", "tinyllama,one,two"]);
     arm(&sim, &json!({"fault": "status@500", "times": 1_000_000})).await;
     let fleet = fleet(&[&sim.url]);
@@ -804,7 +797,7 @@ async fn a_host_that_fails_several_models_is_left_alone() {
     assert_eq!(breakers(&fleet).0, BreakerState::Open);
 }
 
-/// A reply for every path that a fleet asks before it chats, and `body` for what it chats.
+/// Returns a reply for every path that a fleet requests before it chats, and `body` for the chat.
 fn odd_reply(path: &str, body: &[u8]) -> Vec<u8> {
     let body = match path {
         "/api/tags" => b"{\"models\":[{\"name\":\"m:latest\"}]}",
@@ -856,7 +849,7 @@ impl Drop for Host {
     }
 }
 
-/// Answers the requests of one connection until the client has enough.
+/// Answers the requests of one connection until the client closes it.
 async fn answer(mut socket: TcpStream, reply: Arc<impl Fn(&str) -> Option<Vec<u8>>>) {
     let mut received = Vec::new();
     loop {

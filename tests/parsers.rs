@@ -1,4 +1,4 @@
-//! Ten thousand random strings, and as many damaged valid ones, at each parser.
+//! Ten thousand random strings, and as many damaged valid ones, for each parser.
 #![allow(missing_docs, reason = "tests")]
 
 #[path = "support/parsers.rs"]
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 const CASES: u32 = 10_000;
-/// One string, in a debug build on a busy machine.
+/// The time limit of one string, in a debug build on a busy machine.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 const MESSAGES: &[&str] = &[
@@ -37,7 +37,7 @@ fn random() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..400)
 }
 
-/// A valid one with bytes changed, left out, doubled, and put in.
+/// Returns a valid string with bytes changed, left out, doubled, and inserted.
 fn damaged(valid: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let damage = prop::collection::vec((any::<Index>(), any::<u8>(), 0..4u8), 0..5);
     (select(valid), damage).prop_map(|(text, damage)| {

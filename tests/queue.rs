@@ -1,4 +1,4 @@
-//! What the queue promises, on a real Redis.
+//! The promises of the queue, on a real Redis.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -10,25 +10,17 @@ use jarvis::queue::{
     Freed, Grant, HostAccess, HostKey, HostReport, Lease, Queue, QueueLimits, QueueStore, Returned,
     Room, Ticket, TicketStatus, Waiting,
 };
-use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::redis::Redis;
 use jarvis::session::GenerationId;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use support::eventually;
+use support::process::LIMIT;
 use support::redis::{RedisCluster, RedisServer};
+use support::store::connect;
 
 const MODEL: &str = "m:latest";
 const LIMITS: QueueLimits = QueueLimits { waiting: 1000, waiting_of_source: 1000 };
-
-fn options(url: &str) -> RedisOptions {
-    let command_timeout = Duration::from_secs(5);
-    RedisOptions { url: url.to_owned(), command_timeout, acknowledgements: 0 }
-}
-
-async fn connect(url: &str) -> Redis {
-    let redis = Redis::connect(&options(url)).expect("a client");
-    migrations::apply(&redis).await.expect("migrations");
-    redis
-}
 
 fn replica(redis: &Redis, name: &str) -> QueueStore {
     QueueStore::new(redis.clone(), name.to_owned(), LIMITS)
@@ -59,19 +51,19 @@ async fn join(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
     store.join(ticket, None).await.expect("Redis").status
 }
 
-async fn place(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
+async fn status(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
     store.statuses(&[ticket.generation]).await.expect("Redis").remove(0).status
 }
 
 async fn granted(store: &QueueStore, ticket: &Ticket) -> Grant {
-    match place(store, ticket).await {
+    match status(store, ticket).await {
         TicketStatus::Granted(grant) => grant,
         other => panic!("no slot: {other:?}"),
     }
 }
 
 async fn position(store: &QueueStore, ticket: &Ticket) -> Option<u64> {
-    match place(store, ticket).await {
+    match status(store, ticket).await {
         TicketStatus::Waiting(Waiting { position, .. }) => Some(position),
         _ => None,
     }
@@ -101,6 +93,18 @@ impl World {
         let store = replica(&self.redis, name);
         store.report(hosts).await.expect("Redis");
         store
+    }
+
+    /// A store with other limits.
+    fn limited(&self, waiting: usize, waiting_of_source: usize) -> QueueStore {
+        let limits = QueueLimits { waiting, waiting_of_source };
+        QueueStore::new(self.redis.clone(), "r1".to_owned(), limits)
+    }
+
+    /// Records this as the mean time of host a's turns, as releases measure it.
+    fn set_turn_time(&self, mean: Duration) {
+        let mean_ms = mean.as_millis().to_string();
+        self.server.cli(&["HSET", "jarvis:{queue}:host:a", "turn_ms", &mean_ms]);
     }
 }
 
@@ -144,9 +148,9 @@ async fn a_model_whose_hosts_are_full_blocks_no_other() {
         join(&world.store, one).await;
     }
     let two = ticket("v", "two:latest");
-    let told = join(&world.store, &two).await;
-    assert!(matches!(told, TicketStatus::Waiting(w) if w.position == 4), "{told:?}");
-    // Host a has no use for the second model, however long that waits.
+    let status = join(&world.store, &two).await;
+    assert!(matches!(status, TicketStatus::Waiting(w) if w.position == 4), "{status:?}");
+    // Host a does not have the second model, however long that waits.
     let on_a = ones.iter().take(2);
     for one in on_a {
         let grant = granted(&world.store, one).await;
@@ -157,10 +161,10 @@ async fn a_model_whose_hosts_are_full_blocks_no_other() {
     granted(&world.store, &ones[2]).await;
     assert_eq!(position(&world.store, &two).await, Some(3));
     let third = ticket("w", "three:latest");
-    let told = join(&world.store, &third).await;
+    let status = join(&world.store, &third).await;
     assert!(
-        matches!(told, TicketStatus::Waiting(w) if w.hosts == 0 && w.eta.is_none()),
-        "{told:?}"
+        matches!(status, TicketStatus::Waiting(w) if w.hosts == 0 && w.eta.is_none()),
+        "{status:?}"
     );
     release(&world.store, &third).await;
 }
@@ -208,19 +212,20 @@ async fn fifty_turns_of_one_user_delay_anothers_first_by_one_turn() {
 }
 
 #[tokio::test]
-async fn who_sends_two_hundred_turns_costs_the_others_little() {
+async fn a_user_with_two_hundred_turns_delays_the_others_little() {
     let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
     let (with, all_busy) = median_wait_of_others(&hosts, 200).await;
     let (without, _) = median_wait_of_others(&hosts, 0).await;
     println!(
         "median wait of the others: {with} beside the greedy one, {without} without, in turns"
     );
-    assert!(all_busy, "a slot was free while somebody waited");
+    assert!(all_busy, "a slot was free while a turn waited");
     assert!(with <= without * 1.3, "{with} against {without}");
 }
 
-/// 29 users send 100 turns and one sends `greedy`, all at once; every turn takes one step. Gives the
-/// median number of steps that a turn of the 29 waits, and whether all slots were busy meanwhile.
+/// 29 users send 100 turns and one sends `greedy`, all at once; every turn takes one step. Returns
+/// the median number of steps that a turn of the 29 waits, and whether all slots were busy
+/// meanwhile.
 async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, bool) {
     let world = World::with(hosts).await;
     let stores = [
@@ -240,11 +245,11 @@ async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, boo
     while !live.is_empty() {
         let mut running = Vec::new();
         for (replica, store) in stores.iter().enumerate() {
-            let own: Vec<_> = live.iter().filter(|(_, at)| *at == replica).collect();
-            let ids: Vec<_> = own.iter().map(|(ticket, _)| ticket.generation).collect();
-            let places = store.statuses(&ids).await.expect("Redis");
-            for ((ticket, _), told) in own.iter().zip(places) {
-                if matches!(told.status, TicketStatus::Granted(_)) {
+            let tickets: Vec<_> = live.iter().filter(|(_, at)| *at == replica).collect();
+            let ids: Vec<_> = tickets.iter().map(|(ticket, _)| ticket.generation).collect();
+            let replies = store.statuses(&ids).await.expect("Redis");
+            for ((ticket, _), reply) in tickets.iter().zip(replies) {
+                if matches!(reply.status, TicketStatus::Granted(_)) {
                     running.push((ticket.clone(), replica));
                 }
             }
@@ -264,7 +269,7 @@ async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, boo
 }
 
 #[tokio::test]
-async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places() {
+async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_positions() {
     let hosts = [host("a", 2, &[MODEL])];
     let world = World::with(&hosts).await;
     let heir = world.other("r2", &hosts).await;
@@ -280,8 +285,8 @@ async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places(
     assert_eq!(position(&heir, &late).await, Some(2));
     assert_eq!(heir.free("r1", Some(8)).await.unwrap(), Freed::All);
     granted(&heir, &late).await;
-    assert_eq!(place(&world.store, &running[0]).await, TicketStatus::Gone);
-    // What the dead one still had to say changes nothing.
+    assert_eq!(status(&world.store, &running[0]).await, TicketStatus::Gone);
+    // A late call of the dead replica changes nothing.
     release(&world.store, &early).await;
     let newcomer = ticket("u5", MODEL);
     let full = ticket("u6", MODEL);
@@ -291,7 +296,7 @@ async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_places(
     join(&heir, &early).await;
     join(&heir, &continued).await;
     assert_eq!(position(&heir, &continued).await, Some(1), "text goes first");
-    assert_eq!(position(&heir, &early).await, Some(2), "its old place");
+    assert_eq!(position(&heir, &early).await, Some(2), "its old position");
     assert_eq!(position(&heir, &newcomer).await, Some(3));
 }
 
@@ -312,7 +317,7 @@ async fn a_turn_that_is_taken_over_before_its_replica_is_freed_holds_one_slot() 
 }
 
 #[tokio::test]
-async fn a_slot_that_is_returned_keeps_the_place_and_another_host_is_tried() {
+async fn a_turn_that_returns_its_slot_keeps_its_position_and_gets_another_host() {
     let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let other = world.other("r2", &hosts).await;
@@ -323,19 +328,19 @@ async fn a_slot_that_is_returned_keeps_the_place_and_another_host_is_tried() {
     join(&other, &third).await;
     let grant = granted(&world.store, &first).await;
     let why = Returned { excluded: Duration::from_mins(1), full: Duration::ZERO, has_text: false };
-    let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
-    assert!(matches!(told.status, TicketStatus::Waiting(w) if w.position == 1), "{told:?}");
+    let reply = world.store.give_back(first.generation, &grant, why).await.unwrap();
+    assert!(matches!(reply.status, TicketStatus::Waiting(w) if w.position == 1), "{reply:?}");
     assert_eq!(granted(&other, &third).await.host, grant.host, "the next one gets the host");
     release(&world.store, &second).await;
     let again = granted(&world.store, &first).await;
     assert_ne!(again.host, grant.host);
-    // The same word a second time, late.
-    let told = world.store.give_back(first.generation, &grant, why).await.unwrap();
-    assert_eq!(told.status, TicketStatus::Granted(again));
+    // The same call a second time, late, changes nothing.
+    let reply = world.store.give_back(first.generation, &grant, why).await.unwrap();
+    assert_eq!(reply.status, TicketStatus::Granted(again));
 }
 
 #[tokio::test]
-async fn a_host_that_says_it_is_full_gets_nothing_for_a_while() {
+async fn a_host_that_reports_itself_full_gets_no_grant_for_a_while() {
     let world = World::with(&[host("a", 4, &[MODEL])]).await;
     let (first, second) = (ticket("u1", MODEL), ticket("u2", MODEL));
     join(&world.store, &first).await;
@@ -347,9 +352,11 @@ async fn a_host_that_says_it_is_full_gets_nothing_for_a_while() {
     assert!(
         matches!(join(&world.store, &second).await, TicketStatus::Waiting(w) if w.position == 2)
     );
-    while position(&world.store, &first).await.is_some() {
+    let granted_again = eventually(LIMIT, async || {
         world.store.tick().await.unwrap();
-    }
+        position(&world.store, &first).await.is_none()
+    });
+    assert!(granted_again.await, "the host stays full");
     assert!(began.elapsed() + Duration::from_millis(5) >= full, "{:?}", began.elapsed());
     granted(&world.store, &second).await;
 }
@@ -377,15 +384,11 @@ async fn a_host_that_one_replica_cannot_reach_serves_the_others_and_then_gets_on
 }
 
 #[tokio::test]
-async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
+async fn a_turn_beyond_a_bound_gets_a_retry_time_at_which_there_is_room() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = QueueLimits { waiting: 2, waiting_of_source: 1 };
-    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let store = world.limited(2, 1);
     let turn_time = Duration::from_millis(400);
-    let warm = ticket("u", MODEL);
-    join(&store, &warm).await;
-    tokio::time::sleep(turn_time).await;
-    release(&store, &warm).await;
+    world.set_turn_time(turn_time);
     let running = ticket("u", MODEL);
     join(&store, &running).await;
     let began = Instant::now();
@@ -393,8 +396,8 @@ async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
     assert!(matches!(join(&store, &ticket("u", MODEL)).await, TicketStatus::Crowded(Some(_))));
     assert!(matches!(join(&store, &ticket("v", MODEL)).await, TicketStatus::Waiting(_)));
     let late = ticket("w", MODEL);
-    let told = join(&store, &late).await;
-    let TicketStatus::Full(Some(wait)) = told else { panic!("{told:?}") };
+    let status = join(&store, &late).await;
+    let TicketStatus::Full(Some(wait)) = status else { panic!("{status:?}") };
     assert!(wait <= turn_time * 2, "{wait:?}");
     tokio::time::sleep_until((began + turn_time).into()).await;
     release(&store, &running).await;
@@ -403,20 +406,16 @@ async fn beyond_a_bound_it_is_said_when_to_come_back_and_that_is_true() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_told_of_room_that_no_other_was_told_of() {
+async fn each_refused_turn_gets_a_retry_time_for_room_of_its_own() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = QueueLimits { waiting: 5, waiting_of_source: 100 };
-    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let store = world.limited(5, 100);
     let turn_time = Duration::from_millis(400);
-    let warm = ticket("u", MODEL);
-    join(&store, &warm).await;
-    tokio::time::sleep(turn_time).await;
-    release(&store, &warm).await;
+    world.set_turn_time(turn_time);
     for _ in 0..6 {
         join(&store, &ticket("u", MODEL)).await;
     }
     for refused in 1..=10 {
-        let told = if refused % 2 == 0 {
+        let room = if refused % 2 == 0 {
             store.room(MODEL).await.expect("Redis")
         } else {
             match join(&store, &ticket("v", MODEL)).await {
@@ -424,8 +423,8 @@ async fn who_is_refused_is_told_of_room_that_no_other_was_told_of() {
                 other => panic!("{other:?}"),
             }
         };
-        let Room::NoneFor(Some(after)) = told else { panic!("{told:?}") };
-        // In the time of five turns all have left.
+        let Room::NoneFor(Some(after)) = room else { panic!("{room:?}") };
+        // After the time of five turns all have left.
         let true_wait = turn_time * refused.min(5);
         assert!(after > true_wait.mul_f64(0.7) && after < true_wait.mul_f64(1.3), "{after:?}");
     }
@@ -448,26 +447,26 @@ async fn a_turn_that_never_ran_is_not_charged() {
 }
 
 #[tokio::test]
-async fn what_redis_forgot_is_put_back() {
+async fn tickets_that_redis_lost_are_restored() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let (running, waiting) = (ticket("u", MODEL), ticket("v", MODEL));
     let start = world.store.join(&running, None).await.unwrap().start.expect("a start");
-    let place_of_waiting = world.store.join(&waiting, None).await.unwrap().start;
+    let start_of_waiting = world.store.join(&waiting, None).await.unwrap().start;
     world.server.cli(&["FLUSHALL"]);
-    assert_eq!(place(&world.store, &running).await, TicketStatus::Gone);
+    assert_eq!(status(&world.store, &running).await, TicketStatus::Gone);
     let grant = world.store.restore(&running, &HostKey("a".into()), &start).await.unwrap();
     assert_eq!(grant, Some(1));
     world.store.report(&hosts).await.unwrap();
-    let told = world.store.join(&waiting, place_of_waiting.as_deref()).await.unwrap();
-    assert!(matches!(told.status, TicketStatus::Waiting(w) if w.position == 1), "{told:?}");
-    assert_eq!(told.start, place_of_waiting);
+    let reply = world.store.join(&waiting, start_of_waiting.as_deref()).await.unwrap();
+    assert!(matches!(reply.status, TicketStatus::Waiting(w) if w.position == 1), "{reply:?}");
+    assert_eq!(reply.start, start_of_waiting);
     release(&world.store, &running).await;
     granted(&world.store, &waiting).await;
 }
 
 #[tokio::test]
-async fn the_time_that_is_told_is_the_time_it_takes() {
+async fn the_estimated_wait_is_the_time_that_a_turn_waits() {
     let hosts = [host("a", 2, &[MODEL]), host("b", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let turn_time = Duration::from_secs(1);
@@ -475,46 +474,44 @@ async fn the_time_that_is_told_is_the_time_it_takes() {
         let store = world.store.clone();
         async move {
             let joined = Instant::now();
-            let mut told: Option<(Instant, Duration)> = None;
-            let mut place = join(&store, &ticket).await;
-            while let TicketStatus::Waiting(Waiting { eta, .. }) = place {
-                told = told.or(eta.map(|eta| (Instant::now(), eta)));
+            let mut estimate: Option<(Instant, Duration)> = None;
+            let mut status = join(&store, &ticket).await;
+            while let TicketStatus::Waiting(Waiting { eta, .. }) = status {
+                estimate = estimate.or(eta.map(|eta| (Instant::now(), eta)));
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                place = self::place(&store, &ticket).await;
+                status = self::status(&store, &ticket).await;
             }
-            let waited = told.map(|(at, eta)| (at.elapsed(), eta));
+            let waited = estimate.map(|(at, eta)| (at.elapsed(), eta));
             tokio::time::sleep(turn_time).await;
             release(&store, &ticket).await;
             (joined, waited)
         }
     };
+    // The mean is what the queue measures here: the other tests record it.
     run(ticket("warm", MODEL)).await;
     let turns = (0..15).map(|n| run(ticket(&format!("u{n}"), MODEL)));
     let turns = futures_util::future::join_all(turns).await;
-    let told: Vec<_> = turns.iter().filter_map(|(_, waited)| *waited).collect();
-    assert_eq!(told.len(), 12);
-    for (took, eta) in told {
+    let waits: Vec<_> = turns.iter().filter_map(|(_, waited)| *waited).collect();
+    assert_eq!(waits.len(), 12);
+    for (took, eta) in waits {
         let (took, eta) = (took.as_secs_f64(), eta.as_secs_f64());
-        assert!((eta - took).abs() <= 0.3 * took, "told {eta:.2} s, took {took:.2} s");
+        assert!((eta - took).abs() <= 0.3 * took, "estimated {eta:.2} s, took {took:.2} s");
     }
 }
 
 #[tokio::test]
-async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
+async fn unreachable_slots_do_not_shorten_the_estimated_wait() {
     let mut hosts = [host("a", 1, &[MODEL]), host("b", 4, &[MODEL])];
     let world = World::with(&hosts).await;
     hosts[1].via = HostAccess::Shut;
     world.store.report(&hosts).await.unwrap();
     let turn_time = Duration::from_millis(500);
-    let warm = ticket("u", MODEL);
-    join(&world.store, &warm).await;
-    tokio::time::sleep(turn_time).await;
-    release(&world.store, &warm).await;
+    world.set_turn_time(turn_time);
     join(&world.store, &ticket("u", MODEL)).await;
     for n in 1..4 {
-        let told = join(&world.store, &ticket("v", MODEL)).await;
-        let TicketStatus::Waiting(Waiting { eta: Some(eta), hosts: 1, .. }) = told else {
-            panic!("{told:?}")
+        let status = join(&world.store, &ticket("v", MODEL)).await;
+        let TicketStatus::Waiting(Waiting { eta: Some(eta), hosts: 1, .. }) = status else {
+            panic!("{status:?}")
         };
         let true_wait = turn_time * n;
         assert!(eta > true_wait.mul_f64(0.7) && eta < true_wait.mul_f64(1.3), "{n}: {eta:?}");
@@ -522,13 +519,10 @@ async fn slots_that_cannot_be_reached_are_not_reckoned_with() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_full_by_its_own_word_is_not_reckoned_with() {
+async fn a_host_that_reports_itself_full_does_not_shorten_the_estimated_wait() {
     let world = World::with(&[host("a", 1, &[MODEL]), host("b", 4, &["other:latest"])]).await;
     let turn_time = Duration::from_millis(500);
-    let warm = ticket("u", MODEL);
-    join(&world.store, &warm).await;
-    tokio::time::sleep(turn_time).await;
-    release(&world.store, &warm).await;
+    world.set_turn_time(turn_time);
     join(&world.store, &ticket("u", MODEL)).await;
     world.store.report(&[host("a", 1, &[MODEL]), host("b", 4, &[MODEL])]).await.unwrap();
     let bounced = ticket("v", MODEL);
@@ -538,15 +532,15 @@ async fn a_host_that_is_full_by_its_own_word_is_not_reckoned_with() {
     let full = Duration::from_mins(1);
     let why = Returned { excluded: Duration::ZERO, full, has_text: false };
     world.store.give_back(bounced.generation, &grant, why).await.unwrap();
-    let told = join(&world.store, &ticket("w", MODEL)).await;
-    let TicketStatus::Waiting(Waiting { position: 2, eta: Some(eta), .. }) = told else {
-        panic!("{told:?}")
+    let status = join(&world.store, &ticket("w", MODEL)).await;
+    let TicketStatus::Waiting(Waiting { position: 2, eta: Some(eta), .. }) = status else {
+        panic!("{status:?}")
     };
     assert!(eta > turn_time.mul_f64(1.4) && eta < turn_time.mul_f64(2.6), "{eta:?}");
 }
 
 #[tokio::test]
-async fn a_host_that_few_can_reach_does_not_idle_behind_those_who_cannot() {
+async fn a_host_that_few_replicas_can_reach_does_not_idle_behind_tickets_of_the_others() {
     let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let other = world.other("r2", &hosts).await;
@@ -563,7 +557,7 @@ async fn a_host_that_few_can_reach_does_not_idle_behind_those_who_cannot() {
 }
 
 #[tokio::test]
-async fn whoever_comes_after_everything_was_lost_waits_behind_those_who_waited() {
+async fn after_redis_lost_everything_a_new_turn_waits_behind_those_that_waited() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     for _ in 0..20 {
@@ -593,23 +587,19 @@ async fn whoever_comes_after_everything_was_lost_waits_behind_those_who_waited()
 }
 
 #[tokio::test]
-async fn a_source_that_has_its_share_is_told_when_its_own_first_turn_leaves() {
+async fn a_source_beyond_its_share_gets_the_time_at_which_its_first_turn_leaves() {
     let world = World::with(&[host("a", 1, &[MODEL])]).await;
-    let limits = QueueLimits { waiting: 100, waiting_of_source: 1 };
-    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let store = world.limited(100, 1);
     let turn_time = Duration::from_millis(300);
-    let warm = ticket("w", MODEL);
-    join(&store, &warm).await;
-    tokio::time::sleep(turn_time).await;
-    release(&store, &warm).await;
+    world.set_turn_time(turn_time);
     for n in 0..5 {
         join(&store, &ticket(&format!("v{n}"), MODEL)).await;
     }
     // One of the five runs.
     let fifth = join(&store, &ticket("u", MODEL)).await;
     assert!(matches!(fifth, TicketStatus::Waiting(w) if w.position == 5), "{fifth:?}");
-    let told = join(&store, &ticket("u", MODEL)).await;
-    let TicketStatus::Crowded(Some(after)) = told else { panic!("{told:?}") };
+    let status = join(&store, &ticket("u", MODEL)).await;
+    let TicketStatus::Crowded(Some(after)) = status else { panic!("{status:?}") };
     assert!(
         after > turn_time.mul_f64(0.7 * 5.0) && after < turn_time.mul_f64(1.3 * 5.0),
         "{after:?}"
@@ -629,11 +619,11 @@ async fn until_granted(lease: &mut Lease) -> Grant {
             lease.changed().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), granted).await.expect("a grant in time")
+    tokio::time::timeout(LIMIT, granted).await.expect("a grant in time")
 }
 
 #[tokio::test]
-async fn a_slot_that_comes_free_on_one_replica_is_known_on_the_other_at_once() {
+async fn a_slot_that_one_replica_frees_is_granted_on_another_at_once() {
     let hosts = vec![host("a", 1, &[MODEL])];
     let server = RedisServer::start();
     let redis = connect(&server.url()).await;
@@ -657,21 +647,21 @@ async fn a_slot_that_comes_free_on_one_replica_is_known_on_the_other_at_once() {
 }
 
 #[tokio::test]
-async fn what_a_replica_holds_and_what_redis_says_it_holds_become_the_same() {
+async fn slots_that_a_replica_and_redis_count_differently_are_reconciled() {
     let hosts = vec![host("a", 2, &[MODEL])];
     let server = RedisServer::start();
     let redis = connect(&server.url()).await;
     let queue = queue(&redis, "r1", hosts);
     let mut running = queue.lease(ticket("u", MODEL));
     running.join(false).await.expect("Redis");
-    // As by the call of a release that was lost.
+    // The release of this ticket seems to be lost.
     let lost = ticket("v", MODEL);
     assert!(matches!(join(&replica(&redis, "r1"), &lost).await, TicketStatus::Granted(_)));
     let mut waiting = queue.lease(ticket("w", MODEL));
     assert!(matches!(waiting.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
     until_granted(&mut waiting).await;
     drop(waiting);
-    // As by a failover that lost everything.
+    // A failover seems to lose everything.
     let mut waiting = queue.lease(ticket("w", MODEL));
     let other = queue.lease(ticket("x", MODEL));
     let (mut other, mut third) = (other, queue.lease(ticket("y", MODEL)));
@@ -680,20 +670,19 @@ async fn what_a_replica_holds_and_what_redis_says_it_holds_become_the_same() {
     assert!(matches!(other.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
     assert!(matches!(third.join(false).await.expect("Redis"), TicketStatus::Waiting(_)));
     server.cli(&["FLUSHALL"]);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while server.cli(&["HLEN", "jarvis:{queue}:held:a"]).trim() != "2"
-        || server.cli(&["ZCARD", &format!("jarvis:{{queue}}:model:{MODEL}")]).trim() != "2"
-    {
-        assert!(Instant::now() < deadline, "not put back in time");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let restored = async || {
+        let waiting = format!("jarvis:{{queue}}:model:{MODEL}");
+        server.cli(&["HLEN", "jarvis:{queue}:held:a"]).trim() == "2"
+            && server.cli(&["ZCARD", &waiting]).trim() == "2"
+    };
+    assert!(eventually(LIMIT, restored).await, "the tickets are not restored in time");
     drop((running, waiting));
     until_granted(&mut other).await;
     until_granted(&mut third).await;
 }
 
 #[tokio::test]
-async fn a_replica_that_wakes_does_not_take_back_what_was_taken_over() {
+async fn a_replica_that_wakes_does_not_take_back_a_turn_that_was_taken_over() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
     let heir = world.other("r2", &hosts).await;
@@ -701,12 +690,12 @@ async fn a_replica_that_wakes_does_not_take_back_what_was_taken_over() {
     let turn = ticket("v", MODEL);
     let start = world.store.join(&turn, None).await.expect("Redis").start;
     join(&heir, &turn).await;
-    let told = world.store.join(&turn, start.as_deref()).await.expect("Redis");
-    assert_eq!(told.status, TicketStatus::Gone);
+    let reply = world.store.join(&turn, start.as_deref()).await.expect("Redis");
+    assert_eq!(reply.status, TicketStatus::Gone);
     assert_eq!(position(&heir, &turn).await, Some(1));
 }
 
-/// What the property test does.
+/// A step of the property test.
 #[derive(Clone, Debug)]
 enum Op {
     Join { user: u8, model: u8, replica: u8 },
@@ -740,15 +729,24 @@ struct Known {
 }
 
 #[test]
-fn whatever_happens_no_host_is_overrun_no_slot_idles_and_no_ticket_is_lost() {
+fn no_sequence_of_calls_overruns_a_host_idles_a_slot_or_loses_a_ticket() {
+    for_each_case(60, &prop::collection::vec(op(), 1..60), &check);
+}
+
+/// Runs this many cases, each on an empty queue.
+fn for_each_case<T: std::fmt::Debug>(
+    cases: u32,
+    strategy: &impl Strategy<Value = T>,
+    check: &impl AsyncFn(&Redis, T) -> Result<(), TestCaseError>,
+) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let server = RedisServer::start();
     let redis = runtime.block_on(connect(&server.url()));
     let mut runner =
-        TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
-    let run = runner.run(&prop::collection::vec(op(), 1..60), |ops| {
+        TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let run = runner.run(strategy, |case| {
         server.cli(&["FLUSHALL"]);
-        runtime.block_on(check(&redis, ops))
+        runtime.block_on(check(&redis, case))
     });
     run.unwrap_or_else(|broken| panic!("{broken}"));
 }
@@ -781,7 +779,7 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::GiveBack { which, excluded } if !known.is_empty() => {
                 let at = which.index(known.len());
                 let one = &mut known[at];
-                let TicketStatus::Granted(grant) = place(&stores[one.replica], &one.ticket).await
+                let TicketStatus::Granted(grant) = status(&stores[one.replica], &one.ticket).await
                 else {
                     continue;
                 };
@@ -829,7 +827,7 @@ async fn check_invariants(
     let mut used: HashMap<String, usize> = HashMap::new();
     let mut waiting = Vec::new();
     for one in known {
-        match place(&stores[one.replica], &one.ticket).await {
+        match status(&stores[one.replica], &one.ticket).await {
             TicketStatus::Granted(grant) => *used.entry(grant.host.0).or_default() += 1,
             TicketStatus::Waiting(_) => waiting.push(one),
             TicketStatus::Gone => prop_assert!(one.parked, "a ticket was lost"),
@@ -838,7 +836,7 @@ async fn check_invariants(
     }
     for host in &stores[0].tick().await.expect("Redis").hosts {
         let mine = used.get(&host.name.0).copied().unwrap_or(0);
-        prop_assert_eq!(mine as u64, host.used, "slots that nobody holds");
+        prop_assert_eq!(mine as u64, host.used, "slots without a ticket");
         prop_assert!(host.used <= host.slots, "a host is overrun");
         let idle = host.used < host.slots;
         let usable = |one: &Known| {
@@ -853,20 +851,11 @@ async fn check_invariants(
 }
 
 #[test]
-fn whoever_comes_first_time_waits_for_at_most_one_turn_of_each_other_user() {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let server = RedisServer::start();
-    let redis = runtime.block_on(connect(&server.url()));
-    let mut runner =
-        TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+fn a_new_user_waits_for_at_most_one_turn_of_each_other_user() {
     let joins = (0u8..5, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
     let ends = (1usize..6).prop_map(|turns| (None, turns));
     let steps = prop::collection::vec(prop_oneof![joins, ends], 1..30);
-    let run = runner.run(&steps, |steps| {
-        server.cli(&["FLUSHALL"]);
-        runtime.block_on(check_fairness(&redis, steps))
-    });
-    run.unwrap_or_else(|broken| panic!("{broken}"));
+    for_each_case(40, &steps, &check_fairness);
 }
 
 async fn check_fairness(
@@ -876,8 +865,8 @@ async fn check_fairness(
     let store = replica(redis, "r1");
     store.report(&[host("a", 1, &[MODEL]), host("b", 1, &[MODEL])]).await.expect("Redis");
     let (mut waiting, mut running): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
-    // Of a user who has just come: the others' turns that were granted before the first of theirs,
-    // and how many may be: one more where the user has had turns of this round before.
+    // For each new user: the others' turns that were granted before the first of the user's own,
+    // and their limit, which is one more where the user had turns of this round before.
     let mut passed_by: HashMap<String, (BTreeMap<String, usize>, usize)> = HashMap::new();
     let mut known = HashSet::new();
     for (user, turns) in steps {
@@ -919,8 +908,7 @@ async fn check_fairness(
 async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond() {
     let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
     let world = World::with(&hosts).await;
-    let limits = QueueLimits { waiting: 30_000, waiting_of_source: 30_000 };
-    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let store = world.limited(30_000, 30_000);
     let tickets: Vec<_> = (0..20_000).map(|n| ticket(&format!("u{}", n % 1000), MODEL)).collect();
     for chunk in tickets.chunks(500) {
         futures_util::future::join_all(chunk.iter().map(|ticket| join(&store, ticket))).await;
@@ -934,7 +922,8 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
         let ticket = ticket(&format!("v{n}"), MODEL);
         costs.of("join", join(&store, &ticket)).await;
     }
-    // The oldest hold the slots: each release grants one. The newest leave the queue.
+    // The oldest tickets hold the slots, so that each release grants one. The newest leave the
+    // queue.
     let (front, back) = (&tickets[..1000], &tickets[19_000..]);
     for ticket in front.iter().chain(back) {
         costs.of("release", release(&store, ticket)).await;
@@ -945,7 +934,8 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
         costs.of("tick", store.tick()).await.expect("Redis");
         costs.of("holdings", store.holdings()).await.expect("Redis");
     }
-    // What nobody of this replica can use, and much of it stands before what others could.
+    // This replica cannot use the host any more, and many of its tickets stand before those of the
+    // others.
     let other = world.other("r2", &hosts).await;
     let mut shut = hosts.clone();
     shut[0].via = HostAccess::Shut;
@@ -966,7 +956,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
         println!("{function}: {} calls, {median:?} at p50, {p99:?} at p99, {most:?}", each.len());
         assert!(p99 < Duration::from_millis(1), "{function}: {p99:?} at p99");
     }
-    // Those that look at many tickets may take longer, but nobody is to wait for them.
+    // Calls that read many tickets may take longer, but may not hold up the others.
     for (function, all) in costs.of {
         let name = format!("jarvis_queue_{function}_1");
         let calls = log.lines().filter(|line| *line == name).count();
@@ -976,7 +966,7 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
     }
 }
 
-/// What calls cost Redis: the time that it computes, whatever else the machine does meanwhile.
+/// The cost of calls for Redis: its CPU time, whatever else the machine does meanwhile.
 struct Costs<'a> {
     server: &'a RedisServer,
     of: HashMap<&'static str, Vec<Duration>>,
@@ -988,7 +978,7 @@ impl Costs<'_> {
         function: &'static str,
         call: impl Future<Output = T>,
     ) -> impl Future<Output = T> {
-        // Boxed before it is awaited: an async function would keep room for the call twice.
+        // The call is boxed before it is awaited: an async function would keep room for it twice.
         let call = Box::pin(call);
         async move {
             let before = self.server.cpu_time().expect("a time");

@@ -13,18 +13,19 @@ use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
 use serde_json::{Value, json};
 use support::client::{Reply, get, post, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{Connection, RedisSentinels, RedisServer, cli};
 
-/// A replica over a Redis that the test spoils.
+/// A replica over a Redis that the test breaks.
 struct Setup {
     replica: Process,
     redis: RedisServer,
     _ollama: Process,
 }
 
-/// How long these replicas stay ready without Redis: long enough to be seen degraded on a busy
-/// machine.
+/// The time that these replicas stay ready without Redis: long enough to be degraded on a busy
+/// machine first.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Setup {
@@ -42,7 +43,8 @@ impl Setup {
         Self { replica, redis, _ollama: ollama }
     }
 
-    /// A user of Redis with these rules beside all commands and keys, and the replica that is it.
+    /// Creates a user of Redis with these rules beside all commands and keys, and a replica that
+    /// uses it.
     fn as_user(rules: &[&str]) -> Self {
         let redis = RedisServer::start();
         let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all"];
@@ -55,26 +57,19 @@ impl Setup {
         post(&self.replica, "/api/v1/chat", &json!({"message": "[[tokens=3]] hi"})).await
     }
 
-    /// What the three health replies say, once the probe has seen what the test did.
-    async fn until_told(&self, ready: u16, detailed: &str, trouble: Option<&str>) {
+    /// Waits until the three health replies are as expected.
+    async fn until_health(&self, ready: u16, detailed: &str, trouble: Option<&str>) {
         let wanted = json!({
             "ready": ready,
             "detailed": [if ready == 200 { 200 } else { 503 }, detailed],
             "trouble": trouble,
             "chat": if detailed == "healthy" { "healthy" } else { "unhealthy" },
         });
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let told = self.told().await;
-            if told == wanted {
-                return;
-            }
-            assert!(Instant::now() < deadline, "wanted {wanted}, and it says {told}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let reported = eventually(LIMIT, async || self.health().await == wanted).await;
+        assert!(reported, "wanted {wanted}, and it reports {}", self.health().await);
     }
 
-    async fn told(&self) -> Value {
+    async fn health(&self) -> Value {
         let ready = get(&self.replica, "/health/ready").await;
         let detailed = get(&self.replica, "/health/detailed").await;
         let chat = get(&self.replica, "/api/v1/chat/health").await;
@@ -88,21 +83,21 @@ impl Setup {
 }
 
 #[tokio::test]
-async fn a_replica_over_a_read_only_redis_is_never_ready_and_says_why() {
+async fn a_replica_over_a_read_only_redis_is_never_ready_and_reports_the_reason() {
     let primary = RedisServer::start();
     let port = primary.port().to_string();
     let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
     replica.wait_until_in_sync();
     let setup = Setup::over(replica, RedisServer::url);
-    setup.until_told(503, "unhealthy", Some("read-only replica")).await;
+    setup.until_health(503, "unhealthy", Some("read-only replica")).await;
     assert_eq!(setup.turn().await.status, 503);
-    // Where its functions came with the data, too.
+    // The functions came with the data, too.
     let other = Setup::over(primary, RedisServer::url);
-    other.until_told(200, "healthy", None).await;
-    setup.until_told(503, "unhealthy", Some("read-only replica")).await;
+    other.until_health(200, "healthy", None).await;
+    setup.until_health(503, "unhealthy", Some("read-only replica")).await;
     assert_eq!(setup.turn().await.status, 503);
     setup.redis.cli(&["REPLICAOF", "NO", "ONE"]);
-    setup.until_told(200, "healthy", None).await;
+    setup.until_health(200, "healthy", None).await;
     assert_eq!(setup.turn().await.status, 200);
 }
 
@@ -119,29 +114,30 @@ async fn a_replica_whose_redis_user_lacks_a_permission_is_never_ready_and_names_
         (&["&*", "resetkeys", "~other:*"], "no permission for keys", &["~jarvis:*"]),
     ] {
         let setup = Setup::as_user(rules);
-        setup.until_told(503, "unhealthy", Some(trouble)).await;
+        setup.until_health(503, "unhealthy", Some(trouble)).await;
         assert_eq!(setup.turn().await.status, 503, "{trouble}");
         setup.redis.cli(&[&["ACL", "SETUSER", "ann"][..], grant].concat());
-        setup.until_told(200, "healthy", None).await;
+        setup.until_health(200, "healthy", None).await;
         assert_eq!(setup.turn().await.status, 200, "{trouble}");
     }
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_as_such_and_a_corrected_one_makes_it_ready() {
+async fn a_wrong_password_is_reported_and_a_corrected_one_makes_the_replica_ready() {
     let redis = RedisServer::start();
     redis.cli(&["CONFIG", "SET", "requirepass", "right-one"]);
     let setup = Setup::over(redis, |redis| redis.url().replace("//", "//:wrong-one@"));
-    setup.until_told(503, "unhealthy", Some("wrong user name or password")).await;
+    setup.until_health(503, "unhealthy", Some("wrong user name or password")).await;
     let none = Setup::over(RedisServer::start(), |_| setup.redis.url());
-    none.until_told(503, "unhealthy", Some("wrong user name or password")).await;
+    none.until_health(503, "unhealthy", Some("wrong user name or password")).await;
     let change = ["CONFIG", "SET", "requirepass", "wrong-one"];
     setup.redis.cli_with_password("right-one", &change);
-    setup.until_told(200, "healthy", None).await;
+    setup.until_health(200, "healthy", None).await;
 }
 
 #[tokio::test]
-async fn a_wrong_password_of_the_sentinels_is_told_as_theirs_and_a_corrected_one_makes_it_ready() {
+async fn a_wrong_password_of_the_sentinels_is_reported_and_a_corrected_one_makes_the_replica_ready()
+{
     for given in ["", "&sentinelPassword=wrong-one"] {
         let redis = RedisSentinels::start();
         let url = redis.url();
@@ -159,7 +155,7 @@ async fn a_wrong_password_of_the_sentinels_is_told_as_theirs_and_a_corrected_one
         }
         let setup = Setup::over(RedisServer::start(), |_| format!("{url}{given}"));
         let trouble = "wrong user name or password of the sentinels";
-        setup.until_told(503, "unhealthy", Some(trouble)).await;
+        setup.until_health(503, "unhealthy", Some(trouble)).await;
         assert_eq!(setup.turn().await.status, 503);
         let log = std::fs::read_to_string(setup.replica.log()).expect("a log");
         assert!(log.contains("sentinelPassword") && !log.contains("wrong-one"), "{log}");
@@ -170,28 +166,28 @@ async fn a_wrong_password_of_the_sentinels_is_told_as_theirs_and_a_corrected_one
                 let mut sentinel = Connection::open(port).expect("a connection");
                 sentinel.ask(&words).expect("its replies");
             }
-            setup.until_told(200, "healthy", None).await;
+            setup.until_health(200, "healthy", None).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_database_that_redis_does_not_have_is_told_as_such() {
+async fn a_database_that_redis_does_not_have_is_reported() {
     let setup = Setup::over(RedisServer::start(), |redis| format!("{}/99", redis.url()));
-    setup.until_told(503, "unhealthy", Some("no database of this number")).await;
+    setup.until_health(503, "unhealthy", Some("no database of this number")).await;
     assert_eq!(setup.turn().await.status, 503);
     let log = std::fs::read_to_string(setup.replica.log()).expect("a log");
     assert!(log.contains("correct the number"), "{log}");
-    // And one that it has.
+    // Another replica uses a database that Redis has.
     let other = Setup::over(RedisServer::start(), |redis| format!("{}/9", redis.url()));
-    other.until_told(200, "healthy", None).await;
+    other.until_health(200, "healthy", None).await;
 }
 
 #[tokio::test]
 async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
     let setup = Setup::ready().await;
     setup.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    setup.until_told(200, "degraded", Some("memory full")).await;
+    setup.until_health(200, "degraded", Some("memory full")).await;
     let full = Instant::now();
     while full.elapsed() < PATIENCE + Duration::from_secs(2) {
         let reply = setup.turn().await;
@@ -202,10 +198,10 @@ async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
     }
     // A replica that starts now finds its functions loaded.
     let late = Setup::over(RedisServer::start(), |_| setup.redis.url());
-    late.until_told(200, "degraded", Some("memory full")).await;
+    late.until_health(200, "degraded", Some("memory full")).await;
     setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    setup.until_told(200, "healthy", None).await;
-    late.until_told(200, "healthy", None).await;
+    setup.until_health(200, "healthy", None).await;
+    late.until_health(200, "healthy", None).await;
     assert_eq!(setup.turn().await.status, 200);
 }
 
@@ -213,9 +209,9 @@ async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
 async fn a_redis_that_is_full_before_it_ever_had_the_functions_makes_no_replica_ready() {
     let redis = RedisServer::start_with(&["--maxmemory", "1"]);
     let setup = Setup::over(redis, RedisServer::url);
-    setup.until_told(503, "unhealthy", Some("memory full")).await;
+    setup.until_health(503, "unhealthy", Some("memory full")).await;
     setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    setup.until_told(200, "healthy", None).await;
+    setup.until_health(200, "healthy", None).await;
 }
 
 #[tokio::test]
@@ -223,13 +219,13 @@ async fn a_replica_stays_ready_through_a_short_outage_and_not_through_a_long_one
     let setup = Setup::ready().await;
     setup.redis.kill();
     let gone = Instant::now();
-    setup.until_told(200, "degraded", Some("not reachable")).await;
+    setup.until_health(200, "degraded", Some("not reachable")).await;
     assert_eq!(setup.turn().await.status, 503);
-    setup.until_told(503, "unhealthy", Some("not reachable")).await;
-    // It was usable for the last time at most a second and a probe before.
+    setup.until_health(503, "unhealthy", Some("not reachable")).await;
+    // Redis was usable for the last time at most a second and a probe before.
     assert!(gone.elapsed() + Duration::from_secs(2) >= PATIENCE, "{:?}", gone.elapsed());
     setup.redis.restart();
-    setup.until_told(200, "healthy", None).await;
+    setup.until_health(200, "healthy", None).await;
     assert_eq!(setup.turn().await.status, 200);
 }
 
@@ -237,12 +233,9 @@ async fn a_replica_stays_ready_through_a_short_outage_and_not_through_a_long_one
 async fn functions_that_were_flushed_are_loaded_again() {
     let setup = Setup::ready().await;
     setup.redis.cli(&["FUNCTION", "FLUSH"]);
-    let deadline = Instant::now() + LIMIT;
-    while !setup.redis.cli(&["FUNCTION", "LIST"]).contains("jarvis_probe_1") {
-        assert!(Instant::now() < deadline, "nobody loads the functions");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    setup.until_told(200, "healthy", None).await;
+    let loaded = async || setup.redis.cli(&["FUNCTION", "LIST"]).contains("jarvis_probe_1");
+    assert!(eventually(LIMIT, loaded).await, "no replica loads the functions");
+    setup.until_health(200, "healthy", None).await;
     assert_eq!(setup.turn().await.status, 200);
 }
 
@@ -259,7 +252,7 @@ async fn a_thousand_probes_from_outside_are_not_a_thousand_calls_of_redis() {
     for _ in 0..100 {
         futures_util::future::join_all((0..10).map(|_| get(&setup.replica, "/health/ready"))).await;
     }
-    // Heartbeats and the queue call, too: about 12 a second together.
+    // The heartbeats and the call of the queue count, too: about 12 a second together.
     let allowed = 100.0 + 20.0 * began.elapsed().as_secs_f64();
     let made = calls() - before;
     assert!((made as f64) < allowed, "{made} calls in {:?}", began.elapsed());
@@ -291,16 +284,13 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
     let _queue = Queue::start(&redis, store, hosts).expect("a queue");
     let _following = tokio::spawn(conditions.follow());
     let until = async |wanted: Option<NotReady>| {
-        let deadline = Instant::now() + LIMIT;
-        while readiness.not_ready() != wanted {
-            assert!(Instant::now() < deadline, "{wanted:?}, not {:?}", readiness.not_ready());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let reached = eventually(LIMIT, async || readiness.not_ready() == wanted).await;
+        assert!(reached, "{wanted:?}, not {:?}", readiness.not_ready());
     };
     until(None).await;
     ill.store(true, Ordering::Relaxed);
     until(Some(NotReady::TaskDied("queue"))).await;
-    // It drains for that reason.
+    // A lost task is also a reason to drain.
     lifecycle.advance(Phase::Draining);
     assert_eq!(readiness.not_ready(), Some(NotReady::TaskDied("queue")));
 }

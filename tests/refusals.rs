@@ -1,5 +1,5 @@
-//! A response that comes before the request was read reaches its client all the same, and whoever
-//! has sent its whole request gets its answer.
+//! A response that comes before the request was read reaches its client all the same, and a client
+//! that has sent its whole request gets its answer.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -11,41 +11,33 @@ use axum::http;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{self, Socket, get, joined, post, send, server_sent, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
+use support::setup::{Setup, setup};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
 const KEPT: [usize; 5] = [0, 1_000, 30_000, 100_000, 1_000_000];
 const TOO_LONG: usize = 5_000_000;
-/// What the server takes of a body that it reads.
+/// The bytes of a body that the server reads.
 const LARGEST: usize = 512 << 10;
 const CHAT: &str = "/api/v1/chat/";
 
-struct Setup {
-    replica: Process,
-    _ollama: Process,
-    _redis: RedisServer,
+/// Starts a replica that allows one host name.
+async fn guarded(rate: &str) -> Setup {
+    setup(rate, &[("JARVIS_ALLOWED_HOSTS", "127.0.0.1")]).await
 }
 
-async fn setup(rate: &str) -> Setup {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
-    let hosts = [("JARVIS_ALLOWED_HOSTS", "127.0.0.1")];
-    let replica = jarvis(&redis.url(), &ollama.url, &hosts);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, _ollama: ollama, _redis: redis }
-}
-
-/// A request that is refused: what it is, and the statuses where its body is read and where not.
+/// A refused request, with its status where the body is read and where it is not.
 struct Refusal {
     request: (&'static str, String, &'static str),
     status: u16,
     too_large: u16,
 }
 
-/// Every kind of refusal.
+/// Returns every kind of refusal.
 async fn refusals(replica: &Process) -> Vec<Refusal> {
     let refusal = |request: (&'static str, &str, &'static str), status, too_large| {
         let request = (request.0, request.1.to_owned(), request.2);
@@ -93,10 +85,10 @@ impl Refusal {
 
 #[tokio::test]
 async fn a_refused_request_whose_body_is_within_the_bound_keeps_its_connection() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let refusals = refusals(replica).await;
     for framing in [Framing::ContentLength, Framing::Chunked] {
-        // All of them one after another over the same connection.
+        // All requests use the same connection, one after another.
         let mut raw = Raw::connect(replica).await;
         for refusal in &refusals {
             for bytes in KEPT {
@@ -110,7 +102,7 @@ async fn a_refused_request_whose_body_is_within_the_bound_keeps_its_connection()
 
 #[tokio::test]
 async fn a_refused_request_whose_body_is_beyond_the_bound_gets_its_response_and_a_close() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     for refusal in &refusals(replica).await {
         for framing in [Framing::ContentLength, Framing::Chunked] {
             let mut raw = Raw::connect(replica).await;
@@ -122,7 +114,7 @@ async fn a_refused_request_whose_body_is_beyond_the_bound_gets_its_response_and_
 
 #[tokio::test]
 async fn a_refusal_beyond_the_bound_reaches_a_client_that_pipelines() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let live = "GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
     let large =
         format!("POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {TOO_LONG}\r\n\r\n");
@@ -146,13 +138,14 @@ async fn a_refusal_beyond_the_bound_reaches_a_client_that_pipelines() {
 
 #[tokio::test]
 async fn a_body_that_comes_a_moment_after_its_head_does_not_cost_the_connection() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     for framing in ["Content-Length: 2\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n"] {
         let mut raw = Raw::connect(replica).await;
         for _ in 0..20 {
             let head = format!("POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1\r\n{framing}");
             raw.write(head.as_bytes()).await.expect("an open connection");
-            // A client writes its head and its body apart; longer than the answer would take.
+            // A client writes its head and its body apart; the pause is longer than the answer
+            // takes.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let body: &[u8] =
                 if framing.starts_with('C') { b"{}" } else { b"2\r\n{}\r\n0\r\n\r\n" };
@@ -165,7 +158,7 @@ async fn a_body_that_comes_a_moment_after_its_head_does_not_cost_the_connection(
 
 #[tokio::test]
 async fn a_slow_body_of_a_refused_request_is_waited_for_a_second_and_its_client_answered() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let mut raw = Raw::connect(replica).await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n";
     raw.write(head.as_bytes()).await.expect("an open connection");
@@ -174,7 +167,7 @@ async fn a_slow_body_of_a_refused_request_is_waited_for_a_second_and_its_client_
     let response = loop {
         tokio::select! {
             response = raw.response() => break response.expect("a response"),
-            // The response is in one segment: no byte of it is lost by being waited for again.
+            // The response is in one segment, so that a timeout of the read loses no byte of it.
             _ = byte.tick() => {}
         }
         raw.write(b"x").await.expect("an open connection");
@@ -191,7 +184,7 @@ async fn a_slow_body_of_a_refused_request_is_waited_for_a_second_and_its_client_
 
 #[tokio::test]
 async fn of_a_body_without_end_a_bounded_part_is_read() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let mut raw = Raw::connect(replica).await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000000000\r\n\r\n";
     raw.write(head.as_bytes()).await.expect("an open connection");
@@ -204,14 +197,14 @@ async fn of_a_body_without_end_a_bounded_part_is_read() {
 }
 
 #[tokio::test]
-async fn a_client_that_falls_silent_after_its_refusal_is_let_go() {
-    let Setup { replica, .. } = &setup("0").await;
+async fn a_client_that_sends_nothing_after_its_refusal_is_disconnected() {
+    let Setup { replica, .. } = &guarded("0").await;
     let mut raw = Raw::connect(replica).await;
     let head = "POST /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000000000\r\n\r\n";
     raw.write(head.as_bytes()).await.expect("an open connection");
     assert_eq!(raw.response().await.expect("a response").status, 404);
     let began = Instant::now();
-    // A byte for a connection that is closed resets it; the next one finds that out.
+    // A byte for a closed connection resets it; the next one shows that.
     while raw.write(b"x").await.is_ok() {
         assert!(began.elapsed() < LIMIT, "the server still waits for more");
         tokio::time::sleep(Duration::from_secs(6)).await;
@@ -219,8 +212,8 @@ async fn a_client_that_falls_silent_after_its_refusal_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_a_word_is_refused_without_being_asked_for_its_body() {
-    let Setup { replica, .. } = &setup("0").await;
+async fn a_client_that_expects_100_continue_is_refused_without_it() {
+    let Setup { replica, .. } = &guarded("0").await;
     let expecting = |path: &str, bytes: usize| {
         format!(
             "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\n\
@@ -236,13 +229,13 @@ async fn a_client_that_waits_for_a_word_is_refused_without_being_asked_for_its_b
         assert_eq!((response.status, response.closes()), (status, true), "{path} {bytes}");
         assert_eq!(raw.rest().await.expect("an end and no reset"), "");
     }
-    // One that lost its patience sends its body all the same.
+    // A client that has waited long enough sends its body all the same.
     let mut raw = Raw::connect(replica).await;
     raw.write(expecting("/nowhere", 100_000).as_bytes()).await.expect("an open connection");
     raw.write(&vec![b'x'; 100_000]).await.expect("no reset");
     assert_eq!(raw.response().await.expect("a response").status, 404);
     assert_eq!(raw.rest().await.expect("an end and no reset"), "");
-    // What is wanted is asked for.
+    // A body that is wanted is requested by `100 Continue`.
     let mut raw = Raw::connect(replica).await;
     raw.write(expecting(CHAT, 2).as_bytes()).await.expect("an open connection");
     assert_eq!(raw.response().await.expect("a word").status, 100);
@@ -252,8 +245,8 @@ async fn a_client_that_waits_for_a_word_is_refused_without_being_asked_for_its_b
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_refused_without_a_reset() {
-    let Setup { replica, .. } = &setup("0").await;
+async fn bytes_that_are_no_http_are_refused_without_a_reset() {
+    let Setup { replica, .. } = &guarded("0").await;
     for (head, status) in [("NO HTTP\r\n\r\n".to_owned(), 400), (huge_head(), 431)] {
         let mut raw = Raw::connect(replica).await;
         raw.write(head.as_bytes()).await.expect("an open connection");
@@ -272,7 +265,7 @@ fn huge_head() -> String {
 
 #[tokio::test]
 async fn over_http_2_a_refusal_reaches_its_client_and_costs_no_other_request_anything() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -294,7 +287,7 @@ async fn over_http_2_a_refusal_reaches_its_client_and_costs_no_other_request_any
 
 #[tokio::test]
 async fn over_http_2_a_client_that_sends_all_before_it_reads_gets_its_refusal() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).await;
     let (client, connection) =
         h2::client::handshake(stream.expect("a connection")).await.expect("h2");
@@ -321,14 +314,11 @@ async fn over_http_2_a_client_that_sends_all_before_it_reads_gets_its_refusal() 
     connection.abort();
 }
 
-/// A replica that lets its clients take a second.
+/// Starts a replica that lets its clients take a second.
 async fn impatient(sockets: &str) -> Setup {
-    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
     let limits =
         [("JARVIS_READ_TIMEOUT", "1"), ("JARVIS_HEARTBEAT", "1"), ("JARVIS_MAX_SOCKETS", sockets)];
-    let replica = jarvis(&redis.url(), &ollama.url, &limits);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, _ollama: ollama, _redis: redis }
+    setup("0", &limits).await
 }
 
 async fn over_http_2(
@@ -339,7 +329,7 @@ async fn over_http_2(
 }
 
 #[tokio::test]
-async fn over_http_2_a_client_that_says_no_more_than_its_preface_is_let_go() {
+async fn over_http_2_a_client_that_sends_only_its_preface_is_disconnected() {
     let Setup { replica, .. } = &impatient("9").await;
     let settings = b"\0\0\0\x04\0\0\0\0\0".as_slice();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -360,11 +350,11 @@ async fn over_http_2_a_client_that_says_no_more_than_its_preface_is_let_go() {
 }
 
 #[tokio::test]
-async fn over_http_2_an_idle_client_is_let_go() {
+async fn over_http_2_an_idle_client_is_disconnected() {
     let Setup { replica, .. } = &impatient("9").await;
     let began = Instant::now();
     let (client, connection) = over_http_2(replica).await;
-    // It answers pings.
+    // The connection answers pings.
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.expect("a stream");
     let request = http::Request::get(format!("{}/health/live", replica.url)).body(());
@@ -377,7 +367,7 @@ async fn over_http_2_an_idle_client_is_let_go() {
 }
 
 #[tokio::test]
-async fn over_http_2_a_client_that_never_sends_its_body_is_answered_and_let_go() {
+async fn over_http_2_a_client_that_never_sends_its_body_is_answered_and_disconnected() {
     let Setup { replica, .. } = &impatient("9").await;
     let (client, connection) = over_http_2(replica).await;
     let connection = tokio::spawn(connection);
@@ -412,7 +402,7 @@ async fn over_http_2_a_live_stream_is_not_cut() {
             text.push_str(&String::from_utf8_lossy(&piece));
         }
     };
-    // A comment comes each second: longer than a client may be idle, and than it is waited for.
+    // A comment comes each second: the stream lasts longer than the limits for idle clients.
     until("\n:", 8).await;
     assert_eq!(client::chat(replica, &session, "[[tokens=2]] two").await.status, 200);
     until("stream_end", 1).await;
@@ -420,7 +410,7 @@ async fn over_http_2_a_live_stream_is_not_cut() {
 }
 
 #[tokio::test]
-async fn over_http_2_a_stream_whose_client_answers_no_ping_is_let_go() {
+async fn over_http_2_a_stream_whose_client_answers_no_ping_is_closed() {
     let Setup { replica, .. } = &impatient("1").await;
     let session = Uuid::new_v4().to_string();
     assert_eq!(client::chat(replica, &session, "[[tokens=2]] one").await.status, 200);
@@ -437,19 +427,18 @@ async fn over_http_2_a_stream_whose_client_answers_no_ping_is_let_go() {
         _ = &mut connection => panic!("the end of the connection"),
     };
     assert_eq!(response.status(), 200);
-    // From here on nobody reads this connection, which stays open.
-    let began = Instant::now();
+    // From here on this connection is not read, but stays open.
     let mut refused = 0;
-    loop {
+    let freed = eventually(LIMIT, async || {
         let events = client::http().get(&url).send().await.expect("a response");
         match events.status().as_u16() {
-            200 => break,
+            200 => return true,
             503 => refused += 1,
             status => panic!("{status}"),
         }
-        assert!(began.elapsed() < LIMIT, "the stream is still held");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        false
+    });
+    assert!(freed.await, "the stream still takes room");
     assert!(refused > 0, "the stream took no room");
     drop((client, response, connection));
 }
@@ -461,7 +450,7 @@ async fn over_http_2_a_stream_whose_client_makes_no_room_is_reset_and_costs_no_o
     let stream = stream.expect("a connection");
     let narrow = h2::client::Builder::new().initial_window_size(1 << 10).handshake(stream).await;
     let (client, connection): (h2::client::SendRequest<bytes::Bytes>, _) = narrow.expect("h2");
-    // It answers pings.
+    // The connection answers pings.
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.expect("a stream");
     let request = http::Request::post(format!("{}{CHAT}", replica.url)).body(());
@@ -470,21 +459,18 @@ async fn over_http_2_a_stream_whose_client_makes_no_room_is_reset_and_costs_no_o
     let asked = json!({"message": "[[tokens=1000]] go", "stream": true});
     body.send_data(asked.to_string().into(), true).expect("an open stream");
     let mut stream = response.await.expect("a response").into_body();
-    // Nothing of it is read; beside it others ask.
+    // The stream is not read; beside it other requests are sent.
     let began = Instant::now();
     let asked = json!({"message": "[[tokens=1]] hi", "stream": true});
-    loop {
+    let freed = eventually(LIMIT, async || {
         let request = http::Request::get(format!("{}/health/live", replica.url)).body(());
-        client = client.ready().await.expect("an open connection");
+        client = client.clone().ready().await.expect("an open connection");
         let (live, _) = client.send_request(request.expect("a request"), true).expect("sent");
         assert_eq!(live.await.expect("a response").status(), 200);
         let other = client::http().post(format!("{}{CHAT}", replica.url)).json(&asked);
-        if other.send().await.expect("a response").status().as_u16() == 200 {
-            break;
-        }
-        assert!(began.elapsed() < LIMIT, "the stream is still held");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        other.send().await.expect("a response").status().as_u16() == 200
+    });
+    assert!(freed.await, "the stream still takes room");
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
     let reset = loop {
         match stream.data().await.expect("no clean end") {
@@ -504,7 +490,7 @@ fn chat_request(body: &Value) -> String {
 
 #[tokio::test]
 async fn a_client_that_has_sent_its_last_byte_still_gets_its_answer() {
-    let Setup { replica, .. } = &setup("20").await;
+    let Setup { replica, .. } = &guarded("20").await;
     for on_disconnect in ["continue", "cancel"] {
         let ask = |stream| {
             json!({
@@ -515,7 +501,7 @@ async fn a_client_that_has_sent_its_last_byte_still_gets_its_answer() {
         raw.write(chat_request(&ask(true)).as_bytes()).await.expect("an open connection");
         raw.half_close().await;
         let stream = raw.rest().await.expect("the whole stream");
-        // Without the lines that tell the chunks' lengths.
+        // The lines with the lengths of the chunks are removed.
         let (_, stream) = stream.split_once("\r\n\r\n").expect("a head");
         let stream: String = stream.split("\r\n").skip(1).step_by(2).collect();
         let (events, _) = server_sent(&stream);
@@ -531,8 +517,8 @@ async fn a_client_that_has_sent_its_last_byte_still_gets_its_answer() {
         let response = raw.response().await.expect("a response");
         assert_eq!(response.status, 200, "{}", response.body);
         let answer: Value = serde_json::from_str(&response.body).expect("JSON");
-        // Whoever wants its turn cancelled when it is gone, and says that it will send nothing any
-        // more, is told of the cancel.
+        // A client that wants its turn cancelled when it leaves, and ends its direction, gets the
+        // cancel.
         let reason = if on_disconnect == "cancel" { "cancelled" } else { "stop" };
         assert_eq!(answer["finish_reason"], reason, "{answer}");
         assert_eq!(raw.rest().await.expect("an end and no reset"), "");
@@ -544,7 +530,7 @@ async fn a_client_that_has_sent_its_last_byte_still_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_stream_whose_client_is_gone_is_let_go_though_nothing_is_written_to_it() {
+async fn a_stream_whose_client_is_gone_ends_although_nothing_is_written_to_it() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "0"]);
     let replica = &jarvis(&redis.url(), &ollama.url, &[("JARVIS_MAX_SOCKETS", "3")]);
@@ -558,7 +544,7 @@ async fn a_stream_whose_client_is_gone_is_let_go_though_nothing_is_written_to_it
     };
     let open =
         |turn: Value| client::http().post(format!("{}{CHAT}", replica.url)).json(&turn).send();
-    // Its first token never comes.
+    // The first token never comes.
     let hung = open(turn("[[fault=hang]] hi")).await.expect("a stream");
     watching.until("stream_start").await;
     let path = format!("/api/v1/chat/sessions/{session}/events");
@@ -568,7 +554,7 @@ async fn a_stream_whose_client_is_gone_is_let_go_though_nothing_is_written_to_it
     assert_eq!(open(turn("hi")).await.expect("a response").status().as_u16(), 503, "no room");
     drop((silent, hung));
     watching.until("cancelled").await;
-    // Both have made room, long before the next comment would have been written to them.
+    // Both turns have ended, long before the next comment would have been written to their clients.
     let began = Instant::now();
     let mut again = Vec::new();
     while again.len() < 2 {
@@ -583,7 +569,7 @@ async fn a_stream_whose_client_is_gone_is_let_go_though_nothing_is_written_to_it
 
 #[tokio::test]
 async fn a_refusal_names_the_setting_that_would_allow_it() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     for (header, value, setting) in [
         ("Origin", "http://x.example", "JARVIS_ALLOWED_ORIGINS"),
         ("Sec-Fetch-Site", "cross-site", "JARVIS_ALLOWED_ORIGINS"),
@@ -669,7 +655,7 @@ async fn requests_are_taken_in_the_forms_that_the_original_took() {
 
 #[tokio::test]
 async fn over_a_websocket_the_same_forms_are_taken() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let (_, empty) = Socket::open(replica, "/ws?session_id=").await;
     let session: Uuid =
         empty["session_id"].as_str().and_then(|id| id.parse().ok()).expect("a UUID");
@@ -704,7 +690,7 @@ async fn over_a_websocket_the_same_forms_are_taken() {
 
 #[tokio::test]
 async fn the_api_describes_the_forms_that_it_takes() {
-    let Setup { replica, .. } = &setup("0").await;
+    let Setup { replica, .. } = &guarded("0").await;
     let described = get(replica, "/openapi.json").await.body;
     let fields = &described["components"]["schemas"]["ChatRequest"]["properties"];
     let forms = |field: &str| fields[field]["anyOf"].as_array().cloned().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What readers see of an answer that is broken off after any of its characters: nothing.
+//! An answer that breaks off after any of its characters reads as if it had not.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -9,7 +9,7 @@ use support::client::{Socket, get, http, joined, kinds, post, until_ok};
 use support::process::{Process, jarvis, ollama_sim, ollama_sim_at};
 use support::redis::RedisServer;
 
-/// Between the characters of an answer, where each is a piece of its own.
+/// The separator between the characters of an answer, each of which is a piece.
 const BY: &str = "\u{ac}";
 
 /// Answers in many scripts: precomposed and combining marks, conjuncts, jamo, emoji sequences,
@@ -38,7 +38,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Two replicas, and a host for each of these models.
+    /// Starts two replicas, and a host for each of these models.
     async fn start(models: &[String]) -> Self {
         let redis = RedisServer::start();
         let hosts: Vec<_> = models
@@ -60,7 +60,7 @@ impl Fleet {
     }
 }
 
-/// A question, the pieces of its answer, and what happens after the first `at` of them.
+/// Returns a question, the pieces of its answer, and the fault after the first `at` of them.
 struct Question<'a> {
     model: &'a str,
     pieces: &'a [&'a str],
@@ -82,18 +82,18 @@ impl Question<'_> {
     }
 }
 
-/// A question whose answer is broken off, and a client that reads it from the second replica.
+/// A question whose answer breaks off, and a client that reads it from the second replica.
 struct Asked {
     asking: Socket,
     reading: Socket,
     answer: String,
-    /// What a reader has when the answer breaks off.
+    /// Returns the text that a reader has when the answer breaks off.
     before: String,
     events: Vec<Value>,
 }
 
 impl Asked {
-    /// Reads until the client has all that comes before the fault.
+    /// Reads until the client has all text before the fault.
     async fn read_up_to_the_break(&mut self) {
         while joined(&self.events).len() < self.before.len() {
             self.events.push(self.reading.event().await);
@@ -101,10 +101,10 @@ impl Asked {
         assert_eq!(joined(&self.events), self.before);
     }
 
-    /// Reads to the end: the client has the answer, and never had to give text back.
+    /// Reads to the end: the client has the answer, and no text was taken back.
     async fn read_to_the_end(mut self) {
         self.events.extend(self.reading.until("stream_end").await);
-        // A host that is not there makes turns wait, which is told.
+        // Without a host turns wait, which is an event.
         self.events.retain(|event| event["type"] != "queued");
         let order = ["message_received", "stream_start", "stream_chunk", "stream_end"];
         assert_eq!(kinds(&self.events), order, "after {:?}", self.before);
@@ -121,7 +121,8 @@ fn characters(answer: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_after_any_character_of_any_script_leaves_no_trace() {
-    // A host for each answer: one that breaks off too often in a row is let alone for a while.
+    // Each answer has a host of its own: a host that breaks off too often in a row is left alone
+    // for a while.
     let models: Vec<_> =
         (0..ANSWERS.len()).map(|number| format!("answer-{number}:latest")).collect();
     let fleet = Fleet::start(&models).await;
@@ -168,7 +169,7 @@ async fn a_host_killed_after_any_character_of_any_script_leaves_no_trace() {
     for at in 1..answers.iter().map(Vec::len).max().expect("answers") {
         let longer: Vec<_> = answers.iter().filter(|pieces| at < pieces.len()).collect();
         let times = longer.len();
-        // Not in the message: the host that is started again would have it strike again.
+        // The fault is not in the message, because the host that is started again would repeat it.
         let stall =
             json!({"fault": "stall", "after_pieces": at, "times": times, "path": "/api/chat"});
         post(&fleet.hosts[0], "/sim/faults", &stall).await;
@@ -189,7 +190,8 @@ async fn a_host_killed_after_any_character_of_any_script_leaves_no_trace() {
 #[tokio::test]
 async fn a_model_that_goes_another_way_from_an_earlier_character_leaves_no_trace() {
     let fleet = Fleet::with_one_host().await;
-    // The second piece is a token of several characters. From within it the model goes another way.
+    // The second piece is a token of several characters. From within it the model continues
+    // otherwise.
     let answers = [
         ["fr", "an\u{e7}", "ais"],
         ["ni", "n\u{303}\u{f1}", "o"],
@@ -215,7 +217,7 @@ async fn a_model_that_goes_another_way_from_an_earlier_character_leaves_no_trace
 }
 
 #[tokio::test]
-async fn the_model_goes_on_after_whole_characters_and_before_blanks_and_half_an_emoji() {
+async fn the_model_continues_after_whole_characters_and_before_blanks_and_half_an_emoji() {
     let fleet = Fleet::with_one_host().await;
     for (pieces, expected) in [
         (["fran\u{e7}", "ais"], vec!["fran\u{e7}"]),

@@ -1,5 +1,5 @@
-//! What the session store and the feed promise, on a single server, a cluster of six and a trio of
-//! sentinels.
+//! The promises of the session store and the feed, on a single server, a cluster of six and a trio
+//! of sentinels.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -10,29 +10,30 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::model::{ContextReport, FinishReason, Reasoning, rfc3339};
+use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, CancelReply, Cancellation, Clearing, IdempotencyKey, NewTurn, Proposal,
     ReadFrom, ReadOutcome, Restored, SessionLimits, Turn, Written, channel, message,
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
-    Status, Store, StoreError, Tag, TurnSpec, Usage,
+    Status, Store, StoreError, Tag, Usage,
 };
+use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+use support::store::{connect, turn_spec};
 
-/// Beyond it a promise counts as broken.
+/// The time after which a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What these writers leave as their mark.
+/// The revision of these writers.
 const MARK: Tag = Tag(7);
 
 fn wish(session: SessionId) -> Cancellation {
     Cancellation::new(&Owner::Anonymous, session, None)
 }
 
-/// A replica as far as the store goes.
+/// The parts of a replica that use the store.
 struct Replica {
     store: Store,
     feeds: Feeds,
@@ -40,13 +41,7 @@ struct Replica {
 
 impl Replica {
     async fn on(url: &str) -> Self {
-        let options = RedisOptions {
-            url: url.to_owned(),
-            command_timeout: Duration::from_secs(5),
-            acknowledgements: 0,
-        };
-        let redis = Redis::connect(&options).expect("a client");
-        migrations::apply(&redis).await.expect("migrations");
+        let redis = connect(url).await;
         let name = uuid::Uuid::new_v4().to_string();
         let store = Store::new(redis.clone(), name, SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
@@ -104,21 +99,11 @@ impl Replica {
 }
 
 fn new_turn(text: &str) -> NewTurn {
-    let spec = TurnSpec {
-        model: "m \"quoted\"".to_owned(),
-        temperature: 0.7,
-        max_tokens: 10,
-        system: None,
-        seed: None,
-        stop: Vec::new(),
-        think: Reasoning::Off,
-        message_id: None,
-        source: String::new(),
-    };
+    let spec = turn_spec("m \"quoted\"");
     NewTurn { spec, content: text.to_owned(), conversation: None, key: None }
 }
 
-/// A short word for each delta, so that a test reads as a story.
+/// Formats a delta in a few characters, so that a test reads easily.
 fn word(delta: &Delta) -> String {
     match &delta.change {
         Change::Text { offset, text } => format!("{offset}:{text}"),
@@ -138,7 +123,7 @@ async fn delta(reader: &mut Reader) -> Arc<Delta> {
     }
 }
 
-/// All that comes until an event of this kind, pieces joined.
+/// Reads all deltas up to an event of this kind, pieces joined.
 async fn story(reader: &mut Reader, until: &str) -> String {
     let mut story = String::new();
     let mut pieces = String::new();
@@ -176,19 +161,19 @@ async fn two_replicas_tell_the_same_story(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_replicas_tell_the_same_story_on_a_single_server() {
+async fn readers_on_two_replicas_get_the_same_deltas_on_a_single_server() {
     let redis = RedisServer::start();
     two_replicas_tell_the_same_story(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_replicas_tell_the_same_story_on_a_cluster_of_six() {
+async fn readers_on_two_replicas_get_the_same_deltas_on_a_cluster_of_six() {
     let redis = RedisCluster::start();
     two_replicas_tell_the_same_story(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_replicas_tell_the_same_story_behind_sentinels() {
+async fn readers_on_two_replicas_get_the_same_deltas_behind_sentinels() {
     let redis = RedisSentinels::start();
     two_replicas_tell_the_same_story(&redis.url()).await;
 }
@@ -260,7 +245,7 @@ async fn a_cursor_is_recovered_only_where_the_events_before_it_are_those_that_we
         assert_eq!(replica.store.restore(turn).await.unwrap(), Restored::Waiting);
     }
     assert!(matches!(read(cursor).await, ReadOutcome::Window { .. }), "the same events again");
-    // Another failover: the second comes back at its number, behind another turn.
+    // After another failover the second turn comes back at its number, behind another turn.
     redis.cli(&["SWAPDB", "0", "1"]);
     replica.accept(session, "other").await;
     assert_eq!(replica.store.restore(&second).await.unwrap(), Restored::Waiting);
@@ -279,7 +264,7 @@ async fn a_cancel_that_is_repeated_after_a_lost_reply_stops_no_other_turn() {
     let any = wish(session);
     let met = CancelReply::Running(running.generation);
     assert_eq!(replica.store.cancel(&any).await.unwrap(), met);
-    // Meanwhile something else happens in the session.
+    // Meanwhile another event happens in the session.
     replica.accept(session, "another").await;
     assert_eq!(replica.store.cancel(&any).await.unwrap(), met, "the repeat meets the same turn");
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Began, "the other turn runs");
@@ -302,7 +287,7 @@ async fn a_failover_that_lost_a_clear_and_the_turn_after_it_brings_back_only_the
         }
         let (after, _) = replica.accept(session, "after").await;
         redis.cli(&["SWAPDB", "0", "1"]);
-        // Its holder asks before the clears are done again, in whichever order.
+        // The holder repeats its call before the clears are applied again, in either order.
         assert_eq!(store.restore(&after).await.unwrap(), Restored::Waiting);
         assert_eq!(store.begin(&after).await.unwrap(), Begin::Gone);
         for clearing in clearings.iter_mut().rev() {
@@ -334,7 +319,7 @@ async fn a_failover_that_lost_a_turn_after_a_delete_brings_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_cleared_or_deleted_stays_away_although_a_failover_lost_the_whole_session() {
+async fn cleared_and_deleted_turns_stay_away_although_a_failover_lost_the_whole_session() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     for delete in [false, true] {
@@ -376,7 +361,7 @@ async fn of_several_clears_that_a_failover_lost_the_last_counts_and_a_deleted_te
         let mut cleared = Clearing::new(&Owner::Anonymous, session, false);
         clear(&mut cleared).await.unwrap();
         redis.cli(&["SWAPDB", "0", "1"]);
-        // The replicas that did them do them again in an order of their own.
+        // The replicas that did them apply them again in an order of their own.
         let order = if is_created_before {
             [&mut cleared, &mut delete]
         } else {
@@ -439,7 +424,7 @@ async fn turns_run_in_the_order_of_acceptance_and_the_ninth_that_waits_is_refuse
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_of_cancel_and_finish_wins_and_what_there_was_is_kept() {
+async fn the_first_of_cancel_and_finish_wins_and_the_text_so_far_is_kept() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -496,7 +481,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     }
     let other = there.store.accept(&Proposal::new(&owner, session, &keyed("other"))).await;
     assert!(matches!(other, Err(StoreError::KeyReused)));
-    // Found, too, where nothing new would be taken in.
+    // The turn is found, too, where no new one would be accepted.
     let found = there.store.find(&owner, session, &keyed("b")).await.unwrap();
     assert_eq!(found, Some((turn.generation, Some(began_after))));
     let unknown = NewTurn {
@@ -508,7 +493,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_is_asked_again() {
+async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_gets_its_repeat() {
     let redis = RedisServer::start();
     let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
     let (owner, session) = (Owner::Anonymous, SessionId::random());
@@ -529,7 +514,7 @@ async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_is_asked_a
         }
     };
     assert_eq!(again.generation, first.generation);
-    // Whoever was told goes on from there, and who lost it leaves it to the other.
+    // A reader that got the end continues from there; the other one gets it from the store.
     let read = there.store.read(&owner, session, ReadFrom::Cursor(told.end(), 0)).await.unwrap();
     assert!(matches!(read, ReadOutcome::Window { .. }), "{read:?}");
     assert_eq!(here.store.restore(&first).await.unwrap(), Restored::Gone);
@@ -538,7 +523,7 @@ async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_is_asked_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_of_somebody_else_looks_like_none() {
+async fn a_session_of_another_owner_looks_like_none() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -570,7 +555,7 @@ async fn a_session_of_somebody_else_looks_like_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again() {
+async fn clear_stops_the_running_turn_and_delete_leaves_cursors_that_never_come_again() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -580,7 +565,7 @@ async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again()
     let (running, _) = replica.accept(session, "r").await;
     replica.answer(&running, &["part"]).await;
     let (waiting, _) = replica.accept(session, "w").await;
-    // A reader that was late would read what the clear has left.
+    // A late reader would read the events that the clear has left.
     let before = [story(&mut reader, "accepted").await, story(&mut reader, "accepted").await];
     assert_eq!(
         replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap(),
@@ -601,8 +586,7 @@ async fn clear_stops_what_runs_and_delete_leaves_cursors_that_never_come_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_late_learns_how_a_cleared_turn_ended_and_not_what_was_said_in_a_deleted_session()
-{
+async fn a_late_reader_gets_the_end_of_a_cleared_turn_and_no_text_of_a_deleted_session() {
     let redis = RedisServer::start();
     let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
     for delete in [false, true] {
@@ -616,7 +600,7 @@ async fn who_reads_late_learns_how_a_cleared_turn_ended_and_not_what_was_said_in
         let mut late = there.reader(session, Some(Cursor::START)).await;
         let told = story(&mut late, "cleared").await;
         assert_eq!(told, "accepted started cancelled() cleared");
-        // What was seen of the answer is gone with it.
+        // The text of the answer is gone with it.
         let mut late = there.reader(session, Some(halfway)).await;
         assert_eq!(story(&mut late, "cleared").await, "restart(0) cancelled() cleared");
         let events = redis.cli(&["KEYS", &format!("*{session}:events")]);
@@ -624,7 +608,7 @@ async fn who_reads_late_learns_how_a_cleared_turn_ended_and_not_what_was_said_in
         assert!(kept.contains("cleared"), "{kept}");
         assert_eq!(kept.contains("a secret"), !delete, "{kept}");
     }
-    // An answer that was whole has no end to be told without its text.
+    // The end of a whole answer is not delivered without its text.
     let session = SessionId::random();
     here.whole_turn(session, "q", &["a"]).await;
     here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap();
@@ -664,7 +648,7 @@ async fn a_node_that_came_back_empty_gets_its_functions_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_in_the_queue_that_is_told_before_the_session_is_known_is_not_lost() {
+async fn a_queue_position_that_is_published_before_the_session_is_known_is_not_lost() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -678,7 +662,7 @@ async fn a_place_in_the_queue_that_is_told_before_the_session_is_known_is_not_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
+async fn a_lost_hint_is_made_up_for_after_a_second_without_hints() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -688,7 +672,7 @@ async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
     assert_eq!(word(&*delta(&mut reader).await), "accepted");
     assert_eq!(word(&*delta(&mut reader).await), "started");
     assert_eq!(word(&*delta(&mut reader).await), "0:one ");
-    // The answer grows without a word on the channel.
+    // The answer grows without a hint on the channel.
     let keys = redis.cli(&["KEYS", "*:answer"]);
     redis.cli(&["APPEND", keys.trim(), "two"]);
     let silent_since = Instant::now();
@@ -697,7 +681,7 @@ async fn a_lost_hint_is_made_good_within_the_second_of_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
+async fn stored_turns_survive_a_crash_of_redis_and_readers_continue() {
     let redis = RedisServer::start_with(&["--appendfsync", "always"]);
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
@@ -705,19 +689,19 @@ async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
     replica.whole_turn(session, "before", &["a"]).await;
     story(&mut reader, "ended").await;
     redis.restart();
-    let deadline = Instant::now() + LIMIT;
-    let turn = loop {
-        assert!(Instant::now() < deadline, "no write after the restart");
-        match replica
-            .store
-            .accept(&Proposal::new(&Owner::Anonymous, session, &new_turn("after")))
-            .await
-        {
-            Ok(Acceptance::New { turn, .. }) => break turn,
+    let mut turn = None;
+    let accepted = eventually(LIMIT, async || {
+        let new = new_turn("after");
+        let proposal = Proposal::new(&Owner::Anonymous, session, &new);
+        match replica.store.accept(&proposal).await {
+            Ok(Acceptance::New { turn: new, .. }) => turn = Some(new),
             Ok(other) => panic!("{other:?}"),
-            Err(_) => tokio::task::yield_now().await,
+            Err(_) => {}
         }
-    };
+        turn.is_some()
+    });
+    assert!(accepted.await, "no write after the restart");
+    let turn = turn.expect("a turn");
     replica.answer(&turn, &["b"]).await;
     replica.finish(&turn, 1).await;
     assert_eq!(story(&mut reader, "ended").await, "accepted started [b] done ended(b)");
@@ -725,7 +709,7 @@ async fn what_is_stored_survives_a_crash_of_redis_and_readers_go_on() {
     assert_eq!(page.messages.len(), 4);
 }
 
-/// Makes this session's history so many messages long, by its last message again and again.
+/// Makes this session's history this many messages long, by repeating its last message.
 fn fill(redis: &RedisServer, session: SessionId, messages: usize) {
     let channel = channel(session);
     let key = |name: &str| format!("{channel}:{name}");
@@ -738,7 +722,7 @@ fn fill(redis: &RedisServer, session: SessionId, messages: usize) {
     redis.cli(&["EVAL", fill, "4", &messages_key, &path, &index, &channel, &messages.to_string()]);
 }
 
-/// Microseconds that Redis spends on one turn of a session with so many messages.
+/// Returns the microseconds that Redis spends on one turn of a session with this many messages.
 async fn cost_of_a_turn(redis: &RedisServer, replica: &Replica, messages: usize) -> f64 {
     const TURNS: u32 = 40;
     let session = SessionId::random();
@@ -768,18 +752,19 @@ async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
     for messages in [10, 1_000, 100_000] {
         let cost = cost_of_a_turn(&redis, &replica, messages).await;
         write!(line, "; {messages}: {cost:.0} us, {:.2} times", cost / base).unwrap();
-        // A linear cost would be a thousand times; the rest is this machine's noise.
+        // A linear cost would be a thousand times as high; the rest is noise of the machine.
         assert!(cost < base * 5.0, "{line}");
     }
     println!("{line}");
 }
 
-/// Every call of a function since the log of Redis was emptied, oldest first, with its milliseconds.
+/// Returns every call of a function since the log of Redis was emptied, oldest first, with its
+/// milliseconds.
 fn timed_calls(redis: &RedisServer) -> Vec<(String, f64)> {
     let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
     let lines: Vec<&str> = log.lines().collect();
     let mut calls = Vec::new();
-    // An entry: its number, when, microseconds, FCALL, the function.
+    // The fields of an entry: its number, the time, microseconds, FCALL, the function.
     for (at, function) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("jarvis_")) {
         let micros = at.checked_sub(2).and_then(|at| lines[at].parse::<f64>().ok());
         calls.push(((*function).to_owned(), micros.expect("a time") / 1000.0));
@@ -826,7 +811,7 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mi
         timed_calls(&redis)
     };
     for large in [true, false] {
-        // What else this machine does counts, too: of each call, the least of a few tries is its own.
+        // Other work of the machine counts, too: the least of a few tries is the cost of a call.
         let mut least = measure(large).await;
         for _ in 0..8 {
             if least.iter().all(|(_, time)| *time < 5.0) {
@@ -903,7 +888,7 @@ async fn each_message_is_stored_with_the_number_of_the_one_before_it() {
     }
     // Once it has ended, an answer is stored once.
     assert_eq!(redis.cli(&["EXISTS", &key("answer")]).trim(), "0");
-    // Numbers are not used again: what was cleared cannot be meant by a later one.
+    // Numbers are not reused: a later message never gets the number of a cleared one.
     replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap();
     replica.whole_turn(session, "third", &["c"]).await;
     assert_eq!(path(), ["5", "6"]);
@@ -911,7 +896,7 @@ async fn each_message_is_stored_with_the_number_of_the_one_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_needs_several_steps_is_as_one() {
+async fn a_page_that_needs_several_steps_equals_one_read_at_once() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let (session, store, owner) = (SessionId::random(), &replica.store, Owner::Anonymous);
@@ -919,7 +904,7 @@ async fn a_page_that_needs_several_steps_is_as_one() {
         let question = format!("{turn} {}", "q".repeat(30 << 10));
         replica.whole_turn(session, &question, &[&"a".repeat(170 << 10)]).await;
     }
-    // All of it is 1.2 MiB; a step reads half of one.
+    // The history has 1.2 MiB; a step reads half of one.
     let lengths = |messages: &[Message]| -> Vec<usize> {
         messages.iter().map(|message| message.content.len()).collect()
     };
@@ -941,7 +926,7 @@ async fn a_page_that_needs_several_steps_is_as_one() {
     let before = store.page_before(&owner, session, 11, 10).await.unwrap();
     assert_eq!(before.first + before.messages.len() as u64, 11);
     assert!(bytes(&before.messages) > 800 << 10);
-    // One that is larger alone is given all the same.
+    // A message that is larger than a step is returned all the same.
     let one = store.newest(&owner, session, 50, 10).await.unwrap();
     assert_eq!((one.first, one.messages.len()), (11, 1));
 }

@@ -1,4 +1,4 @@
-//! What the binary makes of its arguments and its environment, and what it lets nobody see.
+//! The effect of arguments and environment on the binary, and the secrets that it shows nowhere.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -7,7 +7,8 @@ use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
 use support::client::{http, send, until_ok};
-use support::process::{jarvis, jarvis_at, logged, ollama_sim};
+use support::eventually;
+use support::process::{LIMIT, jarvis, jarvis_at, logged, ollama_sim};
 use support::redis::RedisServer;
 
 fn binary(arguments: &[&str]) -> Command {
@@ -32,7 +33,8 @@ fn variables() -> Vec<String> {
     names
 }
 
-/// The listener that is taken makes every one of these end, after the settings were read.
+/// The listener's address is taken, so that each of these commands ends after it has read its
+/// settings.
 #[test]
 fn an_environment_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -49,7 +51,7 @@ fn an_environment_variable_that_is_set_to_nothing_is_as_if_it_were_not_set() {
             assert!(printed.contains("cannot listen on"), "{name}={blank:?}: {printed}");
         }
     }
-    // As compose passes them: all of them, and the address is the default.
+    // Compose passes all variables, empty ones too; the address is the default.
     let default = TcpListener::bind("127.0.0.1:10200");
     let mut command = binary(&["serve"]);
     command.envs(variables().into_iter().map(|name| (name, "")));
@@ -71,7 +73,7 @@ fn the_help_names_every_variable_even_one_that_is_set_to_nothing() {
 }
 
 #[test]
-fn a_wrong_url_is_refused_without_a_word_of_its_password() {
+fn a_wrong_url_is_refused_without_showing_its_password() {
     for arguments in [
         &["serve", "--redis-url", "redis://:57#Secret@host"][..],
         &["serve", "--redis-url", "redis://:Secret@host:port"],
@@ -94,7 +96,7 @@ fn a_wrong_url_is_refused_without_a_word_of_its_password() {
     assert!(printed.contains("%23") && !printed.contains("Secret"), "{printed}");
 }
 
-/// A setting that is taken makes the command end at the listener.
+/// A setting that is accepted makes the command end at the listener.
 #[test]
 fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -121,7 +123,8 @@ fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
     }
 }
 
-/// The listener that is taken makes every one of these end, after the settings were read.
+/// The listener's address is taken, so that each of these commands ends after it has read its
+/// settings.
 #[test]
 fn blanks_around_a_value_and_every_time_that_ollama_takes_are_taken() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -190,14 +193,14 @@ async fn every_user_name_and_password_reaches_redis_percent_encoded() {
         let replica = jarvis(&url, &ollama.url, &[]);
         until_ok(&replica, "/health/ready").await;
     }
-    // The default user, without a name.
+    // The URL has a password without a name: the default user.
     redis.cli(&["CONFIG", "SET", "requirepass", "a b"]);
     let replica = jarvis(&redis.url().replace("//", "//:a%20b@"), &ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;
 }
 
 #[tokio::test]
-async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_named_as_such() {
+async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_reported() {
     // Without HELLO, Redis repeats the arguments of the unknown command in its error.
     let without_hello = RedisServer::start_with(&["--rename-command", "HELLO", ""]);
     let with_password = RedisServer::start();
@@ -207,16 +210,11 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_named_as
         for format in ["text", "json"] {
             let extra = [("JARVIS_LOG", "trace"), ("JARVIS_LOG_FORMAT", format)];
             let (replica, log) = logged(&url, "http://127.0.0.1:9", &extra);
-            let mut lines = String::new();
-            for _ in 0..600 {
-                lines = std::fs::read_to_string(&log).expect("the log");
-                if lines.contains(told) {
-                    break;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            let read = || std::fs::read_to_string(&log).expect("the log");
+            let logged = eventually(LIMIT, async || read().contains(told)).await;
+            assert!(logged, "{told} is not in the log");
+            let lines = read();
             drop(replica);
-            assert!(lines.contains(told), "{told} is not in the log");
             assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{told}");
             assert!(!lines.contains('\u{1b}'), "a log that is no terminal is coloured");
         }
@@ -237,14 +235,13 @@ async fn health_asks_the_server_where_it_listens() {
         let replica = jarvis_at(listen, &redis.url(), &ollama.url, &[("JARVIS_LOG", "off")]);
         let port = replica.url.rsplit(':').next().expect("a port");
         let listen = format!("{}:{port}", listen.trim_end_matches(":0"));
-        for _ in 0..600 {
+        let ready = eventually(LIMIT, async || {
             let (code, printed) = run(binary(&["health"]).env("JARVIS_LISTEN", &listen));
-            if code == Some(0) {
-                break;
-            }
-            assert!(printed.contains("not ready"), "{listen}: {printed}");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+            let wanted = if code == Some(0) { "ready" } else { "not ready" };
+            assert!(printed.contains(wanted), "{listen}: {printed}");
+            code == Some(0)
+        });
+        assert!(ready.await, "{listen}");
         let (code, printed) = run(binary(&["health"]).env("JARVIS_LISTEN", &listen));
         assert_eq!((code, printed.trim()), (Some(0), "ready"), "{listen}");
         let (code, _) =

@@ -1,4 +1,4 @@
-//! Clients that do not read: a slow one costs a cursor, and one that never reads is let go.
+//! Clients that do not read: a slow one costs a cursor, and one that never reads is closed.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -7,67 +7,51 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::client::{Socket, get, joined, narrow, rest_of, server_sent, until_ok};
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::client::{Socket, joined, narrow, rest_of, server_sent};
+use support::eventually;
+use support::metrics::metrics;
+use support::process::{LIMIT, Process};
+use support::setup::{Setup, setup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-/// Sockets that read nothing: the figure is of one of them.
+/// The sockets that read nothing: the figure is that of one of them.
 const SLOW: usize = 20;
 const TOKENS: usize = 10_000;
-/// More than one event that waits and one buffer of the socket's would be a queue.
+/// A queue would be more than one event that waits and one buffer of the socket.
 const BUDGET_KIB: f64 = 64.0;
-/// More than the kernel's buffers hold, and less than an answer may have.
+/// The answer is larger than the kernel's buffers, and within the limit of an answer.
 const MANY_TOKENS: usize = 60_000;
 const LARGEST_PIECE: usize = 16 << 10;
-
-struct Setup {
-    replica: Process,
-    _ollama: Process,
-    _redis: RedisServer,
-}
-
-async fn replica(rate: &str, extra: &[(&str, &str)]) -> Setup {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
-    let replica = jarvis(&redis.url(), &ollama.url, extra);
-    until_ok(&replica, "/health/ready").await;
-    Setup { replica, _ollama: ollama, _redis: redis }
-}
 
 fn long_turn(tokens: usize) -> Value {
     json!({"message": format!("[[tokens={tokens}]] at length"), "max_tokens": tokens})
 }
 
 async fn metric(replica: &Process, name: &str) -> u64 {
-    let metrics = get(replica, "/metrics").await.body;
-    let text = metrics.as_str().expect("text").to_owned();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let metrics = metrics(replica).await;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map_or(0, |value| value.parse::<f64>().expect("a figure") as u64)
 }
 
 async fn until_metric(replica: &Process, name: &str, wanted: u64) {
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    while metric(replica, name).await != wanted {
-        assert!(tokio::time::Instant::now() < deadline, "{name} is not {wanted} in time");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let reached = eventually(LIMIT, async || metric(replica, name).await == wanted).await;
+    assert!(reached, "{name} is not {wanted} in time");
 }
 
-/// For how long they read nothing beyond the answer's end: `SLOW_SECONDS=60` is the long form.
+/// Returns the pause after the answer's end: `SLOW_SECONDS=60` is the long form.
 fn pause() -> Duration {
     let seconds = std::env::var("SLOW_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(0))
 }
 
 #[tokio::test]
-async fn a_slow_reader_costs_bounded_memory_and_then_gets_all_of_it_once_in_order() {
-    let Setup { replica, .. } = &replica("3000", &[]).await;
+async fn a_slow_reader_costs_bounded_memory_and_then_gets_every_piece_once_in_order() {
+    let Setup { replica, .. } = &setup("3000", &[]).await;
     let session = Uuid::new_v4();
     let path = format!("/ws?session_id={session}");
     let (mut fast, _) = Socket::open(replica, &path).await;
-    // What the replica needs for a turn at all is not what slow readers cost.
+    // The memory that the replica needs for any turn is no cost of slow readers.
     fast.say(&long_turn(TOKENS)).await;
     fast.until("stream_end").await;
     let mut slow = Vec::new();
@@ -96,8 +80,8 @@ async fn a_slow_reader_costs_bounded_memory_and_then_gets_all_of_it_once_in_orde
 }
 
 #[tokio::test]
-async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
-    let Setup { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+async fn a_websocket_that_never_reads_is_closed_and_resumes_without_a_hole() {
+    let Setup { replica, .. } = &setup("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
     let session = Uuid::new_v4();
     let path = format!("/ws?session_id={session}");
     let (mut socket, _) = Socket::open_narrow(replica, &path).await;
@@ -114,9 +98,9 @@ async fn a_websocket_that_never_reads_is_let_go_and_resumes_without_a_hole() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
+async fn a_websocket_that_answers_no_ping_is_closed_with_try_again_later() {
     let limits = [("JARVIS_READ_TIMEOUT", "1"), ("JARVIS_HEARTBEAT", "1")];
-    let Setup { replica, .. } = &replica("50000", &limits).await;
+    let Setup { replica, .. } = &setup("50000", &limits).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     until_metric(replica, "jarvis_slow_readers_total{protocol=\"websocket\"}", 1).await;
     assert_eq!(socket.end().await.1.map(|(code, _)| code), Some(1013));
@@ -124,13 +108,13 @@ async fn a_websocket_that_answers_no_ping_is_told_to_come_back() {
 
 #[tokio::test]
 async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole() {
-    let Setup { replica, .. } = &replica("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+    let Setup { replica, .. } = &setup("50000", &[("JARVIS_READ_TIMEOUT", "1")]).await;
     let session = Uuid::new_v4();
     let mut body = long_turn(MANY_TOKENS);
     body["stream"] = true.into();
     body["session_id"] = session.to_string().into();
     let body = body.to_string();
-    // HTTP/1.0 has no chunks to take apart.
+    // HTTP/1.0 has no chunks to decode.
     let head = format!("POST /api/v1/chat/ HTTP/1.0\r\ncontent-length: {}\r\n\r\n", body.len());
     let mut stream = narrow(replica).await;
     stream.write_all((head + &body).as_bytes()).await.expect("a request");
@@ -144,8 +128,8 @@ async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_hole()
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_get_to_its_question_is_closed() {
-    let Setup { replica, .. } = &replica("500", &[("JARVIS_READ_TIMEOUT", "1")]).await;
+async fn a_connection_that_sends_no_request_in_time_is_closed() {
+    let Setup { replica, .. } = &setup("500", &[("JARVIS_READ_TIMEOUT", "1")]).await;
     for beginning in ["", "PRI * HTTP", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow:"] {
         let mut stream = narrow(replica).await;
         stream.write_all(beginning.as_bytes()).await.expect("room");

@@ -1,4 +1,4 @@
-//! Models that think: their thoughts come first, are kept apart, and are lost by no fault.
+//! Models that reason: the reasoning comes first, is kept apart, and survives every fault.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -45,7 +45,7 @@ impl Fleet {
         session["messages"].as_array().expect("messages").clone()
     }
 
-    /// What the model would think and say.
+    /// Returns the reasoning and the answer of the script.
     async fn expected(&self, message: &str) -> (String, String) {
         let asked = json!({"model": MODEL, "think": true, "stream": false,
             "options": {"num_predict": 1000},
@@ -62,7 +62,7 @@ fn asked(message: &str) -> Value {
     json!({"type": "chat", "message": message, "think": true})
 }
 
-/// What a client holds: it appends at the offset that it is told, and takes back.
+/// The text of a client: it appends at the offset of each piece, and takes back.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     thoughts: String,
@@ -101,7 +101,7 @@ fn seen(events: &[Value]) -> Seen {
 }
 
 #[tokio::test]
-async fn thoughts_come_before_the_answer_and_are_kept_apart_from_it() {
+async fn reasoning_comes_before_the_answer_and_is_kept_apart_from_it() {
     let fleet = Fleet::of(2, "300").await;
     let message = "[[tokens=30 think=40]] why?";
     let (thoughts, answer) = fleet.expected(message).await;
@@ -119,14 +119,14 @@ async fn thoughts_come_before_the_answer_and_are_kept_apart_from_it() {
     assert_eq!(seen(&events), Seen { thoughts: thoughts.clone(), answer: answer.clone() });
     let end = events.last().expect("an end");
     assert_eq!(end["full_response"], answer.as_str());
-    // As it is stored.
+    // The stored answer has the same.
     for replica in [0, 1] {
         let history = fleet.history(replica).await;
         assert_eq!(history[1]["content"], answer.as_str());
         assert_eq!(history[1]["thinking"], thoughts.as_str());
         assert!(history[0]["thinking"].is_null());
     }
-    // And in one piece: to a socket, and over REST.
+    // The answer in one piece has the same: over a socket, and over REST.
     let in_one_piece = json!({"type": "chat", "message": message, "think": true, "stream": false});
     socket.say(&in_one_piece).await;
     let events = socket.until("response").await;
@@ -139,7 +139,7 @@ async fn thoughts_come_before_the_answer_and_are_kept_apart_from_it() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_gets_the_thoughts_of_the_stored_answer() {
+async fn a_repeated_request_gets_the_reasoning_of_the_stored_answer() {
     let fleet = Fleet::of(2, "0").await;
     let message = "[[tokens=20 think=20]] why?";
     let (thoughts, answer) = fleet.expected(message).await;
@@ -156,11 +156,11 @@ async fn a_repeated_request_gets_the_thoughts_of_the_stored_answer() {
 }
 
 #[tokio::test]
-async fn a_model_that_thinks_unasked_shows_nothing_of_it() {
+async fn reasoning_that_was_not_requested_is_not_shown() {
     let fleet = Fleet::of(1, "0").await;
     let (thoughts, answer) = fleet.expected("[[unasked tokens=20 think=40]] why?").await;
     let message = "[[unasked tokens=20 think=40]] why?";
-    // The host does send them.
+    // The host does send reasoning.
     let asked = json!({"model": MODEL, "think": false, "stream": false,
         "messages": [{"role": "user", "content": message}]});
     let said = post(&fleet.ollama, "/api/chat", &asked).await.body;
@@ -189,7 +189,7 @@ async fn a_model_that_thinks_unasked_shows_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn thoughts_are_never_sent_back_to_the_model() {
+async fn reasoning_is_never_sent_back_to_the_model() {
     let fleet = Fleet::of(1, "0").await;
     let message = "[[tokens=20 think=20]] first";
     let (_, answer) = fleet.expected(message).await;
@@ -215,21 +215,21 @@ async fn thoughts_are_never_sent_back_to_the_model() {
 }
 
 #[tokio::test]
-async fn a_model_without_thoughts_just_answers() {
+async fn a_model_that_does_not_reason_just_answers() {
     let fleet = Fleet::of(1, "0").await;
     let (mut socket, _) = fleet.socket(0, None).await;
     let message = json!({"type": "chat", "message": "[[tokens=20 think=20 fault=cut@3]] hi",
         "think": true, "model": "tinyllama"});
     socket.say(&message).await;
     let events = socket.until("stream_end").await;
-    // It is continued as ever, too.
+    // The session takes the next turn.
     let order = ["message_received", "stream_start", "stream_chunk", "stream_end"];
     assert_eq!(kinds(&events), order);
     assert_eq!(events.last().expect("an end")["full_response"], seen(&events).answer.as_str());
 }
 
 #[tokio::test]
-async fn a_reader_resumes_in_the_middle_of_thoughts_from_another_replica() {
+async fn a_reader_resumes_in_the_middle_of_the_reasoning_from_another_replica() {
     let fleet = Fleet::of(2, "100").await;
     let message = "[[tokens=40 think=80]] why?";
     let (thoughts, answer) = fleet.expected(message).await;
@@ -243,7 +243,7 @@ async fn a_reader_resumes_in_the_middle_of_thoughts_from_another_replica() {
     let mut held = seen(&events);
     assert!(!held.thoughts.is_empty() && held.thoughts.len() < thoughts.len());
     drop(first);
-    // Live, and again when all is over: over WebSocket and as server-sent events.
+    // The events come live, and again after the end: over WebSocket and as server-sent events.
     let cursor = events.last().expect("an event")["cursor"].clone();
     let (mut second, connection) = fleet.socket(1, Some(&cursor)).await;
     assert_eq!(connection["recovered"], true);
@@ -265,14 +265,14 @@ async fn a_reader_resumes_in_the_middle_of_thoughts_from_another_replica() {
 }
 
 #[tokio::test]
-async fn a_history_tells_the_thoughts_of_a_running_answer() {
+async fn a_history_has_the_reasoning_of_a_running_answer() {
     let fleet = Fleet::of(1, "100").await;
     let message = "[[tokens=30 think=60]] why?";
     let (thoughts, answer) = fleet.expected(message).await;
     let (mut asking, _) = fleet.socket(0, None).await;
     asking.say(&asked(message)).await;
     let mut events = asking.until("stream_thinking").await;
-    // What is no cursor of ours gets a snapshot.
+    // A text that is no cursor gets a snapshot.
     let (mut late, connection) = fleet.socket(0, Some(&json!("1-9-9-0-0"))).await;
     assert_eq!(connection["recovered"], false);
     let history = late.event().await;
@@ -289,7 +289,7 @@ async fn a_history_tells_the_thoughts_of_a_running_answer() {
 }
 
 #[tokio::test]
-async fn server_sent_events_and_their_repeat_tell_thoughts_and_answer() {
+async fn server_sent_events_and_their_repeat_have_reasoning_and_answer() {
     let fleet = Fleet::of(1, "0").await;
     let message = "[[tokens=30 think=20]] why?";
     let (thoughts, answer) = fleet.expected(message).await;
@@ -304,7 +304,7 @@ async fn server_sent_events_and_their_repeat_tell_thoughts_and_answer() {
         assert_eq!(seen(&events), expected, "repeat: {repeat}");
         let told = kinds(&events);
         assert!(told.ends_with(&["stream_thinking", "stream_chunk", "stream_end"]), "{told:?}");
-        // Long past, it is told from the history.
+        // Long after the end the events come from the history.
         for _ in 0..if repeat { 0 } else { 40 } {
             chat(&fleet.replicas[0], &fleet.session, "[[tokens=1]] on").await;
         }
@@ -312,7 +312,7 @@ async fn server_sent_events_and_their_repeat_tell_thoughts_and_answer() {
 }
 
 #[tokio::test]
-async fn a_turn_that_is_cancelled_in_its_thoughts_keeps_them_and_has_no_answer() {
+async fn a_turn_that_is_cancelled_in_its_reasoning_keeps_it_and_has_no_answer() {
     let fleet = Fleet::of(2, "50").await;
     let (mut socket, _) = fleet.socket(0, None).await;
     socket.say(&asked("[[tokens=30 think=500]] why?")).await;
@@ -353,11 +353,11 @@ async fn taken_over(message: &str, kill_at: &str) {
 }
 
 #[tokio::test]
-async fn a_writer_that_is_killed_in_the_middle_of_thoughts_is_replaced() {
+async fn a_writer_that_is_killed_in_the_middle_of_the_reasoning_is_replaced() {
     taken_over("[[tokens=30 think=80]] why?", "stream_thinking").await;
 }
 
 #[tokio::test]
-async fn a_writer_that_is_killed_after_its_thoughts_is_replaced() {
+async fn a_writer_that_is_killed_after_the_reasoning_is_replaced() {
     taken_over("[[tokens=80 think=30]] why?", "stream_chunk").await;
 }

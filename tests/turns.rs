@@ -1,4 +1,4 @@
-//! One turn as its clients see it: when it begins, how it goes on, what is told of its end.
+//! One turn as its clients see it: its beginning, its continuations, and the report at its end.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -65,8 +65,8 @@ async fn a_waiting_turn_begins_as_soon_as_the_turn_before_it_ends() {
     assert_eq!(chat(&fleet.replicas[0], &session, "[[tokens=3]] warm").await.status, 200);
     here.until("stream_end").await;
     let turn = |n: usize| json!({"type": "chat", "message": format!("[[tokens=20]] turn {n}")});
-    // All but the first wait, by turns on either replica, so that their replicas ask for their
-    // places at different times.
+    // All turns but the first wait, in turn on either replica, so that their replicas join the
+    // queue at different times.
     for n in 0..TURNS {
         let socket = if n % 2 == 0 { &mut here } else { &mut there };
         socket.say(&turn(n)).await;
@@ -86,7 +86,7 @@ async fn a_waiting_turn_begins_as_soon_as_the_turn_before_it_ends() {
 }
 
 #[tokio::test]
-async fn an_end_tells_how_and_why_the_answer_was_continued_and_so_does_what_is_stored() {
+async fn an_end_lists_each_continuation_and_its_reason_and_so_does_the_stored_answer() {
     let models = "tinyllama,thinker";
     let fleet = Fleet::of(1, &["--models", models, "--rate", "500"], &[]).await;
     for (message, think, continued) in [
@@ -106,7 +106,7 @@ async fn an_end_tells_how_and_why_the_answer_was_continued_and_so_does_what_is_s
             true,
             json!([{"how": "restarted", "why": "upstream_interrupted"}]),
         ),
-        // The model would not have gone on with the blanks that readers have.
+        // The model would not have continued with the blanks that readers have.
         (
             "[[strict fault=cut@1 by=| say]]one  |two| three",
             false,
@@ -125,7 +125,7 @@ async fn an_end_tells_how_and_why_the_answer_was_continued_and_so_does_what_is_s
 }
 
 #[tokio::test]
-async fn a_writer_that_takes_over_tells_of_the_continuations_before_it_too() {
+async fn a_writer_that_takes_over_lists_the_continuations_before_it_too() {
     let extra = [("JARVIS_LEASE_MS", "1000")];
     let fleet = Fleet::of(2, &["--rate", "60"], &extra).await;
     let session = id();
@@ -148,17 +148,17 @@ async fn a_writer_that_takes_over_tells_of_the_continuations_before_it_too() {
     ]);
     assert_eq!(end["continued"], continued);
     assert_eq!(end["full_response"], expected(message).as_str());
-    // The next turn begins without them.
+    // The next turn begins without continuations.
     let next = ask(&mut watching, &json!({"type": "chat", "message": "[[tokens=5]] next"})).await;
     assert_eq!(next["continued"], json!(null));
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_without_the_count_of_its_host_still_tells_its_usage() {
+async fn an_answer_that_ends_without_the_count_of_its_host_still_has_its_usage() {
     let context = ["--model-ctx", "1000000", "--slots", "4"];
     let extra = [("JARVIS_NUM_CTX", "1000000"), ("JARVIS_MAX_TOKENS", "1000000")];
     let fleet = Fleet::of(1, &context, &extra).await;
-    // Ended by its size, and by the model's repeating itself.
+    // The turns end by their size, and by the repetitions of the model.
     for (message, reason) in
         [("[[tokens=400000]] endless", "length"), ("[[tokens=50 repeat]] again", "repetition")]
     {
@@ -170,7 +170,7 @@ async fn an_answer_that_ends_without_the_count_of_its_host_still_tells_its_usage
         let text = reply.body["response"].as_str().expect("a text");
         let counted = ollama_sim::count_tokens(text) as u64;
         let completion = tokens("completion_tokens");
-        // What came are pieces: each is at least one token, and of this model about two.
+        // The host reported no count. A piece is at least one token, and of this model about two.
         assert!(completion <= counted && completion * 3 >= counted, "{completion} of {counted}");
         assert!((3..100).contains(&tokens("prompt_tokens")), "{}", reply.body["usage"]);
         assert_eq!(fleet.stored_answer(&session).await["usage"], reply.body["usage"]);
@@ -206,7 +206,7 @@ async fn a_host_that_breaks_off_often_and_makes_progress_brings_the_whole_answer
 }
 
 #[tokio::test]
-async fn a_response_in_one_piece_carries_the_thoughts_as_rest_does() {
+async fn a_response_in_one_piece_has_the_reasoning_as_rest_has_it() {
     let models = ["--models", "thinker", "--rate", "500"];
     let fleet = Fleet::of(2, &models, &[("JARVIS_DEFAULT_MODEL", "thinker")]).await;
     let session = id();
@@ -225,7 +225,7 @@ async fn a_response_in_one_piece_carries_the_thoughts_as_rest_does() {
     assert!(!thoughts.is_empty());
     assert_eq!(response["thinking"], thoughts.as_str());
     assert_eq!(response["content"], joined(&streamed).as_str());
-    // The same where it is told from what is stored, and nothing where there is none.
+    // A stored turn has the same, and one without continuations has none.
     whole.say(&turn).await;
     let again = whole.until("response").await.pop().expect("a response");
     assert_eq!(again["thinking"], thoughts.as_str());
@@ -237,7 +237,7 @@ async fn a_response_in_one_piece_carries_the_thoughts_as_rest_does() {
 }
 
 #[tokio::test]
-async fn nothing_of_a_continuation_is_left_in_redis_when_its_turn_has_ended() {
+async fn a_continuation_leaves_nothing_in_redis_when_its_turn_has_ended() {
     let fleet = Fleet::of(1, &["--rate", "200"], &[]).await;
     let session = id();
     let mut socket = fleet.socket(0, &session).await;

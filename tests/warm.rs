@@ -1,10 +1,11 @@
-//! Models that are loaded before anybody asks.
+//! Models that are loaded before the first request.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
 
 use serde_json::{Value, json};
 use support::client::{chat, get, send, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ async fn loads(ollama: &Process) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn models_are_loaded_at_the_start_as_generations_want_them_and_nobody_waits_for_it() {
+async fn models_are_loaded_at_the_start_as_generations_want_them_and_no_turn_waits_for_it() {
     let redis = RedisServer::start();
     let slow = ollama_sim(&["--models", "tinyllama,other", "--load-ms", "3000"]);
     let hosts = format!("{},{}", slow.url, ollama_sim(&["--models", "third"]).url);
@@ -24,11 +25,8 @@ async fn models_are_loaded_at_the_start_as_generations_want_them_and_nobody_wait
     let replica = jarvis(&redis.url(), &hosts, &preload);
     until_ok(&replica, "/health/ready").await;
     assert_eq!(loads(&slow).await, Vec::<Value>::new(), "ready before anything is loaded");
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    while loads(&slow).await.is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "not loaded in time");
-        tokio::task::yield_now().await;
-    }
+    let loaded = eventually(LIMIT, async || !loads(&slow).await.is_empty()).await;
+    assert!(loaded, "not loaded in time");
     let loaded = get(&slow, "/api/ps").await.body;
     let names: Vec<_> = loaded["models"].as_array().expect("models").iter().collect();
     assert_eq!(names.len(), 1, "only what was asked for: {loaded}");
@@ -49,9 +47,6 @@ async fn a_host_that_answers_late_is_preloaded_when_it_does() {
     send(client.post(format!("{}/sim/faults", ollama.url)).json(&fault)).await;
     let replica = jarvis(&redis.url(), &ollama.url, &[("JARVIS_PRELOAD", "tinyllama")]);
     until_ok(&replica, "/health/ready").await;
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    while loads(&ollama).await.is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "not loaded in time");
-        tokio::task::yield_now().await;
-    }
+    let loaded = eventually(LIMIT, async || !loads(&ollama).await.is_empty()).await;
+    assert!(loaded, "not loaded in time");
 }

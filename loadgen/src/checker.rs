@@ -1,4 +1,4 @@
-//! One turn as its client sees it, checked character by character against what it must be. Pure.
+//! Checks one turn as its client sees it, character by character. The functions are pure.
 
 use std::fmt;
 
@@ -7,15 +7,15 @@ use crate::event::{Event, Stored};
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// So many bytes never came.
+    /// This many bytes never came.
     Lost(usize),
-    /// So many bytes came twice.
+    /// This many bytes came twice.
     Doubled(usize),
     /// An event came where none of its type may come.
     Reordered(String),
-    /// The text is not what the script says.
+    /// The text differs from the script.
     Wrong(String),
-    /// An accepted turn, or its end, is not known any more.
+    /// The service has lost an accepted turn, or its end.
     Forgotten(String),
     /// The turn had no end within its time limit.
     Unfinished(String),
@@ -34,20 +34,20 @@ impl fmt::Display for Flaw {
     }
 }
 
-/// What an event meant for the turn.
+/// The effect of an event on the turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing that a reader would see.
+    /// The event changes nothing that a reader would see.
     None,
-    /// The replica has the message.
+    /// The replica has accepted the message.
     Accepted,
-    /// New characters.
+    /// The event brings new characters.
     Text,
-    /// What came after this many bytes was taken back.
+    /// The text after this many bytes was taken back.
     Restart(usize),
     /// The answer is complete.
     Complete,
-    /// The answer ended early, and the client was told why.
+    /// The answer ended early, with an error event.
     Failed(String),
 }
 
@@ -60,7 +60,7 @@ enum Stage {
     Ended,
 }
 
-/// One turn: what was asked, what must come, and what has come so far.
+/// One turn: its message, the expected answer, and the text so far.
 #[derive(Debug)]
 pub struct Turn {
     prompt: String,
@@ -74,7 +74,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// A turn whose answer must be `expected`.
+    /// Creates a turn whose answer must be `expected`.
     pub fn new(prompt: String, expected: String) -> Self {
         Self {
             prompt,
@@ -87,50 +87,52 @@ impl Turn {
         }
     }
 
-    /// What was asked.
+    /// Returns the message.
     pub fn prompt(&self) -> &str {
         &self.prompt
     }
 
-    /// The run that makes the answer, once it is known.
+    /// Returns the generation, once it is known.
     pub fn generation(&self) -> Option<&str> {
         self.generation.as_deref()
     }
 
-    /// Whether the message has to be sent, for the first time or again.
+    /// Returns whether the message has to be sent, for the first time or again.
     pub fn is_unacknowledged(&self) -> bool {
         self.stage == Stage::Asked
     }
 
-    /// Whether the message was sent more than once: each repeat is answered, even after the end.
+    /// Returns whether the message was sent more than once: each repeat is answered, even after the
+    /// end.
     pub fn was_repeated(&self) -> bool {
         self.sends > 1
     }
 
-    /// Whether the last event of the turn has come.
+    /// Returns whether the last event of the turn has come.
     pub fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }
 
-    /// The message is sent; gives how often, this time included.
+    /// Counts that the message is sent; returns how often, this time included.
     pub fn sent(&mut self) -> u32 {
         self.sends += 1;
         self.sends
     }
 
-    /// Whatever was held is to be told anew: the place in it is not known to the service.
+    /// Expects all text again from its beginning, because the service does not know the client's
+    /// cursor.
     pub fn start_over(&mut self) {
         self.held.clear();
         self.stage = self.stage.min(Stage::Received);
         self.sends += 1;
     }
 
-    /// Promises that were broken since this was last asked.
+    /// Takes the broken promises since the last call.
     pub fn take_flaws(&mut self) -> Vec<Flaw> {
         std::mem::take(&mut self.flaws)
     }
 
-    /// Takes in an event of this turn.
+    /// Applies an event of this turn.
     pub fn take(&mut self, event: &Event) -> Progress {
         self.identify(event);
         match event.kind.as_str() {
@@ -159,7 +161,8 @@ impl Turn {
         }
     }
 
-    /// Takes in the session as it is stored, in place of the events that cannot be told.
+    /// Applies a snapshot of the session, which stands in for the events that are not kept any
+    /// more.
     pub fn take_snapshot(&mut self, event: &Event) -> Progress {
         let stored = self.find(&event.messages);
         if let Some(answer) = stored {
@@ -187,7 +190,7 @@ impl Turn {
                 Progress::Text
             }
             _ => {
-                // It waits, or was never accepted: to send it again is right for both.
+                // The turn waits, or was never accepted: to send it again is right for both.
                 self.held.clear();
                 self.stage = Stage::Asked;
                 Progress::None
@@ -195,21 +198,21 @@ impl Turn {
         }
     }
 
-    /// Takes in an answer that came in one piece.
+    /// Applies an answer that came in one piece.
     pub fn take_whole(&mut self, content: &str, finish_reason: Option<&str>) {
         self.stage = Stage::Ended;
         self.compare(content);
         self.check_reason(finish_reason);
     }
 
-    /// The turn had no end in time.
+    /// Records that the turn had no end in time.
     pub fn give_up(&mut self) {
         let stage = self.stage;
         let (held, of) = (self.held.len(), self.expected.len());
         self.flaws.push(Flaw::Unfinished(format!("{stage:?}, {held} of {of} bytes")));
     }
 
-    /// The service says that there is no such turn although it had accepted it.
+    /// Records that the service does not know a turn that it had accepted.
     pub fn forgotten(&mut self, what: &str) {
         self.flaws.push(Flaw::Forgotten(what.to_owned()));
         self.stage = Stage::Ended;
@@ -245,7 +248,7 @@ impl Turn {
     }
 
     fn begin(&mut self, event: &Event) {
-        // A stored answer is told again, from its beginning and without cursors.
+        // A stored answer comes again, from its beginning and without cursors.
         let told_again = self.sends > 1 && event.cursor.is_none();
         if told_again {
             self.held.clear();
@@ -268,7 +271,7 @@ impl Turn {
         let before = self.held.len();
         if offset > before {
             self.flaws.push(Flaw::Lost(offset - before));
-            // What is missing is made up, so that it is told once only.
+            // The missing bytes are filled in, so that each is reported once only.
             let missing = self.expected.get(before..offset).map(str::to_owned);
             self.held.push_str(&missing.unwrap_or_else(|| "\0".repeat(offset - before)));
         } else if offset < before {
@@ -336,12 +339,13 @@ impl Turn {
         }
     }
 
-    /// Compares what is held from this byte on.
+    /// Compares the text from this byte on.
     fn compare_from(&mut self, from: usize) {
         if self.expected.get(from..self.held.len()) != self.held.get(from..) {
             let at = differs_at(&self.expected, &self.held);
             self.flaws.push(Flaw::Wrong(differing(&self.expected, &self.held, at)));
-            // Told once: what follows is compared with what should have been here.
+            // A difference is reported once: the rest is compared with the text that should have
+            // been here.
             if let Some(right) = self.expected.get(..self.held.len()) {
                 self.held = right.to_owned();
             }
@@ -375,16 +379,16 @@ fn differing(expected: &str, got: &str, at: usize) -> String {
     )
 }
 
-/// One turn as it should stand in the session's history.
+/// One turn as it should be in the session's history.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    /// What was asked.
+    /// The message.
     pub prompt: String,
-    /// What was answered; none where the turn ended with an error.
+    /// The answer; none where the turn ended with an error.
     pub answer: Option<String>,
 }
 
-/// Compares a session's stored messages with what its client sent and received.
+/// Compares a session's stored messages with those that its client sent and received.
 pub fn check_history(sent: &[Sent], messages: &[Stored]) -> Vec<Flaw> {
     let mut flaws = Vec::new();
     let mut next = 0;
@@ -454,7 +458,7 @@ mod tests {
             "generation_id": "g", "cursor": "c"}))
     }
 
-    /// A stream without a flaw, one event after another.
+    /// Returns a stream without a flaw, one event after another.
     fn clean() -> Vec<Event> {
         vec![
             named("message_received"),
@@ -501,14 +505,14 @@ mod tests {
     }
 
     #[test]
-    fn two_pieces_that_change_places_are_noticed() {
+    fn two_pieces_in_the_wrong_order_are_noticed() {
         let mut events = clean();
         events.swap(3, 4);
         assert_eq!(check(&events), [Flaw::Lost(6), Flaw::Doubled(6)]);
     }
 
     #[test]
-    fn events_that_change_places_are_noticed() {
+    fn events_in_the_wrong_order_are_noticed() {
         for (one, other) in [(0, 1), (1, 2), (5, 6), (6, 7)] {
             let mut events = clean();
             events.swap(one, other);
@@ -568,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_comes_again_without_being_doubled() {
+    fn text_that_is_taken_back_comes_again_without_a_double() {
         let mut events = clean();
         let restart = event(json!({"type": "stream_restart", "from": 4, "generation_id": "g"}));
         events.splice(5..5, [restart, chunk(4, "世界 two")]);
@@ -587,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_goes_on_from_a_snapshot() {
+    fn a_turn_continues_from_a_snapshot() {
         let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
         turn.sent();
         turn.take(&named("message_received"));
@@ -601,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_without_the_message_asks_for_it_again() {
+    fn a_snapshot_without_the_message_has_it_sent_again() {
         let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
         turn.sent();
         let history = json!({"type": "history", "messages": []});

@@ -1,4 +1,4 @@
-//! What a replica sends, as far as a client has to understand it.
+//! The events of a replica, as far as a client has to understand them.
 
 use serde::Deserialize;
 
@@ -6,61 +6,61 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Event {
-    /// Its type on the wire.
+    /// The type on the wire.
     #[serde(rename = "type")]
     pub kind: String,
     /// A piece of the answer, or all of it.
     pub content: Option<String>,
-    /// UTF-8 bytes of the answer before this piece.
+    /// The UTF-8 bytes of the answer before this piece.
     pub offset: Option<usize>,
-    /// Of a piece: whether it was the last.
+    /// Whether this piece was the last.
     pub done: Option<bool>,
-    /// UTF-8 bytes of the answer that stay.
+    /// The UTF-8 bytes of the answer that stay.
     pub from: Option<usize>,
     /// The whole answer.
     pub full_response: Option<String>,
-    /// Why the answer ended.
+    /// The reason why the answer ended.
     pub finish_reason: Option<String>,
-    /// Whose answer.
+    /// The generation.
     pub generation_id: Option<String>,
-    /// Where to resume after this event.
+    /// The cursor after this event.
     pub cursor: Option<String>,
-    /// The client's own name of its message.
+    /// The client's own identifier of its message.
     pub message_id: Option<String>,
-    /// What kind of error.
+    /// The code of an error.
     pub code: Option<String>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// Seconds to wait first.
+    /// The seconds until a retry.
     pub retry_after: Option<f64>,
     /// Whether everything since the cursor follows.
     pub recovered: Option<bool>,
-    /// Of a history: its messages, oldest first.
+    /// The messages of a history, oldest first.
     pub messages: Vec<Stored>,
-    /// Of a history: the answer that is being written.
+    /// The running answer of a history.
     pub answer: Option<Running>,
 }
 
-/// A message as it is stored.
+/// A stored message.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Stored {
-    /// user or assistant.
+    /// The role: user or assistant.
     pub role: String,
-    /// Its text.
+    /// The text.
     pub content: String,
-    /// Of an answer: complete, cancelled or failed.
+    /// The status of an answer: complete, cancelled or failed.
     pub status: Option<String>,
-    /// Of an answer: the run that made it.
+    /// The generation of an answer.
     pub generation_id: Option<String>,
 }
 
-/// An answer that is being written.
+/// A running answer.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Running {
-    /// The run that makes it.
+    /// The generation.
     pub generation_id: String,
-    /// Its beginning.
+    /// The text so far.
     pub content: String,
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
 use testkit::folder::Folder;
 use testkit::redis::{Connection, Redis, RedisKind};
 use testkit::server::{self, Server};
@@ -13,51 +12,53 @@ use tokio::time::{Instant, sleep};
 
 /// The time that a server may take to be ready on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// The time limit of a request to a server of the fleet.
+const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// The time that a replica which is ready may take to have a heartbeat.
 const NAME_LIMIT: Duration = Duration::from_secs(3);
-/// Time between two looks for a heartbeat.
+/// The time between two reads of the heartbeats.
 const LOOK: Duration = Duration::from_millis(20);
-/// Hashes that the open turns are spread over.
+/// The buckets that the open turns are spread over.
 const BUCKETS: u16 = 256;
 
-/// What a fleet is made of.
+/// The shape of a fleet.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where the `jarvis` and `ollama-sim` binaries are.
+    /// The folder of the `jarvis` and `ollama-sim` binaries.
     pub binaries: PathBuf,
-    /// Where logs and data go.
+    /// The folder of logs and data.
     pub dir: PathBuf,
-    /// Which Redis.
+    /// The kind of Redis.
     pub redis: RedisKind,
-    /// Replicas of jarvis.
+    /// The number of replicas.
     pub replicas: usize,
-    /// Scripted Ollamas.
+    /// The number of sims.
     pub sims: usize,
-    /// Settings of the replicas beside those that say where everything is.
+    /// The settings of the replicas beside those of their addresses.
     pub settings: Vec<(String, String)>,
 }
 
-/// All that runs.
+/// The running fleet.
 pub struct Fleet {
-    // Replicas end first: what they lose before would fill their logs.
+    // Replicas end first: servers that end before them would fill their logs with errors.
     /// The replicas.
     pub replicas: Vec<Arc<Server>>,
-    /// The scripted Ollamas.
+    /// The sims.
     pub sims: Vec<Arc<Server>>,
     /// Redis.
     pub redis: Arc<Redis>,
-    /// For what is asked over HTTP.
+    /// The client of the fleet's own requests.
     pub http: reqwest::Client,
-    /// What each replica calls itself, where that is known. Held while one starts, as what is new
-    /// among the heartbeats is its.
+    /// The name of each replica, where it is known. The lock is held while a replica starts,
+    /// because the new name among the heartbeats is its own.
     names: Mutex<Vec<Option<String>>>,
 }
 
 impl Fleet {
-    /// Starts everything and waits until it is ready.
+    /// Starts all servers and waits until they are ready.
     ///
     /// # Errors
-    /// Where a program is missing or does not get ready in time.
+    /// Fails where a program is missing or does not get ready in time.
     pub async fn start(plan: &Plan) -> anyhow::Result<Self> {
         let (kind, dir) = (plan.redis, plan.dir.clone());
         let redis = Arc::new(unblock(move || Redis::start(kind, &dir)).await?);
@@ -81,7 +82,7 @@ impl Fleet {
             replica.name = format!("replica-{number}");
             replica.environment.clone_from(&plan.settings);
             let replica = Arc::new(unblock(move || Server::start(replica)).await?);
-            fleet.until_ready(&replica).await?;
+            with(&replica, until_ready).await?;
             fleet.replicas.push(replica);
             let name = fleet.new_name(before).await;
             fleet.names.lock().await.push(name);
@@ -92,30 +93,33 @@ impl Fleet {
     /// Starts a replica again, and waits until it is ready.
     ///
     /// # Errors
-    /// Where it cannot be started or does not get ready in time.
+    /// Fails where it cannot be started or does not get ready in time.
     pub async fn start_replica(&self, number: usize) -> anyhow::Result<()> {
         let mut names = self.names.lock().await;
         let before = self.beating().await;
-        with(&self.replicas[number], Server::restart).await?;
-        self.until_ready(&self.replicas[number]).await?;
+        with(&self.replicas[number], |replica| {
+            replica.restart()?;
+            until_ready(replica)
+        })
+        .await?;
         names[number] = self.new_name(before).await;
         Ok(())
     }
 
-    /// What a replica calls itself.
+    /// Returns the name of a replica.
     pub async fn name_of(&self, number: usize) -> Option<String> {
         self.names.lock().await[number].clone()
     }
 
-    /// The replicas' base addresses.
+    /// Returns the replicas' base addresses.
     pub fn urls(&self) -> Vec<String> {
         self.replicas.iter().map(|replica| replica.url.clone()).collect()
     }
 
-    /// Every open turn: `<session> <generation>`, and the replica that holds it.
+    /// Returns every open turn: `<session> <generation>`, and the replica that holds it.
     ///
     /// # Errors
-    /// Where a primary does not answer.
+    /// Fails where a primary does not answer.
     pub async fn open_turns(&self) -> anyhow::Result<Vec<(String, String)>> {
         with(&self.redis, open_turns).await
     }
@@ -123,7 +127,7 @@ impl Fleet {
     /// Moves the slot of one of the open turns' buckets from this primary to another.
     ///
     /// # Errors
-    /// Where a server refuses.
+    /// Fails where a server refuses.
     pub async fn move_bucket(&self, primary: u16, number: u16) -> anyhow::Result<()> {
         with(&self.redis, move |redis| {
             for step in 0..BUCKETS {
@@ -137,23 +141,12 @@ impl Fleet {
         .await
     }
 
-    async fn until_ready(&self, replica: &Server) -> anyhow::Result<()> {
-        let url = format!("{}/health/ready", replica.url);
-        let ready = async || {
-            let answer = self.http.get(&url).send().await;
-            answer.is_ok_and(|answer| answer.status().is_success())
-        };
-        let in_time = testkit::eventually(START_LIMIT, ready).await;
-        ensure!(in_time, "{} is not ready after {} s", replica.name(), START_LIMIT.as_secs());
-        Ok(())
-    }
-
-    /// The names of the replicas that have a heartbeat.
+    /// Returns the names of the replicas that have a heartbeat.
     async fn beating(&self) -> anyhow::Result<Vec<String>> {
         with(&self.redis, |redis| {
             let mut names = Vec::new();
             for port in redis.primaries()? {
-                // The others refuse, as the key is not theirs.
+                // The other primaries refuse, because the key is not in their slots.
                 let question = [["HKEYS", "jarvis:{queue}:heartbeats"]];
                 for reply in Connection::open(port)?.ask(&question)? {
                     names.extend(reply.texts());
@@ -184,7 +177,7 @@ fn open_turns(redis: &Redis) -> anyhow::Result<Vec<(String, String)>> {
         .collect();
     let mut open = Vec::new();
     for port in redis.primaries()? {
-        // Buckets of the others are refused, and come from them.
+        // A primary refuses the buckets of the others, which reply for them.
         for reply in Connection::open(port)?.ask(&commands)? {
             let mut parts = reply.texts().into_iter();
             while let (Some(turn), Some(holder)) = (parts.next(), parts.next()) {
@@ -196,10 +189,10 @@ fn open_turns(redis: &Redis) -> anyhow::Result<Vec<(String, String)>> {
     Ok(open)
 }
 
-/// Does something that blocks with a part of the fleet.
+/// Runs a blocking function with a part of the fleet.
 ///
 /// # Errors
-/// Where it fails.
+/// Fails where the function fails.
 pub async fn with<P: Send + Sync + 'static, T: Send + 'static>(
     part: &Arc<P>,
     task: impl FnOnce(&P) -> anyhow::Result<T> + Send + 'static,
@@ -214,17 +207,21 @@ async fn unblock<T: Send + 'static>(
     tokio::task::spawn_blocking(task).await?
 }
 
-/// Asks a server to end, and waits; kills it where that takes longer than `limit`. Gives whether it
-/// ended by itself.
-pub async fn end(server: &Server, limit: Duration) -> bool {
-    server.terminate();
-    let ended = testkit::eventually(limit, async || server.has_ended()).await;
-    server.kill();
-    ended
+/// Sends SIGTERM to a server and waits; kills it after `limit`. Returns whether it ended by itself.
+///
+/// # Errors
+/// Fails where the waiting thread panics.
+pub async fn end(server: &Arc<Server>, limit: Duration) -> anyhow::Result<bool> {
+    with(server, move |server| Ok(server.end(limit))).await
 }
 
-/// A client for the fleet's own questions.
+fn until_ready(replica: &Server) -> anyhow::Result<()> {
+    let url = format!("{}/health/ready", replica.url);
+    replica.wait_until(START_LIMIT, "is not ready", || testkit::http::is_ok(&url, REQUEST_LIMIT))
+}
+
+/// Creates the client of the fleet's own requests.
 fn client() -> anyhow::Result<reqwest::Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?)
+    Ok(reqwest::Client::builder().no_proxy().timeout(REQUEST_LIMIT).build()?)
 }

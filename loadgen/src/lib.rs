@@ -1,5 +1,5 @@
-//! `loadgen`: holds sessions over replicas of jarvis, breaks things on purpose, and checks every
-//! character of every answer.
+//! `loadgen`: runs sessions over replicas of jarvis, injects faults, and checks every character of
+//! every answer.
 
 pub mod bench;
 pub mod chaos;

@@ -1,4 +1,4 @@
-//! The binary: arguments, and what is printed at the end.
+//! The binary: its arguments, and the report at the end.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,10 +21,10 @@ use tempfile::TempDir;
 use testkit::redis::RedisKind;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Of a hundred turns, how many may end with an error while things are broken.
+/// The percentage of turns that may end with an error while faults are injected.
 const CHAOS_FAILED_PERCENT: f64 = 2.0;
 
-/// Holds sessions over replicas of jarvis and checks every character of every answer.
+/// Runs sessions over replicas of jarvis and checks every character of every answer.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, about, max_term_width = 100)]
 struct Cli {
@@ -34,17 +34,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Sessions against replicas that run already, in front of a scripted ollama-sim
+    /// Sessions against running replicas, in front of a scripted ollama-sim
     Run(Run),
-    /// Sessions against a private fleet in which one thing after another is broken
+    /// Sessions against a private fleet into which faults are injected
     Chaos(ChaosArguments),
     /// Sessions against a private fleet whose replicas are replaced one after another
     Roll(RollArguments),
-    /// What jarvis costs, against ollama-sim alone
+    /// What jarvis costs, compared with ollama-sim alone
     Bench(BenchArguments),
 }
 
-/// What the sessions are like.
+/// The properties of the sessions.
 #[derive(Clone, Debug, Args)]
 struct Load {
     /// Sessions at a time
@@ -59,19 +59,19 @@ struct Load {
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     think: f64,
 
-    /// Turns of one session, after which its history is compared and another one begins
+    /// Turns of one session, after which its history is compared and another begins
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=250))]
     turns: u32,
 
-    /// Of a hundred sessions, how many use server-sent events
+    /// Percentage of sessions that use server-sent events
     #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
     sse: u32,
 
-    /// Of a hundred sessions, how many use plain requests; the others use WebSockets
+    /// Percentage of sessions that use plain requests; the others use WebSockets
     #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
     rest: u32,
 
-    /// The model to ask for, by the name that the sim's script knows it under
+    /// Model to request, by the name under which the sim created its script
     #[arg(long, value_name = "NAME", default_value = "tinyllama:latest")]
     model: String,
 
@@ -91,11 +91,11 @@ struct Load {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Of a hundred turns, how many may end with an error
+    /// Percentage of turns that may end with an error
     #[arg(long, value_name = "PERCENT")]
     failed: Option<f64>,
 
-    /// Writes the report here, as JSON
+    /// File for the report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -136,7 +136,7 @@ struct Run {
     )]
     replicas: Vec<String>,
 
-    /// How long new turns are begun, in seconds
+    /// Time in which new turns begin, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u64,
 
@@ -144,29 +144,29 @@ struct Run {
     load: Load,
 }
 
-/// What is started for the run.
+/// The properties of the private fleet.
 #[derive(Debug, Args)]
 struct FleetArguments {
-    /// Which Redis the fleet has: single, sentinel or cluster
+    /// Kind of Redis of the fleet: single, sentinel or cluster
     #[arg(long, value_name = "KIND", default_value = "sentinel")]
     redis: RedisKind,
 
-    /// Where the jarvis and ollama-sim binaries are [default: beside this one]
+    /// Folder of the jarvis and ollama-sim binaries [default: that of this one]
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
 
-    /// Where logs and data go; kept after a failure [default: a temporary folder]
+    /// Folder of logs and data; kept after a failure [default: a temporary folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct ChaosArguments {
-    /// What is left alone, separated by commas
+    /// Targets that get no faults, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     spare: Vec<Part>,
 
-    /// How long new turns are begun, in seconds
+    /// Time in which new turns begin, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u64,
 
@@ -200,11 +200,11 @@ struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
     sockets: u32,
 
-    /// Where the jarvis and ollama-sim binaries are [default: beside this one]
+    /// Folder of the jarvis and ollama-sim binaries [default: that of this one]
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
 
-    /// Writes the report here, as JSON
+    /// File for the report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -244,7 +244,7 @@ async fn load(run: &Run) -> anyhow::Result<bool> {
     Ok(report.broken.is_empty())
 }
 
-/// What was started must be stopped in order: a signal ends the run as its own end would.
+/// A signal ends the run in order, as its own end does: the fleet must be stopped.
 async fn until_asked_to_stop(
     run: impl Future<Output = anyhow::Result<bool>>,
 ) -> anyhow::Result<bool> {
@@ -289,7 +289,7 @@ async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
     Ok(place.leave(report.clients.broken.is_empty(), seed))
 }
 
-/// Where a run's logs and data are.
+/// The folder of a run's logs and data.
 struct Place {
     path: PathBuf,
     temporary: TempDir,
@@ -304,7 +304,7 @@ impl Place {
         Ok(Self { path, temporary })
     }
 
-    /// After a failure the folder is what is left to look at.
+    /// Keeps the folder after a failure.
     fn leave(self, good: bool, seed: u64) -> bool {
         if !good {
             let _ = self.temporary.keep();

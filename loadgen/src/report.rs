@@ -12,20 +12,20 @@ use crate::tally::{Found, Tally};
 /// A distribution of times, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Times {
-    /// How many.
+    /// The number of times.
     pub count: u64,
-    /// Half are at most this.
+    /// The median.
     pub p50: f64,
-    /// 95 of 100 are at most this.
+    /// The 95th percentile.
     pub p95: f64,
-    /// 99 of 100 are at most this.
+    /// The 99th percentile.
     pub p99: f64,
-    /// The longest.
+    /// The longest time.
     pub max: f64,
 }
 
 impl Times {
-    /// Of a histogram of microseconds.
+    /// Reads the figures of a histogram of microseconds.
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         if histogram.is_empty() {
@@ -40,7 +40,7 @@ impl Times {
         }
     }
 
-    /// One line of a table.
+    /// Formats one line of a table.
     pub fn row(&self, name: &str) -> String {
         if self.count == 0 {
             return format!("  {name:<34} none");
@@ -52,7 +52,7 @@ impl Times {
     }
 }
 
-/// What became of the promises, and what it took.
+/// The flaws of a run, and its figures.
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs, reason = "named as in tally::Counters, which says what each is")]
 pub struct Report {
@@ -74,7 +74,7 @@ pub struct Report {
     pub reconnects: u64,
     pub resends: u64,
     pub histories: u64,
-    /// Longest time in which no client at all got a character, in milliseconds.
+    /// The longest time in which no client at all got a character, in milliseconds.
     pub silence_ms: u64,
     pub errors: BTreeMap<String, u64>,
     pub first_token_ms: Times,
@@ -82,13 +82,13 @@ pub struct Report {
     pub recovery_ms: Times,
     pub told_recovery_ms: Times,
     pub flaws: Vec<Found>,
-    /// What makes the run a failure, in words; empty for a good one.
+    /// The reasons why the run failed, in words; empty for a good one.
     pub broken: Vec<String>,
 }
 
 impl Report {
-    /// Of what was counted; more than `failed_percent` of the turns that ended with an error are a
-    /// failure of the run.
+    /// Creates the report of a tally; more than `failed_percent` of turns that ended with an error
+    /// fail the run.
     pub fn of(tally: &Tally, seed: u64, sessions: usize, failed_percent: f64) -> Self {
         let c = &tally.counters;
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -152,7 +152,7 @@ impl Report {
         broken
     }
 
-    /// For people.
+    /// Formats the report as a table.
     pub fn table(&self) -> String {
         let mut table = String::new();
         let mut row = |name: &str, value: String| {

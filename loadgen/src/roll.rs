@@ -1,8 +1,8 @@
 //! Sessions over a private fleet whose replicas are replaced one after another, as an update does it.
 //!
-//! Each leaves the service, is asked to end, ends by itself, is started again, and comes back once it
-//! is ready: what Kubernetes does with a Deployment. No client may notice anything but that it is told
-//! to come back.
+//! Each replica leaves the service, gets SIGTERM, ends by itself, is started again, and comes back
+//! once it is ready: what Kubernetes does with a Deployment. A client may notice nothing but the
+//! request to reconnect.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,47 +20,48 @@ use crate::tally::{Tally, record, times};
 
 const REPLICAS: usize = 3;
 const SIMS: usize = 2;
-/// Nothing is replaced before the sessions have begun.
+/// The time before the first replacement, in which the sessions begin.
 const FIRST: Duration = Duration::from_secs(4);
-/// From one replacement to the next: the longest answer and more, so that none outlasts the sessions.
+/// The time from one replacement to the next: the longest answer and more, so that none outlasts
+/// the sessions.
 const EVERY: Duration = Duration::from_secs(12);
-/// New turns are begun so long after the last replacement.
+/// The time after the last replacement in which new turns begin.
 const LAST: Duration = Duration::from_secs(4);
-/// How long whoever balances the load needs to take a replica out of service.
+/// The time that a load balancer needs to take a replica out of service.
 const OUT_OF_SERVICE: Duration = Duration::from_secs(1);
-/// How long a replica may take to end.
+/// The time that a replica may take to end.
 const END_LIMIT: Duration = Duration::from_secs(25);
 
-/// A run.
+/// The properties of a run.
 #[derive(Clone, Debug)]
 pub struct Roll {
-    /// Where the `jarvis` and `ollama-sim` binaries are.
+    /// The folder of the `jarvis` and `ollama-sim` binaries.
     pub binaries: PathBuf,
-    /// Where logs and data go.
+    /// The folder of logs and data.
     pub dir: PathBuf,
-    /// Which Redis.
+    /// The kind of Redis.
     pub redis: RedisKind,
     /// How often every replica is replaced.
     pub rounds: u32,
-    /// What the sessions are like; replicas and duration are filled in.
+    /// The properties of the sessions; replicas and duration are filled in.
     pub load: Options,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub struct RollReport {
-    /// What the sessions saw.
+    /// The measurements of the sessions.
     pub clients: Report,
-    /// Replicas that were replaced.
+    /// The number of replaced replicas.
     pub replaced: usize,
-    /// From the request to end to the end.
+    /// The times from SIGTERM to the end of the process.
     pub end_ms: Times,
 }
 
-/// Starts the fleet, runs the sessions and replaces every replica so many times.
+/// Starts the fleet, runs the sessions and replaces every replica `rounds` times.
 ///
 /// # Errors
-/// Where the fleet does not start, or a replica does not come back.
+/// Fails where the fleet does not start, or a replica does not come back.
 pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
     let fleet = Plan {
         binaries: roll.binaries,
@@ -115,7 +116,7 @@ pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
     Ok(RollReport { clients, replaced: ended.len(), end_ms: Times::of(&times) })
 }
 
-/// Gives how long each took to end; none where it had to be killed.
+/// Returns how long each replica took to end; none where it had to be killed.
 async fn replace_all(
     fleet: &Fleet,
     replicas: &Replicas,
@@ -129,7 +130,7 @@ async fn replace_all(
             replicas.set(number, false);
             sleep(OUT_OF_SERVICE).await;
             let asked = Instant::now();
-            let by_itself = end(&fleet.replicas[number], END_LIMIT).await;
+            let by_itself = end(&fleet.replicas[number], END_LIMIT).await?;
             ended.push(by_itself.then(|| asked.elapsed()));
             fleet.start_replica(number).await?;
             replicas.set(number, true);
@@ -140,7 +141,7 @@ async fn replace_all(
 }
 
 impl RollReport {
-    /// For people.
+    /// Formats the result as a table.
     pub fn table(&self) -> String {
         let mut table = String::new();
         let _ = writeln!(table, "  {:<34} {}", "replicas replaced", self.replaced);

@@ -1,4 +1,4 @@
-//! All sessions of a run, and the line that says how it goes.
+//! Runs all sessions, and prints a line of progress.
 
 use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::client::{Options, Shared, hold};
 use crate::tally::Tally;
 
-/// Sessions begin within this time, one after another.
+/// The time within which the sessions begin, one after another.
 const RAMP: Duration = Duration::from_secs(3);
-/// A history that is compared, and whatever else comes after a session's last turn.
+/// The time for the comparison of a history and for other work after a session's last turn.
 const AFTERWARDS: Duration = Duration::from_secs(90);
 
-/// Runs all sessions to their end; gives false where that did not come in time.
+/// Runs all sessions to their end; returns false where that did not come in time.
 ///
 /// # Errors
-/// Where no client can be made.
+/// Fails where no client can be made.
 pub async fn run(options: Options, tally: Arc<Tally>) -> anyhow::Result<bool> {
     let limit = options.duration + options.turn_limit + AFTERWARDS;
     let shared = Shared::new(options, Arc::clone(&tally))?;
@@ -66,7 +66,7 @@ async fn progress(tally: Arc<Tally>, sessions: usize) {
             get(&c.reconnects),
         );
         let mut out = std::io::stderr().lock();
-        // Nobody reads it any more, and nothing depends on it.
+        // The reader of the progress may be gone; nothing depends on it.
         let _ = if terminal { write!(out, "\r\x1b[K{line}") } else { writeln!(out, "{line}") };
         let _ = out.flush();
     }

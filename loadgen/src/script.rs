@@ -4,22 +4,22 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use uuid::Uuid;
 
-/// Tokens of an answer whose message does not say how many; every message here does.
+/// The tokens of an answer whose message names no number; every message here names one.
 const DEFAULT_TOKENS: usize = 64;
 
-/// What the answers are like.
+/// The properties of the answers.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// The model to ask for.
+    /// The model to request.
     pub model: String,
-    /// Fewest and most tokens of an answer.
+    /// The fewest and the most tokens of an answer.
     pub tokens: (usize, usize),
-    /// Tokens a second; 0 is as fast as possible.
+    /// The tokens a second; 0 is as fast as possible.
     pub rate: f64,
 }
 
 impl Script {
-    /// A message that was never sent before, and its answer.
+    /// Returns a message that was never sent before, and its answer.
     pub fn ask(&self, random: &mut StdRng) -> (String, String) {
         let tokens = random.random_range(self.tokens.0..=self.tokens.1);
         let name = random_uuid(random).simple();
@@ -29,7 +29,7 @@ impl Script {
     }
 }
 
-/// An identifier that the seed decides.
+/// Returns an identifier that the seed decides.
 pub fn random_uuid(random: &mut StdRng) -> Uuid {
     uuid::Builder::from_random_bytes(random.random()).into_uuid()
 }

@@ -1,4 +1,4 @@
-//! What all sessions count together while they run.
+//! The counters of all sessions of a run.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,23 +9,23 @@ use hdrhistogram::Histogram;
 
 use crate::checker::Flaw;
 
-/// Flaws that are kept word by word, at most.
+/// The flaws that are kept with their text, at most.
 const FLAWS_KEPT: usize = 100;
-/// Longest time that is told apart from longer ones: ten minutes, in microseconds.
+/// The longest time that a histogram distinguishes: ten minutes, in microseconds.
 const LONGEST: u64 = 600_000_000;
 
-/// Figures that only grow, but for those of what is open now.
+/// Counters that only grow, but for that of the running turns.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Conversations that were begun.
+    /// Conversations that began.
     pub conversations: AtomicU64,
     /// Turns that run now.
     pub running: AtomicU64,
-    /// Turns that were begun.
+    /// Turns that began.
     pub turns: AtomicU64,
     /// Turns whose answer came to its end.
     pub complete: AtomicU64,
-    /// Turns that ended with an error that the client was told.
+    /// Turns that ended with an error event.
     pub failed: AtomicU64,
     /// Bytes that never came.
     pub lost: AtomicU64,
@@ -33,13 +33,13 @@ pub struct Counters {
     pub doubled: AtomicU64,
     /// Events that came where none of their type may come.
     pub reordered: AtomicU64,
-    /// Answers that are not what the script says.
+    /// Answers that differ from the script.
     pub wrong: AtomicU64,
-    /// Accepted turns, or ends, that the service does not know any more.
+    /// Accepted turns, or ends, that the service has lost.
     pub forgotten: AtomicU64,
     /// Turns without an end within the limit.
     pub unfinished: AtomicU64,
-    /// Times that text was taken back to be written anew.
+    /// Restarts that took text back.
     pub restarts: AtomicU64,
     /// Connections that could not be resumed and got a snapshot.
     pub unrecovered: AtomicU64,
@@ -56,31 +56,31 @@ pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A flaw, with where and when.
+/// A flaw, with its time and origin.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Found {
-    /// Seconds since the beginning.
+    /// The seconds since the beginning.
     pub at: f64,
-    /// How the client spoke to the service.
+    /// The client's protocol.
     pub client: &'static str,
-    /// The conversation.
+    /// The session.
     pub session: String,
-    /// The run that made the answer, where it is known.
+    /// The generation, where it is known.
     pub generation: Option<String>,
-    /// What was wrong.
+    /// The broken promise.
     pub flaw: String,
 }
 
 /// Times and texts, which need more than a counter.
 #[derive(Debug)]
 pub struct Measured {
-    /// From a message sent to the first character.
+    /// The times from a message to the first character.
     pub first_token: Histogram<u64>,
-    /// Between one piece of an answer and the next, whatever happened in between.
+    /// The times between one piece of an answer and the next, outages included.
     pub gap: Histogram<u64>,
-    /// From a lost connection to the next new character.
+    /// The times from a lost connection to the next new character.
     pub recovery: Histogram<u64>,
-    /// The same where the replica had said when to come back.
+    /// The same where the replica had announced the end with a retry time.
     pub told_recovery: Histogram<u64>,
     /// Errors by code.
     pub errors: BTreeMap<String, u64>,
@@ -88,17 +88,17 @@ pub struct Measured {
     pub flaws: Vec<Found>,
 }
 
-/// All figures of a run.
+/// All counters and times of a run.
 #[derive(Debug)]
 pub struct Tally {
-    /// When it began.
+    /// The beginning.
     pub began: Instant,
     /// The counters.
     pub counters: Counters,
     measured: Mutex<Measured>,
-    /// Milliseconds from the beginning to the last character that any client got.
+    /// The milliseconds from the beginning to the last character that any client got.
     last_heard: AtomicU64,
-    /// The longest time in which no client got any, in milliseconds.
+    /// The longest time in which no client got a character, in milliseconds.
     silence: AtomicU64,
 }
 
@@ -121,24 +121,24 @@ impl Default for Tally {
     }
 }
 
-/// A histogram of microseconds up to ten minutes, to three digits.
+/// Creates a histogram of microseconds up to ten minutes, to three digits.
 pub fn times() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST, 3).unwrap_or_else(|_| unreachable!("bounds are sound"))
 }
 
-/// Writes a time down.
+/// Records a time.
 pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
     let micros = u64::try_from(time.as_micros()).unwrap_or(LONGEST).clamp(1, LONGEST);
     histogram.saturating_record(micros);
 }
 
 impl Tally {
-    /// Times and texts.
+    /// Returns the times and texts.
     pub fn measured(&self) -> MutexGuard<'_, Measured> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Some client got a character.
+    /// Records that some client got a character.
     pub fn heard(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let before = self.last_heard.fetch_max(now, Ordering::Relaxed);
@@ -147,12 +147,12 @@ impl Tally {
         }
     }
 
-    /// The longest time in which no client got a character.
+    /// Returns the longest time in which no client got a character.
     pub fn longest_silence(&self) -> Duration {
         Duration::from_millis(self.silence.load(Ordering::Relaxed))
     }
 
-    /// An error that a client was told, or that befell its connection.
+    /// Records an error event, or a failure of a connection.
     pub fn error(&self, code: &str) {
         let mut measured = self.measured();
         if let Some(count) = measured.errors.get_mut(code) {
@@ -162,7 +162,7 @@ impl Tally {
         }
     }
 
-    /// A broken promise.
+    /// Records a broken promise.
     pub fn flaw(&self, client: &'static str, session: &str, generation: Option<&str>, flaw: &Flaw) {
         let counters = &self.counters;
         let (counter, by) = match flaw {

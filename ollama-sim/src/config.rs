@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::model_name::canonical;
 
-/// What makes the answers.
+/// The engine that makes the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineKind {
     /// Deterministic text, faults on request.
@@ -20,12 +20,12 @@ Directives in the last user message steer the scripted engine: [[key=value ...]]
   tokens=N       length of the answer, in tokens (at most 1000000)
   rate=R         tokens per second; 0 = as fast as possible
   first_ms=MS    milliseconds before the first token
-  think=N        length of the thoughts, in tokens (models with 'think' in their name)
-  unasked        thinks although it is told not to
+  think=N        length of the reasoning, in tokens (models with 'think' in their name)
+  unasked        reasons although the request forbids it
   count          the answer is 1 2 3 ... N
   repeat         30 equal pieces, then the stream ends without done and without an error
   say            everything after the block is the answer
-  fault=KIND[@N][!]  several are met one after another, each once for a message; ! = always
+  fault=KIND[@N][!]  each message meets them one after another, each once; ! = always
       refuse     close the connection without a response
       busy       503, server busy
       status@C   HTTP status C (default 500)
@@ -114,7 +114,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// As the flags' defaults, but on a port that the system chooses; reads no environment.
+    /// Returns the flags' defaults, but with a port that the system chooses; it reads no
+    /// environment.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -136,7 +137,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether a model does not fit in memory.
+    /// Returns whether a model does not fit in memory.
     pub fn is_too_large(&self, model: &str) -> bool {
         let model = canonical(model);
         self.too_large.iter().any(|name| canonical(name) == model)

@@ -1,4 +1,4 @@
-//! Lines rewritten as servers write them that are not quite Ollama.
+//! Rewrites lines as servers write them that are not quite Ollama.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 
 use crate::fault::Dialect;
 
-/// Half a surrogate pair that has no other half, as JSON escapes it.
+/// Half a surrogate pair without the other half, as JSON escapes it.
 const LONE_LOW: &str = "\\udc00";
 const LONE_HIGH: &str = "\\ud83d";
-/// Stands for such a half until the line is written.
+/// A placeholder for such a half until the line is written.
 const MARK: &str = "\u{e000}";
 
 /// Rewrites the lines of one stream.
@@ -19,7 +19,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// For a stream that has not begun.
+    /// Creates the state of a stream that has not begun.
     pub fn new(dialect: Dialect) -> Self {
         Self { dialect, begun: false }
     }
@@ -94,7 +94,7 @@ impl Writer {
         written.push_str(if self.dialect == Dialect::Bom { "\r\n\r\n\n" } else { "\n" });
     }
 
-    /// A line like the first of these, with half a pair as its text.
+    /// Returns a line like the first of `lines`, with half a pair as its text.
     fn half(lines: &[u8], half: &str) -> String {
         let first = lines.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let is_chat =
@@ -108,8 +108,8 @@ impl Writer {
     }
 }
 
-/// A line whose characters beyond the basic plane are cut in two, the second half in a line of its
-/// own; the others are escaped.
+/// Cuts the characters beyond the basic plane in two, the second half in a line of its own; the
+/// other characters beyond ASCII are escaped.
 fn in_halves(line: &str) -> String {
     let is_chat = line.contains("\"message\"");
     let (before, after) = if is_chat {

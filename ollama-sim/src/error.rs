@@ -1,4 +1,4 @@
-//! The errors that a client sees, with Ollama's statuses and texts.
+//! The errors that a client gets, with Ollama's statuses and texts.
 
 use std::fmt;
 
@@ -17,29 +17,29 @@ pub enum ApiError {
     BadRequest(String),
     /// 404: no such model.
     ModelNotFound(String),
-    /// 400: what was asked of a model that does not have it.
+    /// 400: the model lacks a capability that the request needs.
     Unsupported {
-        /// The model as asked for.
+        /// The model as the request spells it.
         model: String,
-        /// `thinking`, `chat`, `generate`.
+        /// The capability: `thinking`, `chat`, `generate`.
         what: &'static str,
     },
     /// 500: the model does not fit in memory.
     TooLarge,
-    /// 500: the runner ended, as it does not know the model's architecture.
+    /// 500: the runner ended because it does not know the model's architecture.
     UnknownKind,
-    /// 400: longer than the context, and may not be cut.
+    /// 400: the prompt is longer than the context, and may not be cut.
     PromptTooLong {
         /// Tokens of the prompt.
         prompt_tokens: usize,
         /// Tokens of the context.
         num_ctx: usize,
     },
-    /// 503: no slot, and no place to wait for one.
+    /// 503: every slot is taken, and the queue is full.
     Busy,
     /// 500 with this text.
     Internal(String),
-    /// A fault: this status.
+    /// The status of an injected fault.
     Simulated(StatusCode),
 }
 

@@ -1,14 +1,14 @@
-//! What may go wrong, and how a fault is written.
+//! The faults that can be injected, and how they are written.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Pieces before a fault in mid-stream, when not said.
+/// The pieces before a fault in mid-stream, where the fault names no number.
 const DEFAULT_PIECES: u64 = 5;
-/// Milliseconds by which `slow` delays the first token, when not said.
+/// The milliseconds by which `slow` delays the first token, where the fault names no number.
 const DEFAULT_SLOW_MS: u64 = 5_000;
 
-/// What goes wrong.
+/// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// The connection is closed without a response.
@@ -17,7 +17,7 @@ pub enum FaultKind {
     Busy,
     /// An error status.
     Status,
-    /// No answer, ever; a slot is held until the client leaves.
+    /// The request gets no answer, ever; it holds a slot until the client leaves.
     Hang,
     /// The stream stops, and stays open.
     Stall,
@@ -43,10 +43,10 @@ pub enum FaultKind {
     Odd,
 }
 
-/// How lines are written that are not quite Ollama's.
+/// The ways in which servers that are not quite Ollama write lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// What is absent is null, and so are the figures.
+    /// Absent fields are null, and so are the figures.
     Null,
     /// Figures are floats and texts, flags are texts.
     Loose,
@@ -60,12 +60,13 @@ pub enum Dialect {
     Undone,
 }
 
-/// A fault and its one figure: pieces before it, milliseconds (`slow`) or the status (`status`).
+/// A fault and its one figure: the pieces before it, milliseconds (`slow`) or the status
+/// (`status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What goes wrong.
+    /// The kind.
     pub kind: FaultKind,
-    /// Its figure.
+    /// The figure.
     pub at: u64,
 }
 
@@ -79,7 +80,7 @@ impl Fault {
         Self { kind, at: at.unwrap_or(otherwise) }
     }
 
-    /// How many pieces come before it, where it strikes between pieces.
+    /// Returns how many pieces come before the fault, where it strikes between pieces.
     pub fn after_pieces(self) -> Option<u64> {
         matches!(
             self.kind,
@@ -103,7 +104,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A name that is no fault.
+/// The error for a text that names no fault.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownFault(String);
 

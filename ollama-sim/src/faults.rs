@@ -1,4 +1,4 @@
-//! Faults: what they are, which are armed, and which messages have already met theirs.
+//! The faults of one server: the armed ones, and which messages have met theirs already.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -14,9 +14,9 @@ use crate::sync::lock;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arming {
-    /// `cut`, or with its figure `cut@20`.
+    /// The fault: `cut`, or with its figure `cut@20`.
     pub fault: String,
-    /// Pieces before it; wins over the figure in `fault`, as the next two do.
+    /// The pieces before the fault; like the next two fields it overrides the figure in `fault`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_pieces: Option<u64>,
     /// Milliseconds, for `slow`.
@@ -25,13 +25,13 @@ pub struct Arming {
     /// The status, for `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u64>,
-    /// How many requests meet it (default 1).
+    /// The number of requests that meet the fault (default 1).
     #[serde(default = "once")]
     pub times: u64,
-    /// Only requests for this model, as they spell it.
+    /// The model whose requests meet the fault, as they spell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Only requests to this path (default: `/api/chat` and `/api/generate`).
+    /// The path whose requests meet the fault (default: `/api/chat` and `/api/generate`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
@@ -41,7 +41,7 @@ fn once() -> u64 {
 }
 
 impl Arming {
-    /// The fault that it arms.
+    /// Returns the fault that the body arms.
     pub fn fault(&self) -> Result<Fault, UnknownFault> {
         let mut fault: Fault = self.fault.parse()?;
         if let Some(figure) = self.after_pieces.or(self.ms).or(self.status) {
@@ -59,7 +59,7 @@ impl Arming {
     }
 }
 
-/// A fault that waits for its place in one request.
+/// A fault that is planned for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// The fault.
@@ -87,7 +87,7 @@ impl Faults {
         Ok(())
     }
 
-    /// What is armed, with the times that are left.
+    /// Returns the armed faults, with the times that are left.
     pub fn armed(&self) -> Vec<Arming> {
         let state = lock(&self.state);
         state.armed.iter().map(|(_, arming)| arming.clone()).collect()
@@ -111,33 +111,32 @@ impl Faults {
         Some(Planned { fault, once: None })
     }
 
-    /// The fault of one generation: an armed one first, else the first that the user's message
-    /// asks for and has not had.
+    /// Plans the fault of one generation: an armed one first, else the first that the user's
+    /// message names and has not met.
     pub fn plan(&self, path: &str, model: &str, user_message: &str) -> Option<Planned> {
         if let Some(armed) = self.take_armed(path, model) {
             return Some(armed);
         }
-        let asked = Directives::parse(user_message).faults;
-        if asked.is_empty() {
+        let requested = Directives::parse(user_message).faults;
+        if requested.is_empty() {
             return None;
         }
         let message = fnv(0xcbf2_9ce4_8422_2325, user_message.as_bytes());
         let state = lock(&self.state);
-        asked.iter().zip(1_u64..).find_map(|(asked, number)| {
+        requested.iter().zip(1_u64..).find_map(|(requested, number)| {
             let key = fnv(message, &number.to_le_bytes());
-            if asked.always {
-                Some(Planned { fault: asked.fault, once: None })
+            if requested.always {
+                Some(Planned { fault: requested.fault, once: None })
             } else {
                 (!state.fired.contains(&key))
-                    .then_some(Planned { fault: asked.fault, once: Some(key) })
+                    .then_some(Planned { fault: requested.fault, once: Some(key) })
             }
         })
     }
 
-    /// Called where the fault would strike; false if another request has met it meanwhile.
-    ///
-    /// Marked here and not when planned, so that a short probe with the same message does not use
-    /// the fault up.
+    /// Returns whether a planned fault strikes now; false if another request has met it meanwhile.
+    /// A fault is marked as met here, and not when it is planned, so that a short probe with the
+    /// same message does not use it up.
     pub fn strike(&self, planned: Planned) -> bool {
         planned.once.is_none_or(|key| lock(&self.state).fired.insert(key))
     }

@@ -32,36 +32,36 @@ pub const LINES: &str = "application/x-ndjson";
 
 /// A generation that has not started.
 pub struct Job {
-    /// Lines of which route.
+    /// The route whose lines are written.
     pub shape: Shape,
-    /// Lines, or one object.
+    /// Whether the response is a stream of lines; otherwise it is one object.
     pub stream: bool,
     /// The model's name as the request spells it.
-    pub asked: String,
+    pub requested_name: String,
     /// The model.
     pub model: Model,
     /// Its context in tokens.
     pub num_ctx: usize,
-    /// How long it stays loaded.
+    /// The time for which it stays loaded.
     pub keep_alive: KeepAlive,
-    /// What to generate.
+    /// The input of the engine.
     pub task: Task,
-    /// What goes wrong.
+    /// The planned fault.
     pub fault: Option<Planned>,
-    /// Where its end is written down.
+    /// The entry of the journal that gets the end.
     pub entry: Arc<Entry>,
-    /// When the request came.
+    /// The time when the request came.
     pub since: Instant,
 }
 
-/// How a generation ended, other than by its client going away.
+/// The ends of a generation, other than a client that leaves.
 enum Outcome {
     Completed(&'static str),
     Fault(Fault),
     Failed(EngineError),
 }
 
-/// Runs a job and gives its response, once there is something to say.
+/// Runs a job and returns its response as soon as the first frame is there.
 pub async fn respond(server: Arc<Simulator>, connection: Connection, job: Job) -> Response {
     if let Some(planned) = job.fault
         && let Some(response) = strike_first(&server, &connection, &job, planned).await
@@ -95,7 +95,7 @@ pub async fn respond(server: Arc<Simulator>, connection: Connection, job: Job) -
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// A fault that needs no slot.
+/// Applies a fault that needs no slot.
 pub async fn strike(connection: &Connection, fault: Fault) -> Option<Response> {
     match fault.kind {
         FaultKind::Refuse => connection.cut().await,
@@ -128,7 +128,7 @@ async fn strike_first(
     strike(connection, planned.fault).await
 }
 
-/// Writes down that a client left while it waited for a slot.
+/// Writes to the journal that a client left while it waited for a slot.
 struct Waiting(Option<Arc<Entry>>);
 
 impl Drop for Waiting {
@@ -145,7 +145,7 @@ async fn run(server: Arc<Simulator>, slot: Slot, job: Job, frames: UnboundedSend
         () = frames.closed() => None,
         ended = drive(&server, &job, &frames) => Some(ended),
     };
-    // The last line comes after all this, so that who has read it finds the slot free.
+    // The last line is sent after all this, so that a client that has read it finds the slot free.
     drop(slot);
     server.models.touch(&job.model, job.num_ctx, job.keep_alive);
     let Some((outcome, last)) = ended else {
@@ -181,7 +181,7 @@ async fn drive(
 ) -> (Outcome, Option<Frame>) {
     load(server, &job.model, job.num_ctx, job.keep_alive).await;
     let loaded = job.since.elapsed();
-    let mut output = Output::new(job.shape, job.stream, &job.asked, frames);
+    let mut output = Output::new(job.shape, job.stream, &job.requested_name, frames);
     let mut planned = job.fault;
     if let Some(early) = planned
         && early.fault.after_pieces().is_none()
@@ -270,11 +270,11 @@ async fn drive(
 }
 
 fn instead_of_an_answer(job: &Job, fault: Fault, reason: &str) -> (Outcome, Option<Frame>) {
-    let line = job.shape.loaded(&job.asked, reason);
+    let line = job.shape.loaded(&job.requested_name, reason);
     (Outcome::Fault(fault), Some(Frame::Data(line.into())))
 }
 
-/// Has a model in memory, which takes its time where it was not.
+/// Loads a model, which takes its time where the model was not in memory.
 pub async fn load(server: &Simulator, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
     let load = server.models.load(model, num_ctx, keep_alive);
     if load == Load::Reload {

@@ -1,4 +1,4 @@
-//! The last requests, as they came, and what became of them.
+//! The last requests, as they came, and how they ended.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,12 +35,12 @@ struct End {
 }
 
 impl Entry {
-    /// What the model saw.
+    /// The prompt that the model saw.
     pub fn prompt(&self, prompt: Arc<str>) {
         lock(&self.end).prompt = Some(prompt);
     }
 
-    /// What was generated so far.
+    /// The figures of what was generated so far.
     pub fn progress(&self, prompt_tokens: usize, tokens: usize, pieces: u64) {
         let mut end = lock(&self.end);
         end.prompt_tokens = prompt_tokens;
@@ -48,7 +48,7 @@ impl Entry {
         end.pieces = pieces;
     }
 
-    /// How it ended; only the first word counts.
+    /// Sets how the request ended; only the first call counts.
     pub fn end(&self, outcome: impl Into<String>) {
         let mut end = lock(&self.end);
         if end.outcome.is_none() {
@@ -87,7 +87,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Writes a request down.
+    /// Adds a request.
     pub fn open(&self, path: &'static str, body: &Bytes) -> Arc<Entry> {
         let entry = Arc::new(Entry {
             number: self.number.fetch_add(1, Ordering::Relaxed) + 1,
@@ -106,13 +106,13 @@ impl Journal {
         entry
     }
 
-    /// All that is kept, oldest first.
+    /// Returns all entries, oldest first.
     pub fn list(&self) -> Vec<Value> {
         let entries: Vec<_> = lock(&self.entries).iter().cloned().collect();
         entries.iter().map(|entry| entry.show()).collect()
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) {
         lock(&self.entries).clear();
     }

@@ -1,4 +1,4 @@
-//! How models are named.
+//! The names of models.
 
 /// The shortest form of a name, with its tag and in lower case: the registry's host, its namespace
 /// and the tag may be left out, and case does not count.
@@ -9,7 +9,7 @@ pub fn canonical(name: &str) -> String {
     name.strip_prefix("library/").unwrap_or(name).to_owned()
 }
 
-/// A name as it is spelled, with its tag.
+/// Returns a name as it is spelled, with its tag.
 pub fn with_tag(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
     if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }

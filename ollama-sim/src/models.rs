@@ -1,4 +1,4 @@
-//! Which models are there, under which names, and which are loaded.
+//! The stored models, their names, and which of them are loaded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -15,9 +15,9 @@ use crate::sync::lock;
 pub struct Model {
     /// The name with its tag.
     pub name: String,
-    /// The name that the weights were first known under; the same for all copies.
+    /// The name under which the weights were created; it is the same for all copies.
     pub origin: String,
-    /// When the name was made.
+    /// The time when the name was created.
     pub modified_at: DateTime<Utc>,
 }
 
@@ -26,7 +26,7 @@ impl Model {
         Self { name, origin, modified_at: Utc::now() }
     }
 
-    /// The same for all copies.
+    /// Returns the digest, which is the same for all copies.
     pub fn digest(&self) -> String {
         (0_u64..4).fold(String::with_capacity(64), |digest, part| {
             let hash = fnv(0xcbf2_9ce4_8422_2325 ^ part, self.origin.as_bytes());
@@ -34,22 +34,22 @@ impl Model {
         })
     }
 
-    /// Bytes on disk: invented, but always the same.
+    /// Returns the bytes on disk: invented, but always the same.
     pub fn size(&self) -> u64 {
         600_000_000 + fnv(1, self.origin.as_bytes()) % 400_000_000
     }
 
-    /// Answers nothing: it only embeds.
+    /// Returns whether the model only embeds, and answers nothing.
     pub fn embeds(&self) -> bool {
         self.origin.contains("embed")
     }
 
-    /// Is of a kind that this Ollama does not know.
+    /// Returns whether the model is of an architecture that this Ollama does not know.
     pub fn is_unknown_kind(&self) -> bool {
         self.origin.contains("alien")
     }
 
-    /// Thinks before it answers.
+    /// Returns whether the model reasons before it answers.
     pub fn thinks(&self) -> bool {
         self.origin.contains("think")
     }
@@ -58,22 +58,22 @@ impl Model {
 /// A model in memory.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The model, under the name that it was last asked for.
+    /// The model, under the name of its last request.
     pub model: Model,
     /// Context in tokens.
     pub num_ctx: usize,
-    /// When it is unloaded if nothing asks for it; none is never.
+    /// The time when it is unloaded if no request comes; none is never.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// What a request does to the models in memory.
+/// The effect of a request on the models in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// Nothing: it is there, with that context.
+    /// The model was there, with that context.
     Ready,
-    /// It was not there.
+    /// The model was not there.
     Fresh,
-    /// It was there with another context.
+    /// The model was there with another context.
     Reload,
 }
 
@@ -84,7 +84,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Models by name, then aliases `NEW=OLD`; an alias may follow another.
+    /// Creates the models by name, then the aliases `NEW=OLD`; an alias may refer to another.
     pub fn new(names: &[String], aliases: &[String]) -> Result<Self, UnknownOrigin> {
         let models = Self { known: Mutex::default(), loaded: Mutex::default() };
         for name in names.iter().map(|n| n.trim()).filter(|n| !n.is_empty()) {
@@ -102,17 +102,17 @@ impl Models {
         Ok(models)
     }
 
-    /// The model of a name.
+    /// Returns the model of a name.
     pub fn get(&self, name: &str) -> Option<Model> {
         lock(&self.known).get(&canonical(name)).cloned()
     }
 
-    /// All names, in order.
+    /// Returns all names, in order.
     pub fn list(&self) -> Vec<Model> {
         lock(&self.known).values().cloned().collect()
     }
 
-    /// A second name; false if there is no such model.
+    /// Adds a second name; returns false if there is no such model.
     pub fn copy(&self, source: &str, destination: &str) -> bool {
         let mut known = lock(&self.known);
         let Some(origin) = known.get(&canonical(source)).map(|m| m.origin.clone()) else {
@@ -122,7 +122,7 @@ impl Models {
         true
     }
 
-    /// Forgets a name; false if it was not there.
+    /// Removes a name; returns false if it was not there.
     pub fn delete(&self, name: &str) -> bool {
         let name = canonical(name);
         let Some(model) = lock(&self.known).remove(&name) else {
@@ -135,7 +135,7 @@ impl Models {
         true
     }
 
-    /// What is in memory now.
+    /// Returns the models in memory.
     pub fn loaded(&self) -> Vec<Loaded> {
         let mut loaded = lock(&self.loaded);
         drop_expired(&mut loaded);
@@ -156,9 +156,9 @@ impl Models {
         }
     }
 
-    /// A request has ended: its model stays from now on for as long as the request said.
-    ///
-    /// Unless it was loaded with another context meanwhile, which must not count as a reload.
+    /// Keeps a model loaded after a request, for as long as the request wanted. A model that was
+    /// loaded with another context meanwhile stays as it is, because that must not count as a
+    /// reload.
     pub fn touch(&self, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
         if let Some(loaded) = lock(&self.loaded).get_mut(&model.origin)
             && loaded.num_ctx == num_ctx
@@ -173,7 +173,7 @@ impl Models {
     }
 }
 
-/// Nothing is never.
+/// Returns when a model is unloaded; none is never.
 fn expiry(keep_alive: KeepAlive) -> Option<DateTime<Utc>> {
     let KeepAlive::For(time) = keep_alive else {
         return None;
@@ -186,7 +186,7 @@ fn drop_expired(loaded: &mut HashMap<String, Loaded>) {
     loaded.retain(|_, l| l.expires_at.is_none_or(|at| at > now));
 }
 
-/// An alias that is not `NEW=OLD` with a known OLD.
+/// The error for an alias that is not `NEW=OLD` with a known OLD.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownOrigin(String);
 

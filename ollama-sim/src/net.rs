@@ -1,4 +1,4 @@
-//! Connections that can be cut from inside a handler, and all at once when the server stops.
+//! Connections that a handler can cut, and that the server cuts all at once when it stops.
 
 use std::future::Future;
 use std::io;
@@ -44,7 +44,7 @@ impl axum::serve::Listener for Listener {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
-                    // Out of descriptors: trying again at once would only spin.
+                    // The process is out of descriptors: another try at once would only spin.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -122,7 +122,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Closes the connection; whatever was not yet written is lost.
+    /// Closes the connection; bytes that were not written yet are lost.
     pub async fn cut<T>(&self) -> T {
         self.cut.cancel();
         std::future::pending().await

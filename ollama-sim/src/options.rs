@@ -28,18 +28,18 @@ const FLOATS: [&str; 7] = [
     "frequency_penalty",
 ];
 
-/// The options that are understood here.
+/// The options that the simulator understands.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Context in tokens.
     pub num_ctx: Option<usize>,
-    /// Most tokens to generate; none is unlimited (0, -1 and below).
+    /// The most tokens to generate; none is unlimited (0, -1 and below).
     pub num_predict: Option<usize>,
-    /// Start of the randomness.
+    /// The seed.
     pub seed: Option<i64>,
-    /// Texts that end the answer; never empty ones.
+    /// The texts that end the answer; none of them is empty.
     pub stop: Vec<String>,
-    /// Sampling, as given.
+    /// The options of sampling, as the request has them.
     pub sampling: Map<String, Value>,
 }
 
@@ -92,12 +92,12 @@ fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().map(|f| f as i64))
 }
 
-/// How long a model stays loaded after its last request.
+/// The time for which a model stays loaded after its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeepAlive {
-    /// This long.
+    /// The model stays for this long.
     For(Duration),
-    /// Until it is unloaded.
+    /// The model stays until it is unloaded.
     Forever,
 }
 
@@ -124,13 +124,13 @@ impl KeepAlive {
         Ok(Duration::try_from_secs_f64(seconds).map_or(Self::Forever, Self::For))
     }
 
-    /// Unload at once.
+    /// Returns whether the model is unloaded at once.
     pub fn is_zero(self) -> bool {
         self == Self::For(Duration::ZERO)
     }
 }
 
-/// `1h30m`, `-1s`, `250ms`, `0`.
+/// Reads `1h30m`, `-1s`, `250ms`, `0`.
 fn go_duration(text: &str) -> Option<f64> {
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1.0, rest),

@@ -1,4 +1,4 @@
-//! Pieces turned into frames: lines as they come, or one object at the end.
+//! Turns pieces into frames: lines as they come, or one object at the end.
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -9,7 +9,7 @@ use crate::script::Part;
 use crate::stream::Frame;
 use crate::wire::{Figures, Shape, Texts, now};
 
-/// What a generation writes to.
+/// The output of one generation.
 pub struct Output<'a> {
     shape: Shape,
     stream: bool,
@@ -19,11 +19,11 @@ pub struct Output<'a> {
     dialect: Option<Writer>,
     pieces: u64,
     answer: String,
-    thoughts: String,
+    reasoning: String,
 }
 
 impl<'a> Output<'a> {
-    /// Lines of `shape` for `model`, or with `stream` false one object.
+    /// Creates an output of lines of `shape` for `model`, or of one object where `stream` is false.
     pub fn new(
         shape: Shape,
         stream: bool,
@@ -39,21 +39,21 @@ impl<'a> Output<'a> {
             dialect: None,
             pieces: 0,
             answer: String::new(),
-            thoughts: String::new(),
+            reasoning: String::new(),
         }
     }
 
-    /// From now on every line goes out in several writes.
+    /// Sends every later line in several writes.
     pub fn split(&mut self) {
         self.split = true;
     }
 
-    /// From now on every line is written as another server would.
+    /// Writes every later line as another server would.
     pub fn speak(&mut self, dialect: Dialect) {
         self.dialect = Some(Writer::new(dialect));
     }
 
-    /// Pieces so far.
+    /// Returns how many pieces were written so far.
     pub fn pieces(&self) -> u64 {
         self.pieces
     }
@@ -67,7 +67,7 @@ impl<'a> Output<'a> {
         if !self.stream {
             for piece in pieces {
                 match piece.part {
-                    Part::Thought => self.thoughts.push_str(&piece.text),
+                    Part::Reasoning => self.reasoning.push_str(&piece.text),
                     Part::Answer | Part::Mark => self.answer.push_str(&piece.text),
                 }
             }
@@ -76,8 +76,8 @@ impl<'a> Output<'a> {
         let at = now();
         let mut lines = Vec::with_capacity(pieces.len() * 160);
         for piece in pieces {
-            let thought = piece.part == Part::Thought;
-            self.shape.piece(&mut lines, self.model, &at, &piece.text, thought);
+            let is_reasoning = piece.part == Part::Reasoning;
+            self.shape.piece(&mut lines, self.model, &at, &piece.text, is_reasoning);
         }
         if let Some(writer) = &mut self.dialect {
             lines = writer.write(&lines);
@@ -85,22 +85,22 @@ impl<'a> Output<'a> {
         self.send(lines);
     }
 
-    /// One line that is not JSON.
+    /// Writes one line that is not JSON.
     pub fn garbage(&self) {
         if self.stream {
             self.send(b"{\"model\": garbage, <html>\n".to_vec());
         }
     }
 
-    /// What was written reaches the socket before anything else.
+    /// Sends everything written so far to the socket before anything else.
     pub fn flush(&self) {
         if self.stream {
-            // Nobody is there to read it: then the generation ends anyway.
+            // Without a reader the generation ends anyway.
             let _ = self.frames.send(Frame::Flush);
         }
     }
 
-    /// The last line, or the only object.
+    /// Returns the last line, or the only object.
     pub fn last(&mut self, reason: &str, figures: Figures) -> Option<Frame> {
         let line = self.shape.last(self.model, reason, self.texts(), figures);
         if self.stream
@@ -115,7 +115,7 @@ impl<'a> Output<'a> {
         Some(Frame::Data(line.into()))
     }
 
-    /// No last line; the one object says that it is not done.
+    /// Ends without a last line; the one object has `done: false`.
     pub fn open_end(&self) -> Option<Frame> {
         if self.stream {
             return None;
@@ -125,11 +125,11 @@ impl<'a> Output<'a> {
     }
 
     fn texts(&self) -> Texts<'_> {
-        Texts { answer: &self.answer, thoughts: &self.thoughts }
+        Texts { answer: &self.answer, reasoning: &self.reasoning }
     }
 
     fn send(&self, lines: Vec<u8>) {
-        // A failure means that the client has left, which `run` notices by itself.
+        // An error means that the client has left, which `run` notices by itself.
         if !self.split {
             let _ = self.frames.send(Frame::Data(lines.into()));
             return;
@@ -141,7 +141,7 @@ impl<'a> Output<'a> {
             let _ = self.frames.send(Frame::Data(now.to_vec().into()));
             let _ = self.frames.send(Frame::Flush);
             rest = later;
-            // 1, 3, 5, 7, 2, 4, 6 …: so that cuts fall into every place of a character.
+            // The sizes 1, 3, 5, 7, 2, 4, 6 … cut every character at every byte.
             length = 1 + (length + 1) % 7;
         }
     }

@@ -22,14 +22,14 @@ use crate::simulator::Simulator;
 use crate::slots::Slots;
 use crate::stats::{Counters, Stats};
 
-/// Why a simulator could not start.
+/// The reasons why a simulator cannot start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The address cannot be listened on.
+    /// The simulator cannot listen on the address.
     Listen(SocketAddr, io::Error),
-    /// An alias of nothing.
+    /// An alias names no model.
     Alias(UnknownOrigin),
-    /// No client for the llama.cpp server.
+    /// There is no client for the llama.cpp server.
     Client(reqwest::Error),
 }
 
@@ -54,10 +54,10 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// Listens, and answers from then on.
+    /// Starts to listen and to answer.
     ///
     /// # Errors
-    /// The address is taken, or an alias names no model.
+    /// Fails where the address is taken, and where an alias names no model.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let models = Models::new(&config.models, &config.aliases).map_err(StartError::Alias)?;
         let engine = match config.engine {
@@ -101,26 +101,26 @@ impl Sim {
         Ok(Self { address, state: shared, stop, serving })
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://ADDRESS`.
+    /// Returns `http://ADDRESS`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Its figures.
+    /// Returns the statistics.
     pub fn stats(&self) -> Stats {
         self.state.counters.read()
     }
 
-    /// Dies like a killed process: every connection is closed in the middle of what it says, and
-    /// the port is free once this returns.
+    /// Ends like a killed process: every connection is closed in mid-stream, and the port is free
+    /// once this returns.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        // Its only failure would be a panic in the accept loop, which has been logged.
+        // The only failure would be a panic in the accept loop, which has been logged.
         let _ = (&mut self.serving).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that one simulated Ollama has.
+//! The whole state of one simulated Ollama.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! How many generations run, and how many wait: first come, first served.
+//! The slots for generations, and the queue before them: first come, first served.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ pub struct Slot {
 }
 
 impl Slots {
-    /// `slots` run (at least one), `queue` wait.
+    /// Creates `slots` slots (at least one) and room for `queue` waiting requests.
     pub fn new(slots: usize, queue: usize, counters: Arc<Counters>) -> Self {
         Self {
             free: Arc::new(Semaphore::new(slots.clamp(1, Semaphore::MAX_PERMITS))),
@@ -31,14 +31,14 @@ impl Slots {
         }
     }
 
-    /// Waits for a slot; a caller that gives up (is dropped) leaves the queue.
+    /// Waits for a slot; a request that is dropped meanwhile leaves the queue.
     pub async fn take(&self) -> Result<Slot, ApiError> {
         let permit = if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
             permit
         } else {
-            let place = Place::take(&self.counters, self.queue)?;
+            let waiter = Waiter::take(&self.counters, self.queue)?;
             let permit = Arc::clone(&self.free).acquire_owned().await;
-            place.leave();
+            waiter.leave();
             permit.map_err(|_| ApiError::Busy)?
         };
         self.counters.start();
@@ -52,13 +52,13 @@ impl Drop for Slot {
     }
 }
 
-/// A place in the queue.
-struct Place<'a> {
+/// A request that waits in the queue.
+struct Waiter<'a> {
     counters: &'a Counters,
     served: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Waiter<'a> {
     fn take(counters: &'a Counters, most: u64) -> Result<Self, ApiError> {
         let waiting = counters.queued.fetch_add(1, Ordering::Relaxed);
         if waiting >= most {
@@ -74,7 +74,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.counters.queued.fetch_sub(1, Ordering::Relaxed);
         if !self.served {

@@ -1,17 +1,17 @@
-//! Figures of one server.
+//! The statistics of one server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// What `GET /sim/stats` says.
+/// The reply of `GET /sim/stats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Generations that hold a slot now.
     pub running: u64,
     /// Requests that wait for a slot now.
     pub queued: u64,
-    /// The most that ran at once.
+    /// The most generations that ran at once.
     pub peak_running: u64,
     /// Generations that got a slot.
     pub started: u64,
@@ -29,7 +29,7 @@ pub struct Stats {
     pub tokens: u64,
 }
 
-/// The figures while they are counted.
+/// The counters behind the statistics.
 #[derive(Debug, Default)]
 pub struct Counters {
     running: AtomicU64,
@@ -51,7 +51,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 impl Counters {
-    /// The figures now.
+    /// Returns the statistics now.
     pub fn read(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {

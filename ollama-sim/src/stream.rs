@@ -10,12 +10,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::error::ApiError;
 
-/// What a generation hands to its response.
+/// The parts that a generation hands to its response.
 #[derive(Debug)]
 pub enum Frame {
     /// Bytes of the body.
     Data(Bytes),
-    /// Everything so far goes to the socket before what follows.
+    /// A flush: everything so far is sent to the socket before what follows.
     Flush,
     /// The connection is closed without a terminator.
     Abort,

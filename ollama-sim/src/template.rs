@@ -1,4 +1,4 @@
-//! ChatML: what the models here are given, and how a raw prompt is read back.
+//! ChatML: the prompts of the models here, and how a raw prompt is read back.
 
 use crate::wire::Message;
 
@@ -11,18 +11,18 @@ const USER: &str = "<|im_start|>user\n";
 const ASSISTANT: &str = "<|im_start|>assistant\n";
 const NO_THOUGHTS: &str = "<think>\n\n</think>\n\n";
 
-/// How a model is asked about thoughts.
+/// The ways in which a request sets the reasoning of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thinking {
-    /// The model has none.
+    /// The model does not reason.
     Unsupported,
-    /// The model thinks first.
+    /// The model reasons first.
     On,
-    /// The model could, and is told not to.
+    /// The model could reason, and the request forbids it.
     Off,
 }
 
-/// The prompt of a conversation, ending where the answer starts.
+/// Renders the prompt of a conversation, which ends where the answer starts.
 ///
 /// A last message of the assistant is closed like any other, as with Ollama's built-in template.
 pub fn render(messages: &[Message], thinking: Thinking) -> String {
@@ -42,21 +42,21 @@ pub fn render(messages: &[Message], thinking: Thinking) -> String {
     prompt
 }
 
-/// What a prompt asks for.
+/// The content of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenTurn<'a> {
     /// The last message of the user; the whole prompt if it is not ChatML.
     pub user: &'a str,
-    /// What stands after the last assistant header.
+    /// The text after the last assistant header.
     pub answer_so_far: &'a str,
-    /// The prompt itself says that there are no thoughts.
-    pub without_thoughts: bool,
+    /// Whether the prompt itself closes the reasoning.
+    pub without_reasoning: bool,
 }
 
-/// Reads a prompt back.
+/// Parses a prompt.
 pub fn parse(prompt: &str) -> OpenTurn<'_> {
     let Some(header) = prompt.rfind(ASSISTANT) else {
-        return OpenTurn { user: prompt, answer_so_far: "", without_thoughts: false };
+        return OpenTurn { user: prompt, answer_so_far: "", without_reasoning: false };
     };
     let after = &prompt[header + ASSISTANT.len()..];
     let before = &prompt[..header];
@@ -68,7 +68,7 @@ pub fn parse(prompt: &str) -> OpenTurn<'_> {
         }
     });
     let rest = after.strip_prefix(NO_THOUGHTS);
-    OpenTurn { user, answer_so_far: rest.unwrap_or(after), without_thoughts: rest.is_some() }
+    OpenTurn { user, answer_so_far: rest.unwrap_or(after), without_reasoning: rest.is_some() }
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_rendered_is_read_back() {
+    fn a_rendered_prompt_is_read_back() {
         let messages = [
             message("system", "Be brief."),
             message("user", "first"),
@@ -92,7 +92,7 @@ mod tests {
             let turn = parse(&prompt);
             assert_eq!(turn.user, "a <|im_start|>assistant\n b");
             assert_eq!(turn.answer_so_far, "so far");
-            assert_eq!(turn.without_thoughts, thinking == Thinking::Off);
+            assert_eq!(turn.without_reasoning, thinking == Thinking::Off);
         }
     }
 

@@ -1,8 +1,8 @@
-//! A tokenizer that exists nowhere but here: deterministic, and such that the tokens of a
-//! prompt and of a text that follows it add up whenever the prompt ends with a line break.
+//! A tokenizer of the simulator's own: deterministic, and such that the tokens of a prompt and of a
+//! text that follows it add up whenever the prompt ends with a line break.
 //!
-//! That property is what lets a client count the tokens of an unfinished answer as
-//! `prompt_eval_count` of prompt and answer, less the prompt's own.
+//! By that property a client can count the tokens of an unfinished answer as `prompt_eval_count` of
+//! prompt and answer, less the prompt's own.
 
 /// Longest word, in characters, that counts as one token.
 const LONGEST_WORD: u8 = 8;
@@ -49,7 +49,7 @@ pub struct TokenCounter {
 }
 
 impl TokenCounter {
-    /// Reads one character; true when a token starts with it.
+    /// Reads one character; returns true when a token starts with it.
     pub fn push(&mut self, c: char) -> bool {
         let class = classify(c);
         let starts = match (self.last, class) {
@@ -68,7 +68,7 @@ impl TokenCounter {
             self.word + 1
         };
         self.last = match class {
-            // An accent belongs to what it stands on.
+            // An accent belongs to the character before it.
             Class::Extension if !matches!(self.last, Class::Start | Class::Newline) => self.last,
             other => other,
         };
@@ -83,20 +83,20 @@ impl TokenCounter {
         }
     }
 
-    /// How many tokens have started so far.
+    /// Returns how many tokens have started so far.
     pub fn count(&self) -> usize {
         self.count
     }
 }
 
-/// The number of tokens of a text.
+/// Counts the tokens of a text.
 pub fn count_tokens(text: &str) -> usize {
     let mut counter = TokenCounter::default();
     counter.feed(text);
     counter.count()
 }
 
-/// The first `limit` tokens of a text that follows what `counter` has already read.
+/// Returns the first `limit` tokens of a text that follows what `counter` has already read.
 pub fn first_tokens(mut counter: TokenCounter, text: &str, limit: usize) -> &str {
     let most = counter.count().saturating_add(limit);
     for (at, c) in text.char_indices() {

@@ -1,4 +1,4 @@
-//! What goes over the wire: requests as Ollama reads them, and its lines.
+//! The wire format: requests as Ollama reads them, and its lines.
 
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -16,37 +16,37 @@ pub struct Message {
 }
 
 impl Message {
-    /// Its text; nothing counts as empty.
+    /// Returns its text; null counts as empty.
     pub fn text(&self) -> &str {
         self.content.as_deref().unwrap_or_default()
     }
 }
 
-/// What chat and generate have in common.
+/// The fields that chat and generate share.
 #[derive(Debug, Default, Deserialize)]
 pub struct Common {
-    /// The model as asked for.
+    /// The model as the request spells it.
     #[serde(default)]
     pub model: Option<String>,
-    /// One object, or lines (the default).
+    /// Whether the response is a stream of lines (the default) or one object.
     #[serde(default)]
     pub stream: Option<bool>,
-    /// Checked later: a wrong type here is not bad JSON to Ollama.
+    /// The options, checked later: Ollama does not treat a wrong type here as bad JSON.
     #[serde(default)]
     pub options: Option<Map<String, Value>>,
-    /// Seconds, or a duration such as `5m`; negative is for ever.
+    /// Seconds, or a duration such as `5m`; a negative one is for ever.
     #[serde(default)]
     pub keep_alive: Option<Value>,
     /// A bool, or `low`, `medium`, `high`.
     #[serde(default)]
     pub think: Option<Value>,
-    /// False: a prompt that is too long is an error.
+    /// Where false, a prompt that is too long is an error.
     #[serde(default)]
     pub truncate: Option<bool>,
-    /// False: generation ends where the context is full.
+    /// Where false, the generation ends where the context is full.
     #[serde(default)]
     pub shift: Option<bool>,
-    /// Show the prompt, generate nothing.
+    /// Whether to return the rendered prompt and generate nothing.
     #[serde(default, rename = "_debug_render_only")]
     pub debug_render_only: Option<bool>,
 }
@@ -57,7 +57,7 @@ pub struct ChatRequest {
     /// The conversation.
     #[serde(default)]
     pub messages: Option<Vec<Message>>,
-    /// The rest.
+    /// The shared fields.
     #[serde(flatten)]
     pub common: Common,
 }
@@ -71,52 +71,52 @@ pub struct GenerateRequest {
     /// A system message.
     #[serde(default)]
     pub system: Option<String>,
-    /// No template.
+    /// Whether the prompt is used without a template.
     #[serde(default)]
     pub raw: Option<bool>,
-    /// The rest.
+    /// The shared fields.
     #[serde(flatten)]
     pub common: Common,
 }
 
-/// The time as Ollama writes it.
+/// Formats a time as Ollama does.
 pub fn now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
-/// Which of the two shapes of lines.
+/// The two shapes of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// `message`.
+    /// The lines of chat, with `message`.
     Chat,
-    /// `response`.
+    /// The lines of generate, with `response`.
     Generate,
 }
 
-/// The figures of a last line; durations in nanoseconds.
+/// The figures of a last line; durations are in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Figures {
-    /// Since the request came.
+    /// The time since the request came.
     pub total_duration: u64,
-    /// Until the model was loaded.
+    /// The time until the model was loaded.
     pub load_duration: u64,
     /// Tokens of the prompt.
     pub prompt_eval_count: usize,
-    /// From then until the first token.
+    /// The time from then until the first token.
     pub prompt_eval_duration: u64,
     /// Tokens generated.
     pub eval_count: usize,
-    /// From the first token to the end.
+    /// The time from the first token to the end.
     pub eval_duration: u64,
 }
 
-/// What was said, where it is said at once.
+/// The whole text of an answer that comes in one object.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Texts<'a> {
     /// The answer.
     pub answer: &'a str,
-    /// The thoughts before it.
-    pub thoughts: &'a str,
+    /// The reasoning before it.
+    pub reasoning: &'a str,
 }
 
 #[derive(Serialize)]
@@ -124,7 +124,7 @@ struct Line<'a> {
     model: &'a str,
     created_at: String,
     #[serde(flatten)]
-    said: Said<'a>,
+    answer: AnswerFields<'a>,
     done: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     done_reason: Option<&'a str>,
@@ -134,9 +134,9 @@ struct Line<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Said<'a> {
+enum AnswerFields<'a> {
     Chat {
-        message: Spoken<'a>,
+        message: AnswerMessage<'a>,
     },
     Generate {
         response: &'a str,
@@ -146,7 +146,7 @@ enum Said<'a> {
 }
 
 #[derive(Serialize)]
-struct Spoken<'a> {
+struct AnswerMessage<'a> {
     role: &'static str,
     content: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -155,9 +155,9 @@ struct Spoken<'a> {
 
 impl Shape {
     /// Appends the line of one piece.
-    pub fn piece(self, out: &mut Vec<u8>, model: &str, at: &str, text: &str, thought: bool) {
+    pub fn piece(self, out: &mut Vec<u8>, model: &str, at: &str, text: &str, is_reasoning: bool) {
         let text = quoted(text);
-        let (answer, thinking) = if thought {
+        let (answer, thinking) = if is_reasoning {
             ("\"\"", format!(",\"thinking\":{text}"))
         } else {
             (text.as_str(), String::new())
@@ -175,7 +175,7 @@ impl Shape {
         out.extend_from_slice(line.as_bytes());
     }
 
-    /// The last line, or with the texts the only one.
+    /// Returns the last line, or with the texts the only object.
     pub fn last(
         self,
         model: &str,
@@ -186,12 +186,12 @@ impl Shape {
         self.object(model, Some(done_reason), texts, Some(figures))
     }
 
-    /// The answer to a request that has nothing to generate.
+    /// Returns the answer to a request that has nothing to generate.
     pub fn loaded(self, model: &str, done_reason: &str) -> String {
         self.object(model, Some(done_reason), Texts::default(), None)
     }
 
-    /// The only object of a generation that never said that it was done.
+    /// Returns the only object of a generation that ended without `done`.
     pub fn not_done(self, model: &str, texts: Texts<'_>) -> String {
         self.object(model, None, texts, None)
     }
@@ -203,20 +203,22 @@ impl Shape {
         texts: Texts<'_>,
         figures: Option<Figures>,
     ) -> String {
-        let texts_of = match self {
-            Self::Chat => Said::Chat {
-                message: Spoken {
+        let answer = match self {
+            Self::Chat => AnswerFields::Chat {
+                message: AnswerMessage {
                     role: "assistant",
                     content: texts.answer,
-                    thinking: texts.thoughts,
+                    thinking: texts.reasoning,
                 },
             },
-            Self::Generate => Said::Generate { response: texts.answer, thinking: texts.thoughts },
+            Self::Generate => {
+                AnswerFields::Generate { response: texts.answer, thinking: texts.reasoning }
+            }
         };
         let line = Line {
             model,
             created_at: now(),
-            said: texts_of,
+            answer,
             done: done_reason.is_some(),
             done_reason,
             figures,
@@ -225,7 +227,7 @@ impl Shape {
         serde_json::to_string(&line).unwrap_or_default() + "\n"
     }
 
-    /// The rendered prompt, as `_debug_render_only` shows it.
+    /// Returns the rendered prompt, as `_debug_render_only` shows it.
     pub fn rendered(self, model: &str, prompt: &str) -> Value {
         let mut line = json!({
             "model": model,

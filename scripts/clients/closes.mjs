@@ -1,4 +1,4 @@
-// Node's `ws` against a running jarvis: it has to see its own close code.
+// Runs Node's `ws` against a running jarvis: it has to see its own close code.
 //
 // Usage: closes.mjs URL FOLDER-OF-NODE-MODULES. Prints one JSON object a line:
 // {"client", "close", "tries", "seen": {code: times}}. Every other try closes in the middle of an

@@ -23,7 +23,8 @@ TRIES = 24
 OWN = 4999
 CHAT = json.dumps({"type": "chat", "message": "[[tokens=20]] hello", "max_tokens": 20})
 
-# A client closes with the second argument, or without a code where that is None, and returns what it saw.
+# A client closes with the second argument, or without a code where that is None, and returns the
+# code that it saw.
 Client = Callable[[str, "int | None", str], Awaitable[object]]
 
 
@@ -66,7 +67,7 @@ def _websocket_client(url: str, code: int | None, until: str) -> object:
     socket.send(CHAT)
     while _kind(socket.recv()) != until:
         pass
-    # Its close() tells nobody what the server answered.
+    # Its close() does not return the code that the server answered.
     socket.send(b"", websocket.ABNF.OPCODE_CLOSE) if code is None else socket.send_close(code)
     try:
         while True:
@@ -91,7 +92,7 @@ def _threaded(client: Callable[[str, int | None, str], object]) -> Client:
 
 
 def _clients() -> dict[str, tuple[Client, tuple[int | None, ...]]]:
-    # Only where the client can close without a code, or does not make 1000 of it, is None tried.
+    # None is tried only where the client can close without a code and does not send 1000 for it.
     clients: dict[str, tuple[Client, tuple[int | None, ...]]] = {
         "websockets asyncio": (_asyncio, (1000, OWN)),
         "websockets sync": (_threaded(_sync), (1000, OWN)),

@@ -23,7 +23,7 @@ def _attempt(url: str, program: str, code: int) -> str:
     if child == 0:
         os.execv(program, [program, "--no-color", "--slash", "--connect", url])
     printed = ""
-    # What is typed once the pattern was printed.
+    # The text that is typed once the pattern was printed.
     steps = [("Connected", CHAT), ("stream_end", f"/close {code}")]
     end = time.monotonic() + 30
     try:

@@ -39,7 +39,7 @@ fn round_robin(rules: &Path, listen: &str, replicas: &[String]) -> String {
     )
 }
 
-/// A configuration whose block `http` holds this, and whose files are in `folder`.
+/// Returns a configuration with this content of the block `http`, and with its files in `folder`.
 pub fn configuration(folder: &Path, http: &str) -> String {
     let folder = folder.display();
     let mut temporary = String::new();

@@ -2,8 +2,8 @@
 //!
 //! Cargo builds the binaries of the package under test and no others, and stable Cargo has no
 //! dependency on another package's binary. A binary that lies in the target folder may be of an older
-//! tree. So Cargo is asked, which looks at every source: that takes a quarter of a second when nothing
-//! changed.
+//! tree. So Cargo builds them first: that takes a quarter of a second when no source
+//! has changed.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -43,11 +43,11 @@ fn once(
     built.clone().map_err(anyhow::Error::msg)
 }
 
-/// nextest runs each test in a process of its own: the file says for which run Cargo was asked.
+/// nextest runs each test in a process of its own: the marker file names the run for which Cargo has built.
 fn once_a_run(what: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
     let (target, profile) = where_this_was_built()?;
-    let place = target.join(&profile);
-    let marker = place.join(format!(".testkit-{what}"));
+    let folder = target.join(&profile);
+    let marker = folder.join(format!(".testkit-{what}"));
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(marker)?;
     file.lock()?;
@@ -60,7 +60,7 @@ fn once_a_run(what: &str, names: &[&str]) -> anyhow::Result<PathBuf> {
         file.seek(SeekFrom::Start(0))?;
         file.write_all(run.as_bytes())?;
     }
-    Ok(place)
+    Ok(folder)
 }
 
 /// The target folder and the profile's folder in it: a test is in `target/PROFILE/deps`.
@@ -90,7 +90,7 @@ fn build(target: &Path, profile: &str, names: &[&str]) -> anyhow::Result<()> {
         command.args(["--bin", name]);
     }
     let output = command.output().context("cargo")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{} does not build:\n{said}", names.join(" or "));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} does not build:\n{errors}", names.join(" or "));
     Ok(())
 }

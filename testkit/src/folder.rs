@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// A folder: one of the caller's, or a temporary one that is removed with this value. A temporary one
-/// is kept when the thread panics, as its logs are what is left to look at.
+/// is kept when the thread panics, so that its logs can be read.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! As much of an HTTP client as is needed to see whether a server of this machine answers.
+//! The part of an HTTP client that is needed to check whether a server of this machine answers.
 //!
 //! It speaks HTTP/1.0, in which a body ends with its connection: no lengths, no chunks, no TLS, and
 //! no proxy. The development commands are compiled before anything else, so a whole client would
@@ -13,14 +13,14 @@ use anyhow::{Context, bail};
 /// The largest body that is read whole, in bytes.
 const LARGEST_BODY: u64 = 64 << 20;
 
-/// The head of an answer was read; its body comes line by line or whole.
-pub struct Answer {
+/// A response whose head was read; its body comes line by line or whole.
+pub struct Response {
     /// The status.
     pub status: u16,
     body: BufReader<TcpStream>,
 }
 
-impl Answer {
+impl Response {
     /// Reads the rest of the body.
     ///
     /// # Errors
@@ -37,16 +37,16 @@ impl Answer {
     }
 }
 
-/// Sends a request; `body` is JSON. `limit` holds for the connection and for each pause of the answer.
+/// Sends a request; `body` is JSON. `limit` holds for the connection and for each pause of the response.
 ///
 /// # Errors
-/// Fails where nobody answers in time, and where the address is not `http://host:port/path`.
+/// Fails where no server answers in time, and where the address is not `http://host:port/path`.
 pub fn send(
     method: &str,
     url: &str,
     body: Option<&str>,
     limit: Duration,
-) -> anyhow::Result<Answer> {
+) -> anyhow::Result<Response> {
     let rest =
         url.strip_prefix("http://").with_context(|| format!("not an http address: {url}"))?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -72,7 +72,7 @@ pub fn send(
         line.clear();
         reader.by_ref().take(64 << 10).read_line(&mut line)?;
     }
-    Ok(Answer { status, body: reader })
+    Ok(Response { status, body: reader })
 }
 
 /// Whether this address answers a GET with success in time.
@@ -88,34 +88,34 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    /// Answers one request, and returns its address and what was asked.
+    /// Answers one request, and returns its address and the request.
     fn answering(answer: &'static str) -> (String, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
         let url = format!("http://{}/a?b", listener.local_addr().expect("an address"));
-        let asked = std::thread::spawn(move || {
+        let request = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut bytes = [0; 1024];
             let size = stream.read(&mut bytes).expect("a request");
             stream.write_all(answer.as_bytes()).expect("an answer");
             String::from_utf8_lossy(&bytes[..size]).into_owned()
         });
-        (url, asked)
+        (url, request)
     }
 
     #[test]
     fn a_request_carries_its_body_and_the_answer_its_status_and_lines() {
-        let (url, asked) = answering("HTTP/1.0 201 Created\r\nA: b\r\n\r\none\ntwo\n");
+        let (url, request) = answering("HTTP/1.0 201 Created\r\nA: b\r\n\r\none\ntwo\n");
         let answer = send("POST", &url, Some("{}"), LIMIT).expect("an answer");
         assert_eq!(answer.status, 201);
         let lines: Vec<String> = answer.lines().map_while(Result::ok).collect();
         assert_eq!(lines, ["one", "two"]);
-        let asked = asked.join().expect("a request");
-        assert!(asked.starts_with("POST /a?b HTTP/1.0\r\n"), "{asked}");
-        assert!(asked.ends_with("Content-Length: 2\r\n\r\n{}"), "{asked}");
+        let request = request.join().expect("a request");
+        assert!(request.starts_with("POST /a?b HTTP/1.0\r\n"), "{request}");
+        assert!(request.ends_with("Content-Length: 2\r\n\r\n{}"), "{request}");
     }
 
     #[test]
-    fn what_is_not_http_and_who_does_not_answer_is_an_error() {
+    fn a_reply_that_is_not_http_and_a_missing_server_are_errors() {
         let (url, _asked) = answering("SSH-2.0-x\r\n");
         assert!(send("GET", &url, None, LIMIT).is_err());
         assert!(send("GET", "https://127.0.0.1:1/", None, LIMIT).is_err());

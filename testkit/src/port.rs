@@ -14,7 +14,7 @@ const PORTS: Range<u16> = 12_000..22_000;
 /// The bus of a cluster's node is at its port and this.
 const BUS: u16 = 10_000;
 
-/// A port of 127.0.0.1 that nobody else who uses this crate gets while this value lives.
+/// A port of 127.0.0.1 that no other user of this crate gets while this value lives.
 ///
 /// Between the moment when a port is found free and the moment when its server listens, another test
 /// could take it. So the owner holds an abstract Unix socket of the port's name: the kernel gives it

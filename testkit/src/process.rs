@@ -18,7 +18,7 @@ use crate::wait::eventually_blocking;
 /// Lines of a log that are shown when something failed.
 const SHOWN_LINES: usize = 20;
 
-/// The time that a process which ends by itself may take.
+/// The time that a process may take to end by itself.
 const END_LIMIT: Duration = Duration::from_mins(1);
 
 /// How a program is started.
@@ -36,8 +36,8 @@ pub struct Program {
     pub hidden: Vec<&'static str>,
     /// The file that its output is added to.
     pub log: PathBuf,
-    /// Whether it has a process group of its own: Ctrl-C in the terminal does not reach it, and what
-    /// it starts itself ends with it.
+    /// Whether it has a process group of its own: Ctrl-C in the terminal does not reach it, and its
+    /// child processes end with it.
     pub own_group: bool,
     /// The name of the signal that it gets when this process dies.
     pub signal_at_owners_death: &'static str,
@@ -92,7 +92,7 @@ impl Program {
     }
 }
 
-/// A program that was started, or can be. It is killed when this value is dropped; when that happens
+/// A program that runs, or can be started. It is killed when this value is dropped; when that happens
 /// because the thread panics, the end of its log is shown.
 #[derive(Debug)]
 pub struct Process {
@@ -104,14 +104,14 @@ pub struct Process {
 struct State {
     child: Option<Child>,
     ended: Option<ExitStatus>,
-    /// The process group, until what is left of it was killed.
+    /// The process group, until its last process was killed.
     group: Option<Pid>,
     /// The length of the log when the program was last started.
     log_start: u64,
 }
 
 impl Process {
-    /// A process that is not started yet.
+    /// Creates a process that is not started yet.
     pub fn new(program: Program) -> Self {
         Self { program, state: Mutex::default() }
     }
@@ -134,30 +134,30 @@ impl Process {
         Ok(())
     }
 
-    /// The name in logs and messages.
+    /// Returns the name in logs and messages.
     pub fn name(&self) -> &str {
         &self.program.name
     }
 
-    /// The file that the output is added to.
+    /// Returns the file that the output is added to.
     pub fn log(&self) -> &Path {
         &self.program.log
     }
 
-    /// The process identifier; none once the process has ended and this is known.
+    /// Returns the process identifier; none once the process is known to have ended.
     pub fn id(&self) -> Option<u32> {
         self.state().child.as_ref().map(Child::id)
     }
 
-    /// Whether the process has ended, or was never started.
+    /// Returns whether the process has ended, or was never started.
     pub fn has_ended(&self) -> bool {
         self.state().has_ended()
     }
 
-    /// Ends the process as a crash would.
+    /// Kills the process, as a crash does.
     pub fn kill(&self) {
         let mut state = self.state();
-        // Also after the end: what the process started itself may be left.
+        // The process may have ended, and its child processes may be left.
         if let Some(group) = state.group.take() {
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -173,18 +173,17 @@ impl Process {
         self.signal(Signal::STOP);
     }
 
-    /// Lets a paused process go on.
+    /// Resumes a paused process.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Asks the process to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Asks the process to end, and waits; kills it where that takes longer than `limit`. Returns
-    /// whether it ended by itself.
+    /// Sends SIGTERM and waits; kills the process after `limit`. Returns whether it ended by itself.
     pub fn end(&self, limit: Duration) -> bool {
         self.terminate();
         let ended = eventually_blocking(limit, || self.has_ended());
@@ -199,7 +198,7 @@ impl Process {
         self.state().ended.filter(|_| ended).and_then(|status| status.code())
     }
 
-    /// The resident memory, in KiB.
+    /// Returns the resident memory, in KiB.
     ///
     /// # Errors
     /// Fails where the process has ended.
@@ -208,22 +207,21 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        kib.context("the kernel does not say the resident memory")
+        kib.context("the kernel reports no resident memory")
     }
 
-    /// The time that the first thread of the process has been running on a CPU. What runs beside it
-    /// does not count.
+    /// Returns the CPU time of the first thread of the process; other threads do not count.
     ///
     /// # Errors
-    /// Fails where the process has ended, or the kernel does not say it.
+    /// Fails where the process has ended, or the kernel does not report the time.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         let id = self.id().context("the process has ended")?;
         let figures = fs::read_to_string(format!("/proc/{id}/schedstat"))?;
         let nanoseconds = figures.split_whitespace().next().and_then(|first| first.parse().ok());
-        nanoseconds.map(Duration::from_nanos).context("the kernel does not say the time")
+        nanoseconds.map(Duration::from_nanos).context("the kernel reports no time")
     }
 
-    /// What the process wrote since it was last started.
+    /// Returns the output since the process was last started.
     pub fn printed(&self) -> String {
         let start = self.state().log_start;
         let read = || -> io::Result<String> {
@@ -239,7 +237,7 @@ impl Process {
     /// Waits for the line `listening on ADDRESS` and returns the address.
     ///
     /// # Errors
-    /// Fails where the process ends first, or does not say it in time.
+    /// Fails where the process ends first, or announces no address in time.
     pub fn announced_address(&self, limit: Duration) -> anyhow::Result<String> {
         let mut address = None;
         self.wait_until(limit, "does not listen", || {
@@ -249,7 +247,7 @@ impl Process {
         address.context("no address")
     }
 
-    /// The address in the line `listening on ADDRESS`, once it was written.
+    /// Returns the address in the line `listening on ADDRESS`, once it was written.
     pub fn announced(&self) -> Option<String> {
         let printed = self.printed();
         let mut lines = printed.split_inclusive('\n').filter(|line| line.ends_with('\n'));
@@ -257,11 +255,11 @@ impl Process {
         address.map(|address| address.trim().to_owned())
     }
 
-    /// Waits for a condition that the process is to bring about.
+    /// Waits for a condition that the process should bring about.
     ///
     /// # Errors
     /// Fails, with the end of the log, where the process ends first or the condition does not come in
-    /// time; `otherwise` says what is missing then.
+    /// time; `otherwise` is the text for that.
     pub fn wait_until(
         &self,
         limit: Duration,
@@ -287,7 +285,7 @@ impl Process {
         )
     }
 
-    /// How the process ended: `was killed by SIGKILL` or `ended with code 1`.
+    /// Returns how the process ended: `was killed by SIGKILL` or `ended with code 1`.
     pub fn how_it_ended(&self) -> String {
         let ended = self.state().ended;
         match ended.map(|status| (status.signal(), status.code())) {
@@ -298,7 +296,7 @@ impl Process {
         }
     }
 
-    /// How the process ended, and the end of its log.
+    /// Returns how the process ended, and the end of its log.
     pub fn epitaph(&self) -> String {
         let log = fs::read(&self.program.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -323,7 +321,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() && self.log().exists() {
-            // The log says more when it shows the state before the end.
+            // The log is complete once the end of the process is known.
             self.has_ended();
             eprintln!("── {}", self.epitaph());
         }
@@ -349,7 +347,7 @@ fn pid_of(child: &Child) -> Option<Pid> {
 }
 
 /// A command that starts a program which gets this signal when its owner dies, but for the millisecond
-/// before setpriv has told the kernel. It is to be started with [`spawn`].
+/// before setpriv has set it. Start it with [`spawn`].
 ///
 /// # Errors
 /// Fails where there is no such program.

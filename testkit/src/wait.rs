@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-/// Time between two checks of a condition.
-const CHECK: Duration = Duration::from_millis(10);
+/// The time between two checks of a condition.
+const CHECK: Duration = Duration::from_millis(5);
 
 /// Waits until the condition holds and returns true, or returns false once `limit` is over. A check
 /// that does not return in time counts as one that failed.
 #[cfg(feature = "harness")]
 #[must_use = "the condition may not hold"]
-pub async fn eventually<F: Future<Output = bool>>(
-    limit: Duration,
-    mut condition: impl FnMut() -> F,
-) -> bool {
+pub async fn eventually(limit: Duration, mut condition: impl AsyncFnMut() -> bool) -> bool {
     let checks = async {
         while !condition().await {
             tokio::time::sleep(CHECK).await;

@@ -101,7 +101,7 @@ fn a_process_ends_when_its_owner_is_killed_outright() {
 }
 
 #[test]
-fn a_process_that_died_says_so_with_the_end_of_its_log() {
+fn a_process_that_died_is_reported_with_the_end_of_its_log() {
     let dir = TempDir::new().expect("a folder");
     let process = shell(&dir, "echo no such thing; exit 3");
     process.start().expect("a start");

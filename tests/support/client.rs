@@ -1,4 +1,4 @@
-//! Clients: HTTP, server-sent events, WebSocket.
+//! Clients of HTTP, server-sent events and WebSockets.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::process::{LIMIT, Process};
 
-/// What came back.
+/// A response.
 pub struct Reply {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
@@ -48,7 +48,7 @@ pub async fn until_ok(server: &Process, path: &str) {
     assert!(testkit::eventually(LIMIT, ok).await, "{path} is not 200 in time");
 }
 
-/// A connection whose kernel keeps a few kilobytes of what is not read.
+/// Opens a connection whose kernel keeps a few kilobytes of unread bytes.
 pub async fn narrow(server: &Process) -> TcpStream {
     let address = server.url.trim_start_matches("http://").parse().expect("an address");
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
@@ -60,12 +60,12 @@ pub async fn narrow(server: &Process) -> TcpStream {
 pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
-    /// Connects and gives the `connection` event.
+    /// Connects and returns the `connection` event.
     pub async fn open(server: &Process, path: &str) -> (Self, Value) {
         Self::open_at(&server.websocket(path)).await
     }
 
-    /// The same at any address.
+    /// Connects to any address and returns the `connection` event.
     pub async fn open_at(url: &str) -> (Self, Value) {
         let (stream, _) = tokio_tungstenite::connect_async(url).await.expect("a handshake");
         let mut socket = Self(stream);
@@ -74,7 +74,7 @@ impl Socket {
         (socket, connection)
     }
 
-    /// The same, with so little room for what is not read that the server notices soon.
+    /// Connects with so small a buffer that the server notices soon when it is not read.
     pub async fn open_narrow(server: &Process, path: &str) -> (Self, Value) {
         let stream = MaybeTlsStream::Plain(narrow(server).await);
         let (stream, _) = tokio_tungstenite::client_async(server.websocket(path), stream)
@@ -89,7 +89,7 @@ impl Socket {
         self.text(&message.to_string()).await;
     }
 
-    /// All of them before the server can answer the first.
+    /// Sends all messages before the server can answer the first.
     pub async fn say_at_once(&mut self, messages: &[&Value]) {
         for message in messages {
             self.0.feed(Message::text(message.to_string())).await.expect("room");
@@ -105,7 +105,7 @@ impl Socket {
         self.0.send(frame).await.expect("a frame to be sent");
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub async fn event(&mut self) -> Value {
         match self.raw().await {
             Message::Text(text) => serde_json::from_str(&text).expect("JSON"),
@@ -113,7 +113,7 @@ impl Socket {
         }
     }
 
-    /// The close code.
+    /// Returns the close code.
     pub async fn closed(&mut self) -> u16 {
         loop {
             match self.raw().await {
@@ -124,7 +124,7 @@ impl Socket {
         }
     }
 
-    /// All events that still come, and the close code and reason if there are.
+    /// Returns all events that still come, and the close code and reason if there are.
     pub async fn end(&mut self) -> (Vec<Value>, Option<(u16, String)>) {
         let mut events = Vec::new();
         loop {
@@ -157,7 +157,7 @@ impl Socket {
         }
     }
 
-    /// All events up to the first of this type.
+    /// Returns all events up to the first of this type.
     pub async fn until(&mut self, kind: &str) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
@@ -171,7 +171,7 @@ impl Socket {
     }
 }
 
-/// The whole events of a stream, and the last identifier.
+/// Returns the whole events of a stream, and the last identifier.
 pub fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
     let mut last = None;
     let mut events = Vec::new();
@@ -185,7 +185,7 @@ pub fn server_sent(text: &str) -> (Vec<Value>, Option<String>) {
     (events, last)
 }
 
-/// What follows the event `last` of the generation that `events` tell of, to its end, asked of this
+/// Reads the rest of the generation that `events` belong to, behind the event `last`, from this
 /// server: nothing of it may be lost.
 pub async fn rest_of(
     server: &Process,
@@ -206,7 +206,7 @@ pub async fn rest_of(
     rest
 }
 
-/// The pieces joined, with every offset checked: no hole, no double.
+/// Joins the pieces and checks every offset: no hole, no double.
 pub fn joined(events: &[Value]) -> String {
     let mut text = String::new();
     for event in events.iter().filter(|event| event["type"] == "stream_chunk") {
@@ -218,7 +218,7 @@ pub fn joined(events: &[Value]) -> String {
     text
 }
 
-/// The types in order, pieces of an answer as one.
+/// Returns the types in order, the pieces of an answer as one.
 pub fn kinds(events: &[Value]) -> Vec<&str> {
     let mut kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
     kinds.dedup();

@@ -1,10 +1,13 @@
-//! What the tests share: the harness in the tests' words, clients, and ways to wait.
+//! The parts that the tests share: servers, clients, and ways to wait.
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test file uses a part of it")]
 
 pub mod client;
+pub mod metrics;
 pub mod nginx;
 pub mod process;
 pub mod raw;
 pub mod raw_http;
+pub mod setup;
+pub mod store;
 
 pub use testkit::{eventually, redis};

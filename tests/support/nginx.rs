@@ -1,4 +1,4 @@
-//! A real nginx in front of replicas, on a port of its own, gone with the test.
+//! A real nginx in front of replicas, on a port of its own, killed with the test.
 
 use std::path::Path;
 
@@ -12,14 +12,15 @@ pub struct Nginx {
     _process: testkit::Process,
     _ports: [Port; 2],
     folder: Folder,
-    /// The rules of deploy/nginx.
+    /// The address with the rules of deploy/nginx.
     pub ours: String,
-    /// Nothing but what a WebSocket needs: bodies are buffered.
+    /// The address with only the rules that a WebSocket needs: bodies are buffered.
     pub plain: String,
 }
 
 impl Nginx {
-    /// Before these replicas, which nginx takes out of use after one failure, as is its default.
+    /// Starts nginx in front of these replicas, each of which it takes out of use after one
+    /// failure, as is its default.
     pub async fn start(replicas: &[Process]) -> Self {
         let folder = Folder::temporary().expect("a folder");
         let ports = [(); 2].map(|()| Port::reserve().expect("a port"));
@@ -40,7 +41,7 @@ impl Nginx {
         Self { _process: process, _ports: ports, folder, ours, plain }
     }
 
-    /// What it counted: a line a request, its status first.
+    /// Returns its access log: a line a request, the status first.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
     }

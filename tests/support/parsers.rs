@@ -1,4 +1,4 @@
-//! What holds for any bytes at the three parsers. The fuzz targets assert the same.
+//! The properties of the three parsers that hold for any bytes. The fuzz targets assert the same.
 #![allow(dead_code, missing_docs, reason = "each target uses a part of it")]
 
 use bytes::Bytes;
@@ -26,12 +26,12 @@ fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool
     (events, true)
 }
 
-/// Any bytes, split anywhere, give what they give in one piece.
+/// Any bytes, split anywhere, decode as they do in one piece.
 pub fn ndjson(bytes: &[u8], chunk: usize) {
     assert_eq!(decode(bytes.chunks(chunk.max(1))), decode(std::iter::once(bytes)));
 }
 
-/// Any bytes are a message within its bounds, or an error that can be told to the client.
+/// Any bytes are a message within its bounds, or an error that can be sent to the client.
 pub fn client_message(bytes: &[u8]) {
     match parse_client_message(bytes) {
         Ok(ClientMessage::Chat(request)) => {

@@ -9,15 +9,15 @@ use testkit::server::Plan;
 
 pub use testkit::Server as Process;
 
-/// Beyond it a promise counts as broken.
+/// The time after which a promise counts as broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// A replica.
+/// Starts a replica.
 pub fn jarvis(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
     start(replica(redis, ollama, extra))
 }
 
-/// A replica at this address.
+/// Starts a replica at this address.
 pub fn jarvis_at(address: &str, redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Process {
     start(replica(redis, ollama, extra).at(address))
 }
@@ -28,24 +28,24 @@ fn replica(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> Plan {
     Plan::replica(binary, redis, ollama, folder()).with(settings).with(extra.iter().copied())
 }
 
-/// A replica, and its log: everything, one JSON object a line.
+/// Starts a replica, and returns the path of its log: all events, one JSON object a line.
 pub fn logged_jarvis(redis: &str, ollama: &str) -> (Process, PathBuf) {
     logged(redis, ollama, &[("JARVIS_LOG", "info,fred=off"), ("JARVIS_LOG_FORMAT", "json")])
 }
 
-/// A replica, and its log.
+/// Starts a replica, and returns the path of its log.
 pub fn logged(redis: &str, ollama: &str, extra: &[(&str, &str)]) -> (Process, PathBuf) {
     let replica = jarvis(redis, ollama, extra);
     let log = replica.log().to_owned();
     (replica, log)
 }
 
-/// A scripted Ollama.
+/// Starts a scripted Ollama.
 pub fn ollama_sim(args: &[&str]) -> Process {
     start(host(args))
 }
 
-/// A scripted Ollama at this address: where another one was that is gone.
+/// Starts a scripted Ollama at this address, where another one has ended.
 pub fn ollama_sim_at(address: &str, args: &[&str]) -> Process {
     start(host(args).at(address))
 }

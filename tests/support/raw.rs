@@ -1,4 +1,4 @@
-//! A WebSocket client that sends any bytes, and keeps what it receives apart as frames.
+//! A WebSocket client that sends any bytes, and parses what it receives into frames.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl Raw {
         raw
     }
 
-    /// What one read of at most 4,096 bytes brings.
+    /// Returns the bytes of one read, at most 4,096.
     pub async fn one_read(&mut self) -> Vec<u8> {
         let mut bytes = vec![0; ONE_READ];
         let read = tokio::time::timeout(LIMIT, self.stream.read(&mut bytes));
@@ -90,7 +90,7 @@ impl Raw {
         self.stream.write_all(bytes).await.expect("bytes to be sent");
     }
 
-    /// The next frame; none where the server ended the stream. A reset is a failure.
+    /// Returns the next frame; none where the server ended the stream. A reset is a failure.
     pub async fn frame(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.take() {
@@ -122,7 +122,7 @@ impl Raw {
         Some(Frame { opcode: first & 0x0f, payload })
     }
 
-    /// The first text of this kind.
+    /// Reads up to the first text of this kind.
     pub async fn until(&mut self, kind: &str) {
         let kind = format!(r#""type":"{kind}""#);
         loop {
@@ -133,7 +133,7 @@ impl Raw {
         }
     }
 
-    /// The payload of the close frame, after which the stream has to end without a reset.
+    /// Returns the payload of the close frame, after which the stream has to end without a reset.
     pub async fn closed(&mut self) -> Vec<u8> {
         let payload = loop {
             let frame = self.frame().await.expect("a close frame before the end");
@@ -145,13 +145,13 @@ impl Raw {
         payload
     }
 
-    /// The same within this time.
+    /// Does the same within this time.
     pub async fn closed_within(&mut self, limit: Duration) -> Vec<u8> {
         tokio::time::timeout(limit, self.closed()).await.expect("the end in time")
     }
 }
 
-/// A frame as a client has to send it.
+/// Returns a frame as a client has to send it.
 pub fn masked(opcode: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
@@ -170,12 +170,12 @@ pub fn masked(opcode: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A close frame of a client.
+/// Returns a close frame of a client.
 pub fn close(code: u16, reason: &str) -> Vec<u8> {
     masked(CLOSE, [0; 4], &close_payload(code, reason))
 }
 
-/// What a close frame with this code and reason holds.
+/// Returns the payload of a close frame with this code and reason.
 pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     [&code.to_be_bytes(), reason.as_bytes()].concat()
 }

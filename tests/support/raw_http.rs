@@ -1,4 +1,4 @@
-//! HTTP/1.1 byte by byte, as a simple client does it: it writes its whole request, and then reads.
+//! HTTP/1.1 byte by byte, like a simple client: it writes its whole request, and then reads.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::process::{LIMIT, Process};
 
-/// How a body tells its length.
+/// The ways in which a body shows its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     ContentLength,
@@ -23,7 +23,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Whether the server says that it closes the connection.
+    /// Returns whether the server announces that it closes the connection.
     pub fn closes(&self) -> bool {
         self.head.to_ascii_lowercase().contains("\r\nconnection: close\r\n")
     }
@@ -47,12 +47,12 @@ impl Raw {
         tokio::time::timeout(LIMIT, self.0.get_mut().write_all(bytes)).await.expect("room in time")
     }
 
-    /// Sends the end of what is written, and reads on.
+    /// Ends the direction to the server, and continues to read.
     pub async fn half_close(&mut self) {
         self.0.get_mut().shutdown().await.expect("a half-open connection");
     }
 
-    /// Sends a request of so many bytes of JSON: the head in one segment, its body in others.
+    /// Sends a request with this many bytes of JSON: the head in one segment, its body in others.
     pub async fn request(
         &mut self,
         (method, path, headers): (&str, &str, &str),
@@ -80,7 +80,7 @@ impl Raw {
         }
     }
 
-    /// The next response, interim ones too.
+    /// Returns the next response, interim ones too.
     pub async fn response(&mut self) -> io::Result<Response> {
         tokio::time::timeout(LIMIT, self.read_response()).await.expect("a response in time")
     }
@@ -100,12 +100,12 @@ impl Raw {
         Ok(Response { status, head, body: String::from_utf8(body).expect("text") })
     }
 
-    /// The next byte, whatever it belongs to.
+    /// Returns the next byte, of whatever kind.
     pub async fn byte(&mut self) -> io::Result<u8> {
         self.0.read_u8().await
     }
 
-    /// All that still comes, to the end of the connection.
+    /// Returns all bytes that still come, to the end of the connection.
     pub async fn rest(&mut self) -> io::Result<String> {
         let mut rest = String::new();
         let read = self.0.read_to_string(&mut rest);
@@ -113,7 +113,7 @@ impl Raw {
     }
 }
 
-/// A JSON object of so many bytes that asks for nothing; of none, nothing.
+/// Returns a JSON object of this many bytes without a meaning; of none, nothing.
 fn body(bytes: usize) -> Vec<u8> {
     let empty = r#"{"pad":""}"#;
     if bytes < empty.len() {

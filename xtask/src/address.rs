@@ -1,4 +1,4 @@
-//! Addresses that a server listens on.
+//! The addresses that a server listens on.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,20 +14,20 @@ pub struct Address {
     pub port: u16,
 }
 
-/// The address of `make run`.
+/// The default address of `make run`.
 const DEFAULT: &str = "127.0.0.1:10200";
 
 impl Address {
-    /// The address that JARVIS_LISTEN says, else the usual one.
+    /// Returns the address of JARVIS_LISTEN, else the default one.
     ///
     /// # Errors
-    /// Fails where JARVIS_LISTEN is none.
+    /// Fails where JARVIS_LISTEN is no address.
     pub fn from_environment() -> anyhow::Result<Self> {
         let listen = std::env::var("JARVIS_LISTEN").unwrap_or_default();
         if listen.is_empty() { DEFAULT.parse() } else { listen.parse() }
     }
 
-    /// The base address under which a program on this machine finds the server.
+    /// Returns the base address under which a program on this machine reaches the server.
     pub fn url(&self) -> String {
         let host = match self.host.as_str() {
             "0.0.0.0" => "127.0.0.1",
@@ -37,7 +37,7 @@ impl Address {
         format!("http://{}", Self { host: host.to_owned(), port: self.port })
     }
 
-    /// Another port of the host.
+    /// Returns another port of the host.
     pub fn with_port(&self, port: u16) -> Self {
         Self { host: self.host.clone(), port }
     }

@@ -1,4 +1,4 @@
-//! `test`: what it needs, then every check, then one table that says how each went.
+//! `test`: installs what is missing, runs every check, and prints one table of the results.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use crate::signals::Interrupted;
 use crate::{install, manifests, paths, redis};
 
 const CARGO_DENY: &str = "0.20.2";
-/// The only script for the shell.
+/// The only shell script.
 const SHELL: &str = ".ci/run";
 const LOCKED: [&str; 2] = ["--workspace", "--locked"];
 
-/// Tests that were counted.
+/// The counts of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
     passed: u64,
@@ -25,19 +25,19 @@ struct Tally {
     skipped: u64,
 }
 
-/// A check and how it went.
+/// A check and its result.
 pub struct Row {
     name: &'static str,
-    /// How it went.
+    /// The result.
     pub outcome: Outcome,
     time: Duration,
 }
 
-/// Runs every check, whatever those before it found; of the tests, those whose name contains `filter`.
-/// Returns whether all is well.
+/// Runs every check, also after one has failed; of the tests, those whose name contains `filter`.
+/// Returns whether all have passed.
 ///
 /// # Errors
-/// Fails where something that is needed cannot be installed, and where it is time to stop.
+/// Fails where a program that is needed cannot be installed, and where it is time to stop.
 pub fn everything(filter: &str) -> anyhow::Result<bool> {
     console::title("make test");
     step("Redis", || Ok(redis::server()?.display().to_string()))?;
@@ -53,7 +53,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
         timed("licences", || passes(&cargo(deny)))?,
         timed("lints", || passes(&clippy))?,
         timed("examples", || passes(&cargo(["test"]).args(LOCKED).arg("--doc")))?,
-        // Last, so that what it says of itself is not far from the end.
+        // Tests come last, so that their output is near the end.
         timed("tests", || tests(filter, &mut tally))?,
     ];
     Ok(report(&rows, tally))
@@ -84,7 +84,7 @@ fn cargo_deny() -> anyhow::Result<PathBuf> {
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-        // The project's own flags are not meant for it.
+        // The project's own compiler flags are not for the fuzz targets.
         .env("RUSTFLAGS", "");
     ensure!(
         install.shown()? == 0,
@@ -93,7 +93,7 @@ fn cargo_deny() -> anyhow::Result<PathBuf> {
     Ok(paths::bin().join("cargo-deny"))
 }
 
-/// Every script can be read by its interpreter; shellcheck has a word where it is installed.
+/// Has each interpreter parse its scripts; shellcheck runs where it is installed.
 fn scripts() -> anyhow::Result<Outcome> {
     let tracked = run("git", ["ls-files", "*.py", SHELL]).output();
     let (python, shell): (Vec<&str>, Vec<&str>) = tracked.lines().partition(|path| *path != SHELL);
@@ -150,7 +150,7 @@ fn count(text: &str) -> Tally {
     tally
 }
 
-/// Does a check under its heading, and measures its time. A check that cannot be done has failed.
+/// Runs a check under its heading, and measures its time. A check that cannot run has failed.
 ///
 /// # Errors
 /// Fails where it is time to stop.
@@ -186,7 +186,7 @@ fn report(rows: &[Row], tally: Tally) -> bool {
     if !failed.is_empty() {
         say(&red(&format!("  Not good: {}", failed.join(", "))));
     }
-    // Alone on its line, for whoever reads this by machine.
+    // The line stands alone, for programs that read the output.
     let Tally { passed, failed: fell, skipped } = tally;
     say(&format!("tests: {passed} passed, {fell} failed, {skipped} skipped"));
     if passed == 0 {

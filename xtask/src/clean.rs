@@ -6,10 +6,10 @@ use std::path::Path;
 use crate::console::say;
 use crate::{paths, state};
 
-/// Stops what runs and removes what was built and fetched, and the history where `history` says so.
+/// Stops what runs, and removes what was built and fetched, and the history where `history` is set.
 ///
 /// # Errors
-/// Fails where something cannot be removed.
+/// Fails where a file cannot be removed.
 pub fn clean(history: bool) -> anyhow::Result<()> {
     if state::stop()? {
         say("  Stopped what was running.");
@@ -21,7 +21,7 @@ pub fn clean(history: bool) -> anyhow::Result<()> {
             remove(&path)?;
         }
     }
-    // Last: this very program is in it.
+    // The target folder comes last, because this program is in it.
     remove(&paths::target())?;
     if data.exists() {
         let data = paths::shown(&data);

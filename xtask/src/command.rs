@@ -14,9 +14,9 @@ use testkit::process::{guarded, spawn};
 use crate::console::{Progress, note};
 use crate::{paths, signals};
 
-/// The time between two looks whether a program has ended.
+/// The time between two checks whether a program has ended.
 const CHECK: Duration = Duration::from_millis(10);
-/// The time that a program may take to end after it was asked to.
+/// The time that a program may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A program, its arguments and its environment beside this process's own.
@@ -26,7 +26,7 @@ pub struct Run {
     environment: Vec<(String, OsString)>,
 }
 
-/// A program with these arguments.
+/// Creates a command of a program and its arguments.
 pub fn run<A: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = A>,
@@ -95,12 +95,12 @@ impl Run {
             }
             String::from_utf8_lossy(&all).into_owned()
         });
-        // The reader comes to its end when nobody holds the writer any more.
+        // The reader ends once every writer is closed.
         let code = self.wait(command, || {});
         Ok((code?, copying.join().unwrap_or_default()))
     }
 
-    /// Whether the program is there and succeeds; its output is not shown.
+    /// Returns whether the program is installed and succeeds; its output is not shown.
     ///
     /// # Errors
     /// Fails where it is time to stop.
@@ -108,7 +108,7 @@ impl Run {
         self.quiet(|| {})
     }
 
-    /// Does the same, and shows that it goes on.
+    /// Does the same, and shows progress meanwhile.
     ///
     /// # Errors
     /// Fails where it is time to stop.
@@ -127,7 +127,7 @@ impl Run {
         }
     }
 
-    /// What a short program prints; empty where it is missing or fails.
+    /// Returns the output of a short program; empty where it is missing or fails.
     pub fn output(&self) -> String {
         let output = self.command().and_then(|mut command| Ok(command.output()?));
         let text = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
@@ -147,7 +147,7 @@ impl Run {
             spawn(command).with_context(|| format!("{} cannot start", self.program.display()))?;
         loop {
             if let Some(status) = child.try_wait()? {
-                // Ctrl-C reaches the program, too: that it ended then says nothing else.
+                // Ctrl-C reaches the program, too, so that its exit means nothing else.
                 if !status.success() {
                     signals::check()?;
                 }

@@ -1,4 +1,4 @@
-//! What a person sees: aligned lines, one a step, with the time that the step took.
+//! The output for a person: aligned lines, one a step, with the time that the step took.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 /// The width of the labels.
 pub const LABEL: usize = 11;
-/// The width of a line where no terminal says another one.
+/// The width of a line where the terminal reports none.
 const WIDTH: usize = 100;
-/// The time between two lines of progress where nobody watches.
+/// The time between two lines of progress where the output is no terminal.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// The time between two changes of a line of progress on a terminal.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Whether a person watches.
+/// Returns whether the output is a terminal.
 pub fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
@@ -58,7 +58,7 @@ fn print(text: &str) {
     static LOCK: Mutex<()> = Mutex::new(());
     let _one_at_a_time = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let mut out = std::io::stdout().lock();
-    // The terminal may be gone; the services that were started are to be stopped all the same.
+    // The terminal may be gone; the services that were started are stopped all the same.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -81,14 +81,14 @@ pub fn line(label: &str, text: &str, time: Option<Duration>) {
     }
 }
 
-/// Announces something that takes a while.
+/// Announces a step that takes a while.
 pub fn note(text: &str) {
     for part in text.lines() {
         say(&format!("  {:LABEL$}{}", "", dim(part)));
     }
 }
 
-/// Does a step and prints its line when it is done: the text that it returns, and the time.
+/// Runs a step and prints its line at the end: the text that it returns, and the time.
 ///
 /// # Errors
 /// Fails as the step does.
@@ -104,12 +104,12 @@ fn width() -> usize {
     size.map_or(WIDTH, |size| usize::from(size.ws_col).clamp(40, WIDTH))
 }
 
-/// The length without the sequences that colour the text.
+/// Returns the length without the sequences that colour the text.
 fn visible_length(text: &str) -> usize {
     without_colour(text).chars().count()
 }
 
-/// The text without the sequences that colour it.
+/// Returns the text without the sequences that colour it.
 pub fn without_colour(text: &str) -> String {
     let mut parts = text.split("\x1b[");
     let mut plain = parts.next().unwrap_or_default().to_owned();
@@ -120,7 +120,7 @@ pub fn without_colour(text: &str) -> String {
     plain
 }
 
-/// One line that rewrites itself on a terminal, and is a line every ten seconds elsewhere.
+/// A line that rewrites itself on a terminal, and is printed every ten seconds elsewhere.
 pub struct Progress {
     last: Option<Instant>,
     start: Instant,
@@ -128,7 +128,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing is shown yet.
+    /// Creates a line that shows nothing yet.
     pub fn new() -> Self {
         Self { last: None, start: Instant::now(), shown: false }
     }

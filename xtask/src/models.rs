@@ -1,4 +1,4 @@
-//! A host of models: the one that is named or found, else a small real model behind `ollama-sim`.
+//! The model host: one that is set or found, else a small real model behind `ollama-sim`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::install::python_with;
 use crate::services::{Service, Services};
 use crate::{paths, signals};
 
-/// Where an Ollama usually is.
+/// The usual address of an Ollama.
 const USUAL: &str = "http://127.0.0.1:11434";
 const SMALL: &str = "smollm2:135m";
 const DEFAULT: &str = "tinyllama:latest";
@@ -23,31 +23,31 @@ const START_LIMIT: Duration = Duration::from_mins(2);
 const QUESTION_LIMIT: Duration = Duration::from_secs(5);
 const PULL_LIMIT: Duration = Duration::from_mins(5);
 
-/// Where jarvis finds models.
+/// The model hosts of jarvis.
 #[derive(Clone, Debug)]
 pub struct Models {
     /// The hosts.
     pub urls: String,
-    /// The model of a request that names none.
+    /// The default model.
     pub default: String,
 }
 
-/// A host whose weights are read; `ollama-sim` in front of it is still to be started.
+/// A host whose weights are being loaded, without `ollama-sim` in front of it yet.
 pub struct SmallModel {
     wanted: String,
     weights: Arc<Service>,
     began: Instant,
 }
 
-/// What was found.
+/// The host that was found.
 pub enum Found {
-    /// A host that can be used.
+    /// A running host.
     Ready(Models),
     /// The small model.
     Small(SmallModel),
 }
 
-/// Finds a host, or starts to read the weights of the small model.
+/// Finds a host, or starts to load the weights of the small model.
 ///
 /// # Errors
 /// Fails where an Ollama has no model, and where the small model cannot be installed.
@@ -83,7 +83,7 @@ pub fn find(services: &Services) -> anyhow::Result<Found> {
     small(services, wanted).map(Found::Small)
 }
 
-/// Starts to read the weights of the small model.
+/// Starts to load the weights of the small model.
 ///
 /// # Errors
 /// Fails where it cannot be installed.
@@ -99,7 +99,7 @@ pub fn small(services: &Services, wanted: String) -> anyhow::Result<SmallModel> 
 }
 
 impl Found {
-    /// Starts what is still to be started.
+    /// Starts the servers that are missing.
     ///
     /// # Errors
     /// Fails where the small model does not get ready.
@@ -112,8 +112,7 @@ impl Found {
 }
 
 impl SmallModel {
-    /// Starts `ollama-sim` in front of the weights. The model answers under the name that was wanted,
-    /// too.
+    /// Starts `ollama-sim` in front of the weights. The model answers under the wanted name, too.
     ///
     /// # Errors
     /// Fails where it does not get ready.
@@ -153,7 +152,7 @@ fn names(url: &str) -> Vec<String> {
     models.iter().filter_map(|model| model["name"].as_str().map(str::to_owned)).collect()
 }
 
-/// The wanted model, pulled if need be; else one that is there.
+/// Returns the wanted model, pulled if need be; else an installed one.
 fn one_of(url: &str, wanted: &str) -> anyhow::Result<String> {
     let full = if wanted.contains(':') { wanted.to_owned() } else { format!("{wanted}:latest") };
     if names(url).contains(&full) {
@@ -172,7 +171,7 @@ fn one_of(url: &str, wanted: &str) -> anyhow::Result<String> {
     Ok(other)
 }
 
-/// Pulls a model, and returns the error that the host tells.
+/// Pulls a model, and returns the error that the host reports.
 fn pull(url: &str, model: &str) -> anyhow::Result<Option<String>> {
     let mut progress = Progress::new();
     let body = json!({"model": model}).to_string();
@@ -191,7 +190,7 @@ fn pull(url: &str, model: &str) -> anyhow::Result<Option<String>> {
     Ok(error)
 }
 
-/// `pulling 7c3…  41% of 638 MB`.
+/// Formats the progress of a pull: `pulling 7c3…  41% of 638 MB`.
 fn share(update: &Value) -> String {
     let status = update["status"].as_str().unwrap_or_default();
     match (update["completed"].as_f64(), update["total"].as_f64()) {

@@ -1,9 +1,9 @@
-//! What a check found.
+//! The result of a check.
 
-/// How a check went.
+/// The result of a check.
 pub struct Outcome {
-    /// Whether all is well.
+    /// Whether it has passed.
     pub ok: bool,
-    /// What was checked, in a few words.
+    /// The subject of the check, in a few words.
     pub text: String,
 }

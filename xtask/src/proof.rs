@@ -1,4 +1,4 @@
-//! `chaos`, `roll`, `soak` and `bench`: the proof is loadgen's; here it is built and called.
+//! `chaos`, `roll`, `soak` and `bench`: builds loadgen and runs it.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -8,18 +8,18 @@ use crate::command::run;
 use crate::console::{self, bold, say, step};
 use crate::{paths, redis, replicas};
 
-/// What the sessions are like.
+/// The properties of the sessions.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// How long faults are injected.
+    /// The time in which faults are injected.
     pub minutes: f64,
     /// Sessions at a time.
     pub sessions: u32,
-    /// Decides prompts and faults; a random one where none is given.
+    /// The seed of prompts and faults; a random one where none is set.
     pub seed: Option<u64>,
 }
 
-/// Breaks one thing after another.
+/// Injects faults under load.
 ///
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
@@ -28,8 +28,8 @@ pub fn chaos(redis: &str, load: Load) -> anyhow::Result<bool> {
     chaos_over(redis, load)
 }
 
-/// Long runs over each kind of Redis, and ten rolling restarts. Each runs whatever came of the one
-/// before.
+/// Runs long under each kind of Redis, and replaces every replica ten times. Each run starts
+/// whatever the result of the one before.
 ///
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
@@ -48,7 +48,7 @@ pub fn roll(load: Load) -> anyhow::Result<bool> {
     roll_under(load)
 }
 
-/// Measures what jarvis costs.
+/// Measures the cost of jarvis.
 ///
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
@@ -87,7 +87,7 @@ fn seed(load: Load) -> u64 {
     load.seed.unwrap_or_else(random_seed)
 }
 
-/// A seed that is short enough to be typed.
+/// Returns a seed that is short enough to be typed.
 pub fn random_seed() -> u64 {
     RandomState::new().hash_one(()) % 1_000_000
 }

@@ -1,4 +1,4 @@
-//! A Redis: the one that is named, or a private one whose data stays.
+//! Redis: one that is set, or a private one whose data stays.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,16 +15,16 @@ use crate::install::{apt_install, apt_unpack, link, python_with};
 use crate::paths;
 use crate::services::{Service, Services};
 
-/// The oldest version: Functions came with it.
+/// The oldest version that has Functions.
 const OLDEST: u32 = 7;
 /// The kernel's limit for the path of a socket is 108 bytes.
 const LONGEST_PATH: usize = 100;
-/// The time that the server may take to read its file.
+/// The time that the server may take to load its file.
 const START_LIMIT: Duration = Duration::from_mins(2);
-/// The time that it may take to write its data at the end.
+/// The time that the server may take to write its data at the end.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Starts a private Redis, unless one is named, and returns the address for jarvis.
+/// Starts a private Redis, unless one is set, and returns the address for jarvis.
 ///
 /// # Errors
 /// Fails where there is no Redis and none can be installed.
@@ -50,7 +50,8 @@ pub fn start(services: &Services) -> anyhow::Result<String> {
 pub fn private(services: &Services, path: &Path, data: &Path) -> anyhow::Result<String> {
     std::fs::create_dir_all(data)?;
     let socket = path.display().to_string();
-    // A socket, and no port: nobody else's Redis is in the way, and no other user or web page reaches it.
+    // The server has a socket and no port: it conflicts with no other Redis, and no other user or
+    // web page reaches it.
     let program = Program::new("redis", server()?, &paths::logs())
         .args(["--port", "0", "--unixsocket", &socket, "--unixsocketperm", "700"])
         .args(["--dir", &data.display().to_string(), "--save", ""])
@@ -60,11 +61,11 @@ pub fn private(services: &Services, path: &Path, data: &Path) -> anyhow::Result<
     Ok(format!("redis+unix://{socket}"))
 }
 
-/// A server that has Functions: one that is there, else Debian's, else the one of a wheel. The tests
-/// and `make chaos` find it, too: it is its own sentinel.
+/// Returns a server that has Functions: an installed one, else that of Debian, else that of a
+/// wheel. The tests and `make chaos` use it, too: it is its own sentinel.
 ///
 /// # Errors
-/// Fails where none can be had.
+/// Fails where there is none.
 pub fn server() -> anyhow::Result<PathBuf> {
     if let Some(program) = recent(find("redis-server")) {
         return Ok(program);
@@ -73,7 +74,7 @@ pub fn server() -> anyhow::Result<PathBuf> {
         return link("redis-server", &program);
     }
     note(&format!("there is no Redis of version {OLDEST} or later here"));
-    // The tools' package holds the server, too, under another name, and starts no service.
+    // The package of the tools contains the server, too, under another name, and starts no service.
     if let Some(program) = as_server(find("redis-check-rdb"))? {
         return Ok(program);
     }
@@ -104,20 +105,20 @@ fn as_server(program: Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
     Ok(recent(Some(link("redis-server", &program)?)))
 }
 
-/// The program, if it is recent enough.
+/// Returns the program, if it is recent enough.
 fn recent(program: Option<PathBuf>) -> Option<PathBuf> {
     let program = program?;
     let version = version(&run(&program, ["--version"]).output())?;
     (version >= OLDEST).then_some(program)
 }
 
-/// The first number of `v=7.0.15`.
+/// Parses the first number of `v=7.0.15`.
 fn version(text: &str) -> Option<u32> {
     let (_, rest) = text.split_once(" v=")?;
     rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// A path for the socket `name` that the kernel takes.
+/// Returns a path for the socket `name` that the kernel accepts.
 ///
 /// # Errors
 /// Fails where no folder for it can be made.
@@ -143,7 +144,7 @@ fn answers(path: &Path) -> Option<()> {
     (&reply == b"+PONG").then_some(())
 }
 
-/// The URL as it may be shown.
+/// Returns the URL without its password.
 fn without_password(url: &str) -> String {
     const PARAMETER: &str = "sentinelPassword=";
     let mut shown = match (url.find("//"), url.rfind('@')) {

@@ -1,4 +1,4 @@
-//! jarvis itself, once or several times.
+//! Starts one or several replicas of jarvis.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::models::Models;
 use crate::paths;
 use crate::services::{Service, Services};
 
-/// The time that jarvis may take to drain, and a little to say so.
+/// The time that jarvis may take to drain, and a little more.
 const GRACE: Duration = Duration::from_secs(27);
 /// The time that a server may take to answer.
 pub const LIVE_LIMIT: Duration = Duration::from_secs(30);
 const READY_LIMIT: Duration = Duration::from_secs(10);
-/// Time limit of a health check.
+/// The time limit of a health check.
 pub const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Builds these binaries in release.
@@ -28,8 +28,8 @@ pub const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 /// Fails where they do not build.
 pub fn build(names: &[&str]) -> anyhow::Result<()> {
     step("Build", || {
-        // With the features that the whole workspace needs, whichever binaries they are: otherwise
-        // `make run` and `make chaos` would each compile the dependencies for themselves.
+        // The features are those of the whole workspace, whichever binaries are built: otherwise
+        // `make run` and `make chaos` would each compile the dependencies.
         let mut cargo = run("cargo", ["build", "--release", "--locked", "--workspace"]);
         for name in names {
             cargo = cargo.args(["--bin", name]);
@@ -40,7 +40,7 @@ pub fn build(names: &[&str]) -> anyhow::Result<()> {
     })
 }
 
-/// The settings of a replica that say where everything is.
+/// Returns the settings of a replica that hold addresses.
 pub fn settings(redis: &str, models: &Models) -> Vec<(&'static str, String)> {
     vec![
         ("JARVIS_REDIS_URL", redis.to_owned()),
@@ -67,10 +67,10 @@ pub fn start(
     services.start(Service::new(program, 4).with_grace(GRACE))
 }
 
-/// Waits until a replica is ready; returns what is still missing where it lives and is not.
+/// Waits until a replica is ready; returns the reason of a live replica that is not.
 ///
 /// # Errors
-/// Fails where it ends or does not live in time.
+/// Fails where it ends or does not get live in time.
 pub fn wait_until_ready(service: &Service, listen: &Address) -> anyhow::Result<Option<String>> {
     let ok = |path: &str| http::is_ok(&format!("{}{path}", listen.url()), HEALTH_LIMIT);
     service.wait_until(LIVE_LIMIT, "does not answer", || ok("/health/live"))?;
@@ -83,13 +83,13 @@ pub fn wait_until_ready(service: &Service, listen: &Address) -> anyhow::Result<O
         Err(_) => {
             let reply =
                 http::send("GET", &format!("{}/health/ready", listen.url()), None, HEALTH_LIMIT);
-            let reply = reply.and_then(http::Answer::text).unwrap_or_default();
+            let reply = reply.and_then(http::Response::text).unwrap_or_default();
             Ok(Some(format!("up, but not ready yet: {}", why_not_ready(&reply))))
         }
     }
 }
 
-/// The reason in the reply of a replica that is not ready.
+/// Returns the reason in the reply of a replica that is not ready.
 fn why_not_ready(reply: &str) -> String {
     let problem: Value = serde_json::from_str(reply).unwrap_or_default();
     problem["detail"].as_str().unwrap_or("it does not say why").to_owned()
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_that_is_not_ready_says_why() {
+    fn a_replica_that_is_not_ready_reports_the_reason() {
         assert_eq!(why_not_ready(r#"{"detail": "Redis refuses"}"#), "Redis refuses");
         assert_eq!(why_not_ready("<html>"), "it does not say why");
     }

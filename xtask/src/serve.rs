@@ -17,17 +17,17 @@ use crate::signals::{self, Interrupted};
 use crate::state::Lock;
 use crate::{install, paths, redis, replicas};
 
-/// A replica that comes back and dies this often within the time will not get better by itself.
+/// The deaths within the window after which a replica is given up.
 const DEATHS: usize = 3;
 const DEATHS_WITHIN: Duration = Duration::from_secs(30);
-/// The time between two looks whether a service has ended.
+/// The time between two checks whether a service has ended.
 const CHECK: Duration = Duration::from_millis(300);
 const NGINX_LIMIT: Duration = Duration::from_secs(15);
 
-/// One replica, or `count` of them behind nginx; until a signal.
+/// Runs one replica, or `count` of them behind nginx, until a signal.
 ///
 /// # Errors
-/// Fails where anything that is needed cannot be had, or something ends that must not.
+/// Fails where a program that is needed is missing, or a service ends that must not.
 pub fn serve(count: Option<usize>) -> anyhow::Result<()> {
     let listen = Address::from_environment()?;
     let _lock = Lock::take(&listen)?;
@@ -55,7 +55,7 @@ fn start(services: &Services, listen: &Address, count: Option<usize>) -> anyhow:
             Ok(missing.unwrap_or_else(|| format!("ready at {listen}")))
         })?,
         Some(count) => {
-            // nginx says where a client comes from.
+            // nginx passes on the client's address.
             settings.push(("JARVIS_PROXIES", "1".to_owned()));
             several(services, listen, &settings, count)?;
         }
@@ -64,9 +64,9 @@ fn start(services: &Services, listen: &Address, count: Option<usize>) -> anyhow:
     Ok(())
 }
 
-/// Builds, and has Redis and the model ready meanwhile: none waits for another.
+/// Builds, and has Redis and the model ready meanwhile: no step waits for another.
 fn prepare(services: &Services, with_nginx: bool) -> anyhow::Result<(String, Models)> {
-    // What fails first has the others end.
+    // The first failure makes the others end.
     fn or_give_up<T>(outcome: anyhow::Result<T>) -> anyhow::Result<T> {
         outcome.inspect_err(|_| signals::give_up())
     }
@@ -105,7 +105,7 @@ fn several(
     step("jarvis", || {
         let mut lines = Vec::new();
         for (number, address) in addresses.iter().enumerate() {
-            // One after another: the first one loads the functions.
+            // The replicas start one after another: the first one loads the functions.
             let name = format!("jarvis-{}", number + 1);
             let service = replicas::start(services, &name, address, settings)?;
             let missing = replicas::wait_until_ready(&service, address)?;
@@ -148,7 +148,7 @@ fn invite(listen: &Address, model: &str) {
     )));
 }
 
-/// Until a signal, or until something ends that must not.
+/// Runs until a signal, or until a service ends that must not.
 fn watch(services: &Services) -> anyhow::Result<()> {
     let mut deaths: HashMap<String, Vec<Instant>> = HashMap::new();
     loop {
@@ -197,7 +197,7 @@ fn check_port(listen: &Address) -> anyhow::Result<()> {
     }
     let health =
         http::send("GET", &format!("{}/health", listen.url()), None, Duration::from_secs(2));
-    let health = health.and_then(http::Answer::text).unwrap_or_default();
+    let health = health.and_then(http::Response::text).unwrap_or_default();
     let who = if health.contains("\"app\"") { "another jarvis" } else { "another program" };
     let mut others = listen.port.saturating_add(1)..u16::MAX;
     let other = others.find(|port| is_free(&listen.host, *port)).unwrap_or(0);

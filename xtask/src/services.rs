@@ -8,25 +8,25 @@ use testkit::{Process, Program};
 use crate::console::Progress;
 use crate::{paths, signals};
 
-/// The time after which a wait shows that it waits.
+/// The time after which a wait shows progress.
 const SHOWN_AFTER: Duration = Duration::from_secs(2);
-/// The time between two looks whether a service has ended.
+/// The time between two checks whether a service has ended.
 const CHECK: Duration = Duration::from_millis(20);
 
 /// A program that runs until it is stopped.
 pub struct Service {
     /// The process.
     pub process: Process,
-    /// Services of the highest stage are stopped first, those of one stage together.
+    /// The stage: services of the highest stage are stopped first, those of one stage together.
     stage: u8,
     /// The time that it may take to end by itself.
     grace: Duration,
-    /// Whether a second Ctrl-C ends it at once: not where it has data to write.
+    /// Whether a second Ctrl-C kills it at once: not where it has data to write.
     hurried: bool,
 }
 
 impl Service {
-    /// A service that is not started yet.
+    /// Creates a service that is not started yet.
     pub fn new(mut program: Program, stage: u8) -> Self {
         program.own_group = true;
         program.signal_at_owners_death = "TERM";
@@ -41,13 +41,13 @@ impl Service {
         self
     }
 
-    /// A second Ctrl-C does not end it at once.
+    /// Makes a second Ctrl-C not kill it at once.
     pub fn unhurried(mut self) -> Self {
         self.hurried = false;
         self
     }
 
-    /// Waits for a condition that the service is to bring about; shows that it waits.
+    /// Waits for a condition that the service should bring about; shows progress.
     ///
     /// # Errors
     /// Fails where the service ends first or the condition does not come in time, and where it is time
@@ -97,23 +97,23 @@ impl Services {
         Ok(service)
     }
 
-    /// The services that have ended.
+    /// Returns the services that have ended.
     pub fn ended(&self) -> Vec<Arc<Service>> {
         self.lock().iter().filter(|service| service.process.has_ended()).cloned().collect()
     }
 
-    /// Whether no service was started, or all were stopped.
+    /// Returns whether no service was started, or all were stopped.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
-    /// Whether a service of this name was started.
+    /// Returns whether a service of this name was started.
     pub fn has(&self, name: &str) -> bool {
         self.lock().iter().any(|service| service.process.name() == name)
     }
 
-    /// Stops all services, those of the highest stage first. One that takes longer than it may, or
-    /// that a further Ctrl-C is for, is killed.
+    /// Stops all services, those of the highest stage first. A service is killed after its time, or
+    /// at a further Ctrl-C.
     pub fn stop(&self) {
         let signals_before = signals::count();
         let mut services = std::mem::take(&mut *self.lock());
@@ -132,7 +132,7 @@ impl Services {
                 }
                 testkit::pause(CHECK);
             }
-            // What they started themselves may be left.
+            // Its child processes may be left.
             for service in group {
                 service.process.kill();
             }

@@ -1,4 +1,4 @@
-//! The requests to stop. Everything that waits asks here, so that nothing is torn in the middle.
+//! The requests to stop. Every wait checks them, so that no step is torn in the middle.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Begins to count signals.
+/// Starts to count signals.
 ///
 /// # Errors
 /// Fails where the kernel refuses.
@@ -41,22 +41,22 @@ pub fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Signals that came.
+/// Returns how many signals came.
 pub fn count() -> usize {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// The exit code that tells which signal came last.
+/// Returns the exit code for the last signal.
 pub fn exit_code() -> u8 {
     128 + u8::try_from(LAST.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
-/// Has everything that waits beside this thread end, as the command has failed.
+/// Makes every wait beside this thread end, because the command has failed.
 pub fn give_up() {
     GIVEN_UP.store(true, Ordering::Relaxed);
 }
 
-/// Whether to stop.
+/// Returns whether it is time to stop.
 pub fn stopping() -> bool {
     count() > 0 || GIVEN_UP.load(Ordering::Relaxed)
 }

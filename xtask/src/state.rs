@@ -1,4 +1,4 @@
-//! What runs from this folder: one command at a time, as two would share a Redis file.
+//! The lock of this folder: one command runs at a time, because two would share a Redis file.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::console::Progress;
 use crate::{paths, signals};
 
-/// The time that what runs may take to stop.
+/// The time that a running command may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
 fn file() -> PathBuf {
@@ -34,21 +34,21 @@ fn read() -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// The address of what runs from this folder.
+/// Returns the address of the server that runs from this folder.
 pub fn listen() -> Option<Address> {
     read()["listen"].as_str()?.parse().ok()
 }
 
-/// The right to run; given back when it is dropped.
+/// The right to run; dropping it frees it.
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes it.
+    /// Takes the right.
     ///
     /// # Errors
-    /// Fails where something runs from this folder already.
+    /// Fails where another command runs from this folder already.
     pub fn take(listen: &Address) -> anyhow::Result<Self> {
         let lock = lock_file()?;
         if lock.try_lock().is_err() {
@@ -70,7 +70,7 @@ impl Drop for Lock {
     }
 }
 
-/// Stops what runs from this folder, and returns whether anything did.
+/// Stops the command that runs from this folder, and returns whether there was one.
 ///
 /// # Errors
 /// Fails where it does not end in time.

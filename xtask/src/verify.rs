@@ -1,6 +1,6 @@
-//! `verify`: what takes longer than `test`, or needs more than a checkout and Redis. A part is a function
-//! that takes a folder for its files and returns an outcome. Every part runs, whatever the ones before
-//! it found; to add one, add it to [`everything`].
+//! `verify`: checks that take longer than `test`, or need more than a checkout and Redis. A part is
+//! a function that takes a folder for its files and returns an outcome. Every part runs, also after
+//! one has failed; a new part belongs in [`everything`].
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::{install, paths, redis};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
 const NODE: [&str; 2] = ["ws", "wscat"];
-/// The close code of a client that names none.
+/// The close code of a client that sends none.
 const NORMAL: u64 = 1000;
 
-/// Runs every part. Returns whether all is well.
+/// Runs every part. Returns whether all have passed.
 ///
 /// # Errors
 /// Fails where jarvis does not build, and where it is time to stop.
@@ -40,9 +40,9 @@ pub fn everything() -> anyhow::Result<bool> {
     Ok(rows.iter().all(|row| row.outcome.ok))
 }
 
-/// Other people's WebSocket clients against a replica, direct and through nginx. Each has to see its own
-/// close code in every try, and clients without a library have to read the head of the handshake and
-/// the first frame apart.
+/// Runs other people's WebSocket clients against a replica, direct and through nginx. Each has to
+/// see its own close code in every try, and clients without a library have to read the head of the
+/// handshake and the first frame apart.
 fn clients(folder: &Path) -> anyhow::Result<Outcome> {
     let services = Services::default();
     let (mut python, mut modules) = (PathBuf::new(), PathBuf::new());
@@ -105,7 +105,7 @@ fn start(services: &Services, folder: &Path) -> anyhow::Result<(Address, Address
     Ok((direct, balanced))
 }
 
-/// The lines of JSON that a program prints.
+/// Parses the lines of JSON that a program prints.
 fn results(program: &Path, arguments: &[OsString]) -> anyhow::Result<Vec<Value>> {
     let (code, printed) = run(program, arguments).read()?;
     let results: Vec<Value> = printed
@@ -125,7 +125,7 @@ fn number(result: &Value, field: &str) -> u64 {
     result[field].as_u64().unwrap_or_default()
 }
 
-/// The tries that saw what they had to see: of a close, its own code, and 1000 where it had none.
+/// Counts the tries that saw the right code: their own, and 1000 where a client closed without one.
 fn good(result: &Value) -> u64 {
     if result["passed"].is_u64() {
         return number(result, "passed");

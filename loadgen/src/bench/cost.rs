@@ -1,4 +1,4 @@
-//! What processes use, as the kernel counts it.
+//! CPU time and memory of processes, as the kernel counts them.
 
 use std::fs;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use crate::fleet::Fleet;
 use crate::tally::count;
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// Sockets that are being opened at the same time.
+/// The sockets that are opened at the same time.
 const AT_ONCE: usize = 32;
 const HANDSHAKES_FOR: Duration = Duration::from_secs(3);
-/// Until buffers of the handshakes are given back.
+/// The time until the buffers of the handshakes are freed.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// CPU time of one token, in microseconds.
+/// The CPU time of one token, in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Cost {
-    /// Of the replica.
+    /// The CPU time of the replica.
     pub jarvis_us: f64,
-    /// Of redis-server.
+    /// The CPU time of redis-server.
     pub redis_us: f64,
 }
 
-/// CPU time of the processes since their start, in seconds.
+/// The CPU time of the processes since their start, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
     /// The replica.
@@ -42,13 +42,13 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// What the first replica and Redis have used.
+    /// Reads the CPU time of the first replica and of Redis.
     pub fn of(fleet: &Fleet) -> Self {
         let of = |process: &Process| process.id().and_then(cpu_seconds).unwrap_or(f64::NAN);
         Self { jarvis: of(&fleet.replicas[0]), redis: of(&fleet.redis.nodes()[0]) }
     }
 
-    /// What was used since `before`.
+    /// Returns the CPU time since `before`.
     pub fn since(self, before: &Self) -> Self {
         Self { jarvis: self.jarvis - before.jarvis, redis: self.redis - before.redis }
     }
@@ -64,7 +64,7 @@ fn cpu_seconds(id: u32) -> Option<f64> {
     Some((user + system) as f64 / clock_ticks_per_second() as f64)
 }
 
-/// Processor, cores, memory, kernel.
+/// Returns the processor, cores, memory and kernel.
 pub fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let value = |text: &str, name: &str| {
@@ -83,24 +83,24 @@ pub fn machine() -> String {
     )
 }
 
-/// Idle sockets and handshakes.
+/// The figures of idle sockets and handshakes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Sockets {
-    /// Sockets that were open at once.
+    /// The sockets that were open at once.
     pub open: usize,
-    /// Resident memory of the replica for each, in KiB.
+    /// The resident memory of the replica for each, in KiB.
     pub kib_a_socket: f64,
-    /// Sockets that were opened, greeted and closed in a second.
+    /// The sockets that were opened, greeted and closed in a second.
     pub handshakes_a_second: f64,
 }
 
-/// Measures them.
+/// Measures idle sockets and handshakes.
 ///
 /// # Errors
-/// Where the replica is gone or refuses.
+/// Fails where the replica has ended or refuses.
 pub async fn sockets(fleet: &Fleet, number: usize) -> anyhow::Result<Sockets> {
     let url = format!("{}/ws", fleet.replicas[0].url.replacen("http", "ws", 1));
-    // What the first ones take is taken once.
+    // Memory that the first sockets take is taken once.
     for _ in 0..AT_ONCE {
         drop(greeted(url.clone()).await?);
     }

@@ -1,4 +1,4 @@
-//! What jarvis costs, against the model host alone, in one run on one machine.
+//! What jarvis costs, compared with the model host alone, in one run on one machine.
 
 mod cost;
 mod streams;
@@ -13,12 +13,12 @@ use crate::fleet::{Fleet, Plan};
 use cost::{Cost, Sockets, Usage};
 use streams::{Half, Load, Way};
 
-/// Streams at a time, and turns of each in one half of a pair: fewer streams need more turns for
-/// as good a figure.
+/// The streams at a time, and the turns of each in one half of a pair: fewer streams need more
+/// turns for as good a figure.
 const LEVELS: [(usize, usize); 4] = [(1, 5), (10, 2), (50, 1), (200, 1)];
 const PACED_TOKENS: usize = 40;
 const PACED_RATE: f64 = 20.0;
-/// As many as fit the context window, again and again.
+/// The tokens of an answer: as many as fit the context window, repeatedly.
 const UNPACED_TOKENS: usize = 6000;
 const UNPACED_TURNS: usize = 20;
 const UNPACED_LEVELS: [usize; 2] = [1, 10];
@@ -26,67 +26,68 @@ const UNPACED_LEVELS: [usize; 2] = [1, 10];
 /// A run of the benchmarks.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// Where the `jarvis` and `ollama-sim` binaries are.
+    /// The folder of the `jarvis` and `ollama-sim` binaries.
     pub binaries: PathBuf,
-    /// Where logs and data go.
+    /// The folder of logs and data.
     pub dir: PathBuf,
-    /// Pairs of halves, one through jarvis and one without it, in turn.
+    /// The pairs of halves, one through jarvis and one without it, in turn.
     pub pairs: usize,
-    /// Sockets that are opened and left idle.
+    /// The sockets that are opened and left idle.
     pub sockets: usize,
 }
 
-/// Paced streams, with and without jarvis. Times in milliseconds, medians over the pairs.
+/// The figures of paced streams, with and without jarvis. Times are in milliseconds, medians over
+/// the pairs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Paced {
-    /// Streams at a time.
+    /// The streams at a time.
     pub streams: usize,
-    /// Time to the first token: without jarvis, through it, and what it adds; p50.
+    /// The time to the first token: without jarvis, through it, and the difference; p50.
     pub first_token_p50: [f64; 3],
     /// The same, p99.
     pub first_token_p99: [f64; 3],
-    /// Gap between two pieces without jarvis and through it; p50.
+    /// The gap between two pieces without jarvis and through it; p50.
     pub gap_p50: [f64; 2],
     /// The same, p99.
     pub gap_p99: [f64; 2],
     /// The rate of tokens through jarvis, as a share of that without it.
     pub rate: f64,
-    /// What a token cost in CPU time.
+    /// The CPU time of a token.
     pub cost: Cost,
 }
 
-/// Streams as fast as they go.
+/// The figures of streams as fast as they go.
 #[derive(Clone, Debug, Serialize)]
 pub struct Unpaced {
-    /// Streams at a time.
+    /// The streams at a time.
     pub streams: usize,
-    /// Tokens a second without jarvis and through it.
+    /// The tokens a second without jarvis and through it.
     pub tokens_a_second: [f64; 2],
-    /// What a token cost in CPU time.
+    /// The CPU time of a token.
     pub cost: Cost,
 }
 
 /// All figures.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchReport {
-    /// Processor, cores, memory, kernel.
+    /// The processor, cores, memory and kernel.
     pub machine: String,
-    /// As it was called.
+    /// The command line.
     pub command: String,
-    /// Pairs that the medians are of.
+    /// The pairs that the medians are of.
     pub pairs: usize,
-    /// Paced streams.
+    /// The paced streams.
     pub paced: Vec<Paced>,
-    /// Streams as fast as they go.
+    /// The streams as fast as they go.
     pub unpaced: Vec<Unpaced>,
-    /// Idle sockets and handshakes.
+    /// The idle sockets and handshakes.
     pub sockets: Sockets,
 }
 
-/// Runs all of them, one after another.
+/// Runs all benchmarks, one after another.
 ///
 /// # Errors
-/// Where the fleet does not start, or a stream breaks off.
+/// Fails where the fleet does not start, or a stream breaks off.
 pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
     let settings = [("JARVIS_OLLAMA_SLOTS", "1024"), ("JARVIS_LOG", "warn,fred=error")];
     let fleet = Fleet::start(&Plan {
@@ -98,7 +99,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
         settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
     })
     .await?;
-    // First, as memory that was used for streams would hide what sockets take.
+    // Sockets come first, as memory that was used for streams would hide what they take.
     let sockets = cost::sockets(&fleet, bench.sockets).await?;
     let mut paced = Vec::new();
     for (streams, turns) in LEVELS {
@@ -135,7 +136,7 @@ async fn pairs(fleet: &Fleet, load: &Load, count: usize) -> anyhow::Result<Vec<P
     let mut pairs = Vec::with_capacity(count);
     for number in 0..count {
         eprintln!("{} streams, pair {} of {count}", load.streams, number + 1);
-        // Who comes first changes, so that neither gains by it.
+        // The order alternates, so that neither half gains by it.
         let early = if number % 2 == 0 {
             Some(streams::half(fleet, load, Way::Direct).await?)
         } else {
@@ -196,7 +197,7 @@ fn median(pairs: &[Pair], figure: impl Fn(&Pair) -> f64) -> f64 {
 }
 
 impl BenchReport {
-    /// For people.
+    /// Formats the figures as a table.
     pub fn table(&self) -> String {
         let mut table = format!("  {}\n  {}\n\n", self.machine, self.command);
         let _ = writeln!(

@@ -14,31 +14,31 @@ use uuid::Uuid;
 use crate::fleet::Fleet;
 use crate::tally::{record, times};
 
-/// Between the beginnings of two streams: users do not all come at once.
+/// The time between the beginnings of two streams: users do not all come at once.
 const APART: Duration = Duration::from_millis(5);
-/// A turn that takes longer is a failure of the run.
+/// The time limit of a turn; a longer one fails the run.
 const LIMIT: Duration = Duration::from_mins(1);
 const MODEL: &str = "tinyllama:latest";
 
-/// Which way the tokens come.
+/// The server that the tokens come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From ollama-sim.
     Direct,
-    /// Over jarvis' WebSocket.
+    /// From jarvis, over its WebSocket.
     ThroughJarvis,
 }
 
-/// What is asked for.
+/// The load of one half.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Streams at a time.
+    /// The streams at a time.
     pub streams: usize,
-    /// Turns of each, one after another.
+    /// The turns of each, one after another.
     pub turns: usize,
-    /// Tokens of an answer.
+    /// The tokens of an answer.
     pub tokens: usize,
-    /// Tokens a second; 0 is as fast as possible.
+    /// The tokens a second; 0 is as fast as possible.
     pub rate: f64,
 }
 
@@ -49,34 +49,34 @@ impl Load {
         format!("[[count tokens={tokens} rate={rate}]] {}", Uuid::new_v4().simple())
     }
 
-    /// One more than there are: an answer that uses up its limit counts as cut off.
+    /// One more than the answer has: an answer that uses up its limit counts as cut off.
     fn limit(&self) -> usize {
         self.tokens + 1
     }
 }
 
-/// What one half measured. Times in microseconds.
+/// The measurements of one half. Times are in microseconds.
 #[derive(Debug)]
 pub struct Half {
-    /// From the question to the first token.
+    /// The times from the question to the first token.
     pub first: Histogram<u64>,
-    /// Between two pieces.
+    /// The times between two pieces.
     pub gap: Histogram<u64>,
-    /// Tokens in all.
+    /// The tokens in all.
     pub tokens: usize,
-    /// Seconds from the first question to the last end.
+    /// The seconds from the first question to the last end.
     pub seconds: f64,
     streaming: Duration,
 }
 
 impl Half {
-    /// Tokens a second of one stream, from its first piece to its last.
+    /// Returns the tokens a second of one stream, from its first piece to its last.
     pub fn pace(&self) -> f64 {
         self.tokens as f64 / self.streaming.as_secs_f64()
     }
 }
 
-/// One turn's pieces, as they came.
+/// The pieces of one turn, as they came.
 struct Times {
     asked: Instant,
     pieces: Vec<Instant>,
@@ -85,7 +85,7 @@ struct Times {
 /// Runs one half.
 ///
 /// # Errors
-/// Where a stream breaks off.
+/// Fails where a stream breaks off.
 pub async fn half(fleet: &Fleet, load: &Load, way: Way) -> anyhow::Result<Half> {
     let mut streams = JoinSet::new();
     let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
@@ -132,7 +132,7 @@ pub async fn half(fleet: &Fleet, load: &Load, way: Way) -> anyhow::Result<Half> 
 }
 
 async fn direct(http: &reqwest::Client, url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
-    // The connection is there before the question, as a WebSocket is.
+    // The connection is open before the question, as a WebSocket is.
     http.get(format!("{url}/api/version")).send().await?.bytes().await?;
     let mut turns = Vec::new();
     for _ in 0..load.turns {
@@ -171,7 +171,7 @@ async fn through(url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
     let mut turns = Vec::new();
     for turn in 0..=load.turns {
         if turn == 0 {
-            // The greeting: from here on the session is followed.
+            // After the greeting the session is followed.
             timeout(LIMIT, socket.next()).await?.context("no greeting")??;
             continue;
         }

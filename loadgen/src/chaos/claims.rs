@@ -1,4 +1,4 @@
-//! How long the turns of a killed replica are nobody's.
+//! Measures how long the turns of a killed replica wait for a claim.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,23 +7,23 @@ use tokio::time::{Instant, sleep};
 
 use crate::fleet::Fleet;
 
-/// Between two looks at the open turns: how exact the times are.
+/// The time between two reads of the open turns, and so the error of the times.
 const LOOK: Duration = Duration::from_millis(50);
-/// A turn that nobody has claimed by then counts as left.
+/// The time after which a turn without a claim counts as abandoned.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What became of the turns that a replica held when it was killed.
+/// The fate of the turns that a replica held when it was killed.
 #[derive(Debug, Default)]
 pub struct Claims {
-    /// Times from its death to the claims by others.
+    /// The times from its death to the claims by others.
     pub claimed: Vec<Duration>,
-    /// Turns that ended without being seen in another's name.
+    /// Turns that ended before they were seen under another replica.
     pub ended: usize,
-    /// Turns that nobody claimed within the limit.
+    /// Turns without a claim within the limit.
     pub left: usize,
 }
 
-/// Watches the index of open turns until none is in the name of the dead any more.
+/// Watches the index of open turns until the dead replica holds none any more.
 pub async fn watch(fleet: &Fleet, dead: &str, died: Instant) -> Claims {
     let mut claims = Claims::default();
     let mut waiting: Option<Vec<String>> = None;

@@ -1,4 +1,4 @@
-//! Breaks what the plan says, and puts it right again.
+//! Injects the faults of the plan, and repairs them again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,42 +15,43 @@ use super::claims::{self, Claims};
 use super::plan::{Fault, Planned};
 use crate::fleet::{Fleet, end, with};
 
-/// How long a fault of Redis may wait until every primary has a replica in sync.
+/// The time that a fault of Redis may wait until every primary has a replica in sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a drained replica may take to end: the promise, and a little.
+/// The time that a drained replica may take to end: the promised limit, and a little more.
 const DRAIN_LIMIT: Duration = Duration::from_secs(26);
-/// How long a fault of Redis is felt after it began, and after it was put right: a failover's time.
+/// The time for which a fault of Redis has effects after its beginning, and after its repair: that
+/// of a failover.
 const REDIS_FELT: Duration = Duration::from_secs(6);
 
-/// A fault as it was.
+/// A fault that was injected.
 #[derive(Clone, Debug, Serialize)]
 pub struct Injected {
-    /// Seconds from the beginning to the fault.
+    /// The seconds from the beginning to the fault.
     pub at: f64,
-    /// Seconds from the beginning until it was put right.
+    /// The seconds from the beginning to the repair.
     pub until: f64,
-    /// Its kind.
+    /// The kind.
     pub kind: &'static str,
-    /// Whom it befell, and how.
+    /// The target, and the details.
     pub what: String,
-    /// done, or why not.
+    /// `done`, or the reason why not.
     pub outcome: String,
 }
 
 /// The claims after one death.
 #[derive(Debug)]
 pub struct Death {
-    /// What became of its turns.
+    /// The fate of its turns.
     pub claims: Claims,
     /// Whether Redis had a fault near it.
     pub redis_disturbed: bool,
 }
 
-/// What was broken, as far as it is known.
+/// The record of injected faults.
 #[derive(Debug, Default)]
 pub struct Record {
-    /// The faults, as they were put right.
+    /// The faults, in the order of their repairs.
     pub faults: Vec<Injected>,
     /// Replicas that were killed.
     pub deaths: Vec<Death>,
@@ -58,29 +59,29 @@ pub struct Record {
     pub unwatched: usize,
 }
 
-/// Breaks one thing after another.
+/// Injects one fault after another.
 pub struct Injector {
     fleet: Arc<Fleet>,
     began: Instant,
     record: Mutex<Record>,
-    /// Milliseconds from the beginning until which a fault of Redis is felt.
+    /// The milliseconds from the beginning until which a fault of Redis has effects.
     redis_felt: AtomicU64,
 }
 
 impl Injector {
-    /// For a fleet that runs; its time begins now.
+    /// Creates an injector for a running fleet; its time begins now.
     pub fn new(fleet: Arc<Fleet>) -> Arc<Self> {
         let redis_felt = AtomicU64::new(0);
         Arc::new(Self { fleet, began: Instant::now(), record: Mutex::default(), redis_felt })
     }
 
-    /// Carries a plan out. All is put right again when this returns.
+    /// Injects the faults of a plan. All of them are repaired when this returns.
     pub async fn run(self: &Arc<Self>, plan: Vec<Planned>) {
         let mut under_way = JoinSet::new();
         for Planned { at, fault } in plan {
             sleep_until(self.began + at).await;
             if fault.is_of_redis() {
-                // Never two at a time, and nothing else waits for them.
+                // Faults of Redis never overlap, and no other fault waits for them.
                 let injector = Arc::clone(self);
                 under_way.spawn(async move { injector.inject_once_in_sync(fault).await });
             } else {
@@ -91,7 +92,7 @@ impl Injector {
         while under_way.join_next().await.is_some() {}
     }
 
-    /// What was broken.
+    /// Returns the record.
     pub fn take_record(&self) -> Record {
         std::mem::take(&mut *self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -152,7 +153,7 @@ impl Injector {
                 Ok(())
             }
             Fault::DrainReplica { replica } => {
-                let ended = end(&fleet.replicas[replica], DRAIN_LIMIT).await;
+                let ended = end(&fleet.replicas[replica], DRAIN_LIMIT).await?;
                 fleet.start_replica(replica).await?;
                 anyhow::ensure!(ended, "it did not end within {} s", DRAIN_LIMIT.as_secs());
                 Ok(())
@@ -167,7 +168,7 @@ impl Injector {
                 Ok(())
             }
             Fault::RestartSim { sim } => {
-                end(&fleet.sims[sim], DRAIN_LIMIT).await;
+                end(&fleet.sims[sim], DRAIN_LIMIT).await?;
                 self.start_sim(sim).await
             }
             Fault::BreakStreams { sim, fault, after, times } => {

@@ -1,4 +1,4 @@
-//! Sessions over a private fleet in which one thing after another is broken.
+//! Sessions over a private fleet into which faults are injected.
 
 pub mod claims;
 pub mod inject;
@@ -25,53 +25,55 @@ const SIMS: usize = 2;
 /// A run of chaos.
 #[derive(Clone, Debug)]
 pub struct Chaos {
-    /// Where the `jarvis` and `ollama-sim` binaries are.
+    /// The folder of the `jarvis` and `ollama-sim` binaries.
     pub binaries: PathBuf,
-    /// Where logs and data go.
+    /// The folder of logs and data.
     pub dir: PathBuf,
-    /// Which Redis.
+    /// The kind of Redis.
     pub redis: RedisKind,
-    /// What is left alone.
+    /// The targets that get no faults.
     pub spared: Vec<Part>,
-    /// What the sessions are like; the replicas are filled in.
+    /// The properties of the sessions; the replicas are filled in.
     pub load: Options,
-    /// Of a hundred turns, how many may end with an error.
+    /// The percentage of turns that may end with an error.
     pub failed_percent: f64,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub struct ChaosReport {
-    /// Which Redis, in words.
+    /// The kind of Redis, in words.
     pub redis: String,
-    /// What the sessions saw.
+    /// The measurements of the sessions.
     pub clients: Report,
-    /// Faults by kind that were carried out.
+    /// The injected faults by kind.
     pub faults_by_kind: BTreeMap<&'static str, usize>,
-    /// From a replica's death to the claim of each of its turns, Redis being well.
+    /// The times from a replica's death to the claim of each of its turns, without a fault of
+    /// Redis.
     pub claim_ms: Times,
     /// The same with a fault of Redis under way, or less than 6 s before.
     pub claim_with_redis_fault_ms: Times,
-    /// Turns of dead replicas that ended without being seen in another's name.
+    /// Turns of dead replicas that ended before they were seen under another replica.
     pub ended_unseen: usize,
-    /// Turns of dead replicas that nobody claimed within 30 s.
+    /// Turns of dead replicas without a claim within 30 s.
     pub unclaimed: usize,
-    /// Deaths of which no claim could be measured.
+    /// Deaths without a claim that could be measured.
     pub unwatched: usize,
-    /// Every fault.
+    /// All faults.
     pub faults: Vec<Injected>,
 }
 
-/// Starts the fleet, runs the sessions and breaks things until the time is over.
+/// Starts the fleet, runs the sessions and injects faults until the time is over.
 ///
 /// # Errors
-/// Where the fleet does not start.
+/// Fails where the fleet does not start.
 pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
     let settings = [
         ("JARVIS_OLLAMA_SLOTS", "256"),
         // All sessions come from one address, and may all have to wait.
         ("JARVIS_QUEUE_SHARE", "1000"),
-        // A turn lasts up to ten seconds: some end while their replica drains, some are handed over.
+        // A turn lasts up to ten seconds: some turns end while their replica drains, and some are
+        // handed over.
         ("JARVIS_DRAIN_TIMEOUT", "5"),
         ("JARVIS_FIRST_TOKEN_TIMEOUT", "8"),
         ("JARVIS_TOKEN_GAP_TIMEOUT", "5"),
@@ -143,7 +145,7 @@ fn report(redis: RedisKind, mut clients: Report, record_of: Record) -> ChaosRepo
 }
 
 impl ChaosReport {
-    /// For people.
+    /// Formats the result as a table.
     pub fn table(&self) -> String {
         let mut table = String::new();
         let faults: usize = self.faults_by_kind.values().sum();

@@ -1,4 +1,4 @@
-//! What is to be broken and when: a pure function of the seed.
+//! The plan of faults: a pure function of the seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use testkit::redis::RedisKind;
 
-/// Nothing is broken before the sessions have begun.
+/// The time before the first fault, in which the sessions begin.
 const FIRST: Duration = Duration::from_secs(5);
-/// Nothing is broken any more so long before the end, so that all can be put right again.
+/// The time without new faults before the end, in which all are repaired.
 const LAST: Duration = Duration::from_secs(8);
-/// Between two faults, at least and at most.
+/// The time between two faults, at least and at most.
 const BETWEEN: (f64, f64) = (1.5, 5.0);
-/// Between two faults of Redis, at least and at most.
+/// The time between two faults of Redis, at least and at most.
 const BETWEEN_REDIS: (f64, f64) = (16.0, 26.0);
-/// The first fault of Redis comes no earlier.
+/// The time of the earliest fault of Redis.
 const FIRST_REDIS: f64 = 10.0;
-/// Replicas and sims that are out at the same time, at most: who is left has to serve.
+/// The replicas and sims that are out at the same time, at most: the others have to serve.
 const REPLICAS_OUT: usize = 2;
 const SIMS_OUT: usize = 1;
-/// Seconds that a process needs to be back after it was started again.
+/// The seconds that a process needs to be back after it was started again.
 const START: f64 = 4.0;
-/// Seconds that a drained replica needs to end.
+/// The seconds that a drained replica needs to end.
 const DRAIN: f64 = 9.0;
 
-/// What is broken.
+/// The targets of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// jarvis.
+    /// The replicas of jarvis.
     Replicas,
-    /// ollama-sim.
+    /// The sims.
     Sims,
-    /// Its servers.
+    /// The servers of Redis.
     Redis,
 }
 
@@ -42,18 +42,18 @@ pub enum Part {
 pub enum StreamFault {
     /// The connection breaks.
     Cut,
-    /// The error line of a dead runner.
+    /// The stream ends with the error line of a dead runner.
     Error,
-    /// A clean end without a last line.
+    /// The stream ends without a last line.
     End,
     /// The stream stops and stays open.
     Stall,
-    /// No answer at all.
+    /// The request gets no answer at all.
     Hang,
 }
 
 impl StreamFault {
-    /// As ollama-sim calls it.
+    /// Returns the name by which ollama-sim knows it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cut => "cut",
@@ -65,7 +65,7 @@ impl StreamFault {
     }
 }
 
-/// One fault, with whom it befalls.
+/// A fault and its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the variants say what happens, their fields to whom and how long")]
 pub enum Fault {
@@ -84,7 +84,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Its kind, for counting.
+    /// Returns the kind, for counting.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::KillReplica { .. } => "replica killed",
@@ -102,7 +102,7 @@ impl Fault {
         }
     }
 
-    /// Whether it befalls Redis.
+    /// Returns whether it is a fault of Redis.
     pub fn is_of_redis(&self) -> bool {
         matches!(
             self,
@@ -142,30 +142,30 @@ impl fmt::Display for Fault {
 /// A fault and its time since the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Planned {
-    /// When.
+    /// The time.
     pub at: Duration,
-    /// What.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What the plan is made for.
+/// The input of a plan.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// Decides everything.
+    /// The seed, which decides everything.
     pub seed: u64,
-    /// How long the run is.
+    /// The length of the run.
     pub length: Duration,
-    /// Which Redis there is.
+    /// The kind of Redis.
     pub redis: RedisKind,
-    /// How many replicas.
+    /// The number of replicas.
     pub replicas: usize,
-    /// How many sims.
+    /// The number of sims.
     pub sims: usize,
-    /// What is left alone.
+    /// The targets that get no faults.
     pub spared: Vec<Part>,
 }
 
-/// The faults of a run, in the order of their times.
+/// Returns the faults of a run, in the order of their times.
 pub fn plan(setting: &Setting) -> Vec<Planned> {
     let mut planner = Planner {
         random: StdRng::seed_from_u64(setting.seed),
@@ -187,7 +187,7 @@ pub fn plan(setting: &Setting) -> Vec<Planned> {
 
 struct Planner {
     random: StdRng,
-    /// Until when each is out, in seconds.
+    /// The time until which each process is out, in seconds.
     replicas: Vec<f64>,
     sims: Vec<f64>,
     next_redis: f64,
@@ -236,7 +236,7 @@ impl Planner {
     fn sim_fault(&mut self, now: f64) -> Option<Fault> {
         let kind = self.random.random_range(0..10);
         if kind < 6 {
-            // Only one that is there can be told to break.
+            // Only a process that runs can have a fault.
             let sim = free(&self.sims, self.sims.len(), now, &mut self.random)?;
             let faults = [
                 StreamFault::Cut,
@@ -279,7 +279,7 @@ impl Planner {
     }
 }
 
-/// One that is not out, where another may be.
+/// Chooses a process that runs, where another may be out.
 fn free(out_until: &[f64], most: usize, now: f64, random: &mut StdRng) -> Option<usize> {
     let free: Vec<usize> = out_until
         .iter()
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_is_always_left_to_serve() {
+    fn a_replica_and_a_host_are_always_left_to_serve() {
         for seed in 0..50 {
             let mut out = [0.0_f64; 3];
             for Planned { at, fault } in plan(&setting(seed, RedisKind::Sentinel)) {

@@ -1,4 +1,4 @@
-//! Clients as good ones are: they come back, elsewhere, after a pause, and ask for what they lack.
+//! Well-behaved clients: after a failure they pause, connect to another replica, and resume.
 
 mod rest;
 mod sse;
@@ -18,60 +18,61 @@ use crate::event::{Event, Stored};
 use crate::script::{Script, random_uuid};
 use crate::tally::{Tally, count, record};
 
-/// Pause before the first attempt to come back, at most; it doubles from one to the next.
+/// The longest pause before the first attempt to reconnect; it doubles from one attempt to the
+/// next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause, unless the service asks for more.
+/// The longest pause, unless the service names a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
-/// What the service may ask for, at most.
+/// The longest pause that the service may name.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How long a conversation's history may take to be readable.
+/// The time that a conversation's history may take to be readable.
 const HISTORY_LIMIT: Duration = Duration::from_mins(1);
-/// Time limit of one request that is answered at once.
+/// The time limit of one request that is answered at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
-/// Messages of one page of a history.
+/// The messages of one page of a history.
 const PAGE: usize = 500;
 
-/// What the clients do.
+/// The properties of the load.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The replicas.
     pub replicas: Arc<Replicas>,
-    /// Sessions at a time.
+    /// The sessions at a time.
     pub sessions: usize,
-    /// How long new turns are begun.
+    /// The time in which new turns begin.
     pub duration: Duration,
-    /// How long a turn may take to end.
+    /// The time that a turn may take to end.
     pub turn_limit: Duration,
-    /// Pause between two turns, at most.
+    /// The longest pause between two turns.
     pub think: Duration,
-    /// Turns of one conversation, after which its history is compared and another begins.
+    /// The turns of one conversation, after which its history is compared and another begins.
     pub turns: usize,
-    /// Of a hundred sessions, how many use server-sent events.
+    /// The percentage of sessions that use server-sent events.
     pub sse_percent: usize,
-    /// Of a hundred sessions, how many use plain requests.
+    /// The percentage of sessions that use plain requests.
     pub rest_percent: usize,
-    /// What is asked.
+    /// The prompts.
     pub script: Script,
-    /// Decides prompts, pauses and replicas.
+    /// The seed, which decides prompts, pauses and replicas.
     pub seed: u64,
 }
 
-/// The replicas that a new connection may go to, as whoever balances the load knows it.
+/// The replicas that a new connection may go to, as the load balancer knows them.
 #[derive(Debug)]
 pub struct Replicas(Vec<(String, AtomicBool)>);
 
 impl Replicas {
-    /// All in service, by their base addresses.
+    /// Creates a list of replicas in service, by their base addresses.
     pub fn new(urls: Vec<String>) -> Arc<Self> {
         Arc::new(Self(urls.into_iter().map(|url| (url, AtomicBool::new(true))).collect()))
     }
 
-    /// Takes one out of service, or puts it back.
+    /// Takes a replica out of service, or puts it back.
     pub fn set(&self, number: usize, in_service: bool) {
         self.0[number].1.store(in_service, Ordering::Relaxed);
     }
 
-    /// The next one in service after `number` and so many more.
+    /// Returns the next replica in service after `number` and `step` more.
     fn after(&self, number: usize, step: usize) -> usize {
         let places = (0..self.0.len()).map(|more| (number + step + more) % self.0.len());
         places
@@ -82,7 +83,7 @@ impl Replicas {
     }
 }
 
-/// What all clients share.
+/// The state that all clients share.
 #[derive(Clone)]
 pub struct Shared {
     options: Arc<Options>,
@@ -91,10 +92,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Ready to be used by clients.
+    /// Creates the shared state.
     ///
     /// # Errors
-    /// Where no HTTP client can be made.
+    /// Fails where no HTTP client can be made.
     pub fn new(options: Options, tally: Arc<Tally>) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -111,7 +112,7 @@ impl Shared {
     }
 }
 
-/// What became of a turn.
+/// The outcome of a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Complete,
@@ -119,19 +120,19 @@ enum Outcome {
     Unfinished,
 }
 
-/// One conversation's client.
+/// The client of one conversation.
 struct Client {
     shared: Shared,
     random: StdRng,
     name: &'static str,
     session: String,
-    /// The replica that was asked last.
+    /// The replica of the last request.
     replica: usize,
     attempts: u32,
     connected_before: bool,
 }
 
-/// When the characters of one turn came.
+/// The times at which the characters of one turn came.
 struct Watch {
     asked: Instant,
     last: Option<Instant>,
@@ -149,7 +150,7 @@ impl Watch {
         Instant::now() >= self.limit
     }
 
-    /// The connection was lost; `told` where the replica had said when to come back.
+    /// Records a lost connection; `told` where the replica had announced it with a retry time.
     fn lost(&mut self, told: bool) {
         self.lost.get_or_insert((Instant::now(), told));
     }
@@ -176,7 +177,7 @@ impl Watch {
 }
 
 impl Client {
-    /// The base address of a replica that is not the last one, where there is another.
+    /// Returns the base address of a replica that is not the last one, where there is another.
     fn another_replica(&mut self) -> String {
         let replicas = &self.shared.options.replicas;
         if replicas.0.len() > 1 {
@@ -193,8 +194,8 @@ impl Client {
         self.connected_before = true;
     }
 
-    /// Waits before the next attempt: as long as the service asked for, else longer each time, and
-    /// never as long as the others do.
+    /// Waits before the next attempt: as long as the service requested, else longer each time, and
+    /// with jitter, so that clients do not reconnect at once.
     async fn pause(&mut self, asked: Option<f64>) {
         let most =
             FIRST_PAUSE.saturating_mul(1 << self.attempts.min(6)).min(LONGEST_PAUSE).as_secs_f64();
@@ -206,7 +207,7 @@ impl Client {
         sleep(asked + Duration::from_secs_f64(jitter)).await;
     }
 
-    /// Counts what an event brought.
+    /// Counts the effect of an event.
     fn note(&self, watch: &mut Watch, turn: &mut Turn, progress: &Progress) {
         match progress {
             Progress::Text => watch.text(&self.shared.tally),
@@ -230,7 +231,7 @@ impl Client {
     }
 }
 
-/// What a refused request says.
+/// The body of a refused request.
 struct Refusal {
     status: u16,
     code: String,
@@ -257,13 +258,13 @@ impl Refusal {
         Self { status, code, retry_after }
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns whether the same request may succeed later.
     fn is_temporary(&self) -> bool {
         matches!(self.status, 408 | 409 | 429 | 500 | 503) || self.code == "timeout"
     }
 }
 
-/// Holds one session after another until the time is over.
+/// Runs one session after another until the time is over.
 pub async fn hold(shared: Shared, number: usize, start: Duration) {
     let options = Arc::clone(&shared.options);
     let stop = Instant::now() + options.duration;
@@ -350,7 +351,7 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
             Speaks::Events | Speaks::Requests => sleep_until(until).await,
         }
     }
-    // What an unfinished turn leaves behind is told already.
+    // The events of an unfinished turn were checked already.
     if !given_up && sent.iter().any(|turn| turn.answer.is_some()) {
         compare_history(&mut client, &sent).await;
     }
@@ -398,7 +399,7 @@ async fn compare_history(client: &mut Client, sent: &[Sent]) {
     }
 }
 
-/// The events of one line of a stream.
+/// Parses the event of one line of a stream.
 fn parse(text: &str) -> Option<Event> {
     serde_json::from_str(text).ok()
 }

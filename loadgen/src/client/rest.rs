@@ -1,4 +1,4 @@
-//! Over plain requests, which are repeated with their key.
+//! A client that uses plain requests, which it repeats with their key.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::checker::{Progress, Turn};
 use crate::script::random_uuid;
 use crate::tally::count;
 
-/// Time limit of one attempt.
+/// The time limit of one attempt.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(40);
-/// The same refusal so often in a row is the turn's end.
+/// The number of equal refusals in a row that end the turn.
 const REFUSALS: u32 = 6;
 
 #[derive(Deserialize)]
@@ -22,7 +22,7 @@ struct Answer {
     finish_reason: Option<String>,
 }
 
-/// Asks, and waits for the whole answer.
+/// Sends a turn, and waits for the whole answer.
 pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Outcome {
     let key = random_uuid(&mut client.random).to_string();
     let mut refused = (String::new(), 0);

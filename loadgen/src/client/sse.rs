@@ -1,4 +1,4 @@
-//! Over server-sent events: a POST that streams, then GETs that resume.
+//! A client that uses server-sent events: a POST that streams, then GETs that resume.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use crate::event::Event;
 use crate::script::random_uuid;
 use crate::tally::count;
 
-/// Longer than between two heartbeats of the service.
+/// A limit longer than the time between two heartbeats of the service.
 const SILENCE: Duration = Duration::from_secs(20);
-/// How long a response's head may take: the turn is stored before it comes.
+/// The time that a response's head may take: the turn is stored before it comes.
 const HEAD_LIMIT: Duration = Duration::from_secs(8);
-/// Lines longer than this are none of the service's.
+/// The longest line of an event stream; the service sends no longer one.
 const LONGEST_LINE: usize = 4 << 20;
 
-/// How a stream of events ended.
+/// The ways in which a stream of events ends.
 enum Ended {
     Turn(Outcome),
     Lost,
 }
 
-/// Asks, and reads the answer to its end.
+/// Sends a turn, and reads the answer to its end.
 pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Outcome {
     let key = random_uuid(&mut client.random).to_string();
     let mut last_id: Option<String> = None;
@@ -150,7 +150,7 @@ fn take(client: &Client, turn: &mut Turn, watch: &mut Watch, event: &Event) -> O
     }
 }
 
-/// Bytes as they come, lines and events as they are complete.
+/// The bytes as they come, and the lines and events once they are complete.
 #[derive(Default)]
 struct Lines {
     buffer: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Over a WebSocket.
+//! A client that uses a WebSocket.
 
 use std::time::Duration;
 
@@ -17,27 +17,28 @@ use crate::event::Event;
 use crate::script::random_uuid;
 use crate::tally::count;
 
-/// How long a handshake and the first event may take.
+/// The time that a handshake and the first event may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// How long a running turn may be silent before its client asks whether somebody is there.
+/// The time without an event in a running turn after which the client sends a ping.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long it waits for the answer to that.
+/// The time limit of the pong.
 const PONG_LIMIT: Duration = Duration::from_secs(2);
-/// How long the receipt of a message may take before it is sent again elsewhere.
+/// The time that the receipt of a message may take before the message is sent again to another
+/// replica.
 const RECEIPT_LIMIT: Duration = Duration::from_secs(10);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// The connection of one session, and where to resume.
+/// The connection of one session, and the cursor to resume from.
 #[derive(Default)]
 pub struct Line {
     socket: Option<Socket>,
     cursor: Option<String>,
-    /// When the running turn's message was sent over this connection.
+    /// The time when the running turn's message was sent over this connection.
     sent: Option<Instant>,
-    /// The service asked not to be asked before this.
+    /// The earliest time of the next message, as the service requested.
     not_before: Option<Instant>,
-    /// A turn that has ended and whose message was repeated: the repeat's answer may still come.
+    /// An ended turn whose message was repeated: the repeat's answer may still come.
     repeated: Option<Turn>,
 }
 
@@ -52,17 +53,17 @@ impl Line {
     }
 }
 
-/// What came over the connection.
+/// The events of a connection.
 enum Heard {
     Event(Box<Event>),
-    /// It is gone; with the seconds after which to come back, where the replica said so.
+    /// The connection is lost; with the seconds until a new attempt, where the replica named them.
     Lost(Option<f64>),
-    /// Nobody may come back with this.
+    /// The server refuses this client for good.
     Refused(String),
     Over,
 }
 
-/// Asks, and reads the answer to its end.
+/// Sends a turn, and reads the answer to its end.
 pub async fn turn(
     client: &mut Client,
     line: &mut Line,
@@ -116,7 +117,7 @@ pub async fn turn(
     }
 }
 
-/// Listens between two turns: nothing of a turn may come.
+/// Reads between two turns, where no event of a turn may come.
 pub async fn idle(client: &mut Client, line: &mut Line, until: Instant) {
     while let Some(socket) = &mut line.socket {
         let Ok(frame) = tokio::time::timeout_at(until, socket.next()).await else { return };
@@ -152,7 +153,7 @@ async fn ask(client: &mut Client, line: &mut Line, turn: &mut Turn, message_id: 
     }
 }
 
-/// Waits for the next event. A client that hears nothing for long asks whether somebody is there.
+/// Waits for the next event. After a long time without one the client sends a ping.
 async fn listen(line: &mut Line, limit: Instant) -> Heard {
     let Some(socket) = &mut line.socket else { return Heard::Lost(None) };
     let left = limit.saturating_duration_since(Instant::now());
@@ -197,7 +198,8 @@ fn read(frame: Option<Result<Message, Error>>) -> Heard {
     }
 }
 
-/// Whether an event belongs to the turn before, whose repeated message is answered only now.
+/// Returns whether an event belongs to the turn before, whose repeated message is answered only
+/// now.
 fn told_again(client: &Client, line: &mut Line, event: &Event) -> bool {
     let Some(turn) = &mut line.repeated else { return false };
     if event.generation_id.is_none() || event.generation_id.as_deref() != turn.generation() {
@@ -227,7 +229,7 @@ fn hear(
         if !event.retryable {
             return Some(Outcome::Failed(code));
         }
-        // It goes on listening: what was refused may have been accepted all the same.
+        // The client continues to read: the refused message may have been accepted all the same.
         let seconds = event.retry_after.unwrap_or(1.0) + client.random.random_range(0.0..1.0);
         line.not_before = Some(Instant::now() + Duration::from_secs_f64(seconds.clamp(0.0, 10.0)));
         line.sent = None;
@@ -287,7 +289,7 @@ async fn greet(client: &mut Client, line: &mut Line, mut socket: Socket) {
     };
     match read(frame) {
         Heard::Event(event) if event.kind == "connection" => {
-            // Without a cursor of its own, this is where the client's place is.
+            // Without a cursor of its own the client resumes from here.
             if line.cursor.is_none() {
                 line.cursor = event.cursor;
             }

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse, Response};
 
-use super::inference::{Asked, refused};
+use super::inference::{Inference, refused};
 use super::read;
 use crate::net::Connection;
 use crate::simulator::Simulator;
@@ -25,22 +25,22 @@ pub async fn chat(
         Ok(request) => request,
         Err(error) => return refused(&entry, error),
     };
-    let asked = match Asked::read(&server, Shape::Chat, request.common) {
-        Ok(asked) => asked,
+    let inference = match Inference::read(&server, Shape::Chat, request.common) {
+        Ok(inference) => inference,
         Err(error) => return refused(&entry, error),
     };
     let messages = request.messages.unwrap_or_default();
     if messages.is_empty() {
-        return asked.load_only(&server, &entry).await;
+        return inference.load_only(&server, &entry).await;
     }
-    let whole = template::render(&messages, asked.thinking);
-    if let Some(rendered) = asked.rendered(&whole) {
+    let whole = template::render(&messages, inference.thinking);
+    if let Some(rendered) = inference.rendered(&whole) {
         entry.end("rendered");
         return Json(rendered).into_response();
     }
-    let fitted = match asked.fit_messages(&server, &messages).await {
+    let fitted = match inference.fit_messages(&server, &messages).await {
         Ok(fitted) => fitted,
         Err(error) => return refused(&entry, error),
     };
-    asked.generate(server, connection, entry, fitted, false).await
+    inference.generate(server, connection, entry, fitted, false).await
 }

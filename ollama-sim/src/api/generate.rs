@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse, Response};
 
-use super::inference::{Asked, refused};
+use super::inference::{Inference, refused};
 use super::read;
 use crate::net::Connection;
 use crate::simulator::Simulator;
@@ -25,13 +25,13 @@ pub async fn generate(
         Ok(request) => request,
         Err(error) => return refused(&entry, error),
     };
-    let asked = match Asked::read(&server, Shape::Generate, request.common) {
-        Ok(asked) => asked,
+    let inference = match Inference::read(&server, Shape::Generate, request.common) {
+        Ok(inference) => inference,
         Err(error) => return refused(&entry, error),
     };
     let prompt = request.prompt.unwrap_or_default();
     if prompt.is_empty() {
-        return asked.load_only(&server, &entry).await;
+        return inference.load_only(&server, &entry).await;
     }
     let raw = request.raw.unwrap_or(false);
     let prompt = if raw {
@@ -42,15 +42,15 @@ pub async fn generate(
         let system = request.system.filter(|system| !system.is_empty());
         let mut messages: Vec<_> = system.map(|s| message("system", s)).into_iter().collect();
         messages.push(message("user", prompt));
-        template::render(&messages, asked.thinking)
+        template::render(&messages, inference.thinking)
     };
-    if let Some(rendered) = asked.rendered(&prompt) {
+    if let Some(rendered) = inference.rendered(&prompt) {
         entry.end("rendered");
         return Json(rendered).into_response();
     }
-    let fitted = match asked.fit_prompt(&server, &prompt).await {
+    let fitted = match inference.fit_prompt(&server, &prompt).await {
         Ok(fitted) => fitted,
         Err(error) => return refused(&entry, error),
     };
-    asked.generate(server, connection, entry, fitted, raw).await
+    inference.generate(server, connection, entry, fitted, raw).await
 }

@@ -1,4 +1,5 @@
-//! What chat and generate have in common: who is asked, and whether the prompt fits.
+//! The part that chat and generate share: the choice of the model, and the check that the prompt
+//! fits.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,8 +19,8 @@ use crate::simulator::Simulator;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
 
-/// A request whose common part is understood.
-pub struct Asked {
+/// A request whose shared part was checked.
+pub struct Inference {
     since: Instant,
     shape: Shape,
     name: String,
@@ -31,15 +32,15 @@ pub struct Asked {
     common: Common,
 }
 
-/// A prompt, and what became of it.
+/// A prompt after it was fitted to the context.
 pub struct Fitted {
     prompt: String,
     tokens: usize,
     beheaded: bool,
 }
 
-impl Asked {
-    /// Checks the common part, in Ollama's order.
+impl Inference {
+    /// Checks the shared part, in Ollama's order.
     pub fn read(server: &Simulator, shape: Shape, common: Common) -> Result<Self, ApiError> {
         let name = common.model.clone().unwrap_or_default();
         if name.is_empty() {
@@ -77,7 +78,7 @@ impl Asked {
         })
     }
 
-    /// Nothing to say: the model is loaded, or unloaded.
+    /// Loads or unloads the model where the request has nothing to generate.
     pub async fn load_only(&self, server: &Simulator, entry: &Entry) -> Response {
         let reason = if self.keep_alive.is_zero() {
             server.models.unload(&self.model);
@@ -91,7 +92,7 @@ impl Asked {
         ([(header::CONTENT_TYPE, JSON)], body).into_response()
     }
 
-    /// The prompt is shown and nothing generated, if that was asked for.
+    /// Returns the rendered prompt instead of an answer where the request wants that.
     pub fn rendered(&self, prompt: &str) -> Option<Value> {
         self.common
             .debug_render_only
@@ -99,7 +100,8 @@ impl Asked {
             .then(|| self.shape.rendered(&self.name, prompt))
     }
 
-    /// Makes a conversation fit: without `truncate: false` its oldest messages go, in silence.
+    /// Makes a conversation fit: without `truncate: false` Ollama drops the oldest messages
+    /// silently.
     pub async fn fit_messages(
         &self,
         server: &Simulator,
@@ -124,7 +126,7 @@ impl Asked {
         }
     }
 
-    /// Makes a prompt fit: without `truncate: false` it loses its beginning, in silence.
+    /// Makes a prompt fit: without `truncate: false` Ollama drops its beginning silently.
     pub async fn fit_prompt(&self, server: &Simulator, prompt: &str) -> Result<Fitted, ApiError> {
         let tokens = self.count(server, prompt).await?;
         if tokens <= self.num_ctx {
@@ -138,7 +140,7 @@ impl Asked {
         counted.map_err(|error| ApiError::Internal(error.to_string()))
     }
 
-    /// As observed: half of the context and two tokens are left.
+    /// The real Ollama keeps half of the context and two tokens.
     fn behead(&self, prompt: &str, tokens: usize) -> Result<Fitted, ApiError> {
         if self.common.truncate == Some(false) {
             return Err(ApiError::PromptTooLong { prompt_tokens: tokens, num_ctx: self.num_ctx });
@@ -149,7 +151,7 @@ impl Asked {
         Ok(Fitted { prompt: prompt[from..].to_owned(), tokens: left, beheaded: true })
     }
 
-    /// Generates.
+    /// Starts the generation and returns its response.
     pub async fn generate(
         self,
         server: Arc<Simulator>,
@@ -171,7 +173,7 @@ impl Asked {
         let job = Job {
             shape: self.shape,
             stream: self.common.stream.unwrap_or(true),
-            asked: self.name,
+            requested_name: self.name,
             num_ctx: self.num_ctx,
             keep_alive: self.keep_alive,
             task: Task {
@@ -194,7 +196,7 @@ impl Asked {
 }
 
 fn thinking(model: &Model, name: &str, think: Option<&Value>) -> Result<Thinking, ApiError> {
-    let asked = match think {
+    let wanted = match think {
         None | Some(Value::Null) => None,
         Some(Value::Bool(think)) => Some(*think),
         Some(Value::String(level)) if matches!(level.as_str(), "low" | "medium" | "high") => {
@@ -205,7 +207,7 @@ fn thinking(model: &Model, name: &str, think: Option<&Value>) -> Result<Thinking
             return Err(ApiError::BadRequest(text));
         }
     };
-    match (model.thinks(), asked) {
+    match (model.thinks(), wanted) {
         (true, Some(false)) => Ok(Thinking::Off),
         (true, _) => Ok(Thinking::On),
         (false, Some(true)) => {
@@ -215,7 +217,7 @@ fn thinking(model: &Model, name: &str, think: Option<&Value>) -> Result<Thinking
     }
 }
 
-/// Gives an error its response, and writes it down.
+/// Turns an error into its response, and writes it to the journal.
 pub fn refused(entry: &Entry, error: ApiError) -> Response {
     entry.end(format!("refused: {error}"));
     error.into_response()

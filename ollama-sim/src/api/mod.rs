@@ -28,7 +28,7 @@ use crate::simulator::Simulator;
 /// Largest body, in bytes.
 const BODY_LIMIT: usize = 8 << 20;
 
-/// The version of Ollama whose behaviour this follows.
+/// The version of Ollama whose behaviour the simulator follows.
 const VERSION: &str = "0.33.0";
 
 /// All routes of one simulator.
@@ -56,7 +56,7 @@ pub fn router(server: Arc<Simulator>) -> Router {
         .with_state(server)
 }
 
-/// Faults armed for a path other than those that generate.
+/// Applies faults that are armed for a path other than those that generate.
 async fn faulty(
     State(server): State<Arc<Simulator>>,
     ConnectInfo(connection): ConnectInfo<Connection>,
@@ -78,7 +78,7 @@ async fn faulty(
     next.run(request).await
 }
 
-/// Reads a body as Ollama does: whatever its content type says.
+/// Reads a body as Ollama does: it ignores the content type.
 fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
     if body.is_empty() {
         return Err(ApiError::BadRequest("missing request body".to_owned()));

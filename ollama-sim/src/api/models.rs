@@ -1,4 +1,4 @@
-//! Models: which there are, which are loaded, their names.
+//! Models: the stored ones, the loaded ones, and their names.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::template;
 
 const FAMILY: &str = "llama";
 
-/// A model by its name, under either key.
+/// Reads the name of a model, under either key.
 #[derive(Deserialize)]
 pub struct Named {
     #[serde(default)]
@@ -80,8 +80,8 @@ pub async fn tags(State(server): State<Arc<Simulator>>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-/// `GET /api/tags` as no Ollama should list its models: some entries without a usable name before
-/// them, and then the models without what else they have.
+/// `GET /api/tags` as no Ollama should list its models: first entries without a usable name, and
+/// then the models without their other fields.
 pub fn odd_tags(server: &Simulator) -> Json<Value> {
     let mut models = vec![
         json!({"size": 1, "digest": ""}),
@@ -150,15 +150,15 @@ pub async fn copy(
     State(server): State<Arc<Simulator>>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    let asked: Copy = read(&body)?;
-    if asked.destination.is_empty() {
-        let text = format!("destination {:?} is invalid", asked.destination);
+    let request: Copy = read(&body)?;
+    if request.destination.is_empty() {
+        let text = format!("destination {:?} is invalid", request.destination);
         return Err(ApiError::BadRequest(text));
     }
-    if server.models.copy(&asked.source, &asked.destination) {
+    if server.models.copy(&request.source, &request.destination) {
         Ok(StatusCode::OK)
     } else {
-        Err(ApiError::ModelNotFound(asked.source))
+        Err(ApiError::ModelNotFound(request.source))
     }
 }
 
@@ -175,11 +175,11 @@ pub async fn delete(
     }
 }
 
-/// `POST /api/pull`: only what is there already can be had.
+/// `POST /api/pull`: only a stored model can be pulled.
 pub async fn pull(State(server): State<Arc<Simulator>>, body: Bytes) -> Result<Response, ApiError> {
-    let asked: Named = read(&body)?;
-    let stream = asked.stream.unwrap_or(true);
-    let model = server.models.get(&asked.name());
+    let request: Named = read(&body)?;
+    let stream = request.stream.unwrap_or(true);
+    let model = server.models.get(&request.name());
     if !stream {
         return match model {
             Some(_) => Ok(Json(json!({"status": "success"})).into_response()),

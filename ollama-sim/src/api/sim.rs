@@ -1,4 +1,4 @@
-//! What no Ollama has: a look inside, and faults on request.
+//! Routes that no Ollama has: statistics, the journal, and faults on request.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Real weights: a llama.cpp server, always by its raw completion, so that a continuation is
+//! Real weights: a llama.cpp server, called by its raw completion only, so that a continuation is
 //! exactly the prompt that was rendered.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::{EngineError, Piece, Reason, Step, Task};
 use crate::script::Part;
 
-/// What ends a turn in ChatML, where the server does not know it from the weights.
+/// The text that ends a turn in ChatML, where the server does not know it from the weights.
 const END_OF_TURN: [&str; 2] = ["<|im_end|>", "<|im_start|>"];
 
 /// Sampling options that llama.cpp knows by the same name.
@@ -57,20 +57,20 @@ struct Chunk {
 }
 
 impl Llama {
-    /// Speaks to the server at `base`; nothing is sent yet.
+    /// Creates a client of the server at `base`, without sending anything yet.
     pub fn new(base: &str) -> Result<Self, reqwest::Error> {
-        // Already installed by whoever shares this process: that one does as well.
+        // Another part of this process may have installed one already; that one does as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
-            // llama.cpp closes a connection after some requests, often as the next one is sent.
+            // llama.cpp closes a connection after some requests, often while the next one is sent.
             .pool_max_idle_per_host(0)
             .build()?;
         Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
     }
 
-    /// Tokens of a prompt.
+    /// Counts the tokens of a prompt.
     pub async fn count(&self, prompt: &str) -> Result<usize, EngineError> {
         let body = json!({"content": prompt, "add_special": true, "parse_special": true});
         let tokens: Tokens = self.post("/tokenize", &body).await?.json().await.map_err(failed)?;
@@ -169,7 +169,8 @@ impl Completion {
             }));
         }
         if chunk.stop {
-            // Its last words and the end in one event: the end is read again, without them.
+            // The last text and the end came in one event: the end is returned next, without the
+            // text.
             let rest = json!({
                 "stop": true,
                 "stop_type": chunk.stop_type,

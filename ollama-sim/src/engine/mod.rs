@@ -1,4 +1,4 @@
-//! What makes the tokens.
+//! The engines that make tokens.
 
 pub mod llama;
 pub mod scripted;
@@ -9,71 +9,71 @@ use crate::options::Options;
 use crate::script::Part;
 use crate::tokens::count_tokens;
 
-/// What one generation is asked to do.
+/// The input of one generation.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// The name that the weights were first known under.
+    /// The name under which the weights were created; it is the same for all copies.
     pub model: String,
-    /// What the model sees.
+    /// The prompt that the model sees.
     pub prompt: std::sync::Arc<str>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// The prompt lost what mattered when it was cut to the context.
+    /// Whether the prompt lost its question when it was cut to the context.
     pub beheaded: bool,
-    /// The model thinks, unless the prompt says that it has done so.
+    /// Whether the model reasons, unless the prompt already closes the reasoning.
     pub thinks: bool,
-    /// Marks of thoughts are shown as text.
+    /// Whether the tags around the reasoning are shown as text.
     pub raw: bool,
-    /// Most tokens that the context allows, where it may not shift.
+    /// The most tokens that the context allows, where it may not shift.
     pub room: Option<usize>,
-    /// As asked.
+    /// The options of the request.
     pub options: Options,
 }
 
 impl Task {
-    /// Most tokens to generate.
+    /// Returns the most tokens to generate.
     pub fn limit(&self) -> Option<usize> {
         match (self.options.num_predict, self.room) {
-            (Some(asked), Some(room)) => Some(asked.min(room)),
-            (asked, room) => asked.or(room),
+            (Some(wanted), Some(room)) => Some(wanted.min(room)),
+            (wanted, room) => wanted.or(room),
         }
     }
 }
 
-/// Some text, as one line carries it.
+/// The text of one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Its text.
+    /// The text.
     pub text: String,
-    /// Tokens generated up to its end.
+    /// The tokens generated up to its end.
     pub tokens: usize,
-    /// Where it belongs.
+    /// The part of the answer that the text belongs to.
     pub part: Part,
 }
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The model had said everything, or a stop text came.
+    /// The model finished its answer, or a stop text came.
     Stop,
     /// A limit was reached.
     Length,
-    /// Too many equal pieces: the stream ends without a last line.
+    /// The model repeated a piece too often: the stream ends without a last line.
     Repetition,
 }
 
-/// What comes next.
+/// The next step of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Pieces, at least one.
     Pieces(Vec<Piece>),
     /// The end.
     End {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// Tokens of the prompt, where the engine knows better.
+        /// The tokens of the prompt, where the engine knows them better.
         prompt_tokens: Option<usize>,
-        /// Tokens generated.
+        /// The tokens generated.
         tokens: usize,
     },
 }
@@ -90,7 +90,7 @@ impl fmt::Display for EngineError {
 
 impl std::error::Error for EngineError {}
 
-/// What makes the answers of one server.
+/// The engine of one server.
 pub enum Engine {
     /// Deterministic text.
     Scripted(scripted::Pace),
@@ -99,7 +99,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Tokens of a prompt.
+    /// Counts the tokens of a prompt.
     pub async fn count(&self, prompt: &str) -> Result<usize, EngineError> {
         match self {
             Self::Scripted(_) => Ok(count_tokens(prompt)),
@@ -118,7 +118,7 @@ impl Engine {
     }
 }
 
-/// A generation under way; dropping it stops it.
+/// A running generation; dropping it stops it.
 pub enum Generator {
     /// Deterministic text.
     Scripted(Box<scripted::Scripted>),
@@ -127,7 +127,7 @@ pub enum Generator {
 }
 
 impl Generator {
-    /// Waits for what comes next.
+    /// Waits for the next step.
     pub async fn next(&mut self) -> Result<Step, EngineError> {
         match self {
             Self::Scripted(scripted) => Ok(scripted.next().await),

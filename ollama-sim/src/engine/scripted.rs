@@ -1,4 +1,4 @@
-//! Plays a script: from where a raw prompt stops, at the pace that was asked for.
+//! Plays a script: from the end of a raw prompt, at the requested pace.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::script::{self, Ending, Part, Script};
 use crate::template;
 use crate::tokens::first_tokens;
 
-/// Pieces that are handed over at once, at most.
+/// The most pieces that are handed over at once.
 const BATCH: usize = 64;
 
 /// The settings that a message may override.
@@ -24,7 +24,7 @@ pub struct Pace {
     pub first: Duration,
 }
 
-/// A script under way.
+/// A script that is being played.
 pub struct Scripted {
     script: Script,
     next: usize,
@@ -40,19 +40,19 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// Finds the place in the script, and where it will end.
+    /// Finds the position in the script, and where the answer will end.
     pub fn new(task: &Task, pace: Pace) -> Self {
         let turn = template::parse(&task.prompt);
         let directives = Directives::parse(turn.user);
-        let told_not_to = turn.without_thoughts && (task.raw || !directives.unasked);
-        let thinks = task.thinks && !told_not_to;
+        let forbidden = turn.without_reasoning && (task.raw || !directives.unasked);
+        let thinks = task.thinks && !forbidden;
         let seed = task.options.seed;
         let mut script = script::script(&task.model, turn.user, seed, pace.tokens, thinks);
         if task.beheaded {
             script = Script::empty();
         }
         let repeats = script.ending == Ending::Silent;
-        let from = if repeats { 0 } else { place(&script.text, turn.answer_so_far) };
+        let from = if repeats { 0 } else { position(&script.text, turn.answer_so_far) };
         if directives.strict {
             script.stray(from);
         }
@@ -65,10 +65,10 @@ impl Scripted {
         }
         if let Some(limit) = task.limit() {
             let fitting = from + first_tokens(before, &script.text[from..], limit).len();
-            let all_said = reason == Reason::Stop && end == script.text.len();
-            let said = script.counter_at(end).count() - before.count();
-            // A model that has used its last token never gets to say that it is done.
-            if fitting < end || (all_said && said >= limit) {
+            let is_whole = reason == Reason::Stop && end == script.text.len();
+            let answer_tokens = script.counter_at(end).count() - before.count();
+            // A model that has used its last token cannot send the end of its turn.
+            if fitting < end || (is_whole && answer_tokens >= limit) {
                 end = end.min(fitting);
                 reason = Reason::Length;
             }
@@ -90,13 +90,13 @@ impl Scripted {
         }
     }
 
-    /// Waits until a piece is due, and gives all that are.
+    /// Waits until a piece is due, and returns all that are due.
     pub async fn next(&mut self) -> Step {
         if !self.started {
             tokio::time::sleep_until(self.first_at).await;
             self.started = true;
         } else if self.rate == 0.0 {
-            // Others must get their turn, and this one must notice that its client has left.
+            // Other tasks must get their turn, and this one must notice that its client has left.
             tokio::task::yield_now().await;
         }
         let mut pieces = Vec::new();
@@ -132,7 +132,7 @@ impl Scripted {
         Step::Pieces(pieces)
     }
 
-    /// Absolute, so that a late wake-up is made good.
+    /// The time is absolute, so that a late wake-up is made up for.
     fn due(&self, tokens: usize) -> Instant {
         let after = tokens.saturating_sub(1) as f64 / self.rate;
         self.first_at + Duration::try_from_secs_f64(after).unwrap_or(Duration::from_hours(24))
@@ -147,12 +147,13 @@ impl Script {
     }
 }
 
-/// Where an answer goes on; one that is not from this script goes on at the same length.
-fn place(script: &str, so_far: &str) -> usize {
+/// Returns where an answer continues; a text that is not from this script continues at its own
+/// length.
+fn position(script: &str, so_far: &str) -> usize {
     script.floor_char_boundary(so_far.len())
 }
 
-/// Where the first stop text begins, within the answer (or anywhere in a raw prompt).
+/// Returns where the first stop text begins, within the answer (or anywhere in a raw prompt).
 fn stop_at(script: &Script, stops: &[String], raw: bool) -> Option<usize> {
     let from = if raw {
         0

@@ -1,8 +1,8 @@
-//! What a user's message may ask of the scripted engine: `[[key=value …]]`.
+//! The directives that a user's message gives the scripted engine: `[[key=value …]]`.
 
 use crate::fault::Fault;
 
-/// Longest answer that can be asked for, in tokens.
+/// The longest answer that a message can request, in tokens.
 pub const MOST_TOKENS: usize = 1_000_000;
 
 /// The kind of answer.
@@ -15,44 +15,44 @@ pub enum Form<'a> {
     Count,
     /// Thirty equal pieces, then the stream ends without a last line.
     Repeat,
-    /// Exactly this.
+    /// The given text.
     Say(&'a str),
 }
 
-/// A fault that a message asks for.
+/// A fault that a message requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AskedFault {
     /// The fault.
     pub fault: Fault,
-    /// At every request with this message, not only at the first.
+    /// Whether every request with this message meets it, and not only the first.
     pub always: bool,
 }
 
-/// Everything that a message asks for.
+/// All directives of a message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Directives<'a> {
     /// Length of the answer in tokens.
     pub tokens: Option<usize>,
-    /// Length of the thoughts in tokens, for models that think.
-    pub thoughts: Option<usize>,
-    /// The model thinks although it is told not to, as some do.
+    /// The length of the reasoning in tokens, for models that reason.
+    pub reasoning: Option<usize>,
+    /// Whether the model reasons although the request forbids it, as some models do.
     pub unasked: bool,
-    /// Tokens per second; 0 is as fast as possible.
+    /// The tokens per second; 0 is as fast as possible.
     pub rate: Option<f64>,
     /// Milliseconds before the first token.
     pub first_ms: Option<u64>,
     /// The kind of answer.
     pub form: Form<'a>,
-    /// Stands between the pieces of [`Form::Say`], and is not part of the answer.
+    /// The separator between the pieces of [`Form::Say`]; it is not part of the answer.
     pub by: Option<&'a str>,
-    /// Asked to go on from within a piece, the model goes another way.
+    /// Whether a model that continues from within a piece writes another text.
     pub strict: bool,
-    /// One after another: each request meets the first that has not fired.
+    /// The faults, one after another: each request meets the first that has not fired.
     pub faults: Vec<AskedFault>,
 }
 
 impl<'a> Directives<'a> {
-    /// Reads the blocks of a message. What is not understood is text.
+    /// Reads the blocks of a message. A block that is not understood is text.
     pub fn parse(message: &'a str) -> Self {
         let mut directives = Self::default();
         let mut rest = message;
@@ -79,7 +79,7 @@ impl<'a> Directives<'a> {
         let (key, value) = item.split_once('=').unwrap_or((item, ""));
         match key {
             "tokens" => self.tokens = value.parse().ok().or(self.tokens),
-            "think" => self.thoughts = value.parse().ok().or(self.thoughts),
+            "think" => self.reasoning = value.parse().ok().or(self.reasoning),
             "first_ms" => self.first_ms = value.parse().ok().or(self.first_ms),
             "rate" => {
                 if let Ok(rate) = value.parse::<f64>()
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_text() {
+    fn a_block_that_is_not_understood_is_text() {
         for text in ["[[", "[[]]", "[[tokens=x rate=-1 fault=nope]]", "]] [[a"] {
             assert_eq!(Directives::parse(text), Directives::default());
         }

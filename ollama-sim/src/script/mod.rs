@@ -1,6 +1,6 @@
 //! The scripted answer: a pure function of model, last user message and seed.
 //!
-//! A load generator calls [`script_answer`] to know, byte for byte, what a stream must have said.
+//! A load generator calls [`script_answer`] to know, byte for byte, what a stream must contain.
 
 pub mod directive;
 
@@ -13,15 +13,15 @@ use crate::tokens::TokenCounter;
 /// Equal pieces in a row after which the real Ollama ends a stream.
 pub const REPETITION_LIMIT: usize = 30;
 
-const DEFAULT_THOUGHTS: usize = 16;
+const DEFAULT_REASONING: usize = 16;
 
-/// Where a piece belongs.
+/// The part of a script that a piece belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The marks around thoughts: a raw prompt shows them, a chat does not.
+    /// The tags around the reasoning: a raw prompt shows them, a chat does not.
     Mark,
-    /// A thought.
-    Thought,
+    /// The reasoning.
+    Reasoning,
     /// The answer.
     Answer,
 }
@@ -29,40 +29,40 @@ pub enum Part {
 /// The end of a piece within its script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Boundary {
-    /// Bytes of the script up to the end of this piece.
+    /// The bytes of the script up to the end of this piece.
     pub end: usize,
-    /// Tokens of the script up to the end of this piece.
+    /// The tokens of the script up to the end of this piece.
     pub tokens: usize,
-    /// Where it belongs.
+    /// The part that it belongs to.
     pub part: Part,
 }
 
-/// How a script ends.
+/// The ways in which a script ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With a last line.
+    /// It ends with a last line.
     Done,
-    /// Without a last line and without an error.
+    /// It ends without a last line and without an error.
     Silent,
 }
 
-/// Everything that the scripted engine would say, thoughts included, and how it is cut in pieces.
+/// The whole text of the scripted engine, reasoning included, and its pieces.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Marks, thoughts and answer as one text.
+    /// The tags, the reasoning and the answer as one text.
     pub text: String,
-    /// The ends of the pieces, rising.
+    /// The ends of the pieces, in ascending order.
     pub pieces: Vec<Boundary>,
-    /// How it ends.
+    /// The way in which it ends.
     pub ending: Ending,
     counter: TokenCounter,
 }
 
-/// The whole answer, without thoughts, when nothing limits it.
+/// Returns the whole answer, without reasoning, as if nothing limited it.
 ///
-/// `model` is the name it was first made under (an alias answers like its origin); a name without
-/// a tag means `:latest`. `default_tokens` is what `--tokens` says. A `num_predict` below the
-/// answer's tokens keeps the first that many: see [`crate::first_tokens`].
+/// `model` is the name under which it was created (an alias answers like its origin); a name
+/// without a tag means `:latest`. `default_tokens` is the value of `--tokens`. Of a `num_predict`
+/// below the answer's tokens the first that many remain: see [`crate::first_tokens`].
 pub fn script_answer(
     model: &str,
     user_message: &str,
@@ -72,7 +72,7 @@ pub fn script_answer(
     script(model, user_message, seed, default_tokens, false).text
 }
 
-/// The answer of [`script_answer`] in the pieces in which an unfaulted stream carries it.
+/// Returns the answer of [`script_answer`] in the pieces of a stream without faults.
 pub fn script_pieces(
     model: &str,
     user_message: &str,
@@ -89,7 +89,7 @@ pub fn script_pieces(
     pieces
 }
 
-/// The script for one request; `thinking` puts thoughts before the answer.
+/// Returns the script for one request; `thinking` puts reasoning before the answer.
 pub fn script(
     model: &str,
     user_message: &str,
@@ -106,9 +106,9 @@ pub fn script(
         counter: TokenCounter::default(),
     };
     if thinking {
-        let thoughts = directives.thoughts.unwrap_or(DEFAULT_THOUGHTS).min(MOST_TOKENS);
+        let reasoning = directives.reasoning.unwrap_or(DEFAULT_REASONING).min(MOST_TOKENS);
         script.push("<think>\n", Part::Mark);
-        script.varied(key.fork("thoughts"), thoughts, Part::Thought);
+        script.varied(key.fork("thoughts"), reasoning, Part::Reasoning);
         script.push("\n</think>\n\n", Part::Mark);
     }
     let tokens = directives.tokens.unwrap_or(default_tokens).min(MOST_TOKENS);
@@ -130,7 +130,7 @@ pub fn script(
 }
 
 impl Script {
-    /// Tokens before the byte `at`, which must be a character boundary.
+    /// Returns the tokens before the byte `at`, which must be a character boundary.
     pub fn counter_at(&self, at: usize) -> TokenCounter {
         if at >= self.text.len() {
             return self.counter;
@@ -140,8 +140,8 @@ impl Script {
         counter
     }
 
-    /// Goes another way after the byte `at`, unless a piece ends there: real weights that are asked
-    /// from within one of their tokens often do.
+    /// Writes another text after the byte `at`, unless a piece ends there: real weights often do
+    /// that when they continue from within one of their tokens.
     pub fn stray(&mut self, at: usize) {
         if at == 0 || at >= self.text.len() || self.pieces.iter().any(|piece| piece.end == at) {
             return;
@@ -195,7 +195,7 @@ impl Script {
         while !rest.is_empty() {
             let tokens = 1 + random.below(2);
             let piece = crate::tokens::first_tokens(self.counter, rest, tokens);
-            // A word that goes on in the next piece starts no token of its own.
+            // A word that continues in the next piece starts no token of its own.
             let piece = if piece.is_empty() { rest } else { piece };
             self.push(piece, Part::Answer);
             rest = &rest[piece.len()..];
@@ -208,7 +208,7 @@ const WORDS: [&str; 16] = [
     "loom", "kelp", "hail", "rye",
 ];
 
-/// Split-mix: small, and the same everywhere.
+/// A SplitMix64 generator: small, and the same on every machine.
 #[derive(Clone, Copy, Debug)]
 struct Random(u64);
 
@@ -237,7 +237,7 @@ impl Random {
         usize::try_from(self.next() % bound as u64).unwrap_or(0)
     }
 
-    /// Each carries its number, so that loss, doubling and reordering show.
+    /// Each word carries its number, so that a loss, a double and a change of order show.
     fn piece(&mut self, number: u64) -> String {
         let word = WORDS[self.below(WORDS.len())];
         match self.below(30) {
@@ -261,7 +261,7 @@ mod tests {
     use crate::tokens::count_tokens;
 
     #[test]
-    fn an_answer_has_exactly_the_tokens_asked_for() {
+    fn an_answer_has_exactly_the_requested_tokens() {
         for tokens in [0, 1, 2, 7, 50, 999] {
             let answer = script_answer("m", &format!("x [[tokens={tokens}]]"), None, 5);
             assert_eq!(count_tokens(&answer), tokens);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn thoughts_come_first_and_leave_the_answer_as_it_is() {
+    fn reasoning_comes_first_and_leaves_the_answer_as_it_is() {
         let answer = script_answer("m", "q", None, 60);
         let thinking = script("m", "q", None, 60, true);
         assert!(thinking.text.starts_with("<think>\n"));
@@ -301,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn pieces_can_be_given_and_only_from_within_one_a_strict_model_strays() {
-        let said = script("m", "q [[strict by=| say]]fr|an\u{e7}| ais", None, 5, false);
-        let ends: Vec<_> = said.pieces.iter().map(|piece| piece.end).collect();
-        assert_eq!((said.text.as_str(), ends), ("fran\u{e7} ais", vec![2, 6, 10]));
+    fn pieces_can_be_set_and_a_strict_model_strays_only_from_within_one() {
+        let script = script("m", "q [[strict by=| say]]fr|an\u{e7}| ais", None, 5, false);
+        let ends: Vec<_> = script.pieces.iter().map(|piece| piece.end).collect();
+        assert_eq!((script.text.as_str(), ends), ("fran\u{e7} ais", vec![2, 6, 10]));
         for (at, goes_on) in [(0, "fran\u{e7} ais"), (6, "fran\u{e7} ais"), (4, "fran-another-way")]
         {
-            let mut straying = said.clone();
+            let mut straying = script.clone();
             straying.stray(at);
             assert_eq!(straying.text, goes_on);
             assert_eq!(straying.pieces.last().map(|piece| piece.end), Some(goes_on.len()));
@@ -315,11 +315,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_said_is_said() {
+    fn the_say_directive_sets_the_text() {
         for text in ["", "hello", " a\n\nb 👩\u{200d}👩\u{200d}👧 ]] [[", "é"] {
-            let said = script("m", &format!("q [[say]]{text}"), None, 5, false);
-            assert_eq!(said.text, text);
-            assert_eq!(said.pieces.last().map_or(0, |p| p.end), text.len());
+            let script = script("m", &format!("q [[say]]{text}"), None, 5, false);
+            assert_eq!(script.text, text);
+            assert_eq!(script.pieces.last().map_or(0, |p| p.end), text.len());
         }
     }
 }

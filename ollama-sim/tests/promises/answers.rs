@@ -1,4 +1,4 @@
-//! What is said, and how it ends.
+//! What a stream contains, and how it ends.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use serde_json::json;
 use crate::support::{ask, plain, with, world};
 
 #[tokio::test]
-async fn a_stream_says_exactly_what_the_script_says() {
+async fn a_stream_is_exactly_the_script() {
     let world = plain().await;
     for tokens in [0, 1, 10, 700] {
         let message = format!("tell me [[tokens={tokens}]]");
-        let said = world.chat(&ask(&message)).await;
-        assert_eq!(said.pieces, script_pieces("tinyllama", &message, None, 64));
-        assert_eq!(said.figure("eval_count"), tokens);
-        assert_eq!(said.last["done_reason"], "stop");
+        let streamed = world.chat(&ask(&message)).await;
+        assert_eq!(streamed.pieces, script_pieces("tinyllama", &message, None, 64));
+        assert_eq!(streamed.figure("eval_count"), tokens);
+        assert_eq!(streamed.last["done_reason"], "stop");
     }
 }
 
 #[tokio::test]
-async fn the_answer_depends_on_the_last_user_message_and_not_on_what_stands_around_it() {
+async fn the_answer_depends_on_the_last_user_message_and_not_on_the_others() {
     let world = plain().await;
     let alone = world.chat(&ask("same?")).await.answer();
     let messages = json!({"messages": [
@@ -44,17 +44,17 @@ async fn the_answer_depends_on_the_last_user_message_and_not_on_what_stands_arou
 async fn a_last_line_has_every_figure_in_nanoseconds() {
     let world = plain().await;
     let started = Instant::now();
-    let said = world.chat(&ask("figures [[first_ms=30]]")).await;
+    let streamed = world.chat(&ask("figures [[first_ms=30]]")).await;
     let most = u64::try_from(started.elapsed().as_nanos()).expect("fits");
-    assert_eq!(said.last["message"], json!({"role": "assistant", "content": ""}));
-    assert_eq!(said.last["model"], "tinyllama");
+    assert_eq!(streamed.last["message"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(streamed.last["model"], "tinyllama");
     let parts = ["load_duration", "prompt_eval_duration", "eval_duration"];
-    let sum: u64 = parts.iter().map(|name| said.figure(name)).sum();
-    assert!(said.figure("prompt_eval_duration") >= 29_000_000);
-    assert!(sum <= said.figure("total_duration"));
-    assert!(said.figure("total_duration") <= most);
+    let sum: u64 = parts.iter().map(|name| streamed.figure(name)).sum();
+    assert!(streamed.figure("prompt_eval_duration") >= 29_000_000);
+    assert!(sum <= streamed.figure("total_duration"));
+    assert!(streamed.figure("total_duration") <= most);
     let prompt = world.rendered(&ask("figures [[first_ms=30]]")).await;
-    assert_eq!(said.figure("prompt_eval_count"), count_tokens(&prompt) as u64);
+    assert_eq!(streamed.figure("prompt_eval_count"), count_tokens(&prompt) as u64);
 }
 
 #[tokio::test]
@@ -75,17 +75,17 @@ async fn without_a_stream_it_is_one_object() {
 async fn a_limit_counts_tokens_and_not_pieces() {
     let world = plain().await;
     let request = with(ask("limit"), &json!({"options": {"num_predict": 30}}));
-    let said = world.chat(&request).await;
-    assert_eq!(said.figure("eval_count"), 30);
-    assert!(said.pieces.len() < 30);
-    assert_eq!(said.last["done_reason"], "length");
-    assert_eq!(count_tokens(&said.answer()), 30);
-    assert!(script_answer("tinyllama", "limit", None, 64).starts_with(&said.answer()));
+    let streamed = world.chat(&request).await;
+    assert_eq!(streamed.figure("eval_count"), 30);
+    assert!(streamed.pieces.len() < 30);
+    assert_eq!(streamed.last["done_reason"], "length");
+    assert_eq!(count_tokens(&streamed.answer()), 30);
+    assert!(script_answer("tinyllama", "limit", None, 64).starts_with(&streamed.answer()));
     for unlimited in [0, -1] {
         let options = json!({"options": {"num_predict": unlimited}});
-        let said = world.chat(&with(ask("limit"), &options)).await;
-        assert_eq!(said.figure("eval_count"), 64);
-        assert_eq!(said.last["done_reason"], "stop");
+        let streamed = world.chat(&with(ask("limit"), &options)).await;
+        assert_eq!(streamed.figure("eval_count"), 64);
+        assert_eq!(streamed.last["done_reason"], "stop");
     }
 }
 
@@ -94,26 +94,26 @@ async fn a_stop_text_ends_the_answer_before_it() {
     let world = plain().await;
     let message = "[[say]]one two three four";
     let request = with(ask(message), &json!({"options": {"stop": ["zero", "ee"]}}));
-    let said = world.chat(&request).await;
-    assert_eq!(said.answer(), "one two thr");
-    assert_eq!(said.last["done_reason"], "stop");
+    let streamed = world.chat(&request).await;
+    assert_eq!(streamed.answer(), "one two thr");
+    assert_eq!(streamed.last["done_reason"], "stop");
 }
 
 #[tokio::test]
-async fn a_model_that_thinks_thinks_first_unless_told_not_to() {
+async fn a_model_that_reasons_does_so_first_unless_the_request_forbids_it() {
     let config =
         Config { models: vec!["tinyllama".into(), "qwen-think".into()], ..Config::default() };
     let world = world(config).await;
     let request = with(ask("why"), &json!({"model": "qwen-think"}));
     let answer = script_answer("qwen-think", "why", None, 64);
     for think in [json!(null), json!(true), json!("high")] {
-        let said = world.chat(&with(request.clone(), &json!({"think": think}))).await;
-        assert!(!said.thoughts.is_empty());
-        assert_eq!(said.answer(), answer);
+        let streamed = world.chat(&with(request.clone(), &json!({"think": think}))).await;
+        assert!(!streamed.reasoning.is_empty());
+        assert_eq!(streamed.answer(), answer);
     }
-    let said = world.chat(&with(request, &json!({"think": false}))).await;
-    assert!(said.thoughts.is_empty());
-    assert_eq!(said.answer(), answer);
+    let streamed = world.chat(&with(request, &json!({"think": false}))).await;
+    assert!(streamed.reasoning.is_empty());
+    assert_eq!(streamed.answer(), answer);
     let (status, error) =
         world.refused("/api/chat", &with(ask("why"), &json!({"think": true}))).await;
     assert_eq!(status, 400);
@@ -132,16 +132,16 @@ async fn a_prompt_that_is_too_long_is_an_error_only_where_it_may_not_be_cut() {
     for part in ["exceed_context_size_error", "n_prompt_tokens", "n_ctx"] {
         assert!(error.contains(part), "{error}");
     }
-    let said = world.chat(&request).await;
-    assert_eq!(said.figure("prompt_eval_count"), 258);
-    assert_eq!(said.answer(), "");
+    let streamed = world.chat(&request).await;
+    assert_eq!(streamed.figure("prompt_eval_count"), 258);
+    assert_eq!(streamed.answer(), "");
 
     let messages = json!({"messages": [
         {"role": "user", "content": long},
         {"role": "user", "content": "short"},
     ]});
-    let said = world.chat(&with(request, &messages)).await;
-    assert_eq!(said.answer(), script_answer("tinyllama", "short", None, 64));
+    let streamed = world.chat(&with(request, &messages)).await;
+    assert_eq!(streamed.answer(), script_answer("tinyllama", "short", None, 64));
 }
 
 #[tokio::test]
@@ -149,11 +149,11 @@ async fn a_full_context_ends_the_answer_only_where_it_may_not_shift() {
     let world = plain().await;
     let options = json!({"options": {"num_ctx": 100}, "truncate": false});
     let request = with(ask("long [[tokens=300]]"), &options);
-    let said = world.chat(&request).await;
-    assert_eq!(said.figure("eval_count"), 300);
-    let said = world.chat(&with(request, &json!({"shift": false}))).await;
-    assert_eq!(said.last["done_reason"], "length");
-    assert_eq!(said.figure("eval_count") + said.figure("prompt_eval_count"), 100);
+    let streamed = world.chat(&request).await;
+    assert_eq!(streamed.figure("eval_count"), 300);
+    let streamed = world.chat(&with(request, &json!({"shift": false}))).await;
+    assert_eq!(streamed.last["done_reason"], "length");
+    assert_eq!(streamed.figure("eval_count") + streamed.figure("prompt_eval_count"), 100);
 }
 
 #[tokio::test]
@@ -167,8 +167,8 @@ async fn a_rate_is_kept() {
 #[tokio::test]
 async fn counting_counts() {
     let world = plain().await;
-    let said = world.chat(&ask("[[count tokens=5]]")).await;
-    assert_eq!(said.answer(), "1 2 3 4 5");
+    let streamed = world.chat(&ask("[[count tokens=5]]")).await;
+    assert_eq!(streamed.answer(), "1 2 3 4 5");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A raw prompt with the answer so far goes on as if nothing had happened.
+//! A raw prompt with the answer so far continues without a seam.
 
 use ollama_sim::{Config, script_answer};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ async fn go_on(
     model: &str,
     prompt: String,
     options: &Value,
-) -> crate::support::Said {
+) -> crate::support::Streamed {
     let request = json!({"model": model, "prompt": prompt, "raw": true, "options": options});
     world.generate(&request).await
 }
@@ -72,7 +72,7 @@ async fn a_stop_text_across_the_cut_still_stops() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_prefix_goes_on_at_its_own_length() {
+async fn a_text_that_is_no_prefix_continues_at_its_own_length() {
     let world = plain().await;
     let request = ask("[[say]]0123é56789");
     let prompt = world.rendered(&request).await;
@@ -83,7 +83,7 @@ async fn what_is_not_a_prefix_goes_on_at_its_own_length() {
 }
 
 #[tokio::test]
-async fn a_model_that_thinks_can_be_continued_too() {
+async fn a_model_that_reasons_can_be_continued_too() {
     let config = Config { models: vec!["think".into()], ..Config::default() };
     let world = world(config).await;
     let request = with(ask("hm"), &json!({"model": "think"}));

@@ -1,4 +1,4 @@
-//! Every fault does what it says, when it says.
+//! Every fault does what its name means, at its time.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::{PATIENCE, ask, lines, plain, with};
 const BUSY: &str = "server busy, please try again.  maximum pending requests exceeded";
 const DIED: &str = "an error was encountered while running the model: unexpected EOF";
 
-/// The lines in a raw chunked response.
+/// Returns the lines in a raw chunked response.
 fn chunks(raw: &str) -> Vec<Value> {
     let is_line = |line: &&str| line.starts_with('{');
     let found: Vec<&str> = raw.lines().filter(is_line).collect();
@@ -29,13 +29,13 @@ async fn a_cut_stream_closes_without_a_terminator() {
 }
 
 #[tokio::test]
-async fn a_message_meets_its_fault_once_and_with_a_mark_always() {
+async fn a_message_meets_its_fault_once_and_with_an_exclamation_mark_always() {
     let world = plain().await;
     let once = ask("[[fault=cut@20]]");
     world.raw("/api/chat", &once).await;
-    let said = world.chat(&once).await;
+    let streamed = world.chat(&once).await;
     let wanted = script_answer("tinyllama", "[[fault=cut@20]]", None, 64);
-    assert_eq!(said.answer(), wanted);
+    assert_eq!(streamed.answer(), wanted);
     for _ in 0..3 {
         let raw = world.raw("/api/chat", &ask("[[fault=cut@4!]]")).await;
         assert_eq!(chunks(&raw).len(), 4);
@@ -89,7 +89,7 @@ async fn an_end_without_done_is_a_clean_end() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_gives_nothing_at_all() {
+async fn a_refused_connection_is_closed_without_a_byte() {
     let world = plain().await;
     let raw = world.raw("/api/chat", &ask("[[fault=refuse]]")).await;
     assert_eq!(raw, "");
@@ -142,7 +142,7 @@ async fn a_slow_first_token_is_slow() {
 }
 
 #[tokio::test]
-async fn garbage_is_one_line_and_the_stream_goes_on() {
+async fn garbage_is_one_line_and_the_stream_continues() {
     let world = plain().await;
     let response = world.post("/api/chat", &ask("[[fault=garbage@4]]")).await;
     let text = response.text().await.expect("a body");
@@ -165,8 +165,8 @@ async fn split_lines_are_the_same_lines_in_many_chunks() {
         inside_a_character |= std::str::from_utf8(&chunk).is_err();
         bytes.extend_from_slice(&chunk);
     }
-    let said = crate::support::said(lines(&String::from_utf8(bytes).expect("UTF-8")));
-    assert_eq!(said.answer(), script_answer("tinyllama", message, None, 64));
+    let streamed = crate::support::streamed(lines(&String::from_utf8(bytes).expect("UTF-8")));
+    assert_eq!(streamed.answer(), script_answer("tinyllama", message, None, 64));
     assert!(inside_a_character);
     assert!(chunks > 200, "{chunks}");
 }
@@ -195,7 +195,7 @@ async fn an_armed_fault_hits_the_next_requests_it_was_armed_for() {
     assert_eq!(status, 400);
 }
 
-/// The body of an answer that is written in a dialect.
+/// Returns the body of an answer that is written in a dialect.
 async fn written(dialect: &str) -> (String, String) {
     let world = plain().await;
     let message = format!("[[tokens=60 fault={dialect}]]");
@@ -205,7 +205,7 @@ async fn written(dialect: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_dialect_changes_how_lines_are_written_and_not_what_they_say() {
+async fn a_dialect_changes_how_lines_are_written_and_not_their_content() {
     let (body, _) = written("bom").await;
     assert!(body.starts_with('\u{feff}') && body.contains("}\r\n\r\n\n{"), "{body}");
     let (body, answer) = written("null").await;

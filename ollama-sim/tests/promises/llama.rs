@@ -1,4 +1,4 @@
-//! The engine with real weights, against a stand-in that speaks like llama.cpp's server.
+//! The engine with real weights, against a stand-in that behaves like llama.cpp's server.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{World, ask, with, world};
 
-type Asked = Arc<Mutex<Vec<Value>>>;
+type Requests = Arc<Mutex<Vec<Value>>>;
 
 async fn tokenize(Json(body): Json<Value>) -> Json<Value> {
     let words = body["content"].as_str().unwrap_or_default();
@@ -20,9 +20,9 @@ async fn tokenize(Json(body): Json<Value>) -> Json<Value> {
     Json(json!({"tokens": tokens}))
 }
 
-async fn complete(State(asked): State<Asked>, Json(body): Json<Value>) -> Response {
+async fn complete(State(requests): State<Requests>, Json(body): Json<Value>) -> Response {
     let prompt = body["prompt"].as_str().unwrap_or_default().to_owned();
-    asked.lock().expect("no panic").push(body);
+    requests.lock().expect("no panic").push(body);
     if prompt.contains("explode") {
         return (StatusCode::INTERNAL_SERVER_ERROR, "boom").into_response();
     }
@@ -44,12 +44,12 @@ async fn complete(State(asked): State<Asked>, Json(body): Json<Value>) -> Respon
     ([("content-type", "text/event-stream")], text).into_response()
 }
 
-async fn with_llama() -> (World, Asked) {
-    let asked = Asked::default();
+async fn with_llama() -> (World, Requests) {
+    let requests = Requests::default();
     let router = Router::new()
         .route("/tokenize", post(tokenize))
         .route("/completion", post(complete))
-        .with_state(Arc::clone(&asked));
+        .with_state(Arc::clone(&requests));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -58,38 +58,38 @@ async fn with_llama() -> (World, Asked) {
         llama_url: format!("http://{address}/"),
         ..Config::default()
     };
-    (world(config).await, asked)
+    (world(config).await, requests)
 }
 
 #[tokio::test]
 async fn a_chat_is_a_raw_completion_with_every_option() {
-    let (world, asked) = with_llama().await;
+    let (world, requests) = with_llama().await;
     let options =
         json!({"options": {"num_predict": 20, "temperature": 0, "seed": 5, "stop": ["x"]}});
-    let said = world.chat(&with(ask("hi"), &options)).await;
-    assert_eq!(said.pieces, ["Hel", "lo 世", "!"]);
-    assert_eq!(said.last["done_reason"], "stop");
-    assert_eq!(said.figure("eval_count"), 5);
-    assert_eq!(said.figure("prompt_eval_count"), 9);
-    let asked = asked.lock().expect("no panic")[0].clone();
-    assert_eq!(asked["prompt"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
-    assert_eq!(asked["n_predict"], 20);
-    assert_eq!(asked["temperature"], 0);
-    assert_eq!(asked["seed"], 5);
-    assert!(asked["stop"].as_array().is_some_and(|stop| stop.contains(&json!("x"))));
+    let streamed = world.chat(&with(ask("hi"), &options)).await;
+    assert_eq!(streamed.pieces, ["Hel", "lo 世", "!"]);
+    assert_eq!(streamed.last["done_reason"], "stop");
+    assert_eq!(streamed.figure("eval_count"), 5);
+    assert_eq!(streamed.figure("prompt_eval_count"), 9);
+    let request = requests.lock().expect("no panic")[0].clone();
+    assert_eq!(request["prompt"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(request["n_predict"], 20);
+    assert_eq!(request["temperature"], 0);
+    assert_eq!(request["seed"], 5);
+    assert!(request["stop"].as_array().is_some_and(|stop| stop.contains(&json!("x"))));
 }
 
 #[tokio::test]
 async fn a_raw_prompt_reaches_the_weights_as_it_is() {
-    let (world, asked) = with_llama().await;
+    let (world, requests) = with_llama().await;
     let prompt = world.rendered(&ask("hi")).await + "Hel";
     let request = json!({"model": "tinyllama", "raw": true, "prompt": prompt, "shift": false,
         "options": {"num_ctx": 100}});
     world.generate(&request).await;
-    let asked = asked.lock().expect("no panic")[0].clone();
-    assert_eq!(asked["prompt"], prompt);
+    let request = requests.lock().expect("no panic")[0].clone();
+    assert_eq!(request["prompt"], prompt);
     let room = 100 - prompt.split_whitespace().count();
-    assert_eq!(asked["n_predict"], room);
+    assert_eq!(request["n_predict"], room);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Models, and the errors that Ollama gives.
+//! Models, and the errors of Ollama.
 
 use ollama_sim::Config;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{ask, plain, with, world};
 
 #[tokio::test]
-async fn it_says_that_it_is_running() {
+async fn the_root_page_reports_that_it_is_running() {
     let world = plain().await;
     let url = world.sim.url();
     let text = world.client.get(&url).send().await.expect("an answer");
@@ -42,7 +42,7 @@ async fn a_name_without_a_tag_means_latest_and_a_copy_has_the_same_digest() {
 }
 
 #[tokio::test]
-async fn show_tells_the_context_length_and_what_the_model_can() {
+async fn show_has_the_context_length_and_the_capabilities() {
     let config =
         Config { models: vec!["a".into(), "b-think".into()], model_ctx: 2048, ..Config::default() };
     let world = world(config).await;
@@ -130,8 +130,8 @@ async fn a_model_answers_to_every_spelling_of_its_name() {
         "registry.ollama.ai/library/tinyllama:latest",
         "hf.co/org/model:q4_k_m",
     ] {
-        let said = world.chat(&with(ask("x"), &json!({"model": name}))).await;
-        assert_eq!(said.last["model"], name, "told back as it was asked");
+        let streamed = world.chat(&with(ask("x"), &json!({"model": name}))).await;
+        assert_eq!(streamed.last["model"], name, "the reply spells it as the request");
     }
     let tags = world.get("/api/tags").await;
     let names: Vec<_> =
@@ -140,7 +140,7 @@ async fn a_model_answers_to_every_spelling_of_its_name() {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_answer_is_refused_in_ollamas_words() {
+async fn a_model_that_cannot_answer_is_refused_with_ollamas_text() {
     let models = vec!["big".into(), "nomic-embed-text".into(), "alien".into()];
     let config = Config { models, too_large: vec!["Big:latest".into()], ..Config::default() };
     let world = world(config).await;

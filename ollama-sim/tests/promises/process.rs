@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Ends the process whatever becomes of the test.
+/// A process that is killed with the test.
 struct Process(Child);
 
 impl Drop for Process {
@@ -35,7 +35,7 @@ async fn signal_ends_it(signal: &str) {
     let mut some = [0; 16];
     std::io::Read::read_exact(&mut stream, &mut some).expect("streams");
 
-    let asked = Instant::now();
+    let signalled = Instant::now();
     let pid = process.0.id().to_string();
     let kill = Command::new("kill").args([signal, &pid]).status();
     assert!(kill.expect("kill").success());
@@ -43,7 +43,7 @@ async fn signal_ends_it(signal: &str) {
         if let Some(end) = process.0.try_wait().expect("waits") {
             break end;
         }
-        assert!(asked.elapsed() < Duration::from_secs(1), "{signal} ignored");
+        assert!(signalled.elapsed() < Duration::from_secs(1), "{signal} ignored");
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert!(end.success());

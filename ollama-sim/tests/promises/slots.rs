@@ -1,4 +1,4 @@
-//! Who runs, who waits, and who is gone.
+//! Requests that run, wait and leave.
 
 use ollama_sim::Config;
 use serde_json::json;
@@ -71,7 +71,8 @@ async fn never_more_run_than_there_are_slots() {
 #[tokio::test]
 async fn a_client_that_pauses_does_not_stop_the_generation() {
     let world = plain().await;
-    // More than the sockets' buffers hold: a server that waited for the reader would not end.
+    // The answer is larger than the sockets' buffers: a server that waited for the reader would not
+    // end.
     let mut socket = world.socket("/api/chat", &ask("[[tokens=200000]]")).await;
     let stats = world.stats_when("completed", |s| s.completed == 1).await;
     assert_eq!(stats.tokens, 200_000);
@@ -89,7 +90,7 @@ async fn a_client_that_pauses_does_not_stop_the_generation() {
 }
 
 #[tokio::test]
-async fn who_has_read_the_last_line_finds_the_slot_free() {
+async fn a_client_that_has_read_the_last_line_finds_the_slot_free() {
     let world = world(narrow(1, 0)).await;
     for n in 0..50 {
         world.chat(&ask(&format!("{n}"))).await;
@@ -133,7 +134,7 @@ async fn a_stopped_server_drops_its_streams_and_frees_its_port() {
     socket.read_exact(&mut some).await.expect("has begun");
     world.sim.stop().await;
     let mut rest = Vec::new();
-    // Closed or reset: both are an end.
+    // A close and a reset are both an end.
     let _ = socket.read_to_end(&mut rest).await;
     assert!(!rest.ends_with(b"0\r\n\r\n"));
     let again = Config { listen: address, ..Config::default() };

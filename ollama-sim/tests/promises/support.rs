@@ -1,4 +1,4 @@
-//! A simulator in this process, and a client for it.
+//! A simulator in this process, and a client of it.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Longest wait for anything.
+/// The time limit of every wait.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
@@ -16,15 +16,15 @@ pub struct World {
     pub client: Client,
 }
 
-/// What a stream said.
+/// The content of a stream.
 #[derive(Debug)]
-pub struct Said {
+pub struct Streamed {
     pub pieces: Vec<String>,
-    pub thoughts: Vec<String>,
+    pub reasoning: Vec<String>,
     pub last: Value,
 }
 
-impl Said {
+impl Streamed {
     pub fn answer(&self) -> String {
         self.pieces.concat()
     }
@@ -42,7 +42,7 @@ pub async fn world(config: Config) -> World {
     }
 }
 
-/// One with the default settings.
+/// Starts a simulator with the default settings.
 pub async fn plain() -> World {
     world(Config::default()).await
 }
@@ -51,7 +51,7 @@ pub fn ask(message: &str) -> Value {
     json!({"model": "tinyllama", "messages": [{"role": "user", "content": message}]})
 }
 
-/// A request with more fields.
+/// Returns a request with more fields.
 pub fn with(mut request: Value, more: &Value) -> Value {
     for (key, value) in more.as_object().expect("an object") {
         request[key] = value.clone();
@@ -72,7 +72,7 @@ impl World {
         response.json().await.expect("JSON")
     }
 
-    /// The status and the error's text.
+    /// Returns the status and the error's text.
     pub async fn refused(&self, path: &str, body: &Value) -> (u16, String) {
         let response = self.post(path, body).await;
         let status = response.status().as_u16();
@@ -81,12 +81,12 @@ impl World {
         (status, error)
     }
 
-    pub async fn chat(&self, request: &Value) -> Said {
-        said(self.lines("/api/chat", request).await)
+    pub async fn chat(&self, request: &Value) -> Streamed {
+        streamed(self.lines("/api/chat", request).await)
     }
 
-    pub async fn generate(&self, request: &Value) -> Said {
-        said(self.lines("/api/generate", request).await)
+    pub async fn generate(&self, request: &Value) -> Streamed {
+        streamed(self.lines("/api/generate", request).await)
     }
 
     pub async fn lines(&self, path: &str, request: &Value) -> Vec<Value> {
@@ -136,7 +136,7 @@ impl World {
         socket
     }
 
-    /// Everything that the socket gives until it is closed.
+    /// Reads all bytes of the socket until it is closed.
     pub async fn raw(&self, path: &str, body: &Value) -> String {
         let mut socket = self.socket(path, body).await;
         let mut bytes = Vec::new();
@@ -152,12 +152,12 @@ pub fn lines(text: &str) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-pub fn said(mut lines: Vec<Value>) -> Said {
+pub fn streamed(mut lines: Vec<Value>) -> Streamed {
     let last = lines.pop().expect("a last line");
     assert_eq!(last["done"], true, "{last}");
     let texts = |key: &str| {
         let of = |line: &Value| {
-            let place = line.get("message").unwrap_or(line);
+            let fields = line.get("message").unwrap_or(line);
             let key = if key == "answer" && line.get("message").is_some() {
                 "content"
             } else if key == "answer" {
@@ -165,9 +165,9 @@ pub fn said(mut lines: Vec<Value>) -> Said {
             } else {
                 key
             };
-            place[key].as_str().unwrap_or_default().to_owned()
+            fields[key].as_str().unwrap_or_default().to_owned()
         };
         lines.iter().map(of).filter(|text| !text.is_empty()).collect()
     };
-    Said { pieces: texts("answer"), thoughts: texts("thinking"), last }
+    Streamed { pieces: texts("answer"), reasoning: texts("thinking"), last }
 }

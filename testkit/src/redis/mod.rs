@@ -26,16 +26,16 @@ pub use shapes::{RedisCluster, RedisSentinels};
 const SERVICE: &str = "jarvis";
 /// The time after which a node of a cluster counts as down, in milliseconds.
 const CLUSTER_DOWN_MS: &str = "2000";
-/// The time that a replica may take to take over in good order.
+/// The time limit of a graceful failover.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
-/// Keys of a slot that move at once.
+/// The keys of a slot that move together.
 const MOVED_AT_ONCE: &str = "50";
 /// Primaries of a cluster; each has one replica.
 const PRIMARIES: usize = 3;
 /// Slots of a cluster.
 const SLOTS: usize = 16_384;
 
-/// Which Redis there is.
+/// The kind of a Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisKind {
     /// One server.
@@ -92,7 +92,7 @@ impl Redis {
         let mut redis = Self::start_nodes(RedisKind::Sentinel, 1 + replicas, folder)?;
         let primary = redis.nodes[0].port();
         for number in 0..3 {
-            let (folder, name) = (place(folder)?, format!("sentinel-{number}"));
+            let (folder, name) = (folder_or_temporary(folder)?, format!("sentinel-{number}"));
             let sentinel = RedisServer::start_sentinel(folder, &name, SERVICE, primary)?;
             redis.sentinels.push(sentinel);
         }
@@ -125,23 +125,23 @@ impl Redis {
                 (RedisKind::Sentinel, Some(primary)) => vec!["--replicaof", "127.0.0.1", primary],
                 (RedisKind::Sentinel, None) | (RedisKind::Single, _) => Vec::new(),
             };
-            let (folder, name) = (place(folder)?, format!("redis-{number}"));
+            let (folder, name) = (folder_or_temporary(folder)?, format!("redis-{number}"));
             nodes.push(Arc::new(RedisServer::start_in(folder, &name, &arguments)?));
         }
         Ok(Self { kind, nodes, sentinels: Vec::new() })
     }
 
-    /// Which Redis this is.
+    /// Returns the kind.
     pub fn kind(&self) -> RedisKind {
         self.kind
     }
 
-    /// The servers that hold data.
+    /// Returns the servers that hold data.
     pub fn nodes(&self) -> &[Arc<RedisServer>] {
         &self.nodes
     }
 
-    /// The address for jarvis.
+    /// Returns the address for jarvis.
     pub fn url(&self) -> String {
         let nodes = |servers: &[&RedisServer]| {
             let address = |server: &&RedisServer| format!("127.0.0.1:{}", server.port());
@@ -163,7 +163,7 @@ impl Redis {
         }
     }
 
-    /// The server at this port.
+    /// Returns the server at this port.
     ///
     /// # Errors
     /// Fails where there is none.
@@ -172,10 +172,10 @@ impl Redis {
         node.map(Arc::as_ref).with_context(|| format!("no server has port {port}"))
     }
 
-    /// The ports of the servers that take writes now, in the order of the nodes.
+    /// Returns the ports of the servers that take writes now, in the order of the nodes.
     ///
     /// # Errors
-    /// Fails where no server says it.
+    /// Fails where no server answers.
     pub fn primaries(&self) -> anyhow::Result<Vec<u16>> {
         match self.kind {
             RedisKind::Single => Ok(vec![self.nodes[0].port()]),
@@ -184,7 +184,7 @@ impl Redis {
                 let replies =
                     self.sentinels.iter().filter_map(|one| ask(one.port(), &question).ok());
                 let mut ports = replies.filter_map(|reply| reply.texts().get(1)?.parse().ok());
-                Ok(vec![ports.next().context("no sentinel says which server is the primary")?])
+                Ok(vec![ports.next().context("no sentinel knows the primary")?])
             }
             RedisKind::Cluster => {
                 let known = self.known()?;
@@ -195,16 +195,16 @@ impl Redis {
         }
     }
 
-    /// One of the primaries by any number.
+    /// Returns the port of a primary, chosen by any number.
     ///
     /// # Errors
-    /// Fails where no server says which the primaries are.
+    /// Fails where no server answers.
     pub fn primary(&self, number: usize) -> anyhow::Result<u16> {
         let primaries = self.primaries()?;
         primaries.get(number % primaries.len().max(1)).copied().context("there is no primary")
     }
 
-    /// Whether every primary has a replica that holds all that the primary held a moment ago.
+    /// Returns whether every primary has a replica that holds all that the primary held a moment ago.
     pub fn is_in_sync(&self) -> bool {
         let Ok(primaries) = self.primaries() else { return false };
         if self.kind == RedisKind::Cluster && primaries.len() != PRIMARIES {
@@ -241,7 +241,7 @@ impl Redis {
         Connection::open(port)?.ask(&kinds).map(drop)
     }
 
-    /// Has the replica of this primary take over in good order.
+    /// Makes the replica of this primary take over in good order.
     ///
     /// # Errors
     /// Fails where the primary has no replica, and where the replica does not take over in time.
@@ -257,7 +257,7 @@ impl Redis {
         Ok(())
     }
 
-    /// The port of a replica of this primary.
+    /// Returns the port of a replica of this primary.
     ///
     /// # Errors
     /// Fails where it has none.
@@ -268,7 +268,7 @@ impl Redis {
         Ok(replica.context("the primary has no replica")?.port)
     }
 
-    /// The slot of a key.
+    /// Returns the slot of a key.
     ///
     /// # Errors
     /// Fails where no server answers.
@@ -279,10 +279,10 @@ impl Redis {
         Ok(slot.text().parse()?)
     }
 
-    /// The port of the primary that has a slot.
+    /// Returns the port of the primary that has a slot.
     ///
     /// # Errors
-    /// Fails where no primary has it, and where no server says it.
+    /// Fails where no primary has it, and where no server answers.
     pub fn owner(&self, slot: u16) -> anyhow::Result<u16> {
         let owner = self.known()?.into_iter().find(|node| node.primary && node.owns(slot));
         Ok(owner.with_context(|| format!("no primary has slot {slot}"))?.port)
@@ -360,7 +360,7 @@ impl Redis {
         Ok(())
     }
 
-    /// The nodes as the node with the newest knowledge knows them.
+    /// Returns the nodes as the node with the highest epoch knows them.
     fn known(&self) -> anyhow::Result<Vec<Known>> {
         let mut best: Option<Vec<Known>> = None;
         for node in &self.nodes {
@@ -376,11 +376,11 @@ impl Redis {
     }
 }
 
-fn place(folder: Option<&Path>) -> anyhow::Result<Folder> {
+fn folder_or_temporary(folder: Option<&Path>) -> anyhow::Result<Folder> {
     folder.map_or_else(Folder::temporary, Folder::at)
 }
 
-/// What `INFO replication` says.
+/// The reply of `INFO replication`.
 struct Info(String);
 
 impl Info {

@@ -74,10 +74,10 @@ impl RedisServer {
         primary: u16,
     ) -> anyhow::Result<Self> {
         let file = folder.path().join(format!("{name}.conf"));
-        let place = folder.path().display().to_string();
+        let data = folder.path().display().to_string();
         Self::run(folder, name, |port| {
             let config = format!(
-                "port {port}\nbind 127.0.0.1\ndir {place}\n\
+                "port {port}\nbind 127.0.0.1\ndir {data}\n\
                  sentinel monitor {service} 127.0.0.1 {primary} 2\n\
                  sentinel down-after-milliseconds {service} 1000\n\
                  sentinel failover-timeout {service} 5000\n"
@@ -131,8 +131,8 @@ impl RedisServer {
         self.try_restart().unwrap_or_else(|error| panic!("{error:#}"));
     }
 
-    /// Starts the server again on its port and data, and waits until it answers. It takes itself for
-    /// what it was.
+    /// Starts the server again on its port and data, and waits until it answers. It keeps its
+    /// former role.
     ///
     /// # Errors
     /// Fails where it does not come back.
@@ -141,12 +141,12 @@ impl RedisServer {
         wait_until_it_answers(&self.process, self.port())
     }
 
-    /// Sends a command and returns what `redis-cli` would print.
+    /// Sends a command and returns the output of `redis-cli`.
     pub fn cli(&self, command: &[&str]) -> String {
         cli(self.port(), command)
     }
 
-    /// Sends a command with a password and returns what `redis-cli` would print.
+    /// Sends a command with a password and returns the output of `redis-cli`.
     pub fn cli_with_password(&self, password: &str, command: &[&str]) -> String {
         let commands: [&[&str]; 2] = [&["AUTH", password], command];
         let replies = Connection::open_with(self.port(), COMMAND_LIMIT)
@@ -154,7 +154,7 @@ impl RedisServer {
         replies.ok().and_then(|replies| replies.last().map(Reply::to_string)).unwrap_or_default()
     }
 
-    /// Waits until a replica has its primary's data: one that never had it cannot take over.
+    /// Waits until a replica has its primary's data: a replica that never had it cannot take over.
     ///
     /// # Panics
     /// Panics where that does not come in time.
@@ -163,7 +163,7 @@ impl RedisServer {
         assert!(eventually_blocking(START_LIMIT, in_sync), "a replica does not come into sync");
     }
 
-    /// Remembers everything that is stored.
+    /// Copies all data, for [`Self::lose_what_came_since`].
     ///
     /// # Panics
     /// Panics where the server refuses.
@@ -179,8 +179,8 @@ impl RedisServer {
         assert!(refused.is_none(), "{refused:?}");
     }
 
-    /// Does what a failover to a server does that had only what was remembered: connections break,
-    /// and what was written since is gone.
+    /// Acts like a failover to a server that had only the remembered data: connections break, and
+    /// later writes are gone.
     pub fn lose_what_came_since(&self) {
         self.cli(&["SWAPDB", "0", "1"]);
         self.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
@@ -206,8 +206,8 @@ fn answers(port: u16) -> bool {
     ask(port, &["PING"]).is_ok_and(|reply| reply.text() == "PONG")
 }
 
-/// Sends a command to the server at this port and returns what `redis-cli` would print; nothing where
-/// it does not answer.
+/// Sends a command to the server at this port and returns the output of `redis-cli`; empty
+/// where it does not answer.
 pub fn cli(port: u16, command: &[&str]) -> String {
     let replies =
         Connection::open_with(port, COMMAND_LIMIT).and_then(|mut redis| redis.ask(&[command]));

@@ -1,7 +1,8 @@
 //! A few commands to one Redis server over RESP2, on a connection of its own.
 //!
-//! The clients of jarvis reconnect by themselves and would hide what a test or a fault injector has to
-//! see. A reply is read as it comes, so that one of many megabytes takes no longer than its bytes.
+//! The clients of jarvis reconnect by themselves and would hide faults that a test or a fault
+//! injector has to see. A reply is read as it comes, so that one of many megabytes takes no longer than
+//! its bytes.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -51,7 +52,7 @@ impl Reply {
     }
 }
 
-/// One line a part, as `redis-cli` prints it where nobody watches.
+/// Writes one line a part, as `redis-cli` does without a terminal.
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -71,7 +72,7 @@ impl Connection {
     /// Connects to a port.
     ///
     /// # Errors
-    /// Fails where nobody answers in time.
+    /// Fails where no server answers in time.
     pub fn open(port: u16) -> anyhow::Result<Self> {
         Self::open_with(port, LIMIT)
     }
@@ -79,7 +80,7 @@ impl Connection {
     /// Connects to a port, with another time limit of each read and write.
     ///
     /// # Errors
-    /// Fails where nobody answers in time.
+    /// Fails where no server answers in time.
     pub fn open_with(port: u16, limit: Duration) -> anyhow::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect_timeout(&address, LIMIT)
@@ -101,9 +102,9 @@ impl Connection {
         let mut request = Vec::new();
         for command in commands {
             write!(request, "*{}\r\n", command.as_ref().len())?;
-            for word in command.as_ref() {
-                let word = word.as_ref();
-                write!(request, "${}\r\n{word}\r\n", word.len())?;
+            for part in command.as_ref() {
+                let part = part.as_ref();
+                write!(request, "${}\r\n{part}\r\n", part.len())?;
             }
         }
         self.stream.get_mut().write_all(&request)?;

@@ -27,7 +27,7 @@ impl RedisCluster {
     /// The primary that has a key, and the port of its replica.
     ///
     /// # Panics
-    /// Panics where the cluster does not say it.
+    /// Panics where the cluster does not answer.
     pub fn holders(&self, key: &str) -> (&RedisServer, u16) {
         let find = || {
             let primary = self.redis.owner(self.redis.slot(key)?)?;

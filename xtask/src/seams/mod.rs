@@ -1,4 +1,4 @@
-//! `seams`: answers of a real model, each broken off once, compared with the same ones left alone.
+//! `seams`: compares answers of a real model, each broken off once, with the same ones left alone.
 
 mod reader;
 mod texts;
@@ -17,11 +17,11 @@ use crate::{models, paths, redis, replicas, signals};
 use texts::SCRIPTS;
 use trial::{Tally, Trial};
 
-/// The model of a request that names none.
+/// The default model.
 pub(crate) const MODEL: &str = "tinyllama:latest";
-/// One answer in so many has its writer killed instead of the stream of the model.
+/// One answer in this many has its writer killed instead of the stream of the model.
 const KILL_EVERY: u32 = 5;
-/// A short lease: each killed writer costs one.
+/// A short lease, because each killed writer costs one.
 const LEASE_MS: &str = "1000";
 const COLUMNS: [&str; 9] = [
     "asked",
@@ -42,10 +42,10 @@ pub(crate) struct Replica {
     _port: Port,
 }
 
-/// Asks so many questions. Returns whether no answer was flawed.
+/// Runs this many trials. Returns whether no answer was flawed.
 ///
 /// # Errors
-/// Fails where anything that is needed cannot be had.
+/// Fails where a program that is needed is missing.
 pub fn seams(answers: u32, seed: Option<u64>) -> anyhow::Result<bool> {
     let seed = seed.unwrap_or_else(random_seed);
     console::title(&format!(
@@ -86,7 +86,8 @@ fn run(services: &Services, folder: &Path, answers: u32, dice: Dice) -> anyhow::
     let mut progress = Progress::new();
     for number in 0..answers {
         signals::check()?;
-        // Each script in turn, half of them broken at an awkward place, and each killed in its turn.
+        // Each script comes in turn, half of the answers broken at an awkward character, and some
+        // with a killed writer.
         let (turn, which) = (number / SCRIPTS.len() as u32, number as usize % SCRIPTS.len());
         let kill = (turn + which as u32).is_multiple_of(KILL_EVERY);
         let question = &questions[which][turn as usize % questions[which].len()];
@@ -129,7 +130,7 @@ fn report(trial: &Trial) -> bool {
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

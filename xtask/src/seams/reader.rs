@@ -1,9 +1,9 @@
-//! One client that streams one answer as server-sent events.
+//! A client that reads one answer as server-sent events.
 
 use anyhow::bail;
 use serde_json::Value;
 
-/// What the client holds.
+/// The state of the client.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reader {
     /// The text so far, without what was taken back.
@@ -12,18 +12,18 @@ pub struct Reader {
     pub restarts: u32,
     /// Pieces that did not begin where the text ended.
     pub holes: u32,
-    /// The position after the last event.
+    /// The cursor after the last event.
     pub cursor: String,
     /// The generation.
     pub generation: String,
-    /// The answer as the last event has it; none before that.
+    /// The answer of the last event; none before that.
     pub whole: Option<String>,
     data: Option<String>,
     id: Option<String>,
 }
 
 impl Reader {
-    /// Takes a line of the stream in, and returns whether it ended an event.
+    /// Applies a line of the stream, and returns whether it ended an event.
     ///
     /// # Errors
     /// Fails where the answer ends with an error.
@@ -32,7 +32,7 @@ impl Reader {
         match name {
             "data" => self.data = Some(value.trim().to_owned()),
             "id" => self.id = Some(value.trim().to_owned()),
-            // An event ends with a blank line; one that came without it was not received.
+            // A blank line ends an event; one without it was not received.
             "" if line.is_empty() => {
                 let (data, id) = (self.data.take(), self.id.take());
                 let Some(data) = data else { return Ok(false) };

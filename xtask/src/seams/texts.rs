@@ -1,17 +1,18 @@
-//! What `make seams` asks, by script. A model as small as this one writes foreign scripts only where it
-//! copies them.
+//! The questions of `make seams`, by script. A model as small as this one writes foreign scripts
+//! only where it copies them.
 
 /// A script and questions whose answers are in it.
 pub struct Script {
     /// The name in the table.
     pub name: &'static str,
-    /// Texts that the model is asked to copy.
+    /// Texts that the model has to copy.
     copied: &'static [&'static str],
     /// Whole questions.
     asked: &'static [&'static str],
-    /// Whether an answer contains what it is asked for.
+    /// Returns whether an answer contains the script.
     pub is_in: fn(&str) -> bool,
-    /// Whether a break right after this character is of the kind that half of the breaks are to be.
+    /// Returns whether a break right after this character is an awkward one, as half of the breaks
+    /// should be.
     pub is_awkward: fn(char) -> bool,
 }
 
@@ -19,12 +20,12 @@ const COPY: [&str; 2] = ["Repeat this text: ", "Copy this text:\n\n"];
 const TOPICS: [&str; 5] = ["the sea", "bread", "trains", "mathematics", "bees"];
 
 impl Script {
-    /// All questions.
+    /// Returns all questions.
     pub fn questions(&self) -> Vec<String> {
         let copies = COPY
             .iter()
             .flat_map(|lead| self.copied.iter().map(move |text| format!("{lead}{text}")));
-        // A question with a gap is one about each topic.
+        // A question with a gap becomes one for each topic.
         let about = |question: &&'static str| {
             let topics = if question.contains("{}") { &TOPICS[..] } else { &TOPICS[..1] };
             let question = (*question).to_owned();
@@ -38,12 +39,13 @@ fn not_ascii(character: char) -> bool {
     !character.is_ascii()
 }
 
-/// A quote, a bracket, a pipe, a line break: anything but a letter, a digit or a space.
+/// Returns whether the character is a quote, a bracket, a pipe, a line break: anything but a
+/// letter, a digit or a space.
 fn mark(character: char) -> bool {
     !character.is_alphanumeric() && character != ' '
 }
 
-/// Whether a text looks like code.
+/// Returns whether a text looks like code.
 fn code(text: &str) -> bool {
     let call = |pair: &[char]| pair[1] == '(' && (pair[0].is_alphanumeric() || pair[0] == '_');
     text.contains("```")
@@ -51,7 +53,7 @@ fn code(text: &str) -> bool {
         || text.chars().collect::<Vec<_>>().windows(2).any(call)
 }
 
-/// Every script.
+/// Returns every script.
 pub const SCRIPTS: [Script; 10] = [
     Script {
         name: "English",

@@ -1,50 +1,52 @@
-//! One answer after another: left alone, broken off, and compared.
+//! One trial after another: an answer left alone, the same one broken off, and their comparison.
 
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::http::{self, Answer};
+use testkit::http::{self, Response};
 
 use super::reader::Reader;
 use super::texts::{SCRIPTS, Script};
 use super::{Dice, MODEL, Replica};
 use crate::replicas;
 
-/// Tokens of an answer.
+/// The tokens of an answer.
 const TOKENS: u32 = 60;
-/// Two continuations from neighbouring places may use up their tokens some characters apart.
+/// The characters by which two continuations may differ at their end: they may use up their tokens
+/// some characters apart.
 const SLACK: usize = 24;
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// What became of the answers in one script. Each field is a column of the table.
+/// The results of the answers in one script. Each field is a column of the table.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub asked: u32,
-    /// Answers that do not contain the script: the model did not write what it was asked for.
+    /// Answers without the script: the model did not write what the question requested.
     without: u32,
     pub broken: u32,
     /// Breaks right after a character that is not ASCII; in English, code and tables after punctuation.
     awkward: u32,
     killed: u32,
     identical: u32,
-    /// The model itself goes another way after the text that the client had read.
+    /// Answers in which the model itself continues otherwise after the text that the client had
+    /// read.
     reworded: u32,
-    /// Anything else: a character is missing, doubled or another one.
+    /// All other flaws: a character is missing, doubled or another one.
     flawed: u32,
     /// `stream_restart` events that took text back which the client had read.
     pub restarts: u32,
 }
 
 impl Tally {
-    /// The figures in the order of the columns.
+    /// Returns the figures in the order of the columns.
     pub fn figures(&self) -> [u32; 9] {
         let Self { asked, without, broken, awkward, killed, .. } = *self;
         let Self { identical, reworded, flawed, restarts, .. } = *self;
         [asked, without, broken, awkward, killed, identical, reworded, flawed, restarts]
     }
 
-    /// The sum of two.
+    /// Returns the sum of two results.
     pub fn plus(&self, other: &Self) -> Self {
         Self {
             asked: self.asked + other.asked,
@@ -64,17 +66,17 @@ impl Tally {
 pub struct Trial {
     host: String,
     pair: Vec<Replica>,
-    /// Decides where answers are broken off.
+    /// The seed, which decides where answers are broken off.
     pub dice: Dice,
-    /// One a script.
+    /// The results, one a script.
     pub tallies: Vec<Tally>,
-    /// Answers that were the same when asked twice.
+    /// Answers that were the same when requested twice.
     pub repeated: u32,
-    /// What is wrong, in words.
+    /// The flaws, in words.
     pub flaws: Vec<String>,
 }
 
-/// What the model was last asked to go on with.
+/// The last continuation that the model was requested to write.
 #[derive(Default)]
 struct Continued {
     /// The text behind the prompt.
@@ -84,16 +86,16 @@ struct Continued {
 }
 
 impl Trial {
-    /// None asked yet.
+    /// Creates an empty record.
     pub fn new(host: String, pair: Vec<Replica>, dice: Dice) -> Self {
         let tallies = vec![Tally::default(); SCRIPTS.len()];
         Self { host, pair, dice, tallies, repeated: 0, flaws: Vec::new() }
     }
 
-    /// Asks one question twice, and breaks the second answer off.
+    /// Sends one question twice, and breaks the second answer off.
     ///
     /// # Errors
-    /// Fails where a server does not do what it is asked to.
+    /// Fails where a server does not do what it should.
     pub fn ask(
         &mut self,
         which: usize,
@@ -142,7 +144,8 @@ impl Trial {
         Ok(())
     }
 
-    /// The pieces of the answer that the host gave last, as it streams them: it is asked once more.
+    /// Returns the pieces of the host's last answer, as it streams them: the host answers once
+    /// more.
     fn pieces(&self) -> anyhow::Result<Vec<String>> {
         let requests = self.requests()?;
         let is_answer = |entry: &&Value| entry["path"] == "/api/chat" && entry["tokens"] != 0;
@@ -161,7 +164,7 @@ impl Trial {
         Ok(pieces)
     }
 
-    /// After how many pieces the answer is broken off.
+    /// Returns the number of pieces before the break.
     fn place(&mut self, script: &Script, pieces: &[String], awkward: bool) -> usize {
         let is_awkward =
             |at: &usize| pieces[at - 1].chars().next_back().is_some_and(script.is_awkward);
@@ -217,8 +220,8 @@ impl Trial {
         Ok(reader)
     }
 
-    /// Whether nothing that was read is another text now, and the model alone goes another way from
-    /// there, too.
+    /// Returns whether all text that was read is unchanged, and the model alone continues otherwise
+    /// from there, too.
     fn is_the_models_doing(
         &self,
         so_far: &str,
@@ -264,13 +267,13 @@ impl Trial {
     }
 }
 
-/// Whether two texts are the same but for their last characters.
+/// Returns whether two texts are the same but for their last characters.
 fn alike(one: &str, other: &str) -> bool {
     let (shorter, longer) = if one.len() <= other.len() { (one, other) } else { (other, one) };
     longer.strip_prefix(shorter).is_some_and(|rest| rest.chars().count() <= SLACK)
 }
 
-/// A random UUID, from the kernel.
+/// Returns a random UUID from the kernel.
 fn random_id() -> anyhow::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
 }
@@ -282,7 +285,7 @@ fn body(question: &str, session: &str, stream: bool) -> Value {
     })
 }
 
-fn open(method: &str, url: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+fn open(method: &str, url: &str, body: Option<&Value>) -> anyhow::Result<Response> {
     let body = body.map(Value::to_string);
     let answer = http::send(method, url, body.as_deref(), LIMIT)?;
     let status = answer.status;

@@ -1,0 +1,21 @@
+//! A replica with all that it needs.
+
+use super::client::until_ok;
+use super::process::{Process, jarvis, ollama_sim};
+use super::redis::RedisServer;
+
+/// A replica that is ready, over a Redis and a scripted Ollama of its own.
+pub struct Setup {
+    pub replica: Process,
+    pub ollama: Process,
+    pub redis: RedisServer,
+}
+
+/// Starts a replica with these settings, whose host generates at `rate` tokens a second.
+pub async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", rate]);
+    let replica = jarvis(&redis.url(), &ollama.url, extra);
+    until_ok(&replica, "/health/ready").await;
+    Setup { replica, ollama, redis }
+}

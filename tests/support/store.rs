@@ -1,0 +1,35 @@
+//! The store and its turns, for tests that call them without a server.
+
+use std::time::Duration;
+
+use jarvis::redis::{Redis, RedisOptions, migrations};
+use jarvis::session::TurnSpec;
+use jarvis::session::model::Reasoning;
+
+/// Returns the connection settings of a Redis.
+pub fn options(url: &str) -> RedisOptions {
+    let command_timeout = Duration::from_secs(5);
+    RedisOptions { url: url.to_owned(), command_timeout, acknowledgements: 0 }
+}
+
+/// Returns a client of a Redis that has all functions.
+pub async fn connect(url: &str) -> Redis {
+    let redis = Redis::connect(&options(url)).expect("a client");
+    migrations::apply(&redis).await.expect("migrations");
+    redis
+}
+
+/// Returns the request of a turn at this model, with the least that a turn needs.
+pub fn turn_spec(model: &str) -> TurnSpec {
+    TurnSpec {
+        model: model.to_owned(),
+        temperature: 0.0,
+        max_tokens: 1000,
+        system: None,
+        seed: None,
+        stop: Vec::new(),
+        think: Reasoning::Off,
+        message_id: None,
+        source: String::new(),
+    }
+}
