@@ -23,7 +23,7 @@ use support::client::get;
 use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::RedisServer;
-use support::store::{connect, turn_spec};
+use support::store::{connect, retried, turn_spec};
 use tokio::runtime::Runtime;
 
 const MODEL: &str = "tinyllama:latest";
@@ -324,11 +324,7 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     server.lose_what_came_since();
-    let restored = async || loop {
-        if let Ok(restored) = store.restore(&turn).await {
-            return restored;
-        }
-    };
+    let restored = async || retried(async || store.restore(&turn).await).await;
     assert_eq!(restored().await, Restored::Waiting);
     assert_eq!(restored().await, Restored::Waiting, "a repeat adds nothing");
     let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);

@@ -69,7 +69,7 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    async fn ask(self, fleet: &Fleet) -> Asked {
+    async fn ask(self, fleet: &Fleet) -> Trial {
         let session = uuid::Uuid::new_v4().to_string();
         let path = format!("/ws?session_id={session}");
         let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
@@ -78,12 +78,12 @@ impl Question<'_> {
         let message = format!("{session} [[{directives} by={BY} say]]{text}");
         asking.say(&json!({"type": "chat", "model": self.model, "message": message})).await;
         let (answer, before) = (self.pieces.concat(), self.pieces[..self.at].concat());
-        Asked { asking, reading, answer, before, events: Vec::new() }
+        Trial { asking, reading, answer, before, events: Vec::new() }
     }
 }
 
 /// A question whose answer breaks off, and a client that reads it from the second replica.
-struct Asked {
+struct Trial {
     asking: Socket,
     reading: Socket,
     answer: String,
@@ -92,7 +92,7 @@ struct Asked {
     events: Vec<Value>,
 }
 
-impl Asked {
+impl Trial {
     /// Reads until the client has all text before the fault.
     async fn read_up_to_the_break(&mut self) {
         while joined(&self.events).len() < self.before.len() {
@@ -153,12 +153,12 @@ async fn a_writer_killed_after_any_character_of_any_script_leaves_no_trace() {
             Question { model: MODEL, pieces, at, directives }.ask(&fleet)
         });
         let mut now = join_all(questions).await;
-        join_all(now.iter_mut().map(Asked::read_up_to_the_break)).await;
+        join_all(now.iter_mut().map(Trial::read_up_to_the_break)).await;
         asked.extend(now);
     }
     assert!(asked.len() > 200, "{} places", asked.len());
     fleet.replicas[0].kill();
-    join_all(asked.into_iter().map(Asked::read_to_the_end)).await;
+    join_all(asked.into_iter().map(Trial::read_to_the_end)).await;
 }
 
 #[tokio::test]
@@ -177,14 +177,14 @@ async fn a_host_killed_after_any_character_of_any_script_leaves_no_trace() {
             Question { model: MODEL, pieces, at, directives: String::new() }.ask(&fleet)
         });
         let mut now = join_all(now).await;
-        join_all(now.iter_mut().map(Asked::read_up_to_the_break)).await;
+        join_all(now.iter_mut().map(Trial::read_up_to_the_break)).await;
         asked.extend(now);
     }
     assert!(asked.len() > 200, "{} places", asked.len());
     let address = fleet.hosts[0].url.replace("http://", "");
     fleet.hosts[0].kill();
     fleet.hosts[0] = ollama_sim_at(&address, &["--slots", "1000", "--models", MODEL]);
-    join_all(asked.into_iter().map(Asked::read_to_the_end)).await;
+    join_all(asked.into_iter().map(Trial::read_to_the_end)).await;
 }
 
 #[tokio::test]

@@ -19,17 +19,16 @@ use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
     Status, Store, StoreError, Tag, Usage,
 };
-use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
-use support::store::{connect, turn_spec};
+use support::store::{connect, retried, turn_spec};
 
 /// The time after which a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The revision of these writers.
-const MARK: Tag = Tag(7);
+const REVISION: Tag = Tag(7);
 
-fn wish(session: SessionId) -> Cancellation {
+fn cancellation(session: SessionId) -> Cancellation {
     Cancellation::new(&Owner::Anonymous, session, None)
 }
 
@@ -60,10 +59,13 @@ impl Replica {
     }
 
     async fn answer(&self, turn: &Turn, pieces: &[&str]) {
-        assert_eq!(self.store.start(turn, MARK).await.unwrap(), Written::Ok);
+        assert_eq!(self.store.start(turn, REVISION).await.unwrap(), Written::Ok);
         let mut offset = 0;
         for piece in pieces {
-            assert_eq!(self.store.append(turn, MARK, offset, piece).await.unwrap(), Written::Ok);
+            assert_eq!(
+                self.store.append(turn, REVISION, offset, piece).await.unwrap(),
+                Written::Ok
+            );
             offset += piece.len() as u64;
         }
     }
@@ -85,7 +87,7 @@ impl Replica {
             continued: Vec::new(),
         };
         let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
-        self.store.finish(turn, MARK, length as u64, &header, &events).await.unwrap()
+        self.store.finish(turn, REVISION, length as u64, &header, &events).await.unwrap()
     }
 
     async fn whole_turn(&self, session: SessionId, question: &str, answer: &[&str]) -> Turn {
@@ -104,7 +106,7 @@ fn new_turn(text: &str) -> NewTurn {
 }
 
 /// Formats a delta in a few characters, so that a test reads easily.
-fn word(delta: &Delta) -> String {
+fn short_form(delta: &Delta) -> String {
     match &delta.change {
         Change::Text { offset, text } => format!("{offset}:{text}"),
         Change::Event { event, answer, .. } if event.control.is_terminal() => {
@@ -124,24 +126,24 @@ async fn delta(reader: &mut Reader) -> Arc<Delta> {
 }
 
 /// Reads all deltas up to an event of this kind, pieces joined.
-async fn story(reader: &mut Reader, until: &str) -> String {
-    let mut story = String::new();
+async fn read_until(reader: &mut Reader, until: &str) -> String {
+    let mut deltas = String::new();
     let mut pieces = String::new();
     loop {
         let delta = delta(reader).await;
         if let Change::Text { offset, text } = &delta.change {
-            assert_eq!(*offset, pieces.len() as u64, "a hole or a double in {story}");
+            assert_eq!(*offset, pieces.len() as u64, "a hole or a double in {deltas}");
             pieces.push_str(text);
             continue;
         }
         if !pieces.is_empty() {
-            write!(story, " [{pieces}]").unwrap();
+            write!(deltas, " [{pieces}]").unwrap();
             pieces.clear();
         }
-        let word = word(&delta);
-        write!(story, " {word}").unwrap();
+        let word = short_form(&delta);
+        write!(deltas, " {word}").unwrap();
         if word.starts_with(until) {
-            return story.trim().to_owned();
+            return deltas.trim().to_owned();
         }
     }
 }
@@ -152,8 +154,8 @@ async fn two_replicas_tell_the_same_story(url: &str) {
         let session = SessionId::random();
         let mut far = there.reader(session, None).await;
         here.whole_turn(session, "hello", &["one ", "zwei ", "三 ", "🏳️‍🌈"]).await;
-        let told = story(&mut far, "ended").await;
-        assert_eq!(told, "accepted started [one zwei 三 🏳️‍🌈] done ended(one zwei 三 🏳️‍🌈)");
+        let deltas = read_until(&mut far, "ended").await;
+        assert_eq!(deltas, "accepted started [one zwei 三 🏳️‍🌈] done ended(one zwei 三 🏳️‍🌈)");
         let page = there.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
         let contents: Vec<_> = page.messages.iter().map(|m| m.content.as_str()).collect();
         assert_eq!(contents, ["hello", "one zwei 三 🏳️‍🌈"]);
@@ -188,12 +190,12 @@ async fn a_reader_resumes_from_any_cursor_without_a_hole_or_a_double() {
     let (turn, _) = replica.accept(session, "second").await;
     replica.answer(&turn, &["gamma ", "delta ", "epsilon"]).await;
     let mut seen: Vec<Arc<Delta>> = Vec::new();
-    while seen.last().is_none_or(|last| !word(last).ends_with("epsilon")) {
+    while seen.last().is_none_or(|last| !short_form(last).ends_with("epsilon")) {
         seen.push(delta(&mut live).await);
     }
     let text_or_word = |delta: &Delta| match &delta.change {
         Change::Text { text, .. } => text.clone(),
-        _ => word(delta),
+        _ => short_form(delta),
     };
     let other = Replica::on(&redis.url()).await;
     replica.finish(&turn, "gamma delta epsilon".len()).await;
@@ -261,7 +263,7 @@ async fn a_cancel_that_is_repeated_after_a_lost_reply_stops_no_other_turn() {
     let session = SessionId::random();
     let (running, _) = replica.accept(session, "running").await;
     let (waiting, _) = replica.accept(session, "waiting").await;
-    let any = wish(session);
+    let any = cancellation(session);
     let met = CancelReply::Running(running.generation);
     assert_eq!(replica.store.cancel(&any).await.unwrap(), met);
     // Meanwhile another event happens in the session.
@@ -386,11 +388,11 @@ async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     replica.answer(&turn, &["hello"]).await;
     let mut stranger = turn.clone();
     stranger.fence = jarvis::session::store::Fence(uuid::Uuid::new_v4());
-    assert_eq!(replica.store.append(&stranger, MARK, 5, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.append(&stranger, REVISION, 5, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
-    assert_eq!(replica.store.append(&turn, MARK, 0, "hello").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, MARK, 3, "lo").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, MARK, 9, "x").await.unwrap(), Written::Hole(5));
+    assert_eq!(replica.store.append(&turn, REVISION, 0, "hello").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, REVISION, 3, "lo").await.unwrap(), Written::Ok);
+    assert_eq!(replica.store.append(&turn, REVISION, 9, "x").await.unwrap(), Written::Hole(5));
     assert_eq!(replica.finish(&turn, 6).await, Written::Hole(5));
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok);
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok, "a repeat after a lost reply");
@@ -432,22 +434,22 @@ async fn the_first_of_cancel_and_finish_wins_and_the_text_so_far_is_kept() {
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["so far"]).await;
     let (waiting, _) = replica.accept(session, "waits").await;
-    let cancelled = replica.store.cancel(&wish(session)).await.unwrap();
+    let cancelled = replica.store.cancel(&cancellation(session)).await.unwrap();
     assert_eq!(cancelled, CancelReply::Running(turn.generation));
-    assert_eq!(replica.store.append(&turn, MARK, 6, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.append(&turn, REVISION, 6, "!").await.unwrap(), Written::Fenced);
     assert_eq!(replica.finish(&turn, 6).await, Written::Fenced);
-    let told = story(&mut reader, "cancelled").await;
-    assert_eq!(told, "accepted started [so far] accepted cancelled(so far)");
+    let deltas = read_until(&mut reader, "cancelled").await;
+    assert_eq!(deltas, "accepted started [so far] accepted cancelled(so far)");
     let page = replica.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
     assert_eq!(page.messages[1].content, "so far");
     assert_eq!(page.messages[1].status, Some(Status::Cancelled));
     assert_eq!(page.messages[1].generation_id, Some(turn.generation));
     assert_eq!(page.messages[1].id, turn.generation.0);
     assert_eq!(page.messages[1].model.as_deref(), Some("m \"quoted\""));
-    let cancelled = replica.store.cancel(&wish(session)).await.unwrap();
+    let cancelled = replica.store.cancel(&cancellation(session)).await.unwrap();
     assert_eq!(cancelled, CancelReply::Waiting(waiting.generation));
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
-    let nothing = replica.store.cancel(&wish(session)).await.unwrap();
+    let nothing = replica.store.cancel(&cancellation(session)).await.unwrap();
     assert_eq!(nothing, CancelReply::Nothing);
 }
 
@@ -504,18 +506,16 @@ async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_gets_its_r
     redis.remember();
     let first = here.store.accept(&Proposal::new(&owner, session, &keyed)).await.unwrap();
     let Acceptance::New { turn: first, .. } = first else { panic!("not accepted") };
-    let told = here.store.read(&owner, session, ReadFrom::Cursor(Cursor::START, 0)).await.unwrap();
-    let ReadOutcome::Window { window: told, .. } = told else { panic!("nothing was told") };
+    let outcome =
+        here.store.read(&owner, session, ReadFrom::Cursor(Cursor::START, 0)).await.unwrap();
+    let ReadOutcome::Window { window, .. } = outcome else { panic!("no window") };
     redis.lose_what_came_since();
-    let again = loop {
-        let proposal = Proposal::new(&owner, session, &keyed);
-        if let Ok(Acceptance::New { turn, .. }) = there.store.accept(&proposal).await {
-            break turn;
-        }
-    };
+    let proposal = Proposal::new(&owner, session, &keyed);
+    let again = retried(async || there.store.accept(&proposal).await).await;
+    let Acceptance::New { turn: again, .. } = again else { panic!("{again:?}") };
     assert_eq!(again.generation, first.generation);
-    // A reader that got the end continues from there; the other one gets it from the store.
-    let read = there.store.read(&owner, session, ReadFrom::Cursor(told.end(), 0)).await.unwrap();
+    // A reader that got the first event continues from it; the first holder leaves the turn.
+    let read = there.store.read(&owner, session, ReadFrom::Cursor(window.end(), 0)).await.unwrap();
     assert!(matches!(read, ReadOutcome::Window { .. }), "{read:?}");
     assert_eq!(here.store.restore(&first).await.unwrap(), Restored::Gone);
     let repeated = here.store.accept(&Proposal::new(&owner, session, &keyed)).await.unwrap();
@@ -545,13 +545,13 @@ async fn a_session_of_another_owner_looks_like_none() {
     assert!(matches!(chat, Err(StoreError::Absent)));
     let mut stolen = turn;
     stolen.owner = thief.clone();
-    assert_eq!(store.append(&stolen, MARK, 0, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(store.append(&stolen, REVISION, 0, "x").await.unwrap(), Written::Fenced);
     let mut listening = replica.feeds.reader(&thief, session, None).await.unwrap();
     let mut mine = replica.reader(session, None).await;
     replica.whole_turn(session, "again", &["another secret"]).await;
-    story(&mut mine, "ended").await;
+    read_until(&mut mine, "ended").await;
     let heard = tokio::time::timeout(Duration::from_millis(300), listening.next()).await;
-    assert!(heard.is_err(), "a stranger was told {heard:?}");
+    assert!(heard.is_err(), "a stranger got {heard:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -561,27 +561,28 @@ async fn clear_stops_the_running_turn_and_delete_leaves_cursors_that_never_come_
     let session = SessionId::random();
     let mut reader = replica.reader(session, None).await;
     replica.whole_turn(session, "q", &["a"]).await;
-    story(&mut reader, "ended").await;
+    read_until(&mut reader, "ended").await;
     let (running, _) = replica.accept(session, "r").await;
     replica.answer(&running, &["part"]).await;
     let (waiting, _) = replica.accept(session, "w").await;
     // A late reader would read the events that the clear has left.
-    let before = [story(&mut reader, "accepted").await, story(&mut reader, "accepted").await];
+    let before =
+        [read_until(&mut reader, "accepted").await, read_until(&mut reader, "accepted").await];
     assert_eq!(
         replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap(),
         3
     );
-    assert_eq!(replica.store.append(&running, MARK, 4, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(replica.store.append(&running, REVISION, 4, "x").await.unwrap(), Written::Fenced);
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
-    let told = format!("{} {}", before.join(" "), story(&mut reader, "cleared").await);
+    let deltas = format!("{} {}", before.join(" "), read_until(&mut reader, "cleared").await);
     let expected = "accepted started [part] accepted cancelled(part) cancelled() cleared";
-    assert_eq!(told, expected);
+    assert_eq!(deltas, expected);
     let before = reader.cursor();
     replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, true)).await.unwrap();
     let gone = replica.store.describe(&Owner::Anonymous, session).await;
     assert!(matches!(gone, Err(StoreError::Absent)));
     replica.whole_turn(session, "new life", &["b"]).await;
-    story(&mut reader, "ended").await;
+    read_until(&mut reader, "ended").await;
     assert!(reader.cursor().events > before.events + 1);
 }
 
@@ -598,11 +599,11 @@ async fn a_late_reader_gets_the_end_of_a_cleared_turn_and_no_text_of_a_deleted_s
         let halfway = halfway.cursor();
         here.store.clear(&mut Clearing::new(&Owner::Anonymous, session, delete)).await.unwrap();
         let mut late = there.reader(session, Some(Cursor::START)).await;
-        let told = story(&mut late, "cleared").await;
-        assert_eq!(told, "accepted started cancelled() cleared");
+        let deltas = read_until(&mut late, "cleared").await;
+        assert_eq!(deltas, "accepted started cancelled() cleared");
         // The text of the answer is gone with it.
         let mut late = there.reader(session, Some(halfway)).await;
-        assert_eq!(story(&mut late, "cleared").await, "restart(0) cancelled() cleared");
+        assert_eq!(read_until(&mut late, "cleared").await, "restart(0) cancelled() cleared");
         let events = redis.cli(&["KEYS", &format!("*{session}:events")]);
         let kept = redis.cli(&["LRANGE", events.trim(), "0", "-1"]);
         assert!(kept.contains("cleared"), "{kept}");
@@ -632,11 +633,11 @@ async fn a_turn_is_read_from_its_beginning_when_that_event_is_no_longer_kept() {
     assert_eq!(there.store.answer_so_far(&turn).await.unwrap(), "one ");
     let mut reader = there.reader(session, None).await;
     assert!(reader.is_recovered());
-    assert_eq!(word(&*delta(&mut reader).await), "0:one ");
-    assert_eq!(here.store.append(&turn, MARK, 4, "two").await.unwrap(), Written::Ok);
-    assert_eq!(word(&*delta(&mut reader).await), "4:two");
+    assert_eq!(short_form(&*delta(&mut reader).await), "0:one ");
+    assert_eq!(here.store.append(&turn, REVISION, 4, "two").await.unwrap(), Written::Ok);
+    assert_eq!(short_form(&*delta(&mut reader).await), "4:two");
     assert_eq!(here.finish(&turn, 7).await, Written::Ok);
-    assert_eq!(story(&mut reader, "ended").await, "done ended(one two)");
+    assert_eq!(read_until(&mut reader, "ended").await, "done ended(one two)");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -657,7 +658,7 @@ async fn a_queue_position_that_is_published_before_the_session_is_known_is_not_l
     let queued = format!("q{} 3 -", uuid::Uuid::new_v4());
     redis.cli(&["SPUBLISH", channel.trim(), &queued]);
     replica.accept(session, "q").await;
-    assert_eq!(word(&*delta(&mut reader).await), "accepted");
+    assert_eq!(short_form(&*delta(&mut reader).await), "accepted");
     assert!(matches!(delta(&mut reader).await.change, Change::QueuePosition(_)));
 }
 
@@ -669,14 +670,14 @@ async fn a_lost_hint_is_made_up_for_after_a_second_without_hints() {
     let mut reader = replica.reader(session, None).await;
     let (turn, _) = replica.accept(session, "q").await;
     replica.answer(&turn, &["one "]).await;
-    assert_eq!(word(&*delta(&mut reader).await), "accepted");
-    assert_eq!(word(&*delta(&mut reader).await), "started");
-    assert_eq!(word(&*delta(&mut reader).await), "0:one ");
+    assert_eq!(short_form(&*delta(&mut reader).await), "accepted");
+    assert_eq!(short_form(&*delta(&mut reader).await), "started");
+    assert_eq!(short_form(&*delta(&mut reader).await), "0:one ");
     // The answer grows without a hint on the channel.
     let keys = redis.cli(&["KEYS", "*:answer"]);
     redis.cli(&["APPEND", keys.trim(), "two"]);
     let silent_since = Instant::now();
-    assert_eq!(word(&*delta(&mut reader).await), "4:two");
+    assert_eq!(short_form(&*delta(&mut reader).await), "4:two");
     assert!(silent_since.elapsed() < Duration::from_secs(3), "{:?}", silent_since.elapsed());
 }
 
@@ -687,24 +688,15 @@ async fn stored_turns_survive_a_crash_of_redis_and_readers_continue() {
     let session = SessionId::random();
     let mut reader = replica.reader(session, None).await;
     replica.whole_turn(session, "before", &["a"]).await;
-    story(&mut reader, "ended").await;
+    read_until(&mut reader, "ended").await;
     redis.restart();
-    let mut turn = None;
-    let accepted = eventually(LIMIT, async || {
-        let new = new_turn("after");
-        let proposal = Proposal::new(&Owner::Anonymous, session, &new);
-        match replica.store.accept(&proposal).await {
-            Ok(Acceptance::New { turn: new, .. }) => turn = Some(new),
-            Ok(other) => panic!("{other:?}"),
-            Err(_) => {}
-        }
-        turn.is_some()
-    });
-    assert!(accepted.await, "no write after the restart");
-    let turn = turn.expect("a turn");
+    let new = new_turn("after");
+    let proposal = Proposal::new(&Owner::Anonymous, session, &new);
+    let accepted = retried(async || replica.store.accept(&proposal).await).await;
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     replica.answer(&turn, &["b"]).await;
     replica.finish(&turn, 1).await;
-    assert_eq!(story(&mut reader, "ended").await, "accepted started [b] done ended(b)");
+    assert_eq!(read_until(&mut reader, "ended").await, "accepted started [b] done ended(b)");
     let page = replica.store.page(&Owner::Anonymous, session, 0, 50).await.unwrap();
     assert_eq!(page.messages.len(), 4);
 }
@@ -857,7 +849,7 @@ async fn an_answer_is_found_by_its_generation_and_a_message_by_its_id_however_ol
     // A reader that was there before gets the rest of that answer, although 600 messages follow.
     let mut reader = replica.reader(session, Some(Cursor::START)).await;
     assert_eq!(
-        story(&mut reader, "ended").await,
+        read_until(&mut reader, "ended").await,
         "accepted started [the answer] done ended(the answer)"
     );
     store.clear(&mut Clearing::new(&owner, session, false)).await.unwrap();
@@ -875,7 +867,7 @@ async fn each_message_is_stored_with_the_number_of_the_one_before_it() {
     replica.whole_turn(session, "first", &["a"]).await;
     let (turn, _) = replica.accept(session, "second").await;
     replica.answer(&turn, &["b"]).await;
-    replica.store.cancel(&wish(session)).await.unwrap();
+    replica.store.cancel(&cancellation(session)).await.unwrap();
     let key = |name: &str| format!("{}:{name}", channel(session));
     let path = || -> Vec<String> {
         let path = redis.cli(&["LRANGE", &key("path"), "0", "-1"]);

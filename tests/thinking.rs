@@ -47,25 +47,25 @@ impl Fleet {
 
     /// Returns the reasoning and the answer of the script.
     async fn expected(&self, message: &str) -> (String, String) {
-        let asked = json!({"model": MODEL, "think": true, "stream": false,
+        let request = json!({"model": MODEL, "think": true, "stream": false,
             "options": {"num_predict": 1000},
             "messages": [{"role": "user", "content": message}]});
-        let said = post(&self.ollama, "/api/chat", &asked).await.body;
-        let part = |name: &str| said["message"][name].as_str().expect("a text").to_owned();
-        let (thoughts, answer) = (part("thinking"), part("content"));
-        assert!(!thoughts.is_empty() && !answer.is_empty());
-        (thoughts, answer)
+        let reply = post(&self.ollama, "/api/chat", &request).await.body;
+        let part = |name: &str| reply["message"][name].as_str().expect("a text").to_owned();
+        let (reasoning, answer) = (part("thinking"), part("content"));
+        assert!(!reasoning.is_empty() && !answer.is_empty());
+        (reasoning, answer)
     }
 }
 
-fn asked(message: &str) -> Value {
+fn reasoning_turn(message: &str) -> Value {
     json!({"type": "chat", "message": message, "think": true})
 }
 
 /// The text of a client: it appends at the offset of each piece, and takes back.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
-    thoughts: String,
+    reasoning: String,
     answer: String,
 }
 
@@ -77,13 +77,13 @@ impl Seen {
                     let from = event["from"].as_u64().expect("a length") as usize;
                     self.answer.truncate(from);
                     if from == 0 {
-                        self.thoughts.clear();
+                        self.reasoning.clear();
                     }
                     continue;
                 }
                 Some("stream_thinking") => {
                     assert_eq!(self.answer, "", "a thought after the answer: {event}");
-                    &mut self.thoughts
+                    &mut self.reasoning
                 }
                 Some("stream_chunk") if event["done"] == false => &mut self.answer,
                 _ => continue,
@@ -104,10 +104,10 @@ fn seen(events: &[Value]) -> Seen {
 async fn reasoning_comes_before_the_answer_and_is_kept_apart_from_it() {
     let fleet = Fleet::of(2, "300").await;
     let message = "[[tokens=30 think=40]] why?";
-    let (thoughts, answer) = fleet.expected(message).await;
+    let (reasoning, answer) = fleet.expected(message).await;
     let ((mut socket, _), (mut whole, _)) =
         (fleet.socket(0, None).await, fleet.socket(1, None).await);
-    socket.say(&asked(message)).await;
+    socket.say(&reasoning_turn(message)).await;
     let (events, elsewhere) = (socket.until("stream_end").await, whole.until("stream_end").await);
     let order =
         ["message_received", "stream_start", "stream_thinking", "stream_chunk", "stream_end"];
@@ -116,14 +116,14 @@ async fn reasoning_comes_before_the_answer_and_is_kept_apart_from_it() {
     assert_eq!(seen(&elsewhere), seen(&events), "the same on every replica");
     assert!(events.iter().filter(|event| event["type"] == "stream_thinking").count() > 10);
     assert!(events.iter().all(|event| event["cursor"].is_string()));
-    assert_eq!(seen(&events), Seen { thoughts: thoughts.clone(), answer: answer.clone() });
+    assert_eq!(seen(&events), Seen { reasoning: reasoning.clone(), answer: answer.clone() });
     let end = events.last().expect("an end");
     assert_eq!(end["full_response"], answer.as_str());
     // The stored answer has the same.
     for replica in [0, 1] {
         let history = fleet.history(replica).await;
         assert_eq!(history[1]["content"], answer.as_str());
-        assert_eq!(history[1]["thinking"], thoughts.as_str());
+        assert_eq!(history[1]["thinking"], reasoning.as_str());
         assert!(history[0]["thinking"].is_null());
     }
     // The answer in one piece has the same: over a socket, and over REST.
@@ -135,14 +135,14 @@ async fn reasoning_comes_before_the_answer_and_is_kept_apart_from_it() {
     let body = json!({"message": message, "session_id": fleet.session, "think": true});
     let reply = post(&fleet.replicas[1], "/api/v1/chat/", &body).await;
     assert_eq!(reply.body["response"], answer.as_str());
-    assert_eq!(reply.body["thinking"], thoughts.as_str());
+    assert_eq!(reply.body["thinking"], reasoning.as_str());
 }
 
 #[tokio::test]
 async fn a_repeated_request_gets_the_reasoning_of_the_stored_answer() {
     let fleet = Fleet::of(2, "0").await;
     let message = "[[tokens=20 think=20]] why?";
-    let (thoughts, answer) = fleet.expected(message).await;
+    let (reasoning, answer) = fleet.expected(message).await;
     let key = Uuid::new_v4().to_string();
     let body = json!({"message": message, "session_id": fleet.session, "think": true});
     for replica in &fleet.replicas {
@@ -150,7 +150,7 @@ async fn a_repeated_request_gets_the_reasoning_of_the_stored_answer() {
         let reply = send(http().post(url).header("idempotency-key", &key).json(&body)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert_eq!(reply.body["response"], answer.as_str());
-        assert_eq!(reply.body["thinking"], thoughts.as_str());
+        assert_eq!(reply.body["thinking"], reasoning.as_str());
     }
     assert_eq!(fleet.history(0).await.len(), 2, "one turn");
 }
@@ -158,19 +158,19 @@ async fn a_repeated_request_gets_the_reasoning_of_the_stored_answer() {
 #[tokio::test]
 async fn reasoning_that_was_not_requested_is_not_shown() {
     let fleet = Fleet::of(1, "0").await;
-    let (thoughts, answer) = fleet.expected("[[unasked tokens=20 think=40]] why?").await;
+    let (reasoning, answer) = fleet.expected("[[unasked tokens=20 think=40]] why?").await;
     let message = "[[unasked tokens=20 think=40]] why?";
     // The host does send reasoning.
-    let asked = json!({"model": MODEL, "think": false, "stream": false,
+    let request = json!({"model": MODEL, "think": false, "stream": false,
         "messages": [{"role": "user", "content": message}]});
-    let said = post(&fleet.ollama, "/api/chat", &asked).await.body;
-    assert_eq!(said["message"]["thinking"], thoughts.as_str());
+    let reply = post(&fleet.ollama, "/api/chat", &request).await.body;
+    assert_eq!(reply["message"]["thinking"], reasoning.as_str());
     let replica = &fleet.replicas[0];
     let (mut socket, _) = fleet.socket(0, None).await;
     socket.say(&json!({"type": "chat", "message": message})).await;
     let events = socket.until("stream_end").await;
     assert_eq!(kinds(&events), ["message_received", "stream_start", "stream_chunk", "stream_end"]);
-    assert_eq!(seen(&events), Seen { thoughts: String::new(), answer: answer.clone() });
+    assert_eq!(seen(&events), Seen { reasoning: String::new(), answer: answer.clone() });
     assert_eq!(events.last().expect("an end")["full_response"], answer.as_str());
     let reply = chat(replica, &fleet.session, message).await;
     assert_eq!(reply.body["response"], answer.as_str());
@@ -179,7 +179,7 @@ async fn reasoning_that_was_not_requested_is_not_shown() {
     let request = http().post(format!("{}/api/v1/chat/", replica.url)).json(&body);
     let text = request.send().await.expect("a response").text().await.expect("a body");
     let (events, _) = server_sent(&text);
-    assert_eq!(seen(&events), Seen { thoughts: String::new(), answer: answer.clone() });
+    assert_eq!(seen(&events), Seen { reasoning: String::new(), answer: answer.clone() });
     assert!(!events.iter().any(|event| event["type"] == "stream_thinking"), "{text}");
     let history = fleet.history(0).await;
     assert_eq!(history.len(), 6);
@@ -199,7 +199,7 @@ async fn reasoning_is_never_sent_back_to_the_model() {
     chat(&fleet.replicas[0], &fleet.session, "second").await;
     let requests = get(&fleet.ollama, "/sim/requests").await.body;
     let requests = requests["requests"].as_array().expect("requests");
-    let last = requests.iter().rfind(|asked| asked["messages"].is_array()).expect("a request");
+    let last = requests.iter().rfind(|request| request["messages"].is_array()).expect("a request");
     let expected = json!([
         {"role": "user", "content": message},
         {"role": "assistant", "content": answer},
@@ -208,7 +208,7 @@ async fn reasoning_is_never_sent_back_to_the_model() {
     assert_eq!(last["messages"], expected);
     assert_eq!(
         last["request"]["think"], false,
-        "thoughts are only asked for where they are wanted"
+        "reasoning is requested only where the turn wants it"
     );
     let history = fleet.history(0).await;
     assert!(history[3]["thinking"].is_null());
@@ -232,23 +232,23 @@ async fn a_model_that_does_not_reason_just_answers() {
 async fn a_reader_resumes_in_the_middle_of_the_reasoning_from_another_replica() {
     let fleet = Fleet::of(2, "100").await;
     let message = "[[tokens=40 think=80]] why?";
-    let (thoughts, answer) = fleet.expected(message).await;
+    let (reasoning, answer) = fleet.expected(message).await;
     let (mut asking, _) = fleet.socket(0, None).await;
     let (mut first, _) = fleet.socket(0, None).await;
-    asking.say(&asked(message)).await;
+    asking.say(&reasoning_turn(message)).await;
     let mut events = first.until("stream_thinking").await;
     for _ in 0..5 {
         events.push(first.event().await);
     }
     let mut held = seen(&events);
-    assert!(!held.thoughts.is_empty() && held.thoughts.len() < thoughts.len());
+    assert!(!held.reasoning.is_empty() && held.reasoning.len() < reasoning.len());
     drop(first);
     // The events come live, and again after the end: over WebSocket and as server-sent events.
     let cursor = events.last().expect("an event")["cursor"].clone();
     let (mut second, connection) = fleet.socket(1, Some(&cursor)).await;
     assert_eq!(connection["recovered"], true);
     held.take_in(&second.until("stream_end").await);
-    let expected = Seen { thoughts, answer };
+    let expected = Seen { reasoning, answer };
     assert_eq!(held, expected);
     let (mut third, _) = fleet.socket(1, Some(&cursor)).await;
     let mut held = seen(&events);
@@ -268,21 +268,21 @@ async fn a_reader_resumes_in_the_middle_of_the_reasoning_from_another_replica() 
 async fn a_history_has_the_reasoning_of_a_running_answer() {
     let fleet = Fleet::of(1, "100").await;
     let message = "[[tokens=30 think=60]] why?";
-    let (thoughts, answer) = fleet.expected(message).await;
+    let (reasoning, answer) = fleet.expected(message).await;
     let (mut asking, _) = fleet.socket(0, None).await;
-    asking.say(&asked(message)).await;
+    asking.say(&reasoning_turn(message)).await;
     let mut events = asking.until("stream_thinking").await;
     // A text that is no cursor gets a snapshot.
     let (mut late, connection) = fleet.socket(0, Some(&json!("1-9-9-0-0"))).await;
     assert_eq!(connection["recovered"], false);
     let history = late.event().await;
     let so_far = &history["answer"];
-    let held = so_far["thinking"].as_str().expect("thoughts so far");
-    assert!(thoughts.starts_with(held) && !held.is_empty(), "{history}");
+    let held = so_far["thinking"].as_str().expect("reasoning so far");
+    assert!(reasoning.starts_with(held) && !held.is_empty(), "{history}");
     assert_eq!((&so_far["content"], &so_far["offset"]), (&json!(""), &json!(0)));
-    let mut rest = Seen { thoughts: held.to_owned(), answer: String::new() };
+    let mut rest = Seen { reasoning: held.to_owned(), answer: String::new() };
     rest.take_in(&late.until("stream_end").await);
-    let expected = Seen { thoughts, answer };
+    let expected = Seen { reasoning, answer };
     assert_eq!(rest, expected);
     events.extend(asking.until("stream_end").await);
     assert_eq!(seen(&events), expected);
@@ -292,8 +292,8 @@ async fn a_history_has_the_reasoning_of_a_running_answer() {
 async fn server_sent_events_and_their_repeat_have_reasoning_and_answer() {
     let fleet = Fleet::of(1, "0").await;
     let message = "[[tokens=30 think=20]] why?";
-    let (thoughts, answer) = fleet.expected(message).await;
-    let expected = Seen { thoughts, answer };
+    let (reasoning, answer) = fleet.expected(message).await;
+    let expected = Seen { reasoning, answer };
     let body = json!({"message": message, "session_id": fleet.session, "think": true,
         "stream": true});
     let key = Uuid::new_v4().to_string();
@@ -315,7 +315,7 @@ async fn server_sent_events_and_their_repeat_have_reasoning_and_answer() {
 async fn a_turn_that_is_cancelled_in_its_reasoning_keeps_it_and_has_no_answer() {
     let fleet = Fleet::of(2, "50").await;
     let (mut socket, _) = fleet.socket(0, None).await;
-    socket.say(&asked("[[tokens=30 think=500]] why?")).await;
+    socket.say(&reasoning_turn("[[tokens=30 think=500]] why?")).await;
     let mut events = socket.until("stream_thinking").await;
     let (mut other, _) = fleet.socket(1, None).await;
     other.say(&json!({"type": "cancel"})).await;
@@ -323,15 +323,15 @@ async fn a_turn_that_is_cancelled_in_its_reasoning_keeps_it_and_has_no_answer() 
     assert_eq!(events.last().expect("an end")["full_response"], "");
     let history = fleet.history(1).await;
     assert_eq!((&history[1]["status"], &history[1]["content"]), (&json!("cancelled"), &json!("")));
-    assert_eq!(history[1]["thinking"], seen(&events).thoughts.as_str());
+    assert_eq!(history[1]["thinking"], seen(&events).reasoning.as_str());
 }
 
 async fn taken_over(message: &str, kill_at: &str) {
     let fleet = Fleet::of(2, "60").await;
-    let (thoughts, answer) = fleet.expected(message).await;
+    let (reasoning, answer) = fleet.expected(message).await;
     let (mut asking, _) = fleet.socket(0, None).await;
     let (mut watching, _) = fleet.socket(1, None).await;
-    asking.say(&asked(message)).await;
+    asking.say(&reasoning_turn(message)).await;
     let mut events = watching.until(kill_at).await;
     for _ in 0..5 {
         events.push(watching.event().await);
@@ -342,13 +342,13 @@ async fn taken_over(message: &str, kill_at: &str) {
         events.iter().filter(|event| event["type"] == "stream_restart").collect();
     assert_eq!(restarts.len(), 1, "it begins anew, once: {restarts:?}");
     assert_eq!(restarts[0]["from"], 0);
-    let expected = Seen { thoughts: thoughts.clone(), answer: answer.clone() };
+    let expected = Seen { reasoning: reasoning.clone(), answer: answer.clone() };
     assert_eq!(seen(&events), expected);
     assert_eq!(events.last().expect("an end")["full_response"], answer.as_str());
     let history = fleet.history(1).await;
     assert_eq!(history.len(), 2);
     assert_eq!(history[1]["content"], answer.as_str());
-    assert_eq!(history[1]["thinking"], thoughts.as_str());
+    assert_eq!(history[1]["thinking"], reasoning.as_str());
     assert_eq!(history[1]["writers"], 2);
 }
 

@@ -217,18 +217,18 @@ async fn a_response_in_one_piece_has_the_reasoning_as_rest_has_it() {
     whole.say(&turn).await;
     let response = whole.until("response").await.pop().expect("a response");
     let streamed = stream.until("stream_end").await;
-    let thoughts: String = streamed
+    let reasoning: String = streamed
         .iter()
         .filter(|event| event["type"] == "stream_thinking")
         .filter_map(|event| event["content"].as_str())
         .collect();
-    assert!(!thoughts.is_empty());
-    assert_eq!(response["thinking"], thoughts.as_str());
+    assert!(!reasoning.is_empty());
+    assert_eq!(response["thinking"], reasoning.as_str());
     assert_eq!(response["content"], joined(&streamed).as_str());
     // A stored turn has the same, and one without continuations has none.
     whole.say(&turn).await;
     let again = whole.until("response").await.pop().expect("a response");
-    assert_eq!(again["thinking"], thoughts.as_str());
+    assert_eq!(again["thinking"], reasoning.as_str());
     turn = json!({"type": "chat", "message": "[[tokens=5]] no", "stream": false});
     whole.say(&turn).await;
     let plain = whole.until("response").await;

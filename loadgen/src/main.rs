@@ -213,9 +213,9 @@ struct BenchArguments {
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => load(&run).await,
-        Command::Chaos(arguments) => until_asked_to_stop(chaos(&arguments)).await,
-        Command::Roll(arguments) => until_asked_to_stop(roll(&arguments)).await,
-        Command::Bench(arguments) => Box::pin(until_asked_to_stop(bench(&arguments))).await,
+        Command::Chaos(arguments) => until_signal(chaos(&arguments)).await,
+        Command::Roll(arguments) => until_signal(roll(&arguments)).await,
+        Command::Bench(arguments) => Box::pin(until_signal(bench(&arguments))).await,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -245,9 +245,7 @@ async fn load(run: &Run) -> anyhow::Result<bool> {
 }
 
 /// A signal ends the run in order, as its own end does: the fleet must be stopped.
-async fn until_asked_to_stop(
-    run: impl Future<Output = anyhow::Result<bool>>,
-) -> anyhow::Result<bool> {
+async fn until_signal(run: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         done = run => done,
@@ -257,57 +255,58 @@ async fn until_asked_to_stop(
 }
 
 async fn chaos(arguments: &ChaosArguments) -> anyhow::Result<bool> {
-    let seed = arguments.load.seed();
-    let place = Place::of(&arguments.fleet, seed)?;
+    let folder = RunFolder::create(&arguments.fleet, &arguments.load)?;
     let report = loadgen::chaos::run(Chaos {
         binaries: binaries(arguments.fleet.binaries.as_ref())?,
-        dir: place.path.clone(),
+        dir: folder.path.clone(),
         redis: arguments.fleet.redis,
         spared: arguments.spare.clone(),
-        load: arguments.load.options(Vec::new(), seed, arguments.seconds),
+        load: arguments.load.options(Vec::new(), folder.seed, arguments.seconds),
         failed_percent: arguments.load.failed.unwrap_or(CHAOS_FAILED_PERCENT),
     })
     .await?;
-    println!("{}", report.table());
     write_json(arguments.load.json.as_ref(), &report)?;
-    Ok(place.leave(report.clients.broken.is_empty(), seed))
+    Ok(folder.finish(&report.table(), &report.clients))
 }
 
 async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
-    let seed = arguments.load.seed();
-    let place = Place::of(&arguments.fleet, seed)?;
+    let folder = RunFolder::create(&arguments.fleet, &arguments.load)?;
     let report = loadgen::roll::run(Roll {
         binaries: binaries(arguments.fleet.binaries.as_ref())?,
-        dir: place.path.clone(),
+        dir: folder.path.clone(),
         redis: arguments.fleet.redis,
         rounds: arguments.rounds,
-        load: arguments.load.options(Vec::new(), seed, 0),
+        load: arguments.load.options(Vec::new(), folder.seed, 0),
     })
     .await?;
-    println!("{}", report.table());
     write_json(arguments.load.json.as_ref(), &report)?;
-    Ok(place.leave(report.clients.broken.is_empty(), seed))
+    Ok(folder.finish(&report.table(), &report.clients))
 }
 
-/// The folder of a run's logs and data.
-struct Place {
+/// The seed of a run, and the folder of its logs and data.
+struct RunFolder {
+    seed: u64,
     path: PathBuf,
     temporary: TempDir,
 }
 
-impl Place {
-    fn of(arguments: &FleetArguments, seed: u64) -> anyhow::Result<Self> {
+impl RunFolder {
+    fn create(arguments: &FleetArguments, load: &Load) -> anyhow::Result<Self> {
+        let seed = load.seed();
         let temporary = tempfile::Builder::new().prefix("jarvis-loadgen-").tempdir()?;
         let path = arguments.dir.clone().unwrap_or_else(|| temporary.path().to_owned());
         std::fs::create_dir_all(&path)?;
         eprintln!("seed {seed}, logs in {}", path.display());
-        Ok(Self { path, temporary })
+        Ok(Self { seed, path, temporary })
     }
 
-    /// Keeps the folder after a failure.
-    fn leave(self, good: bool, seed: u64) -> bool {
+    /// Prints the table, and returns whether no promise was broken; keeps the folder otherwise.
+    fn finish(self, table: &str, clients: &Report) -> bool {
+        println!("{table}");
+        let good = clients.broken.is_empty();
         if !good {
             let _ = self.temporary.keep();
+            let seed = self.seed;
             println!("  seed {seed} repeats the faults; the logs are in {}", self.path.display());
         }
         good

@@ -6,6 +6,9 @@ use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::TurnSpec;
 use jarvis::session::model::Reasoning;
 
+use super::eventually;
+use super::process::LIMIT;
+
 /// Returns the connection settings of a Redis.
 pub fn options(url: &str) -> RedisOptions {
     let command_timeout = Duration::from_secs(5);
@@ -32,4 +35,15 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         message_id: None,
         source: String::new(),
     }
+}
+
+/// Repeats a call until it succeeds: a failover breaks connections.
+pub async fn retried<T, E>(mut call: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let mut reply = None;
+    let succeeded = eventually(LIMIT, async || {
+        reply = call().await.ok();
+        reply.is_some()
+    });
+    assert!(succeeded.await, "no call succeeds in time");
+    reply.expect("a reply")
 }
