@@ -27,7 +27,7 @@ pub struct FieldError {
 }
 
 /// The kind and the text of the error for a nil UUID.
-pub const NIL: (&str, &str) = ("uuid_nil", "must not be the nil UUID: everybody knows it");
+pub const NIL: (&str, &str) = ("uuid_nil", "must not be the nil UUID, which any client can guess");
 
 impl FieldError {
     /// Creates an error for `field` in `part` of the request.
