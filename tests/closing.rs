@@ -239,6 +239,23 @@ async fn messages_that_a_client_sends_right_before_it_leaves_are_carried_out() {
 }
 
 #[tokio::test]
+async fn requests_for_a_reply_alone_do_not_displace_a_chat_right_before_the_end_of_a_socket() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    for how in [Leave::Close, Leave::HalfClose, Leave::Vanish].repeat(3) {
+        let session = Uuid::new_v4();
+        let mut messages = vec![json!({"type": "ping"}); 40];
+        messages.push(json!({"message": "[[tokens=1]] last"}));
+        say_and_leave(replica, session, &messages, how).await;
+        let path = format!("/api/v1/chat/sessions/{session}");
+        let kept = eventually(LIMIT, async || {
+            let history = get(replica, &path).await;
+            history.status == 200 && history.body["messages"][0]["content"] == "[[tokens=1]] last"
+        });
+        assert!(kept.await, "{how:?}: the chat is lost");
+    }
+}
+
+#[tokio::test]
 async fn a_cancel_right_before_the_end_of_a_socket_is_carried_out() {
     let Setup { replica, .. } = &setup("50", &[]).await;
     for how in [Leave::Close, Leave::HalfClose, Leave::Vanish].repeat(3) {

@@ -113,6 +113,29 @@ async fn a_refused_request_whose_body_is_beyond_the_bound_gets_its_response_and_
 }
 
 #[tokio::test]
+async fn a_refusal_beyond_the_bound_reaches_a_client_that_offers_an_upgrade() {
+    let Setup { replica, .. } = &guarded("0").await;
+    let piece = vec![b'x'; 50_000];
+    for (path, protocol) in [("/nowhere", "foo"), ("/nowhere", "h2c"), ("/nowhere", "websocket")] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n\
+             Upgrade: {protocol}\r\nContent-Length: {TOO_LONG}\r\n\r\n"
+        );
+        for _ in 0..5 {
+            let mut raw = Raw::connect(replica).await;
+            raw.write(head.as_bytes()).await.expect("an open connection");
+            let response = raw.response().await.expect("a response");
+            assert_eq!((response.status, response.closes()), (404, true), "{protocol}");
+            for _ in 0..TOO_LONG / piece.len() {
+                raw.write(&piece).await.expect("no reset while the client still sends");
+            }
+            raw.half_close().await;
+            assert_eq!(raw.rest().await.expect("an end and no reset"), "", "{protocol}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_beyond_the_bound_reaches_a_client_that_pipelines() {
     let Setup { replica, .. } = &guarded("0").await;
     let live = "GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";

@@ -235,3 +235,11 @@ impl AsyncWrite for TimedStream {
         close.poll(client, context)
     }
 }
+
+impl Drop for TimedStream {
+    fn drop(&mut self) {
+        if !self.close.has_begun() {
+            self.client.close_dropped();
+        }
+    }
+}

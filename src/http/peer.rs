@@ -1,7 +1,7 @@
 //! The connection to one client: whether the client still sends, whether it is still connected, and
 //! how the connection is closed without losing the last response.
 
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,8 @@ pub struct ClientConnection {
     /// Whether the last request was read to its end. Bytes of the next request may have arrived with
     /// it, which shows only when the parser reads again.
     request_read: AtomicBool,
+    /// Whether a response was given to a request that will not be read to its end.
+    refused_unread: AtomicBool,
     /// Running requests of HTTP/2, and one more once HTTP/2 has begun.
     streams: AtomicUsize,
     /// Wakes the one task that waits for the connection to be idle.
@@ -49,6 +52,7 @@ impl ClientConnection {
             stream,
             unread: AtomicBool::new(false),
             request_read: AtomicBool::new(false),
+            refused_unread: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
             streams_changed: Notify::new(),
         }
@@ -64,6 +68,20 @@ impl ClientConnection {
     pub fn set_unread(&self) {
         self.request_read.store(false, Ordering::Relaxed);
         self.unread.store(true, Ordering::Relaxed);
+        self.refused_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes a connection in the background that is dropped without a close after a request that
+    /// will not be read: hyper drops one whose request offered an upgrade that was refused.
+    pub fn close_dropped(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.refused_unread.load(Ordering::Relaxed) {
+            let client = Arc::clone(self);
+            runtime.spawn(async move {
+                let mut close = OrderlyClose::default();
+                let _ = poll_fn(|context| close.poll(&client, context)).await;
+            });
+        }
     }
 
     /// Records that the client uses HTTP/2.
@@ -179,6 +197,11 @@ pub struct OrderlyClose {
 }
 
 impl OrderlyClose {
+    /// Whether the close has begun.
+    pub fn has_begun(&self) -> bool {
+        self.is_writing_ended
+    }
+
     /// Ends the stream of bytes to the client, and lingers where bytes of the client are unread.
     pub fn poll(
         &mut self,

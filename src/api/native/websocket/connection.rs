@@ -135,6 +135,8 @@ impl Connection {
     fn enqueue(&mut self, packet: &Packet) {
         if let Packet::Text(text) = packet
             && let Ok(message) = wire::parse_client_message(text.as_bytes())
+            // A request for a reply alone takes no room of one with an effect.
+            && !message.is_read()
             && self.waiting.len() < WAITING_REQUESTS
         {
             count(message.kind());

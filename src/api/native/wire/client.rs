@@ -35,6 +35,11 @@ pub enum ClientMessage {
 }
 
 impl ClientMessage {
+    /// Returns whether the message requests only a reply, and changes nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Self::Ping | Self::History { .. })
+    }
+
     /// Returns the message's type on the wire.
     pub fn kind(&self) -> &'static str {
         match self {
