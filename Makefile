@@ -29,9 +29,6 @@ test:     ## formatting, lints, licences, manifests and all tests (FILTER=part o
 verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
 	$(DEV) verify
 
-verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
-	$(DEV) verify
-
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
 	$(DEV) chaos $(PROOF) $(if $(REDIS),--redis $(REDIS))
 
