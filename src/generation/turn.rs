@@ -21,7 +21,7 @@ use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
-use crate::telemetry::metric;
+use crate::telemetry::{CountedOpen, metric};
 
 /// How long the session is not notified of a queue position after an answer broke off: the answer
 /// usually continues sooner.
@@ -59,7 +59,7 @@ pub(super) async fn run(
         model = turn.spec.model,
     );
     async move {
-        let _open = CountedOpen::new();
+        let _open = CountedOpen::new(metrics::gauge!(metric::TURNS_OPEN));
         let accepted = Instant::now();
         if run_to_end(&generations, &turn, state, failure).await.is_err() {
             // A cancel waits for this event.
@@ -72,22 +72,6 @@ pub(super) async fn run(
     }
     .instrument(span)
     .await;
-}
-
-/// Counts a turn as open until this value is dropped: when its task ends, is stopped or panics.
-struct CountedOpen;
-
-impl CountedOpen {
-    fn new() -> Self {
-        metrics::gauge!(metric::TURNS_OPEN).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for CountedOpen {
-    fn drop(&mut self) {
-        metrics::gauge!(metric::TURNS_OPEN).decrement(1.0);
-    }
 }
 
 async fn run_to_end(

@@ -93,13 +93,12 @@ pub async fn handle(
         client.set_unread();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(match (watch, stream) {
-        (Some(watch), _) if is_streamed(&response) => {
-            response.map(|body| Body::new(WatchedBody { body, watch }))
-        }
-        (_, Some(guard)) => response.map(|body| Body::new(StreamBody { body, _guard: guard })),
-        _ => response,
-    })
+    let beside = match (watch, stream) {
+        (Some(watch), _) if is_streamed(&response) => Beside::Watch(watch),
+        (_, Some(guard)) => Beside::Stream { _guard: guard },
+        _ => return Ok(response),
+    };
+    Ok(response.map(|body| Body::new(SentBody { body, beside })))
 }
 
 fn is_streamed(response: &Response<Body>) -> bool {
@@ -218,13 +217,20 @@ impl Drop for LentBody {
     }
 }
 
-/// The body of an HTTP/2 response, whose stream counts as open until the body was handed over.
-struct StreamBody {
+/// The body of a response, with what its connection needs until the body was handed over.
+struct SentBody {
     body: Body,
-    _guard: StreamGuard,
+    beside: Beside,
 }
 
-impl HttpBody for StreamBody {
+enum Beside {
+    /// HTTP/1: the body ends when its client is gone, even where nothing is written.
+    Watch(BoxFuture<'static, io::Error>),
+    /// HTTP/2: the stream counts as open.
+    Stream { _guard: StreamGuard },
+}
+
+impl HttpBody for SentBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -233,40 +239,16 @@ impl HttpBody for StreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        set_waits_for_room(matches!(polled, Poll::Ready(Some(Ok(_)))));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The body of a response that ends when its client is gone, even where nothing is written.
-struct WatchedBody {
-    body: Body,
-    watch: BoxFuture<'static, io::Error>,
-}
-
-impl HttpBody for WatchedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if polled.is_pending()
-            && let Poll::Ready(error) = self.watch.as_mut().poll(context)
-        {
-            return Poll::Ready(Some(Err(axum::Error::new(error))));
+        match &mut self.beside {
+            Beside::Watch(watch) if polled.is_pending() => {
+                watch.as_mut().poll(context).map(|error| Some(Err(axum::Error::new(error))))
+            }
+            Beside::Watch(_) => polled,
+            Beside::Stream { .. } => {
+                set_waits_for_room(matches!(polled, Poll::Ready(Some(Ok(_)))));
+                polled
+            }
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -151,11 +151,6 @@ impl Slot {
         &self.client.name
     }
 
-    /// Returns the host's identifier, which is the same on all replicas.
-    pub fn host_id(&self) -> &HostId {
-        &self.client.id
-    }
-
     /// Returns the model, as this host lists it.
     pub fn model(&self) -> &Model {
         &self.model

@@ -369,6 +369,24 @@ mod timestamp {
 }
 
 #[cfg(test)]
+impl TurnSpec {
+    /// Returns the request of a turn at this model, with the least that a turn needs.
+    pub(crate) fn least(model: &str, max_tokens: u32) -> Self {
+        Self {
+            model: model.to_owned(),
+            temperature: 0.0,
+            max_tokens,
+            system: None,
+            seed: None,
+            stop: Vec::new(),
+            think: Reasoning::Off,
+            message_id: None,
+            source: String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
@@ -376,17 +394,7 @@ mod tests {
 
     #[test]
     fn the_reasoning_effort_is_stored_beside_the_flag_that_an_earlier_release_reads() {
-        let spec = |think| TurnSpec {
-            model: "m".to_owned(),
-            temperature: 0.0,
-            max_tokens: 1,
-            system: None,
-            seed: None,
-            stop: Vec::new(),
-            think,
-            message_id: None,
-            source: String::new(),
-        };
+        let spec = |think| TurnSpec { think, ..TurnSpec::least("m", 1) };
         for (think, stored) in [
             (Reasoning::Off, json!({"think": false})),
             (Reasoning::On, json!({"think": true})),

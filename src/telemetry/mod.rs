@@ -1,8 +1,10 @@
 //! Logs, spans and metrics of the process.
 
 pub mod metric;
+mod open;
 mod secrets;
 
+pub use open::CountedOpen;
 pub use secrets::Secrets;
 
 use std::io::IsTerminal;

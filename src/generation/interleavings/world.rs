@@ -8,7 +8,6 @@ use super::client::{Client, Followed};
 use super::holder::{ANSWER, Holder};
 use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
-use crate::session::model::Reasoning;
 use crate::session::store::{
     Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
     Proposal, Turn, bucket, channel,
@@ -157,17 +156,7 @@ impl<'a> World<'a> {
         // A repeat with the same key is the same request.
         let number = key.map_or(self.submissions.len(), usize::from);
         let question = format!("<question {}{number}>", if key.is_some() { "of key " } else { "" });
-        let spec = TurnSpec {
-            model: "m".to_owned(),
-            temperature: 0.0,
-            max_tokens: 1,
-            system: None,
-            seed: None,
-            stop: Vec::new(),
-            think: Reasoning::Off,
-            message_id: None,
-            source: String::new(),
-        };
+        let spec = TurnSpec::least("m", 1);
         let new = NewTurn {
             spec,
             content: question.clone(),

@@ -13,7 +13,6 @@ use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::redis::{Redis, RedisOptions, migrations};
-use crate::session::model::Reasoning;
 use crate::session::store::{BUCKETS, NewTurn, SessionLimits};
 use crate::session::{Feeds, GenerationId, Message, Owner, SessionId, Status, Store, TurnSpec};
 
@@ -95,17 +94,7 @@ impl Replica {
     }
 
     async fn submit(&self, session: SessionId) -> GenerationId {
-        let spec = TurnSpec {
-            model: MODEL.to_owned(),
-            temperature: 0.0,
-            max_tokens: 1000,
-            system: None,
-            seed: None,
-            stop: Vec::new(),
-            think: Reasoning::Off,
-            message_id: None,
-            source: String::new(),
-        };
+        let spec = TurnSpec::least(MODEL, 1000);
         let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key: None };
         self.generations.submit(&OWNER, session, new).await.expect("accepted").generation
     }

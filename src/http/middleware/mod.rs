@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use tower::ServiceBuilder;
 
 use crate::lifecycle::Lifecycle;
 
@@ -25,13 +26,15 @@ pub struct AllowLists {
     pub hosts: Vec<String>,
 }
 
-/// Wraps the routes. A request passes the layers from the last one to the first.
+/// Wraps the routes. A request passes the layers from the first one to the last.
 pub fn stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
-    routes
-        .layer(from_fn(panics::catch))
-        .layer(from_fn_with_state(Arc::clone(&lists), origin::check))
-        .layer(from_fn_with_state(lists, host::check))
-        .layer(from_fn(access_log::record))
-        .layer(from_fn_with_state(lifecycle, drain::close_connections))
-        .layer(from_fn(request_id::assign))
+    routes.layer(
+        ServiceBuilder::new()
+            .layer(from_fn(request_id::assign))
+            .layer(from_fn_with_state(lifecycle, drain::close_connections))
+            .layer(from_fn(access_log::record))
+            .layer(from_fn_with_state(Arc::clone(&lists), host::check))
+            .layer(from_fn_with_state(lists, origin::check))
+            .layer(from_fn(panics::catch)),
+    )
 }

@@ -46,7 +46,7 @@ impl RunningRequest {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => RequestKind::WholeTurn,
             ClientMessage::Cancel { .. } => RequestKind::Cancel,
-            ClientMessage::History { .. } => RequestKind::Read,
+            message if message.is_read() => RequestKind::Read,
             _ => RequestKind::Other,
         };
         let outcome = handle(shared.clone(), owner.clone(), source.to_owned(), session, message);

@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use crate::api::native::wire;
-use crate::telemetry::metric;
+use crate::telemetry::{CountedOpen, metric};
 
 /// The read buffer grows for larger messages and stays large; most messages are small.
 const READ_BUFFER: usize = 1 << 10;
@@ -76,7 +76,7 @@ impl From<Error> for CloseReason {
 /// One open WebSocket.
 pub struct Socket {
     frames: WebSocketStream<Transport>,
-    _guard: OpenSocketGuard,
+    _open: CountedOpen,
 }
 
 impl Socket {
@@ -91,7 +91,7 @@ impl Socket {
             .max_frame_size(Some(largest));
         let transport = Transport { io: TokioIo::new(upgraded), output: Output::Sent };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
-        Self { frames, _guard: OpenSocketGuard::new() }
+        Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
 
     /// Receives the next message. Cancel-safe: dropping the future loses nothing.
@@ -162,22 +162,6 @@ impl Socket {
             Output::Kept(bytes) => bytes,
             Output::Sent | Output::Dropped => Vec::new(),
         }
-    }
-}
-
-/// Counts an open socket in the metrics until its connection has ended.
-struct OpenSocketGuard;
-
-impl OpenSocketGuard {
-    fn new() -> Self {
-        metrics::gauge!(metric::WEBSOCKETS).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for OpenSocketGuard {
-    fn drop(&mut self) {
-        metrics::gauge!(metric::WEBSOCKETS).decrement(1.0);
     }
 }
 
