@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,7 +25,7 @@ use tower::ServiceExt;
 
 use crate::http::peer::{ClientConnection, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, LastByte};
 use crate::http::peer::{StreamGuard, connection_error};
-use crate::http::stream_limit::set_waits_for_room;
+use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
@@ -95,7 +95,7 @@ pub async fn handle(
     }
     let beside = match (watch, stream) {
         (Some(watch), _) if is_streamed(&response) => Beside::Watch(watch),
-        (_, Some(guard)) => Beside::Stream { _guard: guard },
+        (_, Some(guard)) => Beside::Stream { rest: Bytes::new(), _guard: guard },
         _ => return Ok(response),
     };
     Ok(response.map(|body| Body::new(SentBody { body, beside })))
@@ -226,8 +226,12 @@ struct SentBody {
 enum Beside {
     /// HTTP/1: the body ends when its client is gone, even where nothing is written.
     Watch(BoxFuture<'static, io::Error>),
-    /// HTTP/2: the stream counts as open.
-    Stream { _guard: StreamGuard },
+    /// HTTP/2: the stream counts as open, and takes the body in pieces.
+    Stream {
+        /// What is left of the last frame.
+        rest: Bytes,
+        _guard: StreamGuard,
+    },
 }
 
 impl HttpBody for SentBody {
@@ -238,23 +242,43 @@ impl HttpBody for SentBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        match &mut self.beside {
-            Beside::Watch(watch) if polled.is_pending() => {
+        let Self { body, beside } = &mut *self;
+        match beside {
+            Beside::Watch(watch) => {
+                let polled = Pin::new(body).poll_frame(context);
+                if polled.is_ready() {
+                    return polled;
+                }
                 watch.as_mut().poll(context).map(|error| Some(Err(axum::Error::new(error))))
             }
-            Beside::Watch(_) => polled,
-            Beside::Stream { .. } => {
-                set_waits_for_room(matches!(polled, Poll::Ready(Some(Ok(_)))));
-                polled
+            Beside::Stream { rest, .. } => {
+                if rest.is_empty() {
+                    took_pieces();
+                    match ready!(Pin::new(body).poll_frame(context))
+                        .map(|frame| frame.map(Frame::into_data))
+                    {
+                        Some(Ok(Ok(data))) => *rest = data,
+                        Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                        Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                        None => return Poll::Ready(None),
+                    }
+                }
+                gave_piece();
+                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                Poll::Ready(Some(Ok(Frame::data(piece))))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let is_rest_empty = match &self.beside {
+            Beside::Watch(_) => true,
+            Beside::Stream { rest, .. } => rest.is_empty(),
+        };
+        is_rest_empty && self.body.is_end_stream()
     }
 
+    /// The size of the whole body: hyper asks before the first frame.
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }

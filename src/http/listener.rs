@@ -19,9 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
 use crate::http::peer::{ClientConnection, OrderlyClose};
-use crate::http::stream_limit::StreamExecutor;
+use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
-use crate::telemetry::metric;
+use crate::telemetry::count_slow_reader;
 
 /// Bytes of the kernel's buffer for each direction of a connection, which the kernel doubles. Its
 /// default grows to megabytes for each slow reader.
@@ -30,6 +30,9 @@ const KERNEL_BUFFER: u32 = 64 << 10;
 const BACKLOG: u32 = 4096;
 /// Bytes that HTTP/1 reads or writes ahead; the head of a request must fit.
 const HTTP_BUFFER: usize = 64 << 10;
+/// Bytes that a stream of HTTP/2 writes ahead. The reply to a ping comes behind them and behind the
+/// kernel's buffer, so a slow client must read all of them within the limit.
+const STREAM_BUFFER: usize = 2 * PIECE_BYTES;
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The time beyond the limit in which a slow WebSocket gets its close frame, and a connection of
@@ -122,6 +125,7 @@ fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {
     protocol
         .http2()
         .timer(TokioTimer::new())
+        .max_send_buf_size(STREAM_BUFFER)
         .keep_alive_interval(limits.heartbeat)
         .keep_alive_timeout(limits.read);
     protocol
@@ -167,11 +171,6 @@ impl TimedStream {
         count_slow_reader("http");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
-}
-
-/// Counts a client that did not read in time.
-pub fn count_slow_reader(protocol: &'static str) {
-    metrics::counter!(metric::SLOW_READERS_TOTAL, "protocol" => protocol).increment(1);
 }
 
 impl AsyncRead for TimedStream {

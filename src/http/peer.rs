@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a connection lingers after its last response.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
-/// How long a connection lingers after the last byte that it received.
+/// How long a connection of HTTP/1 lingers after the last byte that it received.
 pub const LINGER_GAP: Duration = Duration::from_secs(5);
 /// Bytes that a lingering connection reads and drops, at most.
 pub const LINGER_BYTES: usize = 16 << 20;
@@ -41,8 +41,12 @@ pub struct ClientConnection {
     refused_unread: AtomicBool,
     /// Running requests of HTTP/2, and one more once HTTP/2 has begun.
     streams: AtomicUsize,
+    /// Whether bytes wait for the client to make room.
+    is_blocked: AtomicBool,
+    /// Whether the orderly close has begun, which has its own limits.
+    is_closing: AtomicBool,
     /// Wakes the one task that waits for the connection to be idle.
-    streams_changed: Notify,
+    activity: Notify,
 }
 
 impl ClientConnection {
@@ -54,7 +58,9 @@ impl ClientConnection {
             request_read: AtomicBool::new(false),
             refused_unread: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
-            streams_changed: Notify::new(),
+            is_blocked: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            activity: Notify::new(),
         }
     }
 
@@ -87,23 +93,27 @@ impl ClientConnection {
     /// Records that the client uses HTTP/2.
     pub fn begin_http_2(&self) {
         self.streams.store(IDLE, Ordering::Relaxed);
-        self.streams_changed.notify_one();
+        self.activity.notify_one();
     }
 
     /// Counts a running request of HTTP/2 until the guard is dropped.
     pub fn begin_stream(self: &Arc<Self>) -> StreamGuard {
         self.streams.fetch_add(1, Ordering::Relaxed);
-        self.streams_changed.notify_one();
+        self.activity.notify_one();
         StreamGuard(Arc::clone(self))
     }
 
-    /// Resolves when the client uses HTTP/2, and no request ran for `limit`.
+    /// Resolves when the client uses HTTP/2, and for `limit` no request ran and no response waited
+    /// for the client to make room. Never resolves once the orderly close has begun.
     pub async fn idle(&self, limit: Duration) {
         loop {
-            let changed = self.streams_changed.notified();
-            if self.streams.load(Ordering::Relaxed) != IDLE {
-                changed.await;
-            } else if timeout(limit, changed).await.is_err() {
+            let activity = self.activity.notified();
+            if self.streams.load(Ordering::Relaxed) != IDLE
+                || self.is_blocked.load(Ordering::Relaxed)
+                || self.is_closing.load(Ordering::Relaxed)
+            {
+                activity.await;
+            } else if timeout(limit, activity).await.is_err() {
                 return;
             }
         }
@@ -159,11 +169,25 @@ impl ClientConnection {
         mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(context))?;
+            if self.stream.poll_write_ready(context)?.is_pending() {
+                self.set_blocked(true);
+                return Poll::Pending;
+            }
             match write(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    self.set_blocked(false);
+                    return Poll::Ready(written);
+                }
             }
+        }
+    }
+
+    fn set_blocked(&self, is_blocked: bool) {
+        // One task writes, so the flag does not change between the two accesses.
+        if self.is_blocked.load(Ordering::Relaxed) != is_blocked {
+            self.is_blocked.store(is_blocked, Ordering::Relaxed);
+            self.activity.notify_one();
         }
     }
 
@@ -171,11 +195,17 @@ impl ClientConnection {
     /// must linger: the kernel resets a connection that is closed on unread bytes, and the client
     /// may lose its last response.
     fn end_writing(&self) -> io::Result<Option<Linger>> {
+        self.is_closing.store(true, Ordering::Relaxed);
+        self.activity.notify_one();
         match SockRef::from(&self.stream).shutdown(Shutdown::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(None),
             ended => ended?,
         }
-        Ok(self.unread.load(Ordering::Relaxed).then(Linger::new))
+        // A client of HTTP/2 announces room while it reads its last responses, with pauses of its
+        // own; the kernel resets a connection that such bytes reach after its close.
+        let is_http_2 = self.streams.load(Ordering::Relaxed) != 0;
+        let gap = if is_http_2 { LINGER_LIMIT } else { LINGER_GAP };
+        Ok(self.unread.load(Ordering::Relaxed).then(|| Linger::new(gap)))
     }
 }
 
@@ -185,7 +215,7 @@ pub struct StreamGuard(Arc<ClientConnection>);
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
-        self.0.streams_changed.notify_one();
+        self.0.activity.notify_one();
     }
 }
 
@@ -223,13 +253,15 @@ impl OrderlyClose {
 /// Reads and drops the rest of the client's bytes, within bounds.
 struct Linger {
     limit: Pin<Box<Sleep>>,
-    gap: Pin<Box<Sleep>>,
+    gap: Duration,
+    gap_end: Pin<Box<Sleep>>,
     bytes: usize,
 }
 
 impl Linger {
-    fn new() -> Self {
-        Self { limit: Box::pin(sleep(LINGER_LIMIT)), gap: Box::pin(sleep(LINGER_GAP)), bytes: 0 }
+    fn new(gap: Duration) -> Self {
+        let (limit, gap_end) = (Box::pin(sleep(LINGER_LIMIT)), Box::pin(sleep(gap)));
+        Self { limit, gap, gap_end, bytes: 0 }
     }
 
     fn poll(&mut self, client: &ClientConnection, context: &mut Context<'_>) -> Poll<()> {
@@ -239,7 +271,7 @@ impl Linger {
             match client.poll_read(context, &mut into) {
                 Poll::Ready(Ok(())) if !into.filled().is_empty() => {
                     self.bytes += into.filled().len();
-                    self.gap.as_mut().reset(Instant::now() + LINGER_GAP);
+                    self.gap_end.as_mut().reset(Instant::now() + self.gap);
                     if self.limit.as_mut().poll(context).is_ready() {
                         break;
                     }
@@ -247,7 +279,7 @@ impl Linger {
                 Poll::Ready(_) => break,
                 Poll::Pending => {
                     if self.limit.as_mut().poll(context).is_pending() {
-                        ready!(self.gap.as_mut().poll(context));
+                        ready!(self.gap_end.as_mut().poll(context));
                     }
                     break;
                 }

@@ -2,10 +2,12 @@
 //!
 //! Of the crate this module uses `telemetry` only, so that every module above may use it.
 
+mod failure;
 mod panic;
 mod phase;
 mod tasks;
 
+pub use self::failure::TaskFailure;
 pub use self::panic::{Panicked, catch_panic};
 pub use self::phase::{Lifecycle, Phase};
-pub use self::tasks::{TaskEnd, TaskFailure};
+pub use self::tasks::TaskEnd;

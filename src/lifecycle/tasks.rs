@@ -1,9 +1,8 @@
 //! Supervised background tasks.
 
-use std::fmt;
-
 use tokio::task::JoinHandle;
 
+use super::failure::TaskFailure;
 use super::panic::catch_panic;
 use super::phase::Lifecycle;
 
@@ -15,23 +14,6 @@ pub enum TaskEnd {
     /// The task cannot continue, for this reason.
     Failed(String),
 }
-
-/// An essential task that failed. Without it the process cannot serve.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskFailure {
-    /// The name of the task.
-    pub task: &'static str,
-    /// The reason of the failure.
-    pub reason: String,
-}
-
-impl fmt::Display for TaskFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "The essential task \"{}\" failed: {}", self.task, self.reason)
-    }
-}
-
-impl std::error::Error for TaskFailure {}
 
 impl Lifecycle {
     /// Starts a task without which the process cannot serve. If the task panics or fails, that is

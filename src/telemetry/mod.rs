@@ -1,10 +1,10 @@
 //! Logs, spans and metrics of the process.
 
+mod count;
 pub mod metric;
-mod open;
 mod secrets;
 
-pub use open::CountedOpen;
+pub use count::{CountedOpen, count_slow_reader};
 pub use secrets::Secrets;
 
 use std::io::IsTerminal;

@@ -24,13 +24,12 @@ use crate::api::state::Shared;
 use crate::follow::TurnOutcome;
 use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};
-use crate::http::listener;
 use crate::http::problem::Problem;
 use crate::lifecycle::Phase;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
-use crate::telemetry::metric;
+use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -456,7 +455,7 @@ fn draining() -> CloseReason {
 }
 
 fn too_slow() -> CloseReason {
-    listener::count_slow_reader("websocket");
+    count_slow_reader("websocket");
     CloseReason::server(CloseCode::Again, "read too slowly; resume with the last cursor")
 }
 

@@ -1,6 +1,8 @@
-//! Counts open objects in a gauge.
+//! What several modules count alike.
 
 use metrics::Gauge;
+
+use super::metric;
 
 /// Counts one object as open in a gauge until this value is dropped, also where its task ends, is
 /// stopped or panics.
@@ -18,4 +20,9 @@ impl Drop for CountedOpen {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
+}
+
+/// Counts a client that did not read in time, of the protocol `http` or `websocket`.
+pub fn count_slow_reader(protocol: &'static str) {
+    metrics::counter!(metric::SLOW_READERS_TOTAL, "protocol" => protocol).increment(1);
 }
