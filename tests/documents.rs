@@ -3,6 +3,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// The documents whose names of tests and files are checked.
+const DOCUMENTS: [&str; 8] = [
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "docs/OPERATIONS.md",
+    "docs/PROMISES.md",
+    "docs/PROOF.md",
+    "docs/PROTOCOL.md",
+    "docs/SETTINGS.md",
+];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -65,7 +77,7 @@ fn matches_one(pattern: &str, names: &BTreeSet<String>) -> bool {
 fn every_test_that_a_document_names_is_there() {
     let names = tests();
     let mut checked = 0;
-    for document in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "docs/PROTOCOL.md"] {
+    for document in DOCUMENTS {
         let text = read(document);
         for quote in quoted(&text) {
             let is_name = quote.matches('_').count() >= 3
@@ -91,7 +103,7 @@ fn every_source_file_that_a_document_names_is_there() {
             .map(PathBuf::from),
     );
     let mut checked = 0;
-    for document in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "docs/PROTOCOL.md"] {
+    for document in DOCUMENTS {
         let text = read(document);
         for quote in quoted(&text) {
             let is_path = Path::new(quote).extension().is_some_and(|e| e == "rs" || e == "lua")
