@@ -21,7 +21,7 @@ pub struct RedisSettings {
     #[arg(value_parser = milliseconds(50..=60_000))]
     pub redis_timeout_ms: Duration,
 
-    /// Replicas of Redis that must have an accepted message and a finished answer before it is
+    /// Redis replicas that must have an accepted message and a finished answer before it is
     /// acknowledged; 1 for a cluster and behind sentinels, else 0
     #[arg(long, env = "JARVIS_REDIS_ACKNOWLEDGEMENTS", value_name = "N")]
     #[arg(value_parser = trimmed(clap::value_parser!(u8).range(0..=5)))]
@@ -29,7 +29,7 @@ pub struct RedisSettings {
 }
 
 impl RedisSettings {
-    /// Returns how many replicas of Redis must acknowledge a write, which depends on the kind of
+    /// Returns how many Redis replicas must acknowledge a write, which depends on the kind of
     /// deployment where it is not set.
     pub fn acknowledgements(&self) -> u8 {
         self.redis_acknowledgements.unwrap_or_else(|| {
