@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The host that Ollama fills in where a name has none; likewise the namespace and the tag.
+/// The host that Ollama fills in where a name has none; likewise the namespace and the model tag.
 const HOST: &str = "registry.ollama.ai";
 const NAMESPACE: &str = "library";
 const TAG: &str = "latest";
@@ -13,8 +13,9 @@ const LONGEST: usize = 512;
 /// A model's name with Ollama's defaults filled in.
 ///
 /// Two spellings that Ollama takes for one model are equal: the registry's host, its namespace and
-/// the tag may be left out, case does not count, and blanks around it are dropped. The text is the
-/// shortest form in lower case, always with a tag: `tinyllama:latest`, `hf.co/org/model:q4_k_m`.
+/// the model tag may be left out, case does not count, and blanks around it are dropped. The text
+/// is the shortest form in lower case, always with a model tag: `tinyllama:latest`,
+/// `hf.co/org/model:q4_k_m`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModelName(String);
 
@@ -79,7 +80,7 @@ impl ModelName {
         a == b || Self::parse(a).is_ok_and(|name| Self::parse(b) == Ok(name))
     }
 
-    /// Returns the shortest form of the name in lower case, with its tag.
+    /// Returns the shortest form of the name in lower case, with its model tag.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -124,7 +124,7 @@ impl Fleet {
         with(&self.redis, open_turns).await
     }
 
-    /// Moves the slot of one of the open turns' buckets from this primary to another.
+    /// Moves the cluster slot of one of the open turns' buckets from this primary to another.
     ///
     /// # Errors
     /// Fails where a server refuses.
@@ -146,7 +146,7 @@ impl Fleet {
         with(&self.redis, |redis| {
             let mut names = Vec::new();
             for port in redis.primaries()? {
-                // The other primaries refuse, because the key is not in their slots.
+                // The other primaries refuse, because the key is not in their cluster slots.
                 let question = [["HKEYS", "jarvis:{queue}:heartbeats"]];
                 for reply in Connection::open(port)?.ask(&question)? {
                     names.extend(reply.texts());

@@ -83,9 +83,9 @@ impl Conversation {
         Ok(has_question.then_some(Self { page, is_of_turn: false }))
     }
 
-    /// Returns the request for the turn's answer, in a window of `num_ctx` tokens. The question is
-    /// always sent, and so is a conversation that came with the turn: the host finds out whether
-    /// they fit.
+    /// Returns the request for the turn's answer, in a context window of `num_ctx` tokens. The
+    /// question is always sent, and so is a conversation that came with the turn: the host finds
+    /// out whether they fit.
     pub(super) fn request(
         &self,
         spec: &TurnSpec,
@@ -166,9 +166,9 @@ impl Conversation {
         (sent, sizes[first].tokens)
     }
 
-    /// Returns the turn that the last prompt for this model and window began with: the very first
-    /// turn where there was no such prompt. None where that turn is beyond the messages that are
-    /// read.
+    /// Returns the turn that the last prompt for this model and context window began with: the very
+    /// first turn where there was no such prompt. None where that turn is beyond the messages that
+    /// are read.
     fn last_beginning(
         &self,
         past: &[PastTurn<'_>],

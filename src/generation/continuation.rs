@@ -119,8 +119,8 @@ async fn continue_from(
     let prompt = format!("{prompt}{kept}");
     let tokens_before = match count(slot, request, &prompt).await {
         Ok(tokens) => tokens.saturating_sub(prompt_tokens),
-        // The prompt fits, so the answer has filled the window. A shorter prompt would continue the
-        // answer to another prompt.
+        // The prompt fits, so the answer has filled the context window. A shorter prompt would
+        // continue the answer to another prompt.
         Err(OllamaError::ContextTooLong { prompt_tokens: all, .. }) => {
             let answer_tokens = all.saturating_sub(prompt_tokens);
             return Ok(Opening::OutOfTokens { prompt_tokens, answer_tokens });

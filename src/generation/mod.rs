@@ -111,7 +111,7 @@ pub enum CancelOutcome {
 /// A model that some host has.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelInfo {
-    /// The model's name with its tag.
+    /// The model's name, such as `tinyllama:latest`.
     pub name: String,
     /// Bytes on disk.
     pub size: u64,

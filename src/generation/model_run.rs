@@ -43,8 +43,9 @@ pub(super) struct ModelRun {
     pub(super) context: ContextReport,
 }
 
-/// Runs the model on the host of the lease's grant, and streams its text into the writer. `sent` is
-/// the number of messages that the answer so far was generated from, where this replica knows it.
+/// Runs the model on the host that was granted to the ticket, and streams its text into the writer.
+/// `sent` is the number of messages that the answer so far was generated from, where this replica
+/// knows it.
 ///
 /// # Errors
 /// [`Stopped`].

@@ -1,7 +1,7 @@
 //! A panic in a turn's task: the turn continues, or ends with `internal`, and leaves nothing
 //! behind.
 //!
-//! The panic drops the lease, which frees the slot, and the writer's state. So the turn is claimed
+//! The panic drops the ticket, which frees the slot, and the writer's state. So the turn is claimed
 //! again, as after the death of a replica, and continued behind the text that is stored. A second
 //! panic ends the turn with a failure; a third one, while that is written, cancels the turn.
 

@@ -50,7 +50,7 @@ pub(super) struct WaitOptions {
 
 /// The end of waiting for a slot.
 pub(super) enum SlotWait {
-    /// The lease holds a slot.
+    /// The ticket holds a slot.
     Granted,
     /// The turn ends with this failure.
     Failed(Failure),
@@ -58,7 +58,7 @@ pub(super) enum SlotWait {
     Stopped,
 }
 
-/// Waits until the lease holds a slot, or the turn fails or stops.
+/// Waits until the ticket holds a slot, or the turn fails or stops.
 pub(super) async fn wait_for_slot(
     generations: &Generations,
     turn: &Turn,

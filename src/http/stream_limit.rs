@@ -1,6 +1,6 @@
 //! A time limit for HTTP/2 clients that make too little room on a stream. Each stream has its own
-//! window, so the connection below continues, and its limit does not apply. A client must take one
-//! piece of a response, of up to [`PIECE_BYTES`], within the limit.
+//! flow control, so the connection below continues, and its limit does not apply. A client must take
+//! one piece of a response, of up to [`PIECE_BYTES`], within the limit.
 
 use std::cell::Cell;
 use std::future::poll_fn;

@@ -1,8 +1,8 @@
 //! Failure detection, from heartbeats alone.
 //!
-//! A replica is gone when this replica has seen its heartbeat unchanged for the length of a lease,
-//! on this replica's clock, over a connection that was healthy throughout. Clocks of two machines
-//! are never compared. Nothing here waits or does I/O.
+//! A replica is gone when this replica has seen its heartbeat unchanged for a replica lease, on
+//! this replica's clock, over a connection that was healthy throughout. Clocks of two machines are
+//! never compared. Nothing here waits or does I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl Detector {
     }
 
     /// Forgets all observations, because Redis did not reply: a replica that could not see the
-    /// heartbeats suspects no replica for another lease.
+    /// heartbeats suspects no replica for another replica lease.
     pub fn reset(&mut self) {
         self.observations.clear();
     }
@@ -71,7 +71,7 @@ impl Detector {
         gone.map(|(name, seen)| GoneReplica { name: name.clone(), counter: seen.counter }).collect()
     }
 
-    /// Suspects a replica that holds turns and has no heartbeat: it is gone after a lease.
+    /// Suspects a replica that holds turns and has no heartbeat: it is gone after a replica lease.
     pub fn suspect(&mut self, name: String, now: Instant) {
         if name != self.observer {
             self.observations.entry(name).or_insert(Observation { counter: None, since: now });

@@ -19,7 +19,7 @@ use crate::lifecycle::{Lifecycle, TaskEnd};
 pub use self::detector::{Detector, GoneReplica};
 pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore};
 
-/// Heartbeats in one lease.
+/// Heartbeats in one replica lease.
 const HEARTBEATS_PER_LEASE: u32 = 10;
 /// How often the successor looks for holdings of replicas that have no heartbeat at all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub trait Successor: Send + Sync {
 pub struct Membership {
     /// The heartbeats of all replicas.
     pub store: MembershipStore,
-    /// How long a replica may miss heartbeats before it is gone.
+    /// The replica lease: how long a replica may miss heartbeats before it is gone.
     pub lease: Duration,
     /// The life of the process. A draining replica renews its heartbeat and takes nothing over.
     pub lifecycle: Lifecycle,

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use crate::redis::{Call, Redis, RedisError};
 
 /// A hash: replica → the counter that it renews, -1 once it has signed off. The hash lies in the
-/// slot of the queue, because a replica's tickets are freed only while its heartbeat stands still.
+/// cluster slot of the queue, because a replica's tickets are freed only while its heartbeat stands
+/// still.
 pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
 /// The counter of a replica that has signed off.
 pub(super) const SIGNED_OFF: i64 = -1;

@@ -71,7 +71,7 @@ pub enum OllamaError {
     ContextTooLong {
         /// Tokens of the prompt; 0 where the host does not report them.
         prompt_tokens: u64,
-        /// Tokens of the window; 0 where the host does not report them.
+        /// Tokens of the context window; 0 where the host does not report them.
         num_ctx: u64,
     },
     /// This host refuses connections.

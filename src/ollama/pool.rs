@@ -16,7 +16,7 @@ use super::stream::TokenStream;
 use super::wire::{Always, ChatBody, GenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
 
-/// How long a slot may stay in use after its lease was released.
+/// How long a slot may stay in use after its ticket was released.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The last known state of a host.

@@ -63,7 +63,7 @@ impl Fleet {
 async fn preload_on(member: &Arc<Member>, listing: &Listing, models: &[String], num_ctx_cap: u32) {
     for model in models.iter().filter_map(|model| listing.find(model)) {
         let host = &member.host.name;
-        // The window of generations: the host would load the model again for another one.
+        // The context window of generations: the host would load the model again for another one.
         let started = Instant::now();
         let loaded = match member.catalogue.details(model).await {
             Ok(details) => {

@@ -34,7 +34,7 @@ pub struct HostReport {
     pub via: HostAccess,
     /// The number of trials so far, so that each trial is a report of its own.
     pub trials: u64,
-    /// The models of the host, with their tags, and whether each is loaded.
+    /// The models of the host, with their model tags, and whether each is loaded.
     pub models: BTreeMap<String, bool>,
 }
 

@@ -1,4 +1,4 @@
-//! The keys of the queue. All of them begin with the queue's name, and so lie in one slot of Redis.
+//! The keys of the queue. All of them begin with the queue's name, and so lie in one cluster slot.
 //! The functions make the rest of each (`migrations/functions/include/queue/tickets.lua` lists
 //! them).
 
@@ -6,8 +6,8 @@ use crate::redis::Call;
 
 const QUEUE: &str = "jarvis:{queue}";
 
-/// The hash of heartbeats. It lies in the queue's slot, because a replica's tickets are freed only
-/// while its heartbeat stands still.
+/// The hash of heartbeats. It lies in the queue's cluster slot, because a replica's tickets are
+/// freed only while its heartbeat stands still.
 pub(super) use crate::membership::HEARTBEATS;
 
 /// Creates a call of a function of the queue.

@@ -11,7 +11,8 @@ use super::{LocalTicket, QueueInner};
 use crate::redis::RedisError;
 use crate::session::GenerationId;
 
-/// A ticket of this replica: a position in the queue, and then a slot. Dropping it releases it.
+/// The handle of a ticket of this replica: a position in the queue, and then a slot. Dropping the
+/// handle releases the ticket.
 pub struct Lease {
     inner: Arc<QueueInner>,
     generation: GenerationId,
@@ -52,7 +53,7 @@ impl Lease {
     /// Waits until the status changes, and returns it. Cancel-safe.
     pub async fn changed(&mut self) -> TicketStatus {
         if self.status.changed().await.is_err() {
-            // The sender lives as long as this lease.
+            // The sender lives as long as this handle.
             std::future::pending::<()>().await;
         }
         self.status()

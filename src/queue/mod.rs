@@ -1,6 +1,6 @@
 //! The queue: which generation runs next, and on which model host.
 //!
-//! The right to run is a slot's lease in Redis, held in the name of a replica and freed with it.
+//! The right to run is a ticket that holds a slot, in the name of a replica, and is freed with it.
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
 //! one turn. Every step is one function in Redis; what is published on a channel is a hint.
 
@@ -40,7 +40,7 @@ struct QueueInner {
     /// Waiting tickets of all replicas, as of the last round of reconciliation.
     waiting: AtomicUsize,
     reconcile_now: Notify,
-    /// Whether dropped leases keep their tickets, for the replicas that take the turns over.
+    /// Whether a dropped [`Lease`] keeps its ticket, for the replica that takes the turn over.
     leaving: AtomicBool,
     subscriptions: OnceLock<Subscriptions>,
 }
@@ -91,7 +91,8 @@ impl Queue {
         Ok(Self { inner })
     }
 
-    /// Creates the lease of a ticket, which has yet to join; dropping it releases it.
+    /// Creates the handle of a ticket, which has yet to join; dropping the handle releases the
+    /// ticket.
     pub fn lease(&self, ticket: Ticket) -> Lease {
         Lease::new(Arc::clone(&self.inner), ticket)
     }
@@ -105,8 +106,8 @@ impl Queue {
         self.inner.store.room(model).await.unwrap_or(Room::Some)
     }
 
-    /// Keeps the tickets of leases that are dropped from now on: other replicas take them over, at
-    /// their positions.
+    /// Keeps the ticket of each [`Lease`] that is dropped from now on: other replicas take these
+    /// over, at their positions.
     pub fn leave_to_others(&self) {
         self.inner.leaving.store(true, Ordering::Relaxed);
     }

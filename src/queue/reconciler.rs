@@ -68,7 +68,7 @@ async fn round(
         let tickets = inner.tickets();
         found.into_iter().filter(|generation| !tickets.contains_key(generation)).collect()
     };
-    // Only on the second sight, because a lease may be releasing its ticket just now.
+    // Only on the second sight, because a dropped handle may be releasing its ticket just now.
     for generation in unheld.intersection(unheld_before) {
         tracing::debug!(%generation, "releasing a ticket that this replica does not hold");
         inner.store.release(*generation).await?;

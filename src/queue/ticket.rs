@@ -23,7 +23,7 @@ pub struct Ticket {
     pub user: String,
     /// The source whose share of the queue is bounded; empty where no share is.
     pub source: String,
-    /// The model, with its tag.
+    /// The model, with its model tag.
     pub model: String,
     /// The session, whose prompt a host may have in its cache.
     pub session: String,

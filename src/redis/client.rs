@@ -24,8 +24,8 @@ pub struct RedisOptions {
     pub url: String,
     /// Time limit of a command, reconnection included.
     pub command_timeout: Duration,
-    /// Replicas of Redis that should acknowledge a write of [`super::Redis::call_replicated`]
-    /// before the call returns.
+    /// Redis replicas that should acknowledge a write of [`super::Redis::call_replicated`] before
+    /// the call returns.
     pub acknowledgements: u8,
 }
 
@@ -190,10 +190,10 @@ fn builder(options: &RedisOptions, nodes: &[Server], events: usize) -> Result<Bu
             connection.connection_timeout = timeout / 2;
             connection.internal_command_timeout = timeout / 2;
             connection.max_command_attempts = 2;
-            // Where a slot moves, fred sends ASKING on a shared connection, and takes the next
-            // reply for its own: from then on every call gets the reply of another. After MOVED it
-            // reads the cluster's slots again before the command fails, and the call is repeated by
-            // `Redis::call_on_primary`.
+            // Where a cluster slot moves, fred sends ASKING on a shared connection, and takes the
+            // next reply for its own: from then on every call gets the reply of another. After
+            // MOVED it reads the cluster slots again before the command fails, and the call is
+            // repeated by `Redis::call_on_primary`.
             connection.max_redirections = 0;
             connection.max_command_buffer_len = COMMAND_BUFFER;
             connection.auto_client_setname = true;

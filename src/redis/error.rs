@@ -30,7 +30,7 @@ pub enum RedisError {
          for database 0"
     )]
     Database,
-    /// The server is a replica of Redis, which takes no writes.
+    /// The server is a Redis replica, which takes no writes.
     #[error("this Redis server is a read-only replica; point the Redis URL to its primary")]
     ReadOnly,
     /// The user lacks a permission that turns need.

@@ -2,11 +2,11 @@
 //! to be the primary.
 //!
 //! A primary that was stopped wakes up as a primary. For about eight seconds, until the sentinels
-//! make it a replica, it takes writes that are lost then, and its replies are out of date. So the
-//! functions refuse every call on a server whose primary lease is over. The lease is a time on the
-//! server's own clock, kept in a key. It is extended as long as the server replies and the
-//! sentinels, polled after that, see nothing wrong with it: they replace such a server no sooner
-//! than after `down-after-milliseconds` without a reply.
+//! make it a Redis replica, it takes writes that are lost then, and its replies are out of date. So
+//! the functions refuse every call on a server whose primary lease is over. The primary lease is a
+//! time on the server's own clock, kept in a key. It is extended as long as the server replies and
+//! the sentinels, polled after that, see nothing wrong with it: they replace such a server no
+//! sooner than after `down-after-milliseconds` without a reply.
 
 mod server;
 mod view;
@@ -30,8 +30,8 @@ const WITHOUT_MAJORITY: Duration = Duration::from_secs(5);
 
 /// The key of the primary lease.
 const LEASE_KEY: &str = "jarvis:primary_lease";
-/// Extends a primary lease. A replica that was late must not shorten it. A lease that ends more
-/// than ten seconds later was copied from another server, whose clock is wrong.
+/// Extends a primary lease. A replica that was late must not shorten it. A primary lease that ends
+/// more than ten seconds later was copied from another server, whose clock is wrong.
 const EXTEND: &str = "#!lua flags=allow-oom
     local lease, longer = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
     if lease < longer or lease > longer + 10000000 then

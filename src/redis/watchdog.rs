@@ -2,8 +2,8 @@
 //! a time limit finds out.
 //!
 //! fred's own check starts again at every write, so that it never ends under light traffic. After a
-//! slot has moved, a client of fred was seen that replied to no command any more: such a client is
-//! replaced.
+//! cluster slot has moved, a client of fred was seen that replied to no command any more: such a
+//! client is replaced.
 
 use std::time::Duration;
 

@@ -92,7 +92,7 @@ impl Delta {
     }
 }
 
-/// A wire format that deltas are sent in.
+/// The wire format of a front: how its deltas are encoded.
 pub trait Front: 'static {
     /// An encoded delta. Cloning it must be cheap: every socket gets a clone.
     type Encoded: Clone + Send + 'static;

@@ -17,7 +17,7 @@ use crate::signals::{self, Interrupted};
 use crate::state::Lock;
 use crate::{install, paths, redis, replicas};
 
-/// The deaths within the window after which a replica is given up.
+/// The deaths within [`DEATHS_WITHIN`] after which a replica is given up.
 const DEATHS: usize = 3;
 const DEATHS_WITHIN: Duration = Duration::from_secs(30);
 /// The time between two checks whether a service has ended.

@@ -15,7 +15,7 @@ use super::claims::{self, Claims};
 use super::plan::{Fault, Planned};
 use crate::fleet::{Fleet, end, with};
 
-/// The time that a fault of Redis may wait until every primary has a replica in sync.
+/// The time that a fault of Redis may wait until every primary has a Redis replica in sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_millis(50);
 /// The time that a drained replica may take to end: the promised limit, and a little more.

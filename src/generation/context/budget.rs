@@ -8,7 +8,7 @@ use crate::session::model::TurnSpec;
 pub(super) const HEADER_BYTES: usize = 1 << 10;
 /// Share of the room that is in use after turns were dropped.
 pub(super) const AFTER_DROP: f64 = 0.75;
-/// Share of the window that is left for the answer, at most.
+/// Share of the context window that is left for the answer, at most.
 const ANSWER_SHARE: f64 = 0.5;
 
 /// The size of a prompt, or the bounds of one.
@@ -28,7 +28,7 @@ impl PromptSize {
     }
 }
 
-/// Returns the tokens that a prompt may have, so that the answer has room in the window.
+/// Returns the tokens that a prompt may have, so that the answer has room in the context window.
 pub(super) fn token_room(spec: &TurnSpec, num_ctx: Option<u32>) -> f64 {
     num_ctx.map_or(f64::INFINITY, |window| {
         let window = f64::from(window);

@@ -5,7 +5,7 @@
 //! are simulated. Each writer writes its own alphabet, so that mixed, doubled or lost text of two
 //! writers is noticed.
 //!
-//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "What dies, and holder
+//! Two faults at once are not all covered by the promises (ARCHITECTURE.md, "What fails, and what
 //! repairs it"). [`World::check`] excludes these cases one by one, each with its reason, and checks
 //! everything else.
 
@@ -86,7 +86,7 @@ enum Action {
         heard: bool,
         fate: Fate,
     },
-    /// The replica of Redis has replicated everything.
+    /// The Redis replica has replicated everything.
     InSync,
     Failover,
     /// One cancel or clear from before the failover is applied again.

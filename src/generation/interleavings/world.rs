@@ -56,7 +56,7 @@ pub(super) struct World<'a> {
     pub(super) submissions: Vec<Submission>,
     pub(super) client: Client,
     pub(super) failovers: usize,
-    /// Whether a replica of Redis was in sync since the last failover.
+    /// Whether a Redis replica was in sync since the last failover.
     in_sync: bool,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.

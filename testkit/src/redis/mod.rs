@@ -28,11 +28,11 @@ const SERVICE: &str = "jarvis";
 const CLUSTER_DOWN_MS: &str = "2000";
 /// The time limit of a graceful failover.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
-/// The keys of a slot that move together.
+/// The keys of a cluster slot that move together.
 const MOVED_AT_ONCE: &str = "50";
-/// Primaries of a cluster; each has one replica.
+/// Primaries of a cluster; each has one Redis replica.
 const PRIMARIES: usize = 3;
-/// Slots of a cluster.
+/// The cluster slots.
 const SLOTS: usize = 16_384;
 
 /// The kind of a Redis.
@@ -40,9 +40,9 @@ const SLOTS: usize = 16_384;
 pub enum RedisKind {
     /// One server.
     Single,
-    /// A primary, replicas of it and three sentinels.
+    /// A primary, its Redis replicas and three sentinels.
     Sentinel,
-    /// Three primaries, each with a replica.
+    /// Three primaries, each with a Redis replica.
     Cluster,
 }
 
@@ -75,8 +75,8 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts all servers and waits until they have found each other. Behind sentinels the primary has
-    /// two replicas. Data and logs go to `folder`.
+    /// Starts all servers and waits until they have found each other. Behind sentinels the primary
+    /// has two Redis replicas. Data and logs go to `folder`.
     ///
     /// # Errors
     /// Fails where a program is missing or the servers do not get ready in time.
@@ -204,7 +204,8 @@ impl Redis {
         primaries.get(number % primaries.len().max(1)).copied().context("there is no primary")
     }
 
-    /// Returns whether every primary has a replica that holds all that the primary held a moment ago.
+    /// Returns whether every primary has a Redis replica that holds all that the primary held a
+    /// moment ago.
     pub fn is_in_sync(&self) -> bool {
         let Ok(primaries) = self.primaries() else { return false };
         if self.kind == RedisKind::Cluster && primaries.len() != PRIMARIES {
@@ -241,10 +242,10 @@ impl Redis {
         Connection::open(port)?.ask(&kinds).map(drop)
     }
 
-    /// Makes the replica of this primary take over in good order.
+    /// Makes the Redis replica of this primary take over in good order.
     ///
-    /// # Errors
-    /// Fails where the primary has no replica, and where the replica does not take over in time.
+    /// # Errors Fails where the primary has no Redis replica, and where that does not take over in
+    /// time.
     pub fn hand_over(&self, primary: u16) -> anyhow::Result<()> {
         let replica = self.replica_of(primary)?;
         ask(replica, &["CLUSTER", "FAILOVER"])?;
@@ -257,7 +258,7 @@ impl Redis {
         Ok(())
     }
 
-    /// Returns the port of a replica of this primary.
+    /// Returns the port of a Redis replica of this primary.
     ///
     /// # Errors
     /// Fails where it has none.
@@ -268,7 +269,7 @@ impl Redis {
         Ok(replica.context("the primary has no replica")?.port)
     }
 
-    /// Returns the slot of a key.
+    /// Returns the cluster slot of a key.
     ///
     /// # Errors
     /// Fails where no server answers.
@@ -279,7 +280,7 @@ impl Redis {
         Ok(slot.text().parse()?)
     }
 
-    /// Returns the port of the primary that has a slot.
+    /// Returns the port of the primary that has a cluster slot.
     ///
     /// # Errors
     /// Fails where no primary has it, and where no server answers.
@@ -288,7 +289,7 @@ impl Redis {
         Ok(owner.with_context(|| format!("no primary has slot {slot}"))?.port)
     }
 
-    /// Moves a slot, keys and all, from its primary to another one, which `number` chooses.
+    /// Moves a cluster slot, keys and all, from its primary to another one, which `number` chooses.
     ///
     /// # Errors
     /// Fails where a server refuses.
@@ -322,8 +323,8 @@ impl Redis {
         Ok(())
     }
 
-    /// Gives each primary its slots, introduces the nodes to each other, and gives each primary its
-    /// replica.
+    /// Gives each primary its cluster slots, introduces the nodes to each other, and gives each
+    /// primary its Redis replica.
     fn form_cluster(&self) -> anyhow::Result<()> {
         let ports: Vec<u16> = self.nodes.iter().map(|node| node.port()).collect();
         let first = ports[0].to_string();

@@ -154,7 +154,7 @@ impl RedisServer {
         replies.ok().and_then(|replies| replies.last().map(Reply::to_string)).unwrap_or_default()
     }
 
-    /// Waits until a replica has its primary's data: a replica that never had it cannot take over.
+    /// Waits until a Redis replica has its primary's data: one that never had it cannot take over.
     ///
     /// # Panics
     /// Panics where that does not come in time.

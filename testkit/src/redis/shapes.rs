@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Redis, RedisServer};
 
-/// Three primaries, each with a replica.
+/// Three primaries, each with a Redis replica.
 #[derive(Debug)]
 pub struct RedisCluster {
     redis: Redis,
@@ -24,7 +24,7 @@ impl RedisCluster {
         format!("redis-cluster://127.0.0.1:{}", self.redis.nodes()[0].port())
     }
 
-    /// The primary that has a key, and the port of its replica.
+    /// The primary that has a key, and the port of its Redis replica.
     ///
     /// # Panics
     /// Panics where the cluster does not answer.
@@ -36,7 +36,7 @@ impl RedisCluster {
         find().unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// Moves the slot of a key from the primary that has it to another one, keys and all.
+    /// Moves the cluster slot of a key from the primary that has it to another one, keys and all.
     ///
     /// # Panics
     /// Panics where a server refuses.
@@ -46,18 +46,18 @@ impl RedisCluster {
     }
 }
 
-/// A primary, a replica of it, and three sentinels that watch them.
+/// A primary, a Redis replica of it, and three sentinels that watch them.
 #[derive(Debug)]
 pub struct RedisSentinels {
     /// The first primary.
     pub primary: Arc<RedisServer>,
-    /// Its replica.
+    /// Its Redis replica.
     pub replica: Arc<RedisServer>,
     redis: Redis,
 }
 
 impl RedisSentinels {
-    /// Starts the servers and waits until the sentinels know each other and the replica.
+    /// Starts the servers and waits until the sentinels know each other and the Redis replica.
     ///
     /// # Panics
     /// Panics where they do not.

@@ -21,7 +21,7 @@ use trial::{Tally, Trial};
 pub(crate) const MODEL: &str = "tinyllama:latest";
 /// One answer in this many has its writer killed instead of the stream of the model.
 const KILL_EVERY: u32 = 5;
-/// A short lease, because each killed writer costs one.
+/// A short replica lease, because each killed writer costs one.
 const LEASE_MS: &str = "1000";
 const COLUMNS: [&str; 9] = [
     "asked",

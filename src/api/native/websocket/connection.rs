@@ -40,7 +40,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const WELCOME_DELAY: Duration = Duration::from_millis(50);
 /// Requests that wait while another one runs, at most.
 const WAITING_REQUESTS: usize = 16;
-/// Bad messages within the window, at most; one more closes the socket.
+/// Bad messages within ten seconds, at most; one more closes the socket.
 const BAD_MESSAGES: u32 = 20;
 const BAD_MESSAGES_WINDOW: Duration = Duration::from_secs(10);
 /// Seconds over which the clients of a draining replica spread their reconnects.
