@@ -15,7 +15,8 @@ pub struct ReplicaSettings {
     #[arg(value_parser = seconds(1..=3600))]
     pub redis_patience: Duration,
 
-    /// How long a replica may miss heartbeats before others take its turns over, in milliseconds
+    /// Replica lease: how long a replica may miss heartbeats before others take its turns over, in
+    /// milliseconds
     #[arg(long, env = "JARVIS_LEASE_MS", value_name = "MS", default_value = "3000")]
     #[arg(value_parser = milliseconds(300..=60_000))]
     pub lease_ms: Duration,
