@@ -79,7 +79,7 @@ pub struct GenerationSettings {
     pub num_ctx_cap: u32,
     /// How long a turn waits while no host with its model can be reached.
     pub host_wait: Duration,
-    /// How long a replica may miss heartbeats before its turns are taken over.
+    /// The replica lease: how long a replica may miss heartbeats before its turns are taken over.
     pub lease: Duration,
 }
 
