@@ -244,8 +244,8 @@ impl Redis {
 
     /// Makes the Redis replica of this primary take over in good order.
     ///
-    /// # Errors Fails where the primary has no Redis replica, and where that does not take over in
-    /// time.
+    /// # Errors
+    /// Fails where the primary has no Redis replica, and where that does not take over in time.
     pub fn hand_over(&self, primary: u16) -> anyhow::Result<()> {
         let replica = self.replica_of(primary)?;
         ask(replica, &["CLUSTER", "FAILOVER"])?;
