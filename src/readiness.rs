@@ -30,6 +30,8 @@ pub enum NotReady {
     /// No turn could be taken with Redis, never yet or for longer than the patience. The text is a
     /// short reason.
     Redis(String),
+    /// Redis was full before it had the functions, without which nothing can be done with it.
+    RedisFull,
 }
 
 impl Readiness {
@@ -46,8 +48,22 @@ impl Readiness {
         if redis.is_usable_within(self.patience) {
             return None;
         }
+        if redis.is_full() {
+            return Some(NotReady::RedisFull);
+        }
         // Without trouble Redis was usable at its last probe, which is too long ago.
         Some(NotReady::Redis(redis.trouble().unwrap_or("not reachable").to_owned()))
+    }
+
+    /// Returns why a new turn would wait for an operator: Redis refuses what turns need, or was full
+    /// before it had the functions. Other troubles end by themselves, or are for the call to find.
+    pub fn refusal(&self) -> Option<NotReady> {
+        let redis = self.redis.borrow();
+        if let Some(refusal) = redis.refusal() {
+            return Some(NotReady::Redis(refusal.to_owned()));
+        }
+        let is_without_functions = redis.is_full() && !redis.is_usable_within(self.patience);
+        is_without_functions.then_some(NotReady::RedisFull)
     }
 
     /// Returns a short reason why no turn can be taken with Redis now; none where a turn can. A

@@ -14,6 +14,7 @@ use jarvis::redis::{Conditions, Redis, RedisOptions};
 use serde_json::{Value, json};
 use support::client::{Reply, get, post, until_ok};
 use support::eventually;
+use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{Connection, RedisSentinels, RedisServer, cli};
 
@@ -111,11 +112,15 @@ async fn a_replica_whose_redis_user_lacks_a_permission_is_never_ready_and_names_
         (&["&*", "-function"], "no permission for FUNCTION LOAD", &["+function"]),
         (&["&*", "-hset"], "no permission for HSET", &["+hset"]),
         (&["&*", "-client"], "no permission for CLIENT SETNAME", &["+client"]),
+        (&["&*", "-time"], "no permission for TIME", &["+time"]),
         (&["&*", "resetkeys", "~other:*"], "no permission for keys", &["~jarvis:*"]),
     ] {
         let setup = Setup::as_user(rules);
         setup.until_health(503, "unhealthy", Some(trouble)).await;
-        assert_eq!(setup.turn().await.status, 503, "{trouble}");
+        let refused = setup.turn().await;
+        assert_eq!((refused.status, &refused.body["code"]), (503, &json!("store_unavailable")));
+        let detail = refused.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(trouble), "{trouble}: {detail}");
         setup.redis.cli(&[&["ACL", "SETUSER", "ann"][..], grant].concat());
         setup.until_health(200, "healthy", None).await;
         assert_eq!(setup.turn().await.status, 200, "{trouble}");
@@ -206,12 +211,59 @@ async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_full_before_it_ever_had_the_functions_makes_no_replica_ready() {
+async fn a_redis_that_is_full_before_it_has_the_functions_is_reported_as_full_until_it_is_not() {
     let redis = RedisServer::start_with(&["--maxmemory", "1"]);
     let setup = Setup::over(redis, RedisServer::url);
-    setup.until_health(503, "unhealthy", Some("memory full")).await;
+    let trouble = "memory full, and the functions do not fit: raise its maxmemory or delete data";
+    setup.until_health(503, "unhealthy", Some(trouble)).await;
+    let replies = [get(&setup.replica, "/health/ready").await, setup.turn().await];
+    for reply in replies {
+        assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("store_full")));
+        let detail = reply.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("raise its maxmemory"), "{detail}");
+        assert!(reply.headers.contains_key("retry-after"));
+    }
     setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    let freed = Instant::now();
     setup.until_health(200, "healthy", None).await;
+    assert!(freed.elapsed() < Duration::from_secs(10), "{:?}", freed.elapsed());
+    assert_eq!(setup.turn().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_while_redis_refuses_a_command_fails_and_names_the_command() {
+    let redis = RedisServer::start();
+    let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all"];
+    assert_eq!(redis.cli(&user).trim(), "OK");
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let url = redis.url().replace("//", "//ann:secret@");
+    let replica = jarvis(&url, &ollama.url, &[("JARVIS_OLLAMA_SLOTS", "1")]);
+    until_ok(&replica, "/health/ready").await;
+    let setup = Setup { replica, redis, _ollama: ollama };
+    let long = json!({"message": "[[tokens=2000]] hi"});
+    let running = async { post(&setup.replica, "/api/v1/chat", &long).await };
+    let waiting = async {
+        until_metric_line(&setup.replica, "jarvis_turns_open 1").await;
+        let turn = async {
+            let began = Instant::now();
+            (setup.turn().await, began.elapsed())
+        };
+        let deny = async {
+            until_metric_line(&setup.replica, "jarvis_turns_open 2").await;
+            setup.redis.cli(&["ACL", "SETUSER", "ann", "-time"]);
+        };
+        let ((refused, after), ()) = tokio::join!(turn, deny);
+        assert!(after < Duration::from_secs(25), "{after:?}");
+        assert_eq!((refused.status, &refused.body["code"]), (503, &json!("store_unavailable")));
+        let detail = refused.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("no permission for TIME"), "{detail}");
+        setup.redis.cli(&["ACL", "SETUSER", "ann", "+time"]);
+        setup.until_health(200, "healthy", None).await;
+    };
+    tokio::select! {
+        reply = running => panic!("the slot was free: {}", reply.status),
+        () = waiting => {}
+    }
 }
 
 #[tokio::test]

@@ -37,7 +37,11 @@ impl From<StoreError> for Problem {
             }
             StoreError::Redis(error) => {
                 tracing::warn!(%error, "session store call failed");
-                Self::store_unavailable()
+                if error.is_permanent() {
+                    Self::redis_unusable(&error.summary())
+                } else {
+                    Self::store_unavailable()
+                }
             }
         }
     }
@@ -66,6 +70,7 @@ impl From<FollowError> for Problem {
         match error {
             FollowError::UnknownGeneration => Self::generation_not_found(),
             FollowError::Store(error) => error.into(),
+            FollowError::Refused(trouble) => Self::redis_unusable(&trouble),
         }
     }
 }
@@ -100,7 +105,7 @@ fn upstream_status(code: &str) -> StatusCode {
         "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
         "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
-        | "queue_timeout" => StatusCode::SERVICE_UNAVAILABLE,
+        | "queue_timeout" | "store_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
         "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
     }
@@ -116,6 +121,7 @@ impl From<NotReady> for Problem {
                 Self::unavailable("task_died", &detail, 5)
             }
             NotReady::Redis(trouble) => Self::redis_unusable(&trouble),
+            NotReady::RedisFull => Self::store_full_without_functions(),
         }
     }
 }

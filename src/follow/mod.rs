@@ -8,8 +8,10 @@ pub mod snapshot;
 mod submit;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::Utc;
+use tokio::time::sleep;
 
 use self::outcome::{LoggedEnd, logged_end, stored_answer};
 pub use self::outcome::{TurnOutcome, outcome};
@@ -20,6 +22,10 @@ use crate::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, FinishReason, GenerationId, Message, Owner,
     Reader, Role, SessionId, Status, Store, StoreError, store,
 };
+
+/// How long a follower waits for the next update while Redis refuses what turns need: longer than a
+/// turn that waits for a slot, whose failure may still be written.
+const REFUSED_LIMIT: Duration = Duration::from_secs(15);
 
 /// A generation that a client follows to its end.
 pub struct Follow {
@@ -53,6 +59,10 @@ pub enum FollowError {
     /// The session store refused the call, or did not reply.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Redis refuses what turns need, so that neither the text nor the end of this one can be
+    /// written. The text is what is wrong, without a host, user or secret.
+    #[error("Redis is not usable: {0}")]
+    Refused(String),
 }
 
 /// The result of resuming a generation.
@@ -156,8 +166,18 @@ impl Follow {
             return Ok(Update::Stored(message));
         }
         let mut backoff = Backoff::redis();
+        let store = self.store.clone();
+        let refused = async {
+            sleep(REFUSED_LIMIT).await;
+            store.refused_for(REFUSED_LIMIT).await
+        };
+        tokio::pin!(refused);
         loop {
-            match self.reader.next().await {
+            let delivered = tokio::select! {
+                delivered = self.reader.next() => delivered,
+                trouble = &mut refused => return Err(FollowError::Refused(trouble)),
+            };
+            match delivered {
                 Delivered::Delta(delta) if delta.generation == Some(self.generation) => {
                     return Ok(Update::Delta(delta));
                 }

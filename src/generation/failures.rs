@@ -37,6 +37,12 @@ pub(super) fn too_long() -> Failure {
     later("queue_timeout", "The turn waited for as long as a turn may and got no slot", RETRY_AFTER)
 }
 
+/// Returns the failure of a turn that waited while Redis refused what turns need. `trouble` is what
+/// is wrong, without a host, user or secret.
+pub(super) fn refused(trouble: &str) -> Failure {
+    later("store_unavailable", &format!("Redis is not usable: {trouble}"), RETRY_AFTER)
+}
+
 /// Returns a temporary failure, whose message is `what` and then when to try again.
 fn later(code: &str, what: &str, after: Duration) -> Failure {
     let seconds = after.as_secs_f64().ceil().max(1.0) as u64;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
-use super::failures::{failure, no_host, queue_full, too_long};
+use super::failures::{failure, no_host, queue_full, refused, too_long};
 use super::stop::cancelled;
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
@@ -34,6 +34,10 @@ const NEXT_IN_QUEUE: Duration = Duration::from_secs(5);
 const WORTH_NOTIFYING: f64 = 0.1;
 /// How long a turn waits, at most.
 const LONGEST: Duration = Duration::from_hours(1);
+
+/// How long a turn waits while Redis refuses what turns need, for a reason that only an operator
+/// can end: as long as a change of its users may take.
+const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a turn waits.
 #[derive(Clone, Copy)]
@@ -75,6 +79,9 @@ pub(super) async fn wait_for_slot(
     let mut notifier = Notifier { from: options.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
+    // A refusal is found by the probe of Redis: a ticket that waits makes no calls of its own.
+    let refusal = generations.store.refused_for(REFUSED_LIMIT);
+    tokio::pin!(refusal);
     loop {
         let joined = std::mem::replace(&mut joins, false);
         let status = if joined {
@@ -88,6 +95,7 @@ pub(super) async fn wait_for_slot(
                     joins = true;
                     tokio::select! {
                         _ = backoff.pause() => continue,
+                        trouble = &mut refusal => return SlotWait::Failed(refused(&trouble)),
                         () = cancelled(feed, turn) => return SlotWait::Stopped,
                     }
                 }
@@ -156,6 +164,7 @@ pub(super) async fn wait_for_slot(
                     publish(generations, turn, queued).await;
                 }
             }
+            trouble = &mut refusal => return SlotWait::Failed(refused(&trouble)),
             () = cancelled(feed, turn) => return SlotWait::Stopped,
         }
     }

@@ -85,6 +85,13 @@ impl Problem {
         Self::unavailable("store_full", detail, 10)
     }
 
+    /// Returns the error of a Redis that was full before the functions were loaded.
+    pub fn store_full_without_functions() -> Self {
+        let detail = "The memory of Redis is full, and its functions do not fit; raise its maxmemory \
+                      or delete data, and turns are accepted a second later.";
+        Self::unavailable("store_full", detail, 10)
+    }
+
     /// Returns the error of a Redis that cannot accept turns, for the reason in `trouble`.
     pub fn redis_unusable(trouble: &str) -> Self {
         let detail =

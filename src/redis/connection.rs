@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::client::{ManagedClient, RedisOptions, config};
+use super::condition::{Condition, refused_for};
 use super::error::{DOUBTFUL, RedisError, is_missing_function, is_redirection, is_unavailable};
 use super::functions::Call;
 use super::sentinel::{self, Primary};
@@ -43,6 +44,8 @@ pub struct Redis {
     lifecycle: Lifecycle,
     /// Whether this release may run on the stored data, so that its functions may be loaded.
     checked: Arc<AtomicBool>,
+    /// The condition at the last probe.
+    condition: Arc<watch::Sender<Condition>>,
     pub(super) options: RedisOptions,
     pub(super) primary: Primary,
 }
@@ -76,6 +79,7 @@ impl Redis {
             disturbances,
             lifecycle,
             checked: Arc::default(),
+            condition: Arc::default(),
             options: options.clone(),
             primary,
         })
@@ -94,6 +98,17 @@ impl Redis {
     /// Notes that this release may run on the stored data.
     pub(super) fn set_checked(&self) {
         self.checked.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the condition at the last probe.
+    pub(super) fn condition(&self) -> &watch::Sender<Condition> {
+        &self.condition
+    }
+
+    /// Resolves when no turn could be taken for `limit` for reasons that only an operator can end,
+    /// with the last reason. Cancel-safe.
+    pub async fn refused_for(&self, limit: Duration) -> String {
+        refused_for(self.condition.subscribe(), limit).await
     }
 
     /// Returns a counter that changes whenever an acknowledged write may have been lost.

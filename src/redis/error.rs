@@ -24,6 +24,30 @@ pub enum RedisError {
          sentinelPassword in the Redis URL"
     )]
     SentinelCredentials,
+    /// A server that the URL names as a sentinel is none.
+    #[error(
+        "a server that the Redis URL names as a sentinel is none; name the sentinels in the URL \
+         (port 26379 as a rule), or use redis:// for a Redis without sentinels"
+    )]
+    NotASentinel,
+    /// The sentinels monitor no primary of the name in the URL.
+    #[error(
+        "the sentinels monitor no primary of the name in the Redis URL; correct sentinelServiceName \
+         to the name in their `sentinel monitor`"
+    )]
+    UnknownService,
+    /// The URL is that of a cluster, and the server belongs to none.
+    #[error("this Redis is no cluster; use redis:// in place of redis-cluster:// in the Redis URL")]
+    NotACluster,
+    /// The URL is that of one server, and the server belongs to a cluster.
+    #[error("this Redis is a cluster; use redis-cluster:// in place of redis:// in the Redis URL")]
+    IsACluster,
+    /// The server lacks a command, as a sentinel does.
+    #[error(
+        "this server has no command {0}; if it is a sentinel, use redis-sentinel:// in the Redis \
+         URL, and if the command was renamed, restore its name"
+    )]
+    UnknownCommand(String),
     /// Redis has no database of the number in the URL.
     #[error(
         "Redis has no database of the number in the Redis URL; correct the number, or leave it out \
@@ -60,6 +84,15 @@ impl RedisError {
             Self::Unavailable(error) => unavailable(error.details()),
             Self::Credentials => "wrong user name or password",
             Self::SentinelCredentials => "wrong user name or password of the sentinels",
+            Self::NotASentinel => {
+                "the server given as a sentinel is none: name the sentinels in the Redis URL"
+            }
+            Self::UnknownService => {
+                "the sentinels know no primary of this name: correct sentinelServiceName"
+            }
+            Self::NotACluster => "no cluster: use redis:// in the Redis URL",
+            Self::IsACluster => "a cluster: use redis-cluster:// in the Redis URL",
+            Self::UnknownCommand(command) => return Cow::Owned(format!("no command {command}")),
             Self::Database => "no database of this number",
             Self::ReadOnly => "read-only replica",
             Self::Permission { missing, .. } => return Cow::Owned(permission(missing)),
@@ -70,12 +103,38 @@ impl RedisError {
         };
         Cow::Borrowed(summary)
     }
+
+    /// Returns whether every attempt fails in the same way until an operator corrects the Redis URL
+    /// or the server.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Url(_)
+            | Self::Credentials
+            | Self::SentinelCredentials
+            | Self::NotASentinel
+            | Self::UnknownService
+            | Self::NotACluster
+            | Self::IsACluster
+            | Self::UnknownCommand(_)
+            | Self::Database
+            | Self::Permission { .. }
+            | Self::Migration(_) => true,
+            // A server is read-only for a while when another one became the primary.
+            Self::Unavailable(_) | Self::ReadOnly | Self::OutOfMemory | Self::Unexpected(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// The error of the functions on a server whose primary lease is over.
 pub(super) const DOUBTFUL: &str = "DOUBTFUL";
 const NO_FUNCTION: &str = "Function not found";
 const NO_SETNAME: &str = "Failed to set client name";
+const NO_CLUSTER: &str = "cluster support disabled";
+const NO_COMMAND: &str = "unknown command ";
+/// The errors of a sentinel, and of the client library, for a name that the sentinels do not know.
+const NO_SERVICE: [&str; 2] = ["No such master with that name", "Missing primary address"];
 
 /// The errors of Redis for a number of a database that it does not have. A cluster has one
 /// database.
@@ -146,6 +205,15 @@ pub(super) fn classify(error: Error) -> RedisError {
         RedisError::Database
     } else if details.starts_with("READONLY") {
         RedisError::ReadOnly
+    } else if details.contains(NO_CLUSTER) {
+        RedisError::NotACluster
+    } else if NO_SERVICE.iter().any(|text| details.contains(text)) {
+        RedisError::UnknownService
+    } else if let Some(command) = unknown_command(details) {
+        match command.as_str() {
+            "SENTINEL" => RedisError::NotASentinel,
+            _ => RedisError::UnknownCommand(command),
+        }
     } else if let Some(missing) = missing_permission(details) {
         RedisError::Permission { missing, details: details.to_owned() }
     } else if is_unavailable(&error) {
@@ -153,6 +221,18 @@ pub(super) fn classify(error: Error) -> RedisError {
     } else {
         RedisError::Unexpected(details.to_owned())
     }
+}
+
+/// Returns the command that the server does not know, if that is the error. The rest of the error
+/// repeats the arguments, a password among them.
+fn unknown_command(details: &str) -> Option<String> {
+    let (_, rest) = details.split_once(NO_COMMAND)?;
+    let command: String = rest
+        .chars()
+        .skip_while(|quote| !quote.is_ascii_alphanumeric())
+        .take_while(|letter| letter.is_ascii_alphanumeric() || "._|-".contains(*letter))
+        .collect();
+    Some(command.to_uppercase())
 }
 
 /// Returns the permission that the user lacks, if that is the error. Redis has one text for a
@@ -218,6 +298,22 @@ mod tests {
             ("READONLY You can't write against a read only replica.", "read-only replica"),
             ("OOM command not allowed when used memory > 'maxmemory'.", "memory full"),
             ("LOADING Redis is loading the dataset in memory", "still loading its data"),
+            (
+                "ERR This instance has cluster support disabled",
+                "no cluster: use redis:// in the Redis URL",
+            ),
+            (
+                "ERR unknown command 'SENTINEL', with args beginning with: 'MASTER' 'm' ",
+                "the server given as a sentinel is none: name the sentinels in the Redis URL",
+            ),
+            (
+                "ERR unknown command `hello`, with args beginning with: `3` `AUTH` `ann` `Secret` ",
+                "no command HELLO",
+            ),
+            (
+                "ERR No such master with that name",
+                "the sentinels know no primary of this name: correct sentinelServiceName",
+            ),
             ("ERR Function not found", "functions not loaded"),
             ("ERR of a kind that nobody has seen", "unexpected reply"),
         ] {

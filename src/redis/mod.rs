@@ -2,6 +2,7 @@
 //! decide what is stored.
 
 mod client;
+mod condition;
 pub mod connection;
 mod error;
 pub mod functions;
@@ -13,8 +14,9 @@ pub mod subscriptions;
 mod watchdog;
 
 pub use client::RedisOptions;
+pub use condition::Condition;
 pub use connection::Redis;
 pub use error::RedisError;
 pub use functions::Call;
-pub use probe::{Condition, Conditions};
+pub use probe::Conditions;
 pub use subscriptions::{Listener, Subscriptions};

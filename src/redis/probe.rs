@@ -10,8 +10,9 @@ use std::time::Duration;
 use fred::prelude::ClusterInterface;
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
+use super::condition::{Condition, Probed};
 use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::Call;
@@ -31,82 +32,20 @@ const QUEUE: &str = "jarvis:{queue}:probe";
 /// The commands that need a permission for channels.
 const CHANNELS: [&str; 2] = ["SPUBLISH", "SSUBSCRIBE"];
 
-/// The condition of Redis at the last probe.
-#[derive(Clone, Debug, Default)]
-pub struct Condition {
-    /// A short reason why no turn can be taken; none where a turn can, and before the first probe.
-    trouble: Option<Cow<'static, str>>,
-    /// Whether full memory is the only reason.
-    full: bool,
-    /// When a turn could be taken last, apart from full memory.
-    usable_at: Option<Instant>,
-}
-
-impl Condition {
-    /// Returns a short reason why no turn can be taken; none where a turn can.
-    pub fn trouble(&self) -> Option<&str> {
-        match (&self.trouble, self.usable_at) {
-            (None, None) => Some("not reached yet"),
-            (trouble, _) => trouble.as_deref(),
-        }
-    }
-
-    /// Returns whether full memory is the only reason why no turn can be taken.
-    pub fn is_full(&self) -> bool {
-        self.full
-    }
-
-    /// Returns whether Redis was usable within the last `patience`.
-    pub fn is_usable_within(&self, patience: Duration) -> bool {
-        self.usable_at.is_some_and(|at| at.elapsed() <= patience)
-    }
-
-    /// Returns the condition after one more probe.
-    fn after(&self, probed: &Probed) -> Self {
-        let now = Instant::now();
-        match probed {
-            Probed::Usable => Self { trouble: None, full: false, usable_at: Some(now) },
-            Probed::Full => Self::full(Some(now)),
-            // The functions are missing and do not fit into the memory. A replica that was ready
-            // stays ready in that case, too.
-            Probed::Refused(RedisError::OutOfMemory) => Self::full(self.usable_at.map(|_| now)),
-            Probed::Refused(error) => {
-                let trouble = Some(error.summary());
-                Self { trouble, full: false, usable_at: self.usable_at }
-            }
-        }
-    }
-
-    fn full(usable_at: Option<Instant>) -> Self {
-        Self { trouble: Some(RedisError::OutOfMemory.summary()), full: true, usable_at }
-    }
-}
-
-/// The result of one probe.
-enum Probed {
-    /// A turn could be taken.
-    Usable,
-    /// A turn could be taken if there were memory for it.
-    Full,
-    /// No turn could be taken.
-    Refused(RedisError),
-}
-
 /// Keeps the condition of Redis up to date.
 pub struct Conditions {
     redis: Redis,
-    condition: watch::Sender<Condition>,
 }
 
 impl Conditions {
     /// Creates the conditions of a Redis, which are unknown until [`Conditions::follow`] runs.
     pub fn of(redis: &Redis) -> Self {
-        Self { redis: redis.clone(), condition: watch::Sender::default() }
+        Self { redis: redis.clone() }
     }
 
     /// Returns a receiver of the condition.
     pub fn subscribe(&self) -> watch::Receiver<Condition> {
-        self.condition.subscribe()
+        self.redis.condition().subscribe()
     }
 
     /// Applies the migrations as soon as Redis can take them, and probes Redis without end.
@@ -147,14 +86,14 @@ impl Conditions {
                 let probed = timeout(LIMIT, probe(&self.redis)).await;
                 self.learn(&probed.unwrap_or_else(|_| Probed::Refused(self.redis.timed_out())));
             }
-            let is_usable = self.condition.borrow().trouble().is_none();
+            let is_usable = self.redis.condition().borrow().trouble().is_none();
             sleep(if is_usable { INTERVAL } else { INTERVAL_IN_TROUBLE }).await;
         }
     }
 
     fn learn(&self, probed: &Probed) {
-        let next = self.condition.borrow().after(probed);
-        let known = self.condition.send_replace(next.clone());
+        let next = self.redis.condition().borrow().after(probed);
+        let known = self.redis.condition().send_replace(next.clone());
         match (known.trouble(), next.trouble(), probed) {
             (Some(_), None, _) => tracing::info!("redis is ready"),
             (before, after, Probed::Refused(error)) if before != after => {

@@ -127,7 +127,7 @@ pub async fn detailed(State(shared): State<Shared>) -> Response {
         Some(NotReady::TaskDied(task)) => {
             problems.insert(REPLICA, format!("the task \"{task}\" died"));
         }
-        Some(NotReady::Redis(_)) | None => {}
+        Some(NotReady::Redis(_) | NotReady::RedisFull) | None => {}
     }
     let status = match (&not_ready, problems.is_empty()) {
         (Some(_), _) => "unhealthy",
@@ -223,6 +223,7 @@ mod tests {
             (NotReady::Draining, "draining", "being replaced"),
             (NotReady::TaskDied("queue"), "task_died", "\"queue\""),
             (NotReady::Redis("read-only replica".into()), "store_unavailable", "read-only replica"),
+            (NotReady::RedisFull, "store_full", "raise its maxmemory"),
         ] {
             let problem = Problem::from(reason);
             assert_eq!((problem.status, &*problem.code), (StatusCode::SERVICE_UNAVAILABLE, code));

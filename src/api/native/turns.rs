@@ -21,6 +21,10 @@ pub async fn submit(
     key: Option<String>,
     source: &str,
 ) -> Result<AcceptedTurn, Problem> {
+    // A turn that Redis accepts and then refuses to run would wait for an operator.
+    if let Some(refusal) = shared.readiness.refusal() {
+        return Err(refusal.into());
+    }
     let turn = NewTurn {
         spec: TurnSpec {
             source: source.to_owned(),

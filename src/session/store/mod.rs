@@ -9,6 +9,8 @@ mod read;
 mod takeover;
 mod turns;
 
+use std::time::Duration;
+
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -118,6 +120,12 @@ impl Store {
     /// writes acknowledged shortly before may be lost, if another server became the primary.
     pub fn disturbances(&self) -> watch::Receiver<u64> {
         self.redis.disturbances()
+    }
+
+    /// Resolves when no turn could be taken with Redis for `limit` for reasons that only an operator
+    /// can end, with the last reason. Cancel-safe.
+    pub async fn refused_for(&self, limit: Duration) -> String {
+        self.redis.refused_for(limit).await
     }
 
     /// Returns how long an idle session is kept that begins with a turn of this owner; 0 for ever.
