@@ -16,7 +16,7 @@ use support::client::{Reply, get, post, until_ok};
 use support::eventually;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::{Connection, RedisSentinels, RedisServer, cli};
+use support::redis::{Connection, RedisCluster, RedisSentinels, RedisServer, cli};
 
 /// A replica over a Redis that the test breaks.
 struct Setup {
@@ -263,6 +263,54 @@ async fn a_turn_that_waits_while_redis_refuses_a_command_fails_and_names_the_com
     tokio::select! {
         reply = running => panic!("the slot was free: {}", reply.status),
         () = waiting => {}
+    }
+}
+
+#[tokio::test]
+async fn a_redis_url_of_another_kind_than_its_server_is_reported_with_what_to_do() {
+    let (plain, cluster) = (RedisServer::start(), RedisCluster::start());
+    let sentinels = RedisSentinels::start();
+    let plain_at = format!("127.0.0.1:{}", plain.port());
+    let host = |url: String| {
+        url.split_once("//").and_then(|(_, rest)| rest.split('?').next()).map(str::to_owned)
+    };
+    let node = host(cluster.url()).expect("a node");
+    let sentinel = host(sentinels.url()).expect("a sentinel");
+    for (url, trouble, advice) in [
+        (format!("redis-cluster://{plain_at}"), "no cluster", "redis://"),
+        (format!("redis://{node}"), "a cluster", "redis-cluster://"),
+        (
+            format!("redis-sentinel://{plain_at}?sentinelServiceName=m"),
+            "the server given as a sentinel is none",
+            "name the sentinels",
+        ),
+        (
+            format!("redis-sentinel://{sentinel}?sentinelServiceName=nobody"),
+            "the sentinels know no primary of this name",
+            "sentinelServiceName",
+        ),
+        (format!("redis://{sentinel}"), "no command HGETALL", ""),
+    ] {
+        let setup = Setup::over(RedisServer::start(), |_| url.clone());
+        let reported = async || {
+            let detailed = get(&setup.replica, "/health/detailed").await;
+            let redis = detailed.body["problems"]["redis"].as_str().unwrap_or_default().to_owned();
+            (redis.contains(trouble) && redis.contains(advice)).then_some(()).ok_or(redis)
+        };
+        let is_reported = eventually(LIMIT, async || reported().await.is_ok()).await;
+        assert!(is_reported, "{url}: {:?}", reported().await);
+        let refused = setup.turn().await;
+        assert_eq!(refused.status, 503, "{url}");
+        let detail = refused.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(trouble), "{url}: {detail}");
+        // It stays so while the replica tries again.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            assert_eq!(reported().await, Ok(()), "{url}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let log = std::fs::read_to_string(setup.replica.log()).expect("a log");
+        assert!(log.contains("Redis URL"), "{url}: {log}");
     }
 }
 

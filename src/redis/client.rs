@@ -11,7 +11,7 @@ use fred::prelude::{
 use fred::types::RespVersion;
 use tokio::time::Instant;
 
-use super::error::{RedisError, classify, is_unavailable};
+use super::error::{RedisError, classify, is_moved, is_unavailable};
 use super::sentinel::Primary;
 use super::watchdog::{self, Disturbances};
 use crate::lifecycle::{Lifecycle, TaskEnd};
@@ -107,17 +107,19 @@ impl ManagedClient {
     pub(super) fn explain(&self, error: Error) -> RedisError {
         let is_disconnected = is_unavailable(&error) && !self.client().is_connected();
         let connection_error = lock(&self.connection_error).clone();
-        match connection_error.filter(|_| is_disconnected).map(classify) {
-            _ if is_unavailable(&error) && self.primary.refuses_credentials() => {
-                RedisError::SentinelCredentials
-            }
-            Some(
-                known @ (RedisError::Credentials
-                | RedisError::Database
-                | RedisError::Permission { .. }),
-            ) => known,
-            _ => classify(error),
+        if is_unavailable(&error)
+            && let Some(fault) = self.primary.fault()
+        {
+            return fault;
         }
+        let known = connection_error.filter(|_| is_disconnected).map(classify);
+        if let Some(known) = known.filter(RedisError::is_permanent) {
+            return known;
+        }
+        if is_moved(&error) && !self.client().is_clustered() {
+            return RedisError::IsACluster;
+        }
+        classify(error)
     }
 }
 

@@ -174,6 +174,12 @@ pub(super) fn is_redirection(error: &Error) -> bool {
     details.starts_with("TRYAGAIN") || details.starts_with("Too many redirections")
 }
 
+/// Returns whether another node of a cluster has the slot.
+pub(super) fn is_moved(error: &Error) -> bool {
+    let details = error.details();
+    details.starts_with("MOVED") || details.starts_with("Too many redirections")
+}
+
 pub(super) fn is_unavailable(error: &Error) -> bool {
     matches!(
         error.kind(),

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::error::RedisError;
 use crate::lifecycle::{Lifecycle, TaskEnd};
-use server::PolledServer;
+use server::{PolledServer, SentinelFault};
 use view::{LONGEST_LEASE, SentinelView, is_replaced, named, primary_lease};
 
 /// Time between two polls.
@@ -46,8 +46,8 @@ pub(super) struct Primary {
     server: watch::Receiver<Option<Server>>,
     /// When the primary lease ends, on this replica's clock; none without sentinels.
     lease_end: Option<watch::Receiver<Instant>>,
-    /// Whether the sentinels refuse the user name or the password.
-    refused: watch::Receiver<bool>,
+    /// Why so many sentinels are of no use that the others are no majority.
+    fault: watch::Receiver<Option<SentinelFault>>,
 }
 
 impl Primary {
@@ -62,18 +62,18 @@ impl Primary {
         self.server.borrow_and_update()
     }
 
-    /// Returns whether so many sentinels refuse the user name or the password that the others are
-    /// no majority.
-    pub(super) fn refuses_credentials(&self) -> bool {
-        *self.refused.borrow()
+    /// Returns why so many sentinels are of no use that the others are no majority, as the error of
+    /// a call.
+    pub(super) fn fault(&self) -> Option<RedisError> {
+        self.fault.borrow().map(SentinelFault::error)
     }
 
     /// Returns the key of the primary lease, which is the last argument of every function; `-`
     /// without sentinels. Waits until the primary is certain.
     ///
     /// # Errors
-    /// [`RedisError::Unavailable`] or [`RedisError::SentinelCredentials`], if the primary is
-    /// uncertain for longer than `limit`.
+    /// [`RedisError::Unavailable`] or the fault of the sentinels, if the primary is uncertain for
+    /// longer than `limit`.
     pub(super) async fn lease_key(&self, limit: Duration) -> Result<&'static str, RedisError> {
         let Some(lease_end) = &self.lease_end else { return Ok("-") };
         let is_certain = |end: &Instant| Instant::now() < *end;
@@ -83,8 +83,8 @@ impl Primary {
         {
             return Ok(LEASE_KEY);
         }
-        if self.refuses_credentials() {
-            return Err(RedisError::SentinelCredentials);
+        if let Some(fault) = self.fault() {
+            return Err(fault);
         }
         let details = "the sentinels name no certain primary";
         Err(RedisError::Unavailable(Error::new(ErrorKind::Sentinel, details)))
@@ -95,7 +95,7 @@ impl Primary {
 pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
     let (server_sender, server) = watch::channel(None);
     let ServerConfig::Sentinel { hosts, service_name, username, password } = &config.server else {
-        return Primary { server, lease_end: None, refused: watch::channel(false).1 };
+        return Primary { server, lease_end: None, fault: watch::channel(None).1 };
     };
     let sentinels = hosts
         .iter()
@@ -104,7 +104,7 @@ pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
             PolledServer::new(config, host.clone(), credentials)
         })
         .collect();
-    let (refused_sender, refused) = watch::channel(false);
+    let (fault_sender, fault) = watch::channel(None);
     let (lease_end_sender, lease_end) = watch::channel(Instant::now());
     let watcher = SentinelWatcher {
         config: config.clone(),
@@ -114,10 +114,10 @@ pub(super) fn follow(config: &Config, lifecycle: &Lifecycle) -> Primary {
         majority_at: Instant::now(),
         server: server_sender,
         lease_end: lease_end_sender,
-        refused: refused_sender,
+        fault: fault_sender,
     };
     lifecycle.spawn("sentinels", watcher.run());
-    Primary { server, lease_end: Some(lease_end), refused }
+    Primary { server, lease_end: Some(lease_end), fault }
 }
 
 /// Polls the sentinels and the primary, and extends the primary lease.
@@ -131,7 +131,7 @@ struct SentinelWatcher {
     majority_at: Instant,
     server: watch::Sender<Option<Server>>,
     lease_end: watch::Sender<Instant>,
-    refused: watch::Sender<bool>,
+    fault: watch::Sender<Option<SentinelFault>>,
 }
 
 impl SentinelWatcher {
@@ -160,7 +160,7 @@ impl SentinelWatcher {
         let views = self.sentinels.iter_mut().map(|sentinel| sentinel.view(&self.name));
         let views: Vec<SentinelView> =
             futures_util::future::join_all(views).await.into_iter().flatten().collect();
-        self.note_refusal();
+        self.note_fault();
         let primary = self.primary.as_ref().map(PolledServer::server);
         let (named, lease) = if views.len() * 2 > self.sentinels.len() {
             self.majority_at = Instant::now();
@@ -193,15 +193,14 @@ impl SentinelWatcher {
         has_moved && self.primary.is_some()
     }
 
-    fn note_refusal(&self) {
-        let refusing =
-            self.sentinels.iter().filter(|sentinel| sentinel.refuses_credentials()).count();
-        let refused = refusing * 2 >= self.sentinels.len().max(1);
-        if self.refused.send_replace(refused) != refused && refused {
-            tracing::error!(
-                error = %RedisError::SentinelCredentials,
-                "sentinels refuse the connection; trying again"
-            );
+    fn note_fault(&self) {
+        let faults = || self.sentinels.iter().filter_map(PolledServer::fault);
+        let next = faults().next().filter(|_| faults().count() * 2 >= self.sentinels.len().max(1));
+        if self.fault.send_replace(next) != next
+            && let Some(fault) = next
+        {
+            let error = fault.error();
+            tracing::error!(%error, "sentinels of no use; trying again");
         }
     }
 

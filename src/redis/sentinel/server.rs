@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
 use super::view::SentinelView;
-use crate::redis::error::refuses_credentials;
+use crate::redis::error::{RedisError, classify};
 
 /// Time limit of a command, and of a connection.
 const LIMIT: Duration = Duration::from_millis(500);
@@ -21,6 +21,37 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 
 /// A user name and a password.
 pub(super) type Credentials = (Option<String>, Option<String>);
+
+/// Why a sentinel is of no use until an operator corrects the Redis URL or the sentinel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SentinelFault {
+    /// The server refuses the user name or the password.
+    Credentials,
+    /// The server is no sentinel.
+    NotASentinel,
+    /// The sentinel monitors no primary of the name.
+    UnknownService,
+}
+
+impl SentinelFault {
+    fn of(error: &Error) -> Option<Self> {
+        match classify(error.clone()) {
+            RedisError::Credentials => Some(Self::Credentials),
+            RedisError::NotASentinel => Some(Self::NotASentinel),
+            RedisError::UnknownService => Some(Self::UnknownService),
+            _ => None,
+        }
+    }
+
+    /// Returns the error for calls of Redis.
+    pub(crate) fn error(self) -> RedisError {
+        match self {
+            Self::Credentials => RedisError::SentinelCredentials,
+            Self::NotASentinel => RedisError::NotASentinel,
+            Self::UnknownService => RedisError::UnknownService,
+        }
+    }
+}
 
 /// A server that is polled over a connection of its own.
 pub(super) struct PolledServer {
@@ -32,8 +63,8 @@ pub(super) struct PolledServer {
     errors: broadcast::Receiver<(Error, Option<Server>)>,
     /// When the client was created.
     created: Instant,
-    /// Whether the server refused the user name or the password, and has not replied since.
-    refuses: bool,
+    /// Why the server is of no use, unless it has replied properly since.
+    fault: Option<SentinelFault>,
 }
 
 impl PolledServer {
@@ -42,7 +73,7 @@ impl PolledServer {
         let client = client(config, server.clone(), credentials.clone())?;
         let (errors, created) = (client.error_rx(), Instant::now());
         let config = config.clone();
-        Some(Self { config, server, credentials, client, errors, created, refuses: false })
+        Some(Self { config, server, credentials, client, errors, created, fault: None })
     }
 
     /// Returns the server.
@@ -50,23 +81,24 @@ impl PolledServer {
         &self.server
     }
 
-    /// Returns whether the server refuses the user name or the password.
-    pub(super) fn refuses_credentials(&self) -> bool {
-        self.refuses
+    /// Returns why the server is of no use.
+    pub(super) fn fault(&self) -> Option<SentinelFault> {
+        self.fault
     }
 
     /// Reads the server's clock, in microseconds; none without a reply.
     pub(super) async fn time(&mut self) -> Option<i64> {
         let time = server_time(&self.client).await;
-        self.learn(time.is_some());
+        self.learn(time.is_some(), None);
         time
     }
 
     /// Reads the view of a sentinel; none without a reply.
     pub(super) async fn view(&mut self, name: &str) -> Option<SentinelView> {
         let view = Box::pin(view(&self.client, name)).await;
-        self.learn(view.is_some());
-        view
+        let error = view.as_ref().err().and_then(Option::as_ref).and_then(SentinelFault::of);
+        self.learn(view.is_ok(), error);
+        view.ok()
     }
 
     /// Sends a command; none without a reply.
@@ -75,7 +107,7 @@ impl PolledServer {
         command: &'static str,
         arguments: Vec<&str>,
     ) -> Option<Vec<String>> {
-        send(&self.client, command, arguments).await
+        send(&self.client, command, arguments).await.ok()
     }
 
     /// Ends the connection.
@@ -83,14 +115,15 @@ impl PolledServer {
         let _ = timeout(LIMIT, self.client.quit()).await;
     }
 
-    /// Learns whether the server refuses the credentials, from whether it just replied and from the
-    /// errors of the connection. A client that was refused does not reconnect, so it is replaced.
-    fn learn(&mut self, has_replied: bool) {
+    /// Learns whether the server is of use, from whether it just replied properly, from the fault in
+    /// its reply, and from the errors of the connection. A client whose credentials were refused
+    /// does not reconnect, so it is replaced.
+    fn learn(&mut self, has_replied: bool, fault: Option<SentinelFault>) {
         while let Ok((error, _)) = self.errors.try_recv() {
-            self.refuses |= refuses_credentials(&error);
+            self.fault = SentinelFault::of(&error).or(self.fault);
         }
-        self.refuses &= !has_replied;
-        if self.refuses
+        self.fault = if has_replied { None } else { fault.or(self.fault) };
+        if self.fault == Some(SentinelFault::Credentials)
             && self.created.elapsed() >= REFUSED_AGAIN
             && let Some(next) = client(&self.config, self.server.clone(), self.credentials.clone())
         {
@@ -127,28 +160,41 @@ fn client(like: &Config, server: Server, credentials: Credentials) -> Option<Cli
     Some(client)
 }
 
-async fn send(client: &Client, command: &'static str, arguments: Vec<&str>) -> Option<Vec<String>> {
+async fn send(
+    client: &Client,
+    command: &'static str,
+    arguments: Vec<&str>,
+) -> Result<Vec<String>, Option<Error>> {
     if !client.is_connected() {
-        return None;
+        return Err(None);
     }
     let command = CustomCommand::new_static(command, ClusterHash::Random, false);
     let once = Options { max_attempts: Some(1), ..Options::default() };
-    client.with_options(&once).custom(command, arguments).await.ok()
+    Ok(client.with_options(&once).custom(command, arguments).await?)
 }
 
 async fn server_time(client: &Client) -> Option<i64> {
-    let reply = send(client, "TIME", Vec::new()).await?;
+    let reply = send(client, "TIME", Vec::new()).await.ok()?;
     let [seconds, micros] = reply.as_slice() else { return None };
     Some(seconds.parse::<i64>().ok()? * 1_000_000 + micros.parse::<i64>().ok()?)
 }
 
-async fn view(sentinel: &Client, name: &str) -> Option<SentinelView> {
+/// Reads the view of a sentinel.
+///
+/// # Errors
+/// The error of the sentinel; none where it did not reply, or in an unknown form.
+async fn view(sentinel: &Client, name: &str) -> Result<SentinelView, Option<Error>> {
     let (address, state) = tokio::join!(
         send(sentinel, "SENTINEL", vec!["get-master-addr-by-name", name]),
         send(sentinel, "SENTINEL", vec!["master", name]),
     );
-    let (address, state) = (address?, state?);
-    let [host, port] = address.as_slice() else { return None };
+    // The address of an unknown name is empty, and its state is an error.
+    let (state, address) = (state?, address?);
+    parse_view(&address, &state).ok_or(None)
+}
+
+fn parse_view(address: &[String], state: &[String]) -> Option<SentinelView> {
+    let [host, port] = address else { return None };
     let field = |name: &str| {
         state.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
     };
