@@ -4,6 +4,7 @@ use clap::builder::EnumValueParser;
 use clap::{Args, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::url::{http_url, passwords};
 use super::values::trimmed;
@@ -43,14 +44,94 @@ impl TelemetrySettings {
     }
 }
 
-/// Checks the directives of a log filter.
+/// Checks the directives of a log filter, and returns them without blanks between them.
 ///
 /// # Errors
 /// What is expected.
 fn log_filter(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err("expected directives, as in info,fred=error".to_owned()),
+    let directives: Vec<&str> =
+        directives(text).into_iter().map(str::trim).filter(|text| !text.is_empty()).collect();
+    let filter = directives.join(",");
+    if !filter.is_empty()
+        && directives.into_iter().all(is_directive)
+        && EnvFilter::try_new(&filter).is_ok()
+    {
+        return Ok(filter);
+    }
+    Err("expected off, error, warn, info, debug or trace, alone or as target=level, and commas \
+        between them, as in info,fred=error"
+        .to_owned())
+}
+
+/// Splits a filter at the commas outside of brackets, which hold spans and their fields.
+fn directives(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    text.split(|letter| {
+        match letter {
+            '[' => depth += 1,
+            ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        letter == ',' && depth == 0
+    })
+    .collect()
+}
+
+/// Returns whether a directive is a level, or a target or span with a level. The library takes any
+/// other text for the name of a target, which logs nothing.
+fn is_directive(directive: &str) -> bool {
+    let is_level = |text: &str| !text.is_empty() && text.parse::<LevelFilter>().is_ok();
+    let (target, level) = match directive.rsplit_once('=').filter(|(_, end)| !end.contains(']')) {
+        Some((target, level)) => (target, Some(level)),
+        None => (directive, None),
+    };
+    let name = target.split('[').next().unwrap_or_default();
+    let is_name =
+        name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_:-.".contains(letter));
+    match level {
+        Some(level) => is_name && !target.is_empty() && is_level(level),
+        None => is_level(target) || is_name && target.ends_with(']'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_filter_is_levels_and_targets_with_levels() {
+        for (text, filter) in [
+            ("info", "info"),
+            (" INFO ", "INFO"),
+            ("off", "off"),
+            ("3", "3"),
+            ("info,fred=error", "info,fred=error"),
+            ("info, fred=error,", "info,fred=error"),
+            ("jarvis::api=debug,warn", "jarvis::api=debug,warn"),
+            ("[turn{model=a}]=debug,warn", "[turn{model=a}]=debug,warn"),
+            ("jarvis[turn]", "jarvis[turn]"),
+        ] {
+            assert_eq!(log_filter(text).as_deref(), Ok(filter), "{text}");
+        }
+        for text in [
+            "in fo",
+            "infoo",
+            "jarvis",
+            "99",
+            ",",
+            "=",
+            "a=b",
+            "jarvis=",
+            "=info",
+            "info;fred=error",
+            "warn jarvis=debug",
+            "fred=err or",
+            "true",
+            "[turn",
+            "in fo[turn]=debug",
+        ] {
+            let refused = log_filter(text).expect_err(text);
+            assert!(refused.contains("info,fred=error"), "{text}: {refused}");
+        }
     }
 }
