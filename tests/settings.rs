@@ -110,6 +110,16 @@ fn a_setting_that_cannot_work_is_refused_with_64_and_what_to_do() {
         ("--queue-limit", "0", "--queue-limit"),
         ("--keep-alive", "banana", "5m"),
         ("--ollama-urls", "http://127.0.0.1:9,http://127.0.0.1:9/", "name each host once"),
+        ("--ollama-urls", "HTTP://127.0.0.1:9,http://127.0.0.1:9/", "name each host once"),
+        ("--ollama-urls", "http://127.0.0.1:9#Secret", "leave out what follows"),
+        ("--redis-url", "redis+unix:///x?y=Secret", "no parameters"),
+        (
+            "--redis-url",
+            "redis-sentinel://h?sentinelServiceName=m&sentinelPassword=5#Secret",
+            "%23",
+        ),
+        ("--log", "in fo", "as in info,fred=error"),
+        ("--log", "infoo", "as in info,fred=error"),
         ("--ollama-urls", "http://ann:Secret@127.0.0.1:9/?x=1", "leave out"),
     ] {
         let variable = flag.trim_start_matches("--").replace('-', "_").to_uppercase();
@@ -134,6 +144,9 @@ fn blanks_around_a_value_and_every_time_that_ollama_takes_are_taken() {
         ("--drain-timeout", "\t0\n"),
         ("--log-format", " json "),
         ("--log", " info "),
+        ("--log", "info, fred=error"),
+        ("--redis-url", " REDIS://h:1 "),
+        ("--ollama-urls", "HTTP://127.0.0.1:9"),
         ("--max-sockets", " 1 "),
         ("--ollama-urls", " http://127.0.0.1:9 ; slots = 2 , http://127.0.0.1:10 "),
         ("--allowed-origins", " https://h:443 , http://h:80/ , * "),

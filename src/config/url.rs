@@ -24,17 +24,19 @@ const SENTINEL_PASSWORD: &str = "sentinelPassword";
 /// # Errors
 /// The part that is wrong.
 pub(super) fn http_url(text: &str) -> Result<Url, String> {
-    let (_, url) = parse(text, &["http", "https"], "http://host:port")?;
+    let text = with_lower_scheme(text);
+    let (_, url) = parse(&text, &["http", "https"], "http://host:port")?;
     Ok(url)
 }
 
-/// Checks a Redis URL, and returns it as it is spelled, without the blanks around it.
+/// Checks a Redis URL, and returns it as it is spelled, without the blanks around it, and with its
+/// scheme in lower case.
 ///
 /// # Errors
 /// The part that is wrong.
 pub(super) fn redis_url(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    let (scheme, url) = parse(text, REDIS, "redis://:password@host:6379/0")?;
+    let text = with_lower_scheme(text);
+    let (scheme, url) = parse(&text, REDIS, "redis://:password@host:6379/0")?;
     for (what, part) in
         [("user name", url.username()), ("password", url.password().unwrap_or_default())]
     {
@@ -42,38 +44,79 @@ pub(super) fn redis_url(text: &str) -> Result<String, String> {
             return Err(format!("the {what} is percent-encoded, but not of UTF-8"));
         }
     }
+    parameters(scheme, &url)?;
     if scheme == "redis+unix" {
         let path = url.path();
         let named = !path.trim_matches('/').is_empty();
         return if named {
-            usable(text)
+            usable(&text)
         } else {
             Err("the path of the socket is missing".to_owned())
         };
     }
     let clustered = scheme.ends_with("-cluster");
     let database = url.path().trim_start_matches('/');
-    if !clustered && !database.is_empty() && database.parse::<u8>().is_err() {
+    if clustered && !matches!(database, "" | "0") {
+        return Err("a cluster has one database; leave out what follows the host".to_owned());
+    }
+    if !database.is_empty() && database.parse::<u8>().is_err() {
         return Err("the database after the host is no number from 0 to 255".to_owned());
     }
     if clustered && url.port().is_none() {
         return Err("the port is missing".to_owned());
     }
-    for (name, value) in url.query_pairs() {
-        match &*name {
-            NODE => node(&value)?,
-            SERVICE | SENTINEL_USER | SENTINEL_PASSWORD => {}
-            _ => {
-                let known = [NODE, SERVICE, SENTINEL_USER, SENTINEL_PASSWORD].join(", ");
-                return Err(format!("after the ? is a parameter that is none of {known}"));
-            }
+    usable(&text)
+}
+
+/// Returns the text without the blanks around it, and with its scheme in lower case.
+fn with_lower_scheme(text: &str) -> String {
+    let text = text.trim();
+    match text.split_once("://") {
+        Some((scheme, rest)) => format!("{}://{rest}", scheme.to_ascii_lowercase()),
+        None => text.to_owned(),
+    }
+}
+
+/// Checks the parameters of a Redis URL.
+fn parameters(scheme: &str, url: &Url) -> Result<(), String> {
+    let known: &[&str] = match scheme.rsplit_once('-') {
+        Some((_, "cluster")) => &[NODE],
+        Some((_, "sentinel")) => &[NODE, SERVICE, SENTINEL_USER, SENTINEL_PASSWORD],
+        _ => &[],
+    };
+    let mut seen = Vec::new();
+    for pair in url.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some(name) = known.iter().find(|known| **known == name) else {
+            let allowed = match known {
+                [] => format!("a URL with {scheme}:// has no parameters"),
+                known => format!("its parameters are {}", known.join(", ")),
+            };
+            return Err(format!(
+                "after the ? is an unknown parameter: {allowed}; in a password, percent-encode ? \
+                 as %3F and & as %26"
+            ));
+        };
+        if value.contains('+') {
+            return Err(format!(
+                "a `+` in {name} stands for a blank; percent-encode it as %2B, and a blank as %20"
+            ));
         }
+        let Ok(value) = urlencoding::decode(value) else {
+            return Err(format!("the parameter {name} is percent-encoded, but not of UTF-8"));
+        };
+        if *name == NODE {
+            node(&value)?;
+        } else if seen.contains(name) {
+            return Err(format!("the parameter {name} is given twice"));
+        }
+        seen.push(name);
     }
     let service = url.query_pairs().any(|(name, value)| name == SERVICE && !value.is_empty());
-    if scheme.ends_with("-sentinel") && !service {
+    if known.contains(&SERVICE) && !service {
         return Err(format!("the parameter {SERVICE} is missing"));
     }
-    usable(text)
+    Ok(())
 }
 
 /// Checks that the client library accepts the URL.
@@ -92,7 +135,6 @@ fn node(value: &str) -> Result<(), String> {
 }
 
 fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str, Url), String> {
-    let text = text.trim();
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!("the scheme is missing; expected a URL like {example}"));
     };
@@ -100,19 +142,17 @@ fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str,
         let known: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
         return Err(format!("the scheme is none of {}", known.join(", ")));
     }
-    // In a password these characters would end the authority.
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let sign = rest[authority.len()..].chars().next();
-    let cut = match sign {
-        Some('#') => true,
-        Some(_) => !authority.contains('@') && before_query(&rest[authority.len()..]).contains('@'),
-        None => false,
-    };
-    if let Some(sign) = sign.filter(|_| cut) {
+    if let Some(sign) = sign_in_password(authority, &rest[authority.len()..]) {
         return Err(format!(
             "a `{sign}` in the user name or password has to be percent-encoded, as %{:02X}",
             u32::from(sign)
         ));
+    }
+    if rest.contains('#') {
+        return Err("a `#` ends a URL; leave out what follows it, or \
+            percent-encode a `#` of a password as %23"
+            .to_owned());
     }
     let url = Url::parse(text).map_err(|error| part(error, authority).to_owned())?;
     if !url.has_host() && scheme != "redis+unix" {
@@ -124,12 +164,30 @@ fn parse<'a>(text: &'a str, schemes: &[&str], example: &str) -> Result<(&'a str,
     Ok((scheme, url))
 }
 
+/// Returns the sign that ends the authority of a URL although it belongs to the user name or the
+/// password: behind it is the @ that should end those.
+fn sign_in_password(authority: &str, rest: &str) -> Option<char> {
+    let sign = rest.chars().next().filter(|_| !authority.contains('@'))?;
+    let is_cut = match sign {
+        // A port and parameters, whose values may hold an @, look like a name and a password.
+        '#' => rest.contains('@'),
+        _ => before_query(rest).contains('@') || is_userinfo(authority) && rest.contains('@'),
+    };
+    is_cut.then_some(sign)
+}
+
 /// Returns the part in which an @ belongs to a password. The value of a parameter may hold one, too.
 fn before_query(rest: &str) -> &str {
     match rest.split_once('?') {
         Some((before, query)) if query.contains('=') => before,
         _ => rest,
     }
+}
+
+/// Returns whether the text is a user name and a password, and no host with a port.
+fn is_userinfo(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    port.is_some_and(|(host, port)| host.is_empty() || port.is_err())
 }
 
 fn part(error: url::ParseError, authority: &str) -> &'static str {
@@ -181,6 +239,26 @@ mod tests {
             ("redis-cluster://:Secret@host:1?node=Secret", "node"),
             ("redis-sentinel://:Secret@host:1", "sentinelServiceName"),
             ("redis+unix://:Secret@host", "the path"),
+            // A sign that cuts a password where a port or a parameter could be, too.
+            ("redis://:57?Secret=1@host", "%3F"),
+            ("redis://:57/Secret?x=1@host", "%2F"),
+            ("redis://ann:x57?Secret=1@host", "%3F"),
+            ("redis://ann:57?Secret=1@host", "%3F"),
+            ("redis://:57#Secret", "%23"),
+            ("redis+unix://:57#Secret@/x", "%23"),
+            ("redis-sentinel://host:1?sentinelServiceName=m&sentinelPassword=57#Secret", "%23"),
+            ("redis-sentinel://h:1?sentinelServiceName=m&sentinelPassword=57&Secret", "%26"),
+            ("redis-sentinel://h:1?sentinelServiceName=m&sentinelPassword=57+Secret", "%2B"),
+            ("redis-sentinel://h:1?sentinelServiceName=m&sentinelPassword=%ffSecret", "UTF-8"),
+            ("redis-sentinel://h:1?sentinelServiceName=m&sentinelServiceName=Secret", "twice"),
+            // A parameter that another scheme has, or none.
+            ("redis+unix:///x?y=Secret", "has no parameters"),
+            ("redis+unix:///x?node=Secret", "has no parameters"),
+            ("redis://host?node=Secret:1", "has no parameters"),
+            ("rediss://host?sentinelPassword=Secret", "has no parameters"),
+            ("redis-cluster://host:1?sentinelPassword=Secret", "parameters are node"),
+            ("rediss-sentinel://h:1?sentinelServiceName=m&Secret=1", "sentinelUsername"),
+            ("redis-cluster://host:1/57", "one database"),
             ("http://:Secret@host", "the scheme"),
             (":Secret@host", "the scheme"),
         ] {
@@ -199,11 +277,14 @@ mod tests {
             "redis://:a%20b%23%40%25+c@host",
             "redis://:50%off@host",
             "redis-cluster://host:30001?node=b:30002&node=c:30003",
+            "redis-cluster://host:30001/0",
             "redis-sentinel://host:26379?sentinelServiceName=m&sentinelPassword=a@b&node=b:1",
             "redis+unix:///run/redis.sock",
         ] {
             assert_eq!(redis_url(url).as_deref(), Ok(url.trim()), "{url}");
         }
+        let spelled = redis_url("REDIS-Cluster://:Pass@Host:1");
+        assert_eq!(spelled.as_deref(), Ok("redis-cluster://:Pass@Host:1"));
     }
 
     #[test]
@@ -213,6 +294,10 @@ mod tests {
             ("http://ann:57/Secret@host", "%2F"),
             ("http://ann:Secret@host:x", "the port"),
             ("http://ann:Secret@", "the host"),
+            ("http://ann:x57?Secret=1@host", "%3F"),
+            ("http://h#Secret", "leave out what follows"),
+            ("http://h/x#Secret", "leave out what follows"),
+            ("HTTP://h#Secret", "leave out what follows"),
             ("ftp://ann:Secret@host", "the scheme"),
             ("Secret", "the scheme"),
         ] {
@@ -220,7 +305,14 @@ mod tests {
             assert!(error.contains(part), "{url}: {error}");
             assert!(!error.contains("Secret") && !error.contains("57"), "{url}: {error}");
         }
-        assert!(http_url(" https://ann:pass@host/path?key=a@b ").is_ok());
+        for url in [
+            " https://ann:pass@host/path?key=a@b ",
+            "http://host:80?key=a@b",
+            "HTTP://host",
+            "Https://Host",
+        ] {
+            assert!(http_url(url).is_ok(), "{url}");
+        }
     }
 
     #[test]
