@@ -14,6 +14,7 @@ pub mod membership;
 pub mod model_name;
 pub mod ollama;
 pub mod queue;
+mod raw_fields;
 pub mod readiness;
 pub mod redis;
 pub mod retry;

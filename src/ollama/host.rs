@@ -146,7 +146,8 @@ impl Host {
         let body = json!({"model": model});
         let request = self.post("api/show")?.json(&body);
         let deadline = Instant::now() + REPLY_TIMEOUT;
-        let show: Show = self.fetch(request, model, deadline, OllamaError::ReplyTimeout).await?;
+        let body = self.fetch(request, model, deadline, OllamaError::ReplyTimeout).await?;
+        let show: Show = self.parsed(serde_json::from_slice(&body))?;
         Ok(Details { num_ctx: show.context_length(), thinks: show.thinks() })
     }
 
@@ -159,13 +160,15 @@ impl Host {
     ) -> Result<ReplyLine, OllamaError> {
         let deadline = Instant::now() + self.limits.first_token;
         let request = self.post(path)?.json(body);
-        self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await
+        let body = self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
+        self.parsed(ReplyLine::parse(&body))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, OllamaError> {
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let request = self.http.get(self.url(path)?);
-        self.fetch(request, "", deadline, OllamaError::ReplyTimeout).await
+        let body = self.fetch(request, "", deadline, OllamaError::ReplyTimeout).await?;
+        self.parsed(serde_json::from_slice(&body))
     }
 
     pub(super) fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
@@ -176,18 +179,23 @@ impl Host {
         self.base.join(path).map_err(|_| OllamaError::Setting("a model host's URL has no path"))
     }
 
-    async fn fetch<T: DeserializeOwned>(
+    /// Returns the body of a reply as UTF-8, without a byte order mark.
+    async fn fetch(
         &self,
         request: RequestBuilder,
         model: &str,
         deadline: Instant,
         late: OllamaError,
-    ) -> Result<T, OllamaError> {
+    ) -> Result<Vec<u8>, OllamaError> {
         let response = self.send(request, model, deadline, late.clone()).await?;
         let body = self.read(response, REPLY_LIMIT, deadline, late).await?;
         // Bytes that are not UTF-8 cost only the field that they stand in.
-        let text = String::from_utf8_lossy(without_bom(&body));
-        let reply = serde_json::from_str(&text).map_err(|error| {
+        Ok(String::from_utf8_lossy(without_bom(&body)).into_owned().into_bytes())
+    }
+
+    /// Records whether a reply of the host could be parsed.
+    fn parsed<T>(&self, reply: Result<T, serde_json::Error>) -> Result<T, OllamaError> {
+        let reply = reply.map_err(|error| {
             tracing::warn!(host = %self.name, %error, "malformed reply of a model host");
             OllamaError::Malformed
         })?;

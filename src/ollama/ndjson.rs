@@ -150,7 +150,7 @@ fn parse(line: &[u8]) -> Result<Option<ReplyLine>, OllamaError> {
         tracing::warn!(bytes = line.len(), "line of a model host is not an object");
         return Err(OllamaError::Malformed);
     }
-    serde_json::from_slice(line).map(Some).map_err(|error| {
+    ReplyLine::parse(line).map(Some).map_err(|error| {
         tracing::warn!(%error, bytes = line.len(), "malformed line of a model host");
         OllamaError::Malformed
     })
@@ -227,6 +227,17 @@ mod tests {
         (text, end)
     }
 
+    /// The two halves of a list in lists. Repeated, they would exhaust the stack of a recursive parser.
+    const DEEP: [&[u8]; 2] = [b"[", b"]"];
+
+    #[test]
+    fn an_error_that_cannot_be_read_is_still_an_error() {
+        let deep =
+            [b"{\"error\":", &DEEP.map(|depth| depth.repeat(1000)).concat()[..], b"}"].concat();
+        let failed = StreamEvent::Failed("an error that cannot be read".to_owned());
+        assert_eq!(decode([&deep[..]]), (vec![failed], true));
+    }
+
     #[test]
     fn odd_lines_carry_the_same_answer() {
         let done = |prompt_eval_count, eval_count| {
@@ -251,6 +262,32 @@ mod tests {
                 b"{\"response\":\"a\",\"done\":\"false\",\"eval_count\":{\"a\":[]}}\n\
                   {\"done\":\"true\",\"done_reason\":7,\"eval_count\":\"5\",\"prompt_eval_count\":7.0}\n",
                 (text("a"), done(7, 5)),
+            ),
+            // A field that no reader wants, or that cannot be read, costs itself alone.
+            (
+                &[
+                    &b"{\"response\":\"a\",\"context\":"[..],
+                    &DEEP.map(|depth| depth.repeat(100_000)).concat(),
+                    b"}\n{\"done\":true,\"eval_count\":1e400,\"prompt_eval_count\":7}",
+                ]
+                .concat(),
+                (text("a"), done(7, 0)),
+            ),
+            (
+                &[
+                    &b"{\"response\":\"a\",\"_debug_info\":{\"rendered_template\":"[..],
+                    &DEEP.map(|depth| depth.repeat(100_000)).concat(),
+                    b"}}\n{\"done\":true,\"eval_count\":",
+                    &DEEP.map(|depth| depth.repeat(100_000)).concat(),
+                    b",\"prompt_eval_count\":-1e999}",
+                ]
+                .concat(),
+                (text("a"), done(0, 0)),
+            ),
+            (
+                b"{\"message\":{\"content\":\"a\",\"\\ud800\":1},\"\\udc00\":1,\"_debug_info\":7}\n\
+                  {\"done\":false,\"done\":true,\"done_reason\":1e400,\"eval_count\":2}",
+                (text("a"), done(0, 2)),
             ),
             // A reason for the end, without `done`.
             (b"{\"response\":\"a\"}\n{\"done_reason\":\"stop\",\"eval_count\":1}", (text("a"), done(0, 1))),

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::tolerant::{Count, Flag, Joiner, Label, Text};
 use crate::model_name::ModelName;
+use crate::raw_fields::RawFields;
 
 /// A byte order mark in UTF-8. Some servers begin their bodies with one.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -59,8 +61,16 @@ pub struct Model {
     pub digest: String,
 }
 
+/// The text for an error of a host that cannot be read.
+const UNREADABLE_ERROR: &str = "an error that cannot be read";
+
+/// Returns the value of a field; the default where it cannot be read.
+fn or_absent<T: Default + DeserializeOwned>(value: &str) -> T {
+    serde_json::from_str(value).unwrap_or_default()
+}
+
 /// One line of a stream, or the only object of a reply without one.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct ReplyLine {
     #[serde(default)]
     error: Option<Value>,
@@ -96,6 +106,24 @@ struct DebugInfo {
     rendered_template: Option<String>,
 }
 
+impl ReplyMessage {
+    /// Parses the message of a line, whose odd fields count as absent. `null` is no message.
+    fn parse(value: &str) -> Result<Option<Self>, serde_json::Error> {
+        serde_json::from_str(value).or_else(|error| {
+            let Ok(RawFields(fields)) = serde_json::from_str(value) else { return Err(error) };
+            let mut message = Self { content: None, thinking: None };
+            for (name, value) in fields {
+                match name.as_str() {
+                    "content" => message.content = serde_json::from_str(value)?,
+                    "thinking" => message.thinking = serde_json::from_str(value)?,
+                    _ => {}
+                }
+            }
+            Ok(Some(message))
+        })
+    }
+}
+
 /// The part of an answer in one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fragment {
@@ -114,6 +142,45 @@ pub(super) enum FragmentEnd {
 }
 
 impl ReplyLine {
+    /// Parses a JSON object.
+    ///
+    /// # Errors
+    /// Where it is no object, or where the text of the answer cannot be read.
+    pub(super) fn parse(object: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(object).or_else(|error| Self::parse_field_by_field(object, error))
+    }
+
+    /// Parses an object of which a field cannot be read: it is nested too deeply, holds a number
+    /// that no float can hold, is there twice, or has a name or a type that is odd. Such a field
+    /// counts as absent, unless it holds the answer or the host's error.
+    #[cold]
+    fn parse_field_by_field(
+        object: &[u8],
+        error: serde_json::Error,
+    ) -> Result<Self, serde_json::Error> {
+        let text = String::from_utf8_lossy(object);
+        let Ok(RawFields(fields)) = serde_json::from_str(&text) else { return Err(error) };
+        let mut line = Self::default();
+        for (name, value) in fields {
+            match name.as_str() {
+                "message" => line.message = ReplyMessage::parse(value)?,
+                "response" => line.response = serde_json::from_str(value)?,
+                "thinking" => line.thinking = serde_json::from_str(value)?,
+                "error" => {
+                    let readable = serde_json::from_str(value);
+                    line.error = readable.unwrap_or_else(|_| Some(UNREADABLE_ERROR.into()));
+                }
+                "done" => line.done = or_absent(value),
+                "done_reason" => line.done_reason = or_absent(value),
+                "prompt_eval_count" => line.prompt_eval_count = or_absent(value),
+                "eval_count" => line.eval_count = or_absent(value),
+                "_debug_info" => line.debug_info = or_absent(value),
+                _ => {}
+            }
+        }
+        Ok(line)
+    }
+
     /// Returns the text of the host's error.
     pub(super) fn error(&self) -> Option<String> {
         match &self.error {
