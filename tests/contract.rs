@@ -467,20 +467,44 @@ fn text_of(events: &[Value], field: &str) -> String {
 async fn a_key_names_the_same_turn_however_the_model_is_spelled() {
     let Setup { replica, .. } = &setup("0", &[]).await;
     let key = id();
-    let ask = |model: &str| {
+    let ask = |model: Value| {
         http()
             .post(format!("{}/api/v1/chat", replica.url))
             .header("Idempotency-Key", &key)
             .json(&json!({"message": "[[tokens=3]] hi", "model": model}))
     };
-    let first = send(ask("tinyllama")).await;
+    let first = send(ask(json!("tinyllama"))).await;
     assert_eq!(first.status, 200, "{}", first.body);
-    for model in ["TinyLlama", "tinyllama:latest", " library/TINYLLAMA:LATEST "] {
+    // The default model has the same name, and each answer has the name of its own request.
+    for (model, named) in [
+        (json!("TinyLlama"), "TinyLlama"),
+        (json!("tinyllama:latest"), "tinyllama:latest"),
+        (json!(" library/TINYLLAMA:LATEST "), "library/TINYLLAMA:LATEST"),
+        (Value::Null, "tinyllama:latest"),
+        (json!("tinyllama"), "tinyllama"),
+    ] {
         let again = send(ask(model)).await;
-        assert_eq!(again.status, 200, "{model}: {}", again.body);
-        assert_eq!(again.body["generation_id"], first.body["generation_id"], "{model}");
+        assert_eq!(again.status, 200, "{named}: {}", again.body);
+        assert_eq!(again.body["generation_id"], first.body["generation_id"], "{named}");
+        assert_eq!(again.body["model"], named);
     }
-    assert_eq!(refused(ask("tinyllama:other")).await.0, 422, "another model");
+    assert_eq!(refused(ask(json!("tinyllama:other"))).await.0, 422, "another model");
+}
+
+#[tokio::test]
+async fn the_nil_uuid_is_refused_as_a_key_as_it_is_as_a_session() {
+    let Setup { replica, .. } = &setup("0", &[]).await;
+    for nil in ["00000000-0000-0000-0000-000000000000", "00000000000000000000000000000000"] {
+        let request = http().post(format!("{}/api/v1/chat", replica.url));
+        let body = json!({"message": "[[tokens=3]] hi", "session_id": id()});
+        let reply = send(request.header("Idempotency-Key", nil).json(&body)).await;
+        assert_eq!(reply.status, 422, "{nil}: {}", reply.body);
+        let error = &reply.body["errors"][0];
+        assert_eq!(
+            (&error["type"], &error["loc"][1]),
+            (&json!("uuid_nil"), &json!("Idempotency-Key"))
+        );
+    }
 }
 
 #[tokio::test]

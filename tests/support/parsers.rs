@@ -39,7 +39,7 @@ pub fn client_message(bytes: &[u8]) {
             assert!((1..=32_768).contains(&length) && !request.message.trim().is_empty());
             assert!((0.0..=2.0).contains(&request.temperature));
             assert!(request.max_tokens >= 1 && request.stop.len() <= 4);
-            assert_eq!(request.digest().len(), 64);
+            assert_eq!(request.digest("m").len(), 64);
         }
         Ok(ClientMessage::History { limit, .. }) => assert!((1..=500).contains(&limit)),
         Ok(_) => {}

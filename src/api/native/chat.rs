@@ -20,7 +20,7 @@ use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
 use crate::http::extract::caller::{Caller, Source};
-use crate::http::extract::fields::FieldError;
+use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
@@ -126,7 +126,8 @@ pub async fn send(
         response: message.content,
         thinking: message.thinking,
         session_id: session,
-        model: message.model.unwrap_or(request.spec(&shared.settings.default_model).model),
+        // As this request spells it: a repeat may spell the model of the first one differently.
+        model: request.spec(&shared.settings.default_model).model,
         status: "success",
         timestamp: rfc3339(&message.timestamp),
         response_time: started.elapsed().as_secs_f64(),
@@ -156,6 +157,7 @@ fn address(
     }
     // A session that is derived from a key must be as hard to guess as a random one.
     let key = match (owner, Uuid::try_parse(key)) {
+        (_, Ok(uuid)) if uuid.is_nil() => return Err(refused(NIL.0, NIL.1)),
         (_, Ok(uuid)) => uuid.to_string(),
         (Owner::User(_), Err(_)) => key.to_owned(),
         (Owner::Anonymous, Err(_)) => return Err(refused("uuid_parsing", "must be a UUID")),

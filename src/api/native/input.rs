@@ -218,12 +218,14 @@ impl ChatRequest {
     }
 
     /// Returns a digest that is the same for the same request, whatever the form of its delivery and
-    /// the spelling of its model.
-    pub fn digest(&self) -> String {
-        let model = self.model.as_deref().map(|model| match ModelName::parse(model) {
+    /// the spelling of its model. The default model is the same as none.
+    pub fn digest(&self, default_model: &str) -> String {
+        let key = |model: &str| match ModelName::parse(model) {
             Ok(name) => name.to_string(),
             Err(_) => model.to_owned(),
-        });
+        };
+        let default = key(default_model);
+        let model = self.model.as_deref().map(key).filter(|model| *model != default);
         let think = match self.think {
             Reasoning::Off => Value::Bool(false),
             Reasoning::On => Value::Bool(true),
@@ -259,6 +261,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    const DEFAULT: &str = "llama3:latest";
 
     fn body(value: &Value) -> Result<ChatRequest, Vec<(String, &'static str)>> {
         let object = value.as_object().expect("an object").clone().into();
@@ -324,8 +328,8 @@ mod tests {
         let plain = body(&json!({"message": "hi"})).expect("valid");
         let stream = body(&json!({"message": "hi", "stream": true})).expect("valid");
         let other = body(&json!({"message": "hi", "seed": 1})).expect("valid");
-        assert_eq!(plain.digest(), stream.digest());
-        assert_ne!(plain.digest(), other.digest());
+        assert_eq!(plain.digest(DEFAULT), stream.digest(DEFAULT));
+        assert_ne!(plain.digest(DEFAULT), other.digest(DEFAULT));
     }
 
     #[test]
@@ -340,13 +344,13 @@ mod tests {
         });
         let (plain, other) = (body(&plain).expect("valid"), body(&other).expect("valid"));
         assert_eq!(plain, other);
-        assert_eq!(plain.digest(), other.digest());
+        assert_eq!(plain.digest(DEFAULT), other.digest(DEFAULT));
     }
 
     #[test]
     fn every_spelling_of_a_model_has_the_same_digest() {
         let digest =
-            |model| body(&json!({"message": "hi", "model": model})).expect("valid").digest();
+            |model| body(&json!({"message": "hi", "model": model})).expect("valid").digest(DEFAULT);
         for spelling in [
             "tinyllama",
             "TinyLlama",
@@ -356,6 +360,11 @@ mod tests {
             assert_eq!(digest(spelling), digest("tinyllama:latest"), "{spelling}");
         }
         assert_ne!(digest("tinyllama:1b"), digest("tinyllama:latest"));
+        // The default model is the same as null and as no model.
+        let none = body(&json!({"message": "hi"})).expect("valid").digest(DEFAULT);
+        let null = body(&json!({"message": "hi", "model": null})).expect("valid").digest(DEFAULT);
+        assert_eq!((&none, &digest("Llama3"), &digest(DEFAULT)), (&null, &null, &null));
+        assert_ne!(digest("tinyllama:latest"), none);
     }
 
     #[test]
@@ -368,7 +377,7 @@ mod tests {
             };
             let (number, text) = (read(digits), read(&format!("\"{digits}\"")));
             assert!(number.temperature.total_cmp(&text.temperature).is_eq(), "{digits}");
-            assert_eq!(number.digest(), text.digest(), "{digits}");
+            assert_eq!(number.digest(DEFAULT), text.digest(DEFAULT), "{digits}");
         }
         let mut runner = proptest::test_runner::TestRunner::deterministic();
         let outcome = runner.run(&(0u64..20_000_000_000_000_000), |digits| {
@@ -395,7 +404,7 @@ mod tests {
     /// A repeat may meet a replica of another release.
     #[test]
     fn the_digest_of_a_request_stays_what_it_was() {
-        let digest = |value| body(&value).expect("valid").digest();
+        let digest = |value| body(&value).expect("valid").digest(DEFAULT);
         assert_eq!(
             digest(json!({"message": "hi"})),
             "761620f22d0a8f66c22ec4135b63c72744ccc16401dcdca8f4cd9d6153206d40"

@@ -25,14 +25,12 @@ pub async fn submit(
     if let Some(refusal) = shared.readiness.refusal() {
         return Err(refusal.into());
     }
+    let default_model = &shared.settings.default_model;
     let turn = NewTurn {
-        spec: TurnSpec {
-            source: source.to_owned(),
-            ..request.spec(&shared.settings.default_model)
-        },
+        spec: TurnSpec { source: source.to_owned(), ..request.spec(default_model) },
         content: request.message.clone(),
         conversation: None,
-        key: key.map(|key| IdempotencyKey { key, body: request.digest() }),
+        key: key.map(|key| IdempotencyKey { key, body: request.digest(default_model) }),
     };
     let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;
     let submission = Submission { owner: owner.clone(), session, turn, cancel_on_disconnect };
