@@ -27,7 +27,7 @@ pub struct TelemetrySettings {
     #[arg(value_parser = trimmed(EnumValueParser::<LogFormat>::new()))]
     pub log_format: LogFormat,
 
-    /// Filter of log lines, as tracing's directives
+    /// Filter of log lines: levels, alone or as target=level, separated by commas
     #[arg(long, env = "JARVIS_LOG", value_name = "FILTER", default_value = "info,fred=error")]
     #[arg(value_parser = log_filter)]
     pub log: String,
