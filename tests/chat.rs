@@ -6,6 +6,7 @@ mod support;
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, http, joined, kinds, post, send, until_ok};
 use support::eventually;
+use support::metrics::metrics;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use uuid::Uuid;
@@ -456,6 +457,35 @@ async fn a_killed_replica_is_replaced_without_a_lost_character() {
     let history = get(&fleet.replicas[2], &format!("/api/v1/chat/sessions/{session}")).await.body;
     assert_eq!(history["messages"][1]["content"], expected.as_str());
     assert_eq!(history["messages"][1]["writers"], 2);
+}
+
+#[tokio::test]
+async fn a_killed_replica_is_noticed_by_its_lost_connections_and_a_paused_one_is_not() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "60"]);
+    let long_lease = [("JARVIS_LEASE_MS", "60000")];
+    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &long_lease)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let path = format!("/ws?session_id={}", id());
+    let (mut asking, _) = Socket::open(&replicas[0], &path).await;
+    let message = "[[tokens=300]] survive";
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    asking.until("stream_start").await;
+    let (mut watching, _) = Socket::open(&replicas[1], &path).await;
+    watching.until("stream_chunk").await;
+    replicas[2].pause();
+    replicas[0].kill();
+    // Within the limit of a test, and long before the lease is over.
+    let end = watching.until("stream_end").await.pop().expect("an end");
+    let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
+    assert_eq!(end["full_response"], expected.as_str());
+    let line = "jarvis_takeovers_total{reason=\"connection_lost\"} 1";
+    assert!(metrics(&replicas[1]).await.contains(line));
+    let heartbeats = redis.cli(&["HLEN", "jarvis:{queue}:heartbeats"]);
+    assert_eq!(heartbeats.trim(), "2", "the paused replica is still a member");
+    replicas[2].resume();
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
     store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
-    membership.heartbeat().await.expect("Redis");
+    membership.heartbeat(true, Vec::new()).await.expect("Redis");
     membership.sign_off().await.expect("Redis");
     membership.remove_replica("r1", -1).await.expect("Redis");
 }
@@ -226,7 +226,7 @@ async fn a_replica_that_misses_a_function_of_a_newer_layout_gets_an_error_that_s
     server.cli(&["HSET", RECORD, "layout", "3"]);
     server.cli(&["FUNCTION", "FLUSH"]);
     let membership = MembershipStore::new(redis, "r".to_owned());
-    let refused = membership.heartbeat().await.expect_err("a later layout");
+    let refused = membership.heartbeat(true, Vec::new()).await.expect_err("a later layout");
     assert!(refused.to_string().contains("Start a later release"), "{refused}");
     assert_eq!(server.cli(&["FUNCTION", "LIST"]).trim(), "", "nothing is loaded");
 }

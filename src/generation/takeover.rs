@@ -11,6 +11,7 @@ use rand::seq::SliceRandom;
 use super::Generations;
 use super::turn::TurnState;
 use crate::membership::{GoneReplica, Successor};
+use crate::queue::Freed;
 use crate::session::GenerationId;
 use crate::session::StoreError;
 use crate::session::store::{BUCKETS, Claim, OpenTurn};
@@ -36,14 +37,18 @@ impl Successor for TurnSuccessor {
     type Error = StoreError;
 
     async fn take_over(&self, gone: &GoneReplica) -> Result<(), StoreError> {
-        let turns = take_over(&self.generations, |turn| turn.replica == gone.name).await?;
+        let reason = gone.reason.as_str();
+        let turns = take_over(&self.generations, reason, |turn| turn.replica == gone.name).await?;
         let replica = &gone.name;
         if turns > 0 {
-            tracing::warn!(replica, turns, "replica gone; turns taken over");
+            tracing::warn!(replica, turns, reason, "replica gone; turns taken over");
         } else {
-            tracing::info!(replica, "replica gone without turns");
+            tracing::info!(replica, reason, "replica gone without turns");
         }
-        self.generations.queue.free(replica, gone.counter).await?;
+        if self.generations.queue.free(replica, gone.counter).await? == Freed::Alive {
+            metrics::counter!(metric::WRONG_SUSPICIONS_TOTAL, "reason" => reason).increment(1);
+            tracing::warn!(replica, reason, "suspected replica is alive");
+        }
         Ok(())
     }
 
@@ -63,7 +68,8 @@ impl Successor for TurnSuccessor {
         let orphans: HashSet<GenerationId> =
             idle.intersection(&self.idle_before).copied().collect();
         if !orphans.is_empty() {
-            take_over(&self.generations, |turn| orphans.contains(&turn.generation)).await?;
+            take_over(&self.generations, "reply_lost", |turn| orphans.contains(&turn.generation))
+                .await?;
         }
         self.idle_before = idle;
         let holders = open.into_iter().map(|turn| turn.replica);
@@ -74,6 +80,7 @@ impl Successor for TurnSuccessor {
 /// Claims the open turns that are `wanted`, and runs them on this replica. Returns their number.
 async fn take_over(
     generations: &Generations,
+    reason: &'static str,
     wanted: impl Fn(&OpenTurn) -> bool,
 ) -> Result<usize, StoreError> {
     let mut turns: Vec<_> = open_turns(generations).await?.into_iter().filter(wanted).collect();
@@ -98,11 +105,12 @@ async fn take_over(
             }
         };
         taken += 1;
-        metrics::counter!(metric::TAKEOVERS_TOTAL).increment(1);
+        metrics::counter!(metric::TAKEOVERS_TOTAL, "reason" => reason).increment(1);
         tracing::info!(
             session = turn.session.redacted(),
             generation = %turn.generation,
             from = open.replica,
+            reason,
             "turn taken over"
         );
         generations.run(turn, state);

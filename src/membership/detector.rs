@@ -1,15 +1,27 @@
-//! Failure detection, from heartbeats alone.
+//! Failure detection, from heartbeats and connections.
 //!
-//! A replica is gone when this replica has seen its heartbeat unchanged for a replica lease, on
-//! this replica's clock, over a connection that was healthy throughout. Clocks of two machines are
-//! never compared. Nothing here waits or does I/O.
+//! A replica is gone in either of two cases, both on this replica's clock, so that clocks of two
+//! machines are never compared:
+//!
+//! - Its heartbeat was unchanged for a replica lease, over a connection of this replica that was
+//!   healthy throughout.
+//! - Its connections were lost, and its heartbeat was unchanged for [`Timing::still`]. A process
+//!   that is killed loses its connections at once, which the server shows: the replica's own channel
+//!   has no subscriber any more. This counts only where this replica saw the subscription on the
+//!   same server before, and where the server still counts this replica's own: after a failover or
+//!   a restart of Redis all subscriptions are missing, and no replica is suspected for that.
+//!
+//! Nothing here waits or does I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::store::{Heartbeats, SIGNED_OFF};
+use super::store::{SIGNED_OFF, Sighting, Watched};
+
+/// Replicas that one replica watches, so that a few deaths at the same time are all noticed soon.
+const WATCHED: usize = 3;
 
 /// A replica that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,63 +30,187 @@ pub struct GoneReplica {
     pub name: String,
     /// The counter at which its heartbeat stopped; none where it had no heartbeat.
     pub counter: Option<i64>,
+    /// How it was noticed.
+    pub reason: GoneReason,
 }
 
-/// The heartbeat of another replica, as it was observed.
+/// How it was noticed that a replica is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoneReason {
+    /// It signed off.
+    SignedOff,
+    /// Its connections were lost, and its heartbeat stood still.
+    ConnectionLost,
+    /// Its heartbeat stood still for a replica lease.
+    LeaseOver,
+}
+
+impl GoneReason {
+    /// Returns the label of this reason in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SignedOff => "signed_off",
+            Self::ConnectionLost => "connection_lost",
+            Self::LeaseOver => "lease_over",
+        }
+    }
+}
+
+/// The times after which a replica is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The replica lease.
+    pub lease: Duration,
+    /// How long the heartbeat of a replica that has lost its connections may stand still.
+    pub still: Duration,
+}
+
+/// Another replica, as it was observed.
 struct Observation {
     /// The counter; none where the replica holds turns and has no heartbeat.
     counter: Option<i64>,
     /// When the counter was first observed.
     since: Instant,
+    subscription: Subscription,
 }
 
-/// Finds the replicas whose heartbeats stand still.
+impl Observation {
+    fn new(counter: Option<i64>, since: Instant) -> Self {
+        Self { counter, since, subscription: Subscription::Unknown }
+    }
+
+    fn gone(&self, timing: Timing, now: Instant) -> Option<GoneReason> {
+        let lost = match self.subscription {
+            Subscription::Lost(lost) => Some(lost.max(self.since)),
+            Subscription::Unknown | Subscription::Seen => None,
+        };
+        if self.counter == Some(SIGNED_OFF) {
+            Some(GoneReason::SignedOff)
+        } else if lost.is_some_and(|lost| now - lost >= timing.still) {
+            Some(GoneReason::ConnectionLost)
+        } else {
+            (now - self.since >= timing.lease).then_some(GoneReason::LeaseOver)
+        }
+    }
+}
+
+/// A replica's subscription to its channel, on the server that replies now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subscription {
+    /// It was not seen on this server.
+    Unknown,
+    /// It was there at the last look.
+    Seen,
+    /// It was there, and is missing since.
+    Lost(Instant),
+}
+
+/// Finds the replicas that are gone.
 pub struct Detector {
     /// The name of the replica that observes.
     observer: String,
-    lease: Duration,
+    timing: Timing,
     observations: HashMap<String, Observation>,
+    /// The server that replied last.
+    server: Option<i64>,
     /// When heartbeats were last observed.
     last: Option<Instant>,
 }
 
 impl Detector {
     /// Creates the detector of the replica `observer`, which is never suspected itself.
-    pub fn new(observer: String, lease: Duration) -> Self {
-        Self { observer, lease, observations: HashMap::new(), last: None }
+    pub fn new(observer: String, timing: Timing) -> Self {
+        Self { observer, timing, observations: HashMap::new(), server: None, last: None }
+    }
+
+    /// Returns the replicas whose connections are to be looked at: the next ones in the order of
+    /// the names, so that each replica is watched by equally many others.
+    pub fn watched(&self) -> Vec<String> {
+        let mut others: Vec<&String> = self
+            .observations
+            .iter()
+            .filter(|(_, seen)| seen.counter.is_some())
+            .map(|(name, _)| name)
+            .collect();
+        others.sort_unstable();
+        let next = others.partition_point(|name| **name < self.observer);
+        others.rotate_left(next);
+        others.into_iter().take(WATCHED).cloned().collect()
     }
 
     /// Forgets all observations, because Redis did not reply: a replica that could not see the
     /// heartbeats suspects no replica for another replica lease.
     pub fn reset(&mut self) {
         self.observations.clear();
+        self.server = None;
     }
 
-    /// Observes the heartbeats of all replicas, and returns the replicas that are gone. A heartbeat
-    /// that is missing counts as unchanged.
-    pub fn observe(&mut self, heartbeats: &Heartbeats, now: Instant) -> Vec<GoneReplica> {
-        if self.last.is_some_and(|last| now - last > self.lease) {
+    /// Observes the heartbeats of all replicas or of the watched ones, and returns those of them
+    /// that are gone. A heartbeat that is missing counts as unchanged.
+    pub fn observe(&mut self, sighting: &Sighting, now: Instant) -> Vec<GoneReplica> {
+        let pause = self.last.map_or(Duration::ZERO, |last| now - last);
+        self.last = Some(now);
+        if pause > self.timing.lease {
             self.reset();
         }
-        self.last = Some(now);
-        for (name, counter) in heartbeats.iter().filter(|(name, _)| **name != self.observer) {
-            let counter = Some(*counter);
-            let known = self.observations.get(name).is_some_and(|seen| seen.counter == counter);
-            if !known {
-                self.observations.insert(name.clone(), Observation { counter, since: now });
+        let is_same = self.server == Some(sighting.server) && sighting.sees_observer;
+        self.server = Some(sighting.server);
+        for seen in self.observations.values_mut() {
+            match seen.subscription {
+                _ if !is_same => seen.subscription = Subscription::Unknown,
+                // What happened in the pause was not seen.
+                Subscription::Lost(_) if pause >= self.timing.still => {
+                    seen.subscription = Subscription::Lost(now);
+                }
+                _ => {}
             }
         }
-        let gone = self
-            .observations
-            .iter()
-            .filter(|(_, seen)| seen.counter == Some(SIGNED_OFF) || now - seen.since >= self.lease);
-        gone.map(|(name, seen)| GoneReplica { name: name.clone(), counter: seen.counter }).collect()
+        for (name, counter) in sighting.all.iter().flatten() {
+            self.see_counter(name, *counter, now);
+        }
+        for (name, watched) in &sighting.watched {
+            self.see_watched(name, *watched, now);
+        }
+        let looked_at = self.observations.iter().filter(|(name, _)| {
+            sighting.all.is_some() || sighting.watched.iter().any(|(watched, _)| watched == *name)
+        });
+        let timing = self.timing;
+        let gone = looked_at.filter_map(|(name, seen)| {
+            let reason = seen.gone(timing, now)?;
+            Some(GoneReplica { name: name.clone(), counter: seen.counter, reason })
+        });
+        gone.collect()
+    }
+
+    fn see_counter(&mut self, name: &str, counter: i64, now: Instant) {
+        match self.observations.get_mut(name) {
+            _ if name == self.observer => {}
+            Some(seen) if seen.counter == Some(counter) => {}
+            Some(seen) => (seen.counter, seen.since) = (Some(counter), now),
+            None => {
+                self.observations.insert(name.to_owned(), Observation::new(Some(counter), now));
+            }
+        }
+    }
+
+    fn see_watched(&mut self, name: &str, watched: Watched, now: Instant) {
+        if let Some(counter) = watched.counter {
+            self.see_counter(name, counter, now);
+        }
+        if let Some(seen) = self.observations.get_mut(name) {
+            seen.subscription = match (watched.is_subscribed, seen.subscription) {
+                (Some(true), _) => Subscription::Seen,
+                (Some(false), Subscription::Seen) => Subscription::Lost(now),
+                (Some(false), known) => known,
+                (None, _) => Subscription::Unknown,
+            };
+        }
     }
 
     /// Suspects a replica that holds turns and has no heartbeat: it is gone after a replica lease.
     pub fn suspect(&mut self, name: String, now: Instant) {
         if name != self.observer {
-            self.observations.entry(name).or_insert(Observation { counter: None, since: now });
+            self.observations.entry(name).or_insert_with(|| Observation::new(None, now));
         }
     }
 
@@ -91,12 +227,44 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(3);
     const TICK: Duration = Duration::from_millis(300);
 
-    fn heartbeats(of: &[(&str, i64)]) -> Heartbeats {
-        of.iter().map(|(name, counter)| ((*name).to_owned(), *counter)).collect()
+    const STILL: Duration = Duration::from_millis(250);
+    const SERVER: i64 = 1;
+
+    /// Returns a sighting of all heartbeats, without connections.
+    fn heartbeats(of: &[(&str, i64)]) -> Sighting {
+        let all = of.iter().map(|(name, counter)| ((*name).to_owned(), *counter)).collect();
+        Sighting { server: SERVER, sees_observer: true, all: Some(all), watched: Vec::new() }
+    }
+
+    /// Returns a sighting of the replica `other` alone.
+    fn other(counter: i64, is_subscribed: bool) -> Sighting {
+        let watched = Watched { counter: Some(counter), is_subscribed: Some(is_subscribed) };
+        let watched = vec![("other".to_owned(), watched)];
+        Sighting { server: SERVER, sees_observer: true, all: None, watched }
     }
 
     fn detector() -> (Detector, Instant) {
-        (Detector::new("observer".to_owned(), LEASE), Instant::now())
+        let timing = Timing { lease: LEASE, still: STILL };
+        (Detector::new("observer".to_owned(), timing), Instant::now())
+    }
+
+    /// Observes each sighting for a while, one after another in steps of 50 ms, and then the last
+    /// one until a lease is over. Returns when `other` was gone, in milliseconds, and why.
+    fn observe_each(sightings: &[(u64, Sighting)]) -> Option<(u64, GoneReason)> {
+        let (mut detector, start) = detector();
+        let mut at = 0;
+        let (_, last) = sightings.last()?;
+        let long = (2 * LEASE.as_millis() as u64, last.clone());
+        for (duration, sighting) in sightings.iter().chain([&long]) {
+            for _ in (0..*duration).step_by(50) {
+                let gone = detector.observe(sighting, start + Duration::from_millis(at));
+                if let Some(gone) = gone.first() {
+                    return Some((at, gone.reason));
+                }
+                at += 50;
+            }
+        }
+        None
     }
 
     /// Observes the same heartbeats for a while. Returns after how long the replica `other` was
@@ -128,7 +296,7 @@ mod tests {
     fn a_replica_that_signed_off_is_gone_at_once() {
         let (mut detector, start) = detector();
         let gone = detector.observe(&heartbeats(&[("other", SIGNED_OFF)]), start);
-        assert_eq!(gone, [GoneReplica { name: "other".to_owned(), counter: Some(SIGNED_OFF) }]);
+        assert_eq!(gone, [gone_for(Some(SIGNED_OFF), GoneReason::SignedOff)]);
         detector.forget("other");
         assert_eq!(detector.observe(&heartbeats(&[]), start + TICK), []);
     }
@@ -157,6 +325,102 @@ mod tests {
         detector.suspect("observer".to_owned(), start);
         assert_eq!(watch(&mut detector, &[], start), Some(LEASE));
         let gone = detector.observe(&heartbeats(&[]), start + LEASE);
-        assert_eq!(gone, [GoneReplica { name: "other".to_owned(), counter: None }]);
+        assert_eq!(gone, [gone_for(None, GoneReason::LeaseOver)]);
+    }
+
+    fn gone_for(counter: Option<i64>, reason: GoneReason) -> GoneReplica {
+        GoneReplica { name: "other".to_owned(), counter, reason }
+    }
+
+    #[test]
+    fn a_replica_that_lost_its_connections_is_gone_once_its_heartbeat_stood_still() {
+        // The heartbeat moves a last time at 100 ms, and the subscription is missing from 150 ms on.
+        let seen = [(100, other(1, true)), (50, other(2, true)), (50, other(2, false))];
+        assert_eq!(observe_each(&seen), Some((400, GoneReason::ConnectionLost)));
+        // The heartbeat moves later than the subscription is lost.
+        let seen = [(100, other(1, true)), (200, other(1, false)), (50, other(2, false))];
+        assert_eq!(observe_each(&seen), Some((550, GoneReason::ConnectionLost)));
+    }
+
+    #[test]
+    fn a_replica_that_subscribes_again_or_keeps_its_connections_has_its_whole_lease() {
+        let again = [(100, other(1, true)), (200, other(1, false)), (50, other(1, true))];
+        assert_eq!(observe_each(&again), Some((3_000, GoneReason::LeaseOver)));
+        let paused = [(100, other(1, true))];
+        assert_eq!(observe_each(&paused), Some((3_000, GoneReason::LeaseOver)));
+    }
+
+    #[test]
+    fn a_heartbeat_that_moves_keeps_a_replica_whose_subscription_is_missing() {
+        let (mut detector, start) = detector();
+        detector.observe(&other(0, true), start);
+        for beat in 1..100 {
+            let now = start + Duration::from_millis(100) * beat;
+            assert_eq!(detector.observe(&other(i64::from(beat), false), now), []);
+        }
+    }
+
+    #[test]
+    fn a_server_that_never_showed_a_subscription_gives_no_reason_for_a_suspicion() {
+        let restarted = |sighting| Sighting { server: SERVER + 1, ..sighting };
+        let lease_over = Some((3_000, GoneReason::LeaseOver));
+        // Never seen at all, and seen before a failover or a restart of the server.
+        assert_eq!(observe_each(&[(50, other(1, false))]), lease_over);
+        let seen = [(100, other(1, true)), (50, restarted(other(1, false)))];
+        assert_eq!(observe_each(&seen), lease_over);
+        // A permission is missing.
+        let unknown = Sighting {
+            watched: vec![("other".to_owned(), Watched { counter: Some(1), is_subscribed: None })],
+            ..other(1, true)
+        };
+        assert_eq!(observe_each(&[(100, other(1, true)), (50, unknown)]), lease_over);
+    }
+
+    #[test]
+    fn an_observer_whose_own_subscription_is_missing_suspects_no_replica_for_that() {
+        let blind = |sighting| Sighting { sees_observer: false, ..sighting };
+        let seen = [(100, other(1, true)), (50, blind(other(1, false))), (50, other(1, false))];
+        assert_eq!(observe_each(&seen), Some((3_000, GoneReason::LeaseOver)));
+    }
+
+    #[test]
+    fn a_pause_of_the_observer_does_not_count() {
+        let (mut detector, start) = detector();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        detector.observe(&other(1, true), start);
+        assert_eq!(detector.observe(&other(1, false), at(100)), []);
+        assert_eq!(detector.observe(&other(1, false), at(700)), []);
+        assert_eq!(detector.observe(&other(1, false), at(900)), []);
+        let found = detector.observe(&other(1, false), at(1_000));
+        assert_eq!(found, [gone_for(Some(1), GoneReason::ConnectionLost)]);
+    }
+
+    #[test]
+    fn each_replica_is_watched_by_equally_many_others() {
+        let names: Vec<String> = (0..9).map(|number| format!("replica-{number}")).collect();
+        let all: Vec<(&str, i64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        let mut watchers = HashMap::<String, usize>::new();
+        for name in &names {
+            let timing = Timing { lease: LEASE, still: STILL };
+            let mut detector = Detector::new(name.clone(), timing);
+            detector.observe(&heartbeats(&all), Instant::now());
+            let watched = detector.watched();
+            assert!(!watched.contains(name));
+            for name in watched {
+                *watchers.entry(name).or_default() += 1;
+            }
+        }
+        assert_eq!(watchers.len(), names.len());
+        assert!(watchers.values().all(|count| *count == WATCHED), "{watchers:?}");
+    }
+
+    #[test]
+    fn a_replica_that_was_not_looked_at_is_not_gone() {
+        let (mut detector, start) = detector();
+        detector.observe(&heartbeats(&[("other", 7), ("third", 7)]), start);
+        let later = start + LEASE;
+        let found = detector.observe(&other(7, true), later);
+        assert_eq!(found, [gone_for(Some(7), GoneReason::LeaseOver)]);
+        assert_eq!(detector.observe(&heartbeats(&[("other", 8), ("third", 8)]), later), []);
     }
 }

@@ -1,6 +1,6 @@
 //! Membership: which replicas are alive, and which are gone.
 //!
-//! A replica renews one counter in Redis, its heartbeat. Turns and slots are held in a replica's
+//! A replica renews one counter in Redis, its heartbeat, and is subscribed to a channel of its own. Turns and slots are held in a replica's
 //! name. This module reports that a replica is gone; a [`Successor`] takes over its turns and
 //! slots.
 
@@ -16,11 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::{Lifecycle, TaskEnd};
 
-pub use self::detector::{Detector, GoneReplica};
-pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore};
+pub use self::detector::{Detector, GoneReason, GoneReplica, Timing};
+pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore, QUEUE, Sighting, Watched};
 
-/// Heartbeats in one replica lease.
+/// Heartbeats in one replica lease, at least.
 const HEARTBEATS_PER_LEASE: u32 = 10;
+/// The longest time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
+/// Heartbeats that a replica without connections may miss, in halves.
+const HALF_HEARTBEATS_STILL: u32 = 5;
+/// The heartbeats of all replicas are read with every tenth heartbeat.
+const HEARTBEATS_PER_READ_OF_ALL: u32 = 10;
 /// How often the successor looks for holdings of replicas that have no heartbeat at all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -57,20 +63,30 @@ impl Membership {
     /// replica that is gone, until `stop` is cancelled.
     pub async fn run<S: Successor>(self, mut successor: S) -> TaskEnd {
         let Self { store, lease, lifecycle, stop } = self;
-        let mut tick = interval(lease / HEARTBEATS_PER_LEASE);
+        let heartbeat_interval = HEARTBEAT_INTERVAL.min(lease / HEARTBEATS_PER_LEASE);
+        let still = heartbeat_interval * HALF_HEARTBEATS_STILL / 2;
+        let mut tick = interval(heartbeat_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut detector = Detector::new(store.replica().to_owned(), lease);
+        let mut detector = Detector::new(store.replica().to_owned(), Timing { lease, still });
         let mut swept = Instant::now();
+        let mut heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = stop.cancelled() => return TaskEnd::Done,
             }
-            let Ok(Ok(heartbeats)) = timeout(lease, store.heartbeat()).await else {
+            heartbeats_since_all += 1;
+            let all = heartbeats_since_all >= HEARTBEATS_PER_READ_OF_ALL;
+            let heartbeat = store.heartbeat(all, detector.watched());
+            let Ok(Ok(sighting)) = timeout(lease, heartbeat).await else {
                 detector.reset();
+                heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
             };
-            let gone = detector.observe(&heartbeats, Instant::now());
+            if all {
+                heartbeats_since_all = 0;
+            }
+            let gone = detector.observe(&sighting, Instant::now());
             if lifecycle.is_draining() {
                 continue;
             }
@@ -85,9 +101,11 @@ impl Membership {
                     let _ = store.remove_replica(&replica.name, counter).await;
                 }
             }
-            if swept.elapsed() >= SWEEP_INTERVAL {
+            if swept.elapsed() >= SWEEP_INTERVAL
+                && let Some(all) = sighting.all
+            {
                 swept = Instant::now();
-                let alive = heartbeats.into_keys().collect();
+                let alive = all.into_keys().collect();
                 match successor.sweep(&alive).await {
                     Ok(without_heartbeat) => {
                         for name in without_heartbeat {

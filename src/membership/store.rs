@@ -2,17 +2,43 @@
 
 use std::collections::HashMap;
 
+use fred::prelude::Value;
+
 use crate::redis::{Call, Redis, RedisError};
 
 /// A hash: replica → the counter that it renews, -1 once it has signed off. The hash lies in the
 /// cluster slot of the queue, because a replica's tickets are freed only while its heartbeat stands
 /// still.
 pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
+/// The beginning of the keys of the queue and of the names of the replicas' channels.
+pub const QUEUE: &str = "jarvis:{queue}";
 /// The counter of a replica that has signed off.
 pub(super) const SIGNED_OFF: i64 = -1;
 
 /// Every replica's heartbeat by its name.
 pub type Heartbeats = HashMap<String, i64>;
+
+/// What one heartbeat shows of the other replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// The server that replied, by a number that is another one after each of its starts.
+    pub server: i64,
+    /// Whether this server counts the observer's own subscription to its channel.
+    pub sees_observer: bool,
+    /// The heartbeats of all replicas, where all were read.
+    pub all: Option<Heartbeats>,
+    /// The watched replicas by name.
+    pub watched: Vec<(String, Watched)>,
+}
+
+/// One watched replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Its counter; none where it has no heartbeat.
+    pub counter: Option<i64>,
+    /// Whether it is subscribed to its channel; none where that is unknown.
+    pub is_subscribed: Option<bool>,
+}
 
 /// The heartbeats in Redis, in the name of one replica. Cloning is cheap.
 #[derive(Clone)]
@@ -32,13 +58,19 @@ impl MembershipStore {
         &self.replica
     }
 
-    /// Renews this replica's heartbeat, and returns the heartbeats of all replicas.
+    /// Renews this replica's heartbeat, and reads those of the watched replicas or of all.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn heartbeat(&self) -> Result<Heartbeats, RedisError> {
-        let call = call("jarvis_heartbeat_1").arg("replica", self.replica.as_str());
-        self.redis.call(call).await
+    pub async fn heartbeat(&self, all: bool, watched: Vec<String>) -> Result<Sighting, RedisError> {
+        let call = Call::new("jarvis_heartbeat_1")
+            .key("queue", QUEUE.to_owned())
+            .key("heartbeats", HEARTBEATS.to_owned())
+            .arg("replica", self.replica.as_str())
+            .flag("all", all)
+            .rest("watched", watched.iter().map(|name| name.as_str().into()));
+        let reply: Value = self.redis.call(call).await?;
+        sighting(reply, all, watched).ok_or_else(|| RedisError::Unexpected("heartbeat".to_owned()))
     }
 
     /// Signs this replica off, so that the others take over its holdings at once.
@@ -63,4 +95,20 @@ impl MembershipStore {
 
 fn call(function: &'static str) -> Call {
     Call::new(function).key("heartbeats", HEARTBEATS.to_owned())
+}
+
+fn sighting(reply: Value, all: bool, names: Vec<String>) -> Option<Sighting> {
+    let [server, subscribers, counters, watched]: [Value; 4] =
+        reply.into_array().try_into().ok()?;
+    let watched = names.into_iter().zip(watched.into_array()).map(|(name, of)| {
+        let [counter, subscribers]: [Value; 2] = of.into_array().try_into().ok()?;
+        let is_subscribed = subscribers.as_i64().filter(|count| *count >= 0).map(|count| count > 0);
+        Some((name, Watched { counter: counter.as_i64(), is_subscribed }))
+    });
+    Some(Sighting {
+        server: server.as_i64()?,
+        sees_observer: subscribers.as_i64()? > 0,
+        all: if all { Some(counters.convert().ok()?) } else { None },
+        watched: watched.collect::<Option<_>>()?,
+    })
 }

@@ -2,9 +2,8 @@
 //! The functions make the rest of each (`migrations/functions/include/queue/tickets.lua` lists
 //! them).
 
+use crate::membership::QUEUE;
 use crate::redis::Call;
-
-const QUEUE: &str = "jarvis:{queue}";
 
 /// The hash of heartbeats. It lies in the queue's cluster slot, because a replica's tickets are
 /// freed only while its heartbeat stands still.

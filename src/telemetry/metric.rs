@@ -67,8 +67,10 @@ metrics! {
     counter REDIS_ERRORS_TOTAL = "jarvis_redis_errors_total";
     /// Continuations of answers after a failure of a model host, by its code.
     counter CONTINUATIONS_TOTAL = "jarvis_continuations_total";
-    /// Turns that this replica took over from a replica that is gone.
+    /// Turns that this replica took over, by how it was noticed that their replica is gone.
     counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";
+    /// Replicas that were taken for gone and were alive.
+    counter WRONG_SUSPICIONS_TOTAL = "jarvis_wrong_suspicions_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
     /// Redis clients that were replaced because they hung.

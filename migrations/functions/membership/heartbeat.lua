@@ -1,18 +1,58 @@
--- Renews a replica's heartbeat. While it moves, no other replica takes over its turns and slots.
+-- Renews a replica's heartbeat, and reads those of other replicas. While a heartbeat moves, no other
+-- replica takes over its turns and slots.
 --
--- Keys:       heartbeats   hash: replica → a counter that rises several times a lease, -1 once the
+-- Keys:       queue        the beginning of the names of the replicas' channels
+--             heartbeats   hash: replica → a counter that rises several times a lease, -1 once the
 --                          replica has signed off
 -- Arguments:  replica
--- Reply:      every replica and its counter
+--             all          1 to read the heartbeats of all replicas, else 0
+--             watched      the names of replicas whose connections are looked at, too
+-- Reply:      server        another number after each start of this server
+--             subscribers   of the replica's own channel; -1 where that is unknown
+--             counters      every replica and its counter; empty where `all` is 0
+--             watched       of each watched replica: its counter or nil, and the subscribers of its
+--                           channel
 -- Called by:  MembershipStore::heartbeat
+
+-- Not replicated and not stored: a server that starts or takes over begins with none.
+local server
+
+-- Returns the subscribers of the channel of each replica, -1 where they are unknown: this user may
+-- lack the permission, without which deaths are noticed by heartbeats alone.
+local function subscribers(queue, replicas)
+  local channels = {}
+  for i, replica in ipairs(replicas) do
+    channels[i] = queue .. ':replica:' .. replica
+  end
+  local counted = redis.pcall('PUBSUB', 'SHARDNUMSUB', unpack(channels))
+  local counts = {}
+  for i = 1, #replicas do
+    counts[i] = counted.err and -1 or counted[2 * i]
+  end
+  return counts
+end
+
 register {
   name = 'heartbeat',
   version = 1,
   flags = { 'allow-oom' },
-  keys = { 'heartbeats' },
-  arguments = { 'replica' },
+  keys = { 'queue', 'heartbeats' },
+  arguments = { 'replica', 'all' },
+  rest = 'watched',
   run = function(keys, args)
+    if not server then
+      local now = redis.call('TIME')
+      server = now[1] * 1000000 + now[2]
+    end
     redis.call('HINCRBY', keys.heartbeats, args.replica, 1)
-    return redis.call('HGETALL', keys.heartbeats)
+    local replicas = { args.replica, unpack(args.watched) }
+    local counts = subscribers(keys.queue, replicas)
+    local counters = redis.call('HMGET', keys.heartbeats, unpack(replicas))
+    local watched = {}
+    for i = 2, #replicas do
+      watched[i - 1] = { counters[i], counts[i] }
+    end
+    local all = args.all == '1' and redis.call('HGETALL', keys.heartbeats) or {}
+    return { server, counts[1], all, watched }
   end,
 }
