@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::Utc;
 use serde::Serialize;
 use serde_json::json;
 use testkit::{Process, Server};
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::claims::{self, Claims};
 use super::plan::{Fault, Planned};
+use super::suspicions::Lives;
 use crate::fleet::{Fleet, end, with};
 
 /// The time that a fault of Redis may wait until every primary has a Redis replica in sync.
@@ -64,6 +66,8 @@ pub struct Injector {
     fleet: Arc<Fleet>,
     began: Instant,
     record: Mutex<Record>,
+    /// When replicas ended and were paused.
+    pub lives: Lives,
     /// The milliseconds from the beginning until which a fault of Redis has effects.
     redis_felt: AtomicU64,
 }
@@ -72,7 +76,8 @@ impl Injector {
     /// Creates an injector for a running fleet; its time begins now.
     pub fn new(fleet: Arc<Fleet>) -> Arc<Self> {
         let redis_felt = AtomicU64::new(0);
-        Arc::new(Self { fleet, began: Instant::now(), record: Mutex::default(), redis_felt })
+        let (began, record, lives) = (Instant::now(), Mutex::default(), Lives::default());
+        Arc::new(Self { fleet, began, record, lives, redis_felt })
     }
 
     /// Injects the faults of a plan. All of them are repaired when this returns.
@@ -149,11 +154,19 @@ impl Injector {
         match fault {
             Fault::KillReplica { replica, down } => self.kill_replica(replica, down).await,
             Fault::PauseReplica { replica, time } => {
+                let (name, from) = (fleet.name_of(replica).await, Utc::now());
                 pause(&fleet.replicas[replica], time).await;
+                if let Some(name) = name {
+                    self.lives.paused(name, from);
+                }
                 Ok(())
             }
             Fault::DrainReplica { replica } => {
+                let name = fleet.name_of(replica).await;
                 let ended = end(&fleet.replicas[replica], DRAIN_LIMIT).await?;
+                if let Some(name) = name {
+                    self.lives.end(name);
+                }
                 fleet.start_replica(replica).await?;
                 anyhow::ensure!(ended, "it did not end within {} s", DRAIN_LIMIT.as_secs());
                 Ok(())
@@ -207,6 +220,9 @@ impl Injector {
         let name = self.fleet.name_of(replica).await;
         let died = Instant::now();
         self.fleet.replicas[replica].kill();
+        if let Some(name) = name.clone() {
+            self.lives.end(name);
+        }
         let watching = name.map(|name| {
             let injector = Arc::clone(self);
             tokio::spawn(async move { injector.watch(&name, died).await })

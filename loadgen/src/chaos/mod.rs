@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod inject;
 pub mod plan;
+pub mod suspicions;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,6 +19,7 @@ use crate::report::{Report, Times};
 use crate::tally::{Tally, record, times};
 use inject::{Injected, Injector, Record};
 use plan::{Part, Setting, plan};
+use suspicions::Suspicions;
 
 const REPLICAS: usize = 3;
 const SIMS: usize = 2;
@@ -59,6 +61,8 @@ pub struct ChaosReport {
     pub unclaimed: usize,
     /// Deaths without a claim that could be measured.
     pub unwatched: usize,
+    /// Replicas that others took for gone.
+    pub suspicions: Suspicions,
     /// All faults.
     pub faults: Vec<Injected>,
 }
@@ -78,6 +82,7 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
         ("JARVIS_FIRST_TOKEN_TIMEOUT", "8"),
         ("JARVIS_TOKEN_GAP_TIMEOUT", "5"),
         ("JARVIS_LOG", "info,fred=warn"),
+        ("JARVIS_LOG_FORMAT", "json"),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let fleet = Plan {
@@ -107,10 +112,18 @@ pub async fn run(chaos: Chaos) -> anyhow::Result<ChaosReport> {
     if !in_time? {
         clients.broken.push("the sessions did not come to their end".to_owned());
     }
-    Ok(report(chaos.redis, clients, injector.take_record()))
+    let logs = fleet.replicas.iter().map(|replica| replica.log());
+    let suspicions = Suspicions::read(logs, &injector.lives)?;
+    clients.broken.extend(suspicions.wrong.iter().cloned());
+    Ok(report(chaos.redis, clients, suspicions, injector.take_record()))
 }
 
-fn report(redis: RedisKind, mut clients: Report, record_of: Record) -> ChaosReport {
+fn report(
+    redis: RedisKind,
+    mut clients: Report,
+    suspicions: Suspicions,
+    record_of: Record,
+) -> ChaosReport {
     let mut faults_by_kind = BTreeMap::new();
     for fault in record_of.faults.iter().filter(|fault| fault.outcome == "done") {
         *faults_by_kind.entry(fault.kind).or_insert(0) += 1;
@@ -140,6 +153,7 @@ fn report(redis: RedisKind, mut clients: Report, record_of: Record) -> ChaosRepo
         ended_unseen,
         unclaimed,
         unwatched: record_of.unwatched,
+        suspicions,
         faults: record_of.faults,
     }
 }
@@ -162,6 +176,19 @@ impl ChaosReport {
             table,
             "  {:<34} {} ended unseen, {} unclaimed, {} deaths not watched",
             "other turns of the dead", self.ended_unseen, self.unclaimed, self.unwatched
+        );
+        let suspicions: Vec<String> = self
+            .suspicions
+            .by_reason
+            .iter()
+            .map(|(reason, count)| format!("{count} {}", reason.replace('_', " ")))
+            .collect();
+        let _ = writeln!(
+            table,
+            "  {:<34} {}; {} against a running replica",
+            "suspicions of replicas",
+            suspicions.join(", "),
+            self.suspicions.wrong.len()
         );
         table + &self.clients.table()
     }
