@@ -15,13 +15,12 @@ WORKDIR /src
 # The dependencies change less often than the code: they are a layer of their own.
 COPY --from=manifests /src .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo build --release --locked -p jarvis --bin jarvis \
-    && rm -r target/release/.fingerprint/jarvis-* target/release/deps/*jarvis*
+    cargo build --profile dist --locked -p jarvis --bin jarvis \
+    && rm -r target/dist/.fingerprint/jarvis-* target/dist/deps/*jarvis*
 
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo build --release --locked -p jarvis --bin jarvis \
-    && strip target/release/jarvis
+    cargo build --profile dist --locked -p jarvis --bin jarvis
 
 
 FROM debian:bookworm-slim
@@ -36,7 +35,7 @@ LABEL org.opencontainers.image.title="jarvis" \
 
 # For rediss:// and for outside issuers of tokens. Copied, so that this stage needs no network.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /src/target/release/jarvis /usr/local/bin/jarvis
+COPY --from=build /src/target/dist/jarvis /usr/local/bin/jarvis
 
 # A number, as Kubernetes can't tell whether a name is root.
 USER 10001:10001

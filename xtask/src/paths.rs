@@ -24,9 +24,19 @@ pub fn target() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Returns a binary of `cargo build --release`.
+/// The profile of `make run` and most other commands, which compiles soon.
+pub const RELEASE: &str = "release";
+/// The profile of the image, which compiles long and runs fast.
+pub const DIST: &str = "dist";
+
+/// Returns a binary that was built with this profile.
+pub fn built(profile: &str, name: &str) -> PathBuf {
+    target().join(profile).join(name)
+}
+
+/// Returns a binary that was built with the profile `release`.
 pub fn release(name: &str) -> PathBuf {
-    target().join("release").join(name)
+    built(RELEASE, name)
 }
 
 /// Returns the path as a person in the project's folder types it.

@@ -24,7 +24,7 @@ pub struct Load {
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
 pub fn chaos(redis: &str, load: Load) -> anyhow::Result<bool> {
-    prepare("make chaos")?;
+    prepare("make chaos", paths::RELEASE)?;
     chaos_over(redis, load)
 }
 
@@ -34,7 +34,7 @@ pub fn chaos(redis: &str, load: Load) -> anyhow::Result<bool> {
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
 pub fn soak(load: Load) -> anyhow::Result<bool> {
-    prepare("make soak")?;
+    prepare("make soak", paths::RELEASE)?;
     let results = [chaos_over("sentinel", load)?, chaos_over("cluster", load)?, roll_under(load)?];
     Ok(results.into_iter().all(|good| good))
 }
@@ -44,7 +44,7 @@ pub fn soak(load: Load) -> anyhow::Result<bool> {
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
 pub fn roll(load: Load) -> anyhow::Result<bool> {
-    prepare("make roll")?;
+    prepare("make roll", paths::RELEASE)?;
     roll_under(load)
 }
 
@@ -53,14 +53,14 @@ pub fn roll(load: Load) -> anyhow::Result<bool> {
 /// # Errors
 /// Fails where it does not build, and where it is time to stop.
 pub fn bench() -> anyhow::Result<bool> {
-    prepare("make bench")?;
-    report("bench", &["bench"])
+    prepare("make bench", paths::DIST)?;
+    report("bench", paths::DIST, &["bench"])
 }
 
-fn prepare(title: &str) -> anyhow::Result<()> {
+fn prepare(title: &str, profile: &str) -> anyhow::Result<()> {
     console::title(title);
     step("Redis", || Ok(redis::server()?.display().to_string()))?;
-    replicas::build(&["jarvis", "ollama-sim", "loadgen"])
+    replicas::build_with(profile, &["jarvis", "ollama-sim", "loadgen"])
 }
 
 fn chaos_over(redis: &str, load: Load) -> anyhow::Result<bool> {
@@ -72,7 +72,7 @@ fn chaos_over(redis: &str, load: Load) -> anyhow::Result<bool> {
     let seconds = (minutes * 60.0).round().to_string();
     let (sessions, name) = (sessions.to_string(), format!("chaos-{redis}-{seed}"));
     let arguments = ["chaos", "--redis", redis, "--seconds", &seconds, "--sessions", &sessions];
-    report(&name, &[&arguments[..], &["--seed", &seed.to_string()]].concat())
+    report(&name, paths::RELEASE, &[&arguments[..], &["--seed", &seed.to_string()]].concat())
 }
 
 fn roll_under(load: Load) -> anyhow::Result<bool> {
@@ -80,7 +80,7 @@ fn roll_under(load: Load) -> anyhow::Result<bool> {
     let what = bold("rolling restart");
     say(&format!("\n  {what}, three replicas ten times, {sessions} sessions; SEED={seed}\n"));
     let name = format!("roll-{seed}");
-    report(&name, &["roll", "--sessions", &sessions, "--seed", &seed.to_string()])
+    report(&name, paths::RELEASE, &["roll", "--sessions", &sessions, "--seed", &seed.to_string()])
 }
 
 fn seed(load: Load) -> u64 {
@@ -92,11 +92,11 @@ pub fn random_seed() -> u64 {
     RandomState::new().hash_one(()) % 1_000_000
 }
 
-fn report(name: &str, arguments: &[&str]) -> anyhow::Result<bool> {
+fn report(name: &str, profile: &str, arguments: &[&str]) -> anyhow::Result<bool> {
     let folder = paths::run().join("proof");
     std::fs::create_dir_all(&folder)?;
     let json = folder.join(format!("{name}.json"));
-    let loadgen = run(paths::release("loadgen"), arguments).arg("--json").arg(&json);
+    let loadgen = run(paths::built(profile, "loadgen"), arguments).arg("--json").arg(&json);
     let code = loadgen.env("PATH", search_path()).shown()?;
     if json.exists() {
         say(&format!("  The same as JSON: {}", paths::shown(&json)));

@@ -22,21 +22,29 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 /// The time limit of a health check.
 pub const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Builds these binaries in release.
+/// Builds these binaries with the profile `release`.
 ///
 /// # Errors
 /// Fails where they do not build.
 pub fn build(names: &[&str]) -> anyhow::Result<()> {
+    build_with(paths::RELEASE, names)
+}
+
+/// Builds these binaries with a profile.
+///
+/// # Errors
+/// Fails where they do not build.
+pub fn build_with(profile: &str, names: &[&str]) -> anyhow::Result<()> {
     step("Build", || {
         // The features are those of the whole workspace, whichever binaries are built: otherwise
         // `make run` and `make chaos` would each compile the dependencies.
-        let mut cargo = run("cargo", ["build", "--release", "--locked", "--workspace"]);
+        let mut cargo = run("cargo", ["build", "--profile", profile, "--locked", "--workspace"]);
         for name in names {
             cargo = cargo.args(["--bin", name]);
         }
         ensure!(cargo.shown()? == 0, "it does not build; see what cargo says above");
         let names: Vec<String> = names.iter().map(|name| bold(name)).collect();
-        Ok(format!("{}, release", names.join(", ")))
+        Ok(format!("{}, {profile}", names.join(", ")))
     })
 }
 
