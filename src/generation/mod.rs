@@ -11,6 +11,7 @@ mod failures;
 mod interleavings;
 mod model_run;
 mod panics;
+mod redis_call;
 mod redo;
 mod seam;
 mod slot_wait;

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use super::Generations;
-use super::turn::{self, TurnState, call_redis};
+use super::redis_call::call_redis;
+use super::turn::{self, TurnState};
 use crate::lifecycle::catch_panic;
 use crate::session::GenerationId;
 use crate::session::model::Failure;

@@ -11,16 +11,16 @@ use super::Generations;
 use super::attempts::{Attempts, FailedAttempt};
 use super::capacity;
 use super::model_run::{ModelRun, RunEnd, run_model};
+use super::redis_call::call_redis;
 use super::redo::{Finished, RedoEntry};
 use super::slot_wait::{SlotWait, WaitOptions, wait_for_slot};
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::HostId;
-use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Turn, message};
-use crate::session::{Control, Feed, FinishReason, Message, Role, Status, StoreError, Tag, Usage};
+use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
 use crate::telemetry::{CountedOpen, metric};
 
 /// How long the session is not notified of a queue position after an answer broke off: the answer
@@ -121,15 +121,6 @@ async fn wait_to_begin(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Re
         }
     }
     Ok(())
-}
-
-/// Repeats a call of Redis until it succeeds.
-pub(super) async fn call_redis<T, F>(call: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let on_error = |error| tracing::warn!(%error, "turn waiting for redis");
-    retry_until_ok(Backoff::redis(), call, on_error).await
 }
 
 /// Streams the answer into the writer until it ends. An answer that breaks off is continued.

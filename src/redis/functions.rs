@@ -365,9 +365,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the arguments of jarvis_heartbeat_1")]
+    #[should_panic(expected = "the arguments of jarvis_sign_off_1")]
     fn a_call_with_other_arguments_than_its_function_declares_is_refused() {
-        let call = Call::new("jarvis_heartbeat_1").key("heartbeats", "k".to_owned());
+        let call = Call::new("jarvis_sign_off_1").key("heartbeats", "k".to_owned());
         call.arg("name", "r").into_arguments();
     }
 
