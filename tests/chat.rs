@@ -489,6 +489,39 @@ async fn a_killed_replica_is_noticed_by_its_lost_connections_and_a_paused_one_is
 }
 
 #[tokio::test]
+async fn text_is_published_only_where_another_replica_listens() {
+    let fleet = fleet(2, &["--rate", "100"]).await;
+    let published = || {
+        let stats = fleet.redis.cli(&["INFO", "commandstats"]);
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_spublish:calls="));
+        let calls = calls.and_then(|calls| calls.split(',').next()?.parse::<usize>().ok());
+        calls.expect("a number of calls")
+    };
+    let path = format!("/ws?session_id={}", id());
+    let (mut asking, _) = Socket::open(&fleet.replicas[0], &path).await;
+    let (mut beside, _) = Socket::open(&fleet.replicas[0], &path).await;
+    let message = "[[tokens=100]] alone";
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
+    assert_eq!(joined(&asking.until("stream_end").await), expected);
+    assert_eq!(joined(&beside.until("stream_end").await), expected);
+    let alone = published();
+    assert!(alone < 20, "{alone} messages for 100 tokens");
+
+    let (mut elsewhere, _) = Socket::open(&fleet.replicas[1], &path).await;
+    elsewhere.say(&json!({"type": "ping"})).await;
+    elsewhere.until("pong").await;
+    let message = "[[tokens=100]] together";
+    asking.say(&json!({"type": "chat", "message": message})).await;
+    let expected = ollama_sim::script_answer("tinyllama:latest", message, None, 64);
+    assert_eq!(joined(&asking.until("stream_end").await), expected);
+    let events = elsewhere.until("stream_end").await;
+    assert_eq!(joined(&events), expected);
+    let pieces = events.iter().filter(|event| event["type"] == "stream_chunk").count();
+    assert!(published() - alone >= pieces - 1, "{pieces} pieces came from the channel");
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_off_is_continued_without_a_lost_or_doubled_character() {
     let fleet = fleet(1, &["--rate", "300"]).await;
     for fault in ["cut@20", "error@20", "end@20"] {

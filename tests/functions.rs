@@ -46,7 +46,7 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     store.restore(&turn).await.expect("Redis");
     store.begin(&turn).await.expect("Redis");
     store.start(&turn, tag).await.expect("Redis");
-    store.append(&turn, tag, 0, "too much").await.expect("Redis");
+    store.append(&turn, tag, 0, true, "too much").await.expect("Redis");
     store.rewind(&turn, tag, 3, next, true).await.expect("Redis");
     store.note_continued(&turn, &[]).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
@@ -197,7 +197,7 @@ async fn an_older_and_a_newer_library_serve_their_replicas_side_by_side() {
     let append = |version: u8| {
         let function = format!("jarvis_append_{version}");
         let (channel, answer) = ("jarvis:{b0}:s:x", "jarvis:{b0}:s:x:answer");
-        let arguments = ["anonymous", "g", "f", "0", "0", "text", "-"];
+        let arguments = ["anonymous", "g", "f", "0", "0", "0", "text", "-"];
         server.cli(&[&["FCALL", &function, "2", channel, answer], &arguments[..]].concat())
     };
     assert_eq!(append(2).trim(), "fenced", "the newer one is there");

@@ -63,7 +63,7 @@ impl Replica {
         let mut offset = 0;
         for piece in pieces {
             assert_eq!(
-                self.store.append(turn, REVISION, offset, piece).await.unwrap(),
+                self.store.append(turn, REVISION, offset, false, piece).await.unwrap().written,
                 Written::Ok
             );
             offset += piece.len() as u64;
@@ -388,11 +388,23 @@ async fn only_the_holder_of_the_fence_writes_and_a_repeat_changes_nothing() {
     replica.answer(&turn, &["hello"]).await;
     let mut stranger = turn.clone();
     stranger.fence = jarvis::session::store::Fence(uuid::Uuid::new_v4());
-    assert_eq!(replica.store.append(&stranger, REVISION, 5, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(
+        replica.store.append(&stranger, REVISION, 5, false, "!").await.unwrap().written,
+        Written::Fenced
+    );
     assert_eq!(replica.finish(&stranger, 5).await, Written::Fenced);
-    assert_eq!(replica.store.append(&turn, REVISION, 0, "hello").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, REVISION, 3, "lo").await.unwrap(), Written::Ok);
-    assert_eq!(replica.store.append(&turn, REVISION, 9, "x").await.unwrap(), Written::Hole(5));
+    assert_eq!(
+        replica.store.append(&turn, REVISION, 0, false, "hello").await.unwrap().written,
+        Written::Ok
+    );
+    assert_eq!(
+        replica.store.append(&turn, REVISION, 3, false, "lo").await.unwrap().written,
+        Written::Ok
+    );
+    assert_eq!(
+        replica.store.append(&turn, REVISION, 9, false, "x").await.unwrap().written,
+        Written::Hole(5)
+    );
     assert_eq!(replica.finish(&turn, 6).await, Written::Hole(5));
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok);
     assert_eq!(replica.finish(&turn, 5).await, Written::Ok, "a repeat after a lost reply");
@@ -436,7 +448,10 @@ async fn the_first_of_cancel_and_finish_wins_and_the_text_so_far_is_kept() {
     let (waiting, _) = replica.accept(session, "waits").await;
     let cancelled = replica.store.cancel(&cancellation(session)).await.unwrap();
     assert_eq!(cancelled, CancelReply::Running(turn.generation));
-    assert_eq!(replica.store.append(&turn, REVISION, 6, "!").await.unwrap(), Written::Fenced);
+    assert_eq!(
+        replica.store.append(&turn, REVISION, 6, false, "!").await.unwrap().written,
+        Written::Fenced
+    );
     assert_eq!(replica.finish(&turn, 6).await, Written::Fenced);
     let deltas = read_until(&mut reader, "cancelled").await;
     assert_eq!(deltas, "accepted started [so far] accepted cancelled(so far)");
@@ -545,7 +560,10 @@ async fn a_session_of_another_owner_looks_like_none() {
     assert!(matches!(chat, Err(StoreError::Absent)));
     let mut stolen = turn;
     stolen.owner = thief.clone();
-    assert_eq!(store.append(&stolen, REVISION, 0, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(
+        store.append(&stolen, REVISION, 0, false, "x").await.unwrap().written,
+        Written::Fenced
+    );
     let mut listening = replica.feeds.reader(&thief, session, None).await.unwrap();
     let mut mine = replica.reader(session, None).await;
     replica.whole_turn(session, "again", &["another secret"]).await;
@@ -572,7 +590,10 @@ async fn clear_stops_the_running_turn_and_delete_leaves_cursors_that_never_come_
         replica.store.clear(&mut Clearing::new(&Owner::Anonymous, session, false)).await.unwrap(),
         3
     );
-    assert_eq!(replica.store.append(&running, REVISION, 4, "x").await.unwrap(), Written::Fenced);
+    assert_eq!(
+        replica.store.append(&running, REVISION, 4, false, "x").await.unwrap().written,
+        Written::Fenced
+    );
     assert_eq!(replica.store.begin(&waiting).await.unwrap(), Begin::Gone);
     let deltas = format!("{} {}", before.join(" "), read_until(&mut reader, "cleared").await);
     let expected = "accepted started [part] accepted cancelled(part) cancelled() cleared";
@@ -634,7 +655,10 @@ async fn a_turn_is_read_from_its_beginning_when_that_event_is_no_longer_kept() {
     let mut reader = there.reader(session, None).await;
     assert!(reader.is_recovered());
     assert_eq!(short_form(&*delta(&mut reader).await), "0:one ");
-    assert_eq!(here.store.append(&turn, REVISION, 4, "two").await.unwrap(), Written::Ok);
+    assert_eq!(
+        here.store.append(&turn, REVISION, 4, false, "two").await.unwrap().written,
+        Written::Ok
+    );
     assert_eq!(short_form(&*delta(&mut reader).await), "4:two");
     assert_eq!(here.finish(&turn, 7).await, Written::Ok);
     assert_eq!(read_until(&mut reader, "ended").await, "done ended(one two)");

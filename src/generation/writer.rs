@@ -17,7 +17,7 @@ use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState}
 use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow};
 use crate::session::store::{OwnConversation, Turn, Written};
-use crate::session::{Control, Message, Store, StoreError, Tag};
+use crate::session::{Control, Feed, Message, Store, StoreError, Tag};
 
 /// How often a writer that has nothing to write checks that the turn is still its own.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -35,6 +35,8 @@ const REPLICA_GONE: &str = "replica_gone";
 pub(super) struct Writer {
     store: Store,
     turn: Arc<Turn>,
+    /// The feed of the turn's session on this replica.
+    feed: Arc<Feed>,
     state: WriterState,
     /// The continuations of the answer, by all of its writers.
     continued: Vec<Continuation>,
@@ -61,20 +63,21 @@ struct UnderWay {
 
 impl Writer {
     /// Creates the writer of a turn that waits for earlier turns of its session.
-    pub(super) fn waiting(store: Store, turn: Arc<Turn>) -> Self {
-        Self::new(store, turn, WriterState::waiting())
+    pub(super) fn waiting(store: Store, turn: Arc<Turn>, feed: Arc<Feed>) -> Self {
+        Self::new(store, turn, feed, WriterState::waiting())
     }
 
     /// Creates a writer that starts the answer, or continues it behind the text that is `stored`.
-    pub(super) fn start(store: Store, turn: Arc<Turn>, stored: String) -> Self {
-        Self::new(store, turn, WriterState::after(stored))
+    pub(super) fn start(store: Store, turn: Arc<Turn>, feed: Arc<Feed>, stored: String) -> Self {
+        Self::new(store, turn, feed, WriterState::after(stored))
     }
 
-    fn new(store: Store, turn: Arc<Turn>, state: WriterState) -> Self {
+    fn new(store: Store, turn: Arc<Turn>, feed: Arc<Feed>, state: WriterState) -> Self {
         Self {
             store,
             continued: turn.continued().to_vec(),
             turn,
+            feed,
             state,
             broken_off_by: REPLICA_GONE,
             has_new_text: false,
@@ -196,7 +199,8 @@ impl Writer {
                 self.state.check()
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-            let reply = make_call(store, turn, call, self.state.text());
+            let feed = Some(Arc::clone(&self.feed));
+            let reply = make_call(store, turn, feed, call, self.state.text());
             self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
@@ -278,10 +282,12 @@ impl Writer {
     }
 }
 
-/// Makes a call of the writer's state.
+/// Makes a call of the writer's state. Text that only this replica waits for reaches its feed from
+/// here, and is not published.
 pub(super) fn make_call(
     store: Store,
     turn: Arc<Turn>,
+    feed: Option<Arc<Feed>>,
     call: WriterCall,
     text: &str,
 ) -> BoxFuture<'static, Result<Reply, StoreError>> {
@@ -299,7 +305,12 @@ pub(super) fn make_call(
         WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();
             Box::pin(async move {
-                store.append(&turn, revision, from as u64, &piece).await.map(Reply::Written)
+                let (from, listens) = (from as u64, feed.is_some());
+                let appended = store.append(&turn, revision, from, listens, &piece).await?;
+                if let (Some(after), Some(feed)) = (appended.unpublished, feed) {
+                    feed.take_piece(turn.generation, from, after, &piece);
+                }
+                Ok(Reply::Written(appended.written))
             })
         }
     }

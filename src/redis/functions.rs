@@ -341,7 +341,7 @@ mod tests {
     fn the_declarations_are_parsed_from_the_lua() {
         let append = &DECLARED["jarvis_append_1"];
         assert_eq!(append.keys, ["session", "answer"]);
-        let arguments = ["owner", "generation", "fence", "revision", "offset", "text"];
+        let arguments = ["owner", "generation", "fence", "revision", "offset", "listens", "text"];
         assert_eq!(append.arguments, arguments);
         let accept = &DECLARED["jarvis_accept_1"];
         assert_eq!((accept.keys.len(), accept.optional_key), (9, Some("idempotency")));

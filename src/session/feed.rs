@@ -305,11 +305,27 @@ impl Feed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies a hint, or reads Redis where it does not follow on the window.
+    /// Applies a published hint, or reads Redis where it does not follow on the window.
     fn receive(self: &Arc<Self>, payload: &str) {
-        let Ok(hint) = Hint::parse(payload) else {
-            return self.read_soon();
-        };
+        match Hint::parse(payload) {
+            Ok(hint) => self.apply(hint),
+            Err(_) => self.read_soon(),
+        }
+    }
+
+    /// Applies a piece that Redis has stored and not published, because only this replica is
+    /// subscribed to the session.
+    pub fn take_piece(
+        self: &Arc<Self>,
+        generation: GenerationId,
+        offset: u64,
+        after: (u64, Tag),
+        text: &str,
+    ) {
+        self.apply(Hint::Piece { generation, offset, after, text });
+    }
+
+    fn apply(self: &Arc<Self>, hint: Hint<'_>) {
         let mut state = self.state();
         match hint {
             Hint::PositionRequested => {

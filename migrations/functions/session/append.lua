@@ -1,12 +1,17 @@
--- Writes text of the answer at its offset, and publishes it. Text that is stored already is
--- published again and changes nothing. Without text, it only checks that the writer may continue.
+-- Writes text of the answer at its offset, and publishes it where another replica may listen. Text
+-- that is stored already is published again and changes nothing. Without text, it only checks that
+-- the writer may continue.
 --
 -- Keys:       session, answer
 -- Arguments:  owner, generation, fence   of the writer
 --             revision                   that the writer left last
 --             offset                     bytes of the answer before the text
+--             listens                    1 where the writer's replica is subscribed to the session
+--                                        and takes the piece from this reply, else 0
 --             text
 -- Reply:      ok
+--             ok <number> <tag>   the text is not published, because only the writer's replica is
+--                                 subscribed; with number and tag of the last event before it
 --             fenced         the turn is not this writer's
 --             outdated       Redis has another revision
 --             hole <length>  the answer has only so many bytes
@@ -16,7 +21,7 @@ register {
   version = 1,
   flags = {},
   keys = { 'session', 'answer' },
-  arguments = { 'owner', 'generation', 'fence', 'revision', 'offset', 'text' },
+  arguments = { 'owner', 'generation', 'fence', 'revision', 'offset', 'listens', 'text' },
   run = function(keys, args)
     local fields = of_writer(keys, args, 'revision', 'events', 'tag')
     if not fields then
@@ -40,6 +45,12 @@ register {
         if left > 0 then
           redis.call('EXPIRE', keys.answer, left)
         end
+      end
+    end
+    if args.listens == '1' then
+      local counted = redis.pcall('PUBSUB', 'SHARDNUMSUB', keys.session)
+      if not counted.err and counted[2] <= 1 then
+        return { 'ok', fields[4], fields[5] }
       end
     end
     redis.call('SPUBLISH', keys.session,

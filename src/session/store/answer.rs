@@ -24,6 +24,16 @@ pub enum Written {
     Hole(u64),
 }
 
+/// The reply to an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Whether the text is stored.
+    pub written: Written,
+    /// The number and tag of the last event before the text, where the text is not published: only
+    /// this replica is subscribed to the session.
+    pub unpublished: Option<(u64, Tag)>,
+}
+
 impl Store {
     /// Publishes once that the answer begins, and leaves `tag` as the writer's revision.
     ///
@@ -35,8 +45,9 @@ impl Store {
         self.write(call.text("tag", tag).arg("event", json(&started))).await
     }
 
-    /// Writes text of the answer at its offset, and publishes it. Without text it only checks
-    /// whether the writer may continue.
+    /// Writes text of the answer at its offset, and publishes it. With `listens`, this replica is
+    /// subscribed to the session, and the text is published only where another replica is, too.
+    /// Without text the call only checks whether the writer may continue.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -45,12 +56,18 @@ impl Store {
         turn: &Turn,
         revision: Tag,
         offset: u64,
+        listens: bool,
         text: &str,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<Appended, StoreError> {
         let keys = SessionKeys::of(turn.session);
         let call = of_writer(keys.call_with("jarvis_append_1", &["session", "answer"]), turn);
-        let call = call.text("revision", revision).text("offset", offset);
-        self.write(call.arg("text", text)).await
+        let call = call.text("revision", revision).text("offset", offset).flag("listens", listens);
+        let reply: Vec<String> = self.redis.call(call.arg("text", text)).await?;
+        let written = written(&reply)?;
+        let is_unpublished = written == Written::Ok && reply.len() > 1;
+        let unpublished =
+            if is_unpublished { Some((field(&reply, 1)?, field(&reply, 2)?)) } else { None };
+        Ok(Appended { written, unpublished })
     }
 
     /// Takes back the answer beyond `length` bytes, and replaces `revision` by `tag`. With

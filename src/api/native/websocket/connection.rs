@@ -1,7 +1,7 @@
 //! One WebSocket: it sends the events of its session, and handles the requests of its client.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -169,9 +169,11 @@ impl Connection {
     }
 
     async fn serve(&mut self) -> CloseReason {
+        let lifecycle = self.shared.lifecycle.clone();
+        let mut drains = pin!(lifecycle.reached(Phase::Draining));
         loop {
             let step = tokio::select! {
-                () = self.shared.lifecycle.reached(Phase::Draining) => Err(draining()),
+                () = &mut drains => Err(draining()),
                 packet = self.socket.receive() => match packet {
                     Ok(packet) => self.receive(packet).await,
                     Err(end) => Err(end),
