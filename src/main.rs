@@ -18,6 +18,10 @@ use jarvis::server::redis_options;
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Tokens are many small allocations on all threads, which glibc's allocator serves slowly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `EX_USAGE` of sysexits.h: a setting is wrong.
 const USAGE: u8 = 64;
 /// Time limit of `jarvis health`.
