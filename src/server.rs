@@ -52,6 +52,8 @@ impl Server {
         let lifecycle = Lifecycle::default();
         let redis = Redis::connect_in(&redis_options(&settings.redis), lifecycle.clone())?;
         let replica = uuid::Uuid::new_v4().to_string();
+        // Other replicas name it where they take over from it.
+        tracing::info!(replica, "replica started");
         let limits = QueueLimits {
             waiting: settings.queue.queue_limit as usize,
             waiting_of_source: settings.queue.queue_share as usize,

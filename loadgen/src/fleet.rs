@@ -4,20 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use testkit::folder::Folder;
 use testkit::redis::{Connection, Redis, RedisKind};
 use testkit::server::{self, Server};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
 
 /// The time that a server may take to be ready on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// The time limit of a request to a server of the fleet.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
-/// The time that a replica which is ready may take to have a heartbeat.
-const NAME_LIMIT: Duration = Duration::from_secs(3);
-/// The time between two reads of the heartbeats.
-const LOOK: Duration = Duration::from_millis(20);
 /// The buckets that the open turns are spread over.
 const BUCKETS: u16 = 256;
 
@@ -49,9 +44,6 @@ pub struct Fleet {
     pub redis: Arc<Redis>,
     /// The client of the fleet's own requests.
     pub http: reqwest::Client,
-    /// The name of each replica, where it is known. The lock is held while a replica starts,
-    /// because the new name among the heartbeats is its own.
-    names: Mutex<Vec<Option<String>>>,
 }
 
 impl Fleet {
@@ -72,10 +64,8 @@ impl Fleet {
         }
         let hosts: Vec<&str> = sims.iter().map(|sim| sim.url.as_str()).collect();
         let hosts = hosts.join(",");
-        let names = Mutex::default();
-        let mut fleet = Self { replicas: Vec::new(), sims, redis, http: client()?, names };
+        let mut fleet = Self { replicas: Vec::new(), sims, redis, http: client()? };
         for number in 0..plan.replicas {
-            let before = fleet.beating().await;
             let binary = plan.binaries.join("jarvis");
             let folder = Folder::at(&plan.dir)?;
             let mut replica = server::Plan::replica(binary, &fleet.redis.url(), &hosts, folder);
@@ -84,8 +74,6 @@ impl Fleet {
             let replica = Arc::new(unblock(move || Server::start(replica)).await?);
             with(&replica, until_ready).await?;
             fleet.replicas.push(replica);
-            let name = fleet.new_name(before).await;
-            fleet.names.lock().await.push(name);
         }
         Ok(fleet)
     }
@@ -95,20 +83,19 @@ impl Fleet {
     /// # Errors
     /// Fails where it cannot be started or does not get ready in time.
     pub async fn start_replica(&self, number: usize) -> anyhow::Result<()> {
-        let mut names = self.names.lock().await;
-        let before = self.beating().await;
         with(&self.replicas[number], |replica| {
             replica.restart()?;
             until_ready(replica)
         })
-        .await?;
-        names[number] = self.new_name(before).await;
-        Ok(())
+        .await
     }
 
-    /// Returns the name of a replica.
-    pub async fn name_of(&self, number: usize) -> Option<String> {
-        self.names.lock().await[number].clone()
+    /// Returns the name of a replica, which its log begins with. It is another one after each start.
+    pub fn name_of(&self, number: usize) -> Option<String> {
+        self.replicas[number].printed().lines().find_map(|line| {
+            let line: Started = serde_json::from_str(line).ok()?;
+            (line.message == "replica started").then_some(line.replica)
+        })
     }
 
     /// Returns the replicas' base addresses.
@@ -140,35 +127,13 @@ impl Fleet {
         })
         .await
     }
+}
 
-    /// Returns the names of the replicas that have a heartbeat.
-    async fn beating(&self) -> anyhow::Result<Vec<String>> {
-        with(&self.redis, |redis| {
-            let mut names = Vec::new();
-            for port in redis.primaries()? {
-                // The other primaries refuse, because the key is not in their cluster slots.
-                let question = [["HKEYS", "jarvis:{queue}:heartbeats"]];
-                for reply in Connection::open(port)?.ask(&question)? {
-                    names.extend(reply.texts());
-                }
-            }
-            Ok(names)
-        })
-        .await
-    }
-
-    async fn new_name(&self, before: anyhow::Result<Vec<String>>) -> Option<String> {
-        let before = before.ok()?;
-        let deadline = Instant::now() + NAME_LIMIT;
-        while Instant::now() < deadline {
-            let beating = self.beating().await.unwrap_or_default();
-            if let Some(name) = beating.into_iter().find(|name| !before.contains(name)) {
-                return Some(name);
-            }
-            sleep(LOOK).await;
-        }
-        None
-    }
+/// The line of a log with the name of the replica.
+#[derive(Deserialize)]
+struct Started {
+    message: String,
+    replica: String,
 }
 
 fn open_turns(redis: &Redis) -> anyhow::Result<Vec<(String, String)>> {
