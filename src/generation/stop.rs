@@ -11,7 +11,7 @@ pub(super) struct Stopped;
 /// Resolves when the session's feed has the end of the turn. Cancel-safe.
 pub(super) async fn cancelled(feed: &Arc<Feed>, turn: &Turn) {
     loop {
-        let changed = feed.changed();
+        let changed = feed.events_changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
         if feed.has_ended(turn.generation) {

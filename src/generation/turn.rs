@@ -107,14 +107,14 @@ async fn run_to_end(
 
 /// Waits until the turn begins, after the earlier turns of its session.
 async fn wait_to_begin(writer: &mut Writer, turn: &Turn, feed: &Arc<Feed>) -> Result<(), Stopped> {
-    let changed = feed.changed();
+    let changed = feed.events_changed();
     tokio::pin!(changed);
     changed.as_mut().enable();
     while !writer.is_running() {
         tokio::select! {
             written = writer.progress() => written.map_err(|Fenced| Stopped)?,
             () = &mut changed => {
-                changed.set(feed.changed());
+                changed.set(feed.events_changed());
                 changed.as_mut().enable();
                 if !feed.is_running() || feed.has_ended(turn.generation) {
                     writer.wake();

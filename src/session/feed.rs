@@ -65,6 +65,8 @@ pub struct Feed {
     inner: Weak<FeedsInner>,
     state: Mutex<FeedState>,
     changed: Notify,
+    /// Notified of each change but a piece of text, so that a writer is not woken by its own text.
+    events_changed: Notify,
     subscribed: tokio::sync::OnceCell<()>,
     /// Requested reads that have not been served yet.
     pending_reads: AtomicU32,
@@ -208,6 +210,7 @@ impl FeedsInner {
                 unknown_since: None,
             }),
             changed: Notify::new(),
+            events_changed: Notify::new(),
             subscribed: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
         });
@@ -257,6 +260,17 @@ impl Feed {
     /// state, so that they miss no change.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Returns a future that resolves at the next change that may be more than a piece of text, to
+    /// be created as that of [`Feed::changed`].
+    pub fn events_changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.events_changed.notified()
+    }
+
+    fn notify_of_change(&self) {
+        self.events_changed.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     pub(super) fn owner(&self) -> &Owner {
@@ -331,7 +345,7 @@ impl Feed {
             Hint::PositionRequested => {
                 state.position_requests += 1;
                 drop(state);
-                return self.changed.notify_waiters();
+                return self.notify_of_change();
             }
             // It is published again only when it changes, often before the session is confirmed.
             Hint::Queued(queued) => {
@@ -345,6 +359,7 @@ impl Feed {
             return self.read_soon();
         }
         state.refreshed = Instant::now();
+        let is_piece = matches!(hint, Hint::Piece { .. });
         let applied = match hint {
             Hint::Event { previous, event } => state.window.push_event(previous, event),
             Hint::Piece { generation, offset, after, text } => {
@@ -363,7 +378,8 @@ impl Feed {
         state.window.trim(EVENTS_KEPT);
         drop(state);
         match applied {
-            Applied::Grown => self.changed.notify_waiters(),
+            Applied::Grown if is_piece => self.changed.notify_waiters(),
+            Applied::Grown => self.notify_of_change(),
             Applied::Known => {}
             Applied::Hole => self.read_soon(),
         }
@@ -465,7 +481,7 @@ impl Feed {
                     state.forget_position();
                     drop(state);
                     if applied != Applied::Known {
-                        self.changed.notify_waiters();
+                        self.notify_of_change();
                     }
                     if applied == Applied::Hole {
                         self.forget();
@@ -479,7 +495,7 @@ impl Feed {
                     // The window and Redis hold different histories: the feed begins anew.
                     let again = confirmed;
                     self.forget();
-                    self.changed.notify_waiters();
+                    self.notify_of_change();
                     again
                 }
             };
