@@ -357,7 +357,7 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
     let again = propose().await.expect("Redis");
     assert!(matches!(again, Acceptance::Same { generation, .. } if generation == turn.generation));
     let tag = Tag::random();
-    store.start(&turn, tag).await.expect("Redis");
+    store.start(&turn, tag, None).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
     let events = [(Tag::random(), Control::Done {})];
     let finished = store.finish(&turn, tag, 0, &header, &events).await.expect("Redis");

@@ -45,10 +45,10 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     let (tag, next) = (Tag::random(), Tag::random());
     store.restore(&turn).await.expect("Redis");
     store.begin(&turn).await.expect("Redis");
-    store.start(&turn, tag).await.expect("Redis");
+    store.start(&turn, tag, None).await.expect("Redis");
     store.append(&turn, tag, 0, true, "too much").await.expect("Redis");
     store.rewind(&turn, tag, 3, next, true).await.expect("Redis");
-    store.note_continued(&turn, &[]).await.expect("Redis");
+    store.note_continued(&turn, &[], None).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
     let events = [(Tag::random(), Control::Done {})];
     store.finish(&turn, next, 3, &header, &events).await.expect("Redis");

@@ -59,7 +59,7 @@ impl Replica {
     }
 
     async fn answer(&self, turn: &Turn, pieces: &[&str]) {
-        assert_eq!(self.store.start(turn, REVISION).await.unwrap(), Written::Ok);
+        assert_eq!(self.store.start(turn, REVISION, None).await.unwrap(), Written::Ok);
         let mut offset = 0;
         for piece in pieces {
             assert_eq!(

@@ -116,7 +116,8 @@ async fn an_end_lists_each_continuation_and_its_reason_and_so_does_the_stored_an
         let session = id();
         let mut socket = fleet.socket(0, &session).await;
         let model = if think { "thinker" } else { "tinyllama" };
-        let turn = json!({"type": "chat", "message": message, "model": model, "think": think});
+        let turn = json!({"type": "chat", "message": message, "model": model, "think": think,
+            "temperature": 0});
         let end = ask(&mut socket, &turn).await;
         assert_eq!(end["continued"], continued, "{message}");
         assert_eq!(fleet.stored_answer(&session).await["continued"], continued, "{message}");
@@ -132,7 +133,7 @@ async fn a_writer_that_takes_over_lists_the_continuations_before_it_too() {
     let message = "[[tokens=200 fault=cut@20]] go on";
     let (mut asking, mut watching) =
         (fleet.socket(0, &session).await, fleet.socket(1, &session).await);
-    asking.say(&json!({"type": "chat", "message": message})).await;
+    asking.say(&json!({"type": "chat", "message": message, "temperature": 0})).await;
     let mut events = Vec::new();
     let after_the_cut: String =
         ollama_sim::script_pieces(MODEL, message, None, 1000).into_iter().take(40).collect();
@@ -245,7 +246,10 @@ async fn a_continuation_leaves_nothing_in_redis_when_its_turn_has_ended() {
     socket.say(&json!({"type": "chat", "message": message})).await;
     let keys = || fleet.redis.cli(&["KEYS", &format!("*:s:{session}")]);
     let noted = || fleet.redis.cli(&["HGET", keys().trim(), "continued"]).trim().to_owned();
-    assert!(testkit::eventually(LIMIT, async || noted().contains("exact")).await, "not noted");
+    assert!(
+        testkit::eventually(LIMIT, async || noted().contains("approximate")).await,
+        "not noted"
+    );
     socket.until("stream_end").await;
     assert_eq!(noted(), "");
 }

@@ -16,8 +16,8 @@ pub(super) struct Continued {
     stream: TokenStream,
     /// A token that was already read from the stream.
     first: Option<Token>,
-    /// How the stream continues the text so far; none where there is no text. With
-    /// [`ContinuedHow::Restarted`] the writer must rewind that text first.
+    /// How the stream continues the text so far, by its seam alone; none where there is no text.
+    /// With [`ContinuedHow::Restarted`] the writer must rewind that text first.
     pub(super) how: Option<ContinuedHow>,
     /// Tokens of the answer before this stream.
     pub(super) tokens_before: u64,

@@ -14,7 +14,7 @@ use super::writer_state::Fenced;
 use crate::ollama::{DoneReason, HostId, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
-use crate::session::model::{ContextReport, ContinuedHow, Reasoning};
+use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
 use crate::telemetry::metric;
@@ -59,6 +59,8 @@ pub(super) async fn run_model(
 ) -> Result<ModelRun, Stopped> {
     let opened = Instant::now();
     let so_far = writer.text().to_owned();
+    let runner = runner(generations, turn, lease);
+    writer.note_runner(runner.as_ref());
     let mut opened_stream = Box::pin(open(generations, turn, lease, &so_far, sent));
     let opening = loop {
         tokio::select! {
@@ -81,10 +83,16 @@ pub(super) async fn run_model(
         }
     };
     // A restart is noted at once, another continuation with its first piece.
-    let mut continuation = continued.how;
+    let mut continuation = continued.how.map(|how| match how {
+        ContinuedHow::Exact if !writes_the_same(turn, writer.runner(), runner.as_ref()) => {
+            ContinuedHow::Approximate
+        }
+        how => how,
+    });
     if continuation == Some(ContinuedHow::Restarted) {
+        continuation = None;
         writer.rewind(0);
-        writer.note_continued(continuation.take());
+        writer.note_continued(ContinuedHow::Restarted, runner.as_ref());
     }
     if so_far.is_empty() {
         metrics::histogram!(metric::TIME_TO_FIRST_TOKEN_SECONDS)
@@ -111,7 +119,9 @@ pub(super) async fn run_model(
             Err(OllamaError::Repetition) => break (FinishReason::Repetition, None),
             Err(error) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
         };
-        writer.note_continued(continuation.take());
+        if let Some(how) = continuation.take() {
+            writer.note_continued(how, runner.as_ref());
+        }
         pieces += u64::from(!token.content.is_empty() || !token.thinking.is_empty());
         // Some models reason although the request turns that off: their reasoning is dropped.
         let reasoning = match turn.spec.think {
@@ -143,6 +153,19 @@ pub(super) async fn run_model(
     metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(usage.prompt_tokens);
     metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(generated);
     Ok(ModelRun { end: RunEnd::Completed { reason, usage }, context })
+}
+
+/// Returns the runner of the turn's model on the host of the grant; none where the host does not
+/// report the model's digest.
+fn runner(generations: &Generations, turn: &Turn, lease: &Lease) -> Option<Runner> {
+    let host = HostId::new(&lease.grant()?.host.0);
+    let digest = generations.fleet.digest(&host, &turn.spec.model)?;
+    Some(Runner::new(host.as_str(), &digest))
+}
+
+/// Returns whether the next runner is expected to write what the last one would have written.
+fn writes_the_same(turn: &Turn, last: Option<&Runner>, next: Option<&Runner>) -> bool {
+    turn.spec.temperature <= 0.0 && next.is_some() && last == next
 }
 
 /// An opened stream of a host, with the context that the model was given.

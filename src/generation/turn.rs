@@ -196,7 +196,6 @@ async fn answer(
         }
         tracing::warn!(%error, attempts = attempts.counted(), "model host failed; turn continues");
         writer.note_broken_off(error.code());
-        metrics::counter!(metric::CONTINUATIONS_TOTAL, "code" => error.code()).increment(1);
         let returned = capacity::returned(&error, attempts.slow(), has_text);
         again_at = Some(Instant::now() + returned.excluded.max(returned.full));
         notify_from = Instant::now() + NOTIFY_AFTER;

@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState};
 use crate::retry::Backoff;
-use crate::session::model::{Continuation, ContinuedHow};
+use crate::session::model::{Continuation, ContinuedHow, Runner};
 use crate::session::store::{OwnConversation, Turn, Written};
 use crate::session::{Control, Feed, Message, Store, StoreError, Tag};
+use crate::telemetry::metric;
 
 /// How often a writer that has nothing to write checks that the turn is still its own.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -40,6 +41,8 @@ pub(super) struct Writer {
     state: WriterState,
     /// The continuations of the answer, by all of its writers.
     continued: Vec<Continuation>,
+    /// The runner of the text so far; without text, the one that is to write it.
+    runner: Option<Runner>,
     /// The reason of the next continuation.
     broken_off_by: &'static str,
     /// Whether any text came since the answer broke off last.
@@ -76,6 +79,7 @@ impl Writer {
         Self {
             store,
             continued: turn.continued().to_vec(),
+            runner: turn.runner().cloned(),
             turn,
             feed,
             state,
@@ -162,16 +166,37 @@ impl Writer {
         }
     }
 
-    /// Adds a continuation, if there is one, and stores it for the writer that may take the turn
+    /// Returns the runner of the text so far, where it is known.
+    pub(super) fn runner(&self) -> Option<&Runner> {
+        self.runner.as_ref()
+    }
+
+    /// Notes the runner that is to write the answer. Where the answer has text, it counts from
+    /// [`Writer::note_continued`] on.
+    pub(super) fn note_runner(&mut self, runner: Option<&Runner>) {
+        if self.text().is_empty() && self.runner.as_ref() != runner {
+            self.runner = runner.cloned();
+            // The call that starts the answer carries the runner.
+            self.state.start_again();
+        }
+    }
+
+    /// Adds a continuation by this runner, and stores it for the writer that may take the turn
     /// over. If storing fails, the continuation is missing in the list of that writer, and nowhere
     /// else.
-    pub(super) fn note_continued(&mut self, how: Option<ContinuedHow>) {
-        let Some(how) = how.filter(|_| self.continued.len() < CONTINUATIONS) else { return };
-        self.continued.push(Continuation { how, why: self.broken_off_by.to_owned() });
+    pub(super) fn note_continued(&mut self, how: ContinuedHow, runner: Option<&Runner>) {
+        let why = self.broken_off_by;
+        metrics::counter!(metric::CONTINUATIONS_TOTAL, "how" => how.as_str(), "why" => why)
+            .increment(1);
+        self.runner = runner.cloned();
+        if self.continued.len() >= CONTINUATIONS {
+            return;
+        }
+        self.continued.push(Continuation { how, why: why.to_owned() });
         let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-        let continued = self.continued.clone();
+        let (continued, runner) = (self.continued.clone(), self.runner.clone());
         tokio::spawn(async move {
-            if let Err(error) = store.note_continued(&turn, &continued).await {
+            if let Err(error) = store.note_continued(&turn, &continued, runner.as_ref()).await {
                 tracing::debug!(%error, "continuation not stored");
             }
         });
@@ -199,8 +224,8 @@ impl Writer {
                 self.state.check()
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-            let feed = Some(Arc::clone(&self.feed));
-            let reply = make_call(store, turn, feed, call, self.state.text());
+            let (feed, text) = (Some(Arc::clone(&self.feed)), self.state.text());
+            let reply = make_call(store, turn, feed, call, text, self.runner.as_ref());
             self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }
         let Some(under_way) = &mut self.under_way else { return Ok(()) };
@@ -290,6 +315,7 @@ pub(super) fn make_call(
     feed: Option<Arc<Feed>>,
     call: WriterCall,
     text: &str,
+    runner: Option<&Runner>,
 ) -> BoxFuture<'static, Result<Reply, StoreError>> {
     match call {
         WriterCall::Restore => {
@@ -297,7 +323,10 @@ pub(super) fn make_call(
         }
         WriterCall::Begin => Box::pin(async move { store.begin(&turn).await.map(Reply::Begin) }),
         WriterCall::Start(tag) => {
-            Box::pin(async move { store.start(&turn, tag).await.map(Reply::Written) })
+            let runner = runner.cloned();
+            Box::pin(
+                async move { store.start(&turn, tag, runner.as_ref()).await.map(Reply::Written) },
+            )
         }
         WriterCall::Rewind(Rewind { length, revision, tag, published }) => Box::pin(async move {
             store.rewind(&turn, revision, length as u64, tag, published).await.map(Reply::Written)

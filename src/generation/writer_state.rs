@@ -195,6 +195,14 @@ impl WriterState {
         text
     }
 
+    /// Has the answer started once more, under the same tag, where it is started: only what the
+    /// call carries beside it has changed.
+    pub(super) fn start_again(&mut self) {
+        if self.phase == WriterPhase::Writing {
+            self.phase = WriterPhase::Starting;
+        }
+    }
+
     /// Removes the text beyond `length`: the answer continues differently from there.
     pub(super) fn rewind(&mut self, length: usize) {
         let length = self.text.floor_char_boundary(length);

@@ -117,6 +117,14 @@ impl Fleet {
         Arc::clone(member).take(found.clone()).await
     }
 
+    /// Returns the digest of a model on a host, by the host's last reply; none where it has none.
+    pub fn digest(&self, host: &HostId, model: &str) -> Option<String> {
+        let members = self.members();
+        let member = members.iter().find(|member| member.host.id == *host)?;
+        let digest = member.catalogue.latest()?.find(model)?.digest.clone();
+        (!digest.is_empty()).then_some(digest)
+    }
+
     pub(super) fn members(&self) -> Arc<[Arc<Member>]> {
         Arc::clone(&lock(&self.inner.members))
     }

@@ -160,13 +160,47 @@ pub struct ContextReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ContinuedHow {
-    /// The model continued from exactly the text that it had written.
+    /// The text is expected to be what the model would have written without the break: its
+    /// temperature is 0, the same runner continued, and the model repeated the end of its text.
     Exact,
-    /// The model continued after the text that readers had, but would have tokenised its end in
-    /// another way.
+    /// No text is missing or doubled, but other words were possible: the model samples, or another
+    /// runner continued, or the model did not repeat the end of its text.
     Approximate,
     /// The answer began anew.
     Restarted,
+}
+
+impl ContinuedHow {
+    /// Returns the name that clients and metrics have.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Approximate => "approximate",
+            Self::Restarted => "restarted",
+        }
+    }
+}
+
+/// The runner of an answer's text: a host, and the digest of the model there. At temperature 0 a
+/// runner is expected to write the same text after the same prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runner(String);
+
+impl Runner {
+    /// Creates the runner of a model, by the stable name of its host and the model's digest.
+    pub fn new(host: &str, digest: &str) -> Self {
+        Self(format!("{host} {digest}"))
+    }
+
+    /// Reads a stored runner. Returns none for an empty text.
+    pub fn from_stored(stored: &str) -> Option<Self> {
+        (!stored.is_empty()).then(|| Self(stored.to_owned()))
+    }
+
+    /// Returns the runner as it is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// One continuation of an answer after it broke off.

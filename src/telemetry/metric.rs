@@ -65,7 +65,8 @@ metrics! {
     counter TOKENS_TOTAL = "jarvis_tokens_total";
     /// Failed Redis commands by kind.
     counter REDIS_ERRORS_TOTAL = "jarvis_redis_errors_total";
-    /// Continuations of answers after a failure of a model host, by its code.
+    /// Continuations of answers after they broke off: how (exact, approximate, restarted), and why
+    /// (the code of a model host's error, or replica_gone).
     counter CONTINUATIONS_TOTAL = "jarvis_continuations_total";
     /// Turns that this replica took over, by how it was noticed that their replica is gone.
     counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";

@@ -7,17 +7,21 @@
 --             fence, replica   of the new holder
 --             tag, event       of the claimed event, with LENGTH to fill in
 -- Reply:      other   the turn has ended, or another replica claimed it first
---             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON> <question>,
---             and the messages that the turn brought in place of a stored history; question and
+--             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON>
+--             <runner, or empty> <question>, and the messages that the turn brought in place of a stored history; question and
 --             messages are <json header>\n<content>
 -- Called by:  Store::claim
 
 -- Returns the reply for a claimed turn.
 
 local function claimed(keys, state, turn, question)
-  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages', 'continued')
-  local continued = state == 'running' and fields[5] or '[]'
-  local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, question }
+  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages', 'continued',
+    'runner')
+  local continued, runner = '[]', ''
+  if state == 'running' then
+    continued, runner = fields[5] or continued, fields[6] or runner
+  end
+  local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, runner, question }
   for position = 0, tonumber(fields[4] or '0') - 1 do
     reply[#reply + 1] = without_parent(message_at(keys, position))
   end

@@ -1,8 +1,10 @@
--- Stores the continuations of the running answer, for a replica that takes the turn over.
+-- Stores the continuations of the running answer, and the runner of its text from now on, for a
+-- replica that takes the turn over.
 --
 -- Keys:       session
 -- Arguments:  owner, generation, fence   of the writer
 --             continued                  all continuations so far, as JSON
+--             runner                     of the last one, or empty
 -- Reply:      ok, also where nothing is stored: the turn is not this writer's, or Redis has more
 -- Called by:  Store::note_continued
 register {
@@ -10,11 +12,11 @@ register {
   version = 1,
   flags = {},
   keys = { 'session' },
-  arguments = { 'owner', 'generation', 'fence', 'continued' },
+  arguments = { 'owner', 'generation', 'fence', 'continued', 'runner' },
   run = function(keys, args)
     local fields = of_writer(keys, args, 'continued')
     if fields and #(fields[3] or '') < #args.continued then
-      redis.call('HSET', keys.session, 'continued', args.continued)
+      redis.call('HSET', keys.session, 'continued', args.continued, 'runner', args.runner)
     end
     return 'ok'
   end,

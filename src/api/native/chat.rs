@@ -24,7 +24,7 @@ use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
-use crate::session::model::{ContextReport, rfc3339};
+use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
@@ -52,6 +52,9 @@ pub struct ChatResponse {
     finish_reason: FinishReason,
     usage: Usage,
     context: ContextReport,
+    /// The continuations of the answer after it broke off, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    continued: Vec<Continuation>,
 }
 
 /// Sends a message to the model, in a session.
@@ -135,6 +138,7 @@ pub async fn send(
         finish_reason: message.finish_reason.unwrap_or(FinishReason::Stop),
         usage: message.usage.unwrap_or_default(),
         context: message.context.unwrap_or_default(),
+        continued: message.continued,
     })
     .into_response())
 }

@@ -100,7 +100,7 @@ impl Holder {
         };
         let make = async |call: WriterCall| -> Reply {
             let (store, turn) = (store.clone(), Arc::clone(&self.turn));
-            make_call(store, turn, None, call, self.state.text()).await.expect("a reply")
+            make_call(store, turn, None, call, self.state.text(), None).await.expect("a reply")
         };
         let mut reply = make(call).await;
         match fate {

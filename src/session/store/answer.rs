@@ -7,7 +7,7 @@ use super::{SessionKeys, Store, StoreError, field, json, of_writer, unexpected};
 use crate::redis::Call;
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
-use crate::session::model::{Continuation, Message, rfc3339};
+use crate::session::model::{Continuation, Message, Runner, rfc3339};
 
 /// The reply to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +35,21 @@ pub struct Appended {
 }
 
 impl Store {
-    /// Publishes once that the answer begins, and leaves `tag` as the writer's revision.
+    /// Publishes once that the answer begins, and leaves `tag` as the writer's revision, with the
+    /// runner of the answer's text.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
-    pub async fn start(&self, turn: &Turn, tag: Tag) -> Result<Written, StoreError> {
+    pub async fn start(
+        &self,
+        turn: &Turn,
+        tag: Tag,
+        runner: Option<&Runner>,
+    ) -> Result<Written, StoreError> {
         let started = Control::Started { model: turn.spec.model.clone() };
         let call = of_writer(SessionKeys::of(turn.session).call("jarvis_start_1"), turn);
-        self.write(call.text("tag", tag).arg("event", json(&started))).await
+        let call = call.text("tag", tag).arg("event", json(&started));
+        self.write(call.arg("runner", runner.map_or("", Runner::as_str))).await
     }
 
     /// Writes text of the answer at its offset, and publishes it. With `listens`, this replica is
@@ -90,8 +97,9 @@ impl Store {
         self.write(call.arg("event", json(&claimed)).flag("published", published)).await
     }
 
-    /// Stores the continuations of the answer so far, for a replica that takes the turn over. Does
-    /// nothing where the turn is not this writer's, or more are stored already.
+    /// Stores the continuations of the answer so far, and the runner of the last one, for a replica
+    /// that takes the turn over. Does nothing where the turn is not this writer's, or more are
+    /// stored already.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -99,10 +107,12 @@ impl Store {
         &self,
         turn: &Turn,
         continued: &[Continuation],
+        runner: Option<&Runner>,
     ) -> Result<(), StoreError> {
         let keys = SessionKeys::of(turn.session);
         let call = of_writer(keys.call_with("jarvis_note_continued_1", &["session"]), turn);
-        Ok(self.redis.call(call.arg("continued", json(&continued))).await?)
+        let call = call.arg("continued", json(&continued));
+        Ok(self.redis.call(call.arg("runner", runner.map_or("", Runner::as_str))).await?)
     }
 
     /// Ends the generation: its answer of `length` bytes becomes a message with the fields of

@@ -11,7 +11,7 @@ use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn, accepted_event};
 use super::{OwnConversation, SessionKeys, Store, StoreError, claimed_event, field, unexpected};
 use crate::redis::Call;
 use crate::session::cursor::Tag;
-use crate::session::model::{GenerationId, Owner, SessionId, rfc3339};
+use crate::session::model::{GenerationId, Owner, Runner, SessionId, rfc3339};
 
 /// An unfinished turn in the index of its bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,12 +78,12 @@ impl Store {
         let turn = || -> Result<Arc<Turn>, StoreError> {
             let stored = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
             let StoredTurn { spec, own_conversation } = stored.ok_or_else(|| unexpected("turn"))?;
-            let entry = reply.get(6).ok_or_else(|| unexpected("message"))?;
+            let entry = reply.get(7).ok_or_else(|| unexpected("message"))?;
             let message = parse_message(entry)?;
             let header = entry.lines().next().unwrap_or_default().to_owned();
             let at = rfc3339(&message.timestamp);
             let conversation = own_conversation
-                .then(|| OwnConversation::parse(reply.iter().skip(7)))
+                .then(|| OwnConversation::parse(reply.iter().skip(8)))
                 .transpose()?;
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
@@ -107,6 +107,7 @@ impl Store {
                     .get(5)
                     .and_then(|stored| serde_json::from_str(stored).ok())
                     .unwrap_or_default(),
+                runner: reply.get(6).and_then(|stored| Runner::from_stored(stored)),
                 spec,
             }))
         };

@@ -14,7 +14,7 @@ use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
 use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{
-    Continuation, GenerationId, Message, Owner, Role, SessionId, TurnSpec, rfc3339,
+    Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
 
 /// How long an idempotency key is remembered.
@@ -70,6 +70,8 @@ pub struct Turn {
     pub(super) claimed: Option<Claimed>,
     /// The continuations that earlier writers stored.
     pub(super) continued: Vec<Continuation>,
+    /// The runner of the text so far, as an earlier writer stored it.
+    pub(super) runner: Option<Runner>,
 }
 
 impl Turn {
@@ -81,6 +83,11 @@ impl Turn {
     /// Returns the continuations of the answer that earlier writers stored.
     pub fn continued(&self) -> &[Continuation] {
         &self.continued
+    }
+
+    /// Returns the runner of the text that earlier writers stored, where they knew it.
+    pub fn runner(&self) -> Option<&Runner> {
+        self.runner.as_ref()
     }
 
     /// Returns the user's message that the turn answers.
@@ -260,6 +267,7 @@ impl Store {
                     number: before.events + 1,
                     claimed: None,
                     continued: Vec::new(),
+                    runner: None,
                 };
                 Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
             }

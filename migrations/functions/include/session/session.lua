@@ -11,7 +11,8 @@
 --                this field is not listed)
 --                of the running turn: generation, fence, replica, turn (json), writers, started
 --                (number and tag of the event before it began), revision, continued (json: the
---                continuations of its answer)
+--                continuations of its answer), runner (<host> <digest> of the model that wrote
+--                its text last; empty where unknown)
 --                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
 --                closed (the last generation whose request to the model host was closed)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>

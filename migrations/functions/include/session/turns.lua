@@ -58,13 +58,13 @@ local function make_running(keys, accepted)
   redis.call('UNLINK', keys.answer)
   redis.call('HSET', keys.session, 'generation', accepted.generation, 'fence', accepted.fence,
     'replica', accepted.replica, 'turn', accepted.turn, 'writers', 1)
-  redis.call('HDEL', keys.session, 'started', 'revision', 'continued')
+  redis.call('HDEL', keys.session, 'started', 'revision', 'continued', 'runner')
 end
 
 -- Removes the running turn and its answer.
 local function forget_running(keys)
   redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'turn', 'writers', 'started',
-    'revision', 'continued')
+    'revision', 'continued', 'runner')
   redis.call('UNLINK', keys.answer)
 end
 
