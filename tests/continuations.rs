@@ -79,6 +79,38 @@ impl Broken {
     }
 }
 
+/// Returns the requests of the host that continued an answer or counted tokens, oldest first.
+async fn raw_requests(host: &Process) -> Vec<Value> {
+    let requests = get(host, "/sim/requests").await.body;
+    let requests = requests["requests"].as_array().expect("requests");
+    requests.iter().filter(|request| request["path"] == "/api/generate").cloned().collect()
+}
+
+/// Returns whether a request only has the host count the tokens of its prompt.
+fn is_count(request: &Value) -> bool {
+    request["options"]["num_predict"] == 1
+}
+
+/// Returns the beginning of an answer that has this number of tokens.
+fn answer_of(message: &str, tokens: usize) -> String {
+    let whole = ollama_sim::script_answer(MODEL, message, None, 1000);
+    let counter = ollama_sim::TokenCounter::default();
+    ollama_sim::first_tokens(counter, &whole, tokens).to_owned()
+}
+
+/// Returns the usage of an answer, as its host counts: the tokens of the first prompt, and of the
+/// text.
+async fn exact_usage(host: &Process, text: &str) -> Value {
+    let requests = get(host, "/sim/requests").await.body;
+    let requests = requests["requests"].as_array().expect("requests").clone();
+    let is_answer = |request: &&Value| request["path"] == "/api/chat" && request["tokens"] != 0;
+    let asked = requests.iter().find(is_answer).expect("an answer");
+    json!({
+        "prompt_tokens": asked["prompt_tokens"],
+        "completion_tokens": ollama_sim::count_tokens(text),
+    })
+}
+
 fn turn(message: &str) -> Value {
     json!({"type": "chat", "message": message})
 }
@@ -165,4 +197,73 @@ async fn a_reply_over_rest_lists_the_continuations_of_its_answer() {
     socket.say(&whole).await;
     let response = socket.until("response").await.pop().expect("a response");
     assert_eq!(response["continued"], continued);
+}
+
+#[tokio::test]
+async fn text_goes_on_before_any_count_and_the_usage_is_exact_at_the_end() {
+    let host = ollama_sim(&["--rate", "60"]);
+    let pair = Pair::at(&[&host], MODEL).await;
+    let message = "[[tokens=120]] go on";
+    let broken = pair.break_off(&cold(message), || {}).await;
+    let text = answer_of(message, 1000);
+    assert_eq!(broken.end()["full_response"], text.as_str());
+    let requests = raw_requests(&host).await;
+    assert!(!is_count(&requests[0]), "the first request counts: {}", requests[0]);
+    let counts: Vec<_> = requests.iter().filter(|request| is_count(request)).collect();
+    assert_eq!((requests.len(), counts.len()), (2, 1), "{requests:?}");
+    let prompt = counts[0]["prompt"].as_str().expect("a prompt");
+    let continued = requests[0]["prompt"].as_str().expect("a prompt");
+    assert!(continued.len() > prompt.len() && continued.starts_with(prompt), "{requests:?}");
+    assert_eq!(broken.end()["usage"], exact_usage(&host, &text).await);
+}
+
+#[tokio::test]
+async fn a_continued_answer_ends_exactly_at_its_limit_of_tokens() {
+    // Of these limits the first may be reached at once, so that the answer is counted first; the
+    // second leaves a continuation some room, and the third more than the answer needs.
+    for (limit, counted_first) in [(READ / 2, true), (READ * 2, false), (2000, false)] {
+        let host = ollama_sim(&["--rate", "60"]);
+        let pair = Pair::at(&[&host], MODEL).await;
+        let message = format!("[[tokens=150]] as far as {limit}");
+        let mut turn = cold(&message);
+        turn["max_tokens"] = json!(limit);
+        let broken = pair.break_off(&turn, || {}).await;
+        let text = answer_of(&message, limit);
+        let end = broken.end();
+        assert_eq!(end["full_response"], text.as_str(), "{limit}");
+        let reason = if limit < 150 { "length" } else { "stop" };
+        assert_eq!(end["finish_reason"], reason, "{limit}");
+        assert_eq!(end["usage"], exact_usage(&host, &text).await, "{limit}");
+        let requests = raw_requests(&host).await;
+        assert_eq!(is_count(&requests[0]), counted_first, "{limit}: {requests:?}");
+        broken.was_continued(&pair.heir, "exact").await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_for_the_window_of_the_next_host_ends_with_its_usage() {
+    let large = ollama_sim(&["--rate", "500", "--model-ctx", "2048"]);
+    let small = ollama_sim(&["--rate", "500", "--model-ctx", "256"]);
+    let pair = Pair::at(&[&large, &small], MODEL).await;
+    let message = "[[tokens=600 fault=cut@200]] too long";
+    let body = json!({"message": message, "max_tokens": 8000});
+    let reply = post(&pair.heir, "/api/v1/chat", &body).await;
+    assert_eq!((reply.status, &reply.body["finish_reason"]), (200, &json!("length")));
+    let text = reply.body["response"].as_str().expect("a text");
+    assert!(ollama_sim::count_tokens(text) > 256, "{text}");
+    assert_eq!(reply.body["usage"], exact_usage(&large, text).await);
+    assert!(!is_count(&raw_requests(&small).await[0]));
+}
+
+#[tokio::test]
+async fn a_continued_answer_whose_host_reports_no_count_at_its_end_is_counted() {
+    let host = ollama_sim(&["--rate", "500"]);
+    let pair = Pair::at(&[&host], MODEL).await;
+    let message = "[[tokens=50 repeat fault=cut@10]] again";
+    let body = json!({"message": message, "max_tokens": 4000});
+    let reply = post(&pair.heir, "/api/v1/chat", &body).await;
+    assert_eq!((reply.status, &reply.body["finish_reason"]), (200, &json!("repetition")));
+    assert_eq!(reply.body["continued"].as_array().map(Vec::len), Some(1), "{}", reply.body);
+    let text = reply.body["response"].as_str().expect("a text");
+    assert_eq!(reply.body["usage"], exact_usage(&host, text).await);
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Generations;
-use super::context::{Beginning, Conversation};
+use super::context::{Beginning, ChosenContext, Conversation};
 use super::continuation::{self, Opening};
 use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
-use crate::ollama::{DoneReason, HostId, OllamaError, Slot};
+use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner};
@@ -61,25 +61,16 @@ pub(super) async fn run_model(
     let so_far = writer.text().to_owned();
     let runner = runner(generations, turn, lease);
     writer.note_runner(runner.as_ref());
-    let mut opened_stream = Box::pin(open(generations, turn, lease, &so_far, sent));
-    let opening = loop {
-        tokio::select! {
-            opening = &mut opened_stream => break opening,
-            written = writer.progress() => written.map_err(|Fenced| Stopped)?,
-            () = cancelled(feed, turn) => return Err(Stopped),
-        }
-    };
-    let Opened { opening, report: mut context, estimate, slot: _slot } = match opening {
+    let opened_stream = open(generations, turn, lease, &so_far, sent);
+    let opening = while_writing(turn, feed, writer, opened_stream).await?;
+    let Opened { opening, report: mut context, estimate, slot, request } = match opening {
         Ok(opened) => opened,
         Err((error, context)) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
     };
     let mut continued = match opening {
         Opening::Stream(continued) => continued,
         Opening::OutOfTokens { prompt_tokens, answer_tokens } => {
-            context.prompt_tokens = prompt_tokens;
-            let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
-            let end = RunEnd::Completed { reason: FinishReason::Length, usage };
-            return Ok(ModelRun { end, context });
+            return Ok(out_of_tokens(context, prompt_tokens, answer_tokens));
         }
     };
     // A restart is noted at once, another continuation with its first piece.
@@ -133,26 +124,63 @@ pub(super) async fn run_model(
         }
         #[cfg(test)]
         generations.injected_panics.strike_in_answer(writer.text().len());
-        match token.done {
-            Some(done) if done.reason == DoneReason::Length => {
-                break (FinishReason::Length, Some(done));
+        let Some(done) = token.done else { continue };
+        let Some(prompt) = continued.to_be_extended(done, pieces) else {
+            let is_length = done.reason == DoneReason::Length;
+            let reason = if is_length { FinishReason::Length } else { FinishReason::Stop };
+            break (reason, Some(done));
+        };
+        let so_far = writer.text().to_owned();
+        let extended = continuation::extend(&slot, &request, &prompt, &so_far);
+        match while_writing(turn, feed, writer, extended).await? {
+            Ok(Opening::Stream(next)) => {
+                if next.how == Some(ContinuedHow::Approximate) {
+                    writer.note_divergence();
+                }
+                (continued, pieces) = (next, 0);
             }
-            Some(done) => break (FinishReason::Stop, Some(done)),
-            None => {}
+            Ok(Opening::OutOfTokens { prompt_tokens, answer_tokens }) => {
+                return Ok(out_of_tokens(context, prompt_tokens, answer_tokens));
+            }
+            Err(error) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
         }
     };
-    let known = |count: u64| (count > 0).then_some(count);
-    let prompt_tokens = known(continued.prompt_tokens)
-        .or_else(|| known(done.map_or(0, |done| done.prompt_eval_count)));
-    let generated = known(done.map_or(0, |done| done.eval_count)).unwrap_or(pieces);
-    context.prompt_tokens = prompt_tokens.unwrap_or_default();
+    let answer = writer.text().to_owned();
+    let counted = continued.counted(&slot, &request, &answer, done, pieces);
+    let counted = while_writing(turn, feed, writer, counted).await?;
+    context.prompt_tokens = counted.prompt.unwrap_or_default();
     let usage = Usage {
-        prompt_tokens: prompt_tokens.unwrap_or(estimate),
-        completion_tokens: continued.tokens_before.saturating_add(generated),
+        prompt_tokens: counted.prompt.unwrap_or(estimate),
+        completion_tokens: counted.answer,
     };
+    let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(usage.prompt_tokens);
     metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(generated);
     Ok(ModelRun { end: RunEnd::Completed { reason, usage }, context })
+}
+
+/// Waits for the host while the writer writes.
+async fn while_writing<T>(
+    turn: &Turn,
+    feed: &Arc<Feed>,
+    writer: &mut Writer,
+    call: impl Future<Output = T>,
+) -> Result<T, Stopped> {
+    let mut call = Box::pin(call);
+    loop {
+        tokio::select! {
+            reply = &mut call => return Ok(reply),
+            written = writer.progress() => written.map_err(|Fenced| Stopped)?,
+            () = cancelled(feed, turn) => return Err(Stopped),
+        }
+    }
+}
+
+/// Returns the end of an answer that has used up its tokens.
+fn out_of_tokens(mut context: ContextReport, prompt_tokens: u64, answer_tokens: u64) -> ModelRun {
+    context.prompt_tokens = prompt_tokens;
+    let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
+    ModelRun { end: RunEnd::Completed { reason: FinishReason::Length, usage }, context }
 }
 
 /// Returns the runner of the turn's model on the host of the grant; none where the host does not
@@ -176,6 +204,8 @@ struct Opened {
     estimate: u64,
     /// The slot of the host, which is held until the stream has ended.
     slot: Slot,
+    /// The request, for what follows the stream.
+    request: ModelRequest,
 }
 
 /// Opens a stream that continues `so_far`, on the host of the grant. The prompt is the one that
@@ -203,7 +233,8 @@ async fn open(
         match continuation::open(&slot, &chosen.request, so_far).await {
             Ok(opening) => {
                 let estimate = chosen.estimate.ceil() as u64;
-                return Ok(Opened { opening, report: chosen.report, estimate, slot });
+                let ChosenContext { request, report, .. } = chosen;
+                return Ok(Opened { opening, report, estimate, slot, request });
             }
             Err(OllamaError::ContextTooLong { prompt_tokens, .. })
                 if shortened < SHORTENED

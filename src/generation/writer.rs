@@ -193,6 +193,21 @@ impl Writer {
             return;
         }
         self.continued.push(Continuation { how, why: why.to_owned() });
+        self.store_continued();
+    }
+
+    /// Notes that the model did not repeat its text where its last continuation was counted, so
+    /// that this continuation is not exact.
+    pub(super) fn note_divergence(&mut self) {
+        if let Some(last) = self.continued.last_mut()
+            && last.how == ContinuedHow::Exact
+        {
+            last.how = ContinuedHow::Approximate;
+            self.store_continued();
+        }
+    }
+
+    fn store_continued(&self) {
         let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
         let (continued, runner) = (self.continued.clone(), self.runner.clone());
         tokio::spawn(async move {
