@@ -269,7 +269,7 @@ async fn median_wait_of_others(hosts: &[HostReport], greedy: usize) -> (f64, boo
 }
 
 #[tokio::test]
-async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_positions() {
+async fn a_replica_that_is_gone_leaves_its_slots_to_its_turns_and_they_keep_their_positions() {
     let hosts = [host("a", 2, &[MODEL])];
     let world = World::with(&hosts).await;
     let heir = world.other("r2", &hosts).await;
@@ -284,20 +284,68 @@ async fn a_replica_that_is_gone_frees_its_slots_and_its_turns_keep_their_positio
     assert_eq!(heir.free("r1", Some(7)).await.unwrap(), Freed::Alive);
     assert_eq!(position(&heir, &late).await, Some(2));
     assert_eq!(heir.free("r1", Some(8)).await.unwrap(), Freed::All);
-    granted(&heir, &late).await;
+    assert_eq!(position(&heir, &late).await, Some(1), "the slots are reserved");
     assert_eq!(status(&world.store, &running[0]).await, TicketStatus::Gone);
+    // A turn that is taken over has its slot at once; one that nobody takes over loses it soon.
+    let continued = Ticket { has_text: true, ..running[0].clone() };
+    let TicketStatus::Granted(grant) = join(&heir, &continued).await else { panic!("no slot") };
+    assert_eq!((grant.host, grant.number), (HostKey("a".to_owned()), 2));
+    let freed = async || {
+        heir.tick().await.expect("Redis");
+        position(&heir, &late).await.is_none()
+    };
+    assert!(testkit::eventually(LIMIT, freed).await, "the slot stays reserved");
+    granted(&heir, &continued).await;
+    assert_eq!(heir.tick().await.unwrap().hosts[0].used, 2);
     // A late call of the dead replica changes nothing.
     release(&world.store, &early).await;
     let newcomer = ticket("u5", MODEL);
-    let full = ticket("u6", MODEL);
-    join(&heir, &full).await;
     join(&heir, &newcomer).await;
-    let continued = Ticket { has_text: true, ..running[0].clone() };
+    let continued = Ticket { has_text: true, ..running[1].clone() };
     join(&heir, &early).await;
     join(&heir, &continued).await;
     assert_eq!(position(&heir, &continued).await, Some(1), "text goes first");
     assert_eq!(position(&heir, &early).await, Some(2), "its old position");
     assert_eq!(position(&heir, &newcomer).await, Some(3));
+}
+
+#[tokio::test]
+async fn a_turn_that_is_taken_over_keeps_its_host_though_others_wait_and_others_are_free() {
+    let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let heir = world.other("r2", &hosts).await;
+    let turns = [ticket("u1", MODEL), ticket("u2", MODEL)];
+    let mut before = Vec::new();
+    for turn in &turns {
+        join(&world.store, turn).await;
+        before.push(granted(&world.store, turn).await.host);
+    }
+    let waiting = ticket("u3", MODEL);
+    join(&heir, &waiting).await;
+    heir.free("r1", None).await.unwrap();
+    // In the other order, so that the first to come might take any host.
+    for (turn, host) in turns.iter().zip(&before).rev() {
+        let continued = Ticket { has_text: true, ..turn.clone() };
+        join(&heir, &continued).await;
+        assert_eq!(granted(&heir, &continued).await.host, *host);
+    }
+    assert_eq!(position(&heir, &waiting).await, Some(1));
+    // A reservation that was used does not free the slot later.
+    let reserved = ["ZCARD", "jarvis:{queue}:reserved"];
+    assert_eq!(world.server.cli(&reserved).trim(), "0");
+    // An heir that cannot reach the host gets another one.
+    release(&heir, &turns[0]).await;
+    release(&heir, &waiting).await;
+    let third = world.other("r3", &hosts).await;
+    let mut seen = hosts.to_vec();
+    for host in seen.iter_mut().filter(|host| host.name == before[1]) {
+        host.via = HostAccess::Shut;
+    }
+    third.report(&seen).await.unwrap();
+    heir.free("r2", None).await.unwrap();
+    let continued = Ticket { has_text: true, ..turns[1].clone() };
+    join(&third, &continued).await;
+    assert_eq!(granted(&third, &continued).await.host, before[0]);
 }
 
 #[tokio::test]
@@ -725,6 +773,8 @@ struct Known {
     ticket: Ticket,
     replica: usize,
     parked: bool,
+    /// The host whose slot may be reserved for the ticket while it is parked.
+    reserved: Option<String>,
     excluded: Vec<String>,
 }
 
@@ -767,7 +817,8 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
                 let (replica, model) = (usize::from(replica), models[usize::from(model)]);
                 let ticket = ticket(&format!("u{user}"), model);
                 join(&stores[replica], &ticket).await;
-                known.push(Known { ticket, replica, parked: false, excluded: Vec::new() });
+                let excluded = Vec::new();
+                known.push(Known { ticket, replica, parked: false, reserved: None, excluded });
             }
             Op::Release(which) if !known.is_empty() => {
                 let over = known.swap_remove(which.index(known.len()));
@@ -795,11 +846,18 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::TakeOver { which, replica } if !known.is_empty() => {
                 let at = which.index(known.len());
                 let one = &mut known[at];
-                (one.replica, one.parked) = (usize::from(replica), false);
+                (one.replica, one.parked, one.reserved) = (usize::from(replica), false, None);
                 join(&stores[one.replica], &one.ticket).await;
             }
             Op::Free(replica) => {
                 let replica = usize::from(replica);
+                for one in known.iter_mut().filter(|one| one.replica == replica) {
+                    if let TicketStatus::Granted(grant) =
+                        status(&stores[replica], &one.ticket).await
+                    {
+                        one.reserved = Some(grant.host.0);
+                    }
+                }
                 stores[0].free(&format!("r{replica}"), None).await.expect("Redis");
                 stores[replica].report(&seen[replica]).await.expect("Redis");
                 for one in known.iter_mut().filter(|one| one.replica == replica) {
@@ -836,7 +894,9 @@ async fn check_invariants(
     }
     for host in &stores[0].tick().await.expect("Redis").hosts {
         let mine = used.get(&host.name.0).copied().unwrap_or(0);
-        prop_assert_eq!(mine as u64, host.used, "slots without a ticket");
+        let reserved = known.iter().filter(|one| one.reserved.as_ref() == Some(&host.name.0));
+        let most = (mine + reserved.count()) as u64;
+        prop_assert!((mine as u64..=most).contains(&host.used), "slots without a ticket");
         prop_assert!(host.used <= host.slots, "a host is overrun");
         let idle = host.used < host.slots;
         let usable = |one: &Known| {

@@ -1,5 +1,5 @@
--- Frees some slots and positions of a replica that is gone, unless its heartbeat has moved since.
--- The tickets keep their positions for the replicas that take the turns over.
+-- Parks some tickets of a replica that is gone, unless its heartbeat has moved since. The tickets
+-- keep their positions, and for a moment their slots, for the replicas that take the turns over.
 --
 -- Keys:       queue, heartbeats
 -- Arguments:  replica
@@ -44,7 +44,9 @@ register {
     for i = 1, math.min(#some, FREED_AT_ONCE) do
       local generation = some[i]
       local ticket = read_ticket(base, generation)
-      if ticket and ticket.replica == replica then
+      if ticket and ticket.replica == replica and ticket.host then
+        park(base, ticket, now)
+      elseif ticket and ticket.replica == replica then
         vacate(base, ticket)
         redis.call('HDEL', ticket.key, 'replica')
         redis.call('EXPIRE', ticket.key, PARKED_SECONDS)

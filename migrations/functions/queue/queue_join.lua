@@ -1,5 +1,6 @@
 -- Adds a ticket to the queue, and grants it a slot where one is free. A repeat returns the ticket's
--- status. After a takeover the ticket keeps its position.
+-- status. After a takeover the ticket keeps its slot where its new replica can use it, else its
+-- position.
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, user, source, model, session   of the ticket
@@ -36,7 +37,7 @@ register {
     if ticket then
       -- The ticket was taken over, or its answer has text now: it keeps its position or a better
       -- one.
-      local held_slot = ticket.host
+      local held_host = ticket.host
       vacate(base, ticket)
       ticket.replica = replica
       if first and ticket.first ~= '1' then
@@ -45,8 +46,13 @@ register {
       redis.call('PERSIST', ticket.key)
       redis.call('HSET', ticket.key, 'replica', replica, 'first', ticket.first,
         'score', ticket.score)
-      if held_slot then
+      if held_host then
         hosts = read_hosts(base, now)
+        local host = usable_host(hosts, held_host, ticket, now)
+        if host then
+          grant(base, ticket, host, now, generation)
+          return status_of(base, hosts, read_ticket(base, generation), now)
+        end
       end
     else
       -- The limits do not apply to a ticket that was accepted before.

@@ -17,7 +17,7 @@ register {
     if ticket and ticket.replica and ticket.replica ~= args.replica then
       return 'gone'
     end
-    if ticket and ticket.host == args.host then
+    if ticket and ticket.replica and ticket.host == args.host then
       return ticket.grants
     end
     local start = tonumber(args.start) or 0

@@ -1,4 +1,5 @@
--- Grants slots that became free with time, and returns the state of the queue.
+-- Frees reserved slots that no replica took over, grants slots that became free with time, and
+-- returns the state of the queue.
 --
 -- Keys:       queue
 -- Arguments:  replica
@@ -13,6 +14,7 @@ register {
   arguments = { 'replica' },
   run = function(keys, args)
     local base, now = keys.queue, now_ms()
+    free_reserved(base, now)
     local hosts = read_hosts(base, now)
     dispatch(base, hosts, now)
     local reply = {

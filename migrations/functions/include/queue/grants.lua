@@ -41,14 +41,15 @@ local function grant(base, ticket, host, now, caller)
 end
 
 -- Returns the best free host for a ticket, or nil. A loaded model counts most, then whether the
--- host ran this session last, then the share in use.
+-- host ran this session last, then the share in use. For an answer with text, the host that ran it
+-- counts most: its prompt cache has the answer.
 local function best_host(base, hosts, ticket, now)
   local ran = redis.call('GET', base .. ':ran:' .. ticket.session)
   local best, best_rank
   for _, host in ipairs(hosts) do
     if is_free(host) and suits(host, ticket, now) then
       local rank = (has(host, ticket.model) == 'loaded' and 4 or 0)
-        + (host.name == ran and 2 or 0) - host.used / host.slots
+        + (host.name == ran and (ticket.first == '1' and 8 or 2) or 0) - host.used / host.slots
       if not best or rank > best_rank then
         best, best_rank = host, rank
       end

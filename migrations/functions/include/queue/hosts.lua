@@ -65,6 +65,15 @@ local function suits(host, ticket, now)
     and (tonumber(ticket['not:' .. host.name]) or 0) <= now
 end
 
+-- Returns the host of this name where it is free and can serve the ticket now, or nil.
+local function usable_host(hosts, name, ticket, now)
+  for _, host in ipairs(hosts) do
+    if host.name == name and is_free(host) and suits(host, ticket, now) then
+      return host
+    end
+  end
+end
+
 -- Replaces a replica's report of the hosts.
 local function report_hosts(base, replica, reported)
   local named = {}

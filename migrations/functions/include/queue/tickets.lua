@@ -24,6 +24,8 @@
 --                           has:<model> → loaded | stored, via:<replica> → open | trial | shut
 --   :hosts                  set: the names of the hosts
 --   :held:<host>            hash: generation → since when it holds a slot
+--   :reserved               sorted set: '<generation> <host>' of slots that parked tickets keep → until
+--                           when
 --   :ran:<session>          string: the host whose prompt cache has the session
 --   :reports                hash: replica → digest of the host table that it reported
 --   :arrivals               string: the number of tickets so far
@@ -35,6 +37,8 @@ local ARRIVALS = 16777216
 local USERS = 20000
 -- How long a ticket without a replica keeps its position.
 local PARKED_SECONDS = 600
+-- How long it keeps its slot: its turn is usually claimed by now, and joins within milliseconds.
+local RESERVED_MS = 2000
 
 -- Returns the time of Redis in milliseconds.
 local function now_ms()
@@ -86,8 +90,20 @@ local function leave_queue(base, ticket)
   redis.call('ZREM', base .. ':source:' .. ticket.source, ticket.generation)
 end
 
+-- Takes a ticket from its replica. Its slot is reserved for the replica that takes the turn over:
+-- the host's prompt cache has its answer so far.
+local function park(base, ticket, now)
+  redis.call('HDEL', base .. ':replica:' .. ticket.replica, ticket.generation)
+  redis.call('HDEL', ticket.key, 'replica')
+  redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
+  redis.call('ZADD', base .. ':reserved', now + RESERVED_MS, ticket.generation .. ' ' .. ticket.host)
+end
+
 -- Frees the slot or the position of a ticket; the ticket itself stays.
 local function vacate(base, ticket)
+  if ticket.host and not ticket.replica then
+    redis.call('ZREM', base .. ':reserved', ticket.generation .. ' ' .. ticket.host)
+  end
   if ticket.host then
     redis.call('HDEL', base .. ':held:' .. ticket.host, ticket.generation)
     redis.call('HDEL', ticket.key, 'host', 'since')
@@ -97,6 +113,21 @@ local function vacate(base, ticket)
   end
   if ticket.replica then
     redis.call('HDEL', base .. ':replica:' .. ticket.replica, ticket.generation)
+  end
+end
+
+-- Frees some slots whose reservation is over.
+local function free_reserved(base, now)
+  local reserved = base .. ':reserved'
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', reserved, '-inf', now, 'LIMIT', 0, 50)) do
+    local generation, host = string.match(slot, '^(%S+) (.*)$')
+    local ticket = read_ticket(base, generation)
+    if ticket and ticket.host == host and not ticket.replica then
+      vacate(base, ticket)
+    elseif not ticket then
+      redis.call('HDEL', base .. ':held:' .. host, generation)
+    end
+    redis.call('ZREM', reserved, slot)
   end
 end
 
