@@ -211,7 +211,8 @@ async fn drive(
     loop {
         let pieces = match generator.next().await {
             Ok(Step::Pieces(pieces)) => pieces,
-            Ok(Step::End { reason, prompt_tokens, tokens }) => {
+            Ok(Step::End { reason, prompt_tokens, evaluated, tokens }) => {
+                job.entry.evaluated(evaluated);
                 let figures = figures(
                     job.since,
                     loaded,

@@ -29,6 +29,7 @@ struct End {
     outcome: Option<String>,
     prompt: Option<Arc<str>>,
     prompt_tokens: usize,
+    evaluated: Option<usize>,
     tokens: usize,
     pieces: u64,
     milliseconds: f64,
@@ -46,6 +47,11 @@ impl Entry {
         end.prompt_tokens = prompt_tokens;
         end.tokens = tokens;
         end.pieces = pieces;
+    }
+
+    /// The tokens of the prompt that the engine did not have in its cache, where it has one.
+    pub fn evaluated(&self, tokens: Option<usize>) {
+        lock(&self.end).evaluated = tokens;
     }
 
     /// Sets how the request ended; only the first call counts.
@@ -72,6 +78,7 @@ impl Entry {
             "rendered": end.prompt.as_deref(),
             "outcome": end.outcome.as_deref().unwrap_or("running"),
             "prompt_tokens": end.prompt_tokens,
+            "evaluated": end.evaluated,
             "tokens": end.tokens,
             "pieces": end.pieces,
             "milliseconds": end.milliseconds,

@@ -54,6 +54,13 @@ struct Chunk {
     stop_type: String,
     tokens_predicted: Option<usize>,
     tokens_evaluated: Option<usize>,
+    timings: Option<Timings>,
+}
+
+#[derive(Deserialize)]
+struct Timings {
+    /// The tokens of the prompt that were evaluated: the others were in the cache.
+    prompt_n: Option<usize>,
 }
 
 impl Llama {
@@ -160,11 +167,13 @@ impl Completion {
         };
         let chunk: Chunk = serde_json::from_str(data.trim())
             .map_err(|error| EngineError(format!("llama.cpp server: {error}: {data}")))?;
+        let evaluated = chunk.timings.and_then(|timings| timings.prompt_n);
         if chunk.stop && chunk.content.is_empty() {
             let reason = if chunk.stop_type == "limit" { Reason::Length } else { Reason::Stop };
             return Ok(Some(Step::End {
                 reason,
                 prompt_tokens: chunk.tokens_evaluated,
+                evaluated,
                 tokens: chunk.tokens_predicted.unwrap_or(self.tokens),
             }));
         }
@@ -176,6 +185,7 @@ impl Completion {
                 "stop_type": chunk.stop_type,
                 "tokens_predicted": chunk.tokens_predicted,
                 "tokens_evaluated": chunk.tokens_evaluated,
+                "timings": {"prompt_n": evaluated},
             });
             let again = format!("data: {rest}\n");
             self.buffer.splice(..0, again.into_bytes());

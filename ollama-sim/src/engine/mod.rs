@@ -73,6 +73,8 @@ pub enum Step {
         reason: Reason,
         /// The tokens of the prompt, where the engine knows them better.
         prompt_tokens: Option<usize>,
+        /// The tokens of the prompt that were not in the prompt cache, where the engine has one.
+        evaluated: Option<usize>,
         /// The tokens generated.
         tokens: usize,
     },

@@ -124,6 +124,7 @@ impl Scripted {
         }
         if pieces.is_empty() {
             return Step::End {
+                evaluated: None,
                 reason: self.reason,
                 prompt_tokens: None,
                 tokens: self.tokens_at_end - self.tokens_before,
