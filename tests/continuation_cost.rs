@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
 use futures_util::StreamExt;
+use serde_json::{Value, json};
 use support::client::{Socket, get, joined, until_ok};
 use support::process::{Process, logged};
 use support::redis::RedisServer;
@@ -52,8 +52,16 @@ impl Host {
         let llama = weights.announced_address(Duration::from_mins(1)).expect("an address");
         let binary = binaries::ollama_sim().expect("ollama-sim");
         let arguments = [
-            "--engine", "llama", "--llama-url", &llama, "--slots", "1", "--num-ctx", WINDOW,
-            "--model-ctx", WINDOW,
+            "--engine",
+            "llama",
+            "--llama-url",
+            &llama,
+            "--slots",
+            "1",
+            "--num-ctx",
+            WINDOW,
+            "--model-ctx",
+            WINDOW,
         ];
         let arguments = arguments.map(str::to_owned).to_vec();
         let sim_folder = Folder::temporary().expect("a folder");

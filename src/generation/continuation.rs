@@ -77,14 +77,13 @@ impl Continued {
     }
 
     /// Returns the rendered prompt where the stream ended because it had used up its room, and not
-    /// because of the answer's own limit: [`extend`] continues the answer. `pieces` is the number of
-    /// pieces that the stream had.
-    pub(super) fn to_be_extended(&mut self, done: Done, pieces: u64) -> Option<String> {
+    /// because of the answer's own limit: [`extend`] continues the answer.
+    pub(super) fn to_be_extended(&mut self, done: Done) -> Option<String> {
         let TokensBefore::Uncounted { prompt, room } = &mut self.tokens else { return None };
-        let generated = if done.eval_count > 0 { done.eval_count } else { pieces };
-        // With fewer tokens the stream has filled the context window.
-        let used_up = done.reason == DoneReason::Length && generated >= u64::from(*room);
-        used_up.then(|| std::mem::take(prompt))
+        // With fewer tokens the stream has filled the context window. A host that does not count
+        // reports none.
+        let used_up = done.eval_count == 0 || done.eval_count >= u64::from(*room);
+        (done.reason == DoneReason::Length && used_up).then(|| std::mem::take(prompt))
     }
 
     /// Counts the tokens of prompt and answer after the stream has ended, with its last line where
