@@ -1,5 +1,6 @@
 //! One model run: one stream from one host, written into the answer.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -91,6 +92,7 @@ pub(super) async fn run_model(
     }
     // A piece is not a token, but each is at least one.
     let mut pieces = 0;
+    let mut stopped = pin!(cancelled(feed, turn));
     let (reason, done) = loop {
         let token = tokio::select! {
             biased;
@@ -98,7 +100,7 @@ pub(super) async fn run_model(
                 written.map_err(|Fenced| Stopped)?;
                 continue;
             }
-            () = cancelled(feed, turn) => return Err(Stopped),
+            () = &mut stopped => return Err(Stopped),
             token = continued.next() => token,
         };
         let token = match token {
