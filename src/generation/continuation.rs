@@ -78,7 +78,7 @@ impl Continued {
 
     /// Returns the rendered prompt where the stream ended because it had used up its room, and not
     /// because of the answer's own limit: [`extend`] continues the answer.
-    pub(super) fn to_be_extended(&mut self, done: Done) -> Option<String> {
+    pub(super) fn take_prompt_to_extend(&mut self, done: Done) -> Option<String> {
         let TokensBefore::Uncounted { prompt, room } = &mut self.tokens else { return None };
         // With fewer tokens the stream has filled the context window. A host that does not count
         // reports none.
@@ -187,7 +187,7 @@ pub(super) async fn open(
 }
 
 /// Continues an answer whose stream has used up its room, behind the prompt that
-/// [`Continued::to_be_extended`] returned: the answer is counted, and gets the tokens that are left.
+/// [`Continued::take_prompt_to_extend`] returned: the answer is counted, and gets the tokens that are left.
 pub(super) async fn extend(
     slot: &Slot,
     request: &ModelRequest,

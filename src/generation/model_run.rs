@@ -127,7 +127,7 @@ pub(super) async fn run_model(
         #[cfg(test)]
         generations.injected_panics.strike_in_answer(writer.text().len());
         let Some(done) = token.done else { continue };
-        let Some(prompt) = continued.to_be_extended(done) else {
+        let Some(prompt) = continued.take_prompt_to_extend(done) else {
             let is_length = done.reason == DoneReason::Length;
             let reason = if is_length { FinishReason::Length } else { FinishReason::Stop };
             break (reason, Some(done));
