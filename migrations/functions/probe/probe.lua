@@ -14,7 +14,7 @@ local NEEDED = {
   [1] = { 'EXPIRE', 'HDEL', 'HEXISTS', 'HGET', 'HMGET', 'HSCAN', 'LINDEX', 'RPUSH', 'SADD', 'SET',
     'SPUBLISH', 'SREM', 'ZREM', 'ZSCORE' },
   [2] = { 'GETRANGE', 'HINCRBY', 'HSET', 'LRANGE', 'LREM', 'LSET', 'SETRANGE', 'ZADD', 'ZCOUNT', 'ZRANGE',
-    'ZREMRANGEBYRANK' },
+    'ZRANGEBYSCORE', 'ZREMRANGEBYRANK' },
   [3] = { 'LINSERT' },
 }
 
