@@ -163,7 +163,8 @@ async fn a_host_that_fails_one_model_answers_the_others() {
         let armed = json!({"fault": fault, "model": "broken:latest", "times": 1_000_000});
         arm(&sim, &armed).await;
         let fails = async {
-            let reply = service.ask("broken", "[[tokens=9]] hi").await;
+            // Long enough that single pieces do not complete it.
+            let reply = service.ask("broken", "[[tokens=900]] hi").await;
             assert!(matches!(reply.status, 502 | 503), "{fault}: {}", reply.body);
         };
         let others = async {
