@@ -124,7 +124,7 @@ local function free_reserved(base, now)
     local ticket = read_ticket(base, generation)
     if ticket and ticket.host == host and not ticket.replica then
       vacate(base, ticket)
-    elseif not ticket then
+    elseif not ticket or ticket.host ~= host then
       redis.call('HDEL', base .. ':held:' .. host, generation)
     end
     redis.call('ZREM', reserved, slot)
