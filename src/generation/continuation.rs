@@ -24,7 +24,7 @@ use crate::session::model::ContinuedHow;
 use crate::session::reasoning::Shape;
 
 /// How long the end of an answer waits for a count.
-const COUNT_LIMIT: Duration = Duration::from_secs(15);
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A stream that continues an answer, or begins one.
 pub(super) struct Continued {

@@ -86,16 +86,16 @@ async fn run_to_end(
     let (store, written_turn) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match state {
         TurnState::Waiting => {
-            let mut writer = Writer::waiting(store, written_turn, Arc::clone(&feed));
+            let mut writer = Writer::waiting(store, written_turn, &feed);
             wait_to_begin(&mut writer, turn, &feed).await?;
             (1, writer)
         }
         TurnState::Running { writers: 1 } => {
-            (1, Writer::start(store, written_turn, Arc::clone(&feed), String::new()))
+            (1, Writer::start(store, written_turn, &feed, String::new()))
         }
         TurnState::Running { writers } => {
             let stored = call_redis(|| generations.store.answer_so_far(turn)).await;
-            (writers, Writer::start(store, written_turn, Arc::clone(&feed), stored))
+            (writers, Writer::start(store, written_turn, &feed, stored))
         }
     };
     let end = match failure {

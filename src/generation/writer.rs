@@ -7,7 +7,7 @@
 //! A failover may lose writes that Redis had acknowledged. The writer keeps the whole answer,
 //! checks at least once a second that Redis has it, and writes again what is missing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -36,8 +36,9 @@ const REPLICA_GONE: &str = "replica_gone";
 pub(super) struct Writer {
     store: Store,
     turn: Arc<Turn>,
-    /// The feed of the turn's session on this replica.
-    feed: Arc<Feed>,
+    /// The feed of the turn's session on this replica, which the turn holds while it runs. The
+    /// writer is kept after that, to write again what a failover loses.
+    feed: Weak<Feed>,
     state: WriterState,
     /// The continuations of the answer, by all of its writers.
     continued: Vec<Continuation>,
@@ -66,22 +67,22 @@ struct UnderWay {
 
 impl Writer {
     /// Creates the writer of a turn that waits for earlier turns of its session.
-    pub(super) fn waiting(store: Store, turn: Arc<Turn>, feed: Arc<Feed>) -> Self {
+    pub(super) fn waiting(store: Store, turn: Arc<Turn>, feed: &Arc<Feed>) -> Self {
         Self::new(store, turn, feed, WriterState::waiting())
     }
 
     /// Creates a writer that starts the answer, or continues it behind the text that is `stored`.
-    pub(super) fn start(store: Store, turn: Arc<Turn>, feed: Arc<Feed>, stored: String) -> Self {
+    pub(super) fn start(store: Store, turn: Arc<Turn>, feed: &Arc<Feed>, stored: String) -> Self {
         Self::new(store, turn, feed, WriterState::after(stored))
     }
 
-    fn new(store: Store, turn: Arc<Turn>, feed: Arc<Feed>, state: WriterState) -> Self {
+    fn new(store: Store, turn: Arc<Turn>, feed: &Arc<Feed>, state: WriterState) -> Self {
         Self {
             store,
             continued: turn.continued().to_vec(),
             runner: turn.runner().cloned(),
             turn,
-            feed,
+            feed: Arc::downgrade(feed),
             state,
             broken_off_by: REPLICA_GONE,
             has_new_text: false,
@@ -177,7 +178,9 @@ impl Writer {
         if self.text().is_empty() && self.runner.as_ref() != runner {
             self.runner = runner.cloned();
             // The call that starts the answer carries the runner.
-            self.state.start_again();
+            if !self.state.start_again() {
+                self.store_continued();
+            }
         }
     }
 
@@ -239,7 +242,7 @@ impl Writer {
                 self.state.check()
             };
             let (store, turn) = (self.store.clone(), Arc::clone(&self.turn));
-            let (feed, text) = (Some(Arc::clone(&self.feed)), self.state.text());
+            let (feed, text) = (self.feed.upgrade(), self.state.text());
             let reply = make_call(store, turn, feed, call, text, self.runner.as_ref());
             self.under_way = Some(UnderWay { call, made: Instant::now(), reply });
         }

@@ -195,12 +195,18 @@ impl WriterState {
         text
     }
 
-    /// Has the answer started once more, under the same tag, where it is started: only what the
-    /// call carries beside it has changed.
-    pub(super) fn start_again(&mut self) {
+    /// Has the answer started, once more under the same tag where it is started: only what the call
+    /// carries beside it has changed. Returns `false` where it must not start again: after a rewind
+    /// the tag of the start would be an old revision, under which Redis may hold what was taken
+    /// back.
+    pub(super) fn start_again(&mut self) -> bool {
         if self.phase == WriterPhase::Writing {
+            if self.has_rewound {
+                return false;
+            }
             self.phase = WriterPhase::Starting;
         }
+        true
     }
 
     /// Removes the text beyond `length`: the answer continues differently from there.
@@ -366,5 +372,17 @@ mod tests {
             "reasoning behind the answer's beginning is left out"
         );
         assert!(state.text().ends_with("\nmore\u{3}answer"));
+    }
+
+    #[test]
+    fn an_answer_that_was_taken_back_does_not_start_again_under_its_old_revision() {
+        let mut state = WriterState::after("text".to_owned());
+        state.phase = WriterPhase::Writing;
+        assert!(state.start_again());
+        assert_eq!(state.next_call(), Some(WriterCall::Start(state.start)));
+        state.phase = WriterPhase::Writing;
+        state.rewind(0);
+        assert!(!state.start_again());
+        assert!(matches!(state.next_call(), Some(WriterCall::Rewind(_))));
     }
 }
