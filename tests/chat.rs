@@ -475,6 +475,10 @@ async fn a_killed_replica_is_noticed_by_its_lost_connections_and_a_paused_one_is
     asking.until("stream_start").await;
     let (mut watching, _) = Socket::open(&replicas[1], &path).await;
     watching.until("stream_chunk").await;
+    // New replicas are watched within a second, in which 60 pieces come.
+    for _ in 0..60 {
+        watching.until("stream_chunk").await;
+    }
     replicas[2].pause();
     replicas[0].kill();
     // Within the limit of a test, and long before the lease is over.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::store::{SIGNED_OFF, Sighting, Watched};
 
 /// Replicas that one replica watches, so that a few deaths at the same time are all noticed soon.
-const WATCHED: usize = 3;
+const WATCHED: usize = 8;
 
 /// A replica that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,14 +233,20 @@ mod tests {
     /// Returns a sighting of all heartbeats, without connections.
     fn heartbeats(of: &[(&str, i64)]) -> Sighting {
         let all = of.iter().map(|(name, counter)| ((*name).to_owned(), *counter)).collect();
-        Sighting { server: SERVER, sees_observer: true, all: Some(all), watched: Vec::new() }
+        Sighting {
+            server: SERVER,
+            sees_observer: true,
+            replicas: of.len(),
+            all: Some(all),
+            watched: Vec::new(),
+        }
     }
 
     /// Returns a sighting of the replica `other` alone.
     fn other(counter: i64, is_subscribed: bool) -> Sighting {
         let watched = Watched { counter: Some(counter), is_subscribed: Some(is_subscribed) };
         let watched = vec![("other".to_owned(), watched)];
-        Sighting { server: SERVER, sees_observer: true, all: None, watched }
+        Sighting { server: SERVER, sees_observer: true, replicas: 2, all: None, watched }
     }
 
     fn detector() -> (Detector, Instant) {
@@ -397,7 +403,7 @@ mod tests {
 
     #[test]
     fn each_replica_is_watched_by_equally_many_others() {
-        let names: Vec<String> = (0..9).map(|number| format!("replica-{number}")).collect();
+        let names: Vec<String> = (0..20).map(|number| format!("replica-{number:02}")).collect();
         let all: Vec<(&str, i64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
         let mut watchers = HashMap::<String, usize>::new();
         for name in &names {

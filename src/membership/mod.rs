@@ -23,9 +23,11 @@ pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore, QUEUE, Sighting, 
 const HEARTBEATS_PER_LEASE: u32 = 10;
 /// The longest time between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// Heartbeats that a replica without connections may miss, in halves.
-const HALF_HEARTBEATS_STILL: u32 = 5;
-/// The heartbeats of all replicas are read with every tenth heartbeat.
+/// How long the heartbeat of a replica without connections may stand still: a connection that was
+/// reset, and not refused, is made again within this time.
+const STILL: Duration = Duration::from_millis(250);
+/// The heartbeats of all replicas are read with every tenth heartbeat, and when their number has
+/// changed.
 const HEARTBEATS_PER_READ_OF_ALL: u32 = 10;
 /// How often the successor looks for holdings of replicas that have no heartbeat at all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -64,12 +66,12 @@ impl Membership {
     pub async fn run<S: Successor>(self, mut successor: S) -> TaskEnd {
         let Self { store, lease, lifecycle, stop } = self;
         let heartbeat_interval = HEARTBEAT_INTERVAL.min(lease / HEARTBEATS_PER_LEASE);
-        let still = heartbeat_interval * HALF_HEARTBEATS_STILL / 2;
+        let still = STILL.min(lease);
         let mut tick = interval(heartbeat_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut detector = Detector::new(store.replica().to_owned(), Timing { lease, still });
         let mut swept = Instant::now();
-        let mut heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
+        let (mut heartbeats_since_all, mut known) = (HEARTBEATS_PER_READ_OF_ALL, 0);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -83,8 +85,10 @@ impl Membership {
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
             };
-            if all {
-                heartbeats_since_all = 0;
+            if let Some(all) = &sighting.all {
+                (heartbeats_since_all, known) = (0, all.len());
+            } else if sighting.replicas != known {
+                heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
             }
             let gone = detector.observe(&sighting, Instant::now());
             if lifecycle.is_draining() {

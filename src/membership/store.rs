@@ -25,6 +25,8 @@ pub struct Sighting {
     pub server: i64,
     /// Whether this server counts the observer's own subscription to its channel.
     pub sees_observer: bool,
+    /// The number of replicas that have a heartbeat.
+    pub replicas: usize,
     /// The heartbeats of all replicas, where all were read.
     pub all: Option<Heartbeats>,
     /// The watched replicas by name.
@@ -98,7 +100,7 @@ fn call(function: &'static str) -> Call {
 }
 
 fn sighting(reply: Value, all: bool, names: Vec<String>) -> Option<Sighting> {
-    let [server, subscribers, counters, watched]: [Value; 4] =
+    let [server, subscribers, replicas, counters, watched]: [Value; 5] =
         reply.into_array().try_into().ok()?;
     let watched = names.into_iter().zip(watched.into_array()).map(|(name, of)| {
         let [counter, subscribers]: [Value; 2] = of.into_array().try_into().ok()?;
@@ -108,6 +110,7 @@ fn sighting(reply: Value, all: bool, names: Vec<String>) -> Option<Sighting> {
     Some(Sighting {
         server: server.as_i64()?,
         sees_observer: subscribers.as_i64()? > 0,
+        replicas: usize::try_from(replicas.as_i64()?).ok()?,
         all: if all { Some(counters.convert().ok()?) } else { None },
         watched: watched.collect::<Option<_>>()?,
     })

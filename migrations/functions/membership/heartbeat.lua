@@ -9,6 +9,7 @@
 --             watched      the names of replicas whose connections are looked at, too
 -- Reply:      server        another number after each start of this server
 --             subscribers   of the replica's own channel; -1 where that is unknown
+--             replicas      their number
 --             counters      every replica and its counter; empty where `all` is 0
 --             watched       of each watched replica: its counter or nil, and the subscribers of its
 --                           channel
@@ -53,6 +54,6 @@ register {
       watched[i - 1] = { counters[i], counts[i] }
     end
     local all = args.all == '1' and redis.call('HGETALL', keys.heartbeats) or {}
-    return { server, counts[1], all, watched }
+    return { server, counts[1], redis.call('HLEN', keys.heartbeats), all, watched }
   end,
 }
