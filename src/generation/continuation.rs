@@ -48,6 +48,15 @@ enum TokensBefore {
     Uncounted { prompt: String, room: u32 },
 }
 
+/// How many tokens a stream that continues an answer may have.
+#[derive(Clone, Copy)]
+enum TokenLimit {
+    /// So many: with the answer so far they are surely below the answer's limit.
+    Room(u32),
+    /// What the answer's limit leaves once the answer is counted behind a prompt of so many tokens.
+    BehindPrompt(u64),
+}
+
 /// The tokens of a prompt and its whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counted {
@@ -180,40 +189,38 @@ pub(super) async fn open(
     };
     let limit = request.options.num_predict;
     let most_tokens = u32::try_from(so_far.len()).unwrap_or(u32::MAX);
-    match limit.checked_sub(most_tokens).filter(|room| *room > 0) {
-        Some(room) => continue_behind(slot, request, &prompt, so_far, Some(room)).await,
-        None => continue_behind(slot, request, &prompt, so_far, None).await,
-    }
+    let tokens = match limit.checked_sub(most_tokens).filter(|room| *room > 0) {
+        Some(room) => TokenLimit::Room(room),
+        None => TokenLimit::BehindPrompt(count(slot, request, &prompt).await?),
+    };
+    continue_behind(slot, request, &prompt, so_far, tokens).await
 }
 
 /// Continues an answer whose stream has used up its room, behind the prompt that
-/// [`Continued::take_prompt_to_extend`] returned: the answer is counted, and gets the tokens that are left.
+/// [`Continued::take_prompt_to_extend`] returned: the answer is counted, and gets the tokens that
+/// are left.
 pub(super) async fn extend(
     slot: &Slot,
     request: &ModelRequest,
     prompt: &str,
     so_far: &str,
 ) -> Result<Opening, OllamaError> {
-    continue_behind(slot, request, prompt, Shape::of(so_far).answer(so_far), None).await
+    let tokens = TokenLimit::BehindPrompt(count(slot, request, prompt).await?);
+    continue_behind(slot, request, prompt, Shape::of(so_far).answer(so_far), tokens).await
 }
 
-/// Has the model continue the answer so far, which follows a prompt, with `room` tokens; without
-/// `room` the answer is counted first.
+/// Has the model continue the answer so far, which follows a prompt.
 async fn continue_behind(
     slot: &Slot,
     request: &ModelRequest,
     prompt: &str,
     so_far: &str,
-    room: Option<u32>,
+    tokens: TokenLimit,
 ) -> Result<Opening, OllamaError> {
-    let prompt_tokens = match room {
-        Some(_) => None,
-        None => Some(count(slot, request, prompt).await?),
-    };
-    let continue_from = async |kept: &str| match (room, prompt_tokens) {
-        (Some(room), _) => continue_uncounted(slot, request, prompt, kept, room).await,
-        (None, counted) => {
-            continue_counted(slot, request, prompt, counted.unwrap_or_default(), kept).await
+    let continue_from = async |kept: &str| match tokens {
+        TokenLimit::Room(room) => continue_uncounted(slot, request, prompt, kept, room).await,
+        TokenLimit::BehindPrompt(prompt_tokens) => {
+            continue_counted(slot, request, prompt, prompt_tokens, kept).await
         }
     };
     let (kept, cut_off) = so_far.split_at(seam(so_far));
