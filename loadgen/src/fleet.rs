@@ -91,11 +91,14 @@ impl Fleet {
     }
 
     /// Returns the name of a replica, which its log begins with. It is another one after each start.
-    pub fn name_of(&self, number: usize) -> Option<String> {
-        self.replicas[number].printed().lines().find_map(|line| {
-            let line: Started = serde_json::from_str(line).ok()?;
-            (line.message == "replica started").then_some(line.replica)
-        })
+    pub async fn name_of(&self, number: usize) -> Option<String> {
+        let name = with(&self.replicas[number], |replica| {
+            Ok(replica.printed().lines().find_map(|line| {
+                let line: Started = serde_json::from_str(line).ok()?;
+                (line.message == "replica started").then_some(line.replica)
+            }))
+        });
+        name.await.ok().flatten()
     }
 
     /// Returns the replicas' base addresses.

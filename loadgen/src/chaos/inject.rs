@@ -154,7 +154,7 @@ impl Injector {
         match fault {
             Fault::KillReplica { replica, down } => self.kill_replica(replica, down).await,
             Fault::PauseReplica { replica, time } => {
-                let (name, from) = (fleet.name_of(replica), Utc::now());
+                let (name, from) = (fleet.name_of(replica).await, Utc::now());
                 pause(&fleet.replicas[replica], time).await;
                 if let Some(name) = name {
                     self.lives.paused(name, from);
@@ -162,7 +162,7 @@ impl Injector {
                 Ok(())
             }
             Fault::DrainReplica { replica } => {
-                let name = fleet.name_of(replica);
+                let name = fleet.name_of(replica).await;
                 let ended = end(&fleet.replicas[replica], DRAIN_LIMIT).await?;
                 if let Some(name) = name {
                     self.lives.end(name);
@@ -217,7 +217,7 @@ impl Injector {
     }
 
     async fn kill_replica(self: &Arc<Self>, replica: usize, down: Duration) -> anyhow::Result<()> {
-        let name = self.fleet.name_of(replica);
+        let name = self.fleet.name_of(replica).await;
         let died = Instant::now();
         self.fleet.replicas[replica].kill();
         if let Some(name) = name.clone() {
