@@ -1,11 +1,12 @@
-//! Every test, file and command that the documents name exists.
+//! Every test, file, command and link that the documents name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 10] = [
     "ARCHITECTURE.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "docs/OPERATIONS.md",
@@ -13,6 +14,7 @@ const DOCUMENTS: [&str; 8] = [
     "docs/PROOF.md",
     "docs/PROTOCOL.md",
     "docs/SETTINGS.md",
+    "migrations/README.md",
 ];
 
 fn root() -> PathBuf {
@@ -119,4 +121,36 @@ fn every_source_file_that_a_document_names_is_there() {
         }
     }
     assert!(checked > 40, "only {checked} names of files were found");
+}
+
+/// Returns the anchor that a renderer gives a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>().to_lowercase()
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file_and_a_heading() {
+    let mut checked = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            checked += 1;
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let folder = root().join(document);
+            let folder = folder.parent().expect("a folder");
+            let file = if path.is_empty() { root().join(document) } else { folder.join(path) };
+            assert!(file.exists(), "{document} links to {target}");
+            if !heading.is_empty() {
+                let text = std::fs::read_to_string(&file).expect("a document");
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    headings.any(|line| anchor(line.trim_start_matches('#')) == heading),
+                    "{document} links to {target}"
+                );
+            }
+        }
+    }
+    assert!(checked > 40, "only {checked} links were found");
 }

@@ -384,7 +384,7 @@ async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character(
     a_turn_through(&fleet, async || redis.migrate(&key)).await;
 }
 
-/// Returns a key in the cluster slot of a session.
+/// Returns a key in the hash slot of a session.
 fn bucket_key(session: &str) -> String {
     let id = Uuid::parse_str(session).expect("a session");
     let bucket = id.as_bytes().iter().fold(0, |sum, byte| sum ^ byte);

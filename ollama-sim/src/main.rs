@@ -7,13 +7,12 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use ollama_sim::{Config, Sim};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
+        .with_max_level(tracing::level_filters::LevelFilter::WARN)
         .init();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;

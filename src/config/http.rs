@@ -42,8 +42,8 @@ pub struct HttpSettings {
     #[arg(value_parser = seconds(1..=600))]
     pub heartbeat: Duration,
 
-    /// How long a client may take to send a request, to read an event, or to answer a ping, in
-    /// seconds
+    /// How long a client may take to send the head of a request, to read an event, or to answer a
+    /// ping, in seconds
     #[arg(long, env = "JARVIS_READ_TIMEOUT", value_name = "SECONDS", default_value = "90")]
     #[arg(value_parser = seconds(1..=3600))]
     pub read_timeout: Duration,

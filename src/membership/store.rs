@@ -7,7 +7,7 @@ use fred::prelude::Value;
 use crate::redis::{Call, Redis, RedisError};
 
 /// A hash: replica → the counter that it renews, -1 once it has signed off. The hash lies in the
-/// cluster slot of the queue, because a replica's tickets are freed only while its heartbeat stands
+/// hash slot of the queue, because a replica's tickets are freed only while its heartbeat stands
 /// still.
 pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
 /// The beginning of the keys of the queue and of the names of the replicas' channels.

@@ -1,11 +1,11 @@
-//! The keys of the queue. All of them begin with the queue's name, and so lie in one cluster slot.
+//! The keys of the queue. All of them begin with the queue's name, and so lie in one hash slot.
 //! The functions make the rest of each (`migrations/functions/include/queue/tickets.lua` lists
 //! them).
 
 use crate::membership::QUEUE;
 use crate::redis::Call;
 
-/// The hash of heartbeats. It lies in the queue's cluster slot, because a replica's tickets are
+/// The hash of heartbeats. It lies in the queue's hash slot, because a replica's tickets are
 /// freed only while its heartbeat stands still.
 pub(super) use crate::membership::HEARTBEATS;
 

@@ -192,9 +192,9 @@ fn builder(options: &RedisOptions, nodes: &[Server], events: usize) -> Result<Bu
             connection.connection_timeout = timeout / 2;
             connection.internal_command_timeout = timeout / 2;
             connection.max_command_attempts = 2;
-            // Where a cluster slot moves, fred sends ASKING on a shared connection, and takes the
+            // Where a hash slot moves, fred sends ASKING on a shared connection, and takes the
             // next reply for its own: from then on every call gets the reply of another. After
-            // MOVED it reads the cluster slots again before the command fails, and the call is
+            // MOVED it reads the hash slots again before the command fails, and the call is
             // repeated by `Redis::call_on_primary`.
             connection.max_redirections = 0;
             connection.max_command_buffer_len = COMMAND_BUFFER;

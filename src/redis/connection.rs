@@ -27,10 +27,10 @@ const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 /// Pauses before a call is repeated whose server may not be the primary.
 const DOUBTFUL_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(50), Duration::from_millis(100));
-/// Pauses before a call is repeated whose cluster slot is being moved.
+/// Pauses before a call is repeated whose hash slot is being moved.
 const REDIRECTED_BACKOFF: Backoff =
     Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
-/// Attempts over about a second, while a cluster slot is being moved and its keys are on either
+/// Attempts over about a second, while a hash slot is being moved and its keys are on either
 /// node or split between both (TRYAGAIN).
 const REDIRECTED_ATTEMPTS: u32 = 11;
 
@@ -192,7 +192,7 @@ impl Redis {
         }
     }
 
-    /// Calls a function on the node of its cluster slot, again where that is being moved or the
+    /// Calls a function on the node of its hash slot, again where that is being moved or the
     /// function is missing.
     async fn call_node<R: FromValue>(
         &self,
@@ -205,7 +205,7 @@ impl Redis {
         loop {
             attempt += 1;
             // fred treats its own FCALL as a blocking command without a time limit, and routes a
-            // custom command by its cluster slot only.
+            // custom command by its hash slot only.
             let call = CustomCommand::new_static(command, node.clone(), false);
             let reply = client.client().custom::<R, Value>(call, arguments.to_vec()).await;
             self.count_error(&reply);
@@ -265,7 +265,7 @@ impl Redis {
         metrics::counter!(metric::REDIS_ERRORS_TOTAL, "kind" => kind).increment(1);
     }
 
-    /// Reads again which node has which cluster slot.
+    /// Reads again which node has which hash slot.
     pub(super) async fn refresh_cluster(client: &Client) {
         if client.is_clustered() {
             let _ = client.sync_cluster().await;

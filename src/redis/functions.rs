@@ -148,7 +148,7 @@ impl Call {
         self.named(name, |names| &mut names.rest)
     }
 
-    /// Returns the cluster slot of the keys.
+    /// Returns the hash slot of the keys.
     pub(super) fn slot(&self) -> Option<u16> {
         self.slot
     }

@@ -25,9 +25,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(250);
 /// Time limit of a probe.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Buckets of sessions; the keys of each bucket lie in one cluster slot.
+/// Buckets of sessions; the keys of each bucket lie in one hash slot.
 const BUCKETS: u16 = 256;
-/// A key in the cluster slot of the queue.
+/// A key in the hash slot of the queue.
 const QUEUE: &str = "jarvis:{queue}:probe";
 /// The commands that need a permission for channels.
 const CHANNELS: [&str; 2] = ["SPUBLISH", "SSUBSCRIBE"];
@@ -147,7 +147,7 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
     }
 }
 
-/// Returns a key on each primary, and the key in the cluster slot of the queue.
+/// Returns a key on each primary, and the key in the hash slot of the queue.
 fn keys(redis: &Redis) -> Vec<String> {
     let mut keys = vec![QUEUE.to_owned()];
     let bucket = |bucket: u16| format!("jarvis:{{b{bucket}}}:probe");

@@ -1,8 +1,8 @@
-//! Sharded subscriptions that survive failovers and moved cluster slots.
+//! Sharded subscriptions that survive failovers and moved hash slots.
 //!
-//! fred loses them without an error on a failover and when a cluster slot moves, so this module
+//! fred loses them without an error on a failover and when a hash slot moves, so this module
 //! keeps the set of wanted channels and subscribes to them again: after every reconnection, and in
-//! a cluster also whenever a cluster slot has moved, and every half minute in any case.
+//! a cluster also whenever a hash slot has moved, and every half minute in any case.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -36,12 +36,12 @@ const CLIENTS: usize = 4;
 const MESSAGES: usize = 8192;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
-/// Time between two reads of the cluster slots.
+/// Time between two reads of the hash slots.
 const READ_CLUSTER_EVERY: Duration = Duration::from_secs(1);
-/// Reads of the cluster slots after which all channels are subscribed again, even if none has
+/// Reads of the hash slots after which all channels are subscribed again, even if none has
 /// moved.
 const READS_UNTIL_ALL_AGAIN: u32 = 30;
-/// Passes over all channels after a cluster slot has moved: during the move, a subscription may go
+/// Passes over all channels after a hash slot has moved: during the move, a subscription may go
 /// to the node that had it.
 const PASSES_AFTER_A_MOVE: u32 = 3;
 
@@ -228,7 +228,7 @@ async fn keep_subscribed(
     }
 }
 
-/// The cluster slots, as they were last read, and the passes that are due.
+/// The hash slots, as they were last read, and the passes that are due.
 #[derive(Default)]
 struct Cluster {
     slots: Vec<(u16, u16, Server)>,
@@ -269,7 +269,7 @@ async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool
     true
 }
 
-/// Subscribes to a channel, twice where the cluster slot has moved: fred has read the cluster slots
+/// Subscribes to a channel, twice where the hash slot has moved: fred has read the hash slots
 /// again by then.
 async fn subscribe(client: &Client, channel: &str) -> Result<(), Error> {
     match client.ssubscribe(channel).await {

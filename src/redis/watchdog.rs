@@ -2,7 +2,7 @@
 //! a time limit finds out.
 //!
 //! fred's own check starts again at every write, so that it never ends under light traffic. After a
-//! cluster slot has moved, a client of fred was seen that replied to no command any more: such a
+//! hash slot has moved, a client of fred was seen that replied to no command any more: such a
 //! client is replaced.
 
 use std::time::Duration;

@@ -10,14 +10,13 @@ pub use secrets::Secrets;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogFormat, TelemetrySettings};
 
@@ -39,10 +38,8 @@ impl Telemetry {
     /// Starts logging, and the export of spans where a collector is set. No line holds a secret.
     ///
     /// # Errors
-    /// Where the filter or the collector's address is not usable.
+    /// Where the collector's address is not usable.
     pub fn start(settings: &TelemetrySettings, secrets: &Secrets) -> anyhow::Result<Self> {
-        let filter = EnvFilter::try_new(&settings.log)
-            .context("--log is no filter; expected directives, as in info,fred=error")?;
         let secrets = secrets.clone();
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(is_coloured())
@@ -56,7 +53,11 @@ impl Telemetry {
         let traces = spans
             .as_ref()
             .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("jarvis")));
-        tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+        tracing_subscriber::registry()
+            .with(settings.log.clone())
+            .with(lines)
+            .with(traces)
+            .try_init()?;
         Ok(Self { spans })
     }
 

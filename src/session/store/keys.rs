@@ -1,4 +1,4 @@
-//! The keys of sessions, and the buckets and cluster slots in which they lie.
+//! The keys of sessions, and the buckets and hash slots in which they lie.
 
 use crate::redis::Call;
 use crate::session::model::SessionId;
@@ -11,7 +11,7 @@ pub const BUCKETS: u16 = 256;
 const SESSION_KEYS: [&str; 9] =
     ["session", "messages", "path", "index", "waiting", "events", "answer", "open", "ended"];
 
-/// Returns the bucket of a session. All keys of a bucket lie in one cluster slot, so that a
+/// Returns the bucket of a session. All keys of a bucket lie in one hash slot, so that a
 /// function may touch a session and its bucket's index in one step.
 pub fn bucket(session: SessionId) -> u16 {
     session.0.as_bytes().iter().fold(0, |sum, byte| sum ^ u16::from(*byte))

@@ -28,11 +28,11 @@ const SERVICE: &str = "jarvis";
 const CLUSTER_DOWN_MS: &str = "2000";
 /// The time limit of a graceful failover.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
-/// The keys of a cluster slot that move together.
+/// The keys of a hash slot that move together.
 const MOVED_AT_ONCE: &str = "50";
 /// Primaries of a cluster; each has one Redis replica.
 const PRIMARIES: usize = 3;
-/// The cluster slots.
+/// The hash slots.
 const SLOTS: usize = 16_384;
 
 /// The kind of a Redis.
@@ -269,7 +269,7 @@ impl Redis {
         Ok(replica.context("the primary has no replica")?.port)
     }
 
-    /// Returns the cluster slot of a key.
+    /// Returns the hash slot of a key.
     ///
     /// # Errors
     /// Fails where no server answers.
@@ -280,7 +280,7 @@ impl Redis {
         Ok(slot.text().parse()?)
     }
 
-    /// Returns the port of the primary that has a cluster slot.
+    /// Returns the port of the primary that has a hash slot.
     ///
     /// # Errors
     /// Fails where no primary has it, and where no server answers.
@@ -289,7 +289,7 @@ impl Redis {
         Ok(owner.with_context(|| format!("no primary has slot {slot}"))?.port)
     }
 
-    /// Moves a cluster slot, keys and all, from its primary to another one, which `number` chooses.
+    /// Moves a hash slot, keys and all, from its primary to another one, which `number` chooses.
     ///
     /// # Errors
     /// Fails where a server refuses.
@@ -323,7 +323,7 @@ impl Redis {
         Ok(())
     }
 
-    /// Gives each primary its cluster slots, introduces the nodes to each other, and gives each
+    /// Gives each primary its hash slots, introduces the nodes to each other, and gives each
     /// primary its Redis replica.
     fn form_cluster(&self) -> anyhow::Result<()> {
         let ports: Vec<u16> = self.nodes.iter().map(|node| node.port()).collect();

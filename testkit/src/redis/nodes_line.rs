@@ -24,7 +24,7 @@ impl Known {
         let epoch = words.nth(2)?.parse().ok()?;
         let slots = words
             .skip(1)
-            // A cluster slot that is being moved is in brackets.
+            // A hash slot that is being moved is in brackets.
             .filter(|word| !word.starts_with('['))
             .filter_map(|word| {
                 let (first, last) = word.split_once('-').unwrap_or((word, word));

@@ -36,7 +36,7 @@ impl RedisCluster {
         find().unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// Moves the cluster slot of a key from the primary that has it to another one, keys and all.
+    /// Moves the hash slot of a key from the primary that has it to another one, keys and all.
     ///
     /// # Panics
     /// Panics where a server refuses.
