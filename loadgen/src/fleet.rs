@@ -114,7 +114,7 @@ impl Fleet {
         with(&self.redis, open_turns).await
     }
 
-    /// Moves the cluster slot of one of the open turns' buckets from this primary to another.
+    /// Moves the hash slot of one of the open turns' buckets from this primary to another.
     ///
     /// # Errors
     /// Fails where a server refuses.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::tally::{Found, Tally};
+use crate::tally::{Found, Recovery, Tally};
 
 /// A distribution of times, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -80,6 +80,8 @@ pub struct Report {
     pub first_token_ms: Times,
     pub gap_ms: Times,
     pub recovery_ms: Times,
+    pub slowest_recoveries: Vec<Recovery>,
+    pub whole_answer_ms: Times,
     pub told_recovery_ms: Times,
     pub flaws: Vec<Found>,
     /// The reasons why the run failed, in words; empty for a good one.
@@ -117,6 +119,8 @@ impl Report {
             first_token_ms: Times::of(&measured.first_token),
             gap_ms: Times::of(&measured.gap),
             recovery_ms: Times::of(&measured.recovery),
+            slowest_recoveries: measured.slowest.clone(),
+            whole_answer_ms: Times::of(&measured.whole_answer),
             told_recovery_ms: Times::of(&measured.told_recovery),
             flaws: measured.flaws.clone(),
             broken: Vec::new(),
@@ -190,6 +194,7 @@ impl Report {
             ("gap between tokens", &self.gap_ms),
             ("recovery, connection lost", &self.recovery_ms),
             ("recovery, told to come back", &self.told_recovery_ms),
+            ("lost request to whole answer", &self.whole_answer_ms),
         ] {
             let _ = writeln!(table, "{}", times.row(name));
         }

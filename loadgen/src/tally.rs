@@ -11,6 +11,8 @@ use crate::checker::Flaw;
 
 /// The flaws that are kept with their text, at most.
 const FLAWS_KEPT: usize = 100;
+/// The recoveries that are kept with their parts.
+const SLOWEST_KEPT: usize = 12;
 /// The longest time that a histogram distinguishes: ten minutes, in microseconds.
 const LONGEST: u64 = 600_000_000;
 
@@ -71,6 +73,32 @@ pub struct Found {
     pub flaw: String,
 }
 
+/// A recovery: the time from a lost connection to the next character, by its parts.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Recovery {
+    /// The seconds from the beginning of the run to the loss.
+    pub at: f64,
+    /// The client's protocol.
+    pub client: &'static str,
+    /// The session.
+    pub session: String,
+    /// The generation, where it is known.
+    pub generation: Option<String>,
+    /// The attempts to connect.
+    pub attempts: u32,
+    /// The seconds until the client was connected again.
+    pub connected: f64,
+    /// The seconds from there to the next character.
+    pub character: f64,
+}
+
+impl Recovery {
+    /// Returns the seconds from the loss to the next character.
+    pub fn seconds(&self) -> f64 {
+        self.connected + self.character
+    }
+}
+
 /// Times and texts, which need more than a counter.
 #[derive(Debug)]
 pub struct Measured {
@@ -80,6 +108,10 @@ pub struct Measured {
     pub gap: Histogram<u64>,
     /// The times from a lost connection to the next new character.
     pub recovery: Histogram<u64>,
+    /// The slowest of them.
+    pub slowest: Vec<Recovery>,
+    /// The times from a lost connection of a plain request to its whole answer.
+    pub whole_answer: Histogram<u64>,
     /// The same where the replica had announced the end with a retry time.
     pub told_recovery: Histogram<u64>,
     /// Errors by code.
@@ -111,6 +143,8 @@ impl Default for Tally {
                 first_token: times(),
                 gap: times(),
                 recovery: times(),
+                slowest: Vec::new(),
+                whole_answer: times(),
                 told_recovery: times(),
                 errors: BTreeMap::new(),
                 flaws: Vec::new(),
@@ -130,6 +164,16 @@ pub fn times() -> Histogram<u64> {
 pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
     let micros = u64::try_from(time.as_micros()).unwrap_or(LONGEST).clamp(1, LONGEST);
     histogram.saturating_record(micros);
+}
+
+impl Measured {
+    /// Records a recovery.
+    pub fn recovered(&mut self, recovery: Recovery) {
+        record(&mut self.recovery, Duration::from_secs_f64(recovery.seconds()));
+        let at = self.slowest.partition_point(|other| other.seconds() > recovery.seconds());
+        self.slowest.insert(at, recovery);
+        self.slowest.truncate(SLOWEST_KEPT);
+    }
 }
 
 impl Tally {

@@ -18,6 +18,9 @@ use uuid::Uuid;
 
 /// Time limit of a handshake and the first event.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The time limit of the first attempt to reconnect, which doubles: a replica that is paused accepts
+/// connections and does not answer.
+const FIRST_RECONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How long the client tries to reconnect.
 const RECONNECT_LIMIT: Duration = Duration::from_mins(1);
 /// Pauses between two attempts.
@@ -79,7 +82,7 @@ struct ChatClient {
 
 impl ChatClient {
     async fn open(url: &Url) -> anyhow::Result<Self> {
-        let (socket, session) = connect(url, "", "").await?;
+        let (socket, session) = connect(url, "", "", CONNECT_LIMIT).await?;
         Ok(Self { url: url.clone(), session, cursor: String::new(), socket })
     }
 
@@ -144,7 +147,12 @@ impl ChatClient {
         let mut backoff = BACKOFF.until(Instant::now() + RECONNECT_LIMIT);
         // The server was lost just now, so the first attempt waits, too.
         let _ = backoff.pause().await;
-        let connect = || connect(&self.url, &self.session, &self.cursor);
+        let mut limit = FIRST_RECONNECT_LIMIT;
+        let connect = || {
+            let connecting = connect(&self.url, &self.session, &self.cursor, limit);
+            limit = (limit * 2).min(CONNECT_LIMIT);
+            connecting
+        };
         let (socket, _) = retry(backoff, connect, |_| true)
             .await
             .with_context(|| format!("{} does not reply; check the server", self.url))?;
@@ -153,8 +161,13 @@ impl ChatClient {
     }
 }
 
-/// Connects, and returns the socket and its session.
-async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(ClientSocket, String)> {
+/// Connects within a time limit, and returns the socket and its session.
+async fn connect(
+    url: &Url,
+    session: &str,
+    cursor: &str,
+    limit: Duration,
+) -> anyhow::Result<(ClientSocket, String)> {
     let mut url = url.join("/ws")?;
     let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
     ensure!(url.set_scheme(scheme).is_ok(), "{url} is neither http:// nor https://");
@@ -169,7 +182,7 @@ async fn connect(url: &Url, session: &str, cursor: &str) -> anyhow::Result<(Clie
         let session = welcome["session_id"].as_str().unwrap_or_default().to_owned();
         Ok((socket, session))
     };
-    timeout(CONNECT_LIMIT, connecting).await.context("no reply in time")?
+    timeout(limit, connecting).await.context("no reply in time")?
 }
 
 async fn send(socket: &mut ClientSocket, message: &Value) -> anyhow::Result<()> {

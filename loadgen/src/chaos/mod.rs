@@ -22,6 +22,8 @@ use plan::{Part, Setting, plan};
 use suspicions::Suspicions;
 
 const REPLICAS: usize = 3;
+/// The seconds for which a fault has effects after its repair.
+const FELT: f64 = 3.0;
 const SIMS: usize = 2;
 
 /// A run of chaos.
@@ -190,6 +192,36 @@ impl ChaosReport {
             suspicions.join(", "),
             self.suspicions.wrong.len()
         );
-        table + &self.clients.table()
+        table + &self.clients.table() + &self.slowest()
+    }
+
+    /// Formats the slowest recoveries, with the faults that were under way meanwhile.
+    fn slowest(&self) -> String {
+        let mut table = String::new();
+        for slow in &self.clients.slowest_recoveries {
+            let end = slow.at + slow.seconds();
+            let overlaps = |fault: &&Injected| {
+                fault.outcome == "done" && fault.at < end && fault.until > slow.at - FELT
+            };
+            let faults: Vec<String> = self
+                .faults
+                .iter()
+                .filter(overlaps)
+                .map(|fault| format!("{:+.1} {}", fault.at - slow.at, fault.what))
+                .collect();
+            let _ = writeln!(
+                table,
+                "  slow: at {:>6.1} s {:<9} {:.2} s to connect ({} attempts), {:.2} s to the next \
+                 character; generation {}; {}",
+                slow.at,
+                slow.client,
+                slow.connected,
+                slow.attempts,
+                slow.character,
+                slow.generation.as_deref().unwrap_or("?"),
+                faults.join("; ")
+            );
+        }
+        table
     }
 }

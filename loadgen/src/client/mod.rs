@@ -16,11 +16,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::checker::{Flaw, Progress, Sent, Turn, check_history};
 use crate::event::{Event, Stored};
 use crate::script::{Script, random_uuid};
-use crate::tally::{Tally, count, record};
+use crate::tally::{Recovery, Tally, count, record};
 
 /// The longest pause before the first attempt to reconnect; it doubles from one attempt to the
 /// next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The time limit of the first attempt to resume.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest pause, unless the service names a longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// The longest pause that the service may name.
@@ -136,8 +138,18 @@ struct Client {
 struct Watch {
     asked: Instant,
     last: Option<Instant>,
-    lost: Option<(Instant, bool)>,
+    lost: Option<Lost>,
     limit: Instant,
+}
+
+/// A lost connection whose client has not got a new character yet.
+struct Lost {
+    at: Instant,
+    /// Whether the replica had announced the end with a retry time.
+    told: bool,
+    /// The time of the last connection, and the attempts until then.
+    connected: Option<Instant>,
+    attempts: u32,
 }
 
 impl Watch {
@@ -152,26 +164,15 @@ impl Watch {
 
     /// Records a lost connection; `told` where the replica had announced it with a retry time.
     fn lost(&mut self, told: bool) {
-        self.lost.get_or_insert((Instant::now(), told));
+        let at = Instant::now();
+        self.lost.get_or_insert(Lost { at, told, connected: None, attempts: 0 });
     }
 
-    fn text(&mut self, tally: &Tally) {
-        let now = Instant::now();
-        tally.heard();
-        let mut measured = tally.measured();
-        match self.last {
-            None => record(&mut measured.first_token, now - self.asked),
-            Some(last) => record(&mut measured.gap, now - last),
-        }
-        self.last = Some(now);
-        self.recovered(now, &mut measured);
-    }
-
-    fn recovered(&mut self, now: Instant, measured: &mut crate::tally::Measured) {
-        match self.lost.take() {
-            Some((lost, false)) => record(&mut measured.recovery, now - lost),
-            Some((lost, true)) => record(&mut measured.told_recovery, now - lost),
-            None => {}
+    /// Records an attempt to connect again, and whether it succeeded.
+    fn attempted(&mut self, connected: bool) {
+        if let Some(lost) = &mut self.lost {
+            lost.attempts += 1;
+            lost.connected = connected.then(Instant::now);
         }
     }
 }
@@ -194,6 +195,12 @@ impl Client {
         self.connected_before = true;
     }
 
+    /// Returns the time limit of an attempt to resume: a second, so that a replica that is paused
+    /// costs no more, and twice as long each time, so that a loaded service gets no storm.
+    fn patience(&self, longest: Duration) -> Duration {
+        FIRST_PATIENCE.saturating_mul(1 << self.attempts.min(6)).min(longest)
+    }
+
     /// Waits before the next attempt: as long as the service requested, else longer each time, and
     /// with jitter, so that clients do not reconnect at once.
     async fn pause(&mut self, asked: Option<f64>) {
@@ -210,14 +217,53 @@ impl Client {
     /// Counts the effect of an event.
     fn note(&self, watch: &mut Watch, turn: &mut Turn, progress: &Progress) {
         match progress {
-            Progress::Text => watch.text(&self.shared.tally),
+            Progress::Text => self.text(watch, turn),
             Progress::Restart(_) => count(&self.shared.tally.counters.restarts),
             Progress::Complete | Progress::Failed(_) => {
-                watch.recovered(Instant::now(), &mut self.shared.tally.measured());
+                self.recovered(watch, turn);
             }
             Progress::None | Progress::Accepted => {}
         }
         self.flaws(turn);
+    }
+
+    fn text(&self, watch: &mut Watch, turn: &Turn) {
+        let tally = &self.shared.tally;
+        let now = Instant::now();
+        tally.heard();
+        let mut measured = tally.measured();
+        match watch.last {
+            None => record(&mut measured.first_token, now - watch.asked),
+            Some(last) => record(&mut measured.gap, now - last),
+        }
+        drop(measured);
+        watch.last = Some(now);
+        self.recovered(watch, turn);
+    }
+
+    /// Records how long the client of a lost connection waited. A plain request gets no character
+    /// before its whole answer.
+    fn recovered(&self, watch: &mut Watch, turn: &Turn) {
+        let Some(lost) = watch.lost.take() else { return };
+        let tally = &self.shared.tally;
+        let now = Instant::now();
+        let mut measured = tally.measured();
+        if lost.told {
+            record(&mut measured.told_recovery, now - lost.at);
+        } else if self.name == "rest" {
+            record(&mut measured.whole_answer, now - lost.at);
+        } else {
+            let connected = lost.connected.unwrap_or(now);
+            measured.recovered(Recovery {
+                at: (tally.began.elapsed() - (now - lost.at)).as_secs_f64(),
+                client: self.name,
+                session: self.session.clone(),
+                generation: turn.generation().map(str::to_owned),
+                attempts: lost.attempts,
+                connected: (connected - lost.at).as_secs_f64(),
+                character: (now - connected).as_secs_f64(),
+            });
+        }
     }
 
     fn flaws(&self, turn: &mut Turn) {

@@ -36,7 +36,10 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
             return Outcome::Unfinished;
         }
         let request = request(client, turn, &key, last_id.as_deref());
-        let response = match timeout(HEAD_LIMIT, request.send()).await {
+        let limit = if last_id.is_some() { client.patience(HEAD_LIMIT) } else { HEAD_LIMIT };
+        let sent = timeout(limit, request.send()).await;
+        watch.attempted(matches!(&sent, Ok(Ok(response)) if response.status() == 200));
+        let response = match sent {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => {
                 client.error("unreachable");

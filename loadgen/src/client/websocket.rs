@@ -17,8 +17,8 @@ use crate::event::Event;
 use crate::script::random_uuid;
 use crate::tally::count;
 
-/// The time that a handshake and the first event may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// The time limit of a send, and the longest one of a handshake and its first event.
+const CONNECT_LIMIT: Duration = Duration::from_secs(4);
 /// The time without an event in a running turn after which the client sends a ping.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The time limit of the pong.
@@ -80,6 +80,7 @@ pub async fn turn(
         let heard = match line.socket {
             None => {
                 connect(client, line).await;
+                watch.attempted(line.socket.is_some());
                 continue;
             }
             Some(_) if turn.is_unacknowledged() && line.may_ask() => {
@@ -259,7 +260,8 @@ async fn connect(client: &mut Client, line: &mut Line) {
         url.push_str(cursor);
     }
     let handshake = tokio_tungstenite::connect_async_with_config(url, None, true);
-    let socket = match timeout(CONNECT_LIMIT, handshake).await {
+    let limit = client.patience(CONNECT_LIMIT);
+    let socket = match timeout(limit, handshake).await {
         Ok(Ok((socket, _))) => socket,
         Ok(Err(Error::Http(response))) => {
             client.error(&format!("handshake_{}", response.status().as_u16()));
@@ -279,11 +281,11 @@ async fn connect(client: &mut Client, line: &mut Line) {
             return client.pause(None).await;
         }
     };
-    greet(client, line, socket).await;
+    greet(client, line, socket, limit).await;
 }
 
-async fn greet(client: &mut Client, line: &mut Line, mut socket: Socket) {
-    let Ok(frame) = timeout(CONNECT_LIMIT, socket.next()).await else {
+async fn greet(client: &mut Client, line: &mut Line, mut socket: Socket, limit: Duration) {
+    let Ok(frame) = timeout(limit, socket.next()).await else {
         client.error("greeting_timeout");
         return client.pause(None).await;
     };
