@@ -230,3 +230,20 @@ async fn a_replica_that_misses_a_function_of_a_newer_layout_gets_an_error_that_s
     assert!(refused.to_string().contains("Start a later release"), "{refused}");
     assert_eq!(server.cli(&["FUNCTION", "LIST"]).trim(), "", "nothing is loaded");
 }
+
+#[tokio::test]
+async fn a_server_keeps_its_number_when_functions_are_loaded_again_and_gets_another_with_a_start() {
+    let server = RedisServer::start();
+    let number = async || {
+        let redis = connect(&server);
+        migrations::apply(&redis).await.expect("migrations");
+        let membership = MembershipStore::new(redis, "r".to_owned());
+        membership.heartbeat(false, Vec::new()).await.expect("Redis").server
+    };
+    let first = number().await;
+    assert_eq!(number().await, first, "every replica loads the functions at its start");
+    server.restart();
+    assert_ne!(number().await, first);
+    server.cli(&["ACL", "SETUSER", "default", "-info"]);
+    assert!(number().await > 0, "a user that may not read it gets another one");
+}

@@ -15,8 +15,21 @@
 --                           channel
 -- Called by:  MembershipStore::heartbeat
 
--- Not replicated and not stored: a server that starts or takes over begins with none.
 local server
+
+-- Returns a number for this process of Redis: a server that starts or takes over has another one.
+-- It outlives the load of a library, which every replica does at its start. Where this user may not
+-- read it, it is the time of the load.
+local function server_number()
+  local info = redis.pcall('INFO', 'server')
+  local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
+  if run then
+    -- 48 bits are exact in a number of Lua.
+    return tonumber(string.sub(run, 1, 12), 16)
+  end
+  local now = redis.call('TIME')
+  return now[1] * 1000000 + now[2]
+end
 
 -- Returns the subscribers of the channel of each replica, -1 where they are unknown: this user may
 -- lack the permission, without which deaths are noticed by heartbeats alone.
@@ -41,10 +54,7 @@ register {
   arguments = { 'replica', 'all' },
   rest = 'watched',
   run = function(keys, args)
-    if not server then
-      local now = redis.call('TIME')
-      server = now[1] * 1000000 + now[2]
-    end
+    server = server or server_number()
     redis.call('HINCRBY', keys.heartbeats, args.replica, 1)
     local replicas = { args.replica, unpack(args.watched) }
     local counts = subscribers(keys.queue, replicas)
