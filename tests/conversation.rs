@@ -12,8 +12,8 @@ use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Claim, IdempotencyKey, NewTurn, OwnConversation, Proposal,
-    Restored, SessionLimits, Written, bucket, channel, message,
+    Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
+    Proposal, Restored, SessionLimits, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
@@ -340,10 +340,45 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let contents: Vec<_> = page.messages.iter().map(|m| m.content.clone()).collect();
     let own = conversation().into_iter().map(|m| m.content).chain(["q".to_owned()]);
     assert_eq!(contents, own.collect::<Vec<_>>());
-    // Every end of the turn begins the last hour of the session.
+    // Every end of the turn begins the last minutes of the session, which has no answer.
     assert!(expires(&server, session) > 3600);
     other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
-    assert!((3000..=3600).contains(&expires(&server, session)));
+    assert!((500..=600).contains(&expires(&server, session)));
+}
+
+#[tokio::test]
+async fn a_session_without_an_answer_expires_within_ten_minutes_and_one_with_an_answer_stays() {
+    let Stored { server, store, .. } = Stored::start().await;
+    let session = SessionId::random();
+    let ask = async || {
+        let spec = turn_spec(MODEL);
+        let turn = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+        let accepted = store.accept(&Proposal::new(&OWNER, session, &turn)).await.expect("Redis");
+        let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+        let tag = Tag::random();
+        store.start(&turn, tag, None).await.expect("Redis");
+        (turn, tag)
+    };
+    let cancel = async || {
+        store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    };
+    ask().await;
+    assert!(expires(&server, session) > 3600, "not while a turn is open");
+    cancel().await;
+    assert!((500..=600).contains(&expires(&server, session)));
+    let (turn, tag) = ask().await;
+    store.append(&turn, tag, 0, true, "a part of an answer").await.expect("Redis");
+    cancel().await;
+    assert!(expires(&server, session) > 20 * 86400);
+    ask().await;
+    cancel().await;
+    assert!(expires(&server, session) > 20 * 86400, "one answer is enough");
+    // A deleted session that is used again begins anew.
+    let mut deletion = Clearing::new(&OWNER, session, true);
+    store.clear(&mut deletion).await.expect("deleted");
+    ask().await;
+    cancel().await;
+    assert!((500..=600).contains(&expires(&server, session)));
 }
 
 #[tokio::test]
