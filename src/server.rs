@@ -10,7 +10,8 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, ApiSettings, AppState};
-use crate::config::{HostSettings, RedisSettings, Settings};
+use crate::budget::StorageLimits;
+use crate::config::{HostSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
 use crate::http::listener::{self, TimeLimits};
 use crate::http::middleware::AllowLists;
@@ -75,6 +76,7 @@ impl Server {
                 num_ctx_cap: settings.hosts.num_ctx,
                 host_wait: settings.hosts.host_wait_timeout,
                 lease: settings.replica.lease_ms,
+                storage: storage_limits(&settings.storage),
             },
         );
         let conditions = Conditions::of(&redis);
@@ -182,6 +184,15 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
         first_token_timeout: settings.first_token_timeout,
         token_gap_timeout: settings.token_gap_timeout,
         keep_alive: settings.keep_alive.clone(),
+    }
+}
+
+fn storage_limits(settings: &StorageSettings) -> StorageLimits {
+    StorageLimits {
+        caller_sessions: settings.caller_sessions.into(),
+        caller_bytes: u64::from(settings.caller_mib) << 20,
+        anonymous_bytes: u64::from(settings.anonymous_mib) << 20,
+        ..StorageLimits::default()
     }
 }
 

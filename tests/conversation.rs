@@ -7,6 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use chrono::Utc;
+use jarvis::budget::StorageLimits;
 use jarvis::generation::{GenerationSettings, Generations, host_reports};
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
@@ -89,7 +90,9 @@ impl Replica {
             let queue =
                 Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
             let host_wait = Duration::from_secs(20);
-            let settings = GenerationSettings { num_ctx_cap: 4096, host_wait, lease: LEASE };
+            let storage = StorageLimits::default();
+            let settings =
+                GenerationSettings { num_ctx_cap: 4096, host_wait, lease: LEASE, storage };
             let generations =
                 Generations::start(store.clone(), feeds, fleet, queue, membership, settings);
             (generations, store)

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use chrono::Utc;
+use jarvis::budget::{Budget, StorageLimits};
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
     Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
@@ -69,7 +70,12 @@ async fn every_call_of_a_session(redis: &Redis) {
     let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
     other.claim(&open[0]).await.expect("Redis");
     store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
+    let budget = Budget::new(store.clone(), StorageLimits::default());
+    budget.room(&owner, "n", session).await.expect("room");
+    budget.record(&owner, "n", session).await;
+    budget.forget(session).await;
     store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
+    store.evict(&owner, session).await.expect("Redis");
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
     membership.heartbeat(true, Vec::new()).await.expect("Redis");
     membership.sign_off().await.expect("Redis");

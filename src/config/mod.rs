@@ -8,6 +8,7 @@ pub mod origins;
 mod queue;
 mod redis;
 mod replica;
+mod storage;
 mod telemetry;
 mod url;
 mod values;
@@ -18,6 +19,7 @@ pub use http::HttpSettings;
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
+pub use storage::StorageSettings;
 pub use telemetry::{LogFormat, TelemetrySettings};
 
 use std::ffi::{OsStr, OsString};
@@ -113,6 +115,10 @@ pub struct Settings {
     /// The queue
     #[command(flatten)]
     pub queue: QueueSettings,
+
+    /// What may be stored
+    #[command(flatten)]
+    pub storage: StorageSettings,
 
     /// The replica's life
     #[command(flatten)]

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
+use crate::budget::{Budget, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError};
@@ -59,6 +60,7 @@ pub struct Generations {
     feeds: Feeds,
     fleet: Fleet,
     queue: Queue,
+    budget: Budget,
     retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
     membership: MembershipStore,
@@ -82,6 +84,8 @@ pub struct GenerationSettings {
     pub host_wait: Duration,
     /// The replica lease: how long a replica may miss heartbeats before its turns are taken over.
     pub lease: Duration,
+    /// How much may be stored.
+    pub storage: StorageLimits,
 }
 
 /// An accepted turn.
@@ -135,6 +139,9 @@ pub enum SubmitError {
     /// The queue is full.
     #[error("{}", .0.message)]
     QueueFull(Failure),
+    /// The caller may store nothing more.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// This replica drains.
     #[error("This replica is being replaced; send the request again.")]
     Draining,
@@ -176,8 +183,9 @@ impl Generations {
         membership: MembershipStore,
         settings: GenerationSettings,
     ) -> Self {
-        let GenerationSettings { num_ctx_cap, host_wait, lease } = settings;
+        let GenerationSettings { num_ctx_cap, host_wait, lease, storage } = settings;
         let generations = Self {
+            budget: Budget::new(store.clone(), storage),
             store,
             feeds,
             fleet,
@@ -240,7 +248,7 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        if let Err(refused) = self.admits(&new.spec.model).await {
+        if let Err(refused) = self.admits(owner, session, &new).await {
             return match self.store.find(owner, session, &new).await? {
                 Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
                 None => Err(refused),
@@ -256,18 +264,27 @@ impl Generations {
         }
     }
 
-    /// Checks that the queue has room, and that a host has the model or may be back with it while
-    /// the turn waits.
-    async fn admits(&self, model: &str) -> Result<(), SubmitError> {
+    /// Checks that the queue has room, that a host has the model or may be back with it while the
+    /// turn waits, and that the caller may store another turn.
+    async fn admits(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<(), SubmitError> {
+        let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
                 if self.fleet.may_return(model) => {}
             checked => checked?,
         }
         match self.queue.room(&capacity::model_key(model)).await {
-            Room::NoneFor(after) => Err(SubmitError::QueueFull(failures::queue_full(after))),
-            Room::Some => Ok(()),
+            Room::NoneFor(after) => {
+                return Err(SubmitError::QueueFull(failures::queue_full(after)));
+            }
+            Room::Some => {}
         }
+        Ok(self.budget.room(owner, &new.spec.source, session).await?)
     }
 
     /// Has Redis accept a turn, and runs the turn if it is new.
@@ -357,6 +374,9 @@ impl Generations {
         let mut clearing = Clearing::new(owner, session, delete);
         let count = self.store.clear(&mut clearing).await?;
         self.redo.push(RedoEntry::Cleared(clearing));
+        if delete {
+            self.budget.forget(session).await;
+        }
         Ok(count)
     }
 

@@ -45,6 +45,11 @@ pub const CODES: &[ErrorCode] = &[
     code("not_an_object", 0, "the message is not a JSON object"),
     code("not_found", 404, "there is nothing at this path"),
     code("origin_not_allowed", 403, "the page's origin is not in the list of allowed origins"),
+    code(
+        "quota_exceeded",
+        429,
+        "as much is stored for this caller as there may be: delete sessions",
+    ),
     code("queue_full", 503, "the queue has its largest number of waiting turns"),
     code("queue_timeout", 503, "the turn waited in the queue for the longest time allowed"),
     code("repetition", 502, "the model only repeated itself"),

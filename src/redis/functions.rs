@@ -67,10 +67,15 @@ pub const LIBRARIES: &[Library] = &[
         "session",
         include: ["text", "session", "events", "messages", "turns"],
         commands: [
-            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "finish", "message",
-            "messages", "note_continued", "open_turns", "read", "restore", "retitle", "rewind",
-            "start", "upstream_closed"
+            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "evict", "finish",
+            "measure", "message", "messages", "note_continued", "open_turns", "read", "restore",
+            "retitle", "rewind", "start", "upstream_closed"
         ]
+    ),
+    library!(
+        "budget",
+        include: ["budget"],
+        commands: ["budget_forget", "budget_record", "budget_room"]
     ),
     library!(
         "membership",

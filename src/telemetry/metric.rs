@@ -72,6 +72,8 @@ metrics! {
     counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";
     /// Replicas that were taken for gone and were alive.
     counter WRONG_SUSPICIONS_TOTAL = "jarvis_wrong_suspicions_total";
+    /// Idle anonymous sessions that were removed, because all anonymous ones took too much.
+    counter SESSIONS_EVICTED_TOTAL = "jarvis_sessions_evicted_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
     /// Redis clients that were replaced because they hung.
