@@ -325,8 +325,9 @@ impl Writer {
     }
 }
 
-/// Makes a call of the writer's state. Text that only this replica waits for reaches its feed from
-/// here, and is not published.
+/// Makes a call of the writer's state. The text reaches this replica's feed from here where the
+/// session's channel does not bring it: only this replica waits for it, and so it is not published,
+/// or this replica's subscription is lost.
 pub(super) fn make_call(
     store: Store,
     turn: Arc<Turn>,
@@ -352,9 +353,14 @@ pub(super) fn make_call(
         WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();
             Box::pin(async move {
-                let (from, listens) = (from as u64, feed.is_some());
+                let from = from as u64;
+                // Where the own subscription may be lost, the one that Redis counts may be another
+                // replica's.
+                let listens = feed.as_ref().is_some_and(|feed| feed.is_subscribed());
                 let appended = store.append(&turn, revision, from, listens, &piece).await?;
-                if let (Some(after), Some(feed)) = (appended.unpublished, feed) {
+                if let (Some(after), Some(feed)) = (appended.after, feed)
+                    && !(listens && appended.is_published)
+                {
                     feed.take_piece(turn.generation, from, after, &piece);
                 }
                 Ok(Reply::Written(appended.written))

@@ -19,4 +19,4 @@ pub use connection::Redis;
 pub use error::RedisError;
 pub use functions::Call;
 pub use probe::Conditions;
-pub use subscriptions::{Listener, Subscriptions};
+pub use subscriptions::{Listener, Subscription, Subscriptions};
