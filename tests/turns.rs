@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jarvis::redis::{Listener, Subscriptions};
+use jarvis::redis::{Listener, MESSAGES, Subscriptions};
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, joined, kinds, post, until_ok};
 use support::eventually;
@@ -291,7 +291,8 @@ async fn text_is_published_while_the_writer_has_lost_its_subscription_and_anothe
     let (sender, mut published) = mpsc::unbounded_channel();
     let listener: Arc<dyn Listener> = Arc::new(Published(sender));
     let other = store::connect(&redis.url()).await;
-    let subscriptions = Subscriptions::start_with(&other, &listener, 1).expect("a client");
+    let subscriptions =
+        Subscriptions::start_with(&other, &listener, 1, MESSAGES).expect("a client");
     let channel = jarvis::session::store::channel(session.to_string().parse().expect("an id"));
     subscriptions.subscribe(&channel).await.expect("a subscription");
     let subscribers = || redis.cli(&["PUBSUB", "SHARDNUMSUB", &channel]);

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use rand::seq::SliceRandom;
 
 use super::Generations;
+use super::copies;
 use super::turn::TurnState;
 use crate::membership::{GoneReplica, Successor};
 use crate::queue::Freed;
@@ -37,6 +38,9 @@ impl Successor for TurnSuccessor {
     type Error = StoreError;
 
     async fn take_over(&self, gone: &GoneReplica) -> Result<(), StoreError> {
+        // Beside the claims: an end that a failover lost is written in any case.
+        let (generations, name) = (self.generations.clone(), gone.name.clone());
+        self.generations.tasks.spawn(async move { copies::adopt(&generations, &name).await });
         let reason = gone.reason.as_str();
         let turns = take_over(&self.generations, reason, |turn| turn.replica == gone.name).await?;
         let replica = &gone.name;
@@ -50,6 +54,10 @@ impl Successor for TurnSuccessor {
             tracing::warn!(replica, reason, "suspected replica is alive");
         }
         Ok(())
+    }
+
+    fn note_watcher(&self, watcher: Option<String>) {
+        self.generations.copies.set_keeper(watcher);
     }
 
     /// Finds turns in the name of replicas without a heartbeat. Takes over turns in this replica's
@@ -73,6 +81,7 @@ impl Successor for TurnSuccessor {
         }
         self.idle_before = idle;
         let holders = open.into_iter().map(|turn| turn.replica);
+        let holders = holders.chain(self.generations.copies.senders());
         Ok(holders.filter(|replica| !alive.contains(replica)).collect())
     }
 }

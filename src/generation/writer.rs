@@ -76,13 +76,22 @@ impl Writer {
         Self::new(store, turn, feed, WriterState::after(stored))
     }
 
+    /// Creates the writer of a turn whose whole answer is known, and which it has yet to restore.
+    pub(super) fn restoring(store: Store, turn: Arc<Turn>, text: String) -> Self {
+        Self::with_feed(store, turn, Weak::new(), WriterState::restoring(text))
+    }
+
     fn new(store: Store, turn: Arc<Turn>, feed: &Arc<Feed>, state: WriterState) -> Self {
+        Self::with_feed(store, turn, Arc::downgrade(feed), state)
+    }
+
+    fn with_feed(store: Store, turn: Arc<Turn>, feed: Weak<Feed>, state: WriterState) -> Self {
         Self {
             store,
             continued: turn.continued().to_vec(),
             runner: turn.runner().cloned(),
             turn,
-            feed: Arc::downgrade(feed),
+            feed,
             state,
             broken_off_by: REPLICA_GONE,
             has_new_text: false,
@@ -92,6 +101,20 @@ impl Writer {
             under_way: None,
             backoff: Backoff::redis(),
         }
+    }
+
+    /// Returns the turn that the writer answers.
+    pub(super) fn turn(&self) -> &Arc<Turn> {
+        &self.turn
+    }
+
+    /// Continues with the same turn as this replica has claimed it, and writes the whole answer
+    /// again.
+    pub(super) fn take(&mut self, claimed: Arc<Turn>, is_running: bool) {
+        self.turn = claimed;
+        self.under_way = None;
+        self.not_before = Instant::now();
+        self.state.take(is_running);
     }
 
     /// Returns whether the turn has begun, so that no other turn of its session runs.

@@ -35,7 +35,7 @@ pub trait Listener: Send + Sync + 'static {
 const CLIENTS: usize = 4;
 /// Messages that may wait for the listener. fred reserves this room for every kind of event, 14 MiB
 /// a client. Its default of 32 loses most of a burst.
-const MESSAGES: usize = 8192;
+pub const MESSAGES: usize = 8192;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
 /// Time between two reads of the cluster slots.
@@ -111,10 +111,11 @@ impl Subscriptions {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn start(redis: &Redis, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
-        Self::start_with(redis, listener, CLIENTS)
+        Self::start_with(redis, listener, CLIENTS, MESSAGES)
     }
 
-    /// Starts a number of clients, of which one is enough for a few channels.
+    /// Starts a number of clients, of which one is enough for a few channels. For each client
+    /// `messages` may wait for the listener.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -122,11 +123,12 @@ impl Subscriptions {
         redis: &Redis,
         listener: &Arc<dyn Listener>,
         clients: usize,
+        messages: usize,
     ) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(clients);
         for _ in 0..clients {
-            let client = connect(&redis.options, &[], MESSAGES)?;
-            shards.push(Shard::start(redis, client, listener));
+            let client = connect(&redis.options, &[], messages)?;
+            shards.push(Shard::start(redis, client, listener, messages));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -163,7 +165,12 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(redis: &Redis, mut client: Client, listener: &Arc<dyn Listener>) -> Self {
+    fn start(
+        redis: &Redis,
+        mut client: Client,
+        listener: &Arc<dyn Listener>,
+        messages: usize,
+    ) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
@@ -174,8 +181,8 @@ impl Shard {
         redis.lifecycle().spawn("subscriptions", async move {
             let disturbances = Disturbances::new();
             loop {
-                let messages = listen(client.clone(), Arc::clone(&listener), Arc::clone(&shared));
-                let listening = lifecycle.spawn("messages of subscriptions", messages);
+                let listen = listen(client.clone(), Arc::clone(&listener), Arc::clone(&shared));
+                let listening = lifecycle.spawn("messages of subscriptions", listen);
                 let end = tokio::select! {
                     end = keep_subscribed(&client, &channels, &mut inbox, &*listener, &shared) => end,
                     () = watchdog::until_unresponsive(&client, &mut primary, &disturbances) => {
@@ -187,7 +194,7 @@ impl Shard {
                 if let SubscribingEnd::Closed = end {
                     return TaskEnd::Done;
                 }
-                client = match replace(&options, client, MESSAGES) {
+                client = match replace(&options, client, messages) {
                     Ok(next) => next,
                     Err(error) => return TaskEnd::Failed(error.to_string()),
                 };

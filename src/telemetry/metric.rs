@@ -74,6 +74,9 @@ metrics! {
     counter WRONG_SUSPICIONS_TOTAL = "jarvis_wrong_suspicions_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
+    /// Copies of turns and redo entries for another replica by outcome: sent, unheard (that replica
+    /// was not subscribed), dropped (too large, or too many waited).
+    counter REDO_COPIES_TOTAL = "jarvis_redo_copies_total";
     /// Redis clients that were replaced because they hung.
     counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
 }
