@@ -87,6 +87,11 @@ async fn sent_copies(replica: &Process) -> u64 {
     found.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
+/// Returns the key of a session.
+fn key(session: &str) -> String {
+    jarvis::session::store::channel(session.parse().expect("a session"))
+}
+
 fn expected(message: &str) -> String {
     ollama_sim::script_answer(MODEL, message, None, 64)
 }
@@ -188,6 +193,106 @@ async fn a_failover_that_lost_a_delete_together_with_its_replica_does_not_bring_
     assert_eq!(reply.status, 200, "{}", reply.body);
     let history = fleet.history_until(|messages| messages.len() == 2).await;
     assert_eq!(history[0]["content"], "[[tokens=3]] anew");
+}
+
+// What two faults at once still cost, and no more.
+
+#[tokio::test]
+async fn a_failover_that_lost_a_cancel_and_the_last_pieces_before_it_keeps_the_shorter_text() {
+    let fleet = Fleet::at_rate("60").await;
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    asking.say(&json!({"type": "chat", "message": "[[tokens=2000]] stop"})).await;
+    watching.until("stream_chunk").await;
+    fleet.redis.remember();
+    for _ in 0..30 {
+        watching.event().await;
+    }
+    let path = format!("/api/v1/chat/sessions/{}/cancel", fleet.session);
+    assert_eq!(post(&fleet.replicas[1], &path, &json!({})).await.status, 200);
+    asking.until("cancelled").await;
+    let delivered = fleet.history().await[1]["content"].clone();
+    fleet.redis.lose_what_came_since();
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["status"], "cancelled");
+    let (delivered, kept) = (delivered.as_str().unwrap(), history[1]["content"].as_str().unwrap());
+    assert!(delivered.starts_with(kept) && kept.len() < delivered.len(), "{kept:?} {delivered:?}");
+}
+
+#[tokio::test]
+async fn a_failover_that_lost_a_whole_turn_and_its_cancel_leaves_nothing_of_it() {
+    let fleet = Fleet::at_rate("60").await;
+    assert_eq!(chat(&fleet.replicas[1], &fleet.session, "[[tokens=3]] before").await.status, 200);
+    let mut asking = fleet.socket(0).await;
+    fleet.redis.remember();
+    asking.say(&json!({"type": "chat", "message": "[[tokens=2000]] stop"})).await;
+    let events = asking.until("stream_chunk").await;
+    let generation = events.last().expect("a piece")["generation_id"].clone();
+    let path = format!("/api/v1/chat/sessions/{}/cancel", fleet.session);
+    assert_eq!(post(&fleet.replicas[1], &path, &json!({})).await.status, 200);
+    asking.until("cancelled").await;
+    fleet.redis.lose_what_came_since();
+    // The cancel is applied again: it keeps the turn from coming back.
+    let ended = format!("{}:ended:{}", key(&fleet.session), generation.as_str().expect("an id"));
+    let is_ended = eventually(LIMIT, async || fleet.redis.cli(&["GET", &ended]).trim() == "cancel");
+    assert!(is_ended.await, "{generation} has not ended");
+    let reply = chat(&fleet.replicas[2], &fleet.session, "[[tokens=3]] after").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let history = fleet.history_until(|messages| messages.len() == 4).await;
+    assert_eq!(history[2]["content"], "[[tokens=3]] after");
+    let running = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 0;
+    assert!(eventually(LIMIT, running).await, "the answer is still generated");
+}
+
+#[tokio::test]
+async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_and_anew() {
+    let fleet = Fleet::at_rate("60").await;
+    let (mut asking, mut watching) = (fleet.socket(0).await, fleet.socket(1).await);
+    let message = "[[tokens=60]] again";
+    let request = json!({"type": "chat", "message": message, "message_id": "once"});
+    let started = async || get(&fleet.ollama, "/sim/stats").await.body["started"].as_u64();
+    let before = started().await.expect("a number");
+    fleet.redis.remember();
+    asking.say(&request).await;
+    let events = watching.until("stream_chunk").await;
+    let generation = events.last().expect("a piece")["generation_id"].clone();
+    fleet.replicas[0].pause();
+    fleet.redis.lose_what_came_since();
+    let mut repeating = fleet.socket(2).await;
+    repeating.say(&request).await;
+    let events = repeating.until("stream_end").await;
+    assert_eq!(events.last().expect("an end")["generation_id"], generation, "the same turn");
+    fleet.replicas[0].resume();
+    let history = fleet.history_until(|messages| messages.len() == 2).await;
+    assert_eq!(history[1]["content"], expected(message).as_str());
+    assert_eq!(started().await, Some(before + 2), "the model answered twice");
+    // The first writer comes back, and leaves it at that.
+    until_ok(&fleet.replicas[0], "/health/ready").await;
+    assert_eq!(chat(&fleet.replicas[0], &fleet.session, "and on").await.status, 200);
+    let history = fleet.history_until(|messages| messages.len() == 4).await;
+    assert_eq!(history[1]["generation_id"], generation);
+}
+
+#[tokio::test]
+async fn a_turn_that_is_accepted_before_a_lost_clear_is_applied_again_is_cancelled_by_it() {
+    let fleet = Fleet::at_rate("60").await;
+    assert_eq!(chat(&fleet.replicas[1], &fleet.session, "[[tokens=3]] before").await.status, 200);
+    let mut clearing = fleet.socket(0).await;
+    fleet.redis.remember();
+    clearing.say(&json!({"type": "clear_history"})).await;
+    clearing.until("history_cleared").await;
+    // The replica that would clear again is late.
+    fleet.replicas[0].pause();
+    fleet.redis.lose_what_came_since();
+    let mut asking = fleet.socket(1).await;
+    asking.say(&json!({"type": "chat", "message": "[[tokens=2000]] early"})).await;
+    asking.until("stream_chunk").await;
+    fleet.replicas[0].resume();
+    asking.until("cancelled").await;
+    fleet.history_until(<[Value]>::is_empty).await;
+    // Later turns stay.
+    let reply = chat(&fleet.replicas[2], &fleet.session, "[[tokens=3]] late").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    fleet.history_until(|messages| messages.len() == 2).await;
 }
 
 #[tokio::test]

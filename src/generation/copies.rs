@@ -1,8 +1,8 @@
 //! Copies of accepted turns and redo entries, in a second replica.
 //!
 //! What Redis acknowledged, a failover may lose, and the replica that would restore it may be dead.
-//! So each replica sends a copy of what it would restore to one other replica, which is among those
-//! that watch its connections. Where the sender is gone, the other one restores in its place. While
+//! So each replica sends a copy of what it would restore to its backup, which is one of the replicas
+//! that watch its connections. When the sender is gone, the backup restores in its place. While
 //! Redis replicas acknowledge the writes, no copy is sent: they are the second place then.
 
 use std::collections::{HashSet, VecDeque};
@@ -26,7 +26,7 @@ use crate::telemetry::metric;
 const COPY_BYTES: usize = 256 << 10;
 /// Copies that wait to be sent, at most.
 const WAITING: usize = 256;
-/// Attempts to send a copy, and the pause between them: the other replica may have died just now.
+/// Attempts to send a copy, and the pause between them: the backup may have died just now.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of copies that are kept for other replicas, at most. Beyond it the oldest go.
@@ -75,8 +75,8 @@ impl Copy {
 /// The copies that this replica sends, and those that it keeps.
 pub(super) struct Copies {
     outbox: mpsc::Sender<String>,
-    /// The replica that keeps the copies of this one.
-    keeper: watch::Sender<Option<String>>,
+    /// The backup of this replica.
+    backup: watch::Sender<Option<String>>,
     kept: Mutex<Kept>,
 }
 
@@ -97,14 +97,14 @@ impl Copies {
     /// Creates the copies of a replica, with the queue of those that are to be sent.
     pub(super) fn new() -> (Self, mpsc::Receiver<String>) {
         let (outbox, waiting) = mpsc::channel(WAITING);
-        let copies = Self { outbox, keeper: watch::Sender::new(None), kept: Mutex::default() };
+        let copies = Self { outbox, backup: watch::Sender::new(None), kept: Mutex::default() };
         (copies, waiting)
     }
 
-    /// Sends a copy of the entry to the replica that keeps this one's copies, in the background.
-    /// Without such a replica, and while Redis replicas acknowledge the writes, it does nothing.
+    /// Sends a copy of the entry to the backup, in the background. Does nothing without a backup, and
+    /// while Redis replicas acknowledge the writes.
     pub(super) fn send(&self, store: &Store, entry: &RedoEntry) {
-        if store.is_replicated() || self.keeper.borrow().is_none() {
+        if store.is_replicated() || self.backup.borrow().is_none() {
             return;
         }
         let json = serde_json::to_string(&Copy::of(entry)).unwrap_or_default();
@@ -113,11 +113,11 @@ impl Copies {
         }
     }
 
-    /// Notes the replica that is to keep this one's copies from now on.
-    pub(super) fn set_keeper(&self, keeper: Option<String>) {
-        self.keeper.send_if_modified(|known| {
-            let is_new = *known != keeper;
-            *known = keeper;
+    /// Notes the backup of this replica.
+    pub(super) fn set_backup(&self, backup: Option<String>) {
+        self.backup.send_if_modified(|known| {
+            let is_new = *known != backup;
+            *known = backup;
             is_new
         });
     }
@@ -187,8 +187,8 @@ pub(super) async fn exchange(
             if attempt > 0 {
                 sleep(PAUSE).await;
             }
-            let Some(keeper) = copies.keeper.borrow().clone() else { break };
-            if store.send_copy(&keeper, payload.clone()).await.unwrap_or(false) {
+            let Some(backup) = copies.backup.borrow().clone() else { break };
+            if store.send_copy(&backup, payload.clone()).await.unwrap_or(false) {
                 outcome = "sent";
                 break;
             }

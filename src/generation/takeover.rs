@@ -57,7 +57,7 @@ impl Successor for TurnSuccessor {
     }
 
     fn note_watcher(&self, watcher: Option<String>) {
-        self.generations.copies.set_keeper(watcher);
+        self.generations.copies.set_backup(watcher);
     }
 
     /// Finds turns in the name of replicas without a heartbeat. Takes over turns in this replica's

@@ -70,6 +70,9 @@ impl World<'_> {
         {
             let written = parts(self.holders[ender].state.text());
             assert_eq!(stored, written, "the stored answer is the text of its only ender");
+        } else if message.status == Some(Status::Complete) {
+            let written = |at: &usize| parts(self.holders[*at].state.text()) == stored;
+            assert!(turn.enders.iter().any(written), "the stored answer is that of one ender");
         }
         let delivered = self.client.ended.get(&turn.generation);
         if turn.cancelled {

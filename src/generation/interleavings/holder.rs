@@ -21,6 +21,7 @@ const REASONING: usize = 15;
 /// What a holder writes at the end of a turn.
 pub(super) type End = (Message, Vec<(Tag, Control)>);
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Holder {
     pub(super) replica: usize,
     pub(super) turn: Arc<Turn>,

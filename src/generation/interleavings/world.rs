@@ -67,8 +67,6 @@ pub(super) struct World<'a> {
     pub(super) submissions: Vec<Submission>,
     pub(super) client: Client,
     pub(super) failovers: usize,
-    /// Whether a Redis replica was in sync since the last failover.
-    in_sync: bool,
     copies: Vec<Copy>,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.
@@ -89,7 +87,6 @@ impl<'a> World<'a> {
             submissions: Vec::new(),
             client: Client::new(),
             failovers: 0,
-            in_sync: true,
             copies: Vec::new(),
             redos: Vec::new(),
             pending: Vec::new(),
@@ -128,12 +125,8 @@ impl<'a> World<'a> {
             }
             Action::Cancel { heard, fate } => self.cancel(heard, fate).await,
             Action::Clear { delete, heard, fate } => self.clear(delete, heard, fate).await,
-            Action::InSync => {
-                self.redis.remember();
-                self.in_sync = true;
-            }
-            // Two failovers without a replica in sync in between are beyond the promises.
-            Action::Failover if self.in_sync => self.fail_over(),
+            Action::InSync => self.redis.remember(),
+            Action::Failover => self.fail_over(),
             Action::Redo { which } if !self.pending.is_empty() => {
                 let at = self.pending.swap_remove(which % self.pending.len());
                 self.redo(at).await;
@@ -425,7 +418,6 @@ impl<'a> World<'a> {
     fn fail_over(&mut self) {
         self.redis.cli(&["SWAPDB", "0", "1"]);
         self.redis.remember();
-        self.in_sync = false;
         self.failovers += 1;
         self.pending = (0..self.redos.len()).collect();
         for holder in &mut self.holders {
