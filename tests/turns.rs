@@ -57,11 +57,11 @@ fn expected(message: &str) -> String {
 }
 
 /// Receives what is published on a channel, as another replica does.
-struct Published(mpsc::UnboundedSender<String>);
+struct Published(mpsc::Sender<String>);
 
 impl Listener for Published {
     fn message(&self, _channel: &str, payload: &str) {
-        let _ = self.0.send(payload.to_owned());
+        let _ = self.0.try_send(payload.to_owned());
     }
 
     fn gap(&self) {}
@@ -288,7 +288,7 @@ async fn text_is_published_while_the_writer_has_lost_its_subscription_and_anothe
     socket.say(&json!({"type": "chat", "message": message})).await;
     socket.until("stream_chunk").await;
     // The other replica.
-    let (sender, mut published) = mpsc::unbounded_channel();
+    let (sender, mut published) = mpsc::channel(4096);
     let listener: Arc<dyn Listener> = Arc::new(Published(sender));
     let other = store::connect(&redis.url()).await;
     let subscriptions =

@@ -142,6 +142,20 @@ impl Copies {
     }
 }
 
+impl Kept {
+    fn push(&mut self, copy: KeptCopy) {
+        self.bytes += copy.bytes();
+        self.copies.push_back(copy);
+        while self.bytes > BYTES
+            || self.copies.len() > COPIES
+            || self.copies.front().is_some_and(|copy| copy.at.elapsed() > KEPT)
+        {
+            let Some(copy) = self.copies.pop_front() else { return };
+            self.bytes -= copy.bytes();
+        }
+    }
+}
+
 impl KeptCopy {
     fn bytes(&self) -> usize {
         self.sender.len() + self.json.len()
@@ -153,16 +167,7 @@ impl Listener for Copies {
         let Some((sender, json)) = payload.split_once('\n') else { return };
         let (sender, json) = (sender.to_owned(), json.to_owned());
         let copy = KeptCopy { at: Instant::now(), sender, json };
-        let mut kept = self.kept();
-        kept.bytes += copy.bytes();
-        kept.copies.push_back(copy);
-        while kept.bytes > BYTES
-            || kept.copies.len() > COPIES
-            || kept.copies.front().is_some_and(|copy| copy.at.elapsed() > KEPT)
-        {
-            let Some(copy) = kept.copies.pop_front() else { return };
-            kept.bytes -= copy.bytes();
-        }
+        self.kept().push(copy);
     }
 
     /// A copy that was lost is in one place only.
@@ -198,43 +203,59 @@ pub(super) async fn exchange(
     TaskEnd::Done
 }
 
-/// Restores in the place of a replica that is gone what only its copies may have: its ends first,
-/// and its cancels last.
-pub(super) async fn adopt(generations: &Generations, gone: &str) {
-    let copies = generations.copies.take(gone);
-    let mut entries = Vec::new();
-    for KeptCopy { at, json, .. } in copies.into_iter().filter(|copy| copy.at.elapsed() <= KEPT) {
-        let read = serde_json::from_str::<Copy>(&json).map_err(|error| error.to_string());
-        let adopted =
-            read.and_then(|copy| copy.adopt(&generations.store).map_err(|error| error.to_string()));
-        match adopted {
-            Ok(entry) => entries.push((at, entry)),
-            Err(error) => tracing::warn!(%error, "unreadable copy of another replica"),
-        }
-    }
-    if entries.is_empty() {
-        return;
-    }
-    tracing::info!(from = gone, entries = entries.len(), "redo entries adopted");
-    for part in in_order(entries) {
-        redo::apply(generations, part).await;
-    }
+/// What a replica restores in the place of one that is gone.
+pub(super) struct Adopted {
+    /// Ends, cancels and clears.
+    ends: Vec<(Instant, RedoEntry)>,
+    /// Turns without an end.
+    turns: Vec<(KeptCopy, RedoEntry)>,
 }
 
-/// Returns the entries in the order in which they are restored. A turn that has ended is restored
-/// by its end.
-fn in_order(entries: Vec<(Instant, RedoEntry)>) -> [Vec<(Instant, RedoEntry)>; 2] {
-    let ended: HashSet<_> = entries
-        .iter()
-        .filter_map(|(_, entry)| match entry {
-            RedoEntry::Finished(finished) => Some(finished.writer.turn().generation),
-            _ => None,
-        })
-        .collect();
-    let is_open = |entry: &RedoEntry| !matches!(entry, RedoEntry::Accepted(turn) if ended.contains(&turn.generation));
-    let open = entries.into_iter().filter(|(_, entry)| is_open(entry));
-    let (cancels, others) = open.partition(|(_, entry)| matches!(entry, RedoEntry::Cancelled(_)));
-    [others, cancels]
+impl Adopted {
+    /// Takes the copies of a replica that is gone. A turn that has ended is restored by its end.
+    pub(super) fn of(generations: &Generations, gone: &str) -> Self {
+        let (mut ends, mut turns) = (Vec::new(), Vec::new());
+        let copies = generations.copies.take(gone);
+        for copy in copies.into_iter().filter(|copy| copy.at.elapsed() <= KEPT) {
+            let read = serde_json::from_str::<Copy>(&copy.json).map_err(|error| error.to_string());
+            let adopted = read
+                .and_then(|read| read.adopt(&generations.store).map_err(|error| error.to_string()));
+            match adopted {
+                Ok(entry @ RedoEntry::Accepted(_)) => turns.push((copy, entry)),
+                Ok(entry) => ends.push((copy.at, entry)),
+                Err(error) => tracing::warn!(%error, "unreadable copy of another replica"),
+            }
+        }
+        let ended: HashSet<_> = ends.iter().filter_map(|(_, entry)| entry.generation()).collect();
+        turns.retain(|(_, entry)| entry.generation().is_none_or(|id| !ended.contains(&id)));
+        if !(ends.is_empty() && turns.is_empty()) {
+            tracing::info!(from = gone, ends = ends.len(), turns = turns.len(), "copies adopted");
+        }
+        Self { ends, turns }
+    }
+
+    /// Applies ends, cancels and clears, in the background.
+    pub(super) fn apply_ends(&mut self, generations: &Generations) {
+        let ends = std::mem::take(&mut self.ends);
+        let running = generations.clone();
+        generations.tasks.spawn(async move { redo::apply(&running, ends).await });
+    }
+
+    /// Restores the turns that Redis does not have, in the background. Those that it has were
+    /// claimed before.
+    pub(super) fn restore_turns(self, generations: &Generations) {
+        let turns: Vec<_> = self.turns.into_iter().map(|(copy, entry)| (copy.at, entry)).collect();
+        let running = generations.clone();
+        generations.tasks.spawn(async move { redo::apply(&running, turns).await });
+    }
+
+    /// Keeps the turns for another attempt, because the claims of those that Redis has failed.
+    pub(super) fn put_back(self, generations: &Generations) {
+        let mut kept = generations.copies.kept();
+        for (copy, _) in self.turns {
+            kept.push(copy);
+        }
+    }
 }
 
 fn count(outcome: &'static str) {

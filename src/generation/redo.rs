@@ -17,7 +17,7 @@ use super::turn::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::session::store::{Cancellation, Claim, Clearing, Restored, Turn};
-use crate::session::{Control, Message, StoreError, Tag};
+use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
 pub(super) const KEPT: Duration = Duration::from_mins(1);
@@ -56,6 +56,15 @@ impl RedoEntry {
         match self {
             Self::Finished(finished) => finished.writer.bytes(),
             Self::Accepted(_) | Self::Cancelled(_) | Self::Cleared(_) => 0,
+        }
+    }
+
+    /// Returns the generation of a turn, or of an end that a writer wrote.
+    pub(super) fn generation(&self) -> Option<GenerationId> {
+        match self {
+            Self::Accepted(turn) => Some(turn.generation),
+            Self::Finished(finished) => Some(finished.writer.turn().generation),
+            Self::Cancelled(_) | Self::Cleared(_) => None,
         }
     }
 
@@ -98,9 +107,12 @@ impl Finished {
     }
 }
 
-/// Restores a turn of a replica that is gone, and runs it here, unless it has ended or another
-/// replica holds it.
+/// Restores a turn of a replica that is gone, and runs it here, if a failover lost it. A turn that
+/// Redis has is claimed as every other one is: Redis knows more of it than its copy.
 async fn restore(generations: &Generations, turn: &Arc<Turn>) -> Result<(), StoreError> {
+    if generations.store.open_turn(turn).await?.is_some() {
+        return Ok(());
+    }
     let state = match generations.store.restore(turn).await? {
         Restored::Gone => return Ok(()),
         Restored::Waiting => TurnState::Waiting,

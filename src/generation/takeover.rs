@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use rand::seq::SliceRandom;
 
 use super::Generations;
-use super::copies;
+use super::copies::Adopted;
 use super::turn::TurnState;
 use crate::membership::{GoneReplica, Successor};
 use crate::queue::Freed;
@@ -38,11 +38,18 @@ impl Successor for TurnSuccessor {
     type Error = StoreError;
 
     async fn take_over(&self, gone: &GoneReplica) -> Result<(), StoreError> {
-        // Beside the claims: an end that a failover lost is written in any case.
-        let (generations, name) = (self.generations.clone(), gone.name.clone());
-        self.generations.tasks.spawn(async move { copies::adopt(&generations, &name).await });
+        let generations = &self.generations;
+        let mut adopted = Adopted::of(generations, &gone.name);
+        adopted.apply_ends(generations);
         let reason = gone.reason.as_str();
-        let turns = take_over(&self.generations, reason, |turn| turn.replica == gone.name).await?;
+        let turns = match take_over(generations, reason, |turn| turn.replica == gone.name).await {
+            Ok(turns) => turns,
+            Err(error) => {
+                adopted.put_back(generations);
+                return Err(error);
+            }
+        };
+        adopted.restore_turns(generations);
         let replica = &gone.name;
         if turns > 0 {
             tracing::warn!(replica, turns, reason, "replica gone; turns taken over");

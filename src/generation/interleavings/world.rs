@@ -312,6 +312,10 @@ impl<'a> World<'a> {
         }
         for Copy { turn, .. } in open {
             let turn = Arc::new(turn.adopt().expect("a copy"));
+            if self.stores[0].open_turn(&turn).await.expect("the open turns").is_some() {
+                // It is claimed as every other turn is.
+                continue;
+            }
             match self.stores[0].restore(&turn).await.expect("a reply") {
                 Restored::Gone => {}
                 Restored::Waiting => self.hold_claimed(0, turn, false).await,
