@@ -217,7 +217,8 @@ impl<'a> World<'a> {
                     self.client.ended.remove(&known.generation);
                 }
                 (known.cleared, known.deleted) = (false, false);
-                known.acknowledged |= submission.acknowledged;
+                // Without a reply to its last request the client, or the replica for it, repeats it.
+                known.acknowledged = submission.acknowledged;
             }
             None => self.submissions.push(submission),
         }
