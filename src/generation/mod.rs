@@ -6,6 +6,7 @@ mod attempts;
 mod capacity;
 mod context;
 mod continuation;
+mod copies;
 mod failures;
 #[cfg(test)]
 mod interleavings;
@@ -42,6 +43,7 @@ use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, P
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
+use copies::Copies;
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use turn::TurnState;
@@ -68,6 +70,7 @@ pub struct Generations {
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
+    copies: Arc<Copies>,
     tasks: TaskTracker,
     /// Cancelled when the drain limit is over, and the remaining turns are handed over.
     stop: CancellationToken,
@@ -184,6 +187,7 @@ impl Generations {
         settings: GenerationSettings,
     ) -> Self {
         let GenerationSettings { num_ctx_cap, host_wait, lease, storage } = settings;
+        let (copies, waiting) = Copies::new();
         let generations = Self {
             budget: Budget::new(store.clone(), storage),
             store,
@@ -197,6 +201,7 @@ impl Generations {
             lease,
             running: Arc::default(),
             redo: Arc::default(),
+            copies: Arc::new(copies),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             #[cfg(test)]
@@ -212,11 +217,20 @@ impl Generations {
         let successor = TurnSuccessor::new(generations.clone());
         lifecycle.spawn("heartbeat and takeover", membership.run(successor));
         lifecycle.spawn("redo after a failover", redo::watch(generations.clone()));
+        let (store, copies) = (generations.store.clone(), Arc::clone(&generations.copies));
+        lifecycle.spawn("copies of redo entries", copies::exchange(store, copies, waiting));
         generations
+    }
+
+    /// Keeps an entry for the case that a failover loses what it wrote, here and in another replica.
+    fn keep(&self, entry: RedoEntry) {
+        self.copies.send(&self.store, &entry);
+        self.redo.push(entry);
     }
 
     /// Runs a turn in a task of its own.
     fn run(&self, turn: Arc<store::Turn>, state: TurnState) {
+        self.copies.send(&self.store, &RedoEntry::Accepted(Arc::clone(&turn)));
         let listed = panics::Listed::new(self.clone(), turn.generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
@@ -334,7 +348,7 @@ impl Generations {
         let cancellation = Cancellation::new(owner, session, generation);
         let reply = self.store.cancel(&cancellation).await?;
         if let store::CancelReply::Running(id) | store::CancelReply::Waiting(id) = reply {
-            self.redo.push(RedoEntry::Cancelled(cancellation.again(id)));
+            self.keep(RedoEntry::Cancelled(cancellation.again(id)));
         }
         match reply {
             store::CancelReply::Nothing => Ok(CancelOutcome::AlreadyEnded),
@@ -373,7 +387,7 @@ impl Generations {
     ) -> Result<u64, StoreError> {
         let mut clearing = Clearing::new(owner, session, delete);
         let count = self.store.clear(&mut clearing).await?;
-        self.redo.push(RedoEntry::Cleared(clearing));
+        self.keep(RedoEntry::Cleared(clearing));
         if delete {
             self.budget.forget(session).await;
         }

@@ -263,6 +263,6 @@ async fn finish(
     writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
     metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
     tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
-    generations.redo.push(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
+    generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
     Ok(())
 }

@@ -138,6 +138,16 @@ impl Detector {
         others.into_iter().take(WATCHED).cloned().collect()
     }
 
+    /// Returns a replica that watches the observer's connections: the one before it in the order of
+    /// the names.
+    pub fn watcher(&self) -> Option<String> {
+        let alive = |seen: &Observation| seen.counter.is_some_and(|at| at != SIGNED_OFF);
+        let others =
+            || self.observations.iter().filter(|(_, seen)| alive(seen)).map(|(name, _)| name);
+        let before = others().filter(|name| **name < self.observer).max();
+        before.or_else(|| others().max()).cloned()
+    }
+
     /// Forgets all observations, because Redis did not reply: a replica that could not see the
     /// heartbeats suspects no replica for another replica lease.
     pub fn reset(&mut self) {

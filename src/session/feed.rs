@@ -19,7 +19,7 @@ use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Window};
 use crate::lifecycle::{TaskEnd, catch_panic};
-use crate::redis::{Listener, Redis, RedisError, Subscriptions};
+use crate::redis::{Listener, Redis, RedisError, Subscription, Subscriptions};
 use crate::retry::Backoff;
 
 /// Time without a hint in a running turn after which the feed reads Redis: hints may be lost.
@@ -67,7 +67,8 @@ pub struct Feed {
     changed: Notify,
     /// Notified of each change but a piece of text, so that a writer is not woken by its own text.
     events_changed: Notify,
-    subscribed: tokio::sync::OnceCell<()>,
+    /// Set once the feed is subscribed to its channel and read.
+    subscription: tokio::sync::OnceCell<Option<Subscription>>,
     /// Requested reads that have not been served yet.
     pending_reads: AtomicU32,
 }
@@ -167,13 +168,16 @@ impl Feeds {
     /// [`StoreError::Absent`] where the session is another owner's; [`StoreError::Redis`].
     pub async fn join(&self, owner: &Owner, session: SessionId) -> Result<Arc<Feed>, StoreError> {
         let feed = self.inner.feed(owner, session);
-        feed.subscribed
+        feed.subscription
             .get_or_try_init(|| async {
-                if let Some(subscriptions) = self.inner.subscriptions.get() {
-                    subscriptions.subscribe(&store::channel(session)).await?;
-                }
+                let subscription = match self.inner.subscriptions.get() {
+                    Some(subscriptions) => {
+                        Some(subscriptions.subscribe(&store::channel(session)).await?)
+                    }
+                    None => None,
+                };
                 // The subscription comes first, so that no hint falls between it and the read.
-                feed.read(&self.inner.store).await.map(drop)
+                feed.read(&self.inner.store).await.map(|_| subscription)
             })
             .await?;
         Ok(feed)
@@ -211,7 +215,7 @@ impl FeedsInner {
             }),
             changed: Notify::new(),
             events_changed: Notify::new(),
-            subscribed: tokio::sync::OnceCell::new(),
+            subscription: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
         });
         of_session.push(Arc::downgrade(&feed));
@@ -327,8 +331,14 @@ impl Feed {
         }
     }
 
-    /// Applies a piece that Redis has stored and not published, because only this replica is
-    /// subscribed to the session.
+    /// Returns whether hints of the session are expected to arrive: this replica's subscription is
+    /// in force, as far as it knows.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscription.get().and_then(Option::as_ref).is_some_and(Subscription::is_confirmed)
+    }
+
+    /// Applies a piece that this replica has stored, which may not be published, or not reach this
+    /// replica. A piece that was applied before changes nothing.
     pub fn take_piece(
         self: &Arc<Self>,
         generation: GenerationId,

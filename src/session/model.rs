@@ -59,12 +59,25 @@ impl SessionId {
 }
 
 /// The owner of a session.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Owner {
     /// Every caller that knows the session's identifier.
     Anonymous,
     /// One signed-in user, by the subject of the token.
     User(String),
+}
+
+impl From<String> for Owner {
+    fn from(key: String) -> Self {
+        Self::from_key(&key)
+    }
+}
+
+impl From<Owner> for String {
+    fn from(owner: Owner) -> Self {
+        owner.key()
+    }
 }
 
 impl Owner {

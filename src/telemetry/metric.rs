@@ -76,6 +76,9 @@ metrics! {
     counter SESSIONS_EVICTED_TOTAL = "jarvis_sessions_evicted_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
+    /// Copies of turns and redo entries for another replica by outcome: sent, unheard (that replica
+    /// was not subscribed), dropped (too large, or too many waited).
+    counter REDO_COPIES_TOTAL = "jarvis_redo_copies_total";
     /// Redis clients that were replaced because they hung.
     counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
 }

@@ -3,6 +3,7 @@
 mod answer;
 mod cancel;
 mod conversation;
+mod copies;
 mod eviction;
 mod history;
 mod keys;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 pub use answer::{Appended, Written};
 pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
+pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
 pub use history::{Described, Page, REPLY_BYTES, message};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
