@@ -25,7 +25,7 @@ impl Holders {
     ///
     /// # Errors
     /// Fails where a process does not start.
-    pub async fn start(replicas: &[String], sockets: usize, count: usize) -> anyhow::Result<Self> {
+    pub fn start(replicas: &[String], sockets: usize, count: usize) -> anyhow::Result<Self> {
         let (send, statuses) = watch::channel(vec![HoldStatus::default(); count]);
         let mut children = Vec::with_capacity(count);
         for number in 0..count {

@@ -23,7 +23,7 @@ use holders::Holders;
 const REPLICAS: usize = 3;
 /// The time that opening the sockets, or their return, may take.
 const LIMIT: Duration = Duration::from_mins(2);
-/// The goal for the return of all sockets after a replica's death.
+/// The time limit for the return of all sockets after a replica's death.
 const RETURN_LIMIT: Duration = Duration::from_secs(5);
 /// The time in which a replica frees the buffers of handshakes, and after a close what sockets
 /// took.
@@ -111,7 +111,7 @@ pub async fn run(run: Sockets) -> anyhow::Result<SocketsReport> {
     let survivor = &fleet.replicas[REPLICAS - 1];
     let idle = survivor.resident_kib()?;
     let before = cpu(&fleet);
-    let mut holders = Holders::start(&fleet.urls(), run.sockets, run.holders).await?;
+    let mut holders = Holders::start(&fleet.urls(), run.sockets, run.holders)?;
     let is_open = holders.wait(LIMIT, |status| status.open == run.sockets).await;
     let handshake_us = (cpu(&fleet) - before) * 1e6 / holders.status().open.max(1) as f64;
     sleep(SETTLE).await;
