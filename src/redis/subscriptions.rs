@@ -33,9 +33,11 @@ pub trait Listener: Send + Sync + 'static {
 
 /// Clients that share the channels, because fred does not pipeline SSUBSCRIBE.
 const CLIENTS: usize = 4;
-/// Messages that may wait for the listener. fred reserves this room for every kind of event, 14 MiB
+/// Messages that may wait for the listener. fred reserves this room for every kind of event, 3.5 MiB
 /// a client. Its default of 32 loses most of a burst.
-pub const MESSAGES: usize = 8192;
+pub const MESSAGES: usize = 2048;
+/// Room for channels that is kept in any case.
+const SMALLEST_TABLE: usize = 1024;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
 /// Time between two reads of the hash slots.
@@ -154,7 +156,15 @@ impl Subscriptions {
     /// Unsubscribes from a channel.
     pub fn unsubscribe(&self, channel: &str) {
         let shard = self.shard(channel);
-        lock(&shard.wanted).remove(channel);
+        {
+            let mut wanted = lock(&shard.wanted);
+            wanted.remove(channel);
+            // A burst of channels must not keep its room.
+            if wanted.capacity() > SMALLEST_TABLE && wanted.len() < wanted.capacity() / 4 {
+                let room = wanted.len() * 2;
+                wanted.shrink_to(room);
+            }
+        }
         // Without room the channel stays subscribed, and the listener ignores its messages.
         let _ = shard.changes.try_send(Change::Unsubscribe(channel.to_owned()));
     }

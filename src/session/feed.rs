@@ -36,6 +36,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Time without a hint after which an idle feed keeps only its cursor.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 32;
+/// Room for sessions that is kept in any case.
+const SMALLEST_TABLE: usize = 1024;
 /// Closed requests that are kept. The turns of a session may be cancelled together: one that runs,
 /// and eight that wait.
 const UPSTREAM_CLOSED_KEPT: usize = 9;
@@ -218,6 +220,8 @@ impl FeedsInner {
             subscription: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
         });
+        // A session has one owner, so room for more would mostly be wasted.
+        of_session.reserve_exact(1);
         of_session.push(Arc::downgrade(&feed));
         feed
     }
@@ -538,6 +542,11 @@ impl Drop for Feed {
             of_session.retain(|feed| feed.strong_count() > 0);
             if of_session.is_empty() {
                 feeds.remove(&self.session);
+                // A burst of sessions must not keep its room.
+                if feeds.capacity() > SMALLEST_TABLE && feeds.len() < feeds.capacity() / 4 {
+                    let room = feeds.len() * 2;
+                    feeds.shrink_to(room);
+                }
                 // The lock is held, so that a join that creates the next feed subscribes after
                 // this.
                 if let Some(subscriptions) = inner.subscriptions.get() {

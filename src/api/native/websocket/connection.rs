@@ -104,7 +104,8 @@ impl Connection {
     /// Sends the first event, serves the client until either side ends the socket, and closes it.
     /// Boxed, because a future stores its arguments twice.
     pub async fn run(mut self: Box<Self>, welcome: Utf8Bytes, recovered: bool) {
-        let end = match self.welcome(welcome, recovered).await {
+        // Boxed, because the future is large, and its room is needed only once.
+        let end = match Box::pin(self.welcome(welcome, recovered)).await {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
@@ -173,26 +174,39 @@ impl Connection {
         let mut drains = pin!(lifecycle.reached(Phase::Draining));
         loop {
             let step = tokio::select! {
-                () = &mut drains => Err(draining()),
+                () = &mut drains => return draining(),
                 packet = self.socket.receive() => match packet {
-                    Ok(packet) => self.receive(packet).await,
-                    Err(end) => Err(end),
+                    Ok(packet) => Step::Received(packet),
+                    Err(end) => return end,
                 },
-                outcome = outcome(&mut self.running) => self.finish_request(outcome).await,
-                snapshot = snapshot(&mut self.snapshot) => self.send_snapshot(snapshot).await,
+                outcome = outcome(&mut self.running) => Step::Finished(outcome),
+                snapshot = snapshot(&mut self.snapshot) => Step::Snapshot(snapshot),
                 delivered = self.reader.next(),
-                    if self.held.is_none() && self.snapshot.is_none() => match delivered {
-                    Delivered::Delta(delta) => self.deliver(delta).await,
-                    Delivered::Lost => {
-                        self.request_snapshot();
-                        Ok(())
-                    }
-                },
-                () = &mut self.heartbeat => self.send_heartbeat().await,
+                    if self.held.is_none() && self.snapshot.is_none() => Step::Delivered(delivered),
+                () = &mut self.heartbeat => Step::Heartbeat,
             };
-            if let Err(end) = step {
+            let done = match step {
+                Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+                // Boxed, because every idle socket would reserve the room of the largest step.
+                step => Box::pin(self.take(step)).await,
+            };
+            if let Err(end) = done {
                 return end;
             }
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> Result<(), CloseReason> {
+        match step {
+            Step::Received(packet) => self.receive(packet).await,
+            Step::Finished(outcome) => self.finish_request(outcome).await,
+            Step::Snapshot(snapshot) => self.send_snapshot(snapshot).await,
+            Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+            Step::Delivered(Delivered::Lost) => {
+                self.request_snapshot();
+                Ok(())
+            }
+            Step::Heartbeat => self.send_heartbeat().await,
         }
     }
 
@@ -201,8 +215,17 @@ impl Connection {
     }
 
     async fn send_packet(&mut self, packet: Packet) -> Result<(), CloseReason> {
+        if self.socket.write(packet).await? {
+            return Ok(());
+        }
+        // Boxed and rare: the kernel mostly takes an event at once.
+        Box::pin(self.wait_for_room()).await
+    }
+
+    /// Waits until the kernel has taken what was written.
+    async fn wait_for_room(&mut self) -> Result<(), CloseReason> {
         let started = Instant::now();
-        match timeout(self.shared.settings.read_timeout, self.socket.send(packet)).await {
+        match timeout(self.shared.settings.read_timeout, self.socket.flush()).await {
             Ok(Ok(())) => {
                 if started.elapsed() > SIGN_OF_LIFE {
                     self.note_sign_of_life();
@@ -419,6 +442,15 @@ impl Connection {
         self.view.reset(cursor, snapshot.running.map(|(generation, _)| generation));
         Ok(())
     }
+}
+
+/// The next step of a socket.
+enum Step {
+    Received(Packet),
+    Finished(RequestOutcome),
+    Snapshot(Snapshot),
+    Delivered(Delivered),
+    Heartbeat,
 }
 
 /// The unfinished requests of a socket that has ended, in their order.

@@ -81,13 +81,17 @@ pub async fn upgrade(
     let welcome = wire::connection(session, Some(connected_at), resumed, recovered, None);
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
+    let largest = shared.settings.max_frame_bytes;
+    // Boxed, because the task would keep the room of everything that it captures.
+    let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
+        Box::new(Connection::new(shared, owner, source, session, socket, reader))
+    });
     let open = async move {
         // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
-        let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
-        let connection = Connection::new(shared, owner, source, session, socket, reader);
+        let connection = create(Socket::new(upgraded, largest).await);
         // A panic closes the socket; its client reconnects with its cursor.
-        let _ = catch_panic("websocket", Box::new(connection).run(welcome, recovered)).await;
+        let _ = catch_panic("websocket", connection.run(welcome, recovered)).await;
     };
     tracker.spawn(open.instrument(tracing::Span::current()));
     Ok(response)

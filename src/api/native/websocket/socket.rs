@@ -4,11 +4,14 @@
 //! again, answers a close without a code by one without a code, and leaves the TCP connection to
 //! be reset while the client still sends.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -24,8 +27,12 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use crate::api::native::wire;
 use crate::telemetry::{CountedOpen, metric};
 
-/// The read buffer grows for larger messages and stays large; most messages are small.
-const READ_BUFFER: usize = 1 << 10;
+/// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
+/// messages are small.
+const READ_BUFFER: usize = 128;
+/// Bytes that are read from the kernel at once. What the buffer has no room for is kept until it is
+/// taken.
+const READ_AHEAD: usize = 4 << 10;
 /// A frame larger than this cannot be sent: it has to hold the largest event.
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
 /// Each step of a closing handshake takes at most this long.
@@ -89,7 +96,8 @@ impl Socket {
             .max_write_buffer_size(WRITE_BUFFER)
             .max_message_size(Some(largest))
             .max_frame_size(Some(largest));
-        let transport = Transport { io: TokioIo::new(upgraded), output: Output::Sent };
+        let io = TokioIo::new(upgraded);
+        let transport = Transport { io, ahead: Bytes::new(), output: Output::Sent };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
         Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
@@ -116,12 +124,26 @@ impl Socket {
         self.receive().await
     }
 
-    /// Sends a message, and waits until the kernel has taken it.
+    /// Writes a message. Returns whether the kernel has taken it; otherwise [`Socket::flush`] must
+    /// follow before the next message.
     ///
     /// # Errors
     /// Where the connection is lost.
-    pub async fn send(&mut self, message: Message) -> Result<(), CloseReason> {
-        Ok(self.frames.send(message).await?)
+    pub async fn write(&mut self, message: Message) -> Result<bool, CloseReason> {
+        self.frames.start_send_unpin(message)?;
+        let flushed = poll_fn(|context| Poll::Ready(self.frames.poll_flush_unpin(context))).await;
+        Ok(match flushed {
+            Poll::Ready(flushed) => flushed.map(|()| true)?,
+            Poll::Pending => false,
+        })
+    }
+
+    /// Waits until the kernel has taken everything that was written.
+    ///
+    /// # Errors
+    /// Where the connection is lost.
+    pub async fn flush(&mut self) -> Result<(), CloseReason> {
+        Ok(self.frames.flush().await?)
     }
 
     /// Carries out the closing handshake: the close frame, the end of the stream, and then the
@@ -168,6 +190,8 @@ impl Socket {
 /// The stream of bytes below the frames.
 struct Transport {
     io: TokioIo<Upgraded>,
+    /// Bytes that were read and not taken yet.
+    ahead: Bytes,
     output: Output,
 }
 
@@ -194,7 +218,26 @@ impl AsyncRead for Transport {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, into)
+        if self.ahead.is_empty() {
+            if into.remaining() >= READ_AHEAD {
+                return Pin::new(&mut self.io).poll_read(context, into);
+            }
+            let mut bytes = [MaybeUninit::uninit(); READ_AHEAD];
+            let mut read = ReadBuf::uninit(&mut bytes);
+            ready!(Pin::new(&mut self.io).poll_read(context, &mut read))?;
+            let (taken, rest) = read.filled().split_at(read.filled().len().min(into.remaining()));
+            into.put_slice(taken);
+            if !rest.is_empty() {
+                self.ahead = Bytes::copy_from_slice(rest);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let count = self.ahead.len().min(into.remaining());
+        into.put_slice(&self.ahead.split_to(count));
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
