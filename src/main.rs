@@ -12,9 +12,12 @@ use std::time::Duration;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
-use jarvis::config::{Cli, Command, RedisSettings, ServerAddress, Settings, settings_table};
+use jarvis::config::{
+    Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
+};
 use jarvis::redis::{Redis, migrations};
 use jarvis::server::redis_options;
+use jarvis::sign_in;
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,6 +45,7 @@ async fn main() -> ExitCode {
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
         Command::Chat(server) => Box::pin(chat(&server)).await,
+        Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
         Command::Settings => {
             print!("{}", settings_table());
             Ok(())
@@ -80,7 +84,7 @@ fn reason(error: &clap::Error) -> String {
         Some(ContextValue::String(name)) => name.as_str(),
         _ => "",
     };
-    if let Some(source) = error.source().filter(|_| argument.contains("url")) {
+    if let Some(source) = error.source().filter(|_| holds_a_secret(argument)) {
         return format!("invalid value for '{argument}': {source}");
     }
     let text = error.to_string();
@@ -88,6 +92,11 @@ fn reason(error: &clap::Error) -> String {
     // The standard library's text does not help the operator.
     let line = line.replace("invalid digit found in string", "expected a whole number");
     without_userinfo(&line)
+}
+
+/// Returns whether the value of an argument may hold a secret. Its error then does not quote it.
+fn holds_a_secret(argument: &str) -> bool {
+    argument.contains("url") || argument.contains("secret")
 }
 
 /// Returns a text without a possible user name and password of a URL.
@@ -117,6 +126,16 @@ async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
 async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {
     migrations::apply(&Redis::connect(&redis_options(redis))?).await?;
     println!("the Redis Functions of {} are loaded", env!("CARGO_PKG_VERSION"));
+    Ok(())
+}
+
+fn token(user: &str, ttl: Duration, secret: &SecretSettings) -> anyhow::Result<()> {
+    let secret = secret.secret().ok_or_else(|| {
+        anyhow::anyhow!(
+            "no secret to sign with; set JARVIS_JWT_SECRET or JARVIS_JWT_SECRET_FILE as for serve"
+        )
+    })?;
+    println!("{}", sign_in::issue(secret, user, ttl)?);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, ApiSettings, AppState};
-use crate::config::{HostSettings, RedisSettings, Settings};
+use crate::config::{HostSettings, RedisSettings, Settings, SignInSettings};
 use crate::generation::{self, GenerationSettings, Generations};
 use crate::http::listener::{self, TimeLimits};
 use crate::http::middleware::AllowLists;
@@ -22,6 +22,7 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
+use crate::sign_in::{SignIn, SignInOptions};
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -89,6 +90,7 @@ impl Server {
             feeds,
             generations,
             settings: Arc::new(api_settings(settings)),
+            sign_in: Arc::new(SignIn::new(&sign_in_options(&settings.sign_in))),
             lifecycle,
             sockets: TaskTracker::new(),
             metrics,
@@ -185,6 +187,10 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
     }
 }
 
+fn sign_in_options(settings: &SignInSettings) -> SignInOptions {
+    SignInOptions { mode: settings.auth, secret: settings.secret.secret().cloned() }
+}
+
 fn api_settings(settings: &Settings) -> ApiSettings {
     let http = &settings.http;
     ApiSettings {
@@ -196,6 +202,7 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         request_timeout: http.request_timeout,
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
+        auth_grace: settings.sign_in.auth_grace,
         max_sockets: http.max_sockets as usize,
         proxies: usize::from(http.proxies),
         ..ApiSettings::default()

@@ -14,6 +14,7 @@ const DOCUMENTS: [&str; 10] = [
     "docs/PROOF.md",
     "docs/PROTOCOL.md",
     "docs/SETTINGS.md",
+    "docs/SIGN_IN.md",
     "migrations/README.md",
 ];
 

@@ -8,6 +8,7 @@ pub mod origins;
 mod queue;
 mod redis;
 mod replica;
+mod sign_in;
 mod telemetry;
 mod url;
 mod values;
@@ -18,14 +19,17 @@ pub use http::HttpSettings;
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
+pub use sign_in::{SecretSettings, SignInSettings};
 pub use telemetry::{LogFormat, TelemetrySettings};
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -51,6 +55,18 @@ pub enum Command {
     Health(ServerAddress),
     /// Chats with a running server in this terminal; a lost connection loses nothing
     Chat(ServerAddress),
+    /// Prints a token (HS256) that signs a user in until it expires
+    Token {
+        /// The subject of the token
+        #[arg(long, value_name = "NAME", value_parser = values::user_name)]
+        user: String,
+        /// How long the token is valid, as in 90s, 15m, 8h or 30d
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::lifetime)]
+        ttl: Duration,
+        /// The secret of the token
+        #[command(flatten)]
+        secret: SecretSettings,
+    },
     /// Prints every setting of serve as a Markdown table
     Settings,
 }
@@ -76,13 +92,24 @@ impl Cli {
             // The help lists the variables that are reset above, too.
             return Self::try_parse_from(arguments);
         }
-        let cli = Self::from_arg_matches(&parsed?)?;
-        if let Command::Serve(settings) = &cli.command
-            && let Err(wrong) = settings.hosts.check()
-        {
-            return Err(command.error(ErrorKind::ValueValidation, wrong));
+        let parsed = parsed?;
+        let cli = Self::from_arg_matches(&parsed)?;
+        match cli.check().and_then(|()| check_no_secret_is_public(&parsed)) {
+            Ok(()) => Ok(cli),
+            Err(wrong) => Err(command.error(ErrorKind::ValueValidation, wrong)),
         }
-        Ok(cli)
+    }
+
+    /// Checks settings together that are valid each.
+    fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Serve(settings) => {
+                settings.hosts.check()?;
+                settings.sign_in.check()
+            }
+            Command::Token { secret, .. } => secret.check(),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the passwords among the settings, which no log line or error may hold.
@@ -90,9 +117,26 @@ impl Cli {
         match &self.command {
             Command::Serve(settings) => settings.secrets(),
             Command::Migrate { redis } => redis.passwords(),
+            Command::Token { secret, .. } => secret.secrets(),
             Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
         }
     }
+}
+
+/// Refuses a secret among the arguments, which every user of the machine can read.
+fn check_no_secret_is_public(parsed: &ArgMatches) -> Result<(), String> {
+    let from = parsed.subcommand().and_then(|(_, of_command)| {
+        of_command
+            .try_contains_id("jwt_secret")
+            .ok()?
+            .then(|| of_command.value_source("jwt_secret"))?
+    });
+    if from == Some(ValueSource::CommandLine) {
+        let public = "every user of this machine can read arguments, so --jwt-secret is refused; set \
+            JARVIS_JWT_SECRET or --jwt-secret-file, with a new secret";
+        return Err(public.to_owned());
+    }
+    Ok(())
 }
 
 /// The settings of `jarvis serve`.
@@ -101,6 +145,10 @@ pub struct Settings {
     /// The HTTP server
     #[command(flatten)]
     pub http: HttpSettings,
+
+    /// Sign-in
+    #[command(flatten)]
+    pub sign_in: SignInSettings,
 
     /// The connection to Redis
     #[command(flatten)]
@@ -126,7 +174,13 @@ pub struct Settings {
 impl Settings {
     /// Returns the passwords among the settings.
     fn secrets(&self) -> Vec<String> {
-        [self.redis.passwords(), self.hosts.passwords(), self.telemetry.passwords()].concat()
+        [
+            self.redis.passwords(),
+            self.hosts.passwords(),
+            self.telemetry.passwords(),
+            self.sign_in.secret.secrets(),
+        ]
+        .concat()
     }
 }
 
@@ -230,6 +284,8 @@ mod tests {
         for argument in serve.get_arguments().filter(|argument| argument.get_env().is_some()) {
             let flag = format!("--{}", argument.get_long().expect("a flag"));
             let value = match (&*flag, argument.get_default_values().first()) {
+                // Refused as an argument, and tested as a variable and as a file.
+                ("--jwt-secret" | "--jwt-secret-file", _) => continue,
                 ("--redis-acknowledgements", _) => "1".to_owned(),
                 ("--preload", _) => "tinyllama".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),

@@ -9,5 +9,6 @@ pub mod raw;
 pub mod raw_http;
 pub mod setup;
 pub mod store;
+pub mod tokens;
 
 pub use testkit::{eventually, redis};

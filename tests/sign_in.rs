@@ -1,0 +1,410 @@
+//! Who a caller is, and what its token opens.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::process::{Command, Output, Stdio};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::client::{Reply, Socket, get, http, joined, send, until_ok};
+use support::process::{LIMIT, Process, jarvis, logged, ollama_sim};
+use support::redis::RedisServer;
+use support::setup::{Setup, setup};
+use support::tokens::{SECRET, base64url, claims, hs256, in_seconds, signed, token};
+use uuid::Uuid;
+
+const CHAT: &str = "/api/v1/chat";
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+async fn ask(server: &Process, method: Method, path: &str, body: &Value, token: &str) -> Reply {
+    let request = http().request(method, format!("{}{path}", server.url)).json(body);
+    send(if token.is_empty() { request } else { request.bearer_auth(token) }).await
+}
+
+async fn chat(server: &Process, session: &str, token: &str) -> Reply {
+    let body = json!({"message": "[[tokens=3]] hi", "session_id": session});
+    ask(server, Method::POST, CHAT, &body, token).await
+}
+
+/// Returns status and code, and checks that a 401 names the scheme.
+fn outcome(reply: &Reply) -> (u16, String) {
+    if reply.status == 401 {
+        assert_eq!(reply.headers["content-type"], "application/problem+json");
+        let challenge = reply.headers["www-authenticate"].to_str().expect("a text");
+        let expected = match reply.body["code"].as_str().expect("a code") {
+            "sign_in_required" => "Bearer",
+            "token_ambiguous" => "Bearer error=\"invalid_request\"",
+            _ => "Bearer error=\"invalid_token\"",
+        };
+        assert_eq!(challenge, expected);
+    }
+    (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Tokens that sign nobody in, and the code of each.
+fn bad_tokens() -> Vec<(&'static str, String, &'static str)> {
+    let none = |alg: &str| {
+        signed(&json!({"alg": alg, "typ": "JWT"}), &claims("alice", 3600), |_| Vec::new())
+    };
+    let with = |field: &str, value: Value| {
+        let mut all = claims("alice", 3600);
+        all[field] = value;
+        hs256(SECRET, &all)
+    };
+    let without = |field: &str| {
+        let mut all = claims("alice", 3600);
+        all.as_object_mut().expect("an object").remove(field);
+        hs256(SECRET, &all)
+    };
+    let valid = token("alice");
+    let (_, signature) = valid.rsplit_once('.').expect("a signature");
+    let other = base64url(claims("bob", 3600).to_string().as_bytes());
+    let header = base64url(br#"{"alg":"HS256","typ":"JWT"}"#);
+    // RS256 in the header, signed by the secret of HS256.
+    let confused = {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        signed(&json!({"alg": "RS256"}), &claims("alice", 3600), |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let critical = {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        let header = json!({"alg": "HS256", "crit": ["x"], "x": 1});
+        signed(&header, &claims("alice", 3600), |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let invalid = "token_invalid";
+    vec![
+        ("expired", hs256(SECRET, &claims("alice", -60)), "token_expired"),
+        ("signed by another secret", hs256(&"x".repeat(40), &claims("alice", 3600)), invalid),
+        ("alg none", none("none"), invalid),
+        ("alg None", none("None"), invalid),
+        ("HS256 without a signature", none("HS256"), invalid),
+        ("another algorithm than the key's", confused, invalid),
+        ("other claims under a valid signature", format!("{header}.{other}.{signature}"), invalid),
+        ("critical header", critical, invalid),
+        ("type refresh", with("type", json!("refresh")), invalid),
+        ("without a type", without("type"), invalid),
+        ("without an expiry", without("exp"), invalid),
+        ("an expiry that is no number", with("exp", json!("never")), invalid),
+        ("without a subject", without("sub"), invalid),
+        ("an empty subject", with("sub", json!("")), invalid),
+        ("a subject that is no text", with("sub", json!(7)), invalid),
+        ("a long subject", with("sub", json!("x".repeat(256))), invalid),
+        ("a control character", with("sub", json!("alice\n")), invalid),
+        ("not valid yet", with("nbf", json!(in_seconds(60))), invalid),
+        ("for another audience", with("aud", json!("another service")), invalid),
+        ("an unknown API key", format!("sk-jarvis-{}", "0".repeat(48)), invalid),
+        ("no token at all", "rubbish".to_owned(), invalid),
+    ]
+}
+
+fn is_public(path: &str) -> bool {
+    path == "/" || path.starts_with("/health") || path == "/metrics"
+}
+
+/// Every route of the description, and those that it leaves out: method, path and body.
+async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)> {
+    let description = get(server, "/openapi.json").await.body;
+    let paths = description["paths"].as_object().expect("paths");
+    let mut routes: Vec<(Method, String)> = Vec::new();
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            let method = method.to_uppercase().parse().expect("a method");
+            routes.push((method, path.replace("{session_id}", session)));
+        }
+    }
+    assert!(routes.len() >= 15, "{routes:?}");
+    for alias in ["/api/v1/chat/message", "/api/v1/chat/send", "/api/v1/chat/"] {
+        routes.push((Method::POST, alias.to_owned()));
+    }
+    routes.push((Method::GET, "/api/v1/chat/ws".to_owned()));
+    let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
+        path if path.ends_with("/cancel") => json!({}),
+        _ if *method == Method::PATCH => json!({"title": "A title"}),
+        _ if *method == Method::POST => json!({"message": "hi", "session_id": session}),
+        _ => Value::Null,
+    };
+    routes
+        .into_iter()
+        .map(|(method, path)| (method.clone(), path.clone(), body(&method, &path)))
+        .collect()
+}
+
+/// What a caller who may use the service, but not the session, gets.
+fn as_a_stranger(path: &str) -> (u16, &'static str) {
+    match path.trim_end_matches('/') {
+        path if path.contains("/sessions/") => (404, "session_not_found"),
+        "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
+        "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
+        _ => (200, ""),
+    }
+}
+
+#[tokio::test]
+async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
+    for mode in ["optional", "required"] {
+        let settings = [("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)];
+        let Setup { replica, .. } = &setup("500", &settings).await;
+        let session = id();
+        assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
+        let mut tokens: Vec<(&str, String, Option<(u16, &str)>)> = bad_tokens()
+            .into_iter()
+            .map(|(what, token, code)| (what, token, Some((401, code))))
+            .collect();
+        let anonymous = (mode == "required").then_some((401, "sign_in_required"));
+        tokens.push(("without a token", String::new(), anonymous));
+        tokens.push(("another's token", token("bob"), None));
+        for (method, path, body) in routes(replica, &session).await {
+            for (what, token, refusal) in &tokens {
+                let (status, code) = match refusal {
+                    _ if is_public(&path) => (200, ""),
+                    Some(refusal) => *refusal,
+                    None => as_a_stranger(&path),
+                };
+                let reply = ask(replica, method.clone(), &path, &body, token).await;
+                let expected = (status, code.to_owned());
+                assert_eq!(outcome(&reply), expected, "{mode}: {method} {path} {what}");
+            }
+        }
+        // A path without a route tells no more than one with a route.
+        let nothing = ask(replica, Method::GET, "/nothing", &Value::Null, "").await.status;
+        assert_eq!(nothing, if mode == "required" { 401 } else { 404 });
+        for page in ["/docs", "/openapi.json", "/docs/swagger-ui.css"] {
+            assert_eq!(get(replica, page).await.status, 200, "{mode}: {page}");
+        }
+        // The session is still its owner's, unchanged.
+        let path = format!("{CHAT}/sessions/{session}");
+        let mine = ask(replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+        assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)));
+        assert_eq!(mine.body["messages"][0]["user_id"], "alice");
+    }
+}
+
+#[tokio::test]
+async fn another_s_session_is_answered_as_one_that_never_was() {
+    let Setup { replica, .. } = &setup("500", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let (alices, anonymous) = (id(), id());
+    assert_eq!(chat(replica, &alices, &token("alice")).await.status, 200);
+    assert_eq!(chat(replica, &anonymous, "").await.status, 200);
+    let never = id();
+    for (session, caller) in
+        [(&alices, token("bob")), (&alices, String::new()), (&anonymous, token("bob"))]
+    {
+        for (method, path, body) in routes(replica, session).await {
+            if !path.contains("/sessions/") {
+                continue;
+            }
+            let theirs = ask(replica, method.clone(), &path, &body, &caller).await;
+            let path = path.replace(session.as_str(), &never);
+            let none = ask(replica, method.clone(), &path, &body, &caller).await;
+            assert_eq!((theirs.status, none.status), (404, 404), "{method} {path}");
+            assert_eq!(theirs.body, none.body, "{method} {path}");
+        }
+    }
+    // An anonymous session stays with every anonymous caller that knows it.
+    assert_eq!(chat(replica, &anonymous, "").await.status, 200);
+    // The same subject of another issuer is another user; see the tests of JWKS.
+    let (mut socket, _, _) = open(replica, &alices, &token("bob")).await.expect("a socket");
+    socket.say(&json!({"type": "get_history"})).await;
+    assert_eq!(socket.event().await["count"], 0);
+    socket.say(&json!({"message": "hi", "message_id": "1"})).await;
+    assert_eq!(socket.event().await["code"], "session_not_found");
+    socket.say(&json!({"type": "cancel"})).await;
+    assert_eq!(socket.event().await["code"], "session_not_found");
+    // What the owner does reaches no other socket of the session.
+    assert_eq!(chat(replica, &alices, &token("alice")).await.status, 200);
+    socket.say(&json!({"type": "ping"})).await;
+    assert_eq!(socket.event().await["type"], "pong");
+}
+
+async fn open(
+    server: &Process,
+    session: &str,
+    token: &str,
+) -> Result<(Socket, Value, Option<String>), u16> {
+    let bearer = format!("Bearer {token}");
+    let path = format!("/ws?session_id={session}");
+    Socket::open_with(server, &path, &[("authorization", &bearer)]).await
+}
+
+#[tokio::test]
+async fn a_websocket_takes_its_token_from_the_header_or_from_a_subprotocol_and_never_repeats_it() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let (session, alice) = (id(), token("alice"));
+    let path = format!("/ws?session_id={session}");
+    let protocols = format!("jarvis.v1, bearer.{alice}");
+    let bearer = format!("Bearer {alice}");
+    let headers = [("sec-websocket-protocol", &*protocols)];
+    let by_protocol = Socket::open_with(replica, &path, &headers);
+    let (mut socket, _, protocol) = by_protocol.await.expect("a socket");
+    assert_eq!(protocol.as_deref(), Some("jarvis.v1"));
+    socket.say(&json!({"message": "[[tokens=3]] hi"})).await;
+    let end = socket.until("stream_end").await;
+    assert!(!joined(&end).is_empty());
+    // The session is Alice's, over REST, too.
+    let path_of_rest = format!("{CHAT}/sessions/{session}");
+    let mine = ask(replica, Method::GET, &path_of_rest, &Value::Null, &alice).await;
+    assert_eq!(mine.status, 200);
+    let bobs = format!("jarvis.v1, bearer.{}", hs256(SECRET, &claims("alice", -60)));
+    for (what, headers) in [
+        ("no token", vec![]),
+        ("an expired one", vec![("sec-websocket-protocol", bobs.as_str())]),
+        ("two headers", vec![("authorization", &*bearer), ("authorization", &*bearer)]),
+        ("both", vec![("authorization", &*bearer), ("sec-websocket-protocol", &*protocols)]),
+        ("another scheme", vec![("authorization", "Basic YTpi")]),
+    ] {
+        let refused = Socket::open_with(replica, &path, &headers).await;
+        assert_eq!(refused.err(), Some(401), "{what}");
+    }
+    for parameter in ["token", "access_token", "bearer"] {
+        let path = format!("/ws?{parameter}={alice}");
+        assert_eq!(Socket::open_with(replica, &path, &[]).await.err(), Some(401), "{parameter}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_is_told_of_the_expiry_of_its_token_and_lives_on_only_with_another_of_its_user() {
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH_GRACE", "1")];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let short = hs256(SECRET, &claims("alice", 2));
+    let session = id();
+    let (mut ending, _, _) = open(replica, &session, &short).await.expect("a socket");
+    let (mut renewed, _, _) = open(replica, &session, &short).await.expect("a socket");
+    for socket in [&mut ending, &mut renewed] {
+        let event = socket.event().await;
+        assert_eq!(event["type"], "auth_expiring");
+        assert!(event["expires_at"].as_str().expect("a time").ends_with('Z'), "{event}");
+    }
+    for (token, code) in [
+        (token("bob"), "token_of_another"),
+        (hs256(SECRET, &claims("alice", -60)), "token_expired"),
+        ("rubbish".to_owned(), "token_invalid"),
+    ] {
+        renewed.say(&json!({"type": "auth", "token": token})).await;
+        let event = renewed.event().await;
+        assert_eq!((&event["type"], &event["code"]), (&json!("error"), &json!(code)));
+    }
+    renewed.say(&json!({"type": "auth"})).await;
+    assert_eq!(renewed.event().await["code"], "validation_failed");
+    renewed.say(&json!({"type": "auth", "token": token("alice")})).await;
+    let event = renewed.event().await;
+    assert_eq!(event["type"], "authenticated");
+    assert!(event["expires_at"].is_string(), "{event}");
+    let (events, close) = ending.end().await;
+    assert_eq!((events.len(), close.expect("a close").0), (0, 1008));
+    renewed.say(&json!({"type": "ping"})).await;
+    assert_eq!(renewed.event().await["type"], "pong");
+    // An event stream of the session ends in the same way, without a notice.
+    assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
+    let url = format!("{}{CHAT}/sessions/{session}/events", replica.url);
+    let stream = http().get(url).bearer_auth(hs256(SECRET, &claims("alice", 2)));
+    let stream = stream.send().await.expect("a response");
+    assert_eq!(stream.status(), 200);
+    let text = tokio::time::timeout(LIMIT, stream.text()).await.expect("an end in time");
+    assert!(text.expect("an orderly end").contains("connection"));
+}
+
+#[tokio::test]
+async fn the_queue_is_fair_between_signed_in_users_and_not_their_sessions() {
+    let Setup { replica, redis, .. } = &setup("20", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let (mut socket, _, _) = open(replica, &id(), &token("a b:c")).await.expect("a socket");
+    socket.say(&json!({"message": "[[tokens=200]] hi"})).await;
+    let started = socket.until("stream_start").await;
+    let generation = started.last().expect("an event")["generation_id"].as_str().expect("an id");
+    let ticket = format!("jarvis:{{queue}}:ticket:{generation}");
+    assert_eq!(redis.cli(&["HGET", &ticket, "user"]).trim(), "user:local:a%20b%3Ac");
+    assert_eq!(redis.cli(&["HGET", &ticket, "source"]).trim(), "user:local:a%20b%3Ac");
+}
+
+#[tokio::test]
+async fn no_log_line_holds_a_token_or_the_secret() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "500"]);
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_LOG", "debug,fred=off")];
+    let (replica, log) = logged(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let (alice, bad) = (token("alice"), hs256(&"y".repeat(40), &claims("alice", 3600)));
+    let session = id();
+    assert_eq!(chat(&replica, &session, &alice).await.status, 200);
+    assert_eq!(chat(&replica, &session, &bad).await.status, 401);
+    let protocols = format!("jarvis.v1, bearer.{alice}");
+    let headers = [("sec-websocket-protocol", &*protocols)];
+    let (mut socket, _, _) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");
+    socket.say(&json!({"type": "auth", "token": bad})).await;
+    assert_eq!(socket.event().await["code"], "token_invalid");
+    let text = std::fs::read_to_string(log).expect("a log");
+    assert!(text.contains("sign-in refused"), "the log is at debug");
+    for secret in [SECRET, alice.as_str(), bad.as_str()] {
+        // A part of it is as bad.
+        let part = &secret[secret.len() - 16..];
+        assert!(!text.contains(part), "{part} is in the log");
+    }
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("JARVIS_JWT_SECRET");
+    let output = command.envs(environment.iter().copied()).output().expect("jarvis");
+    let Output { status, stdout, stderr } = output;
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+#[tokio::test]
+async fn a_token_of_the_command_signs_its_user_in() {
+    let folder = testkit::folder::Folder::temporary().expect("a folder");
+    let file = folder.path().join("secret");
+    std::fs::write(&file, format!("{SECRET}\n")).expect("a file");
+    let file = file.to_str().expect("a path");
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "500"]);
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET_FILE", file)];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let arguments = ["token", "--user", "alice", "--ttl", "5m"];
+    let (code, printed) = run(&arguments, &[("JARVIS_JWT_SECRET", SECRET)]);
+    assert_eq!(code, Some(0), "{printed}");
+    let session = id();
+    assert_eq!(chat(&replica, &session, printed.trim()).await.status, 200);
+    let path = format!("{CHAT}/sessions/{session}");
+    let mine = ask(&replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+    assert_eq!((mine.status, &mine.body["messages"][0]["user_id"]), (200, &json!("alice")));
+    for (arguments, told) in [
+        (["token", "--user", "alice", "--ttl", "0s"], "15m"),
+        (["token", "--user", "alice", "--ttl", "5 minutes"], "15m"),
+        (["token", "--user", "alice", "--ttl", "9999d"], "366 days"),
+        (["token", "--user", "", "--ttl", "1h"], "1 to 255 bytes"),
+    ] {
+        let (code, printed) = run(&arguments, &[("JARVIS_JWT_SECRET", SECRET)]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+    let (code, printed) = run(&["token", "--user", "alice"], &[]);
+    assert_eq!(code, Some(1));
+    assert!(printed.contains("JARVIS_JWT_SECRET"), "{printed}");
+}
+
+#[test]
+fn a_secret_that_is_short_public_or_unreadable_is_refused_at_the_start_and_not_shown() {
+    let short = "hunter2-hunter2";
+    for (arguments, environment, told) in [
+        (vec![], vec![("JARVIS_JWT_SECRET", short)], "at least 32; make one with `openssl rand"),
+        (vec!["--jwt-secret", short], vec![], "at least 32"),
+        (vec!["--jwt-secret", SECRET], vec![], "arguments"),
+        (vec!["--jwt-secret-file", "/nothing/there"], vec![], "cannot read /nothing/there"),
+        (vec!["--auth", "sometimes"], vec![], "sometimes"),
+    ] {
+        let arguments = [vec!["serve"], arguments].concat();
+        let (code, printed) = run(&arguments, &environment);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
+        assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");
+    }
+}
