@@ -2,6 +2,7 @@
 
 mod cli {
     pub mod chat;
+    pub mod keys;
 }
 
 use std::error::Error;
@@ -45,6 +46,7 @@ async fn main() -> ExitCode {
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
         Command::Chat(server) => Box::pin(chat(&server)).await,
+        Command::Key(command) => cli::keys::run(&command).await,
         Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
         Command::Settings => {
             print!("{}", settings_table());

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, ApiSettings, AppState};
-use crate::config::{HostSettings, RedisSettings, Settings, SignInSettings};
+use crate::config::{HostSettings, RedisSettings, Settings};
 use crate::generation::{self, GenerationSettings, Generations};
 use crate::http::listener::{self, TimeLimits};
 use crate::http::middleware::AllowLists;
@@ -22,7 +22,7 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
-use crate::sign_in::{SignIn, SignInOptions};
+use crate::sign_in::SignIn;
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -90,7 +90,7 @@ impl Server {
             feeds,
             generations,
             settings: Arc::new(api_settings(settings)),
-            sign_in: Arc::new(SignIn::new(&sign_in_options(&settings.sign_in))),
+            sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
             metrics,
@@ -185,10 +185,6 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
         token_gap_timeout: settings.token_gap_timeout,
         keep_alive: settings.keep_alive.clone(),
     }
-}
-
-fn sign_in_options(settings: &SignInSettings) -> SignInOptions {
-    SignInOptions { mode: settings.auth, secret: settings.secret.secret().cloned() }
 }
 
 fn api_settings(settings: &Settings) -> ApiSettings {

@@ -4,13 +4,19 @@
 mod support;
 
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use jarvis::digest::sha256_hex;
+use jarvis::sign_in::{ApiKeyStore, Created};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, send, until_ok};
+use support::eventually;
+use support::issuer::{Answer, Issuer, Key};
 use support::process::{LIMIT, Process, jarvis, logged, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
+use support::store::connect;
 use support::tokens::{SECRET, base64url, claims, hs256, in_seconds, signed, token};
 use uuid::Uuid;
 
@@ -346,6 +352,305 @@ async fn no_log_line_holds_a_token_or_the_secret() {
         let part = &secret[secret.len() - 16..];
         assert!(!text.contains(part), "{part} is in the log");
     }
+}
+
+/// Starts a replica that trusts the issuer, with this mode.
+async fn trusting(redis: &RedisServer, ollama: &Process, issuer: &Issuer, mode: &str) -> Process {
+    let of_issuer = issuer.settings();
+    let mut settings: Vec<(&str, &str)> =
+        of_issuer.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend([("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)]);
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    replica
+}
+
+async fn models(server: &Process, token: &str) -> (u16, String) {
+    outcome(&ask(server, Method::GET, "/api/v1/models", &Value::Null, token).await)
+}
+
+fn ok() -> (u16, String) {
+    (200, String::new())
+}
+
+#[tokio::test]
+async fn an_outside_issuer_signs_in_by_each_algorithm_and_its_keys_are_good_for_nothing_else() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let (rsa, p256, ed) = (Key::rsa(), Key::p256(), Key::ed25519());
+    let public = [("r", &rsa), ("e", &p256), ("d", &ed)];
+    let mut keys: Vec<Value> = public.iter().map(|(id, key)| key.public(id)).collect();
+    let shared_secret = "an oct key of the set, at least 32 bytes";
+    keys.push(json!({"kty": "oct", "kid": "o", "k": base64url(shared_secret.as_bytes())}));
+    // A key for another algorithm, one that encrypts, and rubbish are passed over.
+    let mut other = rsa.public("r512");
+    other["alg"] = json!("RS512");
+    let mut encrypts = p256.public("enc");
+    encrypts["use"] = json!("enc");
+    keys.extend([other, encrypts, json!({"kty": "?"}), json!(7)]);
+    let issuer = Issuer::start(keys).await;
+    let replica = trusting(&redis, &ollama, &issuer, "optional").await;
+    let alice = issuer.claims("alice");
+    for (id, key) in public {
+        assert_eq!(models(&replica, &key.token(id, &alice)).await, ok(), "{}", key.algorithm());
+    }
+    // The subject of another issuer is another user.
+    let session = id();
+    assert_eq!(chat(&replica, &session, &ed.token("d", &alice)).await.status, 200);
+    assert_eq!(chat(&replica, &session, &rsa.token("r", &alice)).await.status, 200);
+    let local = hs256(SECRET, &claims("alice", 3600));
+    assert_eq!(chat(&replica, &session, &local).await.status, 404);
+    let with = |field: &str, value: Value| {
+        let mut claims = alice.clone();
+        claims[field] = value;
+        ed.token("d", &claims)
+    };
+    let without = |field: &str| {
+        let mut claims = alice.clone();
+        claims.as_object_mut().expect("an object").remove(field);
+        ed.token("d", &claims)
+    };
+    let hmac = |secret: &[u8], id: &str| {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        signed(&json!({"alg": "HS256", "kid": id}), &alice, |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let stranger = Key::ed25519();
+    let bad = [
+        ("another issuer", with("iss", json!("https://else.example"))),
+        ("two issuers", with("iss", json!([issuer.url, "https://else.example"]))),
+        ("without an issuer", without("iss")),
+        ("another audience", with("aud", json!("another"))),
+        ("without an audience", without("aud")),
+        ("without an expiry", without("exp")),
+        ("without a subject", without("sub")),
+        ("a refresh token", with("typ", json!("Refresh"))),
+        ("another type", with("type", json!("refresh"))),
+        ("signed by a stranger", stranger.token("d", &alice)),
+        ("the key of another algorithm", p256.token("d", &alice)),
+        (
+            "an algorithm that the key has not",
+            ed.token_as(&json!({"alg": "ES256", "kid": "d"}), &alice),
+        ),
+        ("RS512 in the header", rsa.token_as(&json!({"alg": "RS512", "kid": "r"}), &alice)),
+        ("a key for RS512", rsa.token("r512", &alice)),
+        ("a key that encrypts", p256.token("enc", &alice)),
+        ("an unknown key", ed.token("nobody", &alice)),
+        ("no key", ed.token_as(&json!({"alg": "EdDSA"}), &alice)),
+        ("the oct key", hmac(shared_secret.as_bytes(), "o")),
+        ("the oct key without its name", hmac(shared_secret.as_bytes(), "")),
+    ];
+    for (what, token) in &bad {
+        let refused = (401, "token_invalid".to_owned());
+        assert_eq!(models(&replica, token).await, refused, "{what}");
+    }
+    // A public key is no secret of HMAC.
+    if let Key::Ed25519(key) = &ed {
+        let point = ring::signature::KeyPair::public_key(key).as_ref();
+        assert_eq!(models(&replica, &hmac(point, "d")).await.0, 401);
+    }
+    let mut expired = alice.clone();
+    expired["exp"] = json!(in_seconds(-60));
+    let refused = (401, "token_expired".to_owned());
+    assert_eq!(models(&replica, &ed.token("d", &expired)).await, refused);
+    assert_eq!(issuer.fetches(), 1, "unknown keys cause no flood of fetches");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_with_one_fetch_in_ten_seconds_and_kept_while_the_issuer_is_away() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let (old, new) = (Key::ed25519(), Key::p256());
+    let issuer = Issuer::start(vec![old.public("old")]).await;
+    let replica = &trusting(&redis, &ollama, &issuer, "required").await;
+    let alice = issuer.claims("alice");
+    // Many first tokens wait for one fetch.
+    let first = (0..20).map(|_| async { models(replica, &old.token("old", &alice)).await });
+    assert!(futures_util::future::join_all(first).await.into_iter().all(|it| it == ok()));
+    let flood = (0..50).map(|at| {
+        let token = old.token(&format!("unknown {at}"), &alice);
+        async move { models(replica, &token).await.0 }
+    });
+    assert!(futures_util::future::join_all(flood).await.into_iter().all(|it| it == 401));
+    assert_eq!(issuer.fetches(), 1);
+    // The issuer is away: the old key stays good, although a fetch fails.
+    issuer.answer(Answer::Status(500));
+    let failed = async || {
+        assert_eq!(models(replica, &old.token("old", &alice)).await, ok());
+        models(replica, &new.token("new", &alice)).await.0 == 401 && issuer.fetches() == 2
+    };
+    assert!(eventually(LIMIT, failed).await, "{} fetches", issuer.fetches());
+    assert_eq!(models(replica, &old.token("old", &alice)).await, ok());
+    issuer.answer(Answer::Keys(vec![new.public("new")]));
+    let rotated = async || models(replica, &new.token("new", &alice)).await == ok();
+    assert!(eventually(LIMIT, rotated).await, "{} fetches", issuer.fetches());
+    assert_eq!(issuer.fetches(), 3);
+    // What the issuer has withdrawn is good no more.
+    assert_eq!(models(replica, &old.token("old", &alice)).await.0, 401);
+}
+
+#[tokio::test]
+async fn without_the_issuer_s_keys_its_tokens_get_503_and_the_others_go_on() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let key = Key::ed25519();
+    let good = Issuer::start(vec![key.public("k")]).await;
+    let padded =
+        format!("{{\"keys\": [{}], \"x\": \"{}\"}}", key.public("k"), "x".repeat(300 << 10));
+    for (what, answer) in [
+        ("an error", Answer::Status(500)),
+        ("a redirect", Answer::Redirect(format!("{}/keys", good.url))),
+        ("no JSON", Answer::Text("<html>".to_owned())),
+        ("a set that is too large", Answer::Text(padded)),
+        ("too many keys", Answer::Keys((0..200).map(|at| key.public(&at.to_string())).collect())),
+        (
+            "no key that can be used",
+            Answer::Keys(vec![json!({"kty": "oct", "kid": "k", "k": "eA"})]),
+        ),
+    ] {
+        let issuer = Issuer::start(Vec::new()).await;
+        issuer.answer(answer);
+        let replica = trusting(&redis, &ollama, &issuer, "required").await;
+        let token = key.token("k", &issuer.claims("alice"));
+        let reply = ask(&replica, Method::GET, "/api/v1/models", &Value::Null, &token).await;
+        assert_eq!(outcome(&reply), (503, "issuer_unavailable".to_owned()), "{what}");
+        assert_eq!(reply.headers["retry-after"], "10");
+        assert!(!reply.body.to_string().contains("127.0.0.1"), "{}", reply.body);
+        assert_eq!(models(&replica, &hs256(SECRET, &claims("alice", 3600))).await, ok(), "{what}");
+        assert_eq!(issuer.fetches(), 1, "{what}");
+    }
+    assert_eq!(good.fetches(), 0, "no redirect is followed");
+}
+
+#[test]
+fn an_issuer_that_cannot_be_trusted_is_refused_at_the_start() {
+    let issuer = ["--jwt-issuer", "https://issuer.example", "--jwt-audience", "jarvis"];
+    for (arguments, told) in [
+        (&["--jwks-url", "http://issuer.example/keys"][..], "needs https://"),
+        (&["--jwks-url", "issuer.example"], "scheme"),
+        (&["--jwt-issuer", "local"], "`local` is the issuer"),
+    ] {
+        let arguments = [&["serve"], arguments].concat();
+        let (code, printed) = run(&arguments, &[]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+    for (arguments, told) in [
+        (&issuer[..], "JARVIS_JWKS_URL is missing"),
+        (&["--jwks-url", "https://h", "--jwt-audience", "a"], "JARVIS_JWT_ISSUER is missing"),
+        (&["--jwks-url", "https://h", "--jwt-issuer", "i"], "JARVIS_JWT_AUDIENCE is missing"),
+    ] {
+        let (code, printed) = run(&[&["serve"], arguments].concat(), &[]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+}
+
+const KEYS: &str = "jarvis:{api_keys}:keys";
+
+#[tokio::test]
+async fn an_api_key_signs_in_until_it_is_revoked_on_every_replica_and_in_open_sockets() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let a = jarvis(&redis.url(), &ollama.url, &settings);
+    let b = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&a, "/health/ready").await;
+    until_ok(&b, "/health/ready").await;
+    let redis_url = redis.url();
+    let key = |arguments: &[&str]| {
+        let (code, printed) =
+            run(&[&["key"], arguments].concat(), &[("JARVIS_REDIS_URL", &redis_url)]);
+        assert_eq!(code, Some(0), "{arguments:?}: {printed}");
+        printed
+    };
+    let created = key(&["create", "--user", "alice"]);
+    let secret = created.split_whitespace().next().expect("a key").to_owned();
+    assert!(secret.starts_with("sk-jarvis-"), "{created}");
+    let other = key(&["create", "--user", "bob bobson"]);
+    let other = other.split_whitespace().next().expect("a key").to_owned();
+    let listed = key(&["list"]);
+    assert_eq!(listed.matches("\tnever\t").count(), 2, "{listed}");
+    let id_of = |user: &str| {
+        let line = listed.lines().find(|line| line.ends_with(user)).expect("a line");
+        line.split('\t').next().expect("an identifier").to_owned()
+    };
+    // A token of the service's own and an API key sign in the same user.
+    let session = id();
+    assert_eq!(chat(&a, &session, &secret).await.status, 200);
+    assert_eq!(chat(&b, &session, &token("alice")).await.status, 200);
+    assert_eq!(chat(&a, &session, &other).await.status, 404);
+    let (mut socket, _, _) = open(&b, &session, &secret).await.expect("a socket");
+    let (mut others, _, _) = open(&b, &id(), &other).await.expect("a socket");
+    let url = format!("{}{CHAT}/sessions/{session}/events", b.url);
+    let stream = http().get(url).bearer_auth(&secret).send().await.expect("a response");
+    assert_eq!(stream.status(), 200);
+    let stored = redis.cli(&["HGETALL", KEYS]);
+    assert!(
+        stored.contains("alice") && !stored.contains(&secret["sk-jarvis-".len()..]),
+        "{stored}"
+    );
+    assert!(!key(&["list"]).contains("\tnever\t"), "both keys were used");
+    let revoked = Instant::now();
+    key(&["revoke", &id_of("alice")]);
+    let (_, close) = socket.end().await;
+    assert_eq!(close.expect("a close").0, 1008);
+    stream.text().await.expect("an orderly end");
+    for replica in [&a, &b] {
+        let refused = async || models(replica, &secret).await == (401, "token_invalid".to_owned());
+        assert!(eventually(LIMIT, refused).await);
+    }
+    assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
+    assert_eq!(open(&b, &session, &secret).await.err(), Some(401));
+    // The key of another user goes on.
+    others.say(&json!({"type": "ping"})).await;
+    assert_eq!(others.event().await["type"], "pong");
+    assert_eq!(models(&a, &other).await, ok());
+    let (code, printed) =
+        run(&["key", "revoke", &id_of("alice")], &[("JARVIS_REDIS_URL", &redis_url)]);
+    assert_eq!(code, Some(1));
+    assert!(printed.contains("no such key"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_last_use_of_an_api_key_is_written_at_most_once_a_minute_and_a_guess_is_none() {
+    let redis = RedisServer::start();
+    let store = ApiKeyStore::new(connect(&redis.url()).await);
+    let Created::Key(key, id) = store.create("alice").await.expect("a reply") else {
+        panic!("no room")
+    };
+    let digest = sha256_hex(key.expose().as_bytes());
+    let check =
+        |digest: &str| redis.cli(&["FCALL", "jarvis_check_api_keys_1", "1", KEYS, digest, "-"]);
+    // A key that only begins alike is another one.
+    assert_eq!(check(&format!("{}{}", &digest[..16], "0".repeat(48))).trim(), "");
+    let record = |used: i64| format!("{digest} {} {used} alice", in_seconds(-1000));
+    for (used, is_written) in [(0, true), (in_seconds(-61), true), (in_seconds(-30), false)] {
+        redis.cli(&["HSET", KEYS, &id, &record(used)]);
+        assert_eq!(check(&digest).trim(), "alice");
+        let is_changed = redis.cli(&["HGET", KEYS, &id]).trim() != record(used);
+        assert_eq!(is_changed, is_written, "{used}");
+    }
+    // All are listed, in more than one step.
+    for at in 0..300 {
+        assert!(matches!(store.create(&format!("user {at}")).await, Ok(Created::Key(..))));
+    }
+    let listed = store.list().await.expect("keys");
+    assert_eq!(listed.len(), 301);
+    assert!(store.revoke(&id).await.expect("a reply"));
+    assert_eq!(check(&digest).trim(), "");
+}
+
+#[tokio::test]
+async fn while_redis_is_away_an_api_key_gets_503_and_a_token_goes_on() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, redis, ollama: _ollama } = setup("500", &settings).await;
+    let (code, key) =
+        run(&["key", "create", "--user", "alice"], &[("JARVIS_REDIS_URL", &redis.url())]);
+    assert_eq!(code, Some(0), "{key}");
+    let key = key.split_whitespace().next().expect("a key");
+    drop(redis);
+    assert_eq!(models(&replica, key).await, (503, "store_unavailable".to_owned()));
+    assert_eq!(models(&replica, &token("alice")).await, ok());
+    // What is no key costs no call of Redis.
+    assert_eq!(models(&replica, "sk-jarvis-guess").await.0, 401);
 }
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {

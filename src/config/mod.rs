@@ -55,6 +55,9 @@ pub enum Command {
     Health(ServerAddress),
     /// Chats with a running server in this terminal; a lost connection loses nothing
     Chat(ServerAddress),
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Prints a token (HS256) that signs a user in until it expires
     Token {
         /// The subject of the token
@@ -71,6 +74,54 @@ pub enum Command {
     Settings,
 }
 
+/// The subcommands of `jarvis key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Makes a key, and prints it: it cannot be shown again
+    Create {
+        /// The user that the key signs in
+        #[arg(long, value_name = "NAME", value_parser = values::user_name)]
+        user: String,
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Prints of each key its identifier, when it was made and last used, and its user
+    List {
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Revokes a key: it ends on every replica within 5 s, open WebSockets included
+    Revoke {
+        /// The identifier of the key, as list prints it
+        id: String,
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+}
+
+impl KeyCommand {
+    /// Returns the connection to Redis.
+    pub fn redis(&self) -> &RedisSettings {
+        match self {
+            Self::Create { redis, .. } | Self::List { redis } | Self::Revoke { redis, .. } => redis,
+        }
+    }
+}
+
+/// Lets no variable count that is set to nothing, in a subcommand and those below it.
+fn without_blanks(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| {
+        std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
+    };
+    command.mut_subcommands(without_blanks).mut_args(|argument| match argument.get_env() {
+        Some(name) if is_blank(name) => argument.env(Resettable::Reset),
+        _ => argument,
+    })
+}
+
 impl Cli {
     /// Parses arguments and environment. A variable that is set to nothing, as `${X:-}` in a compose
     /// file sets it, counts as not set.
@@ -78,15 +129,7 @@ impl Cli {
     /// # Errors
     /// The errors of clap, which include the request for help.
     pub fn from_arguments(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let blank = |name: &OsStr| {
-            std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
-        };
-        let mut command = Self::command().mut_subcommands(|subcommand| {
-            subcommand.mut_args(|argument| match argument.get_env() {
-                Some(name) if blank(name) => argument.env(Resettable::Reset),
-                _ => argument,
-            })
-        });
+        let mut command = without_blanks(Self::command());
         let parsed = command.try_get_matches_from_mut(arguments);
         if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DisplayHelp) {
             // The help lists the variables that are reset above, too.
@@ -118,6 +161,7 @@ impl Cli {
             Command::Serve(settings) => settings.secrets(),
             Command::Migrate { redis } => redis.passwords(),
             Command::Token { secret, .. } => secret.secrets(),
+            Command::Key(command) => command.redis().passwords(),
             Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
         }
     }
@@ -178,7 +222,7 @@ impl Settings {
             self.redis.passwords(),
             self.hosts.passwords(),
             self.telemetry.passwords(),
-            self.sign_in.secret.secrets(),
+            self.sign_in.secrets(),
         ]
         .concat()
     }
@@ -290,11 +334,21 @@ mod tests {
                 ("--preload", _) => "tinyllama".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),
                 ("--allowed-hosts", _) => "a.example".to_owned(),
+                ("--jwks-url", _) => "https://issuer.example/keys".to_owned(),
+                ("--jwt-issuer" | "--jwt-audience", _) => "a name".to_owned(),
                 ("--otlp-url", _) => "http://h:4318".to_owned(),
                 (_, value) => value.expect("a default").to_string_lossy().into_owned(),
             };
-            let plain = settings(&[&flag, &value]).expect(&flag);
-            let blanks = settings(&[&flag, &format!(" \t{value} \n")]).expect(&flag);
+            let with = |value: &str| {
+                // The settings of an outside issuer are set together.
+                let issuer = ["--jwks-url=https://h", "--jwt-issuer=i", "--jwt-audience=a"];
+                let mut flags = vec![&*flag, value];
+                if issuer.iter().any(|other| other.starts_with(&*flag)) {
+                    flags.extend(issuer.iter().filter(|other| !other.starts_with(&*flag)));
+                }
+                settings(&flags).expect(&flag)
+            };
+            let (plain, blanks) = (with(&value), with(&format!(" \t{value} \n")));
             assert_eq!(format!("{plain:?}"), format!("{blanks:?}"), "{flag}");
             tried += 1;
         }

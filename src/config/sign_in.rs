@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::EnumValueParser;
+use reqwest::Url;
+use url::Host;
 
+use super::url::{http_url, passwords};
 use super::values::{seconds, trimmed};
-use crate::sign_in::{Secret, SignInMode};
+use crate::session::User;
+use crate::sign_in::{IssuerOptions, Secret, SignInMode, SignInOptions};
 
 /// Bytes of the secret of tokens, at least: a shorter one can be found by trying (RFC 7518, 3.2).
 const SHORTEST_SECRET: usize = 32;
+/// Bytes of an issuer's or an audience's name, at most: an owner is stored with each session.
+const LONGEST_CLAIM: usize = 255;
 /// Bytes of a file with a secret, at most.
 const LARGEST_FILE: u64 = 64 << 10;
 
@@ -25,6 +31,19 @@ pub struct SignInSettings {
     /// The secret of the service's own tokens
     #[command(flatten)]
     pub secret: SecretSettings,
+
+    /// Address of the key set (JWKS) of an outside issuer: https, or http on loopback
+    #[arg(long, env = "JARVIS_JWKS_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(value_parser = jwks_url)]
+    pub jwks_url: Option<Url>,
+
+    /// Issuer of the tokens that are signed by a key of that set: their claim iss
+    #[arg(long, env = "JARVIS_JWT_ISSUER", value_name = "NAME", value_parser = issuer_name)]
+    pub jwt_issuer: Option<String>,
+
+    /// Audience that tokens must name for this service: their claim aud
+    #[arg(long, env = "JARVIS_JWT_AUDIENCE", value_name = "NAME", value_parser = claim)]
+    pub jwt_audience: Option<String>,
 
     /// How long a WebSocket or an event stream stays open after its token has expired, in seconds
     #[arg(long, env = "JARVIS_AUTH_GRACE", value_name = "SECONDS", default_value = "30")]
@@ -51,7 +70,43 @@ impl SignInSettings {
     /// # Errors
     /// What is wrong, and what to do.
     pub(super) fn check(&self) -> Result<(), String> {
-        self.secret.check()
+        self.secret.check()?;
+        let named = |name: &str| {
+            Err(format!(
+                "{name} is missing: an outside issuer needs \
+            JARVIS_JWKS_URL, JARVIS_JWT_ISSUER and JARVIS_JWT_AUDIENCE"
+            ))
+        };
+        match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+            (Some(_), None, _) => named("JARVIS_JWT_ISSUER"),
+            (Some(_), Some(_), None) => named("JARVIS_JWT_AUDIENCE"),
+            (None, Some(_), _) => named("JARVIS_JWKS_URL"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns what sign-in needs to know.
+    pub fn options(&self) -> SignInOptions {
+        let issuer = match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+            (Some(url), Some(issuer), Some(audience)) => Some(IssuerOptions {
+                jwks_url: url.clone(),
+                issuer: issuer.clone(),
+                audience: audience.clone(),
+            }),
+            _ => None,
+        };
+        SignInOptions {
+            mode: self.auth,
+            secret: self.secret.secret().cloned(),
+            issuer,
+            audience: self.jwt_audience.clone(),
+        }
+    }
+
+    /// Returns the secrets that no log line may hold.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let of_url = self.jwks_url.iter().flat_map(|url| passwords(url.as_str()));
+        of_url.chain(self.secret.secrets()).collect()
     }
 }
 
@@ -77,6 +132,38 @@ impl SecretSettings {
         }
         Ok(())
     }
+}
+
+/// Parses the address of a key set: who can change the keys on their way can sign anybody in.
+fn jwks_url(text: &str) -> Result<Url, String> {
+    let url = http_url(text)?;
+    let is_loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    if url.scheme() == "https" || is_loopback {
+        return Ok(url);
+    }
+    Err("the key set needs https://; http:// is taken on loopback only".to_owned())
+}
+
+/// Parses the name of an outside issuer.
+fn issuer_name(text: &str) -> Result<String, String> {
+    let name = claim(text)?;
+    if name == User::LOCAL {
+        return Err("`local` is the issuer of the service's own tokens".to_owned());
+    }
+    Ok(name)
+}
+
+fn claim(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.len() > LONGEST_CLAIM || text.chars().any(char::is_control) {
+        return Err(format!("expected 1 to {LONGEST_CLAIM} bytes without control characters"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Parses the secret of tokens. The error does not quote it.

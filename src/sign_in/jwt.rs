@@ -21,6 +21,8 @@ const LATEST: f64 = 253_402_300_799.0;
 pub(super) struct Claims {
     pub sub: String,
     exp: f64,
+    #[serde(default)]
+    iss: Option<serde_json::Value>,
     /// The kind of the token, in tokens of the service's own secret.
     #[serde(default, rename = "type")]
     kind: Option<String>,
@@ -33,6 +35,14 @@ impl Claims {
     /// Returns when the token expires.
     pub fn expires(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs_f64(self.exp.clamp(0.0, LATEST))
+    }
+
+    /// Checks that the token names this issuer, and no other: the library takes a list, too.
+    pub fn check_issuer(&self, name: &str) -> Result<(), SignInError> {
+        match &self.iss {
+            Some(issuer) if issuer.as_str() == Some(name) => Ok(()),
+            _ => Err(SignInError::Invalid("the token is of another issuer")),
+        }
     }
 
     /// Checks that this is an access token, where the token names its kind.

@@ -195,8 +195,8 @@ impl EventStream {
     /// Ends the stream when the caller's API key is revoked. The stream of a turn outlives the expiry
     /// of the token with which the turn was requested.
     fn end_with_key(&mut self, validity: Validity) {
-        let validity = Validity { expires: None, ..validity };
-        self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
+        self.sign_in =
+            SignInWatch::new(&validity.without_expiry(), self.shared.settings.auth_grace);
     }
 
     fn generation(&self) -> Option<GenerationId> {

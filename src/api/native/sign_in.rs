@@ -93,11 +93,11 @@ mod tests {
     #[tokio::test]
     async fn a_caller_is_told_of_the_expiry_before_the_end() {
         let expires = SystemTime::now() + Duration::from_secs(30);
-        let validity = Validity { expires: Some(expires), ..Validity::default() };
+        let validity = Validity::until(expires);
         let mut watch = SignInWatch::new(&validity, Duration::ZERO).expect("a watch");
         assert_eq!(watch.next().await, SignInChange::Expiring(expires));
         assert!(SignInWatch::new(&Validity::default(), Duration::ZERO).is_none());
-        let past = Validity { expires: Some(SystemTime::UNIX_EPOCH), ..Validity::default() };
+        let past = Validity::until(SystemTime::UNIX_EPOCH);
         let mut watch = SignInWatch::new(&past, Duration::ZERO).expect("a watch");
         assert_eq!(watch.next().await, SignInChange::Expiring(SystemTime::UNIX_EPOCH));
         assert_eq!(watch.next().await, SignInChange::Expired);
