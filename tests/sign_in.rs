@@ -159,18 +159,16 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
         let Setup { replica, .. } = &setup("500", &settings).await;
         let session = id();
         assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
-        let mut tokens: Vec<(&str, String, Option<(u16, &str)>)> = bad_tokens()
-            .into_iter()
-            .map(|(what, token, code)| (what, token, Some((401, code))))
-            .collect();
-        let anonymous = (mode == "required").then_some((401, "sign_in_required"));
+        let refused = bad_tokens().into_iter().map(|(what, token, code)| (what, token, Some(code)));
+        let mut tokens: Vec<_> = refused.collect();
+        let anonymous = (mode == "required").then_some("sign_in_required");
         tokens.push(("without a token", String::new(), anonymous));
         tokens.push(("another's token", token("bob"), None));
         for (method, path, body) in routes(replica, &session).await {
             for (what, token, refusal) in &tokens {
                 let (status, code) = match refusal {
                     _ if is_public(&path) => (200, ""),
-                    Some(refusal) => *refusal,
+                    Some(code) => (401, *code),
                     None => as_a_stranger(&path),
                 };
                 let reply = ask(replica, method.clone(), &path, &body, token).await;

@@ -26,7 +26,7 @@ pub async fn run(command: &KeyCommand) -> anyhow::Result<()> {
         },
         KeyCommand::List { .. } => {
             for key in store.list().await? {
-                let used = key.used.map_or_else(|| "never".to_owned(), time);
+                let used = key.last_used.map_or_else(|| "never".to_owned(), time);
                 println!("{}\t{}\t{used}\t{}", key.id, time(key.created), key.user);
             }
         }

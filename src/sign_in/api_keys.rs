@@ -4,6 +4,7 @@
 //! that a request costs no call; a revoked key ends on every replica within five seconds.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ pub struct ApiKey {
     /// When it was made, in seconds since 1970.
     pub created: i64,
     /// When it was last used, to the minute, in seconds since 1970; none where it never was.
-    pub used: Option<i64>,
+    pub last_used: Option<i64>,
 }
 
 /// What became of a new key.
@@ -74,8 +75,11 @@ impl ApiKeyStore {
     /// [`RedisError`].
     pub async fn create(&self, user: &str) -> Result<Created, RedisError> {
         let random: [u8; RANDOM_BYTES] = rand::random();
-        let hexadecimal: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = Secret::new(format!("{API_KEY_PREFIX}{hexadecimal}"));
+        let mut key = API_KEY_PREFIX.to_owned();
+        for byte in random {
+            let _ = write!(key, "{byte:02x}");
+        }
+        let key = Secret::new(key);
         let call = call("jarvis_create_api_key_1")
             .arg("digest", sha256_hex(key.expose().as_bytes()))
             .arg("user", user)
@@ -99,10 +103,10 @@ impl ApiKeyStore {
             cursor = page.remove(0);
             // A hash that changes meanwhile may show a key twice.
             for entry in page.as_chunks::<4>().0 {
-                let [id, created, used, user] = entry.clone();
-                let used = used.parse().ok().filter(|used| *used > 0);
+                let [id, created, last_used, user] = entry.clone();
+                let last_used = last_used.parse().ok().filter(|at| *at > 0);
                 let created = created.parse().unwrap_or_default();
-                keys.insert(id.clone(), ApiKey { id, user, created, used });
+                keys.insert(id.clone(), ApiKey { id, user, created, last_used });
             }
             if cursor == "0" {
                 let mut keys: Vec<ApiKey> = keys.into_values().collect();
@@ -186,13 +190,11 @@ impl ApiKeys {
         }
         let asked = Instant::now();
         let users = self.store.check(std::slice::from_ref(&digest)).await?;
-        match users.into_iter().next().flatten() {
-            Some(user) => self.note_valid(digest, &user, asked).ok_or(UNKNOWN),
-            None => {
-                self.note_revoked(&digest);
-                Err(UNKNOWN)
-            }
+        if let Some(user) = users.into_iter().next().flatten() {
+            return self.note_valid(digest, &user, asked).ok_or(UNKNOWN);
         }
+        self.note_revoked(&digest);
+        Err(UNKNOWN)
     }
 
     fn checked(&self) -> MutexGuard<'_, HashMap<String, Arc<CheckedKey>>> {
@@ -227,17 +229,17 @@ impl ApiKeys {
         loop {
             ticks.tick().await;
             let Some(keys) = keys.upgrade() else { return };
-            keys.check_used().await;
+            keys.check_held().await;
         }
     }
 
-    async fn check_used(&self) {
-        let used: Vec<String> = {
+    async fn check_held(&self) {
+        let held: Vec<String> = {
             let checked = self.checked();
-            let used = checked.iter().filter(|(_, key)| Arc::strong_count(key) > 1);
-            used.map(|(digest, _)| digest.clone()).collect()
+            let held = checked.iter().filter(|(_, key)| Arc::strong_count(key) > 1);
+            held.map(|(digest, _)| digest.clone()).collect()
         };
-        for digests in used.chunks(BATCH) {
+        for digests in held.chunks(BATCH) {
             let asked = Instant::now();
             match self.store.check(digests).await {
                 Ok(users) => {
