@@ -18,7 +18,7 @@ use jarvis::config::{
 };
 use jarvis::redis::{Redis, migrations};
 use jarvis::server::redis_options;
-use jarvis::sign_in;
+use jarvis::sign_in::{self, Secret};
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
-        Command::Chat(server) => Box::pin(chat(&server)).await,
+        Command::Chat { server, token } => Box::pin(chat(&server, token.as_ref())).await,
         Command::Key(command) => cli::keys::run(&command).await,
         Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
         Command::Settings => {
@@ -98,7 +98,7 @@ fn reason(error: &clap::Error) -> String {
 
 /// Returns whether the value of an argument may hold a secret. Its error then does not quote it.
 fn holds_a_secret(argument: &str) -> bool {
-    argument.contains("url") || argument.contains("secret")
+    ["url", "secret", "token"].into_iter().any(|part| argument.contains(part))
 }
 
 /// Returns a text without a possible user name and password of a URL.
@@ -141,8 +141,8 @@ fn token(user: &str, ttl: Duration, secret: &SecretSettings) -> anyhow::Result<(
     Ok(())
 }
 
-async fn chat(server: &ServerAddress) -> anyhow::Result<()> {
-    cli::chat::chat(&server.reachable()?).await
+async fn chat(server: &ServerAddress, token: Option<&Secret>) -> anyhow::Result<()> {
+    cli::chat::chat(&server.reachable()?, token).await
 }
 
 async fn health(server: &ServerAddress) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -691,6 +692,41 @@ async fn a_token_of_the_command_signs_its_user_in() {
     let (code, printed) = run(&["token", "--user", "alice"], &[]);
     assert_eq!(code, Some(1));
     assert!(printed.contains("JARVIS_JWT_SECRET"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_terminal_client_signs_in_by_a_variable_and_names_it_where_it_is_missing() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let chat = |token: Option<String>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+        command.args(["chat", "--url", &replica.url]).env_remove("JARVIS_TOKEN");
+        command.envs(token.map(|token| ("JARVIS_TOKEN", token)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("jarvis chat");
+        let mut stdin = child.stdin.take().expect("stdin");
+        // The client may have ended already.
+        let _ = stdin.write_all(b"[[tokens=3]] hi\n\n");
+        drop(stdin);
+        let Output { status, stdout, stderr } = child.wait_with_output().expect("an end");
+        (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+    };
+    let (code, printed) = chat(Some(token("alice")));
+    assert_eq!(code, Some(0), "{printed}");
+    let session = printed.split("session ").nth(1).and_then(|rest| rest.get(..36));
+    let path = format!("{CHAT}/sessions/{}", session.expect("a session"));
+    let mine = ask(replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+    assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)), "{printed}");
+    for token in [None, Some(hs256(SECRET, &claims("alice", -60)))] {
+        let (code, printed) = chat(token.clone());
+        assert_eq!(code, Some(1), "{printed}");
+        assert!(printed.contains("set JARVIS_TOKEN"), "{printed}");
+        assert!(token.is_none_or(|token| !printed.contains(&token)), "{printed}");
+    }
+    let public = token("alice");
+    let (code, printed) = run(&["chat", "--token", &public], &[]);
+    assert_eq!(code, Some(64), "{printed}");
+    assert!(printed.contains("--token is refused") && !printed.contains(&public), "{printed}");
 }
 
 #[test]

@@ -31,6 +31,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::sign_in::Secret;
+
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
 #[command(name = "jarvis", version, about, arg_required_else_help = true, max_term_width = 100)]
@@ -54,7 +56,15 @@ pub enum Command {
     /// Checks whether a running server is ready; the exit code is 0 if it is, else 1
     Health(ServerAddress),
     /// Chats with a running server in this terminal; a lost connection loses nothing
-    Chat(ServerAddress),
+    Chat {
+        /// The server
+        #[command(flatten)]
+        server: ServerAddress,
+        /// Token or API key of the caller; only as a variable, because arguments are public
+        #[arg(long, env = "JARVIS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        #[arg(value_parser = sign_in::token)]
+        token: Option<Secret>,
+    },
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -162,23 +172,27 @@ impl Cli {
             Command::Migrate { redis } => redis.passwords(),
             Command::Token { secret, .. } => secret.secrets(),
             Command::Key(command) => command.redis().passwords(),
-            Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
+            Command::Chat { token, .. } => {
+                token.iter().map(|token| token.expose().to_owned()).collect()
+            }
+            Command::Health(_) | Command::Settings => Vec::new(),
         }
     }
 }
 
 /// Refuses a secret among the arguments, which every user of the machine can read.
 fn check_no_secret_is_public(parsed: &ArgMatches) -> Result<(), String> {
-    let from = parsed.subcommand().and_then(|(_, of_command)| {
-        of_command
-            .try_contains_id("jwt_secret")
-            .ok()?
-            .then(|| of_command.value_source("jwt_secret"))?
-    });
-    if from == Some(ValueSource::CommandLine) {
-        let public = "every user of this machine can read arguments, so --jwt-secret is refused; set \
-            JARVIS_JWT_SECRET or --jwt-secret-file, with a new secret";
-        return Err(public.to_owned());
+    let Some((_, of_command)) = parsed.subcommand() else { return Ok(()) };
+    for (id, instead) in [
+        ("jwt_secret", "--jwt-secret is refused; set JARVIS_JWT_SECRET or --jwt-secret-file"),
+        ("token", "--token is refused; set JARVIS_TOKEN"),
+    ] {
+        let is_present = of_command.try_contains_id(id).unwrap_or_default();
+        if is_present && of_command.value_source(id) == Some(ValueSource::CommandLine) {
+            return Err(format!(
+                "every user of this machine can read arguments, so {instead}, with a new one"
+            ));
+        }
     }
     Ok(())
 }

@@ -166,6 +166,15 @@ fn claim(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Parses a token, or an API key.
+pub(super) fn token(text: &str) -> Result<Secret, String> {
+    let text = text.trim();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("a token is one word of visible ASCII characters".to_owned());
+    }
+    Ok(Secret::new(text))
+}
+
 /// Parses the secret of tokens. The error does not quote it.
 fn secret(text: &str) -> Result<Secret, String> {
     let text = text.trim();
