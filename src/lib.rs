@@ -21,6 +21,7 @@ pub mod redis;
 pub mod retry;
 pub mod server;
 pub mod session;
+pub mod sign_in;
 pub mod telemetry;
 
 pub use server::Server;

@@ -23,6 +23,7 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
+use crate::sign_in::SignIn;
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -91,6 +92,7 @@ impl Server {
             feeds,
             generations,
             settings: Arc::new(api_settings(settings)),
+            sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
             metrics,
@@ -207,6 +209,7 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         request_timeout: http.request_timeout,
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
+        auth_grace: settings.sign_in.auth_grace,
         max_sockets: http.max_sockets as usize,
         proxies: usize::from(http.proxies),
         ..ApiSettings::default()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jarvis::budget::{Budget, OverBudget, StorageLimits};
+use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, channel,
 };
@@ -114,7 +115,7 @@ async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go()
     assert_eq!(budget.room(&OWNER, "n", new).await, Err(OverBudget::Sessions));
     assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()), "a session that exists");
     assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
-    let user = Owner::User("n".to_owned());
+    let user = Owner::User(User::local("n").expect("a name"));
     assert_eq!(budget.room(&user, "n", new).await, Ok(()), "a user has a budget of its own");
     // A deleted session is given back, and counts once however often it was recorded.
     budget.record(&OWNER, "n", first).await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use jarvis::budget::{Budget, StorageLimits};
+use jarvis::digest::sha256_hex;
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
     Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
@@ -20,6 +21,7 @@ use jarvis::session::store::{
     SessionLimits, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
+use jarvis::sign_in::{ApiKeyStore, Created};
 use support::redis::RedisServer;
 use support::store::{options, turn_spec};
 
@@ -113,6 +115,16 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.free("r1", None).await.expect("Redis");
 }
 
+async fn every_call_of_api_keys(redis: &Redis) {
+    let keys = ApiKeyStore::new(redis.clone());
+    let created = keys.create("user").await.expect("Redis");
+    let Created::Key(key, id) = created else { panic!("no room") };
+    let digest = sha256_hex(key.expose().as_bytes());
+    assert_eq!(keys.check(&[digest]).await.expect("Redis"), [Some("user".to_owned())]);
+    assert_eq!(keys.list().await.expect("Redis").len(), 1);
+    assert!(keys.revoke(&id).await.expect("Redis"));
+}
+
 /// Returns the functions that Redis ran since its log was emptied.
 fn called(server: &RedisServer) -> BTreeSet<String> {
     let log = server.cli(&["SLOWLOG", "GET", "-1"]);
@@ -133,6 +145,7 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     // A debug build refuses a call whose names, or their order, are not those of its function.
     every_call_of_a_session(&redis).await;
     every_call_of_the_queue(&redis).await;
+    every_call_of_api_keys(&redis).await;
     let conditions = Conditions::of(&redis);
     let mut probed = conditions.subscribe();
     let probe = tokio::spawn(conditions.follow());

@@ -16,6 +16,7 @@ use crate::http::problem::Problem;
 use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
+use crate::sign_in::SignIn;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub struct AppState {
     pub generations: Generations,
     /// The settings of the fronts.
     pub settings: Arc<ApiSettings>,
+    /// The check of tokens.
+    pub sign_in: Arc<SignIn>,
     /// Whether this replica accepts turns.
     pub readiness: Readiness,
     /// The life of this process: it refuses new work while it drains, and ends all waits once it has
@@ -60,6 +63,8 @@ pub struct ApiSettings {
     /// How long a client may take to send a request, to read an event, or to answer a ping. It is
     /// longer than load balancers keep an idle connection, so that they close it first.
     pub read_timeout: Duration,
+    /// How long a WebSocket or an event stream stays open after its token has expired.
+    pub auth_grace: Duration,
     /// WebSockets and event streams at a time, at most.
     pub max_sockets: usize,
     /// Proxies in front that add to X-Forwarded-For.
@@ -80,6 +85,7 @@ impl Default for ApiSettings {
             request_timeout: Duration::from_mins(5),
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
+            auth_grace: Duration::from_secs(30),
             max_sockets: 19_000,
             proxies: 0,
         }

@@ -84,7 +84,7 @@ impl Membership {
             let all = heartbeats_since_all >= HEARTBEATS_PER_READ_OF_ALL;
             let heartbeat = store.heartbeat(all, detector.watched());
             let Ok(Ok(sighting)) = timeout(lease, heartbeat).await else {
-                detector.reset();
+                detector.reset(Instant::now());
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
             };

@@ -90,6 +90,11 @@ pub const LIBRARIES: &[Library] = &[
             "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
         ]
     ),
+    library!(
+        "api_keys",
+        include: ["keys"],
+        commands: ["check_api_keys", "create_api_key", "list_api_keys", "revoke_api_key"]
+    ),
     // Last, so that its function is loaded only where the others are.
     library!("probe", include: [], commands: ["probe"]),
 ];

@@ -19,13 +19,14 @@ use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
-use crate::http::extract::caller::{Caller, Source};
+use crate::http::extract::caller::{Caller, SignedIn, Source};
 use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
+use crate::sign_in::Identity;
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
@@ -82,6 +83,7 @@ pub struct ChatResponse {
 pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
+    SignedIn(validity): SignedIn,
     Source(source): Source,
     last_byte: LastByte,
     headers: HeaderMap,
@@ -94,7 +96,8 @@ pub async fn send(
     if request.stream == Some(true) {
         shared.admit()?;
         let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return event_stream::of_turn(shared, owner, session, accepted, last_byte).await;
+        let caller = Identity { owner, validity };
+        return event_stream::of_turn(shared, caller, session, accepted, last_byte).await;
     }
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, &owner, session, &request, key, &source).await?;

@@ -9,15 +9,29 @@ use axum::http::request::Parts;
 
 use crate::digest::sha256_hex;
 use crate::session::Owner;
+use crate::sign_in::{Identity, Validity};
 
-/// The identity of the caller.
+/// The caller as the owner of its sessions. The middleware has checked its token.
 pub struct Caller(pub Owner);
 
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
-    async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(Owner::Anonymous))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let identity = parts.extensions.get::<Identity>();
+        Ok(Self(identity.map_or(Owner::Anonymous, |identity| identity.owner.clone())))
+    }
+}
+
+/// How long the caller stays signed in; for an anonymous caller without an end.
+pub struct SignedIn(pub Validity);
+
+impl<S: Sync> FromRequestParts<S> for SignedIn {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let identity = parts.extensions.get::<Identity>();
+        Ok(Self(identity.map(|identity| identity.validity.clone()).unwrap_or_default()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::StatusCode;
 use chrono::Utc;
@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
+use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::websocket::request::{
     ClientRequest, RequestKind, RequestOutcome, RunningRequest,
 };
@@ -29,6 +30,7 @@ use crate::lifecycle::Phase;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
+use crate::sign_in::Identity;
 use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
@@ -52,6 +54,7 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 pub struct Connection {
     shared: Shared,
     owner: Owner,
+    sign_in: Option<SignInWatch>,
     source: String,
     session: SessionId,
     socket: Socket,
@@ -74,17 +77,19 @@ impl Connection {
     /// Creates the connection of an open socket, which sends the events of `reader`.
     pub fn new(
         shared: Shared,
-        owner: Owner,
+        caller: Identity,
         source: String,
         session: SessionId,
         socket: Socket,
         reader: Reader,
     ) -> Self {
+        let sign_in = SignInWatch::new(&caller.validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
         Self {
             shared,
-            owner,
+            owner: caller.owner,
+            sign_in,
             source,
             session,
             socket,
@@ -184,6 +189,7 @@ impl Connection {
                 delivered = self.reader.next(),
                     if self.held.is_none() && self.snapshot.is_none() => Step::Delivered(delivered),
                 () = &mut self.heartbeat => Step::Heartbeat,
+                change = next_change(&mut self.sign_in) => Step::SignIn(change),
             };
             let done = match step {
                 Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
@@ -207,6 +213,7 @@ impl Connection {
                 Ok(())
             }
             Step::Heartbeat => self.send_heartbeat().await,
+            Step::SignIn(change) => self.sign_in_changed(change).await,
         }
     }
 
@@ -235,6 +242,18 @@ impl Connection {
             Ok(Err(end)) => Err(end),
             Err(_) => Err(too_slow()),
         }
+    }
+
+    async fn sign_in_changed(&mut self, change: SignInChange) -> Result<(), CloseReason> {
+        let reason = match change {
+            SignInChange::Expiring(at) => {
+                let expires_at = rfc3339_of(at);
+                return self.send(ServerEvent::AuthExpiring { expires_at }.json()).await;
+            }
+            SignInChange::Expired => "the token has expired; reconnect with a new one",
+            SignInChange::Revoked => "the API key was revoked",
+        };
+        Err(CloseReason::server(CloseCode::Policy, reason))
     }
 
     fn note_sign_of_life(&mut self) {
@@ -333,6 +352,11 @@ impl Connection {
             }
             RequestOutcome::Published => {}
             RequestOutcome::Reply(json) => self.send(json).await?,
+            RequestOutcome::SignedIn(validity) => {
+                let expires_at = validity.expires.map(rfc3339_of);
+                self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
+                self.send(ServerEvent::Authenticated { expires_at }.json()).await?;
+            }
             RequestOutcome::NothingToClear => {
                 let envelope = Envelope { generation: None, cursor: Some(self.view.sent()) };
                 let session_id = self.session;
@@ -451,6 +475,7 @@ enum Step {
     Snapshot(Snapshot),
     Delivered(Delivered),
     Heartbeat,
+    SignIn(SignInChange),
 }
 
 /// The unfinished requests of a socket that has ended, in their order.
@@ -481,6 +506,10 @@ impl Unfinished {
 
 fn count(kind: &'static str) {
     metrics::counter!(metric::WEBSOCKET_MESSAGES_TOTAL, "type" => kind).increment(1);
+}
+
+fn rfc3339_of(time: SystemTime) -> String {
+    rfc3339(&time.into())
 }
 
 fn draining() -> CloseReason {
