@@ -408,3 +408,27 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
     }
     assert!(matches!(propose().await, Ok(Acceptance::New { .. })));
 }
+
+#[tokio::test]
+async fn a_claim_that_a_failover_lost_is_replied_again_until_its_holder_starts_the_answer() {
+    let Stored { server, store, other } = Stored::start().await;
+    let session = SessionId::random();
+    let spec = turn_spec(MODEL);
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    let tag = Tag::random();
+    store.start(&turn, tag, None).await.expect("Redis");
+    store.append(&turn, tag, 0, true, "so far").await.expect("Redis");
+    assert_eq!(store.restore(&turn).await.expect("Redis"), Restored::Kept);
+    server.remember();
+    let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+    let claimed = other.claim(&open).await.expect("a claim");
+    let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
+    server.lose_what_came_since();
+    let restored = async || retried(async || other.restore(&taken).await).await;
+    assert_eq!(restored().await, Restored::Claimed);
+    assert_eq!(restored().await, Restored::Claimed, "the first reply may be lost");
+    other.start(&taken, Tag::random(), None).await.expect("Redis");
+    assert_eq!(restored().await, Restored::Kept);
+}
