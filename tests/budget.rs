@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ async fn ended_turn(budget: &Budget, store: &Store, network: &str, bytes: u64) -
     let session = SessionId::random();
     open_turn(store, session, bytes).await;
     store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
-    budget.record(&OWNER, network, session).await;
+    budget.record(network, session).await;
     session
 }
 
@@ -67,25 +68,101 @@ async fn where_anonymous_sessions_take_too_much_the_oldest_idle_one_of_the_large
     let small = ended_turn(&budget(1000), &store, "small", 20 * KIB).await;
     let running = SessionId::random();
     open_turn(&store, running, 20 * KIB).await;
-    budget(1000).record(&OWNER, "large", running).await;
+    budget(1000).record("large", running).await;
     let mut large = Vec::new();
     for _ in 0..4 {
         large.push(ended_turn(&budget(1000), &store, "large", 20 * KIB).await);
     }
-    // The first ones of the large network expire first; the running one expires before the others.
-    for (session, seconds) in large.iter().zip(["100", "200"]) {
-        server.cli(&["EXPIRE", &channel(*session), seconds]);
-        budget(1000).record(&OWNER, "large", *session).await;
+    // The running one was used least recently.
+    for (session, used) in [(running, "1"), (large[0], "2"), (large[1], "3")] {
+        let sessions = "jarvis:{budget}:payer:a:large";
+        server.cli(&["ZADD", sessions, used, &session.to_string()]);
     }
     let largest = server.cli(&["ZSCORE", "jarvis:{budget}:anonymous", "a:large"]);
     assert!(largest.trim().parse::<u64>().expect("bytes") > 5 * 20 * KIB, "{largest}");
-    ended_turn(&budget(130), &store, "small", KIB).await;
-    assert!(!exists(&store, large[0]).await, "the first to expire, of the largest network");
+    // The first record names the one in use, which then counts as used just now.
+    for _ in 0..2 {
+        budget(135).record("small", small).await;
+    }
+    assert!(!exists(&store, large[0]).await, "the oldest one of the largest network");
     assert!(exists(&store, large[3]).await, "no more than needed");
     assert!(exists(&store, running).await, "a turn of it runs");
     assert!(exists(&store, small).await, "its network takes less");
     let evicted = server.cli(&["HEXISTS", "jarvis:{budget}:sessions", &large[0].to_string()]);
     assert_eq!(evicted.trim(), "0");
+}
+
+#[tokio::test]
+async fn a_refused_caller_and_callers_that_never_return_give_back_what_has_expired() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_bytes: 20 * KIB, anonymous_bytes: 50 * KIB, ..wide() };
+    let limits = StorageLimits { young: Duration::from_mins(3), ..limits };
+    let budget = Budget::new(store.clone(), limits);
+    let mut sessions = Vec::new();
+    for network in ["once", "twice", "thrice"] {
+        sessions.push(ended_turn(&budget, &store, network, 20 * KIB).await);
+    }
+    let new = SessionId::random();
+    assert_eq!(budget.room(&OWNER, "once", new).await, Err(OverBudget::Bytes));
+    assert_eq!(budget.room(&OWNER, "another", new).await, Err(OverBudget::Total));
+    // Nobody uses them any more, and they expire.
+    for session in &sessions {
+        server.cli(&["ZADD", "jarvis:{budget}:expiry", "1", &session.to_string()]);
+    }
+    assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "once", new).await, Ok(()));
+    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+}
+
+#[tokio::test]
+async fn where_the_budget_is_exceeded_a_request_removes_what_may_go_and_never_what_a_client_hears()
+{
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 60 * KIB, ..wide() };
+    let patient = StorageLimits { young: Duration::from_mins(3), ..limits };
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let budget = Budget::new(store.clone(), patient);
+        sessions.push(ended_turn(&budget, &store, "n", 20 * KIB).await);
+    }
+    let heard = sessions[0];
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", server.port())).expect("Redis");
+    write!(client, "SSUBSCRIBE {}\r\n", channel(heard)).expect("sent");
+    let heard_by_one =
+        async || server.cli(&["PUBSUB", "SHARDNUMSUB", &channel(heard)]).trim().ends_with('1');
+    assert!(eventually(LIMIT, heard_by_one).await);
+    server.cli(&["ZADD", "jarvis:{budget}:payer:a:n", "1", &heard.to_string()]);
+    let budget = Budget::new(store.clone(), limits);
+    let room = async || budget.room(&OWNER, "another", SessionId::random()).await.is_ok();
+    assert!(eventually(LIMIT, room).await, "a refused request makes room for the next");
+    assert!(exists(&store, heard).await, "a client listens");
+    let mut kept = 0;
+    for session in &sessions {
+        kept += usize::from(exists(&store, *session).await);
+    }
+    assert!((1..4).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let session = ended_turn(&budget, &store, "n", KIB).await;
+    // The anonymous session expires, and a user begins another one under the same id.
+    for key in server.cli(&["KEYS", &format!("{}*", channel(session))]).lines() {
+        server.cli(&["DEL", key]);
+    }
+    let user = Owner::User(User::local("alice").expect("a name"));
+    let spec = turn_spec("m");
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    store.accept(&Proposal::new(&user, session, &new)).await.expect("Redis");
+    budget.record("n", session).await;
+    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+    let users = server.cli(&["ZRANGE", "jarvis:{budget}:users", "0", "-1"]);
+    assert_eq!(users.trim(), user.key());
 }
 
 #[tokio::test]
@@ -118,17 +195,18 @@ async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go()
     let user = Owner::User(User::local("n").expect("a name"));
     assert_eq!(budget.room(&user, "n", new).await, Ok(()), "a user has a budget of its own");
     // A deleted session is given back, and counts once however often it was recorded.
-    budget.record(&OWNER, "n", first).await;
+    budget.record("n", first).await;
     store.clear(&mut Clearing::new(&OWNER, first, true)).await.expect("deleted");
-    budget.record(&OWNER, "n", first).await;
+    budget.record("n", first).await;
     assert_eq!(budget.room(&OWNER, "n", new).await, Ok(()));
     // Bytes of a session that grows.
     open_turn(&store, second, 70 * KIB).await;
     store.cancel(&Cancellation::new(&OWNER, second, None)).await.expect("cancelled");
-    budget.record(&OWNER, "elsewhere", second).await;
+    budget.record("elsewhere", second).await;
     assert_eq!(budget.room(&OWNER, "n", second).await, Err(OverBudget::Bytes));
     assert_eq!(budget.room(&OWNER, "elsewhere", new).await, Ok(()), "its first caller pays");
-    budget.forget(second).await;
+    store.clear(&mut Clearing::new(&OWNER, second, true)).await.expect("deleted");
+    budget.record_again(second).await;
     assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()));
     let left = server.cli(&["KEYS", "jarvis:{budget}:*"]);
     assert_eq!(left.trim(), "jarvis:{budget}:total", "nothing is left of forgotten sessions");

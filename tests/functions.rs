@@ -74,8 +74,8 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
     let budget = Budget::new(store.clone(), StorageLimits::default());
     budget.room(&owner, "n", session).await.expect("room");
-    budget.record(&owner, "n", session).await;
-    budget.forget(session).await;
+    budget.record("n", session).await;
+    budget.record_again(SessionId::random()).await;
     store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
     store.evict(&owner, session).await.expect("Redis");
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());

@@ -1,9 +1,9 @@
 //! Storage budgets: how much of Redis a caller's sessions may take, and all anonymous ones together.
 //!
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
-//! is one lookup. Where all anonymous sessions take too much, the ones that expire first go, of the
-//! network that takes most; never one with a running or waiting turn, or with a turn in the last
-//! minutes. A budget is a limit and no account: a failover may lose the last records, and the next
+//! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
+//! go, of the networks that take most; never one with a running or waiting turn, with a client that
+//! listens, or with a turn in the last minutes. A budget is a limit and no account: a failover may lose the last records, and the next
 //! turn of each session brings them back.
 
 use std::time::Duration;
@@ -78,7 +78,8 @@ impl Budget {
     }
 
     /// Checks that a turn of this caller may be stored in the session. `network` is the digest of
-    /// the network that an anonymous caller comes from.
+    /// the network that an anonymous caller comes from; where that is unknown, only the limit of all
+    /// anonymous sessions counts.
     ///
     /// # Errors
     /// [`OverBudget`]. Where Redis does not reply, there is room: the turn is about to find that
@@ -89,64 +90,101 @@ impl Budget {
         network: &str,
         session: SessionId,
     ) -> Result<(), OverBudget> {
+        let is_known = *owner != Owner::Anonymous || !network.is_empty();
+        let limit = |limit: u64| if is_known { limit } else { 0 };
         let call = call("jarvis_budget_room_1")
             .text("session", session)
             .arg("payer", payer(owner, network))
-            .text("sessions_limit", self.limits.caller_sessions)
-            .text("bytes_limit", self.limits.caller_bytes)
-            .text("total_limit", self.limits.anonymous_bytes);
-        match self.store.redis().call_readonly::<String>(call).await.as_deref() {
-            Ok("sessions") => Err(OverBudget::Sessions),
-            Ok("bytes") => Err(OverBudget::Bytes),
-            Ok("total") => Err(OverBudget::Total),
+            .text("sessions_limit", limit(self.limits.caller_sessions))
+            .text("bytes_limit", limit(self.limits.caller_bytes))
+            .text("total_limit", self.limits.anonymous_bytes)
+            .text("young", self.limits.young.as_secs());
+        let Ok(reply) = self.store.redis().call::<Vec<String>>(call).await else { return Ok(()) };
+        let (verdict, remove) =
+            reply.split_first().map_or(("", &[][..]), |(verdict, rest)| (verdict.as_str(), rest));
+        if !remove.is_empty() {
+            let (budget, remove) = (self.clone(), remove.to_vec());
+            tokio::spawn(async move { logged(budget.remove(&remove).await) });
+        }
+        match verdict {
+            "sessions" => Err(OverBudget::Sessions),
+            "bytes" => Err(OverBudget::Bytes),
+            "total" => Err(OverBudget::Total),
             _ => Ok(()),
         }
     }
 
-    /// Records what a session takes now, and removes sessions where all anonymous ones take too
-    /// much. A failure is only logged.
-    pub async fn record(&self, owner: &Owner, network: &str, session: SessionId) {
-        if let Err(error) = self.try_record(owner, network, session).await {
-            tracing::debug!(%error, "storage not recorded");
-        }
+    /// Records what a session takes after a turn of a caller from this network, and removes sessions
+    /// where all anonymous ones take too much. A failure is only logged.
+    pub async fn record(&self, network: &str, session: SessionId) {
+        logged(self.try_record(Some(network), session).await);
     }
 
-    /// Removes a deleted session from the index. A failure is only logged: the entry goes when the
-    /// session would have expired.
-    pub async fn forget(&self, session: SessionId) {
-        if let Err(error) = self.try_forget(session).await {
-            tracing::debug!(%error, "deleted storage not recorded");
-        }
+    /// Records what a session takes after its messages were removed. A failure is only logged.
+    pub async fn record_again(&self, session: SessionId) {
+        logged(self.try_record(None, session).await);
     }
 
     async fn try_record(
         &self,
-        owner: &Owner,
-        network: &str,
+        network: Option<&str>,
         session: SessionId,
     ) -> Result<(), StoreError> {
+        let remove = self.measure_and_record(network, session).await?;
+        self.remove(&remove).await
+    }
+
+    /// Returns the sessions to remove.
+    async fn measure_and_record(
+        &self,
+        network: Option<&str>,
+        session: SessionId,
+    ) -> Result<Vec<String>, StoreError> {
         let Some(measured) = self.store.measure(session).await? else {
-            return Ok(self.try_forget(session).await?);
+            self.forget(session).await?;
+            return Ok(Vec::new());
+        };
+        let payer = match (&measured.owner, network) {
+            (Owner::Anonymous, None) => String::new(),
+            (owner, network) => payer(owner, network.unwrap_or_default()),
         };
         let call = call("jarvis_budget_record_1")
             .text("session", session)
-            .arg("payer", payer(owner, network))
+            .arg("payer", payer)
             .text("bytes", measured.bytes + SESSION_BYTES)
             .text("seconds", measured.expires_in.map_or(-1, u64::cast_signed))
             .text("total_limit", self.limits.anonymous_bytes)
             .text("young", self.limits.young.as_secs());
-        let remove: Vec<String> = self.store.redis().call(call).await?;
-        for session in remove.iter().filter_map(|session| session.parse().ok()) {
-            if self.store.evict(&Owner::Anonymous, session).await? != Evicted::Busy {
-                self.try_forget(session).await?;
+        let remove = self.store.redis().call(call).await?;
+        // The session may have been deleted since it was measured.
+        if self.store.measure(session).await?.is_none() {
+            self.forget(session).await?;
+        }
+        Ok(remove)
+    }
+
+    /// Removes anonymous sessions that are not in use. The others count as used just now.
+    async fn remove(&self, sessions: &[String]) -> Result<(), StoreError> {
+        for session in sessions.iter().filter_map(|session| session.parse().ok()) {
+            if self.store.evict(&Owner::Anonymous, session).await? == Evicted::Removed {
+                self.forget(session).await?;
                 metrics::counter!(metric::SESSIONS_EVICTED_TOTAL).increment(1);
+            } else {
+                self.measure_and_record(None, session).await?;
             }
         }
         Ok(())
     }
 
-    async fn try_forget(&self, session: SessionId) -> Result<(), RedisError> {
-        self.store.redis().call(call("jarvis_budget_forget_1").text("session", session)).await
+    async fn forget(&self, session: SessionId) -> Result<(), RedisError> {
+        let call = call("jarvis_budget_forget_1").text("session", session);
+        self.store.redis().call(call).await
+    }
+}
+
+fn logged(outcome: Result<(), StoreError>) {
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "storage not recorded");
     }
 }
 

@@ -386,12 +386,13 @@ impl Generations {
         delete: bool,
     ) -> Result<u64, StoreError> {
         let mut clearing = Clearing::new(owner, session, delete);
-        let count = self.store.clear(&mut clearing).await?;
-        self.keep(RedoEntry::Cleared(clearing));
-        if delete {
-            self.budget.forget(session).await;
+        let cleared = self.store.clear(&mut clearing).await;
+        if cleared.is_ok() {
+            self.keep(RedoEntry::Cleared(clearing));
         }
-        Ok(count)
+        // A session that is gone leaves the index here, too.
+        self.budget.record_again(session).await;
+        cleared
     }
 
     /// Returns the models of all hosts.

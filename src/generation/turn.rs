@@ -69,7 +69,7 @@ pub(super) async fn run(
             tracing::info!("turn stopped");
         }
         // What is recorded twice, by two writers of the turn, counts once.
-        generations.budget.record(&turn.owner, &turn.spec.source, turn.session).await;
+        generations.budget.record(&turn.spec.source, turn.session).await;
         metrics::histogram!(metric::TURN_SECONDS).record(accepted.elapsed().as_secs_f64());
     }
     .instrument(span)

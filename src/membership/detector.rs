@@ -174,7 +174,8 @@ impl Detector {
             self.reset(now);
         }
         let is_same = self.server == Some(sighting.server) && sighting.sees_observer;
-        if pause >= self.timing.still * STILLS_IN_DOUBT || self.server.is_some() && !is_same {
+        if sighting.took >= self.timing.still * STILLS_IN_DOUBT || self.server.is_some() && !is_same
+        {
             self.doubted = Some(now);
         }
         let in_doubt = self.doubted.is_some_and(|doubted| now - doubted < self.timing.lease);
@@ -261,6 +262,7 @@ mod tests {
             server: SERVER,
             sees_observer: true,
             replicas: of.len(),
+            took: Duration::ZERO,
             all: Some(all),
             watched: Vec::new(),
         }
@@ -270,7 +272,8 @@ mod tests {
     fn other(counter: i64, is_subscribed: bool) -> Sighting {
         let watched = Watched { counter: Some(counter), is_subscribed: Some(is_subscribed) };
         let watched = vec![("other".to_owned(), watched)];
-        Sighting { server: SERVER, sees_observer: true, replicas: 2, all: None, watched }
+        let took = Duration::ZERO;
+        Sighting { server: SERVER, sees_observer: true, replicas: 2, took, all: None, watched }
     }
 
     fn detector() -> (Detector, Instant) {
@@ -419,9 +422,9 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         detector.observe(&other(1, true), start);
         assert_eq!(detector.observe(&other(1, false), at(100)), []);
-        assert_eq!(detector.observe(&other(1, false), at(500)), []);
         assert_eq!(detector.observe(&other(1, false), at(700)), []);
-        let found = detector.observe(&other(1, false), at(800));
+        assert_eq!(detector.observe(&other(1, false), at(900)), []);
+        let found = detector.observe(&other(1, false), at(1_000));
         assert_eq!(found, [gone_for(Some(1), GoneReason::ConnectionLost)]);
     }
 
@@ -450,7 +453,8 @@ mod tests {
         let (mut detector, start) = detector();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         detector.observe(&other(1, true), start);
-        assert_eq!(detector.observe(&other(2, true), at(1_900)), []);
+        let slow = Sighting { took: Duration::from_millis(1_900), ..other(2, true) };
+        assert_eq!(detector.observe(&slow, at(1_900)), []);
         for late in (2_000..4_800).step_by(100) {
             assert_eq!(detector.observe(&other(2, false), at(late)), [], "{late}");
         }

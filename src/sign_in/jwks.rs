@@ -122,7 +122,9 @@ impl Issuer {
             }
             return Ok(found.clone());
         }
-        self.fetch_again().await;
+        // In a task of its own, because a caller that leaves must not end what others wait for.
+        let issuer = Arc::clone(self);
+        let _ = tokio::spawn(async move { issuer.fetch_again().await }).await;
         let (keys, _) = self.known();
         match keys {
             None => Err(SignInError::NoKeys),

@@ -1,10 +1,11 @@
 -- Records the bytes of a session at the end of a turn, and names sessions to remove where all
--- anonymous sessions together take too much: the ones that expire first of the payer that takes
--- most, without those of the last minutes.
+-- anonymous sessions together take too much.
 --
 -- Keys:       budget
 -- Arguments:  session
---             payer         of a session that is not recorded yet
+--             payer         of the session; an anonymous session that is recorded stays with the
+--                           network that paid first. Empty where only a session that is recorded is
+--                           to be recorded again
 --             bytes         that the session takes
 --             seconds       until the session expires; -1: never
 --             total_limit   bytes of all anonymous sessions
@@ -18,33 +19,26 @@ register {
   keys = { 'budget' },
   arguments = { 'session', 'payer', 'bytes', 'seconds', 'total_limit', 'young' },
   run = function(keys, args)
-    local base, now = keys.budget, now_seconds()
-    local before, _, payer = recorded(base, args.session)
-    payer = payer or args.payer
-    local seconds = tonumber(args.seconds)
-    redis.call('HSET', base .. ':sessions', args.session, args.bytes .. ' ' .. now .. ' ' .. payer)
-    redis.call('ZADD', base .. ':payer:' .. payer, seconds < 0 and '+inf' or now + seconds,
-      args.session)
+    local base, session, now = keys.budget, args.session, now_seconds()
+    forget_expired(base, now)
+    local before, payer = recorded(base, session)
+    if not before and args.payer == '' then
+      return {}
+    end
+    if before and args.payer ~= '' and is_anonymous(payer) ~= is_anonymous(args.payer) then
+      -- The session has become a user's, or was deleted and begun again.
+      forget(base, session)
+      before = nil
+    end
+    payer = before and payer or args.payer
+    redis.call('HSET', base .. ':sessions', session, args.bytes .. ' ' .. payer)
+    redis.call('ZADD', base .. ':payer:' .. payer, now, session)
+    if tonumber(args.seconds) < 0 then
+      redis.call('ZREM', base .. ':expiry', session)
+    else
+      redis.call('ZADD', base .. ':expiry', now + args.seconds, session)
+    end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    forget_expired(base, payer, now)
-    local over = tonumber(redis.call('GET', base .. ':total') or '0') - tonumber(args.total_limit)
-    if over <= 0 then
-      return {}
-    end
-    local most = redis.call('ZRANGE', base .. ':anonymous', 0, 0, 'REV')[1]
-    if not most then
-      return {}
-    end
-    forget_expired(base, most, now)
-    local remove = {}
-    local oldest = redis.call('ZRANGE', base .. ':payer:' .. most, 0, SESSIONS_AT_ONCE - 1)
-    for _, session in ipairs(oldest) do
-      local taken, at = recorded(base, session)
-      if over > 0 and at and now - at >= tonumber(args.young) then
-        remove[#remove + 1] = session
-        over = over - taken
-      end
-    end
-    return remove
+    return sessions_to_remove(base, now, args.total_limit, args.young)
   end,
 }

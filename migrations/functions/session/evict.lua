@@ -1,9 +1,9 @@
--- Removes a session in which no turn runs or waits, with all its keys.
+-- Removes a session that is not in use, with all its keys.
 --
 -- Keys:       those of the session
 -- Arguments:  owner   of the sessions that may be removed
 -- Reply:      removed   also where there was none
---             busy      a turn runs or waits
+--             busy      a turn runs or waits, or a client listens
 --             kept      the session is another owner's
 -- Called by:  Store::evict
 register {
@@ -21,6 +21,10 @@ register {
       return 'kept'
     end
     if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
+      return 'busy'
+    end
+    local listening = redis.pcall('PUBSUB', 'SHARDNUMSUB', keys.session)
+    if not listening.err and listening[2] > 0 then
       return 'busy'
     end
     redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.index, keys.waiting,

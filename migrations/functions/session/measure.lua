@@ -1,15 +1,15 @@
 -- Returns how much of Redis a session takes, and for how long.
 --
--- Keys:       session, messages
+-- Keys:       session, answer
 -- Arguments:  none
 -- Reply:      absent
---             <bytes of its messages and events> <seconds until it expires, -1: never>
+--             <owner> <bytes of its messages, events and running answer> <seconds until it expires, -1: never>
 -- Called by:  Store::measure
 register {
   name = 'measure',
   version = 1,
   flags = { 'no-writes' },
-  keys = { 'session', 'messages' },
+  keys = { 'session', 'answer' },
   arguments = {},
   run = function(keys)
     local fields = session_fields(keys, 'owner', 'bytes', 'event_bytes', 'deleted')
@@ -17,6 +17,7 @@ register {
       return { 'absent' }
     end
     local bytes = tonumber(fields[2] or '0') + tonumber(fields[3] or '0')
-    return { tostring(bytes), tostring(redis.call('TTL', keys.session)) }
+      + redis.call('STRLEN', keys.answer)
+    return { fields[1], tostring(bytes), tostring(redis.call('TTL', keys.session)) }
   end,
 }

@@ -4,9 +4,11 @@ use super::{SessionKeys, Store, StoreError, field, unexpected};
 use crate::session::model::{Owner, SessionId};
 
 /// What one session takes in Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// The bytes of its messages and events.
+    /// The owner of the session.
+    pub owner: Owner,
+    /// The bytes of its messages, events and running answer.
     pub bytes: u64,
     /// The seconds until it expires; none for a session that never does.
     pub expires_in: Option<u64>,
@@ -17,7 +19,7 @@ pub struct Measured {
 pub enum Evicted {
     /// The session is gone.
     Removed,
-    /// A turn of the session runs or waits.
+    /// A turn of the session runs or waits, or a client listens.
     Busy,
     /// The session is another owner's.
     Kept,
@@ -30,17 +32,20 @@ impl Store {
     /// [`StoreError::Redis`].
     pub async fn measure(&self, session: SessionId) -> Result<Option<Measured>, StoreError> {
         let keys = SessionKeys::of(session);
-        let call = keys.call_with("jarvis_measure_1", &["session", "messages"]);
+        let call = keys.call_with("jarvis_measure_1", &["session", "answer"]);
         let reply: Vec<String> = self.redis.call_readonly(call).await?;
         if reply.first().is_some_and(|first| first == "absent") {
             return Ok(None);
         }
-        let expires_in: i64 = field(&reply, 1)?;
-        Ok(Some(Measured { bytes: field(&reply, 0)?, expires_in: u64::try_from(expires_in).ok() }))
+        let expires_in: i64 = field(&reply, 2)?;
+        Ok(Some(Measured {
+            owner: Owner::from_key(&field::<String>(&reply, 0)?),
+            bytes: field(&reply, 1)?,
+            expires_in: u64::try_from(expires_in).ok(),
+        }))
     }
 
-    /// Removes a session of this owner with everything that Redis has of it, unless a turn of it
-    /// runs or waits.
+    /// Removes a session of this owner with everything that Redis has of it, unless it is in use.
     ///
     /// # Errors
     /// [`StoreError::Redis`].

@@ -7,7 +7,7 @@
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
---                answered (1 once a message has the text of an answer; before that, a session
+--                unanswered (1 until a message has the text of an answer: until then, a session
 --                that expires at all expires within minutes)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
@@ -64,12 +64,12 @@ end
 
 -- Extends the expiry of the session, if it has one.
 local function keep(keys)
-  local fields = session_fields(keys, 'idle_seconds', 'generation', 'answered')
+  local fields = session_fields(keys, 'idle_seconds', 'generation', 'unanswered')
   local seconds = tonumber(fields[1] or '0')
   if seconds == 0 then
     return
   end
-  if not fields[3] then
+  if fields[3] then
     seconds = math.min(seconds, UNANSWERED_SECONDS)
   end
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then

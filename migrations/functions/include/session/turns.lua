@@ -73,7 +73,7 @@ local function close_running(keys, generation, header, by)
   local text = redis.call('GET', keys.answer) or ''
   push_message(keys, header, text)
   if #text > 0 then
-    redis.call('HSET', keys.session, 'answered', 1)
+    redis.call('HDEL', keys.session, 'unanswered')
   end
   forget_running(keys)
   release(keys, generation, by)
@@ -106,8 +106,8 @@ end
 local function admit(keys, args, found, epoch, begins, number)
   if not found.owner or found.deleted then
     redis.call('HSET', keys.session, 'owner', args.owner, 'created', args.now, 'title', args.title,
-      'epoch', epoch, 'idle_seconds', args.idle_seconds)
-    redis.call('HDEL', keys.session, 'deleted', 'own_messages', 'answered')
+      'epoch', epoch, 'idle_seconds', args.idle_seconds, 'unanswered', 1)
+    redis.call('HDEL', keys.session, 'deleted', 'own_messages')
     redis.call('PERSIST', keys.session)
     redis.call('PERSIST', keys.events)
   end

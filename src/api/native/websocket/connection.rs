@@ -253,6 +253,8 @@ impl Connection {
             SignInChange::Expired => "the token has expired; reconnect with a new one",
             SignInChange::Revoked => "the API key was revoked",
         };
+        // What waits was sent by a caller that is signed in no more.
+        self.waiting.clear();
         Err(CloseReason::server(CloseCode::Policy, reason))
     }
 
