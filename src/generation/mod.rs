@@ -19,6 +19,7 @@ mod slot_wait;
 mod stop;
 mod takeover;
 mod turn;
+mod turn_state;
 mod writer;
 mod writer_state;
 
@@ -46,7 +47,7 @@ use crate::telemetry::metric;
 use copies::Copies;
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
-use turn::TurnState;
+use turn_state::TurnState;
 
 /// How long a cancel waits for the request to the model host to be closed.
 const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);

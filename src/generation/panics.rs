@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::Generations;
 use super::redis_call::call_redis;
-use super::turn::{self, TurnState};
+use super::turn;
+use super::turn_state::TurnState;
 use crate::lifecycle::catch_panic;
 use crate::session::GenerationId;
 use crate::session::model::Failure;

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Generations;
-use super::turn::TurnState;
+use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::session::store::{Cancellation, Claim, Clearing, Restored, Turn};

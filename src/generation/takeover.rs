@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 
 use super::Generations;
 use super::copies::Adopted;
-use super::turn::TurnState;
+use super::turn_state::TurnState;
 use crate::membership::{GoneReplica, Successor};
 use crate::queue::Freed;
 use crate::session::GenerationId;

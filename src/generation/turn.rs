@@ -15,6 +15,7 @@ use super::redis_call::call_redis;
 use super::redo::{Finished, RedoEntry};
 use super::slot_wait::{SlotWait, WaitOptions, wait_for_slot};
 use super::stop::{Stopped, cancelled};
+use super::turn_state::TurnState;
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::HostId;
@@ -31,17 +32,6 @@ const NOTIFY_AFTER: Duration = Duration::from_secs(1);
 enum TurnEnd {
     Finished { reason: FinishReason, usage: Usage, context: ContextReport },
     Failed { failure: Failure, context: ContextReport },
-}
-
-/// The state of a turn when this replica gets it.
-pub(super) enum TurnState {
-    /// The turn is accepted, and other turns of the session come first.
-    Waiting,
-    /// The turn runs; an earlier writer may have stored a part of the answer.
-    Running {
-        /// Replicas that have written the answer, this one included.
-        writers: u32,
-    },
 }
 
 /// Runs a turn until its generation has ended or is another replica's. With a `failure` the turn is
