@@ -28,6 +28,9 @@ const WATCHED: usize = 8;
 /// A heartbeat that takes so many times [`Timing::still`] casts doubt on Redis: a loaded machine is
 /// late by less, and the other replicas' calls fail only later.
 const STILLS_IN_DOUBT: u32 = 2;
+/// How long a lost connection proves nothing after Redis was in doubt: all replicas have connected
+/// again by then. A shorter replica lease decides sooner.
+const DOUBT: Duration = Duration::from_secs(3);
 
 /// A replica that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +181,8 @@ impl Detector {
         {
             self.doubted = Some(now);
         }
-        let in_doubt = self.doubted.is_some_and(|doubted| now - doubted < self.timing.lease);
+        let in_doubt =
+            self.doubted.is_some_and(|doubted| now - doubted < DOUBT.min(self.timing.lease));
         self.server = Some(sighting.server);
         for seen in self.observations.values_mut() {
             match seen.subscription {
