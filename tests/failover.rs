@@ -4,7 +4,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::client::{Socket, chat, get, http, joined, post, send, until_ok};
+use support::client::{
+    Socket, chat, get, history, history_until, http, joined, post, send, until_ok,
+};
 use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
@@ -34,20 +36,11 @@ impl Fleet {
     }
 
     async fn history(&self) -> Vec<Value> {
-        let path = format!("/api/v1/chat/sessions/{}", self.session);
-        let reply = get(&self.replicas[1], &path).await;
-        reply.body["messages"].as_array().cloned().unwrap_or_default()
+        history(&self.replicas[1], &self.session).await
     }
 
-    /// Waits until the history meets the condition.
     async fn history_until(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let mut messages = Vec::new();
-        let found = eventually(LIMIT, async || {
-            messages = self.history().await;
-            wanted(&messages)
-        });
-        assert!(found.await, "the history stays {messages:?}");
-        messages
+        history_until(&self.replicas[1], &self.session, wanted).await
     }
 }
 

@@ -41,6 +41,27 @@ pub async fn chat(server: &Process, session: &str, message: &str) -> Reply {
     post(server, "/api/v1/chat/", &json!({"message": message, "session_id": session})).await
 }
 
+/// Returns the newest messages of a session, oldest first; none where it cannot be read.
+pub async fn history(server: &Process, session: &str) -> Vec<Value> {
+    let reply = get(server, &format!("/api/v1/chat/sessions/{session}")).await;
+    reply.body["messages"].as_array().cloned().unwrap_or_default()
+}
+
+/// Waits until the history of a session meets the condition.
+pub async fn history_until(
+    server: &Process,
+    session: &str,
+    wanted: impl Fn(&[Value]) -> bool,
+) -> Vec<Value> {
+    let mut messages = Vec::new();
+    let found = testkit::eventually(LIMIT, async || {
+        messages = history(server, session).await;
+        wanted(&messages)
+    });
+    assert!(found.await, "the history stays {messages:?}");
+    messages
+}
+
 /// Waits until this path answers 200.
 pub async fn until_ok(server: &Process, path: &str) {
     let url = format!("{}{path}", server.url);
