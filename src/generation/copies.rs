@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::Generations;
@@ -76,7 +76,7 @@ impl Copy {
 pub(super) struct Copies {
     outbox: mpsc::Sender<String>,
     /// The backup of this replica.
-    backup: watch::Sender<Option<String>>,
+    backup: Mutex<Option<String>>,
     kept: Mutex<Kept>,
 }
 
@@ -97,14 +97,14 @@ impl Copies {
     /// Creates the copies of a replica, with the queue of those that are to be sent.
     pub(super) fn new() -> (Self, mpsc::Receiver<String>) {
         let (outbox, waiting) = mpsc::channel(WAITING);
-        let copies = Self { outbox, backup: watch::Sender::new(None), kept: Mutex::default() };
+        let copies = Self { outbox, backup: Mutex::default(), kept: Mutex::default() };
         (copies, waiting)
     }
 
     /// Sends a copy of the entry to the backup, in the background. Does nothing without a backup, and
     /// while Redis replicas acknowledge the writes.
     pub(super) fn send(&self, store: &Store, entry: &RedoEntry) {
-        if store.is_replicated() || self.backup.borrow().is_none() {
+        if store.is_replicated() || self.backup().is_none() {
             return;
         }
         let json = serde_json::to_string(&Copy::of(entry)).unwrap_or_default();
@@ -115,11 +115,11 @@ impl Copies {
 
     /// Notes the backup of this replica.
     pub(super) fn set_backup(&self, backup: Option<String>) {
-        self.backup.send_if_modified(|known| {
-            let is_new = *known != backup;
-            *known = backup;
-            is_new
-        });
+        *self.backup.lock().unwrap_or_else(PoisonError::into_inner) = backup;
+    }
+
+    fn backup(&self) -> Option<String> {
+        self.backup.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the replicas of which this one keeps copies.
@@ -192,7 +192,7 @@ pub(super) async fn exchange(
             if attempt > 0 {
                 sleep(PAUSE).await;
             }
-            let Some(backup) = copies.backup.borrow().clone() else { break };
+            let Some(backup) = copies.backup() else { break };
             if store.send_copy(&backup, payload.clone()).await.unwrap_or(false) {
                 outcome = "sent";
                 break;
