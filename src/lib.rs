@@ -20,6 +20,7 @@ pub mod redis;
 pub mod retry;
 pub mod server;
 pub mod session;
+pub mod source;
 pub mod telemetry;
 
 pub use server::Server;

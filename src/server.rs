@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, ApiSettings, AppState};
 use crate::config::{HostSettings, RedisSettings, Settings};
 use crate::generation::{self, GenerationSettings, Generations};
+use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, TimeLimits};
 use crate::http::middleware::AllowLists;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd};
@@ -57,6 +58,7 @@ impl Server {
         let limits = QueueLimits {
             waiting: settings.queue.queue_limit as usize,
             waiting_of_source: settings.queue.queue_share as usize,
+            running_of_address: settings.queue.address_turns as usize,
         };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
@@ -74,6 +76,7 @@ impl Server {
             GenerationSettings {
                 num_ctx_cap: settings.hosts.num_ctx,
                 host_wait: settings.hosts.host_wait_timeout,
+                abandon_after: settings.queue.abandon_after,
                 lease: settings.replica.lease_ms,
             },
         );
@@ -197,7 +200,7 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
         max_sockets: http.max_sockets as usize,
-        proxies: usize::from(http.proxies),
+        trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()
     }
 }

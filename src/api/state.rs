@@ -62,8 +62,8 @@ pub struct ApiSettings {
     pub read_timeout: Duration,
     /// WebSockets and event streams at a time, at most.
     pub max_sockets: usize,
-    /// Proxies in front that add to X-Forwarded-For.
-    pub proxies: usize,
+    /// The networks of the proxies in front whose X-Forwarded-For is believed.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// Bytes of a request, at most. The longest message has 384 KiB where every character is escaped as
@@ -81,7 +81,7 @@ impl Default for ApiSettings {
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
             max_sockets: 19_000,
-            proxies: 0,
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
@@ -122,6 +122,6 @@ impl FromRef<Shared> for BodyLimit {
 
 impl FromRef<Shared> for TrustedProxies {
     fn from_ref(shared: &Shared) -> Self {
-        Self(shared.settings.proxies)
+        shared.settings.trusted_proxies.clone()
     }
 }

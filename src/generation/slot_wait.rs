@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
-use super::failures::{failure, no_host, queue_full, refused, too_long};
+use super::abandonment::Abandonment;
+use super::failures::{abandoned, failure, no_host, queue_full, refused, too_long};
 use super::stop::cancelled;
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
@@ -79,6 +80,7 @@ pub(super) async fn wait_for_slot(
     let mut notifier = Notifier { from: options.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
+    let mut abandonment = Abandonment::watch(turn, options.has_text, generations.abandon_after);
     // A refusal is found by the probe of Redis: a ticket that waits makes no calls of its own.
     let refusal = generations.store.refused_for(REFUSED_LIMIT);
     tokio::pin!(refusal);
@@ -148,6 +150,7 @@ pub(super) async fn wait_for_slot(
             continue;
         }
         let again = again_at.unwrap_or(end);
+        let check_readers_at = abandonment.as_ref().map(Abandonment::next_check);
         tokio::select! {
             _ = lease.changed() => {}
             () = std::future::ready(()), if joins => {}
@@ -157,6 +160,14 @@ pub(super) async fn wait_for_slot(
             }
             () = sleep_until(notify_at.unwrap_or(end)), if notify_at.is_some() => {}
             () = sleep_until(last_check.unwrap_or(end)) => joins = true,
+            () = sleep_until(check_readers_at.unwrap_or(end)), if check_readers_at.is_some() => {
+                let queued = notifier.last.map(|(_, queued)| queued);
+                if let Some(abandonment) = &mut abandonment
+                    && abandonment.is_over(generations, turn, feed, queued).await
+                {
+                    return SlotWait::Failed(abandoned());
+                }
+            }
             () = position_requested(feed, requests) => {
                 requests = feed.position_requests();
                 // The same event again, which readers that have it skip.

@@ -17,6 +17,11 @@ const fn code(name: &'static str, status: u16, meaning: &'static str) -> ErrorCo
 
 /// All codes, in the order of their names.
 pub const CODES: &[ErrorCode] = &[
+    code(
+        "abandoned",
+        503,
+        "the turn waited while nobody listened, and the queue was over half full",
+    ),
     code("already_ended", 409, "the generation has ended, so there is nothing to cancel"),
     code("binary_message", 0, "a binary frame: send text"),
     code("body_timeout", 408, "the body did not arrive within 30 s"),

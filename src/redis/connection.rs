@@ -152,17 +152,18 @@ impl Redis {
         self.call_on_primary(&self.main, "FCALL_RO", call).await
     }
 
-    /// Publishes a payload on a channel, without storing anything.
+    /// Publishes a payload on a channel, without storing anything. Returns the number of its
+    /// receivers: this replica, where it is subscribed, and others.
     ///
     /// # Errors
     /// Any [`RedisError`].
-    pub async fn publish(&self, channel: &str, payload: String) -> Result<(), RedisError> {
+    pub async fn publish(&self, channel: &str, payload: String) -> Result<u64, RedisError> {
         let slot = fred::util::redis_keyslot(channel.as_bytes());
         let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let arguments: Vec<Value> = vec![channel.into(), payload.into()];
-        let published = self.client().custom::<i64, _>(command, arguments).await;
+        let published = self.client().custom::<u64, _>(command, arguments).await;
         self.count_error(&published);
-        published.map(drop).map_err(|error| self.main.explain(error))
+        published.map_err(|error| self.main.explain(error))
     }
 
     /// Calls a function on a server that is certain to be the primary.

@@ -70,6 +70,8 @@ pub struct Feed {
     subscribed: tokio::sync::OnceCell<()>,
     /// Requested reads that have not been served yet.
     pending_reads: AtomicU32,
+    /// Open readers of clients.
+    readers: AtomicU32,
 }
 
 /// The state of a feed.
@@ -213,6 +215,7 @@ impl FeedsInner {
             events_changed: Notify::new(),
             subscribed: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
+            readers: AtomicU32::new(0),
         });
         of_session.push(Arc::downgrade(&feed));
         feed
@@ -296,6 +299,19 @@ impl Feed {
     /// Whether the writer has published that its request to the model host is closed.
     pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
         self.state().upstream_closed.contains(&generation)
+    }
+
+    /// Whether a client reads this session at this replica.
+    pub fn has_readers(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn begin_reading(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_reading(&self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether a generation runs, as far as this feed knows.

@@ -19,13 +19,14 @@ use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
-use crate::http::extract::caller::{Caller, Source};
+use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
+use crate::source::Source;
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);

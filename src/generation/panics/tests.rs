@@ -69,7 +69,7 @@ impl Replica {
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
-        let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
+        let limits = QueueLimits { waiting: 100, waiting_of_source: 100, running_of_address: 100 };
         let queue = QueueStore::new(redis.clone(), name.clone(), limits);
         let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
@@ -87,6 +87,7 @@ impl Replica {
         let settings = GenerationSettings {
             num_ctx_cap: 4096,
             host_wait: Duration::from_secs(20),
+            abandon_after: Duration::from_secs(300),
             lease: Duration::from_secs(3),
         };
         let generations = Generations::start(store, feeds, fleet, queue, membership, settings);

@@ -337,7 +337,8 @@ impl Store {
         }
     }
 
-    /// Publishes the queue position of a turn on the session's channel, and stores nothing.
+    /// Publishes the queue position of a turn on the session's channel, and stores nothing. Returns
+    /// the number of replicas that are subscribed to the session.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -345,7 +346,7 @@ impl Store {
         &self,
         session: SessionId,
         queued: Queued,
-    ) -> Result<(), RedisError> {
+    ) -> Result<u64, RedisError> {
         self.redis.publish(&channel(session), queued.payload()).await
     }
 
@@ -354,7 +355,7 @@ impl Store {
     /// # Errors
     /// [`RedisError`].
     pub async fn request_position(&self, session: SessionId) -> Result<(), RedisError> {
-        self.redis.publish(&channel(session), Hint::POSITION_REQUESTED.to_owned()).await
+        self.redis.publish(&channel(session), Hint::POSITION_REQUESTED.to_owned()).await.map(drop)
     }
 
     /// Makes a waiting turn the running one, if no turn runs and none waits before it.

@@ -18,12 +18,13 @@ use crate::api::native::wire;
 use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, Unavailable};
 use crate::api::state::Shared;
-use crate::http::extract::caller::{Caller, Source};
+use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::Fields;
 use crate::http::extract::query::QueryFields;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
+use crate::source::Source;
 
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";

@@ -1,0 +1,75 @@
+//! A turn that waits while nobody listens gives its position to others, where the queue is short of
+//! positions: whoever left does not come back for the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Generations;
+use crate::session::event::Queued;
+use crate::session::store::Turn;
+use crate::session::{Feed, Owner};
+
+/// The part of the limit after which it is checked again whether somebody listens.
+const CHECKS: u32 = 10;
+/// The longest time between two checks.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Since when nobody has listened to a waiting turn.
+pub(super) struct Abandonment {
+    limit: Duration,
+    alone_since: Instant,
+    next_check: Instant,
+}
+
+impl Abandonment {
+    /// Begins to watch a turn; none for one that is never abandoned: a user's, whose answer is for
+    /// the user's other devices, too, and one whose answer has begun.
+    pub(super) fn watch(turn: &Turn, has_text: bool, limit: Duration) -> Option<Self> {
+        let now = Instant::now();
+        let is_watched = turn.owner == Owner::Anonymous && !has_text;
+        let next_check = now + Self::interval(limit);
+        is_watched.then_some(Self { limit, alone_since: now, next_check })
+    }
+
+    fn interval(limit: Duration) -> Duration {
+        (limit / CHECKS).min(LONGEST)
+    }
+
+    /// Returns the time of the next check.
+    pub(super) fn next_check(&self) -> Instant {
+        self.next_check
+    }
+
+    /// Checks whether somebody listens. Returns whether the turn has been alone for too long, while
+    /// more than half of the queue is in use. `queued` is the position that was published last.
+    pub(super) async fn is_over(
+        &mut self,
+        generations: &Generations,
+        turn: &Turn,
+        feed: &Arc<Feed>,
+        queued: Option<Queued>,
+    ) -> bool {
+        let now = Instant::now();
+        self.next_check = now + Self::interval(self.limit);
+        if feed.has_readers() {
+            self.alone_since = now;
+            return false;
+        }
+        if !generations.queue.is_over_half_full() {
+            return false;
+        }
+        // Readers that have this event skip it. Its receivers are the replicas that are subscribed
+        // to the session, this one among them.
+        let Some(queued) = queued else { return false };
+        match generations.store.publish_queued(turn.session, queued).await {
+            Ok(receivers) if receivers <= 1 => self.alone_since + self.limit <= now,
+            // Another replica has a reader, or nothing is known.
+            Ok(_) | Err(_) => {
+                self.alone_since = now;
+                false
+            }
+        }
+    }
+}
