@@ -95,6 +95,23 @@ impl Turn {
         &self.accepted.question
     }
 
+    /// Returns the bytes of text that the turn keeps: the question, in its message and in the event
+    /// of its acceptance, the request's other texts, and the conversation that came with it.
+    pub fn bytes(&self) -> usize {
+        let Accepted { question, header, event, conversation, .. } = &*self.accepted;
+        let TurnSpec { model, system, stop, message_id, source, .. } = &self.spec;
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        question.content.len()
+            + header.len()
+            + event.len()
+            + conversation.as_ref().map_or(0, OwnConversation::bytes)
+            + model.len()
+            + optional(system)
+            + stop.iter().map(String::len).sum::<usize>()
+            + optional(message_id)
+            + source.len()
+    }
+
     /// Returns the messages before the question, where the turn brought its own conversation.
     pub fn own_conversation(&self) -> Option<&OwnConversation> {
         self.accepted.conversation.as_ref()
