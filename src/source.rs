@@ -26,8 +26,9 @@ impl Source {
             digest
         };
         match address.to_canonical() {
-            address if address.is_loopback() => Self::default(),
-            address @ IpAddr::V4(_) => Self(digest(address)),
+            IpAddr::V4(address) if address.is_loopback() => Self::default(),
+            IpAddr::V6(address) if address.is_loopback() => Self::default(),
+            IpAddr::V4(address) => Self(digest(address.into())),
             IpAddr::V6(address) => {
                 let digests = IPV6_PREFIXES.map(|bits| {
                     let kept = u128::MAX << (u128::BITS - bits);

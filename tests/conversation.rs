@@ -93,7 +93,7 @@ impl Replica {
             let settings = GenerationSettings {
                 num_ctx_cap: 4096,
                 host_wait,
-                abandon_after: Duration::from_secs(300),
+                abandon_after: Duration::from_mins(5),
                 lease: LEASE,
             };
             let generations =

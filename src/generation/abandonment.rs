@@ -1,10 +1,11 @@
 //! A turn that waits while nobody listens gives its position to others, where the queue is short of
 //! positions: whoever left does not come back for the answer.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
 use crate::session::event::Queued;
@@ -20,31 +21,46 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub(super) struct Abandonment {
     limit: Duration,
     alone_since: Instant,
-    next_check: Instant,
+    /// None for a turn that is never abandoned.
+    next_check: Option<Instant>,
 }
 
 impl Abandonment {
-    /// Begins to watch a turn; none for one that is never abandoned: a user's, whose answer is for
-    /// the user's other devices, too, and one whose answer has begun.
-    pub(super) fn watch(turn: &Turn, has_text: bool, limit: Duration) -> Option<Self> {
+    /// Begins to watch a turn. A user's turn, whose answer is for the user's other devices, too, and
+    /// one whose answer has begun are never abandoned.
+    pub(super) fn watch(generations: &Generations, turn: &Turn, has_text: bool) -> Self {
+        let limit = generations.abandon_after;
         let now = Instant::now();
         let is_watched = turn.owner == Owner::Anonymous && !has_text;
-        let next_check = now + Self::interval(limit);
-        is_watched.then_some(Self { limit, alone_since: now, next_check })
+        let next_check = is_watched.then(|| now + Self::interval(limit));
+        Self { limit, alone_since: now, next_check }
     }
 
     fn interval(limit: Duration) -> Duration {
         (limit / CHECKS).min(LONGEST)
     }
 
-    /// Returns the time of the next check.
-    pub(super) fn next_check(&self) -> Instant {
-        self.next_check
+    /// Resolves when the turn has been alone for too long, while more than half of the queue is in
+    /// use. `queued` is the position that was published last. Cancel-safe.
+    pub(super) async fn over(
+        &mut self,
+        generations: &Generations,
+        turn: &Turn,
+        feed: &Arc<Feed>,
+        queued: Option<Queued>,
+    ) {
+        while let Some(next_check) = self.next_check {
+            sleep_until(next_check).await;
+            self.next_check = Some(Instant::now() + Self::interval(self.limit));
+            if self.is_over(generations, turn, feed, queued).await {
+                return;
+            }
+        }
+        pending::<()>().await;
     }
 
-    /// Checks whether somebody listens. Returns whether the turn has been alone for too long, while
-    /// more than half of the queue is in use. `queued` is the position that was published last.
-    pub(super) async fn is_over(
+    /// Checks whether somebody listens, and returns whether the turn has been alone for too long.
+    async fn is_over(
         &mut self,
         generations: &Generations,
         turn: &Turn,
@@ -52,19 +68,17 @@ impl Abandonment {
         queued: Option<Queued>,
     ) -> bool {
         let now = Instant::now();
-        self.next_check = now + Self::interval(self.limit);
         if feed.has_readers() {
             self.alone_since = now;
-            return false;
-        }
-        if !generations.queue.is_over_half_full() {
             return false;
         }
         // Readers that have this event skip it. Its receivers are the replicas that are subscribed
         // to the session, this one among them.
         let Some(queued) = queued else { return false };
         match generations.store.publish_queued(turn.session, queued).await {
-            Ok(receivers) if receivers <= 1 => self.alone_since + self.limit <= now,
+            Ok(receivers) if receivers <= 1 => {
+                self.alone_since + self.limit <= now && generations.queue.is_over_half_full()
+            }
             // Another replica has a reader, or nothing is known.
             Ok(_) | Err(_) => {
                 self.alone_since = now;
