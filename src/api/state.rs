@@ -8,6 +8,8 @@ use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::api::message_budget::MessageBudget;
+use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
 use crate::generation::{Generations, ModelInfo};
 use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
@@ -16,6 +18,7 @@ use crate::http::problem::Problem;
 use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
+use crate::source::Source;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -35,6 +38,10 @@ pub struct AppState {
     pub lifecycle: Lifecycle,
     /// The open WebSockets and event streams.
     pub sockets: TaskTracker,
+    /// The bounds of their number.
+    pub permits: SocketPermits,
+    /// The budget of WebSocket messages that have not arrived whole.
+    pub unfinished_messages: MessageBudget,
     /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -60,8 +67,6 @@ pub struct ApiSettings {
     /// How long a client may take to send a request, to read an event, or to answer a ping. It is
     /// longer than load balancers keep an idle connection, so that they close it first.
     pub read_timeout: Duration,
-    /// WebSockets and event streams at a time, at most.
-    pub max_sockets: usize,
     /// The networks of the proxies in front whose X-Forwarded-For is believed.
     pub trusted_proxies: TrustedProxies,
 }
@@ -80,26 +85,33 @@ impl Default for ApiSettings {
             request_timeout: Duration::from_mins(5),
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
-            max_sockets: 19_000,
             trusted_proxies: TrustedProxies::default(),
         }
     }
 }
 
 impl AppState {
-    /// Checks that there is room for one more WebSocket or event stream.
+    /// Takes the permit for one more WebSocket or event stream of a client.
     ///
     /// # Errors
-    /// A 503 while this replica drains, and where it already has `max_sockets` of them.
-    pub fn admit(&self) -> Result<(), Problem> {
+    /// A 503 while this replica drains, and where it already has `max_sockets` of them; a 429 where
+    /// the client's address has as many as it may have.
+    pub fn admit(&self, source: &Source) -> Result<SocketPermit, Problem> {
         if self.lifecycle.is_draining() {
             return Err(Problem::draining());
         }
-        if self.sockets.len() >= self.settings.max_sockets {
-            let detail = "This replica has as many connections as it may have; retry after 5 s.";
-            return Err(Problem::unavailable("too_many_connections", detail, 5));
-        }
-        Ok(())
+        self.permits.take(source).map_err(|refused| match refused {
+            NoPermit::Full => {
+                let detail =
+                    "This replica has as many connections as it may have; retry after 5 s.";
+                Problem::unavailable("too_many_connections", detail, 5)
+            }
+            NoPermit::AddressFull => {
+                let detail = "This address has as many open sockets and streams as it may have; \
+                    close some, or retry after 5 s.";
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(5)
+            }
+        })
     }
 
     /// Returns the models of all hosts, by name.

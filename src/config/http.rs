@@ -44,6 +44,12 @@ pub struct HttpSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
     pub max_sockets: u32,
 
+    /// WebSockets and event streams of one address at one replica, at most; loopback addresses have no
+    /// such limit
+    #[arg(long, env = "JARVIS_ADDRESS_SOCKETS", value_name = "N", default_value_t = 200)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
+    pub address_sockets: u32,
+
     /// Interval of WebSocket pings, and of comments in an event stream, in seconds
     #[arg(long, env = "JARVIS_HEARTBEAT", value_name = "SECONDS", default_value = "20")]
     #[arg(value_parser = seconds(1..=600))]

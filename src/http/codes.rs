@@ -52,6 +52,7 @@ pub const CODES: &[ErrorCode] = &[
     code("origin_not_allowed", 403, "the page's origin is not in the list of allowed origins"),
     code("queue_full", 503, "the queue has its largest number of waiting turns"),
     code("queue_timeout", 503, "the turn waited in the queue for the longest time allowed"),
+    code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
     code("repetition", 502, "the model only repeated itself"),
     code("session_busy", 409, "8 turns wait in this session"),
     code("session_exists", 409, "a turn that brings its own conversation needs a new session"),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::{event_stream, turns};
-use crate::api::responses::{InvalidFields, Unavailable};
+use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
@@ -73,6 +73,7 @@ pub struct ChatResponse {
         (status = 413, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too long"),
         InvalidFields,
+        TooManyConnections,
         (status = 502, body = ProblemDetails, content_type = "application/problem+json",
             description = "The answer broke off"),
         Unavailable,
@@ -83,7 +84,7 @@ pub struct ChatResponse {
 pub async fn send(
     State(shared): State<Shared>,
     Caller(owner): Caller,
-    Source(source): Source,
+    source: Source,
     last_byte: LastByte,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
@@ -93,12 +94,12 @@ pub async fn send(
     let (session, key) = address(&headers, &owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
-        shared.admit()?;
-        let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        return event_stream::of_turn(shared, owner, session, accepted, last_byte).await;
+        let permit = shared.admit(&source)?;
+        let accepted = turns::submit(&shared, &owner, session, &request, key, &source.0).await?;
+        return event_stream::of_turn(shared, owner, session, accepted, last_byte, permit).await;
     }
     let AcceptedTurn { submitted, mut guard } =
-        turns::submit(&shared, &owner, session, &request, key, &source).await?;
+        turns::submit(&shared, &owner, session, &request, key, &source.0).await?;
     let answer = async {
         let follow = turns::follow(&shared, &owner, session, submitted).await?;
         Ok(follow.answer().await?)

@@ -13,8 +13,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
+use crate::api::permits::SocketPermit;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
+use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
 use crate::http::extract::caller::Caller;
@@ -28,6 +29,7 @@ use crate::retry::Backoff;
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
+use crate::source::Source;
 
 /// The source of an event stream.
 enum StreamSource {
@@ -53,6 +55,7 @@ struct EventStream {
     /// Pauses before another snapshot is requested from Redis.
     backoff: Backoff,
     _open: TaskTrackerToken,
+    _permit: SocketPermit,
 }
 
 /// Streams the events of a session, from a cursor on.
@@ -69,12 +72,13 @@ struct EventStream {
         (status = 200, content_type = "text/event-stream", body = String,
             description = "First a connection event, then the same events as over a WebSocket"),
         (status = 204, description = "The client already has the end of the generation"),
-        SessionNotFound, InvalidFields, Unavailable,
+        SessionNotFound, InvalidFields, TooManyConnections, Unavailable,
     ),
 )]
 pub async fn events(
     State(shared): State<Shared>,
     Caller(owner): Caller,
+    source: Source,
     SessionPath(session): SessionPath,
     last_byte: LastByte,
     headers: HeaderMap,
@@ -84,7 +88,7 @@ pub async fn events(
     let generation = fields.uuid("generation_id").map(GenerationId);
     let query_cursor = fields.text("cursor", usize::MAX);
     fields.finish(())?;
-    shared.admit()?;
+    let permit = shared.admit(&source)?;
     // A header that is not text stands for a cursor that is not valid.
     let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let last = last.or(query_cursor).filter(|text| !text.is_empty());
@@ -94,7 +98,7 @@ pub async fn events(
     let readable = resumed == cursor.is_some();
     in_time(shared.store.describe(&owner, session)).await?;
     match generation {
-        None => of_session(shared, owner, session, cursor, resumed, last_byte).await,
+        None => of_session(shared, owner, session, cursor, resumed, (last_byte, permit)).await,
         Some(generation) => {
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
@@ -108,7 +112,7 @@ pub async fn events(
                 cursor => cursor,
             };
             let source = StreamSource::Turn(follow);
-            let mut events = EventStream::new(shared, owner, session, source, last_byte);
+            let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
             events.connect(connected_at, resumed, recovered);
             Ok(events.into_response())
         }
@@ -121,13 +125,13 @@ async fn of_session(
     session: SessionId,
     cursor: Option<Cursor>,
     resumed: bool,
-    last_byte: LastByte,
+    (last_byte, permit): (LastByte, SocketPermit),
 ) -> Result<Response, Problem> {
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let source = StreamSource::Session(Box::new(reader));
-    let mut events = EventStream::new(shared, owner, session, source, last_byte);
+    let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
     events.connect(Some(connected_at), resumed, recovered);
     if !recovered {
         events.send_snapshot().await?;
@@ -145,12 +149,13 @@ pub async fn of_turn(
     session: SessionId,
     accepted: AcceptedTurn,
     last_byte: LastByte,
+    permit: SocketPermit,
 ) -> Result<Response, Problem> {
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
     let connected_at = follow.cursor();
     let source = StreamSource::Turn(follow);
-    let mut events = EventStream::new(shared, owner, session, source, last_byte);
+    let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
     events.guard = guard;
     events.connect(connected_at, false, true);
     Ok(events.into_response())
@@ -162,7 +167,7 @@ impl EventStream {
         owner: Owner,
         session: SessionId,
         source: StreamSource,
-        last_byte: LastByte,
+        (last_byte, permit): (LastByte, SocketPermit),
     ) -> Self {
         let open = shared.sockets.token();
         Self {
@@ -177,6 +182,7 @@ impl EventStream {
             last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
+            _permit: permit,
         }
     }
 

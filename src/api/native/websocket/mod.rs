@@ -2,6 +2,7 @@
 
 mod connection;
 mod request;
+mod scanner;
 mod socket;
 mod view;
 
@@ -16,7 +17,7 @@ use self::connection::Connection;
 use self::socket::Socket;
 use crate::api::native::wire;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, Unavailable};
+use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::Fields;
@@ -47,13 +48,14 @@ fn upgrade_required() -> Response {
             description = "The handshake has a body"),
         InvalidFields,
         (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
+        TooManyConnections,
         Unavailable,
     ),
 )]
 pub async fn upgrade(
     State(shared): State<Shared>,
     Caller(owner): Caller,
-    Source(source): Source,
+    source: Source,
     QueryFields(query): QueryFields,
     mut request: Request,
 ) -> Result<Response, Problem> {
@@ -70,7 +72,7 @@ pub async fn upgrade(
     let session = fields.session();
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
     fields.finish(())?;
-    shared.admit()?;
+    let permit = shared.admit(&source)?;
     let resumed = given.is_some();
     let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
     let session = session.unwrap_or_else(SessionId::random);
@@ -83,10 +85,16 @@ pub async fn upgrade(
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
     let open = async move {
+        let _permit = permit;
         // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
-        let socket = Socket::new(upgraded, shared.settings.max_frame_bytes).await;
-        let connection = Connection::new(shared, owner, source, session, socket, reader);
+        let socket = Socket::new(
+            upgraded,
+            shared.settings.max_frame_bytes,
+            shared.unfinished_messages.share(),
+        )
+        .await;
+        let connection = Connection::new(shared, owner, source.0, session, socket, reader);
         // A panic closes the socket; its client reconnects with its cursor.
         let _ = catch_panic("websocket", Box::new(connection).run(welcome, recovered)).await;
     };
