@@ -162,6 +162,30 @@ async fn a_socket_gives_back_the_buffers_of_a_large_message() {
     }
 }
 
+#[tokio::test]
+async fn requests_that_wait_on_a_socket_are_bounded_by_bytes_too() {
+    let world = setup("100", &[]).await;
+    let (mut socket, _) = Socket::open(&world.replica, "/ws").await;
+    let large = json!({"type": "get_history", "filler": "x".repeat(400_000)});
+    // The first one runs, and cannot end while Redis does not answer.
+    world.redis.pause();
+    for _ in 0..5 {
+        socket.say(&large).await;
+    }
+    // Two wait, and two more have no room.
+    for _ in 0..2 {
+        let refused = socket.event().await;
+        assert_eq!(
+            (&refused["type"], &refused["code"]),
+            (&json!("error"), &json!("too_many_requests"))
+        );
+    }
+    world.redis.resume();
+    for _ in 0..3 {
+        assert_ne!(socket.event().await["code"], "too_many_requests");
+    }
+}
+
 /// Starts a replica whose limits of descriptors are set by this line of a shell.
 fn limited(redis: &RedisServer, ollama: &Process, limits: &str) -> Process {
     let folder = Folder::temporary().expect("a folder");

@@ -44,8 +44,8 @@ pub struct HttpSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
     pub max_sockets: u32,
 
-    /// WebSockets and event streams of one address at one replica, at most; loopback addresses have no
-    /// such limit
+    /// WebSockets and event streams of one address at one replica, at most; an IPv6 /56 may have twice
+    /// as many, a /48 four times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_ADDRESS_SOCKETS", value_name = "N", default_value_t = 200)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
     pub address_sockets: u32,

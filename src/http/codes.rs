@@ -71,7 +71,7 @@ pub const CODES: &[ErrorCode] = &[
         503,
         "the replica has its largest number of open sockets and streams",
     ),
-    code("too_many_requests", 0, "16 requests wait on this socket"),
+    code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
     code("unknown_type", 0, "there is no such `type` of message"),
     code("upstream_busy", 503, "the model host reports that it is full"),
     code("upstream_error", 502, "the model host replied with something unexpected"),
