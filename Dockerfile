@@ -39,8 +39,12 @@ COPY --from=build /src/target/dist/jarvis /usr/local/bin/jarvis
 
 # A number, as Kubernetes can't tell whether a name is root.
 USER 10001:10001
+# The allocator (mimalloc) gives the memory of closed sockets back soon: by default a thread looks for
+# unused pages only every 10,000 times that it needs a new one.
 ENV JARVIS_LISTEN=0.0.0.0:10200 \
-    JARVIS_LOG_FORMAT=json
+    JARVIS_LOG_FORMAT=json \
+    MIMALLOC_GENERIC_COLLECT=100 \
+    MIMALLOC_PURGE_DELAY=100
 EXPOSE 10200
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["jarvis", "health"]

@@ -38,7 +38,7 @@ roll:     ## replace every replica ten times under load; nobody may notice (SEED
 soak:     ## the same for long, over sentinels and over a cluster, and `make roll` (SEED= MINUTES=30 SESSIONS=200)
 	$(DEV) soak $(PROOF)
 
-bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory
+bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory, many sockets
 	$(DEV) bench
 
 seams:    ## break 100 answers of a real model, in ten scripts, off in the middle and look at the seams (SEED= ANSWERS=100)

@@ -4,6 +4,7 @@
 //! work together.
 
 pub mod api;
+pub mod budget;
 pub mod config;
 pub mod digest;
 pub mod follow;
@@ -20,6 +21,7 @@ pub mod redis;
 pub mod retry;
 pub mod server;
 pub mod session;
+pub mod sign_in;
 pub mod source;
 pub mod telemetry;
 

@@ -2,6 +2,7 @@
 
 mod cli {
     pub mod chat;
+    pub mod keys;
 }
 
 use std::error::Error;
@@ -12,9 +13,12 @@ use std::time::Duration;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
-use jarvis::config::{Cli, Command, RedisSettings, ServerAddress, Settings, settings_table};
+use jarvis::config::{
+    Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
+};
 use jarvis::redis::{Redis, migrations};
 use jarvis::server::redis_options;
+use jarvis::sign_in::{self, Secret};
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,7 +45,9 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
-        Command::Chat(server) => Box::pin(chat(&server)).await,
+        Command::Chat { server, token } => Box::pin(chat(&server, token.as_ref())).await,
+        Command::Key(command) => cli::keys::run(&command).await,
+        Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
         Command::Settings => {
             print!("{}", settings_table());
             Ok(())
@@ -80,7 +86,7 @@ fn reason(error: &clap::Error) -> String {
         Some(ContextValue::String(name)) => name.as_str(),
         _ => "",
     };
-    if let Some(source) = error.source().filter(|_| argument.contains("url")) {
+    if let Some(source) = error.source().filter(|_| holds_a_secret(argument)) {
         return format!("invalid value for '{argument}': {source}");
     }
     let text = error.to_string();
@@ -88,6 +94,11 @@ fn reason(error: &clap::Error) -> String {
     // The standard library's text does not help the operator.
     let line = line.replace("invalid digit found in string", "expected a whole number");
     without_userinfo(&line)
+}
+
+/// Returns whether the value of an argument may hold a secret. Its error then does not quote it.
+fn holds_a_secret(argument: &str) -> bool {
+    ["url", "secret", "token"].into_iter().any(|part| argument.contains(part))
 }
 
 /// Returns a text without a possible user name and password of a URL.
@@ -120,8 +131,18 @@ async fn migrate(redis: &RedisSettings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn chat(server: &ServerAddress) -> anyhow::Result<()> {
-    cli::chat::chat(&server.reachable()?).await
+fn token(user: &str, ttl: Duration, secret: &SecretSettings) -> anyhow::Result<()> {
+    let secret = secret.secret().ok_or_else(|| {
+        anyhow::anyhow!(
+            "no secret to sign with; set JARVIS_JWT_SECRET or JARVIS_JWT_SECRET_FILE as for serve"
+        )
+    })?;
+    println!("{}", sign_in::issue(secret, user, ttl)?);
+    Ok(())
+}
+
+async fn chat(server: &ServerAddress, token: Option<&Secret>) -> anyhow::Result<()> {
+    cli::chat::chat(&server.reachable()?, token).await
 }
 
 async fn health(server: &ServerAddress) -> anyhow::Result<()> {

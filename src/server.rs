@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::SocketPermits;
 use crate::api::{self, ApiSettings, AppState};
-use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings};
+use crate::budget::StorageLimits;
+use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
@@ -25,6 +26,7 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
+use crate::sign_in::SignIn;
 use crate::telemetry;
 
 /// How long the handover of turns may take after the drain.
@@ -84,6 +86,7 @@ impl Server {
                 host_wait: settings.hosts.host_wait_timeout,
                 abandon_after: settings.queue.abandon_after,
                 lease: settings.replica.lease_ms,
+                storage: storage_limits(&settings.storage),
             },
         );
         let conditions = Conditions::of(&redis);
@@ -98,6 +101,7 @@ impl Server {
             feeds,
             generations,
             settings: Arc::new(api_settings(settings)),
+            sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
@@ -205,6 +209,15 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
     }
 }
 
+fn storage_limits(settings: &StorageSettings) -> StorageLimits {
+    StorageLimits {
+        caller_sessions: settings.caller_sessions.into(),
+        caller_bytes: u64::from(settings.caller_mib) << 20,
+        anonymous_bytes: u64::from(settings.anonymous_mib) << 20,
+        ..StorageLimits::default()
+    }
+}
+
 fn api_settings(settings: &Settings) -> ApiSettings {
     let http = &settings.http;
     ApiSettings {
@@ -216,6 +229,7 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         request_timeout: http.request_timeout,
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
+        auth_grace: settings.sign_in.auth_grace,
         trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()
     }

@@ -7,13 +7,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use chrono::Utc;
+use jarvis::budget::StorageLimits;
 use jarvis::generation::{GenerationSettings, Generations, host_reports};
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Claim, IdempotencyKey, NewTurn, OwnConversation, Proposal,
-    Restored, SessionLimits, Written, bucket, channel, message,
+    Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
+    Proposal, Restored, SessionLimits, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
@@ -95,6 +96,7 @@ impl Replica {
                 host_wait,
                 abandon_after: Duration::from_mins(5),
                 lease: LEASE,
+                storage: StorageLimits::default(),
             };
             let generations =
                 Generations::start(store.clone(), feeds, fleet, queue, membership, settings);
@@ -346,10 +348,45 @@ async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let contents: Vec<_> = page.messages.iter().map(|m| m.content.clone()).collect();
     let own = conversation().into_iter().map(|m| m.content).chain(["q".to_owned()]);
     assert_eq!(contents, own.collect::<Vec<_>>());
-    // Every end of the turn begins the last hour of the session.
+    // Every end of the turn begins the last minutes of the session, which has no answer.
     assert!(expires(&server, session) > 3600);
     other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
-    assert!((3000..=3600).contains(&expires(&server, session)));
+    assert!((500..=600).contains(&expires(&server, session)));
+}
+
+#[tokio::test]
+async fn a_session_without_an_answer_expires_within_ten_minutes_and_one_with_an_answer_stays() {
+    let Stored { server, store, .. } = Stored::start().await;
+    let session = SessionId::random();
+    let ask = async || {
+        let spec = turn_spec(MODEL);
+        let turn = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+        let accepted = store.accept(&Proposal::new(&OWNER, session, &turn)).await.expect("Redis");
+        let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+        let tag = Tag::random();
+        store.start(&turn, tag, None).await.expect("Redis");
+        (turn, tag)
+    };
+    let cancel = async || {
+        store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    };
+    ask().await;
+    assert!(expires(&server, session) > 3600, "not while a turn is open");
+    cancel().await;
+    assert!((500..=600).contains(&expires(&server, session)));
+    let (turn, tag) = ask().await;
+    store.append(&turn, tag, 0, true, "a part of an answer").await.expect("Redis");
+    cancel().await;
+    assert!(expires(&server, session) > 20 * 86400);
+    ask().await;
+    cancel().await;
+    assert!(expires(&server, session) > 20 * 86400, "one answer is enough");
+    // A deleted session that is used again begins anew.
+    let mut deletion = Clearing::new(&OWNER, session, true);
+    store.clear(&mut deletion).await.expect("deleted");
+    ask().await;
+    cancel().await;
+    assert!((500..=600).contains(&expires(&server, session)));
 }
 
 #[tokio::test]
@@ -375,4 +412,28 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
         server.cli(&["DEL", key]);
     }
     assert!(matches!(propose().await, Ok(Acceptance::New { .. })));
+}
+
+#[tokio::test]
+async fn a_claim_that_a_failover_lost_is_replied_again_until_its_holder_starts_the_answer() {
+    let Stored { server, store, other } = Stored::start().await;
+    let session = SessionId::random();
+    let spec = turn_spec(MODEL);
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    let tag = Tag::random();
+    store.start(&turn, tag, None).await.expect("Redis");
+    store.append(&turn, tag, 0, true, "so far").await.expect("Redis");
+    assert_eq!(store.restore(&turn).await.expect("Redis"), Restored::Kept);
+    server.remember();
+    let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+    let claimed = other.claim(&open).await.expect("a claim");
+    let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
+    server.lose_what_came_since();
+    let restored = async || retried(async || other.restore(&taken).await).await;
+    assert_eq!(restored().await, Restored::Claimed);
+    assert_eq!(restored().await, Restored::Claimed, "the first reply may be lost");
+    other.start(&taken, Tag::random(), None).await.expect("Redis");
+    assert_eq!(restored().await, Restored::Kept);
 }

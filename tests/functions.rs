@@ -8,6 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use chrono::Utc;
+use jarvis::budget::{Budget, StorageLimits};
+use jarvis::digest::sha256_hex;
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
     Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
@@ -19,6 +21,7 @@ use jarvis::session::store::{
     SessionLimits, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
+use jarvis::sign_in::{ApiKeyStore, Created};
 use support::redis::RedisServer;
 use support::store::{options, turn_spec};
 
@@ -69,7 +72,12 @@ async fn every_call_of_a_session(redis: &Redis) {
     let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
     other.claim(&open[0]).await.expect("Redis");
     store.cancel(&Cancellation::new(&owner, session, None)).await.expect("Redis");
+    let budget = Budget::new(store.clone(), StorageLimits::default());
+    budget.room(&owner, "n", session).await.expect("room");
+    budget.record("n", session).await;
+    budget.record_again(SessionId::random()).await;
     store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
+    store.evict(&owner, session).await.expect("Redis");
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
     membership.heartbeat(true, Vec::new()).await.expect("Redis");
     membership.sign_off().await.expect("Redis");
@@ -109,6 +117,16 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.free("r1", None).await.expect("Redis");
 }
 
+async fn every_call_of_api_keys(redis: &Redis) {
+    let keys = ApiKeyStore::new(redis.clone());
+    let created = keys.create("user").await.expect("Redis");
+    let Created::Key(key, id) = created else { panic!("no room") };
+    let digest = sha256_hex(key.expose().as_bytes());
+    assert_eq!(keys.check(&[digest]).await.expect("Redis"), [Some("user".to_owned())]);
+    assert_eq!(keys.list().await.expect("Redis").len(), 1);
+    assert!(keys.revoke(&id).await.expect("Redis"));
+}
+
 /// Returns the functions that Redis ran since its log was emptied.
 fn called(server: &RedisServer) -> BTreeSet<String> {
     let log = server.cli(&["SLOWLOG", "GET", "-1"]);
@@ -129,6 +147,7 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     // A debug build refuses a call whose names, or their order, are not those of its function.
     every_call_of_a_session(&redis).await;
     every_call_of_the_queue(&redis).await;
+    every_call_of_api_keys(&redis).await;
     let conditions = Conditions::of(&redis);
     let mut probed = conditions.subscribe();
     let probe = tokio::spawn(conditions.follow());

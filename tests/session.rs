@@ -17,7 +17,7 @@ use jarvis::session::store::{
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
-    Status, Store, StoreError, Tag, Usage,
+    Status, Store, StoreError, Tag, Usage, User,
 };
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use support::store::{connect, retried, turn_spec};
@@ -543,7 +543,7 @@ async fn a_session_of_another_owner_looks_like_none() {
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
     let turn = replica.whole_turn(session, "mine", &["a secret"]).await;
-    let thief = Owner::User("thief".into());
+    let thief = Owner::User(User::local("thief").expect("a user"));
     let store = &replica.store;
     assert!(matches!(store.page(&thief, session, 0, 50).await, Err(StoreError::Absent)));
     assert!(matches!(store.describe(&thief, session).await, Err(StoreError::Absent)));
@@ -878,7 +878,7 @@ async fn an_answer_is_found_by_its_generation_and_a_message_by_its_id_however_ol
     );
     store.clear(&mut Clearing::new(&owner, session, false)).await.unwrap();
     assert_eq!(store.find_message(&owner, session, old.generation.0).await.unwrap(), None);
-    let thief = Owner::User("thief".into());
+    let thief = Owner::User(User::local("thief").expect("a user"));
     let stolen = store.find_message(&thief, session, old.generation.0).await;
     assert!(matches!(stolen, Err(StoreError::Absent)));
 }

@@ -3,12 +3,17 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jarvis::redis::{Listener, MESSAGES, Subscriptions};
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, joined, kinds, post, until_ok};
+use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
+use support::store;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 const MODEL: &str = "tinyllama:latest";
@@ -49,6 +54,17 @@ fn id() -> String {
 
 fn expected(message: &str) -> String {
     ollama_sim::script_answer(MODEL, message, None, 1000)
+}
+
+/// Receives what is published on a channel, as another replica does.
+struct Published(mpsc::Sender<String>);
+
+impl Listener for Published {
+    fn message(&self, _channel: &str, payload: &str) {
+        let _ = self.0.try_send(payload.to_owned());
+    }
+
+    fn gap(&self) {}
 }
 
 async fn ask(socket: &mut Socket, message: &Value) -> Value {
@@ -252,4 +268,58 @@ async fn a_continuation_leaves_nothing_in_redis_when_its_turn_has_ended() {
     );
     socket.until("stream_end").await;
     assert_eq!(noted(), "");
+}
+
+#[tokio::test]
+async fn text_is_published_while_the_writer_has_lost_its_subscription_and_another_replica_has_one()
+{
+    let redis = RedisServer::start();
+    let user = |rule: &str| {
+        let words = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all", rule];
+        assert_eq!(redis.cli(&words).trim(), "OK");
+    };
+    user("+ssubscribe");
+    let ollama = ollama_sim(&["--rate", "40"]);
+    let writer = jarvis(&redis.url().replace("//", "//ann:secret@"), &ollama.url, &[]);
+    until_ok(&writer, "/health/ready").await;
+    let session = Uuid::new_v4();
+    let message = "[[tokens=200]] published";
+    let (mut socket, _) = Socket::open(&writer, &format!("/ws?session_id={session}")).await;
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    socket.until("stream_chunk").await;
+    // The other replica.
+    let (sender, mut published) = mpsc::channel(4096);
+    let listener: Arc<dyn Listener> = Arc::new(Published(sender));
+    let other = store::connect(&redis.url()).await;
+    let subscriptions =
+        Subscriptions::start_with(&other, &listener, 1, MESSAGES).expect("a client");
+    let channel = jarvis::session::store::channel(session.to_string().parse().expect("an id"));
+    subscriptions.subscribe(&channel).await.expect("a subscription");
+    let subscribers = || redis.cli(&["PUBSUB", "SHARDNUMSUB", &channel]);
+    assert!(subscribers().trim().ends_with('2'), "{}", subscribers());
+    // The writer's connections are lost, and its subscriptions are refused from then on.
+    user("-ssubscribe");
+    redis.cli(&["CLIENT", "KILL", "USER", "ann", "TYPE", "pubsub"]);
+    let is_lost = eventually(LIMIT, async || subscribers().trim().ends_with('1'));
+    assert!(is_lost.await, "{}", subscribers());
+    // Text from before may still be on its way.
+    let mut is_piece = async || loop {
+        let published = tokio::time::timeout(LIMIT, published.recv()).await;
+        let payload = published.expect("text is published").expect("a subscription");
+        if payload.starts_with('p') {
+            return;
+        }
+    };
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(2) {
+        is_piece().await;
+    }
+    // The writer's own clients lack nothing either.
+    let events = socket.until("stream_end").await;
+    let end = events.last().expect("an end");
+    let text = ollama_sim::script_answer(MODEL, message, None, 1000);
+    assert_eq!(end["full_response"], text.as_str());
+    let pieces = events.iter().filter(|event| event["type"] == "stream_chunk").count();
+    // A read once a second would bring some five.
+    assert!(pieces > 60, "{pieces} pieces of 200 tokens: the writer's clients waited for reads");
 }

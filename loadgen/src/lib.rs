@@ -11,4 +11,5 @@ pub mod report;
 pub mod roll;
 pub mod run;
 pub mod script;
+pub mod sockets;
 pub mod tally;

@@ -14,6 +14,8 @@ use loadgen::client::{Options, Replicas};
 use loadgen::report::Report;
 use loadgen::roll::Roll;
 use loadgen::script::Script;
+use loadgen::sockets::Sockets;
+use loadgen::sockets::hold::Hold;
 use loadgen::tally::Tally;
 use rand::Rng;
 use serde::Serialize;
@@ -42,6 +44,11 @@ enum Command {
     Roll(RollArguments),
     /// What jarvis costs, compared with ollama-sim alone
     Bench(BenchArguments),
+    /// Many idle sockets: memory, their return after a replica's death, and one session for many
+    Sockets(SocketsArguments),
+    /// Sockets that are held for `sockets`, until standard input ends
+    #[command(hide = true)]
+    Hold(HoldArguments),
 }
 
 /// The properties of the sessions.
@@ -209,6 +216,40 @@ struct BenchArguments {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct SocketsArguments {
+    /// Sockets over all replicas
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(3..=50_000))]
+    sockets: u32,
+
+    /// Processes that hold them
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
+    holders: u32,
+
+    /// Sockets that follow one session
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
+    watchers: u32,
+
+    /// Folder of the jarvis and ollama-sim binaries [default: that of this one]
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+
+    /// File for the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct HoldArguments {
+    /// The replicas' addresses, separated by commas
+    #[arg(long, value_name = "URLS", value_delimiter = ',', required = true)]
+    replicas: Vec<String>,
+
+    /// Sockets
+    #[arg(long, value_name = "N")]
+    sockets: usize,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Cli::parse().command {
@@ -216,6 +257,10 @@ async fn main() -> ExitCode {
         Command::Chaos(arguments) => until_signal(chaos(&arguments)).await,
         Command::Roll(arguments) => until_signal(roll(&arguments)).await,
         Command::Bench(arguments) => Box::pin(until_signal(bench(&arguments))).await,
+        Command::Sockets(arguments) => Box::pin(until_signal(sockets(&arguments))).await,
+        Command::Hold(HoldArguments { replicas, sockets }) => {
+            loadgen::sockets::hold::run(Hold { replicas, sockets }).await.map(|()| true)
+        }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -325,6 +370,21 @@ async fn bench(arguments: &BenchArguments) -> anyhow::Result<bool> {
     println!("{}", report.table());
     write_json(arguments.json.as_ref(), &report)?;
     Ok(true)
+}
+
+async fn sockets(arguments: &SocketsArguments) -> anyhow::Result<bool> {
+    let dir = tempfile::Builder::new().prefix("jarvis-sockets-").tempdir()?;
+    let report = loadgen::sockets::run(Sockets {
+        binaries: binaries(arguments.binaries.as_ref())?,
+        dir: dir.path().to_owned(),
+        sockets: arguments.sockets as usize,
+        holders: arguments.holders as usize,
+        watchers: arguments.watchers as usize,
+    })
+    .await?;
+    println!("{}", report.table());
+    write_json(arguments.json.as_ref(), &report)?;
+    Ok(report.broken.is_empty())
 }
 
 fn binaries(given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {

@@ -26,7 +26,7 @@ use crate::http::{middleware, problem};
 /// Returns the router of all routes, each with and without a trailing slash.
 pub fn router(state: AppState) -> Router {
     let shared: Shared = Arc::new(state);
-    let (routes, openapi) = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
+    let (routes, mut openapi) = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::rename, native::sessions::delete))
         .routes(routes!(native::sessions::cancel))
@@ -42,6 +42,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(admin::health::root))
         .routes(routes!(native::websocket::upgrade))
         .split_for_parts();
+    admin::docs::describe_sign_in(&mut openapi);
     let openapi = Arc::new(openapi);
     let routes = routes
         .route("/api/v1/chat/message", post(native::chat::send))
@@ -54,7 +55,8 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(problem::wrong_method)
         .with_state(Arc::clone(&shared));
     let lists = Arc::clone(&shared.settings.allow_lists);
-    let routes = middleware::stack(routes, lists, shared.lifecycle.clone());
+    let sign_in = Arc::clone(&shared.sign_in);
+    let routes = middleware::stack(routes, lists, sign_in, shared.lifecycle.clone());
     // A layer of the router would run only after the path was matched.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
 }

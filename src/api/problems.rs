@@ -1,4 +1,4 @@
-//! Maps the errors of the rooms below to problems: an HTTP status, a code and a text.
+//! Maps the errors of the modules below to problems: an HTTP status, a code and a text.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,6 +14,9 @@ use crate::readiness::NotReady;
 use crate::session::StoreError;
 use crate::session::model::Failure;
 
+/// When a caller that may store nothing more may try again, in seconds: sessions without an answer
+/// expire within ten minutes.
+const OVER_BUDGET_SECONDS: u64 = 60;
 /// Time limit of a call of the session store.
 const STORE_LIMIT: Duration = Duration::from_millis(2500);
 
@@ -57,6 +60,10 @@ impl From<SubmitError> for Problem {
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
             SubmitError::QueueFull(failure) => failure.into(),
+            SubmitError::OverBudget(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
+                    .retry_after(OVER_BUDGET_SECONDS)
+            }
             SubmitError::Draining => Self::draining(),
             SubmitError::Internal => Self::internal(),
             SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),

@@ -18,6 +18,7 @@ use crate::http::problem::Problem;
 use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
+use crate::sign_in::SignIn;
 use crate::source::Source;
 
 /// The state that all handlers share.
@@ -31,6 +32,8 @@ pub struct AppState {
     pub generations: Generations,
     /// The settings of the fronts.
     pub settings: Arc<ApiSettings>,
+    /// The check of tokens.
+    pub sign_in: Arc<SignIn>,
     /// Whether this replica accepts turns.
     pub readiness: Readiness,
     /// The life of this process: it refuses new work while it drains, and ends all waits once it has
@@ -67,6 +70,8 @@ pub struct ApiSettings {
     /// How long a client may take to send a request, to read an event, or to answer a ping. It is
     /// longer than load balancers keep an idle connection, so that they close it first.
     pub read_timeout: Duration,
+    /// How long a WebSocket or an event stream stays open after its token has expired.
+    pub auth_grace: Duration,
     /// The networks of the proxies in front whose X-Forwarded-For is believed.
     pub trusted_proxies: TrustedProxies,
 }
@@ -85,6 +90,7 @@ impl Default for ApiSettings {
             request_timeout: Duration::from_mins(5),
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
+            auth_grace: Duration::from_secs(30),
             trusted_proxies: TrustedProxies::default(),
         }
     }

@@ -7,12 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use jarvis::retry::{Backoff, retry};
+use jarvis::sign_in::Secret;
 use reqwest::Url;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
 
@@ -34,11 +38,17 @@ type ClientSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 ///
 /// # Errors
 /// Where no server replies at `url`, and where a lost connection cannot be restored.
-pub async fn chat(url: &Url) -> anyhow::Result<()> {
-    let mut client = ChatClient::open(url).await.with_context(|| {
-        format!(
-            "no server replies at {url}; start one in another terminal: jarvis serve, or make run"
-        )
+pub async fn chat(url: &Url, token: Option<&Secret>) -> anyhow::Result<()> {
+    let mut client = ChatClient::open(url, token).await.map_err(|error| {
+        let wrong = if is_refused_sign_in(&error) {
+            format!("{url} needs a valid token; set JARVIS_TOKEN, as jarvis token prints one")
+        } else {
+            format!(
+                "no server replies at {url}; start one in another terminal: jarvis serve, or make \
+                 run"
+            )
+        };
+        error.context(wrong)
     })?;
     let screen = &mut Screen::new();
     screen.line(&format!("\n  {url}, session {}. An empty line or Ctrl-D ends.\n", client.session));
@@ -75,15 +85,17 @@ fn typed_lines() -> mpsc::Receiver<String> {
 /// The client of one session.
 struct ChatClient {
     url: Url,
+    token: Option<Secret>,
     session: String,
     cursor: String,
     socket: ClientSocket,
 }
 
 impl ChatClient {
-    async fn open(url: &Url) -> anyhow::Result<Self> {
-        let (socket, session) = connect(url, "", "", CONNECT_LIMIT).await?;
-        Ok(Self { url: url.clone(), session, cursor: String::new(), socket })
+    async fn open(url: &Url, token: Option<&Secret>) -> anyhow::Result<Self> {
+        let (socket, session) = connect(url, token, "", "", CONNECT_LIMIT).await?;
+        let (url, token) = (url.clone(), token.cloned());
+        Ok(Self { url, token, session, cursor: String::new(), socket })
     }
 
     /// Waits for a line, and keeps the connection alive meanwhile.
@@ -149,11 +161,12 @@ impl ChatClient {
         let _ = backoff.pause().await;
         let mut limit = FIRST_RECONNECT_LIMIT;
         let connect = || {
-            let connecting = connect(&self.url, &self.session, &self.cursor, limit);
+            let connecting =
+                connect(&self.url, self.token.as_ref(), &self.session, &self.cursor, limit);
             limit = (limit * 2).min(CONNECT_LIMIT);
             connecting
         };
-        let (socket, _) = retry(backoff, connect, |_| true)
+        let (socket, _) = retry(backoff, connect, |error| !is_refused_sign_in(error))
             .await
             .with_context(|| format!("{} does not reply; check the server", self.url))?;
         self.socket = socket;
@@ -164,6 +177,7 @@ impl ChatClient {
 /// Connects within a time limit, and returns the socket and its session.
 async fn connect(
     url: &Url,
+    token: Option<&Secret>,
     session: &str,
     cursor: &str,
     limit: Duration,
@@ -176,13 +190,23 @@ async fn connect(
             url.query_pairs_mut().append_pair(name, value);
         }
     }
+    let mut request = url.as_str().into_client_request()?;
+    if let Some(token) = token {
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))?;
+        request.headers_mut().insert(AUTHORIZATION, bearer);
+    }
     let connecting = async {
-        let (mut socket, _) = connect_async(url.as_str()).await?;
+        let (mut socket, _) = connect_async(request).await?;
         let welcome = next_event(&mut socket).await?;
         let session = welcome["session_id"].as_str().unwrap_or_default().to_owned();
         Ok((socket, session))
     };
     timeout(limit, connecting).await.context("no reply in time")?
+}
+
+/// Returns whether the server refused the handshake for the token, or for the lack of one.
+fn is_refused_sign_in(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Http(response)) if response.status() == 401)
 }
 
 async fn send(socket: &mut ClientSocket, message: &Value) -> anyhow::Result<()> {

@@ -8,6 +8,8 @@ pub mod origins;
 mod queue;
 mod redis;
 mod replica;
+mod sign_in;
+mod storage;
 mod telemetry;
 mod url;
 mod values;
@@ -18,14 +20,20 @@ pub use http::HttpSettings;
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
+pub use sign_in::{SecretSettings, SignInSettings};
+pub use storage::StorageSettings;
 pub use telemetry::{LogFormat, TelemetrySettings};
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::sign_in::Secret;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -50,9 +58,80 @@ pub enum Command {
     /// Checks whether a running server is ready; the exit code is 0 if it is, else 1
     Health(ServerAddress),
     /// Chats with a running server in this terminal; a lost connection loses nothing
-    Chat(ServerAddress),
+    Chat {
+        /// The server
+        #[command(flatten)]
+        server: ServerAddress,
+        /// Token or API key of the caller; only as a variable, because arguments are public
+        #[arg(long, env = "JARVIS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+        #[arg(value_parser = sign_in::token)]
+        token: Option<Secret>,
+    },
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Prints a token (HS256) that signs a user in until it expires
+    Token {
+        /// The subject of the token
+        #[arg(long, value_name = "NAME", value_parser = values::user_name)]
+        user: String,
+        /// How long the token is valid, as in 90s, 15m, 8h or 30d
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::lifetime)]
+        ttl: Duration,
+        /// The secret of the token
+        #[command(flatten)]
+        secret: SecretSettings,
+    },
     /// Prints every setting of serve as a Markdown table
     Settings,
+}
+
+/// The subcommands of `jarvis key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Makes a key, and prints it: it cannot be shown again
+    Create {
+        /// The user that the key signs in
+        #[arg(long, value_name = "NAME", value_parser = values::user_name)]
+        user: String,
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Prints of each key its identifier, when it was made and last used, and its user
+    List {
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+    /// Revokes a key: it ends on every replica within 5 s, open WebSockets included
+    Revoke {
+        /// The identifier of the key, as list prints it
+        id: String,
+        /// The connection to Redis
+        #[command(flatten)]
+        redis: RedisSettings,
+    },
+}
+
+impl KeyCommand {
+    /// Returns the connection to Redis.
+    pub fn redis(&self) -> &RedisSettings {
+        match self {
+            Self::Create { redis, .. } | Self::List { redis } | Self::Revoke { redis, .. } => redis,
+        }
+    }
+}
+
+/// Lets no variable count that is set to nothing, in a subcommand and those below it.
+fn without_blanks(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| {
+        std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
+    };
+    command.mut_subcommands(without_blanks).mut_args(|argument| match argument.get_env() {
+        Some(name) if is_blank(name) => argument.env(Resettable::Reset),
+        _ => argument,
+    })
 }
 
 impl Cli {
@@ -62,27 +141,30 @@ impl Cli {
     /// # Errors
     /// The errors of clap, which include the request for help.
     pub fn from_arguments(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let blank = |name: &OsStr| {
-            std::env::var_os(name).is_some_and(|value| value.to_string_lossy().trim().is_empty())
-        };
-        let mut command = Self::command().mut_subcommands(|subcommand| {
-            subcommand.mut_args(|argument| match argument.get_env() {
-                Some(name) if blank(name) => argument.env(Resettable::Reset),
-                _ => argument,
-            })
-        });
+        let mut command = without_blanks(Self::command());
         let parsed = command.try_get_matches_from_mut(arguments);
         if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::DisplayHelp) {
             // The help lists the variables that are reset above, too.
             return Self::try_parse_from(arguments);
         }
-        let cli = Self::from_arg_matches(&parsed?)?;
-        if let Command::Serve(settings) = &cli.command
-            && let Err(wrong) = settings.hosts.check()
-        {
-            return Err(command.error(ErrorKind::ValueValidation, wrong));
+        let parsed = parsed?;
+        let cli = Self::from_arg_matches(&parsed)?;
+        match cli.check().and_then(|()| check_no_secret_is_public(&parsed)) {
+            Ok(()) => Ok(cli),
+            Err(wrong) => Err(command.error(ErrorKind::ValueValidation, wrong)),
         }
-        Ok(cli)
+    }
+
+    /// Checks settings together that are valid each.
+    fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Serve(settings) => {
+                settings.hosts.check()?;
+                settings.sign_in.check()
+            }
+            Command::Token { secret, .. } => secret.check(),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the passwords among the settings, which no log line or error may hold.
@@ -90,9 +172,31 @@ impl Cli {
         match &self.command {
             Command::Serve(settings) => settings.secrets(),
             Command::Migrate { redis } => redis.passwords(),
-            Command::Health(_) | Command::Chat(_) | Command::Settings => Vec::new(),
+            Command::Token { secret, .. } => secret.secrets(),
+            Command::Key(command) => command.redis().passwords(),
+            Command::Chat { token, .. } => {
+                token.iter().map(|token| token.expose().to_owned()).collect()
+            }
+            Command::Health(_) | Command::Settings => Vec::new(),
         }
     }
+}
+
+/// Refuses a secret among the arguments, which every user of the machine can read.
+fn check_no_secret_is_public(parsed: &ArgMatches) -> Result<(), String> {
+    let Some((_, of_command)) = parsed.subcommand() else { return Ok(()) };
+    for (id, instead) in [
+        ("jwt_secret", "--jwt-secret is refused; set JARVIS_JWT_SECRET or --jwt-secret-file"),
+        ("token", "--token is refused; set JARVIS_TOKEN"),
+    ] {
+        let is_present = of_command.try_contains_id(id).unwrap_or_default();
+        if is_present && of_command.value_source(id) == Some(ValueSource::CommandLine) {
+            return Err(format!(
+                "every user of this machine can read arguments, so {instead}, with a new one"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The settings of `jarvis serve`.
@@ -101,6 +205,10 @@ pub struct Settings {
     /// The HTTP server
     #[command(flatten)]
     pub http: HttpSettings,
+
+    /// Sign-in
+    #[command(flatten)]
+    pub sign_in: SignInSettings,
 
     /// The connection to Redis
     #[command(flatten)]
@@ -114,6 +222,10 @@ pub struct Settings {
     #[command(flatten)]
     pub queue: QueueSettings,
 
+    /// What may be stored
+    #[command(flatten)]
+    pub storage: StorageSettings,
+
     /// The replica's life
     #[command(flatten)]
     pub replica: ReplicaSettings,
@@ -126,7 +238,13 @@ pub struct Settings {
 impl Settings {
     /// Returns the passwords among the settings.
     fn secrets(&self) -> Vec<String> {
-        [self.redis.passwords(), self.hosts.passwords(), self.telemetry.passwords()].concat()
+        [
+            self.redis.passwords(),
+            self.hosts.passwords(),
+            self.telemetry.passwords(),
+            self.sign_in.secrets(),
+        ]
+        .concat()
     }
 }
 
@@ -243,16 +361,28 @@ mod tests {
         for argument in serve.get_arguments().filter(is_shown) {
             let flag = format!("--{}", argument.get_long().expect("a flag"));
             let value = match (&*flag, argument.get_default_values().first()) {
+                // Refused as an argument, and tested as a variable and as a file.
+                ("--jwt-secret" | "--jwt-secret-file", _) => continue,
                 ("--redis-acknowledgements", _) => "1".to_owned(),
                 ("--preload", _) => "tinyllama".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),
                 ("--allowed-hosts", _) => "a.example".to_owned(),
                 ("--trusted-proxies", _) => "10.0.0.0/8".to_owned(),
+                ("--jwks-url", _) => "https://issuer.example/keys".to_owned(),
+                ("--jwt-issuer" | "--jwt-audience", _) => "a name".to_owned(),
                 ("--otlp-url", _) => "http://h:4318".to_owned(),
                 (_, value) => value.expect("a default").to_string_lossy().into_owned(),
             };
-            let plain = settings(&[&flag, &value]).expect(&flag);
-            let blanks = settings(&[&flag, &format!(" \t{value} \n")]).expect(&flag);
+            let with = |value: &str| {
+                // The settings of an outside issuer are set together.
+                let issuer = ["--jwks-url=https://h", "--jwt-issuer=i", "--jwt-audience=a"];
+                let mut flags = vec![&*flag, value];
+                if issuer.iter().any(|other| other.starts_with(&*flag)) {
+                    flags.extend(issuer.iter().filter(|other| !other.starts_with(&*flag)));
+                }
+                settings(&flags).expect(&flag)
+            };
+            let (plain, blanks) = (with(&value), with(&format!(" \t{value} \n")));
             assert_eq!(format!("{plain:?}"), format!("{blanks:?}"), "{flag}");
             tried += 1;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, TypedValueParser};
 
 use crate::model_name::ModelName;
+use crate::session::User;
 
 /// Parses the address and the port to listen on.
 ///
@@ -25,6 +26,42 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn model_name(text: &str) -> Result<String, String> {
     ModelName::parse(text).map_err(|error| error.to_string())?;
     Ok(text.trim().to_owned())
+}
+
+/// Parses the name of a user, without the blanks around it.
+///
+/// # Errors
+/// Why the name cannot be the subject of a token.
+pub(super) fn user_name(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    match User::local(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err("a user's name has 1 to 255 bytes and no control characters".to_owned()),
+    }
+}
+
+/// Parses how long a token is valid: a number and a unit, at most a year.
+///
+/// # Errors
+/// What is expected.
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    const LONGEST: u64 = 366 * 86_400;
+    let text = text.trim();
+    let unit = |unit| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3600),
+        'd' => Some(86_400),
+        _ => None,
+    };
+    let seconds = text
+        .char_indices()
+        .last()
+        .and_then(|(at, last)| text[..at].parse::<u64>().ok()?.checked_mul(unit(last)?));
+    let within = seconds.filter(|seconds| (1..=LONGEST).contains(seconds));
+    within
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a time of at most 366 days, as in 90s, 15m, 8h or 30d".to_owned())
 }
 
 /// Returns a parser of whole seconds within bounds.

@@ -73,10 +73,11 @@ impl Abandonment {
             return false;
         }
         // Readers that have this event skip it. Its receivers are the replicas that are subscribed
-        // to the session, this one among them.
+        // to the session, this one among them unless its subscription may be lost.
         let Some(queued) = queued else { return false };
+        let own = u64::from(feed.is_subscribed());
         match generations.store.publish_queued(turn.session, queued).await {
-            Ok(receivers) if receivers <= 1 => {
+            Ok(receivers) if receivers <= own => {
                 self.alone_since + self.limit <= now && generations.queue.is_over_half_full()
             }
             // Another replica has a reader, or nothing is known.

@@ -7,6 +7,7 @@ mod attempts;
 mod capacity;
 mod context;
 mod continuation;
+mod copies;
 mod failures;
 #[cfg(test)]
 mod interleavings;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
+use crate::budget::{Budget, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError};
@@ -42,6 +44,7 @@ use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, P
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
+use copies::Copies;
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use turn::TurnState;
@@ -60,6 +63,7 @@ pub struct Generations {
     feeds: Feeds,
     fleet: Fleet,
     queue: Queue,
+    budget: Budget,
     retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
     membership: MembershipStore,
@@ -68,6 +72,7 @@ pub struct Generations {
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
+    copies: Arc<Copies>,
     tasks: TaskTracker,
     /// Cancelled when the drain limit is over, and the remaining turns are handed over.
     stop: CancellationToken,
@@ -87,6 +92,8 @@ pub struct GenerationSettings {
     pub abandon_after: Duration,
     /// The replica lease: how long a replica may miss heartbeats before its turns are taken over.
     pub lease: Duration,
+    /// How much may be stored.
+    pub storage: StorageLimits,
 }
 
 /// An accepted turn.
@@ -140,6 +147,9 @@ pub enum SubmitError {
     /// The queue is full.
     #[error("{}", .0.message)]
     QueueFull(Failure),
+    /// The caller may store nothing more.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// This replica drains.
     #[error("This replica is being replaced; send the request again.")]
     Draining,
@@ -181,8 +191,10 @@ impl Generations {
         membership: MembershipStore,
         settings: GenerationSettings,
     ) -> Self {
-        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease } = settings;
+        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease, storage } = settings;
+        let (copies, waiting) = Copies::new();
         let generations = Self {
+            budget: Budget::new(store.clone(), storage),
             store,
             feeds,
             fleet,
@@ -195,6 +207,7 @@ impl Generations {
             lease,
             running: Arc::default(),
             redo: Arc::default(),
+            copies: Arc::new(copies),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             #[cfg(test)]
@@ -210,11 +223,20 @@ impl Generations {
         let successor = TurnSuccessor::new(generations.clone());
         lifecycle.spawn("heartbeat and takeover", membership.run(successor));
         lifecycle.spawn("redo after a failover", redo::watch(generations.clone()));
+        let (store, copies) = (generations.store.clone(), Arc::clone(&generations.copies));
+        lifecycle.spawn("copies of redo entries", copies::exchange(store, copies, waiting));
         generations
+    }
+
+    /// Keeps an entry for the case that a failover loses what it wrote, here and in another replica.
+    fn keep(&self, entry: RedoEntry) {
+        self.copies.send(&self.store, &entry);
+        self.redo.push(entry);
     }
 
     /// Runs a turn in a task of its own.
     fn run(&self, turn: Arc<store::Turn>, state: TurnState) {
+        self.copies.send(&self.store, &RedoEntry::Accepted(Arc::clone(&turn)));
         let listed = panics::Listed::new(self.clone(), turn.generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
@@ -246,7 +268,7 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        if let Err(refused) = self.admits(&new.spec.model).await {
+        if let Err(refused) = self.admits(owner, session, &new).await {
             return match self.store.find(owner, session, &new).await? {
                 Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
                 None => Err(refused),
@@ -262,18 +284,27 @@ impl Generations {
         }
     }
 
-    /// Checks that the queue has room, and that a host has the model or may be back with it while
-    /// the turn waits.
-    async fn admits(&self, model: &str) -> Result<(), SubmitError> {
+    /// Checks that the queue has room, that a host has the model or may be back with it while the
+    /// turn waits, and that the caller may store another turn.
+    async fn admits(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<(), SubmitError> {
+        let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
                 if self.fleet.may_return(model) => {}
             checked => checked?,
         }
         match self.queue.room(&capacity::model_key(model)).await {
-            Room::NoneFor(after) => Err(SubmitError::QueueFull(failures::queue_full(after))),
-            Room::Some => Ok(()),
+            Room::NoneFor(after) => {
+                return Err(SubmitError::QueueFull(failures::queue_full(after)));
+            }
+            Room::Some => {}
         }
+        Ok(self.budget.room(owner, &new.spec.source, session).await?)
     }
 
     /// Has Redis accept a turn, and runs the turn if it is new.
@@ -323,7 +354,7 @@ impl Generations {
         let cancellation = Cancellation::new(owner, session, generation);
         let reply = self.store.cancel(&cancellation).await?;
         if let store::CancelReply::Running(id) | store::CancelReply::Waiting(id) = reply {
-            self.redo.push(RedoEntry::Cancelled(cancellation.again(id)));
+            self.keep(RedoEntry::Cancelled(cancellation.again(id)));
         }
         match reply {
             store::CancelReply::Nothing => Ok(CancelOutcome::AlreadyEnded),
@@ -361,9 +392,13 @@ impl Generations {
         delete: bool,
     ) -> Result<u64, StoreError> {
         let mut clearing = Clearing::new(owner, session, delete);
-        let count = self.store.clear(&mut clearing).await?;
-        self.redo.push(RedoEntry::Cleared(clearing));
-        Ok(count)
+        let cleared = self.store.clear(&mut clearing).await;
+        if cleared.is_ok() {
+            self.keep(RedoEntry::Cleared(clearing));
+        }
+        // A session that is gone leaves the index here, too.
+        self.budget.record_again(session).await;
+        cleared
     }
 
     /// Returns the models of all hosts.

@@ -2,10 +2,11 @@
 //!
 //! Redis replicates asynchronously: a server that takes over may lack the last writes that were
 //! acknowledged. The writer of a running turn repairs its answer itself. The ends of turns, cancels
-//! and clears have no writer any more, and are kept here.
+//! and clears have no writer any more, and are kept here. A copy of each may be in a second replica
+//! ([`super::copies`]), which applies it in the place of this one.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,14 +14,14 @@ use serde::Serialize;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
+use super::turn::TurnState;
 use super::writer::Writer;
-use super::writer_state::Fenced;
 use crate::lifecycle::TaskEnd;
-use crate::session::store::{Cancellation, Clearing};
-use crate::session::{Control, Message, StoreError, Tag};
+use crate::session::store::{Cancellation, Claim, Clearing, Restored, Turn};
+use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
-const KEPT: Duration = Duration::from_mins(1);
+pub(super) const KEPT: Duration = Duration::from_mins(1);
 /// Bytes that are kept, at most. Beyond it the oldest entries go.
 const BYTES: usize = 64 << 20;
 /// Bytes of an entry beside its texts: the greater part is the state of a writer.
@@ -35,6 +36,8 @@ const CALM: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 16;
 /// Time limit for applying one entry.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Claims of a turn by one application of its end, at most: another replica may hold the same end.
+const CLAIMS: u32 = 3;
 
 /// A turn whose end was written.
 pub(super) struct Finished {
@@ -50,6 +53,8 @@ fn json_bytes(value: &impl Serialize) -> usize {
 
 /// An acknowledged write that no other part of the system would apply again.
 pub(super) enum RedoEntry {
+    /// A turn of a replica that is gone, which this replica restores once.
+    Accepted(Arc<Turn>),
     Finished(Box<Finished>),
     Cancelled(Cancellation),
     Cleared(Clearing),
@@ -65,26 +70,74 @@ impl RedoEntry {
                     let events = events.iter().map(|(_, control)| json_bytes(control));
                     writer.bytes() + json_bytes(header) + events.sum::<usize>()
                 }
+                Self::Accepted(turn) => turn.bytes(),
                 Self::Cancelled(cancellation) => cancellation.bytes(),
                 Self::Cleared(clearing) => clearing.bytes(),
             }
     }
 
+    /// Returns the generation of a turn, or of an end that a writer wrote.
+    pub(super) fn generation(&self) -> Option<GenerationId> {
+        match self {
+            Self::Accepted(turn) => Some(turn.generation),
+            Self::Finished(finished) => Some(finished.writer.turn().generation),
+            Self::Cancelled(_) | Self::Cleared(_) => None,
+        }
+    }
+
     /// Applies the entry again. Returns `false` where Redis failed.
     async fn apply(&mut self, generations: &Generations) -> bool {
         let applied = match self {
-            Self::Finished(finished) => {
-                let Finished { writer, header, events } = finished.as_mut();
-                match writer.finish(header, events).await {
-                    // A fenced turn was cleared since, or is another replica's.
-                    Ok(()) | Err(Fenced) => Ok(()),
-                }
-            }
+            Self::Accepted(turn) => restore(generations, turn).await,
+            Self::Finished(finished) => finished.write(generations).await,
             Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
             Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
         };
         !matches!(applied, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
     }
+}
+
+impl Finished {
+    /// Writes the end, unless the turn has ended. The clients have got this end. So where a failover
+    /// lost it and another replica has taken the turn over since, the turn is claimed back.
+    async fn write(&mut self, generations: &Generations) -> Result<(), StoreError> {
+        let store = &generations.store;
+        for _ in 0..CLAIMS {
+            if let Ok(()) = self.writer.finish(&self.header, &self.events).await {
+                return Ok(());
+            }
+            let Some(open) = store.open_turn(self.writer.turn()).await? else { return Ok(()) };
+            let (turn, state) = match store.claim(&open).await? {
+                Claim::Running(turn, writers) => (turn, TurnState::Running { writers }),
+                Claim::Waiting(turn) => (turn, TurnState::Waiting),
+                Claim::Other => continue,
+            };
+            if turn.epoch != self.writer.turn().epoch {
+                // The history was cleared, and the client has sent the same request once more.
+                generations.run(turn, state);
+                return Ok(());
+            }
+            let is_running = matches!(state, TurnState::Running { .. });
+            self.writer.take(turn, is_running);
+        }
+        Ok(())
+    }
+}
+
+/// Restores a turn of a replica that is gone, and runs it here, if a failover lost it. A turn that
+/// Redis has is claimed as every other one is: Redis knows more of it than its copy.
+async fn restore(generations: &Generations, turn: &Arc<Turn>) -> Result<(), StoreError> {
+    if generations.store.open_turn(turn).await?.is_some() {
+        return Ok(());
+    }
+    let state = match generations.store.restore(turn).await? {
+        Restored::Gone => return Ok(()),
+        Restored::Waiting => TurnState::Waiting,
+        Restored::Kept | Restored::Claimed => TurnState::Running { writers: 2 },
+    };
+    tracing::info!(generation = %turn.generation, "turn restored from a copy");
+    generations.run(Arc::clone(turn), state);
+    Ok(())
 }
 
 /// The entries of the last minute.
@@ -155,6 +208,7 @@ pub(super) async fn watch(generations: Generations) -> TaskEnd {
             },
             _ = expiries.tick() => {
                 generations.redo.kept().expire();
+                generations.copies.expire();
                 continue;
             }
         }
@@ -171,9 +225,18 @@ pub(super) async fn watch(generations: Generations) -> TaskEnd {
 /// Applies all entries again. Returns `false` where one failed.
 async fn apply_all(generations: &Generations) -> bool {
     let entries = std::mem::take(&mut *generations.redo.kept()).entries;
-    let fresh = entries.into_iter().filter(|entry| entry.at.elapsed() <= KEPT);
+    let entries = entries.into_iter().map(|entry| (entry.at, entry.write));
+    apply(generations, entries).await
+}
+
+/// Applies these entries, and keeps them. Returns `false` where one failed.
+pub(super) async fn apply(
+    generations: &Generations,
+    entries: impl IntoIterator<Item = (Instant, RedoEntry)>,
+) -> bool {
+    let fresh = entries.into_iter().filter(|(at, _)| at.elapsed() <= KEPT);
     let applied = futures_util::stream::iter(fresh)
-        .map(|KeptEntry { at, write: mut entry, .. }| async move {
+        .map(|(at, mut entry)| async move {
             let is_applied = timeout(LIMIT, entry.apply(generations)).await.unwrap_or(false);
             (at, entry, is_applied)
         })
@@ -184,7 +247,10 @@ async fn apply_all(generations: &Generations) -> bool {
     let mut all = true;
     for (at, entry, is_applied) in applied {
         all &= is_applied;
-        kept.push(at, entry);
+        // A turn that was restored has a writer.
+        if !(is_applied && matches!(entry, RedoEntry::Accepted(_))) {
+            kept.push(at, entry);
+        }
     }
     all
 }

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use rand::seq::SliceRandom;
 
 use super::Generations;
+use super::copies::Adopted;
 use super::turn::TurnState;
 use crate::membership::{GoneReplica, Successor};
 use crate::queue::Freed;
@@ -37,8 +38,18 @@ impl Successor for TurnSuccessor {
     type Error = StoreError;
 
     async fn take_over(&self, gone: &GoneReplica) -> Result<(), StoreError> {
+        let generations = &self.generations;
+        let mut adopted = Adopted::of(generations, &gone.name);
+        adopted.apply_ends(generations);
         let reason = gone.reason.as_str();
-        let turns = take_over(&self.generations, reason, |turn| turn.replica == gone.name).await?;
+        let turns = match take_over(generations, reason, |turn| turn.replica == gone.name).await {
+            Ok(turns) => turns,
+            Err(error) => {
+                adopted.put_back(generations);
+                return Err(error);
+            }
+        };
+        adopted.restore_turns(generations);
         let replica = &gone.name;
         if turns > 0 {
             tracing::warn!(replica, turns, reason, "replica gone; turns taken over");
@@ -50,6 +61,10 @@ impl Successor for TurnSuccessor {
             tracing::warn!(replica, reason, "suspected replica is alive");
         }
         Ok(())
+    }
+
+    fn note_watcher(&self, watcher: Option<String>) {
+        self.generations.copies.set_backup(watcher);
     }
 
     /// Finds turns in the name of replicas without a heartbeat. Takes over turns in this replica's
@@ -73,6 +88,7 @@ impl Successor for TurnSuccessor {
         }
         self.idle_before = idle;
         let holders = open.into_iter().map(|turn| turn.replica);
+        let holders = holders.chain(self.generations.copies.senders());
         Ok(holders.filter(|replica| !alive.contains(replica)).collect())
     }
 }

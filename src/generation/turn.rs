@@ -68,6 +68,8 @@ pub(super) async fn run(
             }
             tracing::info!("turn stopped");
         }
+        // What is recorded twice, by two writers of the turn, counts once.
+        generations.budget.record(&turn.spec.source, turn.session).await;
         metrics::histogram!(metric::TURN_SECONDS).record(accepted.elapsed().as_secs_f64());
     }
     .instrument(span)
@@ -261,6 +263,6 @@ async fn finish(
     writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
     metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
     tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
-    generations.redo.push(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
+    generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
     Ok(())
 }

@@ -76,13 +76,22 @@ impl Writer {
         Self::new(store, turn, feed, WriterState::after(stored))
     }
 
+    /// Creates the writer of a turn whose whole answer is known, and which it has yet to restore.
+    pub(super) fn restoring(store: Store, turn: Arc<Turn>, text: String) -> Self {
+        Self::with_feed(store, turn, Weak::new(), WriterState::restoring(text))
+    }
+
     fn new(store: Store, turn: Arc<Turn>, feed: &Arc<Feed>, state: WriterState) -> Self {
+        Self::with_feed(store, turn, Arc::downgrade(feed), state)
+    }
+
+    fn with_feed(store: Store, turn: Arc<Turn>, feed: Weak<Feed>, state: WriterState) -> Self {
         Self {
             store,
             continued: turn.continued().to_vec(),
             runner: turn.runner().cloned(),
             turn,
-            feed: Arc::downgrade(feed),
+            feed,
             state,
             broken_off_by: REPLICA_GONE,
             has_new_text: false,
@@ -92,6 +101,20 @@ impl Writer {
             under_way: None,
             backoff: Backoff::redis(),
         }
+    }
+
+    /// Returns the turn that the writer answers.
+    pub(super) fn turn(&self) -> &Arc<Turn> {
+        &self.turn
+    }
+
+    /// Continues with the same turn as this replica has claimed it, and writes the whole answer
+    /// again.
+    pub(super) fn take(&mut self, claimed: Arc<Turn>, is_running: bool) {
+        self.turn = claimed;
+        self.under_way = None;
+        self.not_before = Instant::now();
+        self.state.take(is_running);
     }
 
     /// Returns whether the turn has begun, so that no other turn of its session runs.
@@ -323,8 +346,9 @@ impl Writer {
     }
 }
 
-/// Makes a call of the writer's state. Text that only this replica waits for reaches its feed from
-/// here, and is not published.
+/// Makes a call of the writer's state. The text reaches this replica's feed from here where the
+/// session's channel does not bring it: only this replica waits for it, and so it is not published,
+/// or this replica's subscription is lost.
 pub(super) fn make_call(
     store: Store,
     turn: Arc<Turn>,
@@ -350,9 +374,14 @@ pub(super) fn make_call(
         WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();
             Box::pin(async move {
-                let (from, listens) = (from as u64, feed.is_some());
+                let from = from as u64;
+                // Where the own subscription may be lost, the one that Redis counts may be another
+                // replica's.
+                let listens = feed.as_ref().is_some_and(|feed| feed.is_subscribed());
                 let appended = store.append(&turn, revision, from, listens, &piece).await?;
-                if let (Some(after), Some(feed)) = (appended.unpublished, feed) {
+                if let (Some(after), Some(feed)) = (appended.after, feed)
+                    && !(listens && appended.is_published)
+                {
                     feed.take_piece(turn.generation, from, after, &piece);
                 }
                 Ok(Reply::Written(appended.written))

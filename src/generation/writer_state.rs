@@ -133,6 +133,22 @@ impl WriterState {
         }
     }
 
+    /// Creates the state of a writer that knows the whole answer, and has yet to restore the turn.
+    pub(super) fn restoring(text: String) -> Self {
+        Self { phase: WriterPhase::Refused, stored: 0, inherited: 0, ..Self::after(text) }
+    }
+
+    /// Begins again with the turn as this replica has claimed it: Redis may have any text.
+    pub(super) fn take(&mut self, is_running: bool) {
+        self.acknowledged = Instant::now();
+        self.inherited = 0;
+        if is_running {
+            self.write_again();
+        } else {
+            self.phase = WriterPhase::Waiting;
+        }
+    }
+
     /// Returns the answer so far with the reasoning before it, stored or not.
     pub(super) fn text(&self) -> &str {
         &self.text

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::http::codes::is_listed;
 use crate::http::extract::fields::FieldError;
+use crate::sign_in::SignInError;
 
 /// An error for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +135,25 @@ impl Problem {
         Self { code: Cow::Borrowed("json_invalid"), ..Self::from(vec![error]) }
     }
 
+    /// Returns the error of a caller that is not signed in.
+    pub fn not_signed_in(error: &SignInError) -> Self {
+        let code = match error {
+            SignInError::Required => "sign_in_required",
+            SignInError::Ambiguous => "token_ambiguous",
+            SignInError::Invalid(_) => "token_invalid",
+            SignInError::Expired => "token_expired",
+            SignInError::OtherUser => "token_of_another",
+            SignInError::NoKeys => {
+                return Self::unavailable("issuer_unavailable", &error.to_string(), 10);
+            }
+            SignInError::Redis(error) if error.is_permanent() => {
+                return Self::redis_unusable(&error.summary());
+            }
+            SignInError::Redis(_) => return Self::store_unavailable(),
+        };
+        Self::new(StatusCode::UNAUTHORIZED, code, error.to_string())
+    }
+
     /// Adds a time to retry to a 503 without one.
     #[must_use]
     pub fn with_wait(self) -> Self {
@@ -168,6 +188,15 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, kind);
         if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = match &*self.code {
+                // No error: the caller may not know that a token is needed (RFC 6750, section 3).
+                "sign_in_required" => "Bearer",
+                "token_ambiguous" => "Bearer error=\"invalid_request\"",
+                _ => "Bearer error=\"invalid_token\"",
+            };
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());

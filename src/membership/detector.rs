@@ -9,7 +9,9 @@
 //!   that is killed loses its connections at once, which the server shows: the replica's own channel
 //!   has no subscriber any more. This counts only where this replica saw the subscription on the
 //!   same server before, and where the server still counts this replica's own: after a failover or
-//!   a restart of Redis all subscriptions are missing, and no replica is suspected for that.
+//!   a restart of Redis all subscriptions are missing, and no replica is suspected for that. Nor is
+//!   one for a replica lease after Redis was in doubt: connections are made again at different
+//!   times then, and more than once.
 //!
 //! Nothing here waits or does I/O.
 
@@ -22,6 +24,10 @@ use super::store::{SIGNED_OFF, Sighting, Watched};
 
 /// Replicas that one replica watches, so that a few deaths at the same time are all noticed soon.
 const WATCHED: usize = 8;
+
+/// A heartbeat that takes so many times [`Timing::still`] casts doubt on Redis: a loaded machine is
+/// late by less, and the other replicas' calls fail only later.
+const STILLS_IN_DOUBT: u32 = 2;
 
 /// A replica that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,10 +85,10 @@ impl Observation {
         Self { counter, since, subscription: Subscription::Unknown }
     }
 
-    fn gone(&self, timing: Timing, now: Instant) -> Option<GoneReason> {
+    fn gone(&self, timing: Timing, in_doubt: bool, now: Instant) -> Option<GoneReason> {
         let lost = match self.subscription {
-            Subscription::Lost(lost) => Some(lost.max(self.since)),
-            Subscription::Unknown | Subscription::Seen => None,
+            Subscription::Lost(lost) if !in_doubt => Some(lost.max(self.since)),
+            _ => None,
         };
         if self.counter == Some(SIGNED_OFF) {
             Some(GoneReason::SignedOff)
@@ -115,12 +121,15 @@ pub struct Detector {
     server: Option<i64>,
     /// When heartbeats were last observed.
     last: Option<Instant>,
+    /// When Redis was last in doubt: it did not reply in time, or another server replied.
+    doubted: Option<Instant>,
 }
 
 impl Detector {
     /// Creates the detector of the replica `observer`, which is never suspected itself.
     pub fn new(observer: String, timing: Timing) -> Self {
-        Self { observer, timing, observations: HashMap::new(), server: None, last: None }
+        let observations = HashMap::new();
+        Self { observer, timing, observations, server: None, last: None, doubted: None }
     }
 
     /// Returns the replicas whose connections are to be looked at: the next ones in the order of
@@ -138,11 +147,22 @@ impl Detector {
         others.into_iter().take(WATCHED).cloned().collect()
     }
 
+    /// Returns a replica that watches the observer's connections: the one before it in the order of
+    /// the names.
+    pub fn watcher(&self) -> Option<String> {
+        let alive = |seen: &Observation| seen.counter.is_some_and(|at| at != SIGNED_OFF);
+        let others =
+            || self.observations.iter().filter(|(_, seen)| alive(seen)).map(|(name, _)| name);
+        let before = others().filter(|name| **name < self.observer).max();
+        before.or_else(|| others().max()).cloned()
+    }
+
     /// Forgets all observations, because Redis did not reply: a replica that could not see the
     /// heartbeats suspects no replica for another replica lease.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, now: Instant) {
         self.observations.clear();
         self.server = None;
+        self.doubted = Some(now);
     }
 
     /// Observes the heartbeats of all replicas or of the watched ones, and returns those of them
@@ -151,9 +171,14 @@ impl Detector {
         let pause = self.last.map_or(Duration::ZERO, |last| now - last);
         self.last = Some(now);
         if pause > self.timing.lease {
-            self.reset();
+            self.reset(now);
         }
         let is_same = self.server == Some(sighting.server) && sighting.sees_observer;
+        if sighting.took >= self.timing.still * STILLS_IN_DOUBT || self.server.is_some() && !is_same
+        {
+            self.doubted = Some(now);
+        }
+        let in_doubt = self.doubted.is_some_and(|doubted| now - doubted < self.timing.lease);
         self.server = Some(sighting.server);
         for seen in self.observations.values_mut() {
             match seen.subscription {
@@ -176,7 +201,7 @@ impl Detector {
         });
         let timing = self.timing;
         let gone = looked_at.filter_map(|(name, seen)| {
-            let reason = seen.gone(timing, now)?;
+            let reason = seen.gone(timing, in_doubt, now)?;
             Some(GoneReplica { name: name.clone(), counter: seen.counter, reason })
         });
         gone.collect()
@@ -237,6 +262,7 @@ mod tests {
             server: SERVER,
             sees_observer: true,
             replicas: of.len(),
+            took: Duration::ZERO,
             all: Some(all),
             watched: Vec::new(),
         }
@@ -246,7 +272,8 @@ mod tests {
     fn other(counter: i64, is_subscribed: bool) -> Sighting {
         let watched = Watched { counter: Some(counter), is_subscribed: Some(is_subscribed) };
         let watched = vec![("other".to_owned(), watched)];
-        Sighting { server: SERVER, sees_observer: true, replicas: 2, all: None, watched }
+        let took = Duration::ZERO;
+        Sighting { server: SERVER, sees_observer: true, replicas: 2, took, all: None, watched }
     }
 
     fn detector() -> (Detector, Instant) {
@@ -313,7 +340,7 @@ mod tests {
         detector.observe(&heartbeats(&[("other", 7)]), start);
         let late = start + LEASE * 2;
         assert_eq!(watch(&mut detector, &[("other", 7)], late), Some(LEASE));
-        detector.reset();
+        detector.reset(late);
         assert_eq!(watch(&mut detector, &[("other", 7)], late + LEASE * 3), Some(LEASE));
     }
 
@@ -399,6 +426,38 @@ mod tests {
         assert_eq!(detector.observe(&other(1, false), at(900)), []);
         let found = detector.observe(&other(1, false), at(1_000));
         assert_eq!(found, [gone_for(Some(1), GoneReason::ConnectionLost)]);
+    }
+
+    #[test]
+    fn for_a_lease_after_redis_was_in_doubt_no_replica_is_suspected_for_its_connections() {
+        let restarted = |sighting| Sighting { server: SERVER + 1, ..sighting };
+        let blind = |sighting| Sighting { sees_observer: false, ..sighting };
+        for doubtful in [restarted(other(2, true)), blind(other(2, true))] {
+            // The replica connects, loses its connections again and is late with its heartbeat.
+            let again = |counter, is_subscribed| Sighting {
+                server: doubtful.server,
+                ..other(counter, is_subscribed)
+            };
+            let seen = [
+                (100, other(1, true)),
+                (50, doubtful.clone()),
+                (850, again(3, true)),
+                (50, again(4, true)),
+                (50, again(4, false)),
+            ];
+            let end = observe_each(&seen);
+            assert_eq!(end.map(|(_, reason)| reason), Some(GoneReason::ConnectionLost));
+            assert!(end.is_some_and(|(at, _)| (3_100..3_200).contains(&at)), "{end:?}");
+        }
+        // A reply that took long is such a doubt.
+        let (mut detector, start) = detector();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        detector.observe(&other(1, true), start);
+        let slow = Sighting { took: Duration::from_millis(1_900), ..other(2, true) };
+        assert_eq!(detector.observe(&slow, at(1_900)), []);
+        for late in (2_000..4_800).step_by(100) {
+            assert_eq!(detector.observe(&other(2, false), at(late)), [], "{late}");
+        }
     }
 
     #[test]

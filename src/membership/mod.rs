@@ -41,6 +41,9 @@ pub trait Successor: Send + Sync {
     fn take_over(&self, gone: &GoneReplica)
     -> impl Future<Output = Result<(), Self::Error>> + Send;
 
+    /// Learns which living replica watches the connections of this one, where there is one.
+    fn note_watcher(&self, watcher: Option<String>);
+
     /// Reads all holdings, and returns the holders that are not in `alive`: they have no heartbeat.
     fn sweep(
         &mut self,
@@ -81,7 +84,7 @@ impl Membership {
             let all = heartbeats_since_all >= HEARTBEATS_PER_READ_OF_ALL;
             let heartbeat = store.heartbeat(all, detector.watched());
             let Ok(Ok(sighting)) = timeout(lease, heartbeat).await else {
-                detector.reset();
+                detector.reset(Instant::now());
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
             };
@@ -91,6 +94,9 @@ impl Membership {
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
             }
             let gone = detector.observe(&sighting, Instant::now());
+            if sighting.all.is_some() {
+                successor.note_watcher(detector.watcher());
+            }
             if lifecycle.is_draining() {
                 continue;
             }

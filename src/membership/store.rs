@@ -1,6 +1,7 @@
 //! Heartbeats in Redis.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use fred::prelude::Value;
 
@@ -27,6 +28,8 @@ pub struct Sighting {
     pub sees_observer: bool,
     /// The number of replicas that have a heartbeat.
     pub replicas: usize,
+    /// The time from the call to its reply.
+    pub took: Duration,
     /// The heartbeats of all replicas, where all were read.
     pub all: Option<Heartbeats>,
     /// The watched replicas by name.
@@ -71,8 +74,11 @@ impl MembershipStore {
             .arg("replica", self.replica.as_str())
             .flag("all", all)
             .rest("watched", watched.iter().map(|name| name.as_str().into()));
+        let made = Instant::now();
         let reply: Value = self.redis.call(call).await?;
-        sighting(reply, all, watched).ok_or_else(|| RedisError::Unexpected("heartbeat".to_owned()))
+        let sighting = sighting(reply, all, watched)
+            .ok_or_else(|| RedisError::Unexpected("heartbeat".to_owned()))?;
+        Ok(Sighting { took: made.elapsed(), ..sighting })
     }
 
     /// Signs this replica off, so that the others take over its holdings at once.
@@ -111,6 +117,7 @@ fn sighting(reply: Value, all: bool, names: Vec<String>) -> Option<Sighting> {
         server: server.as_i64()?,
         sees_observer: subscribers.as_i64()? > 0,
         replicas: usize::try_from(replicas.as_i64()?).ok()?,
+        took: Duration::ZERO,
         all: if all { Some(counters.convert().ok()?) } else { None },
         watched: watched.collect::<Option<_>>()?,
     })

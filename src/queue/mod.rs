@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::redis::{Listener, Redis, RedisError, Subscriptions};
+use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions};
 use crate::session::GenerationId;
 
 /// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
@@ -80,7 +80,7 @@ impl Queue {
             subscriptions: OnceLock::new(),
         });
         let listener: Arc<dyn Listener> = Arc::clone(&inner) as _;
-        let subscriptions = Subscriptions::start_with(redis, &listener, 1)?;
+        let subscriptions = Subscriptions::start_with(redis, &listener, 1, MESSAGES)?;
         let _ = inner.subscriptions.set(subscriptions.clone());
         tokio::spawn(async move {
             // A subscription that fails is tried again, and reconciliation notices grants

@@ -15,14 +15,14 @@ use super::client::{ManagedClient, RedisOptions, config};
 use super::condition::{Condition, refused_for};
 use super::error::{DOUBTFUL, RedisError, is_missing_function, is_redirection, is_unavailable};
 use super::functions::Call;
+use super::replication::Replication;
 use super::sentinel::{self, Primary};
 use super::watchdog::Disturbances;
 use crate::lifecycle::Lifecycle;
 use crate::retry::Backoff;
 use crate::telemetry::metric;
 
-/// Time limit of an acknowledgement in milliseconds. An acknowledgement only shortens the time in
-/// which a failover loses a write.
+/// Time limit of an acknowledgement in milliseconds.
 const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
 /// Pauses before a call is repeated whose server may not be the primary.
 const DOUBTFUL_BACKOFF: Backoff =
@@ -40,6 +40,7 @@ pub struct Redis {
     main: Arc<ManagedClient>,
     /// The client of calls that end with WAIT, which blocks its connection.
     replicated: Arc<ManagedClient>,
+    replication: Arc<Replication>,
     disturbances: Disturbances,
     lifecycle: Lifecycle,
     /// Whether this release may run on the stored data, so that its functions may be loaded.
@@ -76,6 +77,7 @@ impl Redis {
         Ok(Self {
             main,
             replicated,
+            replication: Arc::default(),
             disturbances,
             lifecycle,
             checked: Arc::default(),
@@ -130,18 +132,31 @@ impl Redis {
     /// # Errors
     /// Any [`RedisError`]. A missing acknowledgement is no error.
     pub async fn call_replicated<R: FromValue>(&self, call: Call) -> Result<R, RedisError> {
-        let node = node_of(call.slot());
+        let slot = call.slot();
         let reply = self.call_on_primary(&self.replicated, "FCALL", call).await?;
         let acknowledgements = i64::from(self.options.acknowledgements);
         if acknowledgements > 0 {
-            let wait = CustomCommand::new_static("WAIT", node, false);
-            let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
-            let acknowledged = self.replicated.client().custom::<i64, _>(wait, args).await;
-            if !acknowledged.is_ok_and(|count| count >= acknowledgements) {
+            let client = self.replicated.client();
+            let server = client
+                .cached_cluster_state()
+                .and_then(|state| state.get_server(slot.unwrap_or_default()).cloned());
+            let wait = async || {
+                let wait = CustomCommand::new_static("WAIT", node_of(slot), false);
+                let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
+                let acknowledged = client.custom::<i64, _>(wait, args).await;
+                acknowledged.is_ok_and(|count| count >= acknowledgements)
+            };
+            if !self.replication.acknowledge(server, wait).await {
                 metrics::counter!(metric::REDIS_UNACKNOWLEDGED_TOTAL).increment(1);
             }
         }
         Ok(reply)
+    }
+
+    /// Returns whether the writes of [`Redis::call_replicated`] in the last ten seconds are known to
+    /// be on as many Redis replicas as should acknowledge them, at least one.
+    pub fn is_replicated(&self) -> bool {
+        self.options.acknowledgements > 0 && self.replication.is_complete()
     }
 
     /// Calls a function that only reads.
@@ -153,7 +168,7 @@ impl Redis {
     }
 
     /// Publishes a payload on a channel, without storing anything. Returns the number of its
-    /// receivers: this replica, where it is subscribed, and others.
+    /// subscribers: this replica, where it is subscribed, and others.
     ///
     /// # Errors
     /// Any [`RedisError`].

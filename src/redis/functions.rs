@@ -67,10 +67,15 @@ pub const LIBRARIES: &[Library] = &[
         "session",
         include: ["text", "session", "events", "messages", "turns"],
         commands: [
-            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "finish", "message",
-            "messages", "note_continued", "open_turns", "read", "restore", "retitle", "rewind",
-            "start", "upstream_closed"
+            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "evict", "finish",
+            "measure", "message", "messages", "note_continued", "open_turns", "read", "restore",
+            "retitle", "rewind", "start", "upstream_closed"
         ]
+    ),
+    library!(
+        "budget",
+        include: ["budget"],
+        commands: ["budget_forget", "budget_record", "budget_room"]
     ),
     library!(
         "membership",
@@ -84,6 +89,11 @@ pub const LIBRARIES: &[Library] = &[
             "queue_free", "queue_give_back", "queue_holdings", "queue_join", "queue_release",
             "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
         ]
+    ),
+    library!(
+        "api_keys",
+        include: ["keys"],
+        commands: ["check_api_keys", "create_api_key", "list_api_keys", "revoke_api_key"]
     ),
     // Last, so that its function is loaded only where the others are.
     library!("probe", include: [], commands: ["probe"]),

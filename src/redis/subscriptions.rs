@@ -1,11 +1,13 @@
 //! Sharded subscriptions that survive failovers and moved hash slots.
 //!
 //! fred loses them without an error on a failover and when a hash slot moves, so this module
-//! keeps the set of wanted channels and subscribes to them again: after every reconnection, and in
-//! a cluster also whenever a hash slot has moved, and every half minute in any case.
+//! keeps the set of wanted channels and subscribes to them again: after every reconnection, once a
+//! second while a subscription is refused, and in a cluster also whenever a hash slot has moved,
+//! and every half minute in any case.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,9 +33,11 @@ pub trait Listener: Send + Sync + 'static {
 
 /// Clients that share the channels, because fred does not pipeline SSUBSCRIBE.
 const CLIENTS: usize = 4;
-/// Messages that may wait for the listener. fred reserves this room for every kind of event, 14 MiB
+/// Messages that may wait for the listener. fred reserves this room for every kind of event, 3.5 MiB
 /// a client. Its default of 32 loses most of a burst.
-const MESSAGES: usize = 8192;
+pub const MESSAGES: usize = 2048;
+/// Room for channels that is kept in any case.
+const SMALLEST_TABLE: usize = 1024;
 /// Changes that may wait for one client: more than a replica has sockets.
 const CHANGES: usize = 32_768;
 /// Time between two reads of the hash slots.
@@ -55,6 +59,47 @@ pub struct Subscriptions {
 struct Shard {
     wanted: Arc<Mutex<HashSet<String>>>,
     changes: mpsc::Sender<Change>,
+    health: Arc<Health>,
+}
+
+/// A subscribed channel, as [`Subscriptions::subscribe`] returns it.
+#[derive(Clone, Debug)]
+pub struct Subscription(Arc<Health>);
+
+impl Subscription {
+    /// Returns whether messages of the channel are expected to arrive: no connection was lost since
+    /// the subscriptions were confirmed. Cheap enough for every piece of text.
+    pub fn is_confirmed(&self) -> bool {
+        self.0.is_confirmed()
+    }
+}
+
+/// Whether all subscriptions of one client are in force, as far as the client knows.
+#[derive(Debug, Default)]
+struct Health {
+    /// Connections that were lost.
+    losses: AtomicU64,
+    /// The number of losses, plus one, that the last confirmation covers.
+    confirmed: AtomicU64,
+}
+
+impl Health {
+    fn note_loss(&self) {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Notes that all channels were subscribed to after this many losses.
+    fn confirm(&self, losses: u64) {
+        self.confirmed.store(losses + 1, Ordering::SeqCst);
+    }
+
+    fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::SeqCst) == self.losses() + 1
+    }
 }
 
 enum Change {
@@ -68,10 +113,11 @@ impl Subscriptions {
     /// # Errors
     /// [`RedisError::Url`].
     pub fn start(redis: &Redis, listener: &Arc<dyn Listener>) -> Result<Self, RedisError> {
-        Self::start_with(redis, listener, CLIENTS)
+        Self::start_with(redis, listener, CLIENTS, MESSAGES)
     }
 
-    /// Starts a number of clients, of which one is enough for a few channels.
+    /// Starts a number of clients, of which one is enough for a few channels. For each client
+    /// `messages` may wait for the listener.
     ///
     /// # Errors
     /// [`RedisError::Url`].
@@ -79,11 +125,12 @@ impl Subscriptions {
         redis: &Redis,
         listener: &Arc<dyn Listener>,
         clients: usize,
+        messages: usize,
     ) -> Result<Self, RedisError> {
         let mut shards = Vec::with_capacity(clients);
         for _ in 0..clients {
-            let client = connect(&redis.options, &[], MESSAGES)?;
-            shards.push(Shard::start(redis, client, listener));
+            let client = connect(&redis.options, &[], messages)?;
+            shards.push(Shard::start(redis, client, listener, messages));
         }
         Ok(Self { shards: shards.into(), hasher: RandomState::new() })
     }
@@ -94,7 +141,7 @@ impl Subscriptions {
     /// # Errors
     /// [`RedisError::Unavailable`]: the channel is then still wanted, and a [`Listener::gap`]
     /// follows when it is subscribed.
-    pub async fn subscribe(&self, channel: &str) -> Result<(), RedisError> {
+    pub async fn subscribe(&self, channel: &str) -> Result<Subscription, RedisError> {
         let shard = self.shard(channel);
         lock(&shard.wanted).insert(channel.to_owned());
         let (done, subscribed) = oneshot::channel();
@@ -102,13 +149,22 @@ impl Subscriptions {
         if shard.changes.send(change).await.is_err() {
             return Err(closing());
         }
-        subscribed.await.unwrap_or_else(|_| Err(closing()))
+        subscribed.await.unwrap_or_else(|_| Err(closing()))?;
+        Ok(Subscription(Arc::clone(&shard.health)))
     }
 
     /// Unsubscribes from a channel.
     pub fn unsubscribe(&self, channel: &str) {
         let shard = self.shard(channel);
-        lock(&shard.wanted).remove(channel);
+        {
+            let mut wanted = lock(&shard.wanted);
+            wanted.remove(channel);
+            // A burst of channels must not keep its room.
+            if wanted.capacity() > SMALLEST_TABLE && wanted.len() < wanted.capacity() / 4 {
+                let room = wanted.len() * 2;
+                wanted.shrink_to(room);
+            }
+        }
         // Without room the channel stays subscribed, and the listener ignores its messages.
         let _ = shard.changes.try_send(Change::Unsubscribe(channel.to_owned()));
     }
@@ -119,41 +175,59 @@ impl Subscriptions {
 }
 
 impl Shard {
-    fn start(redis: &Redis, mut client: Client, listener: &Arc<dyn Listener>) -> Self {
+    fn start(
+        redis: &Redis,
+        mut client: Client,
+        listener: &Arc<dyn Listener>,
+        messages: usize,
+    ) -> Self {
         let wanted = Arc::new(Mutex::new(HashSet::new()));
         let (changes, mut inbox) = mpsc::channel(CHANGES);
         let (options, mut primary) = (redis.options.clone(), redis.primary.clone());
         let (channels, listener) = (Arc::clone(&wanted), Arc::clone(listener));
+        let health = Arc::<Health>::default();
+        let shared = Arc::clone(&health);
         let lifecycle = redis.lifecycle().clone();
         redis.lifecycle().spawn("subscriptions", async move {
             let disturbances = Disturbances::new();
             loop {
-                let messages = listen(client.clone(), Arc::clone(&listener));
-                let listening = lifecycle.spawn("messages of subscriptions", messages);
+                let listen = listen(client.clone(), Arc::clone(&listener), Arc::clone(&shared));
+                let listening = lifecycle.spawn("messages of subscriptions", listen);
                 let end = tokio::select! {
-                    end = keep_subscribed(&client, &channels, &mut inbox, &*listener) => end,
+                    end = keep_subscribed(&client, &channels, &mut inbox, &*listener, &shared) => end,
                     () = watchdog::until_unresponsive(&client, &mut primary, &disturbances) => {
                         SubscribingEnd::ClientEnded
                     }
                 };
                 listening.abort();
+                shared.note_loss();
                 if let SubscribingEnd::Closed = end {
                     return TaskEnd::Done;
                 }
-                client = match replace(&options, client, MESSAGES) {
+                client = match replace(&options, client, messages) {
                     Ok(next) => next,
                     Err(error) => return TaskEnd::Failed(error.to_string()),
                 };
             }
         });
-        Self { wanted, changes }
+        Self { wanted, changes, health }
     }
 }
 
-async fn listen(client: Client, listener: Arc<dyn Listener>) -> TaskEnd {
-    let mut messages = client.message_rx();
+async fn listen(client: Client, listener: Arc<dyn Listener>, health: Arc<Health>) -> TaskEnd {
+    let (mut messages, mut errors) = (client.message_rx(), client.error_rx());
     loop {
-        match messages.recv().await {
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            lost = errors.recv() => match lost {
+                Ok(_) | Err(RecvError::Lagged(_)) => {
+                    health.note_loss();
+                    continue;
+                }
+                Err(RecvError::Closed) => return TaskEnd::Done,
+            },
+        };
+        match message {
             Ok(message) => {
                 if let Some(payload) = message.value.as_bytes_str() {
                     listener.message(&message.channel, &payload);
@@ -184,6 +258,7 @@ async fn keep_subscribed(
     wanted: &Mutex<HashSet<String>>,
     changes: &mut mpsc::Receiver<Change>,
     listener: &dyn Listener,
+    health: &Health,
 ) -> SubscribingEnd {
     let mut reconnections = client.reconnect_rx();
     let mut tick = tokio::time::interval(READ_CLUSTER_EVERY);
@@ -191,7 +266,7 @@ async fn keep_subscribed(
     let mut cluster = Cluster::default();
     if client.is_connected() {
         // The client connected before this task observed its reconnections.
-        subscribe_all(client, wanted).await;
+        subscribe_all(client, wanted, health).await;
         listener.gap();
     }
     loop {
@@ -212,15 +287,19 @@ async fn keep_subscribed(
                 if matches!(reconnected, Err(RecvError::Closed)) {
                     return SubscribingEnd::ClientEnded;
                 }
-                let complete = subscribe_all(client, wanted).await;
+                let complete = subscribe_all(client, wanted, health).await;
                 cluster.subscribed(complete);
                 listener.gap();
             }
-            _ = tick.tick(), if client.is_clustered() => {
+            _ = tick.tick(), if client.is_connected() => {
                 Redis::refresh_cluster(client).await;
-                if cluster.is_pass_due(client) {
-                    let complete = subscribe_all(client, wanted).await;
+                if cluster.is_pass_due(client) || !health.is_confirmed() {
+                    let complete = subscribe_all(client, wanted, health).await;
                     cluster.subscribed(complete);
+                    if cluster.passes > 0 {
+                        // Until the last pass a subscription may be on the node that had the slot.
+                        health.note_loss();
+                    }
                     listener.gap();
                 }
             }
@@ -258,14 +337,16 @@ impl Cluster {
     }
 }
 
-/// Subscribes to all channels. Returns whether every subscription succeeded.
-async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>) -> bool {
+/// Subscribes to all channels, and confirms them. Returns whether every subscription succeeded.
+async fn subscribe_all(client: &Client, wanted: &Mutex<HashSet<String>>, health: &Health) -> bool {
+    let losses = health.losses();
     let channels: Vec<String> = lock(wanted).iter().cloned().collect();
     for channel in channels {
         if subscribe(client, &channel).await.is_err() {
             return false;
         }
     }
+    health.confirm(losses);
     true
 }
 

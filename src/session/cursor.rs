@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::model::GenerationId;
@@ -13,7 +14,7 @@ use super::model::GenerationId;
 /// event chooses its tag at random. Redis stores the sum of that tag and the tags of all events
 /// before it: where number and stored tag are equal, all events up to there are the same, in some
 /// order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tag(pub u64);
 
 impl Tag {

@@ -19,7 +19,7 @@ use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Window};
 use crate::lifecycle::{TaskEnd, catch_panic};
-use crate::redis::{Listener, Redis, RedisError, Subscriptions};
+use crate::redis::{Listener, Redis, RedisError, Subscription, Subscriptions};
 use crate::retry::Backoff;
 
 /// Time without a hint in a running turn after which the feed reads Redis: hints may be lost.
@@ -36,6 +36,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Time without a hint after which an idle feed keeps only its cursor.
 const KEPT_WHEN_IDLE: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 32;
+/// Room for sessions that is kept in any case.
+const SMALLEST_TABLE: usize = 1024;
 /// Closed requests that are kept. The turns of a session may be cancelled together: one that runs,
 /// and eight that wait.
 const UPSTREAM_CLOSED_KEPT: usize = 9;
@@ -67,7 +69,8 @@ pub struct Feed {
     changed: Notify,
     /// Notified of each change but a piece of text, so that a writer is not woken by its own text.
     events_changed: Notify,
-    subscribed: tokio::sync::OnceCell<()>,
+    /// Set once the feed is subscribed to its channel and read.
+    subscription: tokio::sync::OnceCell<Option<Subscription>>,
     /// Requested reads that have not been served yet.
     pending_reads: AtomicU32,
     /// Open readers of clients.
@@ -169,13 +172,16 @@ impl Feeds {
     /// [`StoreError::Absent`] where the session is another owner's; [`StoreError::Redis`].
     pub async fn join(&self, owner: &Owner, session: SessionId) -> Result<Arc<Feed>, StoreError> {
         let feed = self.inner.feed(owner, session);
-        feed.subscribed
+        feed.subscription
             .get_or_try_init(|| async {
-                if let Some(subscriptions) = self.inner.subscriptions.get() {
-                    subscriptions.subscribe(&store::channel(session)).await?;
-                }
+                let subscription = match self.inner.subscriptions.get() {
+                    Some(subscriptions) => {
+                        Some(subscriptions.subscribe(&store::channel(session)).await?)
+                    }
+                    None => None,
+                };
                 // The subscription comes first, so that no hint falls between it and the read.
-                feed.read(&self.inner.store).await.map(drop)
+                feed.read(&self.inner.store).await.map(|_| subscription)
             })
             .await?;
         Ok(feed)
@@ -213,10 +219,12 @@ impl FeedsInner {
             }),
             changed: Notify::new(),
             events_changed: Notify::new(),
-            subscribed: tokio::sync::OnceCell::new(),
+            subscription: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
             readers: AtomicU32::new(0),
         });
+        // A session has one owner, so room for more would mostly be wasted.
+        of_session.reserve_exact(1);
         of_session.push(Arc::downgrade(&feed));
         feed
     }
@@ -343,8 +351,14 @@ impl Feed {
         }
     }
 
-    /// Applies a piece that Redis has stored and not published, because only this replica is
-    /// subscribed to the session.
+    /// Returns whether hints of the session are expected to arrive: this replica's subscription is
+    /// in force, as far as it knows.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscription.get().and_then(Option::as_ref).is_some_and(Subscription::is_confirmed)
+    }
+
+    /// Applies a piece that this replica has stored, which may not be published, or not reach this
+    /// replica. A piece that was applied before changes nothing.
     pub fn take_piece(
         self: &Arc<Self>,
         generation: GenerationId,
@@ -544,6 +558,11 @@ impl Drop for Feed {
             of_session.retain(|feed| feed.strong_count() > 0);
             if of_session.is_empty() {
                 feeds.remove(&self.session);
+                // A burst of sessions must not keep its room.
+                if feeds.capacity() > SMALLEST_TABLE && feeds.len() < feeds.capacity() / 4 {
+                    let room = feeds.len() * 2;
+                    feeds.shrink_to(room);
+                }
                 // The lock is held, so that a join that creates the next feed subscribes after
                 // this.
                 if let Some(subscriptions) = inner.subscriptions.get() {

@@ -19,7 +19,7 @@ pub use event::{Control, Event, Hint};
 pub use feed::{Feed, Feeds};
 pub use model::{
     FinishReason, GenerationId, Message, Owner, Role, SessionId, SessionInfo, Status, TurnSpec,
-    Usage,
+    Usage, User,
 };
 pub use reader::{Delivered, Reader};
 pub use store::{Store, StoreError};

@@ -13,7 +13,7 @@ use super::delta::{Change, Delta};
 use super::event::Queued;
 use super::feed::{Feed, FeedState, Feeds, GRACE, Newest};
 use super::model::{GenerationId, Owner, SessionId};
-use super::store::{ReadFrom, ReadOutcome, Store, StoreError};
+use super::store::{ReadFrom, ReadOutcome, StoreError};
 use super::window::{Step, Window};
 use crate::retry::Backoff;
 
@@ -33,17 +33,29 @@ pub enum Delivered {
 /// A cursor over a feed.
 pub struct Reader {
     feed: Arc<Feed>,
-    store: Store,
+    feeds: Feeds,
     cursor: Cursor,
     /// The window that a reader behind the feed's window read from Redis.
-    catching_up: Option<Window>,
+    catching_up: Option<Box<Window>>,
     lost: bool,
-    /// The time since which Redis has not known this reader's cursor.
-    unknown_since: Option<Instant>,
+    /// Attempts to read Redis; boxed, because an idle socket makes none.
+    attempts: Option<Box<Attempts>>,
     /// The queue position that was delivered last.
     queued: Option<Queued>,
+}
+
+/// Attempts to read Redis that have not succeeded yet.
+struct Attempts {
+    /// The time since which Redis has not known this reader's cursor.
+    unknown_since: Option<Instant>,
     /// The pauses between two reads of Redis.
     backoff: Backoff,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { unknown_since: None, backoff: Backoff::redis() }
+    }
 }
 
 /// The result of one step over the windows.
@@ -71,15 +83,14 @@ impl Feeds {
         cursor: Option<Cursor>,
     ) -> Result<Reader, StoreError> {
         let feed = self.join(owner, session).await?;
-        let store = self.store().clone();
         let start = match cursor {
             Some(cursor) => cursor,
-            None => match store.read(owner, session, ReadFrom::RunningTurn).await? {
+            None => match self.store().read(owner, session, ReadFrom::RunningTurn).await? {
                 ReadOutcome::Window { window, .. } => window.start(),
                 ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,
             },
         };
-        Reader::open(feed, store, start).await
+        Reader::open(feed, self.clone(), start).await
     }
 }
 
@@ -94,17 +105,16 @@ impl Reader {
     ///
     /// # Errors
     /// [`StoreError`] where the cursor is not in the feed's window and Redis does not answer.
-    async fn open(feed: Arc<Feed>, store: Store, cursor: Cursor) -> Result<Self, StoreError> {
+    async fn open(feed: Arc<Feed>, feeds: Feeds, cursor: Cursor) -> Result<Self, StoreError> {
         feed.begin_reading();
         let mut reader = Self {
             feed,
-            store,
+            feeds,
             cursor,
             catching_up: None,
             lost: false,
-            unknown_since: None,
+            attempts: None,
             queued: None,
-            backoff: Backoff::redis(),
         };
         if !reader.is_in_window() {
             reader.catch_up(Duration::ZERO).await?;
@@ -144,12 +154,18 @@ impl Reader {
                 Advance::Moved | Advance::Nothing => changed.await,
                 Advance::Redis => {
                     // Boxed: the future is large and rare, and every idle socket would reserve it.
-                    if let Err(error) = Box::pin(self.catch_up(GRACE)).await {
-                        tracing::debug!(%error, "reader waiting for redis");
-                        let _ = self.backoff.pause().await;
-                    }
+                    Box::pin(self.attempt_catch_up()).await;
                 }
             }
+        }
+    }
+
+    /// Catches up, or pauses where Redis does not reply.
+    async fn attempt_catch_up(&mut self) {
+        if let Err(error) = self.catch_up(GRACE).await {
+            tracing::debug!(%error, "reader waiting for redis");
+            let attempts = self.attempts.get_or_insert_with(|| Box::new(Attempts::new()));
+            let _ = attempts.backoff.pause().await;
         }
     }
 
@@ -166,25 +182,25 @@ impl Reader {
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let from = ReadFrom::Cursor(self.cursor, 0);
-        match self.store.read(self.feed.owner(), self.feed.session(), from).await? {
+        match self.feeds.store().read(self.feed.owner(), self.feed.session(), from).await? {
             ReadOutcome::Window { window, .. } => {
                 self.lost =
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);
-                self.catching_up = Some(window);
+                self.catching_up = Some(Box::new(window));
             }
             ReadOutcome::Behind => self.lost = true,
             ReadOutcome::Absent if self.cursor == Cursor::START => {}
             ReadOutcome::Absent | ReadOutcome::Unknown => {
-                let since = *self.unknown_since.get_or_insert_with(Instant::now);
+                let attempts = self.attempts.get_or_insert_with(|| Box::new(Attempts::new()));
+                let since = *attempts.unknown_since.get_or_insert_with(Instant::now);
                 self.lost = since.elapsed() >= grace;
                 if !self.lost {
-                    let _ = self.backoff.pause().await;
+                    let _ = attempts.backoff.pause().await;
                 }
                 return Ok(());
             }
         }
-        self.unknown_since = None;
-        self.backoff.reset();
+        self.attempts = None;
         Ok(())
     }
 

@@ -72,8 +72,13 @@ metrics! {
     counter TAKEOVERS_TOTAL = "jarvis_takeovers_total";
     /// Replicas that were taken for gone and were alive.
     counter WRONG_SUSPICIONS_TOTAL = "jarvis_wrong_suspicions_total";
+    /// Idle anonymous sessions that were removed, because all anonymous ones took too much.
+    counter SESSIONS_EVICTED_TOTAL = "jarvis_sessions_evicted_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
+    /// Copies of turns and redo entries for another replica by outcome: sent, unheard (that replica
+    /// was not subscribed), dropped (too large, or too many waited).
+    counter REDO_COPIES_TOTAL = "jarvis_redo_copies_total";
     /// Redis clients that were replaced because they hung.
     counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
 }

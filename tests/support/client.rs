@@ -3,7 +3,8 @@
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::process::{LIMIT, Process};
@@ -72,6 +73,32 @@ impl Socket {
         let connection = socket.event().await;
         assert_eq!(connection["type"], "connection");
         (socket, connection)
+    }
+
+    /// Connects with these headers, and returns the subprotocol that the server chose, too.
+    ///
+    /// # Errors
+    /// The status of a refusal.
+    pub async fn open_with(
+        server: &Process,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<(Self, Value, Option<String>), u16> {
+        let mut request = server.websocket(path).into_client_request().expect("a request");
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().expect("a value"));
+        }
+        match tokio_tungstenite::connect_async(request).await {
+            Ok((stream, response)) => {
+                let protocol = response.headers().get("sec-websocket-protocol");
+                let protocol = protocol.map(|it| it.to_str().expect("a text").to_owned());
+                let mut socket = Self(stream);
+                let connection = socket.event().await;
+                Ok((socket, connection, protocol))
+            }
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("no handshake: {error}"),
+        }
     }
 
     /// Connects with so small a buffer that the server notices soon when it is not read.

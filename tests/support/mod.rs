@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test file uses a part of it")]
 
 pub mod client;
+pub mod issuer;
 pub mod metrics;
 pub mod nginx;
 pub mod process;
@@ -9,5 +10,6 @@ pub mod raw;
 pub mod raw_http;
 pub mod setup;
 pub mod store;
+pub mod tokens;
 
 pub use testkit::{eventually, redis};

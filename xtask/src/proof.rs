@@ -54,7 +54,8 @@ pub fn roll(load: Load) -> anyhow::Result<bool> {
 /// Fails where it does not build, and where it is time to stop.
 pub fn bench() -> anyhow::Result<bool> {
     prepare("make bench", paths::DIST)?;
-    report("bench", paths::DIST, &["bench"])
+    let measured = report("bench", paths::DIST, &["bench"])?;
+    Ok(report("sockets", paths::DIST, &["sockets"])? && measured)
 }
 
 fn prepare(title: &str, profile: &str) -> anyhow::Result<()> {

@@ -20,6 +20,10 @@ use crate::services::{Service, Services};
 use crate::{install, paths, redis};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
+/// Their versions of the tokens that a backend or an outside issuer signs.
+const PYTHON_OF_TOKENS: [&str; 2] = ["pyjwt", "cryptography"];
+/// A secret of tokens that is used nowhere else.
+const SECRET: &str = "the secret of make verify, known to all";
 const NODE: [&str; 2] = ["ws", "wscat"];
 /// The close code of a client that sends none.
 const NORMAL: u64 = 1000;
@@ -34,7 +38,8 @@ pub fn everything() -> anyhow::Result<bool> {
     let folder = paths::run().join("verify");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let rows: [Row; 1] = [timed("clients", || clients(&folder))?];
+    let rows: [Row; 2] =
+        [timed("clients", || clients(&folder))?, timed("tokens", || tokens(&folder))?];
     table(&rows);
     say("");
     Ok(rows.iter().all(|row| row.outcome.ok))
@@ -52,7 +57,7 @@ fn clients(folder: &Path) -> anyhow::Result<Outcome> {
         install::nginx()?;
         Ok([&PYTHON[..], &NODE].concat().join(", "))
     })?;
-    let (direct, balanced) = start(&services, folder)?;
+    let (direct, balanced) = start(&services, folder, Vec::new())?;
     let programs = paths::root().join("scripts/clients");
     let node = install::node()?;
     let commands: [(&Path, &str, Option<PathBuf>); 4] = [
@@ -78,8 +83,44 @@ fn clients(folder: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome { ok: passed == tries, text: format!("{passed} of {tries} tries") })
 }
 
-/// Starts a replica with scripted answers, and nginx in front of it; returns their addresses.
-fn start(services: &Services, folder: &Path) -> anyhow::Result<(Address, Address)> {
+/// Sends tokens of a library that is not ours, signed by the service's own secret and by the keys of
+/// an outside issuer. Each has to be accepted or refused as it should, direct and through nginx.
+fn tokens(folder: &Path) -> anyhow::Result<Outcome> {
+    let services = Services::default();
+    let python = install::python_with(&PYTHON_OF_TOKENS)?;
+    let issuer = Port::reserve()?;
+    let address = format!("http://127.0.0.1:{}", issuer.number());
+    let settings = vec![
+        ("JARVIS_AUTH", "required".to_owned()),
+        ("JARVIS_JWT_SECRET", SECRET.to_owned()),
+        ("JARVIS_JWKS_URL", format!("{address}/keys")),
+        ("JARVIS_JWT_ISSUER", address),
+        ("JARVIS_JWT_AUDIENCE", "verify".to_owned()),
+    ];
+    let (direct, balanced) = start(&services, folder, settings)?;
+    let script = paths::root().join("scripts/clients/tokens.py").into_os_string();
+    let (mut tries, mut passed) = (0, 0);
+    for (way, address) in [("direct", &direct), ("nginx", &balanced)] {
+        let arguments = [address.url(), SECRET.to_owned(), issuer.number().to_string()];
+        let arguments: Vec<OsString> =
+            [script.clone()].into_iter().chain(arguments.map(OsString::from)).collect();
+        for result in results(&python, &arguments)? {
+            let good = good(&result);
+            tries += number(&result, "tries");
+            passed += good;
+            show(way, &result, good);
+        }
+    }
+    Ok(Outcome { ok: passed == tries, text: format!("{passed} of {tries} tokens") })
+}
+
+/// Starts a replica with scripted answers and these settings, and nginx in front of it; returns their
+/// addresses.
+fn start(
+    services: &Services,
+    folder: &Path,
+    more: Vec<(&'static str, String)>,
+) -> anyhow::Result<(Address, Address)> {
     let ports = [Port::reserve()?, Port::reserve()?];
     let [direct, balanced] =
         ports.each_ref().map(|port| Address { host: "127.0.0.1".to_owned(), port: port.number() });
@@ -94,7 +135,7 @@ fn start(services: &Services, folder: &Path) -> anyhow::Result<(Address, Address
     let urls = services.start(Service::new(host, 2))?.address(replicas::LIVE_LIMIT)?;
     let models = Models { urls, default: "tinyllama:latest".to_owned() };
     let redis = redis::private(services, &redis::socket_path("verify")?, folder)?;
-    let settings = replicas::settings(&redis, &models);
+    let settings = [replicas::settings(&redis, &models), more].concat();
     let replica = replicas::start(services, "verify", &direct, &settings)?;
     replicas::wait_until_ready(&replica, &direct)?;
     let nginx = balancer::program(folder, &balanced.to_string(), &[direct.to_string()])?;

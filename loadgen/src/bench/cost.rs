@@ -54,7 +54,8 @@ impl Usage {
     }
 }
 
-fn cpu_seconds(id: u32) -> Option<f64> {
+/// Returns the CPU time of a process since its start, in seconds.
+pub fn cpu_seconds(id: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // The name may hold blanks and brackets.
     let (_, fields) = stat.rsplit_once(") ")?;

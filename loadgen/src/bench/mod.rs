@@ -1,6 +1,6 @@
 //! What jarvis costs, compared with the model host alone, in one run on one machine.
 
-mod cost;
+pub(crate) mod cost;
 mod streams;
 
 use std::fmt::Write as _;

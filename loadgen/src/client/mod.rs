@@ -255,7 +255,7 @@ impl Client {
         } else {
             let connected = lost.connected.unwrap_or(now);
             measured.recovered(Recovery {
-                at: (tally.began.elapsed() - (now - lost.at)).as_secs_f64(),
+                at: tally.began.elapsed().saturating_sub(now - lost.at).as_secs_f64(),
                 client: self.name,
                 session: self.session.clone(),
                 generation: turn.generation().map(str::to_owned),

@@ -6,12 +6,13 @@
 -- Arguments:  owner, generation, fence   of the writer
 --             revision                   that the writer left last
 --             offset                     bytes of the answer before the text
---             listens                    1 where the writer's replica is subscribed to the session
---                                        and takes the piece from this reply, else 0
+--             listens                    1 where the writer's replica is certain to be subscribed
+--                                        to the session, and takes the piece from this reply, else 0
 --             text
--- Reply:      ok
---             ok <number> <tag>   the text is not published, because only the writer's replica is
---                                 subscribed; with number and tag of the last event before it
+-- Reply:      ok                  without text
+--             ok <number> <tag> 0|1   the number and tag of the last event before the text, and
+--                                 whether the text is published: it is not where only the writer's
+--                                 replica is subscribed
 --             fenced         the turn is not this writer's
 --             outdated       Redis has another revision
 --             hole <length>  the answer has only so many bytes
@@ -50,12 +51,12 @@ register {
     if args.listens == '1' then
       local counted = redis.pcall('PUBSUB', 'SHARDNUMSUB', keys.session)
       if not counted.err and counted[2] <= 1 then
-        return { 'ok', fields[4], fields[5] }
+        return { 'ok', fields[4], fields[5], '0' }
       end
     end
     redis.call('SPUBLISH', keys.session,
       'p' .. args.generation .. ' ' .. args.offset .. ' ' .. fields[4] .. ' ' .. fields[5] .. '\n'
         .. args.text)
-    return { 'ok' }
+    return { 'ok', fields[4], fields[5], '1' }
   end,
 }

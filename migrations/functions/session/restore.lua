@@ -11,7 +11,8 @@
 --             claim_tag, claim_event   of that claim
 --             event_number    of the accepted event
 -- Reply:      kept      the turn is the holder's, and runs
---             claimed   the turn is the holder's again, and runs
+--             claimed   the turn is the holder's again, and runs; also until the holder has started
+--                       the answer, because the reply to an earlier call may be lost
 --             waiting   the turn is the holder's, and waits; or it cannot be restored yet, and the
 --                       holder calls again
 --             gone      the turn has ended, or another replica holds it
@@ -47,7 +48,8 @@ register {
     end
     if found.generation == generation then
       if fields[4] == fence then
-        return 'kept'
+        local has_started = redis.call('HEXISTS', keys.session, 'revision') == 1
+        return (has_started or args.replaced_fence == '-') and 'kept' or 'claimed'
       elseif fields[4] ~= args.replaced_fence then
         return 'gone'
       end

@@ -6,8 +6,11 @@ use axum::extract::Path;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa_swagger_ui::Config;
 
+use crate::http::middleware::is_public;
 use crate::http::problem::{Problem, ProblemDetails};
 
 /// The parts of the description that belong to no handler.
@@ -27,6 +30,34 @@ use crate::http::problem::{Problem, ProblemDetails};
     ),
 )]
 pub struct ApiDoc;
+
+/// Adds to every operation with a caller how it signs in, and its response without a valid token.
+pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi) {
+    let components = openapi.components.get_or_insert_default();
+    components
+        .add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    let problem =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemDetails"))).build();
+    let refusal = ResponseBuilder::new()
+        .description("The token is absent, expired or not valid; see `code`")
+        .content("application/problem+json", problem)
+        .build();
+    for (path, item) in &mut openapi.paths.paths {
+        if is_public(path) {
+            continue;
+        }
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let refusal = RefOr::T(refusal.clone());
+            operation.responses.responses.insert("401".to_owned(), refusal);
+            // Either of them: no token makes an anonymous caller, unless tokens are required.
+            operation.security = Some(vec![
+                SecurityRequirement::default(),
+                SecurityRequirement::new("bearer", std::iter::empty::<String>()),
+            ]);
+        }
+    }
+}
 
 /// Serves the page. Its links are relative to `/docs/`, with and without a trailing slash.
 pub async fn index() -> Response {

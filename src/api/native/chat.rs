@@ -19,13 +19,13 @@ use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
-use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
+use crate::sign_in::Identity;
 use crate::source::Source;
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
@@ -83,7 +83,7 @@ pub struct ChatResponse {
 )]
 pub async fn send(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    caller: Identity,
     source: Source,
     last_byte: LastByte,
     headers: HeaderMap,
@@ -91,17 +91,18 @@ pub async fn send(
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let request = ChatRequest::from_body(&body)?;
-    let (session, key) = address(&headers, &owner, &request)?;
+    let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
         let permit = shared.admit(&source)?;
-        let accepted = turns::submit(&shared, &owner, session, &request, key, &source.0).await?;
-        return event_stream::of_turn(shared, owner, session, accepted, last_byte, permit).await;
+        let accepted =
+            turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
+        return event_stream::of_turn(shared, caller, session, accepted, last_byte, permit).await;
     }
     let AcceptedTurn { submitted, mut guard } =
-        turns::submit(&shared, &owner, session, &request, key, &source.0).await?;
+        turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
     let answer = async {
-        let follow = turns::follow(&shared, &owner, session, submitted).await?;
+        let follow = turns::follow(&shared, &caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)
     };
     let limit = shared.settings.request_timeout;

@@ -11,6 +11,7 @@ use futures_util::stream;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
 use crate::api::permits::SocketPermit;
@@ -18,7 +19,6 @@ use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
-use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::Fields;
 use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
@@ -29,6 +29,7 @@ use crate::retry::Backoff;
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
+use crate::sign_in::{Identity, Validity};
 use crate::source::Source;
 
 /// The source of an event stream.
@@ -50,6 +51,8 @@ struct EventStream {
     begun: bool,
     ended: bool,
     guard: Option<CancelOnDrop>,
+    /// Ends the stream with the sign-in of its caller.
+    sign_in: Option<SignInWatch>,
     /// Set until something was written after the client's last byte.
     last_byte: Option<LastByte>,
     /// Pauses before another snapshot is requested from Redis.
@@ -77,7 +80,7 @@ struct EventStream {
 )]
 pub async fn events(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    caller: Identity,
     source: Source,
     SessionPath(session): SessionPath,
     last_byte: LastByte,
@@ -96,10 +99,11 @@ pub async fn events(
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let cursor: Option<Cursor> = last.and_then(|text| text.parse().ok());
     let readable = resumed == cursor.is_some();
-    in_time(shared.store.describe(&owner, session)).await?;
+    in_time(shared.store.describe(&caller.owner, session)).await?;
     match generation {
-        None => of_session(shared, owner, session, cursor, resumed, (last_byte, permit)).await,
+        None => of_session(shared, caller, session, cursor, resumed, (last_byte, permit)).await,
         Some(generation) => {
+            let Identity { owner, validity } = caller;
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
             let (follow, recovered) = match in_time(resume).await? {
@@ -113,6 +117,7 @@ pub async fn events(
             };
             let source = StreamSource::Turn(follow);
             let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
+            events.end_with_key(validity);
             events.connect(connected_at, resumed, recovered);
             Ok(events.into_response())
         }
@@ -121,7 +126,7 @@ pub async fn events(
 
 async fn of_session(
     shared: Shared,
-    owner: Owner,
+    Identity { owner, validity }: Identity,
     session: SessionId,
     cursor: Option<Cursor>,
     resumed: bool,
@@ -132,6 +137,7 @@ async fn of_session(
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let source = StreamSource::Session(Box::new(reader));
     let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
+    events.sign_in = SignInWatch::new(&validity, events.shared.settings.auth_grace);
     events.connect(Some(connected_at), resumed, recovered);
     if !recovered {
         events.send_snapshot().await?;
@@ -145,7 +151,7 @@ async fn of_session(
 /// A problem for the client.
 pub async fn of_turn(
     shared: Shared,
-    owner: Owner,
+    Identity { owner, validity }: Identity,
     session: SessionId,
     accepted: AcceptedTurn,
     last_byte: LastByte,
@@ -157,6 +163,7 @@ pub async fn of_turn(
     let source = StreamSource::Turn(follow);
     let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
     events.guard = guard;
+    events.end_with_key(validity);
     events.connect(connected_at, false, true);
     Ok(events.into_response())
 }
@@ -179,11 +186,19 @@ impl EventStream {
             begun: false,
             ended: false,
             guard: None,
+            sign_in: None,
             last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
             _permit: permit,
         }
+    }
+
+    /// Ends the stream when the caller's API key is revoked. The stream of a turn outlives the expiry
+    /// of the token with which the turn was requested.
+    fn end_with_key(&mut self, validity: Validity) {
+        self.sign_in =
+            SignInWatch::new(&validity.without_expiry(), self.shared.settings.auth_grace);
     }
 
     fn generation(&self) -> Option<GenerationId> {
@@ -304,10 +319,19 @@ impl EventStream {
                 StreamSource::Turn(_) => Phase::Stopped,
             };
             let lifecycle = self.shared.lifecycle.clone();
+            // Taken out, because `advance` borrows the rest.
+            let mut sign_in = self.sign_in.take();
             tokio::select! {
                 () = lifecycle.reached(end) => {
                     self.disarm();
                     return None;
+                }
+                change = next_change(&mut sign_in) => {
+                    // The client of a stream is not told before: it can send nothing to prevent it.
+                    if !matches!(change, SignInChange::Expiring(_)) {
+                        self.disarm();
+                        return None;
+                    }
                 }
                 () = last_byte_received(self.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
@@ -316,6 +340,7 @@ impl EventStream {
                 }
                 () = self.advance() => {}
             }
+            self.sign_in = sign_in;
         }
     }
 

@@ -6,6 +6,7 @@ pub mod input;
 pub(crate) mod models;
 pub(crate) mod schema;
 pub(crate) mod sessions;
+mod sign_in;
 pub(crate) mod turns;
 pub(crate) mod websocket;
 pub mod wire;

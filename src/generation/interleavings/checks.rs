@@ -1,6 +1,8 @@
 //! The checks after everything has ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
 
 use super::holder::parts;
 use super::world::{Submission, World};
@@ -52,13 +54,13 @@ impl World<'_> {
         if turn.cancelled || turn.before_redo {
             return true;
         }
-        if self.failovers == 0 {
-            return false;
-        }
-        // Two faults at once: a failover lost the turn, and no holder that could restore it lives.
-        let mut holders = self.holders.iter().rev();
-        let newest = holders.find(|holder| holder.turn.generation == turn.generation);
-        !turn.acknowledged || newest.is_none_or(|holder| !self.alive[holder.replica])
+        // A failover lost a turn whose acceptance the client did not get: the client repeats it.
+        self.failovers > 0 && !turn.acknowledged
+    }
+
+    /// Returns the ends that holders wrote, each once: the copy of an end is the same end.
+    fn ends(&self, turn: &Submission) -> HashSet<Uuid> {
+        turn.enders.iter().map(|at| self.holders[*at].end.0.id).collect()
     }
 
     fn check_answer(&self, turn: &Submission, message: &Message) {
@@ -68,16 +70,19 @@ impl World<'_> {
         {
             let written = parts(self.holders[ender].state.text());
             assert_eq!(stored, written, "the stored answer is the text of its only ender");
+        } else if message.status == Some(Status::Complete) {
+            let written = |at: &usize| parts(self.holders[*at].state.text()) == stored;
+            assert!(turn.enders.iter().any(written), "the stored answer is that of one ender");
         }
         let delivered = self.client.ended.get(&turn.generation);
         if turn.cancelled {
             self.check_cancelled(turn, message, delivered);
             return;
         }
-        // Two faults at once: a failover lost an end, and its writer could not write it again,
-        // because the writer was dead or another replica had taken the turn over, or the failover
-        // lost its claim, too, and the holder before it lives. So another holder ended the turn.
-        if let Some(delivered) = delivered.filter(|_| turn.enders.len() <= 1) {
+        // Two faults at once: a failover lost an end, and before the end was written again, another
+        // holder ended the turn: the one before it, whose takeover was lost, too, or one that took
+        // the turn over meanwhile.
+        if let Some(delivered) = delivered.filter(|_| self.ends(turn).len() <= 1) {
             assert_eq!(&stored, delivered, "the stored answer is the delivered one");
         }
     }

@@ -18,6 +18,10 @@ pub(super) const ANSWER: usize = 40;
 /// Characters of an answer that are reasoning, where the model reasons.
 const REASONING: usize = 15;
 
+/// What a holder writes at the end of a turn.
+pub(super) type End = (Message, Vec<(Tag, Control)>);
+
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Holder {
     pub(super) replica: usize,
     pub(super) turn: Arc<Turn>,
@@ -26,7 +30,11 @@ pub(super) struct Holder {
     letter: char,
     /// Characters of the answer that are reasoning.
     reasoning: usize,
-    end: (Message, Vec<(Tag, Control)>),
+    pub(super) end: End,
+    /// Whether Redis acknowledged the end, so that its replica keeps a redo entry.
+    pub(super) has_ended: bool,
+    /// Claims of the turn for its end since the last failover.
+    pub(super) claims: u32,
     /// Whether the holder has learned that the turn is cancelled or another replica's.
     pub(super) stopped: bool,
     /// Whether the holder has tried to end the turn: it generates no more, and makes no check.
@@ -60,8 +68,34 @@ impl Holder {
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let (stopped, ending, finished) = (false, false, false);
-        let end = (header, events);
-        Self { replica, turn, state, letter, reasoning, end, stopped, ending, finished }
+        let (end, has_ended, claims) = ((header, events), false, 0);
+        Self {
+            replica,
+            turn,
+            state,
+            letter,
+            reasoning,
+            end,
+            has_ended,
+            claims,
+            stopped,
+            ending,
+            finished,
+        }
+    }
+
+    /// Creates the holder of an end that another replica wrote.
+    pub(super) fn of_end(replica: usize, turn: Arc<Turn>, text: String, end: End) -> Self {
+        let state = WriterState::restoring(text);
+        let holder = Self::new(replica, turn, state, 'x', false);
+        Self { end, has_ended: true, ending: true, ..holder }
+    }
+
+    /// Continues with the same turn as the holder's replica has claimed it.
+    pub(super) fn take(&mut self, claimed: Arc<Turn>, is_running: bool) {
+        self.turn = claimed;
+        self.state.take(is_running);
+        self.stopped = false;
     }
 
     pub(super) fn generate(&mut self, characters: usize) {
@@ -129,6 +163,7 @@ impl Holder {
         let applied = self.state.apply(check, Instant::now(), Reply::Written(reply));
         self.stopped = applied.is_err();
         self.finished = !self.stopped && reply == Written::Ok;
+        self.has_ended |= self.finished;
         self.finished
     }
 }

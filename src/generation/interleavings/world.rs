@@ -5,17 +5,19 @@ use std::sync::Arc;
 use testkit::redis::RedisServer;
 
 use super::client::{Client, Followed};
-use super::holder::{ANSWER, Holder};
+use super::holder::{ANSWER, End, Holder};
 use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
 use crate::session::store::{
     Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
-    Proposal, Turn, bucket, channel,
+    Proposal, Restored, Turn, TurnCopy, bucket, channel,
 };
 use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
 
 /// Rounds after which everything must have ended.
 const ROUNDS: usize = 400;
+/// Claims of a turn for its end after one failover, at most.
+const CLAIMS: u32 = 3;
 
 /// A turn that Redis accepted.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -41,6 +43,15 @@ pub(super) struct Submission {
     pub(super) enders: Vec<usize>,
 }
 
+/// A copy that replica 0 keeps for another replica. Copies of cancels and clears are not needed:
+/// replica 0 makes these itself.
+struct Copy {
+    sender: usize,
+    turn: TurnCopy,
+    /// Text and end of the answer, once that has ended.
+    end: Option<(String, End)>,
+}
+
 /// A write that replica 0 applies again after a failover.
 enum Redo {
     Cancel(Cancellation),
@@ -56,8 +67,7 @@ pub(super) struct World<'a> {
     pub(super) submissions: Vec<Submission>,
     pub(super) client: Client,
     pub(super) failovers: usize,
-    /// Whether a Redis replica was in sync since the last failover.
-    in_sync: bool,
+    copies: Vec<Copy>,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.
     pending: Vec<usize>,
@@ -77,7 +87,7 @@ impl<'a> World<'a> {
             submissions: Vec::new(),
             client: Client::new(),
             failovers: 0,
-            in_sync: true,
+            copies: Vec::new(),
             redos: Vec::new(),
             pending: Vec::new(),
             epoch: 0,
@@ -115,12 +125,8 @@ impl<'a> World<'a> {
             }
             Action::Cancel { heard, fate } => self.cancel(heard, fate).await,
             Action::Clear { delete, heard, fate } => self.clear(delete, heard, fate).await,
-            Action::InSync => {
-                self.redis.remember();
-                self.in_sync = true;
-            }
-            // Two failovers without a replica in sync in between are beyond the promises.
-            Action::Failover if self.in_sync => self.fail_over(),
+            Action::InSync => self.redis.remember(),
+            Action::Failover => self.fail_over(),
             Action::Redo { which } if !self.pending.is_empty() => {
                 let at = self.pending.swap_remove(which % self.pending.len());
                 self.redo(at).await;
@@ -211,7 +217,8 @@ impl<'a> World<'a> {
                     self.client.ended.remove(&known.generation);
                 }
                 (known.cleared, known.deleted) = (false, false);
-                known.acknowledged |= submission.acknowledged;
+                // Without a reply to its last request the client, or the replica for it, repeats it.
+                known.acknowledged = submission.acknowledged;
             }
             None => self.submissions.push(submission),
         }
@@ -224,6 +231,9 @@ impl<'a> World<'a> {
 
     fn hold(&mut self, by: usize, turn: Arc<Turn>, state: WriterState) {
         // Two bytes each, so that no offset is a count of characters by chance.
+        if by > 0 {
+            self.copies.push(Copy { sender: by, turn: TurnCopy::of(&turn), end: None });
+        }
         let letter = char::from_u32(0x430 + self.holders.len() as u32 % 32).unwrap_or('x');
         let reasons = self.order_of(turn.generation).is_multiple_of(2);
         self.holders.push(Holder::new(by, turn, state, letter, reasons));
@@ -235,6 +245,7 @@ impl<'a> World<'a> {
         let (generation, failovers) = (holder.turn.generation, self.failovers);
         let turn = self.submission(generation);
         turn.written_after_cancel |= turn.cancelled && failovers > 0;
+        self.claim_for_end(at).await;
     }
 
     async fn finish(&mut self, at: usize, fate: Fate) {
@@ -250,9 +261,84 @@ impl<'a> World<'a> {
             let is_alone = turn.enders.len() == 1 && !turn.ended_after_cancel;
             assert!(is_alone || failovers > 0, "a turn ended twice");
         }
+        let holder = &self.holders[at];
+        if holder.finished && holder.replica > 0 {
+            let end = Some((holder.state.text().to_owned(), holder.end.clone()));
+            let (sender, turn) = (holder.replica, TurnCopy::of(&holder.turn));
+            self.copies.push(Copy { sender, turn, end });
+        }
+        self.claim_for_end(at).await;
+    }
+
+    /// Claims the turn for a holder whose end a failover lost, where another replica holds it.
+    async fn claim_for_end(&mut self, at: usize) {
+        let holder = &mut self.holders[at];
+        if !(holder.stopped && holder.has_ended && holder.claims < CLAIMS) {
+            return;
+        }
+        holder.claims += 1;
+        let (store, replica) = (&self.stores[holder.replica], holder.replica);
+        let open = store.open_turn(&holder.turn).await.expect("the open turns");
+        let Some(open) = open else { return };
+        let (turn, is_running) = match store.claim(&open).await.expect("a claim") {
+            Claim::Running(turn, _) => (turn, true),
+            Claim::Waiting(turn) => (turn, false),
+            Claim::Other => return,
+        };
+        if turn.epoch == holder.turn.epoch {
+            holder.take(turn, is_running);
+            return;
+        }
+        self.hold_claimed(replica, turn, is_running).await;
+    }
+
+    /// Replica 0 restores in the place of dead replicas what only their copies may have.
+    async fn adopt(&mut self) {
+        let alive = self.alive;
+        let copies = std::mem::take(&mut self.copies);
+        let (copies, left) = copies.into_iter().partition(|copy: &Copy| !alive[copy.sender]);
+        self.copies = left;
+        let (ended, open): (Vec<Copy>, Vec<Copy>) =
+            Vec::into_iter(copies).partition(|copy| copy.end.is_some());
+        let is_open = |copy: &Copy| {
+            !ended.iter().any(|other| {
+                (other.sender, other.turn.generation) == (copy.sender, copy.turn.generation)
+            })
+        };
+        let open: Vec<Copy> = open.into_iter().filter(is_open).collect();
+        for Copy { turn, end, .. } in ended {
+            let turn = Arc::new(turn.adopt().expect("a copy"));
+            let Some((text, end)) = end else { continue };
+            self.holders.push(Holder::of_end(0, turn, text, end));
+        }
+        for Copy { turn, .. } in open {
+            let turn = Arc::new(turn.adopt().expect("a copy"));
+            if self.stores[0].open_turn(&turn).await.expect("the open turns").is_some() {
+                // It is claimed as every other turn is.
+                continue;
+            }
+            match self.stores[0].restore(&turn).await.expect("a reply") {
+                Restored::Gone => {}
+                Restored::Waiting => self.hold_claimed(0, turn, false).await,
+                Restored::Kept | Restored::Claimed => self.hold_claimed(0, turn, true).await,
+            }
+        }
+    }
+
+    async fn hold_claimed(&mut self, by: usize, turn: Arc<Turn>, is_running: bool) {
+        let state = if is_running {
+            let stored = self.stores[by].answer_so_far(&turn).await;
+            WriterState::after(stored.expect("the answer so far"))
+        } else {
+            WriterState::waiting()
+        };
+        self.hold(by, turn, state);
     }
 
     async fn take_over(&mut self, by: usize, suspicion: bool) {
+        if by == 0 {
+            self.adopt().await;
+        }
         let open = self.stores[by].open_turns(bucket(self.session)).await;
         let mut open = open.expect("the open turns");
         open.sort_by_key(|turn| self.order_of(turn.generation));
@@ -273,16 +359,11 @@ impl<'a> World<'a> {
     }
 
     async fn claim(&mut self, by: usize, open: &OpenTurn) {
-        let store = &self.stores[by];
-        let (turn, state) = match store.claim(open).await.expect("a claim") {
-            Claim::Running(turn, _) => {
-                let stored = store.answer_so_far(&turn).await.expect("the answer so far");
-                (turn, WriterState::after(stored))
-            }
-            Claim::Waiting(turn) => (turn, WriterState::waiting()),
-            Claim::Other => return,
-        };
-        self.hold(by, turn, state);
+        match self.stores[by].claim(open).await.expect("a claim") {
+            Claim::Running(turn, _) => self.hold_claimed(by, turn, true).await,
+            Claim::Waiting(turn) => self.hold_claimed(by, turn, false).await,
+            Claim::Other => {}
+        }
     }
 
     async fn cancel(&mut self, heard: bool, fate: Fate) {
@@ -342,12 +423,14 @@ impl<'a> World<'a> {
     fn fail_over(&mut self) {
         self.redis.cli(&["SWAPDB", "0", "1"]);
         self.redis.remember();
-        self.in_sync = false;
         self.failovers += 1;
         self.pending = (0..self.redos.len()).collect();
         for holder in &mut self.holders {
             if self.alive[holder.replica] {
                 holder.finished = false;
+                // Its replica applies the redo entry again.
+                holder.stopped &= !holder.has_ended;
+                holder.claims = 0;
             }
         }
     }

@@ -9,6 +9,7 @@ use testkit::server::Plan;
 use testkit::{Server, binaries, eventually};
 
 use super::super::{GenerationSettings, Generations, host_reports};
+use crate::budget::StorageLimits;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
@@ -85,6 +86,7 @@ impl Replica {
         let queue = Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
         let membership = MembershipStore::new(redis, name);
         let settings = GenerationSettings {
+            storage: StorageLimits::default(),
             num_ctx_cap: 4096,
             host_wait: Duration::from_secs(20),
             abandon_after: Duration::from_mins(5),

@@ -10,16 +10,29 @@ use axum::http::request::Parts;
 use ipnet::IpNet;
 
 use crate::session::Owner;
+use crate::sign_in::{Identity, Validity};
 use crate::source::Source;
 
-/// The identity of the caller.
+/// The caller as the owner of its sessions. The middleware has checked its token.
 pub struct Caller(pub Owner);
 
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
-    async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(Owner::Anonymous))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let identity = parts.extensions.get::<Identity>();
+        Ok(Self(identity.map_or(Owner::Anonymous, |identity| identity.owner.clone())))
+    }
+}
+
+/// The caller, and how long it stays signed in; for an anonymous caller without an end.
+impl<S: Sync> FromRequestParts<S> for Identity {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let identity = parts.extensions.get::<Self>().cloned();
+        let anonymous = || Self { owner: Owner::Anonymous, validity: Validity::default() };
+        Ok(identity.unwrap_or_else(anonymous))
     }
 }
 

@@ -6,6 +6,7 @@ mod host;
 mod origin;
 pub mod panics;
 mod request_id;
+mod sign_in;
 
 use std::sync::Arc;
 
@@ -14,6 +15,9 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use tower::ServiceBuilder;
 
 use crate::lifecycle::Lifecycle;
+use crate::sign_in::SignIn;
+
+pub use sign_in::is_public;
 
 /// The web origins that may call the service, and the names of its hosts.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +31,12 @@ pub struct AllowLists {
 }
 
 /// Wraps the routes. A request passes the layers from the first one to the last.
-pub fn stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
+pub fn stack(
+    routes: Router,
+    lists: Arc<AllowLists>,
+    sign_in: Arc<SignIn>,
+    lifecycle: Lifecycle,
+) -> Router {
     routes.layer(
         ServiceBuilder::new()
             .layer(from_fn(request_id::assign))
@@ -35,6 +44,7 @@ pub fn stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Ro
             .layer(from_fn(access_log::record))
             .layer(from_fn_with_state(Arc::clone(&lists), host::check))
             .layer(from_fn_with_state(lists, origin::check))
+            .layer(from_fn_with_state(sign_in, sign_in::check))
             .layer(from_fn(panics::catch)),
     )
 }

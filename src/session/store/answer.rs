@@ -29,9 +29,11 @@ pub enum Written {
 pub struct Appended {
     /// Whether the text is stored.
     pub written: Written,
-    /// The number and tag of the last event before the text, where the text is not published: only
-    /// this replica is subscribed to the session.
-    pub unpublished: Option<(u64, Tag)>,
+    /// The number and tag of the last event before the text; none without stored text.
+    pub after: Option<(u64, Tag)>,
+    /// Whether the text is published. It is not where only this replica is subscribed to the
+    /// session.
+    pub is_published: bool,
 }
 
 impl Store {
@@ -53,8 +55,8 @@ impl Store {
     }
 
     /// Writes text of the answer at its offset, and publishes it. With `listens`, this replica is
-    /// subscribed to the session, and the text is published only where another replica is, too.
-    /// Without text the call only checks whether the writer may continue.
+    /// certain that its own subscription to the session is in force, and the text is published only
+    /// where another replica is subscribed, too. Without text the call only checks whether the writer may continue.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -71,10 +73,10 @@ impl Store {
         let call = call.text("revision", revision).text("offset", offset).flag("listens", listens);
         let reply: Vec<String> = self.redis.call(call.arg("text", text)).await?;
         let written = written(&reply)?;
-        let is_unpublished = written == Written::Ok && reply.len() > 1;
-        let unpublished =
-            if is_unpublished { Some((field(&reply, 1)?, field(&reply, 2)?)) } else { None };
-        Ok(Appended { written, unpublished })
+        let has_text = written == Written::Ok && reply.len() > 1;
+        let after = if has_text { Some((field(&reply, 1)?, field(&reply, 2)?)) } else { None };
+        let is_published = reply.get(3).is_some_and(|published| published == "1");
+        Ok(Appended { written, after, is_published })
     }
 
     /// Takes back the answer beyond `length` bytes, and replaces `revision` by `tag`. With

@@ -3,6 +3,7 @@
 //! Each is a value, so that the replica that called it can apply it again after a failover lost it.
 
 use chrono::Utc;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{SessionKeys, Store, StoreError, field, json, message, unexpected};
@@ -16,7 +17,7 @@ use crate::session::model::{
 const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
 /// A request to cancel a generation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cancellation {
     owner: Owner,
     session: SessionId,
@@ -70,7 +71,7 @@ impl Cancellation {
 }
 
 /// A request to clear the history of a session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Clearing {
     owner: Owner,
     session: SessionId,

@@ -3,6 +3,8 @@
 mod answer;
 mod cancel;
 mod conversation;
+mod copies;
+mod eviction;
 mod history;
 mod keys;
 mod read;
@@ -17,6 +19,8 @@ use tokio::sync::watch;
 pub use answer::{Appended, Written};
 pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
+pub use copies::TurnCopy;
+pub use eviction::{Evicted, Measured};
 pub use history::{Described, Page, REPLY_BYTES, message};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
@@ -109,6 +113,11 @@ impl Store {
     /// Returns the name in which this replica holds its turns.
     pub fn replica(&self) -> &str {
         &self.replica
+    }
+
+    /// Returns the connection to Redis.
+    pub fn redis(&self) -> &Redis {
+        &self.redis
     }
 
     /// Returns the lifecycle of this process.

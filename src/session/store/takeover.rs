@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::history::parse_message;
-use super::keys::open_turns;
-use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn, accepted_event};
+use super::keys::{bucket, open_turns};
+use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn};
 use super::{OwnConversation, SessionKeys, Store, StoreError, claimed_event, field, unexpected};
 use crate::redis::Call;
 use crate::session::cursor::Tag;
-use crate::session::model::{GenerationId, Owner, Runner, SessionId, rfc3339};
+use crate::session::model::{GenerationId, Owner, Runner, SessionId};
 
 /// An unfinished turn in the index of its bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +59,16 @@ impl Store {
             .collect()
     }
 
+    /// Returns an unfinished turn as the index of its bucket has it; none where it has ended or a
+    /// failover lost it.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn open_turn(&self, turn: &Turn) -> Result<Option<OpenTurn>, StoreError> {
+        let open = self.open_turns(bucket(turn.session)).await?;
+        Ok(open.into_iter().find(|open| open.generation == turn.generation))
+    }
+
     /// Claims a turn from the replica that holds it, if the fence is still the same.
     ///
     /// # Errors
@@ -77,29 +86,21 @@ impl Store {
         let reply: Vec<String> = self.redis.call(call).await?;
         let turn = || -> Result<Arc<Turn>, StoreError> {
             let stored = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
-            let StoredTurn { spec, own_conversation } = stored.ok_or_else(|| unexpected("turn"))?;
+            let stored = stored.ok_or_else(|| unexpected("turn"))?;
+            let StoredTurn { spec, own_conversation, idempotency } = stored;
             let entry = reply.get(7).ok_or_else(|| unexpected("message"))?;
-            let message = parse_message(entry)?;
-            let header = entry.lines().next().unwrap_or_default().to_owned();
-            let at = rfc3339(&message.timestamp);
             let conversation = own_conversation
                 .then(|| OwnConversation::parse(reply.iter().skip(8)))
                 .transpose()?;
+            let accepted =
+                Accepted::of_stored(open.generation, entry, &spec, conversation, idempotency)?;
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
                 session: open.session,
                 generation: open.generation,
                 fence,
                 epoch: field(&reply, 3)?,
-                accepted: Arc::new(Accepted {
-                    event: accepted_event(&message.content, &at, &spec, conversation.as_ref()),
-                    question: message,
-                    header,
-                    tag: Tag::of_acceptance(open.generation),
-                    at,
-                    key: None,
-                    conversation,
-                }),
+                accepted: Arc::new(accepted),
                 number: 0,
                 claimed: Some(Claimed { replaced: open.fence, tag }),
                 // Unreadable continuations are left out: they are only shown, and decide nothing.

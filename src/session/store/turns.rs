@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::history::parse_message;
 use super::{
     OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
     json, message, of_writer, unexpected,
@@ -22,7 +23,7 @@ const KEY_SECONDS: u64 = 24 * 60 * 60;
 const TITLE_CHARACTERS: usize = 80;
 
 /// The key by which a repeated request is recognised.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct IdempotencyKey {
     /// The client's key, at most 255 bytes.
     pub key: String,
@@ -44,7 +45,7 @@ pub struct NewTurn {
 }
 
 /// The right to write one answer. Redis compares it for equality, never for order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence(pub Uuid);
 
 /// An accepted turn, with everything that its writer needs.
@@ -132,6 +133,33 @@ pub(super) struct Accepted {
     pub(super) conversation: Option<OwnConversation>,
 }
 
+impl Accepted {
+    /// Returns the writes of an acceptance as the stored question and request show them. The
+    /// question is its header, a line break, and its text.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`] where the question cannot be read.
+    pub(super) fn of_stored(
+        generation: GenerationId,
+        question: &str,
+        spec: &TurnSpec,
+        conversation: Option<OwnConversation>,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Self, StoreError> {
+        let message = parse_message(question)?;
+        let at = rfc3339(&message.timestamp);
+        Ok(Self {
+            header: question.lines().next().unwrap_or_default().to_owned(),
+            event: accepted_event(&message.content, &at, spec, conversation.as_ref()),
+            question: message,
+            tag: Tag::of_acceptance(generation),
+            at,
+            key,
+            conversation,
+        })
+    }
+}
+
 /// A turn as it is stored: everything that another replica needs to run it, except its messages.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredTurn<Spec = TurnSpec> {
@@ -140,6 +168,9 @@ pub(super) struct StoredTurn<Spec = TurnSpec> {
     /// Whether the turn brought its own conversation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) own_conversation: bool,
+    /// The turn's idempotency key, so that a replica that claims the turn can restore it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) idempotency: Option<IdempotencyKey>,
 }
 
 /// The writes of a claim, so that they can be applied again after a failover lost them.
@@ -372,7 +403,8 @@ impl Store {
     /// # Errors
     /// [`RedisError`].
     pub async fn request_position(&self, session: SessionId) -> Result<(), RedisError> {
-        self.redis.publish(&channel(session), Hint::POSITION_REQUESTED.to_owned()).await.map(drop)
+        let payload = Hint::POSITION_REQUESTED.to_owned();
+        self.redis.publish(&channel(session), payload).await.map(drop)
     }
 
     /// Makes a waiting turn the running one, if no turn runs and none waits before it.
@@ -394,7 +426,10 @@ impl Store {
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
         call.arg("replica", self.replica.as_str())
-            .arg("turn", json(&StoredTurn { spec, own_conversation }))
+            .arg(
+                "turn",
+                json(&StoredTurn { spec, own_conversation, idempotency: accepted.key.clone() }),
+            )
             .arg("header", accepted.header.as_str())
             .arg("content", accepted.question.content.as_str())
             .text("tag", accepted.tag)

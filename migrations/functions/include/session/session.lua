@@ -7,6 +7,8 @@
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
+--                unanswered (1 until a message has the text of an answer: until then, a session
+--                that expires at all expires within minutes)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
 --                of the running turn: generation, fence, replica, turn (json), writers, started
@@ -38,6 +40,9 @@ local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'event
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
+-- The longest expiry of a session without an answer and without an open turn: requests that are
+-- refused or fail leave nothing for long.
+local UNANSWERED_SECONDS = 600
 
 -- Returns these fields of the session.
 local function session_fields(keys, ...)
@@ -59,10 +64,13 @@ end
 
 -- Extends the expiry of the session, if it has one.
 local function keep(keys)
-  local fields = session_fields(keys, 'idle_seconds', 'generation')
+  local fields = session_fields(keys, 'idle_seconds', 'generation', 'unanswered')
   local seconds = tonumber(fields[1] or '0')
   if seconds == 0 then
     return
+  end
+  if fields[3] then
+    seconds = math.min(seconds, UNANSWERED_SECONDS)
   end
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)

@@ -70,7 +70,11 @@ end
 
 -- Ends the running generation: its answer so far becomes a message.
 local function close_running(keys, generation, header, by)
-  push_message(keys, header, redis.call('GET', keys.answer) or '')
+  local text = redis.call('GET', keys.answer) or ''
+  push_message(keys, header, text)
+  if #text > 0 then
+    redis.call('HDEL', keys.session, 'unanswered')
+  end
   forget_running(keys)
   release(keys, generation, by)
 end
@@ -102,7 +106,7 @@ end
 local function admit(keys, args, found, epoch, begins, number)
   if not found.owner or found.deleted then
     redis.call('HSET', keys.session, 'owner', args.owner, 'created', args.now, 'title', args.title,
-      'epoch', epoch, 'idle_seconds', args.idle_seconds)
+      'epoch', epoch, 'idle_seconds', args.idle_seconds, 'unanswered', 1)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
     redis.call('PERSIST', keys.session)
     redis.call('PERSIST', keys.events)

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::StatusCode;
 use chrono::Utc;
@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
+use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::websocket::request::{
     ClientRequest, RequestKind, RequestOutcome, RunningRequest,
 };
@@ -29,6 +30,7 @@ use crate::lifecycle::Phase;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
+use crate::sign_in::Identity;
 use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
@@ -54,6 +56,7 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 pub struct Connection {
     shared: Shared,
     owner: Owner,
+    sign_in: Option<SignInWatch>,
     source: String,
     session: SessionId,
     socket: Socket,
@@ -76,17 +79,19 @@ impl Connection {
     /// Creates the connection of an open socket, which sends the events of `reader`.
     pub fn new(
         shared: Shared,
-        owner: Owner,
+        caller: Identity,
         source: String,
         session: SessionId,
         socket: Socket,
         reader: Reader,
     ) -> Self {
+        let sign_in = SignInWatch::new(&caller.validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
         Self {
             shared,
-            owner,
+            owner: caller.owner,
+            sign_in,
             source,
             session,
             socket,
@@ -106,7 +111,8 @@ impl Connection {
     /// Sends the first event, serves the client until either side ends the socket, and closes it.
     /// Boxed, because a future stores its arguments twice.
     pub async fn run(mut self: Box<Self>, welcome: Utf8Bytes, recovered: bool) {
-        let end = match self.welcome(welcome, recovered).await {
+        // Boxed, because the future is large, and its room is needed only once.
+        let end = match Box::pin(self.welcome(welcome, recovered)).await {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
@@ -182,26 +188,41 @@ impl Connection {
         let mut drains = pin!(lifecycle.reached(Phase::Draining));
         loop {
             let step = tokio::select! {
-                () = &mut drains => Err(draining()),
+                () = &mut drains => return draining(),
                 packet = self.socket.receive() => match packet {
-                    Ok(packet) => self.receive(packet).await,
-                    Err(end) => Err(end),
+                    Ok(packet) => Step::Received(packet),
+                    Err(end) => return end,
                 },
-                outcome = outcome(&mut self.running) => self.finish_request(outcome).await,
-                snapshot = snapshot(&mut self.snapshot) => self.send_snapshot(snapshot).await,
+                outcome = outcome(&mut self.running) => Step::Finished(outcome),
+                snapshot = snapshot(&mut self.snapshot) => Step::Snapshot(snapshot),
                 delivered = self.reader.next(),
-                    if self.held.is_none() && self.snapshot.is_none() => match delivered {
-                    Delivered::Delta(delta) => self.deliver(delta).await,
-                    Delivered::Lost => {
-                        self.request_snapshot();
-                        Ok(())
-                    }
-                },
-                () = &mut self.heartbeat => self.send_heartbeat().await,
+                    if self.held.is_none() && self.snapshot.is_none() => Step::Delivered(delivered),
+                () = &mut self.heartbeat => Step::Heartbeat,
+                change = next_change(&mut self.sign_in) => Step::SignIn(change),
             };
-            if let Err(end) = step {
+            let done = match step {
+                Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+                // Boxed, because every idle socket would reserve the room of the largest step.
+                step => Box::pin(self.take(step)).await,
+            };
+            if let Err(end) = done {
                 return end;
             }
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> Result<(), CloseReason> {
+        match step {
+            Step::Received(packet) => self.receive(packet).await,
+            Step::Finished(outcome) => self.finish_request(outcome).await,
+            Step::Snapshot(snapshot) => self.send_snapshot(snapshot).await,
+            Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+            Step::Delivered(Delivered::Lost) => {
+                self.request_snapshot();
+                Ok(())
+            }
+            Step::Heartbeat => self.send_heartbeat().await,
+            Step::SignIn(change) => self.sign_in_changed(change).await,
         }
     }
 
@@ -210,8 +231,17 @@ impl Connection {
     }
 
     async fn send_packet(&mut self, packet: Packet) -> Result<(), CloseReason> {
+        if self.socket.write(packet).await? {
+            return Ok(());
+        }
+        // Boxed and rare: the kernel mostly takes an event at once.
+        Box::pin(self.wait_for_room()).await
+    }
+
+    /// Waits until the kernel has taken what was written.
+    async fn wait_for_room(&mut self) -> Result<(), CloseReason> {
         let started = Instant::now();
-        match timeout(self.shared.settings.read_timeout, self.socket.send(packet)).await {
+        match timeout(self.shared.settings.read_timeout, self.socket.flush()).await {
             Ok(Ok(())) => {
                 if started.elapsed() > SIGN_OF_LIFE {
                     self.note_sign_of_life();
@@ -221,6 +251,20 @@ impl Connection {
             Ok(Err(end)) => Err(end),
             Err(_) => Err(too_slow()),
         }
+    }
+
+    async fn sign_in_changed(&mut self, change: SignInChange) -> Result<(), CloseReason> {
+        let reason = match change {
+            SignInChange::Expiring(at) => {
+                let expires_at = rfc3339_of(at);
+                return self.send(ServerEvent::AuthExpiring { expires_at }.json()).await;
+            }
+            SignInChange::Expired => "the token has expired; reconnect with a new one",
+            SignInChange::Revoked => "the API key was revoked",
+        };
+        // What waits was sent by a caller that is signed in no more.
+        self.waiting.clear();
+        Err(CloseReason::server(CloseCode::Policy, reason))
     }
 
     fn note_sign_of_life(&mut self) {
@@ -319,6 +363,11 @@ impl Connection {
             }
             RequestOutcome::Published => {}
             RequestOutcome::Reply(json) => self.send(json).await?,
+            RequestOutcome::SignedIn(validity) => {
+                let expires_at = validity.expires.map(rfc3339_of);
+                self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
+                self.send(ServerEvent::Authenticated { expires_at }.json()).await?;
+            }
             RequestOutcome::NothingToClear => {
                 let envelope = Envelope { generation: None, cursor: Some(self.view.sent()) };
                 let session_id = self.session;
@@ -430,6 +479,16 @@ impl Connection {
     }
 }
 
+/// The next step of a socket.
+enum Step {
+    Received(Packet),
+    Finished(RequestOutcome),
+    Snapshot(Snapshot),
+    Delivered(Delivered),
+    Heartbeat,
+    SignIn(SignInChange),
+}
+
 /// The unfinished requests of a socket that has ended, in their order.
 struct Unfinished {
     shared: Shared,
@@ -458,6 +517,10 @@ impl Unfinished {
 
 fn count(kind: &'static str) {
     metrics::counter!(metric::WEBSOCKET_MESSAGES_TOTAL, "type" => kind).increment(1);
+}
+
+fn rfc3339_of(time: SystemTime) -> String {
+    rfc3339(&time.into())
 }
 
 fn draining() -> CloseReason {

@@ -8,7 +8,7 @@ mod view;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::Instrument;
@@ -19,12 +19,12 @@ use crate::api::native::wire;
 use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
-use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::Fields;
 use crate::http::extract::query::QueryFields;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
+use crate::sign_in::Identity;
 use crate::source::Source;
 
 fn upgrade_required() -> Response {
@@ -32,6 +32,18 @@ fn upgrade_required() -> Response {
     let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
     let protocol = [(header::UPGRADE, "websocket"), (header::CONNECTION, "upgrade")];
     (protocol, problem).into_response()
+}
+
+/// The subprotocol of this server. A browser offers it beside the one that carries its token, and the
+/// answer never repeats a token.
+const PROTOCOL: &str = "jarvis.v1";
+
+fn offers_protocol(headers: &HeaderMap) -> bool {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|protocol| protocol.trim() == PROTOCOL)
 }
 
 /// Opens a WebSocket.
@@ -54,12 +66,12 @@ fn upgrade_required() -> Response {
 )]
 pub async fn upgrade(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
+    caller: Identity,
     source: Source,
     QueryFields(query): QueryFields,
     mut request: Request,
 ) -> Result<Response, Problem> {
-    let Ok(response) = create_response_with_body(&request, Body::empty) else {
+    let Ok(mut response) = create_response_with_body(&request, Body::empty) else {
         return Ok(upgrade_required());
     };
     // The bytes of a body could not be distinguished from frames.
@@ -77,26 +89,30 @@ pub async fn upgrade(
     let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
     let session = session.unwrap_or_else(SessionId::random);
     tracing::Span::current().record("session", session.redacted());
-    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    let reader = in_time(shared.feeds.reader(&caller.owner, session, cursor)).await?;
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let welcome = wire::connection(session, Some(connected_at), resumed, recovered, None);
+    if offers_protocol(request.headers()) {
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
+    let largest = shared.settings.max_frame_bytes;
+    let share = shared.unfinished_messages.share();
+    // Boxed, because the task would keep the room of everything that it captures.
+    let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
+        Box::new(Connection::new(shared, caller, source.0, session, socket, reader))
+    });
     let open = async move {
         let _permit = permit;
         // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
-        let socket = Socket::new(
-            upgraded,
-            shared.settings.max_frame_bytes,
-            shared.unfinished_messages.share(),
-        )
-        .await;
-        let connection = Connection::new(shared, owner, source.0, session, socket, reader);
+        let connection = create(Socket::new(upgraded, largest, share).await);
         // A panic closes the socket; its client reconnects with its cursor.
-        let _ = catch_panic("websocket", Box::new(connection).run(welcome, recovered)).await;
+        let _ = catch_panic("websocket", connection.run(welcome, recovered)).await;
     };
     tracker.spawn(open.instrument(tracing::Span::current()));
     Ok(response)

@@ -15,6 +15,7 @@ use crate::generation::{CancelOutcome, Submitted};
 use crate::http::problem::Problem;
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
+use crate::sign_in::{SignInError, Validity};
 
 /// A request of the client.
 pub struct ClientRequest {
@@ -88,6 +89,8 @@ pub enum RequestOutcome {
     Published,
     /// There was no history to clear.
     NothingToClear,
+    /// A new token was accepted.
+    SignedIn(Validity),
 }
 
 async fn handle(
@@ -122,6 +125,13 @@ async fn handle(
                 Err(error) => Err(error.into()),
             }
         }
+        ClientMessage::Auth { token } => match shared.sign_in.identify(token.expose()).await {
+            Ok(identity) if identity.owner == owner => {
+                Ok(RequestOutcome::SignedIn(identity.validity))
+            }
+            Ok(_) => Err(Problem::not_signed_in(&SignInError::OtherUser)),
+            Err(error) => Err(Problem::not_signed_in(&error)),
+        },
     };
     done.unwrap_or_else(|problem| RequestOutcome::Reply(wire::error(&problem, id.as_deref())))
 }

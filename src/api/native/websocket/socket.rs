@@ -10,10 +10,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -31,8 +33,12 @@ use crate::api::native::websocket::scanner::FrameScanner;
 use crate::api::native::wire;
 use crate::telemetry::{CountedOpen, metric};
 
-/// The read buffer grows for larger messages and stays large; most messages are small.
-const READ_BUFFER: usize = 1 << 10;
+/// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
+/// messages are small.
+const READ_BUFFER: usize = 128;
+/// Bytes that are read from the kernel at once. What the buffer has no room for is kept until it is
+/// taken.
+const READ_AHEAD: usize = 4 << 10;
 /// A frame larger than this cannot be sent: it has to hold the largest event.
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
 /// Bytes of a message after which the library's buffers are given back. A piece of an answer that
@@ -104,6 +110,7 @@ impl Socket {
             .max_frame_size(Some(largest));
         let transport = Transport {
             io: Some(TokioIo::new(upgraded)),
+            ahead: Bytes::new(),
             output: Output::Sent,
             input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
             has_grown: false,
@@ -130,7 +137,8 @@ impl Socket {
                     return Err(refusal.unwrap_or_else(|| error.into()));
                 }
                 Received::Nothing => return Err(CloseReason::Lost),
-                Received::AtRest => self.renew().await,
+                // Boxed and rare: every idle socket would reserve the room of a transport.
+                Received::AtRest => Box::pin(self.renew()).await,
             }
         }
     }
@@ -168,13 +176,27 @@ impl Socket {
         self.receive().await
     }
 
-    /// Sends a message, and waits until the kernel has taken it.
+    /// Writes a message. Returns whether the kernel has taken it; otherwise [`Socket::flush`] must
+    /// follow before the next message.
     ///
     /// # Errors
     /// Where the connection is lost.
-    pub async fn send(&mut self, message: Message) -> Result<(), CloseReason> {
+    pub async fn write(&mut self, message: Message) -> Result<bool, CloseReason> {
         self.frames.get_mut().has_grown |= message.len() > KEPT_BYTES;
-        Ok(self.frames.send(message).await?)
+        self.frames.start_send_unpin(message)?;
+        let flushed = poll_fn(|context| Poll::Ready(self.frames.poll_flush_unpin(context))).await;
+        Ok(match flushed {
+            Poll::Ready(flushed) => flushed.map(|()| true)?,
+            Poll::Pending => false,
+        })
+    }
+
+    /// Waits until the kernel has taken everything that was written.
+    ///
+    /// # Errors
+    /// Where the connection is lost.
+    pub async fn flush(&mut self) -> Result<(), CloseReason> {
+        Ok(self.frames.flush().await?)
     }
 
     /// Carries out the closing handshake: the close frame, the end of the stream, and then the
@@ -232,6 +254,8 @@ enum Received {
 struct Transport {
     /// The connection; none once another transport has taken it.
     io: Option<TokioIo<Upgraded>>,
+    /// Bytes that were read and not taken yet, fewer than [`READ_AHEAD`].
+    ahead: Bytes,
     output: Output,
     input: Input,
     /// Whether the library's buffers have grown.
@@ -299,7 +323,7 @@ enum Output {
 impl Transport {
     /// Returns whether the library's buffers have grown and hold nothing that was received.
     fn may_be_renewed(&self) -> bool {
-        self.has_grown && self.input.scanner.unfinished() == 0
+        self.has_grown && self.input.scanner.unfinished() == 0 && self.ahead.is_empty()
     }
 
     /// Takes the connection, and leaves a transport without one.
@@ -307,6 +331,7 @@ impl Transport {
         let share = self.input.share.take();
         Self {
             io: self.io.take(),
+            ahead: std::mem::take(&mut self.ahead),
             output: std::mem::replace(&mut self.output, Output::Dropped),
             input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
             has_grown: false,
@@ -332,6 +357,34 @@ impl Transport {
         Ok(())
     }
 
+    /// Takes bytes of the client: those that were read before, or else those that the kernel has.
+    fn poll_take(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            if into.remaining() >= READ_AHEAD {
+                return Pin::new(self.io()?).poll_read(context, into);
+            }
+            let mut bytes = [MaybeUninit::uninit(); READ_AHEAD];
+            let mut read = ReadBuf::uninit(&mut bytes);
+            ready!(Pin::new(self.io()?).poll_read(context, &mut read))?;
+            let (taken, rest) = read.filled().split_at(read.filled().len().min(into.remaining()));
+            into.put_slice(taken);
+            if !rest.is_empty() {
+                self.ahead = Bytes::copy_from_slice(rest);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let count = self.ahead.len().min(into.remaining());
+        into.put_slice(&self.ahead.split_to(count));
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Ends the input with a reason, which the library does not know.
     fn refuse(&mut self, reason: CloseReason) -> Poll<io::Result<()>> {
         self.refusal = Some(reason);
@@ -346,11 +399,13 @@ impl AsyncRead for Transport {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        match Pin::new(self.io()?).poll_read(context, into) {
+        match self.poll_take(context, into) {
             Poll::Pending => {
                 let reason = ready!(self.input.poll_limit(context));
                 self.refuse(reason)
             }
+            // What is kept for later is counted when it is taken, so that the scanner knows what the
+            // library has.
             Poll::Ready(Ok(())) => match self.input.take(&into.filled()[before..]) {
                 Ok(()) => {
                     self.has_grown |= self.input.scanner.unfinished() > KEPT_BYTES;

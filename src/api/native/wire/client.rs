@@ -10,6 +10,7 @@ use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
 use crate::http::extract::object::{NotAnObject, Object};
 use crate::http::problem::Problem;
 use crate::session::GenerationId;
+use crate::sign_in::{LONGEST_TOKEN, Secret};
 
 /// A message of a client over a WebSocket.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,12 +33,17 @@ pub enum ClientMessage {
         /// The generation; where absent, the running one, else the oldest that waits.
         generation: Option<GenerationId>,
     },
+    /// A new token, in place of one that expires.
+    Auth {
+        /// The token.
+        token: Secret,
+    },
 }
 
 impl ClientMessage {
     /// Returns whether the message requests only a reply, and changes nothing.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Ping | Self::History { .. })
+        matches!(self, Self::Ping | Self::History { .. } | Self::Auth { .. })
     }
 
     /// Returns the message's type on the wire.
@@ -48,6 +54,7 @@ impl ClientMessage {
             Self::History { .. } => "get_history",
             Self::ClearHistory => "clear_history",
             Self::Cancel { .. } => "cancel",
+            Self::Auth { .. } => "auth",
         }
     }
 
@@ -98,6 +105,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
         "get_history" | "history" => history_request(&object),
         "clear_history" => Ok(ClientMessage::ClearHistory),
         "cancel" => cancel_target(&object).map(|generation| ClientMessage::Cancel { generation }),
+        "auth" => auth_request(&object),
         _ => return Err(bad("unknown_type", "there is no such type of message")),
     };
     parsed.map_err(|errors| BadMessage {
@@ -109,6 +117,12 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
             .filter(|id| !id.is_empty())
             .map(str::to_owned),
     })
+}
+
+fn auth_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
+    let mut fields = Fields::new("body", object);
+    let token = Secret::new(fields.required_text("token", LONGEST_TOKEN));
+    fields.finish(ClientMessage::Auth { token })
 }
 
 fn history_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {

@@ -27,6 +27,12 @@ pub enum ServerEvent<'a> {
     Pong {
         timestamp: String,
     },
+    AuthExpiring {
+        expires_at: String,
+    },
+    Authenticated {
+        expires_at: Option<String>,
+    },
     MessageReceived {
         message: &'a str,
         timestamp: &'a str,

@@ -1,0 +1,42 @@
+-- Returns whether a payer may store a turn in a session, and sessions to remove where all anonymous
+-- sessions together take too much.
+--
+-- Keys:       budget
+-- Arguments:  session, payer
+--             sessions_limit, bytes_limit   of one payer; 0 for none
+--             total_limit                   bytes of all anonymous sessions, which is exceeded by a
+--                                           tenth only where no session can be removed yet
+--             young                         seconds after its last turn in which no session is
+--                                           removed
+-- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
+--             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
+--             take as much as they may
+--             and the sessions to remove
+-- Called by:  Budget::room
+register {
+  name = 'budget_room',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'budget' },
+  arguments = { 'session', 'payer', 'sessions_limit', 'bytes_limit', 'total_limit', 'young' },
+  run = function(keys, args)
+    local base, now = keys.budget, now_seconds()
+    forget_expired(base, now)
+    local before, payer = recorded(base, args.session)
+    if not before or is_anonymous(payer) ~= is_anonymous(args.payer) then
+      before, payer = nil, args.payer
+    end
+    local verdict = 'ok'
+    local sessions_limit, bytes_limit = tonumber(args.sessions_limit), tonumber(args.bytes_limit)
+    if not before and sessions_limit > 0
+      and redis.call('ZCARD', base .. ':payer:' .. payer) >= sessions_limit then
+      verdict = 'sessions'
+    elseif bytes_limit > 0
+      and tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0') >= bytes_limit then
+      verdict = 'bytes'
+    elseif is_anonymous(payer) and bytes_over(base, args.total_limit * 1.1) >= 0 then
+      verdict = 'total'
+    end
+    return { verdict, unpack(sessions_to_remove(base, now, args.total_limit, args.young)) }
+  end,
+}

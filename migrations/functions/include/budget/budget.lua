@@ -1,0 +1,101 @@
+-- Storage budgets: how much the sessions of each payer take, and which of them go where they take
+-- too much. A payer is a user, or the network of callers that are not signed in.
+--
+-- This index is derived from the sessions, which lie in other hash slots: a replica measures a
+-- session at the end of each turn and records it here. What a failover loses is recorded again with
+-- the session's next turn.
+--
+-- Every key begins with the budget's name (keys.budget, `base` in what follows), and so lies in its
+-- slot. Times are Redis's, in seconds.
+--   :sessions        hash: session → <bytes> <payer>
+--   :expiry          sorted set: sessions that expire, by when
+--   :payer:<payer>   sorted set: the payer's sessions by when they were recorded last
+--   :anonymous       sorted set: the networks of anonymous callers by bytes
+--   :users           sorted set: users by bytes
+--   :total           string: the bytes of all anonymous sessions
+
+-- Sessions that one call removes or names, at most.
+local SESSIONS_AT_ONCE = 20
+-- Networks that one call looks at, at most.
+local NETWORKS_AT_ONCE = 10
+
+local function now_seconds()
+  return tonumber(redis.call('TIME')[1])
+end
+
+local function is_anonymous(payer)
+  return string.sub(payer, 1, 2) == 'a:'
+end
+
+-- Returns the sorted set of payers that this payer belongs to.
+local function payers_of(base, payer)
+  return base .. (is_anonymous(payer) and ':anonymous' or ':users')
+end
+
+-- Adds bytes, which may be negative, to a payer.
+local function add_bytes(base, payer, bytes)
+  local payers = payers_of(base, payer)
+  if tonumber(redis.call('ZINCRBY', payers, bytes, payer)) <= 0 then
+    redis.call('ZREM', payers, payer)
+  end
+  if is_anonymous(payer) then
+    redis.call('INCRBY', base .. ':total', bytes)
+  end
+end
+
+-- Returns the bytes of a recorded session and its payer, or nil.
+local function recorded(base, session)
+  local entry = redis.call('HGET', base .. ':sessions', session)
+  if entry then
+    local bytes, payer = string.match(entry, '^(%d+) (.*)$')
+    return tonumber(bytes), payer
+  end
+end
+
+-- Removes a session from the index.
+local function forget(base, session)
+  local bytes, payer = recorded(base, session)
+  redis.call('ZREM', base .. ':expiry', session)
+  if bytes then
+    redis.call('HDEL', base .. ':sessions', session)
+    redis.call('ZREM', base .. ':payer:' .. payer, session)
+    add_bytes(base, payer, -bytes)
+  end
+end
+
+-- Removes some sessions that have expired, whoever pays for them. Every call that adds one session
+-- removes more than one.
+local function forget_expired(base, now)
+  local expired = redis.call('ZRANGEBYSCORE', base .. ':expiry', '-inf', now, 'LIMIT', 0,
+    SESSIONS_AT_ONCE)
+  for _, session in ipairs(expired) do
+    forget(base, session)
+  end
+end
+
+-- Returns the bytes that all anonymous sessions take beyond the limit.
+local function bytes_over(base, limit)
+  return tonumber(redis.call('GET', base .. ':total') or '0') - tonumber(limit)
+end
+
+-- Returns sessions to remove, so that all anonymous ones take no more than the limit: the ones that
+-- were used least recently, of the networks that take most. Sessions of the last `young` seconds
+-- stay.
+local function sessions_to_remove(base, now, limit, young)
+  local over, remove = bytes_over(base, limit), {}
+  if over <= 0 then
+    return remove
+  end
+  for _, payer in ipairs(redis.call('ZRANGE', base .. ':anonymous', 0, NETWORKS_AT_ONCE - 1, 'REV')) do
+    local oldest = redis.call('ZRANGEBYSCORE', base .. ':payer:' .. payer, '-inf', now - young,
+      'LIMIT', 0, SESSIONS_AT_ONCE)
+    for _, session in ipairs(oldest) do
+      if over <= 0 or #remove >= SESSIONS_AT_ONCE then
+        return remove
+      end
+      remove[#remove + 1] = session
+      over = over - (recorded(base, session) or 0)
+    end
+  end
+  return remove
+end

@@ -1,0 +1,34 @@
+-- Removes a session that is not in use, with all its keys.
+--
+-- Keys:       those of the session
+-- Arguments:  owner   of the sessions that may be removed
+-- Reply:      removed   also where there was none
+--             busy      a turn runs or waits, or a client listens
+--             kept      the session is another owner's
+-- Called by:  Store::evict
+register {
+  name = 'evict',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = SESSION_KEYS,
+  arguments = { 'owner' },
+  run = function(keys, args)
+    local fields = session_fields(keys, 'owner', 'generation')
+    if not fields[1] then
+      return 'removed'
+    end
+    if fields[1] ~= args.owner then
+      return 'kept'
+    end
+    if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
+      return 'busy'
+    end
+    local listening = redis.pcall('PUBSUB', 'SHARDNUMSUB', keys.session)
+    if not listening.err and listening[2] > 0 then
+      return 'busy'
+    end
+    redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.index, keys.waiting,
+      keys.events, keys.answer)
+    return 'removed'
+  end,
+}

@@ -1,0 +1,23 @@
+-- Returns how much of Redis a session takes, and for how long.
+--
+-- Keys:       session, answer
+-- Arguments:  none
+-- Reply:      absent
+--             <owner> <bytes of its messages, events and running answer> <seconds until it expires, -1: never>
+-- Called by:  Store::measure
+register {
+  name = 'measure',
+  version = 1,
+  flags = { 'no-writes' },
+  keys = { 'session', 'answer' },
+  arguments = {},
+  run = function(keys)
+    local fields = session_fields(keys, 'owner', 'bytes', 'event_bytes', 'deleted')
+    if not fields[1] or fields[4] then
+      return { 'absent' }
+    end
+    local bytes = tonumber(fields[2] or '0') + tonumber(fields[3] or '0')
+      + redis.call('STRLEN', keys.answer)
+    return { fields[1], tostring(bytes), tostring(redis.call('TTL', keys.session)) }
+  end,
+}

@@ -1,0 +1,26 @@
+//! Bounds of what is stored.
+
+use clap::Args;
+
+use super::values::trimmed;
+
+/// The storage budgets.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageSettings {
+    /// Stored sessions of one user, or of one address where no user is signed in, at most. Loopback
+    /// addresses have no such limit
+    #[arg(long, env = "JARVIS_CALLER_SESSIONS", value_name = "N", default_value_t = 10_000)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
+    pub caller_sessions: u32,
+
+    /// Stored sessions of one user or address, in MiB. Loopback addresses have no such limit
+    #[arg(long, env = "JARVIS_CALLER_MIB", value_name = "MIB", default_value_t = 256)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
+    pub caller_mib: u32,
+
+    /// Stored sessions of all callers that are not signed in, in MiB; beyond it the idle ones go
+    #[arg(long, env = "JARVIS_ANONYMOUS_MIB", value_name = "MIB", default_value_t = 1024)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
+    pub anonymous_mib: u32,
+}

@@ -1,0 +1,61 @@
+//! What a session takes in Redis, and its removal.
+
+use super::{SessionKeys, Store, StoreError, field, unexpected};
+use crate::session::model::{Owner, SessionId};
+
+/// What one session takes in Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// The owner of the session.
+    pub owner: Owner,
+    /// The bytes of its messages, events and running answer.
+    pub bytes: u64,
+    /// The seconds until it expires; none for a session that never does.
+    pub expires_in: Option<u64>,
+}
+
+/// The outcome of an eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicted {
+    /// The session is gone.
+    Removed,
+    /// A turn of the session runs or waits, or a client listens.
+    Busy,
+    /// The session is another owner's.
+    Kept,
+}
+
+impl Store {
+    /// Returns what a session takes; none where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn measure(&self, session: SessionId) -> Result<Option<Measured>, StoreError> {
+        let keys = SessionKeys::of(session);
+        let call = keys.call_with("jarvis_measure_1", &["session", "answer"]);
+        let reply: Vec<String> = self.redis.call_readonly(call).await?;
+        if reply.first().is_some_and(|first| first == "absent") {
+            return Ok(None);
+        }
+        let expires_in: i64 = field(&reply, 2)?;
+        Ok(Some(Measured {
+            owner: Owner::from_key(&field::<String>(&reply, 0)?),
+            bytes: field(&reply, 1)?,
+            expires_in: u64::try_from(expires_in).ok(),
+        }))
+    }
+
+    /// Removes a session of this owner with everything that Redis has of it, unless it is in use.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn evict(&self, owner: &Owner, session: SessionId) -> Result<Evicted, StoreError> {
+        let call = SessionKeys::of(session).call("jarvis_evict_1").arg("owner", owner.key());
+        match self.redis.call::<String>(call).await?.as_str() {
+            "removed" => Ok(Evicted::Removed),
+            "busy" => Ok(Evicted::Busy),
+            "kept" => Ok(Evicted::Kept),
+            _ => Err(unexpected("eviction")),
+        }
+    }
+}

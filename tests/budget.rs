@@ -1,0 +1,246 @@
+//! The promises of the storage budgets.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jarvis::budget::{Budget, OverBudget, StorageLimits};
+use jarvis::session::model::User;
+use jarvis::session::store::{
+    Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, channel,
+};
+use jarvis::session::{Owner, SessionId, Store, Tag};
+use serde_json::json;
+use support::client::{http, send, until_ok};
+use support::eventually;
+use support::process::{LIMIT, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use support::store::{connect, turn_spec};
+
+const OWNER: Owner = Owner::Anonymous;
+const KIB: u64 = 1024;
+
+/// Limits that nothing in a test reaches, and no protection of young sessions.
+fn wide() -> StorageLimits {
+    StorageLimits { young: Duration::ZERO, ..StorageLimits::default() }
+}
+
+async fn store(server: &RedisServer) -> Store {
+    Store::new(connect(&server.url()).await, "r".to_owned(), SessionLimits::default())
+}
+
+/// Stores an answer of so many bytes in a session, and leaves the turn open.
+async fn open_turn(store: &Store, session: SessionId, bytes: u64) -> Arc<Turn> {
+    let spec = turn_spec("m");
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    let tag = Tag::random();
+    store.start(&turn, tag, None).await.expect("Redis");
+    let text = "x".repeat(bytes as usize);
+    store.append(&turn, tag, 0, true, &text).await.expect("Redis");
+    turn
+}
+
+/// Stores a turn with an answer of so many bytes, which has ended, and records it.
+async fn ended_turn(budget: &Budget, store: &Store, network: &str, bytes: u64) -> SessionId {
+    let session = SessionId::random();
+    open_turn(store, session, bytes).await;
+    store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    budget.record(network, session).await;
+    session
+}
+
+async fn exists(store: &Store, session: SessionId) -> bool {
+    store.measure(session).await.expect("Redis").is_some()
+}
+
+#[tokio::test]
+async fn where_anonymous_sessions_take_too_much_the_oldest_idle_one_of_the_largest_network_goes() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = |total| {
+        Budget::new(store.clone(), StorageLimits { anonymous_bytes: total * KIB, ..wide() })
+    };
+    let small = ended_turn(&budget(1000), &store, "small", 20 * KIB).await;
+    let running = SessionId::random();
+    open_turn(&store, running, 20 * KIB).await;
+    budget(1000).record("large", running).await;
+    let mut large = Vec::new();
+    for _ in 0..4 {
+        large.push(ended_turn(&budget(1000), &store, "large", 20 * KIB).await);
+    }
+    // The running one was used least recently.
+    for (session, used) in [(running, "1"), (large[0], "2"), (large[1], "3")] {
+        let sessions = "jarvis:{budget}:payer:a:large";
+        server.cli(&["ZADD", sessions, used, &session.to_string()]);
+    }
+    let largest = server.cli(&["ZSCORE", "jarvis:{budget}:anonymous", "a:large"]);
+    assert!(largest.trim().parse::<u64>().expect("bytes") > 5 * 20 * KIB, "{largest}");
+    // The first record names the one in use, which then counts as used just now.
+    for _ in 0..2 {
+        budget(135).record("small", small).await;
+    }
+    assert!(!exists(&store, large[0]).await, "the oldest one of the largest network");
+    assert!(exists(&store, large[3]).await, "no more than needed");
+    assert!(exists(&store, running).await, "a turn of it runs");
+    assert!(exists(&store, small).await, "its network takes less");
+    let evicted = server.cli(&["HEXISTS", "jarvis:{budget}:sessions", &large[0].to_string()]);
+    assert_eq!(evicted.trim(), "0");
+}
+
+#[tokio::test]
+async fn a_refused_caller_and_callers_that_never_return_give_back_what_has_expired() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_bytes: 20 * KIB, anonymous_bytes: 50 * KIB, ..wide() };
+    let limits = StorageLimits { young: Duration::from_mins(3), ..limits };
+    let budget = Budget::new(store.clone(), limits);
+    let mut sessions = Vec::new();
+    for network in ["once", "twice", "thrice"] {
+        sessions.push(ended_turn(&budget, &store, network, 20 * KIB).await);
+    }
+    let new = SessionId::random();
+    assert_eq!(budget.room(&OWNER, "once", new).await, Err(OverBudget::Bytes));
+    assert_eq!(budget.room(&OWNER, "another", new).await, Err(OverBudget::Total));
+    // Nobody uses them any more, and they expire.
+    for session in &sessions {
+        server.cli(&["ZADD", "jarvis:{budget}:expiry", "1", &session.to_string()]);
+    }
+    assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "once", new).await, Ok(()));
+    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+}
+
+#[tokio::test]
+async fn where_the_budget_is_exceeded_a_request_removes_what_may_go_and_never_what_a_client_hears()
+{
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 60 * KIB, ..wide() };
+    let patient = StorageLimits { young: Duration::from_mins(3), ..limits };
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let budget = Budget::new(store.clone(), patient);
+        sessions.push(ended_turn(&budget, &store, "n", 20 * KIB).await);
+    }
+    let heard = sessions[0];
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", server.port())).expect("Redis");
+    write!(client, "SSUBSCRIBE {}\r\n", channel(heard)).expect("sent");
+    let heard_by_one =
+        async || server.cli(&["PUBSUB", "SHARDNUMSUB", &channel(heard)]).trim().ends_with('1');
+    assert!(eventually(LIMIT, heard_by_one).await);
+    server.cli(&["ZADD", "jarvis:{budget}:payer:a:n", "1", &heard.to_string()]);
+    let budget = Budget::new(store.clone(), limits);
+    let room = async || budget.room(&OWNER, "another", SessionId::random()).await.is_ok();
+    assert!(eventually(LIMIT, room).await, "a refused request makes room for the next");
+    assert!(exists(&store, heard).await, "a client listens");
+    let mut kept = 0;
+    for session in &sessions {
+        kept += usize::from(exists(&store, *session).await);
+    }
+    assert!((1..4).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let session = ended_turn(&budget, &store, "n", KIB).await;
+    // The anonymous session expires, and a user begins another one under the same id.
+    for key in server.cli(&["KEYS", &format!("{}*", channel(session))]).lines() {
+        server.cli(&["DEL", key]);
+    }
+    let user = Owner::User(User::local("alice").expect("a name"));
+    let spec = turn_spec("m");
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    store.accept(&Proposal::new(&user, session, &new)).await.expect("Redis");
+    budget.record("n", session).await;
+    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+    let users = server.cli(&["ZRANGE", "jarvis:{budget}:users", "0", "-1"]);
+    assert_eq!(users.trim(), user.key());
+}
+
+#[tokio::test]
+async fn a_session_with_a_turn_in_the_last_minutes_is_never_removed() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 1, ..StorageLimits::default() };
+    let budget = Budget::new(store.clone(), limits);
+    let first = ended_turn(&budget, &store, "n", KIB).await;
+    let second = ended_turn(&budget, &store, "n", KIB).await;
+    assert!(exists(&store, first).await && exists(&store, second).await);
+    // So the budget refuses what would exceed it by more than a tenth.
+    let refused = budget.room(&OWNER, "n", first).await;
+    assert_eq!(refused, Err(OverBudget::Total));
+}
+
+#[tokio::test]
+async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_sessions: 2, caller_bytes: 60 * KIB, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let first = ended_turn(&budget, &store, "n", KIB).await;
+    assert_eq!(budget.room(&OWNER, "n", SessionId::random()).await, Ok(()));
+    let second = ended_turn(&budget, &store, "n", KIB).await;
+    let new = SessionId::random();
+    assert_eq!(budget.room(&OWNER, "n", new).await, Err(OverBudget::Sessions));
+    assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()), "a session that exists");
+    assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
+    let user = Owner::User(User::local("n").expect("a name"));
+    assert_eq!(budget.room(&user, "n", new).await, Ok(()), "a user has a budget of its own");
+    // A deleted session is given back, and counts once however often it was recorded.
+    budget.record("n", first).await;
+    store.clear(&mut Clearing::new(&OWNER, first, true)).await.expect("deleted");
+    budget.record("n", first).await;
+    assert_eq!(budget.room(&OWNER, "n", new).await, Ok(()));
+    // Bytes of a session that grows.
+    open_turn(&store, second, 70 * KIB).await;
+    store.cancel(&Cancellation::new(&OWNER, second, None)).await.expect("cancelled");
+    budget.record("elsewhere", second).await;
+    assert_eq!(budget.room(&OWNER, "n", second).await, Err(OverBudget::Bytes));
+    assert_eq!(budget.room(&OWNER, "elsewhere", new).await, Ok(()), "its first caller pays");
+    store.clear(&mut Clearing::new(&OWNER, second, true)).await.expect("deleted");
+    budget.record_again(second).await;
+    assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()));
+    let left = server.cli(&["KEYS", "jarvis:{budget}:*"]);
+    assert_eq!(left.trim(), "jarvis:{budget}:total", "nothing is left of forgotten sessions");
+    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+}
+
+#[tokio::test]
+async fn a_caller_over_its_budget_gets_429_leaves_nothing_and_may_go_on_after_a_delete() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000"]);
+    let settings = [("JARVIS_CALLER_SESSIONS", "2"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let [first, second, third] = [0; 3].map(|_| SessionId::random().to_string());
+    let url = format!("{}/api/v1/chat/", replica.url);
+    let ask_from = async |address: &str, session: &str| {
+        let body = json!({"message": "[[tokens=3]] hello", "session_id": session});
+        send(http().post(&url).header("x-forwarded-for", address).json(&body)).await
+    };
+    let ask = async |session: &str| ask_from("192.0.2.1", session).await;
+    assert_eq!(ask(&first).await.status, 200);
+    assert_eq!(ask(&second).await.status, 200);
+    // The end of a turn is recorded just after its answer.
+    let recorded = || redis.cli(&["HLEN", "jarvis:{budget}:sessions"]).trim() == "2";
+    assert!(eventually(LIMIT, async || recorded()).await);
+    let refused = ask(&third).await;
+    assert_eq!((refused.status, &refused.body["code"]), (429, &json!("quota_exceeded")));
+    assert_eq!(refused.headers["retry-after"], "60");
+    let keys = redis.cli(&["KEYS", &format!("*{third}*")]);
+    assert_eq!(keys.trim(), "", "a refused request leaves nothing");
+    let other = SessionId::random().to_string();
+    assert_eq!(ask_from("192.0.2.2", &other).await.status, 200, "another address has its own");
+    assert_eq!(ask(&first).await.status, 200, "a session that exists goes on");
+    let url = format!("{}/api/v1/chat/sessions/{first}", replica.url);
+    assert!(send(http().delete(url)).await.status < 300);
+    assert_eq!(ask(&third).await.status, 200);
+}

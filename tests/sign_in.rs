@@ -1,0 +1,749 @@
+//! Who a caller is, and what its token opens.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use jarvis::digest::sha256_hex;
+use jarvis::sign_in::{ApiKeyStore, Created};
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::client::{Reply, Socket, get, http, joined, send, until_ok};
+use support::eventually;
+use support::issuer::{Answer, Issuer, Key};
+use support::process::{LIMIT, Process, jarvis, logged, ollama_sim};
+use support::redis::RedisServer;
+use support::setup::{Setup, setup};
+use support::store::connect;
+use support::tokens::{SECRET, base64url, claims, hs256, in_seconds, signed, token};
+use uuid::Uuid;
+
+const CHAT: &str = "/api/v1/chat";
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+async fn ask(server: &Process, method: Method, path: &str, body: &Value, token: &str) -> Reply {
+    let request = http().request(method, format!("{}{path}", server.url)).json(body);
+    send(if token.is_empty() { request } else { request.bearer_auth(token) }).await
+}
+
+async fn chat(server: &Process, session: &str, token: &str) -> Reply {
+    let body = json!({"message": "[[tokens=3]] hi", "session_id": session});
+    ask(server, Method::POST, CHAT, &body, token).await
+}
+
+/// Returns status and code, and checks that a 401 names the scheme.
+fn outcome(reply: &Reply) -> (u16, String) {
+    if reply.status == 401 {
+        assert_eq!(reply.headers["content-type"], "application/problem+json");
+        let challenge = reply.headers["www-authenticate"].to_str().expect("a text");
+        let expected = match reply.body["code"].as_str().expect("a code") {
+            "sign_in_required" => "Bearer",
+            "token_ambiguous" => "Bearer error=\"invalid_request\"",
+            _ => "Bearer error=\"invalid_token\"",
+        };
+        assert_eq!(challenge, expected);
+    }
+    (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Tokens that sign nobody in, and the code of each.
+fn bad_tokens() -> Vec<(&'static str, String, &'static str)> {
+    let none = |alg: &str| {
+        signed(&json!({"alg": alg, "typ": "JWT"}), &claims("alice", 3600), |_| Vec::new())
+    };
+    let with = |field: &str, value: Value| {
+        let mut all = claims("alice", 3600);
+        all[field] = value;
+        hs256(SECRET, &all)
+    };
+    let without = |field: &str| {
+        let mut all = claims("alice", 3600);
+        all.as_object_mut().expect("an object").remove(field);
+        hs256(SECRET, &all)
+    };
+    let valid = token("alice");
+    let (_, signature) = valid.rsplit_once('.').expect("a signature");
+    let other = base64url(claims("bob", 3600).to_string().as_bytes());
+    let header = base64url(br#"{"alg":"HS256","typ":"JWT"}"#);
+    // RS256 in the header, signed by the secret of HS256.
+    let confused = {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        signed(&json!({"alg": "RS256"}), &claims("alice", 3600), |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let critical = {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        let header = json!({"alg": "HS256", "crit": ["x"], "x": 1});
+        signed(&header, &claims("alice", 3600), |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let invalid = "token_invalid";
+    vec![
+        ("expired", hs256(SECRET, &claims("alice", -60)), "token_expired"),
+        ("signed by another secret", hs256(&"x".repeat(40), &claims("alice", 3600)), invalid),
+        ("alg none", none("none"), invalid),
+        ("alg None", none("None"), invalid),
+        ("HS256 without a signature", none("HS256"), invalid),
+        ("another algorithm than the key's", confused, invalid),
+        ("other claims under a valid signature", format!("{header}.{other}.{signature}"), invalid),
+        ("critical header", critical, invalid),
+        ("type refresh", with("type", json!("refresh")), invalid),
+        ("without a type", without("type"), invalid),
+        ("without an expiry", without("exp"), invalid),
+        ("an expiry that is no number", with("exp", json!("never")), invalid),
+        ("without a subject", without("sub"), invalid),
+        ("an empty subject", with("sub", json!("")), invalid),
+        ("a subject that is no text", with("sub", json!(7)), invalid),
+        ("a long subject", with("sub", json!("x".repeat(256))), invalid),
+        ("a control character", with("sub", json!("alice\n")), invalid),
+        ("not valid yet", with("nbf", json!(in_seconds(60))), invalid),
+        ("for another audience", with("aud", json!("another service")), invalid),
+        ("an unknown API key", format!("sk-jarvis-{}", "0".repeat(48)), invalid),
+        ("no token at all", "rubbish".to_owned(), invalid),
+    ]
+}
+
+fn is_public(path: &str) -> bool {
+    path == "/" || path.starts_with("/health") || path == "/metrics"
+}
+
+/// Every route of the description, and those that it leaves out: method, path and body.
+async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)> {
+    let description = get(server, "/openapi.json").await.body;
+    let paths = description["paths"].as_object().expect("paths");
+    let mut routes: Vec<(Method, String)> = Vec::new();
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            let method = method.to_uppercase().parse().expect("a method");
+            routes.push((method, path.replace("{session_id}", session)));
+        }
+    }
+    assert!(routes.len() >= 15, "{routes:?}");
+    for alias in ["/api/v1/chat/message", "/api/v1/chat/send", "/api/v1/chat/"] {
+        routes.push((Method::POST, alias.to_owned()));
+    }
+    routes.push((Method::GET, "/api/v1/chat/ws".to_owned()));
+    let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
+        path if path.ends_with("/cancel") => json!({}),
+        _ if *method == Method::PATCH => json!({"title": "A title"}),
+        _ if *method == Method::POST => json!({"message": "hi", "session_id": session}),
+        _ => Value::Null,
+    };
+    routes
+        .into_iter()
+        .map(|(method, path)| (method.clone(), path.clone(), body(&method, &path)))
+        .collect()
+}
+
+/// What a caller who may use the service, but not the session, gets.
+fn as_a_stranger(path: &str) -> (u16, &'static str) {
+    match path.trim_end_matches('/') {
+        path if path.contains("/sessions/") => (404, "session_not_found"),
+        "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
+        "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
+        _ => (200, ""),
+    }
+}
+
+#[tokio::test]
+async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
+    for mode in ["optional", "required"] {
+        let settings = [("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)];
+        let Setup { replica, .. } = &setup("500", &settings).await;
+        let session = id();
+        assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
+        let refused = bad_tokens().into_iter().map(|(what, token, code)| (what, token, Some(code)));
+        let mut tokens: Vec<_> = refused.collect();
+        let anonymous = (mode == "required").then_some("sign_in_required");
+        tokens.push(("without a token", String::new(), anonymous));
+        tokens.push(("another's token", token("bob"), None));
+        for (method, path, body) in routes(replica, &session).await {
+            for (what, token, refusal) in &tokens {
+                let (status, code) = match refusal {
+                    _ if is_public(&path) => (200, ""),
+                    Some(code) => (401, *code),
+                    None => as_a_stranger(&path),
+                };
+                let reply = ask(replica, method.clone(), &path, &body, token).await;
+                let expected = (status, code.to_owned());
+                assert_eq!(outcome(&reply), expected, "{mode}: {method} {path} {what}");
+            }
+        }
+        // A path without a route tells no more than one with a route.
+        let nothing = ask(replica, Method::GET, "/nothing", &Value::Null, "").await.status;
+        assert_eq!(nothing, if mode == "required" { 401 } else { 404 });
+        for page in ["/docs", "/openapi.json", "/docs/swagger-ui.css"] {
+            assert_eq!(get(replica, page).await.status, 200, "{mode}: {page}");
+        }
+        // The session is still its owner's, unchanged.
+        let path = format!("{CHAT}/sessions/{session}");
+        let mine = ask(replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+        assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)));
+        assert_eq!(mine.body["messages"][0]["user_id"], "alice");
+    }
+}
+
+#[tokio::test]
+async fn another_s_session_is_answered_as_one_that_never_was() {
+    let Setup { replica, .. } = &setup("500", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let (alices, anonymous) = (id(), id());
+    assert_eq!(chat(replica, &alices, &token("alice")).await.status, 200);
+    assert_eq!(chat(replica, &anonymous, "").await.status, 200);
+    let never = id();
+    for (session, caller) in
+        [(&alices, token("bob")), (&alices, String::new()), (&anonymous, token("bob"))]
+    {
+        for (method, path, body) in routes(replica, session).await {
+            if !path.contains("/sessions/") {
+                continue;
+            }
+            let theirs = ask(replica, method.clone(), &path, &body, &caller).await;
+            let path = path.replace(session.as_str(), &never);
+            let none = ask(replica, method.clone(), &path, &body, &caller).await;
+            assert_eq!((theirs.status, none.status), (404, 404), "{method} {path}");
+            assert_eq!(theirs.body, none.body, "{method} {path}");
+        }
+    }
+    // An anonymous session stays with every anonymous caller that knows it.
+    assert_eq!(chat(replica, &anonymous, "").await.status, 200);
+    // The same subject of another issuer is another user; see the tests of JWKS.
+    let (mut socket, _, _) = open(replica, &alices, &token("bob")).await.expect("a socket");
+    socket.say(&json!({"type": "get_history"})).await;
+    assert_eq!(socket.event().await["count"], 0);
+    socket.say(&json!({"message": "hi", "message_id": "1"})).await;
+    assert_eq!(socket.event().await["code"], "session_not_found");
+    socket.say(&json!({"type": "cancel"})).await;
+    assert_eq!(socket.event().await["code"], "session_not_found");
+    // What the owner does reaches no other socket of the session.
+    assert_eq!(chat(replica, &alices, &token("alice")).await.status, 200);
+    socket.say(&json!({"type": "ping"})).await;
+    assert_eq!(socket.event().await["type"], "pong");
+}
+
+async fn open(
+    server: &Process,
+    session: &str,
+    token: &str,
+) -> Result<(Socket, Value, Option<String>), u16> {
+    let bearer = format!("Bearer {token}");
+    let path = format!("/ws?session_id={session}");
+    Socket::open_with(server, &path, &[("authorization", &bearer)]).await
+}
+
+#[tokio::test]
+async fn a_websocket_takes_its_token_from_the_header_or_from_a_subprotocol_and_never_repeats_it() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let (session, alice) = (id(), token("alice"));
+    let path = format!("/ws?session_id={session}");
+    let protocols = format!("jarvis.v1, bearer.{alice}");
+    let bearer = format!("Bearer {alice}");
+    let headers = [("sec-websocket-protocol", &*protocols)];
+    let by_protocol = Socket::open_with(replica, &path, &headers);
+    let (mut socket, _, protocol) = by_protocol.await.expect("a socket");
+    assert_eq!(protocol.as_deref(), Some("jarvis.v1"));
+    socket.say(&json!({"message": "[[tokens=3]] hi"})).await;
+    let end = socket.until("stream_end").await;
+    assert!(!joined(&end).is_empty());
+    // The session is Alice's, over REST, too.
+    let path_of_rest = format!("{CHAT}/sessions/{session}");
+    let mine = ask(replica, Method::GET, &path_of_rest, &Value::Null, &alice).await;
+    assert_eq!(mine.status, 200);
+    let bobs = format!("jarvis.v1, bearer.{}", hs256(SECRET, &claims("alice", -60)));
+    for (what, headers) in [
+        ("no token", vec![]),
+        ("an expired one", vec![("sec-websocket-protocol", bobs.as_str())]),
+        ("two headers", vec![("authorization", &*bearer), ("authorization", &*bearer)]),
+        ("both", vec![("authorization", &*bearer), ("sec-websocket-protocol", &*protocols)]),
+        ("another scheme", vec![("authorization", "Basic YTpi")]),
+    ] {
+        let refused = Socket::open_with(replica, &path, &headers).await;
+        assert_eq!(refused.err(), Some(401), "{what}");
+    }
+    for parameter in ["token", "access_token", "bearer"] {
+        let path = format!("/ws?{parameter}={alice}");
+        assert_eq!(Socket::open_with(replica, &path, &[]).await.err(), Some(401), "{parameter}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_is_told_of_the_expiry_of_its_token_and_lives_on_only_with_another_of_its_user() {
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH_GRACE", "1")];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let short = hs256(SECRET, &claims("alice", 2));
+    let session = id();
+    let (mut ending, _, _) = open(replica, &session, &short).await.expect("a socket");
+    let (mut renewed, _, _) = open(replica, &session, &short).await.expect("a socket");
+    for socket in [&mut ending, &mut renewed] {
+        let event = socket.event().await;
+        assert_eq!(event["type"], "auth_expiring");
+        assert!(event["expires_at"].as_str().expect("a time").ends_with('Z'), "{event}");
+    }
+    for (token, code) in [
+        (token("bob"), "token_of_another"),
+        (hs256(SECRET, &claims("alice", -60)), "token_expired"),
+        ("rubbish".to_owned(), "token_invalid"),
+    ] {
+        renewed.say(&json!({"type": "auth", "token": token})).await;
+        let event = renewed.event().await;
+        assert_eq!((&event["type"], &event["code"]), (&json!("error"), &json!(code)));
+    }
+    renewed.say(&json!({"type": "auth"})).await;
+    assert_eq!(renewed.event().await["code"], "validation_failed");
+    renewed.say(&json!({"type": "auth", "token": token("alice")})).await;
+    let event = renewed.event().await;
+    assert_eq!(event["type"], "authenticated");
+    assert!(event["expires_at"].is_string(), "{event}");
+    let (events, close) = ending.end().await;
+    assert_eq!((events.len(), close.expect("a close").0), (0, 1008));
+    renewed.say(&json!({"type": "ping"})).await;
+    assert_eq!(renewed.event().await["type"], "pong");
+    // An event stream of the session ends in the same way, without a notice.
+    assert_eq!(chat(replica, &session, &token("alice")).await.status, 200);
+    let url = format!("{}{CHAT}/sessions/{session}/events", replica.url);
+    let stream = http().get(url).bearer_auth(hs256(SECRET, &claims("alice", 2)));
+    let stream = stream.send().await.expect("a response");
+    assert_eq!(stream.status(), 200);
+    let text = tokio::time::timeout(LIMIT, stream.text()).await.expect("an end in time");
+    assert!(text.expect("an orderly end").contains("connection"));
+}
+
+#[tokio::test]
+async fn the_queue_is_fair_between_signed_in_users_and_not_their_sessions() {
+    let Setup { replica, redis, .. } = &setup("20", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let (mut socket, _, _) = open(replica, &id(), &token("a b:c")).await.expect("a socket");
+    socket.say(&json!({"message": "[[tokens=200]] hi"})).await;
+    let started = socket.until("stream_start").await;
+    let generation = started.last().expect("an event")["generation_id"].as_str().expect("an id");
+    let ticket = format!("jarvis:{{queue}}:ticket:{generation}");
+    assert_eq!(redis.cli(&["HGET", &ticket, "user"]).trim(), "user:local:a%20b%3Ac");
+    assert_eq!(redis.cli(&["HGET", &ticket, "source"]).trim(), "user:local:a%20b%3Ac");
+}
+
+#[tokio::test]
+async fn no_log_line_holds_a_token_or_the_secret() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "500"]);
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_LOG", "debug,fred=off")];
+    let (replica, log) = logged(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let (alice, bad) = (token("alice"), hs256(&"y".repeat(40), &claims("alice", 3600)));
+    let session = id();
+    assert_eq!(chat(&replica, &session, &alice).await.status, 200);
+    assert_eq!(chat(&replica, &session, &bad).await.status, 401);
+    let protocols = format!("jarvis.v1, bearer.{alice}");
+    let headers = [("sec-websocket-protocol", &*protocols)];
+    let (mut socket, _, _) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");
+    socket.say(&json!({"type": "auth", "token": bad})).await;
+    assert_eq!(socket.event().await["code"], "token_invalid");
+    let text = std::fs::read_to_string(log).expect("a log");
+    assert!(text.contains("sign-in refused"), "the log is at debug");
+    for secret in [SECRET, alice.as_str(), bad.as_str()] {
+        // A part of it is as bad.
+        let part = &secret[secret.len() - 16..];
+        assert!(!text.contains(part), "{part} is in the log");
+    }
+}
+
+/// Starts a replica that trusts the issuer, with this mode.
+async fn trusting(redis: &RedisServer, ollama: &Process, issuer: &Issuer, mode: &str) -> Process {
+    let of_issuer = issuer.settings();
+    let mut settings: Vec<(&str, &str)> =
+        of_issuer.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend([("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)]);
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    replica
+}
+
+async fn models(server: &Process, token: &str) -> (u16, String) {
+    outcome(&ask(server, Method::GET, "/api/v1/models", &Value::Null, token).await)
+}
+
+fn ok() -> (u16, String) {
+    (200, String::new())
+}
+
+#[tokio::test]
+async fn an_outside_issuer_signs_in_by_each_algorithm_and_its_keys_are_good_for_nothing_else() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let (rsa, p256, ed) = (Key::rsa(), Key::p256(), Key::ed25519());
+    let public = [("r", &rsa), ("e", &p256), ("d", &ed)];
+    let mut keys: Vec<Value> = public.iter().map(|(id, key)| key.public(id)).collect();
+    let shared_secret = "an oct key of the set, at least 32 bytes";
+    keys.push(json!({"kty": "oct", "kid": "o", "k": base64url(shared_secret.as_bytes())}));
+    // A key for another algorithm, one that encrypts, and rubbish are passed over.
+    let mut other = rsa.public("r512");
+    other["alg"] = json!("RS512");
+    let mut encrypts = p256.public("enc");
+    encrypts["use"] = json!("enc");
+    keys.extend([other, encrypts, json!({"kty": "?"}), json!(7)]);
+    let issuer = Issuer::start(keys).await;
+    let replica = trusting(&redis, &ollama, &issuer, "optional").await;
+    let alice = issuer.claims("alice");
+    for (id, key) in public {
+        assert_eq!(models(&replica, &key.token(id, &alice)).await, ok(), "{}", key.algorithm());
+    }
+    // The subject of another issuer is another user.
+    let session = id();
+    assert_eq!(chat(&replica, &session, &ed.token("d", &alice)).await.status, 200);
+    assert_eq!(chat(&replica, &session, &rsa.token("r", &alice)).await.status, 200);
+    let local = hs256(SECRET, &claims("alice", 3600));
+    assert_eq!(chat(&replica, &session, &local).await.status, 404);
+    let with = |field: &str, value: Value| {
+        let mut claims = alice.clone();
+        claims[field] = value;
+        ed.token("d", &claims)
+    };
+    let without = |field: &str| {
+        let mut claims = alice.clone();
+        claims.as_object_mut().expect("an object").remove(field);
+        ed.token("d", &claims)
+    };
+    let hmac = |secret: &[u8], id: &str| {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        signed(&json!({"alg": "HS256", "kid": id}), &alice, |message| {
+            ring::hmac::sign(&key, message).as_ref().to_vec()
+        })
+    };
+    let stranger = Key::ed25519();
+    let bad = [
+        ("another issuer", with("iss", json!("https://else.example"))),
+        ("two issuers", with("iss", json!([issuer.url, "https://else.example"]))),
+        ("without an issuer", without("iss")),
+        ("another audience", with("aud", json!("another"))),
+        ("without an audience", without("aud")),
+        ("without an expiry", without("exp")),
+        ("without a subject", without("sub")),
+        ("a refresh token", with("typ", json!("Refresh"))),
+        ("another type", with("type", json!("refresh"))),
+        ("signed by a stranger", stranger.token("d", &alice)),
+        ("the key of another algorithm", p256.token("d", &alice)),
+        (
+            "an algorithm that the key has not",
+            ed.token_as(&json!({"alg": "ES256", "kid": "d"}), &alice),
+        ),
+        ("RS512 in the header", rsa.token_as(&json!({"alg": "RS512", "kid": "r"}), &alice)),
+        ("a key for RS512", rsa.token("r512", &alice)),
+        ("a key that encrypts", p256.token("enc", &alice)),
+        ("an unknown key", ed.token("nobody", &alice)),
+        ("no key", ed.token_as(&json!({"alg": "EdDSA"}), &alice)),
+        ("the oct key", hmac(shared_secret.as_bytes(), "o")),
+        ("the oct key without its name", hmac(shared_secret.as_bytes(), "")),
+    ];
+    for (what, token) in &bad {
+        let refused = (401, "token_invalid".to_owned());
+        assert_eq!(models(&replica, token).await, refused, "{what}");
+    }
+    // A public key is no secret of HMAC.
+    if let Key::Ed25519(key) = &ed {
+        let point = ring::signature::KeyPair::public_key(key).as_ref();
+        assert_eq!(models(&replica, &hmac(point, "d")).await.0, 401);
+    }
+    let mut expired = alice.clone();
+    expired["exp"] = json!(in_seconds(-60));
+    let refused = (401, "token_expired".to_owned());
+    assert_eq!(models(&replica, &ed.token("d", &expired)).await, refused);
+    assert_eq!(issuer.fetches(), 1, "unknown keys cause no flood of fetches");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_with_one_fetch_in_ten_seconds_and_kept_while_the_issuer_is_away() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let (old, new) = (Key::ed25519(), Key::p256());
+    let issuer = Issuer::start(vec![old.public("old")]).await;
+    let replica = &trusting(&redis, &ollama, &issuer, "required").await;
+    let alice = issuer.claims("alice");
+    // Many first tokens wait for one fetch.
+    let first = (0..20).map(|_| async { models(replica, &old.token("old", &alice)).await });
+    assert!(futures_util::future::join_all(first).await.into_iter().all(|it| it == ok()));
+    let flood = (0..50).map(|at| {
+        let token = old.token(&format!("unknown {at}"), &alice);
+        async move { models(replica, &token).await.0 }
+    });
+    assert!(futures_util::future::join_all(flood).await.into_iter().all(|it| it == 401));
+    assert_eq!(issuer.fetches(), 1);
+    // The issuer is away: the old key stays good, although a fetch fails.
+    issuer.answer(Answer::Status(500));
+    let failed = async || {
+        assert_eq!(models(replica, &old.token("old", &alice)).await, ok());
+        models(replica, &new.token("new", &alice)).await.0 == 401 && issuer.fetches() == 2
+    };
+    assert!(eventually(LIMIT, failed).await, "{} fetches", issuer.fetches());
+    assert_eq!(models(replica, &old.token("old", &alice)).await, ok());
+    issuer.answer(Answer::Keys(vec![new.public("new")]));
+    let rotated = async || models(replica, &new.token("new", &alice)).await == ok();
+    assert!(eventually(LIMIT, rotated).await, "{} fetches", issuer.fetches());
+    assert_eq!(issuer.fetches(), 3);
+    // What the issuer has withdrawn is good no more.
+    assert_eq!(models(replica, &old.token("old", &alice)).await.0, 401);
+}
+
+#[tokio::test]
+async fn without_the_issuer_s_keys_its_tokens_get_503_and_the_others_go_on() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let key = Key::ed25519();
+    let good = Issuer::start(vec![key.public("k")]).await;
+    let padded =
+        format!("{{\"keys\": [{}], \"x\": \"{}\"}}", key.public("k"), "x".repeat(300 << 10));
+    for (what, answer) in [
+        ("an error", Answer::Status(500)),
+        ("a redirect", Answer::Redirect(format!("{}/keys", good.url))),
+        ("no JSON", Answer::Text("<html>".to_owned())),
+        ("a set that is too large", Answer::Text(padded)),
+        ("too many keys", Answer::Keys((0..200).map(|at| key.public(&at.to_string())).collect())),
+        (
+            "no key that can be used",
+            Answer::Keys(vec![json!({"kty": "oct", "kid": "k", "k": "eA"})]),
+        ),
+    ] {
+        let issuer = Issuer::start(Vec::new()).await;
+        issuer.answer(answer);
+        let replica = trusting(&redis, &ollama, &issuer, "required").await;
+        let token = key.token("k", &issuer.claims("alice"));
+        let reply = ask(&replica, Method::GET, "/api/v1/models", &Value::Null, &token).await;
+        assert_eq!(outcome(&reply), (503, "issuer_unavailable".to_owned()), "{what}");
+        assert_eq!(reply.headers["retry-after"], "10");
+        assert!(!reply.body.to_string().contains("127.0.0.1"), "{}", reply.body);
+        assert_eq!(models(&replica, &hs256(SECRET, &claims("alice", 3600))).await, ok(), "{what}");
+        assert_eq!(issuer.fetches(), 1, "{what}");
+    }
+    assert_eq!(good.fetches(), 0, "no redirect is followed");
+}
+
+#[test]
+fn an_issuer_that_cannot_be_trusted_is_refused_at_the_start() {
+    let issuer = ["--jwt-issuer", "https://issuer.example", "--jwt-audience", "jarvis"];
+    for (arguments, told) in [
+        (&["--jwks-url", "http://issuer.example/keys"][..], "needs https://"),
+        (&["--jwks-url", "issuer.example"], "scheme"),
+        (&["--jwt-issuer", "local"], "`local` is the issuer"),
+    ] {
+        let arguments = [&["serve"], arguments].concat();
+        let (code, printed) = run(&arguments, &[]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+    for (arguments, told) in [
+        (&issuer[..], "JARVIS_JWKS_URL is missing"),
+        (&["--jwks-url", "https://h", "--jwt-audience", "a"], "JARVIS_JWT_ISSUER is missing"),
+        (&["--jwks-url", "https://h", "--jwt-issuer", "i"], "JARVIS_JWT_AUDIENCE is missing"),
+    ] {
+        let (code, printed) = run(&[&["serve"], arguments].concat(), &[]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+}
+
+const KEYS: &str = "jarvis:{api_keys}:keys";
+
+#[tokio::test]
+async fn an_api_key_signs_in_until_it_is_revoked_on_every_replica_and_in_open_sockets() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "500"]));
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let a = jarvis(&redis.url(), &ollama.url, &settings);
+    let b = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&a, "/health/ready").await;
+    until_ok(&b, "/health/ready").await;
+    let redis_url = redis.url();
+    let key = |arguments: &[&str]| {
+        let (code, printed) =
+            run(&[&["key"], arguments].concat(), &[("JARVIS_REDIS_URL", &redis_url)]);
+        assert_eq!(code, Some(0), "{arguments:?}: {printed}");
+        printed
+    };
+    let created = key(&["create", "--user", "alice"]);
+    let secret = created.split_whitespace().next().expect("a key").to_owned();
+    assert!(secret.starts_with("sk-jarvis-"), "{created}");
+    let other = key(&["create", "--user", "bob bobson"]);
+    let other = other.split_whitespace().next().expect("a key").to_owned();
+    let listed = key(&["list"]);
+    assert_eq!(listed.matches("\tnever\t").count(), 2, "{listed}");
+    let id_of = |user: &str| {
+        let line = listed.lines().find(|line| line.ends_with(user)).expect("a line");
+        line.split('\t').next().expect("an identifier").to_owned()
+    };
+    // A token of the service's own and an API key sign in the same user.
+    let session = id();
+    assert_eq!(chat(&a, &session, &secret).await.status, 200);
+    assert_eq!(chat(&b, &session, &token("alice")).await.status, 200);
+    assert_eq!(chat(&a, &session, &other).await.status, 404);
+    let (mut socket, _, _) = open(&b, &session, &secret).await.expect("a socket");
+    let (mut others, _, _) = open(&b, &id(), &other).await.expect("a socket");
+    let url = format!("{}{CHAT}/sessions/{session}/events", b.url);
+    let stream = http().get(url).bearer_auth(&secret).send().await.expect("a response");
+    assert_eq!(stream.status(), 200);
+    let stored = redis.cli(&["HGETALL", KEYS]);
+    assert!(
+        stored.contains("alice") && !stored.contains(&secret["sk-jarvis-".len()..]),
+        "{stored}"
+    );
+    assert!(!key(&["list"]).contains("\tnever\t"), "both keys were used");
+    let revoked = Instant::now();
+    key(&["revoke", &id_of("alice")]);
+    let (_, close) = socket.end().await;
+    assert_eq!(close.expect("a close").0, 1008);
+    stream.text().await.expect("an orderly end");
+    for replica in [&a, &b] {
+        let refused = async || models(replica, &secret).await == (401, "token_invalid".to_owned());
+        assert!(eventually(LIMIT, refused).await);
+    }
+    assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
+    assert_eq!(open(&b, &session, &secret).await.err(), Some(401));
+    // The key of another user goes on.
+    others.say(&json!({"type": "ping"})).await;
+    assert_eq!(others.event().await["type"], "pong");
+    assert_eq!(models(&a, &other).await, ok());
+    let (code, printed) =
+        run(&["key", "revoke", &id_of("alice")], &[("JARVIS_REDIS_URL", &redis_url)]);
+    assert_eq!(code, Some(1));
+    assert!(printed.contains("no such key"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_last_use_of_an_api_key_is_written_at_most_once_a_minute_and_a_guess_is_none() {
+    let redis = RedisServer::start();
+    let store = ApiKeyStore::new(connect(&redis.url()).await);
+    let Created::Key(key, id) = store.create("alice").await.expect("a reply") else {
+        panic!("no room")
+    };
+    let digest = sha256_hex(key.expose().as_bytes());
+    let check =
+        |digest: &str| redis.cli(&["FCALL", "jarvis_check_api_keys_1", "1", KEYS, digest, "-"]);
+    // A key that only begins alike is another one.
+    assert_eq!(check(&format!("{}{}", &digest[..16], "0".repeat(48))).trim(), "");
+    let record = |used: i64| format!("{digest} {} {used} alice", in_seconds(-1000));
+    for (used, is_written) in [(0, true), (in_seconds(-61), true), (in_seconds(-30), false)] {
+        redis.cli(&["HSET", KEYS, &id, &record(used)]);
+        assert_eq!(check(&digest).trim(), "alice");
+        let is_changed = redis.cli(&["HGET", KEYS, &id]).trim() != record(used);
+        assert_eq!(is_changed, is_written, "{used}");
+    }
+    // All are listed, in more than one step.
+    for at in 0..300 {
+        assert!(matches!(store.create(&format!("user {at}")).await, Ok(Created::Key(..))));
+    }
+    let listed = store.list().await.expect("keys");
+    assert_eq!(listed.len(), 301);
+    assert!(store.revoke(&id).await.expect("a reply"));
+    assert_eq!(check(&digest).trim(), "");
+}
+
+#[tokio::test]
+async fn while_redis_is_away_an_api_key_gets_503_and_a_token_goes_on() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, redis, ollama: _ollama } = setup("500", &settings).await;
+    let (code, key) =
+        run(&["key", "create", "--user", "alice"], &[("JARVIS_REDIS_URL", &redis.url())]);
+    assert_eq!(code, Some(0), "{key}");
+    let key = key.split_whitespace().next().expect("a key");
+    drop(redis);
+    assert_eq!(models(&replica, key).await, (503, "store_unavailable".to_owned()));
+    assert_eq!(models(&replica, &token("alice")).await, ok());
+    // What is no key costs no call of Redis.
+    assert_eq!(models(&replica, "sk-jarvis-guess").await.0, 401);
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("JARVIS_JWT_SECRET");
+    let output = command.envs(environment.iter().copied()).output().expect("jarvis");
+    let Output { status, stdout, stderr } = output;
+    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+}
+
+#[tokio::test]
+async fn a_token_of_the_command_signs_its_user_in() {
+    let folder = testkit::folder::Folder::temporary().expect("a folder");
+    let file = folder.path().join("secret");
+    std::fs::write(&file, format!("{SECRET}\n")).expect("a file");
+    let file = file.to_str().expect("a path");
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "500"]);
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET_FILE", file)];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let arguments = ["token", "--user", "alice", "--ttl", "5m"];
+    let (code, printed) = run(&arguments, &[("JARVIS_JWT_SECRET", SECRET)]);
+    assert_eq!(code, Some(0), "{printed}");
+    let session = id();
+    assert_eq!(chat(&replica, &session, printed.trim()).await.status, 200);
+    let path = format!("{CHAT}/sessions/{session}");
+    let mine = ask(&replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+    assert_eq!((mine.status, &mine.body["messages"][0]["user_id"]), (200, &json!("alice")));
+    for (arguments, told) in [
+        (["token", "--user", "alice", "--ttl", "0s"], "15m"),
+        (["token", "--user", "alice", "--ttl", "5 minutes"], "15m"),
+        (["token", "--user", "alice", "--ttl", "9999d"], "366 days"),
+        (["token", "--user", "", "--ttl", "1h"], "1 to 255 bytes"),
+    ] {
+        let (code, printed) = run(&arguments, &[("JARVIS_JWT_SECRET", SECRET)]);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+    }
+    let (code, printed) = run(&["token", "--user", "alice"], &[]);
+    assert_eq!(code, Some(1));
+    assert!(printed.contains("JARVIS_JWT_SECRET"), "{printed}");
+}
+
+#[tokio::test]
+async fn the_terminal_client_signs_in_by_a_variable_and_names_it_where_it_is_missing() {
+    let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, .. } = &setup("500", &settings).await;
+    let chat = |token: Option<String>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+        command.args(["chat", "--url", &replica.url]).env_remove("JARVIS_TOKEN");
+        command.envs(token.map(|token| ("JARVIS_TOKEN", token)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("jarvis chat");
+        let mut stdin = child.stdin.take().expect("stdin");
+        // The client may have ended already.
+        let _ = stdin.write_all(b"[[tokens=3]] hi\n\n");
+        drop(stdin);
+        let Output { status, stdout, stderr } = child.wait_with_output().expect("an end");
+        (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+    };
+    let (code, printed) = chat(Some(token("alice")));
+    assert_eq!(code, Some(0), "{printed}");
+    let session = printed.split("session ").nth(1).and_then(|rest| rest.get(..36));
+    let path = format!("{CHAT}/sessions/{}", session.expect("a session"));
+    let mine = ask(replica, Method::GET, &path, &Value::Null, &token("alice")).await;
+    assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)), "{printed}");
+    for token in [None, Some(hs256(SECRET, &claims("alice", -60)))] {
+        let (code, printed) = chat(token.clone());
+        assert_eq!(code, Some(1), "{printed}");
+        assert!(printed.contains("set JARVIS_TOKEN"), "{printed}");
+        assert!(token.is_none_or(|token| !printed.contains(&token)), "{printed}");
+    }
+    let public = token("alice");
+    let (code, printed) = run(&["chat", "--token", &public], &[]);
+    assert_eq!(code, Some(64), "{printed}");
+    assert!(printed.contains("--token is refused") && !printed.contains(&public), "{printed}");
+}
+
+#[test]
+fn a_secret_that_is_short_public_or_unreadable_is_refused_at_the_start_and_not_shown() {
+    let short = "hunter2-hunter2";
+    for (arguments, environment, told) in [
+        (vec![], vec![("JARVIS_JWT_SECRET", short)], "at least 32; make one with `openssl rand"),
+        (vec!["--jwt-secret", short], vec![], "at least 32"),
+        (vec!["--jwt-secret", SECRET], vec![], "arguments"),
+        (vec!["--jwt-secret-file", "/nothing/there"], vec![], "cannot read /nothing/there"),
+        (vec!["--auth", "sometimes"], vec![], "sometimes"),
+    ] {
+        let arguments = [vec!["serve"], arguments].concat();
+        let (code, printed) = run(&arguments, &environment);
+        assert_eq!(code, Some(64), "{arguments:?}: {printed}");
+        assert!(printed.contains(told), "{arguments:?}: {printed}");
+        assert_eq!(printed.trim_end().lines().count(), 1, "{printed}");
+        assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");
+    }
+}
