@@ -110,7 +110,8 @@ pub async fn upgrade(
         let _permit = permit;
         // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
-        let connection = create(Socket::new(upgraded, largest, share).await);
+        // Boxed, because the future is large, and its room is needed only once.
+        let connection = create(Box::pin(Socket::new(upgraded, largest, share)).await);
         // A panic closes the socket; its client reconnects with its cursor.
         let _ = catch_panic("websocket", connection.run(welcome, recovered)).await;
     };

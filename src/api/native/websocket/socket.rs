@@ -94,7 +94,6 @@ impl From<Error> for CloseReason {
 /// One open WebSocket.
 pub struct Socket {
     frames: WebSocketStream<Transport>,
-    config: WebSocketConfig,
     _open: CountedOpen,
 }
 
@@ -117,7 +116,7 @@ impl Socket {
             refusal: None,
         };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
-        Self { frames, config, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
+        Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
 
     /// Receives the next message. Cancel-safe: dropping the future loses nothing.
@@ -134,7 +133,7 @@ impl Socket {
                 Received::Message(message) => return Ok(message),
                 Received::Failed(error) => {
                     let refusal = self.frames.get_mut().refusal.take();
-                    return Err(refusal.unwrap_or_else(|| error.into()));
+                    return Err(refusal.map_or_else(|| error.into(), |refusal| *refusal));
                 }
                 Received::Nothing => return Err(CloseReason::Lost),
                 // Boxed and rare: every idle socket would reserve the room of a transport.
@@ -161,10 +160,10 @@ impl Socket {
 
     /// Replaces the library's side of the socket, with its buffers, which are empty now.
     async fn renew(&mut self) {
+        let config = *self.frames.get_config();
         let transport = self.frames.get_mut().take();
         // It does not wait, so that a receive that is dropped loses nothing.
-        self.frames =
-            WebSocketStream::from_raw_socket(transport, Role::Server, Some(self.config)).await;
+        self.frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
     }
 
     /// Receives a message that a lost client sent before it was lost, and sends nothing from now on.
@@ -260,8 +259,8 @@ struct Transport {
     input: Input,
     /// Whether the library's buffers have grown.
     has_grown: bool,
-    /// Why no more is read of the client.
-    refusal: Option<CloseReason>,
+    /// Why no more is read of the client; boxed, because an idle socket has none.
+    refusal: Option<Box<CloseReason>>,
 }
 
 /// The message of the client that has not arrived whole.
@@ -387,7 +386,7 @@ impl Transport {
 
     /// Ends the input with a reason, which the library does not know.
     fn refuse(&mut self, reason: CloseReason) -> Poll<io::Result<()>> {
-        self.refusal = Some(reason);
+        self.refusal = Some(Box::new(reason));
         Poll::Ready(Err(io::ErrorKind::Other.into()))
     }
 }
