@@ -22,6 +22,7 @@ pub mod retry;
 pub mod server;
 pub mod session;
 pub mod sign_in;
+pub mod source;
 pub mod telemetry;
 
 pub use server::Server;

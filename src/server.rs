@@ -9,13 +9,16 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
+use crate::api::message_budget::MessageBudget;
+use crate::api::permits::SocketPermits;
 use crate::api::{self, ApiSettings, AppState};
 use crate::budget::StorageLimits;
-use crate::config::{HostSettings, RedisSettings, Settings, StorageSettings};
+use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
-use crate::http::listener::{self, TimeLimits};
+use crate::http::extract::caller::TrustedProxies;
+use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
-use crate::lifecycle::{Lifecycle, Phase, TaskEnd};
+use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
@@ -24,6 +27,7 @@ use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
+use crate::telemetry;
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -37,6 +41,8 @@ pub struct Server {
     pub(crate) state: AppState,
     conditions: Conditions,
     drain_timeout: Duration,
+    /// The limit of open file descriptors.
+    descriptors: u64,
 }
 
 impl Server {
@@ -47,6 +53,7 @@ impl Server {
     /// Where the port is taken or an address is not usable.
     pub fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let descriptors = descriptors::raise_limit();
         let listen = settings.http.listen;
         let listener =
             listener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
@@ -59,6 +66,7 @@ impl Server {
         let limits = QueueLimits {
             waiting: settings.queue.queue_limit as usize,
             waiting_of_source: settings.queue.queue_share as usize,
+            running_of_address: settings.queue.address_turns as usize,
         };
         let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
@@ -76,6 +84,7 @@ impl Server {
             GenerationSettings {
                 num_ctx_cap: settings.hosts.num_ctx,
                 host_wait: settings.hosts.host_wait_timeout,
+                abandon_after: settings.queue.abandon_after,
                 lease: settings.replica.lease_ms,
                 storage: storage_limits(&settings.storage),
             },
@@ -95,10 +104,12 @@ impl Server {
             sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
+            permits: permits(&settings.http, descriptors),
+            unfinished_messages: MessageBudget::default(),
             metrics,
         };
         let drain_timeout = settings.replica.drain_timeout;
-        Ok(Self { listener, address, state, conditions, drain_timeout })
+        Ok(Self { listener, address, state, conditions, drain_timeout, descriptors })
     }
 
     /// Returns the address that the server listens on.
@@ -121,10 +132,19 @@ impl Server {
         self,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
-        let Self { listener, state, conditions, drain_timeout, .. } = self;
+        let Self { listener, state, conditions, drain_timeout, descriptors, .. } = self;
         let AppState { generations, lifecycle, sockets, .. } = state.clone();
-        let limits =
-            TimeLimits { read: state.settings.read_timeout, heartbeat: state.settings.heartbeat };
+        let upkeep = telemetry::upkeep(state.metrics.clone());
+        lifecycle.spawn("upkeep of metrics", async move {
+            upkeep.await;
+            TaskEnd::Done
+        });
+        let limits = ClientLimits {
+            read: state.settings.read_timeout,
+            heartbeat: state.settings.heartbeat,
+            connections: descriptors::connections_that_fit(descriptors),
+            probes: descriptors::probes_that_fit(descriptors),
+        };
         let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
         let mut condition = conditions.subscribe();
@@ -210,10 +230,15 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
         auth_grace: settings.sign_in.auth_grace,
-        max_sockets: http.max_sockets as usize,
-        proxies: usize::from(http.proxies),
+        trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()
     }
+}
+
+/// Returns the permits of sockets, as many as are set and fit into the limit of descriptors.
+fn permits(settings: &HttpSettings, descriptors: u64) -> SocketPermits {
+    let limit = descriptors::sockets_that_fit(settings.max_sockets, descriptors);
+    SocketPermits::new(limit, settings.address_sockets as usize)
 }
 
 /// Loads models on the hosts in the background, until the process drains.

@@ -14,7 +14,7 @@ use jarvis::session::store::{
 };
 use jarvis::session::{Owner, SessionId, Store, Tag};
 use serde_json::json;
-use support::client::{chat, http, send, until_ok};
+use support::client::{http, send, until_ok};
 use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
@@ -217,10 +217,16 @@ async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go()
 async fn a_caller_over_its_budget_gets_429_leaves_nothing_and_may_go_on_after_a_delete() {
     let redis = RedisServer::start();
     let ollama = ollama_sim(&["--rate", "1000"]);
-    let replica = jarvis(&redis.url(), &ollama.url, &[("JARVIS_CALLER_SESSIONS", "2")]);
+    let settings = [("JARVIS_CALLER_SESSIONS", "2"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
     until_ok(&replica, "/health/ready").await;
     let [first, second, third] = [0; 3].map(|_| SessionId::random().to_string());
-    let ask = async |session: &str| chat(&replica, session, "[[tokens=3]] hello").await;
+    let url = format!("{}/api/v1/chat/", replica.url);
+    let ask_from = async |address: &str, session: &str| {
+        let body = json!({"message": "[[tokens=3]] hello", "session_id": session});
+        send(http().post(&url).header("x-forwarded-for", address).json(&body)).await
+    };
+    let ask = async |session: &str| ask_from("192.0.2.1", session).await;
     assert_eq!(ask(&first).await.status, 200);
     assert_eq!(ask(&second).await.status, 200);
     // The end of a turn is recorded just after its answer.
@@ -231,6 +237,8 @@ async fn a_caller_over_its_budget_gets_429_leaves_nothing_and_may_go_on_after_a_
     assert_eq!(refused.headers["retry-after"], "60");
     let keys = redis.cli(&["KEYS", &format!("*{third}*")]);
     assert_eq!(keys.trim(), "", "a refused request leaves nothing");
+    let other = SessionId::random().to_string();
+    assert_eq!(ask_from("192.0.2.2", &other).await.status, 200, "another address has its own");
     assert_eq!(ask(&first).await.status, 200, "a session that exists goes on");
     let url = format!("{}/api/v1/chat/sessions/{first}", replica.url);
     assert!(send(http().delete(url)).await.status < 300);

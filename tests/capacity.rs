@@ -571,7 +571,7 @@ async fn a_full_queue_is_503_with_a_retry_time() {
 async fn one_address_may_not_fill_the_queue_with_sessions() {
     let redis = RedisServer::start();
     let sim = ollama_sim(&["--rate", "50"]);
-    let extra = [("JARVIS_QUEUE_SHARE", "1"), ("JARVIS_PROXIES", "1")];
+    let extra = [("JARVIS_QUEUE_SHARE", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.0/8")];
     let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
     let from = async |address: &str, message: &str| {
         let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
@@ -600,6 +600,78 @@ async fn one_address_may_not_fill_the_queue_with_sessions() {
     for reply in [running, second, another] {
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
+}
+
+#[tokio::test]
+async fn twenty_sessions_of_one_address_delay_another_address_by_one_turn() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "50"]);
+    let extra = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replicas = replicas(1, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let from = async |address: &str| {
+        let request = http().post(format!("{}/api/v1/chat/", replicas[0].url));
+        let request = request.header("x-forwarded-for", address);
+        send(request.json(&json!({"message": "[[tokens=25]] a turn"}))).await;
+        Instant::now()
+    };
+    let waiting = async |n: &str| {
+        until("so many wait", LIMIT, async || {
+            redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == n
+        })
+        .await;
+    };
+    // Each of them is a session of its own.
+    let crowd = join_all((0..20).map(|_| from("192.0.2.1")));
+    let other = async {
+        waiting("19").await;
+        from("192.0.2.2").await
+    };
+    let (crowd, other) = tokio::join!(crowd, other);
+    let earlier = crowd.iter().filter(|ended| **ended < other).count();
+    assert!(earlier <= 3, "{earlier} turns of the crowd came first");
+}
+
+#[tokio::test]
+async fn a_waiting_turn_without_a_listener_is_abandoned_only_while_the_queue_is_over_half_full() {
+    let redis = RedisServer::start();
+    let sim = ollama_sim(&["--rate", "20"]);
+    let extra = [("JARVIS_ABANDON_AFTER", "1"), ("JARVIS_QUEUE_LIMIT", "5")];
+    let replicas = replicas(2, &redis.url(), &urls(&[(&sim, 1)]), &extra).await;
+    let depth = || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]);
+    let submit = async |message: &str| {
+        let (mut socket, welcome) = Socket::open(&replicas[0], "/ws").await;
+        socket.say(&json!({"message": format!("{message} go")})).await;
+        socket.until("message_received").await;
+        (socket, welcome["session_id"].as_str().expect("a session").to_owned())
+    };
+    // One of five waits, for three seconds.
+    let (mut runs, _) = submit("[[tokens=60]]").await;
+    runs.until("stream_start").await;
+    let (left, patient) = submit("[[tokens=1]]").await;
+    drop(left);
+    let path = format!("/api/v1/chat/sessions/{patient}");
+    let answered =
+        async || get(&replicas[0], &path).await.body["messages"][1]["status"] == "complete";
+    until("the turn is answered", LIMIT, answered).await;
+    // Three of five wait.
+    let (mut runs, _) = submit("[[tokens=200]]").await;
+    runs.until("stream_start").await;
+    let (mut listens, _) = submit("[[tokens=1]]").await;
+    // The listener of this one is at the other replica.
+    let (here, elsewhere) = submit("[[tokens=1]]").await;
+    let (mut there, _) = Socket::open(&replicas[1], &format!("/ws?session_id={elsewhere}")).await;
+    drop(here);
+    let (left, alone) = submit("[[tokens=1]]").await;
+    drop(left);
+    let path = format!("/api/v1/chat/sessions/{alone}");
+    let ended = async || get(&replicas[1], &path).await.body["messages"][1]["status"] == "failed";
+    until("the turn ends", LIMIT, ended).await;
+    let stored = get(&replicas[1], &path).await.body;
+    assert_eq!(stored["messages"][1]["error"]["code"], "abandoned", "{stored}");
+    assert_eq!(depth().trim(), "2", "the others wait");
+    runs.say(&json!({"type": "cancel"})).await;
+    listens.until("stream_end").await;
+    there.until("stream_end").await;
 }
 
 async fn running_is(host: &Process, n: u64) -> bool {

@@ -73,7 +73,8 @@ impl Replica {
         let (generations, store) = runtime.block_on(async {
             let redis = connect(&server.url()).await;
             let name = uuid::Uuid::new_v4().to_string();
-            let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
+            let limits =
+                QueueLimits { waiting: 100, waiting_of_source: 100, running_of_address: 100 };
             let queue = QueueStore::new(redis.clone(), name.clone(), limits);
             let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
             let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
@@ -90,9 +91,13 @@ impl Replica {
             let queue =
                 Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
             let host_wait = Duration::from_secs(20);
-            let storage = StorageLimits::default();
-            let settings =
-                GenerationSettings { num_ctx_cap: 4096, host_wait, lease: LEASE, storage };
+            let settings = GenerationSettings {
+                num_ctx_cap: 4096,
+                host_wait,
+                abandon_after: Duration::from_mins(5),
+                lease: LEASE,
+                storage: StorageLimits::default(),
+            };
             let generations =
                 Generations::start(store.clone(), feeds, fleet, queue, membership, settings);
             (generations, store)

@@ -85,7 +85,7 @@ async fn every_call_of_a_session(redis: &Redis) {
 }
 
 async fn every_call_of_the_queue(redis: &Redis) {
-    let limits = QueueLimits { waiting: 9, waiting_of_source: 9 };
+    let limits = QueueLimits { waiting: 9, waiting_of_source: 9, running_of_address: 9 };
     let queue = QueueStore::new(redis.clone(), "r1".to_owned(), limits);
     let name = HostKey("host".to_owned());
     let models = [("m:latest".to_owned(), true)].into();
@@ -98,6 +98,8 @@ async fn every_call_of_the_queue(redis: &Redis) {
         generation,
         user: text.clone(),
         source: text.clone(),
+        networks: Vec::new(),
+        is_of_address: false,
         model: "m:latest".to_owned(),
         session: text,
         has_text: false,

@@ -14,6 +14,8 @@ use support::nginx::Nginx;
 use support::process::{Process, jarvis, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 const CHATS: usize = 50;
 const POSTS: usize = 1_000;
@@ -105,4 +107,26 @@ async fn a_thousand_refused_posts_behind_nginx_disturb_none_of_fifty_chats() {
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(log.lines().count() >= POSTS, "{}", log.lines().count());
+}
+
+#[tokio::test]
+async fn behind_nginx_a_client_counts_by_the_address_that_connected_and_not_by_its_claim() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let settings = [("JARVIS_ADDRESS_SOCKETS", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replicas = [jarvis(&redis.url(), &ollama.url, &settings)];
+    until_ok(&replicas[0], "/health/ready").await;
+    let nginx = Nginx::start(&replicas).await;
+    // The test is a first proxy, which names its client last; nginx adds the address of the test.
+    let open = async |forwarded_for: &str| {
+        let mut request = format!("ws://{}/ws", nginx.ours).into_client_request().expect("a URL");
+        let value = forwarded_for.parse().expect("a value");
+        request.headers_mut().insert("x-forwarded-for", value);
+        tokio_tungstenite::connect_async(request).await
+    };
+    let held = open("198.51.100.1, 192.0.2.1").await;
+    assert!(held.is_ok());
+    let refused = open("198.51.100.2, 192.0.2.1:4711").await;
+    assert!(matches!(&refused, Err(Error::Http(response)) if response.status() == 429));
+    assert!(open("198.51.100.1, 192.0.2.2").await.is_ok());
 }

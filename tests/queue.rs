@@ -20,7 +20,8 @@ use support::redis::{RedisCluster, RedisServer};
 use support::store::connect;
 
 const MODEL: &str = "m:latest";
-const LIMITS: QueueLimits = QueueLimits { waiting: 1000, waiting_of_source: 1000 };
+const LIMITS: QueueLimits =
+    QueueLimits { waiting: 1000, waiting_of_source: 1000, running_of_address: 1000 };
 
 fn replica(redis: &Redis, name: &str) -> QueueStore {
     QueueStore::new(redis.clone(), name.to_owned(), LIMITS)
@@ -41,10 +42,18 @@ fn ticket(user: &str, model: &str) -> Ticket {
         generation: GenerationId::random(),
         user: user.to_owned(),
         source: user.to_owned(),
+        networks: Vec::new(),
+        is_of_address: false,
         model: model.to_owned(),
         session: user.to_owned(),
         has_text: false,
     }
+}
+
+/// A ticket of an address, with the wider networks around it.
+fn ticket_of_address(address: &str, networks: &[&str]) -> Ticket {
+    let networks = networks.iter().map(|network| (*network).to_owned()).collect();
+    Ticket { networks, is_of_address: true, ..ticket(address, MODEL) }
 }
 
 async fn join(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
@@ -97,7 +106,7 @@ impl World {
 
     /// A store with other limits.
     fn limited(&self, waiting: usize, waiting_of_source: usize) -> QueueStore {
-        let limits = QueueLimits { waiting, waiting_of_source };
+        let limits = QueueLimits { waiting, waiting_of_source, running_of_address: 1000 };
         QueueStore::new(self.redis.clone(), "r1".to_owned(), limits)
     }
 
@@ -209,6 +218,87 @@ async fn fifty_turns_of_one_user_delay_anothers_first_by_one_turn() {
     );
     release(&world.store, &greedy[10]).await;
     granted(&world.store, &other).await;
+}
+
+#[tokio::test]
+async fn networks_of_one_56_and_of_one_48_cannot_fill_the_queue() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let store = world.limited(1000, 10);
+    join(&store, &ticket("running", MODEL)).await;
+    let mut waiting = 0;
+    // 16 networks /64 in each of 16 networks /56 of one /48.
+    for number in 0..256 {
+        let (wide, wider) = (format!("p56-{}", number / 16), "p48");
+        for _ in 0..12 {
+            let ticket = ticket_of_address(&format!("p64-{number}"), &[&wide, wider]);
+            match join(&store, &ticket).await {
+                TicketStatus::Waiting(_) => waiting += 1,
+                status => assert!(matches!(status, TicketStatus::Crowded(_)), "{status:?}"),
+            }
+        }
+        match number {
+            0 => assert_eq!(waiting, 10, "one /64"),
+            15 => assert_eq!(waiting, 20, "one /56"),
+            _ => {}
+        }
+    }
+    assert_eq!(waiting, 40, "one /48");
+    let other = ticket_of_address("other", &["other-56", "other-48"]);
+    assert!(matches!(join(&store, &other).await, TicketStatus::Waiting(_)));
+}
+
+#[tokio::test]
+async fn an_address_runs_a_bounded_number_of_turns_in_order_and_blocks_no_other() {
+    let hosts = [host("a", 4, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let limits = QueueLimits { running_of_address: 2, ..LIMITS };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let heir = QueueStore::new(world.redis.clone(), "r2".to_owned(), limits);
+    heir.report(&hosts).await.expect("Redis");
+    let greedy: Vec<_> = (0..100).map(|_| ticket_of_address("greedy", &[])).collect();
+    for ticket in &greedy {
+        join(&store, ticket).await;
+    }
+    let running = async |store: &QueueStore| {
+        let ids: Vec<_> = greedy.iter().map(|ticket| ticket.generation).collect();
+        let replies = store.statuses(&ids).await.expect("Redis");
+        let granted = |at: &usize| matches!(replies[*at].status, TicketStatus::Granted(_));
+        (0..replies.len()).filter(granted).collect::<Vec<_>>()
+    };
+    assert_eq!(running(&store).await, [0, 1]);
+    // More tickets stand before the other's than one line is searched for.
+    let others = [ticket("other", MODEL), ticket("another", MODEL)];
+    for other in &others {
+        join(&store, other).await;
+        granted(&store, other).await;
+    }
+    release(&store, &others[0]).await;
+    assert_eq!(running(&store).await, [0, 1], "a slot is free, and the bound holds");
+    release(&store, &greedy[1]).await;
+    release(&store, &greedy[50]).await;
+    assert_eq!(running(&store).await, [0, 2]);
+    let grant = granted(&store, &greedy[2]).await;
+    let why = Returned { excluded: Duration::ZERO, full: Duration::ZERO, has_text: false };
+    store.give_back(greedy[2].generation, &grant, why).await.expect("Redis");
+    assert_eq!(running(&store).await, [0, 2], "a returned slot comes back to its ticket");
+    heir.free("r1", None).await.expect("Redis");
+    for at in [0, 2] {
+        join(&heir, &Ticket { has_text: true, ..greedy[at].clone() }).await;
+    }
+    for ticket in greedy[3..].iter().filter(|ticket| ticket.generation != greedy[50].generation) {
+        join(&heir, ticket).await;
+    }
+    assert_eq!(running(&heir).await, [0, 2], "a takeover changes nothing");
+    for (at, ticket) in greedy.iter().enumerate() {
+        if ![1, 50].contains(&at) {
+            granted(&heir, ticket).await;
+            release(&heir, ticket).await;
+        }
+    }
+    for kind in ["active", "held_back", "source"] {
+        let left = world.server.cli(&["KEYS", &format!("jarvis:{{queue}}:{kind}:greedy")]);
+        assert_eq!(left.trim(), "", "tickets that are over leave nothing");
+    }
 }
 
 #[tokio::test]
@@ -768,6 +858,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Turns of the one address that may run.
+const RUNNING_OF_ADDRESS: usize = 2;
+
 /// A ticket as the test knows it.
 struct Known {
     ticket: Ticket,
@@ -805,7 +898,9 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let models = ["m0:latest", "m1:latest", "m2:latest"];
     let table =
         [host("a", 2, &models[..1]), host("b", 1, &models[..2]), host("c", 1, &models[1..])];
-    let stores: Vec<_> = ["r0", "r1", "r2"].map(|name| replica(redis, name)).into();
+    let limits = QueueLimits { running_of_address: RUNNING_OF_ADDRESS, ..LIMITS };
+    let store = |name: &str| QueueStore::new(redis.clone(), name.to_owned(), limits);
+    let stores: Vec<_> = ["r0", "r1", "r2"].map(store).into();
     let mut seen = vec![table.to_vec(); 3];
     for store in &stores {
         store.report(&table).await.expect("Redis");
@@ -816,6 +911,7 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
             Op::Join { user, model, replica } => {
                 let (replica, model) = (usize::from(replica), models[usize::from(model)]);
                 let ticket = ticket(&format!("u{user}"), model);
+                let ticket = Ticket { is_of_address: user == 0, ..ticket };
                 join(&stores[replica], &ticket).await;
                 let excluded = Vec::new();
                 known.push(Known { ticket, replica, parked: false, reserved: None, excluded });
@@ -884,14 +980,22 @@ async fn check_invariants(
 ) -> Result<(), TestCaseError> {
     let mut used: HashMap<String, usize> = HashMap::new();
     let mut waiting = Vec::new();
+    let of_address = known.iter().filter(|one| one.ticket.is_of_address).count();
+    let mut running_of_address = 0;
     for one in known {
         match status(&stores[one.replica], &one.ticket).await {
-            TicketStatus::Granted(grant) => *used.entry(grant.host.0).or_default() += 1,
+            TicketStatus::Granted(grant) => {
+                *used.entry(grant.host.0).or_default() += 1;
+                // An answer with text, which excluded a host here, is not held back.
+                let counts = one.ticket.is_of_address && one.excluded.is_empty();
+                running_of_address += usize::from(counts);
+            }
             TicketStatus::Waiting(_) => waiting.push(one),
             TicketStatus::Gone => prop_assert!(one.parked, "a ticket was lost"),
             other => prop_assert!(false, "{other:?}"),
         }
     }
+    prop_assert!(running_of_address <= RUNNING_OF_ADDRESS, "an address runs too many turns");
     for host in &stores[0].tick().await.expect("Redis").hosts {
         let mine = used.get(&host.name.0).copied().unwrap_or(0);
         let reserved = known.iter().filter(|one| one.reserved.as_ref() == Some(&host.name.0));
@@ -901,9 +1005,11 @@ async fn check_invariants(
         let idle = host.used < host.slots;
         let usable = |one: &Known| {
             let view = seen[one.replica].iter().find(|view| view.name == host.name);
+            let may_run = !one.ticket.is_of_address || of_address <= RUNNING_OF_ADDRESS;
             view.is_some_and(|view| {
                 view.via == HostAccess::Open && view.models.contains_key(&one.ticket.model)
             }) && !one.excluded.contains(&host.name.0)
+                && may_run
         };
         prop_assert!(!idle || !waiting.iter().copied().any(usable), "a slot idles");
     }

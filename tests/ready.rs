@@ -397,7 +397,7 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
             Vec::new()
         }
     };
-    let limits = QueueLimits { waiting: 10, waiting_of_source: 10 };
+    let limits = QueueLimits { waiting: 10, waiting_of_source: 10, running_of_address: 10 };
     let store = QueueStore::new(redis.clone(), "replica".to_owned(), limits);
     let _queue = Queue::start(&redis, store, hosts).expect("a queue");
     let _following = tokio::spawn(conditions.follow());

@@ -1,9 +1,11 @@
 //! The fronts, and the router that serves them. They use neither Ollama nor a key in Redis.
 
 pub mod admin;
+pub mod message_budget;
 pub mod native;
 #[cfg(test)]
 mod panics;
+pub mod permits;
 mod problems;
 mod responses;
 pub mod state;

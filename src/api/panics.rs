@@ -72,7 +72,8 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
     let socket = listener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = socket.local_addr().expect("an address");
     let lifecycle = Lifecycle::default();
-    let limits = listener::TimeLimits { read: LIMIT, heartbeat: LIMIT };
+    let limits =
+        listener::ClientLimits { read: LIMIT, heartbeat: LIMIT, connections: 100, probes: 1 };
     let serving = listener::serve(socket, router, limits, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();

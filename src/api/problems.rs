@@ -111,7 +111,7 @@ fn upstream_status(code: &str) -> StatusCode {
         // The same request fails on every retry; the client must choose another model.
         "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
-        "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
+        "abandoned" | "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
         | "queue_timeout" | "store_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
         "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,

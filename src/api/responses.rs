@@ -31,3 +31,12 @@ pub struct InvalidFields(ProblemDetails<'static>);
     content_type = "application/problem+json"
 )]
 pub struct Unavailable(ProblemDetails<'static>);
+
+/// The response to a client whose address has its largest number of sockets and streams.
+#[derive(IntoResponses)]
+#[response(
+    status = 429,
+    description = "This address has as many open sockets and streams as it may have; see Retry-After",
+    content_type = "application/problem+json"
+)]
+pub struct TooManyConnections(ProblemDetails<'static>);

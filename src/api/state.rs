@@ -8,6 +8,8 @@ use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::api::message_budget::MessageBudget;
+use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
 use crate::generation::{Generations, ModelInfo};
 use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
@@ -17,6 +19,7 @@ use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
+use crate::source::Source;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -38,6 +41,10 @@ pub struct AppState {
     pub lifecycle: Lifecycle,
     /// The open WebSockets and event streams.
     pub sockets: TaskTracker,
+    /// The bounds of their number.
+    pub permits: SocketPermits,
+    /// The budget of WebSocket messages that have not arrived whole.
+    pub unfinished_messages: MessageBudget,
     /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -65,10 +72,8 @@ pub struct ApiSettings {
     pub read_timeout: Duration,
     /// How long a WebSocket or an event stream stays open after its token has expired.
     pub auth_grace: Duration,
-    /// WebSockets and event streams at a time, at most.
-    pub max_sockets: usize,
-    /// Proxies in front that add to X-Forwarded-For.
-    pub proxies: usize,
+    /// The networks of the proxies in front whose X-Forwarded-For is believed.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// Bytes of a request, at most. The longest message has 384 KiB where every character is escaped as
@@ -86,26 +91,33 @@ impl Default for ApiSettings {
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
             auth_grace: Duration::from_secs(30),
-            max_sockets: 19_000,
-            proxies: 0,
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
 
 impl AppState {
-    /// Checks that there is room for one more WebSocket or event stream.
+    /// Takes the permit for one more WebSocket or event stream of a client.
     ///
     /// # Errors
-    /// A 503 while this replica drains, and where it already has `max_sockets` of them.
-    pub fn admit(&self) -> Result<(), Problem> {
+    /// A 503 while this replica drains, and where it already has `max_sockets` of them; a 429 where
+    /// the client's address has as many as it may have.
+    pub fn admit(&self, source: &Source) -> Result<SocketPermit, Problem> {
         if self.lifecycle.is_draining() {
             return Err(Problem::draining());
         }
-        if self.sockets.len() >= self.settings.max_sockets {
-            let detail = "This replica has as many connections as it may have; retry after 5 s.";
-            return Err(Problem::unavailable("too_many_connections", detail, 5));
-        }
-        Ok(())
+        self.permits.take(source).map_err(|refused| match refused {
+            NoPermit::Full => {
+                let detail =
+                    "This replica has as many connections as it may have; retry after 5 s.";
+                Problem::unavailable("too_many_connections", detail, 5)
+            }
+            NoPermit::AddressFull => {
+                let detail = "This address has as many open sockets and streams as it may have; \
+                    close some, or retry after 5 s.";
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(5)
+            }
+        })
     }
 
     /// Returns the models of all hosts, by name.
@@ -128,6 +140,6 @@ impl FromRef<Shared> for BodyLimit {
 
 impl FromRef<Shared> for TrustedProxies {
     fn from_ref(shared: &Shared) -> Self {
-        Self(shared.settings.proxies)
+        shared.settings.trusted_proxies.clone()
     }
 }

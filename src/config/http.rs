@@ -1,9 +1,11 @@
 //! Settings of the HTTP server: its address, its limits, and the callers that it accepts.
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::origins::{self, listed_host, listed_origin};
 use super::values::{entries, listen_address, or_blank, seconds, trimmed};
@@ -17,10 +19,15 @@ pub struct HttpSettings {
     #[arg(value_parser = listen_address)]
     pub listen: SocketAddr,
 
-    /// Proxies in front that add to X-Forwarded-For; 0: a client's address is the connection's
-    #[arg(long, env = "JARVIS_PROXIES", value_name = "N", default_value_t = 0)]
-    #[arg(value_parser = trimmed(clap::value_parser!(u8).range(0..=16)))]
-    pub proxies: u8,
+    /// Networks of the proxies in front whose X-Forwarded-For is believed, separated by commas, as
+    /// 10.0.0.0/8; empty: a client's address is the connection's
+    #[arg(long, env = "JARVIS_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
+    #[arg(value_parser = or_blank(listed_network))]
+    pub trusted_proxies: Vec<String>,
+
+    /// The earlier form of --trusted-proxies, which is refused
+    #[arg(long, env = "JARVIS_PROXIES", hide = true, value_parser = replaced_proxies)]
+    pub proxies: Option<Infallible>,
 
     /// Web origins beside the server's own that may call it, separated by commas; *: any
     #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
@@ -36,6 +43,12 @@ pub struct HttpSettings {
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
     pub max_sockets: u32,
+
+    /// WebSockets and event streams of one address at one replica, at most; an IPv6 /56 may have twice
+    /// as many, a /48 four times. Loopback addresses have no such limit
+    #[arg(long, env = "JARVIS_ADDRESS_SOCKETS", value_name = "N", default_value_t = 200)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
+    pub address_sockets: u32,
 
     /// Interval of WebSocket pings, and of comments in an event stream, in seconds
     #[arg(long, env = "JARVIS_HEARTBEAT", value_name = "SECONDS", default_value = "20")]
@@ -60,9 +73,31 @@ impl HttpSettings {
         entries(&self.allowed_origins)
     }
 
+    /// Returns the networks of the proxies whose X-Forwarded-For is believed.
+    pub fn trusted_proxies(&self) -> Vec<IpNet> {
+        self.trusted_proxies.iter().filter_map(|network| network.parse().ok()).collect()
+    }
+
     /// Returns the names that the Host header may have; an empty list allows any.
     pub fn allowed_hosts(&self) -> Vec<String> {
         let hosts = entries(&self.allowed_hosts);
         if hosts.iter().any(|host| host == origins::ANY) { Vec::new() } else { hosts }
     }
+}
+
+/// Parses a network, or an address, which is a network of its own.
+fn listed_network(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network: IpNet = network
+        .map_err(|_| "expected a network or an address, as 10.0.0.0/8, fd00::/8 or 192.0.2.1")?;
+    Ok(network.trunc().to_string())
+}
+
+/// Refuses the number of proxies that earlier releases took: what a client writes into
+/// X-Forwarded-For could be taken for a proxy's entry.
+fn replaced_proxies(_: &str) -> Result<Infallible, String> {
+    let hint = "this setting is gone; name the networks of your proxies in --trusted-proxies or \
+        JARVIS_TRUSTED_PROXIES, as 10.0.0.0/8";
+    Err(hint.to_owned())
 }

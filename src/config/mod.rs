@@ -258,6 +258,9 @@ pub fn settings_table() -> String {
         let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else {
             continue;
         };
+        if argument.is_hide_set() {
+            continue;
+        }
         let default = argument
             .get_default_values()
             .first()
@@ -298,12 +301,16 @@ mod tests {
             list,
             "--ollama-urls",
             urls,
+            "--trusted-proxies",
+            " 10.1.2.3/8 ,, ::1,",
         ]);
         let settings = settings.expect("settings");
         let expected = ["a.example", "b.example"];
         assert_eq!(settings.hosts.preload(), expected);
         assert_eq!(settings.http.allowed_origins(), ["https://a.example", "http://b.example"]);
         assert_eq!(settings.http.allowed_hosts(), expected);
+        let networks = settings.http.trusted_proxies();
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128"].map(|n| n.parse().expect("a network")));
         let hosts: Vec<_> =
             settings.hosts.hosts().map(|(url, slots)| (url.to_string(), slots)).collect();
         assert_eq!(hosts, [("http://a:1/".to_owned(), 4), ("http://b:2/".to_owned(), 3)]);
@@ -324,6 +331,10 @@ mod tests {
             ("--allowed-hosts", "http://a.example", "chat.example"),
             ("--keep-alive", "banana", "5m"),
             ("--keep-alive", "5 minutes", "5m"),
+            ("--trusted-proxies", "1", "10.0.0.0/8"),
+            ("--trusted-proxies", "10.0.0.0/33", "10.0.0.0/8"),
+            ("--trusted-proxies", "nginx", "10.0.0.0/8"),
+            ("--proxies", "1", "JARVIS_TRUSTED_PROXIES"),
             ("--max-sockets", "0", "0"),
             ("--ollama-slots", "0", "0"),
             ("--queue-limit", "0", "0"),
@@ -344,8 +355,10 @@ mod tests {
     fn blanks_around_the_value_of_any_setting_are_skipped() {
         let command = Cli::command();
         let serve = command.find_subcommand("serve").expect("serve");
+        let is_shown =
+            |argument: &&clap::Arg| argument.get_env().is_some() && !argument.is_hide_set();
         let mut tried = 0;
-        for argument in serve.get_arguments().filter(|argument| argument.get_env().is_some()) {
+        for argument in serve.get_arguments().filter(is_shown) {
             let flag = format!("--{}", argument.get_long().expect("a flag"));
             let value = match (&*flag, argument.get_default_values().first()) {
                 // Refused as an argument, and tested as a variable and as a file.
@@ -354,6 +367,7 @@ mod tests {
                 ("--preload", _) => "tinyllama".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),
                 ("--allowed-hosts", _) => "a.example".to_owned(),
+                ("--trusted-proxies", _) => "10.0.0.0/8".to_owned(),
                 ("--jwks-url", _) => "https://issuer.example/keys".to_owned(),
                 ("--jwt-issuer" | "--jwt-audience", _) => "a name".to_owned(),
                 ("--otlp-url", _) => "http://h:4318".to_owned(),

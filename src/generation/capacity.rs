@@ -8,6 +8,7 @@ use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
 use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket};
 use crate::session::Owner;
 use crate::session::store::Turn;
+use crate::source::wider_networks;
 use crate::telemetry::metric;
 
 /// How long a host that replied that it is full gets no turn.
@@ -67,17 +68,21 @@ pub(super) fn model_key(model: &str) -> String {
     ModelName::parse(model).map_or_else(|_| model.to_owned(), |name| name.to_string())
 }
 
-/// Creates the ticket of a turn. Slots are shared fairly between users, and between the sessions of
-/// anonymous callers; the share of the queue is bounded by user, or by address.
+/// Creates the ticket of a turn. Slots are shared fairly between sources: signed-in users and the
+/// addresses of anonymous callers. A loopback address is no source: there, sessions share the slots.
 pub(super) fn ticket(turn: &Turn) -> Ticket {
     let session = turn.session.to_string();
-    let (user, source) = match &turn.owner {
-        owner @ Owner::User(_) => (owner.key(), owner.key()),
-        Owner::Anonymous => (session.clone(), turn.spec.source.clone()),
+    let source = match &turn.owner {
+        owner @ Owner::User(_) => owner.key(),
+        Owner::Anonymous => turn.spec.source.clone(),
     };
+    let is_of_address = turn.owner == Owner::Anonymous && !source.is_empty();
+    let networks = if is_of_address { wider_networks(&source) } else { Vec::new() };
     Ticket {
         generation: turn.generation,
-        user,
+        user: if source.is_empty() { session.clone() } else { source.clone() },
+        networks: networks.into_iter().rev().map(str::to_owned).collect(),
+        is_of_address,
         source,
         model: model_key(&turn.spec.model),
         session,

@@ -127,6 +127,11 @@ impl Copies {
         self.kept().copies.iter().map(|copy| copy.sender.clone()).collect()
     }
 
+    /// Removes the copies that are too old.
+    pub(super) fn expire(&self) {
+        self.kept().expire();
+    }
+
     /// Takes the copies of a replica that is gone, oldest first.
     fn take(&self, sender: &str) -> VecDeque<KeptCopy> {
         let mut kept = self.kept();
@@ -146,12 +151,20 @@ impl Kept {
     fn push(&mut self, copy: KeptCopy) {
         self.bytes += copy.bytes();
         self.copies.push_back(copy);
+        self.expire();
+    }
+
+    /// Removes the copies that are too old, and the oldest of those that are too many or too large.
+    fn expire(&mut self) {
         while self.bytes > BYTES
             || self.copies.len() > COPIES
             || self.copies.front().is_some_and(|copy| copy.at.elapsed() > KEPT)
         {
             let Some(copy) = self.copies.pop_front() else { return };
             self.bytes -= copy.bytes();
+        }
+        if self.copies.is_empty() {
+            self.copies = VecDeque::new();
         }
     }
 }
@@ -260,4 +273,23 @@ impl Adopted {
 
 fn count(outcome: &'static str) {
     metrics::counter!(metric::REDO_COPIES_TOTAL, "outcome" => outcome).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_removed_by_time_though_no_other_comes() {
+        let copies = Copies::new().0;
+        copies.message("", "sender\n{}");
+        copies.expire();
+        assert_eq!(copies.kept().copies.len(), 1);
+        for copy in &mut copies.kept().copies {
+            copy.at -= KEPT;
+        }
+        copies.expire();
+        let kept = copies.kept();
+        assert_eq!((kept.copies.len(), kept.copies.capacity(), kept.bytes), (0, 0, 0));
+    }
 }

@@ -37,6 +37,11 @@ pub(super) fn too_long() -> Failure {
     later("queue_timeout", "The turn waited for as long as a turn may and got no slot", RETRY_AFTER)
 }
 
+/// Returns the failure of a turn that waited while nobody listened, and others needed its position.
+pub(super) fn abandoned() -> Failure {
+    later("abandoned", "The turn waited while nobody listened to its session", RETRY_AFTER)
+}
+
 /// Returns the failure of a turn that waited while Redis refused what turns need. `trouble` is what
 /// is wrong, without a host, user or secret.
 pub(super) fn refused(trouble: &str) -> Failure {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows of sockets. The text reaches clients through the session's feed.
 
+mod abandonment;
 mod attempts;
 mod capacity;
 mod context;
@@ -68,6 +69,7 @@ pub struct Generations {
     num_ctx_cap: u32,
     membership: MembershipStore,
     host_wait: Duration,
+    abandon_after: Duration,
     lease: Duration,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
@@ -86,6 +88,9 @@ pub struct GenerationSettings {
     pub num_ctx_cap: u32,
     /// How long a turn waits while no host with its model can be reached.
     pub host_wait: Duration,
+    /// How long an anonymous caller's turn may wait while nobody listens and the queue is more than
+    /// half full.
+    pub abandon_after: Duration,
     /// The replica lease: how long a replica may miss heartbeats before its turns are taken over.
     pub lease: Duration,
     /// How much may be stored.
@@ -187,7 +192,7 @@ impl Generations {
         membership: MembershipStore,
         settings: GenerationSettings,
     ) -> Self {
-        let GenerationSettings { num_ctx_cap, host_wait, lease, storage } = settings;
+        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease, storage } = settings;
         let (copies, waiting) = Copies::new();
         let generations = Self {
             budget: Budget::new(store.clone(), storage),
@@ -199,6 +204,7 @@ impl Generations {
             num_ctx_cap,
             membership: membership.clone(),
             host_wait,
+            abandon_after,
             lease,
             running: Arc::default(),
             redo: Arc::default(),

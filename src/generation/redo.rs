@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep, timeout};
+use serde::Serialize;
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
 use super::turn_state::TurnState;
@@ -21,9 +22,12 @@ use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
 pub(super) const KEPT: Duration = Duration::from_mins(1);
-/// Bytes of answers and their conversations that are kept, at most. Beyond it the oldest entries
-/// go.
+/// Bytes that are kept, at most. Beyond it the oldest entries go.
 const BYTES: usize = 64 << 20;
+/// Bytes of an entry beside its texts: the greater part is the state of a writer.
+const ENTRY_BYTES: usize = 2 << 10;
+/// Time between two removals of entries that are too old.
+const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Entries that are kept, at most.
 const ENTRIES: usize = 10_000;
 /// Time without a disturbance before the entries are applied again.
@@ -42,6 +46,11 @@ pub(super) struct Finished {
     pub(super) events: Vec<(Tag, Control)>,
 }
 
+/// Returns about how many bytes a value with texts takes.
+fn json_bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
+}
+
 /// An acknowledged write that no other part of the system would apply again.
 pub(super) enum RedoEntry {
     /// A turn of a replica that is gone, which this replica restores once.
@@ -52,11 +61,19 @@ pub(super) enum RedoEntry {
 }
 
 impl RedoEntry {
+    /// Returns the bytes of memory that the entry keeps.
     fn bytes(&self) -> usize {
-        match self {
-            Self::Finished(finished) => finished.writer.bytes(),
-            Self::Accepted(_) | Self::Cancelled(_) | Self::Cleared(_) => 0,
-        }
+        ENTRY_BYTES
+            + match self {
+                Self::Finished(finished) => {
+                    let Finished { writer, header, events } = finished.as_ref();
+                    let events = events.iter().map(|(_, control)| json_bytes(control));
+                    writer.bytes() + json_bytes(header) + events.sum::<usize>()
+                }
+                Self::Accepted(turn) => turn.bytes(),
+                Self::Cancelled(cancellation) => cancellation.bytes(),
+                Self::Cleared(clearing) => clearing.bytes(),
+            }
     }
 
     /// Returns the generation of a turn, or of an end that a writer wrote.
@@ -129,13 +146,25 @@ pub(super) struct RedoLog(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    entries: VecDeque<(Instant, RedoEntry)>,
+    entries: VecDeque<KeptEntry>,
     bytes: usize,
+}
+
+struct KeptEntry {
+    at: Instant,
+    bytes: usize,
+    write: RedoEntry,
 }
 
 impl RedoLog {
     pub(super) fn push(&self, entry: RedoEntry) {
         self.kept().push(Instant::now(), entry);
+    }
+
+    /// Returns the bytes of memory that all entries keep.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.kept().bytes
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -145,22 +174,44 @@ impl RedoLog {
 
 impl Kept {
     fn push(&mut self, at: Instant, entry: RedoEntry) {
-        self.bytes += entry.bytes();
-        self.entries.push_back((at, entry));
+        // Counted once, as what an entry keeps may change while it is applied.
+        let bytes = entry.bytes();
+        self.bytes += bytes;
+        self.entries.push_back(KeptEntry { at, bytes, write: entry });
+        self.expire();
+    }
+
+    /// Removes the entries that are too old, and the oldest of those that are too many or too large.
+    fn expire(&mut self) {
         while self.bytes > BYTES
             || self.entries.len() > ENTRIES
-            || self.entries.front().is_some_and(|(at, _)| at.elapsed() > KEPT)
+            || self.entries.front().is_some_and(|entry| entry.at.elapsed() > KEPT)
         {
-            let Some((_, entry)) = self.entries.pop_front() else { return };
-            self.bytes -= entry.bytes();
+            let Some(entry) = self.entries.pop_front() else { return };
+            self.bytes -= entry.bytes;
+        }
+        if self.entries.is_empty() {
+            self.entries = VecDeque::new();
         }
     }
 }
 
-/// Applies the entries of the last minute again after every disturbance of the connection.
+/// Applies the entries of the last minute again after every disturbance of the connection, and
+/// removes older ones.
 pub(super) async fn watch(generations: Generations) -> TaskEnd {
     let mut disturbances = generations.store.disturbances();
-    while disturbances.changed().await.is_ok() {
+    let mut expiries = interval(EXPIRE_EVERY);
+    loop {
+        tokio::select! {
+            changed = disturbances.changed() => if changed.is_err() {
+                return TaskEnd::Done;
+            },
+            _ = expiries.tick() => {
+                generations.redo.kept().expire();
+                generations.copies.expire();
+                continue;
+            }
+        }
         loop {
             let count = *disturbances.borrow_and_update();
             sleep(CALM).await;
@@ -169,12 +220,12 @@ pub(super) async fn watch(generations: Generations) -> TaskEnd {
             }
         }
     }
-    TaskEnd::Done
 }
 
 /// Applies all entries again. Returns `false` where one failed.
 async fn apply_all(generations: &Generations) -> bool {
     let entries = std::mem::take(&mut *generations.redo.kept()).entries;
+    let entries = entries.into_iter().map(|entry| (entry.at, entry.write));
     apply(generations, entries).await
 }
 
@@ -202,4 +253,29 @@ pub(super) async fn apply(
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Owner, SessionId};
+
+    #[test]
+    fn entries_are_removed_by_time_though_no_other_is_added() {
+        let mut kept = Kept::default();
+        let cancel = || {
+            let session = SessionId::random();
+            RedoEntry::Cancelled(Cancellation::new(&Owner::Anonymous, session, None))
+        };
+        for _ in 0..2 * ENTRIES {
+            kept.push(Instant::now(), cancel());
+        }
+        assert_eq!(kept.entries.len(), ENTRIES);
+        assert!(kept.bytes >= ENTRIES * ENTRY_BYTES, "{}", kept.bytes);
+        for entry in &mut kept.entries {
+            entry.at -= KEPT;
+        }
+        kept.expire();
+        assert_eq!((kept.entries.len(), kept.entries.capacity(), kept.bytes), (0, 0, 0));
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
-use super::failures::{failure, no_host, queue_full, refused, too_long};
+use super::abandonment::Abandonment;
+use super::failures::{abandoned, failure, no_host, queue_full, refused, too_long};
 use super::stop::cancelled;
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
@@ -79,6 +80,7 @@ pub(super) async fn wait_for_slot(
     let mut notifier = Notifier { from: options.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
+    let mut abandonment = Abandonment::watch(generations, turn, options.has_text);
     // A refusal is found by the probe of Redis: a ticket that waits makes no calls of its own.
     let refusal = generations.store.refused_for(REFUSED_LIMIT);
     tokio::pin!(refusal);
@@ -105,16 +107,15 @@ pub(super) async fn wait_for_slot(
         };
         match status {
             TicketStatus::Granted(_) => {
-                let waited = began.elapsed().as_secs_f64();
-                metrics::histogram!(metric::QUEUE_WAIT_SECONDS).record(waited);
+                metrics::histogram!(metric::QUEUE_WAIT_SECONDS).record(began.elapsed());
                 return SlotWait::Granted;
             }
             TicketStatus::Waiting(waiting) => {
                 let queued = queued(turn, waiting, options.answer);
                 let now = Instant::now();
                 let is_next = options.answer.is_some() && waiting.hosts > 0;
-                notifier.from = options.notify_from;
-                notifier.from += if is_next { NEXT_IN_QUEUE } else { Duration::ZERO };
+                let delay = if is_next { NEXT_IN_QUEUE } else { Duration::ZERO };
+                notifier.from = options.notify_from + delay;
                 notify_at = notifier.due(queued, now).filter(|due| *due > now);
                 if notify_at.is_none() && notifier.publishes(queued, now) {
                     publish(generations, turn, queued).await;
@@ -157,10 +158,13 @@ pub(super) async fn wait_for_slot(
             }
             () = sleep_until(notify_at.unwrap_or(end)), if notify_at.is_some() => {}
             () = sleep_until(last_check.unwrap_or(end)) => joins = true,
+            () = abandonment.over(generations, turn, feed, notifier.queued()) => {
+                return SlotWait::Failed(abandoned());
+            }
             () = position_requested(feed, requests) => {
                 requests = feed.position_requests();
                 // The same event again, which readers that have it skip.
-                if let Some((_, queued)) = notifier.last {
+                if let Some(queued) = notifier.queued() {
                     publish(generations, turn, queued).await;
                 }
             }
@@ -202,6 +206,11 @@ struct Notifier {
 }
 
 impl Notifier {
+    /// Returns the position that was published last.
+    fn queued(&self) -> Option<Queued> {
+        self.last.map(|(_, queued)| queued)
+    }
+
     /// Returns when the position is to be published; none where it has not changed enough.
     fn due(&self, queued: Queued, now: Instant) -> Option<Instant> {
         match self.last {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState};
 use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow, Runner};
-use crate::session::store::{OwnConversation, Turn, Written};
+use crate::session::store::{Turn, Written};
 use crate::session::{Control, Feed, Message, Store, StoreError, Tag};
 use crate::telemetry::metric;
 
@@ -152,11 +152,9 @@ impl Writer {
         self.state.text()
     }
 
-    /// Returns the bytes of text that the writer keeps: the answer, the question, and the
-    /// conversation that came with the turn.
+    /// Returns the bytes of text that the writer keeps: the answer, and all that came with the turn.
     pub(super) fn bytes(&self) -> usize {
-        let conversation = self.turn.own_conversation().map_or(0, OwnConversation::bytes);
-        self.text().len() + self.turn.question().content.len() + conversation
+        self.state.kept_bytes() + self.turn.bytes()
     }
 
     /// Returns the time since the last call that Redis acknowledged.

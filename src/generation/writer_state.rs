@@ -154,6 +154,11 @@ impl WriterState {
         &self.text
     }
 
+    /// Returns the bytes of memory that the text takes.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Returns whether the turn has begun, so that no other turn of its session runs.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.phase, WriterPhase::Starting | WriterPhase::Writing)

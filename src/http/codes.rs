@@ -17,6 +17,11 @@ const fn code(name: &'static str, status: u16, meaning: &'static str) -> ErrorCo
 
 /// All codes, in the order of their names.
 pub const CODES: &[ErrorCode] = &[
+    code(
+        "abandoned",
+        503,
+        "the turn waited while nobody listened, and the queue was over half full",
+    ),
     code("already_ended", 409, "the generation has ended, so there is nothing to cancel"),
     code("binary_message", 0, "a binary frame: send text"),
     code("body_timeout", 408, "the body did not arrive within 30 s"),
@@ -53,6 +58,7 @@ pub const CODES: &[ErrorCode] = &[
         429,
         "as much is stored for this caller as there may be: delete sessions",
     ),
+    code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
     code("repetition", 502, "the model only repeated itself"),
     code("session_busy", 409, "8 turns wait in this session"),
     code("session_exists", 409, "a turn that brings its own conversation needs a new session"),
@@ -76,7 +82,7 @@ pub const CODES: &[ErrorCode] = &[
         503,
         "the replica has its largest number of open sockets and streams",
     ),
-    code("too_many_requests", 0, "16 requests wait on this socket"),
+    code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
     code("unknown_type", 0, "there is no such `type` of message"),
     code("upstream_busy", 503, "the model host reports that it is full"),
     code("upstream_error", 502, "the model host replied with something unexpected"),

@@ -8,17 +8,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use axum::response::IntoResponse;
 use axum::serve::Listener;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::{Sleep, sleep};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
 use crate::http::peer::{ClientConnection, OrderlyClose};
+use crate::http::problem::Problem;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
 use crate::telemetry::count_slow_reader;
@@ -33,6 +38,10 @@ const HTTP_BUFFER: usize = 64 << 10;
 /// Bytes that a stream of HTTP/2 writes ahead. The reply to a ping comes behind them and behind the
 /// kernel's buffer, so a slow client must read all of them within the limit.
 const STREAM_BUFFER: usize = 2 * PIECE_BYTES;
+/// The beginning of the paths of health probes.
+const PROBES: &str = "/health";
+/// Time limit of a connection that is opened when all others are in use.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The time beyond the limit in which a slow WebSocket gets its close frame, and a connection of
@@ -53,32 +62,51 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The time limits of clients.
+/// The limits of clients.
 #[derive(Clone, Copy, Debug)]
-pub struct TimeLimits {
+pub struct ClientLimits {
     /// The limit for the head of a request, for making room for the next byte, for the reply to an
     /// HTTP/2 ping, and for the time between two requests.
     pub read: Duration,
     /// The interval of HTTP/2 pings.
     pub heartbeat: Duration,
+    /// Connections at a time. On further ones only health probes are answered.
+    pub connections: usize,
+    /// Connections of health probes beside those.
+    pub probes: usize,
 }
 
 /// Serves until the process has stopped, and then until all requests have their responses.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
-    limits: TimeLimits,
+    limits: ClientLimits,
     lifecycle: Lifecycle,
 ) -> TaskEnd {
     let protocol = protocol(limits);
     let read_timeout = limits.read;
     let connections = TaskTracker::new();
+    let probes = Arc::new(Semaphore::new(limits.probes));
     loop {
-        let (stream, address) = tokio::select! {
+        let next = async {
+            // Each connection of a probe is short, so that there is soon room for the next one.
+            let is_full = connections.len() >= limits.connections;
+            let probe = if is_full { Arc::clone(&probes).acquire_owned().await.ok() } else { None };
             // axum's `accept` waits while the process has no file descriptor left.
-            accepted = Listener::accept(&mut listener) => accepted,
+            (probe, Listener::accept(&mut listener).await)
+        };
+        let (probe, (stream, address)) = tokio::select! {
+            accepted = next => accepted,
             () = lifecycle.reached(Phase::Stopped) => break,
         };
+        if let Some(probe) = probe {
+            let answered = answer_probe(stream, address, router.clone());
+            connections.spawn(catch_panic("connection", async move {
+                let _ = timeout(PROBE_LIMIT, answered).await;
+                drop(probe);
+            }));
+            continue;
+        }
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY not set");
         }
@@ -112,7 +140,28 @@ pub async fn serve(
     TaskEnd::Done
 }
 
-fn protocol(limits: TimeLimits) -> Builder<StreamExecutor> {
+/// Serves one request of a client that connected when all connections were in use: a health probe is
+/// answered, and any other request is refused.
+async fn answer_probe(stream: TcpStream, address: SocketAddr, router: Router) {
+    let client = Arc::new(ClientConnection::new(stream));
+    let io = TokioIo::new(TimedStream::new(Arc::clone(&client), PROBE_LIMIT));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (router, client) = (router.clone(), Arc::clone(&client));
+        async move {
+            if request.uri().path().starts_with(PROBES) {
+                return exchange::handle(router, request, address, client).await;
+            }
+            client.set_unread();
+            let detail = "This replica has as many connections as it may have; retry after 5 s.";
+            Ok(Problem::unavailable("too_many_connections", detail, 5).into_response())
+        }
+    });
+    let mut protocol = hyper::server::conn::http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(PROBE_LIMIT).keep_alive(false);
+    let _ = protocol.serve_connection(io, service).await;
+}
+
+fn protocol(limits: ClientLimits) -> Builder<StreamExecutor> {
     let mut protocol = Builder::new(StreamExecutor(limits.read));
     protocol
         .http1()

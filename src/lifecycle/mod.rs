@@ -2,6 +2,7 @@
 //!
 //! Of the crate this module uses `telemetry` only, so that every module above may use it.
 
+pub mod descriptors;
 mod failure;
 mod panic;
 mod phase;

@@ -106,6 +106,12 @@ impl Queue {
         self.inner.store.room(model).await.unwrap_or(Room::Some)
     }
 
+    /// Returns whether more than half of the queue is in use, as of the last round of
+    /// reconciliation.
+    pub fn is_over_half_full(&self) -> bool {
+        2 * self.inner.waiting.load(Ordering::Relaxed) > self.inner.store.limits().waiting
+    }
+
     /// Keeps the ticket of each [`Lease`] that is dropped from now on: other replicas take these
     /// over, at their positions.
     pub fn leave_to_others(&self) {

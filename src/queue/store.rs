@@ -77,6 +77,8 @@ impl QueueStore {
             .call("jarvis_queue_join_1", ticket.generation)
             .arg("user", ticket.user.as_str())
             .arg("source", ticket.source.as_str())
+            .arg("networks", ticket.networks.join(" "))
+            .text("running_limit", self.running_limit(ticket))
             .arg("model", ticket.model.as_str())
             .arg("session", ticket.session.as_str())
             .flag("has_text", ticket.has_text)
@@ -131,6 +133,8 @@ impl QueueStore {
             .arg("host", host.0.as_str())
             .arg("user", ticket.user.as_str())
             .arg("source", ticket.source.as_str())
+            .arg("networks", ticket.networks.join(" "))
+            .text("running_limit", self.running_limit(ticket))
             .arg("model", ticket.model.as_str())
             .arg("session", ticket.session.as_str())
             .arg("start", start);
@@ -271,6 +275,11 @@ impl QueueStore {
     /// [`RedisError`].
     pub async fn sign_off(&self) -> Result<(), RedisError> {
         self.free_as("self", &self.replica).await.map(drop)
+    }
+
+    /// Returns how many tickets of the ticket's source may hold slots; 0 where there is no bound.
+    fn running_limit(&self, ticket: &Ticket) -> usize {
+        if ticket.is_of_address { self.limits.running_of_address } else { 0 }
     }
 
     /// Creates a call about a ticket of this replica.

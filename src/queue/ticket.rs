@@ -10,8 +10,11 @@ use crate::session::GenerationId;
 pub struct QueueLimits {
     /// Tickets that may wait.
     pub waiting: usize,
-    /// Tickets of one source that may wait.
+    /// Tickets of one source that may wait. The next wider network may have twice as many, and so
+    /// on.
     pub waiting_of_source: usize,
+    /// Tickets of one address that may hold slots.
+    pub running_of_address: usize,
 }
 
 /// A generation's request for a slot.
@@ -19,10 +22,15 @@ pub struct QueueLimits {
 pub struct Ticket {
     /// The generation. Its position belongs to this identifier, whichever replica holds the ticket.
     pub generation: GenerationId,
-    /// The user between whom and all others the slots are shared fairly.
+    /// The user between whom and all others the slots are shared fairly: the signed-in user, the
+    /// address, or the session where neither is known.
     pub user: String,
     /// The source whose share of the queue is bounded; empty where no share is.
     pub source: String,
+    /// The wider networks around the source, whose shares are bounded, too; the smallest first.
+    pub networks: Vec<String>,
+    /// Whether the source is an address, whose running tickets are bounded.
+    pub is_of_address: bool,
     /// The model, with its model tag.
     pub model: String,
     /// The session, whose prompt a host may have in its cache.

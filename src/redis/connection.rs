@@ -168,15 +168,15 @@ impl Redis {
     }
 
     /// Publishes a payload on a channel, without storing anything. Returns the number of its
-    /// subscribers.
+    /// subscribers: this replica, where it is subscribed, and others.
     ///
     /// # Errors
     /// Any [`RedisError`].
-    pub async fn publish(&self, channel: &str, payload: String) -> Result<i64, RedisError> {
+    pub async fn publish(&self, channel: &str, payload: String) -> Result<u64, RedisError> {
         let slot = fred::util::redis_keyslot(channel.as_bytes());
         let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let arguments: Vec<Value> = vec![channel.into(), payload.into()];
-        let published = self.client().custom::<i64, _>(command, arguments).await;
+        let published = self.client().custom::<u64, _>(command, arguments).await;
         self.count_error(&published);
         published.map_err(|error| self.main.explain(error))
     }

@@ -73,6 +73,8 @@ pub struct Feed {
     subscription: tokio::sync::OnceCell<Option<Subscription>>,
     /// Requested reads that have not been served yet.
     pending_reads: AtomicU32,
+    /// Open readers of clients.
+    readers: AtomicU32,
 }
 
 /// The state of a feed.
@@ -219,6 +221,7 @@ impl FeedsInner {
             events_changed: Notify::new(),
             subscription: tokio::sync::OnceCell::new(),
             pending_reads: AtomicU32::new(0),
+            readers: AtomicU32::new(0),
         });
         // A session has one owner, so room for more would mostly be wasted.
         of_session.reserve_exact(1);
@@ -304,6 +307,19 @@ impl Feed {
     /// Whether the writer has published that its request to the model host is closed.
     pub fn upstream_is_closed(&self, generation: GenerationId) -> bool {
         self.state().upstream_closed.contains(&generation)
+    }
+
+    /// Whether a client reads this session at this replica.
+    pub fn has_readers(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn begin_reading(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_reading(&self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether a generation runs, as far as this feed knows.

@@ -94,12 +94,19 @@ impl Feeds {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.feed.end_reading();
+    }
+}
+
 impl Reader {
     /// Opens a reader at `cursor`.
     ///
     /// # Errors
     /// [`StoreError`] where the cursor is not in the feed's window and Redis does not answer.
     async fn open(feed: Arc<Feed>, feeds: Feeds, cursor: Cursor) -> Result<Self, StoreError> {
+        feed.begin_reading();
         let mut reader = Self {
             feed,
             feeds,

@@ -1,6 +1,7 @@
 //! Logs, spans and metrics of the process.
 
 mod count;
+mod line_limit;
 pub mod metric;
 mod secrets;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::line_limit::{LineLimit, report_suppressed};
 use crate::config::{LogFormat, TelemetrySettings};
 
 /// The bounds of the buckets of histograms, in seconds.
@@ -25,6 +27,8 @@ const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
+/// Time between two rounds of [`upkeep`].
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Time limit of sending the last spans.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
@@ -49,6 +53,7 @@ impl Telemetry {
             // The list of spans includes the current one.
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         };
+        let lines = lines.with_filter(LineLimit);
         let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
         let traces = spans
             .as_ref()
@@ -110,4 +115,58 @@ pub fn metrics() -> anyhow::Result<PrometheusHandle> {
     metric::describe();
     metrics_process::Collector::default().describe();
     Ok(handle)
+}
+
+/// Merges the samples of histograms into their buckets, which reading the metrics does, too, and
+/// reports suppressed log lines. Without it, samples that nobody reads pile up. Never returns.
+pub async fn upkeep(metrics: PrometheusHandle) {
+    upkeep_every(UPKEEP_EVERY, metrics).await;
+}
+
+async fn upkeep_every(pause: Duration, metrics: PrometheusHandle) {
+    let mut rounds = tokio::time::interval(pause);
+    loop {
+        rounds.tick().await;
+        metrics.run_upkeep();
+        report_suppressed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the resident memory of this process.
+    fn resident_bytes() -> usize {
+        let pages = std::fs::read_to_string("/proc/self/statm").expect("figures");
+        let resident = pages.split(' ').nth(1).expect("a figure");
+        resident.parse::<usize>().expect("a number") * 4096
+    }
+
+    #[tokio::test]
+    async fn samples_of_metrics_that_nobody_reads_take_no_memory() {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+            .expect("buckets")
+            .build_recorder();
+        let pause = Duration::from_millis(20);
+        let upkeep = tokio::spawn(upkeep_every(pause, recorder.handle()));
+        let record = async || {
+            metrics::with_local_recorder(&recorder, || {
+                let histogram = metrics::histogram!(metric::HTTP_REQUEST_SECONDS);
+                (0..200_000).for_each(|_| histogram.record(0.3));
+            });
+            // As much as one round takes.
+            tokio::time::sleep(2 * pause).await;
+        };
+        record().await;
+        let before = resident_bytes();
+        for _ in 0..30 {
+            record().await;
+        }
+        // Six million samples.
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 16 << 20, "{grown} bytes more");
+        upkeep.abort();
+    }
 }

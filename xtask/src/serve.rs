@@ -56,7 +56,7 @@ fn start(services: &Services, listen: &Address, count: Option<usize>) -> anyhow:
         })?,
         Some(count) => {
             // nginx passes on the client's address.
-            settings.push(("JARVIS_PROXIES", "1".to_owned()));
+            settings.push(("JARVIS_TRUSTED_PROXIES", "127.0.0.0/8".to_owned()));
             several(services, listen, &settings, count)?;
         }
     }

@@ -10,7 +10,7 @@
 -- The commands of all functions, by the number of arguments after the key.
 local NEEDED = {
   [0] = { 'DEL', 'EXISTS', 'GET', 'HGETALL', 'HKEYS', 'HLEN', 'HVALS', 'INCR', 'LLEN', 'LPOP', 'PERSIST',
-    'SMEMBERS', 'SSUBSCRIBE', 'STRLEN', 'TTL', 'UNLINK', 'ZCARD' },
+    'SCARD', 'SMEMBERS', 'SSUBSCRIBE', 'STRLEN', 'TTL', 'UNLINK', 'ZCARD' },
   [1] = { 'EXPIRE', 'HDEL', 'HEXISTS', 'HGET', 'HMGET', 'HSCAN', 'INCRBY', 'LINDEX', 'RPUSH', 'SADD', 'SET',
     'SPUBLISH', 'SREM', 'ZREM', 'ZSCORE' },
   [2] = { 'GETRANGE', 'HINCRBY', 'HSET', 'LRANGE', 'LREM', 'LSET', 'SETRANGE', 'ZADD', 'ZCOUNT', 'ZINCRBY',

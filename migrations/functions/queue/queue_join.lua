@@ -4,13 +4,16 @@
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, user, source, model, session   of the ticket
+--             networks                       around the source, the smallest first
+--             running_limit                  tickets of the source that may run, or 0
 --             has_text                       1 where the answer has text, else 0
 --             start                          of a ticket that Redis lost, or empty
---             waiting_limit, source_limit    tickets that may wait, in all and of one source
+--             waiting_limit, source_limit    tickets that may wait, in all and of one source; each
+--                                            wider network may have twice those of the last one
 -- Reply:      granted <host> <number of the grant> <start>
 --             waiting <position> <eta in ms or -1> <start> <reachable hosts with the model>
 --             full <ms until there is room, or -1>
---             crowded <ms until there is room for its source, or -1>
+--             crowded <ms until there is room for its source or network, or -1>
 --             gone   another replica holds the ticket
 -- Called by:  QueueStore::join
 register {
@@ -18,8 +21,8 @@ register {
   version = 1,
   flags = {},
   keys = { 'queue' },
-  arguments = { 'generation', 'replica', 'user', 'source', 'model', 'session', 'has_text', 'start',
-    'waiting_limit', 'source_limit' },
+  arguments = { 'generation', 'replica', 'user', 'source', 'networks', 'running_limit', 'model',
+    'session', 'has_text', 'start', 'waiting_limit', 'source_limit' },
   run = function(keys, args)
     local base, now = keys.queue, now_ms()
     local generation, replica, model = args.generation, args.replica, args.model
@@ -63,21 +66,26 @@ register {
           local view = outlook(base, hosts, models, model, replica, now)
           return { 'full', promise_room(base, view, limit, now) }
         end
-        if args.source ~= '' and redis.call('ZCARD', base .. ':source:' .. args.source)
-          >= tonumber(args.source_limit) then
-          return { 'crowded', source_eta_ms(base, hosts, models, args.source, replica, now) }
+        local share = tonumber(args.source_limit)
+        for _, network in ipairs(networks_of(args.source, args.networks)) do
+          if redis.call('ZCARD', base .. ':source:' .. network) >= share then
+            return { 'crowded', network_eta_ms(base, hosts, models, network, replica, now) }
+          end
+          share = 2 * share
         end
       end
       local start = tonumber(args.start) or fair_start(base, hosts, args.user, model)
       charge(base, args.user, start)
       ticket = {
         key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
-        user = args.user, source = args.source, model = model, session = args.session,
+        user = args.user, source = args.source, networks = args.networks,
+        running_limit = args.running_limit, model = model, session = args.session,
         start = string.format('%.17g', start), first = first and '1' or '0', grants = 0,
       }
       ticket.score = score(base, start, first)
       redis.call('HSET', ticket.key, 'replica', replica, 'user', ticket.user, 'source', ticket.source,
-        'model', model, 'session', ticket.session, 'start', ticket.start, 'first', ticket.first,
+        'networks', ticket.networks, 'running_limit', ticket.running_limit, 'model', model,
+        'session', ticket.session, 'start', ticket.start, 'first', ticket.first,
         'score', ticket.score)
     end
     enter_queue(base, ticket)

@@ -34,6 +34,7 @@ register {
       end
     end
     vacate(base, ticket)
+    promote(base, ticket.source)
     redis.call('DEL', ticket.key)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'

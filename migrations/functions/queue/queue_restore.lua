@@ -2,7 +2,8 @@
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, host             of the slot in use
---             user, source, model, session, start   of the ticket
+--             user, source, networks, running_limit, model, session, start
+--                                               of the ticket, as queue_join takes them
 -- Reply:      the number of the grant | gone (another replica holds the ticket)
 -- Called by:  QueueStore::restore
 register {
@@ -10,7 +11,8 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'queue' },
-  arguments = { 'generation', 'replica', 'host', 'user', 'source', 'model', 'session', 'start' },
+  arguments = { 'generation', 'replica', 'host', 'user', 'source', 'networks', 'running_limit',
+    'model', 'session', 'start' },
   run = function(keys, args)
     local base, now = keys.queue, now_ms()
     local ticket = read_ticket(base, args.generation)
@@ -25,8 +27,12 @@ register {
       vacate(base, ticket)
       redis.call('PERSIST', ticket.key)
     else
-      ticket = { key = base .. ':ticket:' .. args.generation, generation = args.generation }
-      redis.call('HSET', ticket.key, 'user', args.user, 'source', args.source, 'model', args.model,
+      ticket = {
+        key = base .. ':ticket:' .. args.generation, generation = args.generation,
+        source = args.source, running_limit = args.running_limit,
+      }
+      redis.call('HSET', ticket.key, 'user', args.user, 'source', args.source,
+        'networks', args.networks, 'running_limit', args.running_limit, 'model', args.model,
         'session', args.session, 'start', start, 'first', '1', 'score', '-1')
     end
     redis.call('HSET', ticket.key, 'replica', args.replica)

@@ -14,12 +14,11 @@ use uuid::Uuid;
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::{event_stream, turns};
-use crate::api::responses::{InvalidFields, Unavailable};
+use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
-use crate::http::extract::caller::{Caller, SignedIn, Source};
 use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -27,6 +26,7 @@ use crate::lifecycle::Phase;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 use crate::sign_in::Identity;
+use crate::source::Source;
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
@@ -73,6 +73,7 @@ pub struct ChatResponse {
         (status = 413, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too long"),
         InvalidFields,
+        TooManyConnections,
         (status = 502, body = ProblemDetails, content_type = "application/problem+json",
             description = "The answer broke off"),
         Unavailable,
@@ -82,27 +83,26 @@ pub struct ChatResponse {
 )]
 pub async fn send(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
-    SignedIn(validity): SignedIn,
-    Source(source): Source,
+    caller: Identity,
+    source: Source,
     last_byte: LastByte,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let request = ChatRequest::from_body(&body)?;
-    let (session, key) = address(&headers, &owner, &request)?;
+    let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
-        shared.admit()?;
-        let accepted = turns::submit(&shared, &owner, session, &request, key, &source).await?;
-        let caller = Identity { owner, validity };
-        return event_stream::of_turn(shared, caller, session, accepted, last_byte).await;
+        let permit = shared.admit(&source)?;
+        let accepted =
+            turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
+        return event_stream::of_turn(shared, caller, session, accepted, last_byte, permit).await;
     }
     let AcceptedTurn { submitted, mut guard } =
-        turns::submit(&shared, &owner, session, &request, key, &source).await?;
+        turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
     let answer = async {
-        let follow = turns::follow(&shared, &owner, session, submitted).await?;
+        let follow = turns::follow(&shared, &caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)
     };
     let limit = shared.settings.request_timeout;

@@ -14,11 +14,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
+use crate::api::permits::SocketPermit;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
+use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapshot};
-use crate::http::extract::caller::{Caller, SignedIn};
 use crate::http::extract::fields::Fields;
 use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
@@ -30,6 +30,7 @@ use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
 use crate::sign_in::{Identity, Validity};
+use crate::source::Source;
 
 /// The source of an event stream.
 enum StreamSource {
@@ -57,6 +58,7 @@ struct EventStream {
     /// Pauses before another snapshot is requested from Redis.
     backoff: Backoff,
     _open: TaskTrackerToken,
+    _permit: SocketPermit,
 }
 
 /// Streams the events of a session, from a cursor on.
@@ -73,13 +75,13 @@ struct EventStream {
         (status = 200, content_type = "text/event-stream", body = String,
             description = "First a connection event, then the same events as over a WebSocket"),
         (status = 204, description = "The client already has the end of the generation"),
-        SessionNotFound, InvalidFields, Unavailable,
+        SessionNotFound, InvalidFields, TooManyConnections, Unavailable,
     ),
 )]
 pub async fn events(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
-    SignedIn(validity): SignedIn,
+    caller: Identity,
+    source: Source,
     SessionPath(session): SessionPath,
     last_byte: LastByte,
     headers: HeaderMap,
@@ -89,7 +91,7 @@ pub async fn events(
     let generation = fields.uuid("generation_id").map(GenerationId);
     let query_cursor = fields.text("cursor", usize::MAX);
     fields.finish(())?;
-    shared.admit()?;
+    let permit = shared.admit(&source)?;
     // A header that is not text stands for a cursor that is not valid.
     let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let last = last.or(query_cursor).filter(|text| !text.is_empty());
@@ -97,13 +99,11 @@ pub async fn events(
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let cursor: Option<Cursor> = last.and_then(|text| text.parse().ok());
     let readable = resumed == cursor.is_some();
-    in_time(shared.store.describe(&owner, session)).await?;
+    in_time(shared.store.describe(&caller.owner, session)).await?;
     match generation {
-        None => {
-            let caller = Identity { owner, validity };
-            of_session(shared, caller, session, cursor, resumed, last_byte).await
-        }
+        None => of_session(shared, caller, session, cursor, resumed, (last_byte, permit)).await,
         Some(generation) => {
+            let Identity { owner, validity } = caller;
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
             let (follow, recovered) = match in_time(resume).await? {
@@ -116,7 +116,7 @@ pub async fn events(
                 cursor => cursor,
             };
             let source = StreamSource::Turn(follow);
-            let mut events = EventStream::new(shared, owner, session, source, last_byte);
+            let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
             events.end_with_key(validity);
             events.connect(connected_at, resumed, recovered);
             Ok(events.into_response())
@@ -130,13 +130,13 @@ async fn of_session(
     session: SessionId,
     cursor: Option<Cursor>,
     resumed: bool,
-    last_byte: LastByte,
+    (last_byte, permit): (LastByte, SocketPermit),
 ) -> Result<Response, Problem> {
     let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let source = StreamSource::Session(Box::new(reader));
-    let mut events = EventStream::new(shared, owner, session, source, last_byte);
+    let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
     events.sign_in = SignInWatch::new(&validity, events.shared.settings.auth_grace);
     events.connect(Some(connected_at), resumed, recovered);
     if !recovered {
@@ -155,12 +155,13 @@ pub async fn of_turn(
     session: SessionId,
     accepted: AcceptedTurn,
     last_byte: LastByte,
+    permit: SocketPermit,
 ) -> Result<Response, Problem> {
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
     let connected_at = follow.cursor();
     let source = StreamSource::Turn(follow);
-    let mut events = EventStream::new(shared, owner, session, source, last_byte);
+    let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));
     events.guard = guard;
     events.end_with_key(validity);
     events.connect(connected_at, false, true);
@@ -173,7 +174,7 @@ impl EventStream {
         owner: Owner,
         session: SessionId,
         source: StreamSource,
-        last_byte: LastByte,
+        (last_byte, permit): (LastByte, SocketPermit),
     ) -> Self {
         let open = shared.sockets.token();
         Self {
@@ -189,6 +190,7 @@ impl EventStream {
             last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
+            _permit: permit,
         }
     }
 

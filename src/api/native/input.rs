@@ -15,6 +15,8 @@ use crate::session::{GenerationId, SessionId};
 
 /// Characters of one message, at most.
 pub const MESSAGE_CHARACTERS: usize = 32_768;
+/// Characters of a system prompt, at most.
+const SYSTEM_CHARACTERS: usize = MESSAGE_CHARACTERS;
 /// Characters of a session's title, at most.
 pub const TITLE_CHARACTERS: usize = 200;
 const MODEL_CHARACTERS: usize = 256;
@@ -134,8 +136,8 @@ pub struct ChatRequest {
     /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
     #[schema(required = false, schema_with = schema::max_tokens)]
     pub max_tokens: u32,
-    /// The system prompt.
-    #[schema(required = false)]
+    /// The system prompt, of at most 32,768 characters.
+    #[schema(required = false, max_length = 32_768)]
     pub system: Option<String>,
     /// The seed, for repeatable answers.
     #[schema(required = false, schema_with = schema::seed)]
@@ -193,7 +195,7 @@ impl ChatRequest {
             stream: fields.flag("stream"),
             temperature: fields.number("temperature", TEMPERATURE).unwrap_or(DEFAULT_TEMPERATURE),
             max_tokens: token_limit(fields),
-            system: fields.text("system", usize::MAX).map(str::to_owned),
+            system: fields.text("system", SYSTEM_CHARACTERS).map(str::to_owned),
             seed: fields.integer("seed", i64::MIN, i64::MAX),
             stop: stops(fields),
             think: reasoning(fields),
@@ -321,6 +323,11 @@ mod tests {
         assert!(body(&json!({"message": "三".repeat(MESSAGE_CHARACTERS)})).is_ok());
         let long = body(&json!({"message": "三".repeat(MESSAGE_CHARACTERS + 1)}));
         assert_eq!(long.expect_err("too long"), [("body.message".to_owned(), "string_too_long")]);
+        let system =
+            |characters| body(&json!({"message": "hi", "system": "三".repeat(characters)}));
+        assert!(system(MESSAGE_CHARACTERS).is_ok());
+        let long = system(MESSAGE_CHARACTERS + 1).expect_err("too long");
+        assert_eq!(long, [("body.system".to_owned(), "string_too_long")]);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Replica {
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
-        let limits = QueueLimits { waiting: 100, waiting_of_source: 100 };
+        let limits = QueueLimits { waiting: 100, waiting_of_source: 100, running_of_address: 100 };
         let queue = QueueStore::new(redis.clone(), name.clone(), limits);
         let store = Store::new(redis.clone(), name.clone(), SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone()).expect("feeds");
@@ -89,6 +89,7 @@ impl Replica {
             storage: StorageLimits::default(),
             num_ctx_cap: 4096,
             host_wait: Duration::from_secs(20),
+            abandon_after: Duration::from_mins(5),
             lease: Duration::from_secs(3),
         };
         let generations = Generations::start(store, feeds, fleet, queue, membership, settings);
@@ -96,7 +97,10 @@ impl Replica {
     }
 
     async fn submit(&self, session: SessionId) -> GenerationId {
-        let spec = TurnSpec::least(MODEL, 1000);
+        self.submit_with(session, TurnSpec::least(MODEL, 1000)).await
+    }
+
+    async fn submit_with(&self, session: SessionId, spec: TurnSpec) -> GenerationId {
         let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key: None };
         self.generations.submit(&OWNER, session, new).await.expect("accepted").generation
     }
@@ -132,6 +136,25 @@ impl Replica {
 
 fn expected() -> String {
     ollama_sim::script_answer(MODEL, QUESTION, None, 1000)
+}
+
+#[tokio::test]
+async fn an_ended_turn_counts_in_memory_with_all_its_texts() {
+    let world = Replica::start().await;
+    let system = "x".repeat(100_000);
+    let spec = TurnSpec {
+        system: Some(system.clone()),
+        stop: vec!["y".repeat(200); 4],
+        ..TurnSpec::least(MODEL, 1000)
+    };
+    let session = SessionId::random();
+    let generation = world.submit_with(session, spec).await;
+    let answer = world.answer(session, generation).await;
+    let counted = async || world.generations.redo.bytes() > 0;
+    assert!(eventually(LIMIT, counted).await, "the end is not kept");
+    let least = system.len() + 800 + 2 * QUESTION.len() + answer.content.len();
+    let bytes = world.generations.redo.bytes();
+    assert!((least..least + 16_384).contains(&bytes), "{bytes} bytes for at least {least}");
 }
 
 #[tokio::test]

@@ -1,15 +1,17 @@
-//! The caller of a request, and the network that it comes from.
+//! The caller of a request, and the address that it comes from.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use ipnet::IpNet;
 
-use crate::digest::sha256_hex;
 use crate::session::Owner;
 use crate::sign_in::{Identity, Validity};
+use crate::source::Source;
 
 /// The caller as the owner of its sessions. The middleware has checked its token.
 pub struct Caller(pub Owner);
@@ -23,24 +25,54 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// How long the caller stays signed in; for an anonymous caller without an end.
-pub struct SignedIn(pub Validity);
-
-impl<S: Sync> FromRequestParts<S> for SignedIn {
+/// The caller, and how long it stays signed in; for an anonymous caller without an end.
+impl<S: Sync> FromRequestParts<S> for Identity {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let identity = parts.extensions.get::<Identity>();
-        Ok(Self(identity.map(|identity| identity.validity.clone()).unwrap_or_default()))
+        let identity = parts.extensions.get::<Self>().cloned();
+        let anonymous = || Self { owner: Owner::Anonymous, validity: Validity::default() };
+        Ok(identity.unwrap_or_else(anonymous))
     }
 }
 
-/// The number of proxies in front that add to X-Forwarded-For.
-#[derive(Clone, Copy, Debug)]
-pub struct TrustedProxies(pub usize);
+/// The networks of the proxies in front whose X-Forwarded-For is believed.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies(pub Arc<[IpNet]>);
 
-/// The digest of the caller's network, which is the same for one network and does not disclose it.
-pub struct Source(pub String);
+impl TrustedProxies {
+    /// Returns the address of the client: the connection's, or, where that is a trusted proxy's, the
+    /// nearest address in X-Forwarded-For that is no trusted proxy's. An entry that is no address
+    /// ends the search.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut address = peer.to_canonical();
+        let values = headers.get_all("x-forwarded-for").iter().rev();
+        // Each proxy appends the address that connected to it. What stands to the left of the first
+        // address that is not trusted is the client's own claim.
+        for hop in values.flat_map(|value| value.to_str().unwrap_or("?").rsplit(',')) {
+            if !self.0.iter().any(|network| network.contains(&address)) {
+                break;
+            }
+            match hop.trim() {
+                "" => {}
+                hop => match parse_hop(hop) {
+                    Some(before) => address = before,
+                    None => break,
+                },
+            }
+        }
+        address
+    }
+}
+
+/// Parses an entry of X-Forwarded-For: an address, which may have a port, and brackets for IPv6.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let address = bare.parse().ok();
+    address
+        .or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+        .map(|address: IpAddr| address.to_canonical())
+}
 
 impl<S> FromRequestParts<S> for Source
 where
@@ -51,26 +83,71 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-        let address = forwarded(&parts.headers, TrustedProxies::from_ref(state).0).or(peer);
-        Ok(Self(address.map_or_else(String::new, |address| {
-            let mut digest = sha256_hex(network(address).to_string().as_bytes());
-            digest.truncate(16);
-            digest
-        })))
+        let proxies = TrustedProxies::from_ref(state);
+        Ok(peer.map_or_else(Self::default, |peer| Self::of(proxies.client(peer, &parts.headers))))
     }
 }
 
-/// Returns the address that connected to the outermost trusted proxy.
-fn forwarded(headers: &HeaderMap, proxies: usize) -> Option<IpAddr> {
-    let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-    let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
-    hops.len().checked_sub(proxies).filter(|_| proxies > 0).and_then(|at| hops[at].parse().ok())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Returns the network of one subscriber: an IPv4 address, or the first half of an IPv6 address.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        address @ IpAddr::V4(_) => address,
+    fn client(trusted: &[&str], peer: &str, forwarded: &[&[u8]]) -> String {
+        let networks = trusted.iter().map(|network| network.parse().expect("a network"));
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append("x-forwarded-for", value.to_vec().try_into().expect("a value"));
+        }
+        let proxies = TrustedProxies(networks.collect());
+        proxies.client(peer.parse().expect("an address"), &headers).to_string()
+    }
+
+    #[test]
+    fn a_connection_that_is_no_proxy_is_the_client_whatever_it_claims() {
+        assert_eq!(client(&[], "192.0.2.1", &[b"203.0.113.9"]), "192.0.2.1");
+        assert_eq!(client(&["10.0.0.0/8"], "192.0.2.1", &[b"203.0.113.9"]), "192.0.2.1");
+        assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[]), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_nearest_address_that_is_not_trusted_is_the_client() {
+        let trusted = ["10.0.0.0/8", "fd00::/8"];
+        for (peer, forwarded, expected) in [
+            ("10.0.0.1", &[&b"203.0.113.9"[..]][..], "203.0.113.9"),
+            ("::ffff:10.0.0.1", &[b"::ffff:203.0.113.9"], "203.0.113.9"),
+            // The client's own claim stands to the left.
+            ("10.0.0.1", &[b"198.51.100.7, 203.0.113.9"], "203.0.113.9"),
+            ("10.0.0.1", &[b"198.51.100.7", b"203.0.113.9,10.0.0.2", b"10.0.0.3"], "203.0.113.9"),
+            ("fd00::1", &[b"198.51.100.7, 203.0.113.9, 10.2.2.2"], "203.0.113.9"),
+            // All are trusted: the farthest one.
+            ("10.0.0.1", &[b"10.0.0.9, 10.0.0.2"], "10.0.0.9"),
+            ("10.0.0.1", &[b" , 203.0.113.9 ,"], "203.0.113.9"),
+        ] {
+            assert_eq!(client(&trusted, peer, forwarded), expected, "{peer} {forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_may_have_a_port_and_brackets() {
+        for (hop, expected) in [
+            ("1.2.3.4:5678", "1.2.3.4"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("[2001:db8::7]:443", "2001:db8::7"),
+            ("[::ffff:1.2.3.4]:5", "1.2.3.4"),
+        ] {
+            assert_eq!(client(&["10.0.0.1/32"], "10.0.0.1", &[hop.as_bytes()]), expected, "{hop}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_no_address_ends_the_search_at_the_proxy() {
+        for hop in ["unknown", "1.2.3", "1.2.3.4:", "1.2.3.4:99999", "[::1", "::1]:80", "_x"] {
+            let forwarded = format!("203.0.113.9, {hop}");
+            let found = client(&["10.0.0.0/8"], "10.0.0.1", &[forwarded.as_bytes()]);
+            assert_eq!(found, "10.0.0.1", "{hop}");
+        }
+        assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &[b"203.0.113.9, \xff"]), "10.0.0.1");
     }
 }

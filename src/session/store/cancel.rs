@@ -39,6 +39,11 @@ pub enum CancelReply {
 }
 
 impl Cancellation {
+    /// Returns the bytes of text that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.header.len()
+    }
+
     /// Creates the request for this generation; without one for the running generation, or else for
     /// the oldest that waits.
     pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
@@ -80,6 +85,11 @@ pub struct Clearing {
 }
 
 impl Clearing {
+    /// Returns the bytes of text that it keeps.
+    pub fn bytes(&self) -> usize {
+        self.epoch.len() + self.done.len()
+    }
+
     /// Creates the request; with `delete` the session is deleted, too.
     pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
         let epoch = Uuid::new_v4().simple().to_string();

@@ -96,6 +96,23 @@ impl Turn {
         &self.accepted.question
     }
 
+    /// Returns the bytes of text that the turn keeps: the question, in its message and in the event
+    /// of its acceptance, the request's other texts, and the conversation that came with it.
+    pub fn bytes(&self) -> usize {
+        let Accepted { question, header, event, conversation, .. } = &*self.accepted;
+        let TurnSpec { model, system, stop, message_id, source, .. } = &self.spec;
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        question.content.len()
+            + header.len()
+            + event.len()
+            + conversation.as_ref().map_or(0, OwnConversation::bytes)
+            + model.len()
+            + optional(system)
+            + stop.iter().map(String::len).sum::<usize>()
+            + optional(message_id)
+            + source.len()
+    }
+
     /// Returns the messages before the question, where the turn brought its own conversation.
     pub fn own_conversation(&self) -> Option<&OwnConversation> {
         self.accepted.conversation.as_ref()
@@ -368,7 +385,8 @@ impl Store {
         }
     }
 
-    /// Publishes the queue position of a turn on the session's channel, and stores nothing.
+    /// Publishes the queue position of a turn on the session's channel, and stores nothing. Returns
+    /// the number of replicas that are subscribed to the session.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -376,8 +394,8 @@ impl Store {
         &self,
         session: SessionId,
         queued: Queued,
-    ) -> Result<(), RedisError> {
-        self.redis.publish(&channel(session), queued.payload()).await.map(drop)
+    ) -> Result<u64, RedisError> {
+        self.redis.publish(&channel(session), queued.payload()).await
     }
 
     /// Requests that the replica with this session's waiting turn publish its position again.

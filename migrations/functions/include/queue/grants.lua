@@ -13,6 +13,7 @@ local function hold_slot(base, ticket, host, now)
   ticket.host = host.name
   redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, host.name)
   host.used = host.used + 1
+  activate(base, ticket)
 end
 
 -- Advances the host's virtual time to a granted start.

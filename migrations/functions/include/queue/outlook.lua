@@ -73,9 +73,9 @@ local function position(base, view, of_score)
   return before + 1
 end
 
--- Returns the time until the first waiting ticket of a source leaves the queue, or -1.
-local function source_eta_ms(base, hosts, models, source, replica, now)
-  local first = redis.call('ZRANGE', base .. ':source:' .. source, 0, 0)[1]
+-- Returns the time until the first waiting ticket of a network leaves the queue, or -1.
+local function network_eta_ms(base, hosts, models, network, replica, now)
+  local first = redis.call('ZRANGE', base .. ':source:' .. network, 0, 0)[1]
   local ticket = redis.call('HMGET', base .. ':ticket:' .. first, 'model', 'score')
   local view = outlook(base, hosts, models, ticket[1], replica, now)
   return eta_ms(view, position(base, view, ticket[2]))

@@ -4,20 +4,31 @@
 -- start last granted there) and its user's finish. The lowest start goes first; among equal starts,
 -- the ticket that came first. A ticket whose answer has text already goes before all others.
 --
+-- The user is a source: a signed-in user or an address. A session has at most one ticket, because
+-- its turns run one after another, so that the order of arrival within a source is fair between the
+-- sessions of that source.
+--
+-- Of a source whose running turns are bounded, only as many tickets are in lines or hold slots. The
+-- others are held back, so that they block no ticket of another source.
+--
 -- A generation holds a slot, and a replica holds the generation's ticket. The slots in use are the
 -- entries of :held:<host>; no separate count is kept.
 --
 -- Every key begins with the queue's name (keys.queue, `base` in what follows), and so lies in its
 -- slot. Times are Redis's, in milliseconds.
---   :ticket:<generation>    hash: user, source, model, session, start, score, first, grants,
---                           replica (none: parked until a replica takes it over), host and since
---                           while it holds a slot, not:<host> → until when
+--   :ticket:<generation>    hash: user, source, networks (around the source, the smallest first),
+--                           running_limit (of the source; 0: none), model, session, start, score,
+--                           first, grants, replica (none: parked until a replica takes it over),
+--                           host and since while it holds a slot, not:<host> → until when
 --   :model:<model>          sorted set: waiting generations by score
 --   :line:<replica>:<model> the same, of one replica
 --   :lines:<model>          set: the replicas with a line of the model
 --   :models                 set: the models that tickets wait for
 --   :users                  sorted set: users by finish
---   :source:<source>        sorted set: waiting generations by score
+--   :source:<network>       sorted set: waiting generations by score, of a source or of a wider
+--                           network
+--   :active:<source>        set: generations in lines or with a slot, where their number is bounded
+--   :held_back:<source>     sorted set: waiting generations beyond that bound, by score
 --   :replica:<replica>      hash: generation → host, '' while it waits; also the name of the channel
 --                           of the replica's grants
 --   :host:<host>            hash: slots, time (virtual), turn_ms (mean), full (until when),
@@ -35,6 +46,8 @@
 local ARRIVALS = 16777216
 -- The number of users whose finishes are kept, the greatest first.
 local USERS = 20000
+-- How long a source's active tickets are kept after the last one joined: longer than any turn.
+local ACTIVE_SECONDS = 7200
 -- How long a ticket without a replica keeps its position.
 local PARKED_SECONDS = 600
 -- How long it keeps its slot: its turn is usually claimed by now, and joins within milliseconds.
@@ -64,18 +77,59 @@ local function line_of(base, replica, model)
   return base .. ':line:' .. replica .. ':' .. model
 end
 
--- Adds a ticket to the queue, at its score.
-local function enter_queue(base, ticket)
-  local line = line_of(base, ticket.replica, ticket.model)
-  redis.call('ZADD', line, ticket.score, ticket.generation)
-  redis.call('SADD', base .. ':lines:' .. ticket.model, ticket.replica)
-  redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
-  redis.call('SADD', base .. ':models', ticket.model)
-  redis.call('ZADD', base .. ':source:' .. ticket.source, ticket.score, ticket.generation)
-  redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
+-- Returns the networks whose waiting tickets are counted: the source of the ticket, and the wider
+-- networks around it, the smallest first.
+local function networks_of(source, wider)
+  local networks = {}
+  if source ~= '' then
+    networks[1] = source
+  end
+  for network in string.gmatch(wider or '', '%S+') do
+    networks[#networks + 1] = network
+  end
+  return networks
 end
 
--- Removes a ticket from the queue.
+-- Counts a ticket as active where the active tickets of its source are bounded.
+local function activate(base, ticket)
+  if (tonumber(ticket.running_limit) or 0) > 0 then
+    local active = base .. ':active:' .. ticket.source
+    redis.call('SADD', active, ticket.generation)
+    redis.call('EXPIRE', active, ACTIVE_SECONDS)
+  end
+end
+
+-- Whether the source of a ticket may have one more active ticket. An answer with text is never held
+-- back.
+local function may_be_active(base, ticket)
+  local limit = tonumber(ticket.running_limit) or 0
+  return limit == 0 or ticket.first == '1'
+    or redis.call('SCARD', base .. ':active:' .. ticket.source) < limit
+end
+
+-- Adds a ticket to its line, from which slots are granted.
+local function enter_line(base, ticket)
+  redis.call('ZADD', line_of(base, ticket.replica, ticket.model), ticket.score, ticket.generation)
+  redis.call('SADD', base .. ':lines:' .. ticket.model, ticket.replica)
+  activate(base, ticket)
+end
+
+-- Adds a ticket to the queue, at its score.
+local function enter_queue(base, ticket)
+  redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
+  redis.call('SADD', base .. ':models', ticket.model)
+  for _, network in ipairs(networks_of(ticket.source, ticket.networks)) do
+    redis.call('ZADD', base .. ':source:' .. network, ticket.score, ticket.generation)
+  end
+  redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
+  if may_be_active(base, ticket) then
+    enter_line(base, ticket)
+  else
+    redis.call('ZADD', base .. ':held_back:' .. ticket.source, ticket.score, ticket.generation)
+  end
+end
+
+-- Removes a ticket from the queue. It stays active until it is vacated.
 local function leave_queue(base, ticket)
   local line = line_of(base, ticket.replica, ticket.model)
   redis.call('ZREM', line, ticket.generation)
@@ -87,7 +141,29 @@ local function leave_queue(base, ticket)
   if redis.call('EXISTS', waiting) == 0 then
     redis.call('SREM', base .. ':models', ticket.model)
   end
-  redis.call('ZREM', base .. ':source:' .. ticket.source, ticket.generation)
+  for _, network in ipairs(networks_of(ticket.source, ticket.networks)) do
+    redis.call('ZREM', base .. ':source:' .. network, ticket.generation)
+  end
+  if (tonumber(ticket.running_limit) or 0) > 0 then
+    redis.call('ZREM', base .. ':held_back:' .. ticket.source, ticket.generation)
+  end
+end
+
+-- Lets tickets that are held back enter their lines where their source has room for them. It follows
+-- each call of `vacate` after which the ticket does not enter the queue again.
+local function promote(base, source)
+  local held_back = base .. ':held_back:' .. source
+  while source ~= '' do
+    local generation = redis.call('ZRANGE', held_back, 0, 0)[1]
+    local ticket = generation and read_ticket(base, generation)
+    if ticket and not may_be_active(base, ticket) or not generation then
+      return
+    end
+    redis.call('ZREM', held_back, generation)
+    if ticket and ticket.replica then
+      enter_line(base, ticket)
+    end
+  end
 end
 
 -- Takes a ticket from its replica. Its slot is reserved for the replica that takes the turn over:
@@ -101,6 +177,9 @@ end
 
 -- Frees the slot or the position of a ticket; the ticket itself stays.
 local function vacate(base, ticket)
+  if (tonumber(ticket.running_limit) or 0) > 0 then
+    redis.call('SREM', base .. ':active:' .. ticket.source, ticket.generation)
+  end
   if ticket.host and not ticket.replica then
     redis.call('ZREM', base .. ':reserved', ticket.generation .. ' ' .. ticket.host)
   end
@@ -124,6 +203,7 @@ local function free_reserved(base, now)
     local ticket = read_ticket(base, generation)
     if ticket and ticket.host == host and not ticket.replica then
       vacate(base, ticket)
+      promote(base, ticket.source)
     elseif not ticket or ticket.host ~= host then
       redis.call('HDEL', base .. ':held:' .. host, generation)
     end

@@ -42,6 +42,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const WELCOME_DELAY: Duration = Duration::from_millis(50);
 /// Requests that wait while another one runs, at most.
 const WAITING_REQUESTS: usize = 16;
+/// Bytes of those requests, at most: a client may send two of the largest messages ahead.
+const WAITING_BYTES: usize = 1 << 20;
 /// Bad messages within ten seconds, at most; one more closes the socket.
 const BAD_MESSAGES: u32 = 20;
 const BAD_MESSAGES_WINDOW: Duration = Duration::from_secs(10);
@@ -142,11 +144,18 @@ impl Connection {
             && let Ok(message) = wire::parse_client_message(text.as_bytes())
             // A request for a reply alone takes no room of one with an effect.
             && !message.is_read()
-            && self.waiting.len() < WAITING_REQUESTS
+            && self.has_room(text.len())
         {
             count(message.kind());
-            self.waiting.push_back(ClientRequest { message, last_event: 0 });
+            let bytes = text.len();
+            self.waiting.push_back(ClientRequest { message, last_event: 0, bytes });
         }
+    }
+
+    /// Returns whether one more request of so many bytes may wait.
+    fn has_room(&self, bytes: usize) -> bool {
+        let waiting: usize = self.waiting.iter().map(|request| request.bytes).sum();
+        self.waiting.len() < WAITING_REQUESTS && waiting + bytes <= WAITING_BYTES
     }
 
     fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
@@ -281,7 +290,7 @@ impl Connection {
         crate::api::panics::panic_on_poison(&packet);
         match packet {
             Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
-                Ok(message) => self.handle(message).await,
+                Ok(message) => self.handle(message, text.len()).await,
                 Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
             },
             Packet::Binary(_) => {
@@ -313,19 +322,19 @@ impl Connection {
         self.send(wire::error(problem, message_id)).await
     }
 
-    async fn handle(&mut self, message: ClientMessage) -> Result<(), CloseReason> {
+    async fn handle(&mut self, message: ClientMessage, bytes: usize) -> Result<(), CloseReason> {
         count(message.kind());
         if message == ClientMessage::Ping {
             return self.send(wire::pong()).await;
         }
-        if self.waiting.len() >= WAITING_REQUESTS {
+        if !self.has_room(bytes) {
             let detail = "too many requests wait on this connection; retry after 1 s";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
         }
         let last_event = self.view.sent().events;
-        self.waiting.push_back(ClientRequest { message, last_event });
+        self.waiting.push_back(ClientRequest { message, last_event, bytes });
         self.begin_next();
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod request;
+mod scanner;
 mod socket;
 mod view;
 
@@ -16,15 +17,15 @@ use self::connection::Connection;
 use self::socket::Socket;
 use crate::api::native::wire;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, Unavailable};
+use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
-use crate::http::extract::caller::{Caller, SignedIn, Source};
 use crate::http::extract::fields::Fields;
 use crate::http::extract::query::QueryFields;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 use crate::sign_in::Identity;
+use crate::source::Source;
 
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";
@@ -59,14 +60,14 @@ fn offers_protocol(headers: &HeaderMap) -> bool {
             description = "The handshake has a body"),
         InvalidFields,
         (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
+        TooManyConnections,
         Unavailable,
     ),
 )]
 pub async fn upgrade(
     State(shared): State<Shared>,
-    Caller(owner): Caller,
-    SignedIn(validity): SignedIn,
-    Source(source): Source,
+    caller: Identity,
+    source: Source,
     QueryFields(query): QueryFields,
     mut request: Request,
 ) -> Result<Response, Problem> {
@@ -83,12 +84,12 @@ pub async fn upgrade(
     let session = fields.session();
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
     fields.finish(())?;
-    shared.admit()?;
+    let permit = shared.admit(&source)?;
     let resumed = given.is_some();
     let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
     let session = session.unwrap_or_else(SessionId::random);
     tracing::Span::current().record("session", session.redacted());
-    let reader = in_time(shared.feeds.reader(&owner, session, cursor)).await?;
+    let reader = in_time(shared.feeds.reader(&caller.owner, session, cursor)).await?;
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
@@ -97,18 +98,20 @@ pub async fn upgrade(
         let protocol = HeaderValue::from_static(PROTOCOL);
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
-    let caller = Identity { owner, validity };
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
     let largest = shared.settings.max_frame_bytes;
+    let share = shared.unfinished_messages.share();
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
-        Box::new(Connection::new(shared, caller, source, session, socket, reader))
+        Box::new(Connection::new(shared, caller, source.0, session, socket, reader))
     });
     let open = async move {
+        let _permit = permit;
         // It fails where the client leaves before the head of the response is sent.
         let Ok(upgraded) = upgrading.await else { return };
-        let connection = create(Socket::new(upgraded, largest).await);
+        // Boxed, because the future is large, and its room is needed only once.
+        let connection = create(Box::pin(Socket::new(upgraded, largest, share)).await);
         // A panic closes the socket; its client reconnects with its cursor.
         let _ = catch_panic("websocket", connection.run(welcome, recovered)).await;
     };

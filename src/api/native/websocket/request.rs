@@ -23,6 +23,8 @@ pub struct ClientRequest {
     pub message: ClientMessage,
     /// The number of the last event that was sent before the request arrived.
     pub last_event: u64,
+    /// The bytes of the message as it arrived.
+    pub bytes: usize,
 }
 
 /// A request that runs.
@@ -42,7 +44,7 @@ impl RunningRequest {
         owner: &Owner,
         source: &str,
         session: SessionId,
-        ClientRequest { message, last_event }: ClientRequest,
+        ClientRequest { message, last_event, .. }: ClientRequest,
     ) -> Self {
         let kind = match &message {
             ClientMessage::Chat(request) if request.stream == Some(false) => RequestKind::WholeTurn,

@@ -3,6 +3,10 @@
 //! The library's own closing handshake is not used: it sends its answer only when it is polled
 //! again, answers a close without a code by one without a code, and leaves the TCP connection to
 //! be reset while the client still sends.
+//!
+//! The library keeps the buffers that a large message needed, and has no limit for the time of a
+//! message. So the stream of bytes below it counts what has not arrived whole, and the library's
+//! side is made anew once a large message is over.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,7 +20,7 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
@@ -24,6 +28,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
+use crate::api::message_budget::BudgetShare;
+use crate::api::native::websocket::scanner::FrameScanner;
 use crate::api::native::wire;
 use crate::telemetry::{CountedOpen, metric};
 
@@ -35,6 +41,11 @@ const READ_BUFFER: usize = 128;
 const READ_AHEAD: usize = 4 << 10;
 /// A frame larger than this cannot be sent: it has to hold the largest event.
 const WRITE_BUFFER: usize = 2 * wire::EVENT_BYTES;
+/// Bytes of a message after which the library's buffers are given back. A piece of an answer that
+/// is being streamed fits.
+const KEPT_BYTES: usize = 20 << 10;
+/// How long a message may take from its first byte to its last.
+const MESSAGE_LIMIT: Duration = Duration::from_secs(10);
 /// Each step of a closing handshake takes at most this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes that are read and dropped at once after the close frame was sent.
@@ -88,16 +99,22 @@ pub struct Socket {
 
 impl Socket {
     /// Takes over a connection after its handshake. A message of the client has at most `largest`
-    /// bytes.
-    pub async fn new(upgraded: Upgraded, largest: usize) -> Self {
+    /// bytes; what has not arrived whole is charged to `share`.
+    pub async fn new(upgraded: Upgraded, largest: usize, share: BudgetShare) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(0)
             .max_write_buffer_size(WRITE_BUFFER)
             .max_message_size(Some(largest))
             .max_frame_size(Some(largest));
-        let io = TokioIo::new(upgraded);
-        let transport = Transport { io, ahead: Bytes::new(), output: Output::Sent };
+        let transport = Transport {
+            io: Some(TokioIo::new(upgraded)),
+            ahead: Bytes::new(),
+            output: Output::Sent,
+            input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
+            has_grown: false,
+            refusal: None,
+        };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
         Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
@@ -105,14 +122,48 @@ impl Socket {
     /// Receives the next message. Cancel-safe: dropping the future loses nothing.
     ///
     /// # Errors
-    /// Where the client closes the socket, breaks the protocol, or is lost.
+    /// Where the client closes the socket, breaks the protocol, takes too long for a message, or is
+    /// lost, and where the messages of all sockets have no room for this one.
     pub async fn receive(&mut self) -> Result<Message, CloseReason> {
-        match self.frames.next().await {
-            Some(Ok(Message::Close(frame))) => Err(CloseReason::Client(frame)),
-            Some(Ok(message)) => Ok(message),
-            Some(Err(error)) => Err(error.into()),
-            None => Err(CloseReason::Lost),
+        loop {
+            match poll_fn(|context| self.poll_receive(context)).await {
+                Received::Message(Message::Close(frame)) => {
+                    return Err(CloseReason::Client(frame));
+                }
+                Received::Message(message) => return Ok(message),
+                Received::Failed(error) => {
+                    let refusal = self.frames.get_mut().refusal.take();
+                    return Err(refusal.map_or_else(|| error.into(), |refusal| *refusal));
+                }
+                Received::Nothing => return Err(CloseReason::Lost),
+                // Boxed and rare: every idle socket would reserve the room of a transport.
+                Received::AtRest => Box::pin(self.renew()).await,
+            }
         }
+    }
+
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+        match self.frames.poll_next_unpin(context) {
+            Poll::Ready(Some(Ok(message))) => Poll::Ready(Received::Message(message)),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Received::Failed(error)),
+            Poll::Ready(None) => Poll::Ready(Received::Nothing),
+            // The library has delivered every message, and has no byte of the next one.
+            Poll::Pending if self.frames.get_ref().may_be_renewed() => {
+                Poll::Ready(match ready!(self.frames.poll_flush_unpin(context)) {
+                    Ok(()) => Received::AtRest,
+                    Err(error) => Received::Failed(error),
+                })
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Replaces the library's side of the socket, with its buffers, which are empty now.
+    async fn renew(&mut self) {
+        let config = *self.frames.get_config();
+        let transport = self.frames.get_mut().take();
+        // It does not wait, so that a receive that is dropped loses nothing.
+        self.frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
     }
 
     /// Receives a message that a lost client sent before it was lost, and sends nothing from now on.
@@ -130,6 +181,7 @@ impl Socket {
     /// # Errors
     /// Where the connection is lost.
     pub async fn write(&mut self, message: Message) -> Result<bool, CloseReason> {
+        self.frames.get_mut().has_grown |= message.len() > KEPT_BYTES;
         self.frames.start_send_unpin(message)?;
         let flushed = poll_fn(|context| Poll::Ready(self.frames.poll_flush_unpin(context))).await;
         Ok(match flushed {
@@ -164,7 +216,7 @@ impl Socket {
         };
         // Writing to memory does not fail.
         let _ = Frame::close(Some(frame)).format(&mut bytes);
-        let sent = timeout(CLOSE_LIMIT, self.frames.get_mut().io.write_all(&bytes)).await;
+        let sent = timeout(CLOSE_LIMIT, self.frames.get_mut().write(&bytes)).await;
         if !matches!(sent, Ok(Ok(()))) {
             return;
         }
@@ -187,12 +239,77 @@ impl Socket {
     }
 }
 
+/// The outcome of waiting for a message.
+enum Received {
+    Message(Message),
+    Failed(Error),
+    /// The stream is over.
+    Nothing,
+    /// No byte of a message is under way in either direction.
+    AtRest,
+}
+
 /// The stream of bytes below the frames.
 struct Transport {
-    io: TokioIo<Upgraded>,
-    /// Bytes that were read and not taken yet.
+    /// The connection; none once another transport has taken it.
+    io: Option<TokioIo<Upgraded>>,
+    /// Bytes that were read and not taken yet, fewer than [`READ_AHEAD`].
     ahead: Bytes,
     output: Output,
+    input: Input,
+    /// Whether the library's buffers have grown.
+    has_grown: bool,
+    /// Why no more is read of the client; boxed, because an idle socket has none.
+    refusal: Option<Box<CloseReason>>,
+}
+
+/// The message of the client that has not arrived whole.
+struct Input {
+    scanner: FrameScanner,
+    share: BudgetShare,
+    /// When its first byte arrived.
+    begun: Option<Instant>,
+    /// The end of the time that it may take, while the rest is waited for.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Input {
+    /// Takes bytes that were read.
+    ///
+    /// # Errors
+    /// The end of the socket, where the message takes too long or has no room.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), CloseReason> {
+        if self.scanner.feed(bytes) {
+            (self.begun, self.deadline) = (None, None);
+        }
+        let unfinished = self.scanner.unfinished();
+        if !self.share.set(unfinished) {
+            return Err(CloseReason::server(
+                CloseCode::Again,
+                "too many messages have not arrived whole; send this one later",
+            ));
+        }
+        if unfinished == 0 {
+            return Ok(());
+        }
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        if begun.elapsed() >= MESSAGE_LIMIT { Err(too_late()) } else { Ok(()) }
+    }
+
+    /// Resolves when the message takes too long.
+    fn poll_limit(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
+        let Some(begun) = self.begun else { return Poll::Pending };
+        let deadline =
+            self.deadline.get_or_insert_with(|| Box::pin(sleep_until(begun + MESSAGE_LIMIT)));
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(too_late())
+    }
+}
+
+fn too_late() -> CloseReason {
+    let seconds = MESSAGE_LIMIT.as_secs();
+    let reason = format!("a message must arrive whole within {seconds} s");
+    CloseReason::server(CloseCode::Policy, reason)
 }
 
 /// The destination of the bytes that the library writes.
@@ -203,28 +320,55 @@ enum Output {
 }
 
 impl Transport {
+    /// Returns whether the library's buffers have grown and hold nothing that was received.
+    fn may_be_renewed(&self) -> bool {
+        self.has_grown && self.input.scanner.unfinished() == 0 && self.ahead.is_empty()
+    }
+
+    /// Takes the connection, and leaves a transport without one.
+    fn take(&mut self) -> Self {
+        let share = self.input.share.take();
+        Self {
+            io: self.io.take(),
+            ahead: std::mem::take(&mut self.ahead),
+            output: std::mem::replace(&mut self.output, Output::Dropped),
+            input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
+            has_grown: false,
+            refusal: self.refusal.take(),
+        }
+    }
+
+    fn io(&mut self) -> io::Result<&mut TokioIo<Upgraded>> {
+        self.io.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Writes bytes beside the library.
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.io()?.write_all(bytes).await
+    }
+
     /// Ends the stream, and drops the client's bytes until the client has ended its direction.
     async fn end(mut self) -> io::Result<()> {
-        self.io.shutdown().await?;
+        let io = self.io()?;
+        io.shutdown().await?;
         let mut dropped = vec![0; DROP_BUFFER];
-        while self.io.read(&mut dropped).await? > 0 {}
+        while io.read(&mut dropped).await? > 0 {}
         Ok(())
     }
-}
 
-impl AsyncRead for Transport {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+    /// Takes bytes of the client: those that were read before, or else those that the kernel has.
+    fn poll_take(
+        &mut self,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
             if into.remaining() >= READ_AHEAD {
-                return Pin::new(&mut self.io).poll_read(context, into);
+                return Pin::new(self.io()?).poll_read(context, into);
             }
             let mut bytes = [MaybeUninit::uninit(); READ_AHEAD];
             let mut read = ReadBuf::uninit(&mut bytes);
-            ready!(Pin::new(&mut self.io).poll_read(context, &mut read))?;
+            ready!(Pin::new(self.io()?).poll_read(context, &mut read))?;
             let (taken, rest) = read.filled().split_at(read.filled().len().min(into.remaining()));
             into.put_slice(taken);
             if !rest.is_empty() {
@@ -239,6 +383,38 @@ impl AsyncRead for Transport {
         }
         Poll::Ready(Ok(()))
     }
+
+    /// Ends the input with a reason, which the library does not know.
+    fn refuse(&mut self, reason: CloseReason) -> Poll<io::Result<()>> {
+        self.refusal = Some(Box::new(reason));
+        Poll::Ready(Err(io::ErrorKind::Other.into()))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        match self.poll_take(context, into) {
+            Poll::Pending => {
+                let reason = ready!(self.input.poll_limit(context));
+                self.refuse(reason)
+            }
+            // What is kept for later is counted when it is taken, so that the scanner knows what the
+            // library has.
+            Poll::Ready(Ok(())) => match self.input.take(&into.filled()[before..]) {
+                Ok(()) => {
+                    self.has_grown |= self.input.scanner.unfinished() > KEPT_BYTES;
+                    Poll::Ready(Ok(()))
+                }
+                Err(reason) => self.refuse(reason),
+            },
+            failed @ Poll::Ready(Err(_)) => failed,
+        }
+    }
 }
 
 impl AsyncWrite for Transport {
@@ -248,7 +424,7 @@ impl AsyncWrite for Transport {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.output {
-            Output::Sent => return Pin::new(&mut self.io).poll_write(context, bytes),
+            Output::Sent => return Pin::new(self.io()?).poll_write(context, bytes),
             Output::Kept(kept) => kept.extend_from_slice(bytes),
             Output::Dropped => {}
         }
@@ -257,12 +433,12 @@ impl AsyncWrite for Transport {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.output {
-            Output::Sent => Pin::new(&mut self.io).poll_flush(context),
+            Output::Sent => Pin::new(self.io()?).poll_flush(context),
             Output::Kept(_) | Output::Dropped => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+        Pin::new(self.io()?).poll_shutdown(context)
     }
 }
