@@ -204,6 +204,30 @@ async fn a_turn_that_waits_is_followed_by_its_name_from_any_cursor() {
 }
 
 #[tokio::test]
+async fn the_answer_of_a_turn_that_waits_is_not_in_a_history_and_starts_after_it() {
+    let Setup { replica, .. } = &setup("50", &[("JARVIS_OLLAMA_SLOTS", "1")]).await;
+    let (mut holding, _) = Socket::open(replica, "/ws").await;
+    holding.say(&json!({"message": "[[tokens=1000]] holds the slot"})).await;
+    let held = holding.until("stream_chunk").await;
+    let session = id();
+    let (mut asking, _) = Socket::open(replica, &format!("/ws?session_id={session}")).await;
+    asking.say(&json!({"message": "[[tokens=3]] waits"})).await;
+    asking.until("queued").await;
+    let path = format!("/ws?session_id={session}&cursor=1-1-abc-0-0");
+    let (mut socket, connection) = Socket::open(replica, &path).await;
+    assert_eq!(connection["recovered"], false);
+    let history = socket.event().await;
+    assert_eq!((&history["type"], &history["answer"]), (&json!("history"), &Value::Null));
+    assert_eq!(history["messages"][0]["content"], "[[tokens=3]] waits");
+    let running = &held[held.len() - 1]["generation_id"];
+    holding.say(&json!({"type": "cancel", "generation_id": running})).await;
+    let events = socket.until("stream_end").await;
+    let starts = events.iter().filter(|event| event["type"] == "stream_start").count();
+    assert_eq!(starts, 1, "{:?}", kinds(&events));
+    assert_eq!(events[events.len() - 1]["full_response"], joined(&events).as_str());
+}
+
+#[tokio::test]
 async fn a_client_that_sends_far_too_much_without_reading_gets_the_reason_of_its_refusal() {
     let Setup { replica, .. } = &setup("50", &[]).await;
     let mut stream = narrow(replica).await;

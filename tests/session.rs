@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use futures_util::FutureExt as _;
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, CancelReply, Cancellation, Clearing, IdempotencyKey, NewTurn, Proposal,
@@ -19,6 +20,7 @@ use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
     Status, Store, StoreError, Tag, Usage, User,
 };
+use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use support::store::{connect, retried, turn_spec};
 
@@ -677,13 +679,37 @@ async fn a_queue_position_that_is_published_before_the_session_is_known_is_not_l
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let session = SessionId::random();
+    // A proposal has the same generation in every Redis.
+    let elsewhere = RedisServer::start();
+    let new = new_turn("q");
+    let proposal = Proposal::new(&Owner::Anonymous, session, &new);
+    let accepted = Replica::on(&elsewhere.url()).await.store.accept(&proposal).await;
+    let Ok(Acceptance::New { turn, .. }) = accepted else { panic!("{accepted:?}") };
     let mut reader = replica.reader(session, None).await;
     let channel = redis.cli(&["PUBSUB", "SHARDCHANNELS"]);
-    let queued = format!("q{} 3 -", uuid::Uuid::new_v4());
-    redis.cli(&["SPUBLISH", channel.trim(), &queued]);
-    replica.accept(session, "q").await;
+    redis.cli(&["SPUBLISH", channel.trim(), &format!("q{} 3 -", turn.generation)]);
+    replica.store.accept(&proposal).await.expect("accepted");
     assert_eq!(short_form(&*delta(&mut reader).await), "accepted");
     assert!(matches!(delta(&mut reader).await.change, Change::QueuePosition(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_position_that_a_paused_replica_publishes_after_the_end_is_not_delivered() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    let ended = here.whole_turn(session, "q", &["a"]).await.generation;
+    // The feed of the other replica begins behind the turn.
+    let mut reader = there.reader(session, None).await;
+    let feed = there.feeds.join(&Owner::Anonymous, session).await.expect("a feed");
+    let channel = redis.cli(&["PUBSUB", "SHARDCHANNELS"]);
+    for hint in [format!("q{ended} 1 -"), format!("x{ended}")] {
+        redis.cli(&["SPUBLISH", channel.trim(), &hint]);
+    }
+    // Hints arrive in order.
+    assert!(eventually(LIMIT, async || feed.upstream_is_closed(ended)).await);
+    let next = reader.next().now_or_never();
+    assert!(next.is_none(), "{next:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

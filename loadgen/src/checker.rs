@@ -70,6 +70,9 @@ pub struct Turn {
     generation: Option<String>,
     /// How often the message was sent; a repeat may be answered from the beginning.
     sends: u32,
+    /// Whether the answer may start before the message is acknowledged: a snapshot stood in for the
+    /// acknowledgement.
+    may_start: bool,
     flaws: Vec<Flaw>,
 }
 
@@ -83,6 +86,7 @@ impl Turn {
             stage: Stage::Asked,
             generation: None,
             sends: 0,
+            may_start: false,
             flaws: Vec::new(),
         }
     }
@@ -190,9 +194,11 @@ impl Turn {
                 Progress::Text
             }
             _ => {
-                // The turn waits, or was never accepted: to send it again is right for both.
+                // A turn that waits, or was never accepted, is sent again: that is right for both.
+                // Its answer may start before that message is acknowledged.
                 self.held.clear();
-                self.stage = Stage::Asked;
+                self.stage = if asked { Stage::Received } else { Stage::Asked };
+                self.may_start = true;
                 Progress::None
             }
         }
@@ -252,9 +258,10 @@ impl Turn {
         let told_again = self.sends > 1 && event.cursor.is_none();
         if told_again {
             self.held.clear();
-        } else {
+        } else if !(self.may_start && self.stage == Stage::Asked) {
             self.expect_stage(Stage::Received, event);
         }
+        self.may_start = false;
         self.stage = Stage::Started;
     }
 
@@ -611,6 +618,22 @@ mod tests {
         let history = json!({"type": "history", "messages": []});
         assert_eq!(turn.take_snapshot(&event(history)), Progress::None);
         assert!(turn.is_unacknowledged());
+    }
+
+    #[test]
+    fn after_a_snapshot_the_answer_may_start_before_the_message_is_acknowledged_and_once_only() {
+        for messages in [json!([]), json!([{"role": "user", "content": "q"}])] {
+            let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
+            turn.sent();
+            turn.take(&named("message_received"));
+            turn.take(&named("stream_start"));
+            turn.take_snapshot(&event(json!({"type": "history", "messages": messages})));
+            turn.take(&named("stream_start"));
+            turn.take(&named("message_received"));
+            assert_eq!(turn.take_flaws(), []);
+            turn.take(&named("stream_start"));
+            assert!(matches!(turn.take_flaws()[..], [Flaw::Reordered(_)]));
+        }
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub struct Snapshot {
     pub messages: Vec<Message>,
     /// Whether the session has older messages.
     pub has_more: bool,
-    /// The running generation, with its reasoning and answer so far as they are stored.
+    /// The running generation whose answer has started, with its reasoning and answer so far as they
+    /// are stored. The start of any other answer follows the snapshot.
     pub running: Option<(GenerationId, String)>,
     /// The cursor after everything in the snapshot except the running text.
     pub cursor: Cursor,
@@ -60,10 +61,9 @@ pub async fn take(
 }
 
 fn snapshot_of(window: &Window, page: Page) -> Snapshot {
-    let running = window.running().map(|generation| {
-        let text = window.answer(generation).map_or("", |answer| answer.text.as_str());
-        (generation, text.to_owned())
-    });
+    let running = window
+        .running()
+        .and_then(|generation| Some((generation, window.answer(generation)?.text.clone())));
     Snapshot { has_more: page.first > 0, messages: page.messages, running, cursor: window.end() }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::cursor::{Cursor, Tag};
 use super::delta::Delta;
-use super::event::{Control, Hint, Queued};
+use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
 use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
 use super::window::{Applied, Window};
@@ -101,10 +101,23 @@ pub(super) struct FeedState {
 
 impl FeedState {
     /// Returns the queue position of the waiting turn, unless its answer has grown since that was
-    /// published.
+    /// published. The position of a turn that this feed does not know stays with the feed: the turn
+    /// is about to be known, or it has ended before the window, and a replica that was paused
+    /// meanwhile has published the position.
     pub(super) fn position(&self) -> Option<Queued> {
-        let queued = self.queued?;
-        let waits = match queued.answer {
+        self.queued.filter(|queued| self.knows(queued.generation) && self.waits(queued))
+    }
+
+    fn knows(&self, generation: GenerationId) -> bool {
+        let is_accepted = |event: &Arc<Event>| {
+            event.generation == Some(generation)
+                && matches!(event.control, Control::Accepted { .. })
+        };
+        self.window.running() == Some(generation) || self.window.events().any(is_accepted)
+    }
+
+    fn waits(&self, queued: &Queued) -> bool {
+        match queued.answer {
             Some(bytes) => {
                 self.window.running() == Some(queued.generation)
                     && self.window.running_length() == bytes
@@ -116,15 +129,14 @@ impl FeedState {
                         Control::Accepted { .. } | Control::Claimed { from: 0 }
                     )
             }),
-        };
-        waits.then_some(queued)
+        }
     }
 
     /// Drops the position of a turn whose answer has begun, because the event of that beginning is
     /// not kept for ever.
     fn forget_position(&mut self) {
         if self.confirmed && self.queued.is_some_and(|queued| queued.answer.is_none()) {
-            self.queued = self.position();
+            self.queued = self.queued.filter(|queued| self.waits(queued));
         }
     }
 }
