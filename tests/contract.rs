@@ -536,7 +536,7 @@ async fn a_text_that_breaks_off_is_no_json_and_one_that_is_no_object_gets_anothe
     let Setup { replica, .. } = &setup("0", &[]).await;
     let (mut socket, _) = Socket::open(replica, "/ws").await;
     let table = ["[1,", "12x", "[] x", "{} x", "tru", "\"x"].map(|body| (body, "json_invalid"));
-    let others = ["[1]", "12", "null", "\"x\"", "1e999"].map(|body| (body, "dict_type"));
+    let others = ["[1]", "12", "\"x\"", "1e999"].map(|body| (body, "dict_type"));
     for (body, kind) in table.into_iter().chain(others) {
         let request = http().post(format!("{}/api/v1/chat", replica.url)).body(body);
         let reply = send(request).await;

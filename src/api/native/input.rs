@@ -118,14 +118,14 @@ pub enum OnDisconnect {
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ChatRequest {
     /// The message: 1 to 32,768 characters, not blank.
-    #[schema(min_length = 1, max_length = 32_768)]
+    #[schema(min_length = 1, max_length = 32_768, pattern = r"\S")]
     pub message: String,
     /// The session; a new one where absent or empty. An unknown one is created. The nil UUID is
     /// refused.
     #[schema(required = false, schema_with = schema::session_id)]
     pub session_id: Option<SessionId>,
     /// The model; the configured one where absent.
-    #[schema(required = false, max_length = 256)]
+    #[schema(required = false, schema_with = schema::model)]
     pub model: Option<String>,
     /// Whether the answer is streamed.
     #[schema(required = false, schema_with = schema::stream)]

@@ -3,8 +3,48 @@
 use serde_json::{Value, json};
 use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
-const INTEGER_AS_TEXT: &str = r"^\s*[+-]?\d+(_\d+)*(\.0+)?\s*$";
+/// The header that makes a request repeatable.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct IdempotencyKey {
+    /// The same key returns the same generation, for 24 hours. A signed-in caller may also send 1 to
+    /// 255 visible ASCII characters.
+    #[param(rename = "Idempotency-Key", required = false)]
+    key: Uuid,
+}
+
+/// The header that resumes an event stream.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct LastEventId {
+    /// The cursor to resume after.
+    #[param(rename = "Last-Event-ID", required = false)]
+    cursor: String,
+}
+
+/// An event of a stream of server-sent events.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct ServerSentEvent {
+    /// The event, as over a WebSocket: a JSON object.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+    /// Its cursor; absent where it has none.
+    #[schema(required = false, nullable = false)]
+    id: Option<String>,
+}
+
+const INTEGER_AS_TEXT: &str = r"^[+-]?\d{1,18}$";
+const TOKENS_AS_TEXT: &str = r"^(\+?0{0,9}[1-9]\d{0,17}|-1)$";
+const TEMPERATURE_AS_TEXT: &str = r"^\+?(0*[01](\.\d*)?|0*2(\.0*)?|\.\d+)$";
+/// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
+/// that names are written.
+const MODEL_NAME: &str = r"^\s*(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?\s*$";
 const WORDS: [&str; 12] = ["true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0"];
 
 fn any_of(description: &str, default: Option<Value>) -> AnyOfBuilder {
@@ -21,6 +61,10 @@ fn null() -> ObjectBuilder {
 
 fn integer_as_text() -> ObjectBuilder {
     typed(Type::String).pattern(Some(INTEGER_AS_TEXT))
+}
+
+fn boolean_as_number() -> ObjectBuilder {
+    typed(Type::Boolean).description(Some("1 or 0"))
 }
 
 fn with_flags(forms: AnyOfBuilder) -> AnyOfBuilder {
@@ -40,6 +84,13 @@ pub fn session_id() -> AnyOfBuilder {
         .item(null())
 }
 
+/// Returns the schema of `model`.
+pub fn model() -> AnyOfBuilder {
+    any_of("The model; the configured one where absent or null", None)
+        .item(typed(Type::String).pattern(Some(MODEL_NAME)).max_length(Some(256)))
+        .item(null())
+}
+
 /// Returns the schema of `stream`.
 pub fn stream() -> AnyOfBuilder {
     with_flags(any_of("Whether the answer is streamed", Some(json!(false)))).item(null())
@@ -49,7 +100,8 @@ pub fn stream() -> AnyOfBuilder {
 pub fn temperature() -> AnyOfBuilder {
     any_of("0 to 2, also as text", Some(json!(0.7)))
         .item(typed(Type::Number).minimum(Some(0)).maximum(Some(2)))
-        .item(typed(Type::String))
+        .item(typed(Type::String).pattern(Some(TEMPERATURE_AS_TEXT)))
+        .item(boolean_as_number())
         .item(null())
 }
 
@@ -58,26 +110,34 @@ pub fn max_tokens() -> AnyOfBuilder {
     let description = "Tokens of the answer, at most: 1 or more, also as text; -1 for as many as \
         are allowed";
     any_of(description, Some(json!(1000)))
-        .item(typed(Type::Integer).minimum(Some(1)))
+        .item(typed(Type::Integer).minimum(Some(1)).maximum(Some(i64::MAX as isize)))
         .item(typed(Type::Integer).enum_values(Some([-1])))
-        .item(integer_as_text())
+        .item(typed(Type::String).pattern(Some(TOKENS_AS_TEXT)))
+        .item(typed(Type::Boolean).enum_values(Some([true])).description(Some("1")))
         .item(null())
 }
 
 /// Returns the schema of `seed`.
 pub fn seed() -> AnyOfBuilder {
     any_of("For repeatable answers; also as text", None)
-        .item(typed(Type::Integer))
+        .item(
+            typed(Type::Integer).minimum(Some(i64::MIN as isize)).maximum(Some(i64::MAX as isize)),
+        )
         .item(integer_as_text())
+        .item(boolean_as_number())
         .item(null())
 }
 
 /// Returns the schema of `stop`.
 pub fn stop() -> AnyOfBuilder {
-    let text = || typed(Type::String).min_length(Some(1)).max_length(Some(256));
+    // A schema counts characters: up to 64 of any kind are at most 256 bytes.
+    let ascii = || typed(Type::String).pattern(Some(r"^[\x01-\x7f]{1,256}$"));
+    let any = || typed(Type::String).min_length(Some(1)).max_length(Some(64));
+    let text = || AnyOfBuilder::new().item(ascii()).item(any());
     let description = "A text that ends the answer, or up to four, of at most 256 bytes each";
     any_of(description, None)
-        .item(text())
+        .item(ascii())
+        .item(any())
         .item(ArrayBuilder::new().items(text()).max_items(Some(4)))
         .item(null())
 }

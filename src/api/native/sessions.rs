@@ -20,6 +20,9 @@ use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::model::rfc3339;
 use crate::session::{GenerationId, Message, SessionId, SessionInfo};
 
+/// The largest number that Redis's Lua, like JavaScript, holds exactly.
+const LARGEST_SKIP: i64 = (1 << 53) - 1;
+
 /// A session with one page of its messages.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Conversation)]
@@ -47,8 +50,10 @@ pub struct SessionPage {
     get, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
     params(
         ("session_id" = SessionId, Path),
-        ("skip" = Option<u64>, Query, description = "Messages to leave out, from the oldest; 0"),
-        ("limit" = Option<u64>, Query, description = "0 to 500; 50"),
+        ("skip" = Option<i64>, Query, minimum = 0, maximum = 9_007_199_254_740_991_i64,
+            description = "Messages to leave out, from the oldest; 0"),
+        ("limit" = Option<i64>, Query, minimum = 0, maximum = 500,
+            description = "Messages in the reply, at most; 50"),
     ),
     responses(
         (status = 200, body = SessionPage),
@@ -62,7 +67,7 @@ pub async fn read(
     QueryFields(query): QueryFields,
 ) -> Result<Json<SessionPage>, Problem> {
     let mut fields = Fields::new("query", &query);
-    let skip = fields.integer("skip", 0, i64::MAX).unwrap_or(0).unsigned_abs();
+    let skip = fields.integer("skip", 0, LARGEST_SKIP).unwrap_or(0).unsigned_abs();
     let limit = fields.page_limit(0);
     fields.finish(())?;
     let page = in_time(shared.store.page(&owner, session, skip, limit)).await?;
@@ -87,7 +92,7 @@ pub async fn read(
 #[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
 pub struct Rename {
     /// The title: 1 to 200 characters, not blank.
-    #[schema(min_length = 1, max_length = 200)]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     title: String,
 }
 

@@ -18,7 +18,8 @@ const BODY_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimit(pub usize);
 
-/// A body that is a JSON object, whatever its Content-Type. A missing body is an empty object.
+/// A body that is a JSON object, whatever its Content-Type. A missing body, and `null`, is an empty
+/// object.
 pub struct JsonBody(pub Object);
 
 impl<S> FromRequest<S> for JsonBody
@@ -35,7 +36,7 @@ where
             let detail = "the body did not arrive in time";
             Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
         })??;
-        if without_bom(&body).is_empty() {
+        if matches!(without_bom(&body).trim_ascii(), b"" | b"null") {
             return Ok(Self(Object::default()));
         }
         match Object::parse(&body) {
