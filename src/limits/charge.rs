@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::policy::{LimitKind, Standing, interval_us};
+use super::policy::{LimitKind, LimitRefusal, Standing, interval_us};
 
 /// What a request takes from one limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,4 +87,43 @@ pub(super) struct SlotOutcome {
     pub backlogs: Vec<u64>,
     /// Whether this replica limits alone, because Redis is away.
     pub is_local: bool,
+}
+
+/// Returns what is left of each limit in a slot: of an address's networks, of the one that has least.
+pub(super) fn standings(slot: &SlotCharges, outcome: &SlotOutcome) -> Vec<Standing> {
+    let mut standings: Vec<Standing> = Vec::new();
+    for (charge, backlog) in slot.charges.iter().zip(&outcome.backlogs) {
+        let standing = charge.standing(*backlog);
+        match standings.iter_mut().find(|known| known.kind == charge.kind) {
+            Some(known) if standing.remaining() < known.remaining() => *known = standing,
+            Some(_) => {}
+            None => standings.push(standing),
+        }
+    }
+    standings.extend(sockets_standing(slot, outcome));
+    standings
+}
+
+fn sockets_standing(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Standing> {
+    let ((_, quota), used) = (slot.socket.as_ref()?, outcome.sockets?);
+    Some(Standing { kind: LimitKind::UserSockets, quota: *quota, used, reset: Duration::ZERO })
+}
+
+/// Returns the refusal of a slot: by the limit that takes longest to have enough.
+pub(super) fn refusal(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<LimitRefusal> {
+    /// When a caller may try again that has as many sockets as it may.
+    const SOCKETS_AFTER: Duration = Duration::from_secs(5);
+    let waits = slot.charges.iter().zip(&outcome.backlogs).map(|(charge, backlog)| {
+        (Duration::from_micros(charge.missing(*backlog)), charge.standing(*backlog))
+    });
+    let longest = waits.filter(|(wait, _)| !wait.is_zero()).max_by_key(|(wait, _)| *wait);
+    let (retry_after, first) = match longest {
+        Some((wait, standing)) => (wait, Standing { reset: wait, ..standing }),
+        None => {
+            (SOCKETS_AFTER, Standing { reset: SOCKETS_AFTER, ..sockets_standing(slot, outcome)? })
+        }
+    };
+    let others = standings(slot, outcome).into_iter().filter(|other| other.kind != first.kind);
+    let standings = std::iter::once(first.clone()).chain(others).collect();
+    Some(LimitRefusal { standings, retry_after })
 }

@@ -7,21 +7,22 @@
 
 mod charge;
 mod local;
+mod permit;
 mod policy;
 mod sockets;
 mod store;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::runtime::Handle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use self::charge::{Charge, SlotCharges, SlotOutcome};
+use self::charge::{Charge, SlotCharges, SlotOutcome, refusal, standings};
 use self::local::LocalLimits;
+use self::permit::Taken;
+pub use self::permit::{Admission, SessionPermit, TurnPermit};
 pub use self::policy::{LimitKind, LimitRefusal, RequestKind, Standing, Subject};
 pub use self::sockets::UserSocket;
 use self::sockets::{RENEW_EVERY, UserSockets};
@@ -38,6 +39,8 @@ use crate::source::{Source, wider_networks};
 const CALL_LIMIT: Duration = Duration::from_millis(500);
 /// How long a replica limits alone after a call failed.
 const ALONE: Duration = Duration::from_secs(1);
+/// When sockets are held again after Redis was disturbed: it may not be back before.
+const AFTER_DISTURBANCE: Duration = Duration::from_secs(1);
 /// How long the tokens of a turn are offered to a Redis that does not reply.
 const TOKENS_LIMIT: Duration = Duration::from_secs(20);
 /// Hexadecimal characters of a user's digest.
@@ -62,41 +65,6 @@ struct LimitsInner {
     known_sessions: Mutex<HashSet<SessionId>>,
 }
 
-/// A request that no limit refuses.
-pub struct Admission {
-    /// What is left of each limit.
-    pub standings: Vec<Standing>,
-    /// The right to one turn, where the request begins one.
-    pub turn: Option<TurnPermit>,
-    /// The hold of the user's socket, where the request opens one and a user's sockets are limited.
-    pub socket: Option<UserSocket>,
-}
-
-/// The right to submit one turn. What it took from the limits of turns is given back when it is
-/// dropped, unless the turn was accepted.
-pub struct TurnPermit {
-    limits: RateLimits,
-    /// The caller.
-    pub subject: Arc<Subject>,
-    taken: Vec<Taken>,
-    refusal: Option<LimitRefusal>,
-    given_back: Arc<AtomicBool>,
-}
-
-/// The session that a turn begins, as the limit of sessions of an address counts it. It is given
-/// back when this is dropped, unless the session was new.
-pub struct SessionPermit {
-    limits: RateLimits,
-    taken: Vec<Taken>,
-    session: SessionId,
-}
-
-/// What was taken from the limits in one hash slot.
-struct Taken {
-    slot: SlotCharges,
-    is_local: bool,
-}
-
 impl RateLimits {
     /// Creates the limits, and keeps the sockets of users held in the name of this replica.
     pub fn start(redis: &Redis, membership: MembershipStore, settings: LimitSettings) -> Self {
@@ -104,11 +72,14 @@ impl RateLimits {
         let store = LimitStore::new(redis.clone(), membership);
         let sockets = UserSockets::new(store.clone(), &replica);
         let renewed = sockets.clone();
+        let mut disturbances = redis.disturbances();
         redis.lifecycle().spawn("sockets of users", async move {
-            let mut rounds = interval(RENEW_EVERY);
-            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                rounds.tick().await;
+                tokio::select! {
+                    () = sleep(RENEW_EVERY) => {}
+                    // Redis may have lost the holds.
+                    _ = disturbances.changed() => sleep(AFTER_DISTURBANCE).await,
+                }
                 renewed.renew().await;
             }
         });
@@ -162,6 +133,9 @@ impl RateLimits {
         if let Some(refusal) = &refusal {
             standings
                 .extend(refusal.standings.iter().filter(|it| !it.kind.is_of_requests()).cloned());
+        }
+        if let Some(socket) = &socket {
+            socket.admitted();
         }
         let turn = (kind == RequestKind::Turn).then(|| TurnPermit {
             limits: self.clone(),
@@ -375,145 +349,11 @@ impl RateLimits {
     }
 }
 
-impl Taken {
-    /// Returns what gives back everything that was taken.
-    fn of(slot: &SlotCharges, outcome: &SlotOutcome) -> Self {
-        Self { slot: slot.reversed(|_| true), is_local: outcome.is_local }
-    }
-
-    /// Returns what gives back the turns that were taken.
-    fn turns(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Self> {
-        let slot = slot.reversed(|kind| !kind.is_of_requests());
-        (!slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
-    }
-}
-
-impl TurnPermit {
-    /// Returns why the turn must be refused, unless it was accepted before.
-    pub fn refusal(&self) -> Option<&LimitRefusal> {
-        self.refusal.as_ref()
-    }
-
-    /// Returns a flag that is set once the turn was given back.
-    pub fn given_back(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.given_back)
-    }
-
-    /// Keeps what was taken: the turn was accepted.
-    pub fn keep(mut self) {
-        self.taken.clear();
-    }
-
-    /// Gives the turn back: it was accepted before, or is refused.
-    pub async fn give_back(mut self) {
-        self.given_back.store(true, Ordering::Relaxed);
-        let taken = std::mem::take(&mut self.taken);
-        for taken in &taken {
-            self.limits.give_back(taken).await;
-        }
-    }
-}
-
-impl Drop for TurnPermit {
-    fn drop(&mut self) {
-        self.given_back.fetch_or(!self.taken.is_empty(), Ordering::Relaxed);
-        give_back_later(&self.limits, std::mem::take(&mut self.taken));
-    }
-}
-
-impl SessionPermit {
-    /// Notes that the session exists now, and keeps what was taken where it is new.
-    pub fn accepted(mut self, is_new: bool) {
-        if self.taken.is_empty() {
-            return;
-        }
-        let mut known = lock(&self.limits.inner.known_sessions);
-        if known.len() >= KNOWN_SESSIONS {
-            known.clear();
-        }
-        known.insert(self.session);
-        drop(known);
-        if is_new {
-            self.taken.clear();
-        }
-    }
-}
-
-impl Drop for SessionPermit {
-    fn drop(&mut self) {
-        give_back_later(&self.limits, std::mem::take(&mut self.taken));
-    }
-}
-
-fn give_back_later(limits: &RateLimits, taken: Vec<Taken>) {
-    if taken.is_empty() {
-        return;
-    }
-    // Without a runtime the process is ending.
-    let Ok(runtime) = Handle::try_current() else { return };
-    let limits = limits.clone();
-    runtime.spawn(async move {
-        for taken in &taken {
-            limits.give_back(taken).await;
-        }
-    });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn counted(refusal: LimitRefusal) -> LimitRefusal {
     refusal.count();
     refusal
-}
-
-/// Returns what is left of each limit in a slot: of an address's networks, of the one that has least.
-fn standings(slot: &SlotCharges, outcome: &SlotOutcome) -> Vec<Standing> {
-    let mut standings: Vec<Standing> = Vec::new();
-    for (charge, backlog) in slot.charges.iter().zip(&outcome.backlogs) {
-        let standing = charge.standing(*backlog);
-        match standings.iter_mut().find(|known| known.kind == charge.kind) {
-            Some(known) if standing.remaining() < known.remaining() => *known = standing,
-            Some(_) => {}
-            None => standings.push(standing),
-        }
-    }
-    standings.extend(sockets_standing(slot, outcome));
-    standings
-}
-
-fn sockets_standing(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Standing> {
-    let ((_, quota), used) = (slot.socket.as_ref()?, outcome.sockets?);
-    Some(Standing { kind: LimitKind::UserSockets, quota: *quota, used, reset: Duration::ZERO })
-}
-
-/// Returns the refusal of a slot: by the limit that takes longest to have enough.
-fn refusal(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<LimitRefusal> {
-    /// When a caller may try again that has as many sockets as it may.
-    const SOCKETS_AFTER: Duration = Duration::from_secs(5);
-    let waits = slot.charges.iter().zip(&outcome.backlogs).map(|(charge, backlog)| {
-        (Duration::from_micros(charge.missing(*backlog)), charge.standing(*backlog))
-    });
-    let longest = waits.filter(|(wait, _)| !wait.is_zero()).max_by_key(|(wait, _)| *wait);
-    let (retry_after, first) = match longest {
-        Some((wait, standing)) => (wait, Standing { reset: wait, ..standing }),
-        None => {
-            (SOCKETS_AFTER, Standing { reset: SOCKETS_AFTER, ..sockets_standing(slot, outcome)? })
-        }
-    };
-    let others = standings(slot, outcome).into_iter().filter(|other| other.kind != first.kind);
-    let standings = std::iter::once(first.clone()).chain(others).collect();
-    Some(LimitRefusal { standings, retry_after })
-}
-
-impl Admission {
-    /// Returns what is left of each limit after the turn was given back.
-    pub fn after_giving_back(standings: Vec<Standing>) -> Vec<Standing> {
-        let give_back = |standing: Standing| match standing.kind.unit() {
-            "turns" => standing.given_back(1),
-            _ => standing,
-        };
-        standings.into_iter().map(give_back).collect()
-    }
 }

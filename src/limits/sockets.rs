@@ -18,8 +18,8 @@ pub(super) struct UserSockets {
     store: LimitStore,
     replica: Arc<str>,
     next: Arc<AtomicU64>,
-    /// By the caller's name in Redis.
-    open: Arc<Mutex<HashMap<String, Vec<String>>>>,
+    /// By the caller's name in Redis, and by their own; false where Redis may refuse them yet.
+    open: Arc<Mutex<HashMap<String, HashMap<String, bool>>>>,
 }
 
 /// The hold of one open socket of a user, until it is dropped.
@@ -46,14 +46,14 @@ impl UserSockets {
         self.open().get(caller).map_or(0, |sockets| sockets.len() as u64)
     }
 
-    /// Notes a socket as open. The hold in Redis is taken by the caller of this function, before or
-    /// after it.
+    /// Notes a socket that Redis is about to hold, so that its hold is released also where its request
+    /// ends meanwhile.
     pub fn hold(&self, caller: String, name: String) -> UserSocket {
-        self.open().entry(caller.clone()).or_default().push(name.clone());
+        self.open().entry(caller.clone()).or_default().insert(name.clone(), false);
         UserSocket { sockets: self.clone(), caller, name, is_held: true }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, bool>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,7 +61,13 @@ impl UserSockets {
     pub async fn renew(&self) {
         let callers: Vec<String> = self.open().keys().cloned().collect();
         for caller in callers {
-            let Some(sockets) = self.open().get(&caller).cloned() else { continue };
+            let sockets: Vec<String> = match self.open().get(&caller) {
+                Some(sockets) => {
+                    let admitted = sockets.iter().filter(|(_, is_admitted)| **is_admitted);
+                    admitted.map(|(name, _)| name.clone()).collect()
+                }
+                None => continue,
+            };
             if let Err(error) = self.store.renew(&caller, &sockets).await {
                 tracing::debug!(%error, "sockets of users not renewed");
                 return;
@@ -71,6 +77,13 @@ impl UserSockets {
 }
 
 impl UserSocket {
+    /// Notes that Redis holds the socket.
+    pub(super) fn admitted(&self) {
+        if let Some(sockets) = self.sockets.open().get_mut(&self.caller) {
+            sockets.insert(self.name.clone(), true);
+        }
+    }
+
     /// Forgets a socket that was refused, and which Redis does not hold.
     pub(super) fn refused(mut self) {
         self.is_held = false;
@@ -79,7 +92,7 @@ impl UserSocket {
     fn forget(&self) {
         let mut open = self.sockets.open();
         if let Some(sockets) = open.get_mut(&self.caller) {
-            sockets.retain(|name| *name != self.name);
+            sockets.remove(&self.name);
             if sockets.is_empty() {
                 open.remove(&self.caller);
             }

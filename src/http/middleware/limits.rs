@@ -1,11 +1,10 @@
 //! Takes what a request costs from the limits of its caller, before the body is read, and tells in
 //! the response what is left.
 
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::extract::{FromRef, FromRequestParts, Request, State};
 use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -57,6 +56,7 @@ pub struct OpenedSocket {
 
 pub(super) async fn check(
     State(layer): State<LimitLayer>,
+    source: Source,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -66,7 +66,7 @@ pub(super) async fn check(
     let kind = (layer.kind)(request.method(), request.uri().path());
     // A repeat of a turn that was accepted is answered also where no turn is left.
     let may_repeat = request.headers().contains_key("idempotency-key");
-    let subject = Arc::new(subject(&request, &layer.proxies));
+    let subject = Arc::new(subject(&request, source));
     let Admission { standings, turn, socket } =
         match layer.limits.admit(&subject, kind, may_repeat).await {
             Ok(admission) => admission,
@@ -89,15 +89,18 @@ pub(super) async fn check(
     with_headers(response, standings)
 }
 
-fn subject(request: &Request, proxies: &TrustedProxies) -> Subject {
+fn subject(request: &Request, source: Source) -> Subject {
     let identity = request.extensions().get::<Identity>();
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     Subject {
         owner: identity.map_or(Owner::Anonymous, |identity| identity.owner.clone()),
         key: identity.and_then(|identity| identity.validity.key_id()).map(str::to_owned),
-        source: peer.map_or_else(Source::default, |peer| {
-            Source::of(proxies.client(peer, request.headers()))
-        }),
+        source,
+    }
+}
+
+impl FromRef<LimitLayer> for TrustedProxies {
+    fn from_ref(layer: &LimitLayer) -> Self {
+        layer.proxies.clone()
     }
 }
 
