@@ -88,8 +88,8 @@ impl TurnPermit {
 
     /// Gives the turn back: it was accepted before, or is refused.
     pub async fn give_back(mut self) {
-        self.given_back.store(true, Ordering::Relaxed);
         let taken = std::mem::take(&mut self.taken);
+        self.given_back.store(!taken.is_empty(), Ordering::Relaxed);
         for taken in &taken {
             self.limits.give_back(taken).await;
         }
