@@ -11,6 +11,7 @@ pub mod follow;
 pub mod generation;
 pub mod http;
 pub mod lifecycle;
+pub mod limits;
 pub mod membership;
 pub mod model_name;
 pub mod ollama;

@@ -19,6 +19,7 @@ use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors};
+use crate::limits::RateLimits;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
@@ -63,15 +64,16 @@ impl Server {
         let replica = uuid::Uuid::new_v4().to_string();
         // Other replicas name it where they take over from it.
         tracing::info!(replica, "replica started");
-        let limits = QueueLimits {
+        let queue_limits = QueueLimits {
             waiting: settings.queue.queue_limit as usize,
             waiting_of_source: settings.queue.queue_share as usize,
             running_of_address: settings.queue.address_turns as usize,
         };
-        let queue = QueueStore::new(redis.clone(), replica.clone(), limits);
+        let queue = QueueStore::new(redis.clone(), replica.clone(), queue_limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
         let store = Store::new(redis.clone(), replica, SessionLimits::default());
         let feeds = Feeds::start(&redis, store.clone())?;
+        let limits = RateLimits::start(&redis, membership.clone(), settings.limits.clone());
         let fleet = Fleet::new(fleet_config(&settings.hosts))?;
         fleet.follow_names(&lifecycle);
         preload(&settings.hosts, &fleet, &lifecycle);
@@ -87,6 +89,7 @@ impl Server {
                 abandon_after: settings.queue.abandon_after,
                 lease: settings.replica.lease_ms,
                 storage: storage_limits(&settings.storage),
+                limits: limits.clone(),
             },
         );
         let conditions = Conditions::of(&redis);
@@ -101,6 +104,7 @@ impl Server {
             feeds,
             generations,
             settings: Arc::new(api_settings(settings)),
+            limits,
             sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use chrono::Utc;
 use jarvis::budget::StorageLimits;
+use jarvis::config::LimitSettings;
 use jarvis::generation::{GenerationSettings, Generations, host_reports};
+use jarvis::limits::RateLimits;
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
@@ -91,7 +93,9 @@ impl Replica {
             let queue =
                 Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
             let host_wait = Duration::from_secs(20);
+            let limits = RateLimits::start(&redis, membership.clone(), LimitSettings::default());
             let settings = GenerationSettings {
+                limits,
                 num_ctx_cap: 4096,
                 host_wait,
                 abandon_after: Duration::from_mins(5),

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
+    "docs/LIMITS.md",
     "docs/OPERATIONS.md",
     "docs/PROMISES.md",
     "docs/PROOF.md",

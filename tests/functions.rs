@@ -5,23 +5,30 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
 use jarvis::budget::{Budget, StorageLimits};
+use jarvis::config::LimitSettings;
 use jarvis::digest::sha256_hex;
+use jarvis::limits::{RateLimits, RequestKind, Subject};
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
     Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
+use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
     SessionLimits, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::source::Source;
+use support::eventually;
+use support::process::LIMIT;
 use support::redis::RedisServer;
 use support::store::{options, turn_spec};
 
@@ -80,7 +87,11 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.evict(&owner, session).await.expect("Redis");
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
     membership.heartbeat(true, Vec::new()).await.expect("Redis");
+    let living = membership.living(vec!["r1".to_owned(), "r2".to_owned()]).await;
+    assert_eq!(living.expect("Redis"), ["r1".to_owned()].into());
     membership.sign_off().await.expect("Redis");
+    let living = membership.living(vec!["r1".to_owned()]).await.expect("Redis");
+    assert!(living.is_empty(), "it has signed off");
     membership.remove_replica("r1", -1).await.expect("Redis");
 }
 
@@ -117,6 +128,22 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.free("r1", None).await.expect("Redis");
 }
 
+async fn every_call_of_limits(redis: &Redis, server: &RedisServer) {
+    let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
+    let settings = LimitSettings { user_sockets: 3, ..LimitSettings::default() };
+    let limits = RateLimits::start(redis, membership, settings);
+    let user = User::local("alice").expect("a name");
+    let subject = Subject { owner: Owner::User(user), key: None, source: Source::default() };
+    let subject = Arc::new(subject);
+    let admission = limits.admit(&subject, RequestKind::Socket, false).await;
+    let socket = admission.map_err(|refusal| refusal.to_string()).expect("admitted").socket;
+    // The sockets that are open are renewed from the beginning on, and then every few minutes.
+    limits.renew_sockets().await;
+    drop(socket);
+    let released = async || called(server).contains("jarvis_limit_release_1");
+    assert!(eventually(LIMIT, released).await);
+}
+
 async fn every_call_of_api_keys(redis: &Redis) {
     let keys = ApiKeyStore::new(redis.clone());
     let created = keys.create("user").await.expect("Redis");
@@ -148,6 +175,7 @@ async fn every_function_is_called_by_the_names_that_it_declares() {
     every_call_of_a_session(&redis).await;
     every_call_of_the_queue(&redis).await;
     every_call_of_api_keys(&redis).await;
+    every_call_of_limits(&redis, &server).await;
     let conditions = Conditions::of(&redis);
     let mut probed = conditions.subscribe();
     let probe = tokio::spawn(conditions.follow());

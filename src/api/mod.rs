@@ -21,6 +21,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::http::middleware::LimitLayer;
 use crate::http::{middleware, problem};
 
 /// Returns the router of all routes, each with and without a trailing slash.
@@ -33,6 +34,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(native::event_stream::events))
         .routes(routes!(native::models::chat_models))
         .routes(routes!(native::models::models))
+        .routes(routes!(native::usage::usage))
         .routes(routes!(admin::health::chat_health))
         .routes(routes!(admin::health::health))
         .routes(routes!(admin::health::detailed))
@@ -43,6 +45,7 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(native::websocket::upgrade))
         .split_for_parts();
     admin::docs::describe_sign_in(&mut openapi);
+    admin::docs::describe_limits(&mut openapi);
     let openapi = Arc::new(openapi);
     let routes = routes
         .route("/api/v1/chat/message", post(native::chat::send))
@@ -56,7 +59,12 @@ pub fn router(state: AppState) -> Router {
         .with_state(Arc::clone(&shared));
     let lists = Arc::clone(&shared.settings.allow_lists);
     let sign_in = Arc::clone(&shared.sign_in);
-    let routes = middleware::stack(routes, lists, sign_in, shared.lifecycle.clone());
+    let limits = LimitLayer {
+        limits: shared.limits.clone(),
+        proxies: shared.settings.trusted_proxies.clone(),
+        kind: native::request_kind,
+    };
+    let routes = middleware::stack(routes, lists, sign_in, limits, shared.lifecycle.clone());
     // A layer of the router would run only after the path was matched.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
 }

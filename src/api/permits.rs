@@ -3,8 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::limits::{LimitKind, Standing, UserSocket};
 use crate::source::{Source, wider_networks};
+
+/// The number of sockets of one address where they are not limited.
+const UNLIMITED: usize = usize::MAX;
 
 /// The permits of one replica. Cloning is cheap, and clones share everything.
 #[derive(Clone)]
@@ -38,12 +43,15 @@ pub enum NoPermit {
 pub struct SocketPermit {
     inner: Arc<PermitsInner>,
     source: Source,
+    /// The hold of the user's socket over all replicas.
+    user: Option<UserSocket>,
 }
 
 impl SocketPermits {
-    /// Creates permits for so many at a time, in all and of one address. An IPv6 /56 may have twice as
+    /// Creates permits for so many at a time, in all and of one address, 0 for any number. An IPv6 /56 may have twice as
     /// many as an address, and a /48 four times.
     pub fn new(limit: usize, limit_of_address: usize) -> Self {
+        let limit_of_address = if limit_of_address == 0 { UNLIMITED } else { limit_of_address };
         Self { inner: Arc::new(PermitsInner { limit, limit_of_address, open: Mutex::default() }) }
     }
 
@@ -61,14 +69,53 @@ impl SocketPermits {
             if open.of_network.get(network).is_some_and(|count| *count >= limit) {
                 return Err(NoPermit::AddressFull);
             }
-            limit *= 2;
+            limit = limit.saturating_mul(2);
         }
         for network in networks(source) {
             *open.of_network.entry(network.to_owned()).or_default() += 1;
         }
         open.total += 1;
         drop(open);
-        Ok(SocketPermit { inner: Arc::clone(&self.inner), source: source.clone() })
+        Ok(SocketPermit { inner: Arc::clone(&self.inner), source: source.clone(), user: None })
+    }
+
+    /// Returns what is left of the sockets of an address; none on loopback.
+    pub fn standing(&self, source: &Source) -> Option<Standing> {
+        let open = self.inner.open();
+        let mut quota = self.inner.limit_of_address;
+        let mut least: Option<(usize, usize)> = None;
+        for network in networks(source) {
+            let used = open.of_network.get(network).copied().unwrap_or_default();
+            if least.is_none_or(|(quota_of, used_of)| {
+                quota.saturating_sub(used) < quota_of.saturating_sub(used_of)
+            }) {
+                least = Some((quota, used));
+            }
+            quota = quota.saturating_mul(2);
+        }
+        let kind = LimitKind::AddressSockets;
+        least.filter(|_| self.inner.limit_of_address < UNLIMITED).map(|(quota, used)| Standing {
+            kind,
+            quota: quota as u64,
+            used: used as u64,
+            reset: Duration::ZERO,
+        })
+    }
+}
+
+impl SocketPermit {
+    /// Holds the user's socket as long as this permit.
+    #[must_use]
+    pub fn with(self, user: Option<UserSocket>) -> Self {
+        // The permit itself cannot be taken apart, because dropping it returns it.
+        let mut permit = self;
+        permit.user = user;
+        permit
+    }
+
+    /// Returns what is left of the sockets of the permit's address; none on loopback.
+    pub fn standing(&self) -> Option<Standing> {
+        SocketPermits { inner: Arc::clone(&self.inner) }.standing(&self.source)
     }
 }
 

@@ -64,6 +64,7 @@ impl From<SubmitError> for Problem {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
                     .retry_after(OVER_BUDGET_SECONDS)
             }
+            SubmitError::Limited(refusal) => Self::limited(&refusal),
             SubmitError::Draining => Self::draining(),
             SubmitError::Internal => Self::internal(),
             SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),

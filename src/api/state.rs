@@ -15,7 +15,9 @@ use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::middleware::AllowLists;
 use crate::http::problem::Problem;
+use crate::http::rate_limit::Standings;
 use crate::lifecycle::Lifecycle;
+use crate::limits::{LimitRefusal, RateLimits, Standing};
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
@@ -32,6 +34,8 @@ pub struct AppState {
     pub generations: Generations,
     /// The settings of the fronts.
     pub settings: Arc<ApiSettings>,
+    /// The limits of callers.
+    pub limits: RateLimits,
     /// The check of tokens.
     pub sign_in: Arc<SignIn>,
     /// Whether this replica accepts turns.
@@ -76,6 +80,8 @@ pub struct ApiSettings {
     pub trusted_proxies: TrustedProxies,
 }
 
+/// When an address with its largest number of sockets may try again.
+const FULL_ADDRESS_RETRY: Duration = Duration::from_secs(5);
 /// Bytes of a request, at most. The longest message has 384 KiB where every character is escaped as
 /// a surrogate pair.
 const LARGEST_REQUEST: usize = 512 << 10;
@@ -115,7 +121,15 @@ impl AppState {
             NoPermit::AddressFull => {
                 let detail = "This address has as many open sockets and streams as it may have; \
                     close some, or retry after 5 s.";
-                Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(5)
+                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+                let full = |standing| LimitRefusal {
+                    standings: vec![Standing { reset: FULL_ADDRESS_RETRY, ..standing }],
+                    retry_after: FULL_ADDRESS_RETRY,
+                };
+                let refusal = self.permits.standing(source).map(full);
+                refusal.as_ref().map(LimitRefusal::count);
+                let standings = refusal.map(|it| Box::new(Standings(it.standings)));
+                Problem { standings, ..problem.retry_after(FULL_ADDRESS_RETRY.as_secs()) }
             }
         })
     }

@@ -45,9 +45,9 @@ pub struct HttpSettings {
     pub max_sockets: u32,
 
     /// WebSockets and event streams of one address at one replica, at most; an IPv6 /56 may have twice
-    /// as many, a /48 four times. Loopback addresses have no such limit
+    /// as many, a /48 four times. Loopback addresses have no such limit; 0: any number
     #[arg(long, env = "JARVIS_ADDRESS_SOCKETS", value_name = "N", default_value_t = 200)]
-    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..)))]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32)))]
     pub address_sockets: u32,
 
     /// Interval of WebSocket pings, and of comments in an event stream, in seconds

@@ -4,6 +4,7 @@ mod address;
 mod hosts;
 mod http;
 mod keep_alive;
+mod limits;
 pub mod origins;
 mod queue;
 mod redis;
@@ -17,6 +18,7 @@ mod values;
 pub use address::ServerAddress;
 pub use hosts::{HostSettings, OllamaHost, check_hosts};
 pub use http::HttpSettings;
+pub use limits::LimitSettings;
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
@@ -225,6 +227,10 @@ pub struct Settings {
     /// What may be stored
     #[command(flatten)]
     pub storage: StorageSettings,
+
+    /// The limits of callers
+    #[command(flatten)]
+    pub limits: LimitSettings,
 
     /// The replica's life
     #[command(flatten)]

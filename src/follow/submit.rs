@@ -4,17 +4,19 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::generation::{Generations, SubmitError, Submitted};
+use crate::limits::{LimitRefusal, TurnPermit};
 use crate::session::store::NewTurn;
 use crate::session::{GenerationId, Owner, SessionId};
 
 /// A turn to submit.
 pub struct Submission {
-    /// The caller.
-    pub owner: Owner,
     /// The session of the turn.
     pub session: SessionId,
     /// The message and its options.
     pub turn: NewTurn,
+    /// The right to the turn. It is used up where the turn is accepted, and given back where the
+    /// turn was accepted before, or is refused.
+    pub permit: TurnPermit,
     /// Whether the turn is cancelled when the client goes away; otherwise it continues.
     pub cancel_on_disconnect: bool,
 }
@@ -67,8 +69,18 @@ pub async fn submit(
 ) -> Result<AcceptedTurn, SubmitError> {
     let generations = generations.clone();
     let task = async move {
-        let Submission { owner, session, turn, cancel_on_disconnect } = submission;
-        let submitted = generations.submit(&owner, session, turn).await?;
+        let Submission { session, turn, permit, cancel_on_disconnect } = submission;
+        let owner = permit.subject.owner.clone();
+        let submitted = match permit.refusal() {
+            None => generations.submit(&owner, session, turn).await,
+            Some(refusal) => repeated(&generations, &owner, session, &turn, refusal).await,
+        };
+        // Here, because a client that leaves meanwhile does not undo the turn.
+        match &submitted {
+            Ok(submitted) if !submitted.repeated => permit.keep(),
+            _ => permit.give_back().await,
+        }
+        let submitted = submitted?;
         let guard = cancel_on_disconnect.then(|| CancelOnDrop {
             generations,
             owner,
@@ -87,4 +99,18 @@ pub async fn submit(
         tracing::Span::current().record("generation", generation);
     }
     accepted
+}
+
+/// Returns the turn that was accepted before, where a limit refuses another one.
+async fn repeated(
+    generations: &Generations,
+    owner: &Owner,
+    session: SessionId,
+    turn: &NewTurn,
+    refusal: &LimitRefusal,
+) -> Result<Submitted, SubmitError> {
+    generations.repeated(owner, session, turn).await?.ok_or_else(|| {
+        refusal.count();
+        refusal.clone().into()
+    })
 }

@@ -36,6 +36,7 @@ use utoipa::ToSchema;
 
 use crate::budget::{Budget, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
+use crate::limits::{LimitRefusal, RateLimits, SessionPermit};
 use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
@@ -65,6 +66,7 @@ pub struct Generations {
     fleet: Fleet,
     queue: Queue,
     budget: Budget,
+    limits: RateLimits,
     retries: Arc<capacity::RetryBudget>,
     num_ctx_cap: u32,
     membership: MembershipStore,
@@ -82,7 +84,7 @@ pub struct Generations {
 }
 
 /// The settings of running turns.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct GenerationSettings {
     /// The greatest context window, in tokens, whatever a model allows.
     pub num_ctx_cap: u32,
@@ -95,6 +97,8 @@ pub struct GenerationSettings {
     pub lease: Duration,
     /// How much may be stored.
     pub storage: StorageLimits,
+    /// The limits of callers.
+    pub limits: RateLimits,
 }
 
 /// An accepted turn.
@@ -151,6 +155,9 @@ pub enum SubmitError {
     /// The caller may store nothing more.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
+    /// A limit of the caller refuses the turn.
+    #[error(transparent)]
+    Limited(#[from] LimitRefusal),
     /// This replica drains.
     #[error("This replica is being replaced; send the request again.")]
     Draining,
@@ -192,10 +199,12 @@ impl Generations {
         membership: MembershipStore,
         settings: GenerationSettings,
     ) -> Self {
-        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease, storage } = settings;
+        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease, storage, limits } =
+            settings;
         let (copies, waiting) = Copies::new();
         let generations = Self {
             budget: Budget::new(store.clone(), storage),
+            limits,
             store,
             feeds,
             fleet,
@@ -269,14 +278,20 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        if let Err(refused) = self.admits(owner, session, &new).await {
-            return match self.store.find(owner, session, &new).await? {
-                Some((generation, before)) => Ok(Submitted { generation, before, repeated: true }),
-                None => Err(refused),
-            };
-        }
+        let permit = match self.admits(owner, session, &new).await {
+            Ok(permit) => permit,
+            Err(refused) => {
+                // Boxed, because it is rare.
+                return Box::pin(self.repeated(owner, session, &new)).await?.ok_or(refused);
+            }
+        };
         let proposal = Proposal::new(owner, session, &new);
-        match self.accept(&proposal).await {
+        let accepted = self.accept(&proposal).await;
+        if let Ok(submitted) = &accepted {
+            let is_first = submitted.before.is_some_and(|before| before.events == 0);
+            permit.accepted(is_first && !submitted.repeated);
+        }
+        match accepted {
             Err(StoreError::Redis(error)) if proposal.has_key() => {
                 self.retry_accept(proposal);
                 Err(StoreError::Redis(error).into())
@@ -285,14 +300,30 @@ impl Generations {
         }
     }
 
+    /// Returns the turn that was accepted before with the same idempotency key, if there is one.
+    ///
+    /// # Errors
+    /// [`SubmitError::Store`].
+    pub async fn repeated(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+    ) -> Result<Option<Submitted>, SubmitError> {
+        let found = self.store.find(owner, session, new).await?;
+        let repeat = |(generation, before)| Submitted { generation, before, repeated: true };
+        Ok(found.map(repeat))
+    }
+
     /// Checks that the queue has room, that a host has the model or may be back with it while the
-    /// turn waits, and that the caller may store another turn.
+    /// turn waits, that the caller may store another turn, and that its address may begin another
+    /// session.
     async fn admits(
         &self,
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
-    ) -> Result<(), SubmitError> {
+    ) -> Result<SessionPermit, SubmitError> {
         let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -305,7 +336,23 @@ impl Generations {
             }
             Room::Some => {}
         }
-        Ok(self.budget.room(owner, &new.spec.source, session).await?)
+        let source = &new.spec.source;
+        let (room, permit) = tokio::join!(
+            self.budget.room(owner, source, session),
+            Box::pin(self.limits.take_session(source, session)),
+        );
+        room?;
+        match permit {
+            Ok(permit) => Ok(permit),
+            // A session that exists goes on.
+            Err(_) if Box::pin(self.store.describe(owner, session)).await.is_ok() => {
+                Ok(self.limits.existing_session(session))
+            }
+            Err(refusal) => {
+                refusal.count();
+                Err(refusal.into())
+            }
+        }
     }
 
     /// Has Redis accept a turn, and runs the turn if it is new.

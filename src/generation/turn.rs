@@ -250,7 +250,13 @@ async fn finish(
             vec![(Tag::random(), Control::Failed(failure))],
         ),
     };
-    writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
+    let tokens = header.usage.map_or(0, |usage| usage.prompt_tokens + usage.completion_tokens);
+    // Sent together, and the tokens first: the client that gets the end may begin its next turn.
+    let ((), finished) = tokio::join!(
+        generations.limits.count_tokens(&turn.owner, turn.generation, tokens),
+        writer.finish(&header, &events),
+    );
+    finished.map_err(|Fenced| Stopped)?;
     metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
     tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
     generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));

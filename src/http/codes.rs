@@ -56,7 +56,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "quota_exceeded",
         429,
-        "as much is stored for this caller as there may be: delete sessions",
+        "the caller has used its tokens or sessions of a day: retry later; or as much is stored for it as there may be: delete sessions",
     ),
     code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
     code("repetition", 502, "the model only repeated itself"),

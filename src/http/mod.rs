@@ -7,4 +7,5 @@ pub mod listener;
 pub mod middleware;
 pub mod peer;
 pub mod problem;
+pub mod rate_limit;
 mod stream_limit;

@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 
 use crate::http::codes::is_listed;
 use crate::http::extract::fields::FieldError;
+use crate::http::rate_limit::Standings;
+use crate::limits::LimitRefusal;
 use crate::sign_in::SignInError;
 
 /// An error for a client.
@@ -27,6 +29,8 @@ pub struct Problem {
     pub retryable: bool,
     /// Seconds before a retry.
     pub retry_after: Option<u64>,
+    /// What is left of the limits that refuse the request.
+    pub standings: Option<Box<Standings>>,
 }
 
 /// The body of an error response: `application/problem+json`.
@@ -59,6 +63,7 @@ impl Problem {
             errors: Vec::new(),
             retryable: false,
             retry_after: None,
+            standings: None,
         }
     }
 
@@ -154,6 +159,14 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, code, error.to_string())
     }
 
+    /// Returns the error of a request that a limit refuses.
+    pub fn limited(refusal: &LimitRefusal) -> Self {
+        let (status, code) = (StatusCode::TOO_MANY_REQUESTS, refusal.kind().code());
+        let problem = Self::new(status, code, refusal.to_string());
+        let standings = Some(Box::new(Standings(refusal.standings.clone())));
+        Self { standings, ..problem }.retry_after(refusal.retry_seconds())
+    }
+
     /// Adds a time to retry to a 503 without one.
     #[must_use]
     pub fn with_wait(self) -> Self {
@@ -200,6 +213,9 @@ impl IntoResponse for Problem {
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(standings) = self.standings {
+            response.extensions_mut().insert(*standings);
         }
         response
     }

@@ -1,6 +1,6 @@
 //! Heartbeats in Redis.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use fred::prelude::Value;
@@ -79,6 +79,17 @@ impl MembershipStore {
         let sighting = sighting(reply, all, watched)
             .ok_or_else(|| RedisError::Unexpected("heartbeat".to_owned()))?;
         Ok(Sighting { took: made.elapsed(), ..sighting })
+    }
+
+    /// Returns which of these replicas have a heartbeat, and have not signed off.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn living(&self, replicas: Vec<String>) -> Result<HashSet<String>, RedisError> {
+        let replicas = replicas.into_iter().map(Value::from);
+        let living: Vec<String> =
+            self.redis.call_readonly(call("jarvis_living_1").rest("replicas", replicas)).await?;
+        Ok(living.into_iter().collect())
     }
 
     /// Signs this replica off, so that the others take over its holdings at once.

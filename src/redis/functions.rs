@@ -80,7 +80,7 @@ pub const LIBRARIES: &[Library] = &[
     library!(
         "membership",
         include: [],
-        commands: ["heartbeat", "remove_replica", "sign_off"]
+        commands: ["heartbeat", "living", "remove_replica", "sign_off"]
     ),
     library!(
         "queue",
@@ -94,6 +94,11 @@ pub const LIBRARIES: &[Library] = &[
         "api_keys",
         include: ["keys"],
         commands: ["check_api_keys", "create_api_key", "list_api_keys", "revoke_api_key"]
+    ),
+    library!(
+        "limits",
+        include: ["gcra"],
+        commands: ["limit_release", "limit_renew", "limit_take"]
     ),
     // Last, so that its function is loaded only where the others are.
     library!("probe", include: [], commands: ["probe"]),

@@ -22,6 +22,8 @@ use crate::session::User;
 pub const API_KEY_PREFIX: &str = "sk-jarvis-";
 /// A hash: the identifier of a key → its record, as `include/api_keys/keys.lua` describes it.
 const KEYS: &str = "jarvis:{api_keys}:keys";
+/// Characters of a key's digest that are its identifier.
+const IDENTIFIER_CHARACTERS: usize = 16;
 /// Random bytes of a key.
 const RANDOM_BYTES: usize = 24;
 /// Keys at a time, at most: all of them are listed.
@@ -149,6 +151,8 @@ fn call(function: &'static str) -> Call {
 /// A key that was valid when it was last checked.
 #[derive(Debug)]
 pub(super) struct CheckedKey {
+    /// The identifier of the key.
+    pub id: String,
     pub user: User,
     /// Cancelled once the key is revoked.
     pub revoked: CancellationToken,
@@ -211,7 +215,8 @@ impl ApiKeys {
             checked.retain(|_, known| Arc::strong_count(known) > 1);
         }
         let (revoked, asked) = (CancellationToken::new(), Mutex::new(asked));
-        let key = Arc::new(CheckedKey { user: User::local(user)?, revoked, checked: asked });
+        let id = digest[..IDENTIFIER_CHARACTERS].to_owned();
+        let key = Arc::new(CheckedKey { id, user: User::local(user)?, revoked, checked: asked });
         checked.insert(digest, Arc::clone(&key));
         Some(key)
     }

@@ -84,6 +84,11 @@ impl Validity {
         self.expires.is_none() && self.key.is_none()
     }
 
+    /// Returns the identifier of the caller's API key; none where it signed in by a token.
+    pub fn key_id(&self) -> Option<&str> {
+        self.key.as_ref().map(|key| &*key.id)
+    }
+
     /// Returns a future that resolves when the caller's API key is revoked.
     pub fn revoked(&self) -> BoxFuture<'static, ()> {
         match self.key.clone() {

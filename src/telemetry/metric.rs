@@ -74,6 +74,8 @@ metrics! {
     counter WRONG_SUSPICIONS_TOTAL = "jarvis_wrong_suspicions_total";
     /// Idle anonymous sessions that were removed, because all anonymous ones took too much.
     counter SESSIONS_EVICTED_TOTAL = "jarvis_sessions_evicted_total";
+    /// Requests, messages and turns that were refused, by the limit that refused them.
+    counter LIMIT_REFUSALS_TOTAL = "jarvis_limit_refusals_total";
     /// Writes that no Redis replica confirmed in time.
     counter REDIS_UNACKNOWLEDGED_TOTAL = "jarvis_redis_unacknowledged_total";
     /// Copies of turns and redo entries for another replica by outcome: sent, unheard (that replica

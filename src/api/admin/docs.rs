@@ -6,8 +6,10 @@ use axum::extract::Path;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa_swagger_ui::Config;
 
 use crate::http::middleware::is_public;
@@ -55,6 +57,37 @@ pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi) {
                 SecurityRequirement::default(),
                 SecurityRequirement::new("bearer", std::iter::empty::<String>()),
             ]);
+        }
+    }
+}
+
+/// Adds to every operation with a caller its response where a limit refuses the request.
+pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi) {
+    let problem =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemDetails"))).build();
+    let header = |description: &str| {
+        HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+            .description(Some(description))
+            .build()
+    };
+    let refusal = ResponseBuilder::new()
+        .description(
+            "A limit of the user, of the API key or of the address refuses the request, or an \
+             address has as many open sockets and streams as it may have; see `code`",
+        )
+        .content("application/problem+json", problem)
+        .header("Retry-After", header("Seconds until the same request is not refused"))
+        .header("RateLimit", header("What is left of each limit, and until when all is back"))
+        .header("RateLimit-Policy", header("Each limit, and its window in seconds"))
+        .build();
+    for (path, item) in &mut openapi.paths.paths {
+        if is_public(path) {
+            continue;
+        }
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("429".to_owned(), RefOr::T(refusal.clone()));
         }
     }
 }

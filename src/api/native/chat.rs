@@ -24,10 +24,10 @@ use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
+use crate::limits::TurnPermit;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 use crate::sign_in::Identity;
-use crate::source::Source;
 
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
@@ -84,7 +84,7 @@ pub struct ChatResponse {
 pub async fn send(
     State(shared): State<Shared>,
     caller: Identity,
-    source: Source,
+    permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
@@ -94,13 +94,12 @@ pub async fn send(
     let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
-        let permit = shared.admit(&source)?;
-        let accepted =
-            turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
-        return event_stream::of_turn(shared, caller, session, accepted, last_byte, permit).await;
+        let socket = shared.admit(&permit.subject.source)?;
+        let accepted = turns::submit(&shared, permit, session, &request, key).await?;
+        return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;
     }
     let AcceptedTurn { submitted, mut guard } =
-        turns::submit(&shared, &caller.owner, session, &request, key, &source.0).await?;
+        turns::submit(&shared, permit, session, &request, key).await?;
     let answer = async {
         let follow = turns::follow(&shared, &caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)

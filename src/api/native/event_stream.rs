@@ -23,15 +23,16 @@ use crate::follow::{AcceptedTurn, CancelOnDrop, Follow, Resumed, Update, snapsho
 use crate::http::extract::fields::Fields;
 use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
+use crate::http::middleware::OpenedSocket;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
+use crate::http::rate_limit::Standings;
 use crate::lifecycle::Phase;
 use crate::retry::Backoff;
 use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
 use crate::sign_in::{Identity, Validity};
-use crate::source::Source;
 
 /// The source of an event stream.
 enum StreamSource {
@@ -59,7 +60,7 @@ struct EventStream {
     /// Pauses before another snapshot is requested from Redis.
     backoff: Backoff,
     _open: TaskTrackerToken,
-    _permit: SocketPermit,
+    permit: SocketPermit,
 }
 
 /// Streams the events of a session, from a cursor on.
@@ -82,7 +83,7 @@ struct EventStream {
 pub async fn events(
     State(shared): State<Shared>,
     caller: Identity,
-    source: Source,
+    OpenedSocket { subject, hold }: OpenedSocket,
     SessionPath(session): SessionPath,
     last_byte: LastByte,
     headers: HeaderMap,
@@ -92,7 +93,7 @@ pub async fn events(
     let generation = fields.uuid("generation_id").map(GenerationId);
     let query_cursor = fields.text("cursor", usize::MAX);
     fields.finish(())?;
-    let permit = shared.admit(&source)?;
+    let permit = shared.admit(&subject.source)?.with(hold);
     // A header that is not text stands for a cursor that is not valid.
     let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?"));
     let last = last.or(query_cursor).filter(|text| !text.is_empty());
@@ -191,7 +192,7 @@ impl EventStream {
             last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -346,9 +347,11 @@ impl EventStream {
     }
 
     fn into_response(self) -> Response {
+        let standings = self.permit.standing().into_iter().collect();
         let heartbeat = KeepAlive::new().interval(self.shared.settings.heartbeat);
         let events = stream::unfold(Box::new(self), Self::next);
         let mut response = Sse::new(events).keep_alive(heartbeat).into_response();
+        response.extensions_mut().insert(Standings(standings));
         let headers = response.headers_mut();
         let caching = HeaderValue::from_static("no-cache, no-transform");
         headers.insert(header::CACHE_CONTROL, caching);

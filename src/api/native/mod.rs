@@ -8,5 +8,23 @@ pub(crate) mod schema;
 pub(crate) mod sessions;
 mod sign_in;
 pub(crate) mod turns;
+pub(crate) mod usage;
 pub(crate) mod websocket;
 pub mod wire;
+
+use axum::http::Method;
+
+use crate::limits::RequestKind;
+
+/// Returns what a request to this method and path is, for the limits of its caller.
+pub fn request_kind(method: &Method, path: &str) -> RequestKind {
+    let is_stream = || path.starts_with("/api/v1/chat/sessions/") && path.ends_with("/events");
+    match (method, path.trim_end_matches('/')) {
+        (&Method::POST, "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send") => {
+            RequestKind::Turn
+        }
+        (&Method::GET, "/ws" | "/api/v1/chat/ws") => RequestKind::Socket,
+        (&Method::GET, _) if is_stream() => RequestKind::Socket,
+        _ => RequestKind::Plain,
+    }
+}

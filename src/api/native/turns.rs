@@ -6,6 +6,7 @@ use crate::api::state::Shared;
 use crate::follow::{self, AcceptedTurn, Follow, Submission};
 use crate::generation::Submitted;
 use crate::http::problem::Problem;
+use crate::limits::TurnPermit;
 use crate::session::store::{IdempotencyKey, NewTurn};
 use crate::session::{Owner, SessionId, TurnSpec};
 
@@ -15,11 +16,10 @@ use crate::session::{Owner, SessionId, TurnSpec};
 /// A problem for the client.
 pub async fn submit(
     shared: &Shared,
-    owner: &Owner,
+    permit: TurnPermit,
     session: SessionId,
     request: &ChatRequest,
     key: Option<String>,
-    source: &str,
 ) -> Result<AcceptedTurn, Problem> {
     // A turn that Redis accepts and then refuses to run would wait for an operator.
     if let Some(refusal) = shared.readiness.refusal() {
@@ -27,13 +27,13 @@ pub async fn submit(
     }
     let default_model = &shared.settings.default_model;
     let turn = NewTurn {
-        spec: TurnSpec { source: source.to_owned(), ..request.spec(default_model) },
+        spec: TurnSpec { source: permit.subject.source.0.clone(), ..request.spec(default_model) },
         content: request.message.clone(),
         conversation: None,
         key: key.map(|key| IdempotencyKey { key, body: request.digest(default_model) }),
     };
     let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;
-    let submission = Submission { owner: owner.clone(), session, turn, cancel_on_disconnect };
+    let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok(follow::submit(&shared.generations, submission).await?)
 }
 

@@ -10,6 +10,8 @@ use testkit::{Server, binaries, eventually};
 
 use super::super::{GenerationSettings, Generations, host_reports};
 use crate::budget::StorageLimits;
+use crate::config::LimitSettings;
+use crate::limits::RateLimits;
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
@@ -84,8 +86,10 @@ impl Replica {
         .expect("a fleet");
         let reports = fleet.clone();
         let queue = Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
-        let membership = MembershipStore::new(redis, name);
+        let membership = MembershipStore::new(redis.clone(), name);
+        let limits = RateLimits::start(&redis, membership.clone(), LimitSettings::default());
         let settings = GenerationSettings {
+            limits,
             storage: StorageLimits::default(),
             num_ctx_cap: 4096,
             host_wait: Duration::from_secs(20),

@@ -3,6 +3,7 @@
 mod access_log;
 mod drain;
 mod host;
+mod limits;
 mod origin;
 pub mod panics;
 mod request_id;
@@ -17,6 +18,7 @@ use tower::ServiceBuilder;
 use crate::lifecycle::Lifecycle;
 use crate::sign_in::SignIn;
 
+pub use limits::{LimitLayer, LimitedCaller, OpenedSocket};
 pub use sign_in::is_public;
 
 /// The web origins that may call the service, and the names of its hosts.
@@ -35,6 +37,7 @@ pub fn stack(
     routes: Router,
     lists: Arc<AllowLists>,
     sign_in: Arc<SignIn>,
+    limits: LimitLayer,
     lifecycle: Lifecycle,
 ) -> Router {
     routes.layer(
@@ -45,6 +48,7 @@ pub fn stack(
             .layer(from_fn_with_state(Arc::clone(&lists), host::check))
             .layer(from_fn_with_state(lists, origin::check))
             .layer(from_fn_with_state(sign_in, sign_in::check))
+            .layer(from_fn_with_state(limits, limits::check))
             .layer(from_fn(panics::catch)),
     )
 }

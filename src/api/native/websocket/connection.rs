@@ -27,6 +27,7 @@ use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::problem::Problem;
 use crate::lifecycle::Phase;
+use crate::limits::Subject;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
@@ -57,7 +58,7 @@ pub struct Connection {
     shared: Shared,
     owner: Owner,
     sign_in: Option<SignInWatch>,
-    source: String,
+    subject: Arc<Subject>,
     session: SessionId,
     socket: Socket,
     reader: Reader,
@@ -80,7 +81,7 @@ impl Connection {
     pub fn new(
         shared: Shared,
         caller: Identity,
-        source: String,
+        subject: Arc<Subject>,
         session: SessionId,
         socket: Socket,
         reader: Reader,
@@ -92,7 +93,7 @@ impl Connection {
             shared,
             owner: caller.owner,
             sign_in,
-            source,
+            subject,
             session,
             socket,
             reader,
@@ -159,8 +160,8 @@ impl Connection {
     }
 
     fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
-        let Self { shared, owner, source, session, socket, running, waiting, .. } = *self;
-        (socket, Unfinished { shared, owner, source, session, running, waiting })
+        let Self { shared, subject, session, socket, running, waiting, .. } = *self;
+        (socket, Unfinished { shared, subject, session, running, waiting })
     }
 
     /// Sends the first event, shortly after the head of the handshake's response.
@@ -345,8 +346,8 @@ impl Connection {
             return;
         }
         let Some(request) = self.waiting.pop_front() else { return };
-        let (shared, owner, source) = (&self.shared, &self.owner, &self.source);
-        self.running = Some(RunningRequest::begin(shared, owner, source, self.session, request));
+        let (shared, subject) = (&self.shared, &self.subject);
+        self.running = Some(RunningRequest::begin(shared, subject, self.session, request));
     }
 
     async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
@@ -492,8 +493,7 @@ enum Step {
 /// The unfinished requests of a socket that has ended, in their order.
 struct Unfinished {
     shared: Shared,
-    owner: Owner,
-    source: String,
+    subject: Arc<Subject>,
     session: SessionId,
     running: Option<RunningRequest>,
     waiting: VecDeque<ClientRequest>,
@@ -509,8 +509,8 @@ impl Unfinished {
                 request.outcome.await;
             }
             let Some(request) = self.waiting.pop_front() else { return };
-            let (shared, owner, source) = (&self.shared, &self.owner, &self.source);
-            running = Some(RunningRequest::begin(shared, owner, source, self.session, request));
+            let (shared, subject) = (&self.shared, &self.subject);
+            running = Some(RunningRequest::begin(shared, subject, self.session, request));
         }
     }
 }

@@ -21,11 +21,12 @@ use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::http::extract::fields::Fields;
 use crate::http::extract::query::QueryFields;
+use crate::http::middleware::OpenedSocket;
 use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::rate_limit::Standings;
 use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 use crate::sign_in::Identity;
-use crate::source::Source;
 
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";
@@ -67,7 +68,7 @@ fn offers_protocol(headers: &HeaderMap) -> bool {
 pub async fn upgrade(
     State(shared): State<Shared>,
     caller: Identity,
-    source: Source,
+    OpenedSocket { subject, hold }: OpenedSocket,
     QueryFields(query): QueryFields,
     mut request: Request,
 ) -> Result<Response, Problem> {
@@ -84,7 +85,7 @@ pub async fn upgrade(
     let session = fields.session();
     let given = fields.text("cursor", usize::MAX).filter(|text| !text.is_empty());
     fields.finish(())?;
-    let permit = shared.admit(&source)?;
+    let permit = shared.admit(&subject.source)?.with(hold);
     let resumed = given.is_some();
     let cursor: Option<Cursor> = given.and_then(|text| text.parse().ok());
     let session = session.unwrap_or_else(SessionId::random);
@@ -98,13 +99,15 @@ pub async fn upgrade(
         let protocol = HeaderValue::from_static(PROTOCOL);
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
+    let standings = permit.standing().into_iter().collect();
+    response.extensions_mut().insert(Standings(standings));
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
     let largest = shared.settings.max_frame_bytes;
     let share = shared.unfinished_messages.share();
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
-        Box::new(Connection::new(shared, caller, source.0, session, socket, reader))
+        Box::new(Connection::new(shared, caller, subject, session, socket, reader))
     });
     let open = async move {
         let _permit = permit;

@@ -1,5 +1,7 @@
 //! The requests of a WebSocket's client, which run beside the socket's loop.
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -13,6 +15,7 @@ use crate::digest::sha256_hex;
 use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::problem::Problem;
+use crate::limits::{LimitRefusal, RequestKind as LimitedKind, Subject, TurnPermit};
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
@@ -41,8 +44,7 @@ impl RunningRequest {
     /// Starts a request.
     pub fn begin(
         shared: &Shared,
-        owner: &Owner,
-        source: &str,
+        subject: &Arc<Subject>,
         session: SessionId,
         ClientRequest { message, last_event, .. }: ClientRequest,
     ) -> Self {
@@ -52,7 +54,7 @@ impl RunningRequest {
             message if message.is_read() => RequestKind::Read,
             _ => RequestKind::Other,
         };
-        let outcome = handle(shared.clone(), owner.clone(), source.to_owned(), session, message);
+        let outcome = handle(shared.clone(), Arc::clone(subject), session, message);
         Self { kind, last_event, outcome: Box::pin(outcome) }
     }
 }
@@ -95,21 +97,28 @@ pub enum RequestOutcome {
 
 async fn handle(
     shared: Shared,
-    owner: Owner,
-    source: String,
+    subject: Arc<Subject>,
     session: SessionId,
     message: ClientMessage,
 ) -> RequestOutcome {
     let id = message.message_id().map(str::to_owned);
+    let permit = match admit(&shared, &subject, &message).await {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let problem = Problem::limited(&refusal);
+            return RequestOutcome::Reply(wire::error(&problem, id.as_deref()));
+        }
+    };
+    let owner = &subject.owner;
     let done = match message {
         ClientMessage::Ping => Ok(RequestOutcome::Reply(wire::pong())),
-        ClientMessage::Chat(request) => submit(&shared, &owner, &source, session, request).await,
+        ClientMessage::Chat(request) => submit(&shared, permit, session, request).await,
         ClientMessage::History { limit, before } => {
-            in_time(history(&shared.store, &owner, session, limit, before)).await
+            in_time(history(&shared.store, owner, session, limit, before)).await
         }
         ClientMessage::ClearHistory => {
             match in_time(async {
-                Ok::<_, Problem>(shared.generations.clear(&owner, session, false).await)
+                Ok::<_, Problem>(shared.generations.clear(owner, session, false).await)
             })
             .await
             {
@@ -120,13 +129,13 @@ async fn handle(
             }
         }
         ClientMessage::Cancel { generation } => {
-            match shared.generations.cancel(&owner, session, generation).await {
+            match shared.generations.cancel(owner, session, generation).await {
                 Ok(outcome) => Ok(RequestOutcome::Cancelled(outcome)),
                 Err(error) => Err(error.into()),
             }
         }
         ClientMessage::Auth { token } => match shared.sign_in.identify(token.expose()).await {
-            Ok(identity) if identity.owner == owner => {
+            Ok(identity) if identity.owner == *owner => {
                 Ok(RequestOutcome::SignedIn(identity.validity))
             }
             Ok(_) => Err(Problem::not_signed_in(&SignInError::OtherUser)),
@@ -136,16 +145,34 @@ async fn handle(
     done.unwrap_or_else(|problem| RequestOutcome::Reply(wire::error(&problem, id.as_deref())))
 }
 
+/// Takes what a message costs from the limits of its caller, and returns the right to one turn where
+/// it begins one.
+async fn admit(
+    shared: &Shared,
+    subject: &Arc<Subject>,
+    message: &ClientMessage,
+) -> Result<Option<TurnPermit>, LimitRefusal> {
+    let kind = match message {
+        ClientMessage::Ping | ClientMessage::Auth { .. } => return Ok(None),
+        ClientMessage::Chat(_) => LimitedKind::Turn,
+        _ => LimitedKind::Plain,
+    };
+    let may_repeat = message.message_id().is_some();
+    Ok(shared.limits.admit(subject, kind, may_repeat).await?.turn)
+}
+
 async fn submit(
     shared: &Shared,
-    owner: &Owner,
-    source: &str,
+    permit: Option<TurnPermit>,
     session: SessionId,
     request: Box<ChatRequest>,
 ) -> Result<RequestOutcome, Problem> {
+    let permit = permit.ok_or_else(Problem::internal)?;
+    let subject = Arc::clone(&permit.subject);
+    let owner = &subject.owner;
     // The prefix keeps the key apart from REST's idempotency keys.
     let key = request.message_id.as_ref().map(|id| sha256_hex(format!("ws\n{id}").as_bytes()));
-    let submitted = turns::submit(shared, owner, session, &request, key, source).await?.submitted;
+    let submitted = turns::submit(shared, permit, session, &request, key).await?.submitted;
     let past = if submitted.repeated {
         let (generation, before) = (submitted.generation, submitted.before);
         in_time(follow::outcome(&shared.store, owner, session, generation, before)).await?

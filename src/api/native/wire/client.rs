@@ -73,7 +73,7 @@ pub struct BadMessage {
     /// The problem.
     pub problem: Problem,
     /// The client's identifier of the message, where it is readable.
-    pub message_id: Option<String>,
+    pub message_id: Option<Box<str>>,
 }
 
 /// Parses a client's message.
@@ -115,7 +115,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
             .unwrap_or_default()
             .and_then(Value::as_str)
             .filter(|id| !id.is_empty())
-            .map(str::to_owned),
+            .map(Box::from),
     })
 }
 

@@ -1,0 +1,74 @@
+-- Limits of one caller: GCRA, the generic cell rate algorithm (ITU-T I.371), in its form with a
+-- theoretical arrival time.
+--
+-- Every key begins with the caller's name (keys.caller, `base` in what follows), and so lies in its
+-- slot. Times are microseconds on Redis's own clock, and integers, so that nothing is rounded.
+--   :<limit>        string: when all of the limit is back; it expires then
+--   :sockets        sorted set: the caller's open sockets, each <replica> <number>, by when its hold
+--                   ends
+--   :once:<name>    string: what was taken under this name is not taken again
+
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- Returns a list of limits from its flat form: of each its name, the quota, the microseconds in
+-- which one comes back, and the cost of this call.
+local function parse_limits(base, flat)
+  local limits = {}
+  for i = 1, #flat, 4 do
+    limits[#limits + 1] = {
+      key = base .. ':' .. flat[i],
+      window = tonumber(flat[i + 1]) * tonumber(flat[i + 2]),
+      interval = tonumber(flat[i + 2]),
+      cost = tonumber(flat[i + 3]),
+    }
+  end
+  return limits
+end
+
+-- Reads how long it takes until all of each limit is back.
+local function read_backlogs(limits, now)
+  for _, limit in ipairs(limits) do
+    limit.backlog = math.max(tonumber(redis.call('GET', limit.key) or '0') - now, 0)
+  end
+end
+
+-- Returns whether enough of a limit is left. A cost of 0 takes nothing, and needs one to be left; a
+-- negative cost gives back.
+local function has_enough(limit)
+  return limit.cost < 0 or limit.backlog + math.max(limit.cost, 1) * limit.interval <= limit.window
+end
+
+-- Takes the cost of this call from each limit.
+local function take_all(limits, now)
+  for _, limit in ipairs(limits) do
+    if limit.cost ~= 0 then
+      limit.backlog = math.max(limit.backlog + limit.cost * limit.interval, 0)
+      if limit.backlog == 0 then
+        redis.call('DEL', limit.key)
+      else
+        redis.call('SET', limit.key, string.format('%.0f', now + limit.backlog), 'PX',
+          math.ceil(limit.backlog / 1000))
+      end
+    end
+  end
+end
+
+-- Removes holds that have ended, and returns the number of those that are left.
+local function count_sockets(sockets, now)
+  local ended = redis.call('ZRANGEBYSCORE', sockets, '-inf', string.format('%.0f', now))
+  for _, socket in ipairs(ended) do
+    redis.call('ZREM', sockets, socket)
+  end
+  return redis.call('ZCARD', sockets)
+end
+
+-- Holds some sockets for so many seconds from now.
+local function hold_sockets(sockets, held, now, seconds)
+  for _, socket in ipairs(held) do
+    redis.call('ZADD', sockets, string.format('%.0f', now + seconds * 1000000), socket)
+  end
+  redis.call('EXPIRE', sockets, seconds)
+end

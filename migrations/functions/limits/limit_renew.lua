@@ -1,0 +1,19 @@
+-- Renews the holds of some open sockets of one caller, and brings back those that Redis lost.
+--
+-- Keys:       caller
+-- Arguments:  seconds   until the holds end
+--             sockets
+-- Reply:      1
+-- Called by:  LimitStore::renew
+register {
+  name = 'limit_renew',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'caller' },
+  arguments = { 'seconds' },
+  rest = 'sockets',
+  run = function(keys, args)
+    hold_sockets(keys.caller .. ':sockets', args.sockets, now_us(), tonumber(args.seconds))
+    return 1
+  end,
+}

@@ -1,0 +1,152 @@
+//! Takes what a request costs from the limits of its caller, before the body is read, and tells in
+//! the response what is left.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{FromRef, FromRequestParts, Request, State};
+use axum::http::Method;
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::sign_in::is_public;
+use crate::http::extract::caller::TrustedProxies;
+use crate::http::problem::Problem;
+use crate::http::rate_limit::{Standings, add_headers};
+use crate::limits::{
+    Admission, RateLimits, RequestKind, Standing, Subject, TurnPermit, UserSocket,
+};
+use crate::session::Owner;
+use crate::sign_in::Identity;
+use crate::source::Source;
+
+/// What this layer needs to know.
+#[derive(Clone)]
+pub struct LimitLayer {
+    /// The limits.
+    pub limits: RateLimits,
+    /// The networks of the proxies in front.
+    pub proxies: TrustedProxies,
+    /// What a request to this method and path is. The fronts know their routes.
+    pub kind: fn(&Method, &str) -> RequestKind,
+}
+
+/// What a request was admitted with, until its handler takes it.
+#[derive(Clone, Default)]
+struct Admitted(Arc<Mutex<(Option<TurnPermit>, Option<UserSocket>)>>);
+
+impl Admitted {
+    fn with<T>(&self, take: impl FnOnce(&mut (Option<TurnPermit>, Option<UserSocket>)) -> T) -> T {
+        take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whose limits a request counts for, as handlers extract it.
+#[derive(Clone)]
+pub struct LimitedCaller(pub Arc<Subject>);
+
+/// The socket that a request opens.
+pub struct OpenedSocket {
+    /// Whose it is.
+    pub subject: Arc<Subject>,
+    /// Its hold over all replicas, where the sockets of its caller are limited.
+    pub hold: Option<UserSocket>,
+}
+
+pub(super) async fn check(
+    State(layer): State<LimitLayer>,
+    source: Source,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if is_public(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let kind = (layer.kind)(request.method(), request.uri().path());
+    // A repeat of a turn that was accepted is answered also where no turn is left.
+    let may_repeat = request.headers().contains_key("idempotency-key");
+    let subject = Arc::new(subject(&request, source));
+    let Admission { standings, turn, socket } =
+        match layer.limits.admit(&subject, kind, may_repeat).await {
+            Ok(admission) => admission,
+            Err(refusal) => {
+                return with_headers(Problem::limited(&refusal).into_response(), Vec::new());
+            }
+        };
+    let given_back = turn.as_ref().map(TurnPermit::given_back);
+    let admitted = Admitted::default();
+    admitted.with(|admitted| *admitted = (turn, socket));
+    request.extensions_mut().insert(LimitedCaller(subject));
+    request.extensions_mut().insert(admitted.clone());
+    let response = next.run(request).await;
+    // What no handler took, because an extractor before it refused the request, is given back.
+    drop(admitted.with(std::mem::take));
+    let standings = match given_back {
+        Some(flag) if flag.load(Ordering::Relaxed) => Admission::after_giving_back(standings),
+        _ => standings,
+    };
+    with_headers(response, standings)
+}
+
+fn subject(request: &Request, source: Source) -> Subject {
+    let identity = request.extensions().get::<Identity>();
+    Subject {
+        owner: identity.map_or(Owner::Anonymous, |identity| identity.owner.clone()),
+        key: identity.and_then(|identity| identity.validity.key_id()).map(str::to_owned),
+        source,
+    }
+}
+
+impl FromRef<LimitLayer> for TrustedProxies {
+    fn from_ref(layer: &LimitLayer) -> Self {
+        layer.proxies.clone()
+    }
+}
+
+/// Adds what is left of the limits of a request, and of those that the response names itself.
+fn with_headers(mut response: Response, mut standings: Vec<Standing>) -> Response {
+    if let Some(Standings(named)) = response.extensions_mut().remove() {
+        for standing in named {
+            match standings.iter_mut().find(|known| known.kind == standing.kind) {
+                Some(known) => *known = standing,
+                None => standings.push(standing),
+            }
+        }
+    }
+    add_headers(response.headers_mut(), &standings);
+    response
+}
+
+impl<S: Sync> FromRequestParts<S> for LimitedCaller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(unlimited)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for TurnPermit {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let admitted = parts.extensions.get::<Admitted>();
+        admitted.and_then(|admitted| admitted.with(|(turn, _)| turn.take())).ok_or_else(unlimited)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for OpenedSocket {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let LimitedCaller(subject) = LimitedCaller::from_request_parts(parts, state).await?;
+        let admitted = parts.extensions.get::<Admitted>().ok_or_else(unlimited)?;
+        Ok(Self { subject, hold: admitted.with(|(_, socket)| socket.take()) })
+    }
+}
+
+/// Returns the error of a route that begins turns, or opens sockets, and is not listed as one.
+fn unlimited() -> Problem {
+    tracing::error!("route without limits");
+    Problem::internal()
+}

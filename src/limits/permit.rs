@@ -1,0 +1,142 @@
+//! The right to what a request begins: given back where it does not begin.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::runtime::Handle;
+
+use super::charge::{SlotCharges, SlotOutcome};
+use super::policy::{LimitRefusal, Standing, Subject};
+use super::sockets::UserSocket;
+use super::{KNOWN_SESSIONS, RateLimits, lock};
+use crate::session::SessionId;
+
+/// A request that no limit refuses.
+pub struct Admission {
+    /// What is left of each limit.
+    pub standings: Vec<Standing>,
+    /// The right to one turn, where the request begins one.
+    pub turn: Option<TurnPermit>,
+    /// The hold of the user's socket, where the request opens one and a user's sockets are limited.
+    pub socket: Option<UserSocket>,
+}
+
+/// The right to submit one turn. What it took from the limits of turns is given back when it is
+/// dropped, unless the turn was accepted.
+pub struct TurnPermit {
+    pub(super) limits: RateLimits,
+    /// The caller.
+    pub subject: Arc<Subject>,
+    pub(super) taken: Vec<Taken>,
+    pub(super) refusal: Option<LimitRefusal>,
+    pub(super) given_back: Arc<AtomicBool>,
+}
+
+/// The session that a turn begins, as the limit of sessions of an address counts it. It is given
+/// back when this is dropped, unless the session was new.
+pub struct SessionPermit {
+    pub(super) limits: RateLimits,
+    pub(super) taken: Vec<Taken>,
+    pub(super) session: SessionId,
+}
+
+/// What was taken from the limits in one hash slot.
+pub(super) struct Taken {
+    pub slot: SlotCharges,
+    pub is_local: bool,
+}
+
+impl Admission {
+    /// Returns what is left of each limit after the turn was given back.
+    pub fn after_giving_back(standings: Vec<Standing>) -> Vec<Standing> {
+        let give_back = |standing: Standing| match standing.kind.unit() {
+            "turns" => standing.given_back(1),
+            _ => standing,
+        };
+        standings.into_iter().map(give_back).collect()
+    }
+}
+
+impl Taken {
+    /// Returns what gives back everything that was taken.
+    pub fn of(slot: &SlotCharges, outcome: &SlotOutcome) -> Self {
+        Self { slot: slot.reversed(|_| true), is_local: outcome.is_local }
+    }
+
+    /// Returns what gives back the turns that were taken.
+    pub fn turns(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Self> {
+        let slot = slot.reversed(|kind| !kind.is_of_requests());
+        (!slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
+    }
+}
+
+impl TurnPermit {
+    /// Returns why the turn must be refused, unless it was accepted before.
+    pub fn refusal(&self) -> Option<&LimitRefusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Returns a flag that is set once the turn was given back.
+    pub fn given_back(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.given_back)
+    }
+
+    /// Keeps what was taken: the turn was accepted.
+    pub fn keep(mut self) {
+        self.taken.clear();
+    }
+
+    /// Gives the turn back: it was accepted before, or is refused.
+    pub async fn give_back(mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        self.given_back.store(!taken.is_empty(), Ordering::Relaxed);
+        for taken in &taken {
+            self.limits.give_back(taken).await;
+        }
+    }
+}
+
+impl Drop for TurnPermit {
+    fn drop(&mut self) {
+        self.given_back.fetch_or(!self.taken.is_empty(), Ordering::Relaxed);
+        give_back_later(&self.limits, std::mem::take(&mut self.taken));
+    }
+}
+
+impl SessionPermit {
+    /// Notes that the session exists now, and keeps what was taken where it is new.
+    pub fn accepted(mut self, is_new: bool) {
+        if self.taken.is_empty() {
+            return;
+        }
+        let mut known = lock(&self.limits.inner.known_sessions);
+        if known.len() >= KNOWN_SESSIONS {
+            known.clear();
+        }
+        known.insert(self.session);
+        drop(known);
+        if is_new {
+            self.taken.clear();
+        }
+    }
+}
+
+impl Drop for SessionPermit {
+    fn drop(&mut self) {
+        give_back_later(&self.limits, std::mem::take(&mut self.taken));
+    }
+}
+
+fn give_back_later(limits: &RateLimits, taken: Vec<Taken>) {
+    if taken.is_empty() {
+        return;
+    }
+    // Without a runtime the process is ending.
+    let Ok(runtime) = Handle::try_current() else { return };
+    let limits = limits.clone();
+    runtime.spawn(async move {
+        for taken in &taken {
+            limits.give_back(taken).await;
+        }
+    });
+}

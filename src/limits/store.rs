@@ -1,0 +1,130 @@
+//! The limits in Redis.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use fred::prelude::Value;
+
+use super::charge::{SlotCharges, SlotOutcome};
+use crate::membership::MembershipStore;
+use crate::redis::{Call, Redis, RedisError};
+
+/// How long a socket is held without a renewal.
+pub(super) const HOLD: Duration = Duration::from_mins(10);
+
+/// The limits in Redis. Cloning is cheap.
+#[derive(Clone)]
+pub(super) struct LimitStore {
+    redis: Redis,
+    membership: MembershipStore,
+}
+
+/// What a call takes beside the costs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TakeOptions<'a> {
+    /// Takes also what is not left, because it was used already.
+    pub forced: bool,
+    /// A name under which this is taken only once.
+    pub once: &'a str,
+}
+
+impl LimitStore {
+    pub fn new(redis: Redis, membership: MembershipStore) -> Self {
+        Self { redis, membership }
+    }
+
+    /// Takes all costs, or nothing. Where the caller has as many sockets as it may, those of replicas
+    /// that are gone are removed, and it is tried again.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn take(
+        &self,
+        charges: &SlotCharges,
+        options: TakeOptions<'_>,
+    ) -> Result<SlotOutcome, RedisError> {
+        let (outcome, held) = self.try_take(charges, options).await?;
+        // Boxed, because it is rare.
+        if held.is_empty() || !Box::pin(self.remove_gone(&charges.caller, &held)).await? {
+            return Ok(outcome);
+        }
+        Ok(self.try_take(charges, options).await?.0)
+    }
+
+    /// Returns the sockets that are held, too, where there are too many.
+    async fn try_take(
+        &self,
+        SlotCharges { caller, charges, socket }: &SlotCharges,
+        options: TakeOptions<'_>,
+    ) -> Result<(SlotOutcome, Vec<String>), RedisError> {
+        let (socket, sockets_limit) = match socket {
+            Some((socket, limit)) => (socket.as_str(), *limit),
+            None => ("", 0),
+        };
+        let limits = charges.iter().flat_map(|charge| {
+            let numbers =
+                [charge.quota.to_string(), charge.interval().to_string(), charge.cost.to_string()];
+            std::iter::once(Value::from(charge.key.as_str()))
+                .chain(numbers.into_iter().map(Value::from))
+        });
+        let call = call("jarvis_limit_take_1", caller)
+            .flag("forced", options.forced)
+            .arg("once", options.once)
+            .arg("socket", socket)
+            .text("sockets_limit", sockets_limit)
+            .text("socket_seconds", HOLD.as_secs())
+            .rest("limits", limits);
+        let reply: Value = self.redis.call(call).await?;
+        let parsed = parse(reply, charges.len(), sockets_limit > 0);
+        parsed.ok_or_else(|| RedisError::Unexpected("limit_take".to_owned()))
+    }
+
+    /// Removes the sockets of replicas that are gone. Returns whether there were some.
+    async fn remove_gone(&self, caller: &str, held: &[String]) -> Result<bool, RedisError> {
+        let replica = |socket: &str| socket.split(' ').next().unwrap_or_default().to_owned();
+        let replicas: HashSet<String> = held.iter().map(|socket| replica(socket)).collect();
+        let living = self.membership.living(replicas.into_iter().collect()).await?;
+        let gone = held.iter().filter(|socket| !living.contains(&replica(socket)));
+        let gone: Vec<String> = gone.cloned().collect();
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        self.release(caller, &gone).await?;
+        Ok(true)
+    }
+
+    /// Ends the holds of sockets.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn release(&self, caller: &str, sockets: &[String]) -> Result<(), RedisError> {
+        let sockets = sockets.iter().map(|socket| Value::from(socket.as_str()));
+        self.redis.call(call("jarvis_limit_release_1", caller).rest("sockets", sockets)).await
+    }
+
+    /// Renews the holds of sockets, and brings back those that Redis lost.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn renew(&self, caller: &str, sockets: &[String]) -> Result<(), RedisError> {
+        let call = call("jarvis_limit_renew_1", caller)
+            .text("seconds", HOLD.as_secs())
+            .rest("sockets", sockets.iter().map(|socket| Value::from(socket.as_str())));
+        self.redis.call(call).await
+    }
+}
+
+fn call(function: &'static str, caller: &str) -> Call {
+    Call::new(function).key("caller", caller.to_owned())
+}
+
+fn parse(reply: Value, count: usize, has_sockets: bool) -> Option<(SlotOutcome, Vec<String>)> {
+    let [verdict, sockets, backlogs, held]: [Value; 4] = reply.into_array().try_into().ok()?;
+    let backlogs: Vec<u64> = backlogs.convert().ok()?;
+    if backlogs.len() != count {
+        return None;
+    }
+    let is_taken = verdict.as_str()? == "taken";
+    let sockets = if has_sockets { Some(sockets.as_u64()?) } else { None };
+    Some((SlotOutcome { is_taken, sockets, backlogs, is_local: false }, held.convert().ok()?))
+}

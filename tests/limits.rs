@@ -1,0 +1,707 @@
+//! The limits of users, API keys and addresses.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use axum::http::response::Parts;
+use futures_util::future::join_all;
+use jarvis::config::LimitSettings;
+use jarvis::limits::{LimitKind, RateLimits, RequestKind, Standing, Subject};
+use jarvis::membership::MembershipStore;
+use jarvis::session::Owner;
+use jarvis::session::model::User;
+use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::source::Source;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use support::client::{Reply, Socket, get, http, send, until_ok};
+use support::eventually;
+use support::metrics::until_metric_line;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{RedisCluster, RedisServer};
+use support::setup::{Setup, setup};
+use support::store::connect;
+use support::tokens::{SECRET, token};
+use uuid::Uuid;
+
+const SIGN_IN: (&str, &str) = ("JARVIS_JWT_SECRET", SECRET);
+const PROXY: (&str, &str) = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+
+fn id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// Returns the request of a short turn.
+fn turn(server: &Process) -> RequestBuilder {
+    let body = json!({"message": "[[tokens=3]] hi"});
+    http().post(format!("{}/api/v1/chat", server.url)).json(&body)
+}
+
+async fn turn_of(server: &Process, user: &str) -> Reply {
+    send(turn(server).bearer_auth(token(user))).await
+}
+
+async fn turn_from(server: &Process, address: &str) -> Reply {
+    send(turn(server).header("x-forwarded-for", address)).await
+}
+
+fn code(reply: &Reply) -> (u16, &str) {
+    (reply.status, reply.body["code"].as_str().unwrap_or_default())
+}
+
+fn header<'a>(reply: &'a Reply, name: &str) -> &'a str {
+    reply.headers.get(name).map_or("", |value| value.to_str().expect("a text"))
+}
+
+/// Returns what a caller has used of a limit, as it is told.
+async fn usage(request: RequestBuilder, limit: &str) -> Value {
+    let reply = send(request).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let limits = reply.body["limits"].as_array().expect("a list").clone();
+    limits.into_iter().find(|it| it["limit"] == limit).unwrap_or_default()
+}
+
+fn usage_of(server: &Process, user: &str) -> RequestBuilder {
+    http().get(format!("{}/api/v1/usage", server.url)).bearer_auth(token(user))
+}
+
+/// Sends forty turns of one user to each of three replicas at once, and returns how many were
+/// admitted, once all of them came within a second.
+async fn admitted_of_a_burst(redis: &str) -> usize {
+    let ollama = ollama_sim(&["--rate", "10000"]);
+    // All may run at once, and nothing but the limit of turns refuses one.
+    let hosts = format!("{};slots=200", ollama.url);
+    let replicas: Vec<Process> = (0..3).map(|_| jarvis(redis, &hosts, &[SIGN_IN])).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let client = http();
+    let warm = |replica: &Process| client.get(format!("{}/health/live", replica.url)).send();
+    for attempt in 0..10 {
+        // Each request has a connection of its own.
+        join_all(replicas.iter().flat_map(|replica| (0..40).map(move |_| warm(replica)))).await;
+        let bearer = token(&format!("user-{attempt}"));
+        let ask = |replica: &Process| {
+            let body = json!({"message": "[[tokens=1]] hi", "stream": true});
+            let url = format!("{}/api/v1/chat", replica.url);
+            client.post(url).bearer_auth(&bearer).json(&body).send()
+        };
+        let began = Instant::now();
+        let requests = (0..40).flat_map(|_| replicas.iter().map(ask));
+        let responses = join_all(requests).await;
+        let took = began.elapsed();
+        let mut admitted = 0;
+        for response in responses {
+            let response = response.expect("a response");
+            match response.status().as_u16() {
+                200 => admitted += 1,
+                429 => {
+                    assert_eq!(response.headers()["retry-after"], "1");
+                    let left = response.headers()["ratelimit"].to_str().expect("a text");
+                    assert!(left.starts_with("\"user-turns\";r=0;t=1, "), "{left}");
+                }
+                other => panic!("{other}: {:?}", response.text().await),
+            }
+        }
+        // One turn comes back each second: on a busy machine a burst may take longer.
+        if took < Duration::from_secs(1) {
+            return admitted;
+        }
+        let most = 60 + usize::try_from(took.as_secs()).expect("a number");
+        assert!((60..=most).contains(&admitted), "{admitted} in {took:?}");
+    }
+    panic!("no burst took less than a second");
+}
+
+#[tokio::test]
+async fn sixty_turns_a_minute_hit_from_three_replicas_at_once_let_exactly_sixty_through() {
+    let redis = RedisServer::start();
+    assert_eq!(admitted_of_a_burst(&redis.url()).await, 60);
+}
+
+#[tokio::test]
+async fn in_a_cluster_sixty_turns_a_minute_hit_from_three_replicas_let_exactly_sixty_through() {
+    let redis = RedisCluster::start();
+    assert_eq!(admitted_of_a_burst(&redis.url()).await, 60);
+}
+
+/// Returns the limits of one replica, without a server.
+async fn limits(redis: &str, replica: &str, settings: &LimitSettings) -> RateLimits {
+    let redis = connect(redis).await;
+    let membership = MembershipStore::new(redis.clone(), replica.to_owned());
+    RateLimits::start(&redis, membership, settings.clone())
+}
+
+fn caller(user: &str, key: Option<&str>, address: &str) -> Arc<Subject> {
+    let source = Source::of(address.parse().expect("an address"));
+    let owner = Owner::User(User::local(user).expect("a name"));
+    Arc::new(Subject { owner, key: key.map(str::to_owned), source })
+}
+
+fn used(standings: &[Standing], kind: LimitKind) -> u64 {
+    standings.iter().find(|it| it.kind == kind).expect("the limit").used
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_request_takes_from_all_limits_of_its_caller_or_from_none() {
+    let redis = RedisCluster::start();
+    let settings = LimitSettings {
+        user_requests_per_minute: 1000,
+        user_turns_per_minute: 100,
+        key_turns_per_minute: 100,
+        address_requests_per_minute: 1000,
+        address_turns_per_minute: 40,
+        ..LimitSettings::default()
+    };
+    let replicas = [
+        limits(&redis.url(), "r1", &settings).await,
+        limits(&redis.url(), "r2", &settings).await,
+        limits(&redis.url(), "r3", &settings).await,
+    ];
+    // Several users share an address, whose limits lie on another node than theirs.
+    let users: Vec<_> =
+        (0..4).map(|number| caller(&format!("user-{number}"), Some("k"), "2001:db8::1")).collect();
+    let admit = async |number: usize| {
+        let admitted =
+            replicas[number % 3].admit(&users[number % 4], RequestKind::Turn, false).await;
+        match admitted {
+            Ok(admission) => {
+                admission.turn.expect("a turn").keep();
+                true
+            }
+            Err(refusal) => {
+                assert_eq!(refusal.kind(), LimitKind::AddressTurns);
+                false
+            }
+        }
+    };
+    let admitted = join_all((0..120).map(admit)).await.into_iter().filter(|it| *it).count();
+    // One turn comes back in 1.5 s.
+    assert!((40..=42).contains(&admitted), "{admitted}");
+    let mut of_users = 0;
+    for user in &users {
+        let standings = replicas[0].usage(user).await;
+        let (turns, of_key) =
+            (used(&standings, LimitKind::UserTurns), used(&standings, LimitKind::KeyTurns));
+        assert_eq!(turns, of_key);
+        of_users += turns;
+    }
+    // Refused turns took nothing; of a user's own limit one turn comes back in 0.6 s.
+    assert!(of_users <= admitted as u64, "{of_users} of {admitted}");
+    assert!(of_users + 20 >= admitted as u64, "{of_users} of {admitted}");
+}
+
+#[tokio::test]
+async fn every_limited_response_tells_what_is_left_and_no_other_does() {
+    let settings = [SIGN_IN, PROXY, ("JARVIS_USER_REQUESTS_PER_MINUTE", "100")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let bearer = || token("alice");
+    let url = |path: &str| format!("{}{path}", replica.url);
+    let replies = [
+        (200, send(turn(&replica).bearer_auth(bearer())).await),
+        (422, send(http().post(url("/api/v1/chat")).bearer_auth(bearer()).body("{")).await),
+        (404, send(http().get(url("/api/v1/nothing")).bearer_auth(bearer())).await),
+        (200, send(http().get(url("/api/v1/models")).bearer_auth(bearer())).await),
+        (200, send(usage_of(&replica, "alice")).await),
+        (200, send(http().get(url("/api/v1/models")).header("x-forwarded-for", "192.0.2.1")).await),
+    ];
+    for (number, (status, reply)) in replies.iter().enumerate() {
+        assert_eq!(reply.status, *status, "{}", reply.body);
+        let (left, policy) = (header(reply, "ratelimit"), header(reply, "ratelimit-policy"));
+        let expected = match number {
+            0 | 1 => {
+                assert!(policy.contains("\"user-turns\";q=60;w=60;qu=\"turns\""), "{policy}");
+                // A request that is no turn gives the turn back.
+                assert!(left.contains("\"user-turns\";r=59;t=1"), "{number}: {left}");
+                ("\"user-requests\";r=", "\"user-requests\";q=100;w=60")
+            }
+            5 => ("\"address-requests\";r=1199;t=1", "\"address-requests\";q=1200;w=60"),
+            _ => ("\"user-requests\";r=", "\"user-requests\";q=100;w=60"),
+        };
+        assert!(left.starts_with(expected.0), "{number}: {left}");
+        assert!(policy.starts_with(expected.1), "{number}: {policy}");
+    }
+    let bearer = format!("Bearer {}", bearer());
+    let headers = [("authorization", &*bearer), ("x-forwarded-for", "192.0.2.7")];
+    let (_socket, head) = open(&replica, &headers).await.expect("a handshake");
+    for policy in ["user-requests", "user-sockets", "address-requests", "address-sockets"] {
+        let left = head["ratelimit"].to_str().expect("a text");
+        assert!(left.contains(&format!("\"{policy}\";r=")), "{left}");
+    }
+    for path in ["/health", "/metrics", "/openapi.json", "/api/v1/models", "/api/v1/usage"] {
+        let reply = get(&replica, path).await;
+        assert_eq!((reply.status, header(&reply, "ratelimit")), (200, ""), "{path}");
+    }
+    // What is kept of a caller goes by itself.
+    let keys = redis.cli(&["KEYS", "jarvis:{limits:*"]);
+    assert!(keys.lines().count() >= 4, "{keys}");
+    for key in keys.lines() {
+        let left: i64 = redis.cli(&["TTL", key]).trim().parse().expect("seconds");
+        // It may have expired since.
+        assert!((0..=86_400).contains(&left) || left == -2, "{key}: {left}");
+    }
+}
+
+/// Opens a WebSocket, and returns it with the head of the response.
+///
+/// # Errors
+/// The head and the body of a refusal.
+async fn open(
+    server: &Process,
+    headers: &[(&'static str, &str)],
+) -> Result<(impl Sized, HeaderMap), (Parts, Value)> {
+    use tokio_tungstenite::tungstenite::Error;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    let mut request = server.websocket("/ws").into_client_request().expect("a request");
+    for (name, value) in headers {
+        request.headers_mut().append(*name, value.parse().expect("a value"));
+    }
+    match tokio_tungstenite::connect_async(request).await {
+        Ok((socket, response)) => Ok((socket, response.into_parts().0.headers)),
+        Err(Error::Http(response)) => {
+            let (head, body) = response.into_parts();
+            let body = serde_json::from_slice(&body.unwrap_or_default()).unwrap_or_default();
+            Err((head, body))
+        }
+        Err(error) => panic!("no handshake: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_day_are_counted_exactly_and_refuse_turns_and_nothing_else_once_used() {
+    let settings = [SIGN_IN, ("JARVIS_USER_TOKENS_PER_DAY", "40")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let mut sum = 0;
+    loop {
+        let reply = turn_of(&replica, "alice").await;
+        if reply.status != 200 {
+            assert_eq!(code(&reply), (429, "quota_exceeded"), "{}", reply.body);
+            let after: u64 = header(&reply, "retry-after").parse().expect("seconds");
+            // One token comes back in 36 minutes, after those that were used beyond the last one.
+            let missing = sum - 39;
+            assert!((2159 * missing..=2160 * missing).contains(&after), "{after}: {missing}");
+            let left = header(&reply, "ratelimit");
+            assert!(left.starts_with(&format!("\"user-tokens\";r=0;t={after}, ")), "{left}");
+            break;
+        }
+        let usage_of_turn = &reply.body["usage"];
+        let tokens = |kind: &str| usage_of_turn[kind].as_u64().expect("a number");
+        sum += tokens("prompt_tokens") + tokens("completion_tokens");
+        let told = usage(usage_of(&replica, "alice"), "user-tokens").await;
+        assert_eq!(told["used"], sum, "{told}");
+        assert_eq!(told["remaining"], 40_u64.saturating_sub(sum));
+        assert!(sum < 100, "no turn is refused");
+    }
+    assert!(sum >= 40);
+    assert_eq!(turn_of(&replica, "bob").await.status, 200);
+    let url = format!("{}/api/v1/models", replica.url);
+    assert_eq!(send(http().get(url).bearer_auth(token("alice"))).await.status, 200);
+    let once = redis.cli(&["KEYS", "jarvis:{limits:*}:once:*"]);
+    let mark = once.lines().next().expect("a mark");
+    assert!(redis.cli(&["TTL", mark]).trim().parse::<i64>().expect("seconds") > 0);
+}
+
+#[tokio::test]
+async fn sockets_of_a_user_are_bounded_over_all_replicas_and_fall_with_a_killed_replica() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000"]);
+    let settings = [SIGN_IN, ("JARVIS_USER_SOCKETS", "3")];
+    let [first, second] = [0; 2].map(|_| jarvis(&redis.url(), &ollama.url, &settings));
+    for replica in [&first, &second] {
+        until_ok(replica, "/health/ready").await;
+    }
+    let bearer = |user: &str| format!("Bearer {}", token(user));
+    let alice = bearer("alice");
+    let alice = [("authorization", &*alice)];
+    let lost = [open(&first, &alice).await.ok(), open(&first, &alice).await.ok()];
+    let kept = open(&second, &alice).await.ok();
+    assert!(lost.iter().chain([&kept]).all(Option::is_some));
+    for replica in [&first, &second] {
+        let Err((head, body)) = open(replica, &alice).await else { panic!("a fourth socket") };
+        assert_eq!((head.status.as_u16(), &body["code"]), (429, &json!("rate_limited")));
+        assert_eq!(head.headers["retry-after"], "5");
+        let left = head.headers["ratelimit"].to_str().expect("a text");
+        assert!(left.starts_with("\"user-sockets\";r=0;t=5, "), "{left}");
+    }
+    let told = usage(usage_of(&second, "alice"), "user-sockets").await;
+    assert_eq!((&told["used"], &told["quota"]), (&json!(3), &json!(3)));
+    let bob = bearer("bob");
+    assert!(open(&second, &[("authorization", &*bob)]).await.is_ok(), "another user has its own");
+    // A refused handshake left nothing, and one that is closed is free again.
+    drop(kept);
+    let mut open_again = None;
+    let opened = eventually(LIMIT, async || {
+        open_again = open(&second, &alice).await.ok();
+        open_again.is_some()
+    });
+    assert!(opened.await, "a closed socket stays held");
+    first.kill();
+    let mut more = Vec::new();
+    let fallen = eventually(Duration::from_secs(10), async || {
+        more.extend(open(&second, &alice).await.ok());
+        more.len() == 2
+    });
+    assert!(fallen.await, "{} sockets of the killed replica fell", more.len());
+    assert!(open(&second, &alice).await.is_err());
+}
+
+#[tokio::test]
+async fn sockets_of_a_user_that_redis_lost_are_held_again_and_a_refused_one_is_not() {
+    let settings = [SIGN_IN, ("JARVIS_USER_SOCKETS", "2")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let alice = [("authorization", &*bearer)];
+    let _open = [open(&replica, &alice).await.ok(), open(&replica, &alice).await.ok()];
+    assert!(open(&replica, &alice).await.is_err());
+    let key = redis.cli(&["KEYS", "jarvis:{limits:u:*}:sockets"]).trim().to_owned();
+    let held = || redis.cli(&["ZCARD", &key]).trim().to_owned();
+    assert_eq!(held(), "2");
+    redis.cli(&["DEL", &key]);
+    redis.restart();
+    assert!(eventually(LIMIT, async || held() == "2").await, "{} are held", held());
+    assert!(open(&replica, &alice).await.is_err());
+    assert_eq!(held(), "2");
+}
+
+#[tokio::test]
+async fn while_redis_is_away_each_replica_limits_alone() {
+    let settings = [SIGN_IN, PROXY, ("JARVIS_USER_REQUESTS_PER_MINUTE", "6")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let url = format!("{}/api/v1/models", replica.url);
+    let ask = async || send(http().get(&url).bearer_auth(token("alice"))).await;
+    assert_eq!(ask().await.status, 200);
+    redis.kill();
+    let began = Instant::now();
+    let mut statuses = Vec::new();
+    for _ in 0..8 {
+        let reply = ask().await;
+        assert!(header(&reply, "ratelimit").starts_with("\"user-requests\";r="), "{}", reply.body);
+        statuses.push(reply.status);
+    }
+    // One comes back in 10 s.
+    assert!(began.elapsed() < Duration::from_secs(10), "a replica waits for Redis again and again");
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 429, 429]);
+    let other = send(http().get(&url).bearer_auth(token("bob"))).await;
+    assert_eq!(other.status, 200);
+    redis.restart();
+    // Redis knows of one request only; alone, one comes back in 10 s.
+    let exact = async || {
+        let reply = ask().await;
+        reply.status == 200 && !header(&reply, "ratelimit").starts_with("\"user-requests\";r=0")
+    };
+    assert!(eventually(Duration::from_secs(9), exact).await, "Redis does not decide again");
+}
+
+#[tokio::test]
+async fn loopback_is_never_limited_by_address_and_an_address_behind_a_trusted_proxy_is() {
+    let settings = [
+        PROXY,
+        ("JARVIS_ADDRESS_TURNS_PER_MINUTE", "2"),
+        ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "100"),
+    ];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    for _ in 0..5 {
+        let reply = send(turn(&replica)).await;
+        assert_eq!((reply.status, header(&reply, "ratelimit")), (200, ""), "{}", reply.body);
+    }
+    assert_eq!(redis.cli(&["KEYS", "jarvis:{limits:*"]).trim(), "", "loopback costs nothing");
+    let spoofed = "198.51.100.1, 192.0.2.1";
+    for address in ["192.0.2.1", spoofed] {
+        assert_eq!(turn_from(&replica, address).await.status, 200, "{address}");
+    }
+    let refused = turn_from(&replica, "192.0.2.1").await;
+    assert_eq!(code(&refused), (429, "rate_limited"));
+    let left = header(&refused, "ratelimit");
+    assert!(left.starts_with("\"address-turns\";r=0;t="), "{left}");
+    assert_eq!(turn_from(&replica, "192.0.2.2").await.status, 200, "another address");
+    // One /64 is one address, and the networks of one /56 have twice as much together.
+    let statuses = async |addresses: &[&str]| {
+        let mut statuses = Vec::new();
+        for address in addresses {
+            statuses.push(turn_from(&replica, address).await.status);
+        }
+        statuses
+    };
+    let one = ["2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:1:ffff::3"];
+    assert_eq!(statuses(&one).await, [200, 200, 429]);
+    let beside = ["2001:db8:0:2::1", "2001:db8:0:3::1", "2001:db8:0:4::1", "2001:db8:1:4::1"];
+    assert_eq!(statuses(&beside).await, [200, 200, 429, 200]);
+}
+
+#[tokio::test]
+async fn a_repeat_and_a_refused_request_cost_no_turn_and_a_repeat_is_answered_without_one() {
+    let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let turns = async || usage(usage_of(&replica, "alice"), "user-turns").await["used"].clone();
+    let post = async |body: Value, key: Option<&str>| {
+        let request = http().post(format!("{}/api/v1/chat", replica.url));
+        let request = request.bearer_auth(token("alice")).json(&body);
+        send(match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        })
+        .await
+    };
+    let refused = [
+        (json!({"message": ""}), 422),
+        (json!({"message": "hi", "session_id": "no"}), 422),
+        (json!({"message": "hi", "model": "nope"}), 404),
+    ];
+    for (body, status) in refused {
+        assert_eq!(post(body.clone(), None).await.status, status, "{body}");
+        assert_eq!(turns().await, 0, "{body}");
+    }
+    let (key, other) = (id(), id());
+    let hello = || json!({"message": "[[tokens=3]] hello"});
+    let first = post(hello(), Some(&key)).await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    assert_eq!(turns().await, 1);
+    for _ in 0..3 {
+        let repeat = post(hello(), Some(&key)).await;
+        assert_eq!(repeat.status, 200, "{}", repeat.body);
+        assert_eq!(repeat.body["generation_id"], first.body["generation_id"]);
+    }
+    assert_eq!(code(&post(hello(), Some(&other)).await), (429, "rate_limited"));
+    assert_eq!(code(&post(hello(), None).await), (429, "rate_limited"));
+    assert_eq!(turns().await, 1);
+    // Where none is left, none is given back.
+    let repeat = post(hello(), Some(&key)).await;
+    assert!(header(&repeat, "ratelimit").contains("\"user-turns\";r=0;t="), "{:?}", repeat.headers);
+}
+
+#[tokio::test]
+async fn a_repeat_while_a_turn_is_left_gives_it_back() {
+    let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let key = id();
+    for _ in 0..4 {
+        let request = turn(&replica).bearer_auth(token("alice")).header("idempotency-key", &key);
+        let reply = send(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let left = header(&reply, "ratelimit");
+        assert!(left.contains("\"user-turns\";r=1;t="), "{left}");
+        let told = usage(usage_of(&replica, "alice"), "user-turns").await;
+        assert_eq!(told["used"], 1, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_gets_an_error_and_the_socket_stays_usable() {
+    let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let headers = [("authorization", &*bearer)];
+    let (mut socket, ..) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");
+    let chat = |id: &str| json!({"message": "[[tokens=3]] hi", "message_id": id});
+    socket.say(&chat("one")).await;
+    let first = socket.until("stream_end").await;
+    socket.say(&chat("two")).await;
+    let error = socket.event().await;
+    assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("rate_limited")));
+    assert_eq!((&error["retryable"], &error["message_id"]), (&json!(true), &json!("two")));
+    let after = error["retry_after"].as_u64().expect("seconds");
+    assert!((50..=60).contains(&after), "{error}");
+    socket.say(&json!({"type": "ping"})).await;
+    assert_eq!(socket.event().await["type"], "pong");
+    socket.say(&json!({"type": "get_history"})).await;
+    assert_eq!(socket.event().await["count"], 2);
+    // A repeat is answered without a turn.
+    socket.say(&chat("one")).await;
+    let again = socket.until("stream_end").await;
+    assert_eq!(again[0]["generation_id"], first[0]["generation_id"]);
+}
+
+#[tokio::test]
+async fn an_address_begins_exactly_so_many_sessions_a_day_and_the_others_go_on() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000"]);
+    let settings = [PROXY, ("JARVIS_ADDRESS_SESSIONS_PER_DAY", "3")];
+    let replicas = [0; 2].map(|_| jarvis(&redis.url(), &ollama.url, &settings));
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let in_session = async |replica: &Process, session: &str| {
+        let body = json!({"message": "[[tokens=3]] hi", "session_id": session});
+        let request = http().post(format!("{}/api/v1/chat", replica.url)).json(&body);
+        send(request.header("x-forwarded-for", "192.0.2.1")).await
+    };
+    let sessions: Vec<String> = (0..10).map(|_| id()).collect();
+    let burst = sessions.iter().enumerate();
+    let burst = burst.map(|(number, session)| in_session(&replicas[number % 2], session));
+    let replies = join_all(burst).await;
+    let (begun, refused): (Vec<_>, Vec<_>) =
+        sessions.iter().zip(&replies).partition(|(_, reply)| reply.status == 200);
+    assert_eq!(begun.len(), 3);
+    for (session, reply) in &refused {
+        assert_eq!(code(reply), (429, "quota_exceeded"));
+        assert!(header(reply, "retry-after").parse::<u64>().expect("seconds") > 28_000);
+        let left = header(reply, "ratelimit");
+        assert!(left.contains("\"address-sessions\";r=0;t=28"), "{left}");
+        assert_eq!(redis.cli(&["KEYS", &format!("*{session}*")]).trim(), "");
+    }
+    // Through the replica that knows the session, and through the other one.
+    for replica in &replicas {
+        let reply = in_session(replica, begun[0].0).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let request = http().get(format!("{}/api/v1/usage", replicas[0].url));
+    let told = usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await;
+    assert_eq!((&told["used"], &told["remaining"]), (&json!(3), &json!(0)), "{told}");
+    assert_eq!(turn_from(&replicas[0], "192.0.2.2").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_turn_in_a_session_that_exists_takes_no_session() {
+    let settings = [
+        PROXY,
+        ("JARVIS_ADDRESS_SESSIONS_PER_DAY", "5"),
+        ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "0"),
+    ];
+    let Setup { replica, redis, ollama } = setup("1000", &settings).await;
+    let other = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&other, "/health/ready").await;
+    let session = id();
+    for replica in [&replica, &replica, &other, &other] {
+        let body = json!({"message": "[[tokens=3]] hi", "session_id": session});
+        let request = http().post(format!("{}/api/v1/chat", replica.url)).json(&body);
+        assert_eq!(send(request.header("x-forwarded-for", "192.0.2.1")).await.status, 200);
+    }
+    let told = async || {
+        let request = http().get(format!("{}/api/v1/usage", replica.url));
+        usage(request.header("x-forwarded-for", "192.0.2.1"), "address-sessions").await
+    };
+    // What the other replica took, which did not know the session, is given back.
+    assert!(eventually(LIMIT, async || told().await["used"] == 1).await, "{}", told().await);
+}
+
+#[tokio::test]
+async fn usage_tells_the_exact_numbers_of_each_limit_of_the_caller() {
+    // One comes back in more than half a day, so that nothing does while the test runs.
+    let settings = [SIGN_IN, PROXY];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(turn_of(&replica, "alice").await.status, 200);
+    }
+    let told = usage(usage_of(&replica, "alice"), "user-turns").await;
+    let used = told["used"].as_u64().expect("a number");
+    // One turn comes back each second.
+    assert!(used <= 3 && used + began.elapsed().as_secs() + 1 >= 3, "{told}");
+    assert_eq!((&told["quota"], &told["window_seconds"]), (&json!(60), &json!(60)));
+    assert_eq!(told["remaining"], 60 - used);
+    assert_eq!(told["reset_seconds"], used, "each takes a second");
+    let reply = send(usage_of(&replica, "alice").header("x-forwarded-for", "192.0.2.1")).await;
+    assert_eq!(reply.body["user_id"], "alice");
+    let limits = reply.body["limits"].as_array().expect("a list");
+    let names: Vec<&str> = limits.iter().filter_map(|limit| limit["limit"].as_str()).collect();
+    let all = [
+        "user-requests",
+        "user-turns",
+        "user-tokens",
+        "user-sockets",
+        "address-requests",
+        "address-turns",
+        "address-sessions",
+        "address-sockets",
+    ];
+    assert_eq!(names, all);
+    let anonymous = get(&replica, "/api/v1/usage").await;
+    assert_eq!(anonymous.body, json!({"user_id": "anonymous", "limits": []}));
+}
+
+#[tokio::test]
+async fn each_api_key_has_limits_of_its_own_within_those_of_its_user() {
+    let settings =
+        [SIGN_IN, ("JARVIS_KEY_TURNS_PER_MINUTE", "1"), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let store = ApiKeyStore::new(connect(&redis.url()).await);
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        let Created::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+        keys.push(key);
+    }
+    let ask = async |number: usize| {
+        let reply = send(turn(&replica).bearer_auth(keys[number].expose())).await;
+        let left = header(&reply, "ratelimit").split(';').next().unwrap_or_default().to_owned();
+        (reply.status, left)
+    };
+    let first = "\"user-requests\"".to_owned();
+    assert_eq!(ask(0).await, (200, first.clone()));
+    assert_eq!(ask(0).await, (429, "\"key-turns\"".to_owned()));
+    assert_eq!(ask(1).await, (200, first));
+    assert_eq!(ask(2).await, (429, "\"user-turns\"".to_owned()));
+}
+
+#[tokio::test]
+async fn a_request_over_the_limit_is_refused_before_its_body_is_read_and_counted_by_limit() {
+    let settings = [SIGN_IN, PROXY, ("JARVIS_USER_REQUESTS_PER_MINUTE", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let url = format!("{}/api/v1/models", replica.url);
+    assert_eq!(send(http().get(url).bearer_auth(token("alice"))).await.status, 200);
+    let address = replica.url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+    let bearer = token("alice");
+    write!(
+        stream,
+        "POST /api/v1/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\n\
+         Content-Length: 100000\r\n\r\n"
+    )
+    .expect("sent");
+    let mut head = [0; 12];
+    // The body never comes, and would be waited for for 30 s.
+    stream.read_exact(&mut head).expect("a response");
+    assert_eq!(&head, b"HTTP/1.1 429");
+    let bearer = format!("Bearer {bearer}");
+    let Err((head, _)) = open(&replica, &[("authorization", &*bearer)]).await else {
+        panic!("a socket")
+    };
+    assert_eq!(head.status.as_u16(), 429, "before the upgrade");
+    let line = "jarvis_limit_refusals_total{limit=\"user-requests\"} 2";
+    until_metric_line(&replica, line).await;
+}
+
+/// Returns how often each function of the limits was called since the log was emptied.
+fn calls(redis: &RedisServer) -> usize {
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    log.lines().filter(|line| line.starts_with("jarvis_limit_")).count()
+}
+
+#[tokio::test]
+async fn a_turn_costs_one_call_for_its_user_one_beside_it_for_its_address_and_none_a_token() {
+    let settings = [SIGN_IN, PROXY];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
+    redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    let cost = async |tokens: usize, user: Option<&str>, address: Option<&str>, session: &str| {
+        redis.cli(&["SLOWLOG", "RESET"]);
+        let body = json!({"message": format!("[[tokens={tokens}]] hi"), "session_id": session});
+        let mut request = http().post(format!("{}/api/v1/chat", replica.url)).json(&body);
+        if let Some(user) = user {
+            request = request.bearer_auth(token(user));
+        }
+        if let Some(address) = address {
+            request = request.header("x-forwarded-for", address);
+        }
+        assert_eq!(send(request).await.status, 200);
+        calls(&redis)
+    };
+    for tokens in [3, 300] {
+        assert_eq!(cost(tokens, None, None, &id()).await, 0, "anonymous, on loopback");
+        // Its turn at the beginning, and its tokens at the end.
+        assert_eq!(cost(tokens, Some("alice"), None, &id()).await, 2, "a user, on loopback");
+        let session = id();
+        // Its turn, and its session beside the check of the storage budget.
+        assert_eq!(cost(tokens, None, Some("192.0.2.1"), &session).await, 2, "an address");
+        assert_eq!(cost(tokens, None, Some("192.0.2.1"), &session).await, 1, "again");
+        let session = id();
+        assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 4, "both");
+        assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 3, "again");
+    }
+}
