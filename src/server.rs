@@ -15,6 +15,7 @@ use crate::api::{self, ApiSettings, AppState};
 use crate::budget::StorageLimits;
 use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
+use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
@@ -144,6 +145,7 @@ impl Server {
             heartbeat: state.settings.heartbeat,
             connections: descriptors::connections_that_fit(descriptors),
             probes: descriptors::probes_that_fit(descriptors),
+            http_2: state.settings.http_2,
         };
         let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
@@ -229,6 +231,8 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         request_timeout: http.request_timeout,
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
+        http_2: http.http_2,
+        metrics_token: http.metrics_token().map(ExpectedToken::new),
         auth_grace: settings.sign_in.auth_grace,
         trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()

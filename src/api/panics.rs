@@ -72,8 +72,13 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
     let socket = listener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = socket.local_addr().expect("an address");
     let lifecycle = Lifecycle::default();
-    let limits =
-        listener::ClientLimits { read: LIMIT, heartbeat: LIMIT, connections: 100, probes: 1 };
+    let limits = listener::ClientLimits {
+        read: LIMIT,
+        heartbeat: LIMIT,
+        connections: 100,
+        probes: 1,
+        http_2: false,
+    };
     let serving = listener::serve(socket, router, limits, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -7,6 +7,7 @@ use clap::builder::EnumValueParser;
 use reqwest::Url;
 use url::Host;
 
+use super::secrets::{OfFile, of_file};
 use super::url::{http_url, passwords};
 use super::values::{seconds, trimmed};
 use crate::session::User;
@@ -16,8 +17,6 @@ use crate::sign_in::{IssuerOptions, Secret, SignInMode, SignInOptions};
 const SHORTEST_SECRET: usize = 32;
 /// Bytes of an issuer's or an audience's name, at most: an owner is stored with each session.
 const LONGEST_CLAIM: usize = 255;
-/// Bytes of a file with a secret, at most.
-const LARGEST_FILE: u64 = 64 << 10;
 
 /// The settings of sign-in.
 #[derive(Clone, Debug, Args)]
@@ -60,8 +59,8 @@ pub struct SecretSettings {
     pub jwt_secret: Option<Secret>,
 
     /// File with the secret of HS256 tokens, in place of the variable
-    #[arg(long, env = "JARVIS_JWT_SECRET_FILE", value_name = "FILE", value_parser = secret_of_file)]
-    pub jwt_secret_file: Option<Secret>,
+    #[arg(long, env = "JARVIS_JWT_SECRET_FILE", value_name = "FILE", value_parser = of_file(secret))]
+    pub jwt_secret_file: Option<OfFile<Secret>>,
 }
 
 impl SignInSettings {
@@ -70,7 +69,6 @@ impl SignInSettings {
     /// # Errors
     /// What is wrong, and what to do.
     pub(super) fn check(&self) -> Result<(), String> {
-        self.secret.check()?;
         let named = |name: &str| {
             Err(format!(
                 "{name} is missing: an outside issuer needs \
@@ -113,24 +111,12 @@ impl SignInSettings {
 impl SecretSettings {
     /// Returns the secret, wherever it comes from.
     pub fn secret(&self) -> Option<&Secret> {
-        self.jwt_secret.as_ref().or(self.jwt_secret_file.as_ref())
+        self.jwt_secret.as_ref().or(self.jwt_secret_file.as_ref().map(|file| &file.value))
     }
 
     /// Returns the secrets that no log line may hold.
     pub(super) fn secrets(&self) -> Vec<String> {
         self.secret().map(|secret| secret.expose().to_owned()).into_iter().collect()
-    }
-
-    /// Checks the settings together.
-    ///
-    /// # Errors
-    /// What is wrong, and what to do.
-    pub(super) fn check(&self) -> Result<(), String> {
-        if self.jwt_secret.is_some() && self.jwt_secret_file.is_some() {
-            let both = "JARVIS_JWT_SECRET and JARVIS_JWT_SECRET_FILE are both set; keep one";
-            return Err(both.to_owned());
-        }
-        Ok(())
     }
 }
 
@@ -186,15 +172,4 @@ fn secret(text: &str) -> Result<Secret, String> {
         ));
     }
     Ok(Secret::new(text))
-}
-
-fn secret_of_file(path: &str) -> Result<Secret, String> {
-    let path = path.trim();
-    let size = std::fs::metadata(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-    if size.len() > LARGEST_FILE {
-        return Err(format!("{path} is larger than 64 KiB, so it is no secret"));
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read {path} as text: {error}"))?;
-    secret(&text)
 }
