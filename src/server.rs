@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::http::HeaderValue;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -27,8 +28,9 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
-use crate::sign_in::SignIn;
-use crate::telemetry;
+use crate::sign_in::{Secret, SignIn};
+use crate::source::SourceKey;
+use crate::{source_key, telemetry};
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -107,6 +109,7 @@ impl Server {
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
             unfinished_messages: MessageBudget::default(),
+            source_key: source_key(&settings.http, &redis),
             metrics,
         };
         let drain_timeout = settings.replica.drain_timeout;
@@ -193,7 +196,8 @@ impl Server {
 /// Returns the options of a connection to Redis.
 pub fn redis_options(settings: &RedisSettings) -> RedisOptions {
     RedisOptions {
-        url: settings.redis_url.clone(),
+        url: settings.url().to_owned(),
+        tls: settings.tls(),
         command_timeout: settings.redis_timeout_ms,
         acknowledgements: settings.acknowledgements(),
     }
@@ -208,6 +212,8 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
         first_token_timeout: settings.first_token_timeout,
         token_gap_timeout: settings.token_gap_timeout,
         keep_alive: settings.keep_alive.clone(),
+        authorization: settings.token().and_then(authorization),
+        tls: settings.tls(),
     }
 }
 
@@ -237,6 +243,28 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()
     }
+}
+
+/// Returns the key of the digests of addresses: the one that is set, or the one that all replicas share
+/// in Redis.
+fn source_key(settings: &HttpSettings, redis: &Redis) -> SourceKey {
+    if let Some(key) = settings.source_key() {
+        return SourceKey::new(key.expose().as_bytes());
+    }
+    let key = SourceKey::default();
+    let following = source_key::follow(redis.clone(), key.clone());
+    redis.lifecycle().spawn("key of addresses", async move {
+        following.await;
+        TaskEnd::Done
+    });
+    key
+}
+
+/// Returns the header with the token of the model hosts.
+fn authorization(token: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Returns the permits of sockets, as many as are set and fit into the limit of descriptors.

@@ -100,9 +100,9 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
 #[tokio::test]
 async fn a_socket_that_panics_is_closed_and_leaves_nothing_behind() {
     let redis = tokio::task::spawn_blocking(RedisServer::start).await.expect("redis");
-    let (listen, url) = (["--listen", "127.0.0.1:0"], redis.url());
+    let (listen, url) = (["--listen", "127.0.0.1:0"], redis.url_file());
     // The test requests no turn, so it needs no host.
-    let (redis_url, hosts) = (["--redis-url", &*url], ["--ollama-urls", "http://127.0.0.1:9"]);
+    let (redis_url, hosts) = (["--redis-url-file", &*url], ["--ollama-urls", "http://127.0.0.1:9"]);
     let arguments = [["jarvis", "serve"], listen, redis_url, hosts];
     let arguments: Vec<_> = arguments.as_flattened().iter().map(Into::into).collect();
     let cli = Cli::from_arguments(&arguments).expect("arguments");

@@ -20,7 +20,7 @@ use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -46,6 +46,8 @@ pub struct AppState {
     pub permits: SocketPermits,
     /// The budget of WebSocket messages that have not arrived whole.
     pub unfinished_messages: MessageBudget,
+    /// The key of the digests of clients' addresses.
+    pub source_key: SourceKey,
     /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -148,5 +150,11 @@ impl FromRef<Shared> for BodyLimit {
 impl FromRef<Shared> for TrustedProxies {
     fn from_ref(shared: &Shared) -> Self {
         shared.settings.trusted_proxies.clone()
+    }
+}
+
+impl FromRef<Shared> for SourceKey {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.source_key.clone()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -36,6 +37,17 @@ pub struct HttpSettings {
     #[arg(long, env = "JARVIS_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     #[arg(value_parser = or_blank(listed_origin))]
     pub allowed_origins: Vec<String>,
+
+    /// Key of the digests of clients' addresses, at least 16 characters, the same for every replica; only
+    /// as a variable; where absent, a random one is kept in Redis
+    #[arg(long, env = "JARVIS_SOURCE_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(value_parser = compared_token)]
+    pub source_key: Option<Secret>,
+
+    /// File with that key, in place of the variable
+    #[arg(long, env = "JARVIS_SOURCE_KEY_FILE", value_name = "FILE")]
+    #[arg(value_parser = of_file(compared_token))]
+    pub source_key_file: Option<OfFile<Secret>>,
 
     /// Names that the Host header may have, separated by commas; *: any; empty: any, but on a loopback
     /// address only localhost and IP addresses
@@ -111,6 +123,23 @@ impl HttpSettings {
         } else {
             AllowedHosts::Any
         }
+    }
+
+    /// Returns the key of the digests of clients' addresses, wherever it comes from.
+    pub fn source_key(&self) -> Option<&Secret> {
+        self.source_key.as_ref().or(self.source_key_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the secrets that no log line may hold.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let secrets = [self.metrics_token(), self.source_key()];
+        secrets.into_iter().flatten().map(|secret| secret.expose().to_owned()).collect()
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let files = [&self.metrics_token_file, &self.source_key_file];
+        files.into_iter().flatten().map(OfFile::path)
     }
 
     /// Returns the token that `/metrics` needs, wherever it comes from.

@@ -166,8 +166,11 @@ impl Cli {
         match &self.command {
             Command::Serve(settings) => {
                 settings.hosts.check()?;
+                settings.redis.check()?;
                 settings.sign_in.check()
             }
+            Command::Migrate { redis } => redis.check(),
+            Command::Key(command) => command.redis().check(),
             _ => Ok(()),
         }
     }
@@ -229,18 +232,20 @@ impl Settings {
     fn secrets(&self) -> Vec<String> {
         [
             self.redis.passwords(),
-            self.hosts.passwords(),
+            self.hosts.secrets(),
             self.telemetry.passwords(),
             self.sign_in.secrets(),
-            self.http.metrics_token().iter().map(|token| token.expose().to_owned()).collect(),
+            self.http.secrets(),
         ]
         .concat()
     }
 
     /// Returns the files that secrets were read from.
     pub fn secret_files(&self) -> Vec<&Path> {
-        let secrets = [&self.sign_in.secret.jwt_secret_file, &self.http.metrics_token_file];
-        secrets.into_iter().flatten().map(OfFile::path).collect()
+        let of_urls = self.redis.secret_files().chain(self.hosts.secret_files());
+        let of_callers = self.sign_in.secret_files().chain(self.http.secret_files());
+        let of_collector = self.telemetry.otlp_url_file.iter().map(OfFile::path);
+        of_urls.chain(of_callers).chain(of_collector).collect()
     }
 }
 
@@ -360,7 +365,9 @@ mod tests {
             let flag = format!("--{}", argument.get_long().expect("a flag"));
             let value = match (&*flag, argument.get_default_values().first()) {
                 // Refused as an argument, and tested as a variable and as a file.
-                ("--jwt-secret" | "--metrics-token", _) => continue,
+                ("--jwt-secret" | "--metrics-token" | "--ollama-token" | "--source-key", _) => {
+                    continue;
+                }
                 (flag, _) if flag.ends_with("-file") => continue,
                 ("--redis-acknowledgements", _) => "1".to_owned(),
                 ("--preload", _) => "tinyllama".to_owned(),

@@ -20,8 +20,14 @@ const READABLE_BY_ALL: u32 = 0o004;
 /// The settings that are secrets, or may hold one. Each has a second setting that names a file in its
 /// place, whose identifier ends with `_file`.
 const SECRETS: &[SecretSetting] = &[
+    SecretSetting { id: "jwks_url", kind: SecretKind::Urls },
     SecretSetting { id: "jwt_secret", kind: SecretKind::Whole },
     SecretSetting { id: "metrics_token", kind: SecretKind::Whole },
+    SecretSetting { id: "ollama_token", kind: SecretKind::Whole },
+    SecretSetting { id: "ollama_urls", kind: SecretKind::Urls },
+    SecretSetting { id: "otlp_url", kind: SecretKind::Urls },
+    SecretSetting { id: "redis_url", kind: SecretKind::Urls },
+    SecretSetting { id: "source_key", kind: SecretKind::Whole },
     SecretSetting { id: "token", kind: SecretKind::Whole },
 ];
 
@@ -136,6 +142,6 @@ pub(super) fn check_sources(parsed: &ArgMatches) -> Result<(), String> {
 }
 
 fn holds_a_password(command: &ArgMatches, id: &str) -> bool {
-    let raw = command.get_raw(id).into_iter().flatten().filter_map(|value| value.to_str());
-    raw.into_iter().any(|text| !passwords(text).is_empty())
+    let raw = command.get_raw(id).into_iter().flatten();
+    raw.map(|value| value.to_string_lossy()).any(|text| !passwords(text.trim()).is_empty())
 }

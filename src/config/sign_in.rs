@@ -1,5 +1,6 @@
 //! Settings of sign-in: whether it is required, and the keys of tokens.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -35,6 +36,10 @@ pub struct SignInSettings {
     #[arg(long, env = "JARVIS_JWKS_URL", hide_env_values = true, value_name = "URL")]
     #[arg(value_parser = jwks_url)]
     pub jwks_url: Option<Url>,
+
+    /// File with the address of the key set, in place of the variable
+    #[arg(long, env = "JARVIS_JWKS_URL_FILE", value_name = "FILE", value_parser = of_file(jwks_url))]
+    pub jwks_url_file: Option<OfFile<Url>>,
 
     /// Issuer of the tokens that are signed by a key of that set: their claim iss
     #[arg(long, env = "JARVIS_JWT_ISSUER", value_name = "NAME", value_parser = issuer_name)]
@@ -75,7 +80,7 @@ impl SignInSettings {
             JARVIS_JWKS_URL, JARVIS_JWT_ISSUER and JARVIS_JWT_AUDIENCE"
             ))
         };
-        match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+        match (self.key_set(), &self.jwt_issuer, &self.jwt_audience) {
             (Some(_), None, _) => named("JARVIS_JWT_ISSUER"),
             (Some(_), Some(_), None) => named("JARVIS_JWT_AUDIENCE"),
             (None, Some(_), _) => named("JARVIS_JWKS_URL"),
@@ -83,9 +88,19 @@ impl SignInSettings {
         }
     }
 
+    fn key_set(&self) -> Option<&Url> {
+        self.jwks_url.as_ref().or(self.jwks_url_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let of_secret = self.secret.jwt_secret_file.iter().map(OfFile::path);
+        of_secret.chain(self.jwks_url_file.iter().map(OfFile::path))
+    }
+
     /// Returns what sign-in needs to know.
     pub fn options(&self) -> SignInOptions {
-        let issuer = match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+        let issuer = match (self.key_set(), &self.jwt_issuer, &self.jwt_audience) {
             (Some(url), Some(issuer), Some(audience)) => Some(IssuerOptions {
                 jwks_url: url.clone(),
                 issuer: issuer.clone(),
@@ -103,7 +118,7 @@ impl SignInSettings {
 
     /// Returns the secrets that no log line may hold.
     pub(super) fn secrets(&self) -> Vec<String> {
-        let of_url = self.jwks_url.iter().flat_map(|url| passwords(url.as_str()));
+        let of_url = self.key_set().into_iter().flat_map(|url| passwords(url.as_str()));
         of_url.chain(self.secret.secrets()).collect()
     }
 }

@@ -11,6 +11,7 @@ pub mod raw;
 pub mod raw_http;
 pub mod setup;
 pub mod store;
+pub mod tls;
 pub mod tokens;
 
 pub use testkit::{eventually, redis};
