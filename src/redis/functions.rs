@@ -389,10 +389,11 @@ mod tests {
     }
 
     /// The commands that the client sends beside those of the functions.
-    const OF_CLIENT: [&str; 19] = [
+    const OF_CLIENT: [&str; 20] = [
         "auth",
         "client|id",
         "client|setname",
+        "cluster|info",
         "cluster|slots",
         "del",
         "eval",
