@@ -24,6 +24,8 @@ pub mod server;
 pub mod session;
 pub mod sign_in;
 pub mod source;
+mod source_key;
 pub mod telemetry;
+pub mod tls;
 
 pub use server::Server;

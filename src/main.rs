@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
+use jarvis::config::secrets::is_readable_by_all;
 use jarvis::config::{
     Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
 };
@@ -45,7 +46,10 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
-        Command::Chat { server, token } => Box::pin(chat(&server, token.as_ref())).await,
+        Command::Chat { server, token, token_file } => {
+            let token = token.or(token_file.map(|file| file.value));
+            Box::pin(chat(&server, token.as_ref())).await
+        }
         Command::Key(command) => cli::keys::run(&command).await,
         Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
         Command::Settings => {
@@ -111,6 +115,13 @@ fn without_userinfo(text: &str) -> String {
 
 async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(&settings.telemetry, secrets)?;
+    for path in settings.secret_files().into_iter().filter(|path| is_readable_by_all(path)) {
+        let path = path.display().to_string();
+        tracing::warn!(
+            path,
+            "every user can read a secret file; remove that permission (chmod o-r)"
+        );
+    }
     let server = Server::bind(settings, telemetry::metrics()?)?;
     println!("listening on http://{}", server.address());
     let mut terminate = signal(SignalKind::terminate())?;

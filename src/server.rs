@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::http::HeaderValue;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -15,6 +16,7 @@ use crate::api::{self, ApiSettings, AppState};
 use crate::budget::StorageLimits;
 use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
+use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
@@ -27,8 +29,9 @@ use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
-use crate::sign_in::SignIn;
-use crate::telemetry;
+use crate::sign_in::{Secret, SignIn};
+use crate::source::SourceKey;
+use crate::{source_key, telemetry};
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
@@ -110,6 +113,7 @@ impl Server {
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
             unfinished_messages: MessageBudget::default(),
+            source_key: source_key(&settings.http, &redis),
             metrics,
         };
         let drain_timeout = settings.replica.drain_timeout;
@@ -148,6 +152,7 @@ impl Server {
             heartbeat: state.settings.heartbeat,
             connections: descriptors::connections_that_fit(descriptors),
             probes: descriptors::probes_that_fit(descriptors),
+            http_2: state.settings.http_2,
         };
         let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
@@ -195,7 +200,8 @@ impl Server {
 /// Returns the options of a connection to Redis.
 pub fn redis_options(settings: &RedisSettings) -> RedisOptions {
     RedisOptions {
-        url: settings.redis_url.clone(),
+        url: settings.url().to_owned(),
+        tls: settings.tls(),
         command_timeout: settings.redis_timeout_ms,
         acknowledgements: settings.acknowledgements(),
     }
@@ -210,6 +216,8 @@ fn fleet_config(settings: &HostSettings) -> FleetConfig {
         first_token_timeout: settings.first_token_timeout,
         token_gap_timeout: settings.token_gap_timeout,
         keep_alive: settings.keep_alive.clone(),
+        authorization: settings.token().and_then(authorization),
+        tls: settings.tls(),
     }
 }
 
@@ -233,10 +241,34 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         request_timeout: http.request_timeout,
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
+        http_2: http.http_2,
+        metrics_token: http.metrics_token().map(ExpectedToken::new),
         auth_grace: settings.sign_in.auth_grace,
         trusted_proxies: TrustedProxies(http.trusted_proxies().into()),
         ..ApiSettings::default()
     }
+}
+
+/// Returns the key of the digests of addresses: the one that is set, or the one that all replicas share
+/// in Redis.
+fn source_key(settings: &HttpSettings, redis: &Redis) -> SourceKey {
+    if let Some(key) = settings.source_key() {
+        return SourceKey::new(key.expose().as_bytes());
+    }
+    let key = SourceKey::default();
+    let following = source_key::follow(redis.clone(), key.clone());
+    redis.lifecycle().spawn("key of addresses", async move {
+        following.await;
+        TaskEnd::Done
+    });
+    key
+}
+
+/// Returns the header with the token of the model hosts.
+fn authorization(token: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Returns the permits of sockets, as many as are set and fit into the limit of descriptors.

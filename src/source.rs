@@ -1,14 +1,18 @@
 //! The source of a request: the network of its client, without disclosing it.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::digest::sha256_hex;
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
 
 /// The prefix lengths of the IPv6 networks of an address, the widest first. The last one is what
 /// one subscriber gets.
 const IPV6_PREFIXES: [u32; 3] = [48, 56, 64];
-/// Hexadecimal characters of a network's digest.
-const DIGEST_CHARACTERS: usize = 16;
+/// Bytes of a network's digest.
+const DIGEST_BYTES: usize = 8;
+/// Bytes of a key.
+const KEY_BYTES: usize = 32;
 /// What separates the digests of an address's networks.
 const SEPARATOR: char = '.';
 
@@ -17,18 +21,35 @@ const SEPARATOR: char = '.';
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
-impl Source {
+/// The key of the digests. Without a key the digest of an IPv4 address is found by trying all of them.
+/// Cloning is cheap, and clones share the key.
+#[derive(Clone)]
+pub struct SourceKey(Arc<RwLock<hmac::Key>>);
+
+impl SourceKey {
+    /// Creates a key of these bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(Arc::new(RwLock::new(hmac::Key::new(hmac::HMAC_SHA256, bytes))))
+    }
+
+    /// Replaces the key.
+    pub fn set(&self, bytes: &[u8]) {
+        let mut key = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *key = hmac::Key::new(hmac::HMAC_SHA256, bytes);
+    }
+
     /// Returns the source of a client at this address.
-    pub fn of(address: IpAddr) -> Self {
+    pub fn source(&self, address: IpAddr) -> Source {
+        let key = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let digest = |network: IpAddr| {
-            let mut digest = sha256_hex(network.to_string().as_bytes());
-            digest.truncate(DIGEST_CHARACTERS);
-            digest
+            let tag = hmac::sign(&key, network.to_string().as_bytes());
+            let bytes = tag.as_ref().iter().take(DIGEST_BYTES);
+            bytes.fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
         };
         match address.to_canonical() {
-            IpAddr::V4(address) if address.is_loopback() => Self::default(),
-            IpAddr::V6(address) if address.is_loopback() => Self::default(),
-            IpAddr::V4(address) => Self(digest(address.into())),
+            IpAddr::V4(address) if address.is_loopback() => Source::default(),
+            IpAddr::V6(address) if address.is_loopback() => Source::default(),
+            IpAddr::V4(address) => Source(digest(address.into())),
             IpAddr::V6(address) => {
                 let digests = IPV6_PREFIXES.map(|bits| {
                     let kept = u128::MAX << (u128::BITS - bits);
@@ -36,11 +57,28 @@ impl Source {
                     // Networks of different lengths may begin with the same address.
                     digest(network.into()) + &bits.to_string()
                 });
-                Self(digests.join(&SEPARATOR.to_string()))
+                Source(digests.join(&SEPARATOR.to_string()))
             }
         }
     }
+}
 
+impl Default for SourceKey {
+    /// Creates a random key.
+    fn default() -> Self {
+        Self::new(&random_bytes())
+    }
+}
+
+/// Returns the bytes of a random key.
+pub fn random_bytes() -> [u8; KEY_BYTES] {
+    let mut bytes = [0; KEY_BYTES];
+    // It fails on systems without random numbers only, on which TLS does not work either.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    bytes
+}
+
+impl Source {
     /// Returns whether limits by address hold.
     pub fn is_limited(&self) -> bool {
         !self.0.is_empty()
@@ -58,7 +96,7 @@ mod tests {
     use super::*;
 
     fn source(address: &str) -> String {
-        Source::of(address.parse().expect("an address")).0
+        SourceKey::new(b"a key").source(address.parse().expect("an address")).0
     }
 
     #[test]
@@ -90,8 +128,22 @@ mod tests {
     #[test]
     fn a_loopback_address_has_no_limits() {
         for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-            assert!(!Source::of(address.parse().expect("an address")).is_limited(), "{address}");
+            assert!(source(address).is_empty(), "{address}");
         }
-        assert!(Source::of("10.0.0.1".parse().expect("an address")).is_limited());
+        assert!(!source("10.0.0.1").is_empty());
+    }
+
+    #[test]
+    fn a_source_tells_nothing_of_its_address_without_the_key() {
+        let address = "192.0.2.1".parse().expect("an address");
+        let key = SourceKey::default();
+        let before = key.source(address);
+        assert_eq!(key.clone().source(address), before);
+        assert_eq!(before.0.len(), 2 * DIGEST_BYTES);
+        let plain = crate::digest::sha256_hex(b"192.0.2.1");
+        assert_ne!(before.0, plain[..2 * DIGEST_BYTES]);
+        assert_ne!(before, SourceKey::default().source(address), "another random key");
+        key.clone().set(b"another key");
+        assert_eq!(key.source(address), SourceKey::new(b"another key").source(address));
     }
 }

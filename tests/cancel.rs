@@ -159,7 +159,7 @@ async fn a_cancel_whose_hint_is_lost_stops_the_model_all_the_same() {
     let fleet = Fleet::start().await;
     let (session, _watching) = fleet.answering().await;
     // No hint is delivered from now on.
-    fleet.redis.cli(&["ACL", "SETUSER", "default", "-ssubscribe"]);
+    fleet.redis.cli(&["ACL", "SETUSER", "jarvis", "-ssubscribe"]);
     fleet.redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     fleet.cancel(1, &session).await;
     fleet.until_running(0, PROMISED).await;

@@ -21,6 +21,7 @@ use jarvis::session::store::{
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
 };
+use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
 use support::client::get;
 use support::eventually;
@@ -87,6 +88,8 @@ impl Replica {
                 first_token_timeout: Duration::from_secs(20),
                 token_gap_timeout: Duration::from_secs(20),
                 keep_alive: "5m".to_owned(),
+                authorization: None,
+                tls: TlsOptions::default(),
             });
             let fleet = fleet.expect("a fleet");
             let reports = fleet.clone();

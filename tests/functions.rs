@@ -207,7 +207,8 @@ async fn a_redis_of_another_layout_is_refused_and_left_as_it_is() {
         assert!(matches!(refused, RedisError::Migration(_)), "{refused}");
         for command in ["migrate", "serve"] {
             let output = Command::new(env!("CARGO_BIN_EXE_jarvis"))
-                .args([command, "--redis-url", &server.url()])
+                .arg(command)
+                .env("JARVIS_REDIS_URL", server.url())
                 .env("JARVIS_LISTEN", "127.0.0.1:0")
                 .output()
                 .expect("jarvis");
@@ -293,6 +294,6 @@ async fn a_server_keeps_its_number_when_functions_are_loaded_again_and_gets_anot
     assert_eq!(number().await, first, "every replica loads the functions at its start");
     server.restart();
     assert_ne!(number().await, first);
-    server.cli(&["ACL", "SETUSER", "default", "-info"]);
+    server.cli(&["ACL", "SETUSER", "jarvis", "-info"]);
     assert!(number().await > 0, "a user that may not read it gets another one");
 }

@@ -31,9 +31,9 @@ struct Life {
 }
 
 impl Life {
-    fn start(redis: &str, ollama: &Process) -> Self {
+    fn start(redis_url_file: &str, ollama: &Process) -> Self {
         let (listen, ollama) = (["--listen", "127.0.0.1:0"], ["--ollama-urls", &ollama.url]);
-        let (redis, drain) = (["--redis-url", redis], ["--drain-timeout", DRAIN]);
+        let (redis, drain) = (["--redis-url-file", redis_url_file], ["--drain-timeout", DRAIN]);
         let arguments = [["jarvis", "serve"], listen, redis, ollama, drain];
         let arguments: Vec<_> = arguments.as_flattened().iter().map(OsString::from).collect();
         let cli = Cli::from_arguments(&arguments).expect("arguments");
@@ -60,7 +60,7 @@ impl Life {
 #[tokio::test]
 async fn an_essential_task_that_panics_makes_the_process_unready_drain_and_end_with_its_name() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "40"]));
-    let life = Life::start(&redis.url(), &ollama);
+    let life = Life::start(&redis.url_file(), &ollama);
     life.until_ready().await;
     let chat = json!({"message": QUESTION, "stream": true});
     let mut turn =
@@ -96,7 +96,7 @@ async fn an_essential_task_that_panics_makes_the_process_unready_drain_and_end_w
 async fn a_process_starts_serves_drains_and_stops_in_this_order() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
     redis.kill();
-    let mut life = Life::start(&redis.url(), &ollama);
+    let mut life = Life::start(&redis.url_file(), &ollama);
     let stop = life.stop.take().expect("not stopped yet");
     let mut observed = life.lifecycle.subscribe();
     let mut phases = vec![*observed.borrow_and_update()];

@@ -14,6 +14,7 @@ use jarvis::ollama::{
     BreakerState, ChatMessage, ChatRole, Done, DoneReason, Fleet, FleetConfig, HostConfig,
     ModelRequest, OllamaError, Options, Slot, Think, TokenStream,
 };
+use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
 use support::client::http;
 use support::eventually;
@@ -36,6 +37,8 @@ fn config(urls: &[&str]) -> FleetConfig {
         first_token_timeout: LIMIT,
         token_gap_timeout: LIMIT,
         keep_alive: "5m".to_owned(),
+        authorization: None,
+        tls: TlsOptions::default(),
     }
 }
 

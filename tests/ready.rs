@@ -11,6 +11,7 @@ use jarvis::lifecycle::{Lifecycle, Phase};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
+use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
 use support::client::{Reply, get, post, until_ok};
 use support::eventually;
@@ -50,7 +51,7 @@ impl Setup {
         let redis = RedisServer::start();
         let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all"];
         assert_eq!(redis.cli(&[&user[..], rules].concat()).trim(), "OK");
-        let url = |redis: &RedisServer| redis.url().replace("//", "//ann:secret@");
+        let url = |redis: &RedisServer| redis.url_as("ann:secret");
         Self::over(redis, url)
     }
 
@@ -131,9 +132,9 @@ async fn a_replica_whose_redis_user_lacks_a_permission_is_never_ready_and_names_
 async fn a_wrong_password_is_reported_and_a_corrected_one_makes_the_replica_ready() {
     let redis = RedisServer::start();
     redis.cli(&["CONFIG", "SET", "requirepass", "right-one"]);
-    let setup = Setup::over(redis, |redis| redis.url().replace("//", "//:wrong-one@"));
+    let setup = Setup::over(redis, |redis| redis.url_as(":wrong-one"));
     setup.until_health(503, "unhealthy", Some("wrong user name or password")).await;
-    let none = Setup::over(RedisServer::start(), |_| setup.redis.url());
+    let none = Setup::over(RedisServer::start(), |_| setup.redis.url_as(""));
     none.until_health(503, "unhealthy", Some("wrong user name or password")).await;
     let change = ["CONFIG", "SET", "requirepass", "wrong-one"];
     setup.redis.cli_with_password("right-one", &change);
@@ -202,7 +203,7 @@ async fn a_full_redis_is_degraded_never_unready_and_refuses_turns_as_full() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     // A replica that starts now finds its functions loaded.
-    let late = Setup::over(RedisServer::start(), |_| setup.redis.url());
+    let late = Setup::over(RedisServer::start(), |_| setup.redis.url_as(""));
     late.until_health(200, "degraded", Some("memory full")).await;
     setup.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     setup.until_health(200, "healthy", None).await;
@@ -236,7 +237,7 @@ async fn permitted() -> Setup {
     let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all"];
     assert_eq!(redis.cli(&user).trim(), "OK");
     let ollama = ollama_sim(&["--rate", "20"]);
-    let url = redis.url().replace("//", "//ann:secret@");
+    let url = redis.url_as("ann:secret");
     let replica = jarvis(&url, &ollama.url, &[("JARVIS_OLLAMA_SLOTS", "1")]);
     until_ok(&replica, "/health/ready").await;
     Setup { replica, redis, _ollama: ollama }
@@ -292,6 +293,7 @@ async fn a_redis_url_of_another_kind_than_its_server_is_reported_with_what_to_do
     let host = |url: String| {
         url.split_once("//").and_then(|(_, rest)| rest.split('?').next()).map(str::to_owned)
     };
+    let without_user = |host: &str| host.rsplit('@').next().map(str::to_owned).unwrap_or_default();
     let node = host(cluster.url()).expect("a node");
     let sentinel = host(sentinels.url()).expect("a sentinel");
     for (url, trouble, advice) in [
@@ -307,7 +309,7 @@ async fn a_redis_url_of_another_kind_than_its_server_is_reported_with_what_to_do
             "the sentinels know no primary of this name",
             "sentinelServiceName",
         ),
-        (format!("redis://{sentinel}"), "no command HGETALL", ""),
+        (format!("redis://{}", without_user(&sentinel)), "no command HGETALL", ""),
     ] {
         let setup = Setup::over(RedisServer::start(), |_| url.clone());
         let reported = async || {
@@ -380,7 +382,8 @@ async fn a_thousand_probes_from_outside_are_not_a_thousand_calls_of_redis() {
 async fn a_replica_whose_essential_task_died_is_not_ready() {
     let server = RedisServer::start();
     let (url, command_timeout) = (server.url(), Duration::from_millis(1500));
-    let options = RedisOptions { url, command_timeout, acknowledgements: 0 };
+    let options =
+        RedisOptions { url, command_timeout, acknowledgements: 0, tls: TlsOptions::default() };
     let lifecycle = Lifecycle::default();
     let redis = Redis::connect_in(&options, lifecycle.clone()).expect("a client");
     let conditions = Conditions::of(&redis);

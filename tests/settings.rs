@@ -202,13 +202,13 @@ async fn every_user_name_and_password_reaches_redis_percent_encoded() {
         let set = redis.cli(&["ACL", "SETUSER", &user, "on", &rule, "~*", "&*", "+@all"]);
         assert_eq!(set.trim(), "OK", "{password}");
         let name = user.bytes().fold(String::new(), |name, byte| name + &format!("%{byte:02X}"));
-        let url = redis.url().replace("//", &format!("//{name}:{encoded}@"));
+        let url = redis.url_as(&format!("{name}:{encoded}"));
         let replica = jarvis(&url, &ollama.url, &[]);
         until_ok(&replica, "/health/ready").await;
     }
     // The URL has a password without a name: the default user.
     redis.cli(&["CONFIG", "SET", "requirepass", "a b"]);
-    let replica = jarvis(&redis.url().replace("//", "//:a%20b@"), &ollama.url, &[]);
+    let replica = jarvis(&redis.url_as(":a%20b"), &ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;
 }
 
@@ -219,7 +219,7 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_reported
     let with_password = RedisServer::start();
     with_password.cli(&["CONFIG", "SET", "requirepass", "another one"]);
     for (redis, told) in [(&without_hello, "HELLO"), (&with_password, "refuses the user name or")] {
-        let url = redis.url().replace("//", "//ann:Sec%20ret%231@");
+        let url = redis.url_as("ann:Sec%20ret%231");
         for format in ["text", "json"] {
             let extra = [("JARVIS_LOG", "trace"), ("JARVIS_LOG_FORMAT", format)];
             let (replica, log) = logged(&url, "http://127.0.0.1:9", &extra);
@@ -231,12 +231,12 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_reported
             assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{told}");
             assert!(!lines.contains('\u{1b}'), "a log that is no terminal is coloured");
         }
-        let (code, printed) = run(&mut binary(&["migrate", "--redis-url", &url]));
+        let (code, printed) = run(&mut binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
         assert_eq!(code, Some(1));
         assert!(!printed.contains("Sec ret#1") && !printed.contains("Sec%20ret"), "{printed}");
     }
-    let url = with_password.url().replace("//", "//:wrong@");
-    let (code, printed) = run(&mut binary(&["migrate", "--redis-url", &url]));
+    let url = with_password.url_as(":wrong");
+    let (code, printed) = run(&mut binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
     assert_eq!(code, Some(1));
     assert!(printed.contains("refuses the user name or password"), "{printed}");
 }

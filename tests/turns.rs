@@ -280,7 +280,7 @@ async fn text_is_published_while_the_writer_has_lost_its_subscription_and_anothe
     };
     user("+ssubscribe");
     let ollama = ollama_sim(&["--rate", "40"]);
-    let writer = jarvis(&redis.url().replace("//", "//ann:secret@"), &ollama.url, &[]);
+    let writer = jarvis(&redis.url_as("ann:secret"), &ollama.url, &[]);
     until_ok(&writer, "/health/ready").await;
     let session = Uuid::new_v4();
     let message = "[[tokens=200]] published";

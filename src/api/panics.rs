@@ -72,8 +72,13 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
     let socket = listener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = socket.local_addr().expect("an address");
     let lifecycle = Lifecycle::default();
-    let limits =
-        listener::ClientLimits { read: LIMIT, heartbeat: LIMIT, connections: 100, probes: 1 };
+    let limits = listener::ClientLimits {
+        read: LIMIT,
+        heartbeat: LIMIT,
+        connections: 100,
+        probes: 1,
+        http_2: false,
+    };
     let serving = listener::serve(socket, router, limits, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -95,9 +100,9 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
 #[tokio::test]
 async fn a_socket_that_panics_is_closed_and_leaves_nothing_behind() {
     let redis = tokio::task::spawn_blocking(RedisServer::start).await.expect("redis");
-    let (listen, url) = (["--listen", "127.0.0.1:0"], redis.url());
+    let (listen, url) = (["--listen", "127.0.0.1:0"], redis.url_file());
     // The test requests no turn, so it needs no host.
-    let (redis_url, hosts) = (["--redis-url", &*url], ["--ollama-urls", "http://127.0.0.1:9"]);
+    let (redis_url, hosts) = (["--redis-url-file", &*url], ["--ollama-urls", "http://127.0.0.1:9"]);
     let arguments = [["jarvis", "serve"], listen, redis_url, hosts];
     let arguments: Vec<_> = arguments.as_flattened().iter().map(Into::into).collect();
     let cli = Cli::from_arguments(&arguments).expect("arguments");

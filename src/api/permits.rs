@@ -149,11 +149,13 @@ fn networks(source: &Source) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::SourceKey;
 
     #[test]
     fn permits_are_bounded_in_all_and_by_address_and_come_back() {
         let permits = SocketPermits::new(5, 2);
-        let source = |address: &str| Source::of(address.parse().expect("an address"));
+        let key = SourceKey::default();
+        let source = |address: &str| key.source(address.parse().expect("an address"));
         let take = |address: &str| permits.take(&source(address));
         let mut held = vec![take("192.0.2.1").ok(), take("192.0.2.1").ok()];
         assert_eq!(take("192.0.2.1").err(), Some(NoPermit::AddressFull));
@@ -171,13 +173,13 @@ mod tests {
 
     #[test]
     fn the_networks_of_one_56_and_of_one_48_have_bounds_together() {
-        let permits = SocketPermits::new(1000, 2);
+        let (permits, key) = (SocketPermits::new(1000, 2), SourceKey::default());
         let mut held = Vec::new();
         // Four networks /64 in each of four networks /56 of one /48.
         for number in 0..16 {
             let network = ((number / 4) << 8) | (number % 4);
             let address = format!("2001:db8:0:{network:x}::1").parse().expect("an address");
-            held.extend((0..3).filter_map(|_| permits.take(&Source::of(address)).ok()));
+            held.extend((0..3).filter_map(|_| permits.take(&key.source(address)).ok()));
             match number {
                 0 => assert_eq!(held.len(), 2, "one /64"),
                 3 => assert_eq!(held.len(), 4, "one /56"),
@@ -185,7 +187,7 @@ mod tests {
             }
         }
         assert_eq!(held.len(), 8, "one /48");
-        let other = Source::of("2001:db8:1::1".parse().expect("an address"));
+        let other = key.source("2001:db8:1::1".parse().expect("an address"));
         assert!(permits.take(&other).is_ok());
         drop(held);
         assert!(permits.inner.open().of_network.is_empty(), "a network is forgotten");

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
 use crate::generation::{Generations, ModelInfo};
+use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::middleware::AllowLists;
@@ -21,7 +22,7 @@ use crate::limits::{LimitRefusal, RateLimits, Standing};
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -49,6 +50,8 @@ pub struct AppState {
     pub permits: SocketPermits,
     /// The budget of WebSocket messages that have not arrived whole.
     pub unfinished_messages: MessageBudget,
+    /// The key of the digests of clients' addresses.
+    pub source_key: SourceKey,
     /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
 }
@@ -74,6 +77,10 @@ pub struct ApiSettings {
     /// How long a client may take to send a request, to read an event, or to answer a ping. It is
     /// longer than load balancers keep an idle connection, so that they close it first.
     pub read_timeout: Duration,
+    /// Whether clients may use HTTP/2.
+    pub http_2: bool,
+    /// The token that `/metrics` needs; none where anybody may read it.
+    pub metrics_token: Option<ExpectedToken>,
     /// How long a WebSocket or an event stream stays open after its token has expired.
     pub auth_grace: Duration,
     /// The networks of the proxies in front whose X-Forwarded-For is believed.
@@ -96,6 +103,8 @@ impl Default for ApiSettings {
             request_timeout: Duration::from_mins(5),
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
+            http_2: false,
+            metrics_token: None,
             auth_grace: Duration::from_secs(30),
             trusted_proxies: TrustedProxies::default(),
         }
@@ -155,5 +164,11 @@ impl FromRef<Shared> for BodyLimit {
 impl FromRef<Shared> for TrustedProxies {
     fn from_ref(shared: &Shared) -> Self {
         shared.settings.trusted_proxies.clone()
+    }
+}
+
+impl FromRef<Shared> for SourceKey {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.source_key.clone()
     }
 }

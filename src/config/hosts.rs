@@ -1,13 +1,18 @@
 //! Settings of the Ollama hosts, and of the models on them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::Url;
 
 use super::keep_alive::checked_keep_alive;
+use super::secrets::{OfFile, of_file};
+use super::sign_in::token;
 use super::url::{http_url, passwords};
 use super::values::{entries, model_name, or_blank, seconds, trimmed};
+use crate::sign_in::Secret;
+use crate::tls::{Authorities, TlsOptions};
 
 /// The settings of the Ollama hosts, and of the models on them.
 #[derive(Clone, Debug, Args)]
@@ -23,6 +28,27 @@ pub struct HostSettings {
     )]
     #[arg(default_value = "http://127.0.0.1:11434", value_parser = ollama_host)]
     pub ollama_urls: Vec<Option<OllamaHost>>,
+
+    /// File with the Ollama hosts, separated by commas or lines, in place of the variable
+    #[arg(long, env = "JARVIS_OLLAMA_URLS_FILE", value_name = "FILE")]
+    #[arg(value_parser = of_file(ollama_hosts))]
+    pub ollama_urls_file: Option<OfFile<Vec<OllamaHost>>>,
+
+    /// Token that every Ollama host gets, as `Authorization: Bearer`; only as a variable, because
+    /// arguments are public
+    #[arg(long, env = "JARVIS_OLLAMA_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(value_parser = token)]
+    pub ollama_token: Option<Secret>,
+
+    /// File with the token of the Ollama hosts, in place of the variable
+    #[arg(long, env = "JARVIS_OLLAMA_TOKEN_FILE", value_name = "FILE", value_parser = of_file(token))]
+    pub ollama_token_file: Option<OfFile<Secret>>,
+
+    /// File with the certificates (PEM) of the authorities that an Ollama host's certificate may be of,
+    /// in place of the system's
+    #[arg(long, env = "JARVIS_OLLAMA_CA_FILE", value_name = "FILE")]
+    #[arg(value_parser = of_file(Authorities::parse))]
+    pub ollama_ca_file: Option<OfFile<Authorities>>,
 
     /// Concurrent generations on one Ollama host, of all replicas together
     #[arg(long, env = "JARVIS_OLLAMA_SLOTS", value_name = "N", default_value_t = 4)]
@@ -83,8 +109,27 @@ pub struct OllamaHost {
 impl HostSettings {
     /// Returns the URL of each host, and how many generations it runs at a time.
     pub fn hosts(&self) -> impl Iterator<Item = (&Url, u16)> {
-        let hosts = self.ollama_urls.iter().flatten();
-        hosts.map(|host| (&host.url, host.slots.unwrap_or(self.ollama_slots)))
+        let of_file = self.ollama_urls_file.iter().flat_map(|file| &file.value);
+        let of_variable = self.ollama_urls.iter().flatten();
+        let of_variable = of_variable.filter(|_| self.ollama_urls_file.is_none());
+        of_file.chain(of_variable).map(|host| (&host.url, host.slots.unwrap_or(self.ollama_slots)))
+    }
+
+    /// Returns the token that every host gets, wherever it comes from.
+    pub fn token(&self) -> Option<&Secret> {
+        self.ollama_token.as_ref().or(self.ollama_token_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the certificates of connections by TLS.
+    pub fn tls(&self) -> TlsOptions {
+        let authorities = self.ollama_ca_file.as_ref().map(|file| file.value.clone());
+        TlsOptions { authorities, identity: None }
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let of_urls = self.ollama_urls_file.iter().map(OfFile::path);
+        of_urls.chain(self.ollama_token_file.iter().map(OfFile::path))
     }
 
     /// Returns the models to load at the start.
@@ -101,9 +146,10 @@ impl HostSettings {
         check_hosts(&urls)
     }
 
-    /// Returns the passwords in the URLs.
-    pub(super) fn passwords(&self) -> Vec<String> {
-        self.hosts().flat_map(|(url, _)| passwords(url.as_str())).collect()
+    /// Returns the secrets that no log line may hold.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let of_urls = self.hosts().flat_map(|(url, _)| passwords(url.as_str()));
+        of_urls.chain(self.token().map(|token| token.expose().to_owned())).collect()
     }
 }
 
@@ -135,6 +181,15 @@ pub fn check_hosts(urls: &[&Url]) -> Result<(), &'static str> {
 fn is_same_host(one: &Url, other: &Url) -> bool {
     let path = |url: &Url| url.path().trim_end_matches('/').to_owned();
     one.origin() == other.origin() && path(one) == path(other)
+}
+
+/// Parses the entries of a file.
+///
+/// # Errors
+/// What is wrong with the first entry that is wrong.
+fn ollama_hosts(text: &str) -> Result<Vec<OllamaHost>, String> {
+    let entries = text.split([',', '\n']).map(ollama_host);
+    entries.filter_map(Result::transpose).collect()
 }
 
 /// Parses an entry of the list; a blank entry names no host.

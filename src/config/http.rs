@@ -2,13 +2,17 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ipnet::IpNet;
 
-use super::origins::{self, listed_host, listed_origin};
+use super::origins::{self, AllowedHosts, listed_host, listed_origin};
+use super::secrets::{OfFile, compared_token, of_file};
 use super::values::{entries, listen_address, or_blank, seconds, trimmed};
+use crate::sign_in::Secret;
 
 /// The settings of the HTTP server.
 #[derive(Clone, Debug, Args)]
@@ -34,10 +38,39 @@ pub struct HttpSettings {
     #[arg(value_parser = or_blank(listed_origin))]
     pub allowed_origins: Vec<String>,
 
-    /// Names that the Host header may have, separated by commas; empty or *: any
+    /// Key of the digests of clients' addresses, at least 16 characters, the same for every replica; only
+    /// as a variable; where absent, a random one is kept in Redis
+    #[arg(long, env = "JARVIS_SOURCE_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(value_parser = compared_token)]
+    pub source_key: Option<Secret>,
+
+    /// File with that key, in place of the variable
+    #[arg(long, env = "JARVIS_SOURCE_KEY_FILE", value_name = "FILE")]
+    #[arg(value_parser = of_file(compared_token))]
+    pub source_key_file: Option<OfFile<Secret>>,
+
+    /// Names that the Host header may have, separated by commas; *: any; empty: any, but on a loopback
+    /// address only localhost and IP addresses
     #[arg(long, env = "JARVIS_ALLOWED_HOSTS", value_name = "HOSTS", value_delimiter = ',')]
     #[arg(value_parser = or_blank(listed_host))]
     pub allowed_hosts: Vec<String>,
+
+    /// Whether clients may use HTTP/2, without TLS and by prior knowledge; WebSockets need HTTP/1.1
+    #[arg(long = "http2", env = "JARVIS_HTTP2", value_name = "BOOL", default_value = "false")]
+    #[arg(value_parser = trimmed(BoolishValueParser::new()), action = clap::ArgAction::Set)]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    pub http_2: bool,
+
+    /// Token that /metrics needs, at least 16 characters; only as a variable, because arguments are
+    /// public
+    #[arg(long, env = "JARVIS_METRICS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(value_parser = compared_token)]
+    pub metrics_token: Option<Secret>,
+
+    /// File with the token that /metrics needs, in place of the variable
+    #[arg(long, env = "JARVIS_METRICS_TOKEN_FILE", value_name = "FILE")]
+    #[arg(value_parser = of_file(compared_token))]
+    pub metrics_token_file: Option<OfFile<Secret>>,
 
     /// WebSockets and event streams at a time, at most
     #[arg(long, env = "JARVIS_MAX_SOCKETS", value_name = "N", default_value_t = 19_000)]
@@ -78,10 +111,40 @@ impl HttpSettings {
         self.trusted_proxies.iter().filter_map(|network| network.parse().ok()).collect()
     }
 
-    /// Returns the names that the Host header may have; an empty list allows any.
-    pub fn allowed_hosts(&self) -> Vec<String> {
+    /// Returns the names that the Host header may have.
+    pub fn allowed_hosts(&self) -> AllowedHosts {
         let hosts = entries(&self.allowed_hosts);
-        if hosts.iter().any(|host| host == origins::ANY) { Vec::new() } else { hosts }
+        if hosts.iter().any(|host| host == origins::ANY) {
+            AllowedHosts::Any
+        } else if !hosts.is_empty() {
+            AllowedHosts::Listed(hosts)
+        } else if self.listen.ip().to_canonical().is_loopback() {
+            AllowedHosts::Loopback
+        } else {
+            AllowedHosts::Any
+        }
+    }
+
+    /// Returns the key of the digests of clients' addresses, wherever it comes from.
+    pub fn source_key(&self) -> Option<&Secret> {
+        self.source_key.as_ref().or(self.source_key_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the secrets that no log line may hold.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let secrets = [self.metrics_token(), self.source_key()];
+        secrets.into_iter().flatten().map(|secret| secret.expose().to_owned()).collect()
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let files = [&self.metrics_token_file, &self.source_key_file];
+        files.into_iter().flatten().map(OfFile::path)
+    }
+
+    /// Returns the token that `/metrics` needs, wherever it comes from.
+    pub fn metrics_token(&self) -> Option<&Secret> {
+        self.metrics_token.as_ref().or(self.metrics_token_file.as_ref().map(|file| &file.value))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod origins;
 mod queue;
 mod redis;
 mod replica;
+pub mod secrets;
 mod sign_in;
 mod storage;
 mod telemetry;
@@ -28,13 +29,14 @@ pub use telemetry::{LogFormat, TelemetrySettings};
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::secrets::{OfFile, of_file};
 use crate::sign_in::Secret;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
@@ -68,6 +70,10 @@ pub enum Command {
         #[arg(long, env = "JARVIS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
         #[arg(value_parser = sign_in::token)]
         token: Option<Secret>,
+        /// File with the token or API key of the caller, in place of the variable
+        #[arg(long, env = "JARVIS_TOKEN_FILE", value_name = "FILE")]
+        #[arg(value_parser = of_file(sign_in::token))]
+        token_file: Option<OfFile<Secret>>,
     },
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
@@ -151,7 +157,7 @@ impl Cli {
         }
         let parsed = parsed?;
         let cli = Self::from_arg_matches(&parsed)?;
-        match cli.check().and_then(|()| check_no_secret_is_public(&parsed)) {
+        match cli.check().and_then(|()| secrets::check_sources(&parsed)) {
             Ok(()) => Ok(cli),
             Err(wrong) => Err(command.error(ErrorKind::ValueValidation, wrong)),
         }
@@ -162,9 +168,11 @@ impl Cli {
         match &self.command {
             Command::Serve(settings) => {
                 settings.hosts.check()?;
+                settings.redis.check()?;
                 settings.sign_in.check()
             }
-            Command::Token { secret, .. } => secret.check(),
+            Command::Migrate { redis } => redis.check(),
+            Command::Key(command) => command.redis().check(),
             _ => Ok(()),
         }
     }
@@ -176,29 +184,13 @@ impl Cli {
             Command::Migrate { redis } => redis.passwords(),
             Command::Token { secret, .. } => secret.secrets(),
             Command::Key(command) => command.redis().passwords(),
-            Command::Chat { token, .. } => {
-                token.iter().map(|token| token.expose().to_owned()).collect()
+            Command::Chat { token, token_file, .. } => {
+                let of_file = token_file.iter().map(|file| &file.value);
+                token.iter().chain(of_file).map(|token| token.expose().to_owned()).collect()
             }
             Command::Health(_) | Command::Settings => Vec::new(),
         }
     }
-}
-
-/// Refuses a secret among the arguments, which every user of the machine can read.
-fn check_no_secret_is_public(parsed: &ArgMatches) -> Result<(), String> {
-    let Some((_, of_command)) = parsed.subcommand() else { return Ok(()) };
-    for (id, instead) in [
-        ("jwt_secret", "--jwt-secret is refused; set JARVIS_JWT_SECRET or --jwt-secret-file"),
-        ("token", "--token is refused; set JARVIS_TOKEN"),
-    ] {
-        let is_present = of_command.try_contains_id(id).unwrap_or_default();
-        if is_present && of_command.value_source(id) == Some(ValueSource::CommandLine) {
-            return Err(format!(
-                "every user of this machine can read arguments, so {instead}, with a new one"
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// The settings of `jarvis serve`.
@@ -246,11 +238,20 @@ impl Settings {
     fn secrets(&self) -> Vec<String> {
         [
             self.redis.passwords(),
-            self.hosts.passwords(),
+            self.hosts.secrets(),
             self.telemetry.passwords(),
             self.sign_in.secrets(),
+            self.http.secrets(),
         ]
         .concat()
+    }
+
+    /// Returns the files that secrets were read from.
+    pub fn secret_files(&self) -> Vec<&Path> {
+        let of_urls = self.redis.secret_files().chain(self.hosts.secret_files());
+        let of_callers = self.sign_in.secret_files().chain(self.http.secret_files());
+        let of_collector = self.telemetry.otlp_url_file.iter().map(OfFile::path);
+        of_urls.chain(of_callers).chain(of_collector).collect()
     }
 }
 
@@ -283,6 +284,7 @@ pub fn settings_table() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::origins::AllowedHosts;
     use super::*;
 
     fn settings(flags: &[&str]) -> Result<Settings, String> {
@@ -314,7 +316,8 @@ mod tests {
         let expected = ["a.example", "b.example"];
         assert_eq!(settings.hosts.preload(), expected);
         assert_eq!(settings.http.allowed_origins(), ["https://a.example", "http://b.example"]);
-        assert_eq!(settings.http.allowed_hosts(), expected);
+        let listed = AllowedHosts::Listed(expected.map(str::to_owned).to_vec());
+        assert_eq!(settings.http.allowed_hosts(), listed);
         let networks = settings.http.trusted_proxies();
         assert_eq!(networks, ["10.0.0.0/8", "::1/128"].map(|n| n.parse().expect("a network")));
         let hosts: Vec<_> =
@@ -368,7 +371,10 @@ mod tests {
             let flag = format!("--{}", argument.get_long().expect("a flag"));
             let value = match (&*flag, argument.get_default_values().first()) {
                 // Refused as an argument, and tested as a variable and as a file.
-                ("--jwt-secret" | "--jwt-secret-file", _) => continue,
+                ("--jwt-secret" | "--metrics-token" | "--ollama-token" | "--source-key", _) => {
+                    continue;
+                }
+                (flag, _) if flag.ends_with("-file") => continue,
                 ("--redis-acknowledgements", _) => "1".to_owned(),
                 ("--preload", _) => "tinyllama".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),
@@ -399,8 +405,24 @@ mod tests {
     fn a_star_stands_for_any_host_and_any_origin() {
         let settings = settings(&["--allowed-hosts", "a, *", "--allowed-origins", " * "]);
         let settings = settings.expect("settings");
-        assert!(settings.http.allowed_hosts().is_empty());
+        assert_eq!(settings.http.allowed_hosts(), AllowedHosts::Any);
         assert_eq!(settings.http.allowed_origins(), ["*"]);
+    }
+
+    #[test]
+    fn without_a_list_a_listener_on_loopback_has_local_hosts_only() {
+        for (listen, hosts) in [
+            ("127.0.0.1:1", AllowedHosts::Loopback),
+            ("127.9.9.9:1", AllowedHosts::Loopback),
+            ("[::1]:1", AllowedHosts::Loopback),
+            ("[::ffff:127.0.0.1]:1", AllowedHosts::Loopback),
+            ("0.0.0.0:1", AllowedHosts::Any),
+            ("[::]:1", AllowedHosts::Any),
+            ("10.0.0.1:1", AllowedHosts::Any),
+        ] {
+            let settings = settings(&["--listen", listen]).expect("settings");
+            assert_eq!(settings.http.allowed_hosts(), hosts, "{listen}");
+        }
     }
 
     #[test]

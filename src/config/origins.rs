@@ -7,6 +7,19 @@ use url::{Position, Url};
 /// The entry that stands for any origin, or any host.
 pub const ANY: &str = "*";
 
+/// The names that the Host header may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AllowedHosts {
+    /// Any name.
+    #[default]
+    Any,
+    /// `localhost` and addresses. A page of the internet whose name its owner has pointed at a loopback
+    /// address (DNS rebinding) has neither.
+    Loopback,
+    /// The names of a list, in the form of [`listed_host`].
+    Listed(Vec<String>),
+}
+
 /// Parses an origin of the allow-list into the form of browsers: in lower case, and without the
 /// default port of its scheme. [`ANY`] stays as it is.
 ///

@@ -1,5 +1,6 @@
 //! Settings of sign-in: whether it is required, and the keys of tokens.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -7,6 +8,7 @@ use clap::builder::EnumValueParser;
 use reqwest::Url;
 use url::Host;
 
+use super::secrets::{OfFile, of_file};
 use super::url::{http_url, passwords};
 use super::values::{seconds, trimmed};
 use crate::session::User;
@@ -16,8 +18,6 @@ use crate::sign_in::{IssuerOptions, Secret, SignInMode, SignInOptions};
 const SHORTEST_SECRET: usize = 32;
 /// Bytes of an issuer's or an audience's name, at most: an owner is stored with each session.
 const LONGEST_CLAIM: usize = 255;
-/// Bytes of a file with a secret, at most.
-const LARGEST_FILE: u64 = 64 << 10;
 
 /// The settings of sign-in.
 #[derive(Clone, Debug, Args)]
@@ -36,6 +36,10 @@ pub struct SignInSettings {
     #[arg(long, env = "JARVIS_JWKS_URL", hide_env_values = true, value_name = "URL")]
     #[arg(value_parser = jwks_url)]
     pub jwks_url: Option<Url>,
+
+    /// File with the address of the key set, in place of the variable
+    #[arg(long, env = "JARVIS_JWKS_URL_FILE", value_name = "FILE", value_parser = of_file(jwks_url))]
+    pub jwks_url_file: Option<OfFile<Url>>,
 
     /// Issuer of the tokens that are signed by a key of that set: their claim iss
     #[arg(long, env = "JARVIS_JWT_ISSUER", value_name = "NAME", value_parser = issuer_name)]
@@ -60,8 +64,8 @@ pub struct SecretSettings {
     pub jwt_secret: Option<Secret>,
 
     /// File with the secret of HS256 tokens, in place of the variable
-    #[arg(long, env = "JARVIS_JWT_SECRET_FILE", value_name = "FILE", value_parser = secret_of_file)]
-    pub jwt_secret_file: Option<Secret>,
+    #[arg(long, env = "JARVIS_JWT_SECRET_FILE", value_name = "FILE", value_parser = of_file(secret))]
+    pub jwt_secret_file: Option<OfFile<Secret>>,
 }
 
 impl SignInSettings {
@@ -70,14 +74,13 @@ impl SignInSettings {
     /// # Errors
     /// What is wrong, and what to do.
     pub(super) fn check(&self) -> Result<(), String> {
-        self.secret.check()?;
         let named = |name: &str| {
             Err(format!(
                 "{name} is missing: an outside issuer needs \
             JARVIS_JWKS_URL, JARVIS_JWT_ISSUER and JARVIS_JWT_AUDIENCE"
             ))
         };
-        match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+        match (self.key_set(), &self.jwt_issuer, &self.jwt_audience) {
             (Some(_), None, _) => named("JARVIS_JWT_ISSUER"),
             (Some(_), Some(_), None) => named("JARVIS_JWT_AUDIENCE"),
             (None, Some(_), _) => named("JARVIS_JWKS_URL"),
@@ -85,9 +88,19 @@ impl SignInSettings {
         }
     }
 
+    fn key_set(&self) -> Option<&Url> {
+        self.jwks_url.as_ref().or(self.jwks_url_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        let of_secret = self.secret.jwt_secret_file.iter().map(OfFile::path);
+        of_secret.chain(self.jwks_url_file.iter().map(OfFile::path))
+    }
+
     /// Returns what sign-in needs to know.
     pub fn options(&self) -> SignInOptions {
-        let issuer = match (&self.jwks_url, &self.jwt_issuer, &self.jwt_audience) {
+        let issuer = match (self.key_set(), &self.jwt_issuer, &self.jwt_audience) {
             (Some(url), Some(issuer), Some(audience)) => Some(IssuerOptions {
                 jwks_url: url.clone(),
                 issuer: issuer.clone(),
@@ -105,7 +118,7 @@ impl SignInSettings {
 
     /// Returns the secrets that no log line may hold.
     pub(super) fn secrets(&self) -> Vec<String> {
-        let of_url = self.jwks_url.iter().flat_map(|url| passwords(url.as_str()));
+        let of_url = self.key_set().into_iter().flat_map(|url| passwords(url.as_str()));
         of_url.chain(self.secret.secrets()).collect()
     }
 }
@@ -113,24 +126,12 @@ impl SignInSettings {
 impl SecretSettings {
     /// Returns the secret, wherever it comes from.
     pub fn secret(&self) -> Option<&Secret> {
-        self.jwt_secret.as_ref().or(self.jwt_secret_file.as_ref())
+        self.jwt_secret.as_ref().or(self.jwt_secret_file.as_ref().map(|file| &file.value))
     }
 
     /// Returns the secrets that no log line may hold.
     pub(super) fn secrets(&self) -> Vec<String> {
         self.secret().map(|secret| secret.expose().to_owned()).into_iter().collect()
-    }
-
-    /// Checks the settings together.
-    ///
-    /// # Errors
-    /// What is wrong, and what to do.
-    pub(super) fn check(&self) -> Result<(), String> {
-        if self.jwt_secret.is_some() && self.jwt_secret_file.is_some() {
-            let both = "JARVIS_JWT_SECRET and JARVIS_JWT_SECRET_FILE are both set; keep one";
-            return Err(both.to_owned());
-        }
-        Ok(())
     }
 }
 
@@ -186,15 +187,4 @@ fn secret(text: &str) -> Result<Secret, String> {
         ));
     }
     Ok(Secret::new(text))
-}
-
-fn secret_of_file(path: &str) -> Result<Secret, String> {
-    let path = path.trim();
-    let size = std::fs::metadata(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-    if size.len() > LARGEST_FILE {
-        return Err(format!("{path} is larger than 64 KiB, so it is no secret"));
-    }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read {path} as text: {error}"))?;
-    secret(&text)
 }

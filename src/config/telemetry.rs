@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use super::secrets::{OfFile, of_file};
 use super::url::{http_url, passwords};
 use super::values::trimmed;
 
@@ -34,12 +35,21 @@ pub struct TelemetrySettings {
     /// OpenTelemetry collector that gets spans over HTTP; where absent, no spans are sent
     #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
+
+    /// File with the URL of the collector, in place of the variable
+    #[arg(long, env = "JARVIS_OTLP_URL_FILE", value_name = "FILE", value_parser = of_file(http_url))]
+    pub otlp_url_file: Option<OfFile<Url>>,
 }
 
 impl TelemetrySettings {
+    /// Returns the collector's URL, wherever it comes from.
+    pub fn collector(&self) -> Option<&Url> {
+        self.otlp_url.as_ref().or(self.otlp_url_file.as_ref().map(|file| &file.value))
+    }
+
     /// Returns the passwords in the collector's URL.
     pub(super) fn passwords(&self) -> Vec<String> {
-        self.otlp_url.iter().flat_map(|url| passwords(url.as_str())).collect()
+        self.collector().into_iter().flat_map(|url| passwords(url.as_str())).collect()
     }
 }
 

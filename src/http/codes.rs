@@ -35,6 +35,11 @@ pub const CODES: &[ErrorCode] = &[
         404,
         "the session has no such generation, or its answer is no longer kept",
     ),
+    code(
+        "handshake_key_invalid",
+        400,
+        "the Sec-WebSocket-Key of a handshake is not 16 bytes in base64",
+    ),
     code("handshake_with_body", 400, "a WebSocket handshake has no body: send none"),
     code("host_not_allowed", 403, "the Host header is not in the list of allowed hosts"),
     code("idempotency_key_reused", 422, "the key was used for another request"),

@@ -17,20 +17,31 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use axum::response::IntoResponse;
 use futures_util::future::BoxFuture;
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::http::peer::{ClientConnection, LINGER_BYTES, LINGER_GAP, LINGER_LIMIT, LastByte};
-use crate::http::peer::{StreamGuard, connection_error};
+use crate::http::middleware::headers;
+use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_GAP};
+use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error, shrink};
+use crate::http::problem::Problem;
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
 /// How long the drain may take, while the response waits for it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of a body of HTTP/2 that a handler may hold, at most; a handler refuses a larger one.
+const BODY_BYTES: usize = 512 << 10;
+/// Bytes of a reply to a request without a body, for which it reserves room before it is handled. A
+/// page of a history is the largest one.
+const REPLY_BYTES: usize = 1 << 20;
+/// How long a request of HTTP/2 waits until earlier replies of its connection were read. A reply that
+/// is not read is reset within the read timeout.
+const ROOM_LIMIT: Duration = Duration::from_mins(2);
 
 /// Handles one request. The response closes its connection where the request was not read to its
 /// end.
@@ -48,8 +59,17 @@ pub async fn handle(
     let stream = (!has_own_connection).then(|| client.begin_stream());
     let awaits_continue = request.headers().contains_key(header::EXPECT);
     let last_byte = LastByte::default();
+    let reserved = match &stream {
+        Some(_) if body_is_empty(&request) => {
+            match timeout(ROOM_LIMIT, client.http_2().reserve(REPLY_BYTES)).await {
+                Ok(reserved) => reserved,
+                Err(_) => return Ok(no_room(request.uri().path())),
+            }
+        }
+        _ => None,
+    };
     let (mut parts, body) = request.into_parts();
-    let (lent, mut body_end) = LentBody::new(body);
+    let (lent, mut body_end) = LentBody::new(body, stream.is_some().then(|| client.http_2()));
     parts.extensions.insert(ConnectInfo(address));
     parts.extensions.insert(last_byte.clone());
     let request = Request::from_parts(parts, Body::new(lent));
@@ -95,10 +115,29 @@ pub async fn handle(
     }
     let beside = match (watch, stream) {
         (Some(watch), _) if is_streamed(&response) => Beside::Watch(watch),
-        (_, Some(guard)) => Beside::Stream { rest: Bytes::new(), _guard: guard },
+        (_, Some(guard)) => {
+            let size = response.body().size_hint().exact();
+            let reserved = reserved.zip(size).map(|(reserved, size)| {
+                shrink(reserved, usize::try_from(size).unwrap_or(usize::MAX))
+            });
+            let connection = Arc::clone(client.http_2());
+            Beside::Stream { rest: Bytes::new(), connection, _reserved: reserved, _guard: guard }
+        }
         _ => return Ok(response),
     };
     Ok(response.map(|body| Body::new(SentBody { body, beside })))
+}
+
+fn body_is_empty(request: &Request<Incoming>) -> bool {
+    request.body().is_end_stream()
+}
+
+/// Returns the refusal of a request whose connection has no room for its reply.
+fn no_room(path: &str) -> Response<Body> {
+    let detail = "This connection has as many bytes under way as it may have; read the replies that it \
+        has, and send the request again after 5 s.";
+    let refused = Problem::unavailable("too_many_connections", detail, 5);
+    headers::secured(path, refused.into_response())
 }
 
 fn is_streamed(response: &Response<Body>) -> bool {
@@ -154,13 +193,35 @@ enum BodyEnd {
 struct LentBody {
     body: Option<Incoming>,
     was_polled: bool,
+    room: BodyRoom,
     end: Option<oneshot::Sender<BodyEnd>>,
 }
 
+/// The room for a body, of which a handler may hold all bytes. On HTTP/1 a connection has one request
+/// at a time, and needs none.
+enum BodyRoom {
+    /// The body is read only once there is room.
+    Waits(BoxFuture<'static, Option<OwnedSemaphorePermit>>),
+    Reserved {
+        _permit: Option<OwnedSemaphorePermit>,
+    },
+}
+
 impl LentBody {
-    fn new(body: Incoming) -> (Self, oneshot::Receiver<BodyEnd>) {
+    fn new(
+        body: Incoming,
+        http_2: Option<&Arc<Http2Connection>>,
+    ) -> (Self, oneshot::Receiver<BodyEnd>) {
         let (end, body_end) = oneshot::channel();
-        let mut lent = Self { body: Some(body), was_polled: false, end: Some(end) };
+        let room = match http_2 {
+            Some(connection) if !body.is_end_stream() => {
+                let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
+                let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
+                BodyRoom::Waits(Box::pin(connection.reserve(bytes)))
+            }
+            _ => BodyRoom::Reserved { _permit: None },
+        };
+        let mut lent = Self { body: Some(body), was_polled: false, room, end: Some(end) };
         lent.report_if_read();
         (lent, body_end)
     }
@@ -173,6 +234,7 @@ impl LentBody {
 
     fn report(&mut self, body_end: BodyEnd) {
         self.body = None;
+        self.room = BodyRoom::Reserved { _permit: None };
         if let Some(end) = self.end.take() {
             // The receiver is gone where the connection is.
             let _ = end.send(body_end);
@@ -189,6 +251,10 @@ impl HttpBody for LentBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         self.was_polled = true;
+        if let BodyRoom::Waits(room) = &mut self.room {
+            let permit = ready!(room.as_mut().poll(context));
+            self.room = BodyRoom::Reserved { _permit: permit };
+        }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);
         match &polled {
@@ -230,6 +296,9 @@ enum Beside {
     Stream {
         /// What is left of the last frame.
         rest: Bytes,
+        connection: Arc<Http2Connection>,
+        /// The room of a reply whose size is known, until it was handed over.
+        _reserved: Option<OwnedSemaphorePermit>,
         _guard: StreamGuard,
     },
 }
@@ -251,7 +320,7 @@ impl HttpBody for SentBody {
                 }
                 watch.as_mut().poll(context).map(|error| Some(Err(axum::Error::new(error))))
             }
-            Beside::Stream { rest, .. } => {
+            Beside::Stream { rest, connection, .. } => {
                 if rest.is_empty() {
                     took_pieces();
                     match ready!(Pin::new(body).poll_frame(context))
@@ -264,6 +333,7 @@ impl HttpBody for SentBody {
                     }
                 }
                 gave_piece();
+                connection.count_piece();
                 let piece = rest.split_to(rest.len().min(PIECE_BYTES));
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }

@@ -22,6 +22,8 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::http::exchange;
+use crate::http::frames::FrameBudget;
+use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, OrderlyClose};
 use crate::http::problem::Problem;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
@@ -44,8 +46,21 @@ const PROBES: &str = "/health";
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The time beyond the limit in which a slow WebSocket gets its close frame, and a connection of
-/// HTTP/2 ends after GOAWAY.
+/// What a client of HTTP/2 gets where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
+/// HTTP_1_1_REQUIRED (RFC 9113, section 7).
+const HTTP_2_REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0d";
+/// Streams of a connection of HTTP/2 at a time.
+const STREAMS: u32 = 16;
+/// Bytes of a body that a client may send ahead on one stream of HTTP/2.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes that a client may send ahead on all streams. A stream whose body is not read yet takes no
+/// room of another.
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// Bytes of the head of a request of HTTP/2.
+const HTTP_2_HEAD: u32 = 16 << 10;
+/// Streams that a client has reset and that wait to be dropped. A client with more is cut off.
+const RESET_STREAMS: usize = 16;
+/// The time beyond the limit in which a slow WebSocket gets its close frame.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Listens on an address.
@@ -74,6 +89,17 @@ pub struct ClientLimits {
     pub connections: usize,
     /// Connections of health probes beside those.
     pub probes: usize,
+    /// Whether clients may use HTTP/2.
+    pub http_2: bool,
+}
+
+impl ClientLimits {
+    /// Returns how long a connection of HTTP/2 may be idle before GOAWAY, and how long it may take to
+    /// end after it: together the limit for a client that sends nothing.
+    fn idle(self) -> (Duration, Duration) {
+        let end = (self.read / 4).min(GRACE);
+        (self.read.saturating_sub(end), end)
+    }
 }
 
 /// Serves until the process has stopped, and then until all requests have their responses.
@@ -84,7 +110,7 @@ pub async fn serve(
     lifecycle: Lifecycle,
 ) -> TaskEnd {
     let protocol = protocol(limits);
-    let read_timeout = limits.read;
+    let (idle_limit, end_limit) = limits.idle();
     let connections = TaskTracker::new();
     let probes = Arc::new(Semaphore::new(limits.probes));
     loop {
@@ -110,9 +136,8 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY not set");
         }
-        let limit = read_timeout + GRACE;
         let client = Arc::new(ClientConnection::new(stream));
-        let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limit));
+        let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limits));
         let router = router.clone();
         let shared = Arc::clone(&client);
         let service = service_fn(move |request| {
@@ -125,13 +150,13 @@ pub async fn serve(
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
-                () = client.idle(read_timeout) => connection.as_mut().graceful_shutdown(),
+                () = client.idle(idle_limit) => connection.as_mut().graceful_shutdown(),
                 () = lifecycle.reached(Phase::Stopped) => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 _ = connection => {}
                 // The client sends no request, and keeps the connection open.
-                () = client.idle(GRACE) => {}
+                () = client.idle(end_limit) => {}
             }
         }));
     }
@@ -144,7 +169,14 @@ pub async fn serve(
 /// answered, and any other request is refused.
 async fn answer_probe(stream: TcpStream, address: SocketAddr, router: Router) {
     let client = Arc::new(ClientConnection::new(stream));
-    let io = TokioIo::new(TimedStream::new(Arc::clone(&client), PROBE_LIMIT));
+    let limits = ClientLimits {
+        read: PROBE_LIMIT,
+        heartbeat: PROBE_LIMIT,
+        connections: 1,
+        probes: 1,
+        http_2: false,
+    };
+    let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limits));
     let service = service_fn(move |request: Request<Incoming>| {
         let (router, client) = (router.clone(), Arc::clone(&client));
         async move {
@@ -153,7 +185,8 @@ async fn answer_probe(stream: TcpStream, address: SocketAddr, router: Router) {
             }
             client.set_unread();
             let detail = "This replica has as many connections as it may have; retry after 5 s.";
-            Ok(Problem::unavailable("too_many_connections", detail, 5).into_response())
+            let refused = Problem::unavailable("too_many_connections", detail, 5);
+            Ok(headers::secured(request.uri().path(), refused.into_response()))
         }
     });
     let mut protocol = hyper::server::conn::http1::Builder::new();
@@ -176,15 +209,26 @@ fn protocol(limits: ClientLimits) -> Builder<StreamExecutor> {
         .timer(TokioTimer::new())
         .max_send_buf_size(STREAM_BUFFER)
         .keep_alive_interval(limits.heartbeat)
-        .keep_alive_timeout(limits.read);
-    protocol
+        .keep_alive_timeout(limits.read)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HTTP_2_HEAD)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(RESET_STREAMS);
+    if limits.http_2 { protocol } else { protocol.http1_only() }
 }
 
-/// A stream of bytes that fails when a write, or the first read, takes longer than the limit.
+/// A stream of bytes that fails when a write, or the first read, takes longer than the limit, and when
+/// a client of HTTP/2 sends too many control frames.
 pub struct TimedStream {
     client: Arc<ClientConnection>,
-    limit: Duration,
+    limits: ClientLimits,
     preface: Option<PrefaceWait>,
+    /// The control frames of a client of HTTP/2.
+    frames: Option<Box<FrameBudget>>,
+    /// The rest of the refusal of HTTP/2, where it is off and the client uses it.
+    refusal: &'static [u8],
     /// The deadline of a write that waits for room.
     stalled: Option<Pin<Box<Sleep>>>,
     close: OrderlyClose,
@@ -193,16 +237,64 @@ pub struct TimedStream {
 /// The wait for the first bytes, for which hyper has no limit.
 struct PrefaceWait {
     deadline: Pin<Box<Sleep>>,
-    bytes: usize,
-    /// Whether the bytes so far are the beginning of HTTP/2's preface.
-    is_http_2: bool,
+    /// Bytes so far, all of them the beginning of HTTP/2's preface. They are held back until it is
+    /// certain which protocol the client uses.
+    held: usize,
+}
+
+/// The protocol that the first bytes show.
+enum Protocol {
+    /// HTTP/1, or the end of the stream.
+    Http1,
+    Http2,
 }
 
 impl TimedStream {
-    fn new(client: Arc<ClientConnection>, limit: Duration) -> Self {
-        let deadline = Box::pin(sleep(limit));
-        let preface = Some(PrefaceWait { deadline, bytes: 0, is_http_2: true });
-        Self { client, limit, preface, stalled: None, close: OrderlyClose::default() }
+    fn new(client: Arc<ClientConnection>, limits: ClientLimits) -> Self {
+        let preface = Some(PrefaceWait { deadline: Box::pin(sleep(limits.read)), held: 0 });
+        let (frames, stalled, close) = (None, None, OrderlyClose::default());
+        Self { client, limits, preface, frames, refusal: &[], stalled, close }
+    }
+
+    /// Reads the first bytes, and passes them on once they show the protocol.
+    fn poll_preface(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(wait) = &mut self.preface else { return Poll::Ready(Ok(())) };
+        let protocol = loop {
+            let mut bytes = [0; PREFACE.len()];
+            let expected = &PREFACE[wait.held..];
+            // The bytes that are held back have to fit before these.
+            let room = expected.len().min(into.remaining().saturating_sub(wait.held));
+            let mut read = ReadBuf::new(&mut bytes[..room]);
+            if self.client.poll_read(context, &mut read)?.is_pending() {
+                ready!(wait.deadline.as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let received = read.filled();
+            if received.is_empty() || !expected.starts_with(received) {
+                into.put_slice(&PREFACE[..wait.held]);
+                into.put_slice(received);
+                break Protocol::Http1;
+            }
+            wait.held += received.len();
+            if wait.held == PREFACE.len() {
+                break Protocol::Http2;
+            }
+        };
+        self.preface = None;
+        match protocol {
+            Protocol::Http1 => {}
+            Protocol::Http2 if self.limits.http_2 => {
+                into.put_slice(PREFACE);
+                self.frames = Some(Box::new(FrameBudget::new(self.client.begin_http_2())));
+            }
+            // What was read looks like an end of the stream before the first request.
+            Protocol::Http2 => self.refusal = HTTP_2_REFUSAL,
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn limit_write<T>(
@@ -214,7 +306,7 @@ impl TimedStream {
             self.stalled = None;
             return written;
         }
-        let limit = self.limit;
+        let limit = self.limits.read + GRACE;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(stalled.as_mut().poll(context));
         count_slow_reader("http");
@@ -228,26 +320,18 @@ impl AsyncRead for TimedStream {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        let read = self.client.poll_read(context, into);
-        if let Some(preface) = &mut self.preface {
-            if read.is_pending() {
-                ready!(preface.deadline.as_mut().poll(context));
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            let (received, expected) = (&into.filled()[before..], &PREFACE[preface.bytes..]);
-            let compared = received.len().min(expected.len());
-            preface.is_http_2 &= received[..compared] == expected[..compared];
-            preface.bytes += compared;
-            if !preface.is_http_2 {
-                // hyper limits the time for the head of an HTTP/1 request.
-                self.preface = None;
-            } else if preface.bytes == PREFACE.len() {
-                self.client.begin_http_2();
-                self.preface = None;
-            }
+        if self.preface.is_some() {
+            return self.poll_preface(context, into);
         }
-        read
+        let before = into.filled().len();
+        let read = ready!(self.client.poll_read(context, into));
+        if let Some(frames) = &mut self.frames
+            && !frames.admits(&into.filled()[before..])
+        {
+            tracing::debug!("too many control frames; connection closed");
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -257,6 +341,10 @@ impl AsyncWrite for TimedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !self.refusal.is_empty() {
+            // hyper answers the end before the first request, in HTTP/1.
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = self.client.poll_write(context, |stream| stream.try_write(bytes));
         self.limit_write(context, written)
     }
@@ -266,6 +354,9 @@ impl AsyncWrite for TimedStream {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.refusal.is_empty() {
+            return Poll::Ready(Ok(buffers.iter().map(|buffer| buffer.len()).sum()));
+        }
         let written = self.client.poll_write(context, |stream| stream.try_write_vectored(buffers));
         self.limit_write(context, written)
     }
@@ -279,6 +370,12 @@ impl AsyncWrite for TimedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.refusal.is_empty() {
+            let refusal = self.refusal;
+            let written =
+                ready!(self.client.poll_write(context, |stream| stream.try_write(refusal)))?;
+            self.refusal = &refusal[written..];
+        }
         let Self { client, close, .. } = &mut *self;
         close.poll(client, context)
     }

@@ -3,6 +3,7 @@
 pub mod codes;
 mod exchange;
 pub mod extract;
+mod frames;
 pub mod listener;
 pub mod middleware;
 pub mod peer;

@@ -5,8 +5,8 @@ use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,8 @@ pub const LINGER_GAP: Duration = Duration::from_secs(5);
 pub const LINGER_BYTES: usize = 16 << 20;
 /// The count of streams of an HTTP/2 connection without a running request.
 const IDLE: usize = 1;
+/// KiB of bodies and replies that the requests of one HTTP/2 connection may hold together.
+const CONNECTION_KIB: u32 = 4 << 10;
 /// Bytes that are read and dropped at once.
 const DROP_BUFFER: usize = 8 << 10;
 
@@ -41,6 +43,8 @@ pub struct ClientConnection {
     refused_unread: AtomicBool,
     /// Running requests of HTTP/2, and one more once HTTP/2 has begun.
     streams: AtomicUsize,
+    /// What the requests of HTTP/2 share, once it has begun.
+    http_2: OnceLock<Arc<Http2Connection>>,
     /// Whether bytes wait for the client to make room.
     is_blocked: AtomicBool,
     /// Whether the orderly close has begun, which has its own limits.
@@ -58,6 +62,7 @@ impl ClientConnection {
             request_read: AtomicBool::new(false),
             refused_unread: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            http_2: OnceLock::new(),
             is_blocked: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             activity: Notify::new(),
@@ -90,10 +95,16 @@ impl ClientConnection {
         }
     }
 
-    /// Records that the client uses HTTP/2.
-    pub fn begin_http_2(&self) {
+    /// Records that the client uses HTTP/2, and returns what its requests share.
+    pub fn begin_http_2(&self) -> Arc<Http2Connection> {
         self.streams.store(IDLE, Ordering::Relaxed);
         self.activity.notify_one();
+        Arc::clone(self.http_2())
+    }
+
+    /// Returns what the requests of a connection of HTTP/2 share.
+    pub fn http_2(&self) -> &Arc<Http2Connection> {
+        self.http_2.get_or_init(Arc::default)
     }
 
     /// Counts a running request of HTTP/2 until the guard is dropped.
@@ -207,6 +218,56 @@ impl ClientConnection {
         let gap = if is_http_2 { LINGER_LIMIT } else { LINGER_GAP };
         Ok(self.unread.load(Ordering::Relaxed).then(|| Linger::new(gap)))
     }
+}
+
+/// What the requests of one HTTP/2 connection share.
+pub struct Http2Connection {
+    /// Pieces of responses that were handed over.
+    pieces: AtomicUsize,
+    /// Room for bodies and replies, in KiB.
+    room: Arc<Semaphore>,
+}
+
+impl Default for Http2Connection {
+    fn default() -> Self {
+        let room = Arc::new(Semaphore::new(CONNECTION_KIB as usize));
+        Self { pieces: AtomicUsize::new(0), room }
+    }
+}
+
+impl Http2Connection {
+    /// Counts a piece of a response that was handed over.
+    pub fn count_piece(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many pieces were handed over; the count wraps.
+    pub fn pieces(&self) -> usize {
+        self.pieces.load(Ordering::Relaxed)
+    }
+
+    /// Waits for room for so many bytes, in the order of the calls. More than a connection may hold
+    /// count as all of it.
+    pub fn reserve(
+        &self,
+        bytes: usize,
+    ) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + 'static {
+        let wanted = u32::try_from(kib(bytes)).unwrap_or(CONNECTION_KIB).min(CONNECTION_KIB);
+        let room = Arc::clone(&self.room);
+        // The semaphore is never closed.
+        async move { room.acquire_many_owned(wanted).await.ok() }
+    }
+}
+
+/// Gives back what a reservation has beyond so many bytes.
+pub fn shrink(mut reserved: OwnedSemaphorePermit, bytes: usize) -> OwnedSemaphorePermit {
+    let surplus = reserved.num_permits().saturating_sub(kib(bytes));
+    drop(reserved.split(surplus));
+    reserved
+}
+
+fn kib(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 10)
 }
 
 /// Counts a running request of HTTP/2, until its response was handed over.

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use reqwest::Url;
+use reqwest::header::HeaderValue;
 use tokio::time::{Instant, sleep_until};
 
 use super::breaker::BreakerState;
@@ -22,6 +23,7 @@ use super::{lock, resolve};
 use crate::config::check_hosts;
 use crate::lifecycle::{Lifecycle, TaskEnd};
 use crate::model_name::ModelName;
+use crate::tls::TlsOptions;
 
 /// How long a survey that has a match waits for the replies of other hosts.
 const GRACE: Duration = Duration::from_millis(100);
@@ -41,6 +43,10 @@ pub struct FleetConfig {
     pub token_gap_timeout: Duration,
     /// How long an idle model stays loaded, in Ollama's format: `5m`, `1h`, `-1`.
     pub keep_alive: String,
+    /// The value of the Authorization header that every host gets; marked as sensitive.
+    pub authorization: Option<HeaderValue>,
+    /// The certificates of `https://` hosts.
+    pub tls: TlsOptions,
 }
 
 /// A configured host; its name may stand for several hosts.
@@ -276,9 +282,9 @@ impl FleetInner {
         address: SocketAddr,
     ) -> Result<Member, OllamaError> {
         let config = &self.config;
-        let tls = host.url.scheme() == "https";
+        let tls = (host.url.scheme() == "https").then_some(&config.tls);
         let pinned = host.url.host_str().map(|name| (name, address));
-        let http = http_client(config.connect_timeout, tls, pinned)?;
+        let http = http_client(config.connect_timeout, tls, config.authorization.as_ref(), pinned)?;
         let limits = HostTimeouts {
             first_token: config.first_token_timeout,
             token_gap: config.token_gap_timeout,
@@ -381,6 +387,8 @@ mod tests {
             first_token_timeout: Duration::from_secs(1),
             token_gap_timeout: Duration::from_secs(1),
             keep_alive: "5m".to_owned(),
+            authorization: None,
+            tls: TlsOptions::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{RequestBuilder, Response, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,7 @@ use super::refusal::refusal;
 use super::reply::{Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
 use crate::model_name::ModelName;
+use crate::tls::TlsOptions;
 
 /// Largest reply that is read, in bytes.
 const REPLY_LIMIT: usize = 8 << 20;
@@ -284,27 +286,39 @@ impl fmt::Display for Causes<'_> {
     }
 }
 
-/// Creates the HTTP client of one host, which connects to the pinned address of its name.
+/// Creates the HTTP client of one host, which connects to the pinned address of its name, and sends
+/// the header with every request. `tls` is set for `https`.
 pub(super) fn http_client(
     connect_timeout: Duration,
-    tls: bool,
+    tls: Option<&TlsOptions>,
+    authorization: Option<&HeaderValue>,
     pinned: Option<(&str, SocketAddr)>,
 ) -> Result<reqwest::Client, OllamaError> {
     let provider = rustls::crypto::ring::default_provider();
     let builder = reqwest::Client::builder();
-    let builder = if tls {
-        // reqwest panics where the process has no provider. One that is already installed is fine.
-        let _ = provider.install_default();
-        builder.tls_backend_rustls()
-    } else {
-        // The system's certificates are not needed, and a small container has none.
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|_| OllamaError::Setting("TLS cannot be set up"))?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        builder.tls_backend_preconfigured(config)
+    let builder = match tls {
+        Some(tls) if tls.authorities.is_some() => {
+            let config = tls.client_config();
+            let config = config.map_err(|_| OllamaError::Setting("TLS cannot be set up"))?;
+            builder.tls_backend_preconfigured(config)
+        }
+        Some(_) => {
+            // reqwest panics where the process has no provider. One that is already installed is fine.
+            let _ = provider.install_default();
+            builder.tls_backend_rustls()
+        }
+        None => {
+            // The system's certificates are not needed, and a small container has none.
+            let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .map_err(|_| OllamaError::Setting("TLS cannot be set up"))?
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            builder.tls_backend_preconfigured(config)
+        }
     };
+    let authorization = authorization.map(|value| (AUTHORIZATION, value.clone()));
+    let builder = builder.default_headers(authorization.into_iter().collect());
     let builder = match pinned {
         Some((name, address)) => builder.resolve(name, address),
         None => builder,
@@ -338,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_base_with_a_path_keeps_it() {
-        let http = http_client(Duration::from_secs(1), false, None).expect("a client");
+        let http = http_client(Duration::from_secs(1), None, None, None).expect("a client");
         let limits =
             HostTimeouts { first_token: Duration::from_secs(1), token_gap: Duration::from_secs(1) };
         for base in ["http://h/ollama", "http://h/ollama/"] {

@@ -9,6 +9,7 @@ use fred::prelude::{
     Server, ServerConfig, TcpConfig,
 };
 use fred::types::RespVersion;
+use fred::types::config::TlsConnector;
 use tokio::time::Instant;
 
 use super::error::{RedisError, classify, is_moved, is_unavailable};
@@ -16,12 +17,15 @@ use super::sentinel::Primary;
 use super::watchdog::{self, Disturbances};
 use crate::lifecycle::{Lifecycle, TaskEnd};
 use crate::telemetry::metric;
+use crate::tls::TlsOptions;
 
 /// The options of the connections to Redis.
 #[derive(Clone)]
 pub struct RedisOptions {
     /// `redis://`, `rediss://`, `redis-cluster://`, `redis-sentinel://` or `redis+unix://`.
     pub url: String,
+    /// The certificates of `rediss://` and its like.
+    pub tls: TlsOptions,
     /// Time limit of a command, reconnection included.
     pub command_timeout: Duration,
     /// Redis replicas that should acknowledge a write of [`super::Redis::call_replicated`] before
@@ -172,7 +176,14 @@ pub(super) fn connect(
 /// # Errors
 /// [`RedisError::Url`].
 pub(super) fn config(options: &RedisOptions) -> Result<Config, RedisError> {
-    Config::from_url(&options.url).map_err(|error| RedisError::Url(error.details().to_owned()))
+    let parsed = Config::from_url(&options.url);
+    let mut config = parsed.map_err(|error| RedisError::Url(error.details().to_owned()))?;
+    if config.tls.is_some() {
+        let tls = options.tls.client_config();
+        let tls = tls.map_err(|error| RedisError::Url(error.to_string()))?;
+        config.tls = Some(TlsConnector::from(tls).into());
+    }
+    Ok(config)
 }
 
 fn builder(options: &RedisOptions, nodes: &[Server], events: usize) -> Result<Builder, RedisError> {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fred::prelude::{
-    Client, ClientLike, ClusterInterface, Error, ErrorKind, FromValue, FunctionInterface, Value,
+    Client, ClientLike, ClusterInterface, Error, ErrorKind, FromValue, FunctionInterface,
+    KeysInterface, SetOptions, Value,
 };
 use fred::types::{ClusterHash, CustomCommand};
 use tokio::sync::watch;
@@ -165,6 +166,21 @@ impl Redis {
     /// Any [`RedisError`].
     pub async fn call_readonly<R: FromValue>(&self, call: Call) -> Result<R, RedisError> {
         self.call_on_primary(&self.main, "FCALL_RO", call).await
+    }
+
+    /// Stores a value under a key that has none, and returns the value that the key then has.
+    ///
+    /// # Errors
+    /// Any [`RedisError`].
+    pub async fn get_or_set(&self, key: &str, value: &str) -> Result<String, RedisError> {
+        let client = self.client();
+        let only_new = Some(SetOptions::NX);
+        let set = client.set::<Option<String>, _, _>(key, value, None, only_new, false).await;
+        self.count_error(&set);
+        set.map_err(|error| self.explain(error))?;
+        let got = client.get::<Option<String>, _>(key).await;
+        self.count_error(&got);
+        Ok(got.map_err(|error| self.explain(error))?.unwrap_or_else(|| value.to_owned()))
     }
 
     /// Publishes a payload on a channel, without storing anything. Returns the number of its

@@ -392,4 +392,59 @@ mod tests {
         let call = Call::new("jarvis_append_1").key("answer", "a".to_owned());
         call.key("session", "s".to_owned()).into_arguments();
     }
+
+    /// The commands that the client sends beside those of the functions.
+    const OF_CLIENT: [&str; 20] = [
+        "auth",
+        "client|id",
+        "client|setname",
+        "cluster|info",
+        "cluster|slots",
+        "del",
+        "eval",
+        "fcall",
+        "fcall_ro",
+        "function|load",
+        "get",
+        "hello",
+        "hset",
+        "info",
+        "ping",
+        "role",
+        "select",
+        "ssubscribe",
+        "sunsubscribe",
+        "wait",
+    ];
+
+    #[test]
+    fn the_user_of_redis_may_run_the_commands_that_are_used_and_no_other() {
+        let file = include_str!("../../deploy/redis.acl");
+        let user = file.lines().find(|line| line.starts_with("user jarvis ")).expect("a user");
+        let allowed = user.split(' ').filter_map(|rule| rule.strip_prefix('+'));
+        let allowed: BTreeSet<String> = allowed.map(str::to_owned).collect();
+        let texts =
+            LIBRARIES.iter().flat_map(|library| library.includes.iter().chain(library.commands));
+        let of_functions = texts.flat_map(|file| {
+            file.text.split("call('").skip(1).filter_map(|rest| {
+                let (command, rest) = rest.split_once('\'')?;
+                let below = rest.strip_prefix(", '").and_then(|rest| rest.split('\'').next());
+                match (command, below) {
+                    ("PUBSUB", Some(below)) => Some(format!("{command}|{below}").to_lowercase()),
+                    _ => Some(command.to_lowercase()),
+                }
+            })
+        });
+        let mut used: BTreeSet<String> = of_functions.collect();
+        used.extend(OF_CLIENT.map(str::to_owned));
+        let missing: Vec<_> = used.difference(&allowed).collect();
+        let needless: Vec<_> = allowed.difference(&used).collect();
+        assert!(
+            missing.is_empty() && needless.is_empty(),
+            "missing {missing:?}, needless {needless:?}"
+        );
+        let other = user.split(' ').skip(2).filter(|rule| !rule.starts_with(['+', '>']));
+        let rules: Vec<_> = other.collect();
+        assert_eq!(rules, ["on", "resetkeys", "resetchannels", "~jarvis:*", "&jarvis:*", "-@all"]);
+    }
 }

@@ -4,6 +4,7 @@ mod count;
 mod line_limit;
 pub mod metric;
 mod secrets;
+mod spans;
 
 pub use count::{CountedOpen, count_slow_reader};
 pub use secrets::Secrets;
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::Layer;
+use tracing_subscriber::filter::FilterExt;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -27,6 +29,8 @@ const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
+/// The target of this service's own spans.
+const SERVICE: &str = "jarvis";
 /// Time between two rounds of [`upkeep`].
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Time limit of sending the last spans.
@@ -53,11 +57,14 @@ impl Telemetry {
             // The list of spans includes the current one.
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         };
-        let lines = lines.with_filter(LineLimit);
-        let spans = settings.otlp_url.as_ref().map(|url| exporter(url.as_str())).transpose()?;
+        let lines = lines.with_filter(LineLimit.and(without_library_traces()));
+        let spans = settings.collector().map(spans::exporter).transpose()?;
         let traces = spans
             .as_ref()
-            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("jarvis")));
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)));
+        // Libraries have spans of their own, which nobody has checked for secrets.
+        let own = Targets::new().with_target(SERVICE, LevelFilter::TRACE);
+        let traces = traces.map(|layer| layer.with_filter(own));
         tracing_subscriber::registry()
             .with(settings.log.clone())
             .with(lines)
@@ -74,6 +81,12 @@ impl Telemetry {
             tracing::warn!(%error, "last spans not sent");
         }
     }
+}
+
+/// Returns a filter without the traces of libraries: they quote what they carry, tokens and messages
+/// among it, whatever the operator's filter lets through.
+fn without_library_traces() -> Targets {
+    Targets::new().with_default(LevelFilter::DEBUG).with_target(SERVICE, LevelFilter::TRACE)
 }
 
 /// Returns whether log lines are coloured: on a terminal, unless NO_COLOR is set (no-color.org).
@@ -95,13 +108,6 @@ impl std::io::Write for RedactedStderr {
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
     }
-}
-
-fn exporter(url: &str) -> anyhow::Result<SdkTracerProvider> {
-    let exporter =
-        opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(url).build()?;
-    let resource = opentelemetry_sdk::Resource::builder().with_service_name("jarvis").build();
-    Ok(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
 }
 
 /// Installs the recorder of the process's metrics, and returns the handle that renders them.

@@ -44,13 +44,15 @@ pub struct Plan {
 impl Plan {
     /// A replica of jarvis.
     pub fn replica(binary: PathBuf, redis: &str, hosts: &str, folder: Folder) -> Self {
-        let arguments = ["serve", "--redis-url", redis, "--ollama-urls", hosts];
+        let arguments = ["serve", "--ollama-urls", hosts];
+        // It holds a password, which arguments must not.
+        let environment = vec![("JARVIS_REDIS_URL".to_owned(), redis.to_owned())];
         Self {
             name: "replica".to_owned(),
             binary,
             address: None,
             arguments: arguments.map(str::to_owned).to_vec(),
-            environment: Vec::new(),
+            environment,
             folder,
         }
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test file uses a part of it")]
 
 pub mod client;
+pub mod frames;
 pub mod issuer;
 pub mod metrics;
 pub mod nginx;
@@ -10,6 +11,7 @@ pub mod raw;
 pub mod raw_http;
 pub mod setup;
 pub mod store;
+pub mod tls;
 pub mod tokens;
 
 pub use testkit::{eventually, redis};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::TurnSpec;
 use jarvis::session::model::Reasoning;
+use jarvis::tls::TlsOptions;
 
 use super::eventually;
 use super::process::LIMIT;
@@ -12,7 +13,12 @@ use super::process::LIMIT;
 /// Returns the connection settings of a Redis.
 pub fn options(url: &str) -> RedisOptions {
     let command_timeout = Duration::from_secs(5);
-    RedisOptions { url: url.to_owned(), command_timeout, acknowledgements: 0 }
+    RedisOptions {
+        url: url.to_owned(),
+        command_timeout,
+        acknowledgements: 0,
+        tls: TlsOptions::default(),
+    }
 }
 
 /// Returns a client of a Redis that has all functions.

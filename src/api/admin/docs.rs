@@ -1,9 +1,13 @@
 //! The API's description, and the page that displays it.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
+use axum::body::{Body, Bytes};
 use axum::extract::Path;
-use axum::http::header;
+use axum::extract::rejection::PathRejection;
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::header::HeaderBuilder;
@@ -94,40 +98,87 @@ pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi) {
 
 /// Serves the page. Its links are relative to `/docs/`, with and without a trailing slash.
 pub async fn index() -> Response {
-    match utoipa_swagger_ui::serve("index.html", config()) {
-        Ok(Some(page)) => {
-            let html = String::from_utf8_lossy(&page.bytes).replacen(
-                "<head>",
-                "<head><base href=\"/docs/\">",
-                1,
-            );
-            ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
-        }
-        _ => Problem::internal().into_response(),
-    }
+    respond("index.html")
 }
 
 /// Serves a file of the page.
-pub async fn file(Path(name): Path<String>) -> Response {
-    match utoipa_swagger_ui::serve(&name, config()) {
-        Ok(Some(file)) => {
-            let mut response =
-                ([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned())
-                    .into_response();
-            if file.gzpipped {
-                let gzip = header::HeaderValue::from_static("gzip");
-                response.headers_mut().insert(header::CONTENT_ENCODING, gzip);
-            }
-            response
-        }
-        Ok(None) => Problem::not_found().into_response(),
-        Err(error) => {
-            tracing::error!(%error, name, "documentation file not served");
-            Problem::internal().into_response()
-        }
+pub async fn file(path: Result<Path<String>, PathRejection>) -> Response {
+    match path {
+        Ok(Path(name)) => respond(&name),
+        Err(_) => Problem::not_found().into_response(),
     }
 }
 
-fn config() -> Arc<Config<'static>> {
-    Arc::new(Config::from("/openapi.json"))
+/// The names of the page's files.
+const FILES: [&str; 9] = [
+    "favicon-16x16.png",
+    "favicon-32x32.png",
+    "index.css",
+    "index.html",
+    "oauth2-redirect.html",
+    "swagger-initializer.js",
+    "swagger-ui-bundle.js",
+    "swagger-ui-standalone-preset.js",
+    "swagger-ui.css",
+];
+
+/// A file of the page, whose bytes all responses share.
+struct StaticFile {
+    bytes: Bytes,
+    content_type: HeaderValue,
+    is_gzipped: bool,
+}
+
+/// The files of the page, by name.
+static PAGE: LazyLock<HashMap<&str, StaticFile>> = LazyLock::new(|| {
+    let config = Arc::new(Config::from("/openapi.json"));
+    FILES.iter().filter_map(|name| Some((*name, load(name, Arc::clone(&config))?))).collect()
+});
+
+fn load(name: &str, config: Arc<Config<'static>>) -> Option<StaticFile> {
+    let file = match utoipa_swagger_ui::serve(name, config) {
+        Ok(file) => file?,
+        Err(error) => {
+            tracing::error!(%error, name, "documentation file not usable");
+            return None;
+        }
+    };
+    let bytes = match (name, file.bytes) {
+        ("index.html", page) => {
+            let page = String::from_utf8_lossy(&page);
+            page.replacen("<head>", "<head><base href=\"/docs/\">", 1).into()
+        }
+        (_, Cow::Borrowed(bytes)) => Bytes::from_static(bytes),
+        (_, Cow::Owned(bytes)) => bytes.into(),
+    };
+    let content_type =
+        if name.ends_with(".html") { "text/html; charset=utf-8" } else { &file.content_type };
+    let content_type = HeaderValue::from_str(content_type).ok()?;
+    Some(StaticFile { bytes, content_type, is_gzipped: file.gzpipped })
+}
+
+fn respond(name: &str) -> Response {
+    let Some(file) = PAGE.get(name) else { return Problem::not_found().into_response() };
+    let mut response = Response::new(Body::from(file.bytes.clone()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, file.content_type.clone());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if file.is_gzipped {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_page_is_there_and_its_bytes_are_shared() {
+        for name in FILES {
+            let file = PAGE.get(name).unwrap_or_else(|| panic!("no {name}"));
+            assert!(!file.bytes.is_empty(), "{name}");
+            assert_eq!(file.bytes.clone().as_ptr(), file.bytes.as_ptr(), "{name} is copied");
+        }
+    }
 }

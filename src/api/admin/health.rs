@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
 use crate::generation::{ModelInfo, SubmitError};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemDetails};
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
 
@@ -205,9 +205,18 @@ async fn services(shared: &Shared) -> Services {
 /// Returns the metrics of this replica in Prometheus's text format.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
-    responses((status = 200, body = String, content_type = "text/plain")),
+    responses(
+        (status = 200, body = String, content_type = "text/plain"),
+        (status = 401, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The service has a token for its metrics, and the request has not"),
+    ),
 )]
-pub async fn metrics(State(shared): State<Shared>) -> Response {
+pub async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    if let Some(expected) = &shared.settings.metrics_token
+        && let Err(error) = expected.check(&headers)
+    {
+        return Problem::not_signed_in(&error).into_response();
+    }
     metrics_process::Collector::default().collect();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, shared.metrics.render()).into_response()

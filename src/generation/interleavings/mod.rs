@@ -131,6 +131,7 @@ async fn stores(redis: &RedisServer) -> Vec<Store> {
         url: redis.url(),
         command_timeout: Duration::from_secs(5),
         acknowledgements: 0,
+        tls: crate::tls::TlsOptions::default(),
     };
     let mut stores = Vec::new();
     for replica in 0..REPLICAS {

@@ -18,6 +18,7 @@ use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::store::{BUCKETS, NewTurn, SessionLimits};
 use crate::session::{Feeds, GenerationId, Message, Owner, SessionId, Status, Store, TurnSpec};
+use crate::tls::TlsOptions;
 
 /// Panics that a test puts into the turns of one replica.
 #[derive(Default)]
@@ -68,7 +69,12 @@ impl Replica {
         .await
         .expect("servers");
         let command_timeout = Duration::from_secs(5);
-        let options = RedisOptions { url: server.url(), command_timeout, acknowledgements: 0 };
+        let options = RedisOptions {
+            url: server.url(),
+            command_timeout,
+            acknowledgements: 0,
+            tls: TlsOptions::default(),
+        };
         let redis = Redis::connect(&options).expect("a client");
         migrations::apply(&redis).await.expect("migrations");
         let name = uuid::Uuid::new_v4().to_string();
@@ -82,6 +88,8 @@ impl Replica {
             first_token_timeout: Duration::from_secs(20),
             token_gap_timeout: Duration::from_secs(20),
             keep_alive: "5m".to_owned(),
+            authorization: None,
+            tls: TlsOptions::default(),
         })
         .expect("a fleet");
         let reports = fleet.clone();

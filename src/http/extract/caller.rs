@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::session::Owner;
 use crate::sign_in::{Identity, Validity};
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 
 /// The caller as the owner of its sessions. The middleware has checked its token.
 pub struct Caller(pub Owner);
@@ -78,13 +78,15 @@ impl<S> FromRequestParts<S> for Source
 where
     S: Send + Sync,
     TrustedProxies: FromRef<S>,
+    SourceKey: FromRef<S>,
 {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-        let proxies = TrustedProxies::from_ref(state);
-        Ok(peer.map_or_else(Self::default, |peer| Self::of(proxies.client(peer, &parts.headers))))
+        let (proxies, key) = (TrustedProxies::from_ref(state), SourceKey::from_ref(state));
+        let address = peer.map(|peer| proxies.client(peer, &parts.headers));
+        Ok(address.map_or_else(Self::default, |address| key.source(address)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod drain;
+pub mod headers;
 mod host;
 mod limits;
 mod origin;
@@ -15,6 +16,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower::ServiceBuilder;
 
+use crate::config::origins::AllowedHosts;
 use crate::lifecycle::Lifecycle;
 use crate::sign_in::SignIn;
 
@@ -27,9 +29,8 @@ pub struct AllowLists {
     /// The web origins beside the service's own, in the form of
     /// [`crate::config::origins::listed_origin`].
     pub origins: Vec<String>,
-    /// The names that the Host header may have, in the form of
-    /// [`crate::config::origins::listed_host`]; an empty list allows any.
-    pub hosts: Vec<String>,
+    /// The names that the Host header may have.
+    pub hosts: AllowedHosts,
 }
 
 /// Wraps the routes. A request passes the layers from the first one to the last.
@@ -42,6 +43,7 @@ pub fn stack(
 ) -> Router {
     routes.layer(
         ServiceBuilder::new()
+            .layer(from_fn(headers::secure))
             .layer(from_fn(request_id::assign))
             .layer(from_fn_with_state(lifecycle, drain::close_connections))
             .layer(from_fn(access_log::record))

@@ -51,7 +51,6 @@ pub(super) async fn check(
         if preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.append(header::VARY, HeaderValue::from_static("origin"));
     for (name, value) in if preflight { PREFLIGHT } else { READABLE } {
         headers.insert(name, HeaderValue::from_static(value));
     }

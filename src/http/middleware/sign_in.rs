@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::http::extract::bearer::bearer;
 use crate::http::problem::Problem;
 use crate::sign_in::{SignIn, SignInError, SignInMode};
 
@@ -70,13 +71,6 @@ fn token(headers: &HeaderMap) -> Result<Option<&str>, SignInError> {
         }
         (Some(_), Some(_)) => Err(SignInError::Ambiguous),
     }
-}
-
-/// Returns the token of an Authorization header.
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.trim().split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.contains(char::is_whitespace)).then_some(token)
 }
 
 #[cfg(test)]

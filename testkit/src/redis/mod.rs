@@ -154,11 +154,12 @@ impl Redis {
             RedisKind::Cluster => {
                 let (first, others) =
                     nodes(&self.nodes.iter().map(Arc::as_ref).collect::<Vec<_>>());
-                format!("redis-cluster://{first}?{others}")
+                format!("redis-cluster://{}@{first}?{others}", node::credentials())
             }
             RedisKind::Sentinel => {
                 let (first, others) = nodes(&self.sentinels.iter().collect::<Vec<_>>());
-                format!("redis-sentinel://{first}?sentinelServiceName={SERVICE}&{others}")
+                let user = node::credentials();
+                format!("redis-sentinel://{user}@{first}?sentinelServiceName={SERVICE}&{others}")
             }
         }
     }

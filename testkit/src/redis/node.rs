@@ -10,6 +10,7 @@ use super::resp::{Connection, Reply, ask};
 use crate::folder::Folder;
 use crate::port::Port;
 use crate::process::{Process, Program};
+use crate::programs::workspace;
 use crate::wait::eventually_blocking;
 
 /// The time that a server may take to answer on a busy machine.
@@ -18,6 +19,15 @@ pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 const STARTS: u32 = 3;
 /// Time limit of a command that a test sends.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+
+/// The user of replicas, and its password.
+const USER: &str = "jarvis";
+const PASSWORD: &str = "Pa55-of-the-tests";
+/// The file of Redis users that operators install, and the password in it that they replace.
+const ACL_FILE: &str = "deploy/redis.acl";
+const ACL_PASSWORD: &str = "CHANGE-THIS-PASSWORD";
+/// The user of the tests themselves.
+const ACL_OF_TESTS: &str = "user default on nopass ~* &* +@all";
 
 /// A server that is alone on its port. Its append-only file brings its data back after a restart.
 #[derive(Debug)]
@@ -55,13 +65,17 @@ impl RedisServer {
         let data = folder.path().join(name);
         std::fs::create_dir_all(&data)?;
         let data = data.display().to_string();
+        let users = folder.path().join(format!("{name}.acl"));
+        std::fs::write(&users, acl_of_tests()?)?;
+        let users = users.display().to_string();
         Self::run(folder, name, |port| {
             let port = port.to_string();
             let own = ["--port", &port, "--dir", &data, "--bind", "127.0.0.1", "--save", ""];
             let safe = ["--appendonly", "yes", "--appendfsync", "no"];
             // Replicas come into sync at once, and not after five seconds.
             let replicas = ["--repl-diskless-sync-delay", "0"];
-            let all = own.iter().chain(&safe).chain(&replicas).chain(arguments);
+            let users = ["--aclfile", &users];
+            let all = own.iter().chain(&safe).chain(&replicas).chain(&users).chain(arguments);
             Ok(all.map(ToString::to_string).collect())
         })
     }
@@ -108,9 +122,26 @@ impl RedisServer {
         }
     }
 
-    /// The address for jarvis.
+    /// The address for jarvis, with the user that operators give it.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port())
+        self.url_as(&credentials())
+    }
+
+    /// The address with other credentials, as `user:password` or `:password`; without any, of the
+    /// default user, which may do everything.
+    pub fn url_as(&self, credentials: &str) -> String {
+        let at = if credentials.is_empty() { "" } else { "@" };
+        format!("redis://{credentials}{at}127.0.0.1:{}", self.port())
+    }
+
+    /// The path of a file with the address for jarvis: arguments hold no password.
+    ///
+    /// # Panics
+    /// Panics where it cannot be written.
+    pub fn url_file(&self) -> String {
+        let path = self.folder().join("redis-url");
+        std::fs::write(&path, self.url()).unwrap_or_else(|error| panic!("{error}"));
+        path.display().to_string()
     }
 
     /// The port.
@@ -194,6 +225,19 @@ impl Deref for RedisServer {
     fn deref(&self) -> &Process {
         &self.process
     }
+}
+
+/// The credentials of the user of replicas in a URL.
+pub(super) fn credentials() -> String {
+    format!("{USER}:{PASSWORD}")
+}
+
+/// The file of users with the password of the tests, in which the default user may do everything.
+fn acl_of_tests() -> anyhow::Result<String> {
+    let installed = std::fs::read_to_string(workspace().join(ACL_FILE)).context(ACL_FILE)?;
+    let is_of_replicas = |line: &&str| line.starts_with(&format!("user {USER} "));
+    let user = installed.lines().find(is_of_replicas).context("the file lacks the user")?;
+    Ok(format!("{ACL_OF_TESTS}\n{}\n", user.replace(ACL_PASSWORD, PASSWORD)))
 }
 
 fn wait_until_it_answers(process: &Process, port: u16) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::node::credentials;
 use super::{Redis, RedisServer};
 
 /// Three primaries, each with a Redis replica.
@@ -21,7 +22,8 @@ impl RedisCluster {
 
     /// The address for jarvis: that of one node.
     pub fn url(&self) -> String {
-        format!("redis-cluster://127.0.0.1:{}", self.redis.nodes()[0].port())
+        let (user, port) = (credentials(), self.redis.nodes()[0].port());
+        format!("redis-cluster://{user}@127.0.0.1:{port}")
     }
 
     /// The primary that has a key, and the port of its Redis replica.

@@ -31,8 +31,38 @@ use crate::sign_in::Identity;
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";
     let problem = Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", detail);
-    let protocol = [(header::UPGRADE, "websocket"), (header::CONNECTION, "upgrade")];
+    let protocol = [
+        (header::UPGRADE, "websocket"),
+        (header::CONNECTION, "upgrade"),
+        (header::SEC_WEBSOCKET_VERSION, "13"),
+    ];
     (protocol, problem).into_response()
+}
+
+/// Characters of a key, at the end of which the padding of base64 stands.
+const KEY_CHARACTERS: usize = 24;
+const KEY_PADDING: &str = "==";
+
+/// Checks the key of a handshake: 16 bytes in base64, in one header (RFC 6455, section 4.1). The answer
+/// to any other would prove nothing to a client, or a cache between.
+fn check_key(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let key = keys.next().and_then(|key| key.to_str().ok()).filter(|_| keys.next().is_none());
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
+    let is_key = |key: &str| {
+        let digits = key.strip_suffix(KEY_PADDING);
+        key.len() == KEY_CHARACTERS && digits.is_some_and(|digits| digits.bytes().all(is_base64))
+    };
+    if key.is_some_and(is_key) {
+        return Ok(());
+    }
+    let detail = "Sec-WebSocket-Key is not valid; send 16 random bytes in base64, in one header";
+    Err(Problem::new(StatusCode::BAD_REQUEST, "handshake_key_invalid", detail))
+}
+
+fn is_handshake(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE);
+    upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// The subprotocol of this server. A browser offers it beside the one that carries its token, and the
@@ -58,7 +88,7 @@ fn offers_protocol(headers: &HeaderMap) -> bool {
     responses(
         (status = 101, description = "JSON text frames follow"),
         (status = 400, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The handshake has a body"),
+            description = "The handshake has a body, or its key is not valid"),
         InvalidFields,
         (status = 426, body = ProblemDetails, content_type = "application/problem+json"),
         TooManyConnections,
@@ -72,6 +102,9 @@ pub async fn upgrade(
     QueryFields(query): QueryFields,
     mut request: Request,
 ) -> Result<Response, Problem> {
+    if is_handshake(request.headers()) {
+        check_key(request.headers())?;
+    }
     let Ok(mut response) = create_response_with_body(&request, Body::empty) else {
         return Ok(upgrade_required());
     };
@@ -120,4 +153,36 @@ pub async fn upgrade(
     };
     tracker.spawn(open.instrument(tracing::Span::current()));
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_sixteen_bytes_in_base64_in_one_header() {
+        let check = |keys: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for key in keys {
+                headers.append(header::SEC_WEBSOCKET_KEY, HeaderValue::from_static(key));
+            }
+            check_key(&headers).map_err(|problem| problem.status.as_u16())
+        };
+        assert_eq!(check(&["dGhlIHNhbXBsZSBub25jZQ=="]), Ok(()));
+        assert_eq!(check(&["+/+/+/+/+/+/+/+/+/+/+Q=="]), Ok(()));
+        for wrong in [
+            &[][..],
+            &[""],
+            &["x"],
+            &["dGhlIHNhbXBsZQ=="],
+            &["dGhlIHNhbXBsZSBub25jZQ=== "],
+            &["dGhlIHNhbXBsZSBub25jZTEy"],
+            &["dGhlIHNhbXBsZSBub25jZQ=a"],
+            &["dGhlIHNhbXBsZSBub25_ZQ=="],
+            &["dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=="],
+            &["dGhlIHNhbXBsZSBub25jZQ==, dGhlIHNhbXBsZSBub25jZQ=="],
+        ] {
+            assert_eq!(check(wrong), Err(400), "{wrong:?}");
+        }
+    }
 }

@@ -1,0 +1,103 @@
+//! The headers that tell browsers how to treat every response, errors included.
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+/// What no page may do with a response that is no page.
+const CLOSED_POLICY: &str =
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// What the page at `/docs` needs: its own scripts, styles in its elements, and pictures in its styles.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+    img-src 'self' data:; font-src 'self' data:; connect-src 'self'; base-uri 'self'; \
+    form-action 'none'; frame-ancestors 'none'";
+
+/// The headers of every response.
+const ALWAYS: [(HeaderName, &str); 3] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+];
+
+/// Adds the headers to the response of every request.
+pub(super) async fn secure(request: Request, next: Next) -> Response {
+    let kind = PathKind::of(request.uri().path());
+    let mut response = next.run(request).await;
+    add(kind, &mut response);
+    response
+}
+
+/// Adds the headers to a response that passed no middleware.
+pub fn secured(path: &str, mut response: Response) -> Response {
+    add(PathKind::of(path), &mut response);
+    response
+}
+
+/// What is served at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PathKind {
+    /// The page that displays the API's description, and its files.
+    Docs,
+    /// What is the same for everybody.
+    Public,
+    /// Everything else, which may belong to a caller.
+    Callers,
+}
+
+impl PathKind {
+    fn of(path: &str) -> Self {
+        match path.trim_end_matches('/') {
+            "/docs" => Self::Docs,
+            path if path.starts_with("/docs/") => Self::Docs,
+            "/openapi.json" => Self::Public,
+            _ => Self::Callers,
+        }
+    }
+}
+
+fn add(kind: PathKind, response: &mut Response) {
+    // It is no document, and no cache stores it.
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    let is_success = response.status().is_success();
+    let headers = response.headers_mut();
+    for (name, value) in ALWAYS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let policy = if kind == PathKind::Docs { DOCS_POLICY } else { CLOSED_POLICY };
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    // An event stream has its own rule.
+    if (kind == PathKind::Callers || !is_success) && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if !varies_by_origin(headers) {
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+}
+
+fn varies_by_origin(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::VARY).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case("origin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_page_of_the_description_may_run_scripts_and_be_cached() {
+        for (path, kind) in [
+            ("/docs", PathKind::Docs),
+            ("/docs/", PathKind::Docs),
+            ("/docs/swagger-ui.css", PathKind::Docs),
+            ("/openapi.json", PathKind::Public),
+            ("/docsx", PathKind::Callers),
+            ("/", PathKind::Callers),
+            ("/api/v1/chat/sessions/x", PathKind::Callers),
+        ] {
+            assert_eq!(PathKind::of(path), kind, "{path}");
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Secrets: where they come from, and that no output of a replica holds one.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use support::client::{Socket, get, http, until_ok};
+use support::eventually;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{Connection, RedisServer};
+use testkit::folder::Folder;
+use testkit::server::Plan;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const CHAT: &str = "/api/v1/chat/";
+const JWT: &str = "jwt-s3cret-jwt-s3cret-jwt-s3cret-";
+const METRICS: &str = "metrics-s3cret-0123456789";
+const OLLAMA: &str = "ollama-s3cret-0123456789";
+const SOURCE: &str = "source-s3cret-0123456789";
+const COLLECTOR: &str = "collector-s3cret";
+const HOST: &str = "host-s3cret";
+const REDIS: &str = "redis-s3cret";
+
+fn binary(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jarvis"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("JARVIS_") {
+            command.env_remove(name);
+        }
+    }
+    let output = command.args(arguments).envs(environment.iter().copied()).output();
+    let output = output.expect("jarvis");
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&printed).into_owned())
+}
+
+/// Collects everything that is sent to a collector of spans.
+async fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let received = Arc::<Mutex<Vec<u8>>>::default();
+    let kept = Arc::clone(&received);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let kept = Arc::clone(&kept);
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 64 << 10];
+                // A batch comes in one request, which is answered when it pauses.
+                loop {
+                    let read =
+                        tokio::time::timeout(Duration::from_millis(50), stream.read(&mut bytes));
+                    match read.await {
+                        Ok(Ok(read)) if read > 0 => {
+                            kept.lock().expect("no panic").extend(&bytes[..read]);
+                        }
+                        Ok(_) => return,
+                        Err(_) => {
+                            let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                            if stream.write_all(reply).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (address, received)
+}
+
+/// Sends a request, and returns everything of the response.
+async fn whole(request: reqwest::RequestBuilder) -> String {
+    let response = request.send().await.expect("a response");
+    let head = format!("{:?}", response.headers());
+    head + &response.text().await.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn no_output_of_a_replica_holds_a_secret() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let password = format!(">{REDIS}");
+    redis.cli(&["ACL", "SETUSER", "jarvis", "resetpass", &password]);
+    let redis_url = redis.url_as(&format!("jarvis:{REDIS}"));
+    let (code, key) =
+        binary(&["key", "create", "--user", "alice"], &[("JARVIS_REDIS_URL", &redis_url)]);
+    assert_eq!(code, Some(0), "{key}");
+    let key = key.lines().find(|line| line.starts_with("sk-jarvis-")).expect("a key").to_owned();
+    let (_, token) = binary(&["token", "--user", "bob"], &[("JARVIS_JWT_SECRET", JWT)]);
+    let token = token.trim().to_owned();
+    let (address, spans) = collector().await;
+    let (otlp, host) = (
+        format!("http://ann:{COLLECTOR}@{address}"),
+        ollama.url.replacen("//", &format!("//ann:{HOST}@"), 1),
+    );
+    let secrets = [JWT, METRICS, OLLAMA, SOURCE, COLLECTOR, HOST, REDIS, &key, &token];
+    let mut outputs = Vec::new();
+    for format in ["text", "json"] {
+        let settings = [
+            ("JARVIS_LOG", "trace"),
+            ("JARVIS_LOG_FORMAT", format),
+            ("JARVIS_JWT_SECRET", JWT),
+            ("JARVIS_METRICS_TOKEN", METRICS),
+            ("JARVIS_SOURCE_KEY", SOURCE),
+            ("JARVIS_OTLP_URL", &otlp),
+            ("JARVIS_OLLAMA_URLS", &host),
+            ("JARVIS_REDIS_URL", &redis_url),
+            ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
+            ("JARVIS_READ_TIMEOUT", "2"),
+        ];
+        let plan = Plan {
+            name: "replica".to_owned(),
+            binary: env!("CARGO_BIN_EXE_jarvis").into(),
+            address: None,
+            arguments: vec!["serve".to_owned()],
+            environment: Vec::new(),
+            folder: Folder::temporary().expect("a folder"),
+        };
+        let replica = Process::start(plan.with(settings)).expect("a replica");
+        until_ok(&replica, "/health/ready").await;
+        let id = replica.id().expect("a process");
+        outputs
+            .push(("arguments", std::fs::read(format!("/proc/{id}/cmdline")).expect("arguments")));
+        let mut answers = String::new();
+        let url = |path: &str| format!("{}{path}", replica.url);
+        for bearer in [&*key, &token, "wrong", &token[..token.len() - 3], JWT, METRICS] {
+            for path in ["/metrics", "/api/v1/chat/sessions/x", "/api/v1/models", "/nothing", "/ws"]
+            {
+                answers += &whole(http().get(url(path)).bearer_auth(bearer)).await;
+                answers += &whole(http().get(url(path)).basic_auth("a", Some(bearer))).await;
+            }
+            let body = json!({"message": "[[tokens=2]] hi"});
+            let chat = http().post(url(CHAT)).bearer_auth(bearer).json(&body);
+            answers += &whole(chat.header("x-forwarded-for", "192.0.2.1")).await;
+        }
+        for bearer in [&*key, &token] {
+            let protocols = format!("jarvis.v1, bearer.{bearer}");
+            let offered = [("sec-websocket-protocol", protocols.as_str())];
+            let socket = Socket::open_with(&replica, "/ws", &offered).await;
+            let (mut socket, welcome, _) = socket.expect("a socket");
+            socket.say(&json!({"type": "auth", "token": bearer})).await;
+            socket.say(&json!({"message": "[[tokens=2]] hi"})).await;
+            answers += &format!("{welcome}{:?}", socket.until("stream_end").await);
+        }
+        // Errors of Redis and of the host are made, too.
+        redis.restart();
+        redis.cli(&["ACL", "SETUSER", "jarvis", "resetpass", &password]);
+        ollama.pause();
+        answers += &whole(http().get(url("/health/detailed"))).await;
+        ollama.resume();
+        let served = async || get(&replica, "/health/ready").await.status == 200;
+        assert!(eventually(LIMIT, served).await);
+        outputs.push(("answers", answers.into_bytes()));
+        let metrics = whole(http().get(url("/metrics")).bearer_auth(METRICS)).await;
+        assert!(metrics.contains("jarvis_turns_total"), "{metrics}");
+        outputs.push(("metrics", metrics.into_bytes()));
+        let exported =
+            || spans.lock().expect("no panic").windows(7).any(|bytes| bytes == b"request");
+        assert!(eventually(LIMIT, async || exported()).await, "no span was exported");
+        outputs.push(("log", std::fs::read(replica.log()).expect("a log")));
+    }
+    outputs.push(("spans", spans.lock().expect("no panic").clone()));
+    let lines = outputs.iter().filter(|(what, _)| *what == "log").map(|(_, log)| log.len());
+    let shortest = lines.min();
+    assert!(shortest > Some(5_000), "the logs are short: {shortest:?} bytes");
+    for (what, output) in &outputs {
+        for secret in &secrets {
+            let at = output.windows(secret.len()).position(|bytes| bytes == secret.as_bytes());
+            if let Some(at) = at {
+                let around = &output[at.saturating_sub(200)..(at + 60).min(output.len())];
+                panic!("{what} has {secret}: {}", String::from_utf8_lossy(around));
+            }
+        }
+    }
+}
+
+/// Every setting that is a secret or may hold one, and a value with a secret.
+fn secret_settings() -> [(&'static str, String); 8] {
+    let url = |scheme: &str| format!("{scheme}://ann:{HOST}@127.0.0.1:9");
+    [
+        ("redis-url", url("redis")),
+        ("ollama-urls", format!("http://127.0.0.1:8,{}", url("http"))),
+        ("otlp-url", url("http")),
+        ("jwks-url", url("https")),
+        ("jwt-secret", JWT.to_owned()),
+        ("metrics-token", METRICS.to_owned()),
+        ("ollama-token", OLLAMA.to_owned()),
+        ("source-key", SOURCE.to_owned()),
+    ]
+}
+
+#[test]
+fn a_secret_among_the_arguments_is_refused_with_a_hint_and_not_shown() {
+    for (name, value) in secret_settings() {
+        let variable = format!("JARVIS_{}", name.replace('-', "_").to_uppercase());
+        let issuer = [("JARVIS_JWT_ISSUER", "i"), ("JARVIS_JWT_AUDIENCE", "a")];
+        let issuer = if name == "jwks-url" { &issuer[..] } else { &[] };
+        for arguments in
+            [vec![format!("--{name}"), value.clone()], vec![format!("--{name}={value}")]]
+        {
+            let mut all = vec!["serve"];
+            all.extend(arguments.iter().map(String::as_str));
+            let (code, printed) = binary(&all, issuer);
+            assert_eq!(code, Some(64), "{name}: {printed}");
+            assert!(printed.contains(&variable), "{name}: {printed}");
+            assert!(printed.contains(&format!("--{name}-file")), "{name}: {printed}");
+            assert!(!printed.contains("s3cret"), "{name}: {printed}");
+        }
+    }
+    for command in [&["migrate"][..], &["key", "list"], &["key", "create", "--user", "a"]] {
+        let url = format!("--redis-url=redis://:{REDIS}@127.0.0.1:9");
+        let (code, printed) = binary(&[command, &[&url]].concat(), &[]);
+        assert_eq!(code, Some(64), "{command:?}: {printed}");
+        assert!(printed.contains("JARVIS_REDIS_URL") && !printed.contains("s3cret"), "{printed}");
+    }
+    for arguments in [["chat", "--token=sk-jarvis-s3cret"], ["token", "--jwt-secret=s3cret"]] {
+        let (code, printed) = binary(&arguments, &[]);
+        assert_eq!(code, Some(64), "{printed}");
+        assert!(!printed.contains("s3cret"), "{printed}");
+    }
+}
+
+#[test]
+fn every_secret_may_come_from_a_file_instead_and_from_one_place_only() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let folder = Folder::temporary().expect("a folder");
+    for (name, value) in secret_settings() {
+        let variable = format!("JARVIS_{}", name.replace('-', "_").to_uppercase());
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("{value}\n")).expect("a file");
+        let file = (format!("{variable}_FILE"), path.to_str().expect("a path"));
+        let mut environment = vec![(file.0.as_str(), file.1), ("JARVIS_LISTEN", &address)];
+        if name == "jwks-url" {
+            environment.extend([("JARVIS_JWT_ISSUER", "i"), ("JARVIS_JWT_AUDIENCE", "a")]);
+        }
+        // The address is taken, so that a command ends after it has read its settings.
+        let (code, printed) = binary(&["serve"], &environment);
+        assert_eq!(code, Some(1), "{name}: {printed}");
+        assert!(printed.contains("cannot listen on"), "{name}: {printed}");
+        environment.push((&variable, &value));
+        let (code, printed) = binary(&["serve"], &environment);
+        assert_eq!(code, Some(64), "{name}: {printed}");
+        assert!(printed.contains("both set") && !printed.contains("s3cret"), "{name}: {printed}");
+        for (wrong, part) in [("/nothing", "cannot read"), ("/dev/null", "")] {
+            let (code, printed) =
+                binary(&["serve"], &[(&file.0, wrong), ("JARVIS_LISTEN", &address)]);
+            // A list of hosts may be empty as such, and then names no host.
+            assert_eq!(code, Some(64), "{name} {wrong}: {printed}");
+            assert!(printed.contains(part), "{name} {wrong}: {printed}");
+        }
+    }
+    let help = secret_settings()
+        .map(|(name, value)| (format!("JARVIS_{}", name.replace('-', "_").to_uppercase()), value));
+    let help: Vec<_> = help.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let (_, printed) = binary(&["serve", "--help"], &help);
+    assert!(printed.contains("JARVIS_SOURCE_KEY") && !printed.contains("s3cret"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_replica_serves_with_all_secrets_from_files_and_warns_of_those_that_all_may_read() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let folder = Folder::temporary().expect("a folder");
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        path.to_str().expect("a path").to_owned()
+    };
+    let hosts = file("hosts", &format!("{}\n", ollama.url), 0o600);
+    let metrics = file("metrics", METRICS, 0o644);
+    let url = file("redis", &redis.url(), 0o440);
+    let jwt = file("jwt", JWT, 0o604);
+    let listen = "127.0.0.1:0";
+    let mut program = testkit::Program::new("replica", env!("CARGO_BIN_EXE_jarvis"), folder.path());
+    program.hidden = vec!["JARVIS_"];
+    let program = program
+        .args(["serve", "--listen", listen])
+        .env("JARVIS_REDIS_URL_FILE", &url)
+        .env("JARVIS_OLLAMA_URLS_FILE", &hosts)
+        .env("JARVIS_METRICS_TOKEN_FILE", &metrics)
+        .env("JARVIS_JWT_SECRET_FILE", &jwt);
+    let process = testkit::Process::new(program);
+    process.start().expect("a start");
+    let replica = process.announced_address(LIMIT).expect("an address");
+    let turn = async || {
+        let body = json!({"message": "[[tokens=2]] hi"});
+        let chat = http().post(format!("{replica}{CHAT}")).json(&body).send().await;
+        chat.is_ok_and(|response| response.status().is_success())
+    };
+    assert!(eventually(LIMIT, turn).await, "no turn");
+    let status = async |token: &str| {
+        let request = http().get(format!("{replica}/metrics")).bearer_auth(token);
+        request.send().await.expect("a response").status().as_u16()
+    };
+    assert_eq!((status(METRICS).await, status("x").await), (200, 401));
+    let log = std::fs::read_to_string(process.log()).expect("a log");
+    let warned: Vec<&str> =
+        log.lines().filter(|line| line.contains("every user can read")).collect();
+    assert_eq!(warned.len(), 2, "{log}");
+    assert!(warned.iter().all(|line| line.contains(&metrics) || line.contains(&jwt)), "{log}");
+}
+
+/// Waits until the budget has a source for this address, and returns it.
+async fn source_of(redis: &RedisServer, replica: &Process, address: &str) -> Vec<String> {
+    let body = json!({"message": "[[tokens=1]] hi"});
+    let chat = http().post(format!("{}{CHAT}", replica.url)).header("x-forwarded-for", address);
+    assert_eq!(chat.json(&body).send().await.expect("a response").status(), 200);
+    let mut sources = Vec::new();
+    let found = eventually(LIMIT, async || {
+        let keys = redis.cli(&["KEYS", "jarvis:{budget}*"]);
+        sources = keys
+            .lines()
+            .flat_map(|key| key.split([':', '/']))
+            .filter(|part| part.len() == 16 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .map(str::to_owned)
+            .collect();
+        sources.sort_unstable();
+        sources.dedup();
+        !sources.is_empty()
+    });
+    assert!(found.await, "no source: {}", redis.cli(&["KEYS", "jarvis:{budget}*"]));
+    sources
+}
+
+#[tokio::test]
+async fn all_replicas_digest_an_address_by_one_key_which_a_setting_keeps_out_of_redis() {
+    const ADDRESS: &str = "192.0.2.1";
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let proxies = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+    let [one, two] = [(); 2].map(|()| jarvis(&redis.url(), &ollama.url, &[proxies]));
+    for replica in [&one, &two] {
+        until_ok(replica, "/health/ready").await;
+    }
+    let key = async || redis.cli(&["GET", "jarvis:{source}:key"]).trim().len() == 64;
+    assert!(eventually(LIMIT, key).await, "no key in Redis");
+    let first = source_of(&redis, &one, ADDRESS).await;
+    assert_eq!(source_of(&redis, &two, ADDRESS).await, first, "one address has two sources");
+    assert_eq!(first.len(), 1);
+    let plain = jarvis::digest::sha256_hex(ADDRESS.as_bytes());
+    assert!(!plain.starts_with(&first[0]), "anybody can make the digest");
+    // A key that is set is not stored.
+    let (other, set) = (RedisServer::start(), ("JARVIS_SOURCE_KEY", SOURCE));
+    let replica = jarvis(&other.url(), &ollama.url, &[proxies, set]);
+    until_ok(&replica, "/health/ready").await;
+    assert_ne!(source_of(&other, &replica, ADDRESS).await, first);
+    assert_eq!(other.cli(&["EXISTS", "jarvis:{source}:key"]).trim(), "0");
+}
+
+#[tokio::test]
+async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
+    let folder = Folder::temporary().expect("a folder");
+    let file = std::fs::read_to_string("deploy/redis.acl").expect("the file");
+    let users = folder.path().join("users.acl");
+    std::fs::write(&users, file.replace("CHANGE-THIS-PASSWORD", REDIS)).expect("a file");
+    // The server's own PING and those of the tests come from the default user.
+    let redis = RedisServer::start_with(&["--aclfile", users.to_str().expect("a path")]);
+    let ollama = ollama_sim(&["--rate", "0"]);
+    let replica = jarvis(&redis.url_as(&format!("jarvis:{REDIS}")), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let body = json!({"message": "[[tokens=2]] hi"});
+    let chat = http().post(format!("{}{CHAT}", replica.url)).json(&body).send().await;
+    assert_eq!(chat.expect("a response").status(), 200);
+    assert_eq!(redis.cli(&["PING"]).trim(), "PONG");
+    for command in [
+        &["GET", "jarvis:{source}:key"][..],
+        &["KEYS", "*"],
+        &["CONFIG", "GET", "*"],
+        &["FLUSHALL"],
+        &["ACL", "LIST"],
+        &["EVAL", "return 1", "0"],
+        &["SHUTDOWN"],
+    ] {
+        assert!(redis.cli(command).starts_with("NOPERM"), "{command:?}");
+    }
+    // The user of replicas reaches neither other keys nor the settings of the server.
+    let auth = ["AUTH", "jarvis", REDIS];
+    for command in [
+        &["GET", "other"][..],
+        &["KEYS", "*"],
+        &["CONFIG", "GET", "*"],
+        &["FLUSHALL"],
+        &["SPUBLISH", "other", "x"],
+        &["ACL", "LIST"],
+        &["FUNCTION", "FLUSH"],
+        &["SHUTDOWN"],
+    ] {
+        let mut connection = Connection::open(redis.port()).expect("a connection");
+        let replies = connection.ask(&[&auth[..], command]).expect("replies");
+        assert_eq!(replies[0].text(), "OK");
+        assert!(replies[1].text().starts_with("NOPERM"), "{command:?}: {}", replies[1]);
+    }
+}
