@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::history::parse_message;
+use super::transfer::transfer_tag;
 use super::{
     OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
     json, message, of_writer, unexpected,
@@ -373,7 +374,8 @@ impl Store {
             .arg("replaced_fence", replaced)
             .text("claim_tag", claim.map_or(Tag::START, |claim| claim.tag))
             .arg("claim_event", claimed_event())
-            .text("event_number", turn.number);
+            .text("event_number", turn.number)
+            .arg("transfer_tag", transfer_tag(&turn.owner, turn.session));
         let reply: String =
             self.redis.call_replicated(conversation_arguments(call, accepted)).await?;
         match reply.as_str() {
