@@ -7,6 +7,10 @@
 --             limit            entries of the page, at most
 -- Reply:      of each entry: the session, its score, and 1 where its bytes count for the payer, else 0
 -- Called by:  Budget::list
+
+-- Entries that have the same score, at most.
+local SAME_SCORE = 100
+
 register {
   name = 'budget_list',
   version = 1,
@@ -28,21 +32,25 @@ register {
         end
       end
     end
-    local command, bound, last = 'ZRANGEBYSCORE', '-inf', '+inf'
+    -- Returns entries between two scores.
+    local function entries(from, to, count)
+      if newest then
+        return redis.call('ZREVRANGEBYSCORE', key, from, to, 'WITHSCORES', 'LIMIT', 0, count)
+      end
+      return redis.call('ZRANGEBYSCORE', key, from, to, 'WITHSCORES', 'LIMIT', 0, count)
+    end
+    local from, to = '-inf', '+inf'
     if newest then
-      command, bound, last = 'ZREVRANGEBYSCORE', '+inf', '-inf'
+      from, to = to, from
     end
     if args.session ~= '' then
-      -- Entries with the same score are in the order of their names.
-      local same = redis.call(command, key, args.score, args.score, 'WITHSCORES')
-      add(same, function(session)
+      -- Entries with the same score, a microsecond, are in the order of their names.
+      add(entries(args.score, args.score, limit + SAME_SCORE), function(session)
         if newest then return session < args.session else return session > args.session end
       end)
-      bound = '(' .. args.score
+      from = '(' .. args.score
     end
-    add(redis.call(command, key, bound, last, 'WITHSCORES', 'LIMIT', 0, limit), function()
-      return true
-    end)
+    add(entries(from, to, limit), function() return true end)
     return page
   end,
 }
