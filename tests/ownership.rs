@@ -6,15 +6,16 @@ mod support;
 use jarvis::session::store::channel;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::client::{http, joined, send};
+use support::client::{http, joined, send, until_ok};
 use support::eventually;
 use support::metrics::metrics;
 use support::owned::{
     CHAT, Fleet, SESSIONS, ask, chat, claim, expected, id, listed, messages_until, open, read,
 };
-use support::process::{LIMIT, Process};
+use support::process::{LIMIT, Process, jarvis};
 use support::redis::{RedisCluster, RedisServer};
-use support::tokens::token;
+use support::redis_time::begin_timing;
+use support::tokens::{SECRET, token};
 use uuid::Uuid;
 
 #[tokio::test]
@@ -235,4 +236,163 @@ async fn a_failover_that_lost_a_claim_gives_the_session_and_its_running_answer_b
         assert_eq!(read(&fleet.replicas[1], &session, "").await.status, 404);
         assert_eq!(claim(&fleet.replicas[1], &session, "bob").await.status, 404);
     }
+}
+
+/// Returns the functions that Redis ran about a session since its log was emptied, in their order.
+fn calls_about(redis: &RedisServer, session: &str) -> Vec<String> {
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    let (mut calls, mut function) = (Vec::new(), None);
+    for line in log.lines() {
+        if line.starts_with("jarvis_") {
+            function = Some(line.to_owned());
+        } else if line.contains(session) {
+            calls.extend(function.take());
+        }
+    }
+    calls.reverse();
+    calls
+}
+
+/// Sends a request, and returns status, headers and body as they came, and the calls of Redis about
+/// the session.
+async fn seen_by(
+    fleet: &Fleet,
+    redis: &RedisServer,
+    (method, path, body): (&Method, &str, &Value),
+    session: &str,
+    user: &str,
+) -> (u16, Vec<(String, String)>, Vec<u8>, Vec<String>) {
+    begin_timing(redis);
+    let url = format!("{}{}", fleet.replicas[0].url, path.replace("ID", session));
+    let mut request = http().request(method.clone(), url);
+    if !body.is_null() {
+        request = request.json(
+            &serde_json::from_str::<Value>(&body.to_string().replace("ID", session)).expect("JSON"),
+        );
+    }
+    let request = if user.is_empty() { request } else { request.bearer_auth(token(user)) };
+    let reply = request.send().await.expect("a reply");
+    let headers = reply
+        .headers()
+        .iter()
+        .filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()));
+    let headers =
+        headers.map(|(name, value)| (name.to_string(), value.to_str().expect("a text").to_owned()));
+    let (status, headers) = (reply.status().as_u16(), headers.collect());
+    let body = reply.bytes().await.expect("a body").to_vec();
+    (status, headers, body, calls_about(redis, session))
+}
+
+#[tokio::test]
+async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let (alices, never) = (id(), id());
+    assert_eq!(chat(&fleet.replicas[0], &alices, "[[tokens=3]] hi", "alice").await.status, 200);
+    let (none, empty) = (Value::Null, json!({}));
+    let asked = json!({"message": "hi", "session_id": "ID"});
+    let streamed = json!({"message": "hi", "session_id": "ID", "stream": true});
+    let title = json!({"title": "mine now"});
+    let of_session = |rest: &str| format!("{SESSIONS}/ID{rest}");
+    let generation = format!("/events?generation_id={}", id());
+    for (method, path, body) in [
+        (Method::GET, of_session(""), &none),
+        (Method::GET, of_session("?skip=1&limit=0"), &none),
+        (Method::PATCH, of_session(""), &title),
+        (Method::DELETE, of_session(""), &none),
+        (Method::GET, of_session("/events"), &none),
+        (Method::GET, of_session(&generation), &none),
+        (Method::POST, of_session("/cancel"), &empty),
+        (Method::POST, of_session("/claim"), &empty),
+        (Method::POST, CHAT.to_owned(), &asked),
+        (Method::POST, CHAT.to_owned(), &streamed),
+    ] {
+        for user in ["bob", ""] {
+            // A turn in a session that never was creates one.
+            if path == CHAT || (path.ends_with("/claim") && user.is_empty()) {
+                continue;
+            }
+            let request = (&method, path.as_str(), body);
+            let theirs = seen_by(&fleet, &redis, request, &alices, user).await;
+            let nobody = seen_by(&fleet, &redis, request, &never, user).await;
+            assert_eq!(theirs.0, 404, "{method} {path}");
+            assert!(!theirs.3.is_empty(), "{method} {path}");
+            assert_eq!(theirs, nobody, "{method} {path} {user:?}");
+        }
+    }
+    for user in ["bob", ""] {
+        for body in [&asked, &streamed] {
+            let request = (&Method::POST, CHAT, body);
+            let theirs = seen_by(&fleet, &redis, request, &alices, user).await;
+            assert_eq!(theirs.0, 404);
+            let text = String::from_utf8(theirs.2).expect("text");
+            assert!(text.contains("session_not_found") && !text.contains(&alices), "{text}");
+        }
+        // A socket joins both, and finds nothing in either.
+        let mut seen = Vec::new();
+        for session in [&alices, &never] {
+            begin_timing(&redis);
+            let mut socket = open(&fleet.replicas[0], session, user).await;
+            let mut events = Vec::new();
+            for message in [
+                json!({"type": "get_history"}),
+                json!({"type": "cancel"}),
+                json!({"type": "clear_history"}),
+            ] {
+                socket.say(&message).await;
+                let event = socket.event().await.to_string();
+                events.push(event.replace(session.as_str(), "ID"));
+            }
+            seen.push((events, calls_about(&redis, session)));
+        }
+        let [theirs, nobody] = &seen[..] else { panic!("two") };
+        assert_eq!(theirs, nobody, "{user:?}");
+    }
+    // Nothing of it changed, and no list of another user has it.
+    assert_eq!(read(&fleet.replicas[0], &alices, "alice").await.body["title"], "[[tokens=3]] hi");
+    assert_eq!(listed(&fleet.replicas[0], "alice", 10).await, [alices]);
+    assert_eq!(listed(&fleet.replicas[0], "bob", 10).await, Vec::<String>::new());
+    let nil = Uuid::nil().to_string();
+    for (method, path) in [
+        (Method::GET, format!("{SESSIONS}/{nil}")),
+        (Method::PATCH, format!("{SESSIONS}/{nil}")),
+        (Method::DELETE, format!("{SESSIONS}/{nil}")),
+        (Method::POST, format!("{SESSIONS}/{nil}/cancel")),
+        (Method::POST, format!("{SESSIONS}/{nil}/claim")),
+        (Method::GET, format!("{SESSIONS}/{nil}/events")),
+        (Method::GET, format!("/ws?session_id={nil}")),
+    ] {
+        let reply = ask(&fleet.replicas[0], method.clone(), &path, &title, "bob").await;
+        let status = if path.starts_with("/ws") { 426 } else { 422 };
+        assert_eq!(reply.status, status, "{method} {path}");
+    }
+    assert_eq!(chat(&fleet.replicas[0], &nil, "hi", "bob").await.status, 422);
+}
+
+#[tokio::test]
+async fn a_turn_that_waits_while_its_session_is_claimed_waits_as_its_user_s() {
+    let redis = RedisServer::start();
+    let mut fleet = Fleet::on(&redis.url(), 0, "30").await;
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_OLLAMA_SLOTS", "1")];
+    fleet.replicas.push(jarvis(&redis.url(), &fleet.ollama.url, &settings));
+    until_ok(&fleet.replicas[0], "/health/ready").await;
+    let (running, waiting) = (id(), id());
+    let mut first = open(&fleet.replicas[0], &running, "").await;
+    first.say(&json!({"message": "[[tokens=120]] long"})).await;
+    first.until("stream_chunk").await;
+    let mut second = open(&fleet.replicas[0], &waiting, "").await;
+    second.say(&json!({"message": "[[tokens=5]] waits"})).await;
+    let queued = second.until("queued").await;
+    let generation =
+        queued.last().expect("an event")["generation_id"].as_str().expect("an id").to_owned();
+    let ticket = format!("jarvis:{{queue}}:ticket:{generation}");
+    let user = || redis.cli(&["HMGET", &ticket, "user", "source"]);
+    assert!(user().contains(&waiting), "{}", user());
+    assert_eq!(claim(&fleet.replicas[0], &waiting, "alice").await.status, 200);
+    let moved = eventually(LIMIT, async || user().trim() == "user:local:alice\nuser:local:alice");
+    assert!(moved.await, "{}", user());
+    let counted = redis.cli(&["ZRANGE", "jarvis:{queue}:source:user:local:alice", "0", "-1"]);
+    assert_eq!(counted.trim(), generation, "the user's share of the queue");
+    let messages = messages_until(&fleet.replicas[0], &waiting, "alice", 2).await;
+    assert_eq!(messages[1]["content"], expected("[[tokens=5]] waits"));
 }

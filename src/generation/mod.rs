@@ -409,11 +409,18 @@ impl Generations {
     ) -> Result<u64, StoreError> {
         let mut clearing = Clearing::new(owner, session, delete);
         let cleared = self.store.clear(&mut clearing).await;
-        if cleared.is_ok() {
-            self.keep(RedoEntry::Cleared(clearing));
+        match &cleared {
+            Ok(_) => {
+                self.keep(RedoEntry::Cleared(clearing));
+                self.budget.record_again(session).await;
+            }
+            // A session that is gone leaves the caller's list here, too. That another caller has
+            // such a session makes no difference, also not in the calls of Redis.
+            Err(StoreError::Absent) if *owner != Owner::Anonymous => {
+                self.budget.unlist_refused(owner, session).await;
+            }
+            Err(_) => {}
         }
-        // A session that is gone leaves the index here, too.
-        self.budget.record_again(session).await;
         cleared
     }
 

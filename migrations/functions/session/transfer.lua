@@ -28,6 +28,10 @@ register {
       return { 'absent' }
     end
     if fields[1] == args.owner and not fields[2] then
+      if again then
+        -- The user has begun the lost session anew; turns from before are yet to be restored.
+        redis.call('HSETNX', keys.session, 'transferred', args.tag)
+      end
       return { 'owned', fields[3] }
     end
     if fields[1] ~= ANONYMOUS or (fields[2] and not again) then

@@ -19,7 +19,7 @@
 --                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
 --                closed (the last generation whose request to the model host was closed)
 --                transferred (the tag of the event by which the session, anonymous until then,
---                became a user's; only in such a session)
+--                became a user's; only in such a session, and in one that may have been such)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.

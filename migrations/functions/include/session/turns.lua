@@ -113,6 +113,11 @@ local function admit(keys, args, found, epoch, begins, number)
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'title', args.title,
       'epoch', epoch, 'idle_seconds', idle_seconds, 'unanswered', 1)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    if args.transfer_tag and owner ~= ANONYMOUS then
+      -- A failover lost the whole session of a user. It may have been transferred, and turns from
+      -- before are yet to be restored.
+      redis.call('HSET', keys.session, 'transferred', found.transferred or args.transfer_tag)
+    end
     redis.call('PERSIST', keys.session)
     redis.call('PERSIST', keys.events)
   end
