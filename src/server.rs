@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
+use crate::api::bulk_permits::BulkPermits;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::SocketPermits;
 use crate::api::{self, ApiSettings, AppState};
@@ -112,6 +113,7 @@ impl Server {
             lifecycle,
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
+            bulk: BulkPermits::default(),
             unfinished_messages: MessageBudget::default(),
             source_key: source_key(&settings.http, &redis),
             metrics,

@@ -194,6 +194,8 @@ async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go()
     assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
     let user = Owner::User(User::local("n").expect("a name"));
     assert_eq!(budget.room(&user, "n", new).await, Ok(()), "a user has a budget of its own");
+    // Such a session is listed before it is created; this one is not.
+    budget.unlist_refused(&user, new).await;
     // A deleted session is given back, and counts once however often it was recorded.
     budget.record("n", first).await;
     store.clear(&mut Clearing::new(&OWNER, first, true)).await.expect("deleted");

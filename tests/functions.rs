@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use jarvis::budget::{Budget, StorageLimits};
+use jarvis::budget::{Budget, ListOrder, StorageLimits};
 use jarvis::config::LimitSettings;
 use jarvis::digest::sha256_hex;
 use jarvis::limits::{RateLimits, RequestKind, Subject};
@@ -21,8 +21,8 @@ use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, IdempotencyKey, NewTurn, OpenTurn, Proposal, ReadFrom,
-    SessionLimits, bucket, message,
+    Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
+    Proposal, ReadFrom, SessionLimits, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -85,6 +85,7 @@ async fn every_call_of_a_session(redis: &Redis) {
     budget.record_again(SessionId::random()).await;
     store.clear(&mut Clearing::new(&owner, session, true)).await.expect("Redis");
     store.evict(&owner, session).await.expect("Redis");
+    every_call_of_a_user(&store, &budget).await;
     let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
     membership.heartbeat(true, Vec::new()).await.expect("Redis");
     let living = membership.living(vec!["r1".to_owned(), "r2".to_owned()]).await;
@@ -93,6 +94,27 @@ async fn every_call_of_a_session(redis: &Redis) {
     let living = membership.living(vec!["r1".to_owned()]).await.expect("Redis");
     assert!(living.is_empty(), "it has signed off");
     membership.remove_replica("r1", -1).await.expect("Redis");
+}
+
+async fn every_call_of_a_user(store: &Store, budget: &Budget) {
+    let (owner, session) = (Owner::User(User::local("user").expect("a user")), SessionId::random());
+    store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(None))).await.expect("Redis");
+    store.transfer(&mut Transfer::new(&owner, session)).await.expect("Redis");
+    budget.record("", session).await;
+    budget.list(&owner, ListOrder::Newest, None, 1).await.expect("Redis");
+    budget.unlist_gone(&owner, &[SessionId::random()]).await.expect("Redis");
+    budget.delete_all(&owner, "deletion").await.expect("Redis");
+    budget.delete_next("deletion", &[session], 1).await.expect("Redis");
+    budget.abandoned_deletions().await.expect("Redis");
+    let imported = ImportedSession {
+        session: SessionId::random(),
+        title: "t".to_owned(),
+        model: "m".to_owned(),
+        created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
+        entries: Vec::new(),
+    };
+    store.import_messages(&owner, &imported, None).await.expect("Redis");
+    store.import_commit(&owner, &imported).await.expect("Redis");
 }
 
 async fn every_call_of_the_queue(redis: &Redis) {

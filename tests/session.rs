@@ -22,6 +22,7 @@ use jarvis::session::{
 };
 use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+use support::redis_time::{begin_timing, timed_calls};
 use support::store::{connect, retried, turn_spec};
 
 /// The time after which a promise counts as broken.
@@ -124,6 +125,7 @@ async fn delta(reader: &mut Reader) -> Arc<Delta> {
     match tokio::time::timeout(LIMIT, reader.next()).await.expect("a delta in time") {
         Delivered::Delta(delta) => delta,
         Delivered::Lost => panic!("the reader lost its cursor"),
+        Delivered::Transferred => panic!("the session became a user's"),
     }
 }
 
@@ -800,21 +802,6 @@ async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
     println!("{line}");
 }
 
-/// Returns every call of a function since the log of Redis was emptied, oldest first, with its
-/// milliseconds.
-fn timed_calls(redis: &RedisServer) -> Vec<(String, f64)> {
-    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
-    let lines: Vec<&str> = log.lines().collect();
-    let mut calls = Vec::new();
-    // The fields of an entry: its number, the time, microseconds, FCALL, the function.
-    for (at, function) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("jarvis_")) {
-        let micros = at.checked_sub(2).and_then(|at| lines[at].parse::<f64>().ok());
-        calls.push(((*function).to_owned(), micros.expect("a time") / 1000.0));
-    }
-    calls.reverse();
-    calls
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mib() {
     // Filling makes an append-only file so long that a child rewrites it meanwhile, and shares the
@@ -827,9 +814,7 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mi
         let length = if large { 250 << 10 } else { 10 };
         replica.whole_turn(session, "q", &[&"a".repeat(length)]).await;
         fill(&redis, session, if large { 256 } else { 100_000 });
-        redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
-        redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
-        redis.cli(&["SLOWLOG", "RESET"]);
+        begin_timing(&redis);
         store.newest(&owner, session, 400, 512 << 10).await.unwrap();
         let page = store.page(&owner, session, 0, 500).await.unwrap();
         assert!(!page.messages.is_empty());

@@ -143,9 +143,17 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         .collect()
 }
 
+/// Whether a route is for signed-in callers only, in both modes.
+fn is_of_users(path: &str) -> bool {
+    path.ends_with("/claim")
+        || ["/sessions", "/export", "/import"].iter().any(|end| path.ends_with(end))
+}
+
 /// What a caller who may use the service, but not the session, gets.
-fn as_a_stranger(path: &str) -> (u16, &'static str) {
+fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
     match path.trim_end_matches('/') {
+        path if is_of_users(path) && token.is_empty() => (401, "sign_in_required"),
+        path if path.ends_with("/import") => (422, "import_invalid"),
         path if path.contains("/sessions/") => (404, "session_not_found"),
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
         "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
@@ -170,7 +178,7 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                 let (status, code) = match refusal {
                     _ if is_public(&path) => (200, ""),
                     Some(code) => (401, *code),
-                    None => as_a_stranger(&path),
+                    None => as_a_stranger(&path, token),
                 };
                 let reply = ask(replica, method.clone(), &path, &body, token).await;
                 let expected = (status, code.to_owned());
@@ -205,10 +213,14 @@ async fn another_s_session_is_answered_as_one_that_never_was() {
             if !path.contains("/sessions/") {
                 continue;
             }
+            if path.ends_with("/claim") && *session == anonymous {
+                continue;
+            }
             let theirs = ask(replica, method.clone(), &path, &body, &caller).await;
             let path = path.replace(session.as_str(), &never);
             let none = ask(replica, method.clone(), &path, &body, &caller).await;
-            assert_eq!((theirs.status, none.status), (404, 404), "{method} {path}");
+            let status = if is_of_users(&path) && caller.is_empty() { 401 } else { 404 };
+            assert_eq!((theirs.status, none.status), (status, status), "{method} {path}");
             assert_eq!(theirs.body, none.body, "{method} {path}");
         }
     }

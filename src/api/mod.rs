@@ -1,6 +1,7 @@
 //! The fronts, and the router that serves them. They use neither Ollama nor a key in Redis.
 
 pub mod admin;
+pub mod bulk_permits;
 pub mod message_budget;
 pub mod native;
 #[cfg(test)]
@@ -31,6 +32,10 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::rename, native::sessions::delete))
         .routes(routes!(native::sessions::cancel))
+        .routes(routes!(native::ownership::claim))
+        .routes(routes!(native::ownership::list, native::ownership::delete_all))
+        .routes(routes!(native::export::export))
+        .routes(routes!(native::import::import))
         .routes(routes!(native::event_stream::events))
         .routes(routes!(native::models::chat_models))
         .routes(routes!(native::models::models))

@@ -40,3 +40,12 @@ pub struct Unavailable(ProblemDetails<'static>);
     content_type = "application/problem+json"
 )]
 pub struct TooManyConnections(ProblemDetails<'static>);
+
+/// The response to a caller that may store nothing more.
+#[derive(IntoResponses)]
+#[response(
+    status = 429,
+    description = "As much is stored for this caller as there may be; see `code` and Retry-After",
+    content_type = "application/problem+json"
+)]
+pub struct OverBudget(ProblemDetails<'static>);

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::api::bulk_permits::BulkPermits;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
 use crate::generation::{Generations, ModelInfo};
@@ -48,6 +49,8 @@ pub struct AppState {
     pub sockets: TaskTracker,
     /// The bounds of their number.
     pub permits: SocketPermits,
+    /// The bounds of exports and imports that run at a time.
+    pub bulk: BulkPermits,
     /// The budget of WebSocket messages that have not arrived whole.
     pub unfinished_messages: MessageBudget,
     /// The key of the digests of clients' addresses.

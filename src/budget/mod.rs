@@ -6,7 +6,11 @@
 //! listens, or with a turn in the last minutes. A budget is a limit and no account: a failover may lose the last records, and the next
 //! turn of each session brings them back.
 
+mod sessions;
+
 use std::time::Duration;
+
+pub use sessions::{ListEntry, ListOrder, ListPosition};
 
 use crate::redis::{Call, RedisError};
 use crate::session::store::Evicted;
@@ -77,7 +81,8 @@ impl Budget {
         Self { store, limits }
     }
 
-    /// Checks that a turn of this caller may be stored in the session. `network` is the digest of
+    /// Checks that a turn of this caller may be stored in the session, and lists it for a user.
+    /// `network` is the digest of
     /// the network that an anonymous caller comes from; where that is unknown, only the limit of all
     /// anonymous sessions counts.
     ///
@@ -90,11 +95,26 @@ impl Budget {
         network: &str,
         session: SessionId,
     ) -> Result<(), OverBudget> {
+        self.room_for(owner, network, session, 0).await
+    }
+
+    /// Checks as [`Budget::room`] that so many bytes may be stored in the session.
+    ///
+    /// # Errors
+    /// As [`Budget::room`].
+    pub async fn room_for(
+        &self,
+        owner: &Owner,
+        network: &str,
+        session: SessionId,
+        bytes: u64,
+    ) -> Result<(), OverBudget> {
         let is_known = *owner != Owner::Anonymous || !network.is_empty();
         let limit = |limit: u64| if is_known { limit } else { 0 };
         let call = call("jarvis_budget_room_1")
             .text("session", session)
             .arg("payer", payer(owner, network))
+            .text("bytes", bytes)
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
             .text("total_limit", self.limits.anonymous_bytes)

@@ -189,6 +189,7 @@ impl Follow {
                     }
                     done => return done.map(|()| Update::Restart),
                 },
+                Delivered::Transferred => return Err(StoreError::Absent.into()),
             }
         }
     }

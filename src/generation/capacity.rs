@@ -70,13 +70,14 @@ pub(super) fn model_key(model: &str) -> String {
 
 /// Creates the ticket of a turn. Slots are shared fairly between sources: signed-in users and the
 /// addresses of anonymous callers. A loopback address is no source: there, sessions share the slots.
-pub(super) fn ticket(turn: &Turn) -> Ticket {
+/// `owner` is that of the session.
+pub(super) fn ticket(turn: &Turn, owner: &Owner) -> Ticket {
     let session = turn.session.to_string();
-    let source = match &turn.owner {
+    let source = match owner {
         owner @ Owner::User(_) => owner.key(),
         Owner::Anonymous => turn.spec.source.clone(),
     };
-    let is_of_address = turn.owner == Owner::Anonymous && !source.is_empty();
+    let is_of_address = *owner == Owner::Anonymous && !source.is_empty();
     let networks = if is_of_address { wider_networks(&source) } else { Vec::new() };
     Ticket {
         generation: turn.generation,

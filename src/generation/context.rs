@@ -13,7 +13,7 @@ mod tokens;
 use crate::ollama::{ChatMessage, ChatRole, ModelRequest, Options, Think};
 use crate::session::model::{ContextReport, Effort, Reasoning, TurnSpec};
 use crate::session::store::{OwnConversation, Page, Turn};
-use crate::session::{Message, Role, SessionInfo, Store, StoreError};
+use crate::session::{Message, Owner, Role, SessionInfo, Store, StoreError};
 
 use budget::{HEADER_BYTES, PromptSize, first_turn, sizes_from, token_room};
 use past_turns::{PastTurn, past_turns, turns_before};
@@ -74,11 +74,18 @@ impl Conversation {
     /// Reads the conversation. Returns none where it does not end with the turn's question: a
     /// failover lost that, and the writer is about to restore it.
     pub(super) async fn read(store: &Store, turn: &Turn) -> Result<Option<Self>, StoreError> {
-        let page = match store.newest(&turn.owner, turn.session, MESSAGES, BYTES).await {
-            Ok(page) => page,
-            Err(StoreError::Absent) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let newest =
+            async |owner: &Owner| match store.newest(owner, turn.session, MESSAGES, BYTES).await {
+                Ok(page) => Ok(Some(page)),
+                Err(StoreError::Absent) => Ok(None),
+                Err(error) => Err(error),
+            };
+        let mut page = newest(&turn.owner).await?;
+        if page.is_none() && turn.owner == Owner::Anonymous {
+            // The session may have become a user's since.
+            page = newest(&store.owner_of(turn).await?).await?;
+        }
+        let Some(page) = page else { return Ok(None) };
         let has_question = page.messages.last().is_some_and(|message| turn.answers(message));
         Ok(has_question.then_some(Self { page, is_of_turn: false }))
     }

@@ -14,11 +14,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::Generations;
+use super::deletion::DeletedSessions;
 use super::redo::{self, Finished, KEPT, RedoEntry};
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::redis::Listener;
-use crate::session::store::{Cancellation, Clearing, TurnCopy};
+use crate::session::store::{Cancellation, Clearing, Transfer, TurnCopy};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 use crate::telemetry::metric;
 
@@ -41,6 +42,8 @@ enum Copy {
     Finished { turn: TurnCopy, text: String, header: Box<Message>, events: Vec<(Tag, Control)> },
     Cancelled(Cancellation),
     Cleared(Clearing),
+    Transferred(Transfer),
+    Deleted(DeletedSessions),
 }
 
 impl Copy {
@@ -55,6 +58,8 @@ impl Copy {
             },
             RedoEntry::Cancelled(cancellation) => Self::Cancelled(cancellation.clone()),
             RedoEntry::Cleared(clearing) => Self::Cleared(clearing.clone()),
+            RedoEntry::Transferred(transfer) => Self::Transferred(transfer.clone()),
+            RedoEntry::Deleted(deleted) => Self::Deleted(deleted.clone()),
         }
     }
 
@@ -68,6 +73,8 @@ impl Copy {
             }
             Self::Cancelled(cancellation) => RedoEntry::Cancelled(cancellation),
             Self::Cleared(clearing) => RedoEntry::Cleared(clearing),
+            Self::Transferred(transfer) => RedoEntry::Transferred(transfer),
+            Self::Deleted(deleted) => RedoEntry::Deleted(deleted),
         })
     }
 }

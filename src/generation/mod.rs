@@ -8,6 +8,7 @@ mod capacity;
 mod context;
 mod continuation;
 mod copies;
+mod deletion;
 mod failures;
 #[cfg(test)]
 mod interleavings;
@@ -42,11 +43,14 @@ use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
-use crate::session::store::{self, Acceptance, Cancellation, Clearing, NewTurn, Proposal};
+use crate::session::store::{
+    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Transfer,
+};
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
 use copies::Copies;
+pub use deletion::DeletedAll;
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use turn_state::TurnState;
@@ -233,6 +237,7 @@ impl Generations {
         let successor = TurnSuccessor::new(generations.clone());
         lifecycle.spawn("heartbeat and takeover", membership.run(successor));
         lifecycle.spawn("redo after a failover", redo::watch(generations.clone()));
+        lifecycle.spawn("deletions", deletion::resume(generations.clone()));
         let (store, copies) = (generations.store.clone(), Arc::clone(&generations.copies));
         lifecycle.spawn("copies of redo entries", copies::exchange(store, copies, waiting));
         generations
@@ -296,6 +301,11 @@ impl Generations {
                 self.retry_accept(proposal);
                 Err(StoreError::Redis(error).into())
             }
+            Err(StoreError::Absent) if *owner != Owner::Anonymous => {
+                // Boxed, because it is rare, and its future is large.
+                Box::pin(self.budget.unlist_refused(owner, session)).await;
+                Err(StoreError::Absent.into())
+            }
             done => Ok(done?),
         }
     }
@@ -313,6 +323,11 @@ impl Generations {
         let found = self.store.find(owner, session, new).await?;
         let repeat = |(generation, before)| Submitted { generation, before, repeated: true };
         Ok(found.map(repeat))
+    }
+
+    /// Returns the storage budgets, which also list the sessions of each user.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Checks that the queue has room, that a host has the model or may be back with it while the
@@ -441,12 +456,44 @@ impl Generations {
     ) -> Result<u64, StoreError> {
         let mut clearing = Clearing::new(owner, session, delete);
         let cleared = self.store.clear(&mut clearing).await;
-        if cleared.is_ok() {
-            self.keep(RedoEntry::Cleared(clearing));
+        match &cleared {
+            Ok(_) => {
+                self.keep(RedoEntry::Cleared(clearing));
+                self.budget.record_again(session).await;
+            }
+            // A session that is gone leaves the caller's list here, too. That another caller has
+            // such a session makes no difference, also not in the calls of Redis.
+            Err(StoreError::Absent) if *owner != Owner::Anonymous => {
+                self.budget.unlist_refused(owner, session).await;
+            }
+            Err(_) => {}
         }
-        // A session that is gone leaves the index here, too.
-        self.budget.record_again(session).await;
         cleared
+    }
+
+    /// Makes an anonymous session a user's, with its open turns.
+    ///
+    /// # Errors
+    /// [`SubmitError::OverBudget`], [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn transfer(&self, owner: &Owner, session: SessionId) -> Result<(), SubmitError> {
+        // The index lists the session before it is the user's: a replica that is killed in between
+        // leaves an entry that vanishes, and no session that is missing.
+        self.budget.room(owner, "", session).await?;
+        let mut transfer = Transfer::new(owner, session);
+        let transferred = self.apply_transfer(&mut transfer).await;
+        match &transferred {
+            Ok(()) => self.keep(RedoEntry::Transferred(transfer)),
+            Err(StoreError::Absent) => self.budget.unlist_refused(owner, session).await,
+            Err(_) => {}
+        }
+        Ok(transferred?)
+    }
+
+    /// Applies a transfer, and moves the bytes of the session to the user's budget.
+    async fn apply_transfer(&self, transfer: &mut Transfer) -> Result<(), StoreError> {
+        self.store.transfer(transfer).await?;
+        self.budget.record("", transfer.session()).await;
+        Ok(())
     }
 
     /// Returns the models of all hosts.

@@ -14,10 +14,11 @@ use serde::Serialize;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
+use super::deletion::DeletedSessions;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
-use crate::session::store::{Cancellation, Claim, Clearing, Restored, Turn};
+use crate::session::store::{Cancellation, Claim, Clearing, Restored, Transfer, Turn};
 use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
@@ -58,6 +59,8 @@ pub(super) enum RedoEntry {
     Finished(Box<Finished>),
     Cancelled(Cancellation),
     Cleared(Clearing),
+    Transferred(Transfer),
+    Deleted(DeletedSessions),
 }
 
 impl RedoEntry {
@@ -73,6 +76,8 @@ impl RedoEntry {
                 Self::Accepted(turn) => turn.bytes(),
                 Self::Cancelled(cancellation) => cancellation.bytes(),
                 Self::Cleared(clearing) => clearing.bytes(),
+                Self::Transferred(transfer) => transfer.bytes(),
+                Self::Deleted(deleted) => deleted.bytes(),
             }
     }
 
@@ -81,7 +86,7 @@ impl RedoEntry {
         match self {
             Self::Accepted(turn) => Some(turn.generation),
             Self::Finished(finished) => Some(finished.writer.turn().generation),
-            Self::Cancelled(_) | Self::Cleared(_) => None,
+            Self::Cancelled(_) | Self::Cleared(_) | Self::Transferred(_) | Self::Deleted(_) => None,
         }
     }
 
@@ -92,6 +97,8 @@ impl RedoEntry {
             Self::Finished(finished) => finished.write(generations).await,
             Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
             Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
+            Self::Transferred(transfer) => generations.apply_transfer(transfer).await,
+            Self::Deleted(deleted) => deleted.apply(&generations.store).await.map(drop),
         };
         !matches!(applied, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
     }

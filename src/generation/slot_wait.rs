@@ -7,15 +7,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Generations;
 use super::abandonment::Abandonment;
+use super::capacity;
 use super::failures::{abandoned, failure, no_host, queue_full, refused, too_long};
 use super::stop::cancelled;
 use crate::ollama::OllamaError;
 use crate::queue::{Lease, TicketStatus, Waiting};
 use crate::retry::Backoff;
-use crate::session::Feed;
 use crate::session::event::Queued;
 use crate::session::model::Failure;
 use crate::session::store::Turn;
+use crate::session::{Feed, Owner};
 use crate::telemetry::metric;
 
 /// While no host can serve a turn, the time between two checks whether a host ever will.
@@ -80,7 +81,8 @@ pub(super) async fn wait_for_slot(
     let mut notifier = Notifier { from: options.notify_from, last: None };
     let mut notify_at = None;
     let mut requests = feed.position_requests();
-    let mut abandonment = Abandonment::watch(generations, turn, options.has_text);
+    let mut owner = feed.owner();
+    let mut abandonment = Abandonment::watch(generations, &owner, options.has_text);
     // A refusal is found by the probe of Redis: a ticket that waits makes no calls of its own.
     let refusal = generations.store.refused_for(REFUSED_LIMIT);
     tokio::pin!(refusal);
@@ -134,14 +136,7 @@ pub(super) async fn wait_for_slot(
         if now < end {
             last_check = None;
         } else if joined && now >= *last_check.get_or_insert(now + LAST_CHECK) {
-            let failure = match hosts.none_since {
-                Some(since) => {
-                    let is_over = now >= since + generations.host_wait;
-                    without_host(generations, turn, is_over).await
-                }
-                None => Some(too_long()),
-            };
-            if let Some(failure) = failure {
+            if let Some(failure) = at_last(generations, turn, &hosts).await {
                 return SlotWait::Failed(failure);
             }
             hosts.checks += 1;
@@ -160,6 +155,12 @@ pub(super) async fn wait_for_slot(
             () = sleep_until(last_check.unwrap_or(end)) => joins = true,
             () = abandonment.over(generations, turn, feed, notifier.queued()) => {
                 return SlotWait::Failed(abandoned());
+            }
+            () = transferred(feed), if owner == Owner::Anonymous => {
+                owner = feed.owner();
+                lease.set_user(capacity::ticket(turn, &owner));
+                abandonment = Abandonment::watch(generations, &owner, options.has_text);
+                joins = true;
             }
             () = position_requested(feed, requests) => {
                 requests = feed.position_requests();
@@ -252,6 +253,19 @@ async fn publish(generations: &Generations, turn: &Turn, queued: Queued) {
     }
 }
 
+/// Resolves when the session has become a user's.
+async fn transferred(feed: &Arc<Feed>) {
+    loop {
+        let changed = feed.events_changed();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if feed.is_transferred() {
+            return;
+        }
+        changed.await;
+    }
+}
+
 /// Resolves when a reader that does not know the position requests it.
 async fn position_requested(feed: &Arc<Feed>, known: u64) {
     loop {
@@ -263,6 +277,13 @@ async fn position_requested(feed: &Arc<Feed>, known: u64) {
         }
         changed.await;
     }
+}
+
+/// Returns the failure of a turn that has waited for as long as it may; none where it waits on.
+async fn at_last(generations: &Generations, turn: &Turn, hosts: &Hosts) -> Option<Failure> {
+    let Some(since) = hosts.none_since else { return Some(too_long()) };
+    let is_over = Instant::now() >= since + generations.host_wait;
+    without_host(generations, turn, is_over).await
 }
 
 /// Returns the failure of a turn that no host can serve; none while a host may come back in time.

@@ -74,7 +74,7 @@ async fn run_to_end(
 ) -> Result<(), Stopped> {
     #[cfg(test)]
     generations.injected_panics.strike_at_start();
-    let feed = call_redis(|| generations.feeds.join(&turn.owner, turn.session)).await;
+    let feed = call_redis(|| generations.feeds.join_of_turn(turn)).await;
     let (store, written_turn) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match state {
         TurnState::Waiting => {
@@ -125,7 +125,7 @@ async fn answer(
     writer: &mut Writer,
 ) -> Result<TurnEnd, Stopped> {
     // Dropped when this function returns, so that the slot is free before the end is written.
-    let mut lease = generations.queue.lease(capacity::ticket(turn));
+    let mut lease = generations.queue.lease(capacity::ticket(turn, &feed.owner()));
     let mut notify_from = Instant::now();
     if !writer.text().is_empty() {
         notify_from += NOTIFY_AFTER;

@@ -359,7 +359,8 @@ pub(super) fn make_call(
 ) -> BoxFuture<'static, Result<Reply, StoreError>> {
     match call {
         WriterCall::Restore => {
-            Box::pin(async move { store.restore(&turn).await.map(Reply::Restored) })
+            let owner = feed.map_or_else(|| turn.owner.clone(), |feed| feed.owner());
+            Box::pin(async move { store.restore_for(&owner, &turn).await.map(Reply::Restored) })
         }
         WriterCall::Begin => Box::pin(async move { store.begin(&turn).await.map(Reply::Begin) }),
         WriterCall::Start(tag) => {

@@ -74,6 +74,14 @@ impl Lease {
         Ok(call.complete(reply))
     }
 
+    /// Notes the user whose ticket it is from now on. The next join passes it on, unless the ticket
+    /// holds a slot by then.
+    pub fn set_user(&self, ticket: Ticket) {
+        if let Some(local) = self.inner.tickets().get_mut(&self.generation) {
+            local.ticket = ticket;
+        }
+    }
+
     /// Returns a granted slot and keeps the position.
     ///
     /// # Errors

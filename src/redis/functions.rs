@@ -65,17 +65,20 @@ macro_rules! library {
 pub const LIBRARIES: &[Library] = &[
     library!(
         "session",
-        include: ["text", "session", "events", "messages", "turns"],
+        include: ["text", "session", "events", "messages", "turns", "transfer"],
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "evict", "finish",
-            "measure", "message", "messages", "note_continued", "open_turns", "read", "restore",
-            "retitle", "rewind", "start", "upstream_closed"
+            "import_commit", "import_messages", "measure", "message", "messages", "note_continued", "open_turns", "read", "restore",
+            "retitle", "rewind", "start", "transfer", "upstream_closed"
         ]
     ),
     library!(
         "budget",
         include: ["budget"],
-        commands: ["budget_forget", "budget_record", "budget_room"]
+        commands: [
+            "budget_delete_all", "budget_delete_next", "budget_deletions", "budget_forget",
+            "budget_list", "budget_record", "budget_room", "budget_unlist"
+        ]
     ),
     library!(
         "membership",

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::model::GenerationId;
+use super::model::{GenerationId, Owner, SessionId};
 
 /// The tag of one control event.
 ///
@@ -29,6 +29,13 @@ impl Tag {
     /// Returns the tag of the event that accepts a generation. It is the same on every replica.
     pub fn of_acceptance(generation: GenerationId) -> Self {
         let (high, low) = generation.0.as_u64_pair();
+        Self((high ^ low).max(1))
+    }
+
+    /// Returns the tag of the event that makes an anonymous session this user's. It is the same on
+    /// every replica.
+    pub fn of_transfer(session: SessionId, owner: &Owner) -> Self {
+        let (high, low) = Uuid::new_v5(&session.0, owner.key().as_bytes()).as_u64_pair();
         Self((high ^ low).max(1))
     }
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::cursor::Tag;
-use super::model::{ContextReport, Continuation, Failure, FinishReason, GenerationId, Usage};
+use super::model::{
+    ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, Usage,
+};
 
 /// A control event: everything that happens in a session except the pieces of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,11 @@ pub enum Control {
     Failed(Failure),
     /// The history was cleared.
     Cleared {},
+    /// The session, anonymous until then, has become a user's. No client sees this event.
+    Transferred {
+        /// The user.
+        owner: Owner,
+    },
 }
 
 impl Control {
@@ -72,6 +79,7 @@ impl Control {
             Self::Cancelled {} => "cancelled",
             Self::Failed(_) => "failed",
             Self::Cleared {} => "cleared",
+            Self::Transferred { .. } => "transferred",
         }
     }
 

@@ -5,7 +5,7 @@
 //! reader is a cursor over the window, so that a slow reader costs no memory.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::cursor::{Cursor, Tag};
 use super::delta::Delta;
 use super::event::{Control, Event, Hint, Queued};
 use super::model::{GenerationId, Owner, SessionId};
-use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError};
+use super::store::{self, ReadFrom, ReadOutcome, Store, StoreError, Turn};
 use super::window::{Applied, Window};
 use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::{Listener, Redis, RedisError, Subscription, Subscriptions};
@@ -63,7 +63,8 @@ struct FeedsInner {
 /// The feed of one session on this replica.
 pub struct Feed {
     session: SessionId,
-    owner: Owner,
+    /// Whether the session was anonymous when the feed began, and has become a user's since.
+    is_transferred: AtomicBool,
     inner: Weak<FeedsInner>,
     state: Mutex<FeedState>,
     changed: Notify,
@@ -79,6 +80,10 @@ pub struct Feed {
 
 /// The state of a feed.
 pub(super) struct FeedState {
+    owner: Owner,
+    /// Whether the feed stays with a session that becomes a user's: one that was this owner's, or
+    /// one whose turn this replica holds. Another one looks like none.
+    stays: bool,
     pub(super) window: Window,
     /// Whether Redis has confirmed that the session is this owner's. Before that, hints only cause
     /// a read.
@@ -183,7 +188,23 @@ impl Feeds {
     /// # Errors
     /// [`StoreError::Absent`] where the session is another owner's; [`StoreError::Redis`].
     pub async fn join(&self, owner: &Owner, session: SessionId) -> Result<Arc<Feed>, StoreError> {
-        let feed = self.inner.feed(owner, session);
+        // Boxed, because the compiler bounds how deep futures lie in each other.
+        Box::pin(self.open(self.inner.feed(owner, session))).await
+    }
+
+    /// Returns the feed of a turn that this replica holds. Where the session has become a user's
+    /// since the turn was accepted, it is the feed of that user.
+    ///
+    /// # Errors
+    /// As [`Feeds::join`].
+    pub async fn join_of_turn(&self, turn: &Turn) -> Result<Arc<Feed>, StoreError> {
+        let feed = self.inner.feed(&turn.owner, turn.session);
+        feed.state().stays = true;
+        self.open(feed).await
+    }
+
+    async fn open(&self, feed: Arc<Feed>) -> Result<Arc<Feed>, StoreError> {
+        let session = feed.session;
         feed.subscription
             .get_or_try_init(|| async {
                 let subscription = match self.inner.subscriptions.get() {
@@ -211,14 +232,16 @@ impl FeedsInner {
         let mut feeds = self.feeds();
         let of_session = feeds.entry(session).or_default();
         held = of_session.iter().filter_map(Weak::upgrade).collect();
-        if let Some(feed) = held.iter().find(|feed| feed.owner == *owner) {
+        if let Some(feed) = held.iter().find(|feed| feed.state().owner == *owner) {
             return Arc::clone(feed);
         }
         let feed = Arc::new(Feed {
             session,
-            owner: owner.clone(),
+            is_transferred: AtomicBool::new(false),
             inner: Arc::downgrade(self),
             state: Mutex::new(FeedState {
+                owner: owner.clone(),
+                stays: false,
                 window: Window::empty(0, Tag::START, None),
                 confirmed: false,
                 refreshed: Instant::now(),
@@ -241,6 +264,11 @@ impl FeedsInner {
         feed
     }
 
+    fn of_session(&self, session: SessionId) -> Vec<Arc<Feed>> {
+        let feeds = self.feeds();
+        feeds.get(&session).into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
     fn live(&self) -> Vec<Arc<Feed>> {
         self.feeds().values().flatten().filter_map(Weak::upgrade).collect()
     }
@@ -249,11 +277,7 @@ impl FeedsInner {
 impl Listener for FeedsInner {
     fn message(&self, channel: &str, payload: &str) {
         let Some(session) = store::session_of(channel) else { return };
-        let feeds: Vec<_> = match self.feeds().get(&session) {
-            Some(feeds) => feeds.iter().filter_map(Weak::upgrade).collect(),
-            None => return,
-        };
-        for feed in feeds {
+        for feed in self.of_session(session) {
             feed.receive(payload);
         }
     }
@@ -296,8 +320,26 @@ impl Feed {
         self.changed.notify_waiters();
     }
 
-    pub(super) fn owner(&self) -> &Owner {
-        &self.owner
+    /// Returns the owner of the session.
+    pub fn owner(&self) -> Owner {
+        self.state().owner.clone()
+    }
+
+    /// Whether the session has become a user's since the feed began. Readers of anonymous callers
+    /// end then.
+    pub fn is_transferred(&self) -> bool {
+        self.is_transferred.load(Ordering::Acquire)
+    }
+
+    /// Continues as the feed of the user whose the session has become. Returns whether it changed
+    /// thereby.
+    fn transfer(&self, state: &mut FeedState, owner: Owner) -> bool {
+        let changes = state.owner == Owner::Anonymous && owner != Owner::Anonymous;
+        if changes {
+            state.owner = owner;
+            self.is_transferred.store(true, Ordering::Release);
+        }
+        changes
     }
 
     pub(super) fn session(&self) -> SessionId {
@@ -378,7 +420,16 @@ impl Feed {
         after: (u64, Tag),
         text: &str,
     ) {
-        self.apply(Hint::Piece { generation, offset, after, text });
+        if self.is_transferred()
+            && let Some(inner) = self.inner.upgrade()
+        {
+            // Clients of the user may have joined before the transfer, by a feed of their own.
+            for feed in inner.of_session(self.session) {
+                feed.apply(Hint::Piece { generation, offset, after, text });
+            }
+        } else {
+            self.apply(Hint::Piece { generation, offset, after, text });
+        }
     }
 
     fn apply(self: &Arc<Self>, hint: Hint<'_>) {
@@ -401,6 +452,12 @@ impl Feed {
             return self.read_soon();
         }
         state.refreshed = Instant::now();
+        let transferred = match &hint {
+            Hint::Event {
+                event: Event { control: Control::Transferred { owner }, .. }, ..
+            } => self.transfer(&mut state, owner.clone()),
+            _ => false,
+        };
         let is_piece = matches!(hint, Hint::Piece { .. });
         let applied = match hint {
             Hint::Event { previous, event } => state.window.push_event(previous, event),
@@ -419,6 +476,9 @@ impl Feed {
         state.forget_position();
         state.window.trim(EVENTS_KEPT);
         drop(state);
+        if transferred {
+            self.notify_of_change();
+        }
         match applied {
             Applied::Grown if is_piece => self.changed.notify_waiters(),
             Applied::Grown => self.notify_of_change(),
@@ -502,21 +562,24 @@ impl Feed {
 
     async fn read(&self, store: &Store) -> Result<ReadProgress, StoreError> {
         loop {
-            let (confirmed, end) = {
+            let (confirmed, end, owner, stays) = {
                 let mut state = self.state();
                 state.refreshed = Instant::now();
-                (state.confirmed, state.window.end())
+                (state.confirmed, state.window.end(), state.owner.clone(), state.stays)
             };
             let from =
                 if confirmed { ReadFrom::Cursor(end, end.offset) } else { ReadFrom::RunningTurn };
-            let more = match store.read(&self.owner, self.session, from).await? {
-                ReadOutcome::Absent => false,
+            let more = match store.read(&owner, self.session, from).await? {
+                ReadOutcome::Absent => {
+                    stays && owner == Owner::Anonymous && self.find_owner(store).await?
+                }
                 ReadOutcome::Window { window, more } => {
                     let mut state = self.state();
                     let applied = if confirmed {
                         state.window.absorb(&window)
                     } else {
                         state.confirmed = true;
+                        state.stays = true;
                         state.window = window;
                         Applied::Grown
                     };
@@ -546,6 +609,16 @@ impl Feed {
                 return Ok(ReadProgress::CaughtUp);
             }
         }
+    }
+
+    /// Looks whether the session has become a user's, whose feed this is from then on.
+    async fn find_owner(&self, store: &Store) -> Result<bool, StoreError> {
+        let Some(measured) = store.measure(self.session).await? else { return Ok(false) };
+        let transferred = self.transfer(&mut self.state(), measured.owner);
+        if transferred {
+            self.notify_of_change();
+        }
+        Ok(transferred)
     }
 
     /// Whether the writer may still bring back the events up to this feed's cursor.

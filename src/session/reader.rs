@@ -28,6 +28,9 @@ pub enum Delivered {
     /// The reader's cursor belongs to another history of this session, or to a part of it that is
     /// no longer kept: the client needs a snapshot.
     Lost,
+    /// The session has become a user's, and this reader's caller is anonymous: to it there is no
+    /// such session any more.
+    Transferred,
 }
 
 /// A cursor over a feed.
@@ -35,6 +38,8 @@ pub struct Reader {
     feed: Arc<Feed>,
     feeds: Feeds,
     cursor: Cursor,
+    /// Whether the reader's caller is anonymous.
+    is_anonymous: bool,
     /// The window that a reader behind the feed's window read from Redis.
     catching_up: Option<Box<Window>>,
     lost: bool,
@@ -90,7 +95,7 @@ impl Feeds {
                 ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,
             },
         };
-        Reader::open(feed, self.clone(), start).await
+        Reader::open(feed, self.clone(), start, *owner == Owner::Anonymous).await
     }
 }
 
@@ -105,12 +110,18 @@ impl Reader {
     ///
     /// # Errors
     /// [`StoreError`] where the cursor is not in the feed's window and Redis does not answer.
-    async fn open(feed: Arc<Feed>, feeds: Feeds, cursor: Cursor) -> Result<Self, StoreError> {
+    async fn open(
+        feed: Arc<Feed>,
+        feeds: Feeds,
+        cursor: Cursor,
+        is_anonymous: bool,
+    ) -> Result<Self, StoreError> {
         feed.begin_reading();
         let mut reader = Self {
             feed,
             feeds,
             cursor,
+            is_anonymous,
             catching_up: None,
             lost: false,
             attempts: None,
@@ -146,6 +157,9 @@ impl Reader {
             let changed = feed.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            if self.is_anonymous && feed.is_transferred() {
+                return Delivered::Transferred;
+            }
             if self.lost {
                 return Delivered::Lost;
             }
@@ -182,7 +196,8 @@ impl Reader {
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let from = ReadFrom::Cursor(self.cursor, 0);
-        match self.feeds.store().read(self.feed.owner(), self.feed.session(), from).await? {
+        let owner = if self.is_anonymous { Owner::Anonymous } else { self.feed.owner() };
+        match self.feeds.store().read(&owner, self.feed.session(), from).await? {
             ReadOutcome::Window { window, .. } => {
                 self.lost =
                     matches!(window.next(&self.cursor, PIECE_BYTES), Step::Behind | Step::Unknown);

@@ -11,6 +11,15 @@ const END: char = '\u{3}';
 /// Bytes of each marker.
 const MARKER: usize = 1;
 
+/// Returns reasoning and answer as one text; none where the reasoning has a marker in it.
+pub fn joined(reasoning: Option<&str>, answer: &str) -> Option<String> {
+    match reasoning {
+        Some(reasoning) if reasoning.contains(END) => None,
+        Some(reasoning) => Some(format!("{BEGIN}{reasoning}{END}{answer}")),
+        None => Some(format!("{}{answer}", Shape::Plain.before_answer("", answer))),
+    }
+}
+
 /// The position at which the reasoning of a text ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {

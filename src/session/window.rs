@@ -301,6 +301,7 @@ impl Window {
                     _ => Step::Silent { after },
                 };
             }
+            Control::Transferred { .. } => return Step::Silent { after },
             control if whole_answers && control.is_terminal() => {
                 let answer = about.and_then(|id| self.answer(id));
                 return match answer {

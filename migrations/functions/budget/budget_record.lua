@@ -32,11 +32,11 @@ register {
     end
     payer = before and payer or args.payer
     redis.call('HSET', base .. ':sessions', session, args.bytes .. ' ' .. payer)
-    redis.call('ZADD', base .. ':payer:' .. payer, now, session)
+    redis.call('ZADD', base .. ':payer:' .. payer, score_of(now), session)
     if tonumber(args.seconds) < 0 then
       redis.call('ZREM', base .. ':expiry', session)
     else
-      redis.call('ZADD', base .. ':expiry', now + args.seconds, session)
+      redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
     return sessions_to_remove(base, now, args.total_limit, args.young)

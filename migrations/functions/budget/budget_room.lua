@@ -1,8 +1,10 @@
--- Returns whether a payer may store a turn in a session, and sessions to remove where all anonymous
--- sessions together take too much.
+-- Returns whether a payer may store more in a session, and lists the session where it may and the
+-- payer is a user. Returns also sessions to remove where all anonymous sessions together take too
+-- much.
 --
 -- Keys:       budget
 -- Arguments:  session, payer
+--             bytes                         beyond what is recorded, that are about to be stored
 --             sessions_limit, bytes_limit   of one payer; 0 for none
 --             total_limit                   bytes of all anonymous sessions, which is exceeded by a
 --                                           tenth only where no session can be removed yet
@@ -18,7 +20,7 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'sessions_limit', 'bytes_limit', 'total_limit', 'young' },
+  arguments = { 'session', 'payer', 'bytes', 'sessions_limit', 'bytes_limit', 'total_limit', 'young' },
   run = function(keys, args)
     local base, now = keys.budget, now_seconds()
     forget_expired(base, now)
@@ -32,10 +34,14 @@ register {
       and redis.call('ZCARD', base .. ':payer:' .. payer) >= sessions_limit then
       verdict = 'sessions'
     elseif bytes_limit > 0
-      and tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0') >= bytes_limit then
+      and tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0') + args.bytes
+        >= bytes_limit then
       verdict = 'bytes'
     elseif is_anonymous(payer) and bytes_over(base, args.total_limit * 1.1) >= 0 then
       verdict = 'total'
+    end
+    if verdict == 'ok' and not is_anonymous(args.payer) then
+      list(base, args.payer, args.session, now)
     end
     return { verdict, unpack(sessions_to_remove(base, now, args.total_limit, args.young)) }
   end,

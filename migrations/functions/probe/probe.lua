@@ -13,8 +13,8 @@ local NEEDED = {
     'SCARD', 'SMEMBERS', 'SSUBSCRIBE', 'STRLEN', 'TTL', 'UNLINK', 'ZCARD' },
   [1] = { 'EXPIRE', 'HDEL', 'HEXISTS', 'HGET', 'HMGET', 'HSCAN', 'INCRBY', 'LINDEX', 'RPUSH', 'SADD', 'SET',
     'SPUBLISH', 'SREM', 'ZREM', 'ZSCORE' },
-  [2] = { 'GETRANGE', 'HINCRBY', 'HSET', 'LRANGE', 'LREM', 'LSET', 'SETRANGE', 'ZADD', 'ZCOUNT', 'ZINCRBY',
-    'ZRANGE', 'ZRANGEBYSCORE', 'ZREMRANGEBYRANK' },
+  [2] = { 'GETRANGE', 'HINCRBY', 'HSET', 'HSETNX', 'LRANGE', 'LREM', 'LSET', 'SETRANGE', 'ZADD', 'ZCOUNT', 'ZINCRBY',
+    'ZRANGE', 'ZRANGEBYSCORE', 'ZREMRANGEBYRANK', 'ZREVRANGEBYSCORE' },
   [3] = { 'LINSERT' },
 }
 
@@ -33,6 +33,7 @@ register {
     end
     check('TIME')
     check('FCALL_RO', 'jarvis_read_1', '1', keys.any)
+    check('RENAME', keys.any, keys.any)
     local rest = {}
     for count = 0, 3 do
       for _, command in ipairs(NEEDED[count]) do

@@ -1,6 +1,6 @@
 -- Adds a ticket to the queue, and grants it a slot where one is free. A repeat returns the ticket's
 -- status. After a takeover the ticket keeps its slot where its new replica can use it, else its
--- position.
+-- position. A ticket whose session has become a user's waits as that user's from then on.
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, user, source, model, session   of the ticket
@@ -29,7 +29,9 @@ register {
     local first = args.has_text == '1'
     local hosts = read_hosts(base, now)
     local ticket = read_ticket(base, generation)
-    if ticket and ticket.replica == replica and (ticket.host or not first or ticket.first == '1') then
+    local is_same = ticket and ticket.user == args.user
+    if ticket and ticket.replica == replica
+      and (ticket.host or is_same and (not first or ticket.first == '1')) then
       dispatch(base, hosts, now, generation)
       return status_of(base, hosts, read_ticket(base, generation), now)
     end
@@ -40,9 +42,17 @@ register {
     if ticket then
       -- The ticket was taken over, or its answer has text now: it keeps its position or a better
       -- one.
-      local held_host = ticket.host
+      local held_host, source = ticket.host, ticket.source
       vacate(base, ticket)
       ticket.replica = replica
+      if not is_same then
+        ticket.user, ticket.source = args.user, args.source
+        ticket.networks, ticket.running_limit = args.networks, args.running_limit
+        redis.call('HSET', ticket.key, 'user', ticket.user, 'source', ticket.source,
+          'networks', ticket.networks, 'running_limit', ticket.running_limit)
+        charge(base, ticket.user, tonumber(ticket.start))
+        promote(base, source)
+      end
       if first and ticket.first ~= '1' then
         ticket.first, ticket.score = '1', score(base, 0, true)
       end

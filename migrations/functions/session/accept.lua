@@ -21,7 +21,7 @@
 --             other_body    the key was used for another request
 --             absent        the session is another owner's
 --             occupied      the turn brings a conversation, and the session exists
---             busy          the session has waiting_limit waiting turns
+--             busy          the session has waiting_limit waiting turns, or is being imported
 --             full          the session would hold more than bytes_limit bytes
 -- Called by:  Store::accept, Store::find
 register {
@@ -37,7 +37,7 @@ register {
   run = function(keys, args)
     local generation = args.generation
     local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag',
-      'epoch')
+      'epoch', 'importing')
     local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
     if found.owner and found.owner ~= args.owner then
       return { 'absent' }
@@ -67,7 +67,7 @@ register {
     if args.own_conversation == '1' and found.owner and not found.deleted then
       return { 'occupied' }
     end
-    if redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
+    if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
       return { 'busy' }
     end
     if tonumber(fields[4] or '0') + #args.content > tonumber(args.bytes_limit) then

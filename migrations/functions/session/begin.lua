@@ -13,7 +13,7 @@ register {
   keys = SESSION_KEYS,
   arguments = { 'owner', 'generation', 'fence' },
   run = function(keys, args)
-    local fields = owned(keys, args.owner, 'generation', 'fence')
+    local fields = owned_before(keys, args.owner, 'generation', 'fence')
     if not fields then
       return 'gone'
     end

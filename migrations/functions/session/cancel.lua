@@ -7,7 +7,8 @@
 --             header       of the message, as JSON with GENERATION, MODEL and WRITERS to fill in
 --             tag, event   of the cancelled event
 --             again        1 in a repeat after a failover: a turn that is not there is kept from
---                          coming back
+--                          coming back, and the session may have become a user's
+--             transfer_tag of the session's transfer to this owner, where there was one
 -- Reply:      cancelled <generation> running|waiting
 --             none     there is nothing to cancel
 --             absent   the owner has no such session
@@ -17,14 +18,18 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = SESSION_KEYS,
-  arguments = { 'owner', 'generation', 'header', 'tag', 'event', 'again' },
+  arguments = { 'owner', 'generation', 'header', 'tag', 'event', 'again', 'transfer_tag' },
   run = function(keys, args)
-    local requested = args.generation
+    local requested, of_owner = args.generation, owned
+    if args.again == '1' then
+      transfer_again(keys, args.owner, args.transfer_tag)
+      of_owner = owned_before
+    end
     if args.again == '1' and redis.call('HEXISTS', keys.open, open_field(keys, requested)) == 0 then
       redis.call('SET', ended_key(keys, requested), 'cancel', 'NX', 'EX', ENDED_SECONDS)
       return { 'none' }
     end
-    local fields = owned(keys, args.owner, 'generation', 'turn', 'writers', 'last_cancel')
+    local fields = of_owner(keys, args.owner, 'generation', 'turn', 'writers', 'last_cancel')
     if not fields then
       return { 'absent' }
     end

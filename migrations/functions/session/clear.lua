@@ -11,6 +11,7 @@
 --             new_epoch             random part of the session's new epoch
 --             again                 in a repeat after a failover, the epoch's time and the cancelled
 --                                   generations of the first reply; else empty
+--             transfer_tag          of the session's transfer to this owner, where there was one
 --             cancel_tags           a tag for each turn that may be cancelled
 -- Reply:      <number of messages before, or -1 where there is nothing to clear>
 --             <time of the new epoch> and each generation that was cancelled
@@ -44,14 +45,15 @@ end
 -- Whether a failover lost the whole session, or left it deleted. Such a session gets the epoch of
 -- the clear, which keeps the cleared turns from coming back.
 local function is_left_empty(keys, args, epoch)
-  local fields = session_fields(keys, 'owner', 'deleted', 'epoch')
+  local fields = session_fields(keys, 'owner', 'deleted', 'epoch', 'transferred')
   if not fields[1] then
     redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'epoch', epoch, 'events', 0,
       'tag', '0', 'event_bytes', 0)
     redis.call('EXPIRE', keys.session, args.tombstone_seconds)
     return true
   end
-  if fields[1] == args.owner and fields[2] and epoch_time(fields[3]) < epoch_time(epoch) then
+  if was_written_by(fields[1], fields[4], args.owner) and fields[2]
+    and epoch_time(fields[3]) < epoch_time(epoch) then
     redis.call('HSET', keys.session, 'epoch', epoch)
     return true
   end
@@ -64,7 +66,7 @@ register {
   flags = { 'allow-oom' },
   keys = SESSION_KEYS,
   arguments = { 'owner', 'delete', 'tag', 'event', 'cancel_event', 'now', 'tombstone_seconds',
-    'new_epoch', 'again' },
+    'new_epoch', 'again', 'transfer_tag' },
   rest = 'cancel_tags',
   run = function(keys, args)
     local again = words(args.again)
@@ -75,10 +77,15 @@ register {
         redis.call('SET', ended_key(keys, again[i]), 'clear', 'NX', 'EX', ENDED_SECONDS)
       end
     end
+    local of_owner = owned
+    if epoch then
+      transfer_again(keys, args.owner, args.transfer_tag)
+      of_owner = owned_before
+    end
     if epoch and is_left_empty(keys, args, epoch) then
       return { '-1' }
     end
-    local fields = owned(keys, args.owner, 'generation', 'epoch')
+    local fields = of_owner(keys, args.owner, 'generation', 'epoch')
     if not fields then
       return { '-1' }
     end

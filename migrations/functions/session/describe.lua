@@ -6,7 +6,7 @@
 --             generation   or - for none
 -- Reply:      absent
 --             ok <title> <model> <created> <updated> <messages> <running|-> <closed|-> <epoch>
---             <1 if the generation waits or runs>
+--             <1 if the generation waits or runs> <number of messages that its first turn brought, or ->
 -- Called by:  Store::describe, Store::is_open
 register {
   name = 'describe',
@@ -19,6 +19,7 @@ register {
     if reply[1] == 'ok' then
       reply[#reply + 1] = tostring(redis.call('HEXISTS', keys.open,
         open_field(keys, args.generation)))
+      reply[#reply + 1] = redis.call('HGET', keys.session, 'own_messages') or '-'
     end
     return reply
   end,

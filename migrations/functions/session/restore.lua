@@ -10,6 +10,7 @@
 --             replaced_fence  the fence that this one replaced by a claim, or -
 --             claim_tag, claim_event   of that claim
 --             event_number    of the accepted event
+--             transfer_tag    of the session's transfer to this owner, where there was one
 -- Reply:      kept      the turn is the holder's, and runs
 --             claimed   the turn is the holder's again, and runs; also until the holder has started
 --                       the answer, because the reply to an earlier call may be lost
@@ -25,13 +26,17 @@ register {
   optional_key = 'idempotency',
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
     'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'request_digest', 'key_seconds', 'epoch',
-    'replaced_fence', 'claim_tag', 'claim_event', 'event_number' },
+    'replaced_fence', 'claim_tag', 'claim_event', 'event_number', 'transfer_tag' },
   rest = 'conversation',
   run = function(keys, args)
     local generation, fence, replica = args.generation, args.fence, args.replica
-    local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch')
-    local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
-    if found.owner and found.owner ~= args.owner then
+    transfer_again(keys, args.owner, args.transfer_tag)
+    local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch',
+      'transferred')
+    local found = {
+      owner = fields[1], deleted = fields[2], generation = fields[3], transferred = fields[6],
+    }
+    if found.owner and not was_written_by(found.owner, found.transferred, args.owner) then
       return 'gone'
     end
     if redis.call('EXISTS', ended_key(keys, generation)) == 1 then

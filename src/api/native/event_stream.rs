@@ -276,6 +276,7 @@ impl EventStream {
         match &mut self.source {
             StreamSource::Session(reader) => match reader.next().await {
                 Delivered::Delta(delta) => self.send_delta(&delta),
+                Delivered::Transferred => self.end(),
                 Delivered::Lost => {
                     if let Err(error) = self.send_snapshot().await {
                         tracing::debug!(%error, "event stream waiting for redis");

@@ -47,12 +47,13 @@ impl Client {
     pub(super) async fn read(
         &mut self,
         store: &Store,
+        owner: &Owner,
         session: SessionId,
         may_end_again: bool,
     ) -> Followed {
         loop {
             let from = ReadFrom::Cursor(self.cursor, 0);
-            match store.read(&Owner::Anonymous, session, from).await.expect("a read") {
+            match store.read(owner, session, from).await.expect("a read") {
                 ReadOutcome::Window { window, more } => match self.follow(&window, may_end_again) {
                     Followed::UpToDate if more => {}
                     followed => return followed,
@@ -66,8 +67,8 @@ impl Client {
     }
 
     /// Starts again from a snapshot: from the beginning of the running turn, else from the end.
-    pub(super) async fn start_again(&mut self, store: &Store, session: SessionId) {
-        let read = store.read(&Owner::Anonymous, session, ReadFrom::RunningTurn).await;
+    pub(super) async fn start_again(&mut self, store: &Store, owner: &Owner, session: SessionId) {
+        let read = store.read(owner, session, ReadFrom::RunningTurn).await;
         self.cursor = match read.expect("a read") {
             ReadOutcome::Window { window, .. } => window.start(),
             ReadOutcome::Absent | ReadOutcome::Behind | ReadOutcome::Unknown => Cursor::START,

@@ -1,5 +1,5 @@
-//! Every order of writes, lost replies, takeovers, cancels, clears and failovers keeps the
-//! promises.
+//! Every order of writes, lost replies, takeovers, cancels, clears, claims by a user and failovers
+//! keeps the promises.
 //!
 //! Redis, its functions and the decisions of a writer are the real ones; only time and the network
 //! are simulated. Each writer writes its own alphabet, so that mixed, doubled or lost text of two
@@ -86,6 +86,10 @@ enum Action {
         heard: bool,
         fate: Fate,
     },
+    /// A user claims the session, which is anonymous until then.
+    Transfer {
+        fate: Fate,
+    },
     /// The Redis replica has replicated everything.
     InSync,
     Failover,
@@ -118,6 +122,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (any::<bool>(), fate()).prop_map(|(heard, fate)| Action::Cancel { heard, fate }),
         1 => (any::<bool>(), any::<bool>(), fate())
             .prop_map(|(delete, heard, fate)| Action::Clear { delete, heard, fate }),
+        1 => fate().prop_map(|fate| Action::Transfer { fate }),
         3 => Just(Action::InSync),
         2 => Just(Action::Failover),
         2 => (0..8usize).prop_map(|which| Action::Redo { which }),

@@ -8,9 +8,10 @@ use super::client::{Client, Followed};
 use super::holder::{ANSWER, End, Holder};
 use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
+use crate::session::model::User;
 use crate::session::store::{
     Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
-    Proposal, Restored, Turn, TurnCopy, bucket, channel,
+    Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
 };
 use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
 
@@ -30,6 +31,8 @@ pub(super) struct Submission {
     /// Whether a clear that a failover lost was still to be applied again: it may clear this turn,
     /// too. So it may a turn that it had cleared before and that was submitted again with its key.
     pub(super) before_redo: bool,
+    /// Whether the session was anonymous when the turn was accepted.
+    pub(super) anonymous: bool,
     /// Whether a clear came after the turn.
     pub(super) cleared: bool,
     pub(super) deleted: bool,
@@ -56,17 +59,22 @@ struct Copy {
 enum Redo {
     Cancel(Cancellation),
     Clear(Clearing),
+    Transfer(Transfer),
 }
 
 pub(super) struct World<'a> {
     redis: &'a RedisServer,
     pub(super) stores: &'a [Store],
     pub(super) session: SessionId,
+    /// The owner of the session: a user, once one has claimed it.
+    pub(super) owner: Owner,
     pub(super) alive: [bool; REPLICAS],
     pub(super) holders: Vec<Holder>,
     pub(super) submissions: Vec<Submission>,
     pub(super) client: Client,
     pub(super) failovers: usize,
+    /// Whether a failover lost the session with its claim, and the user began it anew.
+    pub(super) begun_anew: bool,
     copies: Vec<Copy>,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.
@@ -82,11 +90,13 @@ impl<'a> World<'a> {
             redis,
             stores,
             session: SessionId::random(),
+            owner: Owner::Anonymous,
             alive: [true; REPLICAS],
             holders: Vec::new(),
             submissions: Vec::new(),
             client: Client::new(),
             failovers: 0,
+            begun_anew: false,
             copies: Vec::new(),
             redos: Vec::new(),
             pending: Vec::new(),
@@ -125,6 +135,7 @@ impl<'a> World<'a> {
             }
             Action::Cancel { heard, fate } => self.cancel(heard, fate).await,
             Action::Clear { delete, heard, fate } => self.clear(delete, heard, fate).await,
+            Action::Transfer { fate } => self.transfer(fate).await,
             Action::InSync => self.redis.remember(),
             Action::Failover => self.fail_over(),
             Action::Redo { which } if !self.pending.is_empty() => {
@@ -169,8 +180,10 @@ impl<'a> World<'a> {
             conversation: None,
             key: key.map(|key| IdempotencyKey { key: key.to_string(), body: "body".to_owned() }),
         };
-        let proposal = Proposal::new(&Owner::Anonymous, self.session, &new);
+        let proposal = Proposal::new(&self.owner, self.session, &new);
+        let was_there = self.redis.cli(&["EXISTS", &channel(self.session)]).trim() == "1";
         let Ok(accepted) = self.stores[by].accept(&proposal).await else { return };
+        self.begun_anew |= self.owner != Owner::Anonymous && !was_there;
         let first_of_key = self.submissions.iter().find(|turn| turn.key == key && key.is_some());
         let (turn, began) = match accepted {
             Acceptance::New { turn, began, .. } => (turn, began),
@@ -199,6 +212,7 @@ impl<'a> World<'a> {
             question,
             acknowledged: !matches!(fate, Fate::ReplyLost),
             before_redo: stored_epoch < self.epoch,
+            anonymous: self.owner == Owner::Anonymous,
             cleared: false,
             deleted: false,
             cancelled: false,
@@ -367,7 +381,7 @@ impl<'a> World<'a> {
     }
 
     async fn cancel(&mut self, heard: bool, fate: Fate) {
-        let cancellation = Cancellation::new(&Owner::Anonymous, self.session, None);
+        let cancellation = Cancellation::new(&self.owner, self.session, None);
         let store = &self.stores[0];
         let cancelled = |reply: &Result<CancelReply, _>| match reply {
             Ok(CancelReply::Running(id) | CancelReply::Waiting(id)) => Some(*id),
@@ -386,7 +400,7 @@ impl<'a> World<'a> {
     }
 
     async fn clear(&mut self, delete: bool, heard: bool, fate: Fate) {
-        let mut clearing = Clearing::new(&Owner::Anonymous, self.session, delete);
+        let mut clearing = Clearing::new(&self.owner, self.session, delete);
         let repeat = clearing.clone();
         let store = &self.stores[0];
         if store.clear(&mut clearing).await.is_err() {
@@ -407,6 +421,23 @@ impl<'a> World<'a> {
             let all: Vec<_> = self.submissions.iter().map(|turn| turn.generation).collect();
             self.stop_holders(&all);
         }
+    }
+
+    async fn transfer(&mut self, fate: Fate) {
+        if self.owner != Owner::Anonymous {
+            return;
+        }
+        let user = Owner::User(User::local("alice").expect("a user"));
+        let mut transfer = Transfer::new(&user, self.session);
+        if self.stores[0].transfer(&mut transfer).await.is_err() {
+            return;
+        }
+        if !matches!(fate, Fate::Done) {
+            transfer = Transfer::new(&user, self.session);
+            self.stores[0].transfer(&mut transfer).await.expect("a repeat after a lost reply");
+        }
+        self.owner = user;
+        self.redos.push(Redo::Transfer(transfer));
     }
 
     /// Stops the holders whose replicas received a hint. A holder that is ending its turn learns it
@@ -444,18 +475,21 @@ impl<'a> World<'a> {
             Redo::Clear(clearing) => {
                 let _ = store.clear(clearing).await;
             }
+            Redo::Transfer(transfer) => {
+                let _ = store.transfer(transfer).await;
+            }
         }
     }
 
     async fn read(&mut self, must_recover: bool) {
         let store = &self.stores[0];
-        let followed = self.client.read(store, self.session, self.failovers > 0).await;
+        let followed = self.client.read(store, &self.owner, self.session, self.failovers > 0).await;
         if let Followed::Lost = followed {
             // Nothing is left of a turn that had ended before it was cleared.
             let is_cleared = self.submissions.iter().any(|turn| turn.cleared);
             assert!(self.failovers > 0 || is_cleared, "a cursor was lost without a reason");
             if must_recover {
-                self.client.start_again(store, self.session).await;
+                self.client.start_again(store, &self.owner, self.session).await;
             }
         }
     }
@@ -485,7 +519,7 @@ impl<'a> World<'a> {
                 }
             }
             self.read(true).await;
-            let session = self.stores[0].describe(&Owner::Anonymous, self.session).await;
+            let session = self.stores[0].describe(&self.owner, self.session).await;
             // If a failover lost the only turn, and that was cancelled, there is no session.
             if !is_busy && session.map_or(true, |session| session.running.is_none()) {
                 return;

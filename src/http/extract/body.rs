@@ -55,7 +55,10 @@ where
 }
 
 /// Refuses a compressed body: a few bytes may decompress to gigabytes of text.
-fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+///
+/// # Errors
+/// A 415.
+pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     let plain = |coding: &[u8]| {

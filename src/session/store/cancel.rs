@@ -6,6 +6,7 @@ use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::transfer::transfer_tag;
 use super::{SessionKeys, Store, StoreError, field, json, message, unexpected};
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
@@ -14,7 +15,7 @@ use crate::session::model::{
 };
 
 /// How long the counters of a deleted session are kept, so that its cursors are not used again.
-const TOMBSTONE_SECONDS: u64 = 60 * 60;
+pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
 /// A request to cancel a generation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,10 +94,16 @@ impl Clearing {
     /// Creates the request; with `delete` the session is deleted, too.
     pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
         let epoch = Uuid::new_v4().simple().to_string();
+        Self { delete, ..Self::in_epoch(owner, session, epoch) }
+    }
+
+    /// Creates the request to delete a session, which then has an epoch with this random part. A
+    /// session that has such an epoch already is left alone: it was deleted by the same request.
+    pub fn in_epoch(owner: &Owner, session: SessionId, epoch: String) -> Self {
         Self {
             owner: owner.clone(),
             session,
-            delete,
+            delete: true,
             tag: Tag::random(),
             epoch,
             done: String::new(),
@@ -119,7 +126,8 @@ impl Store {
             .arg("header", cancellation.header.as_str())
             .text("tag", cancellation.tag)
             .arg("event", json(&Control::Cancelled {}))
-            .flag("again", cancellation.again);
+            .flag("again", cancellation.again)
+            .arg("transfer_tag", transfer_tag(&cancellation.owner, cancellation.session));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         match reply.first().map(String::as_str) {
             Some("absent") => Err(StoreError::Absent),
@@ -150,6 +158,7 @@ impl Store {
             .text("tombstone_seconds", TOMBSTONE_SECONDS)
             .arg("new_epoch", clearing.epoch.as_str())
             .arg("again", clearing.done.as_str())
+            .arg("transfer_tag", transfer_tag(&clearing.owner, clearing.session))
             .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;
         let count: i64 = field(&reply, 0)?;

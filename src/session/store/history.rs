@@ -67,6 +67,21 @@ impl Store {
         parse_described(session, &self.call_describe(owner, session, "-".to_owned()).await?)
     }
 
+    /// Describes a session for a list of them; none where the session's first turn brought its own
+    /// conversation, because such a session is not listed.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn describe_listed(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+    ) -> Result<Option<SessionInfo>, StoreError> {
+        let reply = self.call_describe(owner, session, "-".to_owned()).await?;
+        let described = parse_described(session, &reply)?;
+        Ok(optional::<u64>(&reply, 10)?.is_none().then_some(described.info))
+    }
+
     /// Whether this generation waits or runs in the session.
     ///
     /// # Errors

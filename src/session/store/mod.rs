@@ -6,9 +6,11 @@ mod conversation;
 mod copies;
 mod eviction;
 mod history;
+mod import;
 mod keys;
 mod read;
 mod takeover;
+mod transfer;
 mod turns;
 
 use std::time::Duration;
@@ -22,9 +24,11 @@ pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
 pub use history::{Described, Page, REPLY_BYTES, message};
+pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
 pub use takeover::{Claim, OpenTurn};
+pub use transfer::Transfer;
 pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
 
 use super::event::Control;

@@ -81,7 +81,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn answer_so_far(&self, turn: &Turn) -> Result<String, StoreError> {
-        match self.read(&turn.owner, turn.session, ReadFrom::RunningTurn).await? {
+        let owner = self.owner_of(turn).await?;
+        match self.read(&owner, turn.session, ReadFrom::RunningTurn).await? {
             ReadOutcome::Window { window, .. } => Ok(window
                 .answer(turn.generation)
                 .map(|answer| answer.text.clone())

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::history::parse_message;
+use super::transfer::transfer_tag;
 use super::{
     OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
     json, message, of_writer, unexpected,
@@ -362,18 +363,32 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn restore(&self, turn: &Turn) -> Result<Restored, StoreError> {
+        self.restore_for(&turn.owner, turn).await
+    }
+
+    /// Restores a turn as [`Store::restore`], whose session has become this owner's as far as its
+    /// holder knows.
+    ///
+    /// # Errors
+    /// As [`Store::restore`].
+    pub async fn restore_for(&self, owner: &Owner, turn: &Turn) -> Result<Restored, StoreError> {
         let accepted = &turn.accepted;
         let claim = turn.claimed;
         let replaced = claim.map_or_else(|| "-".to_owned(), |claim| claim.replaced.0.to_string());
         let keys = SessionKeys::of(turn.session);
-        let call = of_writer(keys.keyed_call("jarvis_restore_1", accepted.key.as_ref()), turn);
-        let call = self.acceptance(call, &turn.owner, &turn.spec, accepted);
+        let call = keys
+            .keyed_call("jarvis_restore_1", accepted.key.as_ref())
+            .arg("owner", owner.key())
+            .text("generation", turn.generation)
+            .text("fence", turn.fence.0);
+        let call = self.acceptance(call, owner, &turn.spec, accepted);
         let call = key_arguments(call, accepted)
             .arg("epoch", turn.epoch.as_str())
             .arg("replaced_fence", replaced)
             .text("claim_tag", claim.map_or(Tag::START, |claim| claim.tag))
             .arg("claim_event", claimed_event())
-            .text("event_number", turn.number);
+            .text("event_number", turn.number)
+            .arg("transfer_tag", transfer_tag(owner, turn.session));
         let reply: String =
             self.redis.call_replicated(conversation_arguments(call, accepted)).await?;
         match reply.as_str() {

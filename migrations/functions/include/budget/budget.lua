@@ -5,22 +5,40 @@
 -- session at the end of each turn and records it here. What a failover loses is recorded again with
 -- the session's next turn.
 --
+-- It is also the list of a user's sessions. A session is listed before it is created or becomes the
+-- user's, so that none is missing where a replica is killed in between; an entry without a session
+-- goes when it is read. The sessions themselves are the truth.
+--
 -- Every key begins with the budget's name (keys.budget, `base` in what follows), and so lies in its
 -- slot. Times are Redis's, in seconds.
 --   :sessions        hash: session → <bytes> <payer>
 --   :expiry          sorted set: sessions that expire, by when
---   :payer:<payer>   sorted set: the payer's sessions by when they were recorded last
+--   :payer:<payer>   sorted set: the payer's sessions by when they were recorded last, in seconds with
+--                    six decimals
 --   :anonymous       sorted set: the networks of anonymous callers by bytes
 --   :users           sorted set: users by bytes
 --   :total           string: the bytes of all anonymous sessions
+--   :deleting:<deletion>  sorted set: the sessions that are left of a deletion of all sessions of a
+--                    user; it was the user's list when the deletion began
+--   :deletions       sorted set: deletions that have not ended, by when another replica resumes them
+--   :deletion_owners hash: deletion → payer
 
 -- Sessions that one call removes or names, at most.
 local SESSIONS_AT_ONCE = 20
 -- Networks that one call looks at, at most.
 local NETWORKS_AT_ONCE = 10
 
+-- How long a session is listed that was never recorded: longer than its first turn waits and runs.
+local LISTED_SECONDS = 86400
+
 local function now_seconds()
-  return tonumber(redis.call('TIME')[1])
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
+
+-- Returns a time as a score. Lua itself writes numbers with fewer digits.
+local function score_of(seconds)
+  return string.format('%.6f', seconds)
 end
 
 local function is_anonymous(payer)
@@ -60,6 +78,15 @@ local function forget(base, session)
     redis.call('HDEL', base .. ':sessions', session)
     redis.call('ZREM', base .. ':payer:' .. payer, session)
     add_bytes(base, payer, -bytes)
+  end
+end
+
+-- Lists a session for a user.
+local function list(base, payer, session, now)
+  redis.call('ZADD', base .. ':payer:' .. payer, score_of(now), session)
+  if not recorded(base, session) then
+    redis.call('HSET', base .. ':sessions', session, '0 ' .. payer)
+    redis.call('ZADD', base .. ':expiry', score_of(now + LISTED_SECONDS), session)
   end
 end
 

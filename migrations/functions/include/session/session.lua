@@ -9,6 +9,7 @@
 --                idle_seconds (the session expires after this time without a turn; 0: never)
 --                unanswered (1 until a message has the text of an answer: until then, a session
 --                that expires at all expires within minutes)
+--                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
 --                of the running turn: generation, fence, replica, turn (json), writers, started
@@ -17,6 +18,8 @@
 --                its text last; empty where unknown)
 --                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
 --                closed (the last generation whose request to the model host was closed)
+--                transferred (the tag of the event by which the session, anonymous until then,
+--                became a user's; only in such a session, and in one that may have been such)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.
@@ -33,7 +36,9 @@
 --   idempotency  string: <generation> <digest of the request>
 --
 -- The caller makes fences, tags, identifiers and times, so that a call that is repeated after a
--- lost reply changes nothing. A session of another owner looks like one that does not exist.
+-- lost reply changes nothing. A session of another owner looks like one that does not exist. The
+-- field owner is the truth; whatever else names an owner (a turn that is held, a redo entry, an
+-- index) may name the one from before a transfer.
 
 local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'open',
   'ended' }
@@ -43,6 +48,9 @@ local OPEN_SECONDS = 86400
 -- The longest expiry of a session without an answer and without an open turn: requests that are
 -- refused or fail leave nothing for long.
 local UNANSWERED_SECONDS = 600
+
+-- The owner of a session that belongs to whoever holds its identifier.
+local ANONYMOUS = 'anonymous'
 
 -- Returns these fields of the session.
 local function session_fields(keys, ...)
@@ -58,6 +66,26 @@ local function owned(keys, owner, ...)
   local fields = {}
   for i = 3, #found do
     fields[i - 2] = found[i]
+  end
+  return fields
+end
+
+-- Whether a write in the name of `owner` was made to this session: its owner's, or an anonymous
+-- caller's from before the session became a user's.
+local function was_written_by(stored, transferred, owner)
+  return stored == owner or (transferred and owner == ANONYMOUS)
+end
+
+-- As `owned`, for writes that were acknowledged before: by the holder of a turn, which its fence
+-- proves, and by a replica that applies them again after a failover.
+local function owned_before(keys, owner, ...)
+  local found = session_fields(keys, 'owner', 'deleted', 'transferred', ...)
+  if not found[1] or found[2] or not was_written_by(found[1], found[3], owner) then
+    return nil
+  end
+  local fields = {}
+  for i = 4, #found do
+    fields[i - 3] = found[i]
   end
   return fields
 end

@@ -42,10 +42,10 @@ local function find_waiting(keys, generation)
   end
 end
 
--- Returns generation, fence and these fields of the session, if the owner, generation and fence in
--- `args` are those of the running turn; otherwise nil.
+-- Returns generation, fence and these fields of the session, if the generation and fence in `args`
+-- are those of the running turn, and the owner is its session's; otherwise nil.
 local function of_writer(keys, args, ...)
-  local fields = owned(keys, args.owner, 'generation', 'fence', ...)
+  local fields = owned_before(keys, args.owner, 'generation', 'fence', ...)
   if fields and fields[1] == args.generation and fields[2] == args.fence then
     return fields
   end
@@ -105,9 +105,19 @@ end
 -- that was written before.
 local function admit(keys, args, found, epoch, begins, number)
   if not found.owner or found.deleted then
-    redis.call('HSET', keys.session, 'owner', args.owner, 'created', args.now, 'title', args.title,
-      'epoch', epoch, 'idle_seconds', args.idle_seconds, 'unanswered', 1)
+    -- The session of a turn that is restored may have become a user's since.
+    local owner, idle_seconds = args.owner, args.idle_seconds
+    if found.transferred then
+      owner, idle_seconds = found.owner, 0
+    end
+    redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'title', args.title,
+      'epoch', epoch, 'idle_seconds', idle_seconds, 'unanswered', 1)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    if args.transfer_tag and owner ~= ANONYMOUS then
+      -- A failover lost the whole session of a user. It may have been transferred, and turns from
+      -- before are yet to be restored.
+      redis.call('HSET', keys.session, 'transferred', found.transferred or args.transfer_tag)
+    end
     redis.call('PERSIST', keys.session)
     redis.call('PERSIST', keys.events)
   end

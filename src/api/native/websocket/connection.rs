@@ -222,6 +222,10 @@ impl Connection {
                 self.request_snapshot();
                 Ok(())
             }
+            Step::Delivered(Delivered::Transferred) => Err(CloseReason::server(
+                CloseCode::Policy,
+                "the session belongs to a user now; sign in to continue",
+            )),
             Step::Heartbeat => self.send_heartbeat().await,
             Step::SignIn(change) => self.sign_in_changed(change).await,
         }

@@ -105,6 +105,8 @@ fn control(
         }
         Control::Failed(failure) => failed(failure, envelope),
         Control::Cleared {} => ServerEvent::HistoryCleared { session_id, envelope }.json(),
+        // A reader passes over it.
+        Control::Transferred { .. } => Utf8Bytes::from_static("{}"),
     }
 }
 

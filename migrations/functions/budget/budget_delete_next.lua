@@ -1,0 +1,41 @@
+-- Returns the next sessions of a deletion, after it has forgotten those that are deleted. The
+-- deletion ends with its last session.
+--
+-- Keys:       budget
+-- Arguments:  deletion
+--             lease_seconds   after which another replica resumes it, if this one does not
+--             limit           sessions to return, at most
+--             deleted         sessions that are deleted
+-- Reply:      the sessions; none where the deletion has ended
+-- Called by:  Budget::delete_next
+register {
+  name = 'budget_delete_next',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'budget' },
+  arguments = { 'deletion', 'lease_seconds', 'limit' },
+  rest = 'deleted',
+  run = function(keys, args)
+    local base = keys.budget
+    local deleting, deletions = base .. ':deleting:' .. args.deletion, base .. ':deletions'
+    local payer = redis.call('HGET', base .. ':deletion_owners', args.deletion)
+    for _, session in ipairs(args.deleted) do
+      local _, recorded_payer = recorded(base, session)
+      -- One that is listed again was created again since, or the end of its turn recorded it, which
+      -- looks at it once more.
+      if payer and recorded_payer == payer
+        and not redis.call('ZSCORE', base .. ':payer:' .. payer, session) then
+        forget(base, session)
+      end
+      redis.call('ZREM', deleting, session)
+    end
+    local next_ones = redis.call('ZRANGE', deleting, 0, args.limit - 1)
+    if #next_ones == 0 then
+      redis.call('ZREM', deletions, args.deletion)
+      redis.call('HDEL', base .. ':deletion_owners', args.deletion)
+    else
+      redis.call('ZADD', deletions, score_of(now_seconds() + args.lease_seconds), args.deletion)
+    end
+    return next_ones
+  end,
+}

@@ -1,0 +1,25 @@
+-- Returns deletions of all sessions of a user that no replica has carried on for a while, and leaves
+-- them to the caller.
+--
+-- Keys:       budget
+-- Arguments:  lease_seconds   after which another replica resumes them, if this one does not
+-- Reply:      of each deletion its name and its payer
+-- Called by:  Budget::abandoned_deletions
+register {
+  name = 'budget_deletions',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'budget' },
+  arguments = { 'lease_seconds' },
+  run = function(keys, args)
+    local base, now, found = keys.budget, now_seconds(), {}
+    local due = redis.call('ZRANGEBYSCORE', base .. ':deletions', '-inf', score_of(now), 'LIMIT', 0,
+      SESSIONS_AT_ONCE)
+    for _, deletion in ipairs(due) do
+      redis.call('ZADD', base .. ':deletions', score_of(now + args.lease_seconds), deletion)
+      found[#found + 1] = deletion
+      found[#found + 1] = redis.call('HGET', base .. ':deletion_owners', deletion) or ''
+    end
+    return found
+  end,
+}

@@ -1,0 +1,37 @@
+-- Makes a session whose messages are all imported one of its owner's. A repeat changes nothing.
+--
+-- Keys:       those of the session
+-- Arguments:  owner
+--             count                          of the messages
+--             title, model, created, now     of the session
+-- Reply:      ok
+--             incomplete <number of messages>   a failover lost the others
+--             absent   no session of this owner is being imported
+-- Called by:  Store::import_commit
+register {
+  name = 'import_commit',
+  version = 1,
+  flags = {},
+  keys = SESSION_KEYS,
+  arguments = { 'owner', 'count', 'title', 'model', 'created', 'now' },
+  run = function(keys, args)
+    local fields = session_fields(keys, 'owner', 'deleted', 'importing')
+    if fields[1] ~= args.owner then
+      return { fields[1] and 'absent' or 'incomplete', '0' }
+    end
+    if not fields[2] then
+      return { 'ok' }
+    end
+    local count = fields[3] and redis.call('LLEN', keys.path) or 0
+    if count ~= tonumber(args.count) then
+      return { 'incomplete', tostring(count) }
+    end
+    redis.call('HDEL', keys.session, 'deleted', 'importing', 'own_messages', 'unanswered')
+    redis.call('HSET', keys.session, 'title', args.title, 'model', args.model,
+      'created', args.created, 'updated', args.now, 'idle_seconds', 0)
+    for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'events' }) do
+      redis.call('PERSIST', keys[name])
+    end
+    return { 'ok' }
+  end,
+}

@@ -1,0 +1,326 @@
+//! The import of sessions from JSON Lines, as an export has them.
+//!
+//! One session after another is read, stored in batches that nobody sees, and made visible in one
+//! step. Its identifier follows from the caller and its content, so that a repeat imports nothing
+//! twice.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::HttpBody;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::api::native::import_lines::{
+    BYTES, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
+};
+use crate::api::native::ownership::SignedIn;
+use crate::api::problems::in_time;
+use crate::api::responses::{InvalidFields, OverBudget, Unavailable};
+use crate::api::state::Shared;
+use crate::generation::SubmitError;
+use crate::http::extract::body::check_encoding;
+use crate::http::problem::{Problem, ProblemDetails};
+use crate::session::store::{ImportStep, ImportedSession, message};
+use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
+
+/// The namespace of imported sessions.
+const NAMESPACE: Uuid = Uuid::from_u128(0x2c3e_9a71_54d0_4b6f_8e13_70ab_5cd2_e941);
+/// How long an import takes, at most.
+const LIMIT: Duration = Duration::from_mins(10);
+/// Attempts to store a session whose messages a failover loses meanwhile.
+const ATTEMPTS: u32 = 3;
+
+/// The result of an import.
+#[derive(Serialize, ToSchema)]
+pub struct ImportReply {
+    /// Always "success".
+    status: &'static str,
+    /// The sessions that are new.
+    sessions_imported: u64,
+    /// The sessions that were imported before, and are still there.
+    sessions_skipped: u64,
+    /// The messages of the new sessions.
+    messages_imported: u64,
+}
+
+/// Imports the sessions of an export, under new identifiers.
+#[utoipa::path(
+    post, path = "/api/v1/chat/import", tag = "sessions",
+    request_body(content = String, content_type = "application/x-ndjson",
+        description = "JSON Lines as an export has them, at most 64 MiB"),
+    responses(
+        (status = 200, body = ImportReply),
+        (status = 400, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The body broke off"),
+        (status = 408, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The body did not arrive in time"),
+        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The body is too large"),
+        (status = 415, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The body is compressed"),
+        InvalidFields, OverBudget, Unavailable,
+    ),
+)]
+pub async fn import(
+    State(shared): State<Shared>,
+    SignedIn(owner): SignedIn,
+    request: Request,
+) -> Result<Json<ImportReply>, Problem> {
+    check_encoding(request.headers())?;
+    if request.body().size_hint().lower() > BYTES as u64 {
+        return Err(too_large());
+    }
+    let _permit = shared.bulk.import()?;
+    let lines = Lines::new(request.into_body().into_data_stream());
+    let mut import = Import { shared, owner, lines, reply: ImportReply::default(), open: None };
+    let late = || {
+        let detail = "The import took too long; send it again, and it goes on where it is.";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+    };
+    timeout(LIMIT, Box::pin(import.run())).await.map_err(|_| late())??;
+    Ok(Json(import.reply))
+}
+
+impl Default for ImportReply {
+    fn default() -> Self {
+        Self { status: "success", sessions_imported: 0, sessions_skipped: 0, messages_imported: 0 }
+    }
+}
+
+/// An import under way.
+struct Import {
+    shared: Shared,
+    owner: Owner,
+    lines: Lines,
+    reply: ImportReply,
+    /// The session whose messages are being read.
+    open: Option<OpenSession>,
+}
+
+impl Import {
+    async fn run(&mut self) -> Result<(), Problem> {
+        let mut is_first = true;
+        loop {
+            let line = match self.lines.next().await? {
+                Some(Ok(line)) => ImportLine::parse(&line),
+                Some(Err(fault)) => Err(fault),
+                None => {
+                    self.lines.number += 1;
+                    let msg = "the file ends here, and its last line, of type end, is missing";
+                    Err(LineFault::new("", "cut_off", msg))
+                }
+            };
+            let taken = match line {
+                Ok(ImportLine::Export) if is_first => Ok(()),
+                Ok(ImportLine::End) if self.open.is_none() && !is_first => return Ok(()),
+                Ok(line) if !is_first => self.take(line).await?,
+                Ok(_) => Err(out_of_order("the first line must be of type export")),
+                Err(fault) => Err(fault),
+            };
+            is_first = false;
+            taken.map_err(|fault| self.refused(fault))?;
+        }
+    }
+
+    fn refused(&self, fault: LineFault) -> Problem {
+        let reply = &self.reply;
+        fault.at(self.lines.number, reply.sessions_imported + reply.sessions_skipped)
+    }
+
+    async fn take(&mut self, line: ImportLine) -> Result<Result<(), LineFault>, Problem> {
+        let taken = match (line, &mut self.open) {
+            (ImportLine::Session(session), None) => {
+                self.open = Some(OpenSession::new(session));
+                Ok(())
+            }
+            (ImportLine::Message(message), Some(open)) => open.add(*message, &self.owner),
+            (ImportLine::SessionEnd(messages), Some(open)) if messages == open.count() => {
+                let Some(open) = self.open.take() else { return Ok(Ok(())) };
+                self.store(open).await?;
+                Ok(())
+            }
+            (ImportLine::SessionEnd(_), Some(open)) => {
+                let msg = format!("does not match the {} messages before it", open.count());
+                Err(LineFault::new("messages", "count_differs", msg))
+            }
+            _ => Err(out_of_order("this type of line is not expected here")),
+        };
+        Ok(taken)
+    }
+
+    /// Stores a session, unless it is there.
+    async fn store(&mut self, open: OpenSession) -> Result<(), Problem> {
+        let count = open.count();
+        let (imported, bytes) = open.finish(&self.owner, &self.shared.settings.default_model);
+        let (shared, owner) = (&self.shared, &self.owner);
+        let store = &shared.store;
+        let number = self.lines.number;
+        let failed = |error: SubmitError| at_line(error.into(), number);
+        let begun = in_time(store.import_messages(owner, &imported, None)).await;
+        let mut stored = match begun.map_err(|problem| at_line(problem, number))? {
+            ImportStep::Exists => {
+                self.reply.sessions_skipped += 1;
+                return Ok(());
+            }
+            ImportStep::Staged(stored) => stored,
+        };
+        let budget = shared.generations.budget();
+        let room = budget.room_for(owner, "", imported.session, bytes).await;
+        room.map_err(|error| failed(error.into()))?;
+        let mut attempts = 0;
+        loop {
+            while stored < imported.entries.len() {
+                match store.import_messages(owner, &imported, Some(stored)).await {
+                    Ok(ImportStep::Staged(now)) if now > stored || attempts < ATTEMPTS => {
+                        attempts += u32::from(now <= stored);
+                        stored = now;
+                    }
+                    Ok(ImportStep::Exists) => break,
+                    Ok(ImportStep::Staged(_)) => {
+                        return Err(at_line(Problem::store_unavailable(), number));
+                    }
+                    Err(error) => return Err(failed(error.into())),
+                }
+            }
+            match store.import_commit(owner, &imported).await {
+                Ok(ImportStep::Exists) => break,
+                Ok(ImportStep::Staged(now)) if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    stored = now;
+                }
+                Ok(ImportStep::Staged(_)) => {
+                    return Err(at_line(Problem::store_unavailable(), number));
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        budget.record("", imported.session).await;
+        self.reply.sessions_imported += 1;
+        self.reply.messages_imported += count;
+        Ok(())
+    }
+}
+
+/// Names the line in a problem that is not the line's fault.
+fn at_line(problem: Problem, number: usize) -> Problem {
+    let detail = format!(
+        "{} The session that ends at line {number} is not imported; those before it are.",
+        problem.detail
+    );
+    Problem { detail, ..problem }
+}
+
+fn out_of_order(msg: &'static str) -> LineFault {
+    LineFault::new("type", "out_of_order", msg)
+}
+
+/// A session whose messages are being read.
+struct OpenSession {
+    line: SessionLine,
+    created_at: DateTime<Utc>,
+    first_question: Option<String>,
+    last_model: Option<String>,
+    /// The messages with the identifier of none, which follows from the whole content.
+    messages: Vec<Message>,
+    bytes: u64,
+    digest: Sha256,
+}
+
+impl OpenSession {
+    fn new(line: SessionLine) -> Self {
+        let mut open = Self {
+            created_at: line.created_at.unwrap_or_else(Utc::now),
+            first_question: None,
+            last_model: None,
+            messages: Vec::new(),
+            bytes: 0,
+            digest: Sha256::new(),
+            line,
+        };
+        let SessionLine { title, model, created_at } = &open.line;
+        let created_at = created_at.map(|time| time.to_rfc3339());
+        let parts = [title.clone(), model.clone(), created_at];
+        for part in parts {
+            hash(&mut open.digest, part.as_deref());
+        }
+        open
+    }
+
+    fn count(&self) -> u64 {
+        self.messages.len() as u64
+    }
+
+    /// Adds a message.
+    fn add(&mut self, line: MessageLine, owner: &Owner) -> Result<(), LineFault> {
+        let MessageLine { role, content, thinking, timestamp, model, .. } = &line;
+        let time = timestamp.map(|time| time.to_rfc3339());
+        let role_name = format!("{role:?}");
+        let parts =
+            [Some(&role_name), Some(content), thinking.as_ref(), time.as_ref(), model.as_ref()];
+        for part in parts {
+            hash(&mut self.digest, part.map(String::as_str));
+        }
+        if *role == Role::User && self.first_question.is_none() {
+            self.first_question = Some(content.chars().take(200).collect());
+        }
+        if model.is_some() {
+            self.last_model.clone_from(model);
+        }
+        let is_answer = *role == Role::Assistant;
+        let timestamp = timestamp.unwrap_or(self.created_at);
+        let message = Message {
+            content: line.content,
+            thinking: line.thinking,
+            user_id: (line.role == Role::User).then(|| owner.user_id().to_owned()),
+            model: line.model,
+            status: is_answer.then(|| line.status.unwrap_or(Status::Complete)),
+            finish_reason: line.finish_reason,
+            usage: line.usage,
+            ..message(line.role, timestamp)
+        };
+        let Some(entry) = ImportedSession::entry(&message) else {
+            return Err(LineFault::new("thinking", "value_error", "must not hold U+0003"));
+        };
+        self.bytes += entry.len() as u64;
+        self.messages.push(message);
+        Ok(())
+    }
+
+    /// Returns the session as it is stored, and its bytes.
+    fn finish(self, owner: &Owner, default_model: &str) -> (ImportedSession, u64) {
+        let digest = self.digest.finalize();
+        let mut name = owner.key().into_bytes();
+        name.push(b'\n');
+        name.extend_from_slice(&digest);
+        let session = SessionId(Uuid::new_v5(&NAMESPACE, &name));
+        let entries = self.messages.into_iter().enumerate().filter_map(|(number, message)| {
+            let id = Uuid::new_v5(&session.0, &number.to_be_bytes());
+            let generation_id = (message.role == Role::Assistant).then_some(GenerationId(id));
+            ImportedSession::entry(&Message { id, generation_id, ..message })
+        });
+        let title = self.line.title.or(self.first_question).unwrap_or_default();
+        let model = self.line.model.or(self.last_model).unwrap_or_else(|| default_model.to_owned());
+        let imported = ImportedSession {
+            session,
+            title,
+            model,
+            created_at: self.created_at,
+            entries: entries.collect(),
+        };
+        (imported, self.bytes)
+    }
+}
+
+/// Adds a part to a digest, so that no two lists of parts have the same.
+fn hash(digest: &mut Sha256, part: Option<&str>) {
+    let length = part.map_or(u64::MAX, |part| part.len() as u64);
+    digest.update(length.to_be_bytes());
+    digest.update(part.unwrap_or_default().as_bytes());
+}

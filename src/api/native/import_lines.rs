@@ -1,0 +1,407 @@
+//! The lines of an import: read one by one from a body, and checked field by field.
+
+use axum::body::{BodyDataStream, Bytes};
+use axum::http::StatusCode;
+use bytes::BytesMut;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::api::native::export::VERSION;
+use crate::api::native::input::TITLE_CHARACTERS;
+use crate::http::extract::fields::FieldError;
+use crate::http::problem::Problem;
+use crate::session::{FinishReason, Role, Status, Usage};
+
+/// Bytes of an import, at most.
+pub const BYTES: usize = 64 << 20;
+/// Bytes of one line, at most: an answer has 500 KiB as JSON.
+const LINE_BYTES: usize = 1 << 20;
+/// Bytes of one message as text, at most.
+const MESSAGE_BYTES: usize = 500 << 10;
+/// Characters of a model's name, at most.
+const MODEL_CHARACTERS: usize = 255;
+/// How long the next bytes may take to arrive.
+const PAUSE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A line that is not valid: the field, the kind of the error, and what is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LineFault {
+    field: &'static str,
+    kind: &'static str,
+    msg: String,
+}
+
+impl LineFault {
+    /// Creates the fault of a field.
+    pub fn new(field: &'static str, kind: &'static str, msg: impl Into<String>) -> Self {
+        Self { field, kind, msg: msg.into() }
+    }
+
+    /// Returns the error of the whole import, which names the line and what was imported before it.
+    pub fn at(self, number: usize, sessions: u64) -> Problem {
+        let Self { field, kind, msg } = self;
+        let what = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        let detail = format!(
+            "Line {number}: {what}{msg}. The {sessions} sessions before it are imported, and nothing \
+             of its own; correct the line, and send the file again."
+        );
+        let mut loc = vec!["body".to_owned(), number.to_string()];
+        if !field.is_empty() {
+            loc.push(field.to_owned());
+        }
+        let errors = vec![FieldError { loc, msg, kind }];
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Problem { errors, ..Problem::new(status, "import_invalid", detail) }
+    }
+}
+
+/// The lines of a body.
+pub struct Lines {
+    chunks: BodyDataStream,
+    buffer: BytesMut,
+    /// The bytes of the buffer that were searched for the end of a line.
+    searched: usize,
+    bytes: usize,
+    /// The number of the last line, from 1.
+    pub number: usize,
+    has_ended: bool,
+}
+
+impl Lines {
+    /// Reads the lines of a body.
+    pub fn new(chunks: BodyDataStream) -> Self {
+        Self { chunks, buffer: BytesMut::new(), searched: 0, bytes: 0, number: 0, has_ended: false }
+    }
+
+    /// Returns the next line that is not blank, without its end; none at the end of the body.
+    ///
+    /// # Errors
+    /// The problem of a body that is too large, too slow, or broke off; a fault where the line is too
+    /// long.
+    pub async fn next(&mut self) -> Result<Option<Result<BytesMut, LineFault>>, Problem> {
+        loop {
+            let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
+            let line = match end {
+                Some(end) => self.buffer.split_to(self.searched + end + 1),
+                None if self.has_ended => std::mem::take(&mut self.buffer),
+                None => {
+                    self.searched = self.buffer.len();
+                    if self.searched > LINE_BYTES {
+                        self.number += 1;
+                        return Ok(Some(Err(too_long())));
+                    }
+                    self.read().await?;
+                    continue;
+                }
+            };
+            self.searched = 0;
+            if line.is_empty() {
+                return Ok(None);
+            }
+            self.number += 1;
+            if line.len() > LINE_BYTES {
+                return Ok(Some(Err(too_long())));
+            }
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(Ok(line)));
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Problem> {
+        let late = || {
+            let detail = "The body did not arrive in time; send it again.";
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+        };
+        let chunk = timeout(PAUSE_LIMIT, self.chunks.next()).await.map_err(|_| late())?;
+        let broken = || {
+            let detail = "The body broke off; send it again.";
+            Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", detail)
+        };
+        if let Some(chunk) = chunk.transpose().map_err(|_| broken())? {
+            return self.add(&chunk);
+        }
+        self.has_ended = true;
+        Ok(())
+    }
+
+    fn add(&mut self, chunk: &Bytes) -> Result<(), Problem> {
+        self.bytes += chunk.len();
+        if self.bytes > BYTES {
+            return Err(too_large());
+        }
+        self.buffer.extend_from_slice(chunk);
+        Ok(())
+    }
+}
+
+fn too_long() -> LineFault {
+    LineFault::new("", "line_too_long", format!("is longer than {LINE_BYTES} bytes"))
+}
+
+/// Returns the problem of an import that is too large.
+pub fn too_large() -> Problem {
+    let detail = format!("The import is larger than {BYTES} bytes; send it in parts.");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// A line of an import.
+#[derive(Debug)]
+pub enum ImportLine {
+    /// The first line.
+    Export,
+    /// The beginning of a session.
+    Session(SessionLine),
+    /// A message of that session.
+    Message(Box<MessageLine>),
+    /// The end of that session, with the number of its messages.
+    SessionEnd(u64),
+    /// The last line.
+    End,
+}
+
+/// The description of a session.
+#[derive(Debug)]
+pub struct SessionLine {
+    /// The title; none where it follows from the first question.
+    pub title: Option<String>,
+    /// The model of the last turn.
+    pub model: Option<String>,
+    /// When the session began.
+    pub created_at: Option<DateTime<Utc>>,
+}
+
+/// A message of a session.
+#[derive(Debug)]
+pub struct MessageLine {
+    /// The author: a user, an assistant or a tool.
+    pub role: Role,
+    /// The text.
+    pub content: String,
+    /// The model's reasoning before its answer.
+    pub thinking: Option<String>,
+    /// When the message was written.
+    pub timestamp: Option<DateTime<Utc>>,
+    /// The model of an answer.
+    pub model: Option<String>,
+    /// How an answer ended.
+    pub status: Option<Status>,
+    /// Why an answer ended.
+    pub finish_reason: Option<FinishReason>,
+    /// The tokens of an answer.
+    pub usage: Option<Usage>,
+}
+
+impl ImportLine {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// The fault of the line.
+    pub fn parse(line: &[u8]) -> Result<Self, LineFault> {
+        let line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+        let value: Value = serde_json::from_slice(line).map_err(|error| {
+            let msg = format!("is not valid JSON, at column {}", error.column());
+            LineFault::new("", "json_invalid", msg)
+        })?;
+        if !value.is_object() {
+            return Err(LineFault::new("", "dict_type", "must be an object"));
+        }
+        match required::<String>(&value, "type", "a string")?.as_str() {
+            "export" => {
+                let version: u64 = required(&value, "version", "a number")?;
+                if version == VERSION {
+                    return Ok(Self::Export);
+                }
+                let msg = format!("must be {VERSION}, the version that this release reads");
+                Err(LineFault::new("version", "version_unknown", msg))
+            }
+            "session" => Ok(Self::Session(SessionLine {
+                title: text(&value, "title", TITLE_CHARACTERS)?,
+                model: text(&value, "model", MODEL_CHARACTERS)?,
+                created_at: time(&value, "created_at")?,
+            })),
+            "message" => MessageLine::parse(&value).map(Box::new).map(Self::Message),
+            "session_end" => Ok(Self::SessionEnd(required(&value, "messages", "a number")?)),
+            "end" => Ok(Self::End),
+            _ => Err(LineFault::new(
+                "type",
+                "enum",
+                "must be export, session, message, session_end or end",
+            )),
+        }
+    }
+}
+
+impl MessageLine {
+    fn parse(value: &Value) -> Result<Self, LineFault> {
+        let role = match required::<String>(value, "role", "a string")?.as_str() {
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
+            _ => {
+                let msg = "must be user, assistant or tool";
+                return Err(LineFault::new("role", "enum", msg));
+            }
+        };
+        let content: String = required(value, "content", "a string")?;
+        let thinking: Option<String> = optional(value, "thinking", "a string")?;
+        let bytes = content.len() + thinking.as_ref().map_or(0, String::len);
+        if bytes > MESSAGE_BYTES {
+            let msg = format!("must have at most {MESSAGE_BYTES} bytes, the reasoning included");
+            return Err(LineFault::new("content", "string_too_long", msg));
+        }
+        let of_answer = |is_there: bool, field: &'static str| {
+            if is_there && role != Role::Assistant {
+                return Err(LineFault::new(
+                    field,
+                    "not_of_role",
+                    "is of an assistant's message only",
+                ));
+            }
+            Ok(())
+        };
+        of_answer(thinking.is_some(), "thinking")?;
+        let is_answer = role == Role::Assistant;
+        Ok(Self {
+            role,
+            content,
+            thinking,
+            timestamp: time(value, "timestamp")?,
+            model: text(value, "model", MODEL_CHARACTERS)?.filter(|_| is_answer),
+            status: optional(value, "status", "complete, cancelled or failed")?
+                .filter(|_| is_answer),
+            finish_reason: optional(
+                value,
+                "finish_reason",
+                "stop, length, repetition or cancelled",
+            )?
+            .filter(|_| is_answer),
+            usage: optional(value, "usage", "an object with prompt_tokens and completion_tokens")?
+                .filter(|_| is_answer),
+        })
+    }
+}
+
+fn optional<T: DeserializeOwned>(
+    value: &Value,
+    field: &'static str,
+    expected: &str,
+) -> Result<Option<T>, LineFault> {
+    match &value[field] {
+        Value::Null => Ok(None),
+        found => T::deserialize(found)
+            .map(Some)
+            .map_err(|_| LineFault::new(field, "value_error", format!("must be {expected}"))),
+    }
+}
+
+fn required<T: DeserializeOwned>(
+    value: &Value,
+    field: &'static str,
+    expected: &str,
+) -> Result<T, LineFault> {
+    optional(value, field, expected)?.ok_or_else(|| LineFault::new(field, "missing", "is required"))
+}
+
+/// Reads a text of at most `longest` characters; a blank one counts as absent.
+fn text(value: &Value, field: &'static str, longest: usize) -> Result<Option<String>, LineFault> {
+    let text: Option<String> = optional(value, field, "a string")?;
+    let text = text.filter(|text| !text.trim().is_empty());
+    if text.as_ref().is_some_and(|text| text.chars().count() > longest) {
+        let msg = format!("must have at most {longest} characters");
+        return Err(LineFault::new(field, "string_too_long", msg));
+    }
+    Ok(text)
+}
+
+fn time(value: &Value, field: &'static str) -> Result<Option<DateTime<Utc>>, LineFault> {
+    let text: Option<String> = optional(value, field, "a time as RFC 3339 has it")?;
+    let parsed = text.map(|text| DateTime::parse_from_rfc3339(&text)).transpose();
+    parsed
+        .map(|time| time.map(|time| time.with_timezone(&Utc)))
+        .map_err(|_| LineFault::new(field, "datetime_parsing", "must be a time as RFC 3339 has it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use futures_util::stream;
+
+    use super::*;
+
+    fn fault(line: &str) -> (&'static str, &'static str) {
+        let fault = ImportLine::parse(line.as_bytes()).expect_err(line);
+        (fault.field, fault.kind)
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_and_its_field_named() {
+        for (line, field, kind) in [
+            ("{", "", "json_invalid"),
+            ("[1]", "", "dict_type"),
+            (r#"{"type":"session","title":7}"#, "title", "value_error"),
+            (r#"{"type":"session","created_at":"yesterday"}"#, "created_at", "datetime_parsing"),
+            (r#"{"type":"export","version":2}"#, "version", "version_unknown"),
+            (r#"{"type":"rubbish"}"#, "type", "enum"),
+            (r#"{"role":"user"}"#, "type", "missing"),
+            (r#"{"type":"message","role":"system","content":"x"}"#, "role", "enum"),
+            (r#"{"type":"message","role":"user"}"#, "content", "missing"),
+            (r#"{"type":"message","role":"user","content":"\ud800"}"#, "", "json_invalid"),
+            (
+                r#"{"type":"message","role":"user","content":"x","thinking":"y"}"#,
+                "thinking",
+                "not_of_role",
+            ),
+            (
+                r#"{"type":"message","role":"assistant","content":"x","status":"odd"}"#,
+                "status",
+                "value_error",
+            ),
+        ] {
+            assert_eq!(fault(line), (field, kind), "{line}");
+        }
+        let long = "x".repeat(MESSAGE_BYTES + 1);
+        let line = format!(r#"{{"type":"message","role":"tool","content":"{long}"}}"#);
+        assert_eq!(fault(&line), ("content", "string_too_long"));
+    }
+
+    #[tokio::test]
+    async fn lines_are_whole_however_the_body_is_cut() {
+        let text = "first\n\n  \r\nsecond line\nlast";
+        for size in 1..=text.len() {
+            let chunks: Vec<Result<Bytes, std::convert::Infallible>> = text
+                .as_bytes()
+                .chunks(size)
+                .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+                .collect();
+            let body = Body::from_stream(stream::iter(chunks));
+            let mut lines = Lines::new(body.into_data_stream());
+            let mut found = Vec::new();
+            while let Some(line) = lines.next().await.expect("a body") {
+                let line = String::from_utf8(line.expect("a line").to_vec()).expect("text");
+                found.push((lines.number, line.trim().to_owned()));
+            }
+            let expected = [(1, "first"), (4, "second line"), (5, "last")];
+            assert_eq!(found, expected.map(|(number, line)| (number, line.to_owned())), "{size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_and_a_body_that_are_too_long_are_refused_before_they_are_read_whole() {
+        let endless = stream::repeat_with(|| {
+            Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 1 << 16]))
+        });
+        let mut lines = Lines::new(Body::from_stream(endless).into_data_stream());
+        let line = lines.next().await.expect("a body").expect("a line");
+        assert_eq!(line.expect_err("too long").kind, "line_too_long");
+        let short = stream::repeat_with(|| {
+            Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'\n'; 1 << 16]))
+        });
+        let mut lines = Lines::new(Body::from_stream(short).into_data_stream());
+        let refused = lines.next().await.expect_err("too large");
+        assert_eq!((refused.status.as_u16(), &*refused.code), (413, "body_too_large"));
+    }
+}
