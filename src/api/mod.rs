@@ -67,6 +67,7 @@ pub fn router(state: AppState) -> Router {
     let limits = LimitLayer {
         limits: shared.limits.clone(),
         proxies: shared.settings.trusted_proxies.clone(),
+        source_key: shared.source_key.clone(),
         kind: native::request_kind,
     };
     let routes = middleware::stack(routes, lists, sign_in, limits, shared.lifecycle.clone());

@@ -28,10 +28,10 @@ pub(super) async fn check(
 /// Checks the names of the Host header and of the address line; browsers send one, and the same.
 fn check_host(allowed: &AllowedHosts, headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let path = uri.path();
-    let mut names = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
-    let named = [names.next(), uri.authority().map(Authority::as_str)];
+    let mut hosts = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
+    let named = [hosts.next(), uri.authority().map(Authority::as_str)];
     let mut named = named.into_iter().flatten();
-    let is_allowed = names.next().is_none()
+    let is_allowed = hosts.next().is_none()
         && match allowed {
             AllowedHosts::Any => true,
             // A browser always names the host.

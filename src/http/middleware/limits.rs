@@ -19,7 +19,7 @@ use crate::limits::{
 };
 use crate::session::Owner;
 use crate::sign_in::Identity;
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 
 /// What this layer needs to know.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub struct LimitLayer {
     pub limits: RateLimits,
     /// The networks of the proxies in front.
     pub proxies: TrustedProxies,
+    /// The key of the digests of addresses.
+    pub source_key: SourceKey,
     /// What a request to this method and path is. The fronts know their routes.
     pub kind: fn(&Method, &str) -> RequestKind,
 }
@@ -101,6 +103,12 @@ fn subject(request: &Request, source: Source) -> Subject {
 impl FromRef<LimitLayer> for TrustedProxies {
     fn from_ref(layer: &LimitLayer) -> Self {
         layer.proxies.clone()
+    }
+}
+
+impl FromRef<LimitLayer> for SourceKey {
+    fn from_ref(layer: &LimitLayer) -> Self {
+        layer.source_key.clone()
     }
 }
 
