@@ -349,6 +349,83 @@ async fn a_client_that_sends_on_after_its_close_still_gets_the_close_code() {
 }
 
 #[tokio::test]
+async fn a_frame_that_announces_too_much_is_refused_before_its_payload_comes() {
+    let Setup { replica, .. } = &setup("500", &[]).await;
+    let before = replica.resident_kib().expect("a figure");
+    let table: [(&str, &[u8], u16); 6] = [
+        ("a megabyte", b"\x81\xff\0\0\0\0\0\x10\0\0", 1009),
+        ("the largest length", b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff", 1009),
+        ("a length beyond it", b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff", 1009),
+        ("a binary message", b"\x82\xff\0\0\x7f\xff\xff\xff\xff\xff", 1009),
+        ("a ping of a megabyte", b"\x89\xff\0\0\0\0\0\x10\0\0", 1009),
+        ("a long close", b"\x88\xfe\x01\0", 1002),
+    ];
+    for (what, head, code) in table {
+        for _ in 0..20 {
+            let mut raw = Raw::open(replica, "/ws").await;
+            raw.until("connection").await;
+            raw.send(&[head, b"\x01\x02\x03\x04 and no more"].concat()).await;
+            let payload = raw.closed_within(CLOSE_LIMIT).await;
+            assert_eq!(payload[..2], code.to_be_bytes(), "{what}");
+        }
+    }
+    until_sockets(replica, 0).await;
+    let grown = replica.resident_kib().expect("a figure") - before;
+    assert!(grown < 16.0 * 1024.0, "{grown} KiB more");
+}
+
+/// Frames as a hostile client makes them: each part is valid, or is not.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let first = prop_oneof![Just(0x81u8), Just(0x01), Just(0x80), Just(0x00), any::<u8>()];
+    let length = prop_oneof![
+        (0u8..=125).prop_map(|length| vec![0x80 | length]),
+        any::<[u8; 2]>().prop_map(|length| [&[0xfe], &length[..]].concat()),
+        any::<[u8; 8]>().prop_map(|length| [&[0xff], &length[..]].concat()),
+        any::<u8>().prop_map(|byte| vec![byte]),
+    ];
+    let payload = prop::collection::vec(any::<u8>(), 0..200);
+    let frame =
+        (first, length, any::<[u8; 4]>(), payload).prop_map(|(first, length, mask, payload)| {
+            [&[first], &length[..], &mask, &payload].concat()
+        });
+    prop::collection::vec(frame, 1..20).prop_map(|frames| frames.concat())
+}
+
+#[test]
+fn whatever_frames_a_client_sends_its_socket_ends_with_a_code_of_the_protocol_or_lives_on() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let Setup { replica, .. } = &runtime.block_on(setup("500", &[]));
+    let mut runner =
+        TestRunner::new(Config { cases: 256, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&frames(), |bytes| {
+        let code = runtime.block_on(async {
+            let mut raw = Raw::open(replica, "/ws").await;
+            raw.until("connection").await;
+            raw.send(&bytes).await;
+            raw.stream.shutdown().await.expect("the end of one direction");
+            let mut code = None;
+            while let Some(frame) = raw.frame().await {
+                if frame.opcode == CLOSE {
+                    code = frame.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                }
+            }
+            code
+        });
+        // A close of the client comes back as it is.
+        let is_own = |code| matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999);
+        prop_assert!(code.is_none_or(is_own), "{code:?}");
+        Ok(())
+    });
+    outcome.expect("every socket to end in order");
+    runtime.block_on(async {
+        until_sockets(replica, 0).await;
+        let (mut socket, _) = Socket::open(replica, "/ws").await;
+        socket.say(&json!({"type": "ping"})).await;
+        assert_eq!(socket.event().await["type"], "pong");
+    });
+}
+
+#[tokio::test]
 async fn a_close_that_meets_a_drain_is_answered_once() {
     let setup = setup("500", &[]).await;
     let mut raws = Vec::new();

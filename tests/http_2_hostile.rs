@@ -98,7 +98,7 @@ async fn a_client_that_completes_no_request_is_disconnected_within_the_read_time
         let took = began.elapsed();
         trickle.abort();
         assert!(end.is_ok(), "{what} keeps the connection");
-        assert!(took < Duration::from_millis(4000), "{what}: {took:?}");
+        assert!(took < Duration::from_secs(4), "{what}: {took:?}");
     });
     join_all(clients).await;
 }
@@ -179,7 +179,7 @@ async fn bodies_that_do_not_end_cost_a_bounded_number_of_bytes_a_connection() {
         let fill = async {
             loop {
                 for (number, stream) in streams().enumerate() {
-                    let next = FRAME as i64;
+                    let next = i64::try_from(FRAME).expect("a small number");
                     while room[number] >= next && of_all >= next && sent[number] < 31 {
                         let bytes = frame(DATA, 0, stream, &piece);
                         let write = writing.write_all(&bytes);
@@ -215,12 +215,14 @@ async fn bodies_that_do_not_end_cost_a_bounded_number_of_bytes_a_connection() {
     assert!(each < 8.0 * 1024.0, "{each:.0} KiB a connection");
 }
 
+/// A name, and the frames of each step.
+type Flood<'a> = (&'a str, Box<dyn Fn(u32) -> Vec<u8> + 'a>);
+
 #[tokio::test]
 async fn control_frames_without_end_are_cut_off_and_cost_no_other_client_anything() {
     let Setup { replica, .. } = &setup("0", &[ON]).await;
     let live = |stream| request(stream, "GET", "/health/live", false);
     let reset = |stream| frame(RESET, 0, stream, &8u32.to_be_bytes());
-    type Flood<'a> = (&'a str, Box<dyn Fn(u32) -> Vec<u8> + 'a>);
     let floods: Vec<Flood> = vec![
         ("pings", Box::new(|_| frame(PING, 0, 0, &[1; 8]))),
         ("confirmed pings", Box::new(|_| frame(PING, ACK, 0, &[1; 8]))),

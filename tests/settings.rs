@@ -231,12 +231,12 @@ async fn no_log_line_and_no_error_holds_the_password_and_a_wrong_one_is_reported
             assert!(!lines.contains("Sec ret#1") && !lines.contains("Sec%20ret"), "{told}");
             assert!(!lines.contains('\u{1b}'), "a log that is no terminal is coloured");
         }
-        let (code, printed) = run(&mut binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
+        let (code, printed) = run(binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
         assert_eq!(code, Some(1));
         assert!(!printed.contains("Sec ret#1") && !printed.contains("Sec%20ret"), "{printed}");
     }
     let url = with_password.url_as(":wrong");
-    let (code, printed) = run(&mut binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
+    let (code, printed) = run(binary(&["migrate"]).env("JARVIS_REDIS_URL", &url));
     assert_eq!(code, Some(1));
     assert!(printed.contains("refuses the user name or password"), "{printed}");
 }

@@ -54,7 +54,7 @@ async fn until_trouble(replica: &Process, service: &str) -> String {
     let mut trouble = String::new();
     let found = eventually(LIMIT, async || {
         let detailed = get(replica, "/health/detailed").await.body;
-        trouble = detailed["problems"][service].as_str().unwrap_or_default().to_owned();
+        detailed["problems"][service].as_str().unwrap_or_default().clone_into(&mut trouble);
         !trouble.is_empty()
     });
     assert!(found.await, "no trouble");

@@ -81,12 +81,12 @@ impl RedisSettings {
             return Err(one.to_owned());
         }
         if !self.url().starts_with("rediss") {
-            return match self.redis_ca_file.is_some() || has_certificate {
-                true => {
-                    Err("a certificate for Redis needs TLS: write rediss:// in its URL".to_owned())
-                }
-                false => Ok(()),
-            };
+            if self.redis_ca_file.is_some() || has_certificate {
+                return Err(
+                    "a certificate for Redis needs TLS: write rediss:// in its URL".to_owned()
+                );
+            }
+            return Ok(());
         }
         self.tls().client_config().map(drop).map_err(|error| format!("Redis over TLS: {error}"))
     }

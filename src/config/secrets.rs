@@ -18,7 +18,7 @@ const SHORTEST_TOKEN: usize = 16;
 const READABLE_BY_ALL: u32 = 0o004;
 
 /// The settings that are secrets, or may hold one. Each has a second setting that names a file in its
-/// place, whose identifier ends with `_file`.
+/// place, whose identifier ends with `_file`, but for the address of a server for clients.
 const SECRETS: &[SecretSetting] = &[
     SecretSetting { id: "jwks_url", kind: SecretKind::Urls },
     SecretSetting { id: "jwt_secret", kind: SecretKind::Whole },
@@ -29,7 +29,12 @@ const SECRETS: &[SecretSetting] = &[
     SecretSetting { id: "redis_url", kind: SecretKind::Urls },
     SecretSetting { id: "source_key", kind: SecretKind::Whole },
     SecretSetting { id: "token", kind: SecretKind::Whole },
+    SecretSetting { id: ADDRESS, kind: SecretKind::Urls },
 ];
+
+/// The identifier of the address of a running server, and its variable.
+const ADDRESS: &str = "url";
+const ADDRESS_VARIABLE: &str = "JARVIS_HEALTH_URL";
 
 struct SecretSetting {
     /// The identifier of the setting for clap.
@@ -128,9 +133,14 @@ pub(super) fn check_sources(parsed: &ArgMatches) -> Result<(), String> {
             let is_secret = *kind == SecretKind::Whole || holds_a_password(command, id);
             if is_secret {
                 let with = if *kind == SecretKind::Whole { "" } else { " with a password" };
+                let instead = if *id == ADDRESS {
+                    ADDRESS_VARIABLE.to_owned()
+                } else {
+                    format!("{variable} or {flag}-file")
+                };
                 return Err(format!(
                     "every user of this machine can read arguments, so {flag}{with} is refused; set \
-                     {variable} or {flag}-file, with a new secret"
+                     {instead}, with a new secret"
                 ));
             }
         }

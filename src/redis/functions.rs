@@ -423,8 +423,8 @@ mod tests {
     #[test]
     fn the_user_of_redis_may_run_the_commands_that_are_used_and_no_other() {
         let file = include_str!("../../deploy/redis.acl");
-        let user = file.lines().find(|line| line.starts_with("user jarvis ")).expect("a user");
-        let allowed = user.split(' ').filter_map(|rule| rule.strip_prefix('+'));
+        let rules = file.lines().find(|line| line.starts_with("user jarvis ")).expect("a user");
+        let allowed = rules.split(' ').filter_map(|rule| rule.strip_prefix('+'));
         let allowed: BTreeSet<String> = allowed.map(str::to_owned).collect();
         let texts =
             LIBRARIES.iter().flat_map(|library| library.includes.iter().chain(library.commands));
@@ -438,16 +438,16 @@ mod tests {
                 }
             })
         });
-        let mut used: BTreeSet<String> = of_functions.collect();
-        used.extend(OF_CLIENT.map(str::to_owned));
-        let missing: Vec<_> = used.difference(&allowed).collect();
-        let needless: Vec<_> = allowed.difference(&used).collect();
+        let mut needed: BTreeSet<String> = of_functions.collect();
+        needed.extend(OF_CLIENT.map(str::to_owned));
+        let missing: Vec<_> = needed.difference(&allowed).collect();
+        let needless: Vec<_> = allowed.difference(&needed).collect();
         assert!(
             missing.is_empty() && needless.is_empty(),
             "missing {missing:?}, needless {needless:?}"
         );
-        let other = user.split(' ').skip(2).filter(|rule| !rule.starts_with(['+', '>']));
-        let rules: Vec<_> = other.collect();
-        assert_eq!(rules, ["on", "resetkeys", "resetchannels", "~jarvis:*", "&jarvis:*", "-@all"]);
+        let other = rules.split(' ').skip(2).filter(|rule| !rule.starts_with(['+', '>']));
+        let other: Vec<_> = other.collect();
+        assert_eq!(other, ["on", "resetkeys", "resetchannels", "~jarvis:*", "&jarvis:*", "-@all"]);
     }
 }

@@ -151,8 +151,11 @@ fn load(name: &str, config: Arc<Config<'static>>) -> Option<StaticFile> {
         (_, Cow::Borrowed(bytes)) => Bytes::from_static(bytes),
         (_, Cow::Owned(bytes)) => bytes.into(),
     };
-    let content_type =
-        if name.ends_with(".html") { "text/html; charset=utf-8" } else { &file.content_type };
+    // The page does not say how it is encoded.
+    let content_type = match file.content_type.as_str() {
+        "text/html" => "text/html; charset=utf-8",
+        other => other,
+    };
     let content_type = HeaderValue::from_str(content_type).ok()?;
     Some(StaticFile { bytes, content_type, is_gzipped: file.gzpipped })
 }

@@ -28,19 +28,18 @@ pub(super) async fn check(
 /// Checks the names of the Host header and of the address line; browsers send one, and the same.
 fn check_host(allowed: &AllowedHosts, headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let path = uri.path();
-    let mut hosts = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
-    let named = [hosts.next(), uri.authority().map(Authority::as_str)];
-    let mut named = named.into_iter().flatten();
-    let is_allowed = hosts.next().is_none()
+    let mut sent = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or("?"));
+    let hosts = [sent.next(), uri.authority().map(Authority::as_str)];
+    let mut hosts = hosts.into_iter().flatten().peekable();
+    let is_allowed = sent.next().is_none()
         && match allowed {
             AllowedHosts::Any => true,
             // A browser always names the host.
-            AllowedHosts::Loopback => named.all(is_local),
+            AllowedHosts::Loopback => hosts.all(is_local),
             // Probes and Prometheus use an address or a name of their network.
             AllowedHosts::Listed(_) if path.starts_with("/health") || path == "/metrics" => true,
             AllowedHosts::Listed(list) => {
-                let mut named = named.peekable();
-                named.peek().is_some() && named.all(|host| is_listed(list, host))
+                hosts.peek().is_some() && hosts.all(|host| is_listed(list, host))
             }
         };
     if is_allowed {
