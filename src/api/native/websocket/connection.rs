@@ -31,7 +31,7 @@ use crate::limits::Subject;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Reader, SessionId};
-use crate::sign_in::Identity;
+use crate::sign_in::Validity;
 use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
@@ -79,13 +79,13 @@ impl Connection {
     /// Creates the connection of an open socket, which sends the events of `reader`.
     pub fn new(
         shared: Shared,
-        caller: Identity,
+        validity: &Validity,
         subject: Arc<Subject>,
         session: SessionId,
         socket: Socket,
         reader: Reader,
     ) -> Self {
-        let sign_in = SignInWatch::new(&caller.validity, shared.settings.auth_grace);
+        let sign_in = SignInWatch::new(validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
         Self {
