@@ -151,9 +151,3 @@ impl FromRef<Shared> for BodyLimit {
         Self(shared.settings.max_body_bytes)
     }
 }
-
-impl FromRef<Shared> for TrustedProxies {
-    fn from_ref(shared: &Shared) -> Self {
-        shared.settings.trusted_proxies.clone()
-    }
-}
