@@ -342,6 +342,9 @@ async fn sockets_of_a_user_are_bounded_over_all_replicas_and_fall_with_a_killed_
     });
     assert!(opened.await, "a closed socket stays held");
     first.kill();
+    let told = async || usage(usage_of(&second, "alice"), "user-sockets").await["used"].clone();
+    let fallen = eventually(Duration::from_secs(10), async || told().await == 1).await;
+    assert!(fallen, "{} sockets are told", told().await);
     let mut more = Vec::new();
     let fallen = eventually(Duration::from_secs(10), async || {
         more.extend(open(&second, &alice).await.ok());
@@ -396,6 +399,66 @@ async fn while_redis_is_away_each_replica_limits_alone() {
         reply.status == 200 && !header(&reply, "ratelimit").starts_with("\"user-requests\";r=0")
     };
     assert!(eventually(Duration::from_secs(9), exact).await, "Redis does not decide again");
+}
+
+/// Sends the same requests for these callers, and returns which were refused, by which limit.
+async fn refusals(limits: &RateLimits, callers: &[Arc<Subject>]) -> Vec<Option<LimitKind>> {
+    let mut outcomes = Vec::new();
+    for number in 0..80_usize {
+        let kind = if number % 5 == 0 { RequestKind::Plain } else { RequestKind::Turn };
+        let outcome =
+            match limits.admit(&callers[(number + number / 5) % 3], kind, number % 4 == 0).await {
+                Ok(admission) => {
+                    let refusal = admission.turn.as_ref().and_then(|turn| turn.refusal().cloned());
+                    match admission.turn {
+                        Some(turn) if number % 7 == 0 => turn.give_back().await,
+                        Some(turn) => turn.keep(),
+                        None => {}
+                    }
+                    refusal.map(|refusal| refusal.kind())
+                }
+                Err(refusal) => Some(refusal.kind()),
+            };
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+#[tokio::test]
+async fn alone_a_replica_decides_about_the_same_requests_as_redis_does() {
+    let redis = RedisServer::start();
+    // The first of them comes back after 5 s.
+    let settings = LimitSettings {
+        user_requests_per_minute: 12,
+        user_turns_per_minute: 9,
+        key_turns_per_minute: 5,
+        address_requests_per_minute: 11,
+        address_turns_per_minute: 7,
+        ..LimitSettings::default()
+    };
+    let limits = limits(&redis.url(), "r1", &settings).await;
+    let callers = |name: &str, network: &str| {
+        [("a", None, "::1"), ("a", Some("k"), "::1"), ("b", None, "")].map(
+            |(user, key, address)| {
+                let address = if address.is_empty() { network } else { address };
+                caller(&format!("{name}-{user}"), key, address)
+            },
+        )
+    };
+    let began = Instant::now();
+    let by_redis = refusals(&limits, &callers("one", "2001:db8::1")).await;
+    assert!(redis.cli(&["KEYS", "jarvis:{limits:*"]).lines().count() >= 5);
+    assert!(began.elapsed() < Duration::from_secs(5), "nothing comes back meanwhile");
+    redis.kill();
+    // The first call notices that Redis is away.
+    limits.usage(&caller("nobody", None, "::1")).await;
+    let began = Instant::now();
+    let alone = refusals(&limits, &callers("two", "2001:db8:1::1")).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "nothing comes back meanwhile");
+    assert_eq!(alone, by_redis);
+    for kind in [LimitKind::UserRequests, LimitKind::KeyTurns, LimitKind::AddressTurns] {
+        assert!(alone.contains(&Some(kind)), "{kind:?} refuses nothing: {alone:?}");
+    }
 }
 
 #[tokio::test]
@@ -611,6 +674,10 @@ async fn usage_tells_the_exact_numbers_of_each_limit_of_the_caller() {
         "address-sockets",
     ];
     assert_eq!(names, all);
+    let openapi = get(&replica, "/openapi.json").await.body;
+    let report = &openapi["paths"]["/api/v1/usage"]["get"]["responses"];
+    assert!(report["200"]["content"]["application/json"]["schema"].is_object(), "{report}");
+    assert!(report["429"]["headers"]["RateLimit"]["schema"].is_object(), "{report}");
     let anonymous = get(&replica, "/api/v1/usage").await;
     assert_eq!(anonymous.body, json!({"user_id": "anonymous", "limits": []}));
 }

@@ -44,7 +44,7 @@ pub struct SocketPermit {
     inner: Arc<PermitsInner>,
     source: Source,
     /// The hold of the user's socket over all replicas.
-    user: Option<UserSocket>,
+    user: Option<Box<UserSocket>>,
 }
 
 impl SocketPermits {
@@ -109,7 +109,8 @@ impl SocketPermit {
     pub fn with(self, user: Option<UserSocket>) -> Self {
         // The permit itself cannot be taken apart, because dropping it returns it.
         let mut permit = self;
-        permit.user = user;
+        // Boxed, because few sockets have one, and an idle one keeps the room.
+        permit.user = user.map(Box::new);
         permit
     }
 

@@ -163,15 +163,3 @@ impl FromRef<Shared> for BodyLimit {
         Self(shared.settings.max_body_bytes)
     }
 }
-
-impl FromRef<Shared> for TrustedProxies {
-    fn from_ref(shared: &Shared) -> Self {
-        shared.settings.trusted_proxies.clone()
-    }
-}
-
-impl FromRef<Shared> for SourceKey {
-    fn from_ref(shared: &Shared) -> Self {
-        shared.source_key.clone()
-    }
-}

@@ -15,11 +15,15 @@ pub(super) const RENEW_EVERY: Duration = HOLD.checked_div(3).expect("a divisor")
 /// The open sockets of users at this replica. Cloning is cheap.
 #[derive(Clone)]
 pub(super) struct UserSockets {
+    inner: Arc<SocketsInner>,
+}
+
+struct SocketsInner {
     store: LimitStore,
-    replica: Arc<str>,
-    next: Arc<AtomicU64>,
+    replica: String,
+    next: AtomicU64,
     /// By the caller's name in Redis, and by their own; false where Redis may refuse them yet.
-    open: Arc<Mutex<HashMap<String, HashMap<String, bool>>>>,
+    open: Mutex<HashMap<String, HashMap<String, bool>>>,
 }
 
 /// The hold of one open socket of a user, until it is dropped.
@@ -33,12 +37,13 @@ pub struct UserSocket {
 
 impl UserSockets {
     pub fn new(store: LimitStore, replica: &str) -> Self {
-        Self { store, replica: replica.into(), next: Arc::default(), open: Arc::default() }
+        let (replica, next, open) = (replica.to_owned(), AtomicU64::default(), Mutex::default());
+        Self { inner: Arc::new(SocketsInner { store, replica, next, open }) }
     }
 
     /// Returns the name of one more socket.
     pub fn next_name(&self) -> String {
-        format!("{} {}", self.replica, self.next.fetch_add(1, Ordering::Relaxed))
+        format!("{} {}", self.inner.replica, self.inner.next.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Returns how many sockets a caller has open here.
@@ -54,7 +59,7 @@ impl UserSockets {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, bool>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews the holds of all open sockets, until Redis does not reply.
@@ -68,7 +73,7 @@ impl UserSockets {
                 }
                 None => continue,
             };
-            if let Err(error) = self.store.renew(&caller, &sockets).await {
+            if let Err(error) = self.inner.store.renew(&caller, &sockets).await {
                 tracing::debug!(%error, "sockets of users not renewed");
                 return;
             }
@@ -109,7 +114,7 @@ impl Drop for UserSocket {
         // Without a runtime the process is ending, and its holds fall with it.
         let Ok(runtime) = Handle::try_current() else { return };
         let (store, caller, name) =
-            (self.sockets.store.clone(), self.caller.clone(), self.name.clone());
+            (self.sockets.inner.store.clone(), self.caller.clone(), self.name.clone());
         runtime.spawn(async move {
             if let Err(error) = store.release(&caller, &[name]).await {
                 tracing::debug!(%error, "socket of a user not released; its hold ends by itself");

@@ -33,8 +33,8 @@ impl LimitStore {
         Self { redis, membership }
     }
 
-    /// Takes all costs, or nothing. Where the caller has as many sockets as it may, those of replicas
-    /// that are gone are removed, and it is tried again.
+    /// Takes all costs, or nothing. Where the caller has as many sockets as it may, or they are only
+    /// counted, those of replicas that are gone are removed, and it is tried again.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -51,7 +51,7 @@ impl LimitStore {
         Ok(self.try_take(charges, options).await?.0)
     }
 
-    /// Returns the sockets that are held, too, where there are too many.
+    /// Returns the sockets that are held, too, where there are too many or they are only counted.
     async fn try_take(
         &self,
         SlotCharges { caller, charges, socket }: &SlotCharges,

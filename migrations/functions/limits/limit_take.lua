@@ -12,7 +12,7 @@
 -- Reply:      verdict    taken, refused, or full: the caller holds as many sockets as it may
 --             count      of held sockets
 --             backlogs   of each limit the microseconds until all of it is back
---             sockets    all that are held, where the verdict is full
+--             sockets    all that are held, where the verdict is full, and where they are only counted
 -- Called by:  LimitStore::take
 
 -- The seconds for which a name is remembered.
@@ -42,7 +42,10 @@ register {
       count = count_sockets(sockets, now)
       if verdict == 'taken' and args.socket ~= '' and count >= sockets_limit
         and not redis.call('ZSCORE', sockets, args.socket) then
-        verdict, held = 'full', redis.call('ZRANGE', sockets, 0, -1)
+        verdict = 'full'
+      end
+      if verdict == 'full' or args.socket == '' then
+        held = redis.call('ZRANGE', sockets, 0, -1)
       end
     end
     local once = args.once ~= '' and base .. ':once:' .. args.once

@@ -30,8 +30,8 @@ use crate::lifecycle::Phase;
 use crate::limits::Subject;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
-use crate::session::{Control, Delivered, Delta, Owner, Reader, SessionId};
-use crate::sign_in::Identity;
+use crate::session::{Control, Delivered, Delta, Reader, SessionId};
+use crate::sign_in::Validity;
 use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
@@ -56,7 +56,6 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 /// One WebSocket.
 pub struct Connection {
     shared: Shared,
-    owner: Owner,
     sign_in: Option<SignInWatch>,
     subject: Arc<Subject>,
     session: SessionId,
@@ -80,18 +79,17 @@ impl Connection {
     /// Creates the connection of an open socket, which sends the events of `reader`.
     pub fn new(
         shared: Shared,
-        caller: Identity,
+        validity: &Validity,
         subject: Arc<Subject>,
         session: SessionId,
         socket: Socket,
         reader: Reader,
     ) -> Self {
-        let sign_in = SignInWatch::new(&caller.validity, shared.settings.auth_grace);
+        let sign_in = SignInWatch::new(validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
         Self {
             shared,
-            owner: caller.owner,
             sign_in,
             subject,
             session,
@@ -459,7 +457,8 @@ impl Connection {
 
     /// Requests a snapshot, because the events that this socket missed are no longer stored.
     fn request_snapshot(&mut self) {
-        let (store, owner, session) = (self.shared.store.clone(), self.owner.clone(), self.session);
+        let (store, owner, session) =
+            (self.shared.store.clone(), self.subject.owner.clone(), self.session);
         self.snapshot = Some(Box::pin(async move {
             let take = || snapshot::take(&store, &owner, session, wire::EVENT_BYTES);
             let failed = |error| tracing::debug!(%error, "snapshot waiting for redis");

@@ -140,7 +140,7 @@ pub async fn upgrade(
     let share = shared.unfinished_messages.share();
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
-        Box::new(Connection::new(shared, caller, subject, session, socket, reader))
+        Box::new(Connection::new(shared, &caller.validity, subject, session, socket, reader))
     });
     let open = async move {
         let _permit = permit;
