@@ -176,9 +176,14 @@ impl Budget {
             .text("total_limit", self.limits.anonymous_bytes)
             .text("young", self.limits.young.as_secs());
         let remove = self.store.redis().call(call).await?;
-        // The session may have been deleted since it was measured.
-        if self.store.measure(session).await?.is_none() {
-            self.forget(session).await?;
+        match self.store.measure(session).await? {
+            // The session was deleted since it was measured.
+            None => self.forget(session).await?,
+            // It became a user's since, and what was recorded then is overwritten.
+            Some(now) if now.owner != measured.owner => {
+                return Box::pin(self.measure_and_record(network, session)).await;
+            }
+            Some(_) => {}
         }
         Ok(remove)
     }

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::native::import_lines::{
-    BYTES, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
+    BYTES, ImportError, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
 };
 use crate::api::native::ownership::SignedIn;
 use crate::api::problems::in_time;
@@ -106,53 +106,57 @@ struct Import {
 
 impl Import {
     async fn run(&mut self) -> Result<(), Problem> {
-        let mut is_first = true;
-        loop {
-            let line = match self.lines.next().await? {
-                Some(Ok(line)) => ImportLine::parse(&line),
-                Some(Err(fault)) => Err(fault),
-                None => {
-                    self.lines.number += 1;
-                    let msg = "the file ends here, and its last line, of type end, is missing";
-                    Err(LineFault::new("", "cut_off", msg))
-                }
-            };
-            let taken = match line {
-                Ok(ImportLine::Export) if is_first => Ok(()),
-                Ok(ImportLine::End) if self.open.is_none() && !is_first => return Ok(()),
-                Ok(line) if !is_first => self.take(line).await?,
-                Ok(_) => Err(out_of_order("the first line must be of type export")),
-                Err(fault) => Err(fault),
-            };
-            is_first = false;
-            taken.map_err(|fault| self.refused(fault))?;
+        match self.take_lines().await {
+            Ok(()) => Ok(()),
+            Err(ImportError::Other(problem)) => Err(problem),
+            Err(ImportError::Line(fault)) => {
+                let ImportReply { sessions_imported, sessions_skipped, .. } = self.reply;
+                Err(fault.at(self.lines.number, sessions_imported + sessions_skipped))
+            }
         }
     }
 
-    fn refused(&self, fault: LineFault) -> Problem {
-        let reply = &self.reply;
-        fault.at(self.lines.number, reply.sessions_imported + reply.sessions_skipped)
+    async fn take_lines(&mut self) -> Result<(), ImportError> {
+        let first = self.next_line().await?;
+        if !matches!(first, ImportLine::Export) {
+            return Err(out_of_order("the first line must be of type export").into());
+        }
+        loop {
+            match self.next_line().await? {
+                ImportLine::End if self.open.is_none() => return Ok(()),
+                line => self.take(line).await?,
+            }
+        }
     }
 
-    async fn take(&mut self, line: ImportLine) -> Result<Result<(), LineFault>, Problem> {
-        let taken = match (line, &mut self.open) {
-            (ImportLine::Session(session), None) => {
-                self.open = Some(OpenSession::new(session));
-                Ok(())
+    async fn next_line(&mut self) -> Result<ImportLine, ImportError> {
+        match self.lines.next().await? {
+            Some(line) => Ok(ImportLine::parse(&line)?),
+            None => {
+                self.lines.number += 1;
+                let msg = "the file ends here, and its last line, of type end, is missing";
+                Err(LineFault::new("", "cut_off", msg).into())
             }
-            (ImportLine::Message(message), Some(open)) => open.add(*message, &self.owner),
+        }
+    }
+
+    async fn take(&mut self, line: ImportLine) -> Result<(), ImportError> {
+        match (line, self.open.take()) {
+            (ImportLine::Session(session), None) => self.open = Some(OpenSession::new(session)),
+            (ImportLine::Message(message), Some(mut open)) => {
+                open.add(*message, &self.owner)?;
+                self.open = Some(open);
+            }
             (ImportLine::SessionEnd(messages), Some(open)) if messages == open.count() => {
-                let Some(open) = self.open.take() else { return Ok(Ok(())) };
                 self.store(open).await?;
-                Ok(())
             }
             (ImportLine::SessionEnd(_), Some(open)) => {
                 let msg = format!("does not match the {} messages before it", open.count());
-                Err(LineFault::new("messages", "count_differs", msg))
+                return Err(LineFault::new("messages", "count_differs", msg).into());
             }
-            _ => Err(out_of_order("this type of line is not expected here")),
-        };
-        Ok(taken)
+            _ => return Err(out_of_order("this type of line is not expected here").into()),
+        }
+        Ok(())
     }
 
     /// Stores a session, unless it is there.
@@ -176,29 +180,20 @@ impl Import {
         room.map_err(|error| failed(error.into()))?;
         let mut attempts = 0;
         loop {
-            while stored < imported.entries.len() {
-                match store.import_messages(owner, &imported, Some(stored)).await {
-                    Ok(ImportStep::Staged(now)) if now > stored || attempts < ATTEMPTS => {
-                        attempts += u32::from(now <= stored);
-                        stored = now;
-                    }
-                    Ok(ImportStep::Exists) => break,
-                    Ok(ImportStep::Staged(_)) => {
+            let step = if stored < imported.entries.len() {
+                store.import_messages(owner, &imported, Some(stored)).await
+            } else {
+                store.import_commit(owner, &imported).await
+            };
+            match step.map_err(|error| failed(error.into()))? {
+                ImportStep::Exists => break,
+                ImportStep::Staged(now) => {
+                    attempts += u32::from(now <= stored);
+                    if attempts > ATTEMPTS {
                         return Err(at_line(Problem::store_unavailable(), number));
                     }
-                    Err(error) => return Err(failed(error.into())),
-                }
-            }
-            match store.import_commit(owner, &imported).await {
-                Ok(ImportStep::Exists) => break,
-                Ok(ImportStep::Staged(now)) if attempts < ATTEMPTS => {
-                    attempts += 1;
                     stored = now;
                 }
-                Ok(ImportStep::Staged(_)) => {
-                    return Err(at_line(Problem::store_unavailable(), number));
-                }
-                Err(error) => return Err(failed(error.into())),
             }
         }
         budget.record("", imported.session).await;

@@ -58,6 +58,27 @@ impl LineFault {
     }
 }
 
+/// Why an import ended before its last line.
+#[derive(Debug)]
+pub enum ImportError {
+    /// A line is not valid.
+    Line(LineFault),
+    /// Something else went wrong.
+    Other(Problem),
+}
+
+impl From<LineFault> for ImportError {
+    fn from(fault: LineFault) -> Self {
+        Self::Line(fault)
+    }
+}
+
+impl From<Problem> for ImportError {
+    fn from(problem: Problem) -> Self {
+        Self::Other(problem)
+    }
+}
+
 /// The lines of a body.
 pub struct Lines {
     chunks: BodyDataStream,
@@ -81,7 +102,7 @@ impl Lines {
     /// # Errors
     /// The problem of a body that is too large, too slow, or broke off; a fault where the line is too
     /// long.
-    pub async fn next(&mut self) -> Result<Option<Result<BytesMut, LineFault>>, Problem> {
+    pub async fn next(&mut self) -> Result<Option<BytesMut>, ImportError> {
         loop {
             let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
             let line = match end {
@@ -91,7 +112,7 @@ impl Lines {
                     self.searched = self.buffer.len();
                     if self.searched > LINE_BYTES {
                         self.number += 1;
-                        return Ok(Some(Err(too_long())));
+                        return Err(too_long().into());
                     }
                     self.read().await?;
                     continue;
@@ -103,10 +124,10 @@ impl Lines {
             }
             self.number += 1;
             if line.len() > LINE_BYTES {
-                return Ok(Some(Err(too_long())));
+                return Err(too_long().into());
             }
             if !line.trim_ascii().is_empty() {
-                return Ok(Some(Ok(line)));
+                return Ok(Some(line));
             }
         }
     }
@@ -381,7 +402,7 @@ mod tests {
             let mut lines = Lines::new(body.into_data_stream());
             let mut found = Vec::new();
             while let Some(line) = lines.next().await.expect("a body") {
-                let line = String::from_utf8(line.expect("a line").to_vec()).expect("text");
+                let line = String::from_utf8(line.to_vec()).expect("text");
                 found.push((lines.number, line.trim().to_owned()));
             }
             let expected = [(1, "first"), (4, "second line"), (5, "last")];
@@ -395,13 +416,14 @@ mod tests {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 1 << 16]))
         });
         let mut lines = Lines::new(Body::from_stream(endless).into_data_stream());
-        let line = lines.next().await.expect("a body").expect("a line");
-        assert_eq!(line.expect_err("too long").kind, "line_too_long");
+        let refused = lines.next().await.expect_err("too long");
+        assert!(matches!(refused, ImportError::Line(LineFault { kind: "line_too_long", .. })));
         let short = stream::repeat_with(|| {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'\n'; 1 << 16]))
         });
         let mut lines = Lines::new(Body::from_stream(short).into_data_stream());
         let refused = lines.next().await.expect_err("too large");
-        assert_eq!((refused.status.as_u16(), &*refused.code), (413, "body_too_large"));
+        let ImportError::Other(problem) = refused else { panic!("{refused:?}") };
+        assert_eq!((problem.status.as_u16(), &*problem.code), (413, "body_too_large"));
     }
 }

@@ -55,11 +55,14 @@ pub async fn claim(
     SessionPath(session): SessionPath,
 ) -> Result<Json<SessionInfo>, Problem> {
     // A repeat needs no room in the budget.
-    match shared.store.describe(&owner, session).await {
-        Err(StoreError::Absent) => in_time(shared.generations.transfer(&owner, session)).await?,
-        described => {
-            described?;
+    let is_owned = async {
+        match shared.store.describe(&owner, session).await {
+            Err(StoreError::Absent) => Ok(false),
+            described => described.map(|_| true),
         }
+    };
+    if !in_time(is_owned).await? {
+        in_time(shared.generations.transfer(&owner, session)).await?;
     }
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
