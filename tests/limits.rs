@@ -199,7 +199,13 @@ async fn in_a_cluster_a_request_takes_from_all_limits_of_its_caller_or_from_none
 
 #[tokio::test]
 async fn every_limited_response_tells_what_is_left_and_no_other_does() {
-    let settings = [SIGN_IN, PROXY, ("JARVIS_USER_REQUESTS_PER_MINUTE", "100")];
+    const PAGE: &str = "https://app.example";
+    let settings = [
+        SIGN_IN,
+        PROXY,
+        ("JARVIS_USER_REQUESTS_PER_MINUTE", "100"),
+        ("JARVIS_ALLOWED_ORIGINS", PAGE),
+    ];
     let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
     let bearer = || token("alice");
     let url = |path: &str| format!("{}{path}", replica.url);
@@ -227,6 +233,10 @@ async fn every_limited_response_tells_what_is_left_and_no_other_does() {
         assert!(left.starts_with(expected.0), "{number}: {left}");
         assert!(policy.starts_with(expected.1), "{number}: {policy}");
     }
+    let of_page = http().get(url("/api/v1/models")).bearer_auth(bearer()).header("origin", PAGE);
+    let readable = send(of_page).await;
+    let readable = header(&readable, "access-control-expose-headers");
+    assert!(readable.starts_with("ratelimit, ratelimit-policy, retry-after"), "{readable}");
     let bearer = format!("Bearer {}", bearer());
     let headers = [("authorization", &*bearer), ("x-forwarded-for", "192.0.2.7")];
     let (_socket, head) = open(&replica, &headers).await.expect("a handshake");

@@ -24,8 +24,10 @@ const PREFLIGHT: &[(HeaderName, &str)] = &[
     ),
     (header::ACCESS_CONTROL_MAX_AGE, "600"),
 ];
-const READABLE: &[(HeaderName, &str)] =
-    &[(header::ACCESS_CONTROL_EXPOSE_HEADERS, "retry-after, www-authenticate, x-request-id")];
+const READABLE: &[(HeaderName, &str)] = &[(
+    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    "ratelimit, ratelimit-policy, retry-after, www-authenticate, x-request-id",
+)];
 
 /// Lets the pages of listed origins call, and refuses the requests of other pages that change
 /// something. CORS alone does not stop a request without a preflight, such as one with a body without
