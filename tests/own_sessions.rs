@@ -551,3 +551,27 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_00
     assert!(least.len() >= 11, "{least:?}");
     assert!(least.values().all(|time| *time < 5.0), "milliseconds: {least:.1?}");
 }
+
+#[tokio::test]
+async fn a_claim_whose_replica_dies_before_its_second_step_is_listed_and_its_bytes_move_by_that() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let (store, session) = (store_of(&redis).await, SessionId::random());
+    let budget = Budget::new(store.clone(), StorageLimits::default());
+    let alice = Owner::User(User::local("alice").expect("a user"));
+    stored_turn(&store, &Owner::Anonymous, session, "q", "an answer").await;
+    budget.record("network", session).await;
+    let total = || redis.cli(&["GET", "jarvis:{budget}:total"]);
+    assert!(total().trim().parse::<u64>().expect("bytes") > 4096, "{}", total());
+    // The steps of a claim, but for the last one.
+    budget.room(&alice, "", session).await.expect("room");
+    store.transfer(&mut Transfer::new(&alice, session)).await.expect("transferred");
+    assert_eq!(listed(&fleet.replicas[0], "alice", 10).await, [session.to_string()]);
+    assert_eq!(total().trim(), "0");
+    let users = redis.cli(&["ZSCORE", "jarvis:{budget}:users", "user:local:alice"]);
+    assert!(users.trim().parse::<u64>().expect("bytes") > 4096, "{users}");
+    // Without the first of them, a claim that was never made leaves an entry that is not shown.
+    let never = SessionId::random();
+    budget.room(&alice, "", never).await.expect("room");
+    assert_eq!(listed(&fleet.replicas[0], "alice", 10).await, [session.to_string()]);
+}
