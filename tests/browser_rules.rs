@@ -131,8 +131,9 @@ async fn a_foreign_page_can_change_nothing_and_open_no_websocket() {
             assert_eq!(got, (403, Some("origin_not_allowed")), "{method} {path} {page:?}");
             assert!(!refused.headers.contains_key("access-control-allow-origin"));
         }
-        let headers: String =
+        let lines: Vec<String> =
             page.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let headers = lines.concat();
         assert_eq!(
             handshake(replica, &headers).await,
             (403, json!("origin_not_allowed")),

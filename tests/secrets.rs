@@ -312,25 +312,24 @@ async fn a_replica_serves_with_all_secrets_from_files_and_warns_of_those_that_al
     assert!(warned.iter().all(|line| line.contains(&metrics) || line.contains(&jwt)), "{log}");
 }
 
-/// Waits until the budget has a source for this address, and returns it.
-async fn source_of(redis: &RedisServer, replica: &Process, address: &str) -> Vec<String> {
+/// Has a turn from this address, and returns the sources in the budget once it has so many sessions.
+async fn sources_of(
+    redis: &RedisServer,
+    replica: &Process,
+    address: &str,
+    sessions: usize,
+) -> Vec<String> {
     let body = json!({"message": "[[tokens=1]] hi"});
     let chat = http().post(format!("{}{CHAT}", replica.url)).header("x-forwarded-for", address);
     assert_eq!(chat.json(&body).send().await.expect("a response").status(), 200);
-    let mut sources = Vec::new();
-    let found = eventually(LIMIT, async || {
-        let keys = redis.cli(&["KEYS", "jarvis:{budget}*"]);
-        sources = keys
-            .lines()
-            .flat_map(|key| key.split([':', '/']))
-            .filter(|part| part.len() == 16 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
-            .map(str::to_owned)
-            .collect();
-        sources.sort_unstable();
-        sources.dedup();
-        !sources.is_empty()
-    });
-    assert!(found.await, "no source: {}", redis.cli(&["KEYS", "jarvis:{budget}*"]));
+    let recorded =
+        async || redis.cli(&["HLEN", "jarvis:{budget}:sessions"]).trim() == sessions.to_string();
+    assert!(eventually(LIMIT, recorded).await, "not {sessions} sessions in the budget");
+    let is_source = |part: &&str| part.len() == 16 && part.bytes().all(|it| it.is_ascii_hexdigit());
+    let keys = redis.cli(&["KEYS", "jarvis:{budget}:payer:*"]);
+    let mut sources: Vec<String> =
+        keys.split([':', '\n']).filter(is_source).map(str::to_owned).collect();
+    sources.dedup();
     sources
 }
 
@@ -345,8 +344,8 @@ async fn all_replicas_digest_an_address_by_one_key_which_a_setting_keeps_out_of_
     }
     let key = async || redis.cli(&["GET", "jarvis:{source}:key"]).trim().len() == 64;
     assert!(eventually(LIMIT, key).await, "no key in Redis");
-    let first = source_of(&redis, &one, ADDRESS).await;
-    assert_eq!(source_of(&redis, &two, ADDRESS).await, first, "one address has two sources");
+    let first = sources_of(&redis, &one, ADDRESS, 1).await;
+    assert_eq!(sources_of(&redis, &two, ADDRESS, 2).await, first, "one address has two sources");
     assert_eq!(first.len(), 1);
     let plain = jarvis::digest::sha256_hex(ADDRESS.as_bytes());
     assert!(!plain.starts_with(&first[0]), "anybody can make the digest");
@@ -354,7 +353,7 @@ async fn all_replicas_digest_an_address_by_one_key_which_a_setting_keeps_out_of_
     let (other, set) = (RedisServer::start(), ("JARVIS_SOURCE_KEY", SOURCE));
     let replica = jarvis(&other.url(), &ollama.url, &[proxies, set]);
     until_ok(&replica, "/health/ready").await;
-    assert_ne!(source_of(&other, &replica, ADDRESS).await, first);
+    assert_ne!(sources_of(&other, &replica, ADDRESS, 1).await, first);
     assert_eq!(other.cli(&["EXISTS", "jarvis:{source}:key"]).trim(), "0");
 }
 

@@ -32,7 +32,8 @@ pub struct TelemetrySettings {
     #[arg(value_parser = log_filter)]
     pub log: Targets,
 
-    /// OpenTelemetry collector that gets spans over HTTP; where absent, no spans are sent
+    /// OpenTelemetry collector that gets spans over HTTP, at /v1/traces where the URL has no path; where
+    /// absent, no spans are sent
     #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
 
