@@ -727,7 +727,7 @@ async fn a_request_over_the_limit_is_refused_before_its_body_is_read_and_counted
     let bearer = token("alice");
     write!(
         stream,
-        "POST /api/v1/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\n\
+        "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\n\
          Content-Length: 100000\r\n\r\n"
     )
     .expect("sent");

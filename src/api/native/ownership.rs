@@ -81,7 +81,8 @@ pub struct SessionList {
 #[utoipa::path(
     get, path = "/api/v1/chat/sessions", tag = "sessions",
     params(
-        ("limit" = Option<u64>, Query, description = "1 to 500; 50"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 500,
+            description = "Sessions in the reply, at most; 50"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
     responses((status = 200, body = SessionList), InvalidFields, Unavailable),
