@@ -130,12 +130,12 @@ impl Import {
     }
 
     async fn next_line(&mut self) -> Result<ImportLine, ImportError> {
-        let Some(line) = self.lines.next().await? else {
-            self.lines.number += 1;
-            let msg = "the file ends here, and its last line, of type end, is missing";
-            return Err(LineFault::new("", "cut_off", msg).into());
-        };
-        Ok(ImportLine::parse(&line)?)
+        if let Some(line) = self.lines.next().await? {
+            return Ok(ImportLine::parse(&line)?);
+        }
+        self.lines.number += 1;
+        let msg = "the file ends here, and its last line, of type end, is missing";
+        Err(LineFault::new("", "cut_off", msg).into())
     }
 
     async fn take(&mut self, line: ImportLine) -> Result<(), ImportError> {
