@@ -17,7 +17,7 @@ use jarvis::membership::MembershipStore;
 use jarvis::session::Owner;
 use jarvis::session::model::User;
 use jarvis::sign_in::{ApiKeyStore, Created};
-use jarvis::source::Source;
+use jarvis::source::SourceKey;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, send, until_ok};
@@ -139,7 +139,7 @@ async fn limits(redis: &str, replica: &str, settings: &LimitSettings) -> RateLim
 }
 
 fn caller(user: &str, key: Option<&str>, address: &str) -> Arc<Subject> {
-    let source = Source::of(address.parse().expect("an address"));
+    let source = SourceKey::new(b"a key").source(address.parse().expect("an address"));
     let owner = Owner::User(User::local(user).expect("a name"));
     Arc::new(Subject { owner, key: key.map(str::to_owned), source })
 }
