@@ -377,7 +377,9 @@ async fn attack(arguments: &AttackArguments) -> anyhow::Result<bool> {
     let report = loadgen::attack::run(Attack {
         binaries: binaries(arguments.binaries.as_ref())?,
         dir: folder.path.clone(),
-        attacks: Some(arguments.attacks.clone()).filter(|some| !some.is_empty()).unwrap_or_else(all),
+        attacks: Some(arguments.attacks.clone())
+            .filter(|some| !some.is_empty())
+            .unwrap_or_else(all),
         duration: Duration::from_secs(arguments.seconds),
         rest: Duration::from_secs(arguments.rest),
         per_minute: arguments.per_minute,

@@ -37,11 +37,8 @@ pub fn fields(path: &str, forwarded_for: &str) -> Vec<u8> {
     // `:method POST` and `:scheme http` of the static table, then literals without an index:
     // `:authority`, `:path`, and a name that is not in the table.
     let mut fields = vec![0x83, 0x86];
-    let literals: [(u8, &[&str]); 3] = [
-        (0x01, &["127.0.0.1"]),
-        (0x04, &[path]),
-        (0x00, &["x-forwarded-for", forwarded_for]),
-    ];
+    let literals: [(u8, &[&str]); 3] =
+        [(0x01, &["127.0.0.1"]), (0x04, &[path]), (0x00, &["x-forwarded-for", forwarded_for])];
     for (name, texts) in literals {
         fields.push(name);
         for text in texts {

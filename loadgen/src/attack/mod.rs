@@ -34,7 +34,7 @@ const REPLICAS: usize = 3;
 /// of attackers.
 const SLOTS: &str = "256";
 /// The time in which the honest sessions begin, and the buffers of their beginning are freed.
-const WARM_UP: Duration = Duration::from_secs(6);
+const WARM_UP: Duration = Duration::from_secs(5);
 /// The time after the last attack in which new honest turns begin.
 const LAST: Duration = Duration::from_secs(1);
 /// The time between two samples of memory.
@@ -80,10 +80,8 @@ pub async fn run(attack: Attack) -> anyhow::Result<AttackReport> {
         ..attack.load.clone()
     };
     let (seed, sessions) = (load.seed, load.sessions);
-    let (in_time, rows) = tokio::join!(
-        crate::run::run(load, Arc::clone(&tally)),
-        all(&fleet, &attack, &tally)
-    );
+    let (in_time, rows) =
+        tokio::join!(crate::run::run(load, Arc::clone(&tally)), all(&fleet, &attack, &tally));
     let mut honest = Report::of(&tally, seed, sessions, 0.0);
     if !in_time? {
         honest.broken.push("the sessions did not come to their end".to_owned());

@@ -2,10 +2,10 @@
 
 use clap::ValueEnum;
 
+use super::Attack;
 use super::connections::{self, Connections};
 use super::floods::{self, Flood, FloodPlan};
 use super::target::{Addresses, Target};
-use super::Attack;
 
 /// The addresses of a flood from many addresses. Each may send 120 turns a minute.
 const MANY: usize = 500;

@@ -158,7 +158,8 @@ impl AttackReport {
                 format!("{:.0} → {:.0} → {:.0}", before.redis_mib, peak.redis_mib, after.redis_mib)
             );
         }
-        let _ = writeln!(table, "\n  Memory before, at most in, and after the attack. Attackers saw:");
+        let _ =
+            writeln!(table, "\n  Memory before, at most in, and after the attack. Attackers saw:");
         for row in self.rows.iter().skip(1) {
             let seen: Vec<String> =
                 row.seen.iter().map(|(what, count)| format!("{what}: {count}")).collect();
@@ -189,8 +190,7 @@ mod tests {
         count(&tally.counters.turns);
         count(&tally.counters.complete);
         let same = || memory(50.0, 10.0);
-        let baseline =
-            Row::new("none", &honest(50), [same(), same(), same()], BTreeMap::default());
+        let baseline = Row::new("none", &honest(50), [same(), same(), same()], BTreeMap::default());
         AttackReport::of(Report::of(&tally, 1, 1, 0.0), vec![baseline, attack], 64).honest.broken
     }
 
