@@ -213,7 +213,7 @@ struct AttackArguments {
 
     /// Pause after each attack, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=600))]
-    rest: u64,
+    pause: u64,
 
     /// Requests a minute of a flood
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -381,7 +381,7 @@ async fn attack(arguments: &AttackArguments) -> anyhow::Result<bool> {
             .filter(|some| !some.is_empty())
             .unwrap_or_else(all),
         duration: Duration::from_secs(arguments.seconds),
-        rest: Duration::from_secs(arguments.rest),
+        rest: Duration::from_secs(arguments.pause),
         per_minute: arguments.per_minute,
         connections: arguments.connections as usize,
         anonymous_mib: arguments.anonymous_mib,

@@ -9,7 +9,7 @@ const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 fn attack(attacks: &str) {
     let binaries = testkit::binaries::all().unwrap_or_else(|error| panic!("{error:#}"));
     let output = Command::new(LOADGEN)
-        .args(["attack", "--attacks", attacks, "--seconds", "2", "--rest", "1"])
+        .args(["attack", "--attacks", attacks, "--seconds", "2", "--pause", "1"])
         .args(["--per-minute", "3000", "--connections", "150", "--sessions", "20", "--seed", "1"])
         .args(["--think", "0.5", "--min-tokens", "20", "--max-tokens", "40", "--binaries"])
         .arg(binaries)
