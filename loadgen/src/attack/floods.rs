@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::target::{Addresses, Target};
 
@@ -16,6 +16,10 @@ use super::target::{Addresses, Target};
 const AT_ONCE: usize = 64;
 /// The time limit of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// The time that a stream is read for.
+const STREAM_LIMIT: Duration = Duration::from_millis(200);
+/// The code of a stream's error where the queue has no room.
+const REFUSED: &[u8] = b"\"queue_full\"";
 /// A body beyond the bound of 512 KiB.
 const TOO_LARGE: usize = 600 << 10;
 /// The characters of a message within the bound of characters that fits in no context.
@@ -108,9 +112,8 @@ async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) 
     match timeout_at(limit, request).await {
         Ok(Ok(response)) => {
             let status = response.status();
-            // An accepted stream is dropped, and its turn goes on.
             if status.is_success() {
-                target.saw("200");
+                target.saw(accepted(response).await);
                 return;
             }
             let problem = timeout_at(limit, response.json::<Value>()).await;
@@ -120,6 +123,25 @@ async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) 
         }
         Ok(Err(_)) => target.saw("connection lost"),
         Err(_) => target.saw("no response in time"),
+    }
+}
+
+/// Returns how a response of status 200 goes on. A stream is dropped soon, and its turn goes on
+/// without it.
+async fn accepted(mut response: reqwest::Response) -> &'static str {
+    let refused = async {
+        let mut received = Vec::new();
+        while let Ok(Some(bytes)) = response.chunk().await {
+            received.extend_from_slice(&bytes);
+            if received.windows(REFUSED.len()).any(|part| part == REFUSED) {
+                return true;
+            }
+        }
+        false
+    };
+    match timeout(STREAM_LIMIT, refused).await {
+        Ok(true) => "200, then queue_full",
+        _ => "200",
     }
 }
 
