@@ -35,6 +35,7 @@ pub const QUEUE_ADDRESSES: usize = 12;
 #[derive(Clone, Copy, Debug)]
 pub enum Flood {
     /// Bodies that are too large, questions that are too long, and turns beyond a share of the queue.
+    /// With three replicas each of them goes to one, which bears all of it.
     Refused,
     /// Short turns, each in a new session.
     Sessions,
