@@ -1,6 +1,6 @@
 # The commands are in xtask/; here are only their names and settings.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test verify chaos roll soak bench seams clean purge
+.PHONY: help run cluster chat stop test verify chaos roll soak attack fuzz bench seams clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 # What makes a second build soon would be half of the space that a first one takes.
@@ -30,7 +30,7 @@ stop:     ## stop what `make run` or `make cluster` started
 test:     ## formatting, lints, licences, manifests and all tests (FILTER=part of a name)
 	$(DEV) test $(if $(FILTER),--filter $(FILTER))
 
-verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica
+verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica, and a minute of each fuzz target
 	$(DEV) verify
 
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
@@ -41,6 +41,12 @@ roll:     ## replace every replica ten times under load; nobody may notice (SEED
 
 soak:     ## the same for long, over sentinels and over a cluster, and `make roll` (SEED= MINUTES=30 SESSIONS=200)
 	$(DEV) soak $(PROOF)
+
+attack:   ## attack a fleet beside 100 honest sessions: floods, slow connections, garbage; nobody may notice (SEED= MINUTES=0.5 each)
+	$(DEV) attack $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+fuzz:     ## run every parser of what strangers send on random bytes (MINUTES=10 each)
+	$(DEV) fuzz $(if $(MINUTES),--minutes $(MINUTES))
 
 bench:    ## what jarvis adds to the model host: time to first token, rate, CPU, memory, many sockets
 	$(DEV) bench

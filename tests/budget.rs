@@ -7,12 +7,14 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use jarvis::budget::{Budget, OverBudget, StorageLimits};
-use jarvis::session::model::User;
+use jarvis::session::model::{ContextReport, FinishReason, User, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, channel,
+    Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, Written, channel,
+    message,
 };
-use jarvis::session::{Owner, SessionId, Store, Tag};
+use jarvis::session::{Control, Message, Owner, Role, SessionId, Status, Store, Tag, Usage};
 use serde_json::json;
 use support::client::{http, send, until_ok};
 use support::eventually;
@@ -22,6 +24,8 @@ use support::store::{connect, turn_spec};
 
 const OWNER: Owner = Owner::Anonymous;
 const KIB: u64 = 1024;
+/// The revision of the writers.
+const REVISION: Tag = Tag(7);
 
 /// Limits that nothing in a test reaches, and no protection of young sessions.
 fn wide() -> StorageLimits {
@@ -38,7 +42,7 @@ async fn open_turn(store: &Store, session: SessionId, bytes: u64) -> Arc<Turn> {
     let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
     let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
-    let tag = Tag::random();
+    let tag = REVISION;
     store.start(&turn, tag, None).await.expect("Redis");
     let text = "x".repeat(bytes as usize);
     store.append(&turn, tag, 0, true, &text).await.expect("Redis");
@@ -48,8 +52,23 @@ async fn open_turn(store: &Store, session: SessionId, bytes: u64) -> Arc<Turn> {
 /// Stores a turn with an answer of so many bytes, which has ended, and records it.
 async fn ended_turn(budget: &Budget, store: &Store, network: &str, bytes: u64) -> SessionId {
     let session = SessionId::random();
-    open_turn(store, session, bytes).await;
-    store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    let turn = open_turn(store, session, bytes).await;
+    let header = Message {
+        generation_id: Some(turn.generation),
+        status: Some(Status::Complete),
+        ..message(Role::Assistant, Utc::now())
+    };
+    let ended = Control::Ended {
+        timestamp: rfc3339(&header.timestamp),
+        model: "m".to_owned(),
+        finish_reason: FinishReason::Stop,
+        usage: Usage::default(),
+        context: ContextReport::default(),
+        continued: Vec::new(),
+    };
+    let events = [(Tag::random(), ended)];
+    let written = store.finish(&turn, REVISION, bytes, &header, &events).await;
+    assert_eq!(written.expect("Redis"), Written::Ok);
     budget.record(network, session).await;
     session
 }
@@ -177,6 +196,39 @@ async fn a_session_with_a_turn_in_the_last_minutes_is_never_removed() {
     // So the budget refuses what would exceed it by more than a tenth.
     let refused = budget.room(&OWNER, "n", first).await;
     assert_eq!(refused, Err(OverBudget::Total));
+}
+
+#[tokio::test]
+async fn a_session_without_an_answer_goes_at_once_and_before_those_with_one() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 100 * KIB, ..StorageLimits::default() };
+    let budget = Budget::new(store.clone(), limits);
+    let content = "q".repeat(30 << 10);
+    let refused = async || {
+        let session = SessionId::random();
+        let new = NewTurn {
+            spec: turn_spec("m"),
+            content: content.clone(),
+            conversation: None,
+            key: None,
+        };
+        store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
+        store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+        budget.record("n", session).await;
+        session
+    };
+    // The network has a session with an answer, which is older than those that are refused.
+    let answered = ended_turn(&budget, &store, "n", KIB).await;
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        sessions.push(refused().await);
+        assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await, Ok(()));
+    }
+    assert!(exists(&store, answered).await);
+    assert!(!exists(&store, sessions[0]).await && !exists(&store, sessions[4]).await);
+    let total = server.cli(&["GET", "jarvis:{budget}:total"]);
+    assert!(total.trim().parse::<u64>().expect("bytes") <= 110 * KIB, "{total}");
 }
 
 #[tokio::test]

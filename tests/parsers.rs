@@ -26,6 +26,26 @@ const CURSORS: &[&str] = &[
     "1-17-9f3a-0-0",
     "1-9007199254740991-ffffffffffffffff-0123456789abcdef0123456789abcdef-9007199254740991",
 ];
+const CHAT_BODIES: &[&str] = &[
+    r#"{"message":"hi","session_id":"00000000-0000-4000-8000-000000000001","stream":"on","max_tokens":"-1","stop":"x","think":"high","on_disconnect":"cancel","temperature":"2e0"}"#,
+    "\u{feff}{\"message\":\"hi\",\"note\":\"\\ud800\",\"system\":null}",
+];
+const FORWARDED: &[&str] = &[
+    "198.51.100.1:4711, [2001:db8::1]:80, 10.0.0.1",
+    "[::1], ::ffff:10.0.0.1\nfd00::1\n",
+    "unknown, _hidden, 1.2.3.4",
+];
+const TOKENS: &[&str] = &[
+    "{\"alg\":\"HS256\",\"typ\":\"JWT\"}\n{\"sub\":\"alice\",\"exp\":4102444800,\"type\":\"access\",\"aud\":[\"the audience\"],\"nbf\":1}",
+    "{\"alg\":\"none\"}\n{\"sub\":\"alice\",\"exp\":4102444800,\"type\":\"access\"}",
+    "{\"alg\":\"HS256\",\"crit\":[\"b64\"],\"kid\":\"k\"}\n{\"sub\":\"alice\",\"exp\":1e300,\"type\":\"refresh\"}",
+];
+const IMPORT_LINES: &[&str] = &[
+    r#"{"type":"export","version":1}"#,
+    r#"{"type":"session","title":"t","model":"m","created_at":"2026-01-01T00:00:00Z"}"#,
+    r#"{"type":"message","role":"assistant","content":"a","thinking":"b","timestamp":"2026-01-01T00:00:00Z","model":"m","status":"complete","finish_reason":"stop","usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+    r#"{"type":"session_end","messages":2}"#,
+];
 const LINES: &[&str] = &[
     "{\"message\":{\"role\":\"assistant\",\"content\":\"hé\"},\"done\":false}\n{\"done\":true,\"done_reason\":\"stop\",\"eval_count\":2}\n",
     "{\"error\":\"an error was encountered while running the model: unexpected EOF\"}\n",
@@ -85,6 +105,46 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_are_the_body_of_a_chat_request_or_an_error(bytes in random()) {
+        in_time(|| parsers::chat_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_body_of_a_chat_request_is_one_or_an_error(bytes in damaged(CHAT_BODIES)) {
+        in_time(|| parsers::chat_body(&bytes));
+    }
+
+    #[test]
+    fn whatever_bytes_a_client_forwards_its_address_is_the_one_that_a_trusted_proxy_saw(bytes in random()) {
+        in_time(|| parsers::forwarded_for(&bytes));
+    }
+
+    #[test]
+    fn whatever_a_damaged_header_forwards_the_address_is_the_one_that_a_trusted_proxy_saw(bytes in damaged(FORWARDED)) {
+        in_time(|| parsers::forwarded_for(&bytes));
+    }
+
+    #[test]
+    fn no_bytes_are_a_token_without_the_secret(bytes in random()) {
+        in_time(|| parsers::token(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_token_is_refused_or_names_a_user_that_may_be_signed_in(bytes in damaged(TOKENS)) {
+        in_time(|| parsers::token(&bytes));
+    }
+
+    #[test]
+    fn any_bytes_are_a_line_of_an_import_or_an_error(bytes in random()) {
+        in_time(|| parsers::import_line(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_line_of_an_import_is_one_or_an_error(bytes in damaged(IMPORT_LINES)) {
+        in_time(|| parsers::import_line(&bytes));
+    }
+
+    #[test]
     fn any_bytes_from_a_model_host_are_events_or_an_error(bytes in random(), chunk in 1..64usize) {
         in_time(|| parsers::ndjson(&bytes, chunk));
     }
@@ -100,10 +160,25 @@ proptest! {
 
 #[test]
 fn the_largest_and_the_deepest_take_no_longer() {
-    for unit in ["[", "{\"a\":", "\"", "\\u0000", "1", " ", "-", "{\"response\":\"", "\u{1f600}"] {
+    for unit in [
+        "[",
+        "{\"a\":",
+        "\"",
+        "\\u0000",
+        "1",
+        " ",
+        "-",
+        "{\"response\":\"",
+        "\u{1f600}",
+        "1.2.3.4,",
+    ] {
         let bytes = unit.repeat((512 << 10) / unit.len());
         in_time(|| parsers::client_message(bytes.as_bytes()));
         in_time(|| parsers::cursor(bytes.as_bytes()));
+        in_time(|| parsers::chat_body(bytes.as_bytes()));
+        in_time(|| parsers::forwarded_for(bytes.as_bytes()));
+        in_time(|| parsers::token(bytes.as_bytes()));
+        in_time(|| parsers::import_line(bytes.as_bytes()));
         in_time(|| parsers::ndjson(bytes.as_bytes(), 4096));
     }
 }

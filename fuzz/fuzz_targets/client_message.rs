@@ -1,4 +1,4 @@
-//! What a client says over a WebSocket.
+//! A message over a WebSocket.
 #![no_main]
 
 #[path = "../../tests/support/parsers.rs"]

@@ -1,4 +1,4 @@
-//! What a client resumes with.
+//! The cursor that a client resumes from.
 #![no_main]
 
 #[path = "../../tests/support/parsers.rs"]

@@ -70,7 +70,7 @@ impl Fleet {
             let folder = Folder::at(&plan.dir)?;
             let mut replica = server::Plan::replica(binary, &fleet.redis.url(), &hosts, folder);
             replica.name = format!("replica-{number}");
-            replica.environment.clone_from(&plan.settings);
+            replica.environment.extend(plan.settings.iter().cloned());
             let replica = Arc::new(unblock(move || Server::start(replica)).await?);
             with(&replica, until_ready).await?;
             fleet.replicas.push(replica);

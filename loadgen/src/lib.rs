@@ -1,6 +1,7 @@
 //! `loadgen`: runs sessions over replicas of jarvis, injects faults, and checks every character of
 //! every answer.
 
+pub mod attack;
 pub mod bench;
 pub mod chaos;
 pub mod checker;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use loadgen::attack::{Attack, AttackKind};
 use loadgen::bench::Bench;
 use loadgen::chaos::Chaos;
 use loadgen::chaos::plan::Part;
@@ -42,6 +43,8 @@ enum Command {
     Chaos(ChaosArguments),
     /// Sessions against a private fleet whose replicas are replaced one after another
     Roll(RollArguments),
+    /// Attacks on a private fleet, one after another, beside honest sessions
+    Attack(AttackArguments),
     /// What jarvis costs, compared with ollama-sim alone
     Bench(BenchArguments),
     /// Many idle sockets: memory, their return after a replica's death, and one session for many
@@ -116,6 +119,7 @@ impl Load {
             turn_limit: Duration::from_secs(self.turn_limit),
             think: Duration::try_from_secs_f64(self.think).unwrap_or_default(),
             turns: self.turns as usize,
+            own_addresses: false,
             sse_percent: self.sse as usize,
             rest_percent: self.rest as usize,
             script: Script {
@@ -198,6 +202,44 @@ struct RollArguments {
 }
 
 #[derive(Debug, Args)]
+struct AttackArguments {
+    /// Attacks in their order, separated by commas [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "ATTACKS")]
+    attacks: Vec<AttackKind>,
+
+    /// Duration of the baseline and of each attack, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+
+    /// Pause after each attack, in seconds; replicas keep ended turns for a minute
+    #[arg(long, value_name = "SECONDS", default_value_t = 65, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pause: u64,
+
+    /// Requests a minute of a flood
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    per_minute: u32,
+
+    /// Connections of an attack that holds connections
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+
+    /// Budget of all anonymous sessions, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 192, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    anonymous_mib: u32,
+
+    /// Folder of the jarvis and ollama-sim binaries [default: that of this one]
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+
+    /// Folder of logs and data; kept after a failure [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Debug, Args)]
 struct BenchArguments {
     /// Pairs of halves, one through jarvis and one without it, that the medians are of
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -256,6 +298,7 @@ async fn main() -> ExitCode {
         Command::Run(run) => load(&run).await,
         Command::Chaos(arguments) => until_signal(chaos(&arguments)).await,
         Command::Roll(arguments) => until_signal(roll(&arguments)).await,
+        Command::Attack(arguments) => Box::pin(until_signal(attack(&arguments))).await,
         Command::Bench(arguments) => Box::pin(until_signal(bench(&arguments))).await,
         Command::Sockets(arguments) => Box::pin(until_signal(sockets(&arguments))).await,
         Command::Hold(HoldArguments { replicas, sockets }) => {
@@ -300,7 +343,7 @@ async fn until_signal(run: impl Future<Output = anyhow::Result<bool>>) -> anyhow
 }
 
 async fn chaos(arguments: &ChaosArguments) -> anyhow::Result<bool> {
-    let folder = RunFolder::create(&arguments.fleet, &arguments.load)?;
+    let folder = RunFolder::create(arguments.fleet.dir.as_ref(), &arguments.load)?;
     let report = loadgen::chaos::run(Chaos {
         binaries: binaries(arguments.fleet.binaries.as_ref())?,
         dir: folder.path.clone(),
@@ -315,7 +358,7 @@ async fn chaos(arguments: &ChaosArguments) -> anyhow::Result<bool> {
 }
 
 async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
-    let folder = RunFolder::create(&arguments.fleet, &arguments.load)?;
+    let folder = RunFolder::create(arguments.fleet.dir.as_ref(), &arguments.load)?;
     let report = loadgen::roll::run(Roll {
         binaries: binaries(arguments.fleet.binaries.as_ref())?,
         dir: folder.path.clone(),
@@ -328,6 +371,27 @@ async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
     Ok(folder.finish(&report.table(), &report.clients))
 }
 
+async fn attack(arguments: &AttackArguments) -> anyhow::Result<bool> {
+    let folder = RunFolder::create(arguments.dir.as_ref(), &arguments.load)?;
+    let all = || AttackKind::value_variants().to_vec();
+    let report = loadgen::attack::run(Attack {
+        binaries: binaries(arguments.binaries.as_ref())?,
+        dir: folder.path.clone(),
+        attacks: Some(arguments.attacks.clone())
+            .filter(|some| !some.is_empty())
+            .unwrap_or_else(all),
+        duration: Duration::from_secs(arguments.seconds),
+        rest: Duration::from_secs(arguments.pause),
+        per_minute: arguments.per_minute,
+        connections: arguments.connections as usize,
+        anonymous_mib: arguments.anonymous_mib,
+        load: arguments.load.options(Vec::new(), folder.seed, 0),
+    })
+    .await?;
+    write_json(arguments.load.json.as_ref(), &report)?;
+    Ok(folder.finish(&report.table(), &report.honest))
+}
+
 /// The seed of a run, and the folder of its logs and data.
 struct RunFolder {
     seed: u64,
@@ -336,10 +400,10 @@ struct RunFolder {
 }
 
 impl RunFolder {
-    fn create(arguments: &FleetArguments, load: &Load) -> anyhow::Result<Self> {
+    fn create(dir: Option<&PathBuf>, load: &Load) -> anyhow::Result<Self> {
         let seed = load.seed();
         let temporary = tempfile::Builder::new().prefix("jarvis-loadgen-").tempdir()?;
-        let path = arguments.dir.clone().unwrap_or_else(|| temporary.path().to_owned());
+        let path = dir.cloned().unwrap_or_else(|| temporary.path().to_owned());
         std::fs::create_dir_all(&path)?;
         eprintln!("seed {seed}, logs in {}", path.display());
         Ok(Self { seed, path, temporary })

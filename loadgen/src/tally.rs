@@ -118,6 +118,10 @@ pub struct Measured {
     pub errors: BTreeMap<String, u64>,
     /// The first flaws.
     pub flaws: Vec<Found>,
+    /// The gaps of the present part of the run.
+    part_gap: Histogram<u64>,
+    /// The errors when the present part of the run began.
+    errors_before: BTreeMap<String, u64>,
 }
 
 /// All counters and times of a run.
@@ -148,6 +152,8 @@ impl Default for Tally {
                 told_recovery: times(),
                 errors: BTreeMap::new(),
                 flaws: Vec::new(),
+                part_gap: times(),
+                errors_before: BTreeMap::new(),
             }),
             last_heard: AtomicU64::new(0),
             silence: AtomicU64::new(0),
@@ -166,7 +172,43 @@ pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(micros);
 }
 
+/// What honest sessions saw in one part of a run.
+#[derive(Debug)]
+pub struct Honest {
+    /// The times between one piece of an answer and the next.
+    pub gap: Histogram<u64>,
+    /// The errors by code, those of turns and of connections, and flaws.
+    pub errors: BTreeMap<String, u64>,
+    /// The errors of the run when the part began.
+    before: BTreeMap<String, u64>,
+}
+
+impl Default for Honest {
+    fn default() -> Self {
+        Self { gap: times(), errors: BTreeMap::new(), before: BTreeMap::new() }
+    }
+}
+
+impl Honest {
+    /// Counts the errors from the beginning of the part until now.
+    pub fn count_errors(&mut self, tally: &Tally) {
+        self.errors = tally.all_errors();
+        for (code, before) in &self.before {
+            if let Some(count) = self.errors.get_mut(code) {
+                *count = count.saturating_sub(*before);
+            }
+        }
+        self.errors.retain(|_, count| *count > 0);
+    }
+}
+
 impl Measured {
+    /// Records the time between one piece of an answer and the next.
+    pub fn gap(&mut self, gap: Duration) {
+        record(&mut self.gap, gap);
+        record(&mut self.part_gap, gap);
+    }
+
     /// Records a recovery.
     pub fn recovered(&mut self, recovery: Recovery) {
         record(&mut self.recovery, Duration::from_secs_f64(recovery.seconds()));
@@ -194,6 +236,35 @@ impl Tally {
     /// Returns the longest time in which no client got a character.
     pub fn longest_silence(&self) -> Duration {
         Duration::from_millis(self.silence.load(Ordering::Relaxed))
+    }
+
+    /// Ends a part of the run and begins another. Returns the gaps since the last call.
+    pub fn take_honest(&self) -> Honest {
+        let mut measured = self.measured();
+        let gap = std::mem::replace(&mut measured.part_gap, times());
+        let before = std::mem::take(&mut measured.errors_before);
+        drop(measured);
+        let now = self.all_errors();
+        self.measured().errors_before = now;
+        Honest { gap, errors: BTreeMap::new(), before }
+    }
+
+    /// Returns the errors by code, with the flaws and the lost connections.
+    fn all_errors(&self) -> BTreeMap<String, u64> {
+        let mut errors = self.measured().errors.clone();
+        let c = &self.counters;
+        for (counter, name) in [
+            (&c.lost, "bytes lost"),
+            (&c.doubled, "bytes doubled"),
+            (&c.reordered, "events out of order"),
+            (&c.wrong, "wrong answers"),
+            (&c.forgotten, "turns forgotten"),
+            (&c.unfinished, "turns unfinished"),
+            (&c.reconnects, "reconnects"),
+        ] {
+            errors.insert(name.to_owned(), counter.load(Ordering::Relaxed));
+        }
+        errors
     }
 
     /// Records an error event, or a failure of a connection.

@@ -18,7 +18,8 @@ const LATEST: f64 = 253_402_300_799.0;
 
 /// The claims that are read. `exp` and `nbf` are checked by the library.
 #[derive(Deserialize)]
-pub(super) struct Claims {
+pub struct Claims {
+    /// The user, as its issuer names it.
     pub sub: String,
     exp: f64,
     #[serde(default)]
@@ -38,6 +39,9 @@ impl Claims {
     }
 
     /// Checks that the token names this issuer, and no other: the library takes a list, too.
+    ///
+    /// # Errors
+    /// Where the token names another issuer, or none.
     pub fn check_issuer(&self, name: &str) -> Result<(), SignInError> {
         match &self.iss {
             Some(issuer) if issuer.as_str() == Some(name) => Ok(()),
@@ -46,6 +50,9 @@ impl Claims {
     }
 
     /// Checks that this is an access token, where the token names its kind.
+    ///
+    /// # Errors
+    /// Where the token is of another kind.
     pub fn check_kind(&self) -> Result<(), SignInError> {
         let is_access = self.kind.as_deref().is_none_or(|kind| kind == ACCESS);
         let is_other =
@@ -58,7 +65,7 @@ impl Claims {
 }
 
 /// The key of the service's own tokens.
-pub(super) struct LocalKey {
+pub struct LocalKey {
     key: DecodingKey,
     validation: Validation,
 }
@@ -75,6 +82,9 @@ impl LocalKey {
     }
 
     /// Returns the claims of a token.
+    ///
+    /// # Errors
+    /// Where the token is not one of this key, or not valid now.
     pub fn verify(&self, token: &str) -> Result<Claims, SignInError> {
         let claims = verify(token, &self.key, &self.validation)?;
         if claims.kind.is_none() {

@@ -10,7 +10,7 @@ mod secret;
 pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, Created};
 pub use error::SignInError;
 pub use jwks::IssuerOptions;
-pub use jwt::{LEEWAY, issue};
+pub use jwt::{Claims, LEEWAY, LocalKey, issue};
 pub use secret::Secret;
 
 use std::sync::Arc;
@@ -21,7 +21,6 @@ use jsonwebtoken::Algorithm;
 
 use self::api_keys::{ApiKeys, CheckedKey};
 use self::jwks::Issuer;
-use self::jwt::LocalKey;
 use crate::lifecycle::TaskEnd;
 use crate::redis::Redis;
 use crate::session::{Owner, User};

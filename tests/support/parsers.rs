@@ -1,10 +1,24 @@
-//! The properties of the three parsers that hold for any bytes. The fuzz targets assert the same.
+//! The properties of each parser of what others send, for any bytes. The fuzz targets assert the same.
 #![allow(dead_code, missing_docs, reason = "each target uses a part of it")]
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use jarvis::api::native::import_lines::ImportLine;
+use jarvis::api::native::input::ChatRequest;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
+use jarvis::http::extract::caller::TrustedProxies;
+use jarvis::http::extract::object::Object;
 use jarvis::ollama::{Decoder, StreamEvent};
-use jarvis::session::Cursor;
+use jarvis::session::{Cursor, User};
+use jarvis::sign_in::{LEEWAY, LocalKey, Secret};
+use ring::hmac;
+
+/// A secret of tokens that is used nowhere else.
+const SECRET: &str = "the secret of the parsers' tests, known to all";
 
 fn decode<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<StreamEvent>, bool) {
     let mut decoder = Decoder::default();
@@ -31,16 +45,120 @@ pub fn ndjson(bytes: &[u8], chunk: usize) {
     assert_eq!(decode(bytes.chunks(chunk.max(1))), decode(std::iter::once(bytes)));
 }
 
+fn check_request(request: &ChatRequest) {
+    let length = request.message.chars().count();
+    assert!((1..=32_768).contains(&length) && !request.message.trim().is_empty());
+    assert!((0.0..=2.0).contains(&request.temperature));
+    assert!(request.max_tokens >= 1 && request.stop.len() <= 4);
+    assert!(request.system.as_ref().is_none_or(|system| system.chars().count() <= 32_768));
+    assert_eq!(request.digest("m").len(), 64);
+}
+
+/// Any bytes are the body of a chat request within its bounds, or errors that name their fields.
+pub fn chat_body(bytes: &[u8]) {
+    let Ok(object) = Object::parse(bytes) else { return };
+    match ChatRequest::from_body(&object) {
+        Ok(request) => check_request(&request),
+        Err(errors) => {
+            assert!(!errors.is_empty());
+            for error in errors {
+                assert!(error.loc.len() >= 2 && !error.msg.is_empty() && !error.kind.is_empty());
+            }
+        }
+    }
+}
+
+/// Any bytes are a line of an import within its bounds, or an error that names the line.
+pub fn import_line(bytes: &[u8]) {
+    match ImportLine::parse(bytes) {
+        Ok(ImportLine::Message(message)) => {
+            let reasoning = message.thinking.as_ref().map_or(0, String::len);
+            assert!(message.content.len() + reasoning <= 500 << 10);
+        }
+        Ok(ImportLine::Session(session)) => {
+            assert!(session.title.is_none_or(|title| title.chars().count() <= 200));
+        }
+        Ok(_) => {}
+        Err(fault) => {
+            let problem = fault.at(7, 0);
+            assert_eq!((problem.status.as_u16(), &*problem.code), (422, "import_invalid"));
+            assert!(problem.detail.contains("Line 7: ") && problem.errors.len() == 1);
+        }
+    }
+}
+
+/// Whatever a client claims in X-Forwarded-For, its address is the one that the nearest trusted proxy
+/// saw, and a client that is no proxy has its own. Each line of the bytes is one header.
+pub fn forwarded_for(bytes: &[u8]) {
+    static PROXIES: LazyLock<TrustedProxies> = LazyLock::new(|| {
+        let networks = ["127.0.0.0/8", "10.0.0.0/8", "fd00::/8"];
+        TrustedProxies(Arc::from(networks.map(|network| network.parse().expect("a network"))))
+    });
+    let is_trusted = |address: &IpAddr| PROXIES.0.iter().any(|network| network.contains(address));
+    let (proxy, seen) = (IpAddr::from(Ipv4Addr::LOCALHOST), "203.0.113.9");
+    let stranger: IpAddr = seen.parse().expect("an address");
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append("x-forwarded-for", value);
+        }
+    }
+    assert_eq!(PROXIES.client(stranger, &headers), stranger);
+    let client = PROXIES.client(proxy, &headers);
+    assert_eq!(client, client.to_canonical());
+    // A trusted client is one of a request that no other address is named in.
+    if !is_trusted(&client) {
+        let last = headers.get_all("x-forwarded-for").iter().next_back();
+        assert!(last.is_some(), "{client} was named by nobody");
+    }
+    headers.append("x-forwarded-for", HeaderValue::from_static(seen));
+    assert_eq!(PROXIES.client(proxy, &headers), stranger);
+}
+
+/// No bytes are a token without the secret; with it, a token is refused or names a user that may be
+/// signed in now. The first line is the header of a token that is signed, the rest are its claims.
+pub fn token(bytes: &[u8]) {
+    static KEY: LazyLock<LocalKey> =
+        LazyLock::new(|| LocalKey::new(&Secret::new(SECRET), Some("the audience")));
+    assert!(KEY.verify(&String::from_utf8_lossy(bytes)).is_err());
+    let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
+    let (header, claims) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let message = format!("{}.{}", base64url(header), base64url(claims));
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let signed = |tag: &[u8]| format!("{message}.{}", base64url(tag));
+    let tag = hmac::sign(&secret, message.as_bytes());
+    let mut other = tag.as_ref().to_vec();
+    other[0] ^= 1;
+    assert!(KEY.verify(&signed(&other)).is_err());
+    if let Ok(claims) = KEY.verify(&signed(tag.as_ref())) {
+        let header: serde_json::Value = serde_json::from_slice(header).expect("JSON");
+        assert_eq!(header["alg"], "HS256");
+        let margin = Duration::from_secs(LEEWAY + 2);
+        assert!(claims.expires() + margin >= SystemTime::now());
+        let user = User::new(User::LOCAL, &claims.sub);
+        assert!(user.is_none() || claims.sub.len() <= 255);
+    }
+}
+
+/// Returns bytes in base64url without padding (RFC 4648, section 5).
+fn base64url(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::with_capacity(bytes.len() * 4 / 3 + 2);
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
+        let bits = bits << (8 * (3 - chunk.len()));
+        for index in 0..=chunk.len() {
+            let letter = bits >> (18 - 6 * index) & 63;
+            text.push(char::from(LETTERS[letter as usize]));
+        }
+    }
+    text
+}
+
 /// Any bytes are a message within its bounds, or an error that can be sent to the client.
 pub fn client_message(bytes: &[u8]) {
     match parse_client_message(bytes) {
-        Ok(ClientMessage::Chat(request)) => {
-            let length = request.message.chars().count();
-            assert!((1..=32_768).contains(&length) && !request.message.trim().is_empty());
-            assert!((0.0..=2.0).contains(&request.temperature));
-            assert!(request.max_tokens >= 1 && request.stop.len() <= 4);
-            assert_eq!(request.digest("m").len(), 64);
-        }
+        Ok(ClientMessage::Chat(request)) => check_request(&request),
         Ok(ClientMessage::History { limit, .. }) => assert!((1..=500).contains(&limit)),
         Ok(_) => {}
         Err(bad) => {

@@ -5,6 +5,7 @@ mod check;
 mod clean;
 mod command;
 mod console;
+mod fuzz;
 mod install;
 mod manifests;
 mod models;
@@ -124,6 +125,11 @@ fn perform(request: &Request) -> anyhow::Result<bool> {
         "soak" => return proof::soak(load(30.0)),
         "roll" => return proof::roll(load(0.0)),
         "bench" => return proof::bench(),
+        "attack" => return proof::attack(request.minutes.unwrap_or(0.5), seed),
+        "fuzz" => {
+            let minutes = request.minutes.unwrap_or(10.0);
+            return fuzz::fuzz((minutes * 60.0).round() as u64);
+        }
         "seams" => return seams::seams(request.answers, seed),
         "clean" => clean::clean(request.history)?,
         other => bail!("there is no command {other}; `cargo xtask help` lists them"),

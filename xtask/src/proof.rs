@@ -1,4 +1,4 @@
-//! `chaos`, `roll`, `soak` and `bench`: builds loadgen and runs it.
+//! `chaos`, `roll`, `soak`, `attack` and `bench`: builds loadgen and runs it.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -7,6 +7,9 @@ use testkit::programs::search_path;
 use crate::command::run;
 use crate::console::{self, bold, say, step};
 use crate::{paths, redis, replicas};
+
+/// The honest sessions beside the attacks.
+const HONEST: &str = "100";
 
 /// The properties of the sessions.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +49,22 @@ pub fn soak(load: Load) -> anyhow::Result<bool> {
 pub fn roll(load: Load) -> anyhow::Result<bool> {
     prepare("make roll", paths::RELEASE)?;
     roll_under(load)
+}
+
+/// Attacks a private fleet beside honest sessions, each attack for so many minutes.
+///
+/// # Errors
+/// Fails where it does not build, and where it is time to stop.
+pub fn attack(minutes: f64, seed: Option<u64>) -> anyhow::Result<bool> {
+    prepare("make attack", paths::RELEASE)?;
+    let (seed, seconds) = (seed.unwrap_or_else(random_seed), (minutes * 60.0).round().to_string());
+    say(&format!(
+        "\n  {}, {seconds} s each, beside {HONEST} honest sessions; SEED={seed} repeats the prompts\n",
+        bold("attacks")
+    ));
+    let (name, seed) = (format!("attack-{seed}"), seed.to_string());
+    let arguments = ["attack", "--seconds", &seconds, "--sessions", HONEST, "--seed", &seed];
+    report(&name, paths::RELEASE, &[&arguments[..], &["--think", "1"]].concat())
 }
 
 /// Measures the cost of jarvis.

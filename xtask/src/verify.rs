@@ -17,7 +17,7 @@ use crate::models::Models;
 use crate::outcome::Outcome;
 use crate::replicas::{self, HEALTH_LIMIT};
 use crate::services::{Service, Services};
-use crate::{install, paths, redis};
+use crate::{fuzz, install, paths, redis};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
 /// Their versions of the tokens that a backend or an outside issuer signs.
@@ -25,6 +25,8 @@ const PYTHON_OF_TOKENS: [&str; 2] = ["pyjwt", "cryptography"];
 /// A secret of tokens that is used nowhere else.
 const SECRET: &str = "the secret of make verify, known to all";
 const NODE: [&str; 2] = ["ws", "wscat"];
+/// How long each fuzz target runs, in seconds.
+const FUZZ_SECONDS: u64 = 60;
 /// The close code of a client that sends none.
 const NORMAL: u64 = 1000;
 
@@ -38,8 +40,9 @@ pub fn everything() -> anyhow::Result<bool> {
     let folder = paths::run().join("verify");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let rows: [Row; 2] =
-        [timed("clients", || clients(&folder))?, timed("tokens", || tokens(&folder))?];
+    let mut rows: Vec<Row> =
+        vec![timed("clients", || clients(&folder))?, timed("tokens", || tokens(&folder))?];
+    rows.extend(fuzz::rows(FUZZ_SECONDS)?);
     table(&rows);
     say("");
     Ok(rows.iter().all(|row| row.outcome.ok))

@@ -31,6 +31,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const HISTORY_LIMIT: Duration = Duration::from_mins(1);
 /// The time limit of one request that is answered at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// The header in which a proxy names the address of its client.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The messages of one page of a history.
 const PAGE: usize = 500;
 
@@ -53,6 +55,8 @@ pub struct Options {
     pub sse_percent: usize,
     /// The percentage of sessions that use plain requests.
     pub rest_percent: usize,
+    /// Whether each session names an address of its own in X-Forwarded-For.
+    pub own_addresses: bool,
     /// The prompts.
     pub script: Script,
     /// The seed, which decides prompts, pauses and replicas.
@@ -83,6 +87,11 @@ impl Replicas {
             .or_else(|| places.clone().next())
             .unwrap_or(number)
     }
+}
+
+/// Returns the address of the session of this number.
+fn address(number: usize) -> String {
+    format!("10.{}.{}.{}", number / 62_500 % 32, number / 250 % 250, number % 250 + 1)
 }
 
 /// The state that all clients share.
@@ -128,6 +137,8 @@ struct Client {
     random: StdRng,
     name: &'static str,
     session: String,
+    /// The address that the client names; none where it has that of its connection.
+    address: Option<String>,
     /// The replica of the last request.
     replica: usize,
     attempts: u32,
@@ -188,6 +199,14 @@ impl Client {
         replicas.0[self.replica].0.clone()
     }
 
+    /// Adds the client's address to a request.
+    fn named(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.address {
+            Some(address) => request.header(FORWARDED_FOR, address),
+            None => request,
+        }
+    }
+
     fn counted_connection(&mut self) {
         if self.connected_before {
             count(&self.shared.tally.counters.reconnects);
@@ -234,7 +253,7 @@ impl Client {
         let mut measured = tally.measured();
         match watch.last {
             None => record(&mut measured.first_token, now - watch.asked),
-            Some(last) => record(&mut measured.gap, now - last),
+            Some(last) => measured.gap(now - last),
         }
         drop(measured);
         watch.last = Some(now);
@@ -326,6 +345,7 @@ pub async fn hold(shared: Shared, number: usize, start: Duration) {
             random: StdRng::seed_from_u64(random.random()),
             name: "",
             session,
+            address: options.own_addresses.then(|| address(number)),
             replica,
             attempts: 0,
             connected_before: false,
@@ -414,7 +434,8 @@ async fn compare_history(client: &mut Client, sent: &[Sent]) {
         let base = client.another_replica();
         let url = format!("{base}/api/v1/chat/sessions/{}?limit={PAGE}", client.session);
         let mut asked = None;
-        match client.shared.http.get(url).timeout(REQUEST_LIMIT).send().await {
+        let request = client.named(client.shared.http.get(url));
+        match request.timeout(REQUEST_LIMIT).send().await {
             Ok(response) if response.status().is_success() => {
                 if let Ok(page) = response.json::<Page>().await {
                     for flaw in check_history(sent, &page.messages) {

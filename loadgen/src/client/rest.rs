@@ -39,9 +39,7 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         let body = json!({"message": turn.prompt(), "session_id": client.session,
             "model": client.shared.options.script.model});
         let request = client
-            .shared
-            .http
-            .post(format!("{base}/api/v1/chat/"))
+            .named(client.shared.http.post(format!("{base}/api/v1/chat/")))
             .header("Idempotency-Key", &key)
             .timeout(left.min(ATTEMPT_LIMIT))
             .json(&body);

@@ -94,7 +94,7 @@ fn request(
     if let (Some(generation), Some(id)) = (turn.generation(), last_id) {
         let url =
             format!("{base}/api/v1/chat/sessions/{session}/events?generation_id={generation}");
-        return client.shared.http.get(url).header("Last-Event-ID", id);
+        return client.named(client.shared.http.get(url)).header("Last-Event-ID", id);
     }
     if turn.sent() > 1 {
         count(&client.shared.tally.counters.resends);
@@ -102,9 +102,7 @@ fn request(
     let body = json!({"message": turn.prompt(), "session_id": session, "stream": true,
         "model": client.shared.options.script.model});
     client
-        .shared
-        .http
-        .post(format!("{base}/api/v1/chat/"))
+        .named(client.shared.http.post(format!("{base}/api/v1/chat/")))
         .header("Idempotency-Key", key)
         .json(&body)
 }

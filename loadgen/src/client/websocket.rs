@@ -8,10 +8,11 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use super::{Client, Outcome, Watch, parse};
+use super::{Client, FORWARDED_FOR, Outcome, Watch, parse};
 use crate::checker::{Flaw, Progress, Turn};
 use crate::event::Event;
 use crate::script::random_uuid;
@@ -259,8 +260,14 @@ async fn connect(client: &mut Client, line: &mut Line) {
         url.push_str("&cursor=");
         url.push_str(cursor);
     }
-    let handshake = tokio_tungstenite::connect_async_with_config(url, None, true);
     let limit = client.patience(CONNECT_LIMIT);
+    let handshake = async {
+        let mut request = url.into_client_request()?;
+        if let Some(address) = client.address.as_deref().and_then(|text| text.parse().ok()) {
+            request.headers_mut().insert(FORWARDED_FOR, address);
+        }
+        tokio_tungstenite::connect_async_with_config(request, None, true).await
+    };
     let socket = match timeout(limit, handshake).await {
         Ok(Ok((socket, _))) => socket,
         Ok(Err(Error::Http(response))) => {

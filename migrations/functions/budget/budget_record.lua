@@ -9,9 +9,12 @@
 --             bytes         that the session takes
 --             seconds       until the session expires; -1: never
 --             total_limit   bytes of all anonymous sessions
---             young         seconds after its last turn in which no session is removed
+--             young         seconds after its last turn in which no session with an answer is removed
 -- Reply:      the sessions to remove
 -- Called by:  Budget::record
+-- A session that expires so soon after the end of its turn has no answer.
+local UNANSWERED_SECONDS = 600
+
 register {
   name = 'budget_record',
   version = 1,
@@ -31,8 +34,15 @@ register {
       before = nil
     end
     payer = before and payer or args.payer
+    -- An anonymous session without an answer may go at once and before those that have one, so that
+    -- requests that are refused never take the room of those that are answered. One that was in use
+    -- when it should go is recorded without a payer, and does not stand before the others.
+    local used, seconds = now, tonumber(args.seconds)
+    if is_anonymous(args.payer) and seconds >= 0 and seconds <= UNANSWERED_SECONDS then
+      used = now - tonumber(args.young)
+    end
     redis.call('HSET', base .. ':sessions', session, args.bytes .. ' ' .. payer)
-    redis.call('ZADD', base .. ':payer:' .. payer, score_of(now), session)
+    redis.call('ZADD', base .. ':payer:' .. payer, score_of(used), session)
     if tonumber(args.seconds) < 0 then
       redis.call('ZREM', base .. ':expiry', session)
     else

@@ -4,7 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod event_stream;
 pub(crate) mod export;
 pub(crate) mod import;
-mod import_lines;
+pub mod import_lines;
 pub mod input;
 pub(crate) mod models;
 pub(crate) mod ownership;

@@ -205,6 +205,20 @@ impl Redis {
         primaries.get(number % primaries.len().max(1)).copied().context("there is no primary")
     }
 
+    /// Returns the memory that the data of all primaries takes, in bytes.
+    ///
+    /// # Errors
+    /// Fails where a primary does not answer.
+    pub fn used_memory(&self) -> anyhow::Result<u64> {
+        let mut used = 0;
+        for port in self.primaries()? {
+            let info = ask(port, &["INFO", "memory"])?.text();
+            let line = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+            used += line.context("Redis reports no memory")?.trim().parse::<u64>()?;
+        }
+        Ok(used)
+    }
+
     /// Returns whether every primary has a Redis replica that holds all that the primary held a
     /// moment ago.
     pub fn is_in_sync(&self) -> bool {

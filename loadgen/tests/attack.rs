@@ -1,0 +1,37 @@
+//! Short attacks beside honest sessions: what `make attack` does for minutes.
+#![allow(missing_docs, reason = "tests")]
+
+use std::process::Command;
+
+const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
+
+/// Runs these attacks for two seconds each.
+fn attack(attacks: &str) {
+    let binaries = testkit::binaries::all().unwrap_or_else(|error| panic!("{error:#}"));
+    let output = Command::new(LOADGEN)
+        .args(["attack", "--attacks", attacks, "--seconds", "2", "--pause", "1"])
+        .args(["--per-minute", "3000", "--connections", "150", "--sessions", "20", "--seed", "1"])
+        .args(["--think", "0.5", "--min-tokens", "20", "--max-tokens", "40", "--binaries"])
+        .arg(binaries)
+        .output()
+        .expect("loadgen");
+    let log = String::from_utf8_lossy(&output.stderr);
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{log}\n{report}");
+    println!("{report}");
+}
+
+#[test]
+fn honest_sessions_notice_no_flood_of_refused_requests_of_new_sessions_and_of_waiting_turns() {
+    attack("refused,sessions,queue");
+}
+
+#[test]
+fn honest_sessions_notice_no_slow_connections_over_http_1_and_http_2() {
+    attack("slow-http1,slow-http2");
+}
+
+#[test]
+fn honest_sessions_notice_no_garbage_and_no_address_that_opens_sockets_in_a_loop() {
+    attack("garbage,sockets");
+}
