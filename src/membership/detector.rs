@@ -4,7 +4,7 @@
 //! machines are never compared:
 //!
 //! - Its heartbeat was unchanged for a replica lease, over a connection of this replica that was
-//!   healthy throughout.
+//!   healthy throughout. The time of a call that Redis was slow to reply to does not count.
 //! - Its connections were lost, and its heartbeat was unchanged for [`Timing::still`]. A process
 //!   that is killed loses its connections at once, which the server shows: the replica's own channel
 //!   has no subscriber any more. This counts only where this replica saw the subscription on the
@@ -177,9 +177,15 @@ impl Detector {
             self.reset(now);
         }
         let is_same = self.server == Some(sighting.server) && sighting.sees_observer;
-        if sighting.took >= self.timing.still * STILLS_IN_DOUBT || self.server.is_some() && !is_same
-        {
+        let is_slow = sighting.took >= self.timing.still * STILLS_IN_DOUBT;
+        if is_slow || self.server.is_some() && !is_same {
             self.doubted = Some(now);
+        }
+        if is_slow {
+            // Meanwhile no replica could renew its heartbeat.
+            for seen in self.observations.values_mut() {
+                seen.since = now.min(seen.since + sighting.took);
+            }
         }
         let in_doubt =
             self.doubted.is_some_and(|doubted| now - doubted < DOUBT.min(self.timing.lease));
@@ -462,6 +468,21 @@ mod tests {
         for late in (2_000..4_800).step_by(100) {
             assert_eq!(detector.observe(&other(2, false), at(late)), [], "{late}");
         }
+    }
+
+    #[test]
+    fn the_time_of_a_slow_reply_is_no_part_of_a_lease() {
+        let (mut detector, start) = detector();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let still = heartbeats(&[("other", 1)]);
+        detector.observe(&still, start);
+        let slow = Sighting { took: Duration::from_millis(2_900), ..still.clone() };
+        assert_eq!(detector.observe(&slow, at(2_900)), []);
+        for early in (3_000..5_900).step_by(100) {
+            assert_eq!(detector.observe(&still, at(early)), [], "{early}");
+        }
+        let gone = detector.observe(&still, at(5_900));
+        assert_eq!(gone.first().map(|gone| gone.reason), Some(GoneReason::LeaseOver));
     }
 
     #[test]

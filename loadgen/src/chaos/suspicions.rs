@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-/// The time after a pause in which a replica may still be taken for gone.
-const RESUMED: TimeDelta = TimeDelta::seconds(1);
+/// The time after a pause in which a replica may still be taken for gone: its connections are old, and
+/// Redis may be failing over while it connects again.
+const RESUMED: TimeDelta = TimeDelta::seconds(3);
 
 /// When replicas ended and were paused, by their names.
 #[derive(Debug, Default)]
@@ -115,7 +116,7 @@ mod tests {
         lives.paused("r".to_owned(), now - TimeDelta::seconds(2));
         seen.count(&gone(now - TimeDelta::seconds(1), "lease_over"), &lives);
         assert_eq!(seen.wrong.len(), 1);
-        seen.count(&gone(now - TimeDelta::seconds(3), "lease_over"), &lives);
+        seen.count(&gone(now - TimeDelta::seconds(9), "lease_over"), &lives);
         assert_eq!(seen.wrong.len(), 2);
         lives.end("r".to_owned());
         seen.count(&gone(now + TimeDelta::seconds(9), "connection_lost"), &lives);

@@ -84,7 +84,7 @@ pub struct SessionList {
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 500,
             description = "Sessions in the reply, at most; 50"),
         ("cursor" = Option<String>, Query, max_length = 128,
-            pattern = r"^[0-9]{1,16}(\.[0-9]{1,8})?_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+            pattern = r"^([0-9]{1,16}(\.[0-9]{1,8})?_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$",
             description = "`next_cursor` of the page before"),
     ),
     responses((status = 200, body = SessionList), InvalidFields, Unavailable),
