@@ -3,7 +3,7 @@
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
 //! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
 //! go, of the networks that take most; never one with a running or waiting turn, with a client that
-//! listens, or with a turn in the last minutes. A budget is a limit and no account: a failover may lose the last records, and the next
+//! listens, or with an answer of the last minutes. Those without an answer go first and at once. A budget is a limit and no account: a failover may lose the last records, and the next
 //! turn of each session brings them back.
 
 mod sessions;

@@ -142,7 +142,7 @@ fn bytes(kind: Connections, number: usize, address: &str, random: &mut StdRng) -
         (Connections::Garbage, 0) => (garbage(4096), garbage(256), second / 10),
         (Connections::Garbage, 1) => (socket(&garbage(4096)), garbage(256), second / 10),
         (Connections::Garbage, 2) => {
-            let fragment = frames::masked(frames::TEXT, false, &[b' '; FRAGMENT]);
+            let fragment = frames::masked(frames::TEXT, false, &vec![b' '; FRAGMENT]);
             (socket(&fragment), frames::masked(frames::CONTINUATION, false, b" "), second)
         }
         (Connections::Garbage, _) => {

@@ -90,7 +90,7 @@ pub async fn run(target: &Target, plan: FloodPlan) {
 async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) {
     let (address, body) = match plan.flood {
         Flood::Sessions => (plan.addresses.of(number), body("[[tokens=1 rate=0]] hello")),
-        Flood::Refused if number % 3 == 0 => {
+        Flood::Refused if number.is_multiple_of(3) => {
             (plan.addresses.of(number / 3), bodies.too_large.clone())
         }
         Flood::Refused if number % 3 == 1 => {

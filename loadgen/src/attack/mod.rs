@@ -12,6 +12,7 @@ mod plan;
 mod report;
 mod target;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,7 +125,7 @@ async fn all(fleet: &Fleet, attack: &Attack, tally: &Tally) -> anyhow::Result<Ve
     let after = memory(fleet).await?;
     let mut honest = tally.take_honest();
     honest.count_errors(tally);
-    rows.push(Row::new("none", &honest, [before, peak, after], Default::default()));
+    rows.push(Row::new("none", &honest, [before, peak, after], BTreeMap::default()));
     for kind in &attack.attacks {
         let until = Instant::now() + attack.duration;
         let target = Target::new(&fleet.urls(), until, attackers()?);
@@ -176,7 +177,7 @@ async fn memory(fleet: &Fleet) -> anyhow::Result<Memory> {
     for replica in &fleet.replicas {
         replicas_mib.push(replica.resident_kib()? / 1024.0);
     }
-    let used = with(&fleet.redis, |redis| redis.used_memory()).await?;
+    let used = with(&fleet.redis, testkit::redis::Redis::used_memory).await?;
     Ok(Memory { replicas_mib, redis_mib: used as f64 / f64::from(1 << 20) })
 }
 

@@ -106,7 +106,7 @@ local function bytes_over(base, limit)
 end
 
 -- Returns sessions to remove, so that all anonymous ones take no more than the limit: the ones that
--- were used least recently, of the networks that take most. Sessions of the last `young` seconds
+-- were used least recently, of the networks that take most. Answers of the last `young` seconds
 -- stay.
 local function sessions_to_remove(base, now, limit, young)
   local over, remove = bytes_over(base, limit), {}
