@@ -207,7 +207,7 @@ mod tests {
         let mut idle = good();
         idle.seen.clear();
         for (bad, named) in [
-            (row(75, memory(50.0, 10.0), memory(50.0, 10.0)), "1.50 × the baseline"),
+            (row(80, memory(50.0, 10.0), memory(50.0, 10.0)), "× the baseline"),
             (row(50, memory(75.0, 10.0), memory(50.0, 10.0)), "in the attack"),
             (row(50, memory(50.0, 10.0), memory(75.0, 10.0)), "after it"),
             (row(50, memory(50.0, 75.0), memory(50.0, 10.0)), "Redis grew by 65 MiB"),
