@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use jarvis::Server;
-use jarvis::config::secrets::is_readable_by_all;
+use jarvis::config::secrets::{is_readable_by_all, may_hold_a_secret};
 use jarvis::config::{
     Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
 };
@@ -90,7 +90,7 @@ fn reason(error: &clap::Error) -> String {
         Some(ContextValue::String(name)) => name.as_str(),
         _ => "",
     };
-    if let Some(source) = error.source().filter(|_| holds_a_secret(argument)) {
+    if let Some(source) = error.source().filter(|_| may_hold_a_secret(argument)) {
         return format!("invalid value for '{argument}': {source}");
     }
     let text = error.to_string();
@@ -98,11 +98,6 @@ fn reason(error: &clap::Error) -> String {
     // The standard library's text does not help the operator.
     let line = line.replace("invalid digit found in string", "expected a whole number");
     without_userinfo(&line)
-}
-
-/// Returns whether the value of an argument may hold a secret. Its error then does not quote it.
-fn holds_a_secret(argument: &str) -> bool {
-    ["url", "secret", "token"].into_iter().any(|part| argument.contains(part))
 }
 
 /// Returns a text without a possible user name and password of a URL.

@@ -6,6 +6,10 @@ use tokio::sync::watch;
 
 use crate::lifecycle::Lifecycle;
 use crate::redis::Condition;
+use crate::source::SourceKey;
+
+/// Why a replica is not ready before it has the key of the digests of addresses.
+const NO_KEY: &str = "the key of addresses was not read yet";
 
 /// Whether this replica can take a turn. Reading it costs nothing, because other tasks keep it up
 /// to date.
@@ -15,6 +19,8 @@ pub struct Readiness {
     pub lifecycle: Lifecycle,
     /// The condition of Redis at its last probe.
     pub redis: watch::Receiver<Condition>,
+    /// The key of the digests of addresses.
+    pub source_key: SourceKey,
     /// How long Redis may be unusable before a replica that was ready becomes unready. A short
     /// outage must not take every replica out of the load balancer at once.
     pub patience: Duration,
@@ -46,7 +52,8 @@ impl Readiness {
         }
         let redis = self.redis.borrow();
         if redis.is_usable_within(self.patience) {
-            return None;
+            let is_agreed = self.source_key.is_agreed();
+            return (!is_agreed).then(|| NotReady::Redis(NO_KEY.to_owned()));
         }
         if redis.is_full() {
             return Some(NotReady::RedisFull);

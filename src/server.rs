@@ -21,6 +21,7 @@ use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
+use crate::http::room::ByteRoom;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors};
 use crate::limits::RateLimits;
 use crate::membership::MembershipStore;
@@ -97,9 +98,11 @@ impl Server {
             },
         );
         let conditions = Conditions::of(&redis);
+        let source_key = source_key(&settings.http, &redis);
         let readiness = Readiness {
             lifecycle: lifecycle.clone(),
             redis: conditions.subscribe(),
+            source_key: source_key.clone(),
             patience: settings.replica.redis_patience,
         };
         let state = AppState {
@@ -109,13 +112,14 @@ impl Server {
             generations,
             settings: Arc::new(api_settings(settings)),
             limits,
+            room: ByteRoom::new(settings.http.unread_mib),
             sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
             bulk: BulkPermits::default(),
             unfinished_messages: MessageBudget::default(),
-            source_key: source_key(&settings.http, &redis),
+            source_key,
             metrics,
         };
         let drain_timeout = settings.replica.drain_timeout;
@@ -156,7 +160,9 @@ impl Server {
             probes: descriptors::probes_that_fit(descriptors),
             http_2: state.settings.http_2,
         };
-        let serving = listener::serve(listener, api::router(state), limits, lifecycle.clone());
+        let room = state.room.clone();
+        let serving =
+            listener::serve(listener, api::router(state), room, limits, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
         let mut condition = conditions.subscribe();
         let usable = async move { condition.wait_for(|now| now.trouble().is_none()).await.is_ok() };
@@ -257,7 +263,7 @@ fn source_key(settings: &HttpSettings, redis: &Redis) -> SourceKey {
     if let Some(key) = settings.source_key() {
         return SourceKey::new(key.expose().as_bytes());
     }
-    let key = SourceKey::default();
+    let key = SourceKey::not_agreed();
     let following = source_key::follow(redis.clone(), key.clone());
     redis.lifecycle().spawn("key of addresses", async move {
         following.await;

@@ -1,6 +1,8 @@
 //! The source of a request: the network of its client, without disclosing it.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::hmac;
@@ -24,23 +26,46 @@ pub struct Source(pub String);
 /// The key of the digests. Without a key the digest of an IPv4 address is found by trying all of them.
 /// Cloning is cheap, and clones share the key.
 #[derive(Clone)]
-pub struct SourceKey(Arc<RwLock<hmac::Key>>);
+pub struct SourceKey(Arc<SharedKey>);
+
+struct SharedKey {
+    key: RwLock<hmac::Key>,
+    /// Whether all replicas have this key.
+    is_agreed: AtomicBool,
+}
 
 impl SourceKey {
-    /// Creates a key of these bytes.
+    /// Creates a key of these bytes, which all replicas have.
     pub fn new(bytes: &[u8]) -> Self {
-        Self(Arc::new(RwLock::new(hmac::Key::new(hmac::HMAC_SHA256, bytes))))
+        Self::with(bytes, true)
     }
 
-    /// Replaces the key.
-    pub fn set(&self, bytes: &[u8]) {
-        let mut key = self.0.write().unwrap_or_else(PoisonError::into_inner);
+    /// Creates a random key, which no other replica has yet.
+    pub fn not_agreed() -> Self {
+        Self::with(&random_bytes(), false)
+    }
+
+    fn with(bytes: &[u8], is_agreed: bool) -> Self {
+        let key = RwLock::new(hmac::Key::new(hmac::HMAC_SHA256, bytes));
+        Self(Arc::new(SharedKey { key, is_agreed: is_agreed.into() }))
+    }
+
+    /// Replaces the key by the one that all replicas have.
+    pub fn agree(&self, bytes: &[u8]) {
+        let mut key = self.0.key.write().unwrap_or_else(PoisonError::into_inner);
         *key = hmac::Key::new(hmac::HMAC_SHA256, bytes);
+        self.0.is_agreed.store(true, Ordering::Release);
+    }
+
+    /// Returns whether all replicas have this key. What is counted by another one is counted for
+    /// nobody.
+    pub fn is_agreed(&self) -> bool {
+        self.0.is_agreed.load(Ordering::Acquire)
     }
 
     /// Returns the source of a client at this address.
     pub fn source(&self, address: IpAddr) -> Source {
-        let key = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let key = self.0.key.read().unwrap_or_else(PoisonError::into_inner);
         let digest = |network: IpAddr| {
             let tag = hmac::sign(&key, network.to_string().as_bytes());
             let bytes = tag.as_ref().iter().take(DIGEST_BYTES);
@@ -60,6 +85,12 @@ impl SourceKey {
                 Source(digests.join(&SEPARATOR.to_string()))
             }
         }
+    }
+}
+
+impl fmt::Debug for SourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceKey").field("is_agreed", &self.is_agreed()).finish_non_exhaustive()
     }
 }
 
@@ -143,7 +174,7 @@ mod tests {
         let plain = crate::digest::sha256_hex(b"192.0.2.1");
         assert_ne!(before.0, plain[..2 * DIGEST_BYTES]);
         assert_ne!(before, SourceKey::default().source(address), "another random key");
-        key.clone().set(b"another key");
+        key.clone().agree(b"another key");
         assert_eq!(key.source(address), SourceKey::new(b"another key").source(address));
     }
 }

@@ -22,7 +22,6 @@ const CHECK_EVERY: Duration = Duration::from_mins(1);
 pub(crate) async fn follow(redis: Redis, key: SourceKey) {
     let mut held =
         random_bytes().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
-    key.set(held.as_bytes());
     let mut disturbances = redis.disturbances();
     loop {
         disturbances.mark_unchanged();
@@ -45,8 +44,8 @@ pub(crate) async fn follow(redis: Redis, key: SourceKey) {
 /// Stores the key that is held where Redis has none, and takes the one that Redis has.
 async fn agree(redis: &Redis, key: &SourceKey, held: &mut String) -> Result<(), RedisError> {
     let stored = redis.get_or_set(KEY, held).await?;
-    if stored != *held {
-        key.set(stored.as_bytes());
+    if stored != *held || !key.is_agreed() {
+        key.agree(stored.as_bytes());
         *held = stored;
     }
     Ok(())

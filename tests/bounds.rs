@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use support::client::{Socket, get, http, send, until_ok};
 use support::eventually;
@@ -236,6 +237,38 @@ async fn health_probes_are_answered_when_strangers_hold_all_connections() {
 }
 
 #[tokio::test]
+async fn health_probes_are_answered_in_time_while_silent_connections_come_at_200_a_second() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
+    // 25 connections at a time are left to probes.
+    let replica = limited(&redis, &ollama, "ulimit -n 400");
+    until_ok(&replica, "/health/ready").await;
+    let address = replica.url.trim_start_matches("http://").to_owned();
+    let mut held = Vec::new();
+    for _ in 0..450 {
+        held.push(TcpStream::connect(&address).await.expect("a connection"));
+    }
+    let flood = tokio::spawn(async move {
+        let mut flood = Vec::new();
+        for _ in 0..200 {
+            for _ in 0..5 {
+                flood.extend(TcpStream::connect(&address).await);
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        flood
+    });
+    // Each second more come than 25, which a limit of a second for each would let pass.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let began = Instant::now();
+    assert_eq!(get(&replica, "/health/live").await.status, 200);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(!flood.is_finished(), "the silent connections had ended");
+    flood.abort();
+    drop(held);
+}
+
+#[tokio::test]
 async fn refused_requests_beyond_a_rate_are_counted_in_the_log_and_not_listed() {
     const REQUESTS: u64 = 600;
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
@@ -283,4 +316,38 @@ async fn a_replica_of_the_old_setting_of_proxies_is_refused_with_a_hint() {
     let ollama = ollama_sim(&[]);
     let networks = [("JARVIS_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8")];
     until_ok(&jarvis(&redis.url(), &ollama.url, &networks), "/health/live").await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_offers_compression_gets_a_socket_without_it() {
+    let replica = setup("0", &[]).await;
+    let mut request = replica.replica.websocket("/ws").into_client_request().expect("a request");
+    let offer = "permessage-deflate; client_max_window_bits, x-webkit-deflate-frame";
+    request.headers_mut().insert("sec-websocket-extensions", offer.parse().expect("a value"));
+    let (mut socket, response) =
+        tokio_tungstenite::connect_async(request).await.expect("a handshake");
+    assert_eq!(response.status(), 101);
+    assert!(!response.headers().contains_key("sec-websocket-extensions"), "{response:?}");
+    let next = async |socket: &mut Opened| loop {
+        match socket.next().await.expect("a message").expect("no error") {
+            Message::Text(text) => return text,
+            _ => {}
+        }
+    };
+    assert!(next(&mut socket).await.contains("\"connection\""), "the event is plain text");
+    // A frame that says that it is compressed (RSV1) ends the socket with 1002.
+    let mut frame = Frame::message(b"x".to_vec(), OpCode::Data(Data::Text), true);
+    frame.header_mut().rsv1 = true;
+    let _ = socket.send(Message::Frame(frame)).await;
+    let ended = async {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Close(Some(close)))) => return Some(u16::from(close.code)),
+                Some(Ok(_)) => {}
+                _ => return None,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(LIMIT, ended).await.expect("an end in time");
+    assert!(matches!(ended, Some(1002) | None), "{ended:?}");
 }

@@ -3,13 +3,15 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+
 use serde_json::{Value, json};
 use support::client::{
     Socket, chat, get, history, history_until, http, joined, post, send, until_ok,
 };
 use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::{RedisCluster, RedisSentinels, RedisServer};
+use support::redis::{RedisCluster, RedisSentinels, RedisServer, Users};
 use uuid::Uuid;
 
 const MODEL: &str = "tinyllama:latest";
@@ -375,6 +377,25 @@ async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character(
     let fleet = Fleet { session: Uuid::new_v4().to_string(), ..fleet };
     let key = bucket_key(&fleet.session);
     a_turn_through(&fleet, async || redis.migrate(&key)).await;
+}
+
+#[tokio::test]
+async fn with_the_users_that_operators_install_sentinels_and_a_cluster_fail_over() {
+    let redis = RedisSentinels::start_as(Users::Installed);
+    // The default user may do nothing more, and the failover is of the sentinels' own user.
+    let mut anonymous =
+        std::net::TcpStream::connect(("127.0.0.1", redis.primary.port())).expect("a connection");
+    anonymous.write_all(b"ROLE\r\n").expect("sent");
+    let mut reply = [0; 7];
+    anonymous.read_exact(&mut reply).expect("a reply");
+    assert_eq!(&reply, b"-NOPERM");
+    let fleet = Fleet::on(&redis.url(), "40").await;
+    a_turn_through(&fleet, async || redis.primary.kill()).await;
+    drop(fleet);
+    let redis = RedisCluster::start_as(Users::Installed);
+    let fleet = Fleet::on(&redis.url(), "30").await;
+    let key = bucket_key(&fleet.session);
+    a_turn_through(&fleet, async || redis.holders(&key).0.kill()).await;
 }
 
 /// Returns a key in the hash slot of a session.

@@ -147,11 +147,19 @@ async fn replies_that_are_not_read_cost_a_bounded_number_of_bytes_a_connection()
     }
     let page = format!("/api/v1/chat/sessions/{session}?limit=500");
     // 16 x 1.4 MiB, and 16 x 1 MiB.
-    for (path, most) in [(BUNDLE, 500.0), (&*page, 10.0 * 1024.0)] {
+    for (path, has_body, most) in [
+        (BUNDLE, false, 500.0),
+        (&*page, false, 10.0 * 1024.0),
+        // A body of one byte changes nothing.
+        (&*page, true, 10.0 * 1024.0),
+    ] {
         let open = async || {
             let mut client = Frames::open(replica, &[(INITIAL_WINDOW, 0)]).await;
-            let requests: Vec<u8> =
-                streams().flat_map(|stream| request(stream, "GET", path, false)).collect();
+            let one = |stream| {
+                let body = has_body.then(|| frame(DATA, END_STREAM, stream, b"x"));
+                [request(stream, "GET", path, has_body), body.unwrap_or_default()].concat()
+            };
+            let requests: Vec<u8> = streams().flat_map(one).collect();
             client.send(&requests).await.expect("an open connection");
             client
         };

@@ -55,6 +55,10 @@ fn code(reply: &Reply) -> (u16, &str) {
     (reply.status, reply.body["code"].as_str().unwrap_or_default())
 }
 
+fn code_of(reply: Reply) -> (u16, String) {
+    (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
+}
+
 fn header<'a>(reply: &'a Reply, name: &str) -> &'a str {
     reply.headers.get(name).map_or("", |value| value.to_str().expect("a text"))
 }
@@ -505,6 +509,118 @@ async fn loopback_is_never_limited_by_address_and_an_address_behind_a_trusted_pr
     assert_eq!(statuses(&one).await, [200, 200, 429]);
     let beside = ["2001:db8:0:2::1", "2001:db8:0:3::1", "2001:db8:0:4::1", "2001:db8:1:4::1"];
     assert_eq!(statuses(&beside).await, [200, 200, 429, 200]);
+}
+
+#[tokio::test]
+async fn each_failed_sign_in_costs_its_address_a_request_and_the_last_one_is_429() {
+    let settings = [
+        SIGN_IN,
+        PROXY,
+        ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "4"),
+        ("JARVIS_METRICS_TOKEN", "metrics-0123456789"),
+    ];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let guess = format!("sk-jarvis-{}", "0".repeat(48));
+    redis.cli(&["CONFIG", "SET", "slowlog-max-len", "100000"]);
+    redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    let url = |path: &str| format!("{}{path}", replica.url);
+    for (address, path, bearer) in [
+        ("192.0.2.1", "/api/v1/models", "wrong"),
+        ("192.0.2.2", "/api/v1/models", &*guess),
+        ("192.0.2.3", "/metrics", "wrong"),
+        ("192.0.2.4", "/api/v1/nothing", "wrong"),
+    ] {
+        let ask = async || {
+            let request = http().get(url(path)).bearer_auth(bearer);
+            code_of(send(request.header("x-forwarded-for", address)).await)
+        };
+        for _ in 0..4 {
+            assert_eq!(ask().await, (401, "token_invalid".to_owned()), "{path}");
+        }
+        for _ in 0..20 {
+            assert_eq!(ask().await, (429, "rate_limited".to_owned()), "{path}");
+        }
+    }
+    // The guesses that were refused with 429 asked Redis for no key.
+    let log = redis.cli(&["SLOWLOG", "GET", "-1"]);
+    let checks = log.lines().filter(|line| line.starts_with("jarvis_check_api_keys_")).count();
+    assert_eq!(checks, 4);
+    for number in 0..5 {
+        let headers = [("authorization", "Bearer wrong"), ("x-forwarded-for", "192.0.2.5")];
+        let Err((head, _)) = open(&replica, &headers).await else { panic!("a socket") };
+        assert_eq!(head.status.as_u16(), if number < 4 { 401 } else { 429 });
+    }
+    // The right token of the metrics costs nothing, and loopback is free.
+    for _ in 0..20 {
+        let metrics = http().get(url("/metrics")).bearer_auth("metrics-0123456789");
+        let metrics = metrics.header("x-forwarded-for", "192.0.2.3").send().await;
+        assert_eq!(metrics.expect("a response").status(), 200);
+        let local = send(http().get(url("/api/v1/models")).bearer_auth("wrong")).await;
+        assert_eq!(code(&local), (401, "token_invalid"));
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_guesses_tokens_costs_its_address_a_request_each_and_then_gets_429() {
+    let settings = [SIGN_IN, PROXY, ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "4")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let headers = [("authorization", &*bearer), ("x-forwarded-for", "192.0.2.1")];
+    let (mut socket, ..) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");
+    let mut codes = Vec::new();
+    // The handshake was one request; of two kinds of failure each costs one.
+    for token in ["wrong", &*token("bob"), "wrong", "wrong"] {
+        socket.say(&json!({"type": "auth", "token": token})).await;
+        codes.push(socket.event().await["code"].as_str().expect("a code").to_owned());
+    }
+    assert_eq!(codes, ["token_invalid", "token_of_another", "token_invalid", "rate_limited"]);
+    // A right token costs nothing.
+    socket.say(&json!({"type": "auth", "token": token("alice")})).await;
+    assert_eq!(socket.event().await["type"], "authenticated");
+}
+
+#[tokio::test]
+async fn an_api_key_that_is_valid_costs_one_request_of_its_address_however_it_is_checked() {
+    let settings = [PROXY, ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "1000")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let store = ApiKeyStore::new(connect(&redis.url()).await);
+    let Created::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+    let url = format!("{}/api/v1/models", replica.url);
+    for left in [999, 998] {
+        let request = http().get(&url).bearer_auth(key.expose());
+        let reply = send(request.header("x-forwarded-for", "192.0.2.1")).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let standing = header(&reply, "ratelimit");
+        // One request comes back each 60 ms.
+        let least = format!("\"address-requests\";r={left};");
+        let more = "\"address-requests\";r=999;";
+        assert!(standing.contains(&least) || standing.contains(more), "{standing}");
+    }
+}
+
+#[tokio::test]
+async fn no_address_is_counted_and_no_replica_is_ready_before_the_key_of_addresses_is_agreed_on() {
+    const KEY: &str = "jarvis:{source}:key";
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    // What is no text cannot be read as the key.
+    redis.cli(&["HSET", KEY, "a", "b"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[PROXY]);
+    let waits = async || {
+        let reply = get(&replica, "/health/ready").await;
+        reply.status == 503 && reply.body["detail"].to_string().contains("key of addresses")
+    };
+    assert!(eventually(LIMIT, waits).await, "it is not reported");
+    let refused = turn_from(&replica, "192.0.2.1").await;
+    assert_eq!(code(&refused), (503, "store_unavailable"));
+    assert_eq!(redis.cli(&["KEYS", "jarvis:{limits:a:*"]).trim(), "", "an address was counted");
+    // A key that is set has not to be agreed on.
+    let key = ("JARVIS_SOURCE_KEY", "0123456789abcdef");
+    let other = jarvis(&redis.url(), &ollama.url, &[PROXY, key]);
+    until_ok(&other, "/health/ready").await;
+    assert_eq!(turn_from(&other, "192.0.2.1").await.status, 200);
+    redis.cli(&["DEL", KEY]);
+    until_ok(&replica, "/health/ready").await;
+    assert_eq!(turn_from(&replica, "192.0.2.1").await.status, 200);
 }
 
 #[tokio::test]

@@ -388,6 +388,7 @@ async fn a_replica_whose_essential_task_died_is_not_ready() {
     let redis = Redis::connect_in(&options, lifecycle.clone()).expect("a client");
     let conditions = Conditions::of(&redis);
     let readiness = Readiness {
+        source_key: jarvis::source::SourceKey::default(),
         lifecycle: lifecycle.clone(),
         redis: conditions.subscribe(),
         patience: PATIENCE,

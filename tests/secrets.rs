@@ -81,6 +81,70 @@ async fn whole(request: reqwest::RequestBuilder) -> String {
     head + &response.text().await.unwrap_or_default()
 }
 
+/// Each setting that is a secret or may hold one, with the command that takes it, and a value that is
+/// refused for its form. The test compares the names with the settings of the command.
+const INVALID: [(&str, &str, &str); 10] = [
+    ("serve", "jwks-url", "ftp://ann:s3cret-invalid@issuer"),
+    ("serve", "jwt-secret", "s3cret-invalid"),
+    ("serve", "metrics-token", "s3cret-invalid 0123456789"),
+    ("serve", "ollama-token", "s3cret-invalid\n0123456789"),
+    ("serve", "ollama-urls", "ftp://ann:s3cret-invalid@host"),
+    ("serve", "otlp-url", "ftp://ann:s3cret-invalid@collector"),
+    ("serve", "redis-url", "ftp://ann:s3cret-invalid@redis"),
+    ("serve", "source-key", "s3cret-invalid"),
+    ("chat", "token", "s3cret-invalid\n0123456789"),
+    ("chat", "url", "ftp://ann:s3cret-invalid@server"),
+];
+
+#[test]
+fn no_refusal_of_an_invalid_value_holds_the_secret_by_variable_or_by_argument() {
+    let (_, table) = binary(&["settings"], &[]);
+    for (command, name, invalid) in INVALID {
+        let variable = match name {
+            "url" => "JARVIS_HEALTH_URL".to_owned(),
+            name => format!("JARVIS_{}", name.to_uppercase().replace('-', "_")),
+        };
+        // Each secret in the table of settings is tried here.
+        assert!(command == "chat" || table.contains(&variable), "{variable}");
+        let issuer = [("JARVIS_JWT_ISSUER", "i"), ("JARVIS_JWT_AUDIENCE", "a")];
+        let by_variable = [&issuer[..], &[(&variable, invalid)]].concat();
+        let by_file = {
+            let folder = Folder::temporary().expect("a folder");
+            let path = folder.path().join("secret");
+            std::fs::write(&path, invalid).expect("a file");
+            let of_file = format!("{variable}_FILE");
+            binary(
+                &[command],
+                &[&issuer[..], &[(&of_file, path.to_str().expect("a path"))]].concat(),
+            )
+        };
+        let flag = format!("--{name}");
+        let joined = format!("{flag}={invalid}");
+        for (way, (code, printed)) in [
+            ("variable", binary(&[command], &by_variable)),
+            ("argument", binary(&[command, &flag, invalid], &issuer)),
+            ("joined argument", binary(&[command, &joined], &issuer)),
+            ("file", by_file),
+        ] {
+            if way == "file" && name == "url" {
+                continue;
+            }
+            assert_eq!(code, Some(64), "{name} by {way}: {printed}");
+            assert!(!printed.contains("s3cret-invalid"), "{name} by {way}: {printed}");
+            assert!(printed.contains(name) || printed.contains(&variable), "{way}: {printed}");
+        }
+    }
+    // The list above is whole: every setting with a file in its place is in it.
+    let files = table.lines().filter_map(|line| line.split('`').nth(1));
+    let secrets = files.filter_map(|name| name.strip_suffix("_FILE"));
+    let certificates =
+        |name: &&str| !["_CA", "_CERT", "_REDIS_KEY"].iter().any(|end| name.ends_with(end));
+    for variable in secrets.filter(certificates) {
+        let name = variable.trim_start_matches("JARVIS_").to_lowercase().replace('_', "-");
+        assert!(INVALID.iter().any(|(_, tried, _)| *tried == name), "{variable} is not tried");
+    }
+}
+
 #[tokio::test]
 async fn no_output_of_a_replica_holds_a_secret() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
@@ -399,5 +463,70 @@ async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
         let replies = connection.ask(&[&auth[..], command]).expect("replies");
         assert_eq!(replies[0].text(), "OK");
         assert!(replies[1].text().starts_with("NOPERM"), "{command:?}: {}", replies[1]);
+    }
+}
+
+#[tokio::test]
+async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they_fail() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "20"]));
+    let settings = [("JARVIS_HOST_WAIT_TIMEOUT", "1"), ("JARVIS_REDIS_PATIENCE", "0")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let host = ollama.url.trim_start_matches("http://").to_owned();
+    let port = |address: &str| address.rsplit(':').next().unwrap_or_default().to_owned();
+    let ports = [port(&host), redis.port().to_string()];
+    let mut seen = Vec::new();
+    let (mut socket, first) = Socket::open(&replica, "/ws").await;
+    seen.push(first.to_string());
+    let session = uuid::Uuid::new_v4();
+    let paths = [
+        "/health".to_owned(),
+        "/health/ready".to_owned(),
+        "/health/detailed".to_owned(),
+        "/api/v1/chat/health".to_owned(),
+        "/api/v1/models".to_owned(),
+        "/api/v1/chat/models".to_owned(),
+        "/api/v1/usage".to_owned(),
+        "/api/v1/chat/sessions".to_owned(),
+        format!("/api/v1/chat/sessions/{session}"),
+        format!("/api/v1/chat/sessions/{session}/export"),
+        format!("/api/v1/chat/sessions/{session}/events"),
+    ];
+    let ask_all = async |seen: &mut Vec<String>| {
+        for path in &paths {
+            let request = http().get(format!("{}{path}", replica.url));
+            seen.push(whole(request.timeout(Duration::from_secs(10))).await);
+        }
+        for stream in [true, false] {
+            let body = json!({"message": "hi", "session_id": session, "stream": stream});
+            let request = http().post(format!("{}{CHAT}", replica.url)).json(&body);
+            seen.push(whole(request.timeout(Duration::from_secs(30))).await);
+        }
+    };
+    // The host fails in the middle of an answer, and before one.
+    socket.say(&json!({"message": "[[tokens=400]] go on"})).await;
+    seen.extend(socket.until("stream_chunk").await.iter().map(ToString::to_string));
+    ollama.kill();
+    let failed = async {
+        loop {
+            let event = socket.event().await;
+            seen.push(event.to_string());
+            if event["type"] == "error" || event["type"] == "stream_end" {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), failed).await.expect("an end of the turn");
+    ask_all(&mut seen).await;
+    redis.kill();
+    ask_all(&mut seen).await;
+    socket.say(&json!({"message": "hi"})).await;
+    seen.extend(socket.until("error").await.iter().map(ToString::to_string));
+    assert!(seen.iter().any(|text| text.contains("store_unavailable")), "Redis did not fail");
+    assert!(seen.iter().any(|text| text.contains("host")), "no host failed");
+    for text in &seen {
+        for port in &ports {
+            assert!(!text.contains(&format!(":{port}")), "{port}: {text}");
+        }
     }
 }

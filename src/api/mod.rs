@@ -15,8 +15,10 @@ pub use state::{ApiSettings, AppState, Shared};
 
 use std::sync::Arc;
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::header;
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use tower_http::normalize_path::NormalizePath;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -51,12 +53,14 @@ pub fn router(state: AppState) -> Router {
         .split_for_parts();
     admin::docs::describe_sign_in(&mut openapi);
     admin::docs::describe_limits(&mut openapi);
-    let openapi = Arc::new(openapi);
+    // Made once: however many clients do not read it, its bytes are held once.
+    let openapi = Bytes::from(serde_json::to_vec(&openapi).unwrap_or_default());
+    let json = [(header::CONTENT_TYPE, "application/json")];
     let routes = routes
         .route("/api/v1/chat/message", post(native::chat::send))
         .route("/api/v1/chat/send", post(native::chat::send))
         .route("/api/v1/chat/ws", get(native::websocket::upgrade))
-        .route("/openapi.json", get(async move || Json(Arc::clone(&openapi))))
+        .route("/openapi.json", get(async move || (json, openapi.clone())))
         .route("/docs", get(admin::docs::index))
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)
@@ -70,7 +74,14 @@ pub fn router(state: AppState) -> Router {
         source_key: shared.source_key.clone(),
         kind: native::request_kind,
     };
-    let routes = middleware::stack(routes, lists, sign_in, limits, shared.lifecycle.clone());
+    let routes = middleware::stack(
+        routes,
+        lists,
+        sign_in,
+        limits,
+        shared.room.clone(),
+        shared.lifecycle.clone(),
+    );
     // A layer of the router would run only after the path was matched.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
 }

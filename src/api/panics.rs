@@ -20,6 +20,7 @@ use crate::Server;
 use crate::config::{Cli, Command};
 use crate::http::listener;
 use crate::http::middleware::panics::catch;
+use crate::http::room::ByteRoom;
 use crate::lifecycle::{Lifecycle, Phase};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -79,7 +80,7 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
         probes: 1,
         http_2: false,
     };
-    let serving = listener::serve(socket, router, limits, lifecycle.clone());
+    let serving = listener::serve(socket, router, ByteRoom::new(1), limits, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");

@@ -18,6 +18,7 @@ use crate::http::extract::caller::TrustedProxies;
 use crate::http::middleware::AllowLists;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
+use crate::http::room::ByteRoom;
 use crate::lifecycle::Lifecycle;
 use crate::limits::{LimitRefusal, RateLimits, Standing};
 use crate::readiness::Readiness;
@@ -38,6 +39,8 @@ pub struct AppState {
     pub settings: Arc<ApiSettings>,
     /// The limits of callers.
     pub limits: RateLimits,
+    /// The room for unfinished bodies and unread replies.
+    pub room: ByteRoom,
     /// The check of tokens.
     pub sign_in: Arc<SignIn>,
     /// Whether this replica accepts turns.
@@ -161,5 +164,17 @@ impl AppState {
 impl FromRef<Shared> for BodyLimit {
     fn from_ref(shared: &Shared) -> Self {
         Self(shared.settings.max_body_bytes)
+    }
+}
+
+impl FromRef<Shared> for TrustedProxies {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.settings.trusted_proxies.clone()
+    }
+}
+
+impl FromRef<Shared> for SourceKey {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.source_key.clone()
     }
 }

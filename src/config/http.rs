@@ -83,6 +83,12 @@ pub struct HttpSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32)))]
     pub address_sockets: u32,
 
+    /// Bytes of unfinished bodies and of replies that are not read yet, of all connections, in MiB;
+    /// beyond it a request waits 5 s, and is 503
+    #[arg(long, env = "JARVIS_UNREAD_MIB", value_name = "MIB", default_value_t = 128)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(8..=65_536)))]
+    pub unread_mib: u32,
+
     /// Interval of WebSocket pings, and of comments in an event stream, in seconds
     #[arg(long, env = "JARVIS_HEARTBEAT", value_name = "SECONDS", default_value = "20")]
     #[arg(value_parser = seconds(1..=600))]

@@ -93,6 +93,14 @@ pub(super) fn read(path: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("cannot read {path} as text: {error}"))
 }
 
+/// Returns whether the value of an argument, as clap names it (`--redis-url <URL>`), may hold a secret.
+/// An error about the argument must not quote its value then.
+pub fn may_hold_a_secret(argument: &str) -> bool {
+    let flag = argument.split([' ', '=']).next().unwrap_or_default().trim_start_matches("--");
+    let id = flag.replace('-', "_");
+    SECRETS.iter().any(|secret| secret.id == id.strip_suffix("_file").unwrap_or(&id))
+}
+
 /// Returns whether every user of this machine may read the file.
 pub fn is_readable_by_all(path: &Path) -> bool {
     let file = std::fs::metadata(path);

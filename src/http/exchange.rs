@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures_util::future::BoxFuture;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -26,18 +27,19 @@ use tower::ServiceExt;
 
 use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_GAP};
-use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error, shrink};
+use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error};
 use crate::http::problem::Problem;
+use crate::http::room::{self, ByteRoom, FREE_BYTES, TakenRoom, shrink};
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
 const DRAINED_BYTES: u64 = 1 << 20;
 /// How long the drain may take, while the response waits for it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-/// Bytes of a body of HTTP/2 that a handler may hold, at most; a handler refuses a larger one.
+/// Bytes of a body that a handler may hold, at most; a handler refuses a larger one.
 const BODY_BYTES: usize = 512 << 10;
-/// Bytes of a reply to a request without a body, for which it reserves room before it is handled. A
-/// page of a history is the largest one.
+/// Bytes of a reply for which a request of HTTP/2 that only reads reserves room of its connection
+/// before it is handled. A page of a history is the largest one.
 const REPLY_BYTES: usize = 1 << 20;
 /// How long a request of HTTP/2 waits until earlier replies of its connection were read. A reply that
 /// is not read is reset within the read timeout.
@@ -50,6 +52,7 @@ const ROOM_LIMIT: Duration = Duration::from_mins(2);
 /// Where the connection breaks before there is a response.
 pub async fn handle(
     router: Router,
+    room: ByteRoom,
     request: Request<Incoming>,
     address: SocketAddr,
     client: Arc<ClientConnection>,
@@ -60,7 +63,8 @@ pub async fn handle(
     let awaits_continue = request.headers().contains_key(header::EXPECT);
     let last_byte = LastByte::default();
     let reserved = match &stream {
-        Some(_) if body_is_empty(&request) => {
+        // A handler of these reads no body, whatever is sent.
+        Some(_) if is_read_request(&request) => {
             match timeout(ROOM_LIMIT, client.http_2().reserve(REPLY_BYTES)).await {
                 Ok(reserved) => reserved,
                 Err(_) => return Ok(no_room(request.uri().path())),
@@ -68,8 +72,11 @@ pub async fn handle(
         }
         _ => None,
     };
+    let path = request.uri().path().to_owned();
     let (mut parts, body) = request.into_parts();
-    let (lent, mut body_end) = LentBody::new(body, stream.is_some().then(|| client.http_2()));
+    let has_no_room = Arc::<AtomicBool>::default();
+    let http_2 = stream.is_some().then(|| client.http_2());
+    let (lent, mut body_end) = LentBody::new(body, &room, http_2, Arc::clone(&has_no_room));
     parts.extensions.insert(ConnectInfo(address));
     parts.extensions.insert(last_byte.clone());
     let request = Request::from_parts(parts, Body::new(lent));
@@ -94,6 +101,9 @@ pub async fn handle(
             }
         }
     };
+    if has_no_room.load(Ordering::Relaxed) && response.status().is_client_error() {
+        response = headers::secured(&path, room::no_room().into_response());
+    }
     // The handler has returned, and has dropped the request.
     let is_read = match end.unwrap_or_else(|| body_end.try_recv().unwrap_or(BodyEnd::Lost)) {
         BodyEnd::Read => true,
@@ -113,23 +123,36 @@ pub async fn handle(
         client.set_unread();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let taken = response.extensions_mut().remove::<TakenRoom>();
     let beside = match (watch, stream) {
         (Some(watch), _) if is_streamed(&response) => Beside::Watch(watch),
         (_, Some(guard)) => {
-            let size = response.body().size_hint().exact();
-            let reserved = reserved.zip(size).map(|(reserved, size)| {
-                shrink(reserved, usize::try_from(size).unwrap_or(usize::MAX))
-            });
             let connection = Arc::clone(client.http_2());
+            let size = response.body().size_hint().exact();
+            let size = size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+            let reserved = match (reserved, size) {
+                (Some(reserved), Some(size)) => Some(shrink(reserved, size)),
+                (None, Some(size)) if size > FREE_BYTES => {
+                    match timeout(ROOM_LIMIT, connection.reserve(size)).await {
+                        Ok(reserved) => reserved,
+                        Err(_) => return Ok(no_room(&path)),
+                    }
+                }
+                _ => None,
+            };
+            let reserved = (reserved, taken);
             Beside::Stream { rest: Bytes::new(), connection, _reserved: reserved, _guard: guard }
         }
-        _ => return Ok(response),
+        _ => match taken {
+            Some(room) => Beside::Room(room),
+            None => return Ok(response),
+        },
     };
     Ok(response.map(|body| Body::new(SentBody { body, beside })))
 }
 
-fn body_is_empty(request: &Request<Incoming>) -> bool {
-    request.body().is_end_stream()
+fn is_read_request(request: &Request<Incoming>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
 }
 
 /// Returns the refusal of a request whose connection has no room for its reply.
@@ -194,34 +217,51 @@ struct LentBody {
     body: Option<Incoming>,
     was_polled: bool,
     room: BodyRoom,
+    /// Set where the body was not read because there was no room.
+    has_no_room: Arc<AtomicBool>,
     end: Option<oneshot::Sender<BodyEnd>>,
 }
 
-/// The room for a body, of which a handler may hold all bytes. On HTTP/1 a connection has one request
-/// at a time, and needs none.
+/// The room for a body, of which a handler may hold all bytes: of the process, and on HTTP/2 of the
+/// connection, too.
 enum BodyRoom {
-    /// The body is read only once there is room.
-    Waits(BoxFuture<'static, Option<OwnedSemaphorePermit>>),
+    /// The body is read only once there is room; none where there is none in time.
+    Waits(BoxFuture<'static, Option<BodyPermits>>),
     Reserved {
-        _permit: Option<OwnedSemaphorePermit>,
+        _permits: BodyPermits,
     },
 }
+
+/// The room of a body: of the process, and of its connection of HTTP/2.
+type BodyPermits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 
 impl LentBody {
     fn new(
         body: Incoming,
+        room: &ByteRoom,
         http_2: Option<&Arc<Http2Connection>>,
+        has_no_room: Arc<AtomicBool>,
     ) -> (Self, oneshot::Receiver<BodyEnd>) {
         let (end, body_end) = oneshot::channel();
-        let room = match http_2 {
-            Some(connection) if !body.is_end_stream() => {
-                let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
-                let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
-                BodyRoom::Waits(Box::pin(connection.reserve(bytes)))
-            }
-            _ => BodyRoom::Reserved { _permit: None },
+        let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
+        let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
+        let room = if body.is_end_stream() || (http_2.is_none() && bytes <= FREE_BYTES) {
+            BodyRoom::Reserved { _permits: (None, None) }
+        } else {
+            let (room, of_connection) = (room.clone(), http_2.map(|it| it.reserve(bytes)));
+            BodyRoom::Waits(Box::pin(async move {
+                let of_connection = match of_connection {
+                    Some(reserved) => reserved.await,
+                    None => None,
+                };
+                if bytes <= FREE_BYTES {
+                    return Some((None, of_connection));
+                }
+                Some((Some(room.take(bytes).await?), of_connection))
+            }))
         };
-        let mut lent = Self { body: Some(body), was_polled: false, room, end: Some(end) };
+        let mut lent =
+            Self { body: Some(body), was_polled: false, room, has_no_room, end: Some(end) };
         lent.report_if_read();
         (lent, body_end)
     }
@@ -234,7 +274,7 @@ impl LentBody {
 
     fn report(&mut self, body_end: BodyEnd) {
         self.body = None;
-        self.room = BodyRoom::Reserved { _permit: None };
+        self.room = BodyRoom::Reserved { _permits: (None, None) };
         if let Some(end) = self.end.take() {
             // The receiver is gone where the connection is.
             let _ = end.send(body_end);
@@ -244,16 +284,21 @@ impl LentBody {
 
 impl HttpBody for LentBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.was_polled = true;
         if let BodyRoom::Waits(room) = &mut self.room {
-            let permit = ready!(room.as_mut().poll(context));
-            self.room = BodyRoom::Reserved { _permit: permit };
+            let Some(permits) = ready!(room.as_mut().poll(context)) else {
+                self.has_no_room.store(true, Ordering::Relaxed);
+                self.room = BodyRoom::Reserved { _permits: (None, None) };
+                let refused = io::Error::from(io::ErrorKind::OutOfMemory);
+                return Poll::Ready(Some(Err(axum::Error::new(refused))));
+            };
+            self.room = BodyRoom::Reserved { _permits: permits };
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(context);
@@ -263,7 +308,7 @@ impl HttpBody for LentBody {
             Poll::Ready(Some(Err(_))) => self.report(BodyEnd::Lost),
             Poll::Pending => {}
         }
-        polled
+        polled.map_err(axum::Error::new)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -290,6 +335,8 @@ struct SentBody {
 }
 
 enum Beside {
+    /// HTTP/1: the bytes of a large reply keep their room until they were written.
+    Room(TakenRoom),
     /// HTTP/1: the body ends when its client is gone, even where nothing is written.
     Watch(BoxFuture<'static, io::Error>),
     /// HTTP/2: the stream counts as open, and takes the body in pieces.
@@ -297,8 +344,9 @@ enum Beside {
         /// What is left of the last frame.
         rest: Bytes,
         connection: Arc<Http2Connection>,
-        /// The room of a reply whose size is known, until it was handed over.
-        _reserved: Option<OwnedSemaphorePermit>,
+        /// The room of a reply whose size is known, until it was handed over: of the connection, and
+        /// of the process.
+        _reserved: (Option<OwnedSemaphorePermit>, Option<TakenRoom>),
         _guard: StreamGuard,
     },
 }
@@ -313,6 +361,11 @@ impl HttpBody for SentBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let Self { body, beside } = &mut *self;
         match beside {
+            Beside::Room(room) => {
+                let frame = ready!(Pin::new(body).poll_frame(context));
+                let hold = |frame: Frame<Bytes>| frame.map_data(|data| room.hold(data));
+                Poll::Ready(frame.map(|frame| frame.map(hold)))
+            }
             Beside::Watch(watch) => {
                 let polled = Pin::new(body).poll_frame(context);
                 if polled.is_ready() {
@@ -342,7 +395,7 @@ impl HttpBody for SentBody {
 
     fn is_end_stream(&self) -> bool {
         let is_rest_empty = match &self.beside {
-            Beside::Watch(_) => true,
+            Beside::Room(_) | Beside::Watch(_) => true,
             Beside::Stream { rest, .. } => rest.is_empty(),
         };
         is_rest_empty && self.body.is_end_stream()

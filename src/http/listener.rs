@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -26,6 +26,7 @@ use crate::http::frames::FrameBudget;
 use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, OrderlyClose};
 use crate::http::problem::Problem;
+use crate::http::room::ByteRoom;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
 use crate::telemetry::count_slow_reader;
@@ -44,6 +45,9 @@ const STREAM_BUFFER: usize = 2 * PIECE_BYTES;
 const PROBES: &str = "/health";
 /// Time limit of a connection that is opened when all others are in use.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// How long such a connection may send nothing: a probe sends its request at once, and silent
+/// connections must not take the room of probes.
+const SILENCE_LIMIT: Duration = Duration::from_millis(100);
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a client of HTTP/2 gets where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
@@ -106,6 +110,7 @@ impl ClientLimits {
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
+    room: ByteRoom,
     limits: ClientLimits,
     lifecycle: Lifecycle,
 ) -> TaskEnd {
@@ -126,9 +131,12 @@ pub async fn serve(
             () = lifecycle.reached(Phase::Stopped) => break,
         };
         if let Some(probe) = probe {
-            let answered = answer_probe(stream, address, router.clone());
-            connections.spawn(catch_panic("connection", async move {
-                let _ = timeout(PROBE_LIMIT, answered).await;
+            let client = Arc::new(ClientConnection::new(stream, connections.token()));
+            let answered = answer_probe(Arc::clone(&client), address, router.clone(), room.clone());
+            tokio::spawn(catch_panic("connection", async move {
+                if timeout(SILENCE_LIMIT, client.readable()).await.is_ok() {
+                    let _ = timeout(PROBE_LIMIT, answered).await;
+                }
                 drop(probe);
             }));
             continue;
@@ -136,17 +144,18 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY not set");
         }
-        let client = Arc::new(ClientConnection::new(stream));
+        let client = Arc::new(ClientConnection::new(stream, connections.token()));
         let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limits));
-        let router = router.clone();
+        let (router, room) = (router.clone(), room.clone());
         let shared = Arc::clone(&client);
         let service = service_fn(move |request| {
-            exchange::handle(router.clone(), request, address, Arc::clone(&shared))
+            exchange::handle(router.clone(), room.clone(), request, address, Arc::clone(&shared))
         });
         let connection = protocol.serve_connection_with_upgrades(io, service).into_owned();
         let lifecycle = lifecycle.clone();
-        // A panic while a body is streamed ends the connection here.
-        connections.spawn(catch_panic("connection", async move {
+        // A panic while a body is streamed ends the connection here. The connection counts until its
+        // last part is dropped: a WebSocket, or the close of a dropped one, outlives this task.
+        tokio::spawn(catch_panic("connection", async move {
             let mut connection = pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => return,
@@ -167,8 +176,12 @@ pub async fn serve(
 
 /// Serves one request of a client that connected when all connections were in use: a health probe is
 /// answered, and any other request is refused.
-async fn answer_probe(stream: TcpStream, address: SocketAddr, router: Router) {
-    let client = Arc::new(ClientConnection::new(stream));
+async fn answer_probe(
+    client: Arc<ClientConnection>,
+    address: SocketAddr,
+    router: Router,
+    room: ByteRoom,
+) {
     let limits = ClientLimits {
         read: PROBE_LIMIT,
         heartbeat: PROBE_LIMIT,
@@ -178,10 +191,10 @@ async fn answer_probe(stream: TcpStream, address: SocketAddr, router: Router) {
     };
     let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limits));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, client) = (router.clone(), Arc::clone(&client));
+        let (router, room, client) = (router.clone(), room.clone(), Arc::clone(&client));
         async move {
             if request.uri().path().starts_with(PROBES) {
-                return exchange::handle(router, request, address, client).await;
+                return exchange::handle(router, room, request, address, client).await;
             }
             client.set_unread();
             let detail = "This replica has as many connections as it may have; retry after 5 s.";

@@ -9,4 +9,5 @@ pub mod middleware;
 pub mod peer;
 pub mod problem;
 pub mod rate_limit;
+pub mod room;
 mod stream_limit;

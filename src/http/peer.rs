@@ -17,6 +17,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::http::room::kib;
 
 /// How long a connection lingers after its last response.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
@@ -34,6 +37,8 @@ const DROP_BUFFER: usize = 8 << 10;
 /// One accepted connection, shared by the reader and writer of its bytes and by its requests.
 pub struct ClientConnection {
     stream: TcpStream,
+    /// Counts the connection for as long as anything holds it.
+    _counted: TaskTrackerToken,
     /// Whether bytes arrived that belong to no request that was read to its end.
     unread: AtomicBool,
     /// Whether the last request was read to its end. Bytes of the next request may have arrived with
@@ -54,10 +59,11 @@ pub struct ClientConnection {
 }
 
 impl ClientConnection {
-    /// Wraps an accepted connection.
-    pub fn new(stream: TcpStream) -> Self {
+    /// Wraps an accepted connection, which is counted by a token.
+    pub fn new(stream: TcpStream, counted: TaskTrackerToken) -> Self {
         Self {
             stream,
+            _counted: counted,
             unread: AtomicBool::new(false),
             request_read: AtomicBool::new(false),
             refused_unread: AtomicBool::new(false),
@@ -67,6 +73,11 @@ impl ClientConnection {
             is_closing: AtomicBool::new(false),
             activity: Notify::new(),
         }
+    }
+
+    /// Resolves once the client has sent something, or is gone.
+    pub async fn readable(&self) {
+        let _ = self.stream.readable().await;
     }
 
     /// Records that a request was read to its end. Bytes that were read with it may belong to the
@@ -257,17 +268,6 @@ impl Http2Connection {
         // The semaphore is never closed.
         async move { room.acquire_many_owned(wanted).await.ok() }
     }
-}
-
-/// Gives back what a reservation has beyond so many bytes.
-pub fn shrink(mut reserved: OwnedSemaphorePermit, bytes: usize) -> OwnedSemaphorePermit {
-    let surplus = reserved.num_permits().saturating_sub(kib(bytes));
-    drop(reserved.split(surplus));
-    reserved
-}
-
-fn kib(bytes: usize) -> usize {
-    bytes.div_ceil(1 << 10)
 }
 
 /// Counts a running request of HTTP/2, until its response was handed over.

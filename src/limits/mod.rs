@@ -48,6 +48,9 @@ const DIGEST_CHARACTERS: usize = 32;
 /// Sessions that are known to exist, at most.
 const KNOWN_SESSIONS: usize = 10_000;
 
+/// One request of an address that was taken in advance.
+pub struct RequestTaken(Vec<Taken>);
+
 /// The limits of callers. Cloning is cheap, and clones share everything.
 #[derive(Clone)]
 pub struct RateLimits {
@@ -148,6 +151,29 @@ impl RateLimits {
             given_back: Arc::default(),
         });
         Ok(Admission { standings, turn, socket })
+    }
+
+    /// Takes one request from the limit of an address, for what has no caller: a failed sign-in.
+    /// A loopback address has no limit.
+    ///
+    /// # Errors
+    /// [`LimitRefusal`], which is counted.
+    pub async fn take_request(&self, source: &Source) -> Result<RequestTaken, LimitRefusal> {
+        let slot = self.address_slot(&source.0, &[(LimitKind::AddressRequests, 1)]);
+        if slot.is_empty() {
+            return Ok(RequestTaken(Vec::new()));
+        }
+        let taken =
+            Box::pin(self.take_all(vec![slot], TakeOptions::default())).await.map_err(counted)?;
+        let taken = taken.iter().map(|(slot, outcome)| Taken::of(slot, outcome));
+        Ok(RequestTaken(taken.collect()))
+    }
+
+    /// Gives back a request that was taken in advance.
+    pub async fn give_back_request(&self, RequestTaken(taken): RequestTaken) {
+        for taken in &taken {
+            self.give_back(taken).await;
+        }
     }
 
     /// Takes one session from the limit of sessions of an address, unless this replica knows that the

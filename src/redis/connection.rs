@@ -174,6 +174,12 @@ impl Redis {
     /// Any [`RedisError`].
     pub async fn get_or_set(&self, key: &str, value: &str) -> Result<String, RedisError> {
         let client = self.client();
+        // Read first: a Redis whose memory is full refuses the write of a key that is there.
+        let got = client.get::<Option<String>, _>(key).await;
+        self.count_error(&got);
+        if let Some(stored) = got.map_err(|error| self.explain(error))? {
+            return Ok(stored);
+        }
         let only_new = Some(SetOptions::NX);
         let set = client.set::<Option<String>, _, _>(key, value, None, only_new, false).await;
         self.count_error(&set);

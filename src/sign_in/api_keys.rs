@@ -148,6 +148,14 @@ fn call(function: &'static str) -> Call {
     Call::new(function).key("keys", KEYS.to_owned())
 }
 
+/// Returns whether a token has the form of an API key.
+fn has_form(token: &str) -> bool {
+    let random = token.strip_prefix(API_KEY_PREFIX);
+    random.is_some_and(|random| {
+        random.len() == 2 * RANDOM_BYTES && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 /// A key that was valid when it was last checked.
 #[derive(Debug)]
 pub(super) struct CheckedKey {
@@ -180,16 +188,11 @@ impl ApiKeys {
     /// Returns a key that is valid now, or was some seconds ago.
     pub async fn identify(&self, key: &str) -> Result<Arc<CheckedKey>, SignInError> {
         const UNKNOWN: SignInError = SignInError::Invalid("there is no such API key");
-        let random = key.strip_prefix(API_KEY_PREFIX).unwrap_or_default();
-        if random.len() != 2 * RANDOM_BYTES || !random.bytes().all(|byte| byte.is_ascii_hexdigit())
-        {
+        if !has_form(key) {
             return Err(UNKNOWN);
         }
         let digest = sha256_hex(key.as_bytes());
-        let known = self.checked().get(&digest).cloned();
-        if let Some(known) = known
-            && known.checked().elapsed() < TRUSTED
-        {
+        if let Some(known) = self.trusted(&digest) {
             return Ok(known);
         }
         let asked = Instant::now();
@@ -199,6 +202,17 @@ impl ApiKeys {
         }
         self.note_revoked(&digest);
         Err(UNKNOWN)
+    }
+
+    /// Returns whether the check of this key takes a call of Redis.
+    pub fn asks_redis(&self, key: &str) -> bool {
+        has_form(key) && self.trusted(&sha256_hex(key.as_bytes())).is_none()
+    }
+
+    /// Returns the key with this digest, where it was checked some seconds ago at most.
+    fn trusted(&self, digest: &str) -> Option<Arc<CheckedKey>> {
+        let known = self.checked().get(digest).cloned();
+        known.filter(|known| known.checked().elapsed() < TRUSTED)
     }
 
     fn checked(&self) -> MutexGuard<'_, HashMap<String, Arc<CheckedKey>>> {

@@ -30,3 +30,10 @@ pub enum SignInError {
     #[error("The API key cannot be checked: {0}")]
     Redis(#[from] RedisError),
 }
+
+impl SignInError {
+    /// Returns whether the token is at fault, and not a part of this service that is away.
+    pub fn is_of_caller(&self) -> bool {
+        !matches!(self, Self::NoKeys | Self::Redis(_))
+    }
+}

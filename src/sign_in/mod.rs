@@ -132,6 +132,12 @@ impl SignIn {
         self.mode
     }
 
+    /// Returns whether the check of this token takes a call of Redis: it is an API key, and this
+    /// replica has not checked it within the last seconds.
+    pub fn asks_redis(&self, token: &str) -> bool {
+        token.len() <= LONGEST_TOKEN && self.keys.asks_redis(token)
+    }
+
     /// Returns the caller with this token.
     ///
     /// # Errors

@@ -14,9 +14,11 @@ use utoipa::ToSchema;
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
 use crate::generation::{ModelInfo, SubmitError};
+use crate::http::middleware;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
+use crate::source::Source;
 
 /// How long a health reply waits for the model hosts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -209,13 +211,15 @@ async fn services(shared: &Shared) -> Services {
         (status = 200, body = String, content_type = "text/plain"),
         (status = 401, body = ProblemDetails, content_type = "application/problem+json",
             description = "The service has a token for its metrics, and the request has not"),
+        (status = 429, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The address sent as many requests without the token as it may send requests"),
     ),
 )]
-pub async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+pub async fn metrics(State(shared): State<Shared>, source: Source, headers: HeaderMap) -> Response {
     if let Some(expected) = &shared.settings.metrics_token
         && let Err(error) = expected.check(&headers)
     {
-        return Problem::not_signed_in(&error).into_response();
+        return middleware::refuse(&shared.limits, &source, &error).await.into_response();
     }
     metrics_process::Collector::default().collect();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

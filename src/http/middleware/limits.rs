@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::sign_in::is_public;
+use super::public::is_public;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::{Standings, add_headers};
@@ -65,6 +65,10 @@ pub(super) async fn check(
     if is_public(request.uri().path()) {
         return next.run(request).await;
     }
+    if source.is_limited() && !layer.source_key.is_agreed() {
+        // Its digest is by a key that no other replica has.
+        return Problem::store_unavailable().into_response();
+    }
     let kind = (layer.kind)(request.method(), request.uri().path());
     // A repeat of a turn that was accepted is answered also where no turn is left.
     let may_repeat = request.headers().contains_key("idempotency-key");
@@ -113,7 +117,7 @@ impl FromRef<LimitLayer> for SourceKey {
 }
 
 /// Adds what is left of the limits of a request, and of those that the response names itself.
-fn with_headers(mut response: Response, mut standings: Vec<Standing>) -> Response {
+pub(super) fn with_headers(mut response: Response, mut standings: Vec<Standing>) -> Response {
     if let Some(Standings(named)) = response.extensions_mut().remove() {
         for standing in named {
             match standings.iter_mut().find(|known| known.kind == standing.kind) {

@@ -7,7 +7,9 @@ mod host;
 mod limits;
 mod origin;
 pub mod panics;
+mod public;
 mod request_id;
+mod room;
 mod sign_in;
 
 use std::sync::Arc;
@@ -17,11 +19,15 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use tower::ServiceBuilder;
 
 use crate::config::origins::AllowedHosts;
+use crate::http::room::ByteRoom;
 use crate::lifecycle::Lifecycle;
 use crate::sign_in::SignIn;
 
 pub use limits::{LimitLayer, LimitedCaller, OpenedSocket};
-pub use sign_in::is_public;
+pub use public::is_public;
+use room::RoomLayer;
+use sign_in::SignInLayer;
+pub use sign_in::{identify, refuse};
 
 /// The web origins that may call the service, and the names of its hosts.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +45,11 @@ pub fn stack(
     lists: Arc<AllowLists>,
     sign_in: Arc<SignIn>,
     limits: LimitLayer,
+    room: ByteRoom,
     lifecycle: Lifecycle,
 ) -> Router {
+    let room = RoomLayer { room, kind: limits.kind };
+    let sign_in = SignInLayer { sign_in, limits: limits.clone() };
     routes.layer(
         ServiceBuilder::new()
             .layer(from_fn(headers::secure))
@@ -51,6 +60,7 @@ pub fn stack(
             .layer(from_fn_with_state(lists, origin::check))
             .layer(from_fn_with_state(sign_in, sign_in::check))
             .layer(from_fn_with_state(limits, limits::check))
+            .layer(from_fn_with_state(room, room::reserve))
             .layer(from_fn(panics::catch)),
     )
 }

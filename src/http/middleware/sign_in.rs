@@ -2,33 +2,51 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRef, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::limits::{LimitLayer, with_headers};
+use super::public::is_public;
 use crate::http::extract::bearer::bearer;
+use crate::http::extract::caller::TrustedProxies;
 use crate::http::problem::Problem;
-use crate::sign_in::{SignIn, SignInError, SignInMode};
+use crate::limits::RateLimits;
+use crate::sign_in::{Identity, SignIn, SignInError, SignInMode};
+use crate::source::{Source, SourceKey};
 
 /// The subprotocol by which a browser sends its token: it cannot set a header of a WebSocket.
 const BEARER_PROTOCOL: &str = "bearer.";
 
+/// What this layer needs to know.
+#[derive(Clone)]
+pub(super) struct SignInLayer {
+    /// The check of tokens.
+    pub sign_in: Arc<SignIn>,
+    /// The limits, from which a failed sign-in takes one request of its address.
+    pub limits: LimitLayer,
+}
+
 /// Adds the caller's identity to a request with a valid token, and refuses one whose token is not
 /// valid. A token is never read from the address, which is logged and stored on its way.
 pub(super) async fn check(
-    State(sign_in): State<Arc<SignIn>>,
+    State(SignInLayer { sign_in, limits }): State<SignInLayer>,
+    source: Source,
     mut request: Request,
     next: Next,
 ) -> Response {
     if is_public(request.uri().path()) {
         return next.run(request).await;
     }
+    let limits = &limits.limits;
     let identity = match token(request.headers()) {
-        Ok(Some(token)) => sign_in.identify(token).await.map(Some),
-        Ok(None) if sign_in.mode() == SignInMode::Required => Err(SignInError::Required),
+        Ok(Some(token)) => identify(&sign_in, limits, &source, token).await.map(Some),
+        Ok(None) if sign_in.mode() == SignInMode::Required => {
+            Err(refuse(limits, &source, &SignInError::Required).await)
+        }
         Ok(None) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(refuse(limits, &source, &error).await),
     };
     match identity {
         Ok(identity) => {
@@ -37,21 +55,58 @@ pub(super) async fn check(
             }
             next.run(request).await
         }
-        Err(error) => {
-            tracing::debug!(%error, "sign-in refused");
-            Problem::not_signed_in(&error).into_response()
-        }
+        Err(problem) => with_headers(problem.into_response(), Vec::new()),
     }
 }
 
-/// Returns whether a path is open to everybody and has no caller. Its requests' tokens are not read:
-/// a probe or a page has to work whatever a browser or a proxy adds.
-pub fn is_public(path: &str) -> bool {
-    let below = |folder: &str| {
-        path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    matches!(path, "" | "/" | "/openapi.json")
-        || ["/app", "/docs", "/health", "/metrics"].into_iter().any(below)
+/// Returns the caller with this token. A token that is not valid costs one request of the limit of
+/// its address. The check of an API key in Redis is paid in advance, so that an address without a
+/// request left costs Redis no call.
+///
+/// # Errors
+/// Why the caller is not signed in, or the refusal by the limit.
+pub async fn identify(
+    sign_in: &SignIn,
+    limits: &RateLimits,
+    source: &Source,
+    token: &str,
+) -> Result<Identity, Problem> {
+    if !sign_in.asks_redis(token) {
+        return match sign_in.identify(token).await {
+            Ok(identity) => Ok(identity),
+            Err(error) => Err(refuse(limits, source, &error).await),
+        };
+    }
+    let paid = limits.take_request(source).await.map_err(|refusal| Problem::limited(&refusal))?;
+    let identified = sign_in.identify(token).await;
+    if identified.as_ref().err().is_none_or(|error| !error.is_of_caller()) {
+        limits.give_back_request(paid).await;
+    }
+    identified.map_err(|error| Problem::not_signed_in(&error))
+}
+
+/// Returns the refusal of a sign-in that failed, after it took one request from the limit of its
+/// address: where none is left, the refusal by the limit.
+pub async fn refuse(limits: &RateLimits, source: &Source, error: &SignInError) -> Problem {
+    tracing::debug!(%error, "sign-in refused");
+    if error.is_of_caller()
+        && let Err(refusal) = limits.take_request(source).await
+    {
+        return Problem::limited(&refusal);
+    }
+    Problem::not_signed_in(error)
+}
+
+impl FromRef<SignInLayer> for TrustedProxies {
+    fn from_ref(layer: &SignInLayer) -> Self {
+        layer.limits.proxies.clone()
+    }
+}
+
+impl FromRef<SignInLayer> for SourceKey {
+    fn from_ref(layer: &SignInLayer) -> Self {
+        layer.limits.source_key.clone()
+    }
 }
 
 /// Returns the token of a request.
@@ -109,16 +164,5 @@ mod tests {
             assert!(refused.is_err_and(|error| error.starts_with("Invalid")), "{wrong}");
         }
         assert!(token_of(&[("sec-websocket-protocol", "bearer.")]).is_err());
-    }
-
-    #[test]
-    fn only_pages_probes_and_metrics_are_public() {
-        for path in ["/", "/health", "/health/ready", "/docs", "/docs/x.css", "/app/x.js"] {
-            assert!(is_public(path), "{path}");
-        }
-        for path in ["/ws", "/api/v1/chat", "/healthy", "/docsx", "/nothing", "/api/v1/chat/health"]
-        {
-            assert!(!is_public(path), "{path}");
-        }
     }
 }

@@ -18,7 +18,7 @@ use crate::wait::eventually_blocking;
 use node::START_LIMIT;
 use nodes_line::Known;
 
-pub use node::{RedisServer, cli};
+pub use node::{RedisServer, Users, cli};
 pub use resp::{Connection, Reply, ask};
 pub use shapes::{RedisCluster, RedisSentinels};
 
@@ -82,14 +82,18 @@ impl Redis {
     /// Fails where a program is missing or the servers do not get ready in time.
     pub fn start(kind: RedisKind, folder: &Path) -> anyhow::Result<Self> {
         match kind {
-            RedisKind::Single => Self::start_nodes(kind, 1, Some(folder)),
-            RedisKind::Sentinel => Self::start_sentinels(2, Some(folder)),
-            RedisKind::Cluster => Self::start_cluster(Some(folder)),
+            RedisKind::Single => Self::start_nodes(kind, 1, Some(folder), Users::default()),
+            RedisKind::Sentinel => Self::start_sentinels(2, Some(folder), Users::default()),
+            RedisKind::Cluster => Self::start_cluster(Some(folder), Users::default()),
         }
     }
 
-    fn start_sentinels(replicas: usize, folder: Option<&Path>) -> anyhow::Result<Self> {
-        let mut redis = Self::start_nodes(RedisKind::Sentinel, 1 + replicas, folder)?;
+    fn start_sentinels(
+        replicas: usize,
+        folder: Option<&Path>,
+        users: Users,
+    ) -> anyhow::Result<Self> {
+        let mut redis = Self::start_nodes(RedisKind::Sentinel, 1 + replicas, folder, users)?;
         let primary = redis.nodes[0].port();
         for number in 0..3 {
             let (folder, name) = (folder_or_temporary(folder)?, format!("sentinel-{number}"));
@@ -108,13 +112,18 @@ impl Redis {
         Ok(redis)
     }
 
-    fn start_cluster(folder: Option<&Path>) -> anyhow::Result<Self> {
-        let redis = Self::start_nodes(RedisKind::Cluster, 2 * PRIMARIES, folder)?;
+    fn start_cluster(folder: Option<&Path>, users: Users) -> anyhow::Result<Self> {
+        let redis = Self::start_nodes(RedisKind::Cluster, 2 * PRIMARIES, folder, users)?;
         redis.form_cluster()?;
         Ok(redis)
     }
 
-    fn start_nodes(kind: RedisKind, count: usize, folder: Option<&Path>) -> anyhow::Result<Self> {
+    fn start_nodes(
+        kind: RedisKind,
+        count: usize,
+        folder: Option<&Path>,
+        users: Users,
+    ) -> anyhow::Result<Self> {
         let mut nodes: Vec<Arc<RedisServer>> = Vec::new();
         for number in 0..count {
             let primary = nodes.first().map(|node| node.port().to_string());
@@ -126,7 +135,7 @@ impl Redis {
                 (RedisKind::Sentinel, None) | (RedisKind::Single, _) => Vec::new(),
             };
             let (folder, name) = (folder_or_temporary(folder)?, format!("redis-{number}"));
-            nodes.push(Arc::new(RedisServer::start_in(folder, &name, &arguments)?));
+            nodes.push(Arc::new(RedisServer::start_as(folder, &name, &arguments, users)?));
         }
         Ok(Self { kind, nodes, sentinels: Vec::new() })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::resp::{Connection, Reply, ask};
+use super::resp::{Connection, Reply, ask, sign_in_at};
 use crate::folder::Folder;
 use crate::port::Port;
 use crate::process::{Process, Program};
@@ -23,11 +23,26 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The user of replicas, and its password.
 const USER: &str = "jarvis";
 const PASSWORD: &str = "Pa55-of-the-tests";
+/// The user of a test's own commands where the default user may only PING.
+const ADMIN: &str = "tests";
 /// The file of Redis users that operators install, and the password in it that they replace.
 const ACL_FILE: &str = "deploy/redis.acl";
 const ACL_PASSWORD: &str = "CHANGE-THIS-PASSWORD";
-/// The user of the tests themselves.
-const ACL_OF_TESTS: &str = "user default on nopass ~* &* +@all";
+/// What operators append to the passwords of Redis replicas and of sentinels, by one replacement.
+const OF_REPLICAS: &str = "-OF-REPLICAS";
+const OF_SENTINELS: &str = "-OF-SENTINELS";
+/// The default user of tests that need more than the file gives it.
+const DEFAULT_OF_TESTS: &str = "user default on nopass ~* &* +@all";
+
+/// The users of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Users {
+    /// Those of the file that operators install, but the default user may do everything.
+    #[default]
+    DefaultMayAll,
+    /// Those of the file that operators install, and one for the commands of a test.
+    Installed,
+}
 
 /// A server that is alone on its port. Its append-only file brings its data back after a restart.
 #[derive(Debug)]
@@ -62,18 +77,39 @@ impl RedisServer {
     /// # Errors
     /// Fails where it does not start.
     pub fn start_in(folder: Folder, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start_as(folder, name, arguments, Users::default())
+    }
+
+    /// Starts a server with its data and its log in `folder`, and with these users.
+    pub(super) fn start_as(
+        folder: Folder,
+        name: &str,
+        arguments: &[&str],
+        with: Users,
+    ) -> anyhow::Result<Self> {
         let data = folder.path().join(name);
         std::fs::create_dir_all(&data)?;
         let data = data.display().to_string();
         let users = folder.path().join(format!("{name}.acl"));
-        std::fs::write(&users, acl_of_tests()?)?;
+        std::fs::write(&users, acl_of_tests(with)?)?;
         let users = users.display().to_string();
+        let masterauth = format!("{PASSWORD}{OF_REPLICAS}");
         Self::run(folder, name, |port| {
+            if with == Users::Installed {
+                sign_in_at(port, ADMIN, PASSWORD);
+            }
             let port = port.to_string();
             let own = ["--port", &port, "--dir", &data, "--bind", "127.0.0.1", "--save", ""];
             let safe = ["--appendonly", "yes", "--appendfsync", "no"];
             // Replicas come into sync at once, and not after five seconds.
-            let replicas = ["--repl-diskless-sync-delay", "0"];
+            let replicas = [
+                "--repl-diskless-sync-delay",
+                "0",
+                "--masteruser",
+                "replica",
+                "--masterauth",
+                &masterauth,
+            ];
             let users = ["--aclfile", &users];
             let all = own.iter().chain(&safe).chain(&replicas).chain(&users).chain(arguments);
             Ok(all.map(ToString::to_string).collect())
@@ -93,6 +129,8 @@ impl RedisServer {
             let config = format!(
                 "port {port}\nbind 127.0.0.1\ndir {data}\n\
                  sentinel monitor {service} 127.0.0.1 {primary} 2\n\
+                 sentinel auth-user {service} sentinel\n\
+                 sentinel auth-pass {service} {PASSWORD}{OF_SENTINELS}\n\
                  sentinel down-after-milliseconds {service} 1000\n\
                  sentinel failover-timeout {service} 5000\n"
             );
@@ -232,12 +270,17 @@ pub(super) fn credentials() -> String {
     format!("{USER}:{PASSWORD}")
 }
 
-/// The file of users with the password of the tests, in which the default user may do everything.
-fn acl_of_tests() -> anyhow::Result<String> {
+/// The file of users with the passwords of the tests.
+fn acl_of_tests(users: Users) -> anyhow::Result<String> {
     let installed = std::fs::read_to_string(workspace().join(ACL_FILE)).context(ACL_FILE)?;
-    let is_of_replicas = |line: &&str| line.starts_with(&format!("user {USER} "));
-    let user = installed.lines().find(is_of_replicas).context("the file lacks the user")?;
-    Ok(format!("{ACL_OF_TESTS}\n{}\n", user.replace(ACL_PASSWORD, PASSWORD)))
+    let installed = installed.replace(ACL_PASSWORD, PASSWORD);
+    Ok(match users {
+        Users::Installed => format!("{installed}user {ADMIN} on >{PASSWORD} ~* &* +@all\n"),
+        Users::DefaultMayAll => {
+            let others = installed.lines().filter(|line| !line.starts_with("user default "));
+            others.fold(format!("{DEFAULT_OF_TESTS}\n"), |file, line| file + line + "\n")
+        }
+    })
 }
 
 fn wait_until_it_answers(process: &Process, port: u16) -> anyhow::Result<()> {

@@ -4,9 +4,11 @@
 //! injector has to see. A reply is read as it comes, so that one of many megabytes takes no longer than
 //! its bytes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -88,7 +90,13 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        let mut connection = Self { stream: BufReader::new(stream) };
+        let credentials = credentials().get(&port).cloned();
+        if let Some((user, password)) = credentials {
+            // Another server may have the port by now, whose default user may do everything.
+            connection.ask(&[["AUTH", &user, &password]])?;
+        }
+        Ok(connection)
     }
 
     /// Sends commands at once and returns their replies, errors among them, in order.
@@ -110,6 +118,19 @@ impl Connection {
         self.stream.get_mut().write_all(&request)?;
         commands.iter().map(|_| read(&mut self.stream, DEEPEST)).collect()
     }
+}
+
+/// The user and the password by which connections to a port sign in.
+type Credentials = BTreeMap<u16, (String, String)>;
+
+fn credentials() -> MutexGuard<'static, Credentials> {
+    static CREDENTIALS: Mutex<Credentials> = Mutex::new(BTreeMap::new());
+    CREDENTIALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the connections that this process opens to a port sign in.
+pub(super) fn sign_in_at(port: u16, user: &str, password: &str) {
+    credentials().insert(port, (user.to_owned(), password.to_owned()));
 }
 
 /// Sends one command over a connection of its own. An error that the server replies is an error here.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::node::credentials;
-use super::{Redis, RedisServer};
+use super::{Redis, RedisServer, Users};
 
 /// Three primaries, each with a Redis replica.
 #[derive(Debug)]
@@ -17,7 +17,16 @@ impl RedisCluster {
     /// # Panics
     /// Panics where they do not.
     pub fn start() -> Self {
-        Self { redis: Redis::start_cluster(None).unwrap_or_else(|error| panic!("{error:#}")) }
+        Self::start_as(Users::default())
+    }
+
+    /// Starts six nodes with these users.
+    ///
+    /// # Panics
+    /// Panics where they form no cluster.
+    pub fn start_as(users: Users) -> Self {
+        let redis = Redis::start_cluster(None, users);
+        Self { redis: redis.unwrap_or_else(|error| panic!("{error:#}")) }
     }
 
     /// The address for jarvis: that of one node.
@@ -64,7 +73,16 @@ impl RedisSentinels {
     /// # Panics
     /// Panics where they do not.
     pub fn start() -> Self {
-        let redis = Redis::start_sentinels(1, None).unwrap_or_else(|error| panic!("{error:#}"));
+        Self::start_as(Users::default())
+    }
+
+    /// Starts the servers with these users.
+    ///
+    /// # Panics
+    /// Panics where the sentinels do not find each other and the Redis replica.
+    pub fn start_as(users: Users) -> Self {
+        let redis = Redis::start_sentinels(1, None, users);
+        let redis = redis.unwrap_or_else(|error| panic!("{error:#}"));
         let [primary, replica] = [0, 1].map(|number| Arc::clone(&redis.nodes()[number]));
         Self { primary, replica, redis }
     }

@@ -14,6 +14,7 @@ use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
+use crate::http::middleware;
 use crate::http::problem::Problem;
 use crate::limits::{LimitRefusal, RequestKind as LimitedKind, Subject, TurnPermit};
 use crate::session::store::Page;
@@ -134,15 +135,24 @@ async fn handle(
                 Err(error) => Err(error.into()),
             }
         }
-        ClientMessage::Auth { token } => match shared.sign_in.identify(token.expose()).await {
-            Ok(identity) if identity.owner == *owner => {
-                Ok(RequestOutcome::SignedIn(identity.validity))
-            }
-            Ok(_) => Err(Problem::not_signed_in(&SignInError::OtherUser)),
-            Err(error) => Err(Problem::not_signed_in(&error)),
-        },
+        ClientMessage::Auth { token } => sign_in_again(&shared, &subject, token.expose()).await,
     };
     done.unwrap_or_else(|problem| RequestOutcome::Reply(wire::error(&problem, id.as_deref())))
+}
+
+/// Checks the new token of a socket's caller. One that is not valid, or is another user's, costs a
+/// request of the limit of the caller's address.
+async fn sign_in_again(
+    shared: &Shared,
+    subject: &Subject,
+    token: &str,
+) -> Result<RequestOutcome, Problem> {
+    let (limits, source) = (&shared.limits, &subject.source);
+    let identity = middleware::identify(&shared.sign_in, limits, source, token).await?;
+    if identity.owner == subject.owner {
+        return Ok(RequestOutcome::SignedIn(identity.validity));
+    }
+    Err(middleware::refuse(limits, source, &SignInError::OtherUser).await)
 }
 
 /// Takes what a message costs from the limits of its caller, and returns the right to one turn where

@@ -1,0 +1,56 @@
+//! Reserves room for the reply to a request, before the reply is made.
+
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::public::is_public;
+use crate::http::room::{ByteRoom, TakenRoom, large_size, no_room, shrink};
+use crate::limits::RequestKind;
+
+/// Bytes of a reply for which a request reserves room before it is handled. A page of a history is the
+/// largest one.
+const REPLY_BYTES: usize = 1 << 20;
+/// The one reply that is large, belongs to no caller, and is made for each request.
+const METRICS: &str = "/metrics";
+
+/// What this layer needs to know.
+#[derive(Clone)]
+pub(super) struct RoomLayer {
+    /// The room of the process.
+    pub room: ByteRoom,
+    /// What a request to this method and path is.
+    pub kind: fn(&Method, &str) -> RequestKind,
+}
+
+/// Reserves room for the largest reply before a request that only reads is handled, and for the real
+/// size of every other reply. A small reply, a stream and a file of `/docs` hold none.
+pub(super) async fn reserve(
+    State(RoomLayer { room, kind }): State<RoomLayer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    if is_public(path) && path != METRICS {
+        return next.run(request).await;
+    }
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let reserved = if is_read && kind(method, path) != RequestKind::Socket {
+        match room.take(REPLY_BYTES).await {
+            Some(reserved) => Some(reserved),
+            None => return no_room().into_response(),
+        }
+    } else {
+        None
+    };
+    let mut response = next.run(request).await;
+    let Some(size) = large_size(&response) else { return response };
+    let reserved = match reserved {
+        Some(reserved) => Some(shrink(reserved, size)),
+        None => room.take(size).await,
+    };
+    let Some(reserved) = reserved else { return no_room().into_response() };
+    response.extensions_mut().insert(TakenRoom::new(reserved));
+    response
+}

@@ -1,0 +1,169 @@
+//! What clients that do not read, or do not finish, hold of a replica's memory and connections is
+//! bounded over all connections together.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use support::client::{chat, get, narrow, until_ok};
+use support::eventually;
+use support::process::{LIMIT, Process, ollama_sim};
+use support::raw_http::{Framing, Raw};
+use support::redis::RedisServer;
+use support::setup::{Setup, setup};
+use testkit::folder::Folder;
+use testkit::server::Plan;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
+/// As many connections as would hold more than a container of 512 MiB has, at 1 MiB each.
+const CONNECTIONS: usize = 600;
+/// The room of the tests.
+const ROOM: (&str, &str) = ("JARVIS_UNREAD_MIB", "16");
+/// What may be held beside the room: buffers of connections, and what the allocator keeps.
+const BESIDE_KIB: f64 = 120.0 * 1024.0;
+
+/// Returns how many KiB more than at `before` the replica held at most in some seconds.
+async fn most_held(replica: &Process, before: f64) -> f64 {
+    let mut most = 0.0f64;
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(replica.resident_kib().expect("a figure"));
+    }
+    most - before
+}
+
+/// Returns how many of these connections got a whole head of a refusal with a time to retry, of those
+/// that can be read without waiting long.
+async fn refused(held: &mut [TcpStream]) -> usize {
+    let heads = held.iter_mut().map(async |stream| {
+        let mut head = [0; 2048];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut head)).await;
+        let read = read.map_or(0, |read| read.unwrap_or_default());
+        let head = String::from_utf8_lossy(&head[..read]).to_lowercase();
+        head.starts_with("http/1.1 503") && head.contains("\r\nretry-after: 5\r\n")
+    });
+    join_all(heads).await.into_iter().filter(|is_refused| *is_refused).count()
+}
+
+async fn assert_the_others_go_on(replica: &Process) {
+    assert_eq!(get(replica, "/health/live").await.status, 200);
+    assert_eq!(get(replica, "/health/ready").await.status, 200);
+    let session = Uuid::new_v4().to_string();
+    assert_eq!(chat(replica, &session, "[[tokens=1]] small").await.status, 200);
+}
+
+#[tokio::test]
+async fn pages_that_are_not_read_are_held_within_one_room_of_all_connections() {
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
+    let session = Uuid::new_v4().to_string();
+    let message = format!("{} [[tokens=1]]", "x".repeat(30_000));
+    for _ in 0..34 {
+        assert_eq!(chat(replica, &session, &message).await.status, 200);
+    }
+    let path = format!("/api/v1/chat/sessions/{session}?limit=500");
+    let before = replica.resident_kib().expect("a figure");
+    let open = (0..CONNECTIONS).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream
+    });
+    let mut held = join_all(open).await;
+    let most = most_held(replica, before).await;
+    println!("{CONNECTIONS} unread pages: {most:.0} KiB");
+    assert!(most < BESIDE_KIB, "{most:.0} KiB");
+    assert_the_others_go_on(replica).await;
+    let refused = refused(&mut held).await;
+    assert!(refused > CONNECTIONS / 2, "only {refused} were refused");
+    drop(held);
+    let served = async || get(replica, &path).await.status == 200;
+    assert!(eventually(LIMIT, served).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_are_held_within_one_room_of_all_connections() {
+    const BYTES: usize = 500 << 10;
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
+    let before = replica.resident_kib().expect("a figure");
+    let open = (0..CONNECTIONS).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let head = format!(
+            "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            BYTES + 1
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream
+    });
+    let mut held = join_all(open).await;
+    let body = vec![b' '; BYTES];
+    // A replica that has no room does not read, and closes at last.
+    let write = held.iter_mut().map(async |stream| {
+        let _ = tokio::time::timeout(Duration::from_secs(3), stream.write_all(&body)).await;
+    });
+    let (_, most) = tokio::join!(join_all(write), most_held(replica, before));
+    println!("{CONNECTIONS} unfinished bodies: {most:.0} KiB");
+    assert!(most < BESIDE_KIB, "{most:.0} KiB");
+    assert_the_others_go_on(replica).await;
+    let refused = refused(&mut held).await;
+    assert!(refused > CONNECTIONS / 2, "only {refused} were refused");
+    drop(held);
+    let session = Uuid::new_v4().to_string();
+    let message = format!("{} [[tokens=1]]", "x".repeat(30_000));
+    let served = async || chat(replica, &session, &message).await.status == 200;
+    assert!(eventually(LIMIT, served).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn connections_that_linger_after_a_refused_upgrade_count_as_connections() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&[]));
+    let folder = Folder::temporary().expect("a folder");
+    let script = folder.path().join("limited");
+    let binary = env!("CARGO_BIN_EXE_jarvis");
+    // 400 descriptors leave 300 to connections of clients.
+    let text = format!("#!/bin/sh\nulimit -n 400\nexec {binary} \"$@\"\n");
+    std::fs::write(&script, text).expect("a file");
+    let runnable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&script, runnable).expect("a script");
+    let plan = Plan::replica(script, &redis.url(), &ollama.url, folder);
+    let replica = Process::start(plan).unwrap_or_else(|error| panic!("{error:#}"));
+    until_ok(&replica, "/health/ready").await;
+    let open = (0..300).map(async |_| {
+        let mut raw = Raw::connect(&replica).await;
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+        let head = format!(
+            "POST /nowhere HTTP/1.1\r\nHost: localhost\r\n{upgrade}Content-Length: 2000000\r\n\r\nx"
+        );
+        raw.write(head.as_bytes()).await.expect("sent");
+        raw
+    });
+    let mut held = join_all(open).await;
+    for raw in &mut held {
+        // Behind all other connections a refusal may be that of a full replica.
+        let status = raw.response().await.expect("a response").status;
+        assert!(status == 404 || status == 503, "{status}");
+    }
+    let beyond = get(&replica, "/api/v1/models").await;
+    assert_eq!((beyond.status, &beyond.body["code"]), (503, &json!("too_many_connections")));
+    drop(held);
+    let served = async || get(&replica, "/api/v1/models").await.status == 200;
+    assert!(eventually(LIMIT, served).await, "the connections do not come back");
+}
+
+#[tokio::test]
+async fn a_large_body_and_a_large_reply_pass_where_nobody_holds_the_room() {
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
+    for framing in [Framing::ContentLength, Framing::Chunked] {
+        let mut raw = Raw::connect(replica).await;
+        for _ in 0..3 {
+            // It has no message, so it is 422 once it was read whole.
+            raw.request(("POST", "/api/v1/chat", ""), 500_000, framing).await.expect("sent");
+            assert_eq!(raw.response().await.expect("a response").status, 422);
+        }
+    }
+}
