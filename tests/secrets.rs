@@ -469,7 +469,7 @@ async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
 #[tokio::test]
 async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they_fail() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "20"]));
-    let settings = [("JARVIS_HOST_WAIT_TIMEOUT", "1"), ("JARVIS_REDIS_PATIENCE", "0")];
+    let settings = [("JARVIS_HOST_WAIT_TIMEOUT", "1"), ("JARVIS_REDIS_PATIENCE", "1")];
     let replica = jarvis(&redis.url(), &ollama.url, &settings);
     until_ok(&replica, "/health/ready").await;
     let host = ollama.url.trim_start_matches("http://").to_owned();

@@ -134,7 +134,7 @@ pub async fn serve(
             let client = Arc::new(ClientConnection::new(stream, connections.token()));
             let answered = answer_probe(Arc::clone(&client), address, router.clone(), room.clone());
             tokio::spawn(catch_panic("connection", async move {
-                if timeout(SILENCE_LIMIT, client.readable()).await.is_ok() {
+                if timeout(SILENCE_LIMIT, client.first_byte()).await.is_ok() {
                     let _ = timeout(PROBE_LIMIT, answered).await;
                 }
                 drop(probe);

@@ -76,8 +76,8 @@ impl ClientConnection {
     }
 
     /// Resolves once the client has sent something, or is gone.
-    pub async fn readable(&self) {
-        let _ = self.stream.readable().await;
+    pub async fn first_byte(&self) {
+        let _ = self.stream.peek(&mut [0]).await;
     }
 
     /// Records that a request was read to its end. Bytes that were read with it may belong to the
