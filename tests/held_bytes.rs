@@ -42,11 +42,11 @@ async fn most_held(replica: &Process, before: f64) -> f64 {
 /// that can be read without waiting long.
 async fn refused(held: &mut [TcpStream]) -> usize {
     let heads = held.iter_mut().map(async |stream| {
-        let mut head = [0; 2048];
-        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut head)).await;
-        let read = read.map_or(0, |read| read.unwrap_or_default());
-        let head = String::from_utf8_lossy(&head[..read]).to_lowercase();
-        head.starts_with("http/1.1 503") && head.contains("\r\nretry-after: 5\r\n")
+        let mut bytes = [0; 2048];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut bytes)).await;
+        let read = read.map_or(0, Result::unwrap_or_default);
+        let reply = String::from_utf8_lossy(&bytes[..read]).to_lowercase();
+        reply.starts_with("http/1.1 503") && reply.contains("\r\nretry-after: 5\r\n")
     });
     join_all(heads).await.into_iter().filter(|is_refused| *is_refused).count()
 }

@@ -86,7 +86,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "too_many_connections",
         503,
-        "the replica has its largest number of open sockets and streams",
+        "the replica has its largest number of open sockets and streams, or holds as many bytes of unfinished requests and unread replies as it may",
     ),
     code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
     code("unknown_type", 0, "there is no such `type` of message"),

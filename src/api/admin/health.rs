@@ -213,6 +213,8 @@ async fn services(shared: &Shared) -> Services {
             description = "The service has a token for its metrics, and the request has not"),
         (status = 429, body = ProblemDetails, content_type = "application/problem+json",
             description = "The address sent as many requests without the token as it may send requests"),
+        (status = 503, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The replica holds as many bytes of unread replies as it may"),
     ),
 )]
 pub async fn metrics(State(shared): State<Shared>, source: Source, headers: HeaderMap) -> Response {
