@@ -329,9 +329,9 @@ async fn a_handshake_that_offers_compression_gets_a_socket_without_it() {
     assert_eq!(response.status(), 101);
     assert!(!response.headers().contains_key("sec-websocket-extensions"), "{response:?}");
     let next = async |socket: &mut Opened| loop {
-        match socket.next().await.expect("a message").expect("no error") {
-            Message::Text(text) => return text,
-            _ => {}
+        let packet = socket.next().await.expect("a message").expect("no error");
+        if let Message::Text(text) = packet {
+            return text;
         }
     };
     assert!(next(&mut socket).await.contains("\"connection\""), "the event is plain text");

@@ -55,7 +55,7 @@ fn code(reply: &Reply) -> (u16, &str) {
     (reply.status, reply.body["code"].as_str().unwrap_or_default())
 }
 
-fn code_of(reply: Reply) -> (u16, String) {
+fn code_of(reply: &Reply) -> (u16, String) {
     (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
 }
 
@@ -532,7 +532,7 @@ async fn each_failed_sign_in_costs_its_address_a_request_and_the_last_one_is_429
     ] {
         let ask = async || {
             let request = http().get(url(path)).bearer_auth(bearer);
-            code_of(send(request.header("x-forwarded-for", address)).await)
+            code_of(&send(request.header("x-forwarded-for", address)).await)
         };
         for _ in 0..4 {
             assert_eq!(ask().await, (401, "token_invalid".to_owned()), "{path}");

@@ -516,7 +516,7 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), failed).await.expect("an end of the turn");
+    tokio::time::timeout(Duration::from_mins(1), failed).await.expect("an end of the turn");
     ask_all(&mut seen).await;
     redis.kill();
     ask_all(&mut seen).await;
