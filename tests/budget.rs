@@ -298,3 +298,24 @@ async fn a_caller_over_its_budget_gets_429_leaves_nothing_and_may_go_on_after_a_
     assert!(send(http().delete(url)).await.status < 300);
     assert_eq!(ask(&third).await.status, 200);
 }
+
+#[tokio::test]
+async fn the_budget_of_a_user_does_not_show_that_another_s_session_exists() {
+    let redis = RedisServer::start();
+    let store = store(&redis).await;
+    let user = |name| Owner::User(User::local(name).expect("a name"));
+    let limits = StorageLimits { caller_sessions: 1, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let (alice, bob) = (SessionId::random(), SessionId::random());
+    for (owner, session) in [(user("alice"), alice), (user("bob"), bob)] {
+        assert_eq!(budget.room(&owner, "", session).await, Ok(()));
+        let spec = turn_spec("m");
+        let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+        store.accept(&Proposal::new(&owner, session, &new)).await.expect("Redis");
+        budget.record("", session).await;
+    }
+    // Bob may begin no further session; his answer for Alice's is the same as for one that never was.
+    let never = budget.room(&user("bob"), "", SessionId::random()).await;
+    assert_eq!(never, Err(OverBudget::Sessions));
+    assert_eq!(budget.room(&user("bob"), "", alice).await, never);
+}

@@ -247,6 +247,24 @@ fn counts(reply: &Reply) -> (u64, u64, u64) {
 }
 
 #[tokio::test]
+async fn an_imported_session_is_followed_and_cancelled_before_its_first_turn() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let replica = &fleet.replicas[0];
+    assert_eq!(chat(replica, &id(), "[[tokens=3]] hi", "alice").await.status, 200);
+    let lines: Vec<String> = export(&fleet, "alice").await.iter().map(Value::to_string).collect();
+    assert_eq!(counts(&import(&fleet, 0, "bob", lines.join("\n")).await).0, 1);
+    let list = send(http().get(format!("{}{SESSIONS}", replica.url)).bearer_auth(token("bob")));
+    let session =
+        list.await.body["sessions"][0]["session_id"].as_str().expect("a session").to_owned();
+    let events = format!("{}{SESSIONS}/{session}/events", replica.url);
+    let followed = http().get(events).bearer_auth(token("bob")).send().await.expect("a reply");
+    assert_eq!(followed.status(), 200);
+    let cancel = format!("{}{SESSIONS}/{session}/cancel", replica.url);
+    assert_eq!(send(http().post(cancel).bearer_auth(token("bob"))).await.status, 409);
+}
+
+#[tokio::test]
 async fn an_export_is_imported_under_new_ids_with_the_same_content_and_only_once() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), 1, "500").await;

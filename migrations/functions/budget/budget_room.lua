@@ -25,7 +25,10 @@ register {
     local base, now = keys.budget, now_seconds()
     forget_expired(base, now)
     local before, payer = recorded(base, args.session)
-    if not before or is_anonymous(payer) ~= is_anonymous(args.payer) then
+    -- The budget of another user must not show that its session exists.
+    local is_theirs = before
+      and (payer == args.payer or is_anonymous(payer) and is_anonymous(args.payer))
+    if not is_theirs then
       before, payer = nil, args.payer
     end
     local verdict = 'ok'

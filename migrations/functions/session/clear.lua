@@ -120,6 +120,8 @@ register {
     if args.delete == '1' then
       redact_accepted(keys)
       redis.call('HSET', keys.session, 'deleted', 1)
+      -- The title is the beginning of the first question.
+      redis.call('HDEL', keys.session, 'title', 'model')
       redis.call('EXPIRE', keys.session, args.tombstone_seconds)
       redis.call('EXPIRE', keys.events, args.tombstone_seconds)
     else

@@ -30,6 +30,10 @@ register {
       redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer)
       redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'importing', 1,
         'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0, 'bytes', 0)
+      -- A reader of the session begins at the end of its log, before the first turn, too.
+      for _, field in ipairs({ 'events', 'tag', 'event_bytes' }) do
+        redis.call('HSETNX', keys.session, field, 0)
+      end
     end
     local count = redis.call('LLEN', keys.path)
     -- Without the messages in between, none of these is added.

@@ -34,6 +34,9 @@ use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
 const NAMESPACE: Uuid = Uuid::from_u128(0x2c3e_9a71_54d0_4b6f_8e13_70ab_5cd2_e941);
 /// How long an import takes, at most.
 const LIMIT: Duration = Duration::from_mins(10);
+/// Messages of one session, at most: it is kept in memory until its last line, and small messages take
+/// several times their bytes there.
+const SESSION_MESSAGES: usize = 100_000;
 /// Attempts to store a session whose messages a failover loses meanwhile.
 const ATTEMPTS: u32 = 3;
 
@@ -281,6 +284,10 @@ impl OpenSession {
         let Some(entry) = ImportedSession::entry(&message) else {
             return Err(LineFault::new("thinking", "value_error", "must not hold U+0003"));
         };
+        if self.messages.len() >= SESSION_MESSAGES {
+            let msg = format!("a session has at most {SESSION_MESSAGES} messages in an import");
+            return Err(LineFault::new("messages", "too_long", msg));
+        }
         self.bytes += entry.len() as u64;
         self.messages.push(message);
         Ok(())

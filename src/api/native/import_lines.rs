@@ -3,7 +3,7 @@
 use axum::body::{BodyDataStream, Bytes};
 use axum::http::StatusCode;
 use bytes::BytesMut;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -340,10 +340,14 @@ fn text(value: &Value, field: &'static str, longest: usize) -> Result<Option<Str
 
 fn time(value: &Value, field: &'static str) -> Result<Option<DateTime<Utc>>, LineFault> {
     let text: Option<String> = optional(value, field, "a time as RFC 3339 has it")?;
+    let fault = || LineFault::new(field, "datetime_parsing", "must be a time as RFC 3339 has it");
     let parsed = text.map(|text| DateTime::parse_from_rfc3339(&text)).transpose();
-    parsed
-        .map(|time| time.map(|time| time.with_timezone(&Utc)))
-        .map_err(|_| LineFault::new(field, "datetime_parsing", "must be a time as RFC 3339 has it"))
+    let time = parsed.map_err(|_| fault())?.map(|time| time.with_timezone(&Utc));
+    // In UTC the last hours of the year 9999 may be those of a year that RFC 3339 does not have.
+    match time {
+        Some(time) if !(0..=9999).contains(&time.year()) => Err(fault()),
+        time => Ok(time),
+    }
 }
 
 #[cfg(test)]
@@ -365,6 +369,11 @@ mod tests {
             ("[1]", "", "dict_type"),
             (r#"{"type":"session","title":7}"#, "title", "value_error"),
             (r#"{"type":"session","created_at":"yesterday"}"#, "created_at", "datetime_parsing"),
+            (
+                r#"{"type":"session","created_at":"9999-12-31T23:59:59-01:00"}"#,
+                "created_at",
+                "datetime_parsing",
+            ),
             (r#"{"type":"export","version":2}"#, "version", "version_unknown"),
             (r#"{"type":"rubbish"}"#, "type", "enum"),
             (r#"{"role":"user"}"#, "type", "missing"),

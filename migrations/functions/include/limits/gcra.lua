@@ -28,10 +28,13 @@ local function parse_limits(base, flat)
   return limits
 end
 
--- Reads how long it takes until all of each limit is back.
+-- Reads how long it takes until all of each limit is back. After a failover the clock may be behind
+-- the one that wrote the time: nobody waits longer for that than for the window and one cost that
+-- was larger than what was left.
 local function read_backlogs(limits, now)
   for _, limit in ipairs(limits) do
-    limit.backlog = math.max(tonumber(redis.call('GET', limit.key) or '0') - now, 0)
+    local backlog = tonumber(redis.call('GET', limit.key) or '0') - now
+    limit.backlog = math.min(math.max(backlog, 0), 2 * limit.window)
   end
 end
 
