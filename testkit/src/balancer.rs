@@ -33,7 +33,7 @@ fn round_robin(rules: &Path, listen: &str, replicas: &[String]) -> String {
     format!(
         "    access_log off;\n\
          \x20   include \"{rules}/http.conf\";\n\
-         \x20   upstream replicas {{\n{servers}    }}\n\
+         \x20   upstream replicas {{\n{servers}        keepalive 64;\n    }}\n\
          \x20   map \"\" $jarvis {{\n        default replicas;\n    }}\n\
          \x20   server {{\n        listen {listen};\n        include \"{rules}/jarvis.conf\";\n    }}\n"
     )

@@ -9,7 +9,7 @@ use super::process::{LIMIT, Process};
 
 /// One nginx.
 pub struct Nginx {
-    _process: testkit::Process,
+    process: testkit::Process,
     _ports: [Port; 2],
     folder: Folder,
     /// The address with the rules of deploy/nginx.
@@ -18,15 +18,33 @@ pub struct Nginx {
     pub plain: String,
 }
 
+/// What nginx does with a replica after a failure.
+#[derive(Clone, Copy)]
+enum Failures {
+    /// One failure takes it out of use, as is the default of nginx.
+    TakeOut,
+    /// None does, as it is deployed.
+    Forget,
+}
+
 impl Nginx {
     /// Starts nginx in front of these replicas, each of which it takes out of use after one
     /// failure, as is its default.
     pub async fn start(replicas: &[Process]) -> Self {
+        Self::with(replicas, Failures::TakeOut).await
+    }
+
+    /// Starts nginx in front of these replicas with an upstream as it is deployed.
+    pub async fn deployed(replicas: &[Process]) -> Self {
+        Self::with(replicas, Failures::Forget).await
+    }
+
+    async fn with(replicas: &[Process], failures: Failures) -> Self {
         let folder = Folder::temporary().expect("a folder");
         let ports = [(); 2].map(|()| Port::reserve().expect("a port"));
         let [ours, plain] = ports.each_ref().map(|port| format!("127.0.0.1:{}", port.number()));
         let file = folder.path().join("nginx.conf");
-        let config = config(folder.path(), replicas, &ours, &plain);
+        let config = config(folder.path(), replicas, failures, [&ours, &plain]);
         std::fs::write(&file, config).expect("nginx.conf");
         let (prefix, file) = (folder.path().display().to_string(), file.display().to_string());
         let program = Program::new("nginx", "nginx", folder.path());
@@ -38,32 +56,57 @@ impl Nginx {
         process.start().unwrap_or_else(|error| panic!("{error:#}"));
         let listens = async || tokio::net::TcpStream::connect(&plain).await.is_ok();
         assert!(eventually(LIMIT, listens).await, "nginx does not listen");
-        Self { _process: process, _ports: ports, folder, ours, plain }
+        Self { process, _ports: ports, folder, ours, plain }
     }
 
     /// Returns its access log: a line a request, the status first.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
     }
+
+    /// Returns its log of errors.
+    pub fn errors(&self) -> String {
+        self.process.printed()
+    }
+
+    /// Returns the `$request_id` of every request: the keys that it made. Only this test's
+    /// configuration logs them.
+    pub fn keys(&self) -> Vec<String> {
+        let keys = std::fs::read_to_string(self.folder.path().join("keys.log"));
+        keys.unwrap_or_default().lines().map(str::to_owned).collect()
+    }
 }
 
-fn config(folder: &Path, replicas: &[Process], ours: &str, plain: &str) -> String {
+fn config(
+    folder: &Path,
+    replicas: &[Process],
+    failures: Failures,
+    [ours, plain]: [&str; 2],
+) -> String {
     let rules = programs::workspace().join("deploy/nginx");
-    let (rules, log) = (rules.display(), folder.join("access.log"));
-    let server =
-        |replica: &Process| format!("server {};\n", replica.url.trim_start_matches("http://"));
+    let rules = rules.display();
+    let [log, keys] = ["access.log", "keys.log"].map(|name| folder.join(name));
+    let max_fails = match failures {
+        Failures::TakeOut => "",
+        Failures::Forget => " max_fails=0",
+    };
+    let server = |replica: &Process| {
+        format!("server {}{max_fails};\n", replica.url.trim_start_matches("http://"))
+    };
     let servers: String = replicas.iter().map(server).collect();
     balancer::configuration(
         folder,
         &format!(
             "log_format statuses '$status $upstream_status';\naccess_log {} statuses;\n\
-             include {rules}/http.conf;\nupstream replicas {{\n{servers}}}\n\
+             log_format keys '$request_id';\naccess_log {} keys;\n\
+             include {rules}/http.conf;\nupstream replicas {{\n{servers}keepalive 64;\n}}\n\
              map \"\" $jarvis {{ default replicas; }}\n\
              server {{ listen {ours}; include {rules}/jarvis.conf; }}\n\
              server {{ listen {plain}; location / {{\nproxy_pass http://replicas;\n\
              proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\n\
              proxy_set_header Connection $jarvis_connection;\n}} }}\n",
-            log.display()
+            log.display(),
+            keys.display(),
         ),
     )
 }

@@ -54,7 +54,7 @@ pub fn stack(
         ServiceBuilder::new()
             .layer(from_fn(headers::secure))
             .layer(from_fn(request_id::assign))
-            .layer(from_fn_with_state(lifecycle, drain::close_connections))
+            .layer(from_fn_with_state(lifecycle, drain::tell_balancer))
             .layer(from_fn(access_log::record))
             .layer(from_fn_with_state(Arc::clone(&lists), host::check))
             .layer(from_fn_with_state(lists, origin::check))

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Writes the passwords that compose and Kubernetes need, with random values, to files that git ignores:
+#   .env                              for docker-compose.yml
+#   k8s/components/redis/written-by-deploy-secrets.sh/
+#                                     for kustomize: the users of Redis, and the URL with the password
+# What exists stays as it is. Remove a file to get another password, and restart Redis and the replicas together.
+set -eu
+umask 077
+root=${1:-$(dirname "$0")/..}
+acl=$root/deploy/redis.acl
+k8s=$root/k8s/components/redis/written-by-deploy-secrets.sh
+
+password() {
+    od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
+}
+
+# Writes standard input to a file in one step: no half of a file is left behind.
+write() {
+    cat >"$1.new"
+    mv "$1.new" "$1"
+    echo "$1 written"
+}
+
+if ! grep -qs '^JARVIS_REDIS_PASSWORD=.' "$root/.env"; then
+    { [ ! -e "$root/.env" ] || grep -v '^JARVIS_REDIS_PASSWORD=' "$root/.env" || true
+      echo "JARVIS_REDIS_PASSWORD=$(password)"; } | write "$root/.env"
+fi
+if ! [ -s "$k8s/users.acl" ] || ! [ -s "$k8s/jarvis.env" ]; then
+    mkdir -p "$k8s"
+    secret=$(password)
+    sed "s/CHANGE-THIS-PASSWORD/$secret/" "$acl" | write "$k8s/users.acl"
+    echo "JARVIS_REDIS_URL=redis://jarvis:$secret@redis:6379" | write "$k8s/jarvis.env"
+fi

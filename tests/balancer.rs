@@ -1,0 +1,188 @@
+//! Turns behind nginx with the rules that are deployed, while replicas stop and die.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use support::client::{Reply, Socket, chat, get, history, http, send, until_ok};
+use support::eventually;
+use support::nginx::Nginx;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use uuid::Uuid;
+
+const TURNS: usize = 100;
+const AT_ONCE: usize = 10;
+/// Long enough that a replica which is stopped has turns in the middle: half a second.
+const MESSAGE: &str = "[[tokens=20]] go on";
+
+async fn fleet(count: usize, settings: &[(&str, &str)]) -> (RedisServer, Process, Vec<Process>) {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "40", "--slots", "64"]);
+    let log = [("JARVIS_LOG", "debug,fred=off"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let settings = [&log[..], settings].concat();
+    let replicas: Vec<_> =
+        (0..count).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    (redis, ollama, replicas)
+}
+
+async fn turn(nginx: &Nginx) -> Reply {
+    let url = format!("http://{}/api/v1/chat/", nginx.ours);
+    send(http().post(url).json(&json!({"message": MESSAGE}))).await
+}
+
+/// Sends turns without a key, and breaks a replica each time another fifth of them is over, a kill
+/// and a stop in turn. Every answer has to be whole and stored once.
+async fn turns_without_a_key(nginx: &Nginx, replicas: &[Process]) -> Vec<Reply> {
+    let over = AtomicUsize::new(0);
+    let worker = async || {
+        let mut replies = Vec::new();
+        for _ in 0..TURNS / AT_ONCE {
+            replies.push(turn(nginx).await);
+            over.fetch_add(1, Ordering::Relaxed);
+        }
+        replies
+    };
+    let breaker = async {
+        for number in 0..4 {
+            let due = (number + 1) * TURNS / 5;
+            assert!(eventually(LIMIT, async || over.load(Ordering::Relaxed) >= due).await);
+            let replica = &replicas[number % replicas.len()];
+            if number % 2 == 0 {
+                replica.kill();
+            } else {
+                replica.terminate();
+                assert_eq!(replica.wait(), Some(0));
+            }
+            replica.restart().unwrap_or_else(|error| panic!("{error:#}"));
+            until_ok(replica, "/health/ready").await;
+        }
+    };
+    let workers = join_all((0..AT_ONCE).map(|_| worker()));
+    tokio::join!(workers, breaker).0.into_iter().flatten().collect()
+}
+
+fn headers(reply: &Reply) -> String {
+    format!("{:?}", reply.headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_turns_without_a_key_are_answered_once_each_while_replicas_are_killed_and_stopped()
+ {
+    let (_redis, _ollama, replicas) = fleet(2, &[("JARVIS_OLLAMA_SLOTS", "64")]).await;
+    let nginx = Nginx::deployed(&replicas).await;
+    let replies = turns_without_a_key(&nginx, &replicas).await;
+    let expected = ollama_sim::script_answer("tinyllama:latest", MESSAGE, None, 64);
+    let mut sessions = HashSet::new();
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert_eq!(reply.body["response"], json!(expected));
+        let session = reply.body["session_id"].as_str().expect("a session").to_owned();
+        let messages = history(&replicas[0], &session).await;
+        let roles: Vec<&Value> = messages.iter().map(|message| &message["role"]).collect();
+        assert_eq!(roles, ["user", "assistant"], "{messages:?}");
+        assert!(sessions.insert(session), "two clients got one session");
+    }
+    assert_eq!(sessions.len(), TURNS);
+    // Some were tried twice: else nothing was shown.
+    assert!(nginx.log().lines().any(|line| line.contains(", 200")), "{}", nginx.log());
+
+    // The key of a turn is the only key to its session: it appears nowhere.
+    let keys = nginx.keys();
+    assert!(keys.len() >= TURNS);
+    let mut texts = vec![nginx.log(), nginx.errors()];
+    for replica in &replicas {
+        texts.push(std::fs::read_to_string(replica.log()).expect("a log"));
+    }
+    texts.extend(replies.iter().map(|reply| format!("{} {}", headers(reply), reply.body)));
+    for key in keys {
+        let uuid = Uuid::try_parse(&key).expect("32 hexadecimal digits").to_string();
+        assert!(!texts.iter().any(|text| text.contains(&key) || text.contains(&uuid)));
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_not_asked_twice() {
+    let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_QUEUE_LIMIT", "1")];
+    let (redis, _ollama, replicas) = fleet(2, &settings).await;
+    let nginx = Nginx::deployed(&replicas).await;
+    let warm = chat(&replicas[0], &Uuid::new_v4().to_string(), "[[tokens=1]] warm").await;
+    assert_eq!(warm.status, 200, "{}", warm.body);
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        let (mut socket, _) = Socket::open(&replicas[0], "/ws").await;
+        socket.say(&json!({"message": "[[tokens=4000]] long"})).await;
+        socket.until("message_received").await;
+        sockets.push(socket);
+    }
+    let waits =
+        async || redis.cli(&["ZCARD", "jarvis:{queue}:model:tinyllama:latest"]).trim() == "1";
+    assert!(eventually(LIMIT, waits).await, "no turn waits");
+    let refused = turn(&nginx).await;
+    assert_eq!((refused.status, &refused.body["code"]), (503, &json!("queue_full")));
+    assert!(refused.headers.contains_key("retry-after"));
+    let logged = async || nginx.log().lines().any(|line| line == "503 503");
+    assert!(eventually(LIMIT, logged).await, "{}", nginx.log());
+}
+
+#[tokio::test]
+async fn where_every_replica_drains_the_client_learns_so_and_when_to_retry() {
+    let (_redis, _ollama, replicas) = fleet(2, &[("JARVIS_DRAIN_TIMEOUT", "20")]).await;
+    let nginx = Nginx::deployed(&replicas).await;
+    // A turn that runs keeps each replica in its drain.
+    let mut sockets = Vec::new();
+    for replica in &replicas {
+        let (mut socket, _) = Socket::open(replica, "/ws").await;
+        socket.say(&json!({"message": "[[tokens=4000]] long"})).await;
+        socket.until("stream_chunk").await;
+        sockets.push(socket);
+        replica.terminate();
+        let drains = async || get(replica, "/health/ready").await.status == 503;
+        assert!(eventually(LIMIT, drains).await, "no drain");
+    }
+    let reply = turn(&nginx).await;
+    assert_eq!((reply.status, &reply.body["code"]), (502, &json!("draining")));
+    assert!(reply.headers.contains_key("retry-after"));
+    let logged = async || nginx.log().lines().any(|line| line == "502 502, 502");
+    assert!(eventually(LIMIT, logged).await, "{}", nginx.log());
+    // Without nginx it is a 503.
+    let direct = send(http().post(format!("{}/api/v1/chat/", replicas[0].url)).json(&json!({
+        "message": MESSAGE
+    })));
+    let direct = direct.await;
+    assert_eq!((direct.status, &direct.body["code"]), (503, &json!("draining")));
+}
+
+#[tokio::test]
+async fn errors_of_nginx_itself_are_problem_documents_and_operators_paths_are_not_published() {
+    let (_redis, _ollama, replicas) = fleet(1, &[]).await;
+    let nginx = Nginx::deployed(&replicas).await;
+    let url = |path: &str| format!("http://{}{path}", nginx.ours);
+    let problem = |reply: &Reply, status: u16, code: &str| {
+        assert_eq!(reply.headers["content-type"], "application/problem+json");
+        assert_eq!((reply.status, &reply.body["code"]), (status, &json!(code)));
+        assert_eq!(reply.body["status"], json!(status));
+        assert!(reply.body["detail"].is_string());
+    };
+    for path in ["/metrics", "/metrics/", "//metrics", "/%6detrics", "/health/detailed"] {
+        problem(&send(http().get(url(path))).await, 404, "not_found");
+    }
+    // The replica has them.
+    assert_eq!(get(&replicas[0], "/metrics").await.status, 200);
+    assert_eq!(send(http().get(url("/health/ready"))).await.status, 200);
+    let long = json!({"message": "x".repeat(2 << 20)});
+    problem(&send(http().post(url("/api/v1/chat/")).json(&long)).await, 413, "body_too_large");
+    replicas[0].kill();
+    let limit = tokio::time::timeout(Duration::from_secs(10), turn(&nginx));
+    let unreachable = limit.await.expect("an error within seconds");
+    problem(&unreachable, 502, "no_replica");
+    assert_eq!(unreachable.headers["retry-after"], "1");
+}
