@@ -1,0 +1,205 @@
+//! Whether the network policies allow what the settings need, and nothing that they do not.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use super::resources::{Resources, at, list, matches, name};
+
+const JARVIS: &str = "app.kubernetes.io/name";
+const NAMESPACE: &str = "kubernetes.io/metadata.name";
+/// The settings that hold addresses which a replica connects to.
+const URLS: [&str; 3] = ["JARVIS_REDIS_URL", "JARVIS_OLLAMA_URLS", "JARVIS_OTLP_URL"];
+
+/// An address that a replica connects to.
+#[derive(Debug, PartialEq)]
+struct Peer {
+    host: String,
+    port: u64,
+}
+
+/// Returns what is wrong with the network policies of one whole.
+pub fn check(resources: &Resources) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut peers = Vec::new();
+    for url in URLS {
+        let value = resources.variable(url);
+        if value.is_none() && url != "JARVIS_OTLP_URL" {
+            wrong.push(format!("{url} is not set"));
+        }
+        peers.extend(addresses(value.unwrap_or_default()));
+    }
+    let replica = json!({JARVIS: "jarvis"});
+    let egress = rules(resources, &replica, "egress");
+    for peer in &peers {
+        if !egress.iter().any(|rule| reaches(resources, rule, peer)) {
+            wrong.push(format!("no policy lets replicas connect to {}:{}", peer.host, peer.port));
+        }
+        if let Some(service) = resources.find("Service", &peer.host) {
+            let labels = at(service, "/spec/selector");
+            let admits = |rule: &&Value| {
+                list(&rule["from"]).iter().any(|from| is_pod(from, &replica))
+                    && admits_port(resources, rule, labels, peer.port)
+            };
+            if !rules(resources, labels, "ingress").iter().any(admits) {
+                wrong.push(format!("{} does not admit replicas", peer.host));
+            }
+        }
+    }
+    for rule in egress {
+        let is_names = list(&rule["ports"]).iter().all(|port| port["port"] == 53);
+        let is_used = peers.iter().any(|peer| reaches(resources, rule, peer));
+        if !is_names && !is_used {
+            wrong.push(format!("replicas may connect to {rule}, which no setting names"));
+        }
+    }
+    callers(resources, &mut wrong);
+    wrong
+}
+
+/// Checks that those who call replicas are admitted, and that nobody is admitted from everywhere.
+fn callers(resources: &Resources, wrong: &mut Vec<String>) {
+    let mut wanted = Vec::new();
+    if resources.of("Ingress").next().is_some() {
+        wanted.push("ingress-nginx".to_owned());
+    }
+    for route in resources.of("HTTPRoute") {
+        let parents = list(at(route, "/spec/parentRefs")).iter();
+        wanted.extend(parents.filter_map(|it| it["namespace"].as_str()).map(str::to_owned));
+    }
+    if resources.of("ServiceMonitor").next().is_some() {
+        wanted.push("monitoring".to_owned());
+    }
+    let replica = json!({JARVIS: "jarvis"});
+    let ingress = rules(resources, &replica, "ingress");
+    let is_from = |rule: &Value, namespace: &str| {
+        let of = |from: &Value| at(from, "/namespaceSelector/matchLabels")[NAMESPACE] == namespace;
+        list(&rule["from"]).iter().any(of) && admits_port(resources, rule, &replica, 10200)
+    };
+    for namespace in &wanted {
+        if !ingress.iter().any(|rule| is_from(rule, namespace)) {
+            wrong.push(format!("the namespace {namespace} may not call replicas"));
+        }
+    }
+    for rule in &ingress {
+        if !wanted.iter().any(|namespace| is_from(rule, namespace)) {
+            wrong.push(format!("replicas admit {rule}, which nothing needs"));
+        }
+    }
+    let closes = |policy: &&Value| {
+        let spec = &policy["spec"];
+        let is_all = spec["podSelector"].as_object().is_some_and(serde_json::Map::is_empty);
+        is_all
+            && list(&spec["policyTypes"]).len() == 2
+            && spec["ingress"].is_null()
+            && spec["egress"].is_null()
+    };
+    if resources.of("NetworkPolicy").filter(closes).count() != 1 {
+        wrong.push("no policy forbids what the others do not allow".into());
+    }
+    for policy in resources.of("NetworkPolicy") {
+        let selector = at(policy, "/spec/podSelector/matchLabels");
+        if resources.selected(selector).is_empty() {
+            wrong.push(format!("the policy {} is of no pods", name(policy)));
+        }
+    }
+}
+
+/// Returns the rules of all policies of pods with these labels.
+fn rules<'a>(resources: &'a Resources, labels: &Value, direction: &str) -> Vec<&'a Value> {
+    let policies = resources.of("NetworkPolicy");
+    let of = policies.filter(|it| matches(at(it, "/spec/podSelector/matchLabels"), labels));
+    of.flat_map(|policy| list(&policy["spec"][direction])).collect()
+}
+
+/// Returns whether a rule of egress lets pods connect to the peer.
+fn reaches(resources: &Resources, rule: &Value, peer: &Peer) -> bool {
+    let to = |to: &Value| {
+        let mut labels = peer.host.splitn(2, '.');
+        let (service, namespace) = (labels.next().unwrap_or_default(), labels.next());
+        if let Ok(address) = peer.host.parse::<Ipv4Addr>() {
+            return at(to, "/ipBlock/cidr").as_str().is_some_and(|cidr| contains(cidr, address));
+        }
+        if let Some(namespace) = namespace {
+            return at(to, "/namespaceSelector/matchLabels")[NAMESPACE] == namespace;
+        }
+        let service = resources.find("Service", service);
+        service.is_some_and(|service| is_pod(to, at(service, "/spec/selector")))
+    };
+    let has_port = list(&rule["ports"]).iter().any(|port| port["port"] == peer.port);
+    has_port && list(&rule["to"]).iter().any(to)
+}
+
+/// Returns whether a peer of a rule is pods of this namespace with these labels.
+fn is_pod(peer: &Value, labels: &Value) -> bool {
+    let selector = at(peer, "/podSelector/matchLabels");
+    selector.is_object() && peer["namespaceSelector"].is_null() && matches(selector, labels)
+}
+
+/// Returns whether a rule of ingress admits this port of pods with these labels.
+fn admits_port(resources: &Resources, rule: &Value, labels: &Value, port: u64) -> bool {
+    let pods = resources.selected(labels);
+    let containers = pods.iter().flat_map(super::resources::Workload::containers);
+    let ports: Vec<&Value> = containers
+        .flat_map(|container| list(&container["ports"]))
+        .filter(|it| it["containerPort"] == port)
+        .collect();
+    let is_it = |named: &Value| {
+        ports.iter().any(|it| it["name"] == named["port"] || it["containerPort"] == named["port"])
+    };
+    list(&rule["ports"]).iter().any(is_it)
+}
+
+fn contains(cidr: &str, address: Ipv4Addr) -> bool {
+    let Some((network, bits)) = cidr.split_once('/') else { return false };
+    let (Ok(network), Ok(bits)) = (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) else {
+        return false;
+    };
+    let mask = u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
+    u32::from(network) & mask == u32::from(address) & mask
+}
+
+/// Returns the addresses in a setting: URLs separated by commas, each with more nodes in its query.
+fn addresses(setting: &str) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for url in setting.split(',').filter(|url| !url.is_empty()) {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let nodes = query.split('&').filter_map(|part| part.strip_prefix("node="));
+        for node in std::iter::once(authority).chain(nodes) {
+            let node = node.split(['/', ';']).next().unwrap_or_default();
+            if let Some((host, port)) = node.rsplit_once(':') {
+                peers.push(Peer { host: host.to_owned(), port: port.parse().unwrap_or_default() });
+            }
+        }
+    }
+    peers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_of_a_setting_is_found_and_no_password() {
+        let hosts = |setting| -> Vec<String> {
+            addresses(setting).iter().map(|it| format!("{}:{}", it.host, it.port)).collect()
+        };
+        assert_eq!(hosts("redis://jarvis:a@redis:6379"), ["redis:6379"]);
+        assert_eq!(hosts("http://a:1;slots=2,http://10.0.0.1:2/x"), ["a:1", "10.0.0.1:2"]);
+        assert_eq!(
+            hosts("redis-sentinel://u:p@h:1?node=i:2&sentinelServiceName=m"),
+            ["h:1", "i:2"]
+        );
+    }
+
+    #[test]
+    fn an_address_is_in_its_network_only() {
+        let is_in = |cidr, address: &str| contains(cidr, address.parse().expect("an address"));
+        assert!(is_in("192.0.2.0/24", "192.0.2.9"));
+        assert!(!is_in("192.0.2.0/24", "192.0.3.9"));
+        assert!(is_in("0.0.0.0/0", "192.0.3.9"));
+        assert!(!is_in("nonsense", "192.0.3.9"));
+    }
+}
