@@ -77,7 +77,9 @@ pub fn check() -> anyhow::Result<Outcome> {
     }
     let compose = as_json(&python, &paths::root().join("docker-compose.yml"))?;
     complaints.extend(rules::compose(&compose, &known));
-    complaints.iter().for_each(|complaint| say(complaint));
+    for complaint in &complaints {
+        say(complaint);
+    }
     let [oldest, newest] = VERSIONS;
     let text = format!(
         "{} wholes against Kubernetes {oldest} and {newest} (custom resources by our own rules \

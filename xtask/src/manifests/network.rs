@@ -81,8 +81,25 @@ fn callers(resources: &Resources, wrong: &mut Vec<String>) {
             wrong.push(format!("the namespace {namespace} may not call replicas"));
         }
     }
+    let proxy = json!({JARVIS: "nginx"});
+    let is_from_proxy = |rule: &Value| {
+        list(&rule["from"]).iter().any(|from| is_pod(from, &proxy))
+            && admits_port(resources, rule, &replica, 10200)
+    };
+    let has_proxy = resources.find("Deployment", "nginx").is_some();
+    if has_proxy {
+        let to = |rule: &&Value| {
+            list(&rule["to"]).iter().any(|to| is_pod(to, &replica))
+                && list(&rule["ports"]).iter().any(|port| port["port"] == 10200)
+        };
+        let connects = rules(resources, &proxy, "egress").iter().any(to);
+        if !connects || !ingress.iter().any(|rule| is_from_proxy(rule)) {
+            wrong.push("nginx may not call replicas".into());
+        }
+    }
     for rule in &ingress {
-        if !wanted.iter().any(|namespace| is_from(rule, namespace)) {
+        let is_wanted = wanted.iter().any(|namespace| is_from(rule, namespace));
+        if !is_wanted && !(has_proxy && is_from_proxy(rule)) {
             wrong.push(format!("replicas admit {rule}, which nothing needs"));
         }
     }

@@ -239,7 +239,8 @@ fn paths(resources: &Resources, known: &Known, wrong: &mut Vec<String>) {
             }
         }
     }
-    if published.is_empty() {
+    // nginx passes everything on but what its own rules, which a test of the service checks, refuse.
+    if published.is_empty() && resources.find("Deployment", "nginx").is_none() {
         wrong.push("nothing is published".into());
     }
     for (path, is_exact) in published {
