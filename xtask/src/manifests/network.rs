@@ -99,7 +99,7 @@ fn callers(resources: &Resources, wrong: &mut Vec<String>) {
     }
     for rule in &ingress {
         let is_wanted = wanted.iter().any(|namespace| is_from(rule, namespace));
-        if !is_wanted && !(has_proxy && is_from_proxy(rule)) {
+        if !(is_wanted || has_proxy && is_from_proxy(rule)) {
             wrong.push(format!("replicas admit {rule}, which nothing needs"));
         }
     }

@@ -95,6 +95,7 @@ pub fn check(resources: &Resources, known: &Known) -> Vec<String> {
     paths(resources, known, &mut wrong);
     for workload in resources.workloads() {
         containers(&workload, known, &mut wrong);
+        volumes(resources, &workload, &mut wrong);
     }
     for rule in resources.of("PrometheusRule") {
         let text = rule.to_string();
@@ -254,6 +255,31 @@ fn paths(resources: &Resources, known: &Known, wrong: &mut Vec<String>) {
         };
         for hidden in UNPUBLISHED.iter().filter(covers) {
             wrong.push(format!("{path} publishes {hidden}"));
+        }
+    }
+}
+
+/// Checks that what is mounted is there.
+fn volumes(resources: &Resources, workload: &Workload<'_>, wrong: &mut Vec<String>) {
+    let owner = name(workload.resource);
+    let volumes = list(&workload.pod["volumes"]);
+    for volume in volumes {
+        let sources = [("ConfigMap", "/configMap/name"), ("Secret", "/secret/secretName")];
+        for (kind, pointer) in sources {
+            let named = at(volume, pointer).as_str();
+            if named.is_some_and(|named| resources.find(kind, named).is_none()) {
+                wrong.push(format!("{owner} mounts {volume}, which is not there"));
+            }
+        }
+    }
+    let claims = list(at(workload.resource, "/spec/volumeClaimTemplates")).iter().map(name);
+    let volumes = volumes.iter().filter_map(|volume| volume["name"].as_str());
+    let there: Vec<&str> = claims.chain(volumes).collect();
+    for container in workload.containers() {
+        for mount in list(&container["volumeMounts"]) {
+            if !there.iter().any(|volume| mount["name"] == *volume) {
+                wrong.push(format!("{owner} has no volume for {mount}"));
+            }
         }
     }
 }
