@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::digest::hex;
 
 /// The prefix lengths of the IPv6 networks of an address, the widest first. The last one is what
 /// one subscriber gets.
@@ -14,7 +15,7 @@ const IPV6_PREFIXES: [u32; 3] = [48, 56, 64];
 /// Bytes of a network's digest.
 const DIGEST_BYTES: usize = 8;
 /// Bytes of a key.
-const KEY_BYTES: usize = 32;
+pub const KEY_BYTES: usize = 32;
 /// What separates the digests of an address's networks.
 const SEPARATOR: char = '.';
 
@@ -42,7 +43,7 @@ impl SourceKey {
 
     /// Creates a random key, which no other replica has yet.
     pub fn not_agreed() -> Self {
-        Self::with(&random_bytes(), false)
+        Self::with(&rand::random::<[u8; KEY_BYTES]>(), false)
     }
 
     fn with(bytes: &[u8], is_agreed: bool) -> Self {
@@ -68,8 +69,7 @@ impl SourceKey {
         let key = self.0.key.read().unwrap_or_else(PoisonError::into_inner);
         let digest = |network: IpAddr| {
             let tag = hmac::sign(&key, network.to_string().as_bytes());
-            let bytes = tag.as_ref().iter().take(DIGEST_BYTES);
-            bytes.fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+            hex(&tag.as_ref()[..DIGEST_BYTES])
         };
         match address.to_canonical() {
             IpAddr::V4(address) if address.is_loopback() => Source::default(),
@@ -97,16 +97,8 @@ impl fmt::Debug for SourceKey {
 impl Default for SourceKey {
     /// Creates a random key.
     fn default() -> Self {
-        Self::new(&random_bytes())
+        Self::new(&rand::random::<[u8; KEY_BYTES]>())
     }
-}
-
-/// Returns the bytes of a random key.
-pub fn random_bytes() -> [u8; KEY_BYTES] {
-    let mut bytes = [0; KEY_BYTES];
-    // It fails on systems without random numbers only, on which TLS does not work either.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    bytes
 }
 
 impl Source {

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::digest::hex;
 use crate::redis::{Redis, RedisError};
 use crate::retry::Backoff;
-use crate::source::{SourceKey, random_bytes};
+use crate::source::{KEY_BYTES, SourceKey};
 
 /// The key of Redis that holds the key.
 const KEY: &str = "jarvis:{source}:key";
@@ -20,8 +21,7 @@ const CHECK_EVERY: Duration = Duration::from_mins(1);
 
 /// Keeps this key the one that Redis holds. Never returns.
 pub(crate) async fn follow(redis: Redis, key: SourceKey) {
-    let mut held =
-        random_bytes().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let mut held = hex(&rand::random::<[u8; KEY_BYTES]>());
     let mut disturbances = redis.disturbances();
     loop {
         disturbances.mark_unchanged();

@@ -4,7 +4,6 @@
 //! that a request costs no call; a revoked key ends on every replica within five seconds.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::SignInError;
 use super::secret::Secret;
-use crate::digest::sha256_hex;
+use crate::digest::{hex, sha256_hex};
 use crate::redis::{Call, Redis, RedisError};
 use crate::session::User;
 
@@ -77,11 +76,7 @@ impl ApiKeyStore {
     /// [`RedisError`].
     pub async fn create(&self, user: &str) -> Result<Created, RedisError> {
         let random: [u8; RANDOM_BYTES] = rand::random();
-        let mut key = API_KEY_PREFIX.to_owned();
-        for byte in random {
-            let _ = write!(key, "{byte:02x}");
-        }
-        let key = Secret::new(key);
+        let key = Secret::new(API_KEY_PREFIX.to_owned() + &hex(&random));
         let call = call("jarvis_create_api_key_1")
             .arg("digest", sha256_hex(key.expose().as_bytes()))
             .arg("user", user)
