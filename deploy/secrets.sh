@@ -28,6 +28,7 @@ fi
 if ! [ -s "$k8s/users.acl" ] || ! [ -s "$k8s/jarvis.env" ]; then
     mkdir -p "$k8s"
     secret=$(password)
-    sed "s/CHANGE-THIS-PASSWORD/$secret/" "$acl" | write "$k8s/users.acl"
+    sed -e "s/CHANGE-THIS-PASSWORD-OF-REPLICAS/$(password)/" -e "s/CHANGE-THIS-PASSWORD-OF-SENTINELS/$(password)/" \
+        -e "s/CHANGE-THIS-PASSWORD/$secret/" "$acl" | write "$k8s/users.acl"
     echo "JARVIS_REDIS_URL=redis://jarvis:$secret@redis:6379" | write "$k8s/jarvis.env"
 fi
