@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::client::{Socket, chat, get, history, history_until, http, post, send, until_ok};
 use support::eventually;
-use support::metrics::{metrics, until_metric};
+use support::metrics::{metrics, settled_copies, until_metric};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
 use uuid::Uuid;
@@ -35,7 +35,7 @@ impl Fleet {
             let sends = eventually(LIMIT, async || {
                 let session = Uuid::new_v4().to_string();
                 assert_eq!(chat(replica, &session, "[[tokens=1]] warm").await.status, 200);
-                sent_copies(replica).await > 0
+                settled_copies(replica).await > 0
             });
             assert!(sends.await, "{}", metrics(replica).await);
         }
@@ -50,11 +50,11 @@ impl Fleet {
     /// Does what is to be lost, waits until a replica has `copies` of it, and then loses it together
     /// with the replica that did it.
     async fn lose<T>(&self, replica: usize, copies: u64, act: impl AsyncFnOnce() -> T) -> T {
+        let before = settled_copies(&self.replicas[replica]).await;
         self.redis.remember();
-        let before = sent_copies(&self.replicas[replica]).await;
         let done = act().await;
         let are_sent = eventually(LIMIT, async || {
-            sent_copies(&self.replicas[replica]).await >= before + copies
+            settled_copies(&self.replicas[replica]).await >= before + copies
         });
         assert!(are_sent.await, "{}", metrics(&self.replicas[replica]).await);
         self.replicas[replica].kill();
@@ -69,13 +69,6 @@ impl Fleet {
     async fn history_until(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         history_until(&self.replicas[1], &self.session, wanted).await
     }
-}
-
-async fn sent_copies(replica: &Process) -> u64 {
-    let text = metrics(replica).await;
-    let line = "jarvis_redo_copies_total{outcome=\"sent\"} ";
-    let found = text.lines().find_map(|found| found.strip_prefix(line));
-    found.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// Returns the key of a session.
@@ -307,7 +300,7 @@ async fn an_outage_of_the_redis_replicas_does_not_delay_turns_and_has_copies_sen
         started.elapsed()
     };
     turns().await;
-    assert_eq!(sent_copies(&replicas[0]).await, 0, "the Redis replica is the second place");
+    assert_eq!(settled_copies(&replicas[0]).await, 0, "the Redis replica is the second place");
     redis.replica.kill();
     let took = turns().await;
     // A WAIT for each call, one after another, would take eight seconds.

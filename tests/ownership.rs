@@ -8,11 +8,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{http, joined, send, until_ok};
 use support::eventually;
-use support::metrics::metrics;
+use support::metrics::{metrics, settled_copies, until_metric_line};
 use support::owned::{
     CHAT, Fleet, SESSIONS, ask, chat, claim, expected, id, listed, messages_until, open, read,
 };
-use support::process::{LIMIT, Process, jarvis};
+use support::process::{LIMIT, jarvis};
 use support::redis::{RedisCluster, RedisServer};
 use support::redis_time::begin_timing;
 use support::tokens::{SECRET, token};
@@ -191,20 +191,6 @@ async fn in_a_cluster_a_claim_and_its_running_answer_are_the_user_s() {
     assert_eq!(listed(&fleet.replicas[0], "alice", 10).await, Vec::<String>::new());
 }
 
-/// Waits until the replica has sent a copy of what it wrote to another replica.
-async fn until_copies(replica: &Process, more_than: u64) -> u64 {
-    let mut sent = 0;
-    let line = "jarvis_redo_copies_total{outcome=\"sent\"} ";
-    let are_sent = eventually(LIMIT, async || {
-        let text = metrics(replica).await;
-        let found = text.lines().find_map(|found| found.strip_prefix(line));
-        sent = found.and_then(|number| number.parse().ok()).unwrap_or(0);
-        sent > more_than
-    });
-    assert!(are_sent.await, "{sent}");
-    sent
-}
-
 #[tokio::test]
 async fn a_failover_that_lost_a_claim_gives_the_session_and_its_running_answer_back_to_the_user() {
     let redis = RedisServer::start();
@@ -216,16 +202,18 @@ async fn a_failover_that_lost_a_claim_gives_the_session_and_its_running_answer_b
         let mut asking = open(&fleet.replicas[0], &session, "").await;
         let copies = eventually(LIMIT, async || {
             assert_eq!(chat(&fleet.replicas[2], &id(), "[[tokens=1]] warm", "").await.status, 200);
-            metrics(&fleet.replicas[2]).await.contains("outcome=\"sent\"")
+            settled_copies(&fleet.replicas[2]).await > 0
         });
         assert!(copies.await);
-        let before = until_copies(&fleet.replicas[2], 0).await;
+        let before = settled_copies(&fleet.replicas[2]).await;
         asking.say(&json!({"message": message, "temperature": 0})).await;
         asking.until("stream_chunk").await;
         redis.remember();
         assert_eq!(claim(&fleet.replicas[2], &session, "alice").await.status, 200);
         assert_eq!(asking.end().await.1.map(|(code, _)| code), Some(1008));
-        until_copies(&fleet.replicas[2], before).await;
+        let is_copied =
+            eventually(LIMIT, async || settled_copies(&fleet.replicas[2]).await > before);
+        assert!(is_copied.await, "{}", metrics(&fleet.replicas[2]).await);
         if dies {
             fleet.replicas[2].kill();
         }
@@ -289,6 +277,8 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
     let fleet = Fleet::on(&redis.url(), 1, "500").await;
     let (alices, never) = (id(), id());
     assert_eq!(chat(&fleet.replicas[0], &alices, "[[tokens=3]] hi", "alice").await.status, 200);
+    // What the session holds is recorded after its answer.
+    until_metric_line(&fleet.replicas[0], "jarvis_turns_open 0").await;
     let (none, empty) = (Value::Null, json!({}));
     let asked = json!({"message": "hi", "session_id": "ID"});
     let streamed = json!({"message": "hi", "session_id": "ID", "stream": true});

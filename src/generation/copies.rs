@@ -21,7 +21,7 @@ use crate::lifecycle::TaskEnd;
 use crate::redis::Listener;
 use crate::session::store::{Cancellation, Clearing, Transfer, TurnCopy};
 use crate::session::{Control, Message, Store, StoreError, Tag};
-use crate::telemetry::metric;
+use crate::telemetry::{CountedOpen, metric};
 
 /// Bytes of one copy, at most. A larger one is not sent.
 const COPY_BYTES: usize = 256 << 10;
@@ -79,9 +79,15 @@ impl Copy {
     }
 }
 
+/// A copy that waits to be sent, until it was sent or given up.
+pub(super) struct Outgoing {
+    json: String,
+    _waiting: CountedOpen,
+}
+
 /// The copies that this replica sends, and those that it keeps.
 pub(super) struct Copies {
-    outbox: mpsc::Sender<String>,
+    outbox: mpsc::Sender<Outgoing>,
     /// The backup of this replica.
     backup: Mutex<Option<String>>,
     kept: Mutex<Kept>,
@@ -102,7 +108,7 @@ struct KeptCopy {
 
 impl Copies {
     /// Creates the copies of a replica, with the queue of those that are to be sent.
-    pub(super) fn new() -> (Self, mpsc::Receiver<String>) {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Outgoing>) {
         let (outbox, waiting) = mpsc::channel(WAITING);
         let copies = Self { outbox, backup: Mutex::default(), kept: Mutex::default() };
         (copies, waiting)
@@ -115,7 +121,9 @@ impl Copies {
             return;
         }
         let json = serde_json::to_string(&Copy::of(entry)).unwrap_or_default();
-        if json.len() > COPY_BYTES || self.outbox.try_send(json).is_err() {
+        let is_too_large = json.len() > COPY_BYTES;
+        let _waiting = CountedOpen::new(metrics::gauge!(metric::REDO_COPIES_WAITING));
+        if is_too_large || self.outbox.try_send(Outgoing { json, _waiting }).is_err() {
             count("dropped");
         }
     }
@@ -198,15 +206,15 @@ impl Listener for Copies {
 pub(super) async fn exchange(
     store: Store,
     copies: Arc<Copies>,
-    mut waiting: mpsc::Receiver<String>,
+    mut waiting: mpsc::Receiver<Outgoing>,
 ) -> TaskEnd {
     let listener: Arc<dyn Listener> = Arc::clone(&copies) as _;
     let _subscriptions = match store.receive_copies(&listener).await {
         Ok(subscriptions) => subscriptions,
         Err(error) => return TaskEnd::Failed(error.to_string()),
     };
-    while let Some(json) = waiting.recv().await {
-        let payload = format!("{}\n{json}", store.replica());
+    while let Some(copy) = waiting.recv().await {
+        let payload = format!("{}\n{}", store.replica(), copy.json);
         let mut outcome = "unheard";
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {

@@ -81,6 +81,8 @@ metrics! {
     /// Copies of turns and redo entries for another replica by outcome: sent, unheard (that replica
     /// was not subscribed), dropped (too large, or too many waited).
     counter REDO_COPIES_TOTAL = "jarvis_redo_copies_total";
+    /// Copies for another replica that are not sent yet.
+    gauge REDO_COPIES_WAITING = "jarvis_redo_copies_waiting";
     /// Redis clients that were replaced because they hung.
     counter REDIS_CLIENTS_REPLACED_TOTAL = "jarvis_redis_clients_replaced_total";
 }

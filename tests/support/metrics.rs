@@ -20,3 +20,19 @@ pub async fn until_metric(replica: &Process, what: &str, test: impl Fn(&str) -> 
 pub async fn until_metric_line(replica: &Process, line: &str) {
     until_metric(replica, line, |found| found == line).await;
 }
+
+/// Waits until a replica has no copy for another replica left to send, and returns how many it has
+/// sent since its start.
+pub async fn settled_copies(replica: &Process) -> u64 {
+    const WAITING: &str = "jarvis_redo_copies_waiting ";
+    const SENT: &str = "jarvis_redo_copies_total{outcome=\"sent\"} ";
+    let mut sent = 0;
+    let are_settled = eventually(LIMIT, async || {
+        let text = metrics(replica).await;
+        let number = |name| text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
+        sent = number(SENT).unwrap_or(0);
+        number(WAITING).unwrap_or(0) == 0
+    });
+    assert!(are_settled.await, "{}", metrics(replica).await);
+    sent
+}
