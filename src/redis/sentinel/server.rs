@@ -60,7 +60,7 @@ pub(super) struct PolledServer {
     server: Server,
     credentials: Credentials,
     client: Client,
-    errors: broadcast::Receiver<(Error, Option<Server>)>,
+    errors: Errors,
     /// When the client was created.
     created: Instant,
     /// Why the server is of no use, unless it has replied properly since.
@@ -70,8 +70,8 @@ pub(super) struct PolledServer {
 impl PolledServer {
     /// Starts to connect. Returns none where no client can be built.
     pub(super) fn new(config: &Config, server: Server, credentials: Credentials) -> Option<Self> {
-        let client = client(config, server.clone(), credentials.clone())?;
-        let (errors, created) = (client.error_rx(), Instant::now());
+        let (client, errors) = client(config, server.clone(), credentials.clone())?;
+        let created = Instant::now();
         let config = config.clone();
         Some(Self { config, server, credentials, client, errors, created, fault: None })
     }
@@ -125,9 +125,10 @@ impl PolledServer {
         self.fault = if has_replied { None } else { fault.or(self.fault) };
         if self.fault == Some(SentinelFault::Credentials)
             && self.created.elapsed() >= REFUSED_AGAIN
-            && let Some(next) = client(&self.config, self.server.clone(), self.credentials.clone())
+            && let Some((next, errors)) =
+                client(&self.config, self.server.clone(), self.credentials.clone())
         {
-            (self.errors, self.created) = (next.error_rx(), Instant::now());
+            (self.errors, self.created) = (errors, Instant::now());
             let last = std::mem::replace(&mut self.client, next);
             tokio::spawn(async move {
                 let _ = timeout(LIMIT, last.quit()).await;
@@ -136,8 +137,11 @@ impl PolledServer {
     }
 }
 
-/// Creates a client of one server.
-fn client(like: &Config, server: Server, credentials: Credentials) -> Option<Client> {
+/// The errors of a connection.
+type Errors = broadcast::Receiver<(Error, Option<Server>)>;
+
+/// Creates a client of one server, and begins to connect.
+fn client(like: &Config, server: Server, credentials: Credentials) -> Option<(Client, Errors)> {
     let config = Config {
         server: ServerConfig::Centralized { server },
         username: credentials.0,
@@ -156,8 +160,10 @@ fn client(like: &Config, server: Server, credentials: Credentials) -> Option<Cli
         .set_policy(ReconnectPolicy::new_constant(0, 500))
         .build()
         .ok()?;
+    // Before it connects: a refusal is reported once, and may come at once.
+    let errors = client.error_rx();
     client.connect();
-    Some(client)
+    Some((client, errors))
 }
 
 async fn send(
