@@ -122,8 +122,8 @@ impl Copies {
         }
         let json = serde_json::to_string(&Copy::of(entry)).unwrap_or_default();
         let is_too_large = json.len() > COPY_BYTES;
-        let _waiting = CountedOpen::new(metrics::gauge!(metric::REDO_COPIES_WAITING));
-        if is_too_large || self.outbox.try_send(Outgoing { json, _waiting }).is_err() {
+        let waiting = CountedOpen::new(metrics::gauge!(metric::REDO_COPIES_WAITING));
+        if is_too_large || self.outbox.try_send(Outgoing { json, _waiting: waiting }).is_err() {
             count("dropped");
         }
     }
