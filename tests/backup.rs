@@ -1,0 +1,99 @@
+//! A backup of Redis, made and restored by the commands of docs/OPERATIONS.md.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::fs::{create_dir_all, write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use serde_json::json;
+use support::client::{Socket, chat, get, history, history_until, joined, until_ok};
+use support::eventually;
+use support::process::{LIMIT, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use testkit::folder::Folder;
+use uuid::Uuid;
+
+const MODEL: &str = "tinyllama:latest";
+
+/// Makes a backup as `redis-cli --rdb` does, as the user by which Redis replicas reach a server.
+fn backup(redis: &RedisServer) -> Vec<u8> {
+    let mut server = TcpStream::connect(("127.0.0.1", redis.port())).expect("a connection");
+    server.set_read_timeout(Some(LIMIT)).expect("a time limit");
+    let sign_in = b"AUTH replica Pa55-of-the-tests-OF-REPLICAS\r\nREPLCONF rdb-only 1\r\n";
+    server.write_all(sign_in).expect("commands");
+    let mut reader = BufReader::new(server.try_clone().expect("another handle"));
+    let mut line = || {
+        let mut line = String::new();
+        // While Redis writes the file it sends empty lines.
+        while line.trim().is_empty() {
+            line.clear();
+            reader.read_line(&mut line).expect("a line");
+        }
+        line.trim().to_owned()
+    };
+    assert_eq!([line(), line()], ["+OK", "+OK"]);
+    server.write_all(b"SYNC\r\n").expect("a command");
+    let length = line();
+    let number = length.strip_prefix('$').and_then(|number| number.parse().ok());
+    let mut file = vec![0; number.unwrap_or_else(|| panic!("no length but {length}"))];
+    reader.read_exact(&mut file).expect("the file");
+    assert!(file.starts_with(b"REDIS"));
+    file
+}
+
+/// Starts a server without data, which reads the backup and then writes its append-only file.
+fn restored(backup: &[u8]) -> RedisServer {
+    let folder = Folder::temporary().expect("a folder");
+    let data = folder.path().join("redis");
+    create_dir_all(&data).expect("a folder of data");
+    write(data.join("backup.rdb"), backup).expect("the backup");
+    let arguments = ["--appendonly", "no", "--dbfilename", "backup.rdb"];
+    let redis = RedisServer::start_in(folder, "redis", &arguments).expect("a server");
+    redis.cli(&["CONFIG", "SET", "appendonly", "yes"]);
+    redis
+}
+
+#[tokio::test]
+async fn a_backup_brings_every_session_back_and_the_turn_that_ran_is_finished() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let (ended, running, later) =
+        (Uuid::new_v4().to_string(), Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+    assert_eq!(chat(&replica, &ended, "[[tokens=3]] before").await.status, 200);
+    let before = history(&replica, &ended).await;
+    let mut socket = Socket::open(&replica, &format!("/ws?session_id={running}")).await.0;
+    let message = "[[tokens=60]] during";
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    socket.until("stream_chunk").await;
+
+    let backup = backup(&redis);
+
+    assert_eq!(chat(&replica, &later, "[[tokens=3]] after").await.status, 200);
+    replica.kill();
+    drop(redis);
+    let redis = restored(&backup);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    assert_eq!(history(&replica, &ended).await, before);
+    let messages = history_until(&replica, &running, |messages| messages.len() == 2).await;
+    let answer = ollama_sim::script_answer(MODEL, message, None, 64);
+    assert_eq!(messages[1]["content"], answer.as_str());
+    assert_eq!(messages[1]["writers"], 2);
+    // What came after the backup is gone, and nothing of it is half there.
+    let path = format!("/api/v1/chat/sessions/{later}");
+    assert_eq!(get(&replica, &path).await.status, 404);
+    // The session takes its next turn, and all of it survives a restart.
+    let mut socket = Socket::open(&replica, &format!("/ws?session_id={running}")).await.0;
+    let message = "[[tokens=3]] and on";
+    socket.say(&json!({"type": "chat", "message": message})).await;
+    let answer = ollama_sim::script_answer(MODEL, message, None, 64);
+    assert_eq!(joined(&socket.until("stream_end").await), answer);
+    let is_written = eventually(LIMIT, async || {
+        redis.cli(&["INFO", "persistence"]).contains("aof_rewrite_in_progress:0")
+    });
+    assert!(is_written.await, "{}", redis.cli(&["INFO", "persistence"]));
+}
