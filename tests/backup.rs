@@ -1,4 +1,5 @@
-//! A backup of Redis, made and restored by the commands of docs/OPERATIONS.md.
+//! What Redis has after a restart, and from a backup that is made and restored as docs/OPERATIONS.md
+//! says.
 #![allow(missing_docs, reason = "tests")]
 
 mod support;
@@ -11,7 +12,7 @@ use serde_json::json;
 use support::client::{Socket, chat, get, history, history_until, joined, until_ok};
 use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
-use support::redis::RedisServer;
+use support::redis::{RedisServer, Users};
 use testkit::folder::Folder;
 use uuid::Uuid;
 
@@ -96,4 +97,28 @@ async fn a_backup_brings_every_session_back_and_the_turn_that_ran_is_finished() 
         redis.cli(&["INFO", "persistence"]).contains("aof_rewrite_in_progress:0")
     });
     assert!(is_written.await, "{}", redis.cli(&["INFO", "persistence"]));
+}
+
+#[tokio::test]
+async fn a_restart_of_redis_with_the_users_of_the_deployments_loses_nothing() {
+    let redis = RedisServer::start_as(Users::Installed);
+    let ollama = ollama_sim(&[]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let sessions: Vec<_> = (0..3).map(|_| Uuid::new_v4().to_string()).collect();
+    let mut before = Vec::new();
+    for session in &sessions {
+        for message in ["[[tokens=3]] one", "[[tokens=3]] two"] {
+            assert_eq!(chat(&replica, session, message).await.status, 200);
+        }
+        before.push(history(&replica, session).await);
+    }
+    replica.kill();
+    assert!(redis.end(LIMIT));
+    redis.restart();
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    for (session, before) in sessions.iter().zip(before) {
+        assert_eq!((before.len(), history(&replica, session).await), (4, before));
+    }
 }

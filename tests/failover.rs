@@ -382,13 +382,13 @@ async fn in_a_cluster_a_graceful_failover_and_a_migrated_slot_cost_no_character(
 #[tokio::test]
 async fn with_the_users_that_operators_install_sentinels_and_a_cluster_fail_over() {
     let redis = RedisSentinels::start_as(Users::Installed);
-    // The default user may do nothing more, and the failover is of the sentinels' own user.
+    // The default user is off, and the failover is of the sentinels' own user.
     let mut anonymous =
         std::net::TcpStream::connect(("127.0.0.1", redis.primary.port())).expect("a connection");
     anonymous.write_all(b"ROLE\r\n").expect("sent");
     let mut reply = [0; 7];
     anonymous.read_exact(&mut reply).expect("a reply");
-    assert_eq!(&reply, b"-NOPERM");
+    assert_eq!(&reply, b"-NOAUTH");
     let fleet = Fleet::on(&redis.url(), "40").await;
     a_turn_through(&fleet, async || redis.primary.kill()).await;
     drop(fleet);

@@ -12,11 +12,11 @@ use serde_json::json;
 use support::client::{Socket, get, http, until_ok};
 use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
-use support::redis::{Connection, RedisServer};
+use support::redis::{Connection, RedisServer, Reply, Users};
 use testkit::folder::Folder;
 use testkit::server::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const CHAT: &str = "/api/v1/chat/";
 const JWT: &str = "jwt-s3cret-jwt-s3cret-jwt-s3cret-";
@@ -423,47 +423,51 @@ async fn all_replicas_digest_an_address_by_one_key_which_a_setting_keeps_out_of_
 
 #[tokio::test]
 async fn the_file_of_redis_users_lets_a_replica_serve_and_others_only_ping() {
-    let folder = Folder::temporary().expect("a folder");
-    let file = std::fs::read_to_string("deploy/redis.acl").expect("the file");
-    let users = folder.path().join("users.acl");
-    std::fs::write(&users, file.replace("CHANGE-THIS-PASSWORD", REDIS)).expect("a file");
-    // The server's own PING and those of the tests come from the default user.
-    let redis = RedisServer::start_with(&["--aclfile", users.to_str().expect("a path")]);
+    let redis = RedisServer::start_as(Users::Installed);
     let ollama = ollama_sim(&["--rate", "0"]);
-    let replica = jarvis(&redis.url_as(&format!("jarvis:{REDIS}")), &ollama.url, &[]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
     until_ok(&replica, "/health/ready").await;
     let body = json!({"message": "[[tokens=2]] hi"});
     let chat = http().post(format!("{}{CHAT}", replica.url)).json(&body).send().await;
     assert_eq!(chat.expect("a response").status(), 200);
-    assert_eq!(redis.cli(&["PING"]).trim(), "PONG");
-    for command in [
-        &["GET", "jarvis:{source}:key"][..],
-        &["KEYS", "*"],
-        &["CONFIG", "GET", "*"],
-        &["FLUSHALL"],
-        &["ACL", "LIST"],
+    let url = redis.url();
+    let password = url.split([':', '@']).nth(2).expect("a password");
+    for (user, password, allowed) in [("probe", "-", "PING"), ("jarvis", password, "PING")] {
+        for command in [
+            &[allowed][..],
+            &["GET", "other"],
+            &["KEYS", "*"],
+            &["CONFIG", "GET", "*"],
+            &["FLUSHALL"],
+            &["SPUBLISH", "other", "x"],
+            &["ACL", "LIST"],
+            &["FUNCTION", "FLUSH"],
+            &["SHUTDOWN"],
+        ] {
+            let mut connection = Connection::open(redis.port()).expect("a connection");
+            let replies = connection.ask(&[&["AUTH", user, password][..], command]);
+            let replies = replies.expect("replies");
+            assert_eq!(replies[0].text(), "OK");
+            let expected = if command == [allowed] { "PONG" } else { "NOPERM" };
+            assert!(replies[1].text().starts_with(expected), "{user} {command:?}: {}", replies[1]);
+        }
+    }
+    let mut connection = Connection::open(redis.port()).expect("a connection");
+    let probed = connection.ask(&[
+        &["AUTH", "probe", "-"][..],
+        &["GET", "jarvis:{source}:key"],
         &["EVAL", "return 1", "0"],
-        &["SHUTDOWN"],
-    ] {
-        assert!(redis.cli(command).starts_with("NOPERM"), "{command:?}");
-    }
-    // The user of replicas reaches neither other keys nor the settings of the server.
-    let auth = ["AUTH", "jarvis", REDIS];
-    for command in [
-        &["GET", "other"][..],
-        &["KEYS", "*"],
-        &["CONFIG", "GET", "*"],
-        &["FLUSHALL"],
-        &["SPUBLISH", "other", "x"],
-        &["ACL", "LIST"],
-        &["FUNCTION", "FLUSH"],
-        &["SHUTDOWN"],
-    ] {
-        let mut connection = Connection::open(redis.port()).expect("a connection");
-        let replies = connection.ask(&[&auth[..], command]).expect("replies");
-        assert_eq!(replies[0].text(), "OK");
-        assert!(replies[1].text().starts_with("NOPERM"), "{command:?}: {}", replies[1]);
-    }
+        &["AUTH", "default", ""],
+    ]);
+    let probed: Vec<_> = probed.expect("replies")[1..].iter().map(Reply::text).collect();
+    assert!(probed[0].starts_with("NOPERM") && probed[1].starts_with("NOPERM"), "{probed:?}");
+    assert!(probed[2].starts_with("WRONGPASS"), "{probed:?}");
+    // Nobody is the default user.
+    let mut stranger = TcpStream::connect(("127.0.0.1", redis.port())).await.expect("a connection");
+    stranger.write_all(b"PING\r\n").await.expect("sent");
+    let mut reply = [0; 7];
+    stranger.read_exact(&mut reply).await.expect("a reply");
+    assert_eq!(&reply, b"-NOAUTH");
 }
 
 #[tokio::test]

@@ -135,7 +135,7 @@ impl Redis {
                 (RedisKind::Sentinel, None) | (RedisKind::Single, _) => Vec::new(),
             };
             let (folder, name) = (folder_or_temporary(folder)?, format!("redis-{number}"));
-            nodes.push(Arc::new(RedisServer::start_as(folder, &name, &arguments, users)?));
+            nodes.push(Arc::new(RedisServer::start_in_as(folder, &name, &arguments, users)?));
         }
         Ok(Self { kind, nodes, sentinels: Vec::new() })
     }

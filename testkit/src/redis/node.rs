@@ -23,7 +23,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The user of replicas, and its password.
 const USER: &str = "jarvis";
 const PASSWORD: &str = "Pa55-of-the-tests";
-/// The user of a test's own commands where the default user may only PING.
+/// The user of a test's own commands where the default user is off.
 const ADMIN: &str = "tests";
 /// The file of Redis users that operators install, and the password in it that they replace.
 const ACL_FILE: &str = "deploy/redis.acl";
@@ -72,16 +72,26 @@ impl RedisServer {
         server.unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// Starts a server in a temporary folder, with these users.
+    ///
+    /// # Panics
+    /// Panics where it does not start.
+    pub fn start_as(users: Users) -> Self {
+        let server =
+            Folder::temporary().and_then(|folder| Self::start_in_as(folder, "redis", &[], users));
+        server.unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
     /// Starts a server with its data and its log in `folder`.
     ///
     /// # Errors
     /// Fails where it does not start.
     pub fn start_in(folder: Folder, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::start_as(folder, name, arguments, Users::default())
+        Self::start_in_as(folder, name, arguments, Users::default())
     }
 
     /// Starts a server with its data and its log in `folder`, and with these users.
-    pub(super) fn start_as(
+    pub(super) fn start_in_as(
         folder: Folder,
         name: &str,
         arguments: &[&str],
