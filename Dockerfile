@@ -1,5 +1,20 @@
+# The image holds one static program and the certificates of the public authorities: no shell, no package manager, no
+# library that could be outdated. Scanners read the program's crates from a section that cargo-auditable writes.
+#
+#   docker build -t jarvis:0.1.0 --build-arg REVISION=$(git rev-parse HEAD) .
+#   docker buildx build --platform linux/amd64,linux/arm64 --sbom=true --push -t REGISTRY/jarvis:0.1.0 .
+#
+# Every builder of Docker and of Podman can build it, the old one without BuildKit, too.
+#
+# RUST is the image that compiles: any with a Rust of at least 1.95, a C compiler and the static libraries of glibc
+# (libc6-dev). BASE is what the program is put into, for those whose rules want another one than nothing, such as
+# gcr.io/distroless/static-debian12.
+ARG RUST=rust:1.95-bookworm
+ARG BASE=scratch
+
+
 # What decides the dependencies: the manifests of all members, with empty sources.
-FROM rust:1.95-bookworm AS manifests
+FROM ${RUST} AS manifests
 WORKDIR /src
 COPY . .
 RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
@@ -9,21 +24,24 @@ RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
        done
 
 
-FROM rust:1.95-bookworm AS build
+FROM ${RUST} AS build
+RUN cargo install --locked --root /usr/local cargo-auditable@0.7.7
 WORKDIR /src
+# With a target named, build scripts and macros are not linked statically.
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+RUN rustc -vV | sed -n 's/^host: //p' > /target
 
 # The dependencies change less often than the code: they are a layer of their own.
 COPY --from=manifests /src .
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo build --profile dist --locked -p jarvis --bin jarvis \
-    && rm -r target/dist/.fingerprint/jarvis-* target/dist/deps/*jarvis*
+RUN cargo auditable build --profile dist --locked --target "$(cat /target)" -p jarvis --bin jarvis \
+    && rm -r target/*/dist/.fingerprint/jarvis-* target/*/dist/deps/*jarvis*
 
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    cargo build --profile dist --locked -p jarvis --bin jarvis
+RUN cargo auditable build --profile dist --locked --target "$(cat /target)" -p jarvis --bin jarvis \
+    && mv target/*/dist/jarvis /jarvis
 
 
-FROM debian:bookworm-slim
+FROM ${BASE}
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -33,15 +51,16 @@ LABEL org.opencontainers.image.title="jarvis" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# For rediss:// and for outside issuers of tokens. Copied, so that this stage needs no network.
+# For rediss:// and for outside issuers of tokens.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /src/target/dist/jarvis /usr/local/bin/jarvis
+COPY --from=build /jarvis /usr/local/bin/jarvis
 
 # A number, as Kubernetes can't tell whether a name is root.
 USER 10001:10001
 # The allocator (mimalloc) gives the memory of closed sockets back soon: by default a thread looks for
 # unused pages only every 10,000 times that it needs a new one.
-ENV JARVIS_LISTEN=0.0.0.0:10200 \
+ENV PATH=/usr/local/bin \
+    JARVIS_LISTEN=0.0.0.0:10200 \
     JARVIS_LOG_FORMAT=json \
     MIMALLOC_GENERIC_COLLECT=100 \
     MIMALLOC_PURGE_DELAY=100

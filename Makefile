@@ -1,6 +1,6 @@
 # The commands are in xtask/; here are only their names and settings.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster chat stop test verify chaos roll soak attack fuzz bench seams clean purge
+.PHONY: help run cluster chat stop test verify chaos roll soak attack fuzz bench seams upgrade clean purge
 REPLICAS ?= 3
 PROOF = $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(SEED),--seed $(SEED))
 # What makes a second build soon would be half of the space that a first one takes.
@@ -53,6 +53,9 @@ bench:    ## what jarvis adds to the model host: time to first token, rate, CPU,
 
 seams:    ## break 100 answers of a real model, in ten scripts, off in the middle and look at the seams (SEED= ANSWERS=100)
 	$(DEV) seams $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
+
+upgrade:  ## replace the replicas of docker-compose.yml by ones of this folder, one at a time; nobody may notice
+	@deploy/upgrade.sh
 
 clean:    ## remove what was built and fetched; the history stays
 	$(DEV) clean
