@@ -5,6 +5,7 @@ mod check;
 mod clean;
 mod command;
 mod console;
+mod deployment;
 mod fuzz;
 mod install;
 mod manifests;
@@ -120,7 +121,7 @@ fn perform(request: &Request) -> anyhow::Result<bool> {
             say(if stopped { "  Stopped." } else { "  Nothing is running from this folder." });
         }
         "test" => return check::everything(&request.filter),
-        "verify" => return verify::everything(),
+        "verify" => return verify::everything(&request.filter),
         "chaos" => return proof::chaos(&request.redis, load(10.0)),
         "soak" => return proof::soak(load(30.0)),
         "roll" => return proof::roll(load(0.0)),

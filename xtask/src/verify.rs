@@ -10,14 +10,14 @@ use serde_json::Value;
 use testkit::{Port, Program, balancer, http};
 
 use crate::address::Address;
-use crate::check::{Row, table, timed};
+use crate::check::{table, timed};
 use crate::command::run;
 use crate::console::{self, green, line, red, say, step};
 use crate::models::Models;
 use crate::outcome::Outcome;
 use crate::replicas::{self, HEALTH_LIMIT};
 use crate::services::{Service, Services};
-use crate::{fuzz, install, paths, redis};
+use crate::{deployment, fuzz, install, paths, redis};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
 /// Their versions of the tokens that a backend or an outside issuer signs.
@@ -30,19 +30,29 @@ const FUZZ_SECONDS: u64 = 60;
 /// The close code of a client that sends none.
 const NORMAL: u64 = 1000;
 
-/// Runs every part. Returns whether all have passed.
+/// Runs every part whose name has the filter in it. Returns whether all of them have passed.
 ///
 /// # Errors
 /// Fails where jarvis does not build, and where it is time to stop.
-pub fn everything() -> anyhow::Result<bool> {
+pub fn everything(filter: &str) -> anyhow::Result<bool> {
     console::title("make verify");
-    replicas::build(&["jarvis", "ollama-sim"])?;
+    replicas::build(&["jarvis", "ollama-sim", "loadgen"])?;
     let folder = paths::run().join("verify");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let mut rows: Vec<Row> =
-        vec![timed("clients", || clients(&folder))?, timed("tokens", || tokens(&folder))?];
-    rows.extend(fuzz::rows(FUZZ_SECONDS)?);
+    let mut rows = Vec::new();
+    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 3] = [
+        ("clients", &|| clients(&folder)),
+        ("tokens", &|| tokens(&folder)),
+        ("deployment", &deployment::check),
+    ];
+    for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(filter)) {
+        rows.push(timed(name, part)?);
+    }
+    if "fuzz".contains(filter) {
+        rows.extend(fuzz::rows(FUZZ_SECONDS)?);
+    }
+    ensure!(!rows.is_empty(), "there is no part {filter}");
     table(&rows);
     say("");
     Ok(rows.iter().all(|row| row.outcome.ok))

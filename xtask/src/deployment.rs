@@ -1,0 +1,278 @@
+//! The part of `verify` that needs a container engine: the image and compose, under load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use testkit::{Port, Program, http};
+
+use crate::command::{Run, run};
+use crate::console::{line, step};
+use crate::outcome::Outcome;
+use crate::services::{Service, Services};
+use crate::{paths, proof, replicas};
+
+/// The name of the containers, networks and volumes, which are removed at the end.
+const PROJECT: &str = "jarvis-verify";
+/// A network beside the one of a compose that runs already.
+const SUBNET: &str = "172.31.214";
+/// The load beside every step.
+const SESSIONS: &str = "20";
+/// How many clients send POSTs without an Idempotency-Key, one after another.
+const KEYLESS: usize = 8;
+/// The answers of those POSTs.
+const TOKENS: u64 = 60;
+const TURN_LIMIT: Duration = Duration::from_mins(1);
+/// The time between two steps.
+const PAUSE: Duration = Duration::from_secs(8);
+/// The load ends this long after the last step.
+const LOAD_SECONDS: &str = "110";
+
+/// Builds the image, starts docker-compose.yml with three replicas, and stops, kills, scales, upgrades
+/// and restarts parts of it under load. Nobody may get an error.
+///
+/// # Errors
+/// Fails where a step cannot be taken, and where it is time to stop.
+pub fn check() -> anyhow::Result<Outcome> {
+    if !run("docker", ["version"]).succeeds()?
+        || !run("docker", ["compose", "version"]).succeeds()?
+    {
+        // It is not the fault of the project: say so, and do not claim that it was tried.
+        let text = "NOT TRIED: there is no Docker engine with compose here".to_owned();
+        return Ok(Outcome { ok: true, text });
+    }
+    let compose = Compose::new()?;
+    step("image", || {
+        ensure!(compose.run(&["build", "jarvis"]).shown()? == 0, "the image is not built");
+        let size = run("docker", ["image", "inspect", "--format", "{{.Size}}", &image()?]).output();
+        let bytes = size.trim().parse::<f64>().context("no size of the image")?;
+        Ok(format!("{:.1} MB", bytes / 1e6))
+    })?;
+    let services = Services::default();
+    let host = Program::new("ollama-sim", paths::release("ollama-sim"), &paths::logs()).args([
+        "--listen",
+        &compose.host(),
+        "--slots",
+        "64",
+    ]);
+    let result = tried(&compose, &services, host);
+    if result.is_err() {
+        let _ = compose.run(&["logs", "--tail", "30"]).shown();
+    }
+    let down = compose.run(&["down", "--volumes", "--timeout", "30"]).read();
+    let text = result?;
+    ensure!(down?.0 == 0, "what was started cannot be stopped");
+    Ok(text)
+}
+
+fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Result<Outcome> {
+    step("start", || {
+        // The networks first: the model host listens on one of them only.
+        compose.must(&[
+            "up",
+            "--no-start",
+            "--no-build",
+            "--no-deps",
+            "redis",
+            "jarvis",
+            "nginx",
+        ])?;
+        services.start(Service::new(host, 2))?;
+        compose.must(&["up", "--detach", "--no-build", "--no-deps", "redis", "jarvis", "nginx"])?;
+        let ready = format!("{}/health/ready", compose.url());
+        let until = Instant::now() + replicas::LIVE_LIMIT;
+        while !http::is_ok(&ready, replicas::HEALTH_LIMIT) {
+            ensure!(Instant::now() < until, "no replica gets ready");
+            sleep(Duration::from_millis(200));
+        }
+        Ok("three replicas behind nginx".to_owned())
+    })?;
+    let ends = Arc::new(AtomicBool::new(false));
+    let posts: Vec<_> = (0..KEYLESS)
+        .map(|client| {
+            let (url, ends) = (format!("{}/api/v1/chat/", compose.url()), Arc::clone(&ends));
+            spawn(move || keyless(&url, client, &ends))
+        })
+        .collect();
+    let report = paths::run().join("verify/deployment.json");
+    let arguments = ["run", "--replicas", &compose.url(), "--seconds", LOAD_SECONDS];
+    let load = run(paths::release("loadgen"), arguments)
+        .args(["--sessions", SESSIONS, "--rate", "30", "--think", "1", "--max-tokens", "120"])
+        .args(["--seed", &proof::random_seed().to_string(), "--json"])
+        .arg(&report);
+    let load = spawn(move || load.read());
+    let steps = steps(compose);
+    let load = load.join().unwrap_or_else(|_| Ok((1, "the load panicked".to_owned())));
+    ends.store(true, Ordering::Relaxed);
+    let mut keyless = Keyless::default();
+    for post in posts {
+        keyless.add(post.join().unwrap_or_default());
+    }
+    steps?;
+    let (code, printed) = load?;
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
+    let ok = code == 0 && keyless.errors.is_empty() && keyless.answers > 0;
+    line("sessions", &format!("{} turns, {} failed", report["turns"], report["failed"]), None);
+    let longest = keyless.longest.as_secs_f64();
+    line("no key", &format!("{} answers, the longest {longest:.1} s", keyless.answers), None);
+    for error in &keyless.errors {
+        line("no key", error, None);
+    }
+    if code != 0 {
+        line("sessions", &printed, None);
+    }
+    let errors = keyless.errors.len();
+    let text = format!("{} turns, {errors} errors", keyless.answers + number(&report["turns"]));
+    Ok(Outcome { ok, text })
+}
+
+/// What happens to the deployment, one after another.
+fn steps(compose: &Compose) -> anyhow::Result<()> {
+    let up = |count: &str| {
+        let scale = format!("jarvis={count}");
+        compose.must(&[
+            "up",
+            "--detach",
+            "--no-build",
+            "--no-deps",
+            "--no-recreate",
+            "--scale",
+            &scale,
+            "jarvis",
+        ])
+    };
+    let a_replica = || compose.a_container("jarvis");
+    let timed = |name: &str, act: &dyn Fn() -> anyhow::Result<()>| {
+        sleep(PAUSE);
+        step(name, || act().map(|()| String::new()))
+    };
+    timed("stop", &|| {
+        let replica = a_replica()?;
+        must(&run("docker", ["stop", "--time", "30", &replica]))?;
+        must(&run("docker", ["start", &replica]))
+    })?;
+    timed("kill", &|| {
+        let replica = a_replica()?;
+        must(&run("docker", ["kill", "--signal", "KILL", &replica]))?;
+        must(&run("docker", ["start", &replica]))
+    })?;
+    timed("5 replicas", &|| up("5"))?;
+    timed("2 replicas", &|| up("2"))?;
+    timed("3 replicas", &|| up("3"))?;
+    timed("upgrade", &|| {
+        must(&compose.environment(run(paths::root().join("deploy/upgrade.sh"), ["--no-build"])))
+    })?;
+    timed("Redis", &|| {
+        must(&run("docker", ["restart", "--time", "30", &compose.a_container("redis")?]))
+    })
+}
+
+/// docker-compose.yml, as a project of its own.
+struct Compose {
+    port: Port,
+    host: Port,
+}
+
+impl Compose {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { port: Port::reserve()?, host: Port::reserve()? })
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port.number())
+    }
+
+    /// The address on this machine that the replicas reach.
+    fn host(&self) -> String {
+        format!("{SUBNET}.1:{}", self.host.number())
+    }
+
+    fn environment(&self, command: Run) -> Run {
+        let files =
+            format!("{0}/docker-compose.yml:{0}/xtask/src/deployment.yml", paths::root().display());
+        command
+            .env("COMPOSE_PROJECT_NAME", PROJECT)
+            .env("COMPOSE_FILE", files)
+            .env("JARVIS_SUBNET", SUBNET)
+            .env("JARVIS_PORT", self.port.number().to_string())
+            .env("JARVIS_OLLAMA_URLS", format!("http://{}", self.host()))
+            .env("JARVIS_OLLAMA_SLOTS", "64")
+            .env("JARVIS_REDIS_PASSWORD", "of-make-verify")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        self.environment(run("docker", ["compose"]).args(arguments))
+    }
+
+    fn must(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        must(&self.run(arguments))
+    }
+
+    fn a_container(&self, service: &str) -> anyhow::Result<String> {
+        let found = self.run(&["ps", "--quiet", service]).output();
+        found.lines().next().map(str::to_owned).with_context(|| format!("no {service} runs"))
+    }
+}
+
+/// Runs a command that has to succeed.
+fn must(command: &Run) -> anyhow::Result<()> {
+    let (code, printed) = command.read()?;
+    ensure!(code == 0, "{printed}");
+    Ok(())
+}
+
+/// The name of the image in docker-compose.yml.
+fn image() -> anyhow::Result<String> {
+    let file = std::fs::read_to_string(paths::root().join("docker-compose.yml"))?;
+    let name = file.lines().find_map(|line| line.trim().strip_prefix("image: jarvis:"));
+    Ok(format!("jarvis:{}", name.context("docker-compose.yml names no image of jarvis")?))
+}
+
+/// What clients without a key got.
+#[derive(Default)]
+struct Keyless {
+    answers: u64,
+    longest: Duration,
+    errors: Vec<String>,
+}
+
+impl Keyless {
+    fn add(&mut self, other: Self) {
+        self.answers += other.answers;
+        self.longest = self.longest.max(other.longest);
+        self.errors.extend(other.errors);
+    }
+}
+
+/// Asks for one whole answer after another until it `ends`.
+fn keyless(url: &str, client: usize, ends: &AtomicBool) -> Keyless {
+    let mut seen = Keyless::default();
+    for turn in 0.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        let body = json!({"message": format!("[[tokens={TOKENS}]] {client} {turn}")}).to_string();
+        let began = Instant::now();
+        let text = http::send("POST", url, Some(&body), TURN_LIMIT)
+            .and_then(|answer| Ok((answer.status, answer.text()?)));
+        match text {
+            Ok((200, text)) if is_whole(&text) => seen.answers += 1,
+            Ok((status, text)) => seen.errors.push(format!("{status} {text}")),
+            Err(error) => seen.errors.push(format!("{error:#}")),
+        }
+        seen.longest = seen.longest.max(began.elapsed());
+    }
+    seen
+}
+
+fn is_whole(text: &str) -> bool {
+    let answer: Value = serde_json::from_str(text).unwrap_or_default();
+    answer["status"] == "success" && answer["usage"]["completion_tokens"] == TOKENS
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
