@@ -194,6 +194,10 @@ struct RollArguments {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
+    /// Another jarvis: every second round replaces the replicas by it, the others go back
+    #[arg(long, value_name = "FILE")]
+    other: Option<PathBuf>,
+
     #[command(flatten)]
     fleet: FleetArguments,
 
@@ -361,6 +365,7 @@ async fn roll(arguments: &RollArguments) -> anyhow::Result<bool> {
     let folder = RunFolder::create(arguments.fleet.dir.as_ref(), &arguments.load)?;
     let report = loadgen::roll::run(Roll {
         binaries: binaries(arguments.fleet.binaries.as_ref())?,
+        other: arguments.other.clone(),
         dir: folder.path.clone(),
         redis: arguments.fleet.redis,
         rounds: arguments.rounds,

@@ -5,7 +5,8 @@
 //! request to reconnect.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{PathBuf, absolute};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ const END_LIMIT: Duration = Duration::from_secs(25);
 pub struct Roll {
     /// The folder of the `jarvis` and `ollama-sim` binaries.
     pub binaries: PathBuf,
+    /// Another `jarvis`: every second round replaces the replicas by it, and the others go back, so
+    /// that an upgrade and a rollback run under load.
+    pub other: Option<PathBuf>,
     /// The folder of logs and data.
     pub dir: PathBuf,
     /// The kind of Redis.
@@ -63,8 +67,9 @@ pub struct RollReport {
 /// # Errors
 /// Fails where the fleet does not start, or a replica does not come back.
 pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
+    let versions = Versions::new(&roll)?;
     let fleet = Plan {
-        binaries: roll.binaries,
+        binaries: versions.folder.clone(),
         dir: roll.dir,
         redis: roll.redis,
         replicas: REPLICAS,
@@ -85,7 +90,7 @@ pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
     let (seed, sessions, duration) = (load.seed, load.sessions, load.duration);
     let began = Instant::now();
     let replacing = async {
-        let ended = replace_all(&fleet, &replicas, roll.rounds).await;
+        let ended = replace_all(&fleet, &replicas, &versions, roll.rounds).await;
         (ended, began.elapsed() <= duration)
     };
     let (in_time, (ended, under_load)) =
@@ -116,15 +121,48 @@ pub async fn run(roll: Roll) -> anyhow::Result<RollReport> {
     Ok(RollReport { clients, replaced: ended.len(), end_ms: Times::of(&times) })
 }
 
+/// The binaries of a run, where another `jarvis` may take the place of the first one.
+struct Versions {
+    /// The folder that the fleet starts its binaries from.
+    folder: PathBuf,
+    /// The first `jarvis`, and the other one.
+    both: Option<[PathBuf; 2]>,
+}
+
+impl Versions {
+    fn new(roll: &Roll) -> std::io::Result<Self> {
+        let Some(other) = &roll.other else {
+            return Ok(Self { folder: roll.binaries.clone(), both: None });
+        };
+        let folder = roll.dir.join("binaries");
+        std::fs::create_dir_all(&folder)?;
+        symlink(absolute(roll.binaries.join("ollama-sim"))?, folder.join("ollama-sim"))?;
+        let both = [absolute(roll.binaries.join("jarvis"))?, absolute(other)?];
+        let versions = Self { folder, both: Some(both) };
+        versions.choose(false)?;
+        Ok(versions)
+    }
+
+    /// Chooses what the next replicas are, if there is a choice.
+    fn choose(&self, is_other: bool) -> std::io::Result<()> {
+        let Some(both) = &self.both else { return Ok(()) };
+        let (link, next) = (self.folder.join("jarvis"), self.folder.join("next"));
+        symlink(&both[usize::from(is_other)], &next)?;
+        std::fs::rename(next, link)
+    }
+}
+
 /// Returns how long each replica took to end; none where it had to be killed.
 async fn replace_all(
     fleet: &Fleet,
     replicas: &Replicas,
+    versions: &Versions,
     rounds: u32,
 ) -> anyhow::Result<Vec<Option<Duration>>> {
     let mut ended = Vec::new();
     sleep(FIRST).await;
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        versions.choose(round % 2 == 0)?;
         for number in 0..REPLICAS {
             let next = Instant::now() + EVERY;
             replicas.set(number, false);

@@ -20,6 +20,7 @@ mod serve;
 mod services;
 mod signals;
 mod state;
+mod upgrade;
 mod verify;
 
 use std::os::unix::process::CommandExt;

@@ -17,7 +17,7 @@ use crate::models::Models;
 use crate::outcome::Outcome;
 use crate::replicas::{self, HEALTH_LIMIT};
 use crate::services::{Service, Services};
-use crate::{deployment, fuzz, install, paths, redis};
+use crate::{deployment, fuzz, install, paths, redis, upgrade};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
 /// Their versions of the tokens that a backend or an outside issuer signs.
@@ -41,9 +41,10 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let mut rows = Vec::new();
-    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 3] = [
+    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 4] = [
         ("clients", &|| clients(&folder)),
         ("tokens", &|| tokens(&folder)),
+        ("upgrade", &|| upgrade::check(&folder)),
         ("deployment", &deployment::check),
     ];
     for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(filter)) {
