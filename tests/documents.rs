@@ -158,3 +158,18 @@ fn every_link_between_documents_leads_to_a_file_and_a_heading() {
     }
     assert!(checked > 40, "only {checked} links were found");
 }
+
+#[test]
+fn every_redis_of_the_deployments_frees_large_values_in_the_background() {
+    for file in ["docker-compose.yml", "k8s/components/redis/redis.yaml"] {
+        // The arguments of compose are a list in one line, those of Kubernetes one a line.
+        let text = read(file).replace(['"', ',', '[', ']'], " ");
+        let words: Vec<&str> = text.split_whitespace().filter(|word| *word != "-").collect();
+        for name in ["lazy-expire", "lazy-server-del", "lazy-user-del"] {
+            let name = format!("--lazyfree-{name}");
+            let at = words.iter().position(|word| *word == name);
+            let value = at.and_then(|at| words.get(at + 1));
+            assert_eq!(value, Some(&"yes"), "{file}: {name}");
+        }
+    }
+}

@@ -55,7 +55,9 @@ pub fn private(services: &Services, path: &Path, data: &Path) -> anyhow::Result<
     let program = Program::new("redis", server()?, &paths::logs())
         .args(["--port", "0", "--unixsocket", &socket, "--unixsocketperm", "700"])
         .args(["--dir", &data.display().to_string(), "--save", ""])
-        .args(["--appendonly", "yes", "--appendfsync", "everysec"]);
+        .args(["--appendonly", "yes", "--appendfsync", "everysec"])
+        .args(["--lazyfree-lazy-expire", "yes", "--lazyfree-lazy-server-del", "yes"])
+        .args(["--lazyfree-lazy-user-del", "yes"]);
     let service = services.start(Service::new(program, 0).with_grace(GRACE).unhurried())?;
     service.wait_until(START_LIMIT, "does not answer", || answers(path).is_some())?;
     Ok(format!("redis+unix://{socket}"))

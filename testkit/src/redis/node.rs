@@ -111,6 +111,15 @@ impl RedisServer {
             let port = port.to_string();
             let own = ["--port", &port, "--dir", &data, "--bind", "127.0.0.1", "--save", ""];
             let safe = ["--appendonly", "yes", "--appendfsync", "no"];
+            // As the deployments have it.
+            let lazy = [
+                "--lazyfree-lazy-expire",
+                "yes",
+                "--lazyfree-lazy-server-del",
+                "yes",
+                "--lazyfree-lazy-user-del",
+                "yes",
+            ];
             // Replicas come into sync at once, and not after five seconds.
             let replicas = [
                 "--repl-diskless-sync-delay",
@@ -121,7 +130,13 @@ impl RedisServer {
                 &masterauth,
             ];
             let users = ["--aclfile", &users];
-            let all = own.iter().chain(&safe).chain(&replicas).chain(&users).chain(arguments);
+            let all = own
+                .iter()
+                .chain(&safe)
+                .chain(&lazy)
+                .chain(&replicas)
+                .chain(&users)
+                .chain(arguments);
             Ok(all.map(ToString::to_string).collect())
         })
     }
