@@ -18,21 +18,6 @@
 -- The number of events that are read from the log at a time.
 local CHUNK = 8
 
--- Whether an event from this index of the list on cancelled the generation, and a clear then
--- removed its text.
-local function is_text_cleared(keys, generation, index)
-  local cleared = false
-  local list = redis.call('LRANGE', keys.events, index, -1)
-  for i = #list, 1, -1 do
-    local header = words(line(list[i], 1))
-    cleared = cleared or header[5] == 'cleared'
-    if cleared and header[5] == 'cancelled' and header[6] == generation then
-      return true
-    end
-  end
-  return false
-end
-
 register {
   name = 'read',
   version = 1,
@@ -77,33 +62,48 @@ register {
     end
     local room = tonumber(args.bytes)
     local answers, added = {}, {}
-    -- Adds the text of an answer from an offset on. Returns false where it is not stored.
-    local function add_answer(id, from)
+    -- Answers without a stored text: true where it is needed. One that a later event cancelled, and
+    -- whose text a clear then removed, is empty.
+    local missing, cancelled = {}, {}
+    -- Adds the text of an answer from an offset on, or notes that it is not stored.
+    local function add_answer(id, from, is_needed)
       if added[id] then
-        return true
+        return
       end
       local bytes
       if id == running then
         bytes = redis.call('GETRANGE', keys.answer, from, -1)
       else
         bytes = ended_answer(keys, id, from)
-        if not bytes and is_text_cleared(keys, id, number - first + 1) then
-          bytes, from = '', 0
-        end
-        if not bytes then
-          return false
-        end
       end
-      added[id] = true
-      room = room - #bytes
-      answers[#answers + 1] = { id, tostring(from), bytes }
-      return true
+      if bytes then
+        added[id] = true
+        room = room - #bytes
+        answers[#answers + 1] = { id, tostring(from), bytes }
+      else
+        missing[id] = missing[id] or is_needed
+      end
+    end
+    -- Follows what an event did to the texts of the missing answers.
+    local function follow(kind, about)
+      if kind == 'cancelled' and missing[about] ~= nil then
+        cancelled[#cancelled + 1] = about
+      elseif kind == 'cleared' then
+        for _, id in ipairs(cancelled) do
+          if not added[id] then
+            added[id], missing[id] = true, nil
+            answers[#answers + 1] = { id, '0', '' }
+          end
+        end
+        cancelled = {}
+      end
     end
     local events, more = {}, '0'
     if generation ~= '-' and generation == running then
       add_answer(generation, held)
     end
-    local chunk = {}
+    -- Each event is read once, also of a log that holds many cleared turns.
+    local chunk, is_full = {}, false
     for index = number - first + 1, kept - 1 do
       local event = table.remove(chunk, 1)
       if not event then
@@ -114,16 +114,27 @@ register {
       local kind, about = header[5], header[6]
       room = room - #event
       if room < 0 and #events > 0 then
-        running, more = '-', '1'
+        is_full = true
+      end
+      if is_full and next(missing) == nil then
         break
       end
-      if about ~= '-' and (kind == 'started' or (about == generation and kind ~= 'claimed')) then
-        if not add_answer(about, about == generation and held or 0) and kind == 'started' then
-          -- The text of the answer was cleared.
-          return { 'behind' }
+      if not is_full then
+        if about ~= '-' and (kind == 'started' or (about == generation and kind ~= 'claimed')) then
+          add_answer(about, about == generation and held or 0, kind == 'started')
         end
+        events[#events + 1] = event
       end
-      events[#events + 1] = event
+      follow(kind, about)
+    end
+    if is_full then
+      running, more = '-', '1'
+    end
+    for _, is_needed in pairs(missing) do
+      if is_needed then
+        -- The text of an answer was cleared, after it had ended.
+        return { 'behind' }
+      end
     end
     local reply = { 'ok', tostring(number), tag, running, more, tostring(#events) }
     for _, event in ipairs(events) do
