@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use jarvis::budget::{Budget, OverBudget, StorageLimits};
+use futures_util::future::join_all;
+use jarvis::budget::{Budget, ListOrder, OverBudget, StorageLimits};
 use jarvis::session::model::{ContextReport, FinishReason, User, rfc3339};
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, Written, channel,
@@ -123,14 +124,14 @@ async fn a_refused_caller_and_callers_that_never_return_give_back_what_has_expir
         sessions.push(ended_turn(&budget, &store, network, 20 * KIB).await);
     }
     let new = SessionId::random();
-    assert_eq!(budget.room(&OWNER, "once", new).await, Err(OverBudget::Bytes));
-    assert_eq!(budget.room(&OWNER, "another", new).await, Err(OverBudget::Total));
+    assert_eq!(budget.room(&OWNER, "once", new).await.map(drop), Err(OverBudget::Bytes));
+    assert_eq!(budget.room(&OWNER, "another", new).await.map(drop), Err(OverBudget::Total));
     // Nobody uses them any more, and they expire.
     for session in &sessions {
         server.cli(&["ZADD", "jarvis:{budget}:expiry", "1", &session.to_string()]);
     }
-    assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
-    assert_eq!(budget.room(&OWNER, "once", new).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "another", new).await.map(drop), Ok(()));
+    assert_eq!(budget.room(&OWNER, "once", new).await.map(drop), Ok(()));
     assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
 }
 
@@ -194,7 +195,7 @@ async fn a_session_with_a_turn_in_the_last_minutes_is_never_removed() {
     let second = ended_turn(&budget, &store, "n", KIB).await;
     assert!(exists(&store, first).await && exists(&store, second).await);
     // So the budget refuses what would exceed it by more than a tenth.
-    let refused = budget.room(&OWNER, "n", first).await;
+    let refused = budget.room(&OWNER, "n", first).await.map(drop);
     assert_eq!(refused, Err(OverBudget::Total));
 }
 
@@ -223,7 +224,7 @@ async fn a_session_without_an_answer_goes_at_once_and_before_those_with_one() {
     let mut sessions = Vec::new();
     for _ in 0..10 {
         sessions.push(refused().await);
-        assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await, Ok(()));
+        assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await.map(drop), Ok(()));
     }
     assert!(exists(&store, answered).await);
     assert!(!exists(&store, sessions[0]).await && !exists(&store, sessions[4]).await);
@@ -238,30 +239,34 @@ async fn a_caller_has_its_sessions_and_bytes_and_gets_them_back_as_sessions_go()
     let limits = StorageLimits { caller_sessions: 2, caller_bytes: 60 * KIB, ..wide() };
     let budget = Budget::new(store.clone(), limits);
     let first = ended_turn(&budget, &store, "n", KIB).await;
-    assert_eq!(budget.room(&OWNER, "n", SessionId::random()).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "n", SessionId::random()).await.map(drop), Ok(()));
     let second = ended_turn(&budget, &store, "n", KIB).await;
     let new = SessionId::random();
-    assert_eq!(budget.room(&OWNER, "n", new).await, Err(OverBudget::Sessions));
-    assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()), "a session that exists");
-    assert_eq!(budget.room(&OWNER, "another", new).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "n", new).await.map(drop), Err(OverBudget::Sessions));
+    assert_eq!(budget.room(&OWNER, "n", second).await.map(drop), Ok(()), "a session that exists");
+    assert_eq!(budget.room(&OWNER, "another", new).await.map(drop), Ok(()));
     let user = Owner::User(User::local("n").expect("a name"));
-    assert_eq!(budget.room(&user, "n", new).await, Ok(()), "a user has a budget of its own");
+    let listing = budget.room(&user, "n", new).await.expect("a user has a budget of its own");
     // Such a session is listed before it is created; this one is not.
-    budget.unlist_refused(&user, new).await;
+    budget.withdraw(&user, new, listing).await;
     // A deleted session is given back, and counts once however often it was recorded.
     budget.record("n", first).await;
     store.clear(&mut Clearing::new(&OWNER, first, true)).await.expect("deleted");
     budget.record("n", first).await;
-    assert_eq!(budget.room(&OWNER, "n", new).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "n", new).await.map(drop), Ok(()));
     // Bytes of a session that grows.
     open_turn(&store, second, 70 * KIB).await;
     store.cancel(&Cancellation::new(&OWNER, second, None)).await.expect("cancelled");
     budget.record("elsewhere", second).await;
-    assert_eq!(budget.room(&OWNER, "n", second).await, Err(OverBudget::Bytes));
-    assert_eq!(budget.room(&OWNER, "elsewhere", new).await, Ok(()), "its first caller pays");
+    assert_eq!(budget.room(&OWNER, "n", second).await.map(drop), Err(OverBudget::Bytes));
+    assert_eq!(
+        budget.room(&OWNER, "elsewhere", new).await.map(drop),
+        Ok(()),
+        "its first caller pays"
+    );
     store.clear(&mut Clearing::new(&OWNER, second, true)).await.expect("deleted");
     budget.record_again(second).await;
-    assert_eq!(budget.room(&OWNER, "n", second).await, Ok(()));
+    assert_eq!(budget.room(&OWNER, "n", second).await.map(drop), Ok(()));
     let left = server.cli(&["KEYS", "jarvis:{budget}:*"]);
     assert_eq!(left.trim(), "jarvis:{budget}:total", "nothing is left of forgotten sessions");
     assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
@@ -308,14 +313,156 @@ async fn the_budget_of_a_user_does_not_show_that_another_s_session_exists() {
     let budget = Budget::new(store.clone(), limits);
     let (alice, bob) = (SessionId::random(), SessionId::random());
     for (owner, session) in [(user("alice"), alice), (user("bob"), bob)] {
-        assert_eq!(budget.room(&owner, "", session).await, Ok(()));
+        assert_eq!(budget.room(&owner, "", session).await.map(drop), Ok(()));
         let spec = turn_spec("m");
         let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
         store.accept(&Proposal::new(&owner, session, &new)).await.expect("Redis");
         budget.record("", session).await;
     }
     // Bob may begin no further session; his answer for Alice's is the same as for one that never was.
-    let never = budget.room(&user("bob"), "", SessionId::random()).await;
+    let never = budget.room(&user("bob"), "", SessionId::random()).await.map(drop);
     assert_eq!(never, Err(OverBudget::Sessions));
-    assert_eq!(budget.room(&user("bob"), "", alice).await, never);
+    assert_eq!(budget.room(&user("bob"), "", alice).await.map(drop), never);
+}
+
+fn alice() -> Owner {
+    Owner::User(User::local("alice").expect("a name"))
+}
+
+/// Returns the bytes that count for Alice.
+fn bytes_of_alice(server: &RedisServer) -> u64 {
+    let bytes = server.cli(&["ZSCORE", "jarvis:{budget}:users", "user:local:alice"]);
+    bytes.trim().parse().unwrap_or(0)
+}
+
+/// Stores the first turn of a user's session, as a replica does that then dies.
+async fn unrecorded_turn(store: &Store, owner: &Owner, session: SessionId) {
+    let spec = turn_spec("m");
+    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    store.accept(&Proposal::new(owner, session, &new)).await.expect("Redis");
+}
+
+#[tokio::test]
+async fn imports_and_claims_at_the_same_time_share_the_budget_of_their_user() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_bytes: 100 * KIB, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let (import, mut claimed) = (SessionId::random(), Vec::new());
+    for _ in 0..4 {
+        claimed.push(ended_turn(&budget, &store, "n", 20 * KIB).await);
+    }
+    let imports = (0..8).map(|_| SessionId::random()).collect::<Vec<_>>();
+    let owner = alice();
+    let imports = imports.iter().map(|session| budget.reserve_import(&owner, *session, 20 * KIB));
+    let claims = claimed.iter().map(|session| budget.reserve_claim(&owner, *session));
+    let (imports, claims) = tokio::join!(join_all(imports), join_all(claims));
+    let admitted = imports.iter().chain(&claims).filter(|room| room.is_ok()).count();
+    assert!((3..=4).contains(&admitted), "{admitted} of at most 25 KiB each");
+    let reserved = bytes_of_alice(&server);
+    assert!((72 * KIB..100 * KIB).contains(&reserved), "{reserved}");
+    assert_eq!(budget.room(&alice(), "", import).await.map(drop), Ok(()), "100 KiB are not used");
+    let refused = budget.reserve_import(&alice(), import, 40 * KIB).await;
+    assert_eq!(refused.map(drop), Err(OverBudget::Bytes));
+    // What never ends gives its room back by itself.
+    for field in server.cli(&["ZRANGE", "jarvis:{budget}:reservations", "0", "-1"]).lines() {
+        server.cli(&["ZADD", "jarvis:{budget}:reservations", "1", field]);
+    }
+    let room = budget.reserve_import(&alice(), import, 40 * KIB).await;
+    assert_eq!(room.map(drop), Ok(()));
+    assert_eq!(bytes_of_alice(&server), 44 * KIB);
+    // A repeat takes the place of the first.
+    let room = budget.reserve_import(&alice(), import, 60 * KIB).await;
+    assert_eq!(room.map(drop), Ok(()));
+    assert_eq!(bytes_of_alice(&server), 64 * KIB);
+    // A record takes the place of the reservation.
+    unrecorded_turn(&store, &alice(), import).await;
+    budget.record("", import).await;
+    let recorded = server.cli(&["HGET", "jarvis:{budget}:sessions", &import.to_string()]);
+    let recorded = recorded.split(' ').next().expect("bytes").parse::<u64>().expect("a number");
+    assert_eq!(bytes_of_alice(&server), recorded);
+    assert_eq!(server.cli(&["KEYS", "jarvis:{budget}:reserv*"]).trim(), "");
+}
+
+#[tokio::test]
+async fn a_claim_reserves_what_the_session_takes_and_gives_it_back_where_it_is_refused() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_bytes: 30 * KIB, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let large = ended_turn(&budget, &store, "n", 40 * KIB).await;
+    let small = ended_turn(&budget, &store, "n", 10 * KIB).await;
+    let refused = budget.reserve_claim(&alice(), large).await;
+    assert_eq!(refused.map(drop), Err(OverBudget::Bytes));
+    let listing = budget.reserve_claim(&alice(), small).await.expect("room");
+    assert!(bytes_of_alice(&server) > 14 * KIB);
+    budget.withdraw(&alice(), small, listing).await;
+    assert_eq!(bytes_of_alice(&server), 0);
+    let left = server.cli(&["KEYS", "jarvis:{budget}:*alice*"]);
+    assert_eq!(left.trim(), "", "no list");
+    assert_eq!(server.cli(&["KEYS", "jarvis:{budget}:reserv*"]).trim(), "");
+    let total = server.cli(&["GET", "jarvis:{budget}:total"]);
+    assert!(total.trim().parse::<u64>().expect("bytes") > 58 * KIB, "it stays recorded: {total}");
+}
+
+#[tokio::test]
+async fn a_session_that_was_never_recorded_stays_listed_and_is_recorded_when_it_is_looked_for() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let (session, never) = (SessionId::random(), SessionId::random());
+    for listed in [session, never] {
+        budget.room(&alice(), "", listed).await.expect("room");
+    }
+    unrecorded_turn(&store, &alice(), session).await;
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    assert!(page.iter().all(|entry| !entry.is_recorded), "{page:?}");
+    // A day later, a call of anybody's looks for both.
+    for listed in [session, never] {
+        server.cli(&["ZADD", "jarvis:{budget}:expiry", "1", &listed.to_string()]);
+    }
+    budget.room(&OWNER, "n", SessionId::random()).await.expect("room");
+    let of = |session: SessionId| {
+        server.cli(&["HGET", "jarvis:{budget}:sessions", &session.to_string()]).trim().to_owned()
+    };
+    let looked_for =
+        eventually(LIMIT, async || of(never).is_empty() && !of(session).starts_with('0'));
+    assert!(looked_for.await, "{} {}", of(session), of(never));
+    assert!(bytes_of_alice(&server) > 4 * KIB);
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    let [entry] = &page[..] else { panic!("{page:?}") };
+    assert_eq!((entry.position.session, entry.is_recorded), (session, true));
+}
+
+#[tokio::test]
+async fn a_refused_request_never_takes_a_session_off_the_list_that_another_one_is_creating() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let session = SessionId::random();
+    let is_listed = async || {
+        !budget.list(&alice(), ListOrder::Newest, None, 1).await.expect("a page").is_empty()
+    };
+    let first = budget.room(&alice(), "", session).await.expect("room");
+    let second = budget.room(&alice(), "", session).await.expect("room");
+    budget.withdraw(&alice(), session, first).await;
+    assert!(is_listed().await, "it was listed again since");
+    budget.withdraw(&alice(), session, second).await;
+    assert!(is_listed().await, "it was listed before");
+    let other = SessionId::random();
+    let only = budget.room(&alice(), "", other).await.expect("room");
+    budget.withdraw(&alice(), other, only).await;
+    let page = budget.list(&alice(), ListOrder::Newest, None, 10).await.expect("a page");
+    assert_eq!(page.len(), 1, "{page:?}");
+}
+
+#[tokio::test]
+async fn a_large_session_that_expires_is_freed_in_the_background() {
+    let server = RedisServer::start();
+    let fill = "for i = 1, 10000 do redis.call('HSET', KEYS[1], i, string.rep('x', 100)) end";
+    server.cli(&["EVAL", fill, "1", "jarvis:{0}:s:x:messages"]);
+    server.cli(&["PEXPIRE", "jarvis:{0}:s:x:messages", "1"]);
+    let freed = || server.cli(&["INFO", "memory"]);
+    let in_background = eventually(LIMIT, async || freed().contains("lazyfreed_objects:1"));
+    assert!(in_background.await, "{}", freed());
 }

@@ -101,6 +101,8 @@ async fn every_call_of_a_user(store: &Store, budget: &Budget) {
     store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(None))).await.expect("Redis");
     store.transfer(&mut Transfer::new(&owner, session)).await.expect("Redis");
     budget.record("", session).await;
+    let listing = budget.reserve_claim(&owner, SessionId::random()).await.expect("room");
+    budget.withdraw(&owner, SessionId::random(), listing).await;
     budget.list(&owner, ListOrder::Newest, None, 1).await.expect("Redis");
     budget.unlist_gone(&owner, &[SessionId::random()]).await.expect("Redis");
     budget.delete_all(&owner, "deletion").await.expect("Redis");

@@ -12,7 +12,7 @@ use jarvis::session::store::{
     Acceptance, Clearing, ImportStep, ImportedSession, NewTurn, Proposal, SessionLimits, Transfer,
     message,
 };
-use jarvis::session::{Message, Owner, Role, SessionId, Status, Store, Tag};
+use jarvis::session::{Message, Owner, Role, SessionId, Status, Store, StoreError, Tag};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, http, send};
@@ -222,6 +222,68 @@ async fn a_deletion_whose_replica_is_killed_in_the_middle_is_resumed_and_spares_
     }
 }
 
+#[tokio::test]
+async fn a_deletion_of_all_spares_a_session_that_was_created_since_it_began() {
+    let redis = RedisServer::start();
+    let store = store_of(&redis).await;
+    let budget = Budget::new(store.clone(), StorageLimits::default());
+    let alice = Owner::User(User::local("alice").expect("a user"));
+    let [old, again] = stored_sessions(&store, "alice", 2).await.try_into().expect("two");
+    let new = SessionId::random();
+    budget.room(&alice, "", new).await.expect("room");
+    let (count, deletion) = budget.delete_all(&alice, "name").await.expect("a deletion");
+    assert_eq!(count, 3);
+    // Before its turn comes, the user deletes one and begins it anew, and creates the other.
+    store.clear(&mut Clearing::new(&alice, again, true)).await.expect("deleted");
+    for session in [again, new] {
+        stored_turn(&store, &alice, session, "created since", "an answer").await;
+    }
+    let delete = async |session| {
+        let began = deletion.began;
+        let mut clearing = Clearing::of_deletion(&alice, session, "name", began, "");
+        store.clear(&mut clearing).await.map(|_| clearing.done().to_owned())
+    };
+    let done = delete(old).await.expect("deleted");
+    assert!(!done.is_empty());
+    assert_eq!(delete(old).await.expect("a repeat after a lost reply"), done);
+    for session in [again, new] {
+        assert!(matches!(delete(session).await, Err(StoreError::Absent)));
+        assert!(store.measure(session).await.expect("Redis").is_some(), "it is there");
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_of_all_that_is_applied_again_spares_what_was_created_since() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let replica = &fleet.replicas[0];
+    let store = store_of(&redis).await;
+    let sessions = stored_sessions(&store, "alice", 3).await;
+    // One is listed, and not there yet.
+    let budget = Budget::new(store.clone(), StorageLimits::default());
+    let alice = Owner::User(User::local("alice").expect("a user"));
+    let absent = SessionId::random();
+    budget.room(&alice, "", absent).await.expect("room");
+    assert_eq!(delete_all(&fleet, 0, "alice").await.body["sessions_deleted"], 3);
+    let kept = [absent, sessions[0]].map(|session| session.to_string());
+    for session in &kept {
+        assert_eq!(chat(replica, session, "[[tokens=2]] anew", "alice").await.status, 200);
+    }
+    // The user clears one: it has an epoch that the deletion does not know.
+    store.clear(&mut Clearing::new(&alice, sessions[0], false)).await.expect("cleared");
+    assert_eq!(chat(replica, &kept[1], "[[tokens=2]] again", "alice").await.status, 200);
+    begin_timing(&redis);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let clears = || {
+        let calls = timed_calls(&redis).into_iter();
+        calls.filter(|(function, _)| function == "jarvis_clear_1").count()
+    };
+    assert!(eventually(LIMIT, async || clears() >= 3).await, "{} are applied again", clears());
+    for session in &kept {
+        assert_eq!(read(replica, session, "alice").await.body["total"], 2, "{session}");
+    }
+}
+
 /// Returns the lines of an export.
 async fn export(fleet: &Fleet, user: &str) -> Vec<Value> {
     let reply = ask(&fleet.replicas[0], Method::GET, EXPORT, &Value::Null, user).await;
@@ -427,7 +489,15 @@ async fn an_import_whose_replica_is_killed_leaves_no_half_session_and_is_complet
         "local keys = redis.call('KEYS', 'jarvis:*:path') return redis.call('TTL', keys[1])";
     let seconds: i64 = redis.cli(&["EVAL", expiry, "0"]).trim().parse().expect("seconds");
     assert!((1..=600).contains(&seconds), "{seconds}");
+    // What is kept for the repeat counts, until the session takes its place.
+    let counted = || {
+        let bytes = redis.cli(&["ZSCORE", "jarvis:{budget}:users", "user:local:alice"]);
+        bytes.trim().parse::<u64>().unwrap_or(0) >> 20
+    };
+    assert!((39..41).contains(&counted()), "{} MiB", counted());
     assert_eq!(counts(&import(&fleet, 1, "alice", body).await), (1, 0, 160));
+    assert!((39..41).contains(&counted()), "{} MiB", counted());
+    assert_eq!(redis.cli(&["KEYS", "jarvis:{budget}:reserv*"]).trim(), "");
     let there = listed(&fleet.replicas[1], "alice", 10).await;
     assert_eq!(there.len(), 1);
     let messages = messages_until_total(&fleet, &there[0], 160).await;
@@ -460,6 +530,26 @@ async fn an_import_beyond_the_budget_of_its_user_is_refused_and_stores_nothing()
     // What the user gives back may be used again.
     assert_eq!(delete_all(&fleet, 0, "alice").await.body["sessions_deleted"], 1);
     assert_eq!(counts(&import(&fleet, 0, "alice", large_import(1)).await), (1, 0, 4));
+}
+
+#[tokio::test]
+async fn an_import_of_a_session_that_is_larger_than_a_session_may_be_is_refused() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    // As stored, each message has a header: fewer bytes than an import may have are more than a
+    // session may.
+    let message = json!({"type": "message", "role": "user", "content": "x".repeat(560)});
+    let line = format!("{message}\n");
+    let mut body = as_text(&[json!({"type": "export", "version": 1}), json!({"type": "session"})]);
+    body.push_str(&line.repeat(99_000));
+    body.push_str(&as_text(&[json!({"type": "session_end", "messages": 99_000})]));
+    body.push_str(&as_text(&[json!({"type": "end"})]));
+    assert!(body.len() < 64 << 20, "{}", body.len());
+    let refused = import(&fleet, 0, "alice", body).await;
+    assert_eq!((refused.status, &refused.body["code"]), (422, &json!("import_invalid")));
+    let detail = refused.body["detail"].as_str().expect("a text");
+    assert!(detail.contains("at most 67108864 bytes"), "{detail}");
+    assert_eq!(redis.cli(&["KEYS", "jarvis:*:s:*"]).trim(), "", "nothing is stored");
 }
 
 #[tokio::test]
@@ -515,7 +605,8 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_00
             }
             after = None;
         }
-        budget.room(&owner, "", anonymous).await.expect("room");
+        let listing = budget.reserve_claim(&owner, anonymous).await.expect("room");
+        budget.withdraw(&owner, SessionId::random(), listing).await;
         store.transfer(&mut Transfer::new(&owner, anonymous)).await.expect("transferred");
         budget.record("", anonymous).await;
         budget.unlist_gone(&owner, &sessions[..100]).await.expect("unlisted");
@@ -538,11 +629,11 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_00
         }
         let committed = store.import_commit(&owner, &imported).await.expect("a session");
         assert_eq!(committed, ImportStep::Exists);
-        let count = budget.delete_all(&owner, &user).await.expect("a deletion");
+        let (count, deletion) = budget.delete_all(&owner, &user).await.expect("a deletion");
         assert!(count >= 9_890, "{count}");
         let next = budget.delete_next(&user, &[], 64).await.expect("sessions");
         for session in &sessions[100..130] {
-            let mut clearing = Clearing::in_epoch(&owner, *session, user.clone());
+            let mut clearing = Clearing::of_deletion(&owner, *session, &user, deletion.began, "");
             store.clear(&mut clearing).await.expect("deleted");
         }
         budget.delete_next(&user, &next, 64).await.expect("sessions");
@@ -582,7 +673,7 @@ async fn a_claim_whose_replica_dies_before_its_second_step_is_listed_and_its_byt
     let total = || redis.cli(&["GET", "jarvis:{budget}:total"]);
     assert!(total().trim().parse::<u64>().expect("bytes") > 4096, "{}", total());
     // The steps of a claim, but for the last one.
-    budget.room(&alice, "", session).await.expect("room");
+    budget.reserve_claim(&alice, session).await.expect("room");
     store.transfer(&mut Transfer::new(&alice, session)).await.expect("transferred");
     assert_eq!(listed(&fleet.replicas[0], "alice", 10).await, [session.to_string()]);
     assert_eq!(total().trim(), "0");

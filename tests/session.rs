@@ -828,7 +828,7 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
     other.store.upstream_closed(&claimed).await.unwrap();
     let budget = Budget::new(store.clone(), StorageLimits::default());
     budget.record("n", session).await;
-    assert_eq!(budget.room(&owner, "n", session).await, Ok(()));
+    assert_eq!(budget.room(&owner, "n", session).await.map(drop), Ok(()));
     let user = Owner::User(User::local("alice").expect("a user"));
     store.transfer(&mut Transfer::new(&user, session)).await.unwrap();
     budget.record("", session).await;

@@ -3,14 +3,20 @@
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
 //! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
 //! go, of the networks that take most; never one with a running or waiting turn, with a client that
-//! listens, or with an answer of the last minutes. Those without an answer go first and at once. A budget is a limit and no account: a failover may lose the last records, and the next
-//! turn of each session brings them back.
+//! listens, or with an answer of the last minutes. Those without an answer go first and at once. A
+//! budget is a limit and no account: a failover may lose the last records, and the next turn of each
+//! session brings them back.
+//!
+//! The bytes of an import or a claim are known before they are stored. The call that finds room for
+//! them reserves it, so that many at the same time fit together; the record takes its place.
 
 mod sessions;
 
 use std::time::Duration;
 
-pub use sessions::{ListEntry, ListOrder, ListPosition};
+use fred::prelude::Value;
+
+pub use sessions::{Deletion, ListEntry, ListOrder, ListPosition};
 
 use crate::redis::{Call, RedisError};
 use crate::session::store::Evicted;
@@ -22,6 +28,9 @@ const BUDGET: &str = "jarvis:{budget}";
 /// What a session takes besides its text: its keys, the fields of its hash, and its entries in the
 /// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
+/// How long room is reserved: longer than an import runs, and its messages are kept after it broke
+/// off, for ten minutes each.
+const RESERVED: Duration = Duration::from_mins(21);
 
 /// The bounds of what is stored.
 #[derive(Clone, Copy, Debug)]
@@ -82,9 +91,8 @@ impl Budget {
     }
 
     /// Checks that a turn of this caller may be stored in the session, and lists it for a user.
-    /// `network` is the digest of
-    /// the network that an anonymous caller comes from; where that is unknown, only the limit of all
-    /// anonymous sessions counts.
+    /// `network` is the digest of the network that an anonymous caller comes from; where that is
+    /// unknown, only the limit of all anonymous sessions counts.
     ///
     /// # Errors
     /// [`OverBudget`]. Where Redis does not reply, there is room: the turn is about to find that
@@ -94,43 +102,90 @@ impl Budget {
         owner: &Owner,
         network: &str,
         session: SessionId,
-    ) -> Result<(), OverBudget> {
-        self.room_for(owner, network, session, 0).await
+    ) -> Result<Listing, OverBudget> {
+        self.room_for(owner, network, session, Purpose::Turn).await
     }
 
-    /// Checks as [`Budget::room`] that so many bytes may be stored in the session.
+    /// Reserves room for the messages of an import, which take so many bytes, and lists the session.
+    /// A repeat takes the place of the first reservation.
     ///
     /// # Errors
     /// As [`Budget::room`].
-    pub async fn room_for(
+    pub async fn reserve_import(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        bytes: u64,
+    ) -> Result<Listing, OverBudget> {
+        let bytes = bytes + SESSION_BYTES;
+        self.room_for(owner, "", session, Purpose::Import { bytes }).await
+    }
+
+    /// Reserves room for an anonymous session that a user is about to claim, and lists it.
+    ///
+    /// # Errors
+    /// As [`Budget::room`].
+    pub async fn reserve_claim(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+    ) -> Result<Listing, OverBudget> {
+        self.room_for(owner, "", session, Purpose::Claim).await
+    }
+
+    async fn room_for(
         &self,
         owner: &Owner,
         network: &str,
         session: SessionId,
-        bytes: u64,
-    ) -> Result<(), OverBudget> {
+        purpose: Purpose,
+    ) -> Result<Listing, OverBudget> {
         let is_known = *owner != Owner::Anonymous || !network.is_empty();
         let limit = |limit: u64| if is_known { limit } else { 0 };
+        let (bytes, reserved) = match purpose {
+            Purpose::Turn => (0, Duration::ZERO),
+            Purpose::Claim => (0, RESERVED),
+            Purpose::Import { bytes } => (bytes, RESERVED),
+        };
         let call = call("jarvis_budget_room_1")
             .text("session", session)
             .arg("payer", payer(owner, network))
             .text("bytes", bytes)
+            .flag("claim", matches!(purpose, Purpose::Claim))
+            .text("reserve_seconds", reserved.as_secs())
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
             .text("total_limit", self.limits.anonymous_bytes)
             .text("young", self.limits.young.as_secs());
-        let Ok(reply) = self.store.redis().call::<Vec<String>>(call).await else { return Ok(()) };
-        let (verdict, remove) =
-            reply.split_first().map_or(("", &[][..]), |(verdict, rest)| (verdict.as_str(), rest));
-        if !remove.is_empty() {
-            let (budget, remove) = (self.clone(), remove.to_vec());
-            tokio::spawn(async move { logged(budget.remove(&remove).await) });
+        let Ok(reply) = self.store.redis().call::<Value>(call).await else {
+            return Ok(Listing::default());
+        };
+        let Some((verdict, listed, work)) = parse_room(reply) else {
+            tracing::warn!("unreadable reply about the storage budget");
+            return Ok(Listing::default());
+        };
+        if !work.is_empty() {
+            let budget = self.clone();
+            tokio::spawn(async move { logged(budget.catch_up(&work).await) });
         }
-        match verdict {
+        match &*verdict {
             "sessions" => Err(OverBudget::Sessions),
             "bytes" => Err(OverBudget::Bytes),
             "total" => Err(OverBudget::Total),
-            _ => Ok(()),
+            _ => Ok(Listing(listed)),
+        }
+    }
+
+    /// Takes back what was listed and reserved for a user in a session that turned out to be none of
+    /// that user's. What was listed again since stays. A failure is only logged: the reservation
+    /// ends by itself, and the entry goes when the list is read.
+    pub async fn withdraw(&self, owner: &Owner, session: SessionId, listing: Listing) {
+        let call = call("jarvis_budget_withdraw_1")
+            .text("session", session)
+            .arg("payer", payer(owner, ""))
+            .arg("listed", listing.0);
+        if let Err(error) = self.store.redis().call::<()>(call).await {
+            tracing::debug!(%error, "refused session not removed from the list");
         }
     }
 
@@ -150,19 +205,19 @@ impl Budget {
         network: Option<&str>,
         session: SessionId,
     ) -> Result<(), StoreError> {
-        let remove = self.measure_and_record(network, session).await?;
-        self.remove(&remove).await
+        let work = self.measure_and_record(network, session).await?;
+        self.catch_up(&work).await
     }
 
-    /// Returns the sessions to remove.
+    /// Returns what else there is to do.
     async fn measure_and_record(
         &self,
         network: Option<&str>,
         session: SessionId,
-    ) -> Result<Vec<String>, StoreError> {
+    ) -> Result<CatchUp, StoreError> {
         let Some(measured) = self.store.measure(session).await? else {
             self.forget(session).await?;
-            return Ok(Vec::new());
+            return Ok(CatchUp::default());
         };
         let payer = match (&measured.owner, network) {
             (Owner::Anonymous, None) => String::new(),
@@ -175,7 +230,9 @@ impl Budget {
             .text("seconds", measured.expires_in.map_or(-1, u64::cast_signed))
             .text("total_limit", self.limits.anonymous_bytes)
             .text("young", self.limits.young.as_secs());
-        let remove = self.store.redis().call(call).await?;
+        let reply: Value = self.store.redis().call(call).await?;
+        let work = CatchUp::parse(&mut reply.into_array().into_iter())
+            .ok_or_else(|| RedisError::Unexpected("budget_record".to_owned()))?;
         match self.store.measure(session).await? {
             // The session was deleted since it was measured.
             None => self.forget(session).await?,
@@ -185,12 +242,16 @@ impl Budget {
             }
             Some(_) => {}
         }
-        Ok(remove)
+        Ok(work)
     }
 
-    /// Removes anonymous sessions that are not in use. The others count as used just now.
-    async fn remove(&self, sessions: &[String]) -> Result<(), StoreError> {
-        for session in sessions.iter().filter_map(|session| session.parse().ok()) {
+    /// Records sessions that were never recorded, and forgets those of them that there are not.
+    /// Removes anonymous sessions that are not in use; the others count as used just now.
+    async fn catch_up(&self, CatchUp { remove, unrecorded }: &CatchUp) -> Result<(), StoreError> {
+        for session in unrecorded.iter().filter_map(|session| session.parse().ok()) {
+            self.measure_and_record(None, session).await?;
+        }
+        for session in remove.iter().filter_map(|session| session.parse().ok()) {
             if self.store.evict(&Owner::Anonymous, session).await? == Evicted::Removed {
                 self.forget(session).await?;
                 metrics::counter!(metric::SESSIONS_EVICTED_TOTAL).increment(1);
@@ -205,6 +266,46 @@ impl Budget {
         let call = call("jarvis_budget_forget_1").text("session", session);
         self.store.redis().call(call).await
     }
+}
+
+/// When a session was listed for a user, where it was not before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing(String);
+
+/// What a caller is about to store in a session.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Turn,
+    Import { bytes: u64 },
+    Claim,
+}
+
+/// What a call of the index left to do.
+#[derive(Debug, Default)]
+struct CatchUp {
+    /// Anonymous sessions to remove.
+    remove: Vec<String>,
+    /// Sessions of users that were listed long ago and never recorded.
+    unrecorded: Vec<String>,
+}
+
+impl CatchUp {
+    fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.unrecorded.is_empty()
+    }
+
+    fn parse(reply: &mut impl Iterator<Item = Value>) -> Option<Self> {
+        let mut sessions = || reply.next()?.convert().ok();
+        Some(Self { remove: sessions()?, unrecorded: sessions()? })
+    }
+}
+
+/// Returns the verdict, when the session was listed, and what there is to do.
+fn parse_room(reply: Value) -> Option<(String, String, CatchUp)> {
+    let mut reply = reply.into_array().into_iter();
+    let verdict = reply.next()?.as_string()?;
+    let listed = reply.next()?.as_string()?;
+    Some((verdict, listed, CatchUp::parse(&mut reply)?))
 }
 
 fn logged(outcome: Result<(), StoreError>) {

@@ -13,6 +13,17 @@ const YOUNG_ENTRY_SECONDS: u64 = 60;
 /// After this time without a step, another replica resumes a deletion.
 const DELETION_LEASE_SECONDS: u64 = 15;
 
+/// A deletion of all sessions of a user.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// Its random name.
+    pub name: String,
+    /// When it began, in microseconds of Redis.
+    pub began: u64,
+    /// The user.
+    pub owner: Owner,
+}
+
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListOrder {
@@ -64,7 +75,7 @@ impl ListPosition {
 pub struct ListEntry {
     /// The position behind the entry, with its session.
     pub position: ListPosition,
-    /// Whether the bytes of the session count for the user.
+    /// Whether the bytes of the session are recorded for the user.
     pub is_recorded: bool,
 }
 
@@ -104,26 +115,9 @@ impl Budget {
         owner: &Owner,
         sessions: &[SessionId],
     ) -> Result<(), RedisError> {
-        self.unlist(owner, sessions, YOUNG_ENTRY_SECONDS).await
-    }
-
-    /// Removes a session from a user's list that turned out to be none of that user's. A failure is
-    /// only logged: the entry goes when the list is read.
-    pub async fn unlist_refused(&self, owner: &Owner, session: SessionId) {
-        if let Err(error) = self.unlist(owner, &[session], 0).await {
-            tracing::debug!(%error, "refused session not removed from the list");
-        }
-    }
-
-    async fn unlist(
-        &self,
-        owner: &Owner,
-        sessions: &[SessionId],
-        seconds: u64,
-    ) -> Result<(), RedisError> {
         let call = call("jarvis_budget_unlist_1")
             .arg("payer", payer(owner, ""))
-            .text("seconds", seconds)
+            .text("seconds", YOUNG_ENTRY_SECONDS)
             .rest("sessions", sessions.iter().map(|session| session.to_string().into()));
         self.store.redis().call(call).await
     }
@@ -132,12 +126,17 @@ impl Budget {
     ///
     /// # Errors
     /// [`RedisError`]; the deletion may have begun then.
-    pub async fn delete_all(&self, owner: &Owner, deletion: &str) -> Result<u64, RedisError> {
+    pub async fn delete_all(
+        &self,
+        owner: &Owner,
+        name: &str,
+    ) -> Result<(u64, Deletion), RedisError> {
         let call = call("jarvis_budget_delete_all_1")
             .arg("payer", payer(owner, ""))
-            .arg("deletion", deletion)
+            .arg("deletion", name)
             .text("lease_seconds", DELETION_LEASE_SECONDS);
-        self.store.redis().call_replicated(call).await
+        let (count, began) = self.store.redis().call_replicated(call).await?;
+        Ok((count, Deletion { name: name.to_owned(), began, owner: owner.clone() }))
     }
 
     /// Returns the next sessions of a deletion, after those that are deleted by now. There are none
@@ -160,15 +159,19 @@ impl Budget {
         Ok(next.iter().filter_map(|session| session.parse().ok()).collect())
     }
 
-    /// Returns the deletions that no replica has carried on for a while, with their users.
+    /// Returns the deletions that no replica has carried on for a while.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn abandoned_deletions(&self) -> Result<Vec<(String, Owner)>, RedisError> {
+    pub async fn abandoned_deletions(&self) -> Result<Vec<Deletion>, RedisError> {
         let call = call("jarvis_budget_deletions_1").text("lease_seconds", DELETION_LEASE_SECONDS);
         let found: Vec<String> = self.store.redis().call(call).await?;
-        let pairs = found.chunks_exact(2);
-        Ok(pairs.map(|pair| (pair[0].clone(), Owner::from_key(&pair[1]))).collect())
+        let deletions = found.chunks_exact(3).filter_map(|deletion| {
+            let [name, began, owner] = deletion else { return None };
+            let (name, owner) = (name.clone(), Owner::from_key(owner));
+            Some(Deletion { name, began: began.parse().ok()?, owner })
+        });
+        Ok(deletions.collect())
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! The index holds what is left to delete. Each session is deleted as by its own request, with an
 //! epoch that belongs to the deletion: a repeat finds it deleted, or created again by the user, and
-//! changes nothing then.
+//! changes nothing then. A session that was created since the deletion began stays, too.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::Generations;
 use super::redo::RedoEntry;
+use crate::budget::Deletion;
 use crate::lifecycle::TaskEnd;
 use crate::retry::{Backoff, retry};
 use crate::session::store::Clearing;
@@ -44,39 +46,64 @@ pub(super) struct DeletedSessions {
     owner: Owner,
     /// The random part of the epoch in which the deletion leaves them.
     epoch: String,
-    sessions: Vec<SessionId>,
+    /// When the deletion began, in microseconds of Redis.
+    began: u64,
+    /// Each session with what Redis replied, by which only this deletion is applied again, and never
+    /// one of a session that was created since.
+    sessions: Vec<(SessionId, String)>,
 }
 
 impl DeletedSessions {
     /// Returns the bytes of memory that it keeps.
     pub(super) fn bytes(&self) -> usize {
-        self.owner.key().len() + self.epoch.len() + self.sessions.len() * size_of::<SessionId>()
+        let sessions = self.sessions.iter();
+        let sessions = sessions.map(|(_, done)| size_of::<(SessionId, String)>() + done.len());
+        self.owner.key().len() + self.epoch.len() + sessions.sum::<usize>()
     }
 
-    /// Deletes the sessions. Returns the number of those that there were.
-    pub(super) async fn apply(&self, store: &Store) -> Result<u64, StoreError> {
-        let clearings: Vec<_> = self
-            .sessions
-            .iter()
-            .map(|session| Clearing::in_epoch(&self.owner, *session, self.epoch.clone()))
-            .collect();
-        let mut deletions = futures_util::stream::iter(clearings)
-            .map(|mut clearing| {
-                let store = store.clone();
-                async move {
-                    match store.clear(&mut clearing).await {
-                        Ok(_) => Ok(1),
-                        Err(StoreError::Absent) => Ok(0),
-                        Err(error) => Err(error),
-                    }
-                }
-            })
-            .buffer_unordered(AT_ONCE);
-        let mut deleted = 0;
-        while let Some(one) = deletions.next().await {
-            deleted += one?;
+    /// Deletes sessions for the first time, and keeps those that there were. After an error a repeat
+    /// goes on with the others.
+    async fn delete(&mut self, store: &Store, sessions: &[SessionId]) -> Result<(), StoreError> {
+        let is_done = |session: &SessionId| self.sessions.iter().any(|(done, _)| done == session);
+        let rest = sessions.iter().copied().filter(|session| !is_done(session));
+        let rest = rest.map(|session| (session, String::new())).collect();
+        let mut failed = Ok(());
+        for cleared in self.clear(store, rest).await {
+            match cleared {
+                Ok(deleted) => self.sessions.extend(deleted),
+                Err(error) => failed = Err(error),
+            }
         }
-        Ok(deleted)
+        failed
+    }
+
+    /// Deletes the sessions again after a failover.
+    pub(super) async fn apply(&self, store: &Store) -> Result<(), StoreError> {
+        let cleared = self.clear(store, self.sessions.clone()).await;
+        cleared.into_iter().try_for_each(|cleared| cleared.map(drop))
+    }
+
+    /// Returns of each session what Redis replied; none where there is no such session.
+    async fn clear(
+        &self,
+        store: &Store,
+        sessions: Vec<(SessionId, String)>,
+    ) -> Vec<Result<Option<(SessionId, String)>, StoreError>> {
+        let clear = |(session, done): (SessionId, String)| {
+            let (owner, epoch) = (&self.owner, &self.epoch);
+            let mut clearing = Clearing::of_deletion(owner, session, epoch, self.began, &done);
+            let store = store.clone();
+            async move {
+                match store.clear(&mut clearing).await {
+                    Ok(_) => Ok(Some((session, clearing.done().to_owned()))),
+                    Err(StoreError::Absent) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        // Collected, because the stream would borrow the closure for every lifetime.
+        let calls: Vec<_> = sessions.into_iter().map(clear).collect();
+        futures_util::stream::iter(calls).buffer_unordered(AT_ONCE).collect().await
     }
 }
 
@@ -86,15 +113,14 @@ impl Generations {
     /// # Errors
     /// [`StoreError::Redis`]; some are deleted then, or all will be.
     pub async fn delete_all(&self, owner: &Owner) -> Result<DeletedAll, StoreError> {
-        let deletion = Uuid::new_v4().simple().to_string();
-        let count = self.budget.delete_all(owner, &deletion).await?;
+        let name = Uuid::new_v4().simple().to_string();
+        let (count, deletion) = self.budget.delete_all(owner, &name).await?;
         if count == 0 {
             return Ok(DeletedAll::Done(0));
         }
-        let (generations, owner) = (self.clone(), owner.clone());
+        let generations = self.clone();
         // A client that goes away ends nothing.
-        let running =
-            self.tasks.spawn(async move { generations.carry_on(&owner, &deletion).await });
+        let running = self.tasks.spawn(async move { generations.carry_on(deletion).await });
         match timeout(REQUEST_LIMIT, running).await {
             Ok(Ok(Some(deleted))) => Ok(DeletedAll::Done(deleted)),
             _ => Ok(DeletedAll::Running(count)),
@@ -103,22 +129,23 @@ impl Generations {
 
     /// Carries a deletion on to its end. Returns the number of sessions that it deleted; none where
     /// this replica stops, or Redis fails, before.
-    async fn carry_on(&self, owner: &Owner, deletion: &str) -> Option<u64> {
-        let mut step = DeletedSessions {
-            owner: owner.clone(),
-            epoch: deletion.to_owned(),
-            sessions: Vec::new(),
-        };
-        let mut deleted = 0;
+    async fn carry_on(&self, Deletion { name, began, owner }: Deletion) -> Option<u64> {
+        let (mut deleted, mut sessions) = (0, Vec::new());
         loop {
-            let next = || self.budget.delete_next(deletion, &step.sessions, STEP);
-            step.sessions = self.retried(next).await?;
-            if step.sessions.is_empty() {
+            let next = || self.budget.delete_next(&name, &sessions, STEP);
+            sessions = self.retried(next).await?;
+            if sessions.is_empty() {
                 tracing::info!(sessions = deleted, "all sessions of a user deleted");
                 return Some(deleted);
             }
-            deleted += self.retried(|| step.apply(&self.store)).await?;
-            self.keep(RedoEntry::Deleted(step.clone()));
+            let (owner, epoch) = (owner.clone(), name.clone());
+            let step = DeletedSessions { owner, epoch, began, sessions: Vec::new() };
+            let step = Mutex::new(step);
+            let delete = || async { step.lock().await.delete(&self.store, &sessions).await };
+            self.retried(delete).await?;
+            let step = step.into_inner();
+            deleted += step.sessions.len() as u64;
+            self.keep(RedoEntry::Deleted(step));
         }
     }
 
@@ -149,8 +176,8 @@ pub(super) async fn resume(generations: Generations) -> TaskEnd {
                 continue;
             }
         };
-        for (deletion, owner) in found {
-            generations.carry_on(&owner, &deletion).await;
+        for deletion in found {
+            generations.carry_on(deletion).await;
         }
     }
 }

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
-use crate::budget::{Budget, OverBudget, StorageLimits};
+use crate::budget::{Budget, Listing, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit};
 use crate::membership::{Membership, MembershipStore};
@@ -283,8 +283,8 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let permit = match self.admits(owner, session, &new).await {
-            Ok(permit) => permit,
+        let (permit, listing) = match self.admits(owner, session, &new).await {
+            Ok(admitted) => admitted,
             Err(refused) => {
                 // Boxed, because it is rare.
                 return Box::pin(self.repeated(owner, session, &new)).await?.ok_or(refused);
@@ -303,7 +303,7 @@ impl Generations {
             }
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
                 // Boxed, because it is rare, and its future is large.
-                Box::pin(self.budget.unlist_refused(owner, session)).await;
+                Box::pin(self.budget.withdraw(owner, session, listing)).await;
                 Err(StoreError::Absent.into())
             }
             done => Ok(done?),
@@ -338,7 +338,7 @@ impl Generations {
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
-    ) -> Result<SessionPermit, SubmitError> {
+    ) -> Result<(SessionPermit, Listing), SubmitError> {
         let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -356,14 +356,17 @@ impl Generations {
             self.budget.room(owner, source, session),
             Box::pin(self.limits.take_session(source, session)),
         );
-        room?;
+        let listing = room?;
         match permit {
-            Ok(permit) => Ok(permit),
+            Ok(permit) => Ok((permit, listing)),
             // A session that exists goes on.
             Err(_) if Box::pin(self.store.describe(owner, session)).await.is_ok() => {
-                Ok(self.limits.existing_session(session))
+                Ok((self.limits.existing_session(session), listing))
             }
             Err(refusal) => {
+                if *owner != Owner::Anonymous {
+                    Box::pin(self.budget.withdraw(owner, session, listing)).await;
+                }
                 refusal.count();
                 Err(refusal.into())
             }
@@ -464,7 +467,9 @@ impl Generations {
             // A session that is gone leaves the caller's list here, too. That another caller has
             // such a session makes no difference, also not in the calls of Redis.
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
-                self.budget.unlist_refused(owner, session).await;
+                if let Err(error) = self.budget.unlist_gone(owner, &[session]).await {
+                    tracing::debug!(%error, "session that is gone not removed from the list");
+                }
             }
             Err(_) => {}
         }
@@ -478,12 +483,12 @@ impl Generations {
     pub async fn transfer(&self, owner: &Owner, session: SessionId) -> Result<(), SubmitError> {
         // The index lists the session before it is the user's: a replica that is killed in between
         // leaves an entry that vanishes, and no session that is missing.
-        self.budget.room(owner, "", session).await?;
+        let listing = self.budget.reserve_claim(owner, session).await?;
         let mut transfer = Transfer::new(owner, session);
         let transferred = self.apply_transfer(&mut transfer).await;
         match &transferred {
             Ok(()) => self.keep(RedoEntry::Transferred(transfer)),
-            Err(StoreError::Absent) => self.budget.unlist_refused(owner, session).await,
+            Err(StoreError::Absent) => self.budget.withdraw(owner, session, listing).await,
             Err(_) => {}
         }
         Ok(transferred?)

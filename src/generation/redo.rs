@@ -98,7 +98,7 @@ impl RedoEntry {
             Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
             Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
             Self::Transferred(transfer) => generations.apply_transfer(transfer).await,
-            Self::Deleted(deleted) => deleted.apply(&generations.store).await.map(drop),
+            Self::Deleted(deleted) => deleted.apply(&generations.store).await,
         };
         !matches!(applied, Err(StoreError::Redis(_) | StoreError::OutOfMemory))
     }

@@ -77,7 +77,7 @@ pub const LIBRARIES: &[Library] = &[
         include: ["budget"],
         commands: [
             "budget_delete_all", "budget_delete_next", "budget_deletions", "budget_forget",
-            "budget_list", "budget_record", "budget_room", "budget_unlist"
+            "budget_list", "budget_record", "budget_room", "budget_unlist", "budget_withdraw"
         ]
     ),
     library!(

@@ -1,11 +1,13 @@
 -- Begins the deletion of all sessions that a user has now. Their list becomes that of the deletion:
--- a session that is created later is not in it. A repeat changes nothing.
+-- a session that is created later is not in it, unless one of the same identifier was. A repeat changes
+-- nothing.
 --
 -- Keys:       budget
 -- Arguments:  payer
 --             deletion        a random name
 --             lease_seconds   after which another replica resumes it, if this one does not
 -- Reply:      the number of sessions to delete
+--             when the deletion began, in microseconds; a session that is created since stays
 -- Called by:  Budget::delete_all
 register {
   name = 'budget_delete_all',
@@ -18,13 +20,15 @@ register {
     local list, deleting = base .. ':payer:' .. args.payer, base .. ':deleting:' .. args.deletion
     if redis.call('EXISTS', deleting) == 0 then
       if redis.call('EXISTS', list) == 0 then
-        return 0
+        return { 0, '0' }
       end
       redis.call('RENAME', list, deleting)
-      redis.call('HSET', base .. ':deletion_owners', args.deletion, args.payer)
+      redis.call('HSET', base .. ':deletion_owners', args.deletion,
+        string.format('%.0f ', now_seconds() * 1000000) .. args.payer)
       redis.call('ZADD', base .. ':deletions', score_of(now_seconds() + args.lease_seconds),
         args.deletion)
     end
-    return redis.call('ZCARD', deleting)
+    local began = deletion_owner(base, args.deletion)
+    return { redis.call('ZCARD', deleting), began }
   end,
 }

@@ -18,7 +18,7 @@ register {
   run = function(keys, args)
     local base = keys.budget
     local deleting, deletions = base .. ':deleting:' .. args.deletion, base .. ':deletions'
-    local payer = redis.call('HGET', base .. ':deletion_owners', args.deletion)
+    local _, payer = deletion_owner(base, args.deletion)
     for _, session in ipairs(args.deleted) do
       local _, recorded_payer = recorded(base, session)
       -- One that is listed again was created again since, or the end of its turn recorded it, which

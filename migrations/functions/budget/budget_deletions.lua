@@ -3,7 +3,7 @@
 --
 -- Keys:       budget
 -- Arguments:  lease_seconds   after which another replica resumes them, if this one does not
--- Reply:      of each deletion its name and its payer
+-- Reply:      of each deletion its name, when it began in microseconds, and its payer
 -- Called by:  Budget::abandoned_deletions
 register {
   name = 'budget_deletions',
@@ -17,8 +17,14 @@ register {
       SESSIONS_AT_ONCE)
     for _, deletion in ipairs(due) do
       redis.call('ZADD', base .. ':deletions', score_of(now + args.lease_seconds), deletion)
-      found[#found + 1] = deletion
-      found[#found + 1] = redis.call('HGET', base .. ':deletion_owners', deletion) or ''
+      local began, payer = deletion_owner(base, deletion)
+      if payer then
+        found[#found + 1] = deletion
+        found[#found + 1] = began
+        found[#found + 1] = payer
+      else
+        redis.call('ZREM', base .. ':deletions', deletion)
+      end
     end
     return found
   end,

@@ -5,7 +5,8 @@
 --             order            newest: from the one that was recorded last; oldest: from the other end
 --             score, session   of the last entry of the page before; empty for the first page
 --             limit            entries of the page, at most
--- Reply:      of each entry: the session, its score, and 1 where its bytes count for the payer, else 0
+-- Reply:      of each entry: the session, its score, and 1 where its bytes are recorded for the payer,
+--             else 0
 -- Called by:  Budget::list
 
 -- Entries that have the same score, at most.
@@ -25,10 +26,10 @@ register {
       for i = 1, #entries, 2 do
         local session = entries[i]
         if is_after(session) and #page < 3 * limit then
-          local _, payer = recorded(base, session)
+          local bytes, payer = recorded(base, session)
           page[#page + 1] = session
           page[#page + 1] = entries[i + 1]
-          page[#page + 1] = payer == args.payer and '1' or '0'
+          page[#page + 1] = payer == args.payer and bytes > 0 and '1' or '0'
         end
       end
     end

@@ -1,5 +1,5 @@
--- Records the bytes of a session at the end of a turn, and names sessions to remove where all
--- anonymous sessions together take too much.
+-- Records the bytes of a session at the end of a turn, in place of what is reserved for its payer,
+-- and names sessions to remove where all anonymous sessions together take too much.
 --
 -- Keys:       budget
 -- Arguments:  session
@@ -11,6 +11,7 @@
 --             total_limit   bytes of all anonymous sessions
 --             young         seconds after its last turn in which no session with an answer is removed
 -- Reply:      the sessions to remove
+--             the sessions to look for, which were listed long ago and never recorded
 -- Called by:  Budget::record
 -- A session that expires so soon after the end of its turn has no answer.
 local UNANSWERED_SECONDS = 600
@@ -23,10 +24,13 @@ register {
   arguments = { 'session', 'payer', 'bytes', 'seconds', 'total_limit', 'young' },
   run = function(keys, args)
     local base, session, now = keys.budget, args.session, now_seconds()
-    forget_expired(base, now)
+    local unrecorded = forget_expired(base, now)
+    release(base, session, args.payer)
     local before, payer = recorded(base, session)
-    if not before and args.payer == '' then
-      return {}
+    if args.payer == '' and (not before or not is_anonymous(payer)) then
+      -- A user that began to claim the session did not get it.
+      forget(base, session)
+      return { {}, unrecorded }
     end
     if before and args.payer ~= '' and is_anonymous(payer) ~= is_anonymous(args.payer) then
       -- The session has become a user's, or was deleted and begun again.
@@ -49,6 +53,6 @@ register {
       redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    return sessions_to_remove(base, now, args.total_limit, args.young)
+    return { sessions_to_remove(base, now, args.total_limit, args.young), unrecorded }
   end,
 }

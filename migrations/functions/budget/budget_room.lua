@@ -1,10 +1,13 @@
--- Returns whether a payer may store more in a session, and lists the session where it may and the
--- payer is a user. Returns also sessions to remove where all anonymous sessions together take too
--- much.
+-- Returns whether a payer may store more in a session. Where it may and is a user, the session is
+-- listed, and the bytes of an import or a claim are reserved. Returns also sessions to remove where
+-- all anonymous sessions together take too much.
 --
 -- Keys:       budget
 -- Arguments:  session, payer
 --             bytes                         beyond what is recorded, that are about to be stored
+--             claim                         1 where the payer claims the session: what an anonymous
+--                                           payer has recorded of it is about to be the payer's
+--             reserve_seconds               until the reservation of the bytes ends; 0 for none
 --             sessions_limit, bytes_limit   of one payer; 0 for none
 --             total_limit                   bytes of all anonymous sessions, which is exceeded by a
 --                                           tenth only where no session can be removed yet
@@ -13,39 +16,51 @@
 -- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
 --             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
 --             take as much as they may
---             and the sessions to remove
--- Called by:  Budget::room
+--             when the session was listed, where it was not before; else empty
+--             the sessions to remove
+--             the sessions to look for, which were listed long ago and never recorded
+-- Called by:  Budget::room_for
 register {
   name = 'budget_room',
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'bytes', 'sessions_limit', 'bytes_limit', 'total_limit', 'young' },
+  arguments = { 'session', 'payer', 'bytes', 'claim', 'reserve_seconds', 'sessions_limit',
+    'bytes_limit', 'total_limit', 'young' },
   run = function(keys, args)
     local base, now = keys.budget, now_seconds()
-    forget_expired(base, now)
+    local unrecorded = forget_expired(base, now)
     local before, payer = recorded(base, args.session)
+    local bytes = tonumber(args.bytes)
+    if args.claim == '1' and before and is_anonymous(payer) then
+      bytes = before
+    end
     -- The budget of another user must not show that its session exists.
     local is_theirs = before
       and (payer == args.payer or is_anonymous(payer) and is_anonymous(args.payer))
     if not is_theirs then
       before, payer = nil, args.payer
     end
-    local verdict = 'ok'
+    local sessions = base .. ':payer:' .. payer
+    local is_new = not before and not redis.call('ZSCORE', sessions, args.session)
+    local used = tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0')
+      - reserved(base, args.session, payer)
+    local verdict, listed = 'ok', ''
     local sessions_limit, bytes_limit = tonumber(args.sessions_limit), tonumber(args.bytes_limit)
-    if not before and sessions_limit > 0
-      and redis.call('ZCARD', base .. ':payer:' .. payer) >= sessions_limit then
+    if is_new and sessions_limit > 0 and redis.call('ZCARD', sessions) >= sessions_limit then
       verdict = 'sessions'
-    elseif bytes_limit > 0
-      and tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0') + args.bytes
-        >= bytes_limit then
+    elseif bytes_limit > 0 and used + bytes >= bytes_limit then
       verdict = 'bytes'
     elseif is_anonymous(payer) and bytes_over(base, args.total_limit * 1.1) >= 0 then
       verdict = 'total'
     end
     if verdict == 'ok' and not is_anonymous(args.payer) then
       list(base, args.payer, args.session, now)
+      listed = is_new and score_of(now) or ''
+      if tonumber(args.reserve_seconds) > 0 then
+        reserve(base, args.session, args.payer, bytes, now + args.reserve_seconds)
+      end
     end
-    return { verdict, unpack(sessions_to_remove(base, now, args.total_limit, args.young)) }
+    return { verdict, listed, sessions_to_remove(base, now, args.total_limit, args.young), unrecorded }
   end,
 }

@@ -6,7 +6,7 @@
 --                        now
 --             sessions
 -- Reply:      1
--- Called by:  Budget::unlist
+-- Called by:  Budget::unlist_gone
 register {
   name = 'budget_unlist',
   version = 1,

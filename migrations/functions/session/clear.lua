@@ -11,6 +11,8 @@
 --             new_epoch             random part of the session's new epoch
 --             again                 in a repeat after a failover, the epoch's time and the cancelled
 --                                   generations of the first reply; else empty
+--             deletion_began        where all sessions of the owner are deleted, when that began, in
+--                                   microseconds: a session that is created since stays; else empty
 --             transfer_tag          of the session's transfer to this owner, where there was one
 --             cancel_tags           a tag for each turn that may be cancelled
 -- Reply:      <number of messages before, or -1 where there is nothing to clear>
@@ -37,9 +39,7 @@ end
 
 -- Returns the epoch that begins now.
 local function next_epoch(current, random)
-  local now = redis.call('TIME')
-  local microseconds = now[1] * 1000000 + now[2]
-  return string.format('%.0f-%s', math.max(microseconds, epoch_time(current) + 1), random)
+  return string.format('%.0f-%s', math.max(now_us(), epoch_time(current) + 1), random)
 end
 
 -- Whether a failover lost the whole session, or left it deleted. Such a session gets the epoch of
@@ -66,7 +66,7 @@ register {
   flags = { 'allow-oom' },
   keys = SESSION_KEYS,
   arguments = { 'owner', 'delete', 'tag', 'event', 'cancel_event', 'now', 'tombstone_seconds',
-    'new_epoch', 'again', 'transfer_tag' },
+    'new_epoch', 'again', 'deletion_began', 'transfer_tag' },
   rest = 'cancel_tags',
   run = function(keys, args)
     local again = words(args.again)
@@ -85,13 +85,24 @@ register {
     if epoch and is_left_empty(keys, args, epoch) then
       return { '-1' }
     end
-    local fields = of_owner(keys, args.owner, 'generation', 'epoch')
+    local fields = of_owner(keys, args.owner, 'generation', 'epoch', 'began')
     if not fields then
+      local deleted = session_fields(keys, 'owner', 'deleted', 'epoch')
+      if not epoch and deleted[1] == args.owner and deleted[2]
+        and string.match(deleted[3], '%-(.*)') == args.new_epoch then
+        -- A repeat after a lost reply.
+        return { '0', string.match(deleted[3], '^%d+') }
+      end
       return { '-1' }
     end
     if string.match(fields[2], '%-(.*)') == args.new_epoch then
       -- A repeat after a lost reply.
       return { '0', string.match(fields[2], '^%d+') }
+    end
+    local deletion_began = tonumber(args.deletion_began)
+    if not epoch and deletion_began
+      and math.max(epoch_time(fields[2]), tonumber(fields[3] or '0')) > deletion_began then
+      return { '-1' }
     end
     if epoch and epoch_time(fields[2]) > epoch_time(epoch) then
       -- A later clear was applied already.

@@ -28,7 +28,8 @@ register {
     end
     redis.call('HDEL', keys.session, 'deleted', 'importing', 'own_messages', 'unanswered')
     redis.call('HSET', keys.session, 'title', args.title, 'model', args.model,
-      'created', args.created, 'updated', args.now, 'idle_seconds', 0)
+      'created', args.created, 'updated', args.now, 'idle_seconds', 0,
+      'began', string.format('%.0f', now_us()))
     for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'events' }) do
       redis.call('PERSIST', keys[name])
     end

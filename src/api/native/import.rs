@@ -145,7 +145,7 @@ impl Import {
         match (line, self.open.take()) {
             (ImportLine::Session(session), None) => self.open = Some(OpenSession::new(session)),
             (ImportLine::Message(message), Some(mut open)) => {
-                open.add(*message, &self.owner)?;
+                open.add(*message, &self.owner, self.shared.store.session_bytes())?;
                 self.open = Some(open);
             }
             (ImportLine::SessionEnd(messages), Some(open)) if messages == open.count() => {
@@ -169,15 +169,18 @@ impl Import {
         let number = self.lines.number;
         let failed = |error: SubmitError| at_line(error.into(), number);
         let begun = in_time(store.import_messages(owner, &imported, None)).await;
+        let budget = shared.generations.budget();
         let mut stored = match begun.map_err(|problem| at_line(problem, number))? {
             ImportStep::Exists => {
+                // The import that stored it may have ended before it was recorded.
+                budget.record("", imported.session).await;
                 self.reply.sessions_skipped += 1;
                 return Ok(());
             }
             ImportStep::Staged(stored) => stored,
         };
-        let budget = shared.generations.budget();
-        let room = budget.room_for(owner, "", imported.session, bytes).await;
+        // Where the import breaks off, its messages and their room stay for a repeat.
+        let room = budget.reserve_import(owner, imported.session, bytes).await;
         room.map_err(|error| failed(error.into()))?;
         let mut attempts = 0;
         loop {
@@ -253,8 +256,8 @@ impl OpenSession {
         self.messages.len() as u64
     }
 
-    /// Adds a message.
-    fn add(&mut self, line: MessageLine, owner: &Owner) -> Result<(), LineFault> {
+    /// Adds a message to a session that may take so many bytes.
+    fn add(&mut self, line: MessageLine, owner: &Owner, bytes_limit: u64) -> Result<(), LineFault> {
         let MessageLine { role, content, thinking, timestamp, model, .. } = &line;
         let time = timestamp.map(|time| time.to_rfc3339());
         let role_name = format!("{role:?}");
@@ -289,6 +292,10 @@ impl OpenSession {
             return Err(LineFault::new("messages", "too_long", msg));
         }
         self.bytes += entry.len() as u64;
+        if self.bytes > bytes_limit {
+            let msg = format!("a session has at most {bytes_limit} bytes of messages as stored");
+            return Err(LineFault::new("content", "too_long", msg));
+        }
         self.messages.push(message);
         Ok(())
     }

@@ -54,17 +54,21 @@ pub async fn claim(
     SignedIn(owner): SignedIn,
     SessionPath(session): SessionPath,
 ) -> Result<Json<SessionInfo>, Problem> {
-    // A repeat needs no room in the budget.
-    let is_owned = async {
+    let owned = async {
         match shared.store.describe(&owner, session).await {
-            Err(StoreError::Absent) => Ok(false),
-            described => described.map(|_| true),
+            Err(StoreError::Absent) => Ok(None),
+            described => described.map(Some),
         }
     };
-    if !in_time(is_owned).await? {
-        in_time(shared.generations.transfer(&owner, session)).await?;
-    }
-    Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
+    // A repeat needs no room in the budget.
+    let described = match in_time(owned).await? {
+        Some(described) => described,
+        None => {
+            in_time(shared.generations.transfer(&owner, session)).await?;
+            in_time(shared.store.describe(&owner, session)).await?
+        }
+    };
+    Ok(Json(described.info))
 }
 
 /// The caller's sessions, the one that was used last first.
@@ -166,9 +170,8 @@ async fn describe(
     if !gone.is_empty() {
         budget.unlist_gone(owner, &gone).await?;
     }
-    for session in unrecorded {
-        budget.record("", session).await;
-    }
+    let unrecorded = futures_util::stream::iter(unrecorded);
+    unrecorded.for_each_concurrent(AT_ONCE, |session| budget.record("", session)).await;
     Ok(found)
 }
 

@@ -80,6 +80,9 @@ pub struct Clearing {
     tag: Tag,
     /// The random part of the epoch that begins with it.
     epoch: String,
+    /// Where all sessions of the owner are deleted, when that began, in microseconds of Redis: a
+    /// session that is created since stays.
+    deletion_began: Option<u64>,
     /// The time of that epoch and the cancelled generations, as Redis replied; empty before the
     /// first reply.
     done: String,
@@ -93,21 +96,39 @@ impl Clearing {
 
     /// Creates the request; with `delete` the session is deleted, too.
     pub fn new(owner: &Owner, session: SessionId, delete: bool) -> Self {
-        let epoch = Uuid::new_v4().simple().to_string();
-        Self { delete, ..Self::in_epoch(owner, session, epoch) }
-    }
-
-    /// Creates the request to delete a session, which then has an epoch with this random part. A
-    /// session that has such an epoch already is left alone: it was deleted by the same request.
-    pub fn in_epoch(owner: &Owner, session: SessionId, epoch: String) -> Self {
         Self {
             owner: owner.clone(),
             session,
-            delete: true,
+            delete,
             tag: Tag::random(),
-            epoch,
+            epoch: Uuid::new_v4().simple().to_string(),
+            deletion_began: None,
             done: String::new(),
         }
+    }
+
+    /// Creates the request to delete a session together with all others of its owner, which then has
+    /// an epoch with this random part. A session that has such an epoch already is left alone: it
+    /// was deleted by the same request. So is one that was created since the deletion began. With
+    /// what [`Clearing::done`] returned of the first call it is applied again after a failover.
+    pub fn of_deletion(
+        owner: &Owner,
+        session: SessionId,
+        epoch: &str,
+        began: u64,
+        done: &str,
+    ) -> Self {
+        Self {
+            epoch: epoch.to_owned(),
+            deletion_began: Some(began),
+            done: done.to_owned(),
+            ..Self::new(owner, session, true)
+        }
+    }
+
+    /// Returns the time of the epoch and the cancelled generations, as Redis replied.
+    pub fn done(&self) -> &str {
+        &self.done
     }
 }
 
@@ -158,6 +179,10 @@ impl Store {
             .text("tombstone_seconds", TOMBSTONE_SECONDS)
             .arg("new_epoch", clearing.epoch.as_str())
             .arg("again", clearing.done.as_str())
+            .arg(
+                "deletion_began",
+                clearing.deletion_began.map(|at| at.to_string()).unwrap_or_default(),
+            )
             .arg("transfer_tag", transfer_tag(&clearing.owner, clearing.session))
             .rest("cancel_tags", (0..turns).map(|_| Tag::random().to_string().into()));
         let reply: Vec<String> = self.redis.call_replicated(call).await?;

@@ -124,6 +124,11 @@ impl Store {
         &self.redis
     }
 
+    /// Returns the largest number of bytes of one session's messages.
+    pub fn session_bytes(&self) -> u64 {
+        self.limits.session_bytes
+    }
+
     /// Returns the lifecycle of this process.
     pub fn lifecycle(&self) -> &Lifecycle {
         self.redis.lifecycle()

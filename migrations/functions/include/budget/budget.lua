@@ -18,18 +18,24 @@
 --   :anonymous       sorted set: the networks of anonymous callers by bytes
 --   :users           sorted set: users by bytes
 --   :total           string: the bytes of all anonymous sessions
+--   :reserved        hash: '<session> <payer>' → bytes that are about to be stored, and count for the
+--                    payer until they are recorded or the reservation ends
+--   :reservations    sorted set: the fields of :reserved, by when each ends
 --   :deleting:<deletion>  sorted set: the sessions that are left of a deletion of all sessions of a
 --                    user; it was the user's list when the deletion began
 --   :deletions       sorted set: deletions that have not ended, by when another replica resumes them
---   :deletion_owners hash: deletion → payer
+--   :deletion_owners hash: deletion → <when it began, in microseconds> <payer>
 
 -- Sessions that one call removes or names, at most.
 local SESSIONS_AT_ONCE = 20
 -- Networks that one call looks at, at most.
 local NETWORKS_AT_ONCE = 10
 
--- How long a session is listed that was never recorded: longer than its first turn waits and runs.
+-- How long a session is listed that was never recorded, before a replica looks for it: longer than
+-- its first turn waits and runs.
 local LISTED_SECONDS = 86400
+-- How long another replica has to look for it, where the first one does not.
+local LOOK_AGAIN_SECONDS = 600
 
 local function now_seconds()
   local time = redis.call('TIME')
@@ -90,13 +96,58 @@ local function list(base, payer, session, now)
   end
 end
 
--- Removes some sessions that have expired, whoever pays for them. Every call that adds one session
--- removes more than one.
+-- Returns the bytes that are reserved for a payer in a session.
+local function reserved(base, session, payer)
+  return tonumber(redis.call('HGET', base .. ':reserved', session .. ' ' .. payer) or '0')
+end
+
+-- Ends a reservation, if there is one.
+local function release(base, session, payer)
+  local bytes, field = reserved(base, session, payer), session .. ' ' .. payer
+  if redis.call('ZREM', base .. ':reservations', field) == 1 then
+    redis.call('HDEL', base .. ':reserved', field)
+    add_bytes(base, payer, -bytes)
+  end
+end
+
+-- Reserves bytes for a payer in a session, in place of what was reserved there before.
+local function reserve(base, session, payer, bytes, ends)
+  release(base, session, payer)
+  local field = session .. ' ' .. payer
+  redis.call('HSET', base .. ':reserved', field, bytes)
+  redis.call('ZADD', base .. ':reservations', score_of(ends), field)
+  add_bytes(base, payer, bytes)
+end
+
+-- Removes some sessions that have expired, whoever pays for them, and reservations that have ended.
+-- Every call that adds one removes more than one. Returns the sessions of users that were listed
+-- long ago and never recorded: they may exist, which the caller looks for.
 local function forget_expired(base, now)
-  local expired = redis.call('ZRANGEBYSCORE', base .. ':expiry', '-inf', now, 'LIMIT', 0,
+  local expired = redis.call('ZRANGEBYSCORE', base .. ':expiry', '-inf', score_of(now), 'LIMIT', 0,
     SESSIONS_AT_ONCE)
+  local unrecorded = {}
   for _, session in ipairs(expired) do
-    forget(base, session)
+    local bytes, payer = recorded(base, session)
+    if bytes == 0 and not is_anonymous(payer) then
+      redis.call('ZADD', base .. ':expiry', score_of(now + LOOK_AGAIN_SECONDS), session)
+      unrecorded[#unrecorded + 1] = session
+    else
+      forget(base, session)
+    end
+  end
+  local ended = redis.call('ZRANGEBYSCORE', base .. ':reservations', '-inf', score_of(now), 'LIMIT',
+    0, SESSIONS_AT_ONCE)
+  for _, field in ipairs(ended) do
+    release(base, string.match(field, '^(%S+) (.*)$'))
+  end
+  return unrecorded
+end
+
+-- Returns when a deletion began and its payer, or nil where it has ended.
+local function deletion_owner(base, deletion)
+  local entry = redis.call('HGET', base .. ':deletion_owners', deletion)
+  if entry then
+    return string.match(entry, '^(%d+) (.*)$')
   end
 end
 

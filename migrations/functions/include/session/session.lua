@@ -3,6 +3,7 @@
 -- Keys, all in the slot of the session's bucket:
 --   session      hash, and the name of the session's channel:
 --                owner, title, model, created, updated, epoch
+--                began (when Redis created it, in microseconds; 0 where it was restored)
 --                deleted (1 while the log of a deleted session is kept)
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages)

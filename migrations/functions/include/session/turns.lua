@@ -12,6 +12,12 @@ local function epoch_time(epoch)
   return tonumber(string.match(epoch, '^(%d+)%-') or '0')
 end
 
+-- Returns the time of Redis in microseconds.
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
 -- Returns the field of a turn in the index of open turns.
 local function open_field(keys, generation)
   return string.match(keys.session, '([^:]+)$') .. ' ' .. generation
@@ -111,7 +117,9 @@ local function admit(keys, args, found, epoch, begins, number)
       owner, idle_seconds = found.owner, 0
     end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'title', args.title,
-      'epoch', epoch, 'idle_seconds', idle_seconds, 'unanswered', 1)
+      'epoch', epoch, 'idle_seconds', idle_seconds, 'unanswered', 1,
+      -- A session that is restored is from before.
+      'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
     if args.transfer_tag and owner ~= ANONYMOUS then
       -- A failover lost the whole session of a user. It may have been transferred, and turns from
