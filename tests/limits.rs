@@ -387,6 +387,103 @@ async fn sockets_of_a_user_that_redis_lost_are_held_again_and_a_refused_one_is_n
 }
 
 #[tokio::test]
+async fn a_turn_that_came_back_by_itself_is_not_given_back_once_more() {
+    let redis = RedisServer::start();
+    let settings = LimitSettings { user_turns_per_minute: 60, ..LimitSettings::default() };
+    let settings = LimitSettings { user_requests_per_minute: 0, ..settings };
+    let limits = limits(&redis.url(), "r1", &settings).await;
+    let user = caller("alice", None, "127.0.0.1");
+    let admit = async || limits.admit(&user, RequestKind::Turn, false).await.ok();
+    let late = admit().await.expect("a turn").turn.expect("a permit");
+    // Its key expires when all of the limit is back.
+    let keys = || redis.cli(&["KEYS", "jarvis:{limits:u:*}:turns"]).trim().to_owned();
+    assert!(eventually(LIMIT, async || keys().is_empty()).await, "{}", keys());
+    let mut kept = 0;
+    while let Some(admission) = admit().await {
+        admission.turn.expect("a permit").keep();
+        kept += 1;
+    }
+    assert!((60..=61).contains(&kept), "{kept}");
+    let until = redis.cli(&["GET", &keys()]);
+    late.give_back().await;
+    assert_eq!(redis.cli(&["GET", &keys()]), until, "nothing was left to give back");
+    // One that has not come back is given back whole.
+    redis.cli(&["DEL", &keys()]);
+    let turns: Vec<_> = [admit().await, admit().await, admit().await].into();
+    for admission in turns.into_iter().rev().flatten() {
+        admission.turn.expect("a permit").give_back().await;
+    }
+    let used = used(&limits.usage(&user).await, LimitKind::UserTurns);
+    assert_eq!(used, 0);
+}
+
+/// Takes the hold of a socket.
+async fn hold(limits: &RateLimits, user: &Arc<Subject>) -> Option<impl Sized + use<>> {
+    limits.admit(user, RequestKind::Socket, false).await.ok()?.socket
+}
+
+#[tokio::test]
+async fn a_socket_that_is_closed_while_redis_refuses_it_is_released_with_the_next_renewal() {
+    let redis = RedisServer::start();
+    let settings = LimitSettings { user_sockets: 2, ..LimitSettings::default() };
+    let limits = limits(&redis.url(), "r1", &settings).await;
+    let user = caller("alice", None, "127.0.0.1");
+    let (first, _second) = (hold(&limits, &user).await, hold(&limits, &user).await);
+    let key = redis.cli(&["KEYS", "jarvis:{limits:u:*}:sockets"]).trim().to_owned();
+    let held = || redis.cli(&["ZCARD", &key]).trim().to_owned();
+    assert_eq!(held(), "2");
+    redis.cli(&["ACL", "SETUSER", "jarvis", "resetkeys"]);
+    drop(first);
+    let refused = async || redis.cli(&["INFO", "errorstats"]).contains("NOPERM");
+    assert!(eventually(LIMIT, refused).await, "it is not released at once");
+    redis.cli(&["ACL", "SETUSER", "jarvis", "~jarvis:*"]);
+    assert_eq!(held(), "2", "Redis still holds the closed one");
+    let released = async || {
+        limits.renew_sockets().await;
+        held() == "1"
+    };
+    assert!(eventually(LIMIT, released).await, "{} are held", held());
+}
+
+#[tokio::test]
+async fn a_renewal_that_fails_for_one_user_is_made_for_the_others() {
+    let redis = RedisServer::start();
+    let settings = LimitSettings { user_sockets: 2, ..LimitSettings::default() };
+    let limits = limits(&redis.url(), "r1", &settings).await;
+    let mut sockets = Vec::new();
+    for number in 0..20 {
+        sockets.push(hold(&limits, &caller(&format!("user-{number}"), None, "127.0.0.1")).await);
+    }
+    let keys = redis.cli(&["KEYS", "jarvis:{limits:u:*}:sockets"]);
+    let keys: Vec<&str> = keys.lines().collect();
+    assert_eq!(keys.len(), 20);
+    // Redis loses all holds, and cannot hold any of these users again.
+    let (bad, good) = keys.split_at(10);
+    for key in &keys {
+        redis.cli(&["DEL", key]);
+    }
+    for key in bad {
+        redis.cli(&["SET", key, "not a sorted set"]);
+    }
+    limits.renew_sockets().await;
+    for key in good {
+        assert_eq!(redis.cli(&["ZCARD", key]).trim(), "1");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_a_repeat_opens_no_socket_beyond_those_of_its_user() {
+    let settings = [SIGN_IN, ("JARVIS_USER_SOCKETS", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let key = id();
+    let headers = [("authorization", &*bearer), ("idempotency-key", &*key)];
+    let _open = open(&replica, &headers).await.expect("the first");
+    let (head, _) = open(&replica, &headers).await.map(drop).expect_err("the second");
+    assert_eq!(head.status, 429);
+}
+
+#[tokio::test]
 async fn while_redis_is_away_each_replica_limits_alone() {
     let settings = [SIGN_IN, PROXY, ("JARVIS_USER_REQUESTS_PER_MINUTE", "6")];
     let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;

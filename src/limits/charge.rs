@@ -14,6 +14,9 @@ pub(super) struct Charge {
     pub quota: u64,
     /// 0 takes nothing, and needs one to be left; a negative cost gives back.
     pub cost: i64,
+    /// Of what is given back: when all of the limit was to be back right after it was taken, in
+    /// microseconds of the clock that decided. What has come back by itself since is not given back.
+    pub taken_until: u64,
 }
 
 impl Charge {
@@ -36,10 +39,19 @@ impl Charge {
         (backlog + needed).saturating_sub(self.window())
     }
 
-    /// Returns the backlog after the cost was taken.
-    pub fn taken(&self, backlog: u64) -> u64 {
+    /// Creates the charge of a cost.
+    pub fn new(kind: LimitKind, key: String, quota: u64, cost: i64) -> Self {
+        Self { kind, key, quota, cost, taken_until: 0 }
+    }
+
+    /// Returns the backlog after the cost was taken, or given back, at a time.
+    pub fn taken(&self, backlog: u64, now: u64) -> u64 {
         let cost = self.cost.unsigned_abs() * self.interval();
-        if self.cost < 0 { backlog.saturating_sub(cost) } else { backlog + cost }
+        if self.cost < 0 {
+            backlog.saturating_sub(cost.min(self.taken_until.saturating_sub(now)))
+        } else {
+            backlog + cost
+        }
     }
 
     /// Returns what is left where all of the limit is back after so many microseconds.
@@ -65,9 +77,14 @@ pub(super) struct SlotCharges {
 
 impl SlotCharges {
     /// Returns the charges that give back what this one took from limits that `given` selects.
-    pub fn reversed(&self, given: impl Fn(LimitKind) -> bool) -> Self {
-        let charges = self.charges.iter().filter(|charge| charge.cost > 0 && given(charge.kind));
-        let charges = charges.map(|charge| Charge { cost: -charge.cost, ..charge.clone() });
+    pub fn reversed(&self, outcome: &SlotOutcome, given: impl Fn(LimitKind) -> bool) -> Self {
+        let charges = self.charges.iter().zip(&outcome.backlogs);
+        let charges = charges.filter(|(charge, _)| charge.cost > 0 && given(charge.kind));
+        let charges = charges.map(|(charge, backlog)| Charge {
+            cost: -charge.cost,
+            taken_until: outcome.at + backlog,
+            ..charge.clone()
+        });
         Self { caller: self.caller.clone(), charges: charges.collect(), socket: None }
     }
 
@@ -85,6 +102,9 @@ pub(super) struct SlotOutcome {
     pub sockets: Option<u64>,
     /// Of each charge, in their order, the microseconds until all of the limit is back.
     pub backlogs: Vec<u64>,
+    /// When it was decided, in microseconds of the clock that decided: that of Redis, or this
+    /// replica's.
+    pub at: u64,
     /// Whether this replica limits alone, because Redis is away.
     pub is_local: bool,
 }

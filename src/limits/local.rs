@@ -61,7 +61,7 @@ impl LocalLimits {
         let is_taken = forced || (enough && room);
         if is_taken {
             for ((charge, key), backlog) in slot.charges.iter().zip(keys).zip(&mut backlogs) {
-                *backlog = charge.taken(*backlog);
+                *backlog = charge.taken(*backlog, now);
                 if *backlog == 0 {
                     back.remove(&key);
                 } else {
@@ -70,7 +70,7 @@ impl LocalLimits {
             }
         }
         let sockets = slot.socket.as_ref().map(|_| sockets + u64::from(is_taken));
-        SlotOutcome { is_taken, sockets, backlogs, is_local: true }
+        SlotOutcome { is_taken, sockets, backlogs, at: now, is_local: true }
     }
 
     fn back(&self) -> MutexGuard<'_, HashMap<String, u64>> {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn turn(caller: &str, quota: u64) -> SlotCharges {
-        let charge = Charge { kind: LimitKind::UserTurns, key: "turns".to_owned(), quota, cost: 1 };
+        let charge = Charge::new(LimitKind::UserTurns, "turns".to_owned(), quota, 1);
         SlotCharges { caller: caller.to_owned(), charges: vec![charge], socket: None }
     }
 
@@ -127,15 +127,37 @@ mod tests {
     fn what_is_given_back_can_be_taken_again_and_a_refusal_takes_nothing() {
         let local = LocalLimits::default();
         let mut two = turn("a", 2);
-        let kind = LimitKind::UserRequests;
-        two.charges.push(Charge { kind, key: "requests".to_owned(), quota: 1, cost: 1 });
+        two.charges.push(Charge::new(LimitKind::UserRequests, "requests".to_owned(), 1, 1));
         let take = |slot: &SlotCharges| local.take_at(0, slot, 0, false);
-        assert!(take(&two).is_taken);
+        let taken = take(&two);
+        assert!(taken.is_taken);
         let refused = take(&two);
         assert!(!refused.is_taken);
         assert_eq!(refused.backlogs, [30 * SECOND, 60 * SECOND], "the first is not taken either");
-        assert!(take(&two.reversed(|_| true)).is_taken);
+        assert!(take(&two.reversed(&taken, |_| true)).is_taken);
         assert!(local.back().is_empty());
         assert!(take(&two).is_taken);
+    }
+
+    #[test]
+    fn alone_a_turn_that_came_back_by_itself_is_not_given_back_once_more() {
+        let local = LocalLimits::default();
+        let slot = turn("a", 60);
+        let take = |now| local.take_at(now, &slot, 0, false);
+        let burst = |now| (0..100).filter(|_| take(now).is_taken).count();
+        let pending: Vec<_> = (0..30).map(|_| take(0)).collect();
+        assert_eq!(burst(0), 30);
+        // All have come back, and are taken again.
+        assert_eq!(burst(60 * SECOND), 60);
+        for taken in &pending {
+            local.take_at(60 * SECOND, &slot.reversed(taken, |_| true), 0, false);
+        }
+        assert_eq!(burst(60 * SECOND), 0, "more than the limit at once");
+        // What has not come back yet is given back: the last thirty seconds of sixty.
+        let late: Vec<_> = (0..60).map(|_| take(120 * SECOND)).collect();
+        for taken in &late {
+            local.take_at(150 * SECOND, &slot.reversed(taken, |_| true), 0, false);
+        }
+        assert_eq!(burst(150 * SECOND), 60);
     }
 }

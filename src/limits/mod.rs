@@ -48,6 +48,13 @@ const DIGEST_CHARACTERS: usize = 32;
 /// Sessions that are known to exist, at most.
 const KNOWN_SESSIONS: usize = 10_000;
 
+/// The outcome of a request that a limit refuses.
+struct Refused {
+    refusal: LimitRefusal,
+    /// Whether Redis holds the socket of the request, or may hold it later.
+    may_hold_socket: bool,
+}
+
 /// One request of an address that was taken in advance.
 pub struct RequestTaken(Vec<Taken>);
 
@@ -117,15 +124,19 @@ impl RateLimits {
         });
         let (taken, refusal) = match self.take_all(slots, TakeOptions::default()).await {
             Ok(taken) => (taken, None),
-            Err(refusal) if may_repeat && !refusal.kind().is_of_requests() => {
+            Err(Refused { refusal, .. })
+                if may_repeat && kind == RequestKind::Turn && !refusal.kind().is_of_requests() =>
+            {
                 let plain = self.slots(subject, RequestKind::Plain);
                 match self.take_all(plain, TakeOptions::default()).await {
                     Ok(taken) => (taken, Some(refusal)),
-                    Err(refusal) => return Err(counted(refusal)),
+                    Err(refused) => return Err(counted(refused.refusal)),
                 }
             }
-            Err(refusal) => {
-                if let Some(socket) = socket {
+            Err(Refused { refusal, may_hold_socket }) => {
+                if let Some(socket) = socket
+                    && !may_hold_socket
+                {
                     socket.refused();
                 }
                 return Err(counted(refusal));
@@ -163,8 +174,8 @@ impl RateLimits {
         if slot.is_empty() {
             return Ok(RequestTaken(Vec::new()));
         }
-        let taken =
-            Box::pin(self.take_all(vec![slot], TakeOptions::default())).await.map_err(counted)?;
+        let taken = Box::pin(self.take_all(vec![slot], TakeOptions::default())).await;
+        let taken = taken.map_err(|refused| counted(refused.refusal))?;
         let taken = taken.iter().map(|(slot, outcome)| Taken::of(slot, outcome));
         Ok(RequestTaken(taken.collect()))
     }
@@ -192,7 +203,8 @@ impl RateLimits {
         if slot.is_empty() || is_known() {
             return Ok(permit);
         }
-        let taken = self.take_all(vec![slot], TakeOptions::default()).await?;
+        let taken = self.take_all(vec![slot], TakeOptions::default()).await;
+        let taken = taken.map_err(|refused| refused.refusal)?;
         permit.taken = taken.iter().map(|(slot, outcome)| Taken::of(slot, outcome)).collect();
         Ok(permit)
     }
@@ -293,7 +305,7 @@ impl RateLimits {
                 }
                 _ => kind.unit().to_owned(),
             };
-            (quota > 0).then_some(Charge { kind, key, quota, cost })
+            (quota > 0).then_some(Charge::new(kind, key, quota, cost))
         });
         let mut digest = sha256_hex(subject.owner.key().as_bytes());
         digest.truncate(DIGEST_CHARACTERS);
@@ -311,7 +323,7 @@ impl RateLimits {
             let own = Some(source).filter(|source| !source.is_empty());
             for network in own.into_iter().chain(wider.iter().rev().copied()) {
                 let key = format!("{network}:{}", kind.unit());
-                charges.push(Charge { kind, key, quota, cost });
+                charges.push(Charge::new(kind, key, quota, cost));
                 quota *= 2;
             }
         }
@@ -323,7 +335,7 @@ impl RateLimits {
         &self,
         slots: Vec<SlotCharges>,
         options: TakeOptions<'_>,
-    ) -> Result<Vec<(SlotCharges, SlotOutcome)>, LimitRefusal> {
+    ) -> Result<Vec<(SlotCharges, SlotOutcome)>, Refused> {
         // Sent together, so that they take one round trip.
         let outcomes = join_all(slots.iter().map(|slot| self.take(slot, options))).await;
         let taken: Vec<_> = slots.into_iter().zip(outcomes).collect();
@@ -335,11 +347,14 @@ impl RateLimits {
         let refusal = refusals.max_by_key(|refusal| refusal.retry_after);
         for (slot, outcome) in taken.iter().filter(|(_, outcome)| outcome.is_taken) {
             self.give_back(&Taken::of(slot, outcome)).await;
-            if let Some((name, _)) = &slot.socket {
-                let _ = self.inner.store.release(&slot.caller, std::slice::from_ref(name)).await;
-            }
         }
-        Err(refusal.unwrap_or(LimitRefusal { standings: Vec::new(), retry_after: ALONE }))
+        // A call that got no reply in time may be carried out later.
+        let may_hold = |(slot, outcome): &(SlotCharges, SlotOutcome)| {
+            slot.socket.is_some() && (outcome.is_taken || outcome.is_local)
+        };
+        let may_hold_socket = taken.iter().any(may_hold);
+        let refusal = refusal.unwrap_or(LimitRefusal { standings: Vec::new(), retry_after: ALONE });
+        Err(Refused { refusal, may_hold_socket })
     }
 
     /// Takes the costs in one slot: in Redis, or here while Redis is away.

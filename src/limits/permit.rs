@@ -60,12 +60,12 @@ impl Admission {
 impl Taken {
     /// Returns what gives back everything that was taken.
     pub fn of(slot: &SlotCharges, outcome: &SlotOutcome) -> Self {
-        Self { slot: slot.reversed(|_| true), is_local: outcome.is_local }
+        Self { slot: slot.reversed(outcome, |_| true), is_local: outcome.is_local }
     }
 
     /// Returns what gives back the turns that were taken.
     pub fn turns(slot: &SlotCharges, outcome: &SlotOutcome) -> Option<Self> {
-        let slot = slot.reversed(|kind| !kind.is_of_requests());
+        let slot = slot.reversed(outcome, |kind| !kind.is_of_requests());
         (!slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
     }
 }

@@ -1,16 +1,22 @@
 //! The open sockets of users at this replica, which Redis counts in the replica's name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::runtime::Handle;
 
 use super::store::{HOLD, LimitStore};
 
 /// How often the holds of open sockets are renewed, so that two renewals may fail.
 pub(super) const RENEW_EVERY: Duration = HOLD.checked_div(3).expect("a divisor");
+
+/// Callers whose sockets are renewed at the same time.
+const AT_ONCE: usize = 16;
+/// Closed sockets that are released later, at most.
+const UNRELEASED: usize = 10_000;
 
 /// The open sockets of users at this replica. Cloning is cheap.
 #[derive(Clone)]
@@ -24,6 +30,8 @@ struct SocketsInner {
     next: AtomicU64,
     /// By the caller's name in Redis, and by their own; false where Redis may refuse them yet.
     open: Mutex<HashMap<String, HashMap<String, bool>>>,
+    /// Sockets that are closed and that Redis may still hold, each with its caller.
+    unreleased: Mutex<HashSet<(String, String)>>,
 }
 
 /// The hold of one open socket of a user, until it is dropped.
@@ -37,8 +45,9 @@ pub struct UserSocket {
 
 impl UserSockets {
     pub fn new(store: LimitStore, replica: &str) -> Self {
-        let (replica, next, open) = (replica.to_owned(), AtomicU64::default(), Mutex::default());
-        Self { inner: Arc::new(SocketsInner { store, replica, next, open }) }
+        let (replica, next) = (replica.to_owned(), AtomicU64::default());
+        let (open, unreleased) = (Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(SocketsInner { store, replica, next, open, unreleased }) }
     }
 
     /// Returns the name of one more socket.
@@ -62,20 +71,67 @@ impl UserSockets {
         self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews the holds of all open sockets, until Redis does not reply.
+    fn unreleased(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
+        self.inner.unreleased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews the holds of all open sockets, and releases those of closed ones that Redis may still
+    /// hold.
     pub async fn renew(&self) {
         let callers: Vec<String> = self.open().keys().cloned().collect();
-        for caller in callers {
-            let sockets: Vec<String> = match self.open().get(&caller) {
-                Some(sockets) => {
-                    let admitted = sockets.iter().filter(|(_, is_admitted)| **is_admitted);
-                    admitted.map(|(name, _)| name.clone()).collect()
+        let callers = futures_util::stream::iter(callers);
+        callers.for_each_concurrent(AT_ONCE, |caller| self.renew_caller(caller)).await;
+        let mut closed: HashMap<String, Vec<String>> = HashMap::new();
+        for (caller, name) in self.unreleased().iter() {
+            closed.entry(caller.clone()).or_default().push(name.clone());
+        }
+        let closed = futures_util::stream::iter(closed);
+        closed
+            .for_each_concurrent(AT_ONCE, |(caller, names)| async move {
+                self.release(&caller, names).await;
+            })
+            .await;
+    }
+
+    async fn renew_caller(&self, caller: String) {
+        let sockets: Vec<String> = match self.open().get(&caller) {
+            Some(sockets) => {
+                let admitted = sockets.iter().filter(|(_, is_admitted)| **is_admitted);
+                admitted.map(|(name, _)| name.clone()).collect()
+            }
+            None => return,
+        };
+        if sockets.is_empty() {
+            return;
+        }
+        if let Err(error) = self.inner.store.renew(&caller, &sockets).await {
+            tracing::debug!(%error, "sockets of a user not renewed");
+        }
+        // One that was closed meanwhile may have been released before the renewal.
+        let is_open = |name: &String| {
+            self.open().get(&caller).is_some_and(|sockets| sockets.contains_key(name))
+        };
+        let closed = sockets.into_iter().filter(|name| !is_open(name));
+        let closed: Vec<_> = closed.map(|name| (caller.clone(), name)).collect();
+        self.unreleased().extend(closed);
+    }
+
+    /// Releases the holds of closed sockets, now or with a later renewal.
+    async fn release(&self, caller: &str, names: Vec<String>) {
+        match self.inner.store.release(caller, &names).await {
+            Ok(()) => {
+                let mut unreleased = self.unreleased();
+                for name in names {
+                    unreleased.remove(&(caller.to_owned(), name));
                 }
-                None => continue,
-            };
-            if let Err(error) = self.inner.store.renew(&caller, &sockets).await {
-                tracing::debug!(%error, "sockets of users not renewed");
-                return;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "sockets of a user not released");
+                let mut unreleased = self.unreleased();
+                // The holds of those beyond the bound end by themselves.
+                let room = UNRELEASED.saturating_sub(unreleased.len());
+                let names = names.into_iter().take(room);
+                unreleased.extend(names.map(|name| (caller.to_owned(), name)));
             }
         }
     }
@@ -113,12 +169,8 @@ impl Drop for UserSocket {
         }
         // Without a runtime the process is ending, and its holds fall with it.
         let Ok(runtime) = Handle::try_current() else { return };
-        let (store, caller, name) =
-            (self.sockets.inner.store.clone(), self.caller.clone(), self.name.clone());
-        runtime.spawn(async move {
-            if let Err(error) = store.release(&caller, &[name]).await {
-                tracing::debug!(%error, "socket of a user not released; its hold ends by itself");
-            }
-        });
+        let (sockets, caller, name) =
+            (self.sockets.clone(), self.caller.clone(), self.name.clone());
+        runtime.spawn(async move { sockets.release(&caller, vec![name]).await });
     }
 }

@@ -62,8 +62,12 @@ impl LimitStore {
             None => ("", 0),
         };
         let limits = charges.iter().flat_map(|charge| {
-            let numbers =
-                [charge.quota.to_string(), charge.interval().to_string(), charge.cost.to_string()];
+            let numbers = [
+                charge.quota.to_string(),
+                charge.interval().to_string(),
+                charge.cost.to_string(),
+                charge.taken_until.to_string(),
+            ];
             std::iter::once(Value::from(charge.key.as_str()))
                 .chain(numbers.into_iter().map(Value::from))
         });
@@ -119,12 +123,13 @@ fn call(function: &'static str, caller: &str) -> Call {
 }
 
 fn parse(reply: Value, count: usize, has_sockets: bool) -> Option<(SlotOutcome, Vec<String>)> {
-    let [verdict, sockets, backlogs, held]: [Value; 4] = reply.into_array().try_into().ok()?;
+    let [verdict, sockets, backlogs, held, now]: [Value; 5] = reply.into_array().try_into().ok()?;
     let backlogs: Vec<u64> = backlogs.convert().ok()?;
     if backlogs.len() != count {
         return None;
     }
     let is_taken = verdict.as_str()? == "taken";
     let sockets = if has_sockets { Some(sockets.as_u64()?) } else { None };
-    Some((SlotOutcome { is_taken, sockets, backlogs, is_local: false }, held.convert().ok()?))
+    let outcome = SlotOutcome { is_taken, sockets, backlogs, at: now.as_u64()?, is_local: false };
+    Some((outcome, held.convert().ok()?))
 }

@@ -8,11 +8,13 @@
 --             sockets_limit    sockets that the caller may hold; 0 where they are not to be counted
 --             socket_seconds   until the hold ends
 --             limits           of each limit its name, the quota, the microseconds in which one comes
---                              back, and the cost
+--                              back, the cost, and where that gives back, when all of the limit was
+--                              to be back right after it was taken, else 0
 -- Reply:      verdict    taken, refused, or full: the caller holds as many sockets as it may
 --             count      of held sockets
 --             backlogs   of each limit the microseconds until all of it is back
 --             sockets    all that are held, where the verdict is full, and where they are only counted
+--             now        of Redis, in microseconds
 -- Called by:  LimitStore::take
 
 -- The seconds for which a name is remembered.
@@ -64,6 +66,6 @@ register {
     for i, limit in ipairs(limits) do
       backlogs[i] = limit.backlog
     end
-    return { verdict, count, backlogs, held }
+    return { verdict, count, backlogs, held, now }
   end,
 }

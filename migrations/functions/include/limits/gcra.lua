@@ -14,15 +14,17 @@ local function now_us()
 end
 
 -- Returns a list of limits from its flat form: of each its name, the quota, the microseconds in
--- which one comes back, and the cost of this call.
+-- which one comes back, the cost of this call, and where that gives back, when all of the limit was
+-- to be back right after it was taken.
 local function parse_limits(base, flat)
   local limits = {}
-  for i = 1, #flat, 4 do
+  for i = 1, #flat, 5 do
     limits[#limits + 1] = {
       key = base .. ':' .. flat[i],
       window = tonumber(flat[i + 1]) * tonumber(flat[i + 2]),
       interval = tonumber(flat[i + 2]),
       cost = tonumber(flat[i + 3]),
+      taken_until = tonumber(flat[i + 4]),
     }
   end
   return limits
@@ -44,11 +46,16 @@ local function has_enough(limit)
   return limit.cost < 0 or limit.backlog + math.max(limit.cost, 1) * limit.interval <= limit.window
 end
 
--- Takes the cost of this call from each limit.
+-- Takes the cost of this call from each limit, or gives it back: without what has come back by itself
+-- since it was taken, which others may have taken again.
 local function take_all(limits, now)
   for _, limit in ipairs(limits) do
     if limit.cost ~= 0 then
-      limit.backlog = math.max(limit.backlog + limit.cost * limit.interval, 0)
+      local change = limit.cost * limit.interval
+      if limit.cost < 0 then
+        change = -math.min(-change, math.max(limit.taken_until - now, 0))
+      end
+      limit.backlog = math.max(limit.backlog + change, 0)
       if limit.backlog == 0 then
         redis.call('DEL', limit.key)
       else
