@@ -117,7 +117,7 @@ impl Replica {
     }
 
     fn submit(&self, session: SessionId, new: NewTurn) -> Result<GenerationId, StoreError> {
-        let submitted = self.run(self.generations.submit(&OWNER, session, new));
+        let submitted = self.run(self.generations.submit(&OWNER, session, new, &mut None));
         match submitted {
             Ok(submitted) => Ok(submitted.generation),
             Err(jarvis::generation::SubmitError::Store(error)) => Err(error),

@@ -71,14 +71,17 @@ pub async fn submit(
     let task = async move {
         let Submission { session, turn, permit, cancel_on_disconnect } = submission;
         let owner = permit.subject.owner.clone();
-        let submitted = match permit.refusal() {
-            None => generations.submit(&owner, session, turn).await,
+        let refusal = permit.refusal().cloned();
+        let mut permit = Some(permit);
+        let submitted = match refusal {
+            None => generations.submit(&owner, session, turn, &mut permit).await,
             Some(refusal) => repeated(&generations, &owner, session, &turn, refusal).await,
         };
         // Here, because a client that leaves meanwhile does not undo the turn.
-        match &submitted {
-            Ok(submitted) if !submitted.repeated => permit.keep(),
-            _ => permit.give_back().await,
+        match (&submitted, permit) {
+            (Ok(submitted), Some(permit)) if !submitted.repeated => permit.keep(),
+            (_, Some(permit)) => permit.give_back().await,
+            (_, None) => {}
         }
         let submitted = submitted?;
         let guard = cancel_on_disconnect.then(|| CancelOnDrop {
@@ -107,10 +110,10 @@ async fn repeated(
     owner: &Owner,
     session: SessionId,
     turn: &NewTurn,
-    refusal: &LimitRefusal,
+    refusal: LimitRefusal,
 ) -> Result<Submitted, SubmitError> {
     generations.repeated(owner, session, turn).await?.ok_or_else(|| {
         refusal.count();
-        refusal.clone().into()
+        refusal.into()
     })
 }

@@ -37,7 +37,7 @@ use utoipa::ToSchema;
 
 use crate::budget::{Budget, Listing, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
-use crate::limits::{LimitRefusal, RateLimits, SessionPermit};
+use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
 use crate::membership::{Membership, MembershipStore};
 use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
@@ -114,6 +114,13 @@ pub struct Submitted {
     pub before: Option<Cursor>,
     /// Whether the turn was accepted earlier, with the same idempotency key.
     pub repeated: bool,
+}
+
+impl Submitted {
+    /// Whether the turn is new, and the first one of its session.
+    fn begins_session(&self) -> bool {
+        !self.repeated && self.before.is_some_and(|before| before.events == 0)
+    }
 }
 
 /// The outcome of a cancel.
@@ -268,7 +275,8 @@ impl Generations {
     }
 
     /// Accepts a turn and runs it on this replica. A repeat with the same idempotency key returns
-    /// the first turn.
+    /// the first turn. The permit is taken where the acceptance goes on after an error: then it is
+    /// used up, or given back, with the outcome.
     ///
     /// # Errors
     /// Any [`SubmitError`].
@@ -277,6 +285,7 @@ impl Generations {
         owner: &Owner,
         session: SessionId,
         new: NewTurn,
+        turn_permit: &mut Option<TurnPermit>,
     ) -> Result<Submitted, SubmitError> {
         if self.store.lifecycle().is_draining() {
             return Err(SubmitError::Draining);
@@ -293,14 +302,13 @@ impl Generations {
         let proposal = Proposal::new(owner, session, &new);
         let accepted = self.accept(&proposal).await;
         if let Ok(submitted) = &accepted {
-            let is_first = submitted.before.is_some_and(|before| before.events == 0);
-            permit.accepted(is_first && !submitted.repeated);
+            permit.accepted(submitted.begins_session());
+        } else if let Err(StoreError::Redis(_)) = &accepted
+            && proposal.has_key()
+        {
+            self.retry_accept(proposal, turn_permit.take(), permit);
         }
         match accepted {
-            Err(StoreError::Redis(error)) if proposal.has_key() => {
-                self.retry_accept(proposal);
-                Err(StoreError::Redis(error).into())
-            }
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
                 // Boxed, because it is rare, and its future is large.
                 Box::pin(self.budget.withdraw(owner, session, listing)).await;
@@ -391,15 +399,30 @@ impl Generations {
 
     /// Retries the acceptance of a turn whose call failed: Redis may have accepted and published
     /// the turn, and lost it with a failover. A repeat with the same key then finds this turn.
-    fn retry_accept(&self, proposal: Proposal) {
+    ///
+    /// The permits are used up where the turn is accepted now, and given back otherwise.
+    fn retry_accept(
+        &self,
+        proposal: Proposal,
+        turn_permit: Option<TurnPermit>,
+        session_permit: SessionPermit,
+    ) {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let accept = || generations.accept(&proposal);
             let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
             let accepting = retry(Backoff::redis(), accept, is_retryable);
-            tokio::select! {
-                _ = timeout(RETRY_ACCEPT_LIMIT, accepting) => {}
-                () = stop.cancelled() => {}
+            let accepted = tokio::select! {
+                accepted = timeout(RETRY_ACCEPT_LIMIT, accepting) => accepted,
+                () = stop.cancelled() => return,
+            };
+            if let Ok(Ok(submitted)) = accepted {
+                session_permit.accepted(submitted.begins_session());
+                if !submitted.repeated
+                    && let Some(permit) = turn_permit
+                {
+                    permit.keep();
+                }
             }
         });
     }

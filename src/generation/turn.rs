@@ -251,14 +251,16 @@ async fn finish(
         ),
     };
     let tokens = header.usage.map_or(0, |usage| usage.prompt_tokens + usage.completion_tokens);
-    // Sent together, and the tokens first: the client that gets the end may begin its next turn.
-    let ((), finished) = tokio::join!(
-        generations.limits.count_tokens(&turn.owner, turn.generation, tokens),
-        writer.finish(&header, &events),
-    );
-    finished.map_err(|Fenced| Stopped)?;
-    metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
-    tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
-    generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
-    Ok(())
+    // Sent together, and the tokens first: the client that gets the end may begin its next turn. The
+    // entry does not wait for the tokens, which are offered for long to a Redis that is away.
+    let end = async {
+        writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
+        metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
+        tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
+        generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
+        Ok(())
+    };
+    let ((), ended) =
+        tokio::join!(generations.limits.count_tokens(&turn.owner, turn.generation, tokens), end,);
+    ended
 }

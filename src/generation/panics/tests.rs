@@ -1,5 +1,6 @@
 //! Turns whose task panics, over a real Redis and a scripted model host with one slot.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -8,16 +9,20 @@ use testkit::redis::RedisServer;
 use testkit::server::Plan;
 use testkit::{Server, binaries, eventually};
 
-use super::super::{GenerationSettings, Generations, host_reports};
+use super::super::{GenerationSettings, Generations, SubmitError, host_reports};
 use crate::budget::StorageLimits;
 use crate::config::LimitSettings;
-use crate::limits::RateLimits;
+use crate::limits::{LimitKind, RateLimits, RequestKind, Subject};
 use crate::membership::MembershipStore;
 use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::redis::{Redis, RedisOptions, migrations};
-use crate::session::store::{BUCKETS, NewTurn, SessionLimits};
-use crate::session::{Feeds, GenerationId, Message, Owner, SessionId, Status, Store, TurnSpec};
+use crate::session::model::User;
+use crate::session::store::{BUCKETS, IdempotencyKey, NewTurn, SessionLimits};
+use crate::session::{
+    Feeds, GenerationId, Message, Owner, SessionId, Status, Store, StoreError, TurnSpec,
+};
+use crate::source::Source;
 use crate::tls::TlsOptions;
 
 /// Panics that a test puts into the turns of one replica.
@@ -54,11 +59,15 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Replica {
     generations: Generations,
     _host: Server,
-    _redis: RedisServer,
+    redis: RedisServer,
 }
 
 impl Replica {
     async fn start() -> Self {
+        Self::start_with(LimitSettings::default()).await
+    }
+
+    async fn start_with(limits_of_callers: LimitSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (server, host) = tokio::task::spawn_blocking(|| {
             let folder = Folder::temporary().expect("a folder");
@@ -95,7 +104,7 @@ impl Replica {
         let reports = fleet.clone();
         let queue = Queue::start(&redis, queue, move || host_reports(&reports)).expect("a queue");
         let membership = MembershipStore::new(redis.clone(), name);
-        let limits = RateLimits::start(&redis, membership.clone(), LimitSettings::default());
+        let limits = RateLimits::start(&redis, membership.clone(), limits_of_callers);
         let settings = GenerationSettings {
             limits,
             storage: StorageLimits::default(),
@@ -105,7 +114,7 @@ impl Replica {
             lease: Duration::from_secs(3),
         };
         let generations = Generations::start(store, feeds, fleet, queue, membership, settings);
-        Self { generations, _host: host, _redis: server }
+        Self { generations, _host: host, redis: server }
     }
 
     async fn submit(&self, session: SessionId) -> GenerationId {
@@ -114,7 +123,7 @@ impl Replica {
 
     async fn submit_with(&self, session: SessionId, spec: TurnSpec) -> GenerationId {
         let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key: None };
-        self.generations.submit(&OWNER, session, new).await.expect("accepted").generation
+        self.generations.submit(&OWNER, session, new, &mut None).await.expect("accepted").generation
     }
 
     /// Returns the answer when it has ended.
@@ -167,6 +176,59 @@ async fn an_ended_turn_counts_in_memory_with_all_its_texts() {
     let least = system.len() + 800 + 2 * QUESTION.len() + answer.content.len();
     let bytes = world.generations.redo.bytes();
     assert!((least..least + 16_384).contains(&bytes), "{bytes} bytes for at least {least}");
+}
+
+fn alice() -> Owner {
+    Owner::User(User::local("alice").expect("a name"))
+}
+
+#[tokio::test]
+async fn an_end_is_kept_before_its_tokens_are_counted_where_redis_does_not_count_them() {
+    let world = Replica::start().await;
+    // The keys of limits are those of a node that is away.
+    let acl = ["ACL", "SETUSER", "jarvis", "resetkeys", "~jarvis:{[^l]*"];
+    assert_eq!(world.redis.cli(&acl).trim(), "OK");
+    let (session, spec) = (SessionId::random(), TurnSpec::least(MODEL, 1000));
+    let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key: None };
+    let submitted = world.generations.submit(&alice(), session, new, &mut None).await;
+    let generation = submitted.expect("accepted").generation.0;
+    let owner = alice();
+    let find = || world.generations.store.find_message(&owner, session, generation);
+    assert!(eventually(LIMIT, async || matches!(find().await, Ok(Some(_)))).await, "no end");
+    // The tokens are offered for 20 s.
+    let kept = async || world.generations.redo.bytes() > 0;
+    assert!(eventually(Duration::from_secs(5), kept).await, "the end is not kept");
+}
+
+#[tokio::test]
+async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_up() {
+    let settings = LimitSettings { user_turns_per_minute: 1, ..LimitSettings::default() };
+    let world = Replica::start_with(settings).await;
+    let limits = &world.generations.limits;
+    let subject = Subject { owner: alice(), key: None, source: Source::default() };
+    let subject = Arc::new(subject);
+    let admission = limits.admit(&subject, RequestKind::Turn, false).await;
+    let mut permit = admission.map_err(|refusal| refusal.to_string()).expect("a turn").turn;
+    assert!(permit.is_some());
+    let used = async || {
+        let standings = limits.usage(&subject).await;
+        standings.iter().find(|it| it.kind == LimitKind::UserTurns).expect("the limit").used
+    };
+    assert_eq!(used().await, 1);
+    let (session, spec) = (SessionId::random(), TurnSpec::least(MODEL, 1000));
+    let key = Some(IdempotencyKey { key: "once".to_owned(), body: "digest".to_owned() });
+    let new = NewTurn { spec, content: QUESTION.to_owned(), conversation: None, key };
+    world.redis.pause();
+    let refused = world.generations.submit(&alice(), session, new.clone(), &mut permit).await;
+    assert!(matches!(refused, Err(SubmitError::Store(StoreError::Redis(_)))), "{refused:?}");
+    assert!(permit.is_none(), "the acceptance goes on with the permit");
+    world.redis.resume();
+    let found =
+        async || world.generations.repeated(&alice(), session, &new).await.ok().flatten().is_some();
+    assert!(eventually(LIMIT, found).await, "not accepted");
+    let ended = eventually(LIMIT, async || world.generations.running().is_empty());
+    assert!(ended.await, "the turn runs for ever");
+    assert_eq!(used().await, 1);
 }
 
 #[tokio::test]
