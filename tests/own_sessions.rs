@@ -574,6 +574,37 @@ async fn an_export_of_large_sessions_takes_little_memory() {
     assert!(grown < 20.0, "{grown:.1} MiB");
 }
 
+#[tokio::test]
+async fn a_user_has_one_export_at_a_time_and_one_that_nobody_reads_ends() {
+    let redis = RedisServer::start();
+    let mut fleet = Fleet::on(&redis.url(), 0, "500").await;
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_READ_TIMEOUT", "4")];
+    fleet.replicas.push(jarvis(&redis.url(), &fleet.ollama.url, &settings));
+    support::client::until_ok(&fleet.replicas[0], "/health/ready").await;
+    assert_eq!(counts(&import(&fleet, 0, "alice", large_import(32)).await), (1, 0, 128));
+    let ask_for = |user: &str| {
+        http().get(format!("{}{EXPORT}", fleet.replicas[0].url)).bearer_auth(token(user))
+    };
+    // More than the buffers of both ends hold.
+    let unread = ask_for("alice").send().await.expect("a reply");
+    assert_eq!(unread.status(), 200);
+    let refused = ask_for("alice").send().await.expect("a reply");
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (429, &"10".parse().expect("a value"))
+    );
+    let body: Value = refused.json().await.expect("JSON");
+    assert_eq!(body["code"], "rate_limited");
+    let other = send(ask_for("bob")).await;
+    assert_eq!(other.status, 200, "another user has its own");
+    let again = eventually(LIMIT, async || {
+        let reply = ask_for("alice").send().await.expect("a reply");
+        reply.status() == 200
+    });
+    assert!(again.await, "the one that nobody reads goes on");
+    drop(unread);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_000_sessions() {
     let redis = RedisServer::start_with(&["--appendonly", "no"]);

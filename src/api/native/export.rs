@@ -14,9 +14,10 @@ use axum::response::{IntoResponse, Response};
 use chrono::Utc;
 use futures_util::{TryFutureExt, stream};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::api::bulk_permits::{Bulk, BulkPermit, Pace};
 use crate::api::native::ownership::SignedIn;
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
@@ -70,7 +71,10 @@ pub async fn export(
     State(shared): State<Shared>,
     SignedIn(owner): SignedIn,
 ) -> Result<Response, Problem> {
-    let permit = shared.bulk.export()?;
+    let permit = shared.bulk.take(Bulk::Export, &owner)?;
+    let (pace, ends) = (Pace::new(shared.settings.read_timeout), Instant::now() + LIMIT);
+    let (client_until, deadline) = watch::channel(None);
+    tokio::spawn(hold(permit, deadline, ends + RETRY_LIMIT));
     let export = Export {
         shared,
         owner,
@@ -80,8 +84,10 @@ pub async fn export(
         current: None,
         exported: HashSet::new(),
         messages: 0,
-        ends: Instant::now() + LIMIT,
-        _permit: permit,
+        ends,
+        pace,
+        client_since: Instant::now(),
+        client_until,
     };
     let body = Body::from_stream(stream::unfold(Box::new(export), Export::next));
     let mut response = body.into_response();
@@ -122,12 +128,40 @@ struct Export {
     exported: HashSet<SessionId>,
     messages: u64,
     ends: Instant,
-    _permit: OwnedSemaphorePermit,
+    pace: Pace,
+    /// Since when the client reads what it has got.
+    client_since: Instant,
+    /// Until when the client has to have read it; none while the next part is made.
+    client_until: watch::Sender<Option<Instant>>,
+}
+
+/// Holds the permit until the export ends, its client is too slow, or its time is over: also where
+/// the client reads nothing, and so the export is not continued.
+async fn hold(
+    _permit: BulkPermit,
+    mut client_until: watch::Receiver<Option<Instant>>,
+    ends: Instant,
+) {
+    loop {
+        let until = client_until.borrow_and_update().map_or(ends, |until| until.min(ends));
+        tokio::select! {
+            changed = client_until.changed() => if changed.is_err() { return },
+            () = sleep_until(until) => return,
+        }
+    }
 }
 
 impl Export {
     async fn next(mut self: Box<Self>) -> Option<(Result<Bytes, Infallible>, Box<Self>)> {
+        self.pace.add_time(self.client_since.elapsed());
+        let is_held = self.client_until.send(None).is_ok();
         let mut text = String::new();
+        if !is_held && self.stage != Stage::Ended {
+            let message = "The export was read at less than 16 KiB a second, or took too long; \
+                repeat it.";
+            push(&mut text, &Line::Error { code: "timeout", message });
+            self.stage = Stage::Ended;
+        }
         while text.is_empty() {
             match self.stage {
                 Stage::Head => {
@@ -150,6 +184,10 @@ impl Export {
                 Stage::Ended => return None,
             }
         }
+        self.pace.add_bytes(text.len());
+        self.client_since = Instant::now();
+        // Without a permit it ends with the next part.
+        let _ = self.client_until.send(Some(self.client_since + self.pace.left()));
         Some((Ok(Bytes::from(text)), self))
     }
 

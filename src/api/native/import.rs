@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::api::bulk_permits::{Bulk, Pace};
 use crate::api::native::import_lines::{
     BYTES, ImportError, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
 };
@@ -80,8 +81,9 @@ pub async fn import(
     if request.body().size_hint().lower() > BYTES as u64 {
         return Err(too_large());
     }
-    let _permit = shared.bulk.import()?;
-    let lines = Lines::new(request.into_body().into_data_stream());
+    let _permit = shared.bulk.take(Bulk::Import, &owner)?;
+    let pace = Pace::new(shared.settings.read_timeout);
+    let lines = Lines::new(request.into_body().into_data_stream(), pace);
     let mut import = Import { shared, owner, lines, reply: ImportReply::default(), open: None };
     let late = || {
         let detail = "The import took too long; send it again, and it goes on where it is.";

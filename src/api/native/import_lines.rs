@@ -7,8 +7,9 @@ use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::api::bulk_permits::Pace;
 use crate::api::native::export::VERSION;
 use crate::api::native::input::TITLE_CHARACTERS;
 use crate::http::extract::fields::FieldError;
@@ -23,8 +24,6 @@ const LINE_BYTES: usize = 1 << 20;
 const MESSAGE_BYTES: usize = 500 << 10;
 /// Characters of a model's name, at most.
 const MODEL_CHARACTERS: usize = 255;
-/// How long the next bytes may take to arrive.
-const PAUSE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A line that is not valid: the field, the kind of the error, and what is wrong.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,12 +88,14 @@ pub struct Lines {
     /// The number of the last line, from 1.
     pub number: usize,
     has_ended: bool,
+    pace: Pace,
 }
 
 impl Lines {
-    /// Reads the lines of a body.
-    pub fn new(chunks: BodyDataStream) -> Self {
-        Self { chunks, buffer: BytesMut::new(), searched: 0, bytes: 0, number: 0, has_ended: false }
+    /// Reads the lines of a body, which arrives at this pace.
+    pub fn new(chunks: BodyDataStream, pace: Pace) -> Self {
+        let buffer = BytesMut::new();
+        Self { chunks, buffer, searched: 0, bytes: 0, number: 0, has_ended: false, pace }
     }
 
     /// Returns the next line that is not blank, without its end; none at the end of the body.
@@ -134,10 +135,14 @@ impl Lines {
 
     async fn read(&mut self) -> Result<(), Problem> {
         let late = || {
-            let detail = "The body did not arrive in time; send it again.";
+            let detail =
+                "The body did not arrive in time, or at less than 16 KiB a second; send it again.";
             Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
         };
-        let chunk = timeout(PAUSE_LIMIT, self.chunks.next()).await.map_err(|_| late())?;
+        let began = Instant::now();
+        let chunk = timeout(self.pace.left_for_next(), self.chunks.next()).await;
+        self.pace.add_time(began.elapsed());
+        let chunk = chunk.map_err(|_| late())?;
         let broken = || {
             let detail = "The body broke off; send it again.";
             Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", detail)
@@ -151,6 +156,7 @@ impl Lines {
 
     fn add(&mut self, chunk: &Bytes) -> Result<(), Problem> {
         self.bytes += chunk.len();
+        self.pace.add_bytes(chunk.len());
         if self.bytes > BYTES {
             return Err(too_large());
         }
@@ -352,10 +358,16 @@ fn time(value: &Value, field: &'static str) -> Result<Option<DateTime<Utc>>, Lin
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
     use futures_util::stream;
 
     use super::*;
+
+    fn pace() -> Pace {
+        Pace::new(Duration::from_secs(30))
+    }
 
     fn fault(line: &str) -> (&'static str, &'static str) {
         let fault = ImportLine::parse(line.as_bytes()).expect_err(line);
@@ -408,7 +420,7 @@ mod tests {
                 .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
                 .collect();
             let body = Body::from_stream(stream::iter(chunks));
-            let mut lines = Lines::new(body.into_data_stream());
+            let mut lines = Lines::new(body.into_data_stream(), pace());
             let mut found = Vec::new();
             while let Some(line) = lines.next().await.expect("a body") {
                 let line = String::from_utf8(line.to_vec()).expect("text");
@@ -420,17 +432,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_arrives_drop_by_drop_is_refused_long_before_its_end() {
+        let drops = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Some((Ok::<_, std::convert::Infallible>(Bytes::from_static(b"\n\n")), ()))
+        });
+        let pace = Pace::new(Duration::from_millis(300));
+        let mut lines = Lines::new(Body::from_stream(drops).into_data_stream(), pace);
+        let refused = tokio::time::timeout(Duration::from_secs(20), lines.next()).await;
+        let refused = refused.expect("an end").expect_err("too slow");
+        let ImportError::Other(problem) = refused else { panic!("{refused:?}") };
+        assert_eq!((problem.status.as_u16(), &*problem.code), (408, "body_timeout"));
+    }
+
+    #[tokio::test]
     async fn a_line_and_a_body_that_are_too_long_are_refused_before_they_are_read_whole() {
         let endless = stream::repeat_with(|| {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 1 << 16]))
         });
-        let mut lines = Lines::new(Body::from_stream(endless).into_data_stream());
+        let mut lines = Lines::new(Body::from_stream(endless).into_data_stream(), pace());
         let refused = lines.next().await.expect_err("too long");
         assert!(matches!(refused, ImportError::Line(LineFault { kind: "line_too_long", .. })));
         let short = stream::repeat_with(|| {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'\n'; 1 << 16]))
         });
-        let mut lines = Lines::new(Body::from_stream(short).into_data_stream());
+        let mut lines = Lines::new(Body::from_stream(short).into_data_stream(), pace());
         let refused = lines.next().await.expect_err("too large");
         let ImportError::Other(problem) = refused else { panic!("{refused:?}") };
         assert_eq!((problem.status.as_u16(), &*problem.code), (413, "body_too_large"));
