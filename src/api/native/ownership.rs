@@ -54,21 +54,18 @@ pub async fn claim(
     SignedIn(owner): SignedIn,
     SessionPath(session): SessionPath,
 ) -> Result<Json<SessionInfo>, Problem> {
-    let owned = async {
+    let known = async {
         match shared.store.describe(&owner, session).await {
             Err(StoreError::Absent) => Ok(None),
             described => described.map(Some),
         }
     };
     // A repeat needs no room in the budget.
-    let described = match in_time(owned).await? {
-        Some(described) => described,
-        None => {
-            in_time(shared.generations.transfer(&owner, session)).await?;
-            in_time(shared.store.describe(&owner, session)).await?
-        }
-    };
-    Ok(Json(described.info))
+    if let Some(described) = in_time(known).await? {
+        return Ok(Json(described.info));
+    }
+    in_time(shared.generations.transfer(&owner, session)).await?;
+    Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
 
 /// The caller's sessions, the one that was used last first.
