@@ -11,12 +11,14 @@
 -- Reply:      absent    the owner has no such session
 --             behind    the following events are no longer kept
 --             unknown   the position is of another history, or of one that a failover lost
---             ok <number> <tag> <running|-> <1 if there is more> <count of events>, the events, and
---             generation, offset and text of each answer
+--             ok <number> <tag> <running|-> <1 if there is more> <count of events>, each event and
+--             the message that it refers to, or empty, and generation, offset and text of each answer
 -- Called by:  Store::read, Store::answer_so_far
 
 -- The number of events that are read from the log at a time.
 local CHUNK = 8
+-- An offset behind the content of every message.
+local NO_CONTENT = 1073741824
 
 -- Whether an event from this index of the list on cancelled the generation, and a clear then
 -- removed its text.
@@ -24,7 +26,7 @@ local function is_text_cleared(keys, generation, index)
   local cleared = false
   local list = redis.call('LRANGE', keys.events, index, -1)
   for i = #list, 1, -1 do
-    local header = words(line(list[i], 1))
+    local header = event_header(list[i])
     cleared = cleared or header[5] == 'cleared'
     if cleared and header[5] == 'cancelled' and header[6] == generation then
       return true
@@ -76,7 +78,7 @@ register {
       return { 'unknown' }
     end
     local room = tonumber(args.bytes)
-    local answers, added = {}, {}
+    local answers, added, headers = {}, {}, {}
     -- Adds the text of an answer from an offset on. Returns false where it is not stored.
     local function add_answer(id, from)
       if added[id] then
@@ -86,7 +88,7 @@ register {
       if id == running then
         bytes = redis.call('GETRANGE', keys.answer, from, -1)
       else
-        bytes = ended_answer(keys, id, from)
+        headers[id], bytes = find_message(keys, id, from)
         if not bytes and is_text_cleared(keys, id, number - first + 1) then
           bytes, from = '', 0
         end
@@ -110,9 +112,19 @@ register {
         chunk = redis.call('LRANGE', keys.events, index, index + CHUNK - 1)
         event = table.remove(chunk, 1)
       end
-      local header = words(line(event, 1))
+      local header = event_header(event)
       local kind, about = header[5], header[6]
-      room = room - #event
+      local message = ''
+      if kind == 'accepted' then
+        message = question_content(keys, about)
+      elseif kind == 'ended' then
+        message = headers[about] or find_message(keys, about, NO_CONTENT)
+        if not message then
+          -- The answer was cleared.
+          return { 'behind' }
+        end
+      end
+      room = room - #event - #message
       if room < 0 and #events > 0 then
         running, more = '-', '1'
         break
@@ -124,8 +136,9 @@ register {
         end
       end
       events[#events + 1] = event
+      events[#events + 1] = message
     end
-    local reply = { 'ok', tostring(number), tag, running, more, tostring(#events) }
+    local reply = { 'ok', tostring(number), tag, running, more, tostring(#events / 2) }
     for _, event in ipairs(events) do
       reply[#reply + 1] = event
     end
