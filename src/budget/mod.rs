@@ -2,9 +2,10 @@
 //!
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
 //! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
-//! go, of the networks that take most; never one with a running or waiting turn, with a client that
-//! listens, or with an answer of the last minutes. Those without an answer go first and at once. A budget is a limit and no account: a failover may lose the last records, and the next
-//! turn of each session brings them back.
+//! go, of the network that takes most, however young they are; never one with a running or waiting
+//! turn, or with a client that listens. Those without an answer go before the others of their network.
+//! A budget is a limit and no account: a failover may lose the last records, and the next turn of each
+//! session brings them back.
 
 mod sessions;
 
@@ -32,8 +33,7 @@ pub struct StorageLimits {
     pub caller_bytes: u64,
     /// Bytes of all anonymous sessions.
     pub anonymous_bytes: u64,
-    /// How long a session is not removed after its last turn: longer than a failover can lose an
-    /// end of a turn, and a writer restore it.
+    /// How long a session without an answer goes before the others of its network.
     pub young: Duration,
 }
 
@@ -117,8 +117,7 @@ impl Budget {
             .text("bytes", bytes)
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
-            .text("total_limit", self.limits.anonymous_bytes)
-            .text("young", self.limits.young.as_secs());
+            .text("total_limit", self.limits.anonymous_bytes);
         let Ok(reply) = self.store.redis().call::<Vec<String>>(call).await else { return Ok(()) };
         let (verdict, remove) =
             reply.split_first().map_or(("", &[][..]), |(verdict, rest)| (verdict.as_str(), rest));

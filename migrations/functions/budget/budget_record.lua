@@ -9,7 +9,8 @@
 --             bytes         that the session takes
 --             seconds       until the session expires; -1: never
 --             total_limit   bytes of all anonymous sessions
---             young         seconds after its last turn in which no session with an answer is removed
+--             young         seconds by which a session without an answer goes before the others of
+--                           its network
 -- Reply:      the sessions to remove
 -- Called by:  Budget::record
 -- A session that expires so soon after the end of its turn has no answer.
@@ -49,6 +50,6 @@ register {
       redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    return sessions_to_remove(base, now, args.total_limit, args.young)
+    return sessions_to_remove(base, args.total_limit)
   end,
 }

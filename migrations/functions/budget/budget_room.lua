@@ -6,10 +6,7 @@
 -- Arguments:  session, payer
 --             bytes                         beyond what is recorded, that are about to be stored
 --             sessions_limit, bytes_limit   of one payer; 0 for none
---             total_limit                   bytes of all anonymous sessions, which is exceeded by a
---                                           tenth only where no session can be removed yet
---             young                         seconds after its last turn in which no session is
---                                           removed
+--             total_limit                   bytes of all anonymous sessions
 -- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
 --             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
 --             take as much as they may
@@ -20,7 +17,7 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'bytes', 'sessions_limit', 'bytes_limit', 'total_limit', 'young' },
+  arguments = { 'session', 'payer', 'bytes', 'sessions_limit', 'bytes_limit', 'total_limit' },
   run = function(keys, args)
     local base, now = keys.budget, now_seconds()
     forget_expired(base, now)
@@ -40,12 +37,12 @@ register {
       and tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0') + args.bytes
         >= bytes_limit then
       verdict = 'bytes'
-    elseif is_anonymous(payer) and bytes_over(base, args.total_limit * 1.1) >= 0 then
+    elseif is_anonymous(payer) and bytes_over(base, args.total_limit, REFUSE_SHARE) >= 0 then
       verdict = 'total'
     end
     if verdict == 'ok' and not is_anonymous(args.payer) then
       list(base, args.payer, args.session, now)
     end
-    return { verdict, unpack(sessions_to_remove(base, now, args.total_limit, args.young)) }
+    return { verdict, unpack(sessions_to_remove(base, args.total_limit)) }
   end,
 }
