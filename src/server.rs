@@ -17,6 +17,7 @@ use crate::api::{self, ApiSettings, AppState};
 use crate::budget::StorageLimits;
 use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
+use crate::http::connections::AddressConnections;
 use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::listener::{self, ClientLimits};
@@ -49,6 +50,8 @@ pub struct Server {
     drain_timeout: Duration,
     /// The limit of open file descriptors.
     descriptors: u64,
+    /// Connections of one address, at most; 0 for any number.
+    address_connections: usize,
 }
 
 impl Server {
@@ -123,7 +126,16 @@ impl Server {
             metrics,
         };
         let drain_timeout = settings.replica.drain_timeout;
-        Ok(Self { listener, address, state, conditions, drain_timeout, descriptors })
+        let address_connections = settings.http.address_connections as usize;
+        Ok(Self {
+            listener,
+            address,
+            state,
+            conditions,
+            drain_timeout,
+            descriptors,
+            address_connections,
+        })
     }
 
     /// Returns the address that the server listens on.
@@ -146,7 +158,15 @@ impl Server {
         self,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<()> {
-        let Self { listener, state, conditions, drain_timeout, descriptors, .. } = self;
+        let Self {
+            listener,
+            state,
+            conditions,
+            drain_timeout,
+            descriptors,
+            address_connections,
+            ..
+        } = self;
         let AppState { generations, lifecycle, sockets, .. } = state.clone();
         let upkeep = telemetry::upkeep(state.metrics.clone());
         lifecycle.spawn("upkeep of metrics", async move {
@@ -161,8 +181,11 @@ impl Server {
             http_2: state.settings.http_2,
         };
         let room = state.room.clone();
+        let of_addresses =
+            AddressConnections::new(address_connections, state.settings.trusted_proxies.clone());
+        let router = api::router(state);
         let serving =
-            listener::serve(listener, api::router(state), room, limits, lifecycle.clone());
+            listener::serve(listener, router, room, limits, of_addresses, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
         let mut condition = conditions.subscribe();
         let usable = async move { condition.wait_for(|now| now.trouble().is_none()).await.is_ok() };

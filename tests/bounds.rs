@@ -116,8 +116,8 @@ async fn a_message_that_does_not_arrive_whole_in_time_ends_its_socket_and_no_oth
 async fn half_messages_of_all_sockets_have_one_budget() {
     let world = setup("100", &[]).await;
     let (mut small, _) = Socket::open(&world.replica, "/ws").await;
-    // 64 MiB have room for 130 of them.
-    let closes = (0..180).map(|_| async {
+    // 12 MiB have room for 24 of them.
+    let closes = (0..60).map(|_| async {
         let (mut socket, _) = Socket::open(&world.replica, "/ws").await;
         socket.frame(half_message(516_000)).await;
         socket.closed().await

@@ -56,7 +56,11 @@ async fn ended_turn(budget: &Budget, store: &Store, network: &str, bytes: u64) -
     let turn = open_turn(store, session, bytes).await;
     let header = Message {
         generation_id: Some(turn.generation),
+        model: Some("m".to_owned()),
         status: Some(Status::Complete),
+        finish_reason: Some(FinishReason::Stop),
+        usage: Some(Usage::default()),
+        context: Some(ContextReport::default()),
         ..message(Role::Assistant, Utc::now())
     };
     let ended = Control::Ended {
@@ -186,17 +190,28 @@ async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
 }
 
 #[tokio::test]
-async fn a_session_with_a_turn_in_the_last_minutes_is_never_removed() {
+async fn a_network_that_takes_most_gives_its_young_sessions_and_never_one_of_another_or_in_use() {
     let server = RedisServer::start();
     let store = store(&server).await;
-    let limits = StorageLimits { anonymous_bytes: 1, ..StorageLimits::default() };
+    let limits = StorageLimits { anonymous_bytes: 400 * KIB, ..StorageLimits::default() };
     let budget = Budget::new(store.clone(), limits);
-    let first = ended_turn(&budget, &store, "n", KIB).await;
-    let second = ended_turn(&budget, &store, "n", KIB).await;
-    assert!(exists(&store, first).await && exists(&store, second).await);
-    // So the budget refuses what would exceed it by more than a tenth.
-    let refused = budget.room(&OWNER, "n", first).await.map(drop);
-    assert_eq!(refused, Err(OverBudget::Total));
+    // The honest session is the oldest of all, and every session has an answer of just now.
+    let honest = ended_turn(&budget, &store, "honest", 20 * KIB).await;
+    let running = SessionId::random();
+    open_turn(&store, running, 20 * KIB).await;
+    budget.record("greedy", running).await;
+    let mut greedy = Vec::new();
+    for _ in 0..40 {
+        greedy.push(ended_turn(&budget, &store, "greedy", 20 * KIB).await);
+        let refused = budget.room(&OWNER, "another", SessionId::random()).await;
+        assert_eq!(refused, Ok(()), "another network is locked out");
+    }
+    assert!(exists(&store, honest).await, "a network that takes less gives nothing");
+    assert!(exists(&store, running).await, "its turn runs");
+    assert!(!exists(&store, greedy[0]).await && !exists(&store, greedy[20]).await);
+    assert!(exists(&store, greedy[39]).await, "no more than needed");
+    let total = server.cli(&["GET", "jarvis:{budget}:total"]);
+    assert!(total.trim().parse::<u64>().expect("bytes") <= 300 * KIB + 24 * KIB, "{total}");
 }
 
 #[tokio::test]

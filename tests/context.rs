@@ -245,7 +245,8 @@ fn forget_what_was_measured(redis: &RedisServer, session: &str) {
     let keys = redis.cli(&["KEYS", &format!("*{session}:messages")]);
     let forget = "local all = redis.call('HGETALL', KEYS[1]) \
                   for i = 1, #all, 2 do redis.call('HSET', KEYS[1], all[i], \
-                  (string.gsub(all[i + 1], '\"prompt_tokens\":%d+', '\"prompt_tokens\":0'))) end";
+                  (string.gsub(string.gsub(all[i + 1], '\"k\":%[%d+', '\"k\":[0'), \
+                  '(\"x\":%[%d+,%d+,)%d+', '%10'))) end";
     redis.cli(&["EVAL", forget, "1", keys.trim()]);
 }
 

@@ -15,7 +15,7 @@ use jarvis::digest::sha256_hex;
 use jarvis::limits::{RateLimits, RequestKind, Subject};
 use jarvis::membership::MembershipStore;
 use jarvis::queue::{
-    Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket,
+    Grant, HostAccess, HostKey, HostReport, QueueLimits, QueueStore, Returned, Ticket, TicketSource,
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
@@ -132,8 +132,7 @@ async fn every_call_of_the_queue(redis: &Redis) {
     let ticket = Ticket {
         generation,
         user: text.clone(),
-        source: text.clone(),
-        networks: Vec::new(),
+        source: TicketSource { name: text.clone(), networks: Vec::new() },
         is_of_address: false,
         model: "m:latest".to_owned(),
         session: text,
@@ -146,7 +145,7 @@ async fn every_call_of_the_queue(redis: &Redis) {
     queue.restore(&ticket, &name, "1").await.expect("Redis");
     queue.tick().await.expect("Redis");
     queue.statuses(&[generation]).await.expect("Redis");
-    queue.room("m:latest").await.expect("Redis");
+    queue.room("m:latest", &ticket.source).await.expect("Redis");
     queue.holdings().await.expect("Redis");
     queue.release(generation).await.expect("Redis");
     queue.free("r1", None).await.expect("Redis");

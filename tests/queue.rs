@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jarvis::queue::{
     Freed, Grant, HostAccess, HostKey, HostReport, Lease, Queue, QueueLimits, QueueStore, Returned,
-    Room, Ticket, TicketStatus, Waiting,
+    Room, Ticket, TicketSource, TicketStatus, Waiting,
 };
 use jarvis::redis::Redis;
 use jarvis::session::GenerationId;
@@ -41,8 +41,7 @@ fn ticket(user: &str, model: &str) -> Ticket {
     Ticket {
         generation: GenerationId::random(),
         user: user.to_owned(),
-        source: user.to_owned(),
-        networks: Vec::new(),
+        source: TicketSource { name: user.to_owned(), networks: Vec::new() },
         is_of_address: false,
         model: model.to_owned(),
         session: user.to_owned(),
@@ -53,7 +52,8 @@ fn ticket(user: &str, model: &str) -> Ticket {
 /// A ticket of an address, with the wider networks around it.
 fn ticket_of_address(address: &str, networks: &[&str]) -> Ticket {
     let networks = networks.iter().map(|network| (*network).to_owned()).collect();
-    Ticket { networks, is_of_address: true, ..ticket(address, MODEL) }
+    let source = TicketSource { name: address.to_owned(), networks };
+    Ticket { source, is_of_address: true, ..ticket(address, MODEL) }
 }
 
 async fn join(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
@@ -554,7 +554,7 @@ async fn each_refused_turn_gets_a_retry_time_for_room_of_its_own() {
     }
     for refused in 1..=10 {
         let room = if refused % 2 == 0 {
-            store.room(MODEL).await.expect("Redis")
+            store.room(MODEL, &TicketSource::default()).await.expect("Redis")
         } else {
             match join(&store, &ticket("v", MODEL)).await {
                 TicketStatus::Full(after) => Room::NoneFor(after),

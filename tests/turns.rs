@@ -260,7 +260,7 @@ async fn a_continuation_leaves_nothing_in_redis_when_its_turn_has_ended() {
     let mut socket = fleet.socket(0, &session).await;
     let message = "[[tokens=60 fault=cut@20]] go on";
     socket.say(&json!({"type": "chat", "message": message})).await;
-    let keys = || fleet.redis.cli(&["KEYS", &format!("*:s:{session}")]);
+    let keys = || fleet.redis.cli(&["KEYS", &format!("*:s:{session}:messages")]);
     let noted = || fleet.redis.cli(&["HGET", keys().trim(), "continued"]).trim().to_owned();
     assert!(
         testkit::eventually(LIMIT, async || noted().contains("approximate")).await,

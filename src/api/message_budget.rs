@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of the unfinished messages of all sockets, at most.
-const PROCESS_BYTES: usize = 64 << 20;
+const PROCESS_BYTES: usize = 12 << 20;
 /// Bytes of an unfinished message that are not counted, so that a socket which sends little is
 /// never refused because of others.
 const FREE_BYTES: usize = 4 << 10;

@@ -59,7 +59,7 @@ impl From<SubmitError> for Problem {
                 Self::new(StatusCode::NOT_FOUND, "model_not_found", detail)
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
-            SubmitError::QueueFull(failure) => failure.into(),
+            SubmitError::QueueFull(failure) | SubmitError::TooLong(failure) => failure.into(),
             SubmitError::OverBudget(_) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
                     .retry_after(OVER_BUDGET_SECONDS)

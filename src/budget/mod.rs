@@ -2,9 +2,9 @@
 //!
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
 //! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
-//! go, of the networks that take most; never one with a running or waiting turn, with a client that
-//! listens, or with an answer of the last minutes. Those without an answer go first and at once. A
-//! budget is a limit and no account: a failover may lose the last records, and the next turn of each
+//! go, of the network that takes most, however young they are; never one with a running or waiting
+//! turn, or with a client that listens. Those without an answer go before the others of their network.
+//! A budget is a limit and no account: a failover may lose the last records, and the next turn of each
 //! session brings them back.
 //!
 //! The bytes of an import or a claim are known before they are stored. The call that finds room for
@@ -41,8 +41,7 @@ pub struct StorageLimits {
     pub caller_bytes: u64,
     /// Bytes of all anonymous sessions.
     pub anonymous_bytes: u64,
-    /// How long a session is not removed after its last turn: longer than a failover can lose an
-    /// end of a turn, and a writer restore it.
+    /// How long a session without an answer goes before the others of its network.
     pub young: Duration,
 }
 
@@ -155,8 +154,7 @@ impl Budget {
             .text("reserve_seconds", reserved.as_secs())
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
-            .text("total_limit", self.limits.anonymous_bytes)
-            .text("young", self.limits.young.as_secs());
+            .text("total_limit", self.limits.anonymous_bytes);
         let Ok(reply) = self.store.redis().call::<Value>(call).await else {
             return Ok(Listing::default());
         };

@@ -83,6 +83,13 @@ pub struct HttpSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32)))]
     pub address_sockets: u32,
 
+    /// Connections of one address at one replica, at most; an IPv6 /56 may have twice as many, a /48
+    /// four times. Further ones are closed at once. Loopback addresses and trusted proxies have no
+    /// such limit; 0: any number
+    #[arg(long, env = "JARVIS_ADDRESS_CONNECTIONS", value_name = "N", default_value_t = 1000)]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32)))]
+    pub address_connections: u32,
+
     /// Bytes of unfinished bodies and of replies that are not read yet, of all connections, in MiB;
     /// beyond it a request waits 5 s, and is 503
     #[arg(long, env = "JARVIS_UNREAD_MIB", value_name = "MIB", default_value_t = 128)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model_name::ModelName;
 use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
-use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket};
+use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket, TicketSource};
 use crate::session::Owner;
 use crate::session::store::Turn;
 use crate::source::wider_networks;
@@ -73,21 +73,26 @@ pub(super) fn model_key(model: &str) -> String {
 /// `owner` is that of the session.
 pub(super) fn ticket(turn: &Turn, owner: &Owner) -> Ticket {
     let session = turn.session.to_string();
-    let source = match owner {
-        owner @ Owner::User(_) => owner.key(),
-        Owner::Anonymous => turn.spec.source.clone(),
-    };
-    let is_of_address = *owner == Owner::Anonymous && !source.is_empty();
-    let networks = if is_of_address { wider_networks(&source) } else { Vec::new() };
+    let source = ticket_source(owner, &turn.spec.source);
     Ticket {
         generation: turn.generation,
-        user: if source.is_empty() { session.clone() } else { source.clone() },
-        networks: networks.into_iter().rev().map(str::to_owned).collect(),
-        is_of_address,
+        user: if source.name.is_empty() { session.clone() } else { source.name.clone() },
+        is_of_address: *owner == Owner::Anonymous && !source.name.is_empty(),
         source,
         model: model_key(&turn.spec.model),
         session,
         has_text: false,
+    }
+}
+
+/// Returns the source of the tickets of an owner whose requests come from this address.
+pub(super) fn ticket_source(owner: &Owner, address: &str) -> TicketSource {
+    match owner {
+        Owner::User(_) => TicketSource { name: owner.key(), networks: Vec::new() },
+        Owner::Anonymous => {
+            let networks = wider_networks(address).into_iter().rev().map(str::to_owned);
+            TicketSource { name: address.to_owned(), networks: networks.collect() }
+        }
     }
 }
 

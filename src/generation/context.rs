@@ -10,14 +10,15 @@ mod budget;
 mod past_turns;
 mod tokens;
 
-use crate::ollama::{ChatMessage, ChatRole, ModelRequest, Options, Think};
-use crate::session::model::{ContextReport, Effort, Reasoning, TurnSpec};
+use crate::ollama::{ChatMessage, ChatRole, ModelRequest, OllamaError, Options, Think};
+use crate::session::model::{ContextReport, Effort, Failure, Reasoning, TurnSpec};
 use crate::session::store::{OwnConversation, Page, Turn};
 use crate::session::{Message, Owner, Role, SessionInfo, Store, StoreError};
 
+use super::failures::failure;
 use budget::{HEADER_BYTES, PromptSize, first_turn, sizes_from, token_room};
 use past_turns::{PastTurn, past_turns, turns_before};
-use tokens::{BYTES_PER_TOKEN, TokenEstimate};
+use tokens::{BYTES_PER_TOKEN, TokenEstimate, least_tokens};
 
 /// Messages that are read, from the newest back, at most.
 const MESSAGES: u64 = 400;
@@ -40,6 +41,24 @@ pub(super) enum Beginning {
     Fitting { density: f64 },
     /// The prompt has this number of messages, as when the answer so far was generated.
     Sent(u64),
+}
+
+/// Returns the failure of a question that fits into no context window of so many tokens, however the
+/// model divides it into tokens: such a question is refused before it is stored.
+pub(super) fn obviously_too_long(
+    question: &str,
+    spec: &TurnSpec,
+    num_ctx: Option<u32>,
+) -> Option<Failure> {
+    let num_ctx = num_ctx?;
+    let least = least_tokens(question) + spec.system.as_deref().map_or(0, least_tokens);
+    let is_too_long = least > num_ctx as usize;
+    is_too_long.then(|| {
+        failure(&OllamaError::ContextTooLong {
+            prompt_tokens: least as u64,
+            num_ctx: num_ctx.into(),
+        })
+    })
 }
 
 /// The conversation as it was when the turn began.

@@ -163,6 +163,9 @@ pub enum SubmitError {
     /// The queue is full.
     #[error("{}", .0.message)]
     QueueFull(Failure),
+    /// The question cannot fit into the model's context window.
+    #[error("{}", .0.message)]
+    TooLong(Failure),
     /// The caller may store nothing more.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
@@ -338,8 +341,8 @@ impl Generations {
         &self.budget
     }
 
-    /// Checks that the queue has room, that a host has the model or may be back with it while the
-    /// turn waits, that the caller may store another turn, and that its address may begin another
+    /// Checks that a host has the model or may be back with it while the turn waits, that the question
+    /// may fit into the model's context window, that the queue has room, that the caller may store another turn, and that its address may begin another
     /// session.
     async fn admits(
         &self,
@@ -353,7 +356,12 @@ impl Generations {
                 if self.fleet.may_return(model) => {}
             checked => checked?,
         }
-        match self.queue.room(&capacity::model_key(model)).await {
+        let room = self.fleet.known_num_ctx(model).map(|tokens| tokens.min(self.num_ctx_cap));
+        if let Some(failure) = context::obviously_too_long(&new.content, &new.spec, room) {
+            return Err(SubmitError::TooLong(failure));
+        }
+        let queue_source = capacity::ticket_source(owner, &new.spec.source);
+        match self.queue.room(&capacity::model_key(model), &queue_source).await {
             Room::NoneFor(after) => {
                 return Err(SubmitError::QueueFull(failures::queue_full(after)));
             }

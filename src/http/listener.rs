@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use crate::http::connections::AddressConnections;
 use crate::http::exchange;
 use crate::http::frames::FrameBudget;
 use crate::http::middleware::headers;
@@ -112,6 +113,7 @@ pub async fn serve(
     router: Router,
     room: ByteRoom,
     limits: ClientLimits,
+    of_addresses: AddressConnections,
     lifecycle: Lifecycle,
 ) -> TaskEnd {
     let protocol = protocol(limits);
@@ -130,8 +132,14 @@ pub async fn serve(
             accepted = next => accepted,
             () = lifecycle.reached(Phase::Stopped) => break,
         };
+        let Some(of_address) = of_addresses.admit(address.ip()) else {
+            // A reply would cost more than it gives: a client with so many connections is none that
+            // reads it.
+            tracing::debug!("connection of an address that has its largest number closed");
+            continue;
+        };
         if let Some(probe) = probe {
-            let client = Arc::new(ClientConnection::new(stream, connections.token()));
+            let client = Arc::new(ClientConnection::new(stream, connections.token(), of_address));
             let answered = answer_probe(Arc::clone(&client), address, router.clone(), room.clone());
             tokio::spawn(catch_panic("connection", async move {
                 if timeout(SILENCE_LIMIT, client.first_byte()).await.is_ok() {
@@ -144,7 +152,7 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY not set");
         }
-        let client = Arc::new(ClientConnection::new(stream, connections.token()));
+        let client = Arc::new(ClientConnection::new(stream, connections.token(), of_address));
         let io = TokioIo::new(TimedStream::new(Arc::clone(&client), limits));
         let (router, room) = (router.clone(), room.clone());
         let shared = Arc::clone(&client);

@@ -1,6 +1,7 @@
 //! HTTP below the fronts: connections, middleware, bodies, fields, problems.
 
 pub mod codes;
+pub mod connections;
 mod exchange;
 pub mod extract;
 mod frames;

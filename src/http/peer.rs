@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::http::connections::CountedConnection;
 use crate::http::room::kib;
 
 /// How long a connection lingers after its last response.
@@ -39,6 +40,8 @@ pub struct ClientConnection {
     stream: TcpStream,
     /// Counts the connection for as long as anything holds it.
     _counted: TaskTrackerToken,
+    /// Counts the connection for its address, as long.
+    _of_address: CountedConnection,
     /// Whether bytes arrived that belong to no request that was read to its end.
     unread: AtomicBool,
     /// Whether the last request was read to its end. Bytes of the next request may have arrived with
@@ -59,11 +62,16 @@ pub struct ClientConnection {
 }
 
 impl ClientConnection {
-    /// Wraps an accepted connection, which is counted by a token.
-    pub fn new(stream: TcpStream, counted: TaskTrackerToken) -> Self {
+    /// Wraps an accepted connection, which is counted by a token and for its address.
+    pub fn new(
+        stream: TcpStream,
+        counted: TaskTrackerToken,
+        of_address: CountedConnection,
+    ) -> Self {
         Self {
             stream,
             _counted: counted,
+            _of_address: of_address,
             unread: AtomicBool::new(false),
             request_read: AtomicBool::new(false),
             refused_unread: AtomicBool::new(false),

@@ -151,6 +151,11 @@ impl Catalogue {
         Some(Arc::new(Listing { models, loaded }))
     }
 
+    /// Returns the context window of a model, where it was requested before.
+    pub(super) fn known_num_ctx(&self, model: &Model) -> Option<u32> {
+        lock(&self.details).get(&model.digest).and_then(|details| details.num_ctx)
+    }
+
     /// Returns the details of a model, requested once for each digest. They are empty where the
     /// host's release does not know the route.
     pub(super) async fn details(&self, model: &Model) -> Result<Details, OllamaError> {

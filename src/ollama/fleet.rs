@@ -164,6 +164,21 @@ impl Fleet {
         self.holders(model).await.map(drop)
     }
 
+    /// Returns the largest context window that a host allows for the model, where all hosts that
+    /// list the model have replied what they allow.
+    pub fn known_num_ctx(&self, model: &str) -> Option<u32> {
+        let mut largest = None;
+        for member in self.members().iter() {
+            let CatalogueEntry::Fresh(Some(listing)) = member.catalogue.entry() else {
+                return None;
+            };
+            if let Some(model) = listing.find(model) {
+                largest = largest.max(Some(member.catalogue.known_num_ctx(model)?));
+            }
+        }
+        largest
+    }
+
     /// Returns whether a host other than these has the model, and no breaker keeps it from there.
     pub fn has_other(&self, model: &str, than: &[HostId]) -> bool {
         let Ok(model) = ModelName::parse(model) else { return false };

@@ -14,7 +14,9 @@ mod ticket;
 pub use hosts::{HostAccess, HostKey, HostReport, HostUse};
 pub use lease::Lease;
 pub use store::{Freed, QueueStore, Tick};
-pub use ticket::{Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketStatus, Waiting};
+pub use ticket::{
+    Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketSource, TicketStatus, Waiting,
+};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -97,13 +99,17 @@ impl Queue {
         Lease::new(Arc::clone(&self.inner), ticket)
     }
 
-    /// Returns whether there is room for a ticket of this model. Calls Redis only where there was
-    /// no room a moment ago, because joining checks again.
-    pub async fn room(&self, model: &str) -> Room {
-        if self.inner.waiting.load(Ordering::Relaxed) < self.inner.store.limits().waiting {
+    /// Returns whether there is room for a ticket of this model and this source. Joining checks
+    /// again, so that Redis is called only where there may be none: where the queue was full a moment
+    /// ago, or the source is bounded and any ticket waited a moment ago, or waits at this replica.
+    pub async fn room(&self, model: &str, source: &TicketSource) -> Room {
+        let limits = self.inner.store.limits();
+        let waiting = self.inner.waiting.load(Ordering::Relaxed).max(self.inner.local_waiting());
+        let may_be_crowded = waiting > 0 && !source.name.is_empty();
+        if waiting < limits.waiting && !may_be_crowded {
             return Room::Some;
         }
-        self.inner.store.room(model).await.unwrap_or(Room::Some)
+        self.inner.store.room(model, source).await.unwrap_or(Room::Some)
     }
 
     /// Returns whether more than half of the queue is in use, as of the last round of
@@ -138,6 +144,14 @@ impl Queue {
 impl QueueInner {
     fn tickets(&self) -> MutexGuard<'_, HashMap<GenerationId, LocalTicket>> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many tickets of this replica wait.
+    fn local_waiting(&self) -> usize {
+        let tickets = self.tickets();
+        let waits =
+            |local: &&LocalTicket| matches!(*local.status.borrow(), TicketStatus::Waiting(_));
+        tickets.values().filter(waits).count()
     }
 
     fn reported(&self) -> MutexGuard<'_, Vec<HostReport>> {

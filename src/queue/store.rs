@@ -8,7 +8,7 @@ use fred::prelude::Value;
 use super::hosts::{HostKey, HostReport, HostUse, Report};
 use super::keys;
 use super::ticket::{
-    Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketStatus, Waiting,
+    Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketSource, TicketStatus, Waiting,
 };
 use crate::redis::{Call, Redis, RedisError};
 use crate::session::GenerationId;
@@ -76,8 +76,8 @@ impl QueueStore {
         let call = self
             .call("jarvis_queue_join_1", ticket.generation)
             .arg("user", ticket.user.as_str())
-            .arg("source", ticket.source.as_str())
-            .arg("networks", ticket.networks.join(" "))
+            .arg("source", ticket.source.name.as_str())
+            .arg("networks", ticket.source.networks.join(" "))
             .text("running_limit", self.running_limit(ticket))
             .arg("model", ticket.model.as_str())
             .arg("session", ticket.session.as_str())
@@ -132,8 +132,8 @@ impl QueueStore {
             .call("jarvis_queue_restore_1", ticket.generation)
             .arg("host", host.0.as_str())
             .arg("user", ticket.user.as_str())
-            .arg("source", ticket.source.as_str())
-            .arg("networks", ticket.networks.join(" "))
+            .arg("source", ticket.source.name.as_str())
+            .arg("networks", ticket.source.networks.join(" "))
             .text("running_limit", self.running_limit(ticket))
             .arg("model", ticket.model.as_str())
             .arg("session", ticket.session.as_str())
@@ -202,15 +202,18 @@ impl QueueStore {
         Ok(all)
     }
 
-    /// Returns whether there is room for a ticket of this model.
+    /// Returns whether there is room for a ticket of this model and this source.
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn room(&self, model: &str) -> Result<Room, RedisError> {
+    pub async fn room(&self, model: &str, source: &TicketSource) -> Result<Room, RedisError> {
         let call = self
             .call_of_replica("jarvis_queue_room_1")
             .arg("model", model)
-            .text("waiting_limit", self.limits.waiting);
+            .arg("source", source.name.as_str())
+            .arg("networks", source.networks.join(" "))
+            .text("waiting_limit", self.limits.waiting)
+            .text("source_limit", self.limits.waiting_of_source);
         let reply: Vec<String> = self.redis.call(call).await?;
         match reply.as_slice() {
             [kind] if kind == "room" => Ok(Room::Some),

@@ -17,6 +17,15 @@ pub struct QueueLimits {
     pub running_of_address: usize,
 }
 
+/// The source of a ticket, whose share of the queue is bounded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TicketSource {
+    /// The signed-in user, or the address; empty where no share is bounded.
+    pub name: String,
+    /// The wider networks around an address, whose shares are bounded, too; the smallest first.
+    pub networks: Vec<String>,
+}
+
 /// A generation's request for a slot.
 #[derive(Clone, Debug)]
 pub struct Ticket {
@@ -25,10 +34,8 @@ pub struct Ticket {
     /// The user between whom and all others the slots are shared fairly: the signed-in user, the
     /// address, or the session where neither is known.
     pub user: String,
-    /// The source whose share of the queue is bounded; empty where no share is.
-    pub source: String,
-    /// The wider networks around the source, whose shares are bounded, too; the smallest first.
-    pub networks: Vec<String>,
+    /// The source.
+    pub source: TicketSource,
     /// Whether the source is an address, whose running tickets are bounded.
     pub is_of_address: bool,
     /// The model, with its model tag.

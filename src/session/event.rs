@@ -2,15 +2,23 @@
 //!
 //! An event is stored as one header line and one line of JSON, so that a function in Redis reads
 //! the header without decoding the JSON:
-//! `<number> <tag> <running generation or -> <its length> <kind> <generation or ->\n<json>`.
+//! `<number> <tag> <running generation or -> <its length> <kind> <generation, =, or ->\n<json>`. The
+//! generation is = where it is the running one.
+//!
+//! No text is stored twice: the event of an acceptance or of an end refers to the stored question or
+//! answer. It has `\n<content of the question>` or `\n<header of the answer>` behind it where it is
+//! published or read.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::cursor::Tag;
 use super::model::{
-    ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, Usage,
+    ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, Usage, rfc3339,
 };
+use super::stored_message::parse_header;
 
 /// A control event: everything that happens in a session except the pieces of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +31,7 @@ pub enum Control {
         /// The client's own identifier of the message.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
-        /// The text. It is the last field: `clear.lua` cuts it out of a stored event.
+        /// The text; empty where it was cleared.
         message: String,
     },
     /// The answer begins.
@@ -83,10 +91,62 @@ impl Control {
         }
     }
 
+    /// Returns the JSON of the event as it is stored, without the message that it refers to.
+    pub(super) fn stored(&self) -> String {
+        let json = match self {
+            Self::Accepted { timestamp, message_id, .. } => {
+                serde_json::to_string(&StoredAccepted {
+                    timestamp: timestamp.into(),
+                    message_id: message_id.as_deref().map(Into::into),
+                })
+            }
+            Self::Ended { .. } => return String::new(),
+            control => serde_json::to_string(control),
+        };
+        // This cannot fail: the types have no maps with keys other than text.
+        json.unwrap_or_default()
+    }
+
+    /// Parses an event of this kind from its stored JSON, and the message that it refers to.
+    fn parse(kind: &str, json: &str, message: &str) -> Result<Self, Unreadable> {
+        match kind {
+            "accepted" => {
+                let StoredAccepted { timestamp, message_id } =
+                    serde_json::from_str(json).map_err(|_| Unreadable)?;
+                Ok(Self::Accepted {
+                    timestamp: timestamp.into_owned(),
+                    message_id: message_id.map(Into::into),
+                    message: message.to_owned(),
+                })
+            }
+            "ended" => {
+                let answer = parse_header(message).ok_or(Unreadable)?;
+                Ok(Self::Ended {
+                    timestamp: rfc3339(&answer.timestamp),
+                    model: answer.model.ok_or(Unreadable)?,
+                    finish_reason: answer.finish_reason.ok_or(Unreadable)?,
+                    usage: answer.usage.ok_or(Unreadable)?,
+                    context: answer.context.ok_or(Unreadable)?,
+                    continued: answer.continued,
+                })
+            }
+            _ => serde_json::from_str(json).map_err(|_| Unreadable),
+        }
+    }
+
     /// Whether this event ends its generation.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::Cancelled {} | Self::Failed(_))
     }
+}
+
+/// The JSON of a stored [`Control::Accepted`].
+#[derive(Serialize, Deserialize)]
+struct StoredAccepted<'a> {
+    #[serde(rename = "t")]
+    timestamp: Cow<'a, str>,
+    #[serde(rename = "i", skip_serializing_if = "Option::is_none", default)]
+    message_id: Option<Cow<'a, str>>,
 }
 
 /// A control event with its position in the log.
@@ -171,26 +231,43 @@ impl Event {
         self.answer_position.filter(|(running, _)| complete && self.generation == Some(*running))
     }
 
-    /// Parses a stored event.
+    /// Parses a stored event, with the message that it refers to behind it.
     ///
     /// # Errors
     /// [`Unreadable`] where the entry is no event, or an event of a later version.
     pub fn parse(entry: &str) -> Result<Self, Unreadable> {
+        let (header, rest) = entry.split_once('\n').ok_or(Unreadable)?;
+        let (json, message) = rest.split_once('\n').unwrap_or((rest, ""));
+        Self::of_parts(header, json, message)
+    }
+
+    /// Parses a stored event, and the message that it refers to; empty where it refers to none.
+    ///
+    /// # Errors
+    /// As [`Event::parse`].
+    pub(super) fn parse_with(entry: &str, message: &str) -> Result<Self, Unreadable> {
         let (header, json) = entry.split_once('\n').ok_or(Unreadable)?;
+        Self::of_parts(header, json, message)
+    }
+
+    fn of_parts(header: &str, json: &str, message: &str) -> Result<Self, Unreadable> {
         let mut fields = header.split(' ');
         let mut field = || fields.next().ok_or(Unreadable);
         let number = field()?.parse().map_err(|_| Unreadable)?;
         let tag = field()?.parse().map_err(|_| Unreadable)?;
         let running = generation(field()?)?;
         let length = field()?.parse().map_err(|_| Unreadable)?;
-        let _kind = field()?;
-        let about = generation(field()?)?;
+        let kind = field()?;
+        let about = match field()? {
+            "=" => running,
+            id => generation(id)?,
+        };
         Ok(Self {
             number,
             tag,
             answer_position: running.map(|id| (id, length)),
             generation: about,
-            control: serde_json::from_str(json).map_err(|_| Unreadable)?,
+            control: Control::parse(kind, json, message)?,
         })
     }
 }

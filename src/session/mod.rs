@@ -11,6 +11,7 @@ pub mod model;
 pub mod reader;
 pub mod reasoning;
 pub mod store;
+pub mod stored_message;
 pub mod window;
 
 pub use cursor::{Cursor, Tag};

@@ -9,7 +9,8 @@
 --             bytes         that the session takes
 --             seconds       until the session expires; -1: never
 --             total_limit   bytes of all anonymous sessions
---             young         seconds after its last turn in which no session with an answer is removed
+--             young         seconds by which a session without an answer goes before the others of
+--                           its network
 -- Reply:      the sessions to remove
 --             the sessions to look for, which were listed long ago and never recorded
 -- Called by:  Budget::record
@@ -53,6 +54,6 @@ register {
       redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    return { sessions_to_remove(base, now, args.total_limit, args.young), unrecorded }
+    return { sessions_to_remove(base, args.total_limit), unrecorded }
   end,
 }

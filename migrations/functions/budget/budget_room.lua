@@ -9,10 +9,7 @@
 --                                           payer has recorded of it is about to be the payer's
 --             reserve_seconds               until the reservation of the bytes ends; 0 for none
 --             sessions_limit, bytes_limit   of one payer; 0 for none
---             total_limit                   bytes of all anonymous sessions, which is exceeded by a
---                                           tenth only where no session can be removed yet
---             young                         seconds after its last turn in which no session is
---                                           removed
+--             total_limit                   bytes of all anonymous sessions
 -- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
 --             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
 --             take as much as they may
@@ -26,7 +23,7 @@ register {
   flags = { 'allow-oom' },
   keys = { 'budget' },
   arguments = { 'session', 'payer', 'bytes', 'claim', 'reserve_seconds', 'sessions_limit',
-    'bytes_limit', 'total_limit', 'young' },
+    'bytes_limit', 'total_limit' },
   run = function(keys, args)
     local base, now = keys.budget, now_seconds()
     local unrecorded = forget_expired(base, now)
@@ -51,7 +48,7 @@ register {
       verdict = 'sessions'
     elseif bytes_limit > 0 and used + bytes >= bytes_limit then
       verdict = 'bytes'
-    elseif is_anonymous(payer) and bytes_over(base, args.total_limit * 1.1) >= 0 then
+    elseif is_anonymous(payer) and bytes_over(base, args.total_limit, REFUSE_SHARE) >= 0 then
       verdict = 'total'
     end
     if verdict == 'ok' and not is_anonymous(args.payer) then
@@ -61,6 +58,6 @@ register {
         reserve(base, args.session, args.payer, bytes, now + args.reserve_seconds)
       end
     end
-    return { verdict, listed, sessions_to_remove(base, now, args.total_limit, args.young), unrecorded }
+    return { verdict, listed, sessions_to_remove(base, args.total_limit), unrecorded }
   end,
 }

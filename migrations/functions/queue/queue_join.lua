@@ -76,12 +76,10 @@ register {
           local view = outlook(base, hosts, models, model, replica, now)
           return { 'full', promise_room(base, view, limit, now) }
         end
-        local share = tonumber(args.source_limit)
-        for _, network in ipairs(networks_of(args.source, args.networks)) do
-          if redis.call('ZCARD', base .. ':source:' .. network) >= share then
-            return { 'crowded', network_eta_ms(base, hosts, models, network, replica, now) }
-          end
-          share = 2 * share
+        local network = crowded_network(base, args.source, args.networks,
+          tonumber(args.source_limit))
+        if network then
+          return { 'crowded', network_eta_ms(base, hosts, models, network, replica, now) }
         end
       end
       local start = tonumber(args.start) or fair_start(base, hosts, args.user, model)

@@ -27,14 +27,13 @@ register {
     if fields[1] or redis.call('LINDEX', keys.waiting, 0) ~= entry then
       return 'waiting'
     end
-    local _, at = line(entry, 1)
-    local turn, header
-    turn, at = line(entry, at)
-    header, at = line(entry, at)
     redis.call('LPOP', keys.waiting)
+    local _, at = line(entry, 1)
+    local question = take_waiting_question(keys, args.generation)
+    local header, content_at = line(question, 1)
     make_running(keys, {
       generation = args.generation, fence = args.fence, replica = waiting[3],
-      turn = turn, header = header, content = string.sub(entry, at),
+      turn = string.sub(entry, at), header = header, content = string.sub(question, content_at),
     })
     return 'began'
   end,

@@ -29,11 +29,11 @@ register {
       redis.call('SET', ended_key(keys, requested), 'cancel', 'NX', 'EX', ENDED_SECONDS)
       return { 'none' }
     end
-    local fields = of_owner(keys, args.owner, 'generation', 'turn', 'writers', 'last_cancel')
+    local fields = of_owner(keys, args.owner, 'generation', 'writers', 'last_cancel')
     if not fields then
       return { 'absent' }
     end
-    local last = words(fields[4] or '')
+    local last = words(fields[3] or '')
     if last[1] == args.tag then
       -- A repeat after a lost reply.
       return { 'cancelled', last[2], last[3] }
@@ -44,8 +44,8 @@ register {
       return { 'cancelled', generation, state }
     end
     if fields[1] and (requested == '-' or requested == fields[1]) then
-      local model = cjson.encode(cjson.decode(fields[2]).model)
-      local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[3] }
+      local model = cjson.encode(cjson.decode(redis.call('HGET', keys.messages, 'turn')).model)
+      local fill = { GENERATION = fields[1], MODEL = model, WRITERS = fields[2] }
       push_event(keys, args.tag, 'cancelled', fields[1], args.event)
       close_running(keys, fields[1], (string.gsub(args.header, '%u%u%u%u%u+', fill)), 'cancel')
       return cancelled(fields[1], 'running')
@@ -61,6 +61,7 @@ register {
       return { 'none' }
     end
     redis.call('LREM', keys.waiting, 1, entry)
+    take_waiting_question(keys, header[1])
     release(keys, header[1], 'cancel')
     push_event(keys, args.tag, 'cancelled', header[1], args.event)
     return cancelled(header[1], 'waiting')

@@ -15,11 +15,11 @@
 -- Returns the reply for a claimed turn.
 
 local function claimed(keys, state, turn, question)
-  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages', 'continued',
-    'runner')
+  local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages')
   local continued, runner = '[]', ''
   if state == 'running' then
-    continued, runner = fields[5] or continued, fields[6] or runner
+    local noted = redis.call('HMGET', keys.messages, 'continued', 'runner')
+    continued, runner = noted[1] or continued, noted[2] or runner
   end
   local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, runner, question }
   for position = 0, tonumber(fields[4] or '0') - 1 do
@@ -36,7 +36,7 @@ register {
   arguments = { 'generation', 'replaced_fence', 'fence', 'replica', 'tag', 'event' },
   run = function(keys, args)
     local generation, fence, replica = args.generation, args.fence, args.replica
-    local found = session_fields(keys, 'generation', 'fence', 'turn')
+    local found = session_fields(keys, 'generation', 'fence')
     if found[1] == generation then
       if found[2] == args.replaced_fence then
         take(keys, generation, fence, replica, args.tag, args.event)
@@ -44,7 +44,8 @@ register {
         return { 'other' }
       end
       -- The question is the last message: none is added while a turn runs.
-      return claimed(keys, 'running', found[3], without_parent(message_at(keys, -1)))
+      return claimed(keys, 'running', redis.call('HGET', keys.messages, 'turn'),
+        without_parent(message_at(keys, -1)))
     end
     local entry, header = find_waiting(keys, generation)
     if not entry then
@@ -57,8 +58,7 @@ register {
       return { 'other' }
     end
     local _, at = line(entry, 1)
-    local turn
-    turn, at = line(entry, at)
-    return claimed(keys, 'waiting', turn, string.sub(entry, at))
+    return claimed(keys, 'waiting', string.sub(entry, at),
+      redis.call('HGET', keys.messages, generation))
   end,
 }

@@ -1,5 +1,5 @@
--- Clears the session's history and cancels its turns, or deletes the session. The log of a deleted
--- session stays for a while, without the text of its messages.
+-- Clears the session's history and cancels its turns, or deletes the session. The log stays, of a
+-- deleted session for a while; it has no text of its own.
 --
 -- Keys:       those of the session
 -- Arguments:  owner
@@ -18,24 +18,6 @@
 -- Reply:      <number of messages before, or -1 where there is nothing to clear>
 --             <time of the new epoch> and each generation that was cancelled
 -- Called by:  Store::clear
-
--- Removes the text of the messages from the accepted events before the last clear. The text is the
--- last field of the event, and a JSON string contains no bare quotation mark.
-local function redact_accepted(keys)
-  local list, cleared = redis.call('LRANGE', keys.events, 0, -1), false
-  for i = #list, 1, -1 do
-    local entry = list[i]
-    local header, at = line(entry, 1)
-    local kind = words(header)[5]
-    cleared = cleared or kind == 'cleared'
-    if cleared and kind == 'accepted' then
-      local _, before = string.find(entry, '"message":"', at, true)
-      local redacted = string.sub(entry, 1, before) .. '"}}'
-      redis.call('LSET', keys.events, i - 1, redacted)
-      redis.call('HINCRBY', keys.session, 'event_bytes', #redacted - #entry)
-    end
-  end
-end
 
 -- Returns the epoch that begins now.
 local function next_epoch(current, random)
@@ -106,9 +88,6 @@ register {
     end
     if epoch and epoch_time(fields[2]) > epoch_time(epoch) then
       -- A later clear was applied already.
-      if args.delete == '1' then
-        redact_accepted(keys)
-      end
       return { '-1' }
     end
     epoch = epoch or next_epoch(fields[2], args.new_epoch)
@@ -126,16 +105,16 @@ register {
       push_event(keys, args.cancel_tags[1 + i], 'cancelled', generation, args.cancel_event)
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
+    local title = redis.call('HGET', keys.messages, 'title')
     redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer)
     redis.call('HSET', keys.session, 'bytes', 0, 'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then
-      redact_accepted(keys)
       redis.call('HSET', keys.session, 'deleted', 1)
-      -- The title is the beginning of the first question.
-      redis.call('HDEL', keys.session, 'title', 'model')
+      redis.call('HDEL', keys.session, 'model')
       redis.call('EXPIRE', keys.session, args.tombstone_seconds)
       redis.call('EXPIRE', keys.events, args.tombstone_seconds)
     else
+      redis.call('HSET', keys.messages, 'title', title or '')
       keep(keys)
     end
     return reply

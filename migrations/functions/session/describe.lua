@@ -1,7 +1,7 @@
 -- Describes the session without its messages. Returns also whether a generation waits or runs in
 -- it.
 --
--- Keys:       session, path, open
+-- Keys:       session, messages, path, open
 -- Arguments:  owner
 --             generation   or - for none
 -- Reply:      absent
@@ -12,7 +12,7 @@ register {
   name = 'describe',
   version = 1,
   flags = { 'no-writes' },
-  keys = { 'session', 'path', 'open' },
+  keys = { 'session', 'messages', 'path', 'open' },
   arguments = { 'owner', 'generation' },
   run = function(keys, args)
     local reply = describe(keys, args.owner)

@@ -31,7 +31,9 @@ register {
       return { 'hole', tostring(length) }
     end
     for i = 1, #args.events, 3 do
-      push_event(keys, args.events[i], args.events[i + 1], args.generation, args.events[i + 2])
+      local kind = args.events[i + 1]
+      push_event(keys, args.events[i], kind, args.generation, args.events[i + 2],
+        kind == 'ended' and args.header or nil)
     end
     close_running(keys, args.generation, args.header, args.fence)
     redis.call('HSET', keys.session, 'updated', args.now)

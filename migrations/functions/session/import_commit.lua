@@ -27,9 +27,9 @@ register {
       return { 'incomplete', tostring(count) }
     end
     redis.call('HDEL', keys.session, 'deleted', 'importing', 'own_messages', 'unanswered')
-    redis.call('HSET', keys.session, 'title', args.title, 'model', args.model,
-      'created', args.created, 'updated', args.now, 'idle_seconds', 0,
-      'began', string.format('%.0f', now_us()))
+    redis.call('HSET', keys.messages, 'title', args.title)
+    redis.call('HSET', keys.session, 'model', args.model, 'created', args.created,
+      'updated', args.now, 'idle_seconds', 0, 'began', string.format('%.0f', now_us()))
     for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'events' }) do
       redis.call('PERSIST', keys[name])
     end

@@ -1,7 +1,7 @@
 -- Stores the continuations of the running answer, and the runner of its text from now on, for a
 -- replica that takes the turn over.
 --
--- Keys:       session
+-- Keys:       session, messages
 -- Arguments:  owner, generation, fence   of the writer
 --             continued                  all continuations so far, as JSON
 --             runner                     of the last one, or empty
@@ -11,12 +11,12 @@ register {
   name = 'note_continued',
   version = 1,
   flags = {},
-  keys = { 'session' },
+  keys = { 'session', 'messages' },
   arguments = { 'owner', 'generation', 'fence', 'continued', 'runner' },
   run = function(keys, args)
-    local fields = of_writer(keys, args, 'continued')
-    if fields and #(fields[3] or '') < #args.continued then
-      redis.call('HSET', keys.session, 'continued', args.continued, 'runner', args.runner)
+    if of_writer(keys, args)
+      and #(redis.call('HGET', keys.messages, 'continued') or '') < #args.continued then
+      redis.call('HSET', keys.messages, 'continued', args.continued, 'runner', args.runner)
     end
     return 'ok'
   end,

@@ -11,12 +11,14 @@
 -- Reply:      absent    the owner has no such session
 --             behind    the following events are no longer kept
 --             unknown   the position is of another history, or of one that a failover lost
---             ok <number> <tag> <running|-> <1 if there is more> <count of events>, the events, and
---             generation, offset and text of each answer
+--             ok <number> <tag> <running|-> <1 if there is more> <count of events>, each event and
+--             the message that it refers to, or empty, and generation, offset and text of each answer
 -- Called by:  Store::read, Store::answer_so_far
 
 -- The number of events that are read from the log at a time.
 local CHUNK = 8
+-- An offset behind the content of every message.
+local NO_CONTENT = 1073741824
 
 register {
   name = 'read',
@@ -61,7 +63,7 @@ register {
       return { 'unknown' }
     end
     local room = tonumber(args.bytes)
-    local answers, added = {}, {}
+    local answers, added, headers = {}, {}, {}
     -- Answers without a stored text: true where it is needed. One that a later event cancelled, and
     -- whose text a clear then removed, is empty.
     local missing, cancelled = {}, {}
@@ -74,7 +76,7 @@ register {
       if id == running then
         bytes = redis.call('GETRANGE', keys.answer, from, -1)
       else
-        bytes = ended_answer(keys, id, from)
+        headers[id], bytes = find_message(keys, id, from)
       end
       if bytes then
         added[id] = true
@@ -110,11 +112,21 @@ register {
         chunk = redis.call('LRANGE', keys.events, index, index + CHUNK - 1)
         event = table.remove(chunk, 1)
       end
-      local header = words(line(event, 1))
+      local header = event_header(event)
       local kind, about = header[5], header[6]
-      room = room - #event
-      if room < 0 and #events > 0 then
-        is_full = true
+      local message = ''
+      if not is_full then
+        if kind == 'accepted' then
+          message = question_content(keys, about)
+        elseif kind == 'ended' then
+          message = headers[about] or find_message(keys, about, NO_CONTENT)
+          if not message then
+            -- The answer was cleared.
+            return { 'behind' }
+          end
+        end
+        room = room - #event - #message
+        is_full = room < 0 and #events > 0
       end
       if is_full and next(missing) == nil then
         break
@@ -124,6 +136,7 @@ register {
           add_answer(about, about == generation and held or 0, kind == 'started')
         end
         events[#events + 1] = event
+        events[#events + 1] = message
       end
       follow(kind, about)
     end
@@ -136,7 +149,7 @@ register {
         return { 'behind' }
       end
     end
-    local reply = { 'ok', tostring(number), tag, running, more, tostring(#events) }
+    local reply = { 'ok', tostring(number), tag, running, more, tostring(#events / 2) }
     for _, event in ipairs(events) do
       reply[#reply + 1] = event
     end

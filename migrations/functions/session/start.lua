@@ -25,7 +25,10 @@ register {
       redis.call('HSET', keys.session, 'started', fields[4] .. ' ' .. fields[5])
       push_event(keys, args.tag, 'started', args.generation, args.event)
     end
-    redis.call('HSET', keys.session, 'revision', args.tag, 'runner', args.runner)
+    redis.call('HSET', keys.session, 'revision', args.tag)
+    if args.runner ~= '' then
+      redis.call('HSET', keys.messages, 'runner', args.runner)
+    end
     return { 'ok' }
   end,
 }

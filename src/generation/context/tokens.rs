@@ -11,8 +11,20 @@ pub(super) const BYTES_PER_TOKEN: f64 = 3.0;
 pub(super) const COUNTED_BYTES_PER_TOKEN: std::ops::RangeInclusive<f64> = 0.5..=8.0;
 /// An estimate from a count is multiplied by this.
 pub(super) const CAUTION: f64 = 1.1;
+/// Characters of one, two and more bytes in a token, at most, on average over a text: more than in
+/// any text but repetitions of one sign.
+const MOST_PER_TOKEN: [usize; 3] = [16, 4, 3];
 /// Tokens that a chat template puts around one message.
 const TOKENS_AROUND_MESSAGE: f64 = 8.0;
+
+/// Returns the least number of tokens that a text has.
+pub(super) fn least_tokens(text: &str) -> usize {
+    let mut characters = [0; 3];
+    for character in text.chars() {
+        characters[character.len_utf8().min(3) - 1] += 1;
+    }
+    characters.iter().zip(MOST_PER_TOKEN).map(|(count, most)| count / most).sum()
+}
 
 /// Estimates tokens from what the host counted in this conversation, because only the host knows
 /// the model's tokenizer.

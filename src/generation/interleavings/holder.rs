@@ -56,6 +56,9 @@ impl Holder {
             generation_id: Some(turn.generation),
             model: Some(turn.spec.model.clone()),
             status: Some(Status::Complete),
+            finish_reason: Some(FinishReason::Stop),
+            usage: Some(Usage::default()),
+            context: Some(ContextReport::default()),
             ..message(Role::Assistant, now)
         };
         let ended = Control::Ended {

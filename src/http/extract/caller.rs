@@ -41,6 +41,11 @@ impl<S: Sync> FromRequestParts<S> for Identity {
 pub struct TrustedProxies(pub Arc<[IpNet]>);
 
 impl TrustedProxies {
+    /// Returns whether this is the address of a trusted proxy.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
     /// Returns the address of the client: the connection's, or, where that is a trusted proxy's, the
     /// nearest address in X-Forwarded-For that is no trusted proxy's. An entry that is no address
     /// ends the search.
@@ -50,7 +55,7 @@ impl TrustedProxies {
         // Each proxy appends the address that connected to it. What stands to the left of the first
         // address that is not trusted is the client's own claim.
         for hop in values.flat_map(|value| value.to_str().unwrap_or("?").rsplit(',')) {
-            if !self.0.iter().any(|network| network.contains(&address)) {
+            if !self.has(address) {
                 break;
             }
             match hop.trim() {

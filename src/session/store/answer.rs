@@ -8,6 +8,7 @@ use crate::redis::Call;
 use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{Continuation, Message, Runner, rfc3339};
+use crate::session::stored_message;
 
 /// The reply to a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +113,8 @@ impl Store {
         runner: Option<&Runner>,
     ) -> Result<(), StoreError> {
         let keys = SessionKeys::of(turn.session);
-        let call = of_writer(keys.call_with("jarvis_note_continued_1", &["session"]), turn);
+        let call =
+            of_writer(keys.call_with("jarvis_note_continued_1", &["session", "messages"]), turn);
         let call = call.arg("continued", json(&continued));
         Ok(self.redis.call(call.arg("runner", runner.map_or("", Runner::as_str))).await?)
     }
@@ -130,13 +132,14 @@ impl Store {
         header: &Message,
         events: &[(Tag, Control)],
     ) -> Result<Written, StoreError> {
+        let header = Message { id: turn.generation.0, ..header.clone() };
         let events = events.iter().flat_map(|(tag, event)| {
-            [Value::from(tag.to_string()), event.kind().into(), json(event).into()]
+            [Value::from(tag.to_string()), event.kind().into(), event.stored().into()]
         });
         let call = of_writer(SessionKeys::of(turn.session).call("jarvis_finish_1"), turn)
             .text("revision", revision)
             .text("length", length)
-            .arg("header", json(&Message { id: turn.generation.0, ..header.clone() }))
+            .arg("header", stored_message::header(&header))
             .arg("now", rfc3339(&header.timestamp))
             .rest("events", events);
         written(&self.redis.call_replicated::<Vec<String>>(call).await?)

@@ -13,6 +13,7 @@ use crate::session::event::Control;
 use crate::session::model::{
     FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, rfc3339,
 };
+use crate::session::stored_message;
 
 /// How long the counters of a deleted session are kept, so that its cursors are not used again.
 pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
@@ -49,17 +50,21 @@ impl Cancellation {
     /// the oldest that waits.
     pub fn new(owner: &Owner, session: SessionId, generation: Option<GenerationId>) -> Self {
         let message = message(Role::Assistant, Utc::now());
-        // The id of an answer is that of its generation.
-        let (id, placeholder) = (format!(r#""{}""#, message.id), r#""GENERATION""#);
-        let header = json(&Message {
+        let (id, model, writers) = (message.id, "MODEL", 0);
+        let header = stored_message::header(&Message {
+            generation_id: Some(GenerationId(id)),
+            model: Some(model.to_owned()),
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),
+            writers: Some(writers),
             ..message
         });
-        let header = header.replacen(&id, placeholder, 1);
-        // The function fills in these three. No other part of the header has capitals.
-        let fields = r#"{"generation_id":"GENERATION","model":MODEL,"writers":WRITERS,"#;
-        let header = header.replacen('{', fields, 1);
+        // The function fills in these three. No other part of the header has so many capitals. The id
+        // of an answer is that of its generation.
+        let header = header
+            .replacen(&id.to_string(), "GENERATION", 1)
+            .replacen(r#""MODEL""#, model, 1)
+            .replacen(r#""w":0"#, r#""w":WRITERS"#, 1);
         Self { owner: owner.clone(), session, generation, header, tag: Tag::random(), again: false }
     }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use fred::prelude::Value;
 
+use super::StoreError;
 use super::history::parse_message;
-use super::{StoreError, json};
 use crate::session::model::{Message, Role};
 use crate::session::reasoning::Shape;
+use crate::session::stored_message;
 
 /// The messages before a turn's question, which the turn brings in place of a stored history. They
 /// become the first messages of a new session, which is not listed and expires an hour after its
@@ -63,13 +64,12 @@ impl OwnConversation {
     /// Returns the messages as Redis stores them, without their parents.
     pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
         self.0.iter().map(|message| {
-            let header =
-                Message { content: String::new(), thinking: None, ..Message::clone(message) };
+            let header = stored_message::header(message);
             let before = match message.role {
                 Role::Assistant => Shape::Plain.before_answer("", &message.content),
                 Role::System | Role::User | Role::Tool => "",
             };
-            format!("{}\n{before}{}", json(&header), message.content).into()
+            format!("{header}\n{before}{}", message.content).into()
         })
     }
 

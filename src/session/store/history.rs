@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
-use crate::session::reasoning::Shape;
+use crate::session::stored_message;
 
 /// The largest size of the messages in one reply, in bytes. Only a single larger message exceeds
 /// it.
@@ -47,7 +47,7 @@ impl Store {
         title: &str,
     ) -> Result<(), StoreError> {
         let call = SessionKeys::of(session)
-            .call_with("jarvis_retitle_1", &["session"])
+            .call_with("jarvis_retitle_1", &["session", "messages"])
             .arg("owner", owner.key())
             .arg("title", title)
             .arg("now", rfc3339(&Utc::now()));
@@ -104,7 +104,7 @@ impl Store {
         generation: String,
     ) -> Result<Vec<String>, StoreError> {
         let call = SessionKeys::of(session)
-            .call_with("jarvis_describe_1", &["session", "path", "open"])
+            .call_with("jarvis_describe_1", &["session", "messages", "path", "open"])
             .arg("owner", owner.key())
             .arg("generation", generation);
         Ok(self.redis.call_readonly(call).await?)
@@ -328,18 +328,7 @@ fn parse_stored_message(entry: &str) -> Result<Message, StoreError> {
     parse_message(message)
 }
 
-/// Parses a message without the number of its parent: a line of JSON, and the content.
+/// Parses a message without the number of its parent.
 pub(super) fn parse_message(entry: &str) -> Result<Message, StoreError> {
-    let (header, content) = entry.split_once('\n').ok_or_else(|| unexpected("message"))?;
-    let mut message: Message =
-        serde_json::from_str(header).map_err(|_| unexpected("message header"))?;
-    match message.role {
-        Role::System | Role::User | Role::Tool => content.clone_into(&mut message.content),
-        Role::Assistant => {
-            let shape = Shape::of(content);
-            shape.answer(content).clone_into(&mut message.content);
-            message.thinking = shape.reasoning(content).map(str::to_owned);
-        }
-    }
-    Ok(message)
+    stored_message::parse(entry).ok_or_else(|| unexpected("message"))
 }

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{SessionKeys, Store, StoreError, field, json, unexpected};
+use super::{SessionKeys, Store, StoreError, field, unexpected};
 use crate::session::model::{Message, Owner, Role, SessionId, rfc3339};
-use crate::session::reasoning;
+use crate::session::{reasoning, stored_message};
 
 /// Bytes of the messages of one batch; only a single larger message exceeds it.
 const BATCH_BYTES: usize = 256 << 10;
@@ -35,8 +35,7 @@ impl ImportedSession {
             Role::Assistant => reasoning::joined(message.thinking.as_deref(), &message.content)?,
             Role::System | Role::User | Role::Tool => message.content.clone(),
         };
-        let header = Message { content: String::new(), thinking: None, ..message.clone() };
-        Some(format!("{}\n{content}", json(&header)))
+        Some(format!("{}\n{content}", stored_message::header(message)))
     }
 
     /// Returns the messages from this one on that go with one call.

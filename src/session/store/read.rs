@@ -9,7 +9,7 @@ use crate::session::window::{AnswerText, Window};
 
 /// The largest size of events and answers in one read, in bytes, so that no call blocks Redis for
 /// long. Only a single larger event exceeds it.
-const READ_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 512 << 10;
 
 /// The result of a read.
 #[derive(Debug)]
@@ -98,11 +98,13 @@ fn window(reply: Vec<String>) -> Result<ReadOutcome, StoreError> {
     let more = reply.get(4).is_some_and(|flag| flag == "1");
     let count: usize = field(&reply, 5)?;
     let mut rest = reply.into_iter().skip(6);
-    let events = rest
-        .by_ref()
-        .take(count)
-        .map(|entry| Event::parse(&entry).map_err(|_| unexpected("event")))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut events = Vec::new();
+    for _ in 0..count {
+        let (Some(entry), Some(message)) = (rest.next(), rest.next()) else {
+            return Err(unexpected("read"));
+        };
+        events.push(Event::parse_with(&entry, &message).map_err(|_| unexpected("event"))?);
+    }
     let mut answers = Vec::new();
     while let (Some(id), Some(from), Some(text)) = (rest.next(), rest.next(), rest.next()) {
         let generation = id.parse().map_err(|_| unexpected("generation"))?;

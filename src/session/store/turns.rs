@@ -18,6 +18,7 @@ use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{
     Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
+use crate::session::stored_message;
 
 /// How long an idempotency key is remembered.
 const KEY_SECONDS: u64 = 24 * 60 * 60;
@@ -97,8 +98,8 @@ impl Turn {
         &self.accepted.question
     }
 
-    /// Returns the bytes of text that the turn keeps: the question, in its message and in the event
-    /// of its acceptance, the request's other texts, and the conversation that came with it.
+    /// Returns the bytes of text that the turn keeps: the question, the request's other texts, and
+    /// the conversation that came with it.
     pub fn bytes(&self) -> usize {
         let Accepted { question, header, event, conversation, .. } = &*self.accepted;
         let TurnSpec { model, system, stop, message_id, source, .. } = &self.spec;
@@ -151,7 +152,7 @@ impl Accepted {
         let at = rfc3339(&message.timestamp);
         Ok(Self {
             header: question.lines().next().unwrap_or_default().to_owned(),
-            event: accepted_event(&message.content, &at, spec, conversation.as_ref()),
+            event: accepted_event(&at, spec),
             question: message,
             tag: Tag::of_acceptance(generation),
             at,
@@ -199,17 +200,20 @@ impl Proposal {
     /// Creates the proposal of a turn at the current time.
     pub fn new(owner: &Owner, session: SessionId, new: &NewTurn) -> Self {
         let now = Utc::now();
-        let question =
-            Message { user_id: Some(owner.user_id().to_owned()), ..message(Role::User, now) };
-        let at = rfc3339(&now);
         let generation = match &new.key {
             Some(key) => generation_of(session, key, now),
             None => GenerationId::random(),
         };
+        let question = Message {
+            id: question_of(generation),
+            user_id: Some(owner.user_id().to_owned()),
+            ..message(Role::User, now)
+        };
+        let at = rfc3339(&now);
         let accepted = Accepted {
-            header: json(&question),
+            header: stored_message::header(&question),
             question: Message { content: new.content.clone(), ..question },
-            event: accepted_event(&new.content, &at, &new.spec, new.conversation.as_ref()),
+            event: accepted_event(&at, &new.spec),
             tag: Tag::of_acceptance(generation),
             at,
             key: new.key.clone(),
@@ -476,20 +480,16 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
     GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
 }
 
-/// Returns the event of an acceptance. Where the turn brings its own conversation, the question is
-/// left out of the event: such a conversation is stored once only.
-pub(super) fn accepted_event(
-    content: &str,
-    at: &str,
-    spec: &TurnSpec,
-    conversation: Option<&OwnConversation>,
-) -> String {
-    let message = if conversation.is_some() { String::new() } else { content.to_owned() };
-    json(&Control::Accepted {
-        timestamp: at.to_owned(),
-        message_id: spec.message_id.clone(),
-        message,
-    })
+/// Returns the id of a generation's question: that of the generation with its last bit flipped, so
+/// that the event of its acceptance finds it.
+fn question_of(generation: GenerationId) -> Uuid {
+    Uuid::from_u128(generation.0.as_u128() ^ 1)
+}
+
+/// Returns the event of an acceptance as it is stored, without the question.
+fn accepted_event(at: &str, spec: &TurnSpec) -> String {
+    let (timestamp, message_id) = (at.to_owned(), spec.message_id.clone());
+    Control::Accepted { timestamp, message_id, message: String::new() }.stored()
 }
 
 fn title(content: &str) -> String {

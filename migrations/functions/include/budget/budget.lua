@@ -151,28 +151,49 @@ local function deletion_owner(base, deletion)
   end
 end
 
--- Returns the bytes that all anonymous sessions take beyond the limit.
-local function bytes_over(base, limit)
-  return tonumber(redis.call('GET', base .. ':total') or '0') - tonumber(limit)
+-- The shares of the limit of all anonymous sessions beyond which sessions are removed, and beyond
+-- which nothing more is stored. The rest of it is for turns that run or wait, which are recorded at
+-- their end, and for what Redis takes beside them, so that its memory grows by less than the limit.
+local REMOVE_SHARE = 0.75
+local REFUSE_SHARE = 0.9
+
+-- Returns the bytes that all anonymous sessions take beyond this share of the limit.
+local function bytes_over(base, limit, share)
+  return tonumber(redis.call('GET', base .. ':total') or '0') - share * tonumber(limit)
 end
 
--- Returns sessions to remove, so that all anonymous ones take no more than the limit: the ones that
--- were used least recently, of the networks that take most. Answers of the last `young` seconds
--- stay.
-local function sessions_to_remove(base, now, limit, young)
-  local over, remove = bytes_over(base, limit), {}
+-- Returns sessions to remove where all anonymous ones take too much. Each is, when the ones before it
+-- are gone, the one that was used least recently of the network that takes most, however long ago
+-- that was: so a network that takes more than others has no share in their room.
+local function sessions_to_remove(base, limit)
+  local over, remove = bytes_over(base, limit, REMOVE_SHARE), {}
   if over <= 0 then
     return remove
   end
-  for _, payer in ipairs(redis.call('ZRANGE', base .. ':anonymous', 0, NETWORKS_AT_ONCE - 1, 'REV')) do
-    local oldest = redis.call('ZRANGEBYSCORE', base .. ':payer:' .. payer, '-inf', now - young,
-      'LIMIT', 0, SESSIONS_AT_ONCE)
-    for _, session in ipairs(oldest) do
-      if over <= 0 or #remove >= SESSIONS_AT_ONCE then
-        return remove
+  local flat = redis.call('ZRANGE', base .. ':anonymous', 0, NETWORKS_AT_ONCE - 1, 'REV', 'WITHSCORES')
+  local networks = {}
+  for i = 1, #flat, 2 do
+    networks[#networks + 1] = { payer = flat[i], bytes = tonumber(flat[i + 1]), next = 1 }
+  end
+  while over > 0 and #remove < SESSIONS_AT_ONCE do
+    local largest
+    for _, network in ipairs(networks) do
+      if not largest or network.bytes > largest.bytes then
+        largest = network
       end
+    end
+    if not largest or largest.bytes <= 0 then
+      return remove
+    end
+    largest.sessions = largest.sessions
+      or redis.call('ZRANGE', base .. ':payer:' .. largest.payer, 0, SESSIONS_AT_ONCE - 1)
+    local session = largest.sessions[largest.next]
+    if session then
+      local bytes = recorded(base, session) or 0
       remove[#remove + 1] = session
-      over = over - (recorded(base, session) or 0)
+      largest.next, largest.bytes, over = largest.next + 1, largest.bytes - bytes, over - bytes
+    else
+      largest.bytes = 0
     end
   end
   return remove

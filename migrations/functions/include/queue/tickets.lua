@@ -90,6 +90,17 @@ local function networks_of(source, wider)
   return networks
 end
 
+-- Returns the first of these networks that has as many waiting tickets as it may, or nil. Each wider
+-- network may have twice as many as the one before it.
+local function crowded_network(base, source, wider, share)
+  for _, network in ipairs(networks_of(source, wider)) do
+    if redis.call('ZCARD', base .. ':source:' .. network) >= share then
+      return network
+    end
+    share = 2 * share
+  end
+end
+
 -- Counts a ticket as active where the active tickets of its source are bounded.
 local function activate(base, ticket)
   if (tonumber(ticket.running_limit) or 0) > 0 then

@@ -1,4 +1,8 @@
 -- The log of a session's control events.
+--
+-- An event with a message refers to it, so that no text is stored twice: `accepted` to the question
+-- of its generation, and `ended` to the answer. Whoever publishes or reads such an event puts the
+-- message behind it: the content of the question, and the header of the answer.
 
 -- The largest number and size of the events that are kept.
 
@@ -26,16 +30,25 @@ local function summed_tag(previous, tag)
   return string.format('1%06x%06x', high % 16777216, low % 16777216)
 end
 
--- Appends a control event to the log, and publishes it with the stored tag of the event before it.
--- Returns its number.
-local function push_event(keys, own_tag, kind, generation, json)
+-- Returns the words of a stored event's header, with the name of its generation in full.
+local function event_header(entry)
+  local header = words(line(entry, 1))
+  if header[6] == '=' then
+    header[6] = header[3]
+  end
+  return header
+end
+
+-- Appends a control event to the log, and publishes it with the stored tag of the event before it,
+-- and with its message where it has one. Returns its number.
+local function push_event(keys, own_tag, kind, generation, json, message)
   local previous = redis.call('HGET', keys.session, 'tag') or '0'
   local tag = summed_tag(previous, own_tag)
   local running = redis.call('HGET', keys.session, 'generation') or '-'
   local length = running == '-' and 0 or redis.call('STRLEN', keys.answer)
   local number = redis.call('HINCRBY', keys.session, 'events', 1)
   local entry = number .. ' ' .. tag .. ' ' .. running .. ' ' .. length .. ' ' .. kind .. ' '
-    .. generation .. '\n' .. json
+    .. (generation == running and '=' or generation) .. '\n' .. json
   local kept = redis.call('RPUSH', keys.events, entry)
   local bytes = redis.call('HINCRBY', keys.session, 'event_bytes', #entry)
   while kept > 1 and (kept > EVENTS_KEPT or bytes > EVENT_BYTES_KEPT) do
@@ -43,7 +56,8 @@ local function push_event(keys, own_tag, kind, generation, json)
     kept = kept - 1
   end
   redis.call('HSET', keys.session, 'tag', tag)
-  redis.call('SPUBLISH', keys.session, 'e' .. previous .. ' ' .. entry)
+  redis.call('SPUBLISH', keys.session,
+    'e' .. previous .. ' ' .. entry .. (message and '\n' .. message or ''))
   return number
 end
 
@@ -52,7 +66,7 @@ end
 local function accepted_after(keys, generation)
   local list = redis.call('LRANGE', keys.events, 0, -1)
   for i = #list, 1, -1 do
-    local header = words(line(list[i], 1))
+    local header = event_header(list[i])
     if header[5] == 'accepted' and header[6] == generation then
       local number = tonumber(header[1]) - 1
       if number == 0 then

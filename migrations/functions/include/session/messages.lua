@@ -14,8 +14,29 @@ local function push_message(keys, header, content)
   local entry = parent .. ' ' .. header .. '\n' .. content
   redis.call('HSET', keys.messages, number, entry)
   redis.call('RPUSH', keys.path, number .. ' ' .. #entry)
-  redis.call('HSET', keys.index, string.match(header, '"id":"([%x-]+)"'), number)
+  redis.call('HSET', keys.index, string.match(header, '"i":"([%x-]+)"'), number)
   redis.call('HINCRBY', keys.session, 'bytes', #entry)
+end
+
+-- Returns the id of a generation's question: that of the generation with its last bit flipped.
+local function question_of(generation)
+  local last = tonumber(string.sub(generation, -1), 16)
+  return string.sub(generation, 1, -2) .. string.format('%x', last + 1 - 2 * (last % 2))
+end
+
+-- Stores the question of a turn that waits.
+local function put_waiting_question(keys, generation, header, content)
+  local question = header .. '\n' .. content
+  redis.call('HSET', keys.messages, generation, question)
+  redis.call('HINCRBY', keys.session, 'bytes', #question)
+end
+
+-- Removes the question of a turn that no longer waits, and returns it.
+local function take_waiting_question(keys, generation)
+  local question = redis.call('HGET', keys.messages, generation)
+  redis.call('HDEL', keys.messages, generation)
+  redis.call('HINCRBY', keys.session, 'bytes', -#question)
+  return question
 end
 
 -- Returns a message without the number of its parent: <json header>\n<content>.
@@ -46,12 +67,24 @@ local function position_of(keys, number)
   end
 end
 
--- Returns the stored answer of an ended generation from an offset on, or nil where there is none.
-local function ended_answer(keys, generation, from)
-  local number = redis.call('HGET', keys.index, generation)
-  if not number then
-    return nil
+-- Returns the header of the message with this id, and its content from an offset on; nil where there is
+-- none. A large text is copied once only.
+local function find_message(keys, id, from)
+  local number = redis.call('HGET', keys.index, id)
+  if number then
+    local entry = redis.call('HGET', keys.messages, number)
+    local at = string.find(entry, '\n', 1, true)
+    return string.sub(entry, string.find(entry, ' ', 1, true) + 1, at - 1),
+      string.sub(entry, at + 1 + from)
   end
-  local entry = redis.call('HGET', keys.messages, number)
-  return string.sub(entry, string.find(entry, '\n', 1, true) + 1 + from)
+end
+
+-- Returns the content of a generation's question, while it waits, too; empty where it was cleared.
+local function question_content(keys, generation)
+  local _, content = find_message(keys, question_of(generation), 0)
+  if content then
+    return content
+  end
+  local waiting = redis.call('HGET', keys.messages, generation)
+  return waiting and string.sub(waiting, string.find(waiting, '\n', 1, true) + 1) or ''
 end

@@ -1,36 +1,40 @@
 -- A session: its keys, its owner, its expiry.
 --
 -- Keys, all in the slot of the session's bucket:
---   session      hash, and the name of the session's channel:
---                owner, title, model, created, updated, epoch
+--   session      hash, and the name of the session's channel. It has short fields only, so that
+--                Redis keeps it in its compact form:
+--                owner, model, created, updated, epoch
 --                began (when Redis created it, in microseconds; 0 where it was restored)
 --                deleted (1 while the log of a deleted session is kept)
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
---                last_message (number), bytes (of all messages)
+--                last_message (number), bytes (of all messages and waiting questions)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
 --                unanswered (1 until a message has the text of an answer: until then, a session
 --                that expires at all expires within minutes)
 --                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
---                of the running turn: generation, fence, replica, turn (json), writers, started
---                (number and tag of the event before it began), revision, continued (json: the
---                continuations of its answer), runner (<host> <digest> of the model that wrote
---                its text last; empty where unknown)
+--                of the running turn: generation, fence, replica, writers, started (number and tag
+--                of the event before it began), revision
 --                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
 --                closed (the last generation whose request to the model host was closed)
 --                transferred (the tag of the event by which the session, anonymous until then,
 --                became a user's; only in such a session, and in one that may have been such)
 --   messages     hash: number → <number of the parent, or 0> <json header>\n<content>
+--                title
+--                of the running turn: turn (json), continued (json: the continuations of its
+--                answer), runner (<host> <digest> of the model that wrote its text last; none where
+--                unknown)
+--                of each waiting turn: generation → <json header of the question>\n<content>
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.
---   index        hash: id of a message → its number. The id of an answer is its generation's.
+--   index        hash: id of a message → its number. The id of an answer is its generation's, and
+--                that of a question is its generation's with the last bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
---                <generation> <fence> <replica> <number of its accepted event>\n<turn json>\n
---                <json header of the question>\n<its content>
+--                <generation> <fence> <replica> <number of its accepted event>\n<turn json>
 --   events       list: the last events, each
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
---                <generation|->\n<json>
+--                <generation, = where it is the running one, or ->\n<json>
 --   answer       string: the answer of the running turn so far
 --   open         hash of the bucket: '<session> <generation>' → '<replica> <fence>'
 --   ended        prefix of the key <ended>:<generation>, which holds what ended that generation
@@ -116,12 +120,12 @@ end
 
 -- Returns the description of the session without its messages.
 local function describe(keys, owner)
-  local fields = owned(keys, owner, 'title', 'model', 'created', 'updated', 'generation', 'closed',
-    'epoch')
+  local fields = owned(keys, owner, 'model', 'created', 'updated', 'generation', 'closed', 'epoch')
   if not fields then
     return { 'absent' }
   end
   local count = redis.call('LLEN', keys.path)
-  return { 'ok', fields[1], fields[2], fields[3], fields[4], tostring(count), fields[5] or '-',
-    fields[6] or '-', fields[7] }
+  local title = redis.call('HGET', keys.messages, 'title')
+  return { 'ok', title or '', fields[1], fields[2], fields[3], tostring(count), fields[4] or '-',
+    fields[5] or '-', fields[6] }
 end

@@ -63,14 +63,16 @@ local function make_running(keys, accepted)
   push_message(keys, accepted.header, accepted.content)
   redis.call('UNLINK', keys.answer)
   redis.call('HSET', keys.session, 'generation', accepted.generation, 'fence', accepted.fence,
-    'replica', accepted.replica, 'turn', accepted.turn, 'writers', 1)
-  redis.call('HDEL', keys.session, 'started', 'revision', 'continued', 'runner')
+    'replica', accepted.replica, 'writers', 1)
+  redis.call('HDEL', keys.session, 'started', 'revision')
+  redis.call('HSET', keys.messages, 'turn', accepted.turn)
+  redis.call('HDEL', keys.messages, 'continued', 'runner')
 end
 
 -- Removes the running turn and its answer.
 local function forget_running(keys)
-  redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'turn', 'writers', 'started',
-    'revision', 'continued', 'runner')
+  redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'writers', 'started', 'revision')
+  redis.call('HDEL', keys.messages, 'turn', 'continued', 'runner')
   redis.call('UNLINK', keys.answer)
 end
 
@@ -116,10 +118,11 @@ local function admit(keys, args, found, epoch, begins, number)
     if found.transferred then
       owner, idle_seconds = found.owner, 0
     end
-    redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'title', args.title,
-      'epoch', epoch, 'idle_seconds', idle_seconds, 'unanswered', 1,
+    redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
+      'idle_seconds', idle_seconds, 'unanswered', 1,
       -- A session that is restored is from before.
       'began', number and '0' or string.format('%.0f', now_us()))
+    redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
     if args.transfer_tag and owner ~= ANONYMOUS then
       -- A failover lost the whole session of a user. It may have been transferred, and turns from
@@ -138,13 +141,15 @@ local function admit(keys, args, found, epoch, begins, number)
       args.key_seconds)
   end
   hold(keys, args.generation, args.replica, args.fence)
-  local written = push_event(keys, args.tag, 'accepted', args.generation, args.event)
+  local written = push_event(keys, args.tag, 'accepted', args.generation, args.event,
+    args.content)
   if begins then
     make_running(keys, args)
   else
     number = number or written
     local entry = args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number
-      .. '\n' .. args.turn .. '\n' .. args.header .. '\n' .. args.content
+      .. '\n' .. args.turn
+    put_waiting_question(keys, args.generation, args.header, args.content)
     insert_waiting(keys, entry, number)
   end
   keep(keys)

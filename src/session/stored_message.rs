@@ -1,0 +1,192 @@
+//! Messages as they are stored: a header in one line of JSON, and the text, which Redis never decodes.
+//!
+//! The fields of the header have names of one letter, because each session of each stranger has
+//! such headers.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::model::{
+    ContextReport, Continuation, Failure, FinishReason, GenerationId, Message, Role, Status, Usage,
+    timestamp,
+};
+use super::reasoning::Shape;
+
+/// The header of a stored message.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    /// The id comes first: `push_message` finds it by its name.
+    #[serde(rename = "i")]
+    id: Uuid,
+    #[serde(rename = "r")]
+    role: Role,
+    #[serde(rename = "t", with = "timestamp")]
+    timestamp: DateTime<Utc>,
+    #[serde(rename = "u", skip_serializing_if = "Option::is_none", default)]
+    user_id: Option<String>,
+    #[serde(rename = "g", skip_serializing_if = "Option::is_none", default)]
+    generation: Option<OfGeneration>,
+    #[serde(rename = "m", skip_serializing_if = "Option::is_none", default)]
+    model: Option<String>,
+    #[serde(rename = "s", skip_serializing_if = "Option::is_none", default)]
+    status: Option<Status>,
+    #[serde(rename = "f", skip_serializing_if = "Option::is_none", default)]
+    finish_reason: Option<FinishReason>,
+    /// Tokens of the prompt and of the answer.
+    #[serde(rename = "k", skip_serializing_if = "Option::is_none", default)]
+    usage: Option<(u64, u64)>,
+    /// Messages sent and dropped, tokens of the prompt, and the context window.
+    #[serde(rename = "x", skip_serializing_if = "Option::is_none", default)]
+    context: Option<(u64, u64, u64, u64)>,
+    #[serde(rename = "e", skip_serializing_if = "Option::is_none", default)]
+    error: Option<Failure>,
+    #[serde(rename = "w", skip_serializing_if = "Option::is_none", default)]
+    writers: Option<u32>,
+    #[serde(rename = "c", skip_serializing_if = "Vec::is_empty", default)]
+    continued: Vec<Continuation>,
+}
+
+/// The generation that made an answer.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OfGeneration {
+    /// The one with the id of the answer.
+    Same(u8),
+    Other(GenerationId),
+}
+
+/// Returns the header of a message as it is stored.
+pub fn header(message: &Message) -> String {
+    let generation = message.generation_id.map(|generation| {
+        if generation.0 == message.id {
+            OfGeneration::Same(1)
+        } else {
+            OfGeneration::Other(generation)
+        }
+    });
+    let header = Header {
+        id: message.id,
+        role: message.role,
+        timestamp: message.timestamp,
+        user_id: message.user_id.clone(),
+        generation,
+        model: message.model.clone(),
+        status: message.status,
+        finish_reason: message.finish_reason,
+        usage: message.usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens)),
+        context: message.context.map(|context| {
+            let ContextReport { messages_sent, messages_dropped, prompt_tokens, num_ctx } = context;
+            (messages_sent, messages_dropped, prompt_tokens, num_ctx)
+        }),
+        error: message.error.clone(),
+        writers: message.writers,
+        continued: message.continued.clone(),
+    };
+    // This cannot fail: the types have no maps with keys other than text.
+    serde_json::to_string(&header).unwrap_or_default()
+}
+
+/// Parses the header of a stored message; none where this version does not write such a header.
+pub fn parse_header(header: &str) -> Option<Message> {
+    let header: Header = serde_json::from_str(header).ok()?;
+    Some(Message {
+        id: header.id,
+        role: header.role,
+        content: String::new(),
+        thinking: None,
+        timestamp: header.timestamp,
+        user_id: header.user_id,
+        generation_id: header.generation.map(|generation| match generation {
+            OfGeneration::Same(_) => GenerationId(header.id),
+            OfGeneration::Other(id) => id,
+        }),
+        model: header.model,
+        status: header.status,
+        finish_reason: header.finish_reason,
+        usage: header
+            .usage
+            .map(|(prompt_tokens, completion_tokens)| Usage { prompt_tokens, completion_tokens }),
+        context: header.context.map(|(messages_sent, messages_dropped, prompt_tokens, num_ctx)| {
+            ContextReport { messages_sent, messages_dropped, prompt_tokens, num_ctx }
+        }),
+        error: header.error,
+        writers: header.writers,
+        continued: header.continued,
+    })
+}
+
+/// Parses a stored message: its header, a line break, and its text, which begins with the reasoning
+/// where there is one. Returns none where this version does not write such a message.
+pub fn parse(entry: &str) -> Option<Message> {
+    let (header, content) = entry.split_once('\n')?;
+    let mut message = parse_header(header)?;
+    match message.role {
+        Role::System | Role::User | Role::Tool => content.clone_into(&mut message.content),
+        Role::Assistant => {
+            let shape = Shape::of(content);
+            shape.answer(content).clone_into(&mut message.content);
+            message.thinking = shape.reasoning(content).map(str::to_owned);
+        }
+    }
+    Some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::model::ContinuedHow;
+
+    #[test]
+    fn a_header_reads_back_as_it_was_written() {
+        let id = Uuid::new_v4();
+        let question = Message {
+            id,
+            role: Role::User,
+            content: String::new(),
+            thinking: None,
+            timestamp: "2026-11-26T10:00:00.123456Z".parse().expect("a time"),
+            user_id: Some("alice".to_owned()),
+            generation_id: None,
+            model: None,
+            status: None,
+            finish_reason: None,
+            usage: None,
+            context: None,
+            error: None,
+            writers: None,
+            continued: Vec::new(),
+        };
+        let answer = Message {
+            role: Role::Assistant,
+            user_id: None,
+            generation_id: Some(GenerationId(id)),
+            model: Some("m".to_owned()),
+            status: Some(Status::Complete),
+            finish_reason: Some(FinishReason::Length),
+            usage: Some(Usage { prompt_tokens: 1, completion_tokens: 2 }),
+            context: Some(ContextReport {
+                messages_sent: 3,
+                messages_dropped: 4,
+                prompt_tokens: 5,
+                num_ctx: 6,
+            }),
+            writers: Some(7),
+            continued: vec![Continuation { how: ContinuedHow::Exact, why: "w".to_owned() }],
+            ..question.clone()
+        };
+        let failed = Message {
+            generation_id: Some(GenerationId(Uuid::new_v4())),
+            error: Some(Failure {
+                code: "internal".to_owned(),
+                message: "m".to_owned(),
+                retryable: true,
+                retry_after: Some(3),
+            }),
+            ..answer.clone()
+        };
+        for message in [question, answer, failed] {
+            assert_eq!(parse_header(&header(&message)), Some(message));
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What sessions and requests leave in Redis, in bytes.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::iter;
+use jarvis::session::store::{
+    Acceptance, Begin, CancelReply, Cancellation, NewTurn, Proposal, SessionLimits, Turn,
+};
+use jarvis::session::{Owner, SessionId, Store};
+use serde_json::{Value, json};
+use support::client::{http, send, until_ok};
+use support::eventually;
+use support::process::{LIMIT, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use support::setup::setup;
+use support::store::{connect, turn_spec};
+use uuid::Uuid;
+
+/// Bytes of all keys whose names hold this text.
+fn bytes_of(redis: &RedisServer, text: &str) -> u64 {
+    let sum = "local sum = 0 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
+               sum = sum + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') end return sum";
+    let pattern = format!("*{text}*");
+    redis.cli(&["EVAL", sum, "0", &pattern]).trim().parse().expect("a number")
+}
+
+#[tokio::test]
+async fn a_session_of_one_turn_of_20_tokens_takes_at_most_2500_bytes_of_redis() {
+    let world = setup("1000", &[]).await;
+    let session = Uuid::new_v4().to_string();
+    let message = "[[tokens=20]] Tell me something about the sea.";
+    let body = json!({"message": message, "session_id": session});
+    let reply = send(http().post(format!("{}/api/v1/chat/", world.replica.url)).json(&body)).await;
+    assert_eq!((reply.status, &reply.body["usage"]["completion_tokens"]), (200, &json!(20)));
+    let bytes = bytes_of(&world.redis, &format!("s:{session}"));
+    assert!((500..=2500).contains(&bytes), "{bytes} bytes");
+    let history = format!("{}/api/v1/chat/sessions/{session}", world.replica.url);
+    let history = send(http().get(history)).await;
+    assert_eq!(history.body["messages"][0]["content"], message);
+    assert_eq!(history.body["messages"][1]["content"], reply.body["response"]);
+}
+
+async fn accept(store: &Store, session: SessionId, text: &str) -> (Arc<Turn>, bool) {
+    let new =
+        NewTurn { spec: turn_spec("m"), content: text.to_owned(), conversation: None, key: None };
+    match store.accept(&Proposal::new(&Owner::Anonymous, session, &new)).await.expect("Redis") {
+        Acceptance::New { turn, began, .. } => (turn, began),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_question_is_stored_once_while_its_turn_waits_and_when_it_runs() {
+    const LONG: u64 = 300_000;
+    let redis = RedisServer::start();
+    let store = Store::new(connect(&redis.url()).await, "r".to_owned(), SessionLimits::default());
+    let session = SessionId::random();
+    let stored = || bytes_of(&redis, &session.to_string());
+    let measured = async || store.measure(session).await.expect("Redis").expect("a session").bytes;
+    let (first, began) = accept(&store, session, &"a".repeat(LONG as usize)).await;
+    assert!(began);
+    let near = |bytes: u64, times: u64| (times * LONG..times * LONG + LONG / 3).contains(&bytes);
+    assert!(near(stored(), 1), "{}", stored());
+    let (waiting, began) = accept(&store, session, &"b".repeat(LONG as usize)).await;
+    assert!(!began);
+    assert!(near(stored(), 2), "{}", stored());
+    assert!(near(measured().await, 2), "a waiting question counts for the budget");
+    let cancelled = Cancellation::new(&Owner::Anonymous, session, Some(first.generation));
+    let cancelled = store.cancel(&cancelled).await.expect("Redis");
+    assert_eq!(cancelled, CancelReply::Running(first.generation));
+    assert_eq!(store.begin(&waiting).await.expect("Redis"), Begin::Began);
+    assert!(near(stored(), 2), "{}", stored());
+    assert!(near(measured().await, 2));
+    // A turn that is cancelled while it waits takes its question with it.
+    let (third, _) = accept(&store, session, &"c".repeat(LONG as usize)).await;
+    assert!(near(stored(), 3), "{}", stored());
+    let cancelled = Cancellation::new(&Owner::Anonymous, session, Some(third.generation));
+    let cancelled = store.cancel(&cancelled).await.expect("Redis");
+    assert_eq!(cancelled, CancelReply::Waiting(third.generation));
+    assert!(near(stored(), 2), "{}", stored());
+    assert!(near(measured().await, 2));
+}
+
+/// Keys of Redis, and the bytes that it uses. Keys of limits are left out of the first: each address
+/// has a few, which expire.
+fn kept(redis: &RedisServer) -> (usize, i64) {
+    let keys = redis.cli(&["KEYS", "*"]);
+    let keys = keys.lines().filter(|key| !key.contains("{limits:")).count();
+    let used = redis.cli(&["INFO", "memory"]);
+    let used = used.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    (keys, used.and_then(|bytes| bytes.trim().parse().ok()).expect("a number"))
+}
+
+#[tokio::test]
+async fn a_thousand_refused_requests_leave_nothing_in_redis() {
+    const REFUSED: usize = 1000;
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "1000", "--model-ctx", "4096"]);
+    let settings = [
+        ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
+        ("JARVIS_OLLAMA_SLOTS", "1"),
+        ("JARVIS_QUEUE_SHARE", "2"),
+        ("JARVIS_ADDRESS_TURNS_PER_MINUTE", "100000"),
+        ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "100000"),
+        ("JARVIS_ADDRESS_SESSIONS_PER_DAY", "300"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let url = format!("{}/api/v1/chat/", replica.url);
+    let ask = async |address: &str, body: Value| {
+        let request = http().post(&url).header("x-forwarded-for", address);
+        let reply = send(request.json(&body)).await;
+        (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
+    };
+    // The first turn tells the replica what the model allows.
+    assert_eq!(ask("192.0.2.9", json!({"message": "[[tokens=1]] hello"})).await.0, 200);
+    // One turn holds the only slot, two of another address wait, and a third address has begun as many
+    // sessions as it may.
+    let hold = async |address: &str, message: &str| {
+        let body = json!({"message": message, "stream": true});
+        let request = http().post(&url).header("x-forwarded-for", address).json(&body);
+        let response = request.send().await.expect("a response");
+        assert_eq!(response.status(), 200);
+        response
+    };
+    let _running = hold("192.0.2.1", "[[tokens=3000 rate=1]] on and on").await;
+    let _waiting = [
+        hold("192.0.2.2", "[[tokens=1]] hello").await,
+        hold("192.0.2.2", "[[tokens=1]] hello").await,
+    ];
+    let too_long = "字".repeat(32_000);
+    let too_large = " ".repeat(600 << 10);
+    let refuse = async |number: usize| match number % 4 {
+        0 => ask("192.0.2.3", json!({"message": too_large})).await,
+        1 => ask("192.0.2.3", json!({"message": too_long})).await,
+        2 => ask("192.0.2.2", json!({"message": "[[tokens=1]] too many of one address"})).await,
+        _ => ask("192.0.2.3", json!({"message": "no", "model": "nobody-has-it"})).await,
+    };
+    let expected = [
+        (413, "body_too_large"),
+        (413, "context_too_long"),
+        (503, "queue_full"),
+        (404, "model_not_found"),
+    ];
+    let crowded = async || refuse(2).await == (503, "queue_full".to_owned());
+    assert!(eventually(LIMIT, crowded).await, "the share of an address has no end");
+    for (number, (status, code)) in expected.iter().enumerate() {
+        assert_eq!(refuse(number).await, (*status, (*code).to_owned()));
+    }
+    let before = kept(&redis);
+    let refused = iter(0..REFUSED).map(async |number| (number, refuse(number).await));
+    let refused: Vec<_> = refused.buffer_unordered(16).collect().await;
+    for (number, (status, code)) in refused {
+        let expected = expected[number % 4];
+        assert_eq!((status, code.as_str()), expected);
+    }
+    let after = kept(&redis);
+    assert_eq!(after.0, before.0, "{}", redis.cli(&["KEYS", "*"]));
+    let grown = after.1 - before.1;
+    assert!(grown < 100 * REFUSED as i64, "{grown} bytes more");
+}
