@@ -29,7 +29,9 @@ pub fn check(folder: &Path) -> anyhow::Result<Outcome> {
     let next = folder.join("next-jarvis");
     step("next", || {
         build_next(&folder.join("next"), &next)?;
-        Ok(format!("a jarvis that calls {FUNCTION}_2, and knows nothing of {FUNCTION}_1 but its text"))
+        Ok(format!(
+            "a jarvis that calls {FUNCTION}_2, and knows nothing of {FUNCTION}_1 but its text"
+        ))
     })?;
     let report = folder.join("upgrade.json");
     let roll = run(paths::release("loadgen"), ["roll", "--rounds", ROUNDS, "--sessions", SESSIONS])
@@ -40,7 +42,8 @@ pub fn check(folder: &Path) -> anyhow::Result<Outcome> {
         .env("PATH", search_path());
     let ok = roll.shown()? == 0;
     let report: Value = serde_json::from_str(&fs::read_to_string(report)?)?;
-    let text = format!("{} replicas replaced, {} turns", report["replaced"], report["clients"]["turns"]);
+    let text =
+        format!("{} replicas replaced, {} turns", report["replaced"], report["clients"]["turns"]);
     Ok(Outcome { ok, text })
 }
 
