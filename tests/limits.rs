@@ -413,8 +413,7 @@ async fn a_turn_that_came_back_by_itself_is_not_given_back_once_more() {
     for admission in turns.into_iter().rev().flatten() {
         admission.turn.expect("a permit").give_back().await;
     }
-    let used = used(&limits.usage(&user).await, LimitKind::UserTurns);
-    assert_eq!(used, 0);
+    assert_eq!(used(&limits.usage(&user).await, LimitKind::UserTurns), 0);
 }
 
 /// Takes the hold of a socket.
