@@ -79,7 +79,12 @@ impl Server {
         };
         let queue = QueueStore::new(redis.clone(), replica.clone(), queue_limits);
         let membership = MembershipStore::new(redis.clone(), replica.clone());
-        let store = Store::new(redis.clone(), replica, SessionLimits::default());
+        let session_limits = SessionLimits {
+            anonymous_idle_seconds: settings.storage.anonymous_ttl.as_secs(),
+            user_idle_seconds: settings.storage.session_ttl.map_or(0, |ttl| ttl.as_secs()),
+            ..SessionLimits::default()
+        };
+        let store = Store::new(redis.clone(), replica, session_limits);
         let feeds = Feeds::start(&redis, store.clone())?;
         let limits = RateLimits::start(&redis, membership.clone(), settings.limits.clone());
         let fleet = Fleet::new(fleet_config(&settings.hosts))?;

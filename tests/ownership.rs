@@ -402,3 +402,39 @@ async fn a_claim_of_a_session_that_is_the_caller_s_already_reads_it_once() {
     assert_eq!((again.0, reads), (200, 1), "{:?}", again.3);
     assert!(!again.3.iter().any(|function| function == "jarvis_transfer_1"), "{:?}", again.3);
 }
+
+#[tokio::test]
+async fn how_long_a_session_is_kept_is_a_setting_that_its_next_turn_applies() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let of = |session_ttl| {
+        let settings = [
+            ("JARVIS_JWT_SECRET", SECRET),
+            ("JARVIS_ANONYMOUS_TTL", "3d"),
+            ("JARVIS_SESSION_TTL", session_ttl),
+        ];
+        jarvis(&redis.url(), &ollama.url, &settings)
+    };
+    let (some, none) = (of("200d"), of(""));
+    for replica in [&some, &none] {
+        until_ok(replica, "/health/ready").await;
+    }
+    let (alices, anonymous) = (id(), id());
+    let days = |session: &str| {
+        let key = channel(session.parse().expect("a session"));
+        let left = ["", ":messages", ":path", ":index", ":events"]
+            .map(|name| redis.cli(&["TTL", &format!("{key}{name}")]).trim().to_owned());
+        assert!(left.iter().all(|seconds| seconds.len() == left[0].len()), "{left:?}");
+        (left[0].parse::<i64>().expect("seconds") + 86_399) / 86_400
+    };
+    assert_eq!(chat(&some, &anonymous, "[[tokens=3]] hi", "").await.status, 200);
+    assert_eq!(days(&anonymous), 3);
+    for (replica, kept) in [(&none, 0), (&some, 200), (&none, 0)] {
+        assert_eq!(chat(replica, &alices, "[[tokens=3]] hi", "alice").await.status, 200);
+        assert_eq!(days(&alices), kept);
+    }
+    // An anonymous session that becomes a user's is kept as such, too.
+    assert_eq!(claim(&some, &anonymous, "alice").await.status, 200);
+    assert_eq!(chat(&some, &anonymous, "[[tokens=3]] hi", "alice").await.status, 200);
+    assert_eq!(days(&anonymous), 200);
+}

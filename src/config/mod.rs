@@ -377,6 +377,7 @@ mod tests {
                 (flag, _) if flag.ends_with("-file") => continue,
                 ("--redis-acknowledgements", _) => "1".to_owned(),
                 ("--preload", _) => "tinyllama".to_owned(),
+                ("--session-ttl", _) => "90d".to_owned(),
                 ("--allowed-origins", _) => "https://a.example".to_owned(),
                 ("--allowed-hosts", _) => "a.example".to_owned(),
                 ("--trusted-proxies", _) => "10.0.0.0/8".to_owned(),

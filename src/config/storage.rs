@@ -1,8 +1,10 @@
 //! Bounds of what is stored.
 
+use std::time::Duration;
+
 use clap::Args;
 
-use super::values::trimmed;
+use super::values::{lifetime, trimmed};
 
 /// The storage budgets.
 #[derive(Clone, Debug, Args)]
@@ -23,4 +25,14 @@ pub struct StorageSettings {
     #[arg(long, env = "JARVIS_ANONYMOUS_MIB", value_name = "MIB", default_value_t = 1024)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub anonymous_mib: u32,
+
+    /// How long a session of a signed-in user is kept after its last turn, as in 90d; empty: for
+    /// ever. A session gets another value with its next turn
+    #[arg(long, env = "JARVIS_SESSION_TTL", value_name = "TIME", value_parser = lifetime)]
+    pub session_ttl: Option<Duration>,
+
+    /// How long a session is kept whose caller is not signed in, after its last turn
+    #[arg(long, env = "JARVIS_ANONYMOUS_TTL", value_name = "TIME", default_value = "30d")]
+    #[arg(value_parser = lifetime)]
+    pub anonymous_ttl: Duration,
 }

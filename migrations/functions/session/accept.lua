@@ -9,7 +9,8 @@
 --             tag, event                   of the accepted event
 --             title                        of a session that begins with this turn
 --             model, now                   the model and the time of this turn
---             idle_seconds                 of a session that begins with this turn
+--             idle_seconds                 the session expires after this time without a turn; 0: never.
+--                                          One that brought its own conversation keeps what it has
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
 --             request_digest, key_seconds  the value of the idempotency key, and its expiry
 --             own_conversation             1 where the turn brings the messages before it, in place
@@ -37,7 +38,7 @@ register {
   run = function(keys, args)
     local generation = args.generation
     local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'bytes', 'events', 'tag',
-      'epoch', 'importing')
+      'epoch', 'importing', 'own_messages', 'idle_seconds')
     local found = { owner = fields[1], deleted = fields[2], generation = fields[3] }
     if found.owner and found.owner ~= args.owner then
       return { 'absent' }
@@ -75,6 +76,9 @@ register {
     end
     local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
     local epoch = fields[7] or FIRST_EPOCH
+    if found.owner and not found.deleted and not fields[9] then
+      change_expiry(keys, fields[10], args.idle_seconds)
+    end
     admit(keys, args, found, epoch, begins)
     return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
   end,

@@ -47,6 +47,8 @@ pub struct SessionLimits {
     pub session_bytes: u64,
     /// Seconds that an idle anonymous session is kept.
     pub anonymous_idle_seconds: u64,
+    /// Seconds that an idle session of a user is kept; 0 for ever.
+    pub user_idle_seconds: u64,
     /// Seconds, from the end of the last turn, that a session is kept whose first turn brought its
     /// own conversation.
     pub own_conversation_idle_seconds: u64,
@@ -58,6 +60,7 @@ impl Default for SessionLimits {
             waiting_turns: 8,
             session_bytes: 64 << 20,
             anonymous_idle_seconds: 30 * 24 * 60 * 60,
+            user_idle_seconds: 0,
             own_conversation_idle_seconds: 60 * 60,
         }
     }
@@ -151,7 +154,7 @@ impl Store {
         match owner {
             _ if own_conversation => self.limits.own_conversation_idle_seconds,
             Owner::Anonymous => self.limits.anonymous_idle_seconds,
-            Owner::User(_) => 0,
+            Owner::User(_) => self.limits.user_idle_seconds,
         }
     }
 }

@@ -95,6 +95,20 @@ local function owned_before(keys, owner, ...)
   return fields
 end
 
+-- Changes after which time without a turn the session expires: the setting may be another one since
+-- the session began, and the session may have become a user's.
+local function change_expiry(keys, before, idle_seconds)
+  if before == idle_seconds then
+    return
+  end
+  redis.call('HSET', keys.session, 'idle_seconds', idle_seconds)
+  if idle_seconds == '0' then
+    for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
+      redis.call('PERSIST', keys[name])
+    end
+  end
+end
+
 -- Extends the expiry of the session, if it has one.
 local function keep(keys)
   local fields = session_fields(keys, 'idle_seconds', 'generation', 'unanswered')
