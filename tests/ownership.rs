@@ -12,7 +12,7 @@ use support::metrics::{metrics, settled_copies, until_metric_line};
 use support::owned::{
     CHAT, Fleet, SESSIONS, ask, chat, claim, expected, id, listed, messages_until, open, read,
 };
-use support::process::{LIMIT, jarvis};
+use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisServer};
 use support::redis_time::begin_timing;
 use support::tokens::{SECRET, token};
