@@ -538,7 +538,7 @@ async fn an_import_of_a_session_that_is_larger_than_a_session_may_be_is_refused(
     let fleet = Fleet::on(&redis.url(), 1, "500").await;
     // As stored, each message has a header: fewer bytes than an import may have are more than a
     // session may.
-    let message = json!({"type": "message", "role": "user", "content": "x".repeat(560)});
+    let message = json!({"type": "message", "role": "user", "content": "x".repeat(620)});
     let line = format!("{message}\n");
     let mut body = as_text(&[json!({"type": "export", "version": 1}), json!({"type": "session"})]);
     body.push_str(&line.repeat(99_000));
