@@ -30,7 +30,7 @@ stop:     ## stop what `make run` or `make cluster` started
 test:     ## formatting, lints, licences, manifests and all tests (FILTER=part of a name)
 	$(DEV) test $(if $(FILTER),--filter $(FILTER))
 
-verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica, and a minute of each fuzz target
+verify:   ## what takes longer than `make test`: other people's clients, from PyPI and npm, against a replica, a real fault for each alert, and a minute of each fuzz target
 	$(DEV) verify
 
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)
