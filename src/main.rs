@@ -117,8 +117,16 @@ async fn serve(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
             "every user can read a secret file; remove that permission (chmod o-r)"
         );
     }
-    let server = Server::bind(settings, telemetry::metrics()?)?;
+    let metrics = if settings.telemetry.records_metrics() {
+        telemetry::metrics()?
+    } else {
+        telemetry::no_metrics()?
+    };
+    let server = Server::bind(settings, metrics, telemetry.log_filter())?;
     println!("listening on http://{}", server.address());
+    if let Some(address) = server.admin_address()? {
+        println!("operators: http://{address}");
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = async move {
         tokio::select! {

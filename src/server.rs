@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::bulk_permits::BulkPermits;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::SocketPermits;
-use crate::api::{self, ApiSettings, AppState};
+use crate::api::{self, ApiSettings, AppState, Shared};
 use crate::budget::StorageLimits;
 use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, StorageSettings};
 use crate::generation::{self, GenerationSettings, Generations};
@@ -34,10 +34,13 @@ use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
 use crate::sign_in::{Secret, SignIn};
 use crate::source::SourceKey;
+use crate::telemetry::LogFilter;
 use crate::{source_key, telemetry};
 
 /// How long the handover of turns may take after the drain.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
+/// Connections of operators at a time, who are few.
+const ADMIN_CONNECTIONS: usize = 64;
 /// How long connections may take to close at the end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -45,6 +48,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    /// The listener for operators, and the names that its Host header may have.
+    admin: Option<(TcpListener, AllowLists)>,
     pub(crate) state: AppState,
     conditions: Conditions,
     drain_timeout: Duration,
@@ -60,13 +65,20 @@ impl Server {
     ///
     /// # Errors
     /// Where the port is taken or an address is not usable.
-    pub fn bind(settings: &Settings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+    pub fn bind(
+        settings: &Settings,
+        metrics: PrometheusHandle,
+        log_filter: LogFilter,
+    ) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let descriptors = descriptors::raise_limit();
-        let listen = settings.http.listen;
-        let listener =
-            listener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+        let listener = listen(settings.http.listen)?;
         let address = listener.local_addr()?;
+        let admin = settings.http.admin_listen.map(listen).transpose()?;
+        let admin = admin.map(|listener| {
+            let hosts = settings.http.admin_hosts();
+            (listener, AllowLists { origins: Vec::new(), hosts })
+        });
         let lifecycle = Lifecycle::default();
         let redis = Redis::connect_in(&redis_options(&settings.redis), lifecycle.clone())?;
         let replica = uuid::Uuid::new_v4().to_string();
@@ -129,12 +141,14 @@ impl Server {
             unfinished_messages: MessageBudget::default(),
             source_key,
             metrics,
+            log_filter,
         };
         let drain_timeout = settings.replica.drain_timeout;
         let address_connections = settings.http.address_connections as usize;
         Ok(Self {
             listener,
             address,
+            admin,
             state,
             conditions,
             drain_timeout,
@@ -146,6 +160,14 @@ impl Server {
     /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Returns the address of the listener for operators, where there is one.
+    ///
+    /// # Errors
+    /// Where the system does not tell it.
+    pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
     }
 
     /// Returns the life of this process.
@@ -165,6 +187,7 @@ impl Server {
     ) -> anyhow::Result<()> {
         let Self {
             listener,
+            admin,
             state,
             conditions,
             drain_timeout,
@@ -173,22 +196,38 @@ impl Server {
             ..
         } = self;
         let AppState { generations, lifecycle, sockets, .. } = state.clone();
-        let upkeep = telemetry::upkeep(state.metrics.clone());
+        let shared: Shared = Arc::new(state);
+        let upkeep = telemetry::upkeep(shared.metrics.clone());
         lifecycle.spawn("upkeep of metrics", async move {
             upkeep.await;
             TaskEnd::Done
         });
         let limits = ClientLimits {
-            read: state.settings.read_timeout,
-            heartbeat: state.settings.heartbeat,
+            read: shared.settings.read_timeout,
+            heartbeat: shared.settings.heartbeat,
             connections: descriptors::connections_that_fit(descriptors),
             probes: descriptors::probes_that_fit(descriptors),
-            http_2: state.settings.http_2,
+            http_2: shared.settings.http_2,
         };
-        let room = state.room.clone();
-        let of_addresses =
-            AddressConnections::new(address_connections, state.settings.trusted_proxies.clone());
-        let router = api::router(state);
+        let room = shared.room.clone();
+        let proxies = &shared.settings.trusted_proxies;
+        if let Some((listener, lists)) = admin {
+            let router = api::admin::router(Arc::clone(&shared), lists);
+            let limits = ClientLimits {
+                connections: ADMIN_CONNECTIONS,
+                probes: ADMIN_CONNECTIONS,
+                http_2: false,
+                ..limits
+            };
+            // Whoever scrapes is one address, or a few.
+            let of_addresses = AddressConnections::new(ADMIN_CONNECTIONS, proxies.clone());
+            let room = room.clone();
+            let serving =
+                listener::serve(listener, router, room, limits, of_addresses, lifecycle.clone());
+            lifecycle.spawn("admin listener", serving);
+        }
+        let of_addresses = AddressConnections::new(address_connections, proxies.clone());
+        let router = api::router(&shared);
         let serving =
             listener::serve(listener, router, room, limits, of_addresses, lifecycle.clone());
         let serving = lifecycle.spawn("http listener", serving);
@@ -231,6 +270,14 @@ impl Server {
         tracing::info!("stopped");
         lifecycle.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// Where the port is taken.
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listener::bind(address).with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Returns the options of a connection to Redis.
@@ -278,6 +325,7 @@ fn api_settings(settings: &Settings) -> ApiSettings {
         heartbeat: http.heartbeat,
         read_timeout: http.read_timeout,
         http_2: http.http_2,
+        has_admin_listener: http.admin_listen.is_some(),
         metrics_token: http.metrics_token().map(ExpectedToken::new),
         auth_grace: settings.sign_in.auth_grace,
         trusted_proxies: TrustedProxies(http.trusted_proxies().into()),

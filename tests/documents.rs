@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -12,6 +12,7 @@ const DOCUMENTS: [&str; 14] = [
     "SECURITY.md",
     "docs/HARDENING.md",
     "docs/LIMITS.md",
+    "docs/METRICS.md",
     "docs/OPERATIONS.md",
     "docs/PROMISES.md",
     "docs/PROOF.md",
@@ -90,7 +91,9 @@ fn every_test_that_a_document_names_is_there() {
                 && quote
                     .chars()
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c))
-                && !quote.starts_with("jarvis_");
+                && !quote.starts_with("jarvis_")
+                && !quote.starts_with("gen_ai_")
+                && !quote.starts_with("process_");
             if is_name {
                 checked += 1;
                 assert!(matches_one(quote, &names), "{document} names a test {quote}");

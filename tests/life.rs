@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jarvis::Server;
 use jarvis::config::{Cli, Command};
 use jarvis::lifecycle::{Lifecycle, Phase};
+use jarvis::telemetry::LogFilter;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 use support::client::{http, server_sent};
@@ -39,7 +40,7 @@ impl Life {
         let cli = Cli::from_arguments(&arguments).expect("arguments");
         let Command::Serve(settings) = cli.command else { panic!("another command") };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let server = Server::bind(&settings, metrics).expect("a server");
+        let server = Server::bind(&settings, metrics, LogFilter::of_silence()).expect("a server");
         let url = format!("http://{}", server.address());
         let lifecycle = server.lifecycle().clone();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -27,10 +27,10 @@ use utoipa_axum::routes;
 use crate::http::middleware::LimitLayer;
 use crate::http::{middleware, problem};
 
-/// Returns the router of all routes, each with and without a trailing slash.
-pub fn router(state: AppState) -> Router {
-    let shared: Shared = Arc::new(state);
-    let (routes, mut openapi) = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
+/// Returns the router of all routes, each with and without a trailing slash. Where operators have a
+/// listener of their own, their routes are there alone.
+pub fn router(shared: &Shared) -> Router {
+    let mut routes = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::rename, native::sessions::delete))
         .routes(routes!(native::sessions::cancel))
@@ -44,13 +44,15 @@ pub fn router(state: AppState) -> Router {
         .routes(routes!(native::usage::usage))
         .routes(routes!(admin::health::chat_health))
         .routes(routes!(admin::health::health))
-        .routes(routes!(admin::health::detailed))
         .routes(routes!(admin::health::live))
         .routes(routes!(admin::health::ready))
-        .routes(routes!(admin::health::metrics))
         .routes(routes!(admin::health::root))
-        .routes(routes!(native::websocket::upgrade))
-        .split_for_parts();
+        .routes(routes!(native::websocket::upgrade));
+    if !shared.settings.has_admin_listener {
+        routes =
+            routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
+    }
+    let (routes, mut openapi) = routes.split_for_parts();
     admin::docs::describe_sign_in(&mut openapi);
     admin::docs::describe_limits(&mut openapi);
     // Made once: however many clients do not read it, its bytes are held once.
@@ -65,7 +67,7 @@ pub fn router(state: AppState) -> Router {
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::wrong_method)
-        .with_state(Arc::clone(&shared));
+        .with_state(Arc::clone(shared));
     let lists = Arc::clone(&shared.settings.allow_lists);
     let sign_in = Arc::clone(&shared.sign_in);
     let limits = LimitLayer {

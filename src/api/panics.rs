@@ -23,6 +23,7 @@ use crate::http::listener;
 use crate::http::middleware::panics::catch;
 use crate::http::room::ByteRoom;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::telemetry::LogFilter;
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// The message that makes the handling of its socket panic, in unit tests only.
@@ -111,7 +112,7 @@ async fn a_socket_that_panics_is_closed_and_leaves_nothing_behind() {
     let cli = Cli::from_arguments(&arguments).expect("arguments");
     let Command::Serve(settings) = cli.command else { panic!("another command") };
     let metrics = PrometheusBuilder::new().build_recorder().handle();
-    let server = Server::bind(&settings, metrics).expect("a server");
+    let server = Server::bind(&settings, metrics, LogFilter::of_silence()).expect("a server");
     let (address, lifecycle) = (server.address(), server.lifecycle().clone());
     let sockets = server.state.sockets.clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

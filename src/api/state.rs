@@ -25,6 +25,7 @@ use crate::readiness::Readiness;
 use crate::session::{Feeds, Store};
 use crate::sign_in::SignIn;
 use crate::source::{Source, SourceKey};
+use crate::telemetry::LogFilter;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -60,6 +61,8 @@ pub struct AppState {
     pub source_key: SourceKey,
     /// The renderer of the metrics.
     pub metrics: PrometheusHandle,
+    /// The filter of log lines.
+    pub log_filter: LogFilter,
 }
 
 /// The state, as handlers extract it.
@@ -85,6 +88,8 @@ pub struct ApiSettings {
     pub read_timeout: Duration,
     /// Whether clients may use HTTP/2.
     pub http_2: bool,
+    /// Whether operators have a listener of their own.
+    pub has_admin_listener: bool,
     /// The token that `/metrics` needs; none where anybody may read it.
     pub metrics_token: Option<ExpectedToken>,
     /// How long a WebSocket or an event stream stays open after its token has expired.
@@ -110,6 +115,7 @@ impl Default for ApiSettings {
             heartbeat: Duration::from_secs(20),
             read_timeout: Duration::from_secs(90),
             http_2: false,
+            has_admin_listener: false,
             metrics_token: None,
             auth_grace: Duration::from_secs(30),
             trusted_proxies: TrustedProxies::default(),

@@ -23,6 +23,11 @@ pub struct HttpSettings {
     #[arg(value_parser = listen_address)]
     pub listen: SocketAddr,
 
+    /// Address and port of operators: /metrics, /health/detailed and /admin/log-level are only there;
+    /// empty: the first two are on the main port, and the third nowhere
+    #[arg(long, env = "JARVIS_ADMIN_LISTEN", value_name = "ADDR", value_parser = listen_address)]
+    pub admin_listen: Option<SocketAddr>,
+
     /// Networks of the proxies in front whose X-Forwarded-For is believed, separated by commas, as
     /// 10.0.0.0/8; empty: a client's address is the connection's
     #[arg(long, env = "JARVIS_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
@@ -114,6 +119,24 @@ pub struct HttpSettings {
 }
 
 impl HttpSettings {
+    /// Checks settings together that are valid each.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.admin_listen == Some(self.listen) && self.listen.port() != 0 {
+            return Err("--admin-listen is the address of --listen; give operators a port of \
+                        their own"
+                .to_owned());
+        }
+        Ok(())
+    }
+
+    /// Returns the names that the Host header of an operator's request may have.
+    pub fn admin_hosts(&self) -> AllowedHosts {
+        match self.admin_listen {
+            Some(address) if address.ip().to_canonical().is_loopback() => AllowedHosts::Loopback,
+            _ => AllowedHosts::Any,
+        }
+    }
+
     /// Returns the web origins that may call the server; `*` stands for any.
     pub fn allowed_origins(&self) -> Vec<String> {
         entries(&self.allowed_origins)

@@ -25,7 +25,7 @@ pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
 pub use sign_in::{SecretSettings, SignInSettings};
 pub use storage::StorageSettings;
-pub use telemetry::{LogFormat, TelemetrySettings};
+pub use telemetry::{LogFormat, TelemetrySettings, log_filter};
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -167,6 +167,7 @@ impl Cli {
     fn check(&self) -> Result<(), String> {
         match &self.command {
             Command::Serve(settings) => {
+                settings.http.check()?;
                 settings.hosts.check()?;
                 settings.redis.check()?;
                 settings.sign_in.check()
@@ -383,6 +384,7 @@ mod tests {
                 ("--trusted-proxies", _) => "10.0.0.0/8".to_owned(),
                 ("--jwks-url", _) => "https://issuer.example/keys".to_owned(),
                 ("--jwt-issuer" | "--jwt-audience", _) => "a name".to_owned(),
+                ("--admin-listen", _) => "127.0.0.1:1".to_owned(),
                 ("--otlp-url", _) => "http://h:4318".to_owned(),
                 (_, value) => value.expect("a default").to_string_lossy().into_owned(),
             };

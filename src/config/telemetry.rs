@@ -1,6 +1,6 @@
 //! Settings of logs and spans.
 
-use clap::builder::EnumValueParser;
+use clap::builder::{BoolishValueParser, EnumValueParser};
 use clap::{Args, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -40,9 +40,25 @@ pub struct TelemetrySettings {
     /// File with the URL of the collector, in place of the variable
     #[arg(long, env = "JARVIS_OTLP_URL_FILE", value_name = "FILE", value_parser = of_file(http_url))]
     pub otlp_url_file: Option<OfFile<Url>>,
+
+    /// Record no metrics, to measure what they cost
+    #[arg(
+        long,
+        env = "JARVIS_UNOBSERVED",
+        hide = true,
+        value_name = "BOOL",
+        default_value = "false"
+    )]
+    #[arg(value_parser = trimmed(BoolishValueParser::new()), action = clap::ArgAction::Set)]
+    unobserved: bool,
 }
 
 impl TelemetrySettings {
+    /// Whether metrics are recorded.
+    pub fn records_metrics(&self) -> bool {
+        !self.unobserved
+    }
+
     /// Returns the collector's URL, wherever it comes from.
     pub fn collector(&self) -> Option<&Url> {
         self.otlp_url.as_ref().or(self.otlp_url_file.as_ref().map(|file| &file.value))
@@ -54,11 +70,11 @@ impl TelemetrySettings {
     }
 }
 
-/// Parses the directives of a log filter. Empty ones count as absent.
+/// Parses the directives of a filter of log lines. Empty ones count as absent.
 ///
 /// # Errors
 /// What is expected.
-fn log_filter(text: &str) -> Result<Targets, String> {
+pub fn log_filter(text: &str) -> Result<Targets, String> {
     let directives: Vec<&str> =
         text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     let filter = directives.join(",").parse().ok();

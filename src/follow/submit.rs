@@ -7,6 +7,7 @@ use crate::generation::{Generations, SubmitError, Submitted};
 use crate::limits::{LimitRefusal, TurnPermit};
 use crate::session::store::NewTurn;
 use crate::session::{GenerationId, Owner, SessionId};
+use crate::telemetry::metric;
 
 /// A turn to submit.
 pub struct Submission {
@@ -97,9 +98,14 @@ pub async fn submit(
             tracing::error!(%error, "turn submission failed");
             Err(SubmitError::Internal)
         });
-    if let Ok(accepted) = &accepted {
-        let generation = tracing::field::display(accepted.submitted.generation);
-        tracing::Span::current().record("generation", generation);
+    match &accepted {
+        Ok(accepted) => {
+            let generation = tracing::field::display(accepted.submitted.generation);
+            tracing::Span::current().record("generation", generation);
+        }
+        Err(refused) => {
+            metrics::counter!(metric::TURNS_REFUSED_TOTAL, "code" => refused.code()).increment(1);
+        }
     }
     accepted
 }

@@ -9,7 +9,7 @@ use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket, TicketSour
 use crate::session::Owner;
 use crate::session::store::Turn;
 use crate::source::wider_networks;
-use crate::telemetry::metric;
+use crate::telemetry::{GaugedHosts, metric};
 
 /// How long a host that replied that it is full gets no turn.
 const FULL: Duration = Duration::from_secs(1);
@@ -22,9 +22,17 @@ const RETRIES: i64 = 100;
 /// Turns that complete for one more retry.
 const TURNS_A_RETRY: i64 = 10;
 
+/// The hosts of the breakers' gauges.
+static GAUGED: GaugedHosts = GaugedHosts::none();
+
 /// Returns this replica's report of the hosts.
 pub(super) fn reports(fleet: &Fleet) -> Vec<HostReport> {
-    let hosts = fleet.hosts().into_iter().map(|host| {
+    let hosts = fleet.hosts();
+    for gone in GAUGED.replace(hosts.iter().map(|host| host.id.as_str())) {
+        // It is neither closed nor open.
+        metrics::gauge!(metric::BREAKER_OPEN, "host" => gone).set(f64::NAN);
+    }
+    let hosts = hosts.into_iter().map(|host| {
         set_gauges(&host);
         let (via, trials) = match host.breaker {
             BreakerState::Closed => (HostAccess::Open, 0),

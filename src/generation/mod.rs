@@ -13,6 +13,7 @@ mod failures;
 #[cfg(test)]
 mod interleavings;
 mod model_run;
+mod pace;
 mod panics;
 mod redis_call;
 mod redo;
@@ -186,6 +187,30 @@ pub enum SubmitError {
         /// The text for people.
         message: String,
     },
+}
+
+impl SubmitError {
+    /// Returns the stable code that the client gets.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Store(StoreError::Absent) => "session_not_found",
+            Self::Store(StoreError::Busy) => "session_busy",
+            Self::Store(StoreError::Full) => "session_full",
+            Self::Store(StoreError::KeyReused) => "idempotency_key_reused",
+            Self::Store(StoreError::Occupied) => "session_exists",
+            Self::Store(StoreError::OutOfMemory) => "store_full",
+            Self::Store(StoreError::Redis(_)) => "store_unavailable",
+            Self::ModelNotFound(_) => "model_not_found",
+            Self::NoModelHost => "no_model_host",
+            Self::QueueFull(_) => "queue_full",
+            Self::TooLong(_) => "context_too_long",
+            Self::OverBudget(_) => "quota_exceeded",
+            Self::Limited(refusal) => refusal.kind().code(),
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+            Self::Upstream { code, .. } => code,
+        }
+    }
 }
 
 impl From<OllamaError> for SubmitError {

@@ -3,11 +3,11 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::Generations;
+use super::capacity;
 use super::context::{Beginning, ChosenContext, Conversation};
 use super::continuation::{self, Opening};
+use super::pace::Pace;
 use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
@@ -18,7 +18,6 @@ use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
-use crate::telemetry::metric;
 
 /// A request that the host found too long is shortened by the host's count, and this much more.
 const MARGIN: f64 = 1.1;
@@ -58,7 +57,7 @@ pub(super) async fn run_model(
     lease: &Lease,
     sent: Option<u64>,
 ) -> Result<ModelRun, Stopped> {
-    let opened = Instant::now();
+    let mut pace = pace(turn, lease);
     let so_far = writer.text().to_owned();
     let runner = runner(generations, turn, lease);
     writer.note_runner(runner.as_ref());
@@ -86,10 +85,6 @@ pub(super) async fn run_model(
         writer.rewind(0);
         writer.note_continued(ContinuedHow::Restarted, runner.as_ref());
     }
-    if so_far.is_empty() {
-        metrics::histogram!(metric::TIME_TO_FIRST_TOKEN_SECONDS)
-            .record(opened.elapsed().as_secs_f64());
-    }
     // A piece is not a token, but each is at least one.
     let mut pieces = 0;
     let mut stopped = pin!(cancelled(feed, turn));
@@ -115,7 +110,12 @@ pub(super) async fn run_model(
         if let Some(how) = continuation.take() {
             writer.note_continued(how, runner.as_ref());
         }
-        pieces += u64::from(!token.content.is_empty() || !token.thinking.is_empty());
+        if !token.content.is_empty() || !token.thinking.is_empty() {
+            pieces += 1;
+            if pace.note() {
+                pace.record_first(so_far.is_empty().then(|| writer.age()));
+            }
+        }
         // Some models reason although the request turns that off: their reasoning is dropped.
         let reasoning = match turn.spec.think {
             Reasoning::Off => "",
@@ -156,8 +156,7 @@ pub(super) async fn run_model(
         completion_tokens: counted.answer,
     };
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
-    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "prompt").increment(usage.prompt_tokens);
-    metrics::counter!(metric::TOKENS_TOTAL, "kind" => "completion").increment(generated);
+    pace.record_end(usage, generated);
     Ok(ModelRun { end: RunEnd::Completed { reason, usage }, context })
 }
 
@@ -183,6 +182,12 @@ fn out_of_tokens(mut context: ContextReport, prompt_tokens: u64, answer_tokens: 
     context.prompt_tokens = prompt_tokens;
     let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
     ModelRun { end: RunEnd::Completed { reason: FinishReason::Length, usage }, context }
+}
+
+/// Begins to measure the host of the grant.
+fn pace(turn: &Turn, lease: &Lease) -> Pace {
+    let host = lease.grant().map(|grant| grant.host.0.clone()).unwrap_or_default();
+    Pace::begin(host, capacity::model_key(&turn.spec.model))
 }
 
 /// Returns the runner of the turn's model on the host of the grant; none where the host does not

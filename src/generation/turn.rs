@@ -22,7 +22,7 @@ use crate::ollama::HostId;
 use crate::session::model::{ContextReport, Failure, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
-use crate::telemetry::{CountedOpen, metric};
+use crate::telemetry::{CountedOpen, GenAi, metric, record_trace};
 
 /// How long the session is not notified of a queue position after an answer broke off: the answer
 /// usually continues sooner.
@@ -47,10 +47,11 @@ pub(super) async fn run(
         session = turn.session.redacted(),
         generation = %turn.generation,
         model = turn.spec.model,
+        trace = tracing::field::Empty,
     );
+    record_trace(&span);
     async move {
         let _open = CountedOpen::new(metrics::gauge!(metric::TURNS_OPEN));
-        let accepted = Instant::now();
         if run_to_end(&generations, &turn, state, failure).await.is_err() {
             // A cancel waits for this event.
             if let Err(error) = generations.store.upstream_closed(&turn).await {
@@ -60,7 +61,6 @@ pub(super) async fn run(
         }
         // What is recorded twice, by two writers of the turn, counts once.
         generations.budget.record(&turn.spec.source, turn.session).await;
-        metrics::histogram!(metric::TURN_SECONDS).record(accepted.elapsed().as_secs_f64());
     }
     .instrument(span)
     .await;
@@ -186,6 +186,7 @@ async fn answer(
         if let Some(failure) = attempts.after(generations, turn, failed).await {
             return Ok(TurnEnd::Failed { failure, context });
         }
+        metrics::counter!(metric::RETRIES_TOTAL, "code" => error.code()).increment(1);
         tracing::warn!(%error, attempts = attempts.counted(), "model host failed; turn continues");
         writer.note_broken_off(error.code());
         let returned = capacity::returned(&error, attempts.slow(), has_text);
@@ -255,7 +256,7 @@ async fn finish(
     // entry does not wait for the tokens, which are offered for long to a Redis that is away.
     let end = async {
         writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
-        metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
+        count_end(turn, outcome, &header, &writer);
         tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
         generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));
         Ok(())
@@ -263,4 +264,18 @@ async fn finish(
     let ((), ended) =
         tokio::join!(generations.limits.count_tokens(&turn.owner, turn.generation, tokens), end,);
     ended
+}
+
+/// Counts the end of a turn, with the code of its failure.
+fn count_end(turn: &Turn, outcome: &'static str, header: &Message, writer: &Writer) {
+    metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
+    let gen_ai = GenAi::of_model(capacity::model_key(&turn.spec.model));
+    match &header.error {
+        None => gen_ai.completed(writer.age()),
+        Some(failure) => {
+            let code = failure.code.clone();
+            metrics::counter!(metric::TURN_FAILURES_TOTAL, "code" => code).increment(1);
+            gen_ai.failed(writer.age(), &failure.code);
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow, Runner};
 use crate::session::store::{Turn, Written};
 use crate::session::{Control, Feed, Message, Store, StoreError, Tag};
-use crate::telemetry::metric;
+use crate::telemetry::{APPENDS, metric};
 
 /// How often a writer that has nothing to write checks that the turn is still its own.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -57,6 +57,8 @@ pub(super) struct Writer {
     under_way: Option<UnderWay>,
     /// Pauses after calls that failed.
     backoff: Backoff,
+    /// When this replica began to answer the turn.
+    begun: Instant,
 }
 
 struct UnderWay {
@@ -100,7 +102,13 @@ impl Writer {
             woken: false,
             under_way: None,
             backoff: Backoff::redis(),
+            begun: Instant::now(),
         }
+    }
+
+    /// Returns the time since this replica accepted the turn, or took it over.
+    pub(super) fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Returns the turn that the writer answers.
@@ -274,6 +282,11 @@ impl Writer {
         let pause = match reply {
             Ok(reply) => {
                 self.backoff.reset();
+                if let WriterCall::Append(from, to, _) = call
+                    && to > from
+                {
+                    APPENDS.acknowledged(to - from, made.elapsed());
+                }
                 self.state.apply(call, made, reply)?
             }
             Err(error) => {
@@ -379,6 +392,9 @@ pub(super) fn make_call(
                 // Where the own subscription may be lost, the one that Redis counts may be another
                 // replica's.
                 let listens = feed.as_ref().is_some_and(|feed| feed.is_subscribed());
+                if let Some(feed) = feed.as_ref().filter(|_| !piece.is_empty()) {
+                    feed.note_append(from);
+                }
                 let appended = store.append(&turn, revision, from, listens, &piece).await?;
                 if let (Some(after), Some(feed)) = (appended.after, feed)
                     && !(listens && appended.is_published)

@@ -16,10 +16,12 @@ use super::ticket::{TicketReply, TicketStatus};
 use crate::lifecycle::TaskEnd;
 use crate::redis::RedisError;
 use crate::session::GenerationId;
-use crate::telemetry::metric;
+use crate::telemetry::{GaugedHosts, metric};
 
 /// Time between two rounds; a position is published at most as often.
 const EVERY: Duration = Duration::from_secs(1);
+/// The hosts of the slots' gauges.
+static GAUGED: GaugedHosts = GaugedHosts::none();
 /// Time limit of one round.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -86,6 +88,11 @@ fn set_gauges(inner: &QueueInner, tick: &Tick) {
         .fold((0, 0), |(used, slots), host| (used + host.used, slots + host.slots));
     let wanted = (tick.waiting as f64 + used as f64) / slots.max(1) as f64;
     metrics::gauge!(metric::TURNS_PER_SLOT).set(wanted);
+    for gone in GAUGED.replace(tick.hosts.iter().map(|host| host.name.0.as_str())) {
+        metrics::gauge!(metric::SLOTS_USED, "host" => gone.clone()).set(0.0);
+        metrics::gauge!(metric::SLOTS_TOTAL, "host" => gone.clone()).set(0.0);
+        metrics::gauge!(metric::SLOTS_OVER, "host" => gone).set(0.0);
+    }
     for host in &tick.hosts {
         let name = host.name.0.clone();
         metrics::gauge!(metric::SLOTS_USED, "host" => name.clone()).set(host.used as f64);

@@ -237,6 +237,7 @@ async fn report_errors(client: &Client, note: impl Fn(Option<Error>)) {
     use tokio::sync::broadcast::error::RecvError;
     let (mut errors, mut connections) = (client.error_rx(), client.reconnect_rx());
     let mut last = None::<Instant>;
+    let mut is_lost = false;
     loop {
         let (error, server): (Error, Option<Server>) = tokio::select! {
             error = errors.recv() => match error {
@@ -249,10 +250,14 @@ async fn report_errors(client: &Client, note: impl Fn(Option<Error>)) {
                     return;
                 }
                 note(None);
+                if std::mem::take(&mut is_lost) {
+                    metrics::counter!(metric::REDIS_RECONNECTS_TOTAL).increment(1);
+                }
                 continue;
             }
         };
         note(Some(error.clone()));
+        is_lost = true;
         if last.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
             last = Some(Instant::now());
             let server = server.map(|server| server.to_string());

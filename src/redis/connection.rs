@@ -21,7 +21,7 @@ use super::sentinel::{self, Primary};
 use super::watchdog::Disturbances;
 use crate::lifecycle::Lifecycle;
 use crate::retry::Backoff;
-use crate::telemetry::metric;
+use crate::telemetry::{metric, record_redis_command};
 
 /// Time limit of an acknowledgement in milliseconds.
 const ACKNOWLEDGEMENT_MILLISECONDS: i64 = 100;
@@ -144,7 +144,9 @@ impl Redis {
             let wait = async || {
                 let wait = CustomCommand::new_static("WAIT", node_of(slot), false);
                 let args = vec![acknowledgements, ACKNOWLEDGEMENT_MILLISECONDS];
+                let made = Instant::now();
                 let acknowledged = client.custom::<i64, _>(wait, args).await;
+                record_redis_command("wait", made.elapsed());
                 acknowledged.is_ok_and(|count| count >= acknowledgements)
             };
             if !self.replication.acknowledge(server, wait).await {
@@ -175,16 +177,22 @@ impl Redis {
     pub async fn get_or_set(&self, key: &str, value: &str) -> Result<String, RedisError> {
         let client = self.client();
         // Read first: a Redis whose memory is full refuses the write of a key that is there.
+        let made = Instant::now();
         let got = client.get::<Option<String>, _>(key).await;
+        record_redis_command("get", made.elapsed());
         self.count_error(&got);
         if let Some(stored) = got.map_err(|error| self.explain(error))? {
             return Ok(stored);
         }
         let only_new = Some(SetOptions::NX);
+        let made = Instant::now();
         let set = client.set::<Option<String>, _, _>(key, value, None, only_new, false).await;
+        record_redis_command("set", made.elapsed());
         self.count_error(&set);
         set.map_err(|error| self.explain(error))?;
+        let made = Instant::now();
         let got = client.get::<Option<String>, _>(key).await;
+        record_redis_command("get", made.elapsed());
         self.count_error(&got);
         Ok(got.map_err(|error| self.explain(error))?.unwrap_or_else(|| value.to_owned()))
     }
@@ -198,7 +206,9 @@ impl Redis {
         let slot = fred::util::redis_keyslot(channel.as_bytes());
         let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let arguments: Vec<Value> = vec![channel.into(), payload.into()];
+        let made = Instant::now();
         let published = self.client().custom::<u64, _>(command, arguments).await;
+        record_redis_command("spublish", made.elapsed());
         self.count_error(&published);
         published.map_err(|error| self.main.explain(error))
     }
@@ -211,7 +221,7 @@ impl Redis {
         call: Call,
     ) -> Result<R, RedisError> {
         let deadline = Instant::now() + self.options.command_timeout;
-        let node = node_of(call.slot());
+        let (node, function) = (node_of(call.slot()), call.function());
         let mut arguments = call.into_arguments();
         let mut backoff = DOUBTFUL_BACKOFF.until(deadline);
         loop {
@@ -219,7 +229,7 @@ impl Redis {
             if let Some(last) = arguments.last_mut() {
                 *last = Value::from_static_str(self.primary.lease_key(left).await?);
             }
-            match self.call_node(client, command, node.clone(), &arguments).await {
+            match self.call_node(client, command, function, node.clone(), &arguments).await {
                 Err(RedisError::Unavailable(error)) if error.details().starts_with(DOUBTFUL) => {
                     if !backoff.pause().await {
                         return Err(RedisError::Unavailable(error));
@@ -236,6 +246,7 @@ impl Redis {
         &self,
         client: &ManagedClient,
         command: &'static str,
+        function: &'static str,
         node: ClusterHash,
         arguments: &[Value],
     ) -> Result<R, RedisError> {
@@ -245,7 +256,9 @@ impl Redis {
             // fred treats its own FCALL as a blocking command without a time limit, and routes a
             // custom command by its hash slot only.
             let call = CustomCommand::new_static(command, node.clone(), false);
+            let made = Instant::now();
             let reply = client.client().custom::<R, Value>(call, arguments.to_vec()).await;
+            record_redis_command(function, made.elapsed());
             self.count_error(&reply);
             let error = match reply {
                 Ok(value) => return Ok(value),

@@ -131,6 +131,11 @@ impl Call {
         }
     }
 
+    /// Returns the name of the function.
+    pub fn function(&self) -> &'static str {
+        self.function
+    }
+
     /// Adds a key. The first key decides the node.
     #[must_use]
     pub fn key(mut self, name: &'static str, key: String) -> Self {

@@ -7,6 +7,7 @@ pub mod connection;
 mod error;
 pub mod functions;
 pub mod layout;
+mod memory;
 pub mod migrations;
 mod probe;
 mod replication;

@@ -16,13 +16,16 @@ use super::condition::{Condition, Probed};
 use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::Call;
-use super::migrations;
+use super::{memory, migrations};
 use crate::retry::Backoff;
+use crate::telemetry::metric;
 
 /// Time between two probes.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two probes while something is wrong.
 const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(250);
+/// Probes from one reading of the memory of Redis to the next.
+const PROBES_A_MEMORY: u32 = 5;
 /// Time limit of a probe.
 const LIMIT: Duration = Duration::from_secs(1);
 /// Buckets of sessions; the keys of each bucket lie in one hash slot.
@@ -81,12 +84,18 @@ impl Conditions {
     }
 
     async fn probe(&self) {
+        let mut rounds = 0_u32;
         loop {
             if self.redis.is_checked() {
                 let probed = timeout(LIMIT, probe(&self.redis)).await;
                 self.learn(&probed.unwrap_or_else(|_| Probed::Refused(self.redis.timed_out())));
+                if rounds.is_multiple_of(PROBES_A_MEMORY) {
+                    memory::record(&self.redis).await;
+                }
+                rounds = rounds.wrapping_add(1);
             }
             let is_usable = self.redis.condition().borrow().trouble().is_none();
+            metrics::gauge!(metric::REDIS_USABLE).set(f64::from(u8::from(is_usable)));
             sleep(if is_usable { INTERVAL } else { INTERVAL_IN_TROUBLE }).await;
         }
     }

@@ -21,6 +21,7 @@ use super::window::{Applied, Window};
 use crate::lifecycle::{TaskEnd, catch_panic};
 use crate::redis::{Listener, Redis, RedisError, Subscription, Subscriptions};
 use crate::retry::Backoff;
+use crate::telemetry::{APPENDS, metric};
 
 /// Time without a hint in a running turn after which the feed reads Redis: hints may be lost.
 const QUIET_LIMIT: Duration = Duration::from_secs(1);
@@ -102,6 +103,10 @@ pub(super) struct FeedState {
     pub(super) newest: Option<Newest>,
     /// The time since which Redis has not known this feed's cursor.
     unknown_since: Option<Instant>,
+    /// The last append of a writer on this replica: its offset, and when it was made.
+    appended: Option<(u64, Instant)>,
+    /// Whether hints left a hole that was not read yet.
+    has_hole: bool,
 }
 
 impl FeedState {
@@ -251,6 +256,8 @@ impl FeedsInner {
                 position_requests: 0,
                 newest: None,
                 unknown_since: None,
+                appended: None,
+                has_hole: false,
             }),
             changed: Notify::new(),
             events_changed: Notify::new(),
@@ -411,6 +418,12 @@ impl Feed {
         self.subscription.get().and_then(Option::as_ref).is_some_and(Subscription::is_confirmed)
     }
 
+    /// Notes that a writer on this replica appends text at this offset now, to measure the time until
+    /// readers get it.
+    pub fn note_append(&self, offset: u64) {
+        self.state().appended = Some((offset, Instant::now()));
+    }
+
     /// Applies a piece that this replica has stored, which may not be published, or not reach this
     /// replica. A piece that was applied before changes nothing.
     pub fn take_piece(
@@ -458,7 +471,7 @@ impl Feed {
             } => self.transfer(&mut state, owner.clone()),
             _ => false,
         };
-        let is_piece = matches!(hint, Hint::Piece { .. });
+        let piece = if let Hint::Piece { offset, .. } = hint { Some(offset) } else { None };
         let applied = match hint {
             Hint::Event { previous, event } => state.window.push_event(previous, event),
             Hint::Piece { generation, offset, after, text } => {
@@ -475,15 +488,23 @@ impl Feed {
         };
         state.forget_position();
         state.window.trim(EVENTS_KEPT);
+        state.has_hole |= applied == Applied::Hole;
+        let appended = state.appended.take_if(|(offset, _)| piece == Some(*offset));
         drop(state);
         if transferred {
             self.notify_of_change();
         }
         match applied {
-            Applied::Grown if is_piece => self.changed.notify_waiters(),
+            Applied::Grown if piece.is_some() => self.changed.notify_waiters(),
             Applied::Grown => self.notify_of_change(),
             Applied::Known => {}
-            Applied::Hole => self.read_soon(),
+            Applied::Hole => {
+                metrics::counter!(metric::FEED_HOLES_TOTAL).increment(1);
+                self.read_soon();
+            }
+        }
+        if let (Applied::Grown, Some((_, made))) = (applied, appended) {
+            APPENDS.delivered(made.elapsed());
         }
     }
 
@@ -584,7 +605,11 @@ impl Feed {
                         Applied::Grown
                     };
                     state.forget_position();
+                    let is_filled = applied != Applied::Hole && std::mem::take(&mut state.has_hole);
                     drop(state);
+                    if is_filled {
+                        metrics::counter!(metric::FEED_HOLES_FILLED_TOTAL).increment(1);
+                    }
                     if applied != Applied::Known {
                         self.notify_of_change();
                     }

@@ -26,3 +26,19 @@ impl Drop for CountedOpen {
 pub fn count_slow_reader(protocol: &'static str) {
     metrics::counter!(metric::SLOW_READERS_TOTAL, "protocol" => protocol).increment(1);
 }
+
+/// Counts a client that came back with a cursor, over the protocol `sse` or `websocket`, by what it
+/// got: `recovered`, `snapshot` or `complete`.
+pub fn count_resume(protocol: &'static str, result: &'static str) {
+    metrics::counter!(metric::RESUMES_TOTAL, "protocol" => protocol, "result" => result)
+        .increment(1);
+}
+
+/// Counts a WebSocket that ends with this close code. A code that only clients choose is counted as
+/// `other`.
+pub fn count_close(code: u16) {
+    let text = code.to_string();
+    let known = metric::CLOSE_CODES.iter().find(|known| **known == text);
+    let code = known.copied().unwrap_or("other");
+    metrics::counter!(metric::WEBSOCKETS_CLOSED_TOTAL, "code" => code).increment(1);
+}

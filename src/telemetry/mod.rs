@@ -1,13 +1,23 @@
 //! Logs, spans and metrics of the process.
 
 mod count;
+mod gen_ai;
+mod handles;
+mod hosts;
 mod line_limit;
+mod log_filter;
 pub mod metric;
+mod runtime;
 mod secrets;
 mod spans;
 
-pub use count::{CountedOpen, count_slow_reader};
+pub use count::{CountedOpen, count_close, count_resume, count_slow_reader};
+pub use gen_ai::GenAi;
+pub use handles::{APPENDS, AppendMetrics, record_redis_command};
+pub use hosts::GaugedHosts;
+pub use log_filter::{FilterInForce, LogFilter};
 pub use secrets::Secrets;
+pub use spans::record_trace;
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -22,12 +32,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::line_limit::{LineLimit, report_suppressed};
+use self::metric::Kind;
+use self::runtime::RuntimeSamples;
 use crate::config::{LogFormat, TelemetrySettings};
-
-/// The bounds of the buckets of histograms, in seconds.
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
-];
 
 /// The target of this service's own spans.
 const SERVICE: &str = "jarvis";
@@ -36,10 +43,10 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Time limit of sending the last spans.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// The exporters that must flush before the process ends.
-#[derive(Default)]
+/// The exporters that must flush before the process ends, and the filter of log lines.
 pub struct Telemetry {
     spans: Option<SdkTracerProvider>,
+    log_filter: LogFilter,
 }
 
 impl Telemetry {
@@ -65,12 +72,14 @@ impl Telemetry {
         // Libraries have spans of their own, which nobody has checked for secrets.
         let own = Targets::new().with_target(SERVICE, LevelFilter::TRACE);
         let traces = traces.map(|layer| layer.with_filter(own));
-        tracing_subscriber::registry()
-            .with(settings.log.clone())
-            .with(lines)
-            .with(traces)
-            .try_init()?;
-        Ok(Self { spans })
+        let (filter, log_filter) = LogFilter::layer(&settings.log);
+        tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+        Ok(Self { spans, log_filter })
+    }
+
+    /// Returns the filter of log lines.
+    pub fn log_filter(&self) -> LogFilter {
+        self.log_filter.clone()
     }
 
     /// Sends the last spans.
@@ -115,24 +124,45 @@ impl std::io::Write for RedactedStderr {
 /// # Errors
 /// Where a recorder is already installed.
 pub fn metrics() -> anyhow::Result<PrometheusHandle> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
-        .install_recorder()?;
+    let handle = with_buckets(PrometheusBuilder::new())?.install_recorder()?;
     metric::describe();
+    runtime::record_build();
     metrics_process::Collector::default().describe();
     Ok(handle)
 }
 
-/// Merges the samples of histograms into their buckets, which reading the metrics does, too, and
-/// reports suppressed log lines. Without it, samples that nobody reads pile up. Never returns.
+/// Returns a handle that renders no metrics, as none are recorded.
+///
+/// # Errors
+/// Never, as the buckets are those of [`metrics`].
+pub fn no_metrics() -> anyhow::Result<PrometheusHandle> {
+    Ok(with_buckets(PrometheusBuilder::new())?.build_recorder().handle())
+}
+
+/// Sets the buckets of every histogram.
+fn with_buckets(mut builder: PrometheusBuilder) -> anyhow::Result<PrometheusBuilder> {
+    for metric in metric::ALL {
+        if let Kind::Histogram(bounds) = metric.kind {
+            builder =
+                builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
+        }
+    }
+    Ok(builder)
+}
+
+/// Samples the runtime, merges the samples of histograms into their buckets, which reading the metrics
+/// does, too, and reports suppressed log lines. Without it, samples that nobody reads pile up. Never
+/// returns.
 pub async fn upkeep(metrics: PrometheusHandle) {
     upkeep_every(UPKEEP_EVERY, metrics).await;
 }
 
 async fn upkeep_every(pause: Duration, metrics: PrometheusHandle) {
     let mut rounds = tokio::time::interval(pause);
+    let mut runtime = RuntimeSamples::begin();
     loop {
         rounds.tick().await;
+        runtime.record();
         metrics.run_upkeep();
         report_suppressed();
     }
@@ -151,10 +181,8 @@ mod tests {
 
     #[tokio::test]
     async fn samples_of_metrics_that_nobody_reads_take_no_memory() {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-            .expect("buckets")
-            .build_recorder();
+        let builder = with_buckets(PrometheusBuilder::new()).expect("buckets");
+        let recorder = builder.build_recorder();
         let pause = Duration::from_millis(20);
         let upkeep = tokio::spawn(upkeep_every(pause, recorder.handle()));
         let record = async || {

@@ -7,12 +7,14 @@ use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
+use opentelemetry::trace::TraceContextExt;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 use tokio::runtime::Handle;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Time limit of sending a batch.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
@@ -79,5 +81,15 @@ impl HttpClient for SpanClient {
             Ok(response)
         });
         Box::pin(async move { sent.await? })
+    }
+}
+
+/// Writes the identifier of a span's trace into its field `trace`, so that a log line leads to the
+/// trace. Without a collector there are no traces, and the field stays empty.
+pub fn record_trace(span: &tracing::Span) {
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    if context.is_valid() {
+        span.record("trace", tracing::field::display(context.trace_id()));
     }
 }

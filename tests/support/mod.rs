@@ -2,12 +2,15 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test file uses a part of it")]
 
 pub mod client;
+pub mod fleet;
 pub mod frames;
 pub mod issuer;
 pub mod metrics;
 pub mod nginx;
 pub mod owned;
+pub mod picture;
 pub mod process;
+pub mod prometheus;
 pub mod raw;
 pub mod raw_http;
 pub mod redis_time;

@@ -127,6 +127,22 @@ pub fn nginx() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Returns Prometheus, and promtool beside it: the installed ones, else those of Debian's package, which
+/// is unpacked and not installed, because it would start a service.
+///
+/// # Errors
+/// Fails where there are none.
+pub fn prometheus() -> anyhow::Result<PathBuf> {
+    if let (Some(program), Some(_)) = (find("prometheus"), find("promtool")) {
+        return Ok(program);
+    }
+    let Some(program) = apt_unpack("prometheus", "prometheus")? else {
+        bail!("prometheus is needed and cannot be fetched here: apt-get download prometheus");
+    };
+    link("promtool", &program.with_file_name("promtool"))?;
+    link("prometheus", &program)
+}
+
 /// Returns Python 3: the installed one, else that of Debian.
 ///
 /// # Errors

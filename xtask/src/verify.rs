@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use serde_json::Value;
+use testkit::programs::search_path;
 use testkit::{Port, Program, balancer, http};
 
 use crate::address::Address;
@@ -29,6 +30,11 @@ const NODE: [&str; 2] = ["ws", "wscat"];
 const FUZZ_SECONDS: u64 = 60;
 /// The close code of a client that sends none.
 const NORMAL: u64 = 1000;
+/// Tests of the visibility of the service that take minutes, with their files.
+const LONG_TESTS: [(&str, &str); 2] = [
+    ("monitoring", "each_alert_fires_at_a_real_fault_and_resolves_after_it"),
+    ("metrics", "ten_thousand_sessions_add_no_series"),
+];
 
 /// Runs every part whose name has the filter in it. Returns whether all of them have passed.
 ///
@@ -41,10 +47,11 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let mut rows = Vec::new();
-    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 4] = [
+    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 5] = [
         ("clients", &|| clients(&folder)),
         ("tokens", &|| tokens(&folder)),
         ("upgrade", &|| upgrade::check(&folder)),
+        ("visibility", &visibility),
         ("deployment", &deployment::check),
     ];
     for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(filter)) {
@@ -57,6 +64,19 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     table(&rows);
     say("");
     Ok(rows.iter().all(|row| row.outcome.ok))
+}
+
+/// Causes a real fault for each alert, and lets a real Prometheus see it; then begins 10,000 sessions
+/// and counts the series. It takes minutes.
+fn visibility() -> anyhow::Result<Outcome> {
+    install::prometheus()?;
+    let mut ok = true;
+    for (file, test) in LONG_TESTS {
+        let cargo = ["test", "--workspace", "--locked", "--test", file, "--"];
+        let test = ["--ignored", "--exact", test, "--nocapture"];
+        ok &= run("cargo", cargo).args(test).env("PATH", search_path()).shown()? == 0;
+    }
+    Ok(Outcome { ok, text: "alerts at real faults, and the series of 10,000 sessions".to_owned() })
 }
 
 /// Runs other people's WebSocket clients against a replica, direct and through nginx. Each has to

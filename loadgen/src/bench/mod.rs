@@ -1,6 +1,7 @@
 //! What jarvis costs, compared with the model host alone, in one run on one machine.
 
 pub(crate) mod cost;
+mod looking;
 mod streams;
 
 use std::fmt::Write as _;
@@ -11,6 +12,7 @@ use testkit::redis::RedisKind;
 
 use crate::fleet::{Fleet, Plan};
 use cost::{Cost, Sockets, Usage};
+use looking::Looking;
 use streams::{Half, Load, Way};
 
 /// The streams at a time, and the turns of each in one half of a pair: fewer streams need more
@@ -82,6 +84,8 @@ pub struct BenchReport {
     pub unpaced: Vec<Unpaced>,
     /// The idle sockets and handshakes.
     pub sockets: Sockets,
+    /// The cost of logs and metrics.
+    pub looking: Looking,
 }
 
 /// Runs all benchmarks, one after another.
@@ -91,8 +95,8 @@ pub struct BenchReport {
 pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
     let settings = [("JARVIS_OLLAMA_SLOTS", "1024"), ("JARVIS_LOG", "warn,fred=error")];
     let fleet = Fleet::start(&Plan {
-        binaries: bench.binaries,
-        dir: bench.dir,
+        binaries: bench.binaries.clone(),
+        dir: bench.dir.clone(),
         redis: RedisKind::Single,
         replicas: 1,
         sims: 1,
@@ -116,6 +120,8 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
             [median(&pairs, |pair| rate(&pair.direct)), median(&pairs, |pair| rate(&pair.through))];
         unpaced.push(Unpaced { streams, tokens_a_second, cost: cost_of(&pairs) });
     }
+    drop(fleet);
+    let looking = looking::measure(&bench).await?;
     Ok(BenchReport {
         machine: cost::machine(),
         command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -123,6 +129,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
         paced,
         unpaced,
         sockets,
+        looking,
     })
 }
 
@@ -186,7 +193,11 @@ fn cost_of(pairs: &[Pair]) -> Cost {
 }
 
 fn median(pairs: &[Pair], figure: impl Fn(&Pair) -> f64) -> f64 {
-    let mut figures: Vec<f64> = pairs.iter().map(figure).collect();
+    middle(pairs.iter().map(figure).collect())
+}
+
+/// Returns the median.
+fn middle(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
     match figures.len() {
@@ -243,6 +254,14 @@ impl BenchReport {
             table,
             "\n  Idle sockets: {} KiB each ({} open).   Handshakes: {:.0}/s",
             self.sockets.kib_a_socket, self.sockets.open, self.sockets.handshakes_a_second
+        );
+        let _ = writeln!(
+            table,
+            "\n  Looking (logs at info, metrics, a scrape a second): {:+.1} % CPU   \
+             µs a token: {:.1} → {:.1}",
+            self.looking.share * 100.0,
+            self.looking.off_us,
+            self.looking.on_us
         );
         table
     }

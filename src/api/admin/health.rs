@@ -19,6 +19,7 @@ use crate::http::problem::{Problem, ProblemDetails};
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
 use crate::source::Source;
+use crate::telemetry::metric;
 
 /// How long a health reply waits for the model hosts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -224,6 +225,8 @@ pub async fn metrics(State(shared): State<Shared>, source: Source, headers: Head
         return middleware::refuse(&shared.limits, &source, &error).await.into_response();
     }
     metrics_process::Collector::default().collect();
+    let is_ready = shared.readiness.not_ready().is_none();
+    metrics::gauge!(metric::READY).set(f64::from(u8::from(is_ready)));
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, shared.metrics.render()).into_response()
 }

@@ -33,6 +33,7 @@ use crate::session::{
     Change, Cursor, Delivered, Delta, GenerationId, Message, Owner, Reader, SessionId, StoreError,
 };
 use crate::sign_in::{Identity, Validity};
+use crate::telemetry::{CountedOpen, count_resume, metric};
 
 /// The source of an event stream.
 enum StreamSource {
@@ -60,6 +61,7 @@ struct EventStream {
     /// Pauses before another snapshot is requested from Redis.
     backoff: Backoff,
     _open: TaskTrackerToken,
+    _counted: CountedOpen,
     permit: SocketPermit,
 }
 
@@ -109,7 +111,10 @@ pub async fn events(
             let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
             let resume = Follow::resume(feeds, store, owner.clone(), session, generation, cursor);
             let (follow, recovered) = match in_time(resume).await? {
-                Resumed::Complete => return Ok(StatusCode::NO_CONTENT.into_response()),
+                Resumed::Complete => {
+                    count_resume("sse", "complete");
+                    return Ok(StatusCode::NO_CONTENT.into_response());
+                }
                 Resumed::Following { follow, recovered } => (follow, recovered && readable),
             };
             // Until the snapshot is sent, the client's own cursor resumes without a loss.
@@ -179,6 +184,7 @@ impl EventStream {
         (last_byte, permit): (LastByte, SocketPermit),
     ) -> Self {
         let open = shared.sockets.token();
+        let counted = CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS));
         Self {
             shared,
             owner,
@@ -192,6 +198,7 @@ impl EventStream {
             last_byte: Some(last_byte),
             backoff: Backoff::redis(),
             _open: open,
+            _counted: counted,
             permit,
         }
     }
@@ -211,6 +218,9 @@ impl EventStream {
     }
 
     fn connect(&mut self, cursor: Option<Cursor>, resumed: bool, recovered: bool) {
+        if resumed {
+            count_resume("sse", if recovered { "recovered" } else { "snapshot" });
+        }
         let generation = self.generation();
         let json = wire::connection(self.session, cursor, resumed, recovered, generation);
         self.send(&json, cursor);

@@ -10,7 +10,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::request_id::RequestId;
-use crate::telemetry::metric;
+use crate::telemetry::{metric, record_trace};
 
 /// Bytes of a logged path segment, at most. An identifier of a session is longer.
 const SEGMENT_BYTES: usize = 24;
@@ -34,12 +34,21 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
             path = route.map_or_else(|| redacted(request.uri().path()), str::to_owned),
             session = Empty,
             generation = Empty,
+            trace = Empty,
         )
     };
+    record_trace(&span);
+    let is_probe = is_probe(request.uri().path());
     let response = next.run(request).instrument(span.clone()).await;
     let elapsed = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
-    span.in_scope(|| tracing::info!(status, seconds = elapsed, "request handled"));
+    span.in_scope(|| {
+        if is_probe {
+            tracing::debug!(status, seconds = elapsed, "probe handled");
+        } else {
+            tracing::info!(status, seconds = elapsed, "request handled");
+        }
+    });
     // Clients choose a path without a route, so it must not become a label.
     let route = route.unwrap_or("none").to_owned();
     metrics::counter!(
@@ -50,6 +59,12 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
     metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "method" => method, "route" => route)
         .record(elapsed);
     response
+}
+
+/// Returns whether a path is one that probes and Prometheus request, several times a minute each.
+fn is_probe(path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    path == "/metrics" || path == "/health" || path.starts_with("/health/")
 }
 
 /// Returns the label of a method. A method that clients choose must not become a label.

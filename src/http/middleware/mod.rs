@@ -39,6 +39,21 @@ pub struct AllowLists {
     pub hosts: AllowedHosts,
 }
 
+/// Wraps the routes of the listener for operators, as [`stack`] does those of callers, without
+/// sign-in and limits.
+pub fn admin_stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
+    routes.layer(
+        ServiceBuilder::new()
+            .layer(from_fn(headers::secure))
+            .layer(from_fn(request_id::assign))
+            .layer(from_fn_with_state(lifecycle, drain::tell_balancer))
+            .layer(from_fn(access_log::record))
+            .layer(from_fn_with_state(Arc::clone(&lists), host::check))
+            .layer(from_fn_with_state(lists, origin::check))
+            .layer(from_fn(panics::catch)),
+    )
+}
+
 /// Wraps the routes. A request passes the layers from the first one to the last.
 pub fn stack(
     routes: Router,

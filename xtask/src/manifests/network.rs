@@ -8,6 +8,9 @@ use super::resources::{Resources, at, list, matches, name};
 
 const JARVIS: &str = "app.kubernetes.io/name";
 const NAMESPACE: &str = "kubernetes.io/metadata.name";
+/// The port of clients, and that of operators.
+const PORT: u64 = 10200;
+const ADMIN_PORT: u64 = 10201;
 /// The settings that hold addresses which a replica connects to.
 const URLS: [&str; 3] = ["JARVIS_REDIS_URL", "JARVIS_OLLAMA_URLS", "JARVIS_OTLP_URL"];
 
@@ -61,36 +64,42 @@ pub fn check(resources: &Resources) -> Vec<String> {
 fn callers(resources: &Resources, wrong: &mut Vec<String>) {
     let mut wanted = Vec::new();
     if resources.of("Ingress").next().is_some() {
-        wanted.push("ingress-nginx".to_owned());
+        wanted.push(("ingress-nginx".to_owned(), PORT));
     }
     for route in resources.of("HTTPRoute") {
         let parents = list(at(route, "/spec/parentRefs")).iter();
-        wanted.extend(parents.filter_map(|it| it["namespace"].as_str()).map(str::to_owned));
+        let namespaces = parents.filter_map(|it| it["namespace"].as_str());
+        wanted.extend(namespaces.map(|namespace| (namespace.to_owned(), PORT)));
     }
     if resources.of("ServiceMonitor").next().is_some() {
-        wanted.push("monitoring".to_owned());
+        wanted.push(("monitoring".to_owned(), ADMIN_PORT));
     }
     let replica = json!({JARVIS: "jarvis"});
     let ingress = rules(resources, &replica, "ingress");
-    let is_from = |rule: &Value, namespace: &str| {
+    let is_from = |rule: &Value, namespace: &str, port: u64| {
         let of = |from: &Value| at(from, "/namespaceSelector/matchLabels")[NAMESPACE] == namespace;
-        list(&rule["from"]).iter().any(of) && admits_port(resources, rule, &replica, 10200)
+        // Operators' port is for Prometheus, and the other one for clients.
+        let other = PORT + ADMIN_PORT - port;
+        list(&rule["from"]).iter().any(of)
+            && admits_port(resources, rule, &replica, port)
+            && !admits_port(resources, rule, &replica, other)
     };
-    for namespace in &wanted {
-        if !ingress.iter().any(|rule| is_from(rule, namespace)) {
-            wrong.push(format!("the namespace {namespace} may not call replicas"));
+    for (namespace, port) in &wanted {
+        if !ingress.iter().any(|rule| is_from(rule, namespace, *port)) {
+            wrong.push(format!("the namespace {namespace} may not call port {port} of replicas"));
         }
     }
     let proxy = json!({JARVIS: "nginx"});
     let is_from_proxy = |rule: &Value| {
         list(&rule["from"]).iter().any(|from| is_pod(from, &proxy))
-            && admits_port(resources, rule, &replica, 10200)
+            && admits_port(resources, rule, &replica, PORT)
+            && !admits_port(resources, rule, &replica, ADMIN_PORT)
     };
     let has_proxy = resources.find("Deployment", "nginx").is_some();
     if has_proxy {
         let to = |rule: &&Value| {
             list(&rule["to"]).iter().any(|to| is_pod(to, &replica))
-                && list(&rule["ports"]).iter().any(|port| port["port"] == 10200)
+                && list(&rule["ports"]).iter().any(|port| port["port"] == PORT)
         };
         let connects = rules(resources, &proxy, "egress").iter().any(to);
         if !connects || !ingress.iter().any(|rule| is_from_proxy(rule)) {
@@ -98,7 +107,7 @@ fn callers(resources: &Resources, wrong: &mut Vec<String>) {
         }
     }
     for rule in &ingress {
-        let is_wanted = wanted.iter().any(|namespace| is_from(rule, namespace));
+        let is_wanted = wanted.iter().any(|(namespace, port)| is_from(rule, namespace, *port));
         if !(is_wanted || has_proxy && is_from_proxy(rule)) {
             wrong.push(format!("replicas admit {rule}, which nothing needs"));
         }

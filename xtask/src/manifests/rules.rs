@@ -98,14 +98,21 @@ pub fn check(resources: &Resources, known: &Known) -> Vec<String> {
         volumes(resources, &workload, &mut wrong);
     }
     for rule in resources.of("PrometheusRule") {
-        let text = rule.to_string();
-        for metric in quoted(&text, "(jarvis_", '{', "jarvis_") {
+        for metric in metrics_in(&rule.to_string()) {
             if !known.metrics.contains(&metric) {
                 wrong.push(format!("{} reads {metric}, which is no metric", name(rule)));
             }
         }
     }
     wrong
+}
+
+/// Returns the names of jarvis's metrics in a text, without the suffixes of histograms' series.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+    let metrics = words.filter(|word| word.starts_with("jarvis_"));
+    let families = metrics.map(|name| name.strip_suffix("_bucket").unwrap_or(name));
+    families.map(str::to_owned).collect()
 }
 
 fn selectors(resources: &Resources, wrong: &mut Vec<String>) {

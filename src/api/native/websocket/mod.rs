@@ -27,6 +27,7 @@ use crate::http::rate_limit::Standings;
 use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 use crate::sign_in::Identity;
+use crate::telemetry::count_resume;
 
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";
@@ -126,6 +127,9 @@ pub async fn upgrade(
     let reader = in_time(shared.feeds.reader(&caller.owner, session, cursor)).await?;
     // A cursor that is not valid leads to a snapshot, as one that is too old.
     let recovered = reader.is_recovered() && resumed == cursor.is_some();
+    if resumed {
+        count_resume("websocket", if recovered { "recovered" } else { "snapshot" });
+    }
     let connected_at = if recovered { reader.cursor() } else { cursor.unwrap_or(Cursor::START) };
     let welcome = wire::connection(session, Some(connected_at), resumed, recovered, None);
     if offers_protocol(request.headers()) {

@@ -31,7 +31,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use crate::api::message_budget::BudgetShare;
 use crate::api::native::websocket::scanner::FrameScanner;
 use crate::api::native::wire;
-use crate::telemetry::{CountedOpen, metric};
+use crate::telemetry::{CountedOpen, count_close, metric};
 
 /// Bytes of the buffer that each socket keeps. It grows for larger messages and stays large; most
 /// messages are small.
@@ -71,6 +71,18 @@ impl CloseReason {
             reason = reason.as_str()[..reason.floor_char_boundary(LONGEST_REASON)].into();
         }
         Self::Server(CloseFrame { code, reason })
+    }
+}
+
+impl CloseReason {
+    /// Returns the code by which the close is counted: 1005 for a close without a code, and 1006 for
+    /// a lost connection, as RFC 6455 reserves them.
+    fn code(&self) -> u16 {
+        match self {
+            Self::Client(Some(frame)) | Self::Server(frame) => frame.code.into(),
+            Self::Client(None) => 1005,
+            Self::Lost => 1006,
+        }
     }
 }
 
@@ -116,6 +128,7 @@ impl Socket {
             refusal: None,
         };
         let frames = WebSocketStream::from_raw_socket(transport, Role::Server, Some(config)).await;
+        metrics::counter!(metric::WEBSOCKETS_OPENED_TOTAL).increment(1);
         Self { frames, _open: CountedOpen::new(metrics::gauge!(metric::WEBSOCKETS)) }
     }
 
@@ -202,6 +215,7 @@ impl Socket {
     /// client's remaining input is dropped, because a reset would discard a frame that the client
     /// has not read yet. It takes at most three times `CLOSE_LIMIT`.
     pub async fn close(mut self, end: CloseReason) {
+        count_close(end.code());
         let mut bytes = self.unsent().await;
         let (frame, begun_here) = match end {
             CloseReason::Client(frame) => {

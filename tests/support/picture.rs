@@ -1,0 +1,174 @@
+//! Draws the dashboard from the data of a Prometheus. There is no Grafana in it: the panels, their
+//! titles and their queries are those of the dashboard's file, and the drawing is this one's own.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::prometheus::{Panel, Prometheus, panels};
+
+/// Pixels: of the picture's width, of the heights of panels, and of the space between.
+const WIDTH: f64 = 1260.0;
+const STAT: f64 = 84.0;
+const CHART: f64 = 190.0;
+const GAP: f64 = 10.0;
+/// Series of one panel that are drawn, at most; the others are counted.
+const SERIES: usize = 8;
+const COLOURS: [&str; SERIES] =
+    ["#3274d9", "#37872d", "#e0b400", "#c4162a", "#8f3bb8", "#0f8a8a", "#fa6400", "#7f7f7f"];
+
+/// Returns the dashboard as SVG, over the last `span`.
+pub async fn draw(prometheus: &Prometheus, span: Duration) -> String {
+    let (mut body, mut y) = (String::new(), GAP);
+    let mut line: Vec<Panel> = Vec::new();
+    let mut lines = Vec::new();
+    for panel in panels("10s") {
+        let is_full = panel.kind == "row"
+            || line.len() == 3 && panel.kind == "timeseries"
+            || line.first().is_some_and(|first| first.kind != panel.kind);
+        if is_full && !line.is_empty() {
+            lines.push(std::mem::take(&mut line));
+        }
+        line.push(panel);
+    }
+    lines.push(line);
+    for line in &lines {
+        if line[0].kind == "row" {
+            let _ = write!(
+                body,
+                "<text x=\"{GAP}\" y=\"{}\" class=\"row\">{}</text>",
+                y + 16.0,
+                line[0].title
+            );
+            y += 26.0;
+            continue;
+        }
+        let height = if line[0].kind == "stat" { STAT } else { CHART };
+        let width = (WIDTH - GAP) / line.len() as f64 - GAP;
+        for (number, panel) in line.iter().enumerate() {
+            let x = GAP + number as f64 * (width + GAP);
+            body += &draw_panel(prometheus, panel, span, (x, y, width, height)).await;
+        }
+        y += height + GAP;
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n<style>.row{{font-size:15px;font-weight:bold}}\
+         .title{{font-weight:bold}}.stat{{font-size:26px}}.axis{{fill:#666;font-size:9px}}</style>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#f4f5f5\"/>\n{body}</svg>\n"
+    )
+}
+
+async fn draw_panel(
+    prometheus: &Prometheus,
+    panel: &Panel,
+    span: Duration,
+    (x, y, width, height): (f64, f64, f64, f64),
+) -> String {
+    let mut drawn = format!(
+        "<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" fill=\"#fff\" \
+         stroke=\"#d8d9da\"/><text x=\"{:.0}\" y=\"{:.0}\" class=\"title\">{}</text>\n",
+        x + 8.0,
+        y + 16.0,
+        panel.title
+    );
+    let mut series = Vec::new();
+    for (legend, query) in &panel.queries {
+        for (labels, points) in prometheus.range(query, span).await {
+            let points: Vec<_> =
+                points.into_iter().filter(|(_, value)| value.is_finite()).collect();
+            if !points.is_empty() {
+                series.push((named(legend, &labels), points));
+            }
+        }
+    }
+    if panel.kind == "stat" {
+        let last = series.first().and_then(|(_, points)| points.last());
+        let value = last.map_or("–".to_owned(), |(_, value)| in_unit(*value, &panel.unit));
+        let _ = writeln!(
+            drawn,
+            "<text x=\"{:.0}\" y=\"{:.0}\" class=\"stat\">{value}</text>",
+            x + 8.0,
+            y + 58.0
+        );
+        return drawn;
+    }
+    let most = series.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
+    let most = most.fold(0.0_f64, f64::max);
+    let scale = if most > 0.0 { most * 1.1 } else { 1.0 };
+    let (left, right, top, bottom) = (x + 62.0, x + width - 8.0, y + 26.0, y + height - 44.0);
+    for share in [0.0, 0.5, 1.0] {
+        let at = bottom - (bottom - top) * share;
+        let _ = writeln!(
+            drawn,
+            "<path d=\"M{left:.0} {at:.0}H{right:.0}\" stroke=\"#e8e8e8\"/>\
+             <text x=\"{:.0}\" y=\"{:.0}\" class=\"axis\">{}</text>",
+            x + 6.0,
+            at + 3.0,
+            in_unit(scale * share, &panel.unit)
+        );
+    }
+    let (mut legend_x, mut legend_y) = (x + 8.0, y + height - 24.0);
+    for (number, (name, points)) in series.iter().take(SERIES).enumerate() {
+        let colour = COLOURS[number];
+        let point = |(second, value): &(f64, f64)| {
+            let at = left + (right - left) * second / span.as_secs_f64();
+            format!("{at:.1},{:.1}", bottom - (bottom - top) * value / scale)
+        };
+        let points: Vec<_> = points.iter().map(point).collect();
+        let _ = writeln!(
+            drawn,
+            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.3\" points=\"{}\"/>",
+            points.join(" ")
+        );
+        let wide = 14.0 + name.chars().count() as f64 * 5.2;
+        if legend_x + wide > x + width && legend_x > x + 8.0 {
+            (legend_x, legend_y) = (x + 8.0, legend_y + 12.0);
+        }
+        if legend_y < y + height {
+            let _ = writeln!(
+                drawn,
+                "<text x=\"{legend_x:.0}\" y=\"{legend_y:.0}\" class=\"axis\"><tspan fill=\"{colour}\">\
+                 ■</tspan> {name}</text>"
+            );
+        }
+        legend_x += wide;
+    }
+    drawn
+}
+
+/// Returns the name of a series: its legend, with its labels filled in.
+fn named(legend: &str, labels: &Value) -> String {
+    let mut name = legend.to_owned();
+    for (label, value) in labels.as_object().into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default().trim_start_matches("http://");
+        name = name.replace(&format!("{{{{{label}}}}}"), value);
+    }
+    // A label that the series lacks.
+    let name: Vec<_> = name.split(' ').filter(|word| !word.contains("{{")).collect();
+    name.join(" ").replace('&', "and").replace('<', "")
+}
+
+fn in_unit(value: f64, unit: &str) -> String {
+    let short = |value: f64| {
+        let digits = if value >= 100.0 || value == 0.0 {
+            0
+        } else if value >= 1.0 {
+            1
+        } else {
+            2
+        };
+        format!("{value:.digits$}")
+    };
+    match unit {
+        "percentunit" => format!("{:.1} %", value * 100.0),
+        "s" if value < 1.0 => format!("{} ms", short(value * 1000.0)),
+        "s" => format!("{} s", short(value)),
+        "bytes" if value >= 1_048_576.0 => format!("{} MiB", short(value / 1_048_576.0)),
+        "bytes" if value >= 1024.0 => format!("{} KiB", short(value / 1024.0)),
+        "bytes" => format!("{} B", short(value)),
+        "reqps" | "ops" => format!("{}/s", short(value)),
+        _ => short(value),
+    }
+}
