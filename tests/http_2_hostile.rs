@@ -72,7 +72,7 @@ async fn a_preface_where_http_2_is_off_gets_goaway_and_a_clean_end() {
 #[tokio::test]
 async fn a_client_that_completes_no_request_is_disconnected_within_the_read_timeout() {
     let Setup { replica, .. } = &impatient().await;
-    let half_head = frame(HEADERS, END_STREAM, 1, &fields("GET", "/health/live")[..2]);
+    let half_head = frame(HEADERS, END_STREAM, 1, &fields("GET", "/health/live", None)[..2]);
     let ping = frame(PING, 0, 0, &[7; 8]);
     let ways: [(&str, Vec<u8>, Vec<u8>); 5] = [
         ("the preface", vec![], vec![]),

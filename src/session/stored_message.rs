@@ -136,27 +136,14 @@ pub fn parse(entry: &str) -> Option<Message> {
 mod tests {
     use super::*;
     use crate::session::model::ContinuedHow;
+    use crate::session::store::message;
 
     #[test]
     fn a_header_reads_back_as_it_was_written() {
         let id = Uuid::new_v4();
-        let question = Message {
-            id,
-            role: Role::User,
-            content: String::new(),
-            thinking: None,
-            timestamp: "2026-11-26T10:00:00.123456Z".parse().expect("a time"),
-            user_id: Some("alice".to_owned()),
-            generation_id: None,
-            model: None,
-            status: None,
-            finish_reason: None,
-            usage: None,
-            context: None,
-            error: None,
-            writers: None,
-            continued: Vec::new(),
-        };
+        let time = "2026-11-26T10:00:00.123456Z".parse().expect("a time");
+        let alice = Some("alice".to_owned());
+        let question = Message { id, user_id: alice, ..message(Role::User, time) };
         let answer = Message {
             role: Role::Assistant,
             user_id: None,
@@ -185,8 +172,8 @@ mod tests {
             }),
             ..answer.clone()
         };
-        for message in [question, answer, failed] {
-            assert_eq!(parse_header(&header(&message)), Some(message));
+        for written in [question, answer, failed] {
+            assert_eq!(parse_header(&header(&written)), Some(written));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `spawn_blocking`.
 
 pub mod balancer;
+pub mod frames;
 pub mod http;
 pub mod port;
 pub mod process;

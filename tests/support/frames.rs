@@ -5,23 +5,18 @@ use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+pub use testkit::frames::{DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, fields, frame};
+
 use super::process::{LIMIT, Process};
 
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
 pub const PRIORITY: u8 = 2;
 pub const RESET: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const PING: u8 = 6;
 pub const GO_AWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
 pub const END_STREAM: u8 = 1;
-pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
-
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// One frame of the server.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,33 +78,8 @@ impl Frames {
     }
 }
 
-/// Returns a frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// Returns the fields of a request, without compression.
-pub fn fields(method: &str, path: &str) -> Vec<u8> {
-    let method = match method {
-        "GET" => 0x82,
-        "POST" => 0x83,
-        other => panic!("no method: {other}"),
-    };
-    let mut fields = vec![method, 0x86];
-    for (name, value) in [(0x01, "127.0.0.1"), (0x04, path)] {
-        fields.extend([name, value.len() as u8]);
-        fields.extend(value.as_bytes());
-    }
-    fields
-}
-
 /// Returns the frame that begins a request; one without a body is whole.
 pub fn request(stream: u32, method: &str, path: &str, has_body: bool) -> Vec<u8> {
     let flags = if has_body { END_HEADERS } else { END_HEADERS | END_STREAM };
-    frame(HEADERS, flags, stream, &fields(method, path))
+    frame(HEADERS, flags, stream, &fields(method, path, None))
 }

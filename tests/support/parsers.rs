@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, HeaderValue};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use bytes::Bytes;
 use jarvis::api::native::import_lines::ImportLine;
 use jarvis::api::native::input::ChatRequest;
@@ -123,9 +124,13 @@ pub fn token(bytes: &[u8]) {
     assert!(KEY.verify(&String::from_utf8_lossy(bytes)).is_err());
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let (header, claims) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let message = format!("{}.{}", base64url(header), base64url(claims));
+    let message = format!(
+        "{}.{}",
+        BASE64_URL_SAFE_NO_PAD.encode(header),
+        BASE64_URL_SAFE_NO_PAD.encode(claims)
+    );
     let secret = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
-    let signed = |tag: &[u8]| format!("{message}.{}", base64url(tag));
+    let signed = |tag: &[u8]| format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(tag));
     let tag = hmac::sign(&secret, message.as_bytes());
     let mut other = tag.as_ref().to_vec();
     other[0] ^= 1;
@@ -138,21 +143,6 @@ pub fn token(bytes: &[u8]) {
         let user = User::new(User::LOCAL, &claims.sub);
         assert!(user.is_none() || claims.sub.len() <= 255);
     }
-}
-
-/// Returns bytes in base64url without padding (RFC 4648, section 5).
-fn base64url(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::with_capacity(bytes.len() * 4 / 3 + 2);
-    for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
-        let bits = bits << (8 * (3 - chunk.len()));
-        for index in 0..=chunk.len() {
-            let letter = bits >> (18 - 6 * index) & 63;
-            text.push(char::from(LETTERS[letter as usize]));
-        }
-    }
-    text
 }
 
 /// Any bytes are a message within its bounds, or an error that can be sent to the client.

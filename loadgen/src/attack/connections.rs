@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use testkit::frames::{DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, fields, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
-use super::frames::{self, DATA, END_HEADERS, HEADERS, PING};
+use super::frames::{CONTINUATION, TEXT, WEBSOCKET_PING, masked};
 use super::target::{Addresses, Target};
 
 /// The time limit of a connection, and of a write.
@@ -125,28 +126,26 @@ fn bytes(kind: Connections, number: usize, address: &str, random: &mut StdRng) -
             let length = "Content-Type: application/json\r\nContent-Length: 10000\r\n\r\n{";
             (post(length), b" ".to_vec(), second)
         }
-        (Connections::SlowHttp2, 0) => (frames::preface(), Vec::new(), second),
+        (Connections::SlowHttp2, 0) => (preface(), Vec::new(), second),
         (Connections::SlowHttp2, 1) => {
-            let half = frames::fields("/api/v1/chat/", address);
-            let half = frames::frame(HEADERS, 0, 1, &half[..half.len() / 2]);
-            ([frames::preface(), half].concat(), Vec::new(), second)
+            let half = fields("POST", "/api/v1/chat/", Some(address));
+            let half = frame(HEADERS, 0, 1, &half[..half.len() / 2]);
+            ([preface(), half].concat(), Vec::new(), second)
         }
         (Connections::SlowHttp2, 2) => {
-            let fields = frames::fields("/api/v1/chat/", address);
-            let request = frames::frame(HEADERS, END_HEADERS, 1, &fields);
-            ([frames::preface(), request].concat(), frames::frame(DATA, 0, 1, b" "), second)
+            let head = fields("POST", "/api/v1/chat/", Some(address));
+            let request = frame(HEADERS, END_HEADERS, 1, &head);
+            ([preface(), request].concat(), frame(DATA, 0, 1, b" "), second)
         }
-        (Connections::SlowHttp2, _) => {
-            (frames::preface(), frames::frame(PING, 0, 0, &[0; 8]), second)
-        }
+        (Connections::SlowHttp2, _) => (preface(), frame(PING, 0, 0, &[0; 8]), second),
         (Connections::Garbage, 0) => (garbage(4096), garbage(256), second / 10),
         (Connections::Garbage, 1) => (socket(&garbage(4096)), garbage(256), second / 10),
         (Connections::Garbage, 2) => {
-            let fragment = frames::masked(frames::TEXT, false, &vec![b' '; FRAGMENT]);
-            (socket(&fragment), frames::masked(frames::CONTINUATION, false, b" "), second)
+            let fragment = masked(TEXT, false, &vec![b' '; FRAGMENT]);
+            (socket(&fragment), masked(CONTINUATION, false, b" "), second)
         }
         (Connections::Garbage, _) => {
-            let pings = frames::masked(frames::WEBSOCKET_PING, true, b"1234").repeat(PINGS);
+            let pings = masked(WEBSOCKET_PING, true, b"1234").repeat(PINGS);
             (socket(&pings), pings, second / 5)
         }
     };
@@ -195,4 +194,9 @@ async fn open(replica: &str, address: &str) -> std::io::Result<(TcpStream, Strin
     let mut line = [0; 12];
     stream.read_exact(&mut line).await?;
     Ok((stream, String::from_utf8_lossy(&line[9..]).into_owned()))
+}
+
+/// Returns what begins a connection of HTTP/2.
+fn preface() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }

@@ -42,19 +42,11 @@ pub struct AllowLists {
 /// Wraps the routes of the listener for operators, as [`stack`] does those of callers, without
 /// sign-in and limits.
 pub fn admin_stack(routes: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
-    routes.layer(
-        ServiceBuilder::new()
-            .layer(from_fn(headers::secure))
-            .layer(from_fn(request_id::assign))
-            .layer(from_fn_with_state(lifecycle, drain::tell_balancer))
-            .layer(from_fn(access_log::record))
-            .layer(from_fn_with_state(Arc::clone(&lists), host::check))
-            .layer(from_fn_with_state(lists, origin::check))
-            .layer(from_fn(panics::catch)),
-    )
+    outer(routes.layer(from_fn(panics::catch)), lists, lifecycle)
 }
 
-/// Wraps the routes. A request passes the layers from the first one to the last.
+/// Wraps the routes. A request passes the layers from the first one to the last, those of [`outer`]
+/// first.
 pub fn stack(
     routes: Router,
     lists: Arc<AllowLists>,
@@ -65,17 +57,25 @@ pub fn stack(
 ) -> Router {
     let room = RoomLayer { room, kind: limits.kind };
     let sign_in = SignInLayer { sign_in, limits: limits.clone() };
-    routes.layer(
+    let inner = routes.layer(
+        ServiceBuilder::new()
+            .layer(from_fn_with_state(sign_in, sign_in::check))
+            .layer(from_fn_with_state(limits, limits::check))
+            .layer(from_fn_with_state(room, room::reserve))
+            .layer(from_fn(panics::catch)),
+    );
+    outer(inner, lists, lifecycle)
+}
+
+/// The layers that every request passes first.
+fn outer(inner: Router, lists: Arc<AllowLists>, lifecycle: Lifecycle) -> Router {
+    inner.layer(
         ServiceBuilder::new()
             .layer(from_fn(headers::secure))
             .layer(from_fn(request_id::assign))
             .layer(from_fn_with_state(lifecycle, drain::tell_balancer))
             .layer(from_fn(access_log::record))
             .layer(from_fn_with_state(Arc::clone(&lists), host::check))
-            .layer(from_fn_with_state(lists, origin::check))
-            .layer(from_fn_with_state(sign_in, sign_in::check))
-            .layer(from_fn_with_state(limits, limits::check))
-            .layer(from_fn_with_state(room, room::reserve))
-            .layer(from_fn(panics::catch)),
+            .layer(from_fn_with_state(lists, origin::check)),
     )
 }
