@@ -220,6 +220,26 @@ async fn a_network_that_takes_most_gives_its_young_sessions_and_never_one_of_ano
 }
 
 #[tokio::test]
+async fn the_session_that_a_turn_is_about_to_use_does_not_go_to_make_room() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let mut sessions = Vec::new();
+    for _ in 0..5 {
+        sessions.push(ended_turn(&budget, &store, "n", 20 * KIB).await);
+    }
+    let total = server.cli(&["GET", "jarvis:{budget}:total"]);
+    let total = total.trim().parse::<u64>().expect("bytes");
+    // Four fifths of it are taken: more than sessions are removed for, and less than is refused.
+    let limits = StorageLimits { anonymous_bytes: total * 5 / 4, ..StorageLimits::default() };
+    let budget = Budget::new(store.clone(), limits);
+    assert_eq!(budget.room(&OWNER, "n", sessions[0]).await.map(drop), Ok(()));
+    let next_goes = eventually(LIMIT, async || !exists(&store, sessions[1]).await);
+    assert!(next_goes.await, "nothing goes");
+    assert!(exists(&store, sessions[0]).await, "its turn is about to be accepted");
+}
+
+#[tokio::test]
 async fn a_session_without_an_answer_goes_at_once_and_before_those_with_one() {
     let server = RedisServer::start();
     let store = store(&server).await;

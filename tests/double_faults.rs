@@ -241,7 +241,14 @@ async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_a
     let generation = events.last().expect("a piece")["generation_id"].clone();
     fleet.replicas[0].pause();
     fleet.redis.lose_what_came_since();
-    let mut repeating = fleet.socket(2).await;
+    // Redis is away for a moment, and so is the service.
+    let (path, mut repeating) = (format!("/ws?session_id={}", fleet.session), None);
+    let is_open = eventually(LIMIT, async || {
+        repeating = Socket::open_with(&fleet.replicas[2], &path, &[]).await.ok();
+        repeating.is_some()
+    });
+    assert!(is_open.await, "no handshake");
+    let mut repeating = repeating.expect("a socket").0;
     repeating.say(&request).await;
     let events = repeating.until("stream_end").await;
     assert_eq!(events.last().expect("an end")["generation_id"], generation, "the same turn");

@@ -429,6 +429,12 @@ async fn how_long_a_session_is_kept_is_a_setting_that_its_next_turn_applies() {
     };
     assert_eq!(chat(&some, &anonymous, "[[tokens=3]] hi", "").await.status, 200);
     assert_eq!(days(&anonymous), 3);
+    // What a clear removes comes back with an expiry.
+    let mut socket = open(&some, &anonymous, "").await;
+    socket.say(&json!({"type": "clear_history"})).await;
+    socket.until("history_cleared").await;
+    assert_eq!(chat(&some, &anonymous, "[[tokens=3]] hi", "").await.status, 200);
+    assert_eq!(days(&anonymous), 3);
     for (replica, kept) in [(&none, 0), (&some, 200), (&none, 0)] {
         assert_eq!(chat(replica, &alices, "[[tokens=3]] hi", "alice").await.status, 200);
         assert_eq!(days(&alices), kept);

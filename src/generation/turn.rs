@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::Generations;
@@ -27,6 +27,10 @@ use crate::telemetry::{CountedOpen, GenAi, metric, record_trace};
 /// How long the session is not notified of a queue position after an answer broke off: the answer
 /// usually continues sooner.
 const NOTIFY_AFTER: Duration = Duration::from_secs(1);
+
+/// The time after a claim before which the end of the turn is not written. Its former replica may have
+/// ended it, and clients got that end; where a failover lost it, the backup writes it again meanwhile.
+const END_AFTER_CLAIM: Duration = Duration::from_millis(1500);
 
 /// The end of an answer.
 enum TurnEnd {
@@ -74,6 +78,7 @@ async fn run_to_end(
 ) -> Result<(), Stopped> {
     #[cfg(test)]
     generations.injected_panics.strike_at_start();
+    let taken = Instant::now();
     let feed = call_redis(|| generations.feeds.join_of_turn(turn)).await;
     let (store, written_turn) = (generations.store.clone(), Arc::clone(turn));
     let (writers, mut writer) = match state {
@@ -94,6 +99,16 @@ async fn run_to_end(
         Some(failure) => TurnEnd::Failed { failure, context: ContextReport::default() },
         None => Box::pin(answer(generations, turn, &feed, &mut writer)).await?,
     };
+    if writers > 1 {
+        let pause = sleep_until(taken + END_AFTER_CLAIM);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                written = writer.progress() => written.map_err(|Fenced| Stopped)?,
+            }
+        }
+    }
     finish(generations, turn, writer, writers, end).await
 }
 

@@ -30,7 +30,7 @@ use crate::http::problem::Problem;
 use crate::http::room::ByteRoom;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
-use crate::telemetry::count_slow_reader;
+use crate::telemetry::{count_slow_reader, metric};
 
 /// Bytes of the kernel's buffer for each direction of a connection, which the kernel doubles. Its
 /// default grows to megabytes for each slow reader.
@@ -133,6 +133,8 @@ pub async fn serve(
             () = lifecycle.reached(Phase::Stopped) => break,
         };
         let Some(of_address) = of_addresses.admit(address.ip()) else {
+            metrics::counter!(metric::LIMIT_REFUSALS_TOTAL, "limit" => "address-connections")
+                .increment(1);
             // A reply would cost more than it gives: a client with so many connections is none that
             // reads it.
             tracing::debug!("connection of an address that has its largest number closed");

@@ -473,6 +473,8 @@ impl Feed {
         };
         let piece = if let Hint::Piece { offset, .. } = hint { Some(offset) } else { None };
         let applied = match hint {
+            // The first event of a session: whether it is still this owner's, Redis knows.
+            Hint::Event { event, .. } if event.number == 1 => Applied::Hole,
             Hint::Event { previous, event } => state.window.push_event(previous, event),
             Hint::Piece { generation, offset, after, text } => {
                 state.window.push_piece(generation, offset, after, text)
@@ -592,7 +594,13 @@ impl Feed {
                 if confirmed { ReadFrom::Cursor(end, end.offset) } else { ReadFrom::RunningTurn };
             let more = match store.read(&owner, self.session, from).await? {
                 ReadOutcome::Absent => {
-                    stays && owner == Owner::Anonymous && self.find_owner(store).await?
+                    let is_transferred =
+                        stays && owner == Owner::Anonymous && self.find_owner(store).await?;
+                    if confirmed && !is_transferred {
+                        // Another owner may begin a session of this id next.
+                        self.forget();
+                    }
+                    is_transferred
                 }
                 ReadOutcome::Window { window, more } => {
                     let mut state = self.state();

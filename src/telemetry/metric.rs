@@ -245,7 +245,7 @@ metrics! {
     COUNTER FEED_HOLES_FILLED_TOTAL = "jarvis_feed_holes_filled_total";
     /// Requests, messages and turns that were refused, by the limit that refused them.
     COUNTER LIMIT_REFUSALS_TOTAL = "jarvis_limit_refusals_total" [limit: &[
-        "address-requests", "address-sessions", "address-sockets", "address-turns", "key-requests",
+        "address-connections", "address-requests", "address-sessions", "address-sockets", "address-turns", "key-requests",
         "key-turns", "user-requests", "user-sockets", "user-tokens", "user-turns"
     ]];
     /// Idle anonymous sessions that were removed, because all anonymous ones took too much.

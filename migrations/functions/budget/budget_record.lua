@@ -54,6 +54,6 @@ register {
       redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    return { sessions_to_remove(base, args.total_limit), unrecorded }
+    return { sessions_to_remove(base, args.total_limit, session), unrecorded }
   end,
 }

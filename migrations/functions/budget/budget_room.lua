@@ -58,6 +58,6 @@ register {
         reserve(base, args.session, args.payer, bytes, now + args.reserve_seconds)
       end
     end
-    return { verdict, listed, sessions_to_remove(base, args.total_limit), unrecorded }
+    return { verdict, listed, sessions_to_remove(base, args.total_limit, args.session), unrecorded }
   end,
 }

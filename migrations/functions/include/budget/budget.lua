@@ -110,8 +110,10 @@ local function release(base, session, payer)
   end
 end
 
--- Reserves bytes for a payer in a session, in place of what was reserved there before.
+-- Reserves bytes for a payer in a session, in place of what was reserved there before, if that was
+-- less: what it was reserved for may be under way.
 local function reserve(base, session, payer, bytes, ends)
+  bytes = math.max(bytes, reserved(base, session, payer))
   release(base, session, payer)
   local field = session .. ' ' .. payer
   redis.call('HSET', base .. ':reserved', field, bytes)
@@ -164,8 +166,9 @@ end
 
 -- Returns sessions to remove where all anonymous ones take too much. Each is, when the ones before it
 -- are gone, the one that was used least recently of the network that takes most, however long ago
--- that was: so a network that takes more than others has no share in their room.
-local function sessions_to_remove(base, limit)
+-- that was: so a network that takes more than others has no share in their room. Never the session
+-- that the call is about, which is in use.
+local function sessions_to_remove(base, limit, in_use)
   local over, remove = bytes_over(base, limit, REMOVE_SHARE), {}
   if over <= 0 then
     return remove
@@ -190,8 +193,11 @@ local function sessions_to_remove(base, limit)
     local session = largest.sessions[largest.next]
     if session then
       local bytes = recorded(base, session) or 0
-      remove[#remove + 1] = session
-      largest.next, largest.bytes, over = largest.next + 1, largest.bytes - bytes, over - bytes
+      largest.next, largest.bytes = largest.next + 1, largest.bytes - bytes
+      if session ~= in_use then
+        remove[#remove + 1] = session
+        over = over - bytes
+      end
     else
       largest.bytes = 0
     end

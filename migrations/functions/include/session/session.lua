@@ -111,20 +111,23 @@ end
 
 -- Extends the expiry of the session, if it has one.
 local function keep(keys)
-  local fields = session_fields(keys, 'idle_seconds', 'generation', 'unanswered')
+  local fields = session_fields(keys, 'idle_seconds', 'generation', 'unanswered', 'owner')
   local seconds = tonumber(fields[1] or '0')
   if seconds == 0 then
     return
   end
-  if fields[3] then
+  if fields[3] and fields[4] == ANONYMOUS then
     seconds = math.min(seconds, UNANSWERED_SECONDS)
   end
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)
   end
-  -- An expiry within a tenth is exact enough, and saves seven calls in most turns.
+  -- An expiry within a tenth is exact enough, and saves seven calls in most turns. What a clear
+  -- removed, or a turn that waits began, may be without one.
   local left = redis.call('TTL', keys.messages)
-  if left <= seconds and left > seconds * 0.9 then
+  local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
+    and redis.call('TTL', keys.waiting) ~= -1
+  if has_all and left <= seconds and left > seconds * 0.9 then
     return
   end
   for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
