@@ -110,6 +110,7 @@ impl Copies {
     /// Creates the copies of a replica, with the queue of those that are to be sent.
     pub(super) fn new() -> (Self, mpsc::Receiver<Outgoing>) {
         let (outbox, waiting) = mpsc::channel(WAITING);
+        metrics::gauge!(metric::REDO_COPIES_WAITING).set(0.0);
         let copies = Self { outbox, backup: Mutex::default(), kept: Mutex::default() };
         (copies, waiting)
     }
