@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{sleep, spawn};
+use std::thread::spawn;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::{Port, Program, http};
+use testkit::{Port, Program, http, pause};
 
 use crate::command::{Run, run};
 use crate::console::{line, step};
@@ -86,7 +86,7 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
         let until = Instant::now() + replicas::LIVE_LIMIT;
         while !http::is_ok(&ready, replicas::HEALTH_LIMIT) {
             ensure!(Instant::now() < until, "no replica gets ready");
-            sleep(Duration::from_millis(200));
+            pause(Duration::from_millis(200));
         }
         Ok("three replicas behind nginx".to_owned())
     })?;
@@ -146,7 +146,7 @@ fn steps(compose: &Compose) -> anyhow::Result<()> {
     };
     let a_replica = || compose.a_container("jarvis");
     let timed = |name: &str, act: &dyn Fn() -> anyhow::Result<()>| {
-        sleep(PAUSE);
+        pause(PAUSE);
         step(name, || act().map(|()| String::new()))
     };
     timed("stop", &|| {

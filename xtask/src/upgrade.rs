@@ -64,8 +64,8 @@ fn build_next(tree: &Path, binary: &Path) -> anyhow::Result<()> {
             .arg("--target-dir")
             .arg(&target)
     };
-    let built = build().arg("--manifest-path").arg(tree.join("Cargo.toml")).shown()?;
-    ensure!(built == 0, "the next version does not build");
+    let code = build().arg("--manifest-path").arg(tree.join("Cargo.toml")).shown()?;
+    ensure!(code == 0, "the next version does not build");
     fs::copy(paths::release("jarvis"), binary)?;
     // The two have one place for what is built last.
     ensure!(build().shown()? == 0, "this version does not build again");
