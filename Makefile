@@ -55,7 +55,7 @@ seams:    ## break 100 answers of a real model, in ten scripts, off in the middl
 	$(DEV) seams $(if $(ANSWERS),--answers $(ANSWERS)) $(if $(SEED),--seed $(SEED))
 
 upgrade:  ## replace the replicas of docker-compose.yml by ones of this folder, one at a time; nobody may notice
-	@deploy/upgrade.sh
+	$(DEV) upgrade
 
 clean:    ## remove what was built and fetched; the history stays
 	$(DEV) clean

@@ -30,6 +30,7 @@ use anyhow::{Context, bail, ensure};
 use lexopt::{Arg, ValueExt};
 
 use address::Address;
+use command::run;
 use console::{LABEL, bold, dim, red, say};
 use proof::Load;
 use signals::Interrupted;
@@ -131,6 +132,10 @@ fn perform(request: &Request) -> anyhow::Result<bool> {
         "fuzz" => {
             let minutes = request.minutes.unwrap_or(10.0);
             return fuzz::fuzz((minutes * 60.0).round() as u64);
+        }
+        "upgrade" => {
+            let script = paths::root().join("deploy/upgrade.sh");
+            return Ok(run(script, [""; 0]).shown()? == 0);
         }
         "seams" => return seams::seams(request.answers, seed),
         "clean" => clean::clean(request.history)?,
