@@ -54,7 +54,7 @@ fn request(text: &str) -> ModelRequest {
             num_predict: 1000,
             num_ctx: Some(4096),
             seed: Some(1),
-            stop: Vec::new(),
+            ..Options::default()
         },
         think: Think::No,
     }

@@ -145,6 +145,9 @@ impl Conversation {
                 num_ctx,
                 seed: spec.seed,
                 stop: spec.stop.clone(),
+                top_p: spec.sampling.top_p,
+                presence_penalty: spec.sampling.presence_penalty,
+                frequency_penalty: spec.sampling.frequency_penalty,
             },
             think: think(spec.think),
         };

@@ -87,8 +87,7 @@ async fn preload_on(member: &Arc<Member>, listing: &Listing, models: &[String], 
 
 /// Loads a model: a conversation without messages generates nothing.
 async fn load(member: &Member, model: &Model, num_ctx: Option<u32>) -> Result<(), OllamaError> {
-    let options =
-        Options { temperature: 0.0, num_predict: 1, num_ctx, seed: None, stop: Vec::new() };
+    let options = Options { num_predict: 1, num_ctx, ..Options::default() };
     let body = ChatBody {
         model: &model.name,
         messages: &[],

@@ -28,7 +28,7 @@ pub struct ChatMessage {
 }
 
 /// The options of a generation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Options {
     /// The temperature, from 0 (always the likeliest token) to 2.
     pub temperature: f64,
@@ -45,6 +45,16 @@ pub struct Options {
     /// Texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// The share of the likeliest tokens that are chosen from, 0 to 1; the model's own where absent,
+    /// as the penalties are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    /// How much less likely a token is that the text has already, -2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence_penalty: Option<f64>,
+    /// How much less likely a token is for each time that the text has it, -2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frequency_penalty: Option<f64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -165,13 +175,8 @@ mod tests {
 
     #[test]
     fn a_request_leaves_no_choice_to_ollama() {
-        let options = Options {
-            temperature: 0.0,
-            num_predict: 0,
-            num_ctx: Some(2048),
-            seed: None,
-            stop: Vec::new(),
-        };
+        let options =
+            Options { temperature: 0.0, num_predict: 0, num_ctx: Some(2048), ..Options::default() };
         let keep_alive = KeepAlive::from("-1");
         let messages = [ChatMessage { role: ChatRole::User, content: "hi".to_owned() }];
         let body = ChatBody {

@@ -375,6 +375,47 @@ impl From<Reasoning> for StoredReasoning {
     }
 }
 
+/// How the next token is chosen, beside the temperature. An absent value is the model's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// The share of the likeliest tokens that are chosen from, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub top_p: Option<f64>,
+    /// How much less likely a token is that the text has already, -2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub presence_penalty: Option<f64>,
+    /// How much less likely a token is for each time that the text has it, -2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frequency_penalty: Option<f64>,
+}
+
+/// What an answer has to be, beside free text.
+///
+/// Both are JSON text and not values, because a model writes the fields of an object in the order in
+/// which its schema has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerRules {
+    /// The format, as the model host takes it: `"json"`, or a JSON schema.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub format: Option<String>,
+    /// The tools that the model may call, as the model host takes them: a list of functions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tools: Option<String>,
+}
+
+impl AnswerRules {
+    /// Whether an answer is free text, so that any text of the model continues it.
+    pub fn is_free(&self) -> bool {
+        self.format.is_none() && self.tools.is_none()
+    }
+
+    /// Returns the bytes of both.
+    pub fn bytes(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        length(&self.format) + length(&self.tools)
+    }
+}
+
 /// The request of a turn without its text: everything else that another replica needs to run it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TurnSpec {
@@ -393,6 +434,12 @@ pub struct TurnSpec {
     /// Up to four texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub stop: Vec<String>,
+    /// How the next token is chosen, beside the temperature.
+    #[serde(flatten)]
+    pub sampling: Sampling,
+    /// What the answer has to be, beside free text.
+    #[serde(flatten)]
+    pub rules: AnswerRules,
     /// Whether a model that can reason does so first, and with what effort.
     #[serde(flatten)]
     pub think: Reasoning,
@@ -463,6 +510,8 @@ impl TurnSpec {
             system: None,
             seed: None,
             stop: Vec::new(),
+            sampling: Sampling::default(),
+            rules: AnswerRules::default(),
             think: Reasoning::Off,
             message_id: None,
             source: String::new(),

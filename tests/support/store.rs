@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::TurnSpec;
-use jarvis::session::model::Reasoning;
+use jarvis::session::model::{AnswerRules, Reasoning, Sampling};
 use jarvis::tls::TlsOptions;
 
 use super::eventually;
@@ -37,6 +37,8 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         system: None,
         seed: None,
         stop: Vec::new(),
+        sampling: Sampling::default(),
+        rules: AnswerRules::default(),
         think: Reasoning::Off,
         message_id: None,
         source: String::new(),

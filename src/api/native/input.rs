@@ -10,7 +10,7 @@ use crate::http::extract::fields::{FieldError, Fields};
 use crate::http::extract::lax;
 use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
-use crate::session::model::{Effort, Reasoning, TurnSpec};
+use crate::session::model::{AnswerRules, Effort, Reasoning, Sampling, TurnSpec};
 use crate::session::{GenerationId, SessionId};
 
 /// Characters of one message, at most.
@@ -213,6 +213,8 @@ impl ChatRequest {
             system: self.system.clone(),
             seed: self.seed,
             stop: self.stop.clone(),
+            sampling: Sampling::default(),
+            rules: AnswerRules::default(),
             think: self.think,
             message_id: self.message_id.clone(),
             source: String::new(),

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::budget::AFTER_DROP;
 use super::tokens::{CAUTION, COUNTED_BYTES_PER_TOKEN};
 use super::*;
+use crate::session::model::{AnswerRules, Sampling};
 use crate::session::store::message;
 use crate::session::{SessionId, SessionInfo, Status, Usage};
 
@@ -35,6 +36,8 @@ fn spec(model: &str, max_tokens: u32, system: Option<&str>) -> TurnSpec {
         system: system.map(str::to_owned),
         seed: None,
         stop: Vec::new(),
+        sampling: Sampling::default(),
+        rules: AnswerRules::default(),
         think: Reasoning::Off,
         message_id: None,
         source: String::new(),

@@ -16,7 +16,11 @@ use crate::session::stored_message;
 ///
 /// Only role, content, id and time of each message are used.
 #[derive(Clone, Debug)]
-pub struct OwnConversation(Arc<[Message]>);
+pub struct OwnConversation {
+    messages: Arc<[Message]>,
+    /// The author of the message that the turn answers.
+    question: Role,
+}
 
 /// The error for a conversation with more messages or bytes than a turn may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,22 +52,33 @@ impl OwnConversation {
         if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
             return Err(ConversationTooLarge { messages: messages.len(), bytes });
         }
-        Ok(Self(messages.into()))
+        Ok(Self { messages: messages.into(), question: Role::User })
+    }
+
+    /// Sets the author of the message that the turn answers, which is the user otherwise.
+    #[must_use]
+    pub fn with_question_of(self, question: Role) -> Self {
+        Self { question, ..self }
+    }
+
+    /// Returns the author of the message that the turn answers.
+    pub(super) fn question_of(&self) -> Role {
+        self.question
     }
 
     /// Returns the messages, oldest first.
     pub fn messages(&self) -> &[Message] {
-        &self.0
+        &self.messages
     }
 
     /// Returns the bytes of all contents together.
     pub fn bytes(&self) -> usize {
-        self.0.iter().map(|message| message.content.len()).sum()
+        self.messages.iter().map(|message| message.content.len()).sum()
     }
 
     /// Returns the messages as Redis stores them, without their parents.
     pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
-        self.0.iter().map(|message| {
+        self.messages.iter().map(|message| {
             let header = stored_message::header(message);
             let before = match message.role {
                 Role::Assistant => Shape::Plain.before_answer("", &message.content),
@@ -76,7 +91,8 @@ impl OwnConversation {
     /// Parses messages as [`OwnConversation::entries`] writes them.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
         let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self(messages.into()))
+        // The author of a stored question is in its own header.
+        Ok(Self { messages: messages.into(), question: Role::User })
     }
 }
 

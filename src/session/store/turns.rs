@@ -102,7 +102,7 @@ impl Turn {
     /// the conversation that came with it.
     pub fn bytes(&self) -> usize {
         let Accepted { question, header, event, conversation, .. } = &*self.accepted;
-        let TurnSpec { model, system, stop, message_id, source, .. } = &self.spec;
+        let TurnSpec { model, system, stop, rules, message_id, source, .. } = &self.spec;
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         question.content.len()
             + header.len()
@@ -111,6 +111,7 @@ impl Turn {
             + model.len()
             + optional(system)
             + stop.iter().map(String::len).sum::<usize>()
+            + rules.bytes()
             + optional(message_id)
             + source.len()
     }
@@ -207,7 +208,10 @@ impl Proposal {
         let question = Message {
             id: question_of(generation),
             user_id: Some(owner.user_id().to_owned()),
-            ..message(Role::User, now)
+            ..message(
+                new.conversation.as_ref().map_or(Role::User, OwnConversation::question_of),
+                now,
+            )
         };
         let at = rfc3339(&now);
         let accepted = Accepted {
