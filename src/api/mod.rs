@@ -2,8 +2,10 @@
 
 pub mod admin;
 pub mod bulk_permits;
+mod idempotency;
 pub mod message_budget;
 pub mod native;
+pub mod openai;
 #[cfg(test)]
 mod panics;
 pub mod permits;
@@ -17,15 +19,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::routing::{get, post};
 use tower_http::normalize_path::NormalizePath;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::http::middleware::LimitLayer;
+use crate::http::middleware::{FrontRules, LimitLayer};
 use crate::http::{middleware, problem};
+use crate::limits::RequestKind;
 
 /// Returns the router of all routes, each with and without a trailing slash. Where operators have a
 /// listener of their own, their routes are there alone.
@@ -47,7 +50,10 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(admin::health::live))
         .routes(routes!(admin::health::ready))
         .routes(routes!(admin::health::root))
-        .routes(routes!(native::websocket::upgrade));
+        .routes(routes!(native::websocket::upgrade))
+        .routes(routes!(openai::models::list))
+        .routes(routes!(openai::models::retrieve))
+        .routes(routes!(openai::chat::complete));
     if !shared.settings.has_admin_listener {
         routes =
             routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
@@ -62,6 +68,9 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/chat/message", post(native::chat::send))
         .route("/api/v1/chat/send", post(native::chat::send))
         .route("/api/v1/chat/ws", get(native::websocket::upgrade))
+        // The name of a model may have a host and a namespace.
+        .route("/v1/models/{model}/{name}", get(openai::models::retrieve))
+        .route("/v1/models/{model}/{name}/{tag}", get(openai::models::retrieve))
         .route("/openapi.json", get(async move || (json, openapi.clone())))
         .route("/docs", get(admin::docs::index))
         .route("/docs/{file}", get(admin::docs::file))
@@ -74,7 +83,11 @@ pub fn router(shared: &Shared) -> Router {
         limits: shared.limits.clone(),
         proxies: shared.settings.trusted_proxies.clone(),
         source_key: shared.source_key.clone(),
-        kind: native::request_kind,
+        rules: FrontRules {
+            kind: request_kind,
+            sends_placeholder_key: openai::serves,
+            dialect: openai::dialect,
+        },
     };
     let routes = middleware::stack(
         routes,
@@ -86,4 +99,13 @@ pub fn router(shared: &Shared) -> Router {
     );
     // A layer of the router would run only after the path was matched.
     Router::new().fallback_service(NormalizePath::trim_trailing_slash(routes))
+}
+
+/// Returns what a request to this method and path is, for the limits of its caller.
+fn request_kind(method: &Method, path: &str) -> RequestKind {
+    if openai::serves(path) {
+        openai::request_kind(method, path)
+    } else {
+        native::request_kind(method, path)
+    }
 }

@@ -224,8 +224,8 @@ impl Follow {
     }
 }
 
-/// Returns the answer of a delta that ends its generation.
-fn final_message(delta: &Delta) -> Option<Message> {
+/// Returns the answer of a delta that ends its generation; none of another delta.
+pub fn final_message(delta: &Delta) -> Option<Message> {
     let Change::Event { event, answer, reasoning } = &delta.change else { return None };
     let message = Message {
         content: answer.clone(),

@@ -214,9 +214,12 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(standings) = self.standings {
+        let mut problem = self;
+        if let Some(standings) = problem.standings.take() {
             response.extensions_mut().insert(*standings);
         }
+        // A front with another form of errors writes the response again.
+        response.extensions_mut().insert(problem);
         response
     }
 }

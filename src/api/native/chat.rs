@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
+use crate::api::idempotency;
 use crate::api::native::input::ChatRequest;
 use crate::api::native::schema::{IdempotencyKey, ServerSentEvent};
 use crate::api::native::{event_stream, turns};
@@ -20,7 +20,6 @@ use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
 use crate::http::extract::body::JsonBody;
-use crate::http::extract::fields::{FieldError, NIL};
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
@@ -28,10 +27,6 @@ use crate::limits::TurnPermit;
 use crate::session::model::{ContextReport, Continuation, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 use crate::sign_in::Identity;
-
-/// The namespace of the sessions of turns that have an idempotency key and no session.
-const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
-const KEY_BYTES: usize = 255;
 
 /// A whole answer.
 #[derive(Serialize, ToSchema)]
@@ -151,26 +146,9 @@ fn address(
     owner: &Owner,
     request: &ChatRequest,
 ) -> Result<(SessionId, Option<String>), Problem> {
-    let Some(key) = headers.get("idempotency-key") else {
+    let Some(key) = idempotency::key(headers, owner)? else {
         return Ok((request.session_id.unwrap_or_else(SessionId::random), None));
     };
-    let refused = |kind, msg: &str| {
-        Problem::from(vec![FieldError::new("header", "Idempotency-Key", kind, msg)])
-    };
-    let key = key.to_str().unwrap_or_default().trim_matches('"');
-    if key.is_empty() || key.len() > KEY_BYTES {
-        return Err(refused("string_length", "must be 1 to 255 visible ASCII characters"));
-    }
-    // A session that is derived from a key must be as hard to guess as a random one.
-    let key = match (owner, Uuid::try_parse(key)) {
-        (_, Ok(uuid)) if uuid.is_nil() => return Err(refused(NIL.0, NIL.1)),
-        (_, Ok(uuid)) => uuid.to_string(),
-        (Owner::User(_), Err(_)) => key.to_owned(),
-        (Owner::Anonymous, Err(_)) => return Err(refused("uuid_parsing", "must be a UUID")),
-    };
-    let session = request.session_id.unwrap_or_else(|| {
-        let name = format!("{}\n{key}", owner.key());
-        SessionId(Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()))
-    });
+    let session = request.session_id.unwrap_or_else(|| idempotency::session(owner, "", &key));
     Ok((session, Some(sha256_hex(format!("rest\n{key}").as_bytes()))))
 }

@@ -1,5 +1,7 @@
 //! Extracts a request's body as JSON, within bounds of bytes and time.
 
+use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use axum::body::HttpBody;
@@ -10,6 +12,7 @@ use futures_util::StreamExt;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
+use crate::http::room::no_room;
 
 /// How long a request's body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
@@ -30,12 +33,7 @@ where
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        check_encoding(request.headers())?;
-        let read = read_body(request, BodyLimit::from_ref(state).0);
-        let body = tokio::time::timeout(BODY_LIMIT, read).await.map_err(|_| {
-            let detail = "the body did not arrive in time";
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
-        })??;
+        let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
         if matches!(without_bom(&body).trim_ascii(), b"" | b"null") {
             return Ok(Self(Object::default()));
         }
@@ -52,6 +50,18 @@ where
             Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
         }
     }
+}
+
+/// Returns a body of at most `limit` bytes that is not compressed, within the time limit of bodies.
+///
+/// # Errors
+/// A 400, 408, 413, 415 or 503.
+pub async fn whole_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
+    check_encoding(request.headers())?;
+    tokio::time::timeout(BODY_LIMIT, read_body(request, limit)).await.map_err(|_| {
+        let detail = "the body did not arrive in time";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+    })?
 }
 
 /// Refuses a compressed body: a few bytes may decompress to gigabytes of text.
@@ -88,7 +98,10 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     let mut chunks = request.into_body().into_data_stream();
     let mut body = Vec::with_capacity(declared.min(limit));
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| {
+        let chunk = chunk.map_err(|error| {
+            if is_without_room(&error) {
+                return no_room();
+            }
             Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off")
         })?;
         if body.len() + chunk.len() > limit {
@@ -97,6 +110,12 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// Returns whether a body was not read because there was no room for it.
+fn is_without_room(error: &axum::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::OutOfMemory)
 }
 
 /// Returns the position at which a text stops being JSON.

@@ -87,6 +87,16 @@ impl Object {
         Ok(object)
     }
 
+    /// Returns the fields that can be read.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// Returns the fields that cannot be read.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, FieldFault)> {
+        self.unreadable.iter().map(|(name, fault)| (name.as_str(), *fault))
+    }
+
     /// Returns the value of a field. `null` counts as absent.
     ///
     /// # Errors

@@ -5,18 +5,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{FromRef, FromRequestParts, Request, State};
-use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::FrontRules;
 use super::public::is_public;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::{Standings, add_headers};
-use crate::limits::{
-    Admission, RateLimits, RequestKind, Standing, Subject, TurnPermit, UserSocket,
-};
+use crate::limits::{Admission, RateLimits, Standing, Subject, TurnPermit, UserSocket};
 use crate::session::Owner;
 use crate::sign_in::Identity;
 use crate::source::{Source, SourceKey};
@@ -30,8 +28,8 @@ pub struct LimitLayer {
     pub proxies: TrustedProxies,
     /// The key of the digests of addresses.
     pub source_key: SourceKey,
-    /// What a request to this method and path is. The fronts know their routes.
-    pub kind: fn(&Method, &str) -> RequestKind,
+    /// What the fronts know of their routes.
+    pub rules: FrontRules,
 }
 
 /// What a request was admitted with, until its handler takes it.
@@ -69,7 +67,7 @@ pub(super) async fn check(
         // Its digest is by a key that no other replica has.
         return Problem::store_unavailable().into_response();
     }
-    let kind = (layer.kind)(request.method(), request.uri().path());
+    let kind = (layer.rules.kind)(request.method(), request.uri().path());
     // A repeat of a turn that was accepted is answered also where no turn is left.
     let may_repeat = request.headers().contains_key("idempotency-key");
     let subject = Arc::new(subject(&request, source));
@@ -127,6 +125,8 @@ pub(super) fn with_headers(mut response: Response, mut standings: Vec<Standing>)
         }
     }
     add_headers(response.headers_mut(), &standings);
+    // A front may name them in headers of its own, too.
+    response.extensions_mut().insert(Standings(standings));
     response
 }
 

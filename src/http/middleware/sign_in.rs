@@ -13,7 +13,7 @@ use crate::http::extract::bearer::bearer;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::problem::Problem;
 use crate::limits::RateLimits;
-use crate::sign_in::{Identity, SignIn, SignInError, SignInMode};
+use crate::sign_in::{API_KEY_PREFIX, Identity, SignIn, SignInError, SignInMode};
 use crate::source::{Source, SourceKey};
 
 /// The subprotocol by which a browser sends its token: it cannot set a header of a WebSocket.
@@ -39,8 +39,15 @@ pub(super) async fn check(
     if is_public(request.uri().path()) {
         return next.run(request).await;
     }
+    let rules = limits.rules;
     let limits = &limits.limits;
-    let identity = match token(request.headers()) {
+    let sent = match token(request.headers()) {
+        sent if sign_in.mode() == SignInMode::Required => sent,
+        sent if !(rules.sends_placeholder_key)(request.uri().path()) => sent,
+        // Such clients do not start without a key.
+        sent => sent.map(|token| token.and_then(without_placeholder)),
+    };
+    let identity = match sent {
         Ok(Some(token)) => identify(&sign_in, limits, &source, token).await.map(Some),
         Ok(None) if sign_in.mode() == SignInMode::Required => {
             Err(refuse(limits, &source, &SignInError::Required).await)
@@ -126,6 +133,13 @@ fn token(headers: &HeaderMap) -> Result<Option<&str>, SignInError> {
         }
         (Some(_), Some(_)) => Err(SignInError::Ambiguous),
     }
+}
+
+/// Returns a token that may be of this service; none where it has the form of neither a token
+/// nor an API key, as a placeholder has.
+fn without_placeholder(token: &str) -> Option<&str> {
+    let dots = token.bytes().filter(|byte| *byte == b'.').count();
+    (token.starts_with(API_KEY_PREFIX) || dots == 2).then_some(token)
 }
 
 #[cfg(test)]

@@ -1,0 +1,36 @@
+//! The OpenAI front: programs for OpenAI's API use the fleet unchanged. docs/OPENAI.md describes it.
+//!
+//! A request is parsed strictly into a turn that brings its own conversation. The turn is followed
+//! as those of every front are, and its typed updates are written in OpenAI's dialect. Nothing of
+//! that dialect is known outside this folder.
+
+pub(crate) mod chat;
+mod chunks;
+pub mod errors;
+mod messages;
+pub(crate) mod models;
+mod params;
+mod rate_limit;
+pub mod request;
+mod shapes;
+mod stream;
+
+pub use errors::dialect;
+pub use shapes::ErrorReply;
+
+use axum::http::Method;
+
+use crate::limits::RequestKind;
+
+/// Returns whether a path is one of this front's.
+pub fn serves(path: &str) -> bool {
+    path == "/v1" || path.starts_with("/v1/")
+}
+
+/// Returns what a request to this method and path is, for the limits of its caller.
+pub fn request_kind(method: &Method, path: &str) -> RequestKind {
+    match (method, path.trim_end_matches('/')) {
+        (&Method::POST, "/v1/chat/completions") => RequestKind::Turn,
+        _ => RequestKind::Plain,
+    }
+}

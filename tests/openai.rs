@@ -1,0 +1,350 @@
+//! The OpenAI front, byte by byte, on real replicas.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::client::{Reply, get, http, post, send, until_ok};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use support::setup::{Setup, setup};
+use support::tokens::{SECRET, token};
+use testkit::eventually;
+
+const COMPLETIONS: &str = "/v1/chat/completions";
+const MODEL: &str = "tinyllama:latest";
+
+fn asked(question: &str) -> Value {
+    json!({"model": MODEL, "messages": [{"role": "user", "content": question}]})
+}
+
+fn with(mut request: Value, name: &str, value: Value) -> Value {
+    request[name] = value;
+    request
+}
+
+/// A streamed response: its data lines, and everything else that it has.
+struct Streamed {
+    status: u16,
+    headers: reqwest::header::HeaderMap,
+    raw: String,
+    data: Vec<Value>,
+    done: bool,
+}
+
+async fn streamed(replica: &Process, request: &Value) -> Streamed {
+    let request = with(request.clone(), "stream", json!(true));
+    let response = http().post(format!("{}{COMPLETIONS}", replica.url)).json(&request).send();
+    let response = response.await.expect("a response");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let raw = response.text().await.expect("a body");
+    let lines = raw.lines().filter_map(|line| line.strip_prefix("data: "));
+    let done = lines.clone().last() == Some("[DONE]");
+    let data = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    Streamed { status, headers, raw, data, done }
+}
+
+fn joined(chunks: &[Value]) -> String {
+    chunks.iter().filter_map(|it| it["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+/// Returns the requests that the model host got at this path.
+async fn host_requests(host: &Process, path: &str) -> Vec<Value> {
+    let asked = get(host, "/sim/requests").await.body;
+    let asked = asked["requests"].as_array().cloned().unwrap_or_default();
+    asked.into_iter().filter(|asked| asked["path"] == path).collect()
+}
+
+fn envelope(reply: &Reply) -> (u16, &str, Option<&str>, &str) {
+    let error = &reply.body["error"];
+    assert!(error["message"].is_string(), "{}", reply.body);
+    assert_eq!(reply.body.as_object().map(serde_json::Map::len), Some(1), "{}", reply.body);
+    let kind = error["type"].as_str().expect("a type");
+    (reply.status, kind, error["param"].as_str(), error["code"].as_str().expect("a code"))
+}
+
+#[tokio::test]
+async fn a_completion_is_the_models_answer_with_its_usage() {
+    let Setup { replica, ollama, redis: _redis } = setup("2000", &[]).await;
+    let request = json!({"model": "TinyLlama", "messages": [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "my name is Ada"},
+        {"role": "assistant", "content": "hello Ada", "refusal": null},
+        {"role": "user", "content": [{"type": "text", "text": "[[tokens=20]] what is"},
+            {"type": "text", "text": "my name?"}]},
+    ], "temperature": 0, "top_p": 0.5, "presence_penalty": 0.25, "frequency_penalty": -0.5,
+        "seed": 7, "max_completion_tokens": 1000});
+    let reply = post(&replica, COMPLETIONS, &request).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(reply.body["object"], "chat.completion");
+    assert_eq!(reply.body["model"], "TinyLlama");
+    assert!(reply.body["id"].as_str().is_some_and(|id| id.starts_with("chatcmpl-")));
+    assert!(reply.body["created"].as_i64() > Some(1_700_000_000));
+    let choice = &reply.body["choices"][0];
+    assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("stop")));
+    assert_eq!(choice["message"]["role"], "assistant");
+    assert!(choice["message"]["content"].as_str().is_some_and(|text| !text.is_empty()));
+    let usage = &reply.body["usage"];
+    let (prompt, completion) =
+        (usage["prompt_tokens"].as_u64(), usage["completion_tokens"].as_u64());
+    assert_eq!(completion, Some(20));
+    assert_eq!(usage["total_tokens"].as_u64(), prompt.zip(completion).map(|(a, b)| a + b));
+    assert!(reply.headers.contains_key("x-request-id"));
+    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
+    assert_eq!(
+        sent["messages"],
+        json!([
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "my name is Ada"},
+            {"role": "assistant", "content": "hello Ada"},
+            {"role": "user", "content": "[[tokens=20]] what is\nmy name?"},
+        ])
+    );
+    let options = &sent["options"];
+    for (name, value) in [("top_p", 0.5), ("presence_penalty", 0.25), ("frequency_penalty", -0.5)] {
+        assert_eq!(options[name].as_f64(), Some(value), "{name}: {options}");
+    }
+    assert_eq!(options["seed"], 7);
+}
+
+#[tokio::test]
+async fn a_streamed_completion_has_data_lines_only_and_ends_with_usage_and_done() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("100", &[]).await;
+    let request = with(asked("[[tokens=50]] tell me"), "temperature", json!(0));
+    let whole = post(&replica, COMPLETIONS, &request).await.body;
+    let options = json!({"include_usage": true});
+    let stream = streamed(&replica, &with(request, "stream_options", options)).await;
+    assert_eq!(stream.status, 200);
+    assert_eq!(stream.headers["content-type"], "text/event-stream");
+    assert!(stream.raw.lines().all(|line| line.is_empty() || line.starts_with("data: ")));
+    assert!(stream.done, "{}", stream.raw);
+    let first = &stream.data[0]["choices"][0]["delta"];
+    assert_eq!((&first["role"], &first["content"]), (&json!("assistant"), &json!("")));
+    assert!(stream.data.len() > 10, "piece by piece");
+    assert_eq!(
+        joined(&stream.data),
+        whole["choices"][0]["message"]["content"].as_str().expect("text")
+    );
+    let [.., last, usage] = &*stream.data else { panic!("{}", stream.raw) };
+    assert_eq!(last["choices"][0]["finish_reason"], "stop");
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"], whole["usage"]);
+    let id = &stream.data[0]["id"];
+    assert!(stream.data.iter().all(|chunk| chunk["id"] == *id && chunk["model"] == MODEL));
+    assert!(stream.data[..stream.data.len() - 1].iter().all(|chunk| chunk["usage"].is_null()));
+}
+
+#[tokio::test]
+async fn a_stop_text_and_a_limit_of_tokens_end_a_completion() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let request = with(asked("[[tokens=50]] tell me"), "temperature", json!(0));
+    let cut =
+        post(&replica, COMPLETIONS, &with(request.clone(), "max_tokens", json!(5))).await.body;
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert_eq!(cut["usage"]["completion_tokens"], 5);
+    let whole = post(&replica, COMPLETIONS, &request).await.body;
+    let whole = whole["choices"][0]["message"]["content"].as_str().expect("text").to_owned();
+    let word = whole.split_whitespace().nth(3).expect("a word");
+    let stopped = post(&replica, COMPLETIONS, &with(request, "stop", json!(word))).await.body;
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    let text = stopped["choices"][0]["message"]["content"].as_str().expect("text");
+    assert_eq!(Some(text), whole.find(word).map(|at| &whole[..at]));
+}
+
+#[tokio::test]
+async fn models_are_listed_and_found_however_they_are_spelled() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let list = get(&replica, "/v1/models").await;
+    assert_eq!((list.status, &list.body["object"]), (200, &json!("list")));
+    let data = list.body["data"].as_array().expect("models");
+    let listed = data.iter().find(|model| model["id"] == MODEL).expect("the model");
+    assert_eq!((&listed["object"], &listed["owned_by"]), (&json!("model"), &json!("library")));
+    for spelling in [
+        "tinyllama",
+        "TinyLlama:latest",
+        "library/tinyllama",
+        "library%2Ftinyllama",
+        "registry.ollama.ai/library/tinyllama:latest",
+    ] {
+        let found = get(&replica, &format!("/v1/models/{spelling}")).await;
+        assert_eq!((found.status, &found.body), (200, listed), "{spelling}");
+    }
+    let missing = get(&replica, "/v1/models/nope").await;
+    assert_eq!(
+        envelope(&missing),
+        (404, "invalid_request_error", Some("model"), "model_not_found")
+    );
+}
+
+#[tokio::test]
+async fn every_error_under_v1_wears_openais_envelope_and_no_other_does() {
+    let settings = [("JARVIS_ALLOWED_HOSTS", "127.0.0.1")];
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
+    let request = |path: &str| http().post(format!("{}{path}", replica.url));
+    let invalid = "invalid_request_error";
+    for (reply, wanted) in [
+        (get(&replica, "/v1").await, (404, invalid, None, "not_found")),
+        (post(&replica, "/v1/nothing", &json!({})).await, (404, invalid, None, "not_found")),
+        (get(&replica, COMPLETIONS).await, (405, invalid, None, "method_not_allowed")),
+        (send(request(COMPLETIONS).body("{")).await, (400, invalid, None, "json_invalid")),
+        (send(request(COMPLETIONS).body("[]")).await, (400, invalid, None, "invalid_type")),
+        (send(request(COMPLETIONS).body("")).await, (400, invalid, None, "json_invalid")),
+        (
+            send(request(COMPLETIONS).header("content-encoding", "gzip").body("x")).await,
+            (415, invalid, None, "encoding_not_supported"),
+        ),
+        (
+            send(request(COMPLETIONS).body(vec![b' '; (2 << 20) + 1])).await,
+            (413, invalid, None, "body_too_large"),
+        ),
+        (
+            send(request(COMPLETIONS).header("origin", "https://evil.example").body("{}")).await,
+            (403, invalid, None, "origin_not_allowed"),
+        ),
+        (
+            send(request(COMPLETIONS).header("host", "evil.example").body("{}")).await,
+            (403, invalid, None, "host_not_allowed"),
+        ),
+        (
+            post(&replica, COMPLETIONS, &json!({"model": MODEL})).await,
+            (400, invalid, Some("messages"), "missing_required_parameter"),
+        ),
+        (
+            post(&replica, COMPLETIONS, &with(asked("hi"), "n", json!(2))).await,
+            (400, invalid, Some("n"), "unsupported_value"),
+        ),
+        (
+            post(&replica, COMPLETIONS, &with(asked("hi"), "model", json!("nope"))).await,
+            (404, invalid, Some("model"), "model_not_found"),
+        ),
+        (
+            post(&replica, COMPLETIONS, &asked(&"long ".repeat(100_000))).await,
+            (400, invalid, Some("messages"), "context_length_exceeded"),
+        ),
+        (
+            send(request(COMPLETIONS).bearer_auth("a.b.c").json(&asked("hi"))).await,
+            (401, invalid, None, "invalid_api_key"),
+        ),
+        (
+            send(request(COMPLETIONS).bearer_auth("sk-jarvis-unknown").json(&asked("hi"))).await,
+            (401, invalid, None, "invalid_api_key"),
+        ),
+    ] {
+        assert_eq!(envelope(&reply), wanted);
+        assert_eq!(reply.headers["content-type"], "application/json");
+        assert!(reply.headers.contains_key("x-request-id"));
+        assert_eq!(reply.headers["cache-control"], "no-store");
+    }
+    let native = get(&replica, "/api/v1/nothing").await;
+    assert_eq!(native.headers["content-type"], "application/problem+json");
+}
+
+#[tokio::test]
+async fn a_placeholder_key_is_no_key_where_sign_in_is_optional_and_refused_where_it_is_required() {
+    let Setup { replica, ollama, redis } = setup("2000", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_AUTH", "required")];
+    let required = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&required, "/health/ready").await;
+    let ask = async |replica: &Process, key: &str| {
+        let request = http().post(format!("{}{COMPLETIONS}", replica.url)).bearer_auth(key);
+        send(request.json(&asked("hi"))).await.status
+    };
+    for placeholder in ["not-needed", "sk-proj-0123", "x", "a.b"] {
+        assert_eq!(ask(&replica, placeholder).await, 200, "{placeholder}");
+        assert_eq!(ask(&required, placeholder).await, 401, "{placeholder}");
+    }
+    for replica in [&replica, &required] {
+        assert_eq!(ask(replica, &token("alice")).await, 200);
+        assert_eq!(ask(replica, "a.b.c").await, 401);
+        assert_eq!(ask(replica, "sk-jarvis-nothing").await, 401);
+    }
+    // Another front takes no placeholder.
+    let native = http().get(format!("{}/api/v1/models", replica.url)).bearer_auth("not-needed");
+    assert_eq!(send(native).await.status, 401);
+}
+
+#[tokio::test]
+async fn limits_are_told_in_openais_headers_and_refuse_with_its_error() {
+    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
+    let ask = async || {
+        let request =
+            http().post(format!("{}{COMPLETIONS}", replica.url)).bearer_auth(token("alice"));
+        send(request.json(&asked("hi"))).await
+    };
+    let first = ask().await;
+    assert_eq!(first.status, 200, "{}", first.body);
+    assert_eq!(first.headers["x-ratelimit-limit-requests"], "2");
+    assert_eq!(first.headers["x-ratelimit-remaining-requests"], "1");
+    assert_eq!(first.headers["x-ratelimit-reset-requests"], "30s");
+    assert!(first.headers.contains_key("x-ratelimit-remaining-tokens"));
+    ask().await;
+    let refused = ask().await;
+    assert_eq!(envelope(&refused), (429, "requests", None, "rate_limit_exceeded"));
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(refused.headers["x-ratelimit-remaining-requests"], "0");
+}
+
+#[tokio::test]
+async fn a_request_that_goes_away_stops_its_model_streamed_or_not() {
+    let Setup { replica, ollama, redis: _redis } = setup("20", &[]).await;
+    for stream in [true, false] {
+        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(stream));
+        let url = format!("{}{COMPLETIONS}", replica.url);
+        let asking = tokio::spawn(async move {
+            let response = http().post(url).json(&request).send().await.expect("a response");
+            let _ = response.text().await;
+        });
+        let running = async |wanted: u64| {
+            let stats = get(&ollama, "/sim/stats").await.body;
+            stats["running"].as_u64() == Some(wanted)
+        };
+        assert!(eventually(LIMIT, async || running(1).await).await, "it does not begin");
+        asking.abort();
+        assert!(eventually(Duration::from_secs(5), async || running(0).await).await, "{stream}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and_then_heartbeats() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let settings = [("JARVIS_HEARTBEAT", "1"), ("JARVIS_OLLAMA_SLOTS", "1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let url = format!("{}{COMPLETIONS}", replica.url);
+    let first = with(asked("[[tokens=100]] one"), "stream", json!(true));
+    let mut running = http().post(&url).json(&first).send().await.expect("a response");
+    running.chunk().await.expect("a chunk");
+    let asked_at = std::time::Instant::now();
+    let second = with(asked("[[tokens=3]] two"), "stream", json!(true));
+    let mut waiting = http().post(&url).json(&second).send().await.expect("a response");
+    let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
+    assert!(asked_at.elapsed() < Duration::from_secs(1), "{:?}", asked_at.elapsed());
+    assert!(String::from_utf8_lossy(&chunk).contains(r#""role":"assistant""#));
+    let chunk = waiting.chunk().await.expect("a chunk").expect("bytes");
+    assert!(String::from_utf8_lossy(&chunk).contains(r#""delta":{}"#), "{chunk:?}");
+    drop(running);
+    let rest = waiting.text().await.expect("the rest");
+    assert!(rest.contains("[DONE]"), "{rest}");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
+    let Setup { replica, ollama, redis } = setup("2000", &[]).await;
+    let other = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&other, "/health/ready").await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let ask = async |replica: &Process, question: &str| {
+        let request = http().post(format!("{}{COMPLETIONS}", replica.url));
+        send(request.header("idempotency-key", &key).json(&asked(question))).await
+    };
+    let (first, second) = (ask(&replica, "one").await, ask(&other, "one").await);
+    assert_eq!((first.status, &first.body["id"]), (200, &second.body["id"]), "{}", second.body);
+    assert_eq!(first.body["choices"], second.body["choices"]);
+    assert_eq!(first.body["usage"], second.body["usage"]);
+    let reused = ask(&other, "two").await;
+    assert_eq!(envelope(&reused).3, "idempotency_key_reused");
+}
