@@ -1,0 +1,171 @@
+// OpenAI's own package for Node, used as its users do, against two replicas.
+//
+// Usage: sdk.mjs MODULES checks TOKEN URL URL: runs every check at each replica in turn, and prints one
+// JSON object a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+// Usage: sdk.mjs MODULES read KEY QUESTION URL: reads the streamed completion with this idempotency key,
+// prints {"begun": true} at its third chunk, and at its end {"text", "finish_reason", "usage"}.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+
+const [modules, mode, first, ...rest] = process.argv.slice(2);
+const OpenAI = createRequire(`${modules}/`)("openai");
+
+const MODEL = "tinyllama";
+const client = (url, apiKey = "not-needed") =>
+  new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 });
+const question = (content) => [{ role: "user", content }];
+const show = (line) => console.log(JSON.stringify(line));
+
+async function models(url) {
+  const listed = [];
+  for await (const model of client(url).models.list()) listed.push(model.id);
+  assert.ok(listed.includes("tinyllama:latest"), listed);
+  assert.equal((await client(url).models.retrieve("tinyllama")).id, "tinyllama:latest");
+}
+
+async function whole(url) {
+  const { data: reply, request_id } = await client(url)
+    .chat.completions.create({
+      model: MODEL, messages: question("[[tokens=20]] tell me"), temperature: 0, top_p: 1, user: "me",
+      presence_penalty: 0.1, frequency_penalty: 0.1, n: 1,
+    })
+    .withResponse();
+  assert.equal(reply.choices[0].message.role, "assistant");
+  assert.equal(reply.choices[0].finish_reason, "stop");
+  assert.equal(reply.usage.completion_tokens, 20);
+  assert.equal(reply.usage.total_tokens, reply.usage.prompt_tokens + 20);
+  assert.ok(request_id);
+}
+
+async function streamed(url) {
+  const asked = { model: MODEL, messages: question("[[tokens=40 rate=200]] go"), temperature: 0 };
+  const reply = await client(url).chat.completions.create(asked);
+  const stream = await client(url).chat.completions.create({
+    ...asked, stream: true, stream_options: { include_usage: true },
+  });
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  assert.equal(chunks[0].choices[0].delta.role, "assistant");
+  const text = chunks.map((chunk) => chunk.choices[0]?.delta.content ?? "").join("");
+  assert.equal(text, reply.choices[0].message.content);
+  assert.equal(chunks.at(-2).choices[0].finish_reason, "stop");
+  assert.deepEqual(chunks.at(-1).usage, reply.usage);
+  assert.ok(chunks.length > 10, String(chunks.length));
+}
+
+async function helper(url) {
+  const stream = client(url).chat.completions.stream({
+    model: MODEL, messages: question("[[tokens=10]] go"),
+  });
+  let pieces = 0;
+  stream.on("content", () => (pieces += 1));
+  const final = await stream.finalChatCompletion();
+  assert.ok(pieces > 0 && final.choices[0].message.content);
+}
+
+async function stop_and_limit(url) {
+  const create = (more) =>
+    client(url).chat.completions.create({
+      model: MODEL, messages: question("[[tokens=30]] tell me"), temperature: 0, ...more,
+    });
+  const text = (await create({})).choices[0].message.content;
+  const word = text.split(/\s+/).filter(Boolean)[4];
+  const stopped = (await create({ stop: [word, "never"] })).choices[0];
+  assert.equal(stopped.message.content, text.slice(0, text.indexOf(word)));
+  assert.equal(stopped.finish_reason, "stop");
+  const cut = await create({ max_completion_tokens: 3 });
+  assert.equal(cut.choices[0].finish_reason, "length");
+  assert.equal(cut.usage.completion_tokens, 3);
+}
+
+async function seed(url) {
+  const texts = [];
+  for (const seed of [1, 1, 2]) {
+    const reply = await client(url).chat.completions.create({
+      model: MODEL, messages: question("[[tokens=20]] tell me"), temperature: 1, seed,
+    });
+    texts.push(reply.choices[0].message.content);
+  }
+  assert.equal(texts[0], texts[1]);
+  assert.notEqual(texts[0], texts[2]);
+}
+
+async function conversation(url) {
+  const messages = [{ role: "developer", content: "be brief" }, ...question("[[tokens=5]] one")];
+  const create = () => client(url).chat.completions.create({ model: MODEL, messages });
+  messages.push((await create()).choices[0].message, ...question("[[tokens=5]] two"));
+  assert.ok((await create()).choices[0].message.content);
+}
+
+async function raises(kind, status, code, param, call) {
+  const error = await call().then(
+    () => assert.fail(`no ${kind.name}`),
+    (error) => error,
+  );
+  assert.equal(error.constructor, kind, String(error));
+  assert.deepEqual([error.status, error.code, error.param], [status, code, param]);
+  assert.ok(error.requestID);
+  return error;
+}
+
+async function errors(url) {
+  const ask = ({ key, ...changed }) => () =>
+    client(url, key).chat.completions.create({ model: MODEL, messages: question("hi"), ...changed });
+  for (const stream of [false, true]) {
+    await raises(OpenAI.NotFoundError, 404, "model_not_found", "model", ask({ model: "no", stream }));
+    await raises(OpenAI.BadRequestError, 400, "unsupported_value", "n", ask({ n: 2, stream }));
+    await raises(OpenAI.BadRequestError, 400, "context_length_exceeded", "messages",
+      ask({ messages: question("long ".repeat(100_000)), stream }));
+    await raises(OpenAI.AuthenticationError, 401, "invalid_api_key", null,
+      ask({ key: "sk-jarvis-wrong", stream }));
+  }
+}
+
+async function rate_limit(url) {
+  const ask = () =>
+    client(url, first).chat.completions.create({ model: MODEL, messages: question("[[tokens=1]] hi") });
+  if (url === rest[0]) {
+    await ask();
+    await ask();
+  }
+  const error = await raises(OpenAI.RateLimitError, 429, "rate_limit_exceeded", null, ask);
+  assert.ok(Number(error.headers.get("retry-after")) > 0);
+}
+
+async function leaves(url) {
+  // A stream that its client leaves is no error of the next request.
+  const stream = await client(url).chat.completions.create({
+    model: MODEL, messages: question("[[tokens=1000 rate=50]] go"), stream: true,
+  });
+  for await (const chunk of stream) if (chunk.choices[0].delta.content) break;
+  await whole(url);
+}
+
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, errors, rate_limit,
+  leaves];
+
+if (mode === "read") {
+  const [text, url] = rest;
+  const stream = await client(url).chat.completions.create(
+    {
+      model: MODEL, messages: question(text), temperature: 0, stream: true,
+      stream_options: { include_usage: true },
+    },
+    { headers: { "Idempotency-Key": first } },
+  );
+  let [number, answer, finish_reason, usage] = [0, "", null, null];
+  for await (const chunk of stream) {
+    if (number === 2) show({ begun: true });
+    number += 1;
+    answer += chunk.choices[0]?.delta.content ?? "";
+    finish_reason = chunk.choices[0]?.finish_reason ?? finish_reason;
+    usage = chunk.usage ?? usage;
+  }
+  show({ text: answer, finish_reason, usage });
+} else {
+  for (const check of CHECKS) {
+    for (const url of rest) await check(url);
+    show({ check: check.name });
+  }
+}
