@@ -202,7 +202,7 @@ async fn in_a_cluster_a_request_takes_from_all_limits_of_its_caller_or_from_none
 }
 
 #[tokio::test]
-async fn every_limited_response_tells_what_is_left_and_no_other_does() {
+async fn every_limited_response_shows_what_is_left_and_no_other_does() {
     const PAGE: &str = "https://app.example";
     let settings = [
         SIGN_IN,

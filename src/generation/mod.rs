@@ -39,7 +39,7 @@ use utoipa::ToSchema;
 use crate::budget::{Budget, Listing, OverBudget, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
-use crate::membership::{Membership, MembershipStore};
+use crate::membership::{Membership, MembershipStore, Renewal};
 use crate::ollama::{Fleet, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
@@ -77,7 +77,7 @@ pub struct Generations {
     membership: MembershipStore,
     host_wait: Duration,
     abandon_after: Duration,
-    lease: Duration,
+    renewal: Renewal,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
     copies: Arc<Copies>,
@@ -253,7 +253,7 @@ impl Generations {
             membership: membership.clone(),
             host_wait,
             abandon_after,
-            lease,
+            renewal: Renewal::new(lease),
             running: Arc::default(),
             redo: Arc::default(),
             copies: Arc::new(copies),
@@ -265,6 +265,7 @@ impl Generations {
         let membership = Membership {
             store: membership,
             lease,
+            renewal: generations.renewal.clone(),
             lifecycle: generations.store.lifecycle().clone(),
             stop: generations.stop.clone(),
         };

@@ -168,8 +168,9 @@ async fn answer(
         }
         let before = writer.text().len();
         let sent = (before > 0).then_some(context.messages_sent).filter(|sent| *sent > 0);
+        let began = Instant::now();
         let run = run_model(generations, turn, feed, writer, &lease, sent).await;
-        if run.is_err() && writer.unacknowledged_for() > generations.lease {
+        if run.is_err() && generations.renewal.was_late_since(began) {
             // This replica was paused or cut off, and another ticket may have got its slot
             // meanwhile.
             metrics::counter!(metric::STREAMS_BEYOND_LEASE_TOTAL).increment(1);

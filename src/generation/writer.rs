@@ -165,11 +165,6 @@ impl Writer {
         self.state.kept_bytes() + self.turn.bytes()
     }
 
-    /// Returns the time since the last call that Redis acknowledged.
-    pub(super) fn unacknowledged_for(&self) -> Duration {
-        self.state.acknowledged().elapsed()
-    }
-
     /// Appends to the answer. Returns `false` where the answer has its greatest length, and leaves
     /// out the text beyond it.
     pub(super) fn push(&mut self, answer: &str) -> bool {

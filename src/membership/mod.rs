@@ -1,10 +1,11 @@
 //! Membership: which replicas are alive, and which are gone.
 //!
-//! A replica renews one counter in Redis, its heartbeat, and is subscribed to a channel of its own. Turns and slots are held in a replica's
-//! name. This module reports that a replica is gone; a [`Successor`] takes over its turns and
-//! slots.
+//! A replica renews one counter in Redis, its heartbeat, and is subscribed to a channel of its own.
+//! Turns and slots are held in a replica's name. This module reports that a replica is gone; a
+//! [`Successor`] takes over its turns and slots.
 
 mod detector;
+mod renewal;
 mod store;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::lifecycle::{Lifecycle, TaskEnd};
 
 pub use self::detector::{Detector, GoneReason, GoneReplica, Timing};
+pub use self::renewal::Renewal;
 pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore, QUEUE, Sighting, Watched};
 
 /// Heartbeats in one replica lease, at least.
@@ -57,6 +59,8 @@ pub struct Membership {
     pub store: MembershipStore,
     /// The replica lease: how long a replica may miss heartbeats before it is gone.
     pub lease: Duration,
+    /// When the heartbeat was renewed.
+    pub renewal: Renewal,
     /// The life of the process. A draining replica renews its heartbeat and takes nothing over.
     pub lifecycle: Lifecycle,
     /// Cancelled when this replica hands over what it holds.
@@ -67,7 +71,7 @@ impl Membership {
     /// Renews this replica's heartbeat, observes the others, and calls the successor for each
     /// replica that is gone, until `stop` is cancelled.
     pub async fn run<S: Successor>(self, mut successor: S) -> TaskEnd {
-        let Self { store, lease, lifecycle, stop } = self;
+        let Self { store, lease, renewal, lifecycle, stop } = self;
         let heartbeat_interval = HEARTBEAT_INTERVAL.min(lease / HEARTBEATS_PER_LEASE);
         let still = STILL.min(lease);
         let mut tick = interval(heartbeat_interval);
@@ -82,12 +86,14 @@ impl Membership {
             }
             heartbeats_since_all += 1;
             let all = heartbeats_since_all >= HEARTBEATS_PER_READ_OF_ALL;
+            let made = Instant::now();
             let heartbeat = store.heartbeat(all, detector.watched());
             let Ok(Ok(sighting)) = timeout(lease, heartbeat).await else {
                 detector.reset(Instant::now());
                 heartbeats_since_all = HEARTBEATS_PER_READ_OF_ALL;
                 continue;
             };
+            renewal.note(made);
             if let Some(all) = &sighting.all {
                 (heartbeats_since_all, known) = (0, all.len());
             } else if sighting.replicas != known {

@@ -25,6 +25,8 @@ const SESSIONS: &str = "20";
 const KEYLESS: usize = 8;
 /// The answers of those POSTs.
 const TOKENS: u64 = 60;
+/// Answers that are being written when everything stops.
+const LAST_POSTS: usize = 20;
 const TURN_LIMIT: Duration = Duration::from_mins(1);
 /// The time between two steps.
 const PAUSE: Duration = Duration::from_secs(8);
@@ -113,6 +115,7 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
     }
     steps?;
     let (code, printed) = load?;
+    keyless.add(down(compose)?);
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
     let ok = code == 0 && keyless.errors.is_empty() && keyless.answers > 0;
     line("sessions", &format!("{} turns, {} failed", report["turns"], report["failed"]), None);
@@ -168,6 +171,40 @@ fn steps(compose: &Compose) -> anyhow::Result<()> {
     timed("Redis", &|| {
         must(&run("docker", ["restart", "--time", "30", &compose.a_container("redis")?]))
     })
+}
+
+/// Stops everything while answers are written, which their clients get whole.
+fn down(compose: &Compose) -> anyhow::Result<Keyless> {
+    let posts: Vec<_> = (0..LAST_POSTS)
+        .map(|client| {
+            let url = format!("{}/api/v1/chat/", compose.url());
+            spawn(move || {
+                let mut seen = Keyless::default();
+                seen.ask(&url, &format!("[[tokens={TOKENS}]] last {client}"));
+                seen
+            })
+        })
+        .collect();
+    let stats = format!("http://{}/sim/stats", compose.host());
+    let until = Instant::now() + TURN_LIMIT;
+    step("down", || {
+        loop {
+            let stats = http::send("GET", &stats, None, replicas::HEALTH_LIMIT)?.text()?;
+            let stats: Value = serde_json::from_str(&stats)?;
+            if stats["running"] == LAST_POSTS {
+                break;
+            }
+            ensure!(Instant::now() < until, "the last answers do not begin: {stats}");
+            pause(Duration::from_millis(20));
+        }
+        compose.must(&["down", "--timeout", "30"])?;
+        Ok(format!("beside {LAST_POSTS} answers"))
+    })?;
+    let mut all = Keyless::default();
+    for post in posts {
+        all.add(post.join().unwrap_or_default());
+    }
+    Ok(all)
 }
 
 /// docker-compose.yml, as a project of its own.
@@ -245,6 +282,20 @@ impl Keyless {
         self.longest = self.longest.max(other.longest);
         self.errors.extend(other.errors);
     }
+
+    /// Asks for one whole answer.
+    fn ask(&mut self, url: &str, message: &str) {
+        let body = json!({"message": message}).to_string();
+        let began = Instant::now();
+        let text = http::send("POST", url, Some(&body), TURN_LIMIT)
+            .and_then(|answer| Ok((answer.status, answer.text()?)));
+        match text {
+            Ok((200, text)) if is_whole(&text) => self.answers += 1,
+            Ok((status, text)) => self.errors.push(format!("{status} {text}")),
+            Err(error) => self.errors.push(format!("{error:#}")),
+        }
+        self.longest = self.longest.max(began.elapsed());
+    }
 }
 
 /// Asks for one whole answer after another until it `ends`.
@@ -254,16 +305,7 @@ fn keyless(url: &str, client: usize, ends: &AtomicBool) -> Keyless {
         if ends.load(Ordering::Relaxed) {
             break;
         }
-        let body = json!({"message": format!("[[tokens={TOKENS}]] {client} {turn}")}).to_string();
-        let began = Instant::now();
-        let text = http::send("POST", url, Some(&body), TURN_LIMIT)
-            .and_then(|answer| Ok((answer.status, answer.text()?)));
-        match text {
-            Ok((200, text)) if is_whole(&text) => seen.answers += 1,
-            Ok((status, text)) => seen.errors.push(format!("{status} {text}")),
-            Err(error) => seen.errors.push(format!("{error:#}")),
-        }
-        seen.longest = seen.longest.max(began.elapsed());
+        seen.ask(url, &format!("[[tokens={TOKENS}]] {client} {turn}"));
     }
     seen
 }

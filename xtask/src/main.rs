@@ -20,8 +20,8 @@ mod serve;
 mod services;
 mod signals;
 mod state;
-mod upgrade;
 mod verify;
+mod versions;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};

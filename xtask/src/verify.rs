@@ -18,7 +18,7 @@ use crate::models::Models;
 use crate::outcome::Outcome;
 use crate::replicas::{self, HEALTH_LIMIT};
 use crate::services::{Service, Services};
-use crate::{deployment, fuzz, install, paths, redis, upgrade};
+use crate::{deployment, fuzz, install, paths, redis, versions};
 
 const PYTHON: [&str; 3] = ["aiohttp", "websocket-client", "websockets"];
 /// Their versions of the tokens that a backend or an outside issuer signs.
@@ -50,7 +50,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 5] = [
         ("clients", &|| clients(&folder)),
         ("tokens", &|| tokens(&folder)),
-        ("upgrade", &|| upgrade::check(&folder)),
+        ("versions", &|| versions::check(&folder)),
         ("visibility", &visibility),
         ("deployment", &deployment::check),
     ];

@@ -33,7 +33,7 @@ pub fn check(folder: &Path) -> anyhow::Result<Outcome> {
             "a jarvis that calls {FUNCTION}_2, and knows nothing of {FUNCTION}_1 but its text"
         ))
     })?;
-    let report = folder.join("upgrade.json");
+    let report = folder.join("versions.json");
     let roll = run(paths::release("loadgen"), ["roll", "--rounds", ROUNDS, "--sessions", SESSIONS])
         .args(["--seed", &proof::random_seed().to_string(), "--other"])
         .arg(&next)
