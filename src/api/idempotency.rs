@@ -10,6 +10,8 @@ use crate::session::{Owner, SessionId};
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
 const KEY_BYTES: usize = 255;
+/// Set by a proxy that has made the idempotency key of a request.
+const KEY_OF_PROXY: &str = "x-jarvis-key-of-proxy";
 
 /// Returns the idempotency key of a request, where it has one.
 ///
@@ -31,6 +33,12 @@ pub fn key(headers: &HeaderMap, owner: &Owner) -> Result<Option<String>, Problem
         (Owner::User(_), Err(_)) => Ok(Some(key.to_owned())),
         (Owner::Anonymous, Err(_)) => Err(refused("uuid_parsing", "must be a UUID")),
     }
+}
+
+/// Returns whether the client itself sent the key of its request, so that it can come back for the
+/// answer. A proxy that makes a key, to be able to send the request to another replica, says so.
+pub fn is_the_clients(headers: &HeaderMap) -> bool {
+    headers.contains_key("idempotency-key") && !headers.contains_key(KEY_OF_PROXY)
 }
 
 /// Returns the session of a turn with this key that names none, the same for every repeat. `kind`

@@ -23,6 +23,7 @@ mod stop;
 mod takeover;
 mod turn;
 mod turn_state;
+mod unheard;
 mod writer;
 mod writer_state;
 
@@ -292,8 +293,10 @@ impl Generations {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let _listed = listed;
+            let unheard = Arc::clone(&turn);
             tokio::select! {
                 () = panics::run(&generations, turn, state) => {}
+                () = unheard::cancel(&generations, &unheard) => {}
                 () = stop.cancelled() => {}
             }
         });

@@ -68,8 +68,8 @@ pub const LIBRARIES: &[Library] = &[
         include: ["text", "session", "events", "messages", "turns", "transfer"],
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "evict", "finish",
-            "import_commit", "import_messages", "measure", "message", "messages", "note_continued", "open_turns", "read", "restore",
-            "retitle", "rewind", "start", "transfer", "upstream_closed"
+            "import_commit", "import_messages", "listeners", "measure", "message", "messages",
+            "note_continued", "open_turns", "read", "restore", "retitle", "rewind", "start", "transfer", "upstream_closed"
         ]
     ),
     library!(

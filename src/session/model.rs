@@ -449,6 +449,10 @@ pub struct TurnSpec {
     /// The source of the request: an opaque name of the client's address.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub source: String,
+    /// Whether the turn is cancelled once nobody listens to it any more: its client could not come
+    /// back for the answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub needs_listener: bool,
 }
 
 /// A session as the API describes it, without its messages.

@@ -42,6 +42,7 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         think: Reasoning::Off,
         message_id: None,
         source: String::new(),
+        needs_listener: false,
     }
 }
 

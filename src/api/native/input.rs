@@ -218,6 +218,7 @@ impl ChatRequest {
             think: self.think,
             message_id: self.message_id.clone(),
             source: String::new(),
+            needs_listener: self.on_disconnect == OnDisconnect::Cancel,
         }
     }
 

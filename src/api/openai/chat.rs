@@ -139,7 +139,11 @@ async fn submit(
     })?;
     let question = &request.messages.question;
     let turn = NewTurn {
-        spec: TurnSpec { source: permit.subject.source.0.clone(), ..request.spec.clone() },
+        spec: TurnSpec {
+            source: permit.subject.source.0.clone(),
+            needs_listener: !idempotency::is_the_clients(headers),
+            ..request.spec.clone()
+        },
         content: question.content.clone(),
         conversation: Some(conversation.with_question_of(question.role)),
         key: key.map(|key| IdempotencyKey {

@@ -72,6 +72,7 @@ impl ChatCompletion {
             think: reasoning(&mut params)?,
             message_id: None,
             source: String::new(),
+            needs_listener: false,
         };
         params.only("response_format", "{\"type\": \"text\"}", |value| {
             value.as_object().is_some_and(|format| {

@@ -41,6 +41,7 @@ fn spec(model: &str, max_tokens: u32, system: Option<&str>) -> TurnSpec {
         think: Reasoning::Off,
         message_id: None,
         source: String::new(),
+        needs_listener: false,
     }
 }
 

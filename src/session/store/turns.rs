@@ -421,6 +421,16 @@ impl Store {
         self.redis.publish(&channel(session), queued.payload()).await
     }
 
+    /// Counts the replicas that are subscribed to a session: they have a client that listens, or a
+    /// turn of the session. None where Redis does not tell.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub async fn listeners(&self, session: SessionId) -> Result<Option<u64>, RedisError> {
+        let call = SessionKeys::of(session).call_with("jarvis_listeners_1", &["session"]);
+        Ok(u64::try_from(self.redis.call::<i64>(call).await?).ok())
+    }
+
     /// Requests that the replica with this session's waiting turn publish its position again.
     ///
     /// # Errors

@@ -1,0 +1,112 @@
+//! A turn whose client could not come back for the answer ends when the client is gone, and no other
+//! turn does.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use reqwest::RequestBuilder;
+use serde_json::json;
+use support::client::{get, http, until_ok};
+use support::metrics::metrics;
+use support::owned::id;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::RedisServer;
+use testkit::eventually;
+
+/// The answer takes 20 seconds: longer than a turn goes on without a listener.
+const TOKENS: u64 = 400;
+const RATE: &str = "20";
+
+struct Fleet {
+    _redis: RedisServer,
+    ollama: Process,
+    replicas: Vec<Process>,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let redis = RedisServer::start();
+        let ollama = ollama_sim(&["--rate", RATE]);
+        let replicas: Vec<_> = (0..2)
+            .map(|_| jarvis(&redis.url(), &ollama.url, &[("JARVIS_LEASE_MS", "1000")]))
+            .collect();
+        for replica in &replicas {
+            until_ok(replica, "/health/ready").await;
+        }
+        Self { _redis: redis, ollama, replicas }
+    }
+
+    fn request(&self, replica: usize) -> RequestBuilder {
+        let url = format!("{}/v1/chat/completions", self.replicas[replica].url);
+        let question = format!("[[tokens={TOKENS}]] go on");
+        http().post(url).json(&json!({
+            "model": "tinyllama", "stream": true,
+            "messages": [{"role": "user", "content": question}],
+        }))
+    }
+
+    async fn is_running(&self) -> bool {
+        get(&self.ollama, "/sim/stats").await.body["running"] == 1
+    }
+
+    /// Whether turns have ended like this at a replica, so many.
+    async fn ended(&self, replica: usize, outcome: &str, turns: u64) -> bool {
+        let line = format!("jarvis_turns_total{{outcome=\"{outcome}\"}} {turns}");
+        metrics(&self.replicas[replica]).await.contains(&line)
+    }
+}
+
+/// Sends a request, and leaves as soon as its answer has begun.
+async fn leave(request: RequestBuilder) {
+    let mut response = request.send().await.expect("a response");
+    while let Some(chunk) = response.chunk().await.expect("a chunk") {
+        if String::from_utf8_lossy(&chunk).contains("content\":") {
+            return;
+        }
+    }
+    panic!("no answer");
+}
+
+#[tokio::test]
+async fn a_turn_whose_replica_died_with_its_clients_connection_stops_after_its_takeover() {
+    let fleet = Fleet::start().await;
+    let mut response = fleet.request(0).send().await.expect("a response");
+    assert!(response.chunk().await.expect("a chunk").is_some());
+    assert!(eventually(LIMIT, async || fleet.is_running().await).await, "it does not begin");
+    fleet.replicas[0].kill();
+    let taken = async || {
+        metrics(&fleet.replicas[1])
+            .await
+            .contains("jarvis_takeovers_total{reason=\"connection_lost\"} 1")
+    };
+    assert!(eventually(LIMIT, taken).await, "it is not taken over");
+    assert!(eventually(LIMIT, async || fleet.ended(1, "cancelled", 1).await).await, "it goes on");
+    assert!(eventually(LIMIT, async || !fleet.is_running().await).await, "its model runs");
+    assert!(!fleet.ended(1, "complete", 1).await);
+}
+
+#[tokio::test]
+async fn a_turn_with_a_proxys_key_outlives_its_connection_only_while_it_is_asked_again() {
+    let fleet = Fleet::start().await;
+    let with_key = |replica, key: &str| {
+        fleet.request(replica).header("Idempotency-Key", key).header("X-Jarvis-Key-Of-Proxy", "1")
+    };
+    let (once, twice) = (id(), id());
+    tokio::join!(leave(with_key(0, &once)), leave(with_key(0, &twice)));
+    let again = with_key(1, &twice).send().await.expect("a response").text();
+    let again = again.await.expect("an answer");
+    assert!(again.ends_with("data: [DONE]\n\n"), "{again}");
+    assert!(fleet.ended(0, "complete", 1).await, "the other one is not complete");
+    assert!(eventually(LIMIT, async || fleet.ended(0, "cancelled", 1).await).await, "it goes on");
+}
+
+#[tokio::test]
+async fn a_turn_with_its_clients_own_key_goes_on_without_a_client() {
+    let fleet = Fleet::start().await;
+    leave(fleet.request(0).header("Idempotency-Key", id())).await;
+    let complete = async || fleet.ended(0, "complete", 1).await;
+    assert!(eventually(Duration::from_mins(1), complete).await, "it does not end");
+    assert!(!fleet.ended(0, "cancelled", 1).await);
+}
