@@ -70,6 +70,7 @@ async fn ended_turn(budget: &Budget, store: &Store, network: &str, bytes: u64) -
         usage: Usage::default(),
         context: ContextReport::default(),
         continued: Vec::new(),
+        tool_calls: Vec::new(),
     };
     let events = [(Tag::random(), ended)];
     let written = store.finish(&turn, REVISION, bytes, &header, &events).await;

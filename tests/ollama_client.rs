@@ -48,7 +48,7 @@ fn fleet(urls: &[&str]) -> Fleet {
 
 fn request(text: &str) -> ModelRequest {
     ModelRequest {
-        messages: vec![ChatMessage { role: ChatRole::User, content: text.to_owned() }],
+        messages: vec![ChatMessage::text(ChatRole::User, text.to_owned())],
         options: Options {
             temperature: 0.0,
             num_predict: 1000,
@@ -57,6 +57,8 @@ fn request(text: &str) -> ModelRequest {
             ..Options::default()
         },
         think: Think::No,
+        format: None,
+        tools: None,
     }
 }
 

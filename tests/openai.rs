@@ -348,3 +348,192 @@ async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
     let reused = ask(&other, "two").await;
     assert_eq!(envelope(&reused).3, "idempotency_key_reused");
 }
+
+const SCHEMA: &str = r#"{"type": "object", "properties": {
+    "name": {"type": "string"},
+    "rows": {"type": "array", "minItems": 6, "items": {"type": "object", "properties": {
+        "kind": {"enum": ["one", "two"]}, "count": {"type": "integer", "minimum": 3}}}}}}"#;
+
+fn structured(question: &str) -> Value {
+    let schema: Value = serde_json::from_str(SCHEMA).expect("JSON");
+    let named = json!({"name": "rows", "strict": true, "schema": schema});
+    with(asked(question), "response_format", json!({"type": "json_schema", "json_schema": named}))
+}
+
+fn obeys_the_schema(text: &str) {
+    let rows = vec![json!({"kind": "one", "count": 3}); 6];
+    let answer: Value = serde_json::from_str(text).expect(text);
+    assert_eq!(answer, json!({"name": "word", "rows": rows}), "{text}");
+}
+
+fn content(reply: &Value) -> &str {
+    reply["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{reply}"))
+}
+
+#[tokio::test]
+async fn a_structured_answer_obeys_its_schema_streamed_or_not() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let whole = post(&replica, COMPLETIONS, &structured("rows, please")).await.body;
+    obeys_the_schema(content(&whole));
+    let stream = streamed(&replica, &structured("rows, please")).await;
+    obeys_the_schema(&joined(&stream.data));
+    assert!(stream.done && stream.data.len() > 5, "{}", stream.raw);
+    for sent in host_requests(&ollama, "/api/chat").await {
+        let schema: Value = serde_json::from_str(SCHEMA).expect("JSON");
+        assert_eq!(sent["request"]["format"], schema);
+    }
+    let json = with(asked("json"), "response_format", json!({"type": "json_object"}));
+    let json = post(&replica, COMPLETIONS, &json).await.body;
+    let answer: Value = serde_json::from_str(content(&json)).expect("JSON");
+    assert!(answer.is_object());
+}
+
+#[tokio::test]
+async fn a_structured_answer_that_breaks_off_begins_anew_and_is_never_spliced() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    for stream in [false, true] {
+        let request = structured(&format!("[[fault=cut@7]] rows {stream}"));
+        if stream {
+            let stream = streamed(&replica, &request).await;
+            obeys_the_schema(&joined(&stream.data));
+            assert!(stream.done, "{}", stream.raw);
+        } else {
+            let whole = post(&replica, COMPLETIONS, &request).await.body;
+            obeys_the_schema(content(&whole));
+            assert!(whole["usage"]["completion_tokens"].as_u64() > Some(7));
+        }
+    }
+    // Text behind a break would be generated without the grammar.
+    assert_eq!(host_requests(&ollama, "/api/generate").await, Vec::<Value>::new());
+    let chats = host_requests(&ollama, "/api/chat").await;
+    assert_eq!(chats.iter().filter(|chat| chat["request"]["format"].is_object()).count(), 4);
+}
+
+#[tokio::test]
+async fn a_tool_is_called_and_its_result_is_answered_streamed_or_not() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather", "description": "The weather of a city.", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]);
+    let request = with(asked("[[call=weather]] how is it?"), "tools", tools.clone());
+    let reply = post(&replica, COMPLETIONS, &request).await.body;
+    let choice = &reply["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!((&call["type"], &call["function"]["name"]), (&json!("function"), &json!("weather")));
+    assert_eq!(call["function"]["arguments"], r#"{"city":"word"}"#);
+    let stream = streamed(&replica, &request).await;
+    let chunk =
+        stream.data.iter().find(|chunk| chunk["choices"][0]["delta"]["tool_calls"].is_array());
+    let streamed_call = &chunk.expect("a call")["choices"][0]["delta"]["tool_calls"][0];
+    assert_eq!(
+        (&streamed_call["index"], &streamed_call["function"]),
+        (&json!(0), &call["function"])
+    );
+    let last = stream.data.last().expect("an end");
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+
+    let mut answered = request.clone();
+    let messages = answered["messages"].as_array_mut().expect("messages");
+    messages.push(choice["message"].clone());
+    messages.push(json!({"role": "tool", "tool_call_id": call["id"], "content": "sunny"}));
+    let reply = post(&replica, COMPLETIONS, &answered).await.body;
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+    assert!(!content(&reply).is_empty());
+    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
+    assert_eq!(sent["request"]["tools"], tools);
+    let sent = sent["messages"].as_array().expect("messages");
+    assert_eq!(sent[1]["tool_calls"][0]["function"]["arguments"], json!({"city": "word"}));
+    assert_eq!(
+        sent[2],
+        json!({"role": "tool", "content": "sunny", "tool_name": "weather",
+        "tool_call_id": call["id"]})
+    );
+
+    let none = with(request, "tool_choice", json!("none"));
+    let reply = post(&replica, COMPLETIONS, &none).await.body;
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn completions_are_no_sessions_of_their_caller() {
+    let settings = [
+        ("JARVIS_TRUSTED_PROXIES", "127.0.0.1/32"),
+        ("JARVIS_ADDRESS_SESSIONS_PER_DAY", "1"),
+        ("JARVIS_JWT_SECRET", SECRET),
+    ];
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
+    let ask = || http().post(format!("{}{COMPLETIONS}", replica.url)).json(&asked("hi"));
+    for _ in 0..3 {
+        let reply = send(ask().header("x-forwarded-for", "203.0.113.9")).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let reply = send(ask().bearer_auth(token("alice"))).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let sessions = http().get(format!("{}/api/v1/chat/sessions", replica.url));
+    let sessions = send(sessions.bearer_auth(token("alice"))).await;
+    assert_eq!(
+        (sessions.status, &sessions.body["sessions"]),
+        (200, &json!([])),
+        "{}",
+        sessions.body
+    );
+}
+
+#[tokio::test]
+async fn a_page_of_a_listed_origin_may_send_what_openais_package_sends() {
+    let settings = [("JARVIS_ALLOWED_ORIGINS", "https://app.example")];
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &settings).await;
+    let preflight = async |path: &str, origin: &str| {
+        let url = format!("{}{path}", replica.url);
+        let request = http().request(reqwest::Method::OPTIONS, url).header("origin", origin);
+        let reply = send(request.header("access-control-request-method", "POST")).await;
+        let allowed = reply.headers.get_all("access-control-allow-headers").iter();
+        allowed
+            .map(|value| value.to_str().expect("a text").to_owned())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let allowed = preflight(COMPLETIONS, "https://app.example").await;
+    for name in ["authorization", "content-type", "x-stainless-lang", "x-stainless-retry-count"] {
+        assert!(allowed.split(", ").any(|allowed| allowed == name), "{name}: {allowed}");
+    }
+    assert_eq!(preflight(COMPLETIONS, "https://evil.example").await, "");
+    assert!(!preflight("/api/v1/chat", "https://app.example").await.contains("stainless"));
+}
+
+#[tokio::test]
+async fn a_model_that_reasons_shows_its_answer_alone_and_counts_all_its_tokens() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "2000", "--models", "thinker"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let request = with(asked("[[tokens=10 think=30]] why?"), "model", json!("thinker"));
+    let plain = post(&replica, COMPLETIONS, &request).await.body;
+    let request = with(request, "reasoning_effort", json!("high"));
+    let reasoned = post(&replica, COMPLETIONS, &request).await.body;
+    assert_eq!(reasoned["choices"], plain["choices"]);
+    let tokens = |reply: &Value| reply["usage"]["completion_tokens"].as_u64().expect("a number");
+    assert!(tokens(&reasoned) >= tokens(&plain) + 30, "{reasoned}");
+    let stream = streamed(&replica, &request).await;
+    assert_eq!(joined(&stream.data), content(&plain));
+    let sent = host_requests(&ollama, "/api/chat").await.pop().expect("a request");
+    assert_eq!(sent["request"]["think"], "high");
+}
+
+#[tokio::test]
+async fn a_body_is_bounded_and_one_of_unknown_length_to_the_usual_size() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let filler = "x".repeat(900_000);
+    // Most of it is in a message that the model never gets: the window is too small.
+    let body = with(asked(&filler), "n", json!(2)).to_string();
+    let url = format!("{}{COMPLETIONS}", replica.url);
+    let declared = send(http().post(&url).body(body.clone())).await;
+    assert_eq!(envelope(&declared), (400, "invalid_request_error", Some("n"), "unsupported_value"));
+    let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(body)]);
+    let chunked = send(http().post(&url).body(reqwest::Body::wrap_stream(chunks))).await;
+    assert_eq!(envelope(&chunked).3, "body_too_large");
+}

@@ -94,6 +94,7 @@ impl Replica {
             usage: Usage::default(),
             context: ContextReport::default(),
             continued: Vec::new(),
+            tool_calls: Vec::new(),
         };
         let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         self.store.finish(turn, REVISION, length as u64, &header, &events).await.unwrap()

@@ -27,6 +27,8 @@ use crate::wire::{Figures, Shape};
 
 /// The content type of one object.
 pub const JSON: &str = "application/json; charset=utf-8";
+/// The tokens of a call of a tool.
+const CALL_TOKENS: usize = 20;
 /// The content type of a stream.
 pub const LINES: &str = "application/x-ndjson";
 
@@ -213,6 +215,11 @@ async fn drive(
             Ok(Step::Pieces(pieces)) => pieces,
             Ok(Step::End { reason, prompt_tokens, evaluated, tokens }) => {
                 job.entry.evaluated(evaluated);
+                // A call takes tokens, too.
+                let tokens = tokens + CALL_TOKENS * job.task.calls.len();
+                if reason == Reason::Stop {
+                    output.calls_of(&job.task.calls);
+                }
                 let figures = figures(
                     job.since,
                     loaded,

@@ -19,6 +19,7 @@ mod models;
 mod net;
 mod options;
 mod output;
+mod schema;
 mod script;
 mod server;
 mod simulator;

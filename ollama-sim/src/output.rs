@@ -1,5 +1,6 @@
 //! Turns pieces into frames: lines as they come, or one object at the end.
 
+use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dialect::Writer;
@@ -20,6 +21,7 @@ pub struct Output<'a> {
     pieces: u64,
     answer: String,
     reasoning: String,
+    calls: Vec<Value>,
 }
 
 impl<'a> Output<'a> {
@@ -40,6 +42,7 @@ impl<'a> Output<'a> {
             pieces: 0,
             answer: String::new(),
             reasoning: String::new(),
+            calls: Vec::new(),
         }
     }
 
@@ -85,6 +88,20 @@ impl<'a> Output<'a> {
         self.send(lines);
     }
 
+    /// Writes calls of tools.
+    pub fn calls_of(&mut self, calls: &[Value]) {
+        if calls.is_empty() {
+            return;
+        }
+        if !self.stream {
+            self.calls = calls.to_vec();
+            return;
+        }
+        let mut line = Vec::new();
+        self.shape.calls(&mut line, self.model, calls);
+        self.send(line);
+    }
+
     /// Writes one line that is not JSON.
     pub fn garbage(&self) {
         if self.stream {
@@ -125,7 +142,7 @@ impl<'a> Output<'a> {
     }
 
     fn texts(&self) -> Texts<'_> {
-        Texts { answer: &self.answer, reasoning: &self.reasoning }
+        Texts { answer: &self.answer, reasoning: &self.reasoning, calls: &self.calls }
     }
 
     fn send(&self, lines: Vec<u8>) {

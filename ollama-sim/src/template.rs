@@ -33,6 +33,9 @@ pub fn render(messages: &[Message], thinking: Thinking) -> String {
         prompt.push_str(&message.role);
         prompt.push('\n');
         prompt.push_str(message.text());
+        for call in message.tool_calls.iter().flatten() {
+            prompt.push_str(&format!("<tool_call>{}</tool_call>", call["function"]));
+        }
         prompt.push_str(END_OF_TURN);
     }
     prompt.push_str(ASSISTANT);
@@ -76,7 +79,8 @@ mod tests {
     use super::*;
 
     fn message(role: &str, content: &str) -> Message {
-        Message { role: role.to_owned(), content: Some(content.to_owned()) }
+        let (role, content) = (role.to_owned(), Some(content.to_owned()));
+        Message { role, content, ..Message::default() }
     }
 
     #[test]

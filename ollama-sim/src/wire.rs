@@ -13,6 +13,9 @@ pub struct Message {
     /// Its text.
     #[serde(default)]
     pub content: Option<String>,
+    /// The calls of tools in a message of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<Value>>,
 }
 
 impl Message {
@@ -40,6 +43,9 @@ pub struct Common {
     /// A bool, or `low`, `medium`, `high`.
     #[serde(default)]
     pub think: Option<Value>,
+    /// `"json"`, or a JSON schema.
+    #[serde(default)]
+    pub format: Option<Value>,
     /// Where false, a prompt that is too long is an error.
     #[serde(default)]
     pub truncate: Option<bool>,
@@ -57,6 +63,9 @@ pub struct ChatRequest {
     /// The conversation.
     #[serde(default)]
     pub messages: Option<Vec<Message>>,
+    /// The tools that the model may call.
+    #[serde(default)]
+    pub tools: Option<Vec<Value>>,
     /// The shared fields.
     #[serde(flatten)]
     pub common: Common,
@@ -117,6 +126,8 @@ pub struct Texts<'a> {
     pub answer: &'a str,
     /// The reasoning before it.
     pub reasoning: &'a str,
+    /// The calls of tools.
+    pub calls: &'a [Value],
 }
 
 #[derive(Serialize)]
@@ -151,6 +162,8 @@ struct AnswerMessage<'a> {
     content: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     thinking: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tool_calls: &'a [Value],
 }
 
 impl Shape {
@@ -173,6 +186,18 @@ impl Shape {
             ),
         };
         out.extend_from_slice(line.as_bytes());
+    }
+
+    /// Appends the line of the calls of tools, which come whole.
+    pub fn calls(self, out: &mut Vec<u8>, model: &str, calls: &[Value]) {
+        let line = json!({
+            "model": model,
+            "created_at": now(),
+            "message": {"role": "assistant", "content": "", "tool_calls": calls},
+            "done": false,
+        });
+        out.extend_from_slice(line.to_string().as_bytes());
+        out.push(b'\n');
     }
 
     /// Returns the last line, or with the texts the only object.
@@ -209,6 +234,7 @@ impl Shape {
                     role: "assistant",
                     content: texts.answer,
                     thinking: texts.reasoning,
+                    tool_calls: texts.calls,
                 },
             },
             Self::Generate => {

@@ -1,6 +1,7 @@
 //! Idempotency keys: how a client repeats a request without a second turn.
 
 use axum::http::HeaderMap;
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::http::extract::fields::{FieldError, NIL};
@@ -12,6 +13,17 @@ const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be
 const KEY_BYTES: usize = 255;
 /// Set by a proxy that has made the idempotency key of a request.
 const KEY_OF_PROXY: &str = "x-jarvis-key-of-proxy";
+
+/// The header that makes a request repeatable.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct IdempotencyKeyHeader {
+    /// The same key returns the same generation, for 24 hours. A signed-in caller may also send 1 to
+    /// 255 visible ASCII characters.
+    #[param(rename = "Idempotency-Key", required = false)]
+    key: Uuid,
+}
 
 /// Returns the idempotency key of a request, where it has one.
 ///

@@ -59,10 +59,12 @@ pub fn router(shared: &Shared) -> Router {
             routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
     }
     let (routes, mut openapi) = routes.split_for_parts();
-    admin::docs::describe_sign_in(&mut openapi);
-    admin::docs::describe_limits(&mut openapi);
+    admin::docs::describe_sign_in(&mut openapi, openai::serves);
+    admin::docs::describe_limits(&mut openapi, openai::serves);
     // Made once: however many clients do not read it, its bytes are held once.
-    let openapi = Bytes::from(serde_json::to_vec(&openapi).unwrap_or_default());
+    let mut openapi = serde_json::to_value(&openapi).unwrap_or_default();
+    openai::describe(&mut openapi);
+    let openapi = Bytes::from(openapi.to_string());
     let json = [(header::CONTENT_TYPE, "application/json")];
     let routes = routes
         .route("/api/v1/chat/message", post(native::chat::send))

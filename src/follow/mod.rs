@@ -234,18 +234,25 @@ pub fn final_message(delta: &Delta) -> Option<Message> {
         ..store::message(Role::Assistant, Utc::now())
     };
     match &event.control {
-        Control::Ended { timestamp, model, finish_reason, usage, context, continued } => {
-            Some(Message {
-                timestamp: timestamp.parse().unwrap_or(message.timestamp),
-                model: Some(model.clone()),
-                status: Some(Status::Complete),
-                finish_reason: Some(*finish_reason),
-                usage: Some(*usage),
-                context: Some(*context),
-                continued: continued.clone(),
-                ..message
-            })
-        }
+        Control::Ended {
+            timestamp,
+            model,
+            finish_reason,
+            usage,
+            context,
+            continued,
+            tool_calls,
+        } => Some(Message {
+            tool_calls: tool_calls.clone(),
+            timestamp: timestamp.parse().unwrap_or(message.timestamp),
+            model: Some(model.clone()),
+            status: Some(Status::Complete),
+            finish_reason: Some(*finish_reason),
+            usage: Some(*usage),
+            context: Some(*context),
+            continued: continued.clone(),
+            ..message
+        }),
         Control::Cancelled {} => Some(Message {
             status: Some(Status::Cancelled),
             finish_reason: Some(FinishReason::Cancelled),

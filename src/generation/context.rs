@@ -10,7 +10,10 @@ mod budget;
 mod past_turns;
 mod tokens;
 
-use crate::ollama::{ChatMessage, ChatRole, ModelRequest, OllamaError, Options, Think};
+use crate::ollama::{
+    CalledFunction, ChatMessage, ChatRole, ModelRequest, OllamaError, Options, RawJson,
+    RequestedCall, Think,
+};
 use crate::session::model::{ContextReport, Effort, Failure, Reasoning, TurnSpec};
 use crate::session::store::{OwnConversation, Page, Turn};
 use crate::session::{Message, Owner, Role, SessionInfo, Store, StoreError};
@@ -136,7 +139,7 @@ impl Conversation {
         let system = spec
             .system
             .as_ref()
-            .map(|content| ChatMessage { role: ChatRole::System, content: content.clone() });
+            .map(|content| ChatMessage::text(ChatRole::System, content.clone()));
         let request = ModelRequest {
             messages: system.into_iter().chain(sent).collect(),
             options: Options {
@@ -150,6 +153,8 @@ impl Conversation {
                 frequency_penalty: spec.sampling.frequency_penalty,
             },
             think: think(spec.think),
+            format: raw_json(spec.rules.format.as_ref()),
+            tools: raw_json(spec.rules.tools.as_ref()),
         };
         ChosenContext { request, report, estimate }
     }
@@ -222,7 +227,23 @@ fn chat_message(message: &Message) -> ChatMessage {
         Role::Assistant => ChatRole::Assistant,
         Role::Tool => ChatRole::Tool,
     };
-    ChatMessage { role, content: message.content.clone() }
+    let tool_calls = message.tool_calls.iter().filter_map(|call| {
+        let arguments = RawJson::new(call.arguments.clone())?;
+        let function = CalledFunction { name: call.name.clone(), arguments };
+        Some(RequestedCall { id: call.id.clone(), function })
+    });
+    ChatMessage {
+        role,
+        content: message.content.clone(),
+        tool_calls: tool_calls.collect(),
+        tool_name: message.tool_name.clone(),
+        tool_call_id: message.tool_call_id.clone(),
+    }
+}
+
+/// Returns the JSON of a stored rule. A front checks it before it is stored.
+fn raw_json(stored: Option<&String>) -> Option<RawJson> {
+    stored.and_then(|text| RawJson::new(text.clone()))
 }
 
 fn think(reasoning: Reasoning) -> Think {

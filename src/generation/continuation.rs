@@ -183,7 +183,8 @@ pub(super) async fn open(
     // it.
     let thinks = shape.reasoning(so_far).is_some() || slot.thinks(request).await?;
     let so_far = shape.answer(so_far);
-    let rendered = if thinks { None } else { slot.render(request).await? };
+    let can_continue = !thinks && request.is_free_text();
+    let rendered = if can_continue { slot.render(request).await? } else { None };
     let Some(prompt) = rendered else {
         return begin(Some(ContinuedHow::Restarted)).await;
     };

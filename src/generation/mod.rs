@@ -397,10 +397,16 @@ impl Generations {
             Room::Some => {}
         }
         let source = &new.spec.source;
-        let (room, permit) = tokio::join!(
-            self.budget.room(owner, source, session),
-            Box::pin(self.limits.take_session(source, session)),
-        );
+        let begun = async {
+            match &new.conversation {
+                // It is no session that its client goes on with, and it expires within an hour: the
+                // limits of turns and of bytes are those of a client that keeps no sessions.
+                Some(_) => Ok(self.limits.existing_session(session)),
+                None => self.limits.take_session(source, session).await,
+            }
+        };
+        let (room, permit) =
+            tokio::join!(self.budget.room(owner, source, session), Box::pin(begun));
         let listing = room?;
         match permit {
             Ok(permit) => Ok((permit, listing)),

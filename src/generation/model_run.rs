@@ -12,10 +12,10 @@ use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
-use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, Slot};
+use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
-use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner};
+use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner, ToolCall};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
 
@@ -23,6 +23,11 @@ use crate::session::{Feed, FinishReason, Usage};
 const MARGIN: f64 = 1.1;
 /// How often a request is shortened, at most: each time at least one message less is sent.
 const SHORTENED: u32 = 4;
+/// Calls of tools of one answer, and their bytes, at most. They are in the event of its end.
+const CALLS: usize = 64;
+const CALL_BYTES: usize = 64 << 10;
+/// Bytes of an answer with calls of tools, at most: its end is one event.
+const ANSWER_BYTES: usize = 448 << 10;
 
 /// The end of a model run.
 pub(super) enum RunEnd {
@@ -32,6 +37,8 @@ pub(super) enum RunEnd {
         reason: FinishReason,
         /// The tokens of the whole answer.
         usage: Usage,
+        /// The calls of tools that the model requests.
+        tool_calls: Vec<ToolCall>,
     },
     /// The host failed; another run may continue the answer.
     Failed(OllamaError),
@@ -87,6 +94,7 @@ pub(super) async fn run_model(
     }
     // A piece is not a token, but each is at least one.
     let mut pieces = 0;
+    let mut calls = ToolCalls::default();
     let mut stopped = pin!(cancelled(feed, turn));
     let (reason, done) = loop {
         let token = tokio::select! {
@@ -110,7 +118,7 @@ pub(super) async fn run_model(
         if let Some(how) = continuation.take() {
             writer.note_continued(how, runner.as_ref());
         }
-        if !token.content.is_empty() || !token.thinking.is_empty() {
+        if !token.is_empty() {
             pieces += 1;
             if pace.note() {
                 pace.record_first(so_far.is_empty().then(|| writer.age()));
@@ -122,6 +130,9 @@ pub(super) async fn run_model(
             Reasoning::On | Reasoning::Effort(_) => token.thinking.as_str(),
         };
         if !writer.push_reasoning(reasoning) || !writer.push(&token.content) {
+            break (FinishReason::Length, None);
+        }
+        if !calls.add(token.tool_calls, turn, writer.text().len()) {
             break (FinishReason::Length, None);
         }
         #[cfg(test)]
@@ -157,7 +168,35 @@ pub(super) async fn run_model(
     };
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     pace.record_end(usage, generated);
-    Ok(ModelRun { end: RunEnd::Completed { reason, usage }, context })
+    let tool_calls = calls.calls;
+    Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
+}
+
+/// The calls of tools of one answer. They are stored with its end: a model run that breaks off
+/// leaves none, and the next one begins the answer anew.
+#[derive(Default)]
+struct ToolCalls {
+    calls: Vec<ToolCall>,
+    bytes: usize,
+}
+
+impl ToolCalls {
+    /// Adds calls beside `text` bytes of text. Returns false where they are more than an answer may
+    /// have.
+    fn add(&mut self, calls: Vec<ReplyCall>, turn: &Turn, text: usize) -> bool {
+        for ReplyCall { id, name, arguments } in calls {
+            self.bytes += name.len() + arguments.len() + id.as_ref().map_or(0, String::len);
+            let is_large = self.bytes > CALL_BYTES || self.bytes + text > ANSWER_BYTES;
+            if self.calls.len() == CALLS || is_large {
+                tracing::info!("answer has too many calls of tools");
+                return false;
+            }
+            let number = self.calls.len();
+            let id = id.unwrap_or_else(|| format!("call_{}_{number}", turn.generation.0.simple()));
+            self.calls.push(ToolCall { id, name, arguments });
+        }
+        true
+    }
 }
 
 /// Waits for the host while the writer writes.
@@ -181,7 +220,8 @@ async fn while_writing<T>(
 fn out_of_tokens(mut context: ContextReport, prompt_tokens: u64, answer_tokens: u64) -> ModelRun {
     context.prompt_tokens = prompt_tokens;
     let usage = Usage { prompt_tokens, completion_tokens: answer_tokens };
-    ModelRun { end: RunEnd::Completed { reason: FinishReason::Length, usage }, context }
+    let (reason, tool_calls) = (FinishReason::Length, Vec::new());
+    ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context }
 }
 
 /// Begins to measure the host of the grant.

@@ -19,7 +19,7 @@ use super::turn_state::TurnState;
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::HostId;
-use crate::session::model::{ContextReport, Failure, rfc3339};
+use crate::session::model::{ContextReport, Failure, ToolCall, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
 use crate::telemetry::{CountedOpen, GenAi, metric, record_trace};
@@ -34,8 +34,16 @@ const END_AFTER_CLAIM: Duration = Duration::from_millis(1500);
 
 /// The end of an answer.
 enum TurnEnd {
-    Finished { reason: FinishReason, usage: Usage, context: ContextReport },
-    Failed { failure: Failure, context: ContextReport },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+        context: ContextReport,
+        tool_calls: Vec<ToolCall>,
+    },
+    Failed {
+        failure: Failure,
+        context: ContextReport,
+    },
 }
 
 /// Runs a turn until its generation has ended or is another replica's. With a `failure` the turn is
@@ -186,9 +194,9 @@ async fn answer(
             }
         }
         let error = match end {
-            RunEnd::Completed { reason, usage } => {
+            RunEnd::Completed { reason, usage, tool_calls } => {
                 generations.retries.earn();
-                return Ok(TurnEnd::Finished { reason, usage, context });
+                return Ok(TurnEnd::Finished { reason, usage, context, tool_calls });
             }
             RunEnd::Failed(error) => error,
         };
@@ -232,9 +240,10 @@ async fn finish(
         ..message(Role::Assistant, now)
     };
     let (outcome, header, events) = match end {
-        TurnEnd::Finished { reason, usage, context } => (
+        TurnEnd::Finished { reason, usage, context, tool_calls } => (
             "complete",
             Message {
+                tool_calls: tool_calls.clone(),
                 status: Some(Status::Complete),
                 finish_reason: Some(reason),
                 usage: Some(usage),
@@ -252,6 +261,7 @@ async fn finish(
                         usage,
                         context,
                         continued,
+                        tool_calls,
                     },
                 ),
             ],

@@ -29,7 +29,11 @@ pub const CODES: &[ErrorCode] = &[
         408,
         "the body did not arrive within 30 s, or that of an import at less than 16 KiB a second",
     ),
-    code("body_too_large", 413, "the body is larger than 512 KiB, or than 64 MiB for an import"),
+    code(
+        "body_too_large",
+        413,
+        "the body is larger than 512 KiB, than 2 MiB for a completion, or than 64 MiB for an import",
+    ),
     code("body_unreadable", 400, "the body broke off"),
     code("context_too_long", 413, "the question does not fit the model's context window"),
     code("draining", 503, "this replica is being replaced: send the request again"),

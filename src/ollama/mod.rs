@@ -28,7 +28,10 @@ pub use ndjson::{Decoder, LINE_LIMIT, StreamEvent};
 pub use pool::{HostState, Slot};
 pub use reply::{Done, DoneReason, Model};
 pub use stream::TokenStream;
-pub use wire::{ChatMessage, ChatRole, ModelRequest, Options, Think, Token};
+pub use wire::{
+    CalledFunction, ChatMessage, ChatRole, ModelRequest, Options, RawJson, ReplyCall,
+    RequestedCall, Think, Token,
+};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -114,10 +114,12 @@ impl Decoder {
         Ok(line.into_fragment().map(|fragment| StreamEvent::Token(self.token(fragment))))
     }
 
-    fn token(&mut self, Fragment { content, thinking, end }: Fragment) -> Token {
+    fn token(&mut self, fragment: Fragment) -> Token {
+        let Fragment { content, thinking, tool_calls, end } = fragment;
         let mut token = Token {
             content: self.content.join(content),
             thinking: self.thinking.join(thinking),
+            tool_calls,
             done: None,
         };
         match end {
@@ -127,7 +129,7 @@ impl Decoder {
                 token.done = Some(done);
             }
             Some(FragmentEnd::Implied(done)) => self.implied_end = Some(done),
-            None if token.content.is_empty() && token.thinking.is_empty() => {}
+            None if token.is_empty() => {}
             None => self.implied_end = None,
         }
         token

@@ -238,6 +238,8 @@ impl Slot {
             model: &self.model.name,
             messages: &request.messages,
             options,
+            format: request.format.as_ref(),
+            tools: request.tools.as_ref(),
             stream: !render_only,
             render_only,
             always: Always::new(&self.client.keep_alive, think),

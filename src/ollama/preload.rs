@@ -92,6 +92,8 @@ async fn load(member: &Member, model: &Model, num_ctx: Option<u32>) -> Result<()
         model: &model.name,
         messages: &[],
         options: &options,
+        format: None,
+        tools: None,
         stream: false,
         render_only: false,
         always: Always::new(&member.host.keep_alive, Think::No),

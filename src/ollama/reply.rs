@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::tolerant::{Count, Flag, Joiner, Label, Text};
+use super::wire::ReplyCall;
 use crate::model_name::ModelName;
 use crate::raw_fields::RawFields;
 
@@ -98,6 +99,31 @@ struct ReplyMessage {
     content: Option<Text>,
     #[serde(default)]
     thinking: Option<Text>,
+    #[serde(default)]
+    tool_calls: Option<Vec<ReplyToolCall>>,
+}
+
+#[derive(Deserialize)]
+struct ReplyToolCall {
+    #[serde(default)]
+    id: Label,
+    function: ReplyFunction,
+}
+
+#[derive(Deserialize)]
+struct ReplyFunction {
+    name: String,
+    #[serde(default)]
+    arguments: Option<Box<RawValue>>,
+}
+
+impl From<ReplyToolCall> for ReplyCall {
+    fn from(
+        ReplyToolCall { id, function: ReplyFunction { name, arguments } }: ReplyToolCall,
+    ) -> Self {
+        let arguments = arguments.map_or_else(|| "{}".to_owned(), |it| it.get().to_owned());
+        Self { id: id.0.filter(|id| !id.is_empty()).map(Into::into), name, arguments }
+    }
 }
 
 #[derive(Deserialize)]
@@ -111,11 +137,12 @@ impl ReplyMessage {
     fn parse(value: &str) -> Result<Option<Self>, serde_json::Error> {
         serde_json::from_str(value).or_else(|error| {
             let Ok(RawFields(fields)) = serde_json::from_str(value) else { return Err(error) };
-            let mut message = Self { content: None, thinking: None };
+            let mut message = Self { content: None, thinking: None, tool_calls: None };
             for (name, value) in fields {
                 match name.as_str() {
                     "content" => message.content = serde_json::from_str(value)?,
                     "thinking" => message.thinking = serde_json::from_str(value)?,
+                    "tool_calls" => message.tool_calls = serde_json::from_str(value)?,
                     _ => {}
                 }
             }
@@ -129,6 +156,7 @@ impl ReplyMessage {
 pub(super) struct Fragment {
     pub content: Text,
     pub thinking: Text,
+    pub tool_calls: Vec<ReplyCall>,
     pub end: Option<FragmentEnd>,
 }
 
@@ -210,13 +238,14 @@ impl ReplyLine {
             _ if self.done_reason.0.is_some() => Some(FragmentEnd::Implied(done)),
             _ => None,
         };
-        let (content, thinking) = match (self.message, self.response) {
-            (Some(message), _) => (message.content, message.thinking),
+        let (content, thinking, calls) = match (self.message, self.response) {
+            (Some(message), _) => (message.content, message.thinking, message.tool_calls),
             (None, None) if end.is_none() && self.thinking.is_none() => return None,
-            (None, response) => (response, self.thinking),
+            (None, response) => (response, self.thinking, None),
         };
         let (content, thinking) = (content.unwrap_or_default(), thinking.unwrap_or_default());
-        Some(Fragment { content, thinking, end })
+        let tool_calls = calls.unwrap_or_default().into_iter().map(ReplyCall::from).collect();
+        Some(Fragment { content, thinking, tool_calls, end })
     }
 
     /// Returns the rendered prompt, where the request asked for it and the host supports it.

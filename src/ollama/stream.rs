@@ -152,19 +152,21 @@ impl TokenStream {
     }
 
     fn take(&mut self, token: Token) -> Option<Token> {
-        let text = if token.content.is_empty() { &token.thinking } else { &token.content };
-        if text.is_empty() && token.done.is_none() {
+        if token.is_empty() && token.done.is_none() {
             return None;
         }
-        self.has_text |= !text.is_empty();
-        self.repeats.count(text);
+        let text = if token.content.is_empty() { &token.thinking } else { &token.content };
+        self.has_text |= !token.is_empty();
+        if token.tool_calls.is_empty() {
+            self.repeats.count(text);
+        }
         Some(token)
     }
 
     /// Returns whether the stream ends without text because the host loaded or unloaded the model.
     fn only_loaded(&self, token: &Token, done: Done) -> bool {
         let is_loading = matches!(done.reason, DoneReason::Load | DoneReason::Unload);
-        is_loading && !self.has_text && token.content.is_empty() && token.thinking.is_empty()
+        is_loading && !self.has_text && token.is_empty()
     }
 
     fn failed(&self, text: &str) -> OllamaError {

@@ -1,6 +1,8 @@
 //! The requests to hosts, written strictly.
 
+use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use super::reply::Done;
 
@@ -25,6 +27,59 @@ pub struct ChatMessage {
     pub role: ChatRole,
     /// The text.
     pub content: String,
+    /// The calls of tools in a message of the model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<RequestedCall>,
+    /// The tool whose result the message is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_name: Option<String>,
+    /// The call whose result the message is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// Creates a message of text.
+    pub fn text(role: ChatRole, content: String) -> Self {
+        Self { role, content, tool_calls: Vec::new(), tool_name: None, tool_call_id: None }
+    }
+}
+
+/// A call of a tool in an earlier message of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RequestedCall {
+    /// The identifier.
+    pub id: String,
+    /// The call.
+    pub function: CalledFunction,
+}
+
+/// The function of a call, with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CalledFunction {
+    /// The name.
+    pub name: String,
+    /// The arguments, an object.
+    pub arguments: RawJson,
+}
+
+/// JSON that is passed on as it is: a model writes the fields of an object in the order in which its
+/// schema has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawJson(String);
+
+impl RawJson {
+    /// Wraps a text; none where it is not JSON.
+    pub fn new(text: String) -> Option<Self> {
+        serde_json::from_str::<&RawValue>(&text).is_ok().then_some(Self(text))
+    }
+}
+
+impl Serialize for RawJson {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let raw: &RawValue = serde_json::from_str(&self.0).map_err(S::Error::custom)?;
+        raw.serialize(serializer)
+    }
 }
 
 /// The options of a generation.
@@ -99,6 +154,19 @@ pub struct ModelRequest {
     pub options: Options,
     /// Whether the model reasons; without effect on a model that does not support it.
     pub think: Think,
+    /// The format of the answer: `"json"`, or a JSON schema.
+    pub format: Option<RawJson>,
+    /// The tools that the model may call, a list of functions.
+    pub tools: Option<RawJson>,
+}
+
+impl ModelRequest {
+    /// Returns whether the answer is free text, which the model continues behind any beginning. The
+    /// grammar of a format begins with the first token of a request, and the host reads calls of
+    /// tools out of the whole answer.
+    pub fn is_free_text(&self) -> bool {
+        self.format.is_none() && self.tools.is_none()
+    }
 }
 
 /// How long a model stays loaded: Ollama reads a number as seconds, and a text with its unit.
@@ -122,6 +190,10 @@ pub(super) struct ChatBody<'a> {
     pub model: &'a str,
     pub messages: &'a [ChatMessage],
     pub options: &'a Options,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<&'a RawJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<&'a RawJson>,
     pub stream: bool,
     #[serde(rename = "_debug_render_only", skip_serializing_if = "std::ops::Not::not")]
     pub render_only: bool,
@@ -163,8 +235,28 @@ pub struct Token {
     pub content: String,
     /// The next text of the reasoning.
     pub thinking: String,
+    /// The calls of tools that the model requests, which come whole.
+    pub tool_calls: Vec<ReplyCall>,
     /// The end of the answer, on the last token.
     pub done: Option<Done>,
+}
+
+impl Token {
+    /// Returns whether the token adds nothing to the answer.
+    pub fn is_empty(&self) -> bool {
+        self.content.is_empty() && self.thinking.is_empty() && self.tool_calls.is_empty()
+    }
+}
+
+/// A call of a tool that a model requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyCall {
+    /// The identifier, where the host has one.
+    pub id: Option<String>,
+    /// The name of the tool.
+    pub name: String,
+    /// The arguments, a JSON object as text.
+    pub arguments: String,
 }
 
 #[cfg(test)]
@@ -178,11 +270,13 @@ mod tests {
         let options =
             Options { temperature: 0.0, num_predict: 0, num_ctx: Some(2048), ..Options::default() };
         let keep_alive = KeepAlive::from("-1");
-        let messages = [ChatMessage { role: ChatRole::User, content: "hi".to_owned() }];
+        let messages = [ChatMessage::text(ChatRole::User, "hi".to_owned())];
         let body = ChatBody {
             model: "m",
             messages: &messages,
             options: &options,
+            format: None,
+            tools: None,
             stream: true,
             render_only: false,
             always: Always::new(&keep_alive, Think::No),
@@ -200,6 +294,26 @@ mod tests {
                 "keep_alive": -1,
             })
         );
+    }
+
+    #[test]
+    fn a_schema_is_sent_with_its_fields_in_their_order() {
+        let schema = r#"{"type": "object", "properties": {"z": {}, "a": {}}}"#;
+        let schema = RawJson::new(schema.to_owned()).expect("JSON");
+        let keep_alive = KeepAlive::from("-1");
+        let body = ChatBody {
+            model: "m",
+            messages: &[],
+            options: &Options::default(),
+            format: Some(&schema),
+            tools: None,
+            stream: true,
+            render_only: false,
+            always: Always::new(&keep_alive, Think::No),
+        };
+        let sent = serde_json::to_string(&body).expect("JSON");
+        assert!(sent.contains(r#""format":{"type": "object", "properties": {"z": {}, "a": {}}}"#));
+        assert_eq!(RawJson::new("{".to_owned()), None);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use super::cursor::Tag;
 use super::model::{
-    ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, Usage, rfc3339,
+    ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, ToolCall, Usage,
+    rfc3339,
 };
 use super::stored_message::parse_header;
 
@@ -61,6 +62,9 @@ pub enum Control {
         /// The continuations of the answer, oldest first.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         continued: Vec<Continuation>,
+        /// The calls of tools that the model requests.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        tool_calls: Vec<ToolCall>,
     },
     /// The generation was cancelled.
     Cancelled {},
@@ -128,6 +132,7 @@ impl Control {
                     usage: answer.usage.ok_or(Unreadable)?,
                     context: answer.context.ok_or(Unreadable)?,
                     continued: answer.continued,
+                    tool_calls: answer.tool_calls,
                 })
             }
             _ => serde_json::from_str(json).map_err(|_| Unreadable),

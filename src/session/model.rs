@@ -270,6 +270,17 @@ pub struct Failure {
     pub retry_after: Option<u64>,
 }
 
+/// A call of a tool that the model requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ToolCall {
+    /// The identifier, by which the result names the call.
+    pub id: String,
+    /// The name of the tool.
+    pub name: String,
+    /// The arguments: a JSON object, as text.
+    pub arguments: String,
+}
+
 /// A finished message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Message {
@@ -318,6 +329,15 @@ pub struct Message {
     /// The continuations of the answer, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub continued: Vec<Continuation>,
+    /// The calls of tools that the model requests beside its text, or in place of it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result the message is; only on a tool's message, as the name is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tool_call_id: Option<String>,
+    /// The name of the tool whose result the message is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tool_name: Option<String>,
 }
 
 /// Whether a model that can reason does so before it answers.

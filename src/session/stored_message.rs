@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::model::{
-    ContextReport, Continuation, Failure, FinishReason, GenerationId, Message, Role, Status, Usage,
-    timestamp,
+    ContextReport, Continuation, Failure, FinishReason, GenerationId, Message, Role, Status,
+    ToolCall, Usage, timestamp,
 };
 use super::reasoning::Shape;
 
@@ -45,6 +45,12 @@ struct Header {
     writers: Option<u32>,
     #[serde(rename = "c", skip_serializing_if = "Vec::is_empty", default)]
     continued: Vec<Continuation>,
+    /// Identifier, tool and arguments of each call.
+    #[serde(rename = "l", skip_serializing_if = "Vec::is_empty", default)]
+    tool_calls: Vec<(String, String, String)>,
+    /// Call and tool of a result.
+    #[serde(rename = "o", skip_serializing_if = "Option::is_none", default)]
+    result_of: Option<(Option<String>, Option<String>)>,
 }
 
 /// The generation that made an answer.
@@ -82,6 +88,14 @@ pub fn header(message: &Message) -> String {
         error: message.error.clone(),
         writers: message.writers,
         continued: message.continued.clone(),
+        tool_calls: message
+            .tool_calls
+            .iter()
+            .cloned()
+            .map(|ToolCall { id, name, arguments }| (id, name, arguments))
+            .collect(),
+        result_of: (message.tool_call_id.is_some() || message.tool_name.is_some())
+            .then(|| (message.tool_call_id.clone(), message.tool_name.clone())),
     };
     // This cannot fail: the types have no maps with keys other than text.
     serde_json::to_string(&header).unwrap_or_default()
@@ -90,6 +104,7 @@ pub fn header(message: &Message) -> String {
 /// Parses the header of a stored message; none where this version does not write such a header.
 pub fn parse_header(header: &str) -> Option<Message> {
     let header: Header = serde_json::from_str(header).ok()?;
+    let (tool_call_id, tool_name) = header.result_of.unwrap_or_default();
     Some(Message {
         id: header.id,
         role: header.role,
@@ -113,6 +128,13 @@ pub fn parse_header(header: &str) -> Option<Message> {
         error: header.error,
         writers: header.writers,
         continued: header.continued,
+        tool_calls: header
+            .tool_calls
+            .into_iter()
+            .map(|(id, name, arguments)| ToolCall { id, name, arguments })
+            .collect(),
+        tool_call_id,
+        tool_name,
     })
 }
 
@@ -160,6 +182,11 @@ mod tests {
             }),
             writers: Some(7),
             continued: vec![Continuation { how: ContinuedHow::Exact, why: "w".to_owned() }],
+            tool_calls: vec![ToolCall {
+                id: "call_1".to_owned(),
+                name: "weather".to_owned(),
+                arguments: "{\"city\":\n\"Paris\"}".to_owned(),
+            }],
             ..question.clone()
         };
         let failed = Message {
@@ -172,7 +199,12 @@ mod tests {
             }),
             ..answer.clone()
         };
-        for written in [question, answer, failed] {
+        let result = Message {
+            tool_call_id: Some("call_1".to_owned()),
+            tool_name: Some("weather".to_owned()),
+            ..message(Role::Tool, time)
+        };
+        for written in [question, answer, failed, result] {
             assert_eq!(parse_header(&header(&written)), Some(written));
         }
     }

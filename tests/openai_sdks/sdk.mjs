@@ -98,6 +98,31 @@ async function conversation(url) {
   assert.ok((await create()).choices[0].message.content);
 }
 
+async function json_schema(url) {
+  const schema = {
+    type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
+    required: ["name", "people"], additionalProperties: false,
+  };
+  const parsed = await client(url).chat.completions.parse({
+    model: MODEL, messages: question("a city"),
+    response_format: { type: "json_schema", json_schema: { name: "city", strict: true, schema } },
+  });
+  assert.deepEqual(JSON.parse(parsed.choices[0].message.content), { name: "word", people: 7 });
+}
+
+async function tools(url) {
+  const parameters = { type: "object", properties: { city: { type: "string" } } };
+  const calls = [];
+  const weather = ({ city }) => (calls.push(city), "sunny");
+  const runner = client(url).chat.completions.runTools({
+    model: MODEL, stream: true, messages: question("[[call=weather]] how is it?"),
+    tools: [{ type: "function",
+      function: { name: "weather", description: "", parse: JSON.parse, parameters, function: weather } }],
+  });
+  assert.ok(await runner.finalContent());
+  assert.deepEqual(calls, ["word"]);
+}
+
 async function raises(kind, status, code, param, call) {
   const error = await call().then(
     () => assert.fail(`no ${kind.name}`),
@@ -142,8 +167,8 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, errors, rate_limit,
-  leaves];
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools,
+  errors, rate_limit, leaves];
 
 if (mode === "read") {
   const [text, url] = rest;

@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 import openai
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 MODEL = "tinyllama"
 TOKEN, URLS = "", []
@@ -107,6 +108,38 @@ def conversation(url: str) -> None:
     assert create(model=MODEL, messages=messages).choices[0].message.content
 
 
+class City(BaseModel):
+    name: str
+    people: int
+
+
+def json_schema(url: str) -> None:
+    parsed = client(url).chat.completions.parse(
+        model=MODEL, messages=question("a city"), response_format=City)
+    city = parsed.choices[0].message.parsed
+    assert city and (city.name, city.people) == ("word", 7), parsed
+    with client(url).chat.completions.stream(
+            model=MODEL, messages=question("a city"), response_format=City) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == city
+
+
+def tools(url: str) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    asked: Any = {"model": MODEL, "tools": [tool]}
+    messages: list[Any] = question("[[call=weather]] how is it?")
+    create: Any = client(url).chat.completions.create
+    reply = create(**asked, messages=messages).choices[0]
+    call = reply.message.tool_calls[0]
+    assert reply.finish_reason == "tool_calls" and call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"city": "word"}
+    with client(url).chat.completions.stream(**asked, messages=messages) as stream:
+        final = stream.get_final_completion().choices[0].message.tool_calls
+        assert final[0].function.arguments == call.function.arguments
+    messages += [reply.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    assert create(**asked, messages=messages).choices[0].finish_reason == "stop"
+
+
 def raises(kind: type[openai.APIStatusError], status: int, code: str, param: str | None,
            call: Callable[[], object]) -> openai.APIStatusError:
     try:
@@ -168,8 +201,8 @@ def error_in_a_stream(url: str) -> None:
     raise AssertionError("no APIError")
 
 
-CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation, errors,
-          rate_limit, error_in_a_stream]
+CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
+          json_schema, tools, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

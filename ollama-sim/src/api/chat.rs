@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::inference::{Inference, refused};
 use super::read;
 use crate::net::Connection;
+use crate::schema;
 use crate::simulator::Simulator;
 use crate::template;
 use crate::wire::{ChatRequest, Shape};
@@ -25,7 +26,7 @@ pub async fn chat(
         Ok(request) => request,
         Err(error) => return refused(&entry, error),
     };
-    let inference = match Inference::read(&server, Shape::Chat, request.common) {
+    let mut inference = match Inference::read(&server, Shape::Chat, request.common) {
         Ok(inference) => inference,
         Err(error) => return refused(&entry, error),
     };
@@ -42,5 +43,9 @@ pub async fn chat(
         Ok(fitted) => fitted,
         Err(error) => return refused(&entry, error),
     };
+    if messages.last().is_some_and(|last| last.role != "tool") {
+        let user = template::parse(&whole).user;
+        inference.calls = schema::calls(user, &request.tools.unwrap_or_default());
+    }
     inference.generate(server, connection, entry, fitted, false).await
 }

@@ -37,8 +37,11 @@ pub async fn generate(
     let prompt = if raw {
         prompt
     } else {
-        let message =
-            |role: &str, content| Message { role: role.to_owned(), content: Some(content) };
+        let message = |role: &str, content| Message {
+            role: role.to_owned(),
+            content: Some(content),
+            tool_calls: None,
+        };
         let system = request.system.filter(|system| !system.is_empty());
         let mut messages: Vec<_> = system.map(|s| message("system", s)).into_iter().collect();
         messages.push(message("user", prompt));

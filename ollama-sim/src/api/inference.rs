@@ -15,6 +15,7 @@ use crate::journal::Entry;
 use crate::models::Model;
 use crate::net::Connection;
 use crate::options::{KeepAlive, Options};
+use crate::schema;
 use crate::simulator::Simulator;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
@@ -30,6 +31,8 @@ pub struct Inference {
     keep_alive: KeepAlive,
     pub thinking: Thinking,
     common: Common,
+    /// The calls of tools that the answer ends with.
+    pub calls: Vec<Value>,
 }
 
 /// A prompt after it was fitted to the context.
@@ -58,6 +61,14 @@ impl Inference {
         let thinking = thinking(&model, &name, common.think.as_ref())?;
         let keep_alive = KeepAlive::read(common.keep_alive.as_ref())?;
         let options = Options::read(common.options.as_ref())?;
+        if let Some(Value::String(format)) = &common.format
+            && !matches!(format.as_str(), "" | "json")
+        {
+            let text = format!(
+                "invalid format: \"{format}\"; expected \"json\" or a valid JSON Schema object"
+            );
+            return Err(ApiError::BadRequest(text));
+        }
         if server.config.is_too_large(&model.name) {
             return Err(ApiError::TooLarge);
         }
@@ -75,6 +86,7 @@ impl Inference {
             keep_alive,
             thinking,
             common,
+            calls: Vec::new(),
         })
     }
 
@@ -185,6 +197,8 @@ impl Inference {
                 raw,
                 room,
                 options: self.options,
+                formatted: self.common.format.as_ref().and_then(schema::answer),
+                calls: self.calls,
             },
             model: self.model,
             fault,

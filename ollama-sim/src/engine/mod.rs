@@ -28,6 +28,10 @@ pub struct Task {
     pub room: Option<usize>,
     /// The options of the request.
     pub options: Options,
+    /// The answer that the format of the request leaves, where it has one.
+    pub formatted: Option<String>,
+    /// The calls of tools that the answer ends with.
+    pub calls: Vec<serde_json::Value>,
 }
 
 impl Task {

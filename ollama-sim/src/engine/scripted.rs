@@ -1,5 +1,6 @@
 //! Plays a script: from the end of a raw prompt, at the requested pace.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -47,7 +48,15 @@ impl Scripted {
         let forbidden = turn.without_reasoning && (task.raw || !directives.unasked);
         let thinks = task.thinks && !forbidden;
         let seed = task.options.seed;
-        let mut script = script::script(&task.model, turn.user, seed, pace.tokens, thinks);
+        let user = match &task.formatted {
+            Some(json) => Cow::Owned(format!("[[say]]{json}")),
+            // A model that calls a tool says nothing else, unless the message wants that.
+            None if !task.calls.is_empty() && directives.tokens.is_none() => {
+                Cow::Borrowed("[[tokens=0]]")
+            }
+            None => Cow::Borrowed(turn.user),
+        };
+        let mut script = script::script(&task.model, &user, seed, pace.tokens, thinks);
         if task.beheaded {
             script = Script::empty();
         }

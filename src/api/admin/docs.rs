@@ -32,13 +32,15 @@ use crate::http::problem::{Problem, ProblemDetails};
         (name = "chat", description = "Turns"),
         (name = "sessions", description = "Conversations"),
         (name = "models", description = "The models of all hosts"),
+        (name = "openai", description = "OpenAI's API, with its own errors"),
         (name = "service", description = "Probes and metrics"),
     ),
 )]
 pub struct ApiDoc;
 
-/// Adds to every operation with a caller how it signs in, and its response without a valid token.
-pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi) {
+/// Adds to every operation with a caller how it signs in, and its response without a valid token
+/// unless its front describes its errors itself.
+pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi, has_own_errors: fn(&str) -> bool) {
     let components = openapi.components.get_or_insert_default();
     components
         .add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
@@ -54,8 +56,10 @@ pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi) {
         }
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
-            let refusal = RefOr::T(refusal.clone());
-            operation.responses.responses.insert("401".to_owned(), refusal);
+            if !has_own_errors(path) {
+                let refusal = RefOr::T(refusal.clone());
+                operation.responses.responses.insert("401".to_owned(), refusal);
+            }
             // Either of them: no token makes an anonymous caller, unless tokens are required.
             operation.security = Some(vec![
                 SecurityRequirement::default(),
@@ -65,8 +69,9 @@ pub fn describe_sign_in(openapi: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// Adds to every operation with a caller its response where a limit refuses the request.
-pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi) {
+/// Adds to every operation with a caller its response where a limit refuses the request, unless its
+/// front describes its errors itself.
+pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi, has_own_errors: fn(&str) -> bool) {
     let problem =
         ContentBuilder::new().schema(Some(Ref::from_schema_name("ProblemDetails"))).build();
     let header = |description: &str| {
@@ -86,7 +91,7 @@ pub fn describe_limits(openapi: &mut utoipa::openapi::OpenApi) {
         .header("RateLimit-Policy", header("Each limit, and its window in seconds"))
         .build();
     for (path, item) in &mut openapi.paths.paths {
-        if is_public(path) {
+        if is_public(path) || has_own_errors(path) {
             continue;
         }
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];

@@ -11,9 +11,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::api::idempotency;
+use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::native::input::ChatRequest;
-use crate::api::native::schema::{IdempotencyKey, ServerSentEvent};
+use crate::api::native::schema::ServerSentEvent;
 use crate::api::native::{event_stream, turns};
 use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
@@ -57,7 +57,7 @@ pub struct ChatResponse {
 /// Sends a message to the model, in a session.
 #[utoipa::path(
     post, path = "/api/v1/chat", tag = "chat", request_body = ChatRequest,
-    params(IdempotencyKey),
+    params(IdempotencyKeyHeader),
     responses(
         (status = 200, description = "The whole answer; with `stream` its events",
             content((ChatResponse = "application/json"), (ServerSentEvent = "text/event-stream"))),

@@ -4,18 +4,6 @@ use serde_json::{Value, json};
 use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
-
-/// The header that makes a request repeatable.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[allow(dead_code, reason = "only its description is used")]
-pub struct IdempotencyKey {
-    /// The same key returns the same generation, for 24 hours. A signed-in caller may also send 1 to
-    /// 255 visible ASCII characters.
-    #[param(rename = "Idempotency-Key", required = false)]
-    key: Uuid,
-}
 
 /// The header that resumes an event stream.
 #[derive(IntoParams)]

@@ -3,6 +3,7 @@
 use std::pin::pin;
 
 use axum::Json;
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -10,11 +11,10 @@ use chrono::Utc;
 use tokio::time::{Instant, timeout_at};
 
 use super::request::ChatCompletion;
-use super::shapes::{
-    AnswerMessage, ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason,
-};
+use super::schema::ChatCompletionRequest;
+use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
 use super::stream::CompletionStream;
-use crate::api::idempotency;
+use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
@@ -24,6 +24,7 @@ use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
+use crate::http::room::no_room;
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
 use crate::session::model::Failure;
@@ -31,7 +32,7 @@ use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
 
-/// Bytes of a body, at most. JSON takes more than the text that it holds.
+/// Bytes of a body whose length is declared, at most. JSON takes more than the text that it holds.
 const BODY_BYTES: usize = 2 << 20;
 
 /// The body of a request, read and checked.
@@ -40,8 +41,15 @@ pub struct CompletionBody(ChatCompletion);
 impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &Shared) -> Result<Self, Problem> {
-        let body = whole_body(request, BODY_BYTES).await?;
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        // The connection takes room for a body of the usual size, and for one of unknown length.
+        let usual = shared.settings.max_body_bytes;
+        let declared = request.body().size_hint().exact();
+        let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+        let limit = if declared > usual { BODY_BYTES } else { usual };
+        let beyond = declared.min(limit).saturating_sub(usual);
+        let _room = shared.room.take(beyond).await.ok_or_else(no_room)?;
+        let body = whole_body(request, limit).await?;
         let object = Object::parse(&body).map_err(|error| match error {
             NotAnObject::OtherJson => {
                 let error = FieldError {
@@ -53,14 +61,19 @@ impl FromRequest<Shared> for CompletionBody {
             }
             NotAnObject::Invalid(error) => Problem::invalid_json(json_position(&error)),
         })?;
-        ChatCompletion::read(&object).map(Self).map_err(|error| vec![error].into())
+        ChatCompletion::read(&object, &body).map(Self).map_err(|error| vec![error].into())
     }
 }
 
 /// Completes a conversation that comes with the request.
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "openai", operation_id = "openai_chat_completion",
-    responses((status = 200, body = ChatCompletionReply), ErrorReply),
+    request_body = ChatCompletionRequest, params(IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The completion; with `stream` its chunks",
+            content((ChatCompletionReply = "application/json"), (String = "text/event-stream"))),
+        ErrorReply,
+    ),
 )]
 pub async fn complete(
     State(shared): State<Shared>,
@@ -98,6 +111,7 @@ pub async fn complete(
     if let Some(guard) = &mut guard {
         guard.disarm();
     }
+    let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {
         id: completion_id(generation),
         object: "chat.completion",
@@ -105,11 +119,11 @@ pub async fn complete(
         model: request.spec.model,
         choices: [Choice {
             index: 0,
-            finish_reason: finish_reason(answer.finish_reason),
-            message: AnswerMessage { role: "assistant", content: answer.content, refusal: None },
+            finish_reason: finish_reason(&answer),
             logprobs: None,
+            message: answer.into(),
         }],
-        usage: answer.usage.unwrap_or_default().into(),
+        usage,
     })
     .into_response())
 }
@@ -145,7 +159,7 @@ async fn submit(
             ..request.spec.clone()
         },
         content: question.content.clone(),
-        conversation: Some(conversation.with_question_of(question.role)),
+        conversation: Some(conversation.with_question(question)),
         key: key.map(|key| IdempotencyKey {
             key: sha256_hex(format!("openai\n{key}").as_bytes()),
             body: request.digest(),

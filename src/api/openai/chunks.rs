@@ -6,7 +6,7 @@
 
 use serde_json::json;
 
-use super::shapes::{CompletionUsage, completion_id, finish_reason};
+use super::shapes::{CompletionUsage, FunctionCall, completion_id, finish_reason};
 use crate::http::problem::Problem;
 use crate::session::{GenerationId, Message};
 
@@ -80,7 +80,15 @@ impl Chunks {
             return Err(Diverged);
         }
         let mut chunks: Vec<String> = rest.into_iter().collect();
-        chunks.push(self.chunk("{}", Some(finish_reason(answer.finish_reason))));
+        if !answer.tool_calls.is_empty() {
+            let calls: Vec<_> = (0..)
+                .zip(answer.tool_calls.iter().cloned())
+                .map(|(at, call)| FunctionCall { index: Some(at), ..call.into() })
+                .collect();
+            let calls = serde_json::to_string(&calls).unwrap_or_default();
+            chunks.push(self.chunk(&format!(r#"{{"tool_calls":{calls}}}"#), None));
+        }
+        chunks.push(self.chunk("{}", Some(finish_reason(answer))));
         if self.include_usage {
             let usage = CompletionUsage::from(answer.usage.unwrap_or_default());
             let usage = serde_json::to_string(&usage).unwrap_or_default();

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{rate_limit, serves};
+use super::{headers, serves};
 use crate::http::problem::Problem;
 
 /// The header by which OpenAI's SDKs learn whether the same request may succeed on a retry.
@@ -38,7 +38,8 @@ pub fn dialect(path: &str, mut response: Response) -> Response {
     if !serves(path) {
         return response;
     }
-    rate_limit::add_headers(&mut response);
+    headers::add_limits(&mut response);
+    headers::allow_to_pages(response.headers_mut());
     let Some(problem) = response.extensions_mut().remove::<Problem>() else { return response };
     let (mut parts, _) = response.into_parts();
     parts.status = status(&problem);

@@ -1,10 +1,12 @@
 //! Reads the conversation that comes with a request. Pure.
 
 use chrono::Utc;
+use serde::Serialize;
 use serde_json::Value;
 
-use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
+use super::params::{INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
 use crate::http::extract::fields::FieldError;
+use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
 use crate::session::{Message, Role};
 
@@ -19,9 +21,9 @@ pub struct Messages {
 
 impl Messages {
     /// Returns what distinguishes this conversation from others.
-    pub fn for_digest(&self) -> Vec<(Role, &str)> {
+    pub fn for_digest(&self) -> Vec<impl Serialize + '_> {
         let all = self.before.iter().chain([&self.question]);
-        all.map(|message| (message.role, message.content.as_str())).collect()
+        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_call_id)).collect()
     }
 }
 
@@ -36,12 +38,12 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         let msg = format!("must have 1 to {} messages", OwnConversation::MESSAGES);
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
-    let read = list.iter().enumerate().map(|(at, value)| {
-        let path = format!("messages[{at}]");
-        read_message(value, &path)
-    });
-    let mut before = read.collect::<Result<Vec<_>, _>>()?;
-    let bytes: usize = before.iter().map(|message| message.content.len()).sum();
+    let mut before = Vec::with_capacity(list.len());
+    for (at, value) in list.iter().enumerate() {
+        let message = read_message(value, &format!("messages[{at}]"), &before)?;
+        before.push(message);
+    }
+    let bytes: usize = before.iter().map(bytes).sum();
     if bytes > OwnConversation::BYTES {
         let msg = format!("must have at most {} bytes of text together", OwnConversation::BYTES);
         return Err(params.refuse("messages", INVALID_VALUE, msg));
@@ -57,30 +59,87 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
     }
 }
 
-fn read_message(value: &Value, path: &str) -> Result<Message, FieldError> {
+/// Returns the bytes that a message takes.
+fn bytes(message: &Message) -> usize {
+    let calls = message.tool_calls.iter();
+    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
+    message.content.len() + calls.sum::<usize>()
+}
+
+fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message, FieldError> {
     let mut params = Params::of_value(value, path)?;
     let role = match params.required_text("role")? {
         "developer" | "system" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
-        "tool" | "function" => {
-            let msg = "is supported as developer, system, user and assistant";
+        "tool" => Role::Tool,
+        "function" => {
+            let msg = "is supported as developer, system, user, assistant and tool";
             return Err(params.refuse("role", UNSUPPORTED_VALUE, msg));
         }
         _ => {
-            let msg = "must be developer, system, user or assistant";
+            let msg = "must be developer, system, user, assistant or tool";
             return Err(params.refuse("role", INVALID_VALUE, msg));
         }
     };
-    let content = content(params.required("content")?, &params.path_of("content"))?;
-    if role == Role::Assistant {
-        // Clients send the message of an earlier reply as it came.
-        params.only("annotations", "[]", |value| value.as_array().is_some_and(Vec::is_empty))?;
-        params.unsupported(&["audio", "function_call", "refusal", "tool_calls"])?;
+    let mut message = message(role, Utc::now());
+    match role {
+        Role::Assistant => {
+            message.tool_calls = tool_calls(&mut params)?;
+            // Clients send the message of an earlier reply as it came.
+            params
+                .only("annotations", "[]", |value| value.as_array().is_some_and(Vec::is_empty))?;
+            params.unsupported(&["audio", "function_call", "refusal"])?;
+        }
+        Role::Tool => {
+            let id = params.required_text("tool_call_id")?;
+            let mut calls = before.iter().flat_map(|message| &message.tool_calls);
+            let Some(call) = calls.find(|call| call.id == id) else {
+                let msg = "must be the id of a call in an earlier message";
+                return Err(params.refuse("tool_call_id", INVALID_VALUE, msg));
+            };
+            message.tool_call_id = Some(id.to_owned());
+            message.tool_name = Some(call.name.clone());
+        }
+        Role::System | Role::User => {}
     }
+    let path = params.path_of("content");
+    message.content = match params.value("content") {
+        None if !message.tool_calls.is_empty() => String::new(),
+        _ => content(params.required("content")?, &path)?,
+    };
     params.unsupported(&["name"])?;
     params.finish()?;
-    Ok(Message { content, ..message(role, Utc::now()) })
+    Ok(message)
+}
+
+/// Reads the calls of tools in a message of the model.
+fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
+    let path = params.path_of("tool_calls");
+    let list = params.list("tool_calls")?.unwrap_or_default();
+    let read = |(at, value): (usize, &Value)| {
+        let path = format!("{path}[{at}]");
+        let mut call = Params::of_value(value, &path)?;
+        let id = call.required_text("id")?.to_owned();
+        if call.required_text("type")? != "function" {
+            return Err(call.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
+        }
+        let path = call.path_of("function");
+        let mut function = Params::of_value(call.required("function")?, &path)?;
+        call.finish()?;
+        let name = function.required_text("name")?.to_owned();
+        let arguments = function.required_text("arguments")?;
+        if serde_json::from_str::<JsonObject>(arguments).is_err() {
+            return Err(function.refuse(
+                "arguments",
+                INVALID_VALUE,
+                "must be a JSON object as text",
+            ));
+        }
+        function.finish()?;
+        Ok(ToolCall { id, name, arguments: arguments.to_owned() })
+    };
+    list.iter().enumerate().map(read).collect()
 }
 
 /// Reads a content: a text, or a list of parts, whose texts are joined by line breaks.

@@ -7,15 +7,18 @@
 pub(crate) mod chat;
 mod chunks;
 pub mod errors;
+mod headers;
 mod messages;
 pub(crate) mod models;
 mod params;
-mod rate_limit;
 pub mod request;
+mod schema;
 mod shapes;
 mod stream;
+mod tools;
 
 pub use errors::dialect;
+pub use schema::describe;
 pub use shapes::ErrorReply;
 
 use axum::http::Method;

@@ -3,13 +3,14 @@
 use serde_json::Value;
 
 use super::messages::{self, Messages};
-use super::params::{INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE};
+use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
+use super::tools;
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{FieldFault, Object};
 use crate::model_name::ModelName;
 use crate::session::TurnSpec;
-use crate::session::model::{AnswerRules, Effort, Reasoning, Sampling};
+use crate::session::model::{Effort, Reasoning, Sampling};
 
 /// Texts that end the answer, at most, and the bytes of each.
 const STOPS: usize = 4;
@@ -31,12 +32,12 @@ pub struct ChatCompletion {
 }
 
 impl ChatCompletion {
-    /// Reads a request.
+    /// Reads a request from its text, which was parsed into `object`.
     ///
     /// # Errors
     /// The first parameter that is not valid.
-    pub fn read(body: &Object) -> Result<Self, FieldError> {
-        if let Some((name, fault)) = body.unreadable().next() {
+    pub fn read(object: &Object, body: &[u8]) -> Result<Self, FieldError> {
+        if let Some((name, fault)) = object.unreadable().next() {
             let msg = match fault {
                 FieldFault::LoneSurrogate => "holds a lone surrogate, which is no character",
                 FieldFault::BeyondBounds => {
@@ -45,11 +46,7 @@ impl ChatCompletion {
             };
             return Err(super::params::error(name, INVALID_VALUE, msg));
         }
-        Self::read_object(body.fields())
-    }
-
-    fn read_object(object: &JsonObject) -> Result<Self, FieldError> {
-        let mut params = Params::of_request(object);
+        let mut params = Params::of_request(object.fields());
         let model = model(&mut params)?;
         let messages = messages::read(&mut params)?;
         let stream = params.flag("stream")?.unwrap_or(false);
@@ -68,17 +65,12 @@ impl ChatCompletion {
                 presence_penalty: params.number("presence_penalty", -2.0, 2.0)?,
                 frequency_penalty: params.number("frequency_penalty", -2.0, 2.0)?,
             },
-            rules: AnswerRules::default(),
+            rules: tools::rules(&mut params, body)?,
             think: reasoning(&mut params)?,
             message_id: None,
             source: String::new(),
             needs_listener: false,
         };
-        params.only("response_format", "{\"type\": \"text\"}", |value| {
-            value.as_object().is_some_and(|format| {
-                format.len() == 1 && format.get("type").is_some_and(|kind| kind == "text")
-            })
-        })?;
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
             params.text(name)?;
@@ -96,9 +88,6 @@ impl ChatCompletion {
             *value == "auto" || *value == "default"
         })?;
         params.unsupported(&[
-            "tools",
-            "tool_choice",
-            "parallel_tool_calls",
             "audio",
             "function_call",
             "functions",
@@ -203,7 +192,7 @@ mod tests {
 
     fn read(value: &Value) -> Result<ChatCompletion, (String, &'static str)> {
         let object = value.as_object().expect("an object").clone().into();
-        ChatCompletion::read(&object)
+        ChatCompletion::read(&object, value.to_string().as_bytes())
             .map_err(|error| (error.loc.last().cloned().unwrap_or_default(), error.kind))
     }
 
@@ -318,7 +307,7 @@ mod tests {
         assert_eq!(refused, ("stream_options.colour".to_owned(), "unknown_parameter"));
         let surrogate = br#"{"model": "m", "messages": [{"role": "user", "content": "\ud800"}]}"#;
         let object = Object::parse(surrogate).expect("an object");
-        let refused = ChatCompletion::read(&object).expect_err("no character");
+        let refused = ChatCompletion::read(&object, surrogate).expect_err("no character");
         assert_eq!(refused.loc, ["body", "messages"]);
     }
 
@@ -370,6 +359,22 @@ mod tests {
             ),
             (json!([{"role": "assistant", "content": "x"}]), "messages[0].role", "invalid_value"),
             (
+                json!([{"role": "tool", "content": "x"}]),
+                "messages[0].tool_call_id",
+                "missing_required_parameter",
+            ),
+            (
+                json!([{"role": "tool", "content": "x", "tool_call_id": "c"}]),
+                "messages[0].tool_call_id",
+                "invalid_value",
+            ),
+            (
+                json!([{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",
+                    "function": {"name": "f", "arguments": "[]"}}]}]),
+                "messages[0].tool_calls[0].function.arguments",
+                "invalid_value",
+            ),
+            (
                 json!([{"role": "user", "content": "x".repeat((1 << 20) + 1)}]),
                 "messages",
                 "invalid_value",
@@ -378,6 +383,25 @@ mod tests {
             let refused = read(&with("messages", messages.clone())).expect_err(path);
             assert_eq!(refused, (path.to_owned(), kind), "{path}");
         }
+    }
+
+    #[test]
+    fn a_result_of_a_tool_names_the_call_that_it_answers() {
+        let call = json!({"id": "c1", "type": "function",
+            "function": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"}});
+        let messages = json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        ]);
+        let Messages { before, question } =
+            read(&with("messages", messages)).expect("valid").messages;
+        let calls = &before[1].tool_calls;
+        assert_eq!((&*calls[0].id, &*calls[0].name), ("c1", "weather"));
+        assert_eq!(calls[0].arguments, "{\"city\": \"Paris\"}");
+        assert_eq!((question.role, &*question.content), (Role::Tool, "sunny"));
+        assert_eq!(question.tool_call_id.as_deref(), Some("c1"));
+        assert_eq!(question.tool_name.as_deref(), Some("weather"));
     }
 
     #[test]

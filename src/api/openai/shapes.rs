@@ -4,7 +4,8 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::errors::ErrorEnvelope;
-use crate::session::{FinishReason, GenerationId, Usage};
+use crate::session::model::ToolCall;
+use crate::session::{FinishReason, GenerationId, Message, Usage};
 
 /// A chat completion.
 #[derive(Serialize, ToSchema)]
@@ -41,10 +42,55 @@ pub struct Choice {
 pub struct AnswerMessage {
     /// Always `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; null where the answer is calls of tools alone.
+    pub content: Option<String>,
     /// Always null.
     pub refusal: Option<()>,
+    /// The calls of tools that the model requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<FunctionCall>,
+}
+
+/// A call of a tool.
+#[derive(Serialize, ToSchema)]
+pub struct FunctionCall {
+    /// The position in the answer; only in a stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub index: Option<usize>,
+    /// The identifier, by which the result names the call.
+    pub id: String,
+    /// Always `function`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+/// The function of a call.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiCalledFunction)]
+pub struct CalledFunction {
+    /// The name.
+    pub name: String,
+    /// The arguments: a JSON object, as text.
+    pub arguments: String,
+}
+
+impl From<ToolCall> for FunctionCall {
+    fn from(ToolCall { id, name, arguments }: ToolCall) -> Self {
+        let function = CalledFunction { name, arguments };
+        Self { index: None, id, kind: "function", function }
+    }
+}
+
+impl From<Message> for AnswerMessage {
+    fn from(Message { content, tool_calls, .. }: Message) -> Self {
+        let only_calls = content.is_empty() && !tool_calls.is_empty();
+        let tool_calls = tool_calls.into_iter().map(FunctionCall::from).collect();
+        let content = (!only_calls).then_some(content);
+        Self { role: "assistant", content, refusal: None, tool_calls }
+    }
 }
 
 /// The tokens of a completion.
@@ -72,8 +118,9 @@ pub fn completion_id(generation: GenerationId) -> String {
 
 /// Returns why an answer ended, in the words that the SDKs know. An answer that only repeats itself
 /// is cut, as one is that reached a limit.
-pub fn finish_reason(reason: Option<FinishReason>) -> &'static str {
-    match reason {
+pub fn finish_reason(answer: &Message) -> &'static str {
+    match answer.finish_reason {
+        Some(FinishReason::Stop) if !answer.tool_calls.is_empty() => "tool_calls",
         Some(FinishReason::Length | FinishReason::Repetition) => "length",
         Some(FinishReason::Stop | FinishReason::Cancelled) | None => "stop",
     }

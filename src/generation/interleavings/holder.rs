@@ -68,6 +68,7 @@ impl Holder {
             usage: Usage::default(),
             context: ContextReport::default(),
             continued: Vec::new(),
+            tool_calls: Vec::new(),
         };
         let events = vec![(Tag::random(), Control::Done {}), (Tag::random(), ended)];
         let (stopped, ending, finished) = (false, false, false);

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use fred::prelude::Value;
 
 use super::StoreError;
-use super::history::parse_message;
+use super::history::{message, parse_message};
 use crate::session::model::{Message, Role};
 use crate::session::reasoning::Shape;
 use crate::session::stored_message;
@@ -14,12 +15,12 @@ use crate::session::stored_message;
 /// become the first messages of a new session, which is not listed and expires an hour after its
 /// last turn.
 ///
-/// Only role, content, id and time of each message are used.
+/// Only role, content, id, time, and what belongs to tools are used of each message.
 #[derive(Clone, Debug)]
 pub struct OwnConversation {
     messages: Arc<[Message]>,
-    /// The author of the message that the turn answers.
-    question: Role,
+    /// What the message that the turn answers is beside its text; a user's where there is none.
+    question: Option<Arc<Message>>,
 }
 
 /// The error for a conversation with more messages or bytes than a turn may bring.
@@ -52,18 +53,25 @@ impl OwnConversation {
         if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
             return Err(ConversationTooLarge { messages: messages.len(), bytes });
         }
-        Ok(Self { messages: messages.into(), question: Role::User })
+        Ok(Self { messages: messages.into(), question: None })
     }
 
-    /// Sets the author of the message that the turn answers, which is the user otherwise.
+    /// Sets the author of the message that the turn answers, and the call of a tool whose result it
+    /// is. Without this it is a user's.
     #[must_use]
-    pub fn with_question_of(self, question: Role) -> Self {
-        Self { question, ..self }
+    pub fn with_question(self, question: &Message) -> Self {
+        let Message { role, tool_call_id, tool_name, .. } = question;
+        let (tool_call_id, tool_name) = (tool_call_id.clone(), tool_name.clone());
+        let question = Message { tool_call_id, tool_name, ..message(*role, question.timestamp) };
+        Self { question: Some(Arc::new(question)), ..self }
     }
 
-    /// Returns the author of the message that the turn answers.
-    pub(super) fn question_of(&self) -> Role {
-        self.question
+    /// Returns the message that the turn answers, without its text.
+    pub(super) fn question(&self, now: DateTime<Utc>) -> Message {
+        match &self.question {
+            Some(question) => Message { timestamp: now, ..Message::clone(question) },
+            None => message(Role::User, now),
+        }
     }
 
     /// Returns the messages, oldest first.
@@ -91,15 +99,14 @@ impl OwnConversation {
     /// Parses messages as [`OwnConversation::entries`] writes them.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
         let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
-        // The author of a stored question is in its own header.
-        Ok(Self { messages: messages.into(), question: Role::User })
+        // What a stored question is stands in its own header.
+        Ok(Self { messages: messages.into(), question: None })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::store::message;
 
     fn text_message(role: Role, content: &str) -> Message {
         Message { content: content.to_owned(), ..message(role, chrono::Utc::now()) }

@@ -302,6 +302,9 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         error: None,
         writers: None,
         continued: Vec::new(),
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+        tool_name: None,
     }
 }
 

@@ -208,10 +208,10 @@ impl Proposal {
         let question = Message {
             id: question_of(generation),
             user_id: Some(owner.user_id().to_owned()),
-            ..message(
-                new.conversation.as_ref().map_or(Role::User, OwnConversation::question_of),
-                now,
-            )
+            ..match &new.conversation {
+                Some(conversation) => conversation.question(now),
+                None => message(Role::User, now),
+            }
         };
         let at = rfc3339(&now);
         let accepted = Accepted {

@@ -131,7 +131,7 @@ pub fn response(
     thinking: Option<&str>,
     after: Cursor,
 ) -> Option<Utf8Bytes> {
-    let Control::Ended { timestamp, model, finish_reason, usage, context, continued } =
+    let Control::Ended { timestamp, model, finish_reason, usage, context, continued, .. } =
         &event.control
     else {
         return None;

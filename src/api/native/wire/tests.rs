@@ -65,6 +65,7 @@ fn ended() -> Control {
         usage: Usage { prompt_tokens: 7, completion_tokens: 2 },
         context: ContextReport { messages_sent: 1, ..ContextReport::default() },
         continued: Vec::new(),
+        tool_calls: Vec::new(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! What is left of the caller's limits, in OpenAI's header fields.
+//! OpenAI's header fields: what is left of the caller's limits, and what its SDKs send from a page.
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 
 use crate::http::rate_limit::Standings;
@@ -19,9 +19,29 @@ const TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// Adds the header fields. Requests and turns are both OpenAI's requests: the limit is named that
+/// What the SDK for pages may send, and what it may read; the shared layer names the rest.
+const SENT_BY_PAGES: &str = "x-stainless-arch, x-stainless-helper-method, x-stainless-lang, \
+    x-stainless-os, x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, \
+    x-stainless-runtime-version, x-stainless-timeout, openai-organization, openai-project";
+const READ_BY_PAGES: &str = "x-should-retry, x-ratelimit-limit-requests, \
+    x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
+    x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+
+/// Lets the pages of listed origins use OpenAI's SDK: extends what the shared layer allows them.
+pub fn allow_to_pages(headers: &mut HeaderMap) {
+    for (name, more) in [
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, SENT_BY_PAGES),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, READ_BY_PAGES),
+    ] {
+        if headers.contains_key(&name) {
+            headers.append(name, HeaderValue::from_static(more));
+        }
+    }
+}
+
+/// Adds the header fields of limits. Requests and turns are both OpenAI's requests: the limit is named that
 /// has least left.
-pub fn add_headers(response: &mut Response) {
+pub fn add_limits(response: &mut Response) {
     let Some(Standings(standings)) = response.extensions_mut().remove::<Standings>() else {
         return;
     };
@@ -66,6 +86,19 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_shared_layer_allows_to_a_page_is_extended() {
+        let mut headers = HeaderMap::new();
+        allow_to_pages(&mut headers);
+        assert!(headers.is_empty());
+        let allowed = HeaderValue::from_static("authorization");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        allow_to_pages(&mut headers);
+        let values = headers.get_all(header::ACCESS_CONTROL_ALLOW_HEADERS).iter();
+        assert_eq!(values.collect::<Vec<_>>(), ["authorization", SENT_BY_PAGES]);
+        assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
     fn the_limit_with_least_left_is_named() {
         let standing =
             |kind, quota, used| Standing { kind, quota, used, reset: Duration::from_mins(6) };
@@ -75,7 +108,7 @@ mod tests {
             standing(LimitKind::UserTurns, 60, 20),
             standing(LimitKind::UserTokens, 1000, 1),
         ]));
-        add_headers(&mut response);
+        add_limits(&mut response);
         let headers = response.headers();
         assert_eq!(headers["x-ratelimit-limit-requests"], "60");
         assert_eq!(headers["x-ratelimit-remaining-requests"], "40");

@@ -1,0 +1,190 @@
+//! The schema of a request, exactly as `request` reads it.
+
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+/// The body of a request for a chat completion; [`describe`] writes its schema.
+#[derive(ToSchema)]
+pub struct ChatCompletionRequest {}
+
+/// Writes the schemas that a type cannot describe exactly into the API's description.
+pub fn describe(document: &mut Value) {
+    if let Some(schema) = document.pointer_mut("/components/schemas/ChatCompletionRequest") {
+        *schema = request();
+    }
+}
+
+/// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
+/// that names are written.
+const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
+const FUNCTION_NAME: &str = "^[A-Za-z0-9_-]{1,64}$";
+
+/// Returns an object of these fields, with no others.
+fn object(required: &[&str], properties: &Value) -> Value {
+    json!({
+        "type": "object", "required": required, "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+fn number(least: f64, most: f64, default: Option<f64>) -> Value {
+    let mut number = json!({"type": ["number", "null"], "minimum": least, "maximum": most});
+    if let Some(default) = default {
+        number["default"] = default.into();
+    }
+    number
+}
+
+/// Returns a parameter that may only have these values, or null.
+fn only(values: &[Value]) -> Value {
+    json!({"enum": values.iter().chain([&Value::Null]).collect::<Vec<_>>()})
+}
+
+fn content() -> Value {
+    let part = object(
+        &["type", "text"],
+        &json!({
+            "type": {"type": "string", "enum": ["text"]},
+            "text": {"type": "string"},
+        }),
+    );
+    json!({
+        "description": "A text, or parts whose texts are joined by line breaks",
+        "oneOf": [
+            {"type": "string"},
+            {"type": "array", "minItems": 1, "items": part},
+        ],
+    })
+}
+
+fn message() -> Value {
+    let role = |roles: &[&str]| json!({"type": "string", "enum": roles});
+    let call = object(
+        &["id", "type", "function"],
+        &json!({
+            "id": {"type": "string"},
+            "type": {"type": "string", "enum": ["function"]},
+            "function": object(&["name", "arguments"], &json!({
+                "name": {"type": "string"},
+                "arguments": {"type": "string", "enum": ["{}"],
+                    "description": "Any JSON object, as text"},
+            })),
+        }),
+    );
+    let question = object(
+        &["role", "content"],
+        &json!({
+            "role": role(&["developer", "system", "user"]), "content": content(),
+        }),
+    );
+    let answer = object(
+        &["role", "content"],
+        &json!({
+            "role": role(&["assistant"]), "content": content(), "refusal": {"type": "null"},
+            "annotations": {"type": ["array", "null"], "maxItems": 0},
+        }),
+    );
+    let calling = object(
+        &["role", "tool_calls"],
+        &json!({
+            "role": role(&["assistant"]), "content": {"type": ["string", "null"]},
+            "tool_calls": {"type": "array", "minItems": 1, "items": call},
+        }),
+    );
+    let result = object(
+        &["role", "content", "tool_call_id"],
+        &json!({
+            "role": role(&["tool"]), "content": content(),
+            "tool_call_id": {"type": "string",
+                "description": "The id of a call in an earlier message"},
+        }),
+    );
+    json!({"oneOf": [question, answer, calling, result]})
+}
+
+fn response_format() -> Value {
+    let kind = |kind: &str| json!({"type": "string", "enum": [kind]});
+    let named = object(
+        &["name", "schema"],
+        &json!({
+            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "description": {"type": ["string", "null"]},
+            "strict": {"type": ["boolean", "null"]},
+            "schema": {"type": "object"},
+        }),
+    );
+    json!({"oneOf": [
+        {"type": "null"},
+        object(&["type"], &json!({"type": kind("text")})),
+        object(&["type"], &json!({"type": kind("json_object")})),
+        object(&["type", "json_schema"], &json!({"type": kind("json_schema"), "json_schema": named})),
+    ]})
+}
+
+fn tool() -> Value {
+    let function = object(
+        &["name"],
+        &json!({
+            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "description": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
+            "strict": only(&[json!(false)]),
+        }),
+    );
+    object(
+        &["type", "function"],
+        &json!({
+            "type": {"type": "string", "enum": ["function"]}, "function": function,
+        }),
+    )
+}
+
+fn request() -> Value {
+    let stop = json!({"type": "string", "minLength": 1, "maxLength": 256});
+    let tokens = json!({"type": ["integer", "null"], "minimum": 1, "maximum": i64::MAX});
+    let text = json!({"type": ["string", "null"]});
+    let empty = json!({"type": ["object", "null"], "maxProperties": 0});
+    object(
+        &["model", "messages"],
+        &json!({
+            "model": {"type": "string", "pattern": MODEL_NAME},
+            "messages": {
+                "description": "The conversation; the last message is not the assistant's",
+                "type": "array", "minItems": 1, "maxItems": 1000, "items": message(),
+            },
+            "stream": {"type": ["boolean", "null"], "default": false},
+            "stream_options": {
+                "description": "Only where stream is true",
+                "oneOf": [{"type": "null"}, object(&[], &json!({
+                    "include_usage": {"type": ["boolean", "null"]},
+                    "include_obfuscation": only(&[json!(false)]),
+                }))],
+            },
+            "max_completion_tokens": tokens,
+            "max_tokens": tokens,
+            "temperature": number(0.0, 2.0, Some(1.0)),
+            "top_p": number(0.0, 1.0, Some(1.0)),
+            "presence_penalty": number(-2.0, 2.0, None),
+            "frequency_penalty": number(-2.0, 2.0, None),
+            "seed": {"type": ["integer", "null"], "minimum": i64::MIN, "maximum": i64::MAX},
+            "stop": {"oneOf": [
+                {"type": "null"}, stop, {"type": "array", "maxItems": 4, "items": stop},
+            ]},
+            "reasoning_effort": only(&["none", "low", "medium", "high"].map(Value::from)),
+            "response_format": response_format(),
+            "tools": {"type": ["array", "null"], "maxItems": 128, "items": tool()},
+            "tool_choice": only(&["auto", "none"].map(Value::from)),
+            "parallel_tool_calls": only(&[json!(true)]),
+            "n": only(&[json!(1)]),
+            "logprobs": only(&[json!(false)]),
+            "store": only(&[json!(false)]),
+            "logit_bias": empty,
+            "metadata": empty,
+            "modalities": only(&[json!(["text"])]),
+            "service_tier": only(&["auto", "default"].map(Value::from)),
+            "user": text,
+            "safety_identifier": text,
+            "prompt_cache_key": text,
+        }),
+    )
+}

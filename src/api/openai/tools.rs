@@ -1,0 +1,221 @@
+//! Reads what an answer has to be: a format, and tools that the model may call. Pure.
+
+use serde_json::Value;
+
+use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
+use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::without_bom;
+use crate::raw_fields::RawFields;
+use crate::session::model::AnswerRules;
+
+/// Bytes of a schema and of all tools together, at most: they are stored with each turn.
+const SCHEMA_BYTES: usize = 64 << 10;
+const TOOLS_BYTES: usize = 128 << 10;
+/// Tools of one request, at most, as OpenAI has it.
+const TOOLS: usize = 128;
+/// Characters of the name of a tool or a schema, at most.
+const NAME: usize = 64;
+
+/// Reads the format and the tools of a request, whose whole text is `body`.
+///
+/// # Errors
+/// The first parameter that is not valid.
+pub fn rules(params: &mut Params<'_>, body: &[u8]) -> Result<AnswerRules, FieldError> {
+    let format = format(params, body)?;
+    let tools = tools(params, body)?;
+    Ok(AnswerRules { format, tools })
+}
+
+/// Reads the format of the answer, as the model host takes it.
+fn format(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldError> {
+    const NAME_OF_FORMAT: &str = "response_format";
+    let Some(value) = params.value(NAME_OF_FORMAT) else { return Ok(None) };
+    let mut format = Params::of_value(value, NAME_OF_FORMAT)?;
+    let chosen = match format.required_text("type")? {
+        "text" => None,
+        "json_object" => Some("\"json\"".to_owned()),
+        "json_schema" => {
+            let value = format.required("json_schema")?;
+            let mut named = Params::of_value(value, "response_format.json_schema")?;
+            check_name(&mut named)?;
+            named.text("description")?;
+            // The host enforces the schema either way.
+            named.flag("strict")?;
+            let schema = named.required("schema")?;
+            let path = named.path_of("schema");
+            Params::of_value(schema, &path)?;
+            named.finish()?;
+            // The order of its fields is lost in the parsed value.
+            let raw = raw_value(body, &[NAME_OF_FORMAT, "json_schema", "schema"]);
+            Some(bounded(raw, schema, SCHEMA_BYTES, &path)?)
+        }
+        _ => {
+            let msg = "must be text, json_object or json_schema";
+            return Err(format.refuse("type", INVALID_VALUE, msg));
+        }
+    };
+    format.finish()?;
+    Ok(chosen)
+}
+
+/// Reads the tools that the model may call; none where it may call none of them.
+fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldError> {
+    let list = params.list("tools")?.unwrap_or_default();
+    if list.len() > TOOLS {
+        let msg = format!("must have at most {TOOLS} tools");
+        return Err(params.refuse("tools", INVALID_VALUE, msg));
+    }
+    for (at, tool) in list.iter().enumerate() {
+        check_tool(tool, &format!("tools[{at}]"))?;
+    }
+    params.only("parallel_tool_calls", "true", |value| *value == true)?;
+    let may_call = match params.value("tool_choice") {
+        None => true,
+        Some(choice) if *choice == "auto" => true,
+        Some(choice) if *choice == "none" => false,
+        Some(_) => {
+            let msg = "is supported as auto and none: a model cannot be made to call a tool";
+            return Err(params.refuse("tool_choice", UNSUPPORTED_VALUE, msg));
+        }
+    };
+    let tools = Value::from(list);
+    if list.is_empty() || !may_call {
+        return Ok(None);
+    }
+    bounded(raw_value(body, &["tools"]), &tools, TOOLS_BYTES, "tools").map(Some)
+}
+
+fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
+    let mut tool = Params::of_value(value, path)?;
+    if tool.required_text("type")? != "function" {
+        return Err(tool.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
+    }
+    let function = tool.required("function")?;
+    let path = tool.path_of("function");
+    tool.finish()?;
+    let mut function = Params::of_value(function, &path)?;
+    check_name(&mut function)?;
+    function.text("description")?;
+    if let Some(parameters) = function.value("parameters") {
+        Params::of_value(parameters, &function.path_of("parameters"))?;
+    }
+    function.only("strict", "false", |value| *value == false)?;
+    function.finish()
+}
+
+fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
+    let name = params.required_text("name")?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.is_empty() || name.len() > NAME || !name.bytes().all(is_plain) {
+        let msg = format!("must be 1 to {NAME} letters, digits, underscores and dashes");
+        return Err(params.refuse("name", INVALID_VALUE, msg));
+    }
+    Ok(())
+}
+
+/// Returns the text of a value, or the value as text where its text cannot be found.
+fn bounded(
+    raw: Option<&str>,
+    value: &Value,
+    most: usize,
+    path: &str,
+) -> Result<String, FieldError> {
+    let text = raw.map_or_else(|| value.to_string(), str::to_owned);
+    if text.len() > most {
+        return Err(error(path, INVALID_VALUE, format!("must have at most {most} bytes")));
+    }
+    Ok(text)
+}
+
+/// Returns the text of the value at this path in the text of a request.
+fn raw_value<'a>(body: &'a [u8], path: &[&str]) -> Option<&'a str> {
+    let mut text = std::str::from_utf8(without_bom(body)).ok()?;
+    for name in path {
+        let RawFields(fields) = serde_json::from_str(text).ok()?;
+        // Of two fields with one name, the last one counts.
+        text = fields.into_iter().rev().find(|(field, _)| field == name)?.1;
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::openai::params::JsonObject;
+
+    fn read(request: &str) -> Result<AnswerRules, (String, &'static str)> {
+        let object: JsonObject = serde_json::from_str(request).expect("an object");
+        let mut params = Params::of_request(&object);
+        let read = rules(&mut params, request.as_bytes());
+        read.map_err(|error| (error.loc.last().cloned().unwrap_or_default(), error.kind))
+    }
+
+    #[test]
+    fn a_schema_keeps_the_order_of_its_fields() {
+        let schema = r#"{"type":"object","properties":{"z":{"type":"string"},"a":{}}}"#;
+        let request = format!(
+            r#"{{"response_format": {{"type": "json_schema", "json_schema":
+                {{"name": "n", "strict": true, "schema": {schema}}}}}}}"#
+        );
+        assert_eq!(read(&request).expect("valid").format.as_deref(), Some(schema));
+        let json = r#"{"response_format": {"type": "json_object"}}"#;
+        assert_eq!(read(json).expect("valid").format.as_deref(), Some("\"json\""));
+        for free in [r#"{"response_format": {"type": "text"}}"#, "{}"] {
+            assert!(read(free).expect("valid").is_free());
+        }
+    }
+
+    #[test]
+    fn tools_reach_the_host_as_they_are_unless_none_may_be_called() {
+        let tools = r#"[{"type":"function","function":{"name":"f","parameters":{"z":1,"a":2}}}]"#;
+        let with = |more: &str| read(&format!(r#"{{"tools": {tools}{more}}}"#));
+        assert_eq!(with("").expect("valid").tools.as_deref(), Some(tools));
+        assert!(with(r#", "tool_choice": "auto", "parallel_tool_calls": true"#).is_ok());
+        assert_eq!(with(r#", "tool_choice": "none""#).expect("valid").tools, None);
+        assert_eq!(read(r#"{"tools": []}"#).expect("valid").tools, None);
+    }
+
+    #[test]
+    fn formats_and_tools_that_are_not_supported_are_refused_by_their_path() {
+        let tool = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
+        let schema = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": schema}});
+        for (request, path, kind) in [
+            (json!({"response_format": "json"}), "response_format", "invalid_type"),
+            (json!({"response_format": {"type": "xml"}}), "response_format.type", "invalid_value"),
+            (
+                schema(json!({"name": "n"})),
+                "response_format.json_schema.schema",
+                "missing_required_parameter",
+            ),
+            (
+                schema(json!({"name": "n n", "schema": {}})),
+                "response_format.json_schema.name",
+                "invalid_value",
+            ),
+            (
+                schema(json!({"name": "n", "schema": {"x": "y".repeat(SCHEMA_BYTES)}})),
+                "response_format.json_schema.schema",
+                "invalid_value",
+            ),
+            (json!({"tools": [{"type": "custom"}]}), "tools[0].type", "unsupported_value"),
+            (tool(json!({})), "tools[0].function.name", "missing_required_parameter"),
+            (
+                tool(json!({"name": "f", "strict": true})),
+                "tools[0].function.strict",
+                "unsupported_value",
+            ),
+            (
+                tool(json!({"name": "f", "parameters": []})),
+                "tools[0].function.parameters",
+                "invalid_type",
+            ),
+            (tool(json!({"name": "f", "x": 1})), "tools[0].function.x", "unknown_parameter"),
+            (json!({"tool_choice": "required"}), "tool_choice", "unsupported_value"),
+            (json!({"parallel_tool_calls": false}), "parallel_tool_calls", "unsupported_value"),
+        ] {
+            assert_eq!(read(&request.to_string()), Err((path.to_owned(), kind)), "{request}");
+        }
+    }
+}
