@@ -323,6 +323,23 @@ async fn a_clients_flag_forces_a_few_traces_a_second_and_its_trace_is_logged_in_
 }
 
 #[tokio::test]
+async fn a_warning_of_a_turn_names_the_trace_whatever_the_level_of_the_log() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let settings = [("JARVIS_LOG", "warn,fred=off"), ("JARVIS_LOG_FORMAT", "json")];
+    let (replica, log) = logged(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let body = json!({"message": "[[tokens=20 fault=cut@5]] hello"});
+    let chat = http().post(format!("{}/api/v1/chat", replica.url)).json(&body);
+    let reply = chat.header("traceparent", traceparent(true)).send().await.expect("a reply");
+    assert_eq!(reply.status(), 200);
+    let log = std::fs::read_to_string(log).expect("a log");
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let retry =
+        lines.into_iter().find(|line| line["message"] == "model host failed; turn continues");
+    assert_eq!(retry.expect("a warning")["spans"][0]["trace"], TRACE, "{log}");
+}
+
+#[tokio::test]
 async fn the_last_spans_are_sent_when_the_process_ends() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
     let collector = Collector::start().await;
@@ -348,8 +365,11 @@ async fn the_last_spans_are_sent_when_the_process_ends() {
 #[tokio::test]
 async fn a_collector_that_is_away_costs_one_warning_a_minute_and_no_turn() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
-    for (url, protocol) in [("http://127.0.0.1:1", "grpc"), ("http://127.0.0.1:1", "http/protobuf")]
-    {
+    for (url, protocol) in [
+        ("http://127.0.0.1:1", "grpc"),
+        ("https://127.0.0.1:1", "grpc"),
+        ("http://127.0.0.1:1", "http/protobuf"),
+    ] {
         let settings = [
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "50"),

@@ -120,6 +120,7 @@ impl OtelVariables {
     /// The variable that is wrong, and what is expected. A value that may hold a secret is not quoted.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let read = Variables(variable);
+        read.refuse_unsupported()?;
         let queue = read.number("OTEL_BSP_MAX_QUEUE_SIZE", 2048, 1, LARGEST_QUEUE)?;
         let largest_batch = format!("1 to the queue's size, {queue}");
         let size =
@@ -235,6 +236,20 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         let value = (self.0)(name)?;
         let value = value.trim();
         (!value.is_empty()).then(|| value.to_owned())
+    }
+
+    /// Refuses the variables whose silent neglect would send spans over a connection that the operator
+    /// did not mean.
+    fn refuse_unsupported(&self) -> Result<(), String> {
+        for what in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY", "INSECURE"] {
+            if let (name, Some(_)) = self.of_traces(what) {
+                return Err(format!(
+                    "{name} is not supported: the URL's scheme decides about TLS, and the system's \
+                     certificates are trusted; leave the variable out"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the variable of the exporter that holds for spans, and its name.
@@ -455,6 +470,9 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://ann:Secret@"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/Secret"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/Secret"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "true"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),

@@ -138,7 +138,7 @@ async fn take_over(
         );
         if lost {
             let writers = if let TurnState::Running { writers } = state { writers } else { 0 };
-            turn_spans::end_lost_writer(&turn, writers, &open.replica);
+            turn_spans::end_lost_writer(&turn, writers, Some(&open.replica));
         }
         generations.run(turn, state);
     }

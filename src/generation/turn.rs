@@ -48,7 +48,8 @@ pub(super) async fn run(
     state: TurnState,
     failure: Option<Failure>,
 ) {
-    let span = tracing::info_span!(
+    // At this level the lines of every other one have its fields.
+    let span = tracing::error_span!(
         "turn",
         session = turn.session.redacted(),
         generation = %turn.generation,

@@ -31,7 +31,7 @@ pub(super) fn writer(turn: &Turn, replica: &str) -> Span {
     if let Some(continued) = continued {
         span.link(continued);
     }
-    describe(&mut span, turn, replica);
+    describe(&mut span, turn, Some(replica));
     span
 }
 
@@ -39,10 +39,12 @@ pub(super) fn writer(turn: &Turn, replica: &str) -> Span {
 const FIRST: &str = "answer turn";
 const TAKEN_OVER: &str = "take over turn";
 
-fn describe(span: &mut Span, turn: &Turn, replica: &str) {
+fn describe(span: &mut Span, turn: &Turn, replica: Option<&str>) {
     span.set_text("gen_ai.request.model", &turn.spec.model);
     span.set_text("jarvis.generation.id", turn.generation);
-    span.set_text("jarvis.replica", replica);
+    if let Some(replica) = replica {
+        span.set_text("jarvis.replica", replica);
+    }
     if span.is_recorded() {
         span.set("gen_ai.conversation.id", turn.session.redacted());
     }
@@ -50,7 +52,7 @@ fn describe(span: &mut Span, turn: &Turn, replica: &str) {
 
 /// Ends the span of the writer from which this replica has claimed the turn, and which can no longer
 /// do so. `writers` counts the writers so far, this replica included.
-pub(super) fn end_lost_writer(turn: &Turn, writers: u32, lost: &str) {
+pub(super) fn end_lost_writer(turn: &Turn, writers: u32, lost: Option<&str>) {
     let Some(fence) = turn.replaced() else { return };
     let name = if writers > 2 { TAKEN_OVER } else { FIRST };
     let mut span = Span::child_at(turn.trace(), of_fence(turn, fence), name);

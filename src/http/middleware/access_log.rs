@@ -37,7 +37,8 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
     trace.set_text("http.route", route.unwrap_or_default());
     let span = {
         let id = request.extensions().get::<RequestId>();
-        tracing::info_span!(
+        // At this level the lines of every other one have its fields.
+        tracing::error_span!(
             "request",
             request_id = id.and_then(|id| id.0.to_str().ok()).unwrap_or_default(),
             method,

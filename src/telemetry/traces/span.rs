@@ -171,7 +171,12 @@ impl Drop for Span {
     fn drop(&mut self) {
         let (Some(recorded), Some(context)) = (self.recorded.take(), self.context) else { return };
         let Some(tracing) = TRACING.get() else { return };
-        let Recorded { name, kind, parent, start, attributes, events, links, status } = *recorded;
+        let Recorded { name, kind, parent, start, mut attributes, events, links, mut status } =
+            *recorded;
+        if std::thread::panicking() {
+            attributes.push(KeyValue::new("error.type", "panic"));
+            status = Status::error("");
+        }
         let builder = SpanBuilder::from_name(name)
             .with_kind(kind)
             .with_start_time(start)
