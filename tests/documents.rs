@@ -20,6 +20,7 @@ const DOCUMENTS: [&str; 16] = [
     "docs/PROTOCOL.md",
     "docs/SETTINGS.md",
     "docs/SIGN_IN.md",
+    "docs/TRACES.md",
     "migrations/README.md",
 ];
 

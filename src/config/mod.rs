@@ -6,6 +6,7 @@ mod http;
 mod keep_alive;
 mod limits;
 pub mod origins;
+mod otel;
 mod queue;
 mod redis;
 mod replica;
@@ -20,6 +21,8 @@ pub use address::ServerAddress;
 pub use hosts::{HostSettings, OllamaHost, check_hosts};
 pub use http::HttpSettings;
 pub use limits::LimitSettings;
+use otel::OtelVariables;
+pub use otel::{Batches, Collector, Protocol, Sampling};
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
@@ -156,7 +159,12 @@ impl Cli {
             return Self::try_parse_from(arguments);
         }
         let parsed = parsed?;
-        let cli = Self::from_arg_matches(&parsed)?;
+        let mut cli = Self::from_arg_matches(&parsed)?;
+        if let Command::Serve(settings) = &mut cli.command {
+            let read = OtelVariables::read(|name| std::env::var(name).ok());
+            let refused = |wrong| command.error(ErrorKind::ValueValidation, wrong);
+            settings.telemetry.otel = read.map_err(refused)?;
+        }
         match cli.check().and_then(|()| secrets::check_sources(&parsed)) {
             Ok(()) => Ok(cli),
             Err(wrong) => Err(command.error(ErrorKind::ValueValidation, wrong)),
@@ -170,6 +178,7 @@ impl Cli {
                 settings.http.check()?;
                 settings.hosts.check()?;
                 settings.redis.check()?;
+                settings.telemetry.check()?;
                 settings.sign_in.check()
             }
             Command::Migrate { redis } => redis.check(),

@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use reqwest::Url;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use super::otel::{Collector, OtelVariables};
 use super::secrets::{OfFile, of_file};
 use super::url::{http_url, passwords};
 use super::values::trimmed;
@@ -32,8 +33,8 @@ pub struct TelemetrySettings {
     #[arg(value_parser = log_filter)]
     pub log: Targets,
 
-    /// OpenTelemetry collector that gets spans over HTTP, at /v1/traces where the URL has no path; where
-    /// absent, no spans are sent
+    /// OpenTelemetry collector that gets spans, over HTTP at /v1/traces where the URL has no path; the
+    /// standard variables OTEL_... count beside it; where absent, no spans are sent
     #[arg(long, env = "JARVIS_OTLP_URL", hide_env_values = true, value_name = "URL", value_parser = http_url)]
     pub otlp_url: Option<Url>,
 
@@ -41,7 +42,22 @@ pub struct TelemetrySettings {
     #[arg(long, env = "JARVIS_OTLP_URL_FILE", value_name = "FILE", value_parser = of_file(http_url))]
     pub otlp_url_file: Option<OfFile<Url>>,
 
-    /// Record no metrics, to measure what they cost
+    /// Traces a second of this replica that clients may have sampled by their traceparent, beyond those
+    /// that the sampler chooses
+    #[arg(long, env = "JARVIS_CLIENT_TRACES", value_name = "NUMBER", default_value = "1")]
+    #[arg(value_parser = trimmed(clap::value_parser!(u32).range(0..=1000)))]
+    client_traces: u32,
+
+    /// Whether spans have the content of conversations: the question and the answer, 4 KiB of each
+    #[arg(long, env = "JARVIS_TRACE_CONTENT", value_name = "BOOL", default_value = "false")]
+    #[arg(value_parser = trimmed(BoolishValueParser::new()), action = clap::ArgAction::Set)]
+    trace_content: bool,
+
+    /// The standard variables of OpenTelemetry
+    #[arg(skip)]
+    pub(super) otel: OtelVariables,
+
+    /// Record no metrics and no spans, to measure what they cost
     #[arg(
         long,
         env = "JARVIS_UNOBSERVED",
@@ -59,14 +75,28 @@ impl TelemetrySettings {
         !self.unobserved
     }
 
-    /// Returns the collector's URL, wherever it comes from.
-    pub fn collector(&self) -> Option<&Url> {
+    /// Returns the collector of spans, wherever its address comes from; none where no spans are sent.
+    pub fn collector(&self) -> Option<Collector> {
+        let collector = self.otel.collector(self.url(), self.client_traces, self.trace_content);
+        collector.filter(|_| !self.unobserved)
+    }
+
+    /// Checks settings together that are valid each.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.otel.check(self.url())
+    }
+
+    fn url(&self) -> Option<&Url> {
         self.otlp_url.as_ref().or(self.otlp_url_file.as_ref().map(|file| &file.value))
     }
 
-    /// Returns the passwords in the collector's URL.
+    /// Returns the passwords in the collector's URL, and the values of its headers.
     pub(super) fn passwords(&self) -> Vec<String> {
-        self.collector().into_iter().flat_map(|url| passwords(url.as_str())).collect()
+        let of_url = self.url().into_iter().flat_map(|url| passwords(url.as_str()));
+        of_url.chain(self.otel.secrets()).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::generation::{Generations, SubmitError, Submitted};
 use crate::limits::{LimitRefusal, TurnPermit};
 use crate::session::store::NewTurn;
 use crate::session::{GenerationId, Owner, SessionId};
-use crate::telemetry::metric;
+use crate::telemetry::{metric, traces};
 
 /// A turn to submit.
 pub struct Submission {
@@ -93,6 +93,7 @@ pub async fn submit(
         });
         Ok(AcceptedTurn { submitted, guard })
     };
+    let task = traces::within(traces::current(), task);
     let accepted: Result<AcceptedTurn, SubmitError> =
         tokio::spawn(task.in_current_span()).await.unwrap_or_else(|error| {
             tracing::error!(%error, "turn submission failed");

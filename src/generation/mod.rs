@@ -22,6 +22,7 @@ mod slot_wait;
 mod stop;
 mod takeover;
 mod turn;
+mod turn_spans;
 mod turn_state;
 mod unheard;
 mod writer;
@@ -50,6 +51,7 @@ use crate::session::store::{
 };
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
+use crate::telemetry::traces::{self, Span};
 
 use copies::Copies;
 pub use deletion::DeletedAll;
@@ -313,6 +315,26 @@ impl Generations {
     /// # Errors
     /// Any [`SubmitError`].
     pub async fn submit(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: NewTurn,
+        turn_permit: &mut Option<TurnPermit>,
+    ) -> Result<Submitted, SubmitError> {
+        let mut span = Span::child_of(traces::current(), "accept turn");
+        span.set_text("gen_ai.request.model", &new.spec.model);
+        let submitted = self.submit_new(owner, session, new, turn_permit).await;
+        match &submitted {
+            Ok(submitted) => {
+                span.set_text("jarvis.generation.id", submitted.generation);
+                span.set("jarvis.turn.repeated", submitted.repeated);
+            }
+            Err(refused) => span.fail(refused.code()),
+        }
+        submitted
+    }
+
+    async fn submit_new(
         &self,
         owner: &Owner,
         session: SessionId,

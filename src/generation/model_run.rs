@@ -18,6 +18,7 @@ use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner, ToolCall};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
+use crate::telemetry::traces::{Span, TraceContext};
 
 /// A request that the host found too long is shortened by the host's count, and this much more.
 const MARGIN: f64 = 1.1;
@@ -50,9 +51,17 @@ pub(super) struct ModelRun {
     pub(super) context: ContextReport,
 }
 
+/// What a model run begins with.
+pub(super) struct RunStart<'a> {
+    /// The lease with the grant of a host.
+    pub(super) lease: &'a Lease,
+    /// The number of messages that the answer so far was generated from, where this replica knows it.
+    pub(super) sent: Option<u64>,
+    /// The span of the run.
+    pub(super) span: &'a mut Span,
+}
+
 /// Runs the model on the host that was granted to the ticket, and streams its text into the writer.
-/// `sent` is the number of messages that the answer so far was generated from, where this replica
-/// knows it.
 ///
 /// # Errors
 /// [`Stopped`].
@@ -61,14 +70,13 @@ pub(super) async fn run_model(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
-    lease: &Lease,
-    sent: Option<u64>,
+    RunStart { lease, sent, span }: RunStart<'_>,
 ) -> Result<ModelRun, Stopped> {
     let mut pace = pace(turn, lease);
     let so_far = writer.text().to_owned();
     let runner = runner(generations, turn, lease);
     writer.note_runner(runner.as_ref());
-    let opened_stream = open(generations, turn, lease, &so_far, sent);
+    let opened_stream = open(generations, turn, lease, &so_far, sent, span.context());
     let opening = while_writing(turn, feed, writer, opened_stream).await?;
     let Opened { opening, report: mut context, estimate, slot, request } = match opening {
         Ok(opened) => opened,
@@ -87,6 +95,9 @@ pub(super) async fn run_model(
         }
         how => how,
     });
+    if let Some(how) = continuation {
+        span.set("jarvis.continuation", how.as_str());
+    }
     if continuation == Some(ContinuedHow::Restarted) {
         continuation = None;
         writer.rewind(0);
@@ -121,6 +132,7 @@ pub(super) async fn run_model(
         if !token.is_empty() {
             pieces += 1;
             if pace.note() {
+                span.add_event("first token");
                 pace.record_first(so_far.is_empty().then(|| writer.age()));
             }
         }
@@ -168,6 +180,8 @@ pub(super) async fn run_model(
     };
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     pace.record_end(usage, generated);
+    span.set("gen_ai.usage.input_tokens", usage.prompt_tokens as i64);
+    span.set("gen_ai.usage.output_tokens", generated as i64);
     let tool_calls = calls.calls;
     Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
 }
@@ -264,13 +278,15 @@ async fn open(
     lease: &Lease,
     so_far: &str,
     sent: Option<u64>,
+    trace: Option<TraceContext>,
 ) -> Result<Opened, (OllamaError, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = read_conversation(generations, turn).await;
     let nothing_sent = |error| (error, ContextReport::default());
     let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
     let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
-    let slot = slot.map_err(nothing_sent)?;
+    let mut slot = slot.map_err(nothing_sent)?;
+    slot.set_trace(trace);
     let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let beginning = sent.map_or(Beginning::Fitting { density: 1.0 }, Beginning::Sent);

@@ -15,6 +15,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::Generations;
 use super::deletion::DeletedSessions;
+use super::turn_spans;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
@@ -143,6 +144,7 @@ async fn restore(generations: &Generations, turn: &Arc<Turn>) -> Result<(), Stor
         Restored::Kept | Restored::Claimed => TurnState::Running { writers: 2 },
     };
     tracing::info!(generation = %turn.generation, "turn restored from a copy");
+    turn_spans::end_lost_writer(turn, 2, None);
     generations.run(Arc::clone(turn), state);
     Ok(())
 }

@@ -64,6 +64,17 @@ pub(super) enum SlotWait {
     Stopped,
 }
 
+impl SlotWait {
+    /// Returns how the wait ended, for the span of it.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Failed(_) => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// Waits until the ticket holds a slot, or the turn fails or stops.
 pub(super) async fn wait_for_slot(
     generations: &Generations,

@@ -10,8 +10,9 @@ use rand::seq::SliceRandom;
 
 use super::Generations;
 use super::copies::Adopted;
+use super::turn_spans;
 use super::turn_state::TurnState;
-use crate::membership::{GoneReplica, Successor};
+use crate::membership::{GoneReason, GoneReplica, Successor};
 use crate::queue::Freed;
 use crate::session::GenerationId;
 use crate::session::StoreError;
@@ -42,7 +43,10 @@ impl Successor for TurnSuccessor {
         let mut adopted = Adopted::of(generations, &gone.name);
         adopted.apply_ends(generations);
         let reason = gone.reason.as_str();
-        let turns = match take_over(generations, reason, |turn| turn.replica == gone.name).await {
+        // A replica that signs off ends its spans itself.
+        let lost = gone.reason != GoneReason::SignedOff;
+        let of_gone = |turn: &OpenTurn| turn.replica == gone.name;
+        let turns = match take_over(generations, reason, lost, of_gone).await {
             Ok(turns) => turns,
             Err(error) => {
                 adopted.put_back(generations);
@@ -83,8 +87,8 @@ impl Successor for TurnSuccessor {
         let orphans: HashSet<GenerationId> =
             idle.intersection(&self.idle_before).copied().collect();
         if !orphans.is_empty() {
-            take_over(&self.generations, "reply_lost", |turn| orphans.contains(&turn.generation))
-                .await?;
+            let orphaned = |turn: &OpenTurn| orphans.contains(&turn.generation);
+            take_over(&self.generations, "reply_lost", false, orphaned).await?;
         }
         self.idle_before = idle;
         let holders = open.into_iter().map(|turn| turn.replica);
@@ -93,10 +97,12 @@ impl Successor for TurnSuccessor {
     }
 }
 
-/// Claims the open turns that are `wanted`, and runs them on this replica. Returns their number.
+/// Claims the open turns that are `wanted`, and runs them on this replica. The spans of writers that
+/// are `lost` end here. Returns the number of turns.
 async fn take_over(
     generations: &Generations,
     reason: &'static str,
+    lost: bool,
     wanted: impl Fn(&OpenTurn) -> bool,
 ) -> Result<usize, StoreError> {
     let mut turns: Vec<_> = open_turns(generations).await?.into_iter().filter(wanted).collect();
@@ -127,8 +133,13 @@ async fn take_over(
             generation = %turn.generation,
             from = open.replica,
             reason,
+            trace = turn.trace().map(|trace| tracing::field::display(trace.trace_id())),
             "turn taken over"
         );
+        if lost {
+            let writers = if let TurnState::Running { writers } = state { writers } else { 0 };
+            turn_spans::end_lost_writer(&turn, writers, Some(&open.replica));
+        }
         generations.run(turn, state);
     }
     failed.map_or(Ok(taken), Err)

@@ -10,11 +10,12 @@ use tracing::Instrument;
 use super::Generations;
 use super::attempts::{Attempts, FailedAttempt};
 use super::capacity;
-use super::model_run::{ModelRun, RunEnd, run_model};
+use super::model_run::{ModelRun, RunEnd, RunStart, run_model};
 use super::redis_call::call_redis;
 use super::redo::{Finished, RedoEntry};
 use super::slot_wait::{SlotWait, WaitOptions, wait_for_slot};
 use super::stop::{Stopped, cancelled};
+use super::turn_spans;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use super::writer_state::Fenced;
@@ -22,7 +23,8 @@ use crate::ollama::HostId;
 use crate::session::model::{ContextReport, Failure, ToolCall, rfc3339};
 use crate::session::store::{Turn, message};
 use crate::session::{Control, Feed, FinishReason, Message, Role, Status, Tag, Usage};
-use crate::telemetry::{CountedOpen, GenAi, metric, record_trace};
+use crate::telemetry::traces::{self, Span};
+use crate::telemetry::{CountedOpen, GenAi, metric};
 
 /// How long the session is not notified of a queue position after an answer broke off: the answer
 /// usually continues sooner.
@@ -54,23 +56,27 @@ pub(super) async fn run(
     state: TurnState,
     failure: Option<Failure>,
 ) {
-    let span = tracing::info_span!(
+    // At this level the lines of every other one have its fields.
+    let span = tracing::error_span!(
         "turn",
         session = turn.session.redacted(),
         generation = %turn.generation,
         model = turn.spec.model,
         trace = tracing::field::Empty,
     );
-    record_trace(&span);
+    traces::record_in_log(turn.trace(), &span);
     async move {
+        let mut trace = turn_spans::writer(&turn, generations.store.replica());
         let _open = CountedOpen::new(metrics::gauge!(metric::TURNS_OPEN));
-        if run_to_end(&generations, &turn, state, failure).await.is_err() {
+        if run_to_end(&generations, &turn, state, failure, &mut trace).await.is_err() {
+            trace.set("jarvis.turn.outcome", "stopped");
             // A cancel waits for this event.
             if let Err(error) = generations.store.upstream_closed(&turn).await {
                 tracing::debug!(%error, "closing of the upstream not published");
             }
             tracing::info!("turn stopped");
         }
+        drop(trace);
         // What is recorded twice, by two writers of the turn, counts once.
         generations.budget.record(&turn.spec.source, turn.session).await;
     }
@@ -83,6 +89,7 @@ async fn run_to_end(
     turn: &Arc<Turn>,
     state: TurnState,
     failure: Option<Failure>,
+    trace: &mut Span,
 ) -> Result<(), Stopped> {
     #[cfg(test)]
     generations.injected_panics.strike_at_start();
@@ -92,7 +99,9 @@ async fn run_to_end(
     let (writers, mut writer) = match state {
         TurnState::Waiting => {
             let mut writer = Writer::waiting(store, written_turn, &feed);
+            let waits = Span::child_of(trace.context(), "wait for earlier turns");
             wait_to_begin(&mut writer, turn, &feed).await?;
+            drop(waits);
             (1, writer)
         }
         TurnState::Running { writers: 1 } => {
@@ -117,7 +126,7 @@ async fn run_to_end(
             }
         }
     }
-    finish(generations, turn, writer, writers, end).await
+    finish(generations, turn, writer, writers, end, trace).await
 }
 
 /// Waits until the turn begins, after the earlier turns of its session.
@@ -156,7 +165,11 @@ async fn answer(
     let mut again_at = None;
     let mut context = ContextReport::default();
     let mut attempts = Attempts::default();
+    let mut attempt = 0;
     loop {
+        attempt += 1;
+        let mut waits = Span::child_of(turn_spans::of_writer(turn), "wait in queue");
+        waits.set("jarvis.attempt", attempt);
         let text = writer.text();
         let started = !text.is_empty() || writer.has_started() || feed.has_begun(turn.generation);
         let options = WaitOptions {
@@ -169,6 +182,8 @@ async fn answer(
             waited = wait_for_slot(generations, turn, feed, &mut lease, options) => waited,
             Fenced = writer.keep_turn() => SlotWait::Stopped,
         };
+        waits.set("jarvis.queue.outcome", waited.outcome());
+        drop(waits);
         match waited {
             SlotWait::Granted => {}
             SlotWait::Failed(failure) => return Ok(TurnEnd::Failed { failure, context }),
@@ -176,8 +191,14 @@ async fn answer(
         }
         let before = writer.text().len();
         let sent = (before > 0).then_some(context.messages_sent).filter(|sent| *sent > 0);
+        let host = lease.grant().map(|grant| HostId::new(&grant.host.0));
+        let mut span = turn_spans::model_run(turn, host.as_ref(), attempt);
+        let start = RunStart { lease: &lease, sent, span: &mut span };
         let began = Instant::now();
-        let run = run_model(generations, turn, feed, writer, &lease, sent).await;
+        let run = run_model(generations, turn, feed, writer, start).await;
+        if let Ok(run) = &run {
+            turn_spans::end_model_run(span, run, writer.text());
+        }
         if run.is_err() && generations.renewal.was_late_since(began) {
             // This replica was paused or cut off, and another ticket may have got its slot
             // meanwhile.
@@ -203,7 +224,7 @@ async fn answer(
         let has_text = !writer.text().is_empty();
         let failed = FailedAttempt {
             error: &error,
-            host: lease.grant().map(|grant| HostId::new(&grant.host.0)),
+            host,
             has_text,
             grown: writer.text().len().saturating_sub(before),
         };
@@ -229,6 +250,7 @@ async fn finish(
     mut writer: Writer,
     writers: u32,
     end: TurnEnd,
+    trace: &mut Span,
 ) -> Result<(), Stopped> {
     let now = Utc::now();
     let continued = writer.continued().to_vec();
@@ -277,11 +299,19 @@ async fn finish(
             vec![(Tag::random(), Control::Failed(failure))],
         ),
     };
+    trace.set("jarvis.turn.outcome", outcome);
+    trace.set("jarvis.turn.writers", i64::from(writers));
+    if let Some(failure) = &header.error {
+        trace.fail(&failure.code);
+    }
+    let mut ending = Span::child_of(trace.context(), "write end");
+    ending.set("jarvis.turn.outcome", outcome);
     let tokens = header.usage.map_or(0, |usage| usage.prompt_tokens + usage.completion_tokens);
     // Sent together, and the tokens first: the client that gets the end may begin its next turn. The
     // entry does not wait for the tokens, which are offered for long to a Redis that is away.
     let end = async {
         writer.finish(&header, &events).await.map_err(|Fenced| Stopped)?;
+        drop(ending);
         count_end(turn, outcome, &header, &writer);
         tracing::info!(outcome, bytes = writer.text().len(), "turn ended");
         generations.keep(RedoEntry::Finished(Box::new(Finished { writer, header, events })));

@@ -19,6 +19,7 @@ use super::refusal::refusal;
 use super::reply::{Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
 use crate::model_name::ModelName;
+use crate::telemetry::traces::{TRACEPARENT, TraceContext};
 use crate::tls::TlsOptions;
 
 /// Largest reply that is read, in bytes.
@@ -51,6 +52,13 @@ impl HostId {
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the address and the port of the host.
+    pub fn address(&self) -> Option<(String, u16)> {
+        let (_, rest) = self.0.split_once("://")?;
+        let address: SocketAddr = rest.split('/').next()?.parse().ok()?;
+        Some((address.ip().to_string(), address.port()))
     }
 }
 
@@ -159,9 +167,10 @@ impl Host {
         path: &str,
         model: &str,
         body: &impl Serialize,
+        trace: Option<TraceContext>,
     ) -> Result<ReplyLine, OllamaError> {
         let deadline = Instant::now() + self.limits.first_token;
-        let request = self.post(path)?.json(body);
+        let request = self.post_in(trace, path)?.json(body);
         let body = self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
         self.parsed(ReplyLine::parse(&body))
     }
@@ -173,8 +182,21 @@ impl Host {
         self.parsed(serde_json::from_slice(&body))
     }
 
-    pub(super) fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
+    fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
         Ok(self.http.post(self.url(path)?))
+    }
+
+    /// Begins a request that belongs to a trace.
+    pub(super) fn post_in(
+        &self,
+        trace: Option<TraceContext>,
+        path: &str,
+    ) -> Result<RequestBuilder, OllamaError> {
+        let request = self.post(path)?;
+        Ok(match trace.and_then(|trace| trace.header()) {
+            Some(header) => request.header(TRACEPARENT, header),
+            None => request,
+        })
     }
 
     fn url(&self, path: &str) -> Result<Url, OllamaError> {

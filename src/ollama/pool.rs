@@ -15,6 +15,7 @@ use super::reply::Model;
 use super::stream::TokenStream;
 use super::wire::{Always, ChatBody, GenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
+use crate::telemetry::traces::TraceContext;
 
 /// How long a slot may stay in use after its ticket was released.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
@@ -106,7 +107,7 @@ impl Member {
         };
         let timeouts = Timeouts { wait: Some(RELEASE_LIMIT), ..Timeouts::default() };
         match self.pool.timeout_get(&timeouts).await {
-            Ok(client) => Ok(Slot { client, model, member: self, _trial: trial }),
+            Ok(client) => Ok(Slot { client, model, member: self, trace: None, _trial: trial }),
             Err(PoolError::Timeout(TimeoutType::Wait)) => {
                 Err(OllamaError::Busy { retry_after: RELEASE_LIMIT })
             }
@@ -129,6 +130,8 @@ pub struct Slot {
     client: Object<Manager>,
     member: Arc<Member>,
     model: Model,
+    /// The place in a trace of what the slot is used for, which the host gets with each request.
+    trace: Option<TraceContext>,
     _trial: Option<Trial>,
 }
 
@@ -151,6 +154,11 @@ impl Slot {
         &self.client.name
     }
 
+    /// Sets the place in a trace of the next requests.
+    pub fn set_trace(&mut self, trace: Option<TraceContext>) {
+        self.trace = trace;
+    }
+
     /// Returns the model, as this host lists it.
     pub fn model(&self) -> &Model {
         &self.model
@@ -165,7 +173,10 @@ impl Slot {
     pub async fn chat(&self, request: &ModelRequest) -> Result<TokenStream, OllamaError> {
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
-        self.record(TokenStream::open(&self.client, "api/chat", &self.model, &body).await).await
+        self.record(
+            TokenStream::open(&self.client, "api/chat", &self.model, &body, self.trace).await,
+        )
+        .await
     }
 
     /// Returns the prompt that the host renders from a conversation; `None` where its release
@@ -179,7 +190,7 @@ impl Slot {
         let think = self.think(request).await?;
         let options = Options { num_predict: 1, ..request.options.clone() };
         let body = self.chat_body(request, &options, think, true);
-        let reply = self.client.object("api/chat", &self.model.name, &body).await;
+        let reply = self.client.object("api/chat", &self.model.name, &body, self.trace).await;
         Ok(self.record(reply).await?.into_rendered())
     }
 
@@ -201,7 +212,10 @@ impl Slot {
             raw: true,
             always: Always::new(&self.client.keep_alive, Think::No),
         };
-        self.record(TokenStream::open(&self.client, "api/generate", &self.model, &body).await).await
+        self.record(
+            TokenStream::open(&self.client, "api/generate", &self.model, &body, self.trace).await,
+        )
+        .await
     }
 
     /// Records an outcome with the breakers. A missing model was deleted since the host listed its

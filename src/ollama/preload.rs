@@ -98,5 +98,5 @@ async fn load(member: &Member, model: &Model, num_ctx: Option<u32>) -> Result<()
         render_only: false,
         always: Always::new(&member.host.keep_alive, Think::No),
     };
-    member.host.object("api/chat", &model.name, &body).await.map(drop)
+    member.host.object("api/chat", &model.name, &body, None).await.map(drop)
 }

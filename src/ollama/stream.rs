@@ -13,6 +13,7 @@ use super::ndjson::{Decoder, StreamEvent};
 use super::refusal::failure;
 use super::reply::{Done, DoneReason, Model};
 use super::wire::Token;
+use crate::telemetry::traces::TraceContext;
 
 /// Equal tokens in a row after which Ollama ends a stream without a last line.
 const REPETITION: u32 = 30;
@@ -43,9 +44,10 @@ impl TokenStream {
         path: &str,
         model: &Model,
         body: &impl Serialize,
+        trace: Option<TraceContext>,
     ) -> Result<Self, OllamaError> {
         let first_token_due = Instant::now() + host.limits.first_token;
-        let request = host.post(path)?.json(body);
+        let request = host.post_in(trace, path)?.json(body);
         let late = OllamaError::FirstTokenTimeout;
         let response = host.send(request, &model.name, first_token_due, late).await?;
         host.health.succeeded();

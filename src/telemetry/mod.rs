@@ -9,7 +9,7 @@ mod log_filter;
 pub mod metric;
 mod runtime;
 mod secrets;
-mod spans;
+pub mod traces;
 
 pub use count::{CountedOpen, count_close, count_resume, count_slow_reader};
 pub use gen_ai::GenAi;
@@ -17,13 +17,11 @@ pub use handles::{APPENDS, AppendMetrics, record_redis_command};
 pub use hosts::GaugedHosts;
 pub use log_filter::{FilterInForce, LogFilter};
 pub use secrets::Secrets;
-pub use spans::record_trace;
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::FilterExt;
@@ -36,12 +34,12 @@ use self::metric::Kind;
 use self::runtime::RuntimeSamples;
 use crate::config::{LogFormat, TelemetrySettings};
 
-/// The target of this service's own spans.
+/// The target of this service's own lines.
 const SERVICE: &str = "jarvis";
 /// Time between two rounds of [`upkeep`].
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Time limit of sending the last spans.
-const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// The exporters that must flush before the process ends, and the filter of log lines.
 pub struct Telemetry {
@@ -65,15 +63,9 @@ impl Telemetry {
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         };
         let lines = lines.with_filter(LineLimit.and(without_library_traces()));
-        let spans = settings.collector().map(spans::exporter).transpose()?;
-        let traces = spans
-            .as_ref()
-            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(SERVICE)));
-        // Libraries have spans of their own, which nobody has checked for secrets.
-        let own = Targets::new().with_target(SERVICE, LevelFilter::TRACE);
-        let traces = traces.map(|layer| layer.with_filter(own));
         let (filter, log_filter) = LogFilter::layer(&settings.log);
-        tracing_subscriber::registry().with(filter).with(lines).with(traces).try_init()?;
+        tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+        let spans = settings.collector().as_ref().map(traces::start).transpose()?;
         Ok(Self { spans, log_filter })
     }
 

@@ -110,7 +110,7 @@ impl Server {
                 .args(&plan.arguments)
                 .args(["--listen", &address]);
             program.environment.clone_from(&plan.environment);
-            program.hidden = vec!["JARVIS_", "OLLAMA_SIM_", "NO_COLOR"];
+            program.hidden = vec!["JARVIS_", "OLLAMA_SIM_", "OTEL_", "NO_COLOR"];
             let process = Process::new(program);
             process.start()?;
             match process.announced_address(START_LIMIT) {

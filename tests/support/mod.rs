@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test file uses a part of it")]
 
 pub mod client;
+pub mod collector;
 pub mod fleet;
 pub mod frames;
 pub mod issuer;

@@ -44,6 +44,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     step("nginx", || Ok(install::nginx()?.display().to_string()))?;
     step("prometheus", || Ok(install::prometheus()?.display().to_string()))?;
     step("openai", install::openai_packages)?;
+    step("rotel", || Ok(install::rotel()?.display().to_string()))?;
     step("schemathesis", || Ok(install::schemathesis()?.display().to_string()))?;
     step("cargo-deny", || Ok(cargo_deny()?.display().to_string()))?;
     let mut tally = Tally::default();

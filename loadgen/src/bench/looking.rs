@@ -1,8 +1,14 @@
-//! What it costs to look: one replica with its logs, its metrics and a scrape each second, beside one
-//! that records nothing, under the same load in turn.
+//! What it costs to look: one replica with its logs, its metrics, a scrape each second, and the spans of
+//! every turn, beside one that records nothing, under the same load in turn.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::ensure;
 use serde::Serialize;
 use testkit::redis::RedisKind;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Duration, interval};
 
 use super::cost::Usage;
@@ -16,7 +22,7 @@ const LOAD: Load = Load { streams: 100, turns: 2, tokens: 60, rate: PACED_RATE }
 /// The CPU time of a token with everything on and with everything off.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Looking {
-    /// Microseconds with logs at info, metrics, and a scrape each second; the median.
+    /// Microseconds with logs at info, metrics, a scrape each second, and all spans; the median.
     pub on_us: f64,
     /// Microseconds without any of them; the median.
     pub off_us: f64,
@@ -29,7 +35,9 @@ pub struct Looking {
 /// # Errors
 /// Fails where a fleet does not start, or a stream breaks off.
 pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Looking> {
-    let on = fleet(bench, "on", &[("JARVIS_LOG", "info,fred=error")]).await?;
+    let spans = Spans::serve().await?;
+    let on = [("JARVIS_LOG", "info,fred=error"), ("JARVIS_OTLP_URL", &*spans.url)];
+    let on = fleet(bench, "on", &on).await?;
     let off = fleet(bench, "off", &[("JARVIS_LOG", "off"), ("JARVIS_UNOBSERVED", "true")]).await?;
     let (mut figures, mut shares) = ([Vec::new(), Vec::new()], Vec::new());
     for number in 0..bench.pairs {
@@ -51,6 +59,8 @@ pub(super) async fn measure(bench: &Bench) -> anyhow::Result<Looking> {
         }
         shares.push(pair[0] / pair[1] - 1.0);
     }
+    let received = spans.bytes.load(Ordering::Relaxed);
+    ensure!(received > 0, "no spans were sent, so that their cost was not measured");
     let [on_us, off_us] = figures.map(super::middle);
     Ok(Looking { on_us, off_us, share: super::middle(shares) })
 }
@@ -69,6 +79,56 @@ async fn fleet(bench: &Bench, name: &str, settings: &[(&str, &str)]) -> anyhow::
         settings: settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
     })
     .await
+}
+
+/// A collector that reads spans and keeps none.
+struct Spans {
+    url: String,
+    /// Bytes of the bodies that it has read.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Spans {
+    async fn serve() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let bytes = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&bytes);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let counted = Arc::clone(&counted);
+                // A connection that breaks off is opened again.
+                tokio::spawn(async move { receive(stream, &counted).await });
+            }
+        });
+        Ok(Self { url, bytes })
+    }
+}
+
+/// Answers the requests of one connection, whose bodies have a length.
+async fn receive(stream: TcpStream, bytes: &AtomicUsize) -> anyhow::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            match line.trim_end().split_once(": ") {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.parse()?;
+                }
+                Some(_) => {}
+                None if line.trim_end().is_empty() => break,
+                None => {}
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        bytes.fetch_add(length, Ordering::Relaxed);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await?;
+    }
 }
 
 /// Reads the metrics each second, as a Prometheus that is in a hurry does.

@@ -257,7 +257,7 @@ impl BenchReport {
         );
         let _ = writeln!(
             table,
-            "\n  Looking (logs at info, metrics, a scrape a second): {:+.1} % CPU   \
+            "\n  Looking (logs at info, metrics, a scrape a second, all spans): {:+.1} % CPU   \
              µs a token: {:.1} → {:.1}",
             self.looking.share * 100.0,
             self.looking.off_us,

@@ -10,7 +10,8 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::request_id::RequestId;
-use crate::telemetry::{metric, record_trace};
+use crate::telemetry::metric;
+use crate::telemetry::traces::{self, Span, TraceContext};
 
 /// Bytes of a logged path segment, at most. An identifier of a session is longer.
 const SEGMENT_BYTES: usize = 24;
@@ -25,9 +26,19 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
+    let is_probe = is_probe(request.uri().path());
+    let mut trace = if is_probe {
+        Span::default()
+    } else {
+        let client = TraceContext::of_client(request.headers());
+        Span::of_request(client, || format!("{method} {}", route.unwrap_or_default()).into())
+    };
+    trace.set("http.request.method", method);
+    trace.set_text("http.route", route.unwrap_or_default());
     let span = {
         let id = request.extensions().get::<RequestId>();
-        tracing::info_span!(
+        // At this level the lines of every other one have its fields.
+        tracing::error_span!(
             "request",
             request_id = id.and_then(|id| id.0.to_str().ok()).unwrap_or_default(),
             method,
@@ -37,11 +48,16 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
             trace = Empty,
         )
     };
-    record_trace(&span);
-    let is_probe = is_probe(request.uri().path());
-    let response = next.run(request).instrument(span.clone()).await;
+    traces::record_in_log(trace.context(), &span);
+    let handled = traces::within(trace.context(), next.run(request));
+    let response = handled.instrument(span.clone()).await;
     let elapsed = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
+    trace.set("http.response.status_code", i64::from(status));
+    if response.status().is_server_error() {
+        trace.fail(response.status().as_str());
+    }
+    drop(trace);
     span.in_scope(|| {
         if is_probe {
             tracing::debug!(status, seconds = elapsed, "probe handled");

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::turns::{Accepted, Claimed, Fence, IdempotencyKey, Turn};
 use super::{OwnConversation, Store, StoreError};
 use crate::redis::{Listener, RedisError, Subscriptions};
 use crate::session::cursor::Tag;
 use crate::session::model::{Continuation, GenerationId, Owner, Runner, SessionId, TurnSpec};
+use crate::telemetry::traces::TraceContext;
 
 /// Copies that may wait for the replica that keeps them. Copies beyond that are lost.
 const MESSAGES: usize = 256;
@@ -31,6 +31,8 @@ pub struct TurnCopy {
     number: u64,
     continued: Vec<Continuation>,
     runner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace: Option<TraceContext>,
 }
 
 impl TurnCopy {
@@ -53,6 +55,7 @@ impl TurnCopy {
             number: turn.number,
             continued: turn.continued.clone(),
             runner: turn.runner.as_ref().map(|runner| runner.as_str().to_owned()),
+            trace: accepted.trace,
         }
     }
 
@@ -71,12 +74,13 @@ impl TurnCopy {
             &self.spec,
             conversation,
             self.key,
+            self.trace,
         )?;
         Ok(Turn {
             owner: self.owner,
             session: self.session,
             generation: self.generation,
-            fence: Fence(Uuid::new_v4()),
+            fence: Fence::unique(),
             spec: self.spec,
             epoch: self.epoch,
             accepted: Arc::new(accepted),

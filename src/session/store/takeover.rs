@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use super::keys::{bucket, open_turns};
 use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn};
 use super::{OwnConversation, SessionKeys, Store, StoreError, claimed_event, field, unexpected};
@@ -74,7 +72,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn claim(&self, open: &OpenTurn) -> Result<Claim, StoreError> {
-        let (fence, tag) = (Fence(Uuid::new_v4()), Tag::random());
+        let (fence, tag) = (Fence::unique(), Tag::random());
         let call = SessionKeys::of(open.session)
             .call("jarvis_claim_1")
             .text("generation", open.generation)
@@ -87,13 +85,19 @@ impl Store {
         let turn = || -> Result<Arc<Turn>, StoreError> {
             let stored = reply.get(1).and_then(|json| serde_json::from_str(json).ok());
             let stored = stored.ok_or_else(|| unexpected("turn"))?;
-            let StoredTurn { spec, own_conversation, idempotency } = stored;
+            let StoredTurn { spec, own_conversation, idempotency, trace } = stored;
             let entry = reply.get(7).ok_or_else(|| unexpected("message"))?;
             let conversation = own_conversation
                 .then(|| OwnConversation::parse(reply.iter().skip(8)))
                 .transpose()?;
-            let accepted =
-                Accepted::of_stored(open.generation, entry, &spec, conversation, idempotency)?;
+            let accepted = Accepted::of_stored(
+                open.generation,
+                entry,
+                &spec,
+                conversation,
+                idempotency,
+                trace,
+            )?;
             Ok(Arc::new(Turn {
                 owner: Owner::from_key(&field::<String>(&reply, 2)?),
                 session: open.session,

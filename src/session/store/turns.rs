@@ -19,6 +19,7 @@ use crate::session::model::{
     Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
 use crate::session::stored_message;
+use crate::telemetry::traces::{self, TraceContext};
 
 /// How long an idempotency key is remembered.
 const KEY_SECONDS: u64 = 24 * 60 * 60;
@@ -49,6 +50,19 @@ pub struct NewTurn {
 /// The right to write one answer. Redis compares it for equality, never for order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence(pub Uuid);
+
+impl Fence {
+    /// Creates a fence that no other holder has, with the current time in it.
+    pub fn unique() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Returns when the fence was created, in milliseconds since 1970.
+    pub fn created(self) -> Option<u64> {
+        let (seconds, nanoseconds) = self.0.get_timestamp()?.to_unix();
+        Some(seconds * 1000 + u64::from(nanoseconds / 1_000_000))
+    }
+}
 
 /// An accepted turn, with everything that its writer needs.
 #[derive(Clone, Debug)]
@@ -98,6 +112,16 @@ impl Turn {
         &self.accepted.question
     }
 
+    /// Returns the place in a trace of the request that the turn came with.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.accepted.trace
+    }
+
+    /// Returns the fence of the writer whose turn this replica has claimed, where it has.
+    pub fn replaced(&self) -> Option<Fence> {
+        self.claimed.map(|claimed| claimed.replaced)
+    }
+
     /// Returns the bytes of text that the turn keeps: the question, the request's other texts, and
     /// the conversation that came with it.
     pub fn bytes(&self) -> usize {
@@ -134,6 +158,7 @@ pub(super) struct Accepted {
     pub(super) at: String,
     pub(super) key: Option<IdempotencyKey>,
     pub(super) conversation: Option<OwnConversation>,
+    pub(super) trace: Option<TraceContext>,
 }
 
 impl Accepted {
@@ -148,6 +173,7 @@ impl Accepted {
         spec: &TurnSpec,
         conversation: Option<OwnConversation>,
         key: Option<IdempotencyKey>,
+        trace: Option<TraceContext>,
     ) -> Result<Self, StoreError> {
         let message = parse_message(question)?;
         let at = rfc3339(&message.timestamp);
@@ -159,6 +185,7 @@ impl Accepted {
             at,
             key,
             conversation,
+            trace,
         })
     }
 }
@@ -174,6 +201,9 @@ pub(super) struct StoredTurn<Spec = TurnSpec> {
     /// The turn's idempotency key, so that a replica that claims the turn can restore it, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) idempotency: Option<IdempotencyKey>,
+    /// The place in a trace of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// The writes of a claim, so that they can be applied again after a failover lost them.
@@ -198,7 +228,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// Creates the proposal of a turn at the current time.
+    /// Creates the proposal of a turn at the current time, in the trace of the current request.
     pub fn new(owner: &Owner, session: SessionId, new: &NewTurn) -> Self {
         let now = Utc::now();
         let generation = match &new.key {
@@ -222,13 +252,14 @@ impl Proposal {
             at,
             key: new.key.clone(),
             conversation: new.conversation.clone(),
+            trace: traces::current(),
         };
         Self {
             owner: owner.clone(),
             session,
             spec: new.spec.clone(),
             generation,
-            fence: Fence(Uuid::new_v4()),
+            fence: Fence::unique(),
             accepted: Arc::new(accepted),
         }
     }
@@ -461,7 +492,12 @@ impl Store {
         call.arg("replica", self.replica.as_str())
             .arg(
                 "turn",
-                json(&StoredTurn { spec, own_conversation, idempotency: accepted.key.clone() }),
+                json(&StoredTurn {
+                    spec,
+                    own_conversation,
+                    idempotency: accepted.key.clone(),
+                    trace: accepted.trace,
+                }),
             )
             .arg("header", accepted.header.as_str())
             .arg("content", accepted.question.content.as_str())

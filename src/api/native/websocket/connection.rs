@@ -32,6 +32,7 @@ use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
 use crate::session::{Control, Delivered, Delta, Reader, SessionId};
 use crate::sign_in::Validity;
+use crate::telemetry::traces::TraceContext;
 use crate::telemetry::{count_slow_reader, metric};
 
 /// A write that waited this long and then succeeded shows that the client is alive.
@@ -59,6 +60,8 @@ pub struct Connection {
     sign_in: Option<SignInWatch>,
     subject: Arc<Subject>,
     session: SessionId,
+    /// The place in a trace that the handshake named, to which every turn of the socket belongs.
+    trace: Option<TraceContext>,
     socket: Socket,
     reader: Reader,
     running: Option<RunningRequest>,
@@ -93,6 +96,7 @@ impl Connection {
             sign_in,
             subject,
             session,
+            trace: None,
             socket,
             reader,
             running: None,
@@ -105,6 +109,11 @@ impl Connection {
             heartbeat,
             pinged: false,
         }
+    }
+
+    /// Sets the place in a trace that the client named.
+    pub fn with_trace(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
     }
 
     /// Sends the first event, serves the client until either side ends the socket, and closes it.
@@ -158,8 +167,8 @@ impl Connection {
     }
 
     fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
-        let Self { shared, subject, session, socket, running, waiting, .. } = *self;
-        (socket, Unfinished { shared, subject, session, running, waiting })
+        let Self { shared, subject, session, trace, socket, running, waiting, .. } = *self;
+        (socket, Unfinished { shared, subject, session, trace, running, waiting })
     }
 
     /// Sends the first event, shortly after the head of the handshake's response.
@@ -349,7 +358,8 @@ impl Connection {
         }
         let Some(request) = self.waiting.pop_front() else { return };
         let (shared, subject) = (&self.shared, &self.subject);
-        self.running = Some(RunningRequest::begin(shared, subject, self.session, request));
+        self.running =
+            Some(RunningRequest::begin(shared, subject, self.session, self.trace, request));
     }
 
     async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
@@ -498,6 +508,7 @@ struct Unfinished {
     shared: Shared,
     subject: Arc<Subject>,
     session: SessionId,
+    trace: Option<TraceContext>,
     running: Option<RunningRequest>,
     waiting: VecDeque<ClientRequest>,
 }
@@ -513,7 +524,8 @@ impl Unfinished {
             }
             let Some(request) = self.waiting.pop_front() else { return };
             let (shared, subject) = (&self.shared, &self.subject);
-            running = Some(RunningRequest::begin(shared, subject, self.session, request));
+            running =
+                Some(RunningRequest::begin(shared, subject, self.session, self.trace, request));
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::lifecycle::catch_panic;
 use crate::session::{Cursor, SessionId};
 use crate::sign_in::Identity;
 use crate::telemetry::count_resume;
+use crate::telemetry::traces::TraceContext;
 
 fn upgrade_required() -> Response {
     let detail = "this path serves WebSockets; send an upgrade request";
@@ -139,12 +140,15 @@ pub async fn upgrade(
     let standings = permit.standing().into_iter().collect();
     response.extensions_mut().insert(Standings(standings));
     let tracker = shared.sockets.clone();
+    let trace = TraceContext::of_client(request.headers());
     let upgrading = hyper::upgrade::on(&mut request);
     let largest = shared.settings.max_frame_bytes;
     let share = shared.unfinished_messages.share();
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
-        Box::new(Connection::new(shared, &caller.validity, subject, session, socket, reader))
+        let validity = &caller.validity;
+        let connection = Connection::new(shared, validity, subject, session, socket, reader);
+        Box::new(connection.with_trace(trace))
     });
     let open = async move {
         let _permit = permit;

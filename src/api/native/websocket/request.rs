@@ -20,6 +20,7 @@ use crate::limits::{LimitRefusal, RequestKind as LimitedKind, Subject, TurnPermi
 use crate::session::store::Page;
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
+use crate::telemetry::traces::{self, Span, TraceContext};
 
 /// A request of the client.
 pub struct ClientRequest {
@@ -47,6 +48,7 @@ impl RunningRequest {
         shared: &Shared,
         subject: &Arc<Subject>,
         session: SessionId,
+        trace: Option<TraceContext>,
         ClientRequest { message, last_event, .. }: ClientRequest,
     ) -> Self {
         let kind = match &message {
@@ -55,7 +57,7 @@ impl RunningRequest {
             message if message.is_read() => RequestKind::Read,
             _ => RequestKind::Other,
         };
-        let outcome = handle(shared.clone(), Arc::clone(subject), session, message);
+        let outcome = handle(shared.clone(), Arc::clone(subject), session, trace, message);
         Self { kind, last_event, outcome: Box::pin(outcome) }
     }
 }
@@ -100,6 +102,7 @@ async fn handle(
     shared: Shared,
     subject: Arc<Subject>,
     session: SessionId,
+    trace: Option<TraceContext>,
     message: ClientMessage,
 ) -> RequestOutcome {
     let id = message.message_id().map(str::to_owned);
@@ -113,7 +116,17 @@ async fn handle(
     let owner = &subject.owner;
     let done = match message {
         ClientMessage::Ping => Ok(RequestOutcome::Reply(wire::pong())),
-        ClientMessage::Chat(request) => submit(&shared, permit, session, request).await,
+        ClientMessage::Chat(request) => {
+            let mut span = Span::of_request(trace, || "WS chat".into());
+            span.set("http.route", "/ws");
+            span.set("network.protocol.name", "websocket");
+            let submitted = submit(&shared, permit, session, request);
+            let submitted = traces::within(span.context(), submitted).await;
+            if let Err(problem) = &submitted {
+                span.fail(&problem.code);
+            }
+            submitted
+        }
         ClientMessage::History { limit, before } => {
             in_time(history(&shared.store, owner, session, limit, before)).await
         }
