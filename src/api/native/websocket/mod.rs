@@ -141,7 +141,7 @@ pub async fn upgrade(
     let tracker = shared.sockets.clone();
     let upgrading = hyper::upgrade::on(&mut request);
     let largest = shared.settings.max_frame_bytes;
-    let share = shared.unfinished_messages.share();
+    let share = shared.unfinished_messages.share(&subject.source);
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
         Box::new(Connection::new(shared, &caller.validity, subject, session, socket, reader))
