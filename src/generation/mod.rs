@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
-use crate::budget::{Budget, Listing, OverBudget, StorageLimits};
+use crate::budget::{Budget, OverBudget, RoomGrant, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
 use crate::membership::{Membership, MembershipStore};
@@ -320,7 +320,7 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let (permit, listing) = match self.admits(owner, session, &new).await {
+        let (permit, grant) = match self.admits(owner, session, &new).await {
             Ok(admitted) => admitted,
             Err(refused) => {
                 // Boxed, because it is rare.
@@ -339,7 +339,7 @@ impl Generations {
         match accepted {
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
                 // Boxed, because it is rare, and its future is large.
-                Box::pin(self.budget.withdraw(owner, session, listing)).await;
+                Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 Err(StoreError::Absent.into())
             }
             done => Ok(done?),
@@ -374,7 +374,7 @@ impl Generations {
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
-    ) -> Result<(SessionPermit, Listing), SubmitError> {
+    ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
         let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -397,16 +397,16 @@ impl Generations {
             self.budget.room(owner, source, session),
             Box::pin(self.limits.take_session(source, session)),
         );
-        let listing = room?;
+        let grant = room?;
         match permit {
-            Ok(permit) => Ok((permit, listing)),
+            Ok(permit) => Ok((permit, grant)),
             // A session that exists goes on.
             Err(_) if Box::pin(self.store.describe(owner, session)).await.is_ok() => {
-                Ok((self.limits.existing_session(session), listing))
+                Ok((self.limits.existing_session(session), grant))
             }
             Err(refusal) => {
                 if *owner != Owner::Anonymous {
-                    Box::pin(self.budget.withdraw(owner, session, listing)).await;
+                    Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 }
                 refusal.count();
                 Err(refusal.into())
@@ -539,12 +539,12 @@ impl Generations {
     pub async fn transfer(&self, owner: &Owner, session: SessionId) -> Result<(), SubmitError> {
         // The index lists the session before it is the user's: a replica that is killed in between
         // leaves an entry that vanishes, and no session that is missing.
-        let listing = self.budget.reserve_claim(owner, session).await?;
+        let grant = self.budget.reserve_claim(owner, session).await?;
         let mut transfer = Transfer::new(owner, session);
         let transferred = self.apply_transfer(&mut transfer).await;
         match &transferred {
             Ok(()) => self.keep(RedoEntry::Transferred(transfer)),
-            Err(StoreError::Absent) => self.budget.withdraw(owner, session, listing).await,
+            Err(StoreError::Absent) => self.budget.withdraw(owner, session, grant).await,
             Err(_) => {}
         }
         Ok(transferred?)
