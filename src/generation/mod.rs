@@ -115,13 +115,8 @@ pub struct Submitted {
     pub before: Option<Cursor>,
     /// Whether the turn was accepted earlier, with the same idempotency key.
     pub repeated: bool,
-}
-
-impl Submitted {
-    /// Whether the turn is new, and the first one of its session.
-    fn begins_session(&self) -> bool {
-        !self.repeated && self.before.is_some_and(|before| before.events == 0)
-    }
+    /// Whether the turn is new and created its session, which may have been deleted before.
+    pub created_session: bool,
 }
 
 /// The outcome of a cancel.
@@ -330,7 +325,7 @@ impl Generations {
         let proposal = Proposal::new(owner, session, &new);
         let accepted = self.accept(&proposal).await;
         if let Ok(submitted) = &accepted {
-            permit.accepted(submitted.begins_session());
+            permit.accepted(submitted.created_session);
         } else if let Err(StoreError::Redis(_)) = &accepted
             && proposal.has_key()
         {
@@ -357,7 +352,12 @@ impl Generations {
         new: &NewTurn,
     ) -> Result<Option<Submitted>, SubmitError> {
         let found = self.store.find(owner, session, new).await?;
-        let repeat = |(generation, before)| Submitted { generation, before, repeated: true };
+        let repeat = |(generation, before)| Submitted {
+            generation,
+            before,
+            repeated: true,
+            created_session: false,
+        };
         Ok(found.map(repeat))
     }
 
@@ -417,15 +417,20 @@ impl Generations {
     /// Has Redis accept a turn, and runs the turn if it is new.
     async fn accept(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
         match self.store.accept(proposal).await? {
-            Acceptance::New { turn, began, before } => {
+            Acceptance::New { turn, began, before, created } => {
                 let generation = turn.generation;
                 let state =
                     if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
                 self.run(turn, state);
-                Ok(Submitted { generation, before: Some(before), repeated: false })
+                Ok(Submitted {
+                    generation,
+                    before: Some(before),
+                    repeated: false,
+                    created_session: created,
+                })
             }
             Acceptance::Same { generation, before } => {
-                Ok(Submitted { generation, before, repeated: true })
+                Ok(Submitted { generation, before, repeated: true, created_session: false })
             }
         }
     }
@@ -450,7 +455,7 @@ impl Generations {
                 () = stop.cancelled() => return,
             };
             if let Ok(Ok(submitted)) = accepted {
-                session_permit.accepted(submitted.begins_session());
+                session_permit.accepted(submitted.created_session);
                 if !submitted.repeated
                     && let Some(permit) = turn_permit
                 {
