@@ -19,7 +19,7 @@ use crate::config::{HostSettings, HttpSettings, RedisSettings, Settings, Storage
 use crate::generation::{self, GenerationSettings, Generations};
 use crate::http::connections::AddressConnections;
 use crate::http::extract::bearer::ExpectedToken;
-use crate::http::extract::caller::TrustedProxies;
+use crate::http::extract::caller::{ClientSources, TrustedProxies};
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
 use crate::http::room::ByteRoom;
@@ -125,14 +125,19 @@ impl Server {
             source_key: source_key.clone(),
             patience: settings.replica.redis_patience,
         };
+        let api_settings = api_settings(settings);
+        let sources = ClientSources {
+            proxies: api_settings.trusted_proxies.clone(),
+            key: source_key.clone(),
+        };
         let state = AppState {
             readiness,
             store,
             feeds,
             generations,
-            settings: Arc::new(api_settings(settings)),
+            settings: Arc::new(api_settings),
             limits,
-            room: ByteRoom::new(settings.http.unread_mib),
+            room: ByteRoom::new(settings.http.unread_mib, sources),
             sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),

@@ -24,6 +24,10 @@ const SEPARATOR: char = '.';
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
+/// The digest of a network as a number, for what a replica counts in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetworkNumber(u64);
+
 /// The key of the digests. Without a key the digest of an IPv4 address is found by trying all of them.
 /// Cloning is cheap, and clones share the key.
 #[derive(Clone)]
@@ -106,6 +110,13 @@ impl Source {
     pub fn is_limited(&self) -> bool {
         !self.0.is_empty()
     }
+
+    /// Returns the number of the widest network of the source: of its IPv4 address, or of its IPv6
+    /// /48. None of a loopback address.
+    pub fn widest_network(&self) -> Option<NetworkNumber> {
+        let digits = self.0.get(..2 * DIGEST_BYTES)?;
+        u64::from_str_radix(digits, 16).ok().map(NetworkNumber)
+    }
 }
 
 /// Returns the wider networks around a source, the widest first: /48 and /56 of an IPv6 source, and
@@ -146,6 +157,15 @@ mod tests {
         let first = wider(&source("2001:db8::1"));
         assert_ne!(first[0], first[1]);
         assert!(wider(&source("192.0.2.1")).is_empty());
+    }
+
+    #[test]
+    fn the_widest_network_is_an_ipv4_address_or_an_ipv6_48() {
+        let widest = |address: &str| Source(source(address)).widest_network();
+        assert_eq!(widest("2001:db8:0:1::1"), widest("2001:db8:0:ffff::9"));
+        assert_ne!(widest("2001:db8:0:1::1"), widest("2001:db8:1:1::1"));
+        assert_ne!(widest("192.0.2.1"), widest("192.0.2.2"));
+        assert!(widest("192.0.2.1").is_some() && widest("127.0.0.1").is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -116,7 +117,7 @@ async fn a_message_that_does_not_arrive_whole_in_time_ends_its_socket_and_no_oth
 async fn half_messages_of_all_sockets_have_one_budget() {
     let world = setup("100", &[]).await;
     let (mut small, _) = Socket::open(&world.replica, "/ws").await;
-    // 12 MiB have room for 24 of them.
+    // 12 MiB have room for 12 of them, with the buffers in which they arrived.
     let closes = (0..60).map(|_| async {
         let (mut socket, _) = Socket::open(&world.replica, "/ws").await;
         socket.frame(half_message(516_000)).await;
@@ -128,6 +129,35 @@ async fn half_messages_of_all_sockets_have_one_budget() {
     assert_eq!(count(1013) + count(1008), closes.len(), "{closes:?}");
     small.say(&json!({"type": "ping"})).await;
     assert_eq!(small.event().await["type"], "pong");
+}
+
+#[tokio::test]
+async fn half_messages_of_one_address_leave_room_for_the_messages_of_others() {
+    let world = setup("100", &[("JARVIS_TRUSTED_PROXIES", "127.0.0.1")]).await;
+    let open = async |address: &str| {
+        let headers = [("x-forwarded-for", address)];
+        Socket::open_with(&world.replica, "/ws", &headers).await.expect("a socket").0
+    };
+    let mut other = open("192.0.2.2").await;
+    // 3 MiB have room for three of them, and 12 MiB for 12.
+    let refusals = AtomicUsize::new(0);
+    let halves = (0..60).map(|_| async {
+        let mut socket = open("192.0.2.1").await;
+        socket.frame(half_message(516_000)).await;
+        let code = socket.closed().await;
+        refusals.fetch_add(usize::from(code == 1013), Ordering::Relaxed);
+        code
+    });
+    let large = async {
+        let is_spent = async || refusals.load(Ordering::Relaxed) >= 50;
+        assert!(eventually(LIMIT, is_spent).await, "{refusals:?} are refused");
+        other.say(&json!({"type": "ping", "filler": "x".repeat(500_000)})).await;
+        assert_eq!(other.event().await["type"], "pong");
+    };
+    let (closes, ()) = tokio::join!(join_all(halves), large);
+    let in_room = closes.iter().filter(|code| **code == 1008).count();
+    // Parts of refused ones took room for a moment.
+    assert!((1..=6).contains(&in_room), "{closes:?}");
 }
 
 #[tokio::test]

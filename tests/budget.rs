@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jarvis::budget::{Budget, ListOrder, OverBudget, StorageLimits};
 use jarvis::session::model::{ContextReport, FinishReason, User, rfc3339};
@@ -16,8 +17,9 @@ use jarvis::session::store::{
     message,
 };
 use jarvis::session::{Control, Message, Owner, Role, SessionId, Status, Store, Tag, Usage};
+use jarvis::source::SourceKey;
 use serde_json::json;
-use support::client::{http, send, until_ok};
+use support::client::{Socket, history, http, send, until_ok};
 use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
@@ -105,7 +107,7 @@ async fn where_anonymous_sessions_take_too_much_the_oldest_idle_one_of_the_large
     }
     let largest = server.cli(&["ZSCORE", "jarvis:{budget}:anonymous", "a:large"]);
     assert!(largest.trim().parse::<u64>().expect("bytes") > 5 * 20 * KIB, "{largest}");
-    // The first record names the one in use, which then counts as used just now.
+    // The first record names the one in use, which then stands behind the others.
     for _ in 0..2 {
         budget(135).record("small", small).await;
     }
@@ -139,40 +141,233 @@ async fn a_refused_caller_and_callers_that_never_return_give_back_what_has_expir
         for session in &sessions {
             server.cli(&["ZADD", "jarvis:{budget}:expiry", "XX", "1", &session.to_string()]);
         }
-        budget.room(&OWNER, "another", new).await.is_ok()
+        let has_room = budget.room(&OWNER, "another", new).await.is_ok();
+        has_room && server.cli(&["GET", "jarvis:{budget}:total"]).trim() == "0"
     };
     assert!(eventually(LIMIT, room).await, "what has expired is not given back");
     assert_eq!(budget.room(&OWNER, "once", new).await.map(drop), Ok(()));
-    assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
+}
+
+/// Listens to a session, as the feed of a replica does.
+async fn listen(server: &RedisServer, session: SessionId) -> std::net::TcpStream {
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", server.port())).expect("Redis");
+    write!(client, "SSUBSCRIBE {}\r\n", channel(session)).expect("sent");
+    let is_heard =
+        async || server.cli(&["PUBSUB", "SHARDNUMSUB", &channel(session)]).trim().ends_with('1');
+    assert!(eventually(LIMIT, is_heard).await);
+    client
 }
 
 #[tokio::test]
-async fn where_the_budget_is_exceeded_a_request_removes_what_may_go_and_never_what_a_client_hears()
-{
+async fn a_request_beyond_the_budget_removes_what_a_client_hears_after_the_rest_of_its_network() {
     let server = RedisServer::start();
     let store = store(&server).await;
-    let limits = StorageLimits { anonymous_bytes: 60 * KIB, ..wide() };
     let mut sessions = Vec::new();
     for _ in 0..4 {
         let budget = Budget::new(store.clone(), wide());
         sessions.push(ended_turn(&budget, &store, "n", 20 * KIB).await);
     }
+    let running = SessionId::random();
+    open_turn(&store, running, 20 * KIB).await;
+    Budget::new(store.clone(), wide()).record("n", running).await;
     let heard = sessions[0];
-    let mut client = std::net::TcpStream::connect(("127.0.0.1", server.port())).expect("Redis");
-    write!(client, "SSUBSCRIBE {}\r\n", channel(heard)).expect("sent");
-    let heard_by_one =
-        async || server.cli(&["PUBSUB", "SHARDNUMSUB", &channel(heard)]).trim().ends_with('1');
-    assert!(eventually(LIMIT, heard_by_one).await);
-    server.cli(&["ZADD", "jarvis:{budget}:payer:a:n", "1", &heard.to_string()]);
+    let _clients = (listen(&server, heard).await, listen(&server, running).await);
+    for (used, session) in [("1", heard), ("2", running)] {
+        server.cli(&["ZADD", "jarvis:{budget}:payer:a:n", used, &session.to_string()]);
+    }
+    let budget_of = |kib: u64| {
+        Budget::new(store.clone(), StorageLimits { anonymous_bytes: kib * KIB, ..wide() })
+    };
+    // Room for the two that are in use, and for no other.
+    let budget = budget_of(80);
+    let others_go = eventually(LIMIT, async || {
+        let _ = budget.room(&OWNER, "another", SessionId::random()).await;
+        let mut kept = 0;
+        for session in &sessions[1..] {
+            kept += usize::from(exists(&store, *session).await);
+        }
+        kept == 0
+    });
+    assert!(others_go.await, "a refused request makes room for the next");
+    assert!(exists(&store, heard).await, "a client listens, and others could go");
+    // Room for one.
+    let budget = budget_of(40);
+    let heard_goes = eventually(LIMIT, async || {
+        let _ = budget.room(&OWNER, "another", SessionId::random()).await;
+        !exists(&store, heard).await
+    });
+    assert!(heard_goes.await, "nothing else of its network can go");
+    assert!(exists(&store, running).await, "a turn of it runs");
+}
+
+#[tokio::test]
+async fn a_client_whose_session_is_removed_gets_history_cleared_and_goes_on_in_a_new_one() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "10000"]);
+    let settings = [("JARVIS_ANONYMOUS_MIB", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    // It takes more than three quarters of the budget, and less than nine tenths.
+    let store = store(&redis).await;
+    let budget = Budget::new(store.clone(), wide());
+    let session = ended_turn(&budget, &store, "n", 800 * KIB).await;
+    let (mut socket, _) = Socket::open(&replica, &format!("/ws?session_id={session}")).await;
+    // Requests of another address need the room.
+    let url = format!("{}/api/v1/chat/", replica.url);
+    let removed = eventually(LIMIT, async || {
+        let request = http().post(&url).header("x-forwarded-for", "192.0.2.1");
+        let reply = send(request.json(&json!({"message": "[[tokens=1]] hello"}))).await;
+        assert_eq!(reply.status, 200, "{:?}", reply.body);
+        !exists(&store, session).await
+    });
+    assert!(removed.await, "the session with a listener stays");
+    socket.until("history_cleared").await;
+    socket.say(&json!({"message": "[[tokens=1]] hello"})).await;
+    socket.until("stream_end").await;
+    assert_eq!(history(&replica, &session.to_string()).await.len(), 2);
+}
+
+/// Returns the bytes that Redis uses.
+fn used_memory(redis: &RedisServer) -> u64 {
+    let used = redis.cli(&["INFO", "memory"]);
+    let used = used.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    used.and_then(|bytes| bytes.trim().parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_grows_by_less_than_the_budget_of_anonymous_sessions_however_many_are_stored() {
+    const MIB: u64 = 1 << 20;
+    const BUDGET_MIB: u64 = 8;
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "0"]);
+    let settings = [
+        ("JARVIS_ANONYMOUS_MIB", "8"),
+        ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
+        ("JARVIS_OLLAMA_SLOTS", "64"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let url = format!("{}/api/v1/chat/", replica.url);
+    let client = http();
+    // Each from an address of its own.
+    let store = async |numbers: std::ops::Range<u32>, filler: usize| {
+        let filler = &"x".repeat(filler);
+        let (client, url) = (&client, &url);
+        let asked = numbers.map(|number| async move {
+            let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).to_string();
+            let request = client.post(url).header("x-forwarded-for", address);
+            let message = format!("[[tokens=3]] hello {filler}");
+            send(request.json(&json!({"message": message}))).await.status
+        });
+        let asked = futures_util::stream::iter(asked).buffer_unordered(16);
+        asked.collect::<Vec<_>>().await
+    };
+    let counted = || {
+        let total = redis.cli(&["GET", "jarvis:{budget}:total"]);
+        total.trim().parse::<u64>().unwrap_or(0)
+    };
+    // The first turn loads what is not of a session.
+    assert_eq!(store(0..1, 1).await, [200]);
+    let before = used_memory(&redis);
+    for (sessions, filler) in [(1..301, 0), (301..601, 4_000), (601..1_201, 20_000)] {
+        let statuses = store(sessions, filler).await;
+        let refused = statuses.iter().filter(|status| **status != 200).count();
+        let grown = used_memory(&redis).saturating_sub(before);
+        let ratio = grown as f64 / counted() as f64;
+        println!("{filler}: {grown} B of Redis, {} counted, {ratio:.2}, {refused}", counted());
+        assert!(grown < BUDGET_MIB * MIB, "{grown} bytes of Redis, {} counted", counted());
+        assert_eq!(refused, 0, "others are removed");
+        assert!((0.5..1.3).contains(&ratio), "{grown} bytes of Redis, {} counted", counted());
+    }
+    assert!(counted() > BUDGET_MIB * MIB / 2, "{} counted: the budget was not filled", counted());
+}
+
+#[tokio::test]
+async fn of_sessions_in_use_the_network_that_takes_most_is_refused_before_others_are() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 100 * KIB, ..wide() };
     let budget = Budget::new(store.clone(), limits);
-    let room = async || budget.room(&OWNER, "another", SessionId::random()).await.is_ok();
-    assert!(eventually(LIMIT, room).await, "a refused request makes room for the next");
-    assert!(exists(&store, heard).await, "a client listens");
+    let running = SessionId::random();
+    open_turn(&store, running, 80 * KIB).await;
+    budget.record("large", running).await;
+    let large = budget.room(&OWNER, "large", SessionId::random()).await;
+    assert_eq!(large.map(drop), Err(OverBudget::Total));
+    let small = budget.room(&OWNER, "small", SessionId::random()).await;
+    assert_eq!(small.map(drop), Ok(()));
+    assert!(exists(&store, running).await, "a turn of it runs");
+}
+
+/// Returns the source of the 64 with this number in a 48, as replicas name it.
+fn source_in_48(number: u64) -> String {
+    let address = format!("2001:db8:0:{number:x}::1").parse().expect("an address");
+    SourceKey::new(b"a key").source(address).0
+}
+
+#[tokio::test]
+async fn networks_of_one_48_give_together_before_a_smaller_one_and_the_largest_56_of_them_first() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { anonymous_bytes: 800 * KIB, ..StorageLimits::default() };
+    let budget = Budget::new(store.clone(), limits);
+    // Each takes more than any other /64, and is the oldest.
+    let mut honest = Vec::new();
+    for _ in 0..3 {
+        honest.push(ended_turn(&budget, &store, "honest", 20 * KIB).await);
+    }
+    let neighbour = ended_turn(&budget, &store, &source_in_48(0xff00), 30 * KIB).await;
+    let mut of_56 = Vec::new();
+    for number in 0..60 {
+        of_56.push(ended_turn(&budget, &store, &source_in_48(number), 10 * KIB).await);
+        let room = budget.room(&OWNER, "another", SessionId::random()).await;
+        assert_eq!(room.map(drop), Ok(()), "another network is locked out");
+    }
+    for session in &honest {
+        assert!(exists(&store, *session).await, "a network that takes less gives nothing");
+    }
+    assert!(exists(&store, neighbour).await, "a /56 that takes less gives nothing");
+    let total = server.cli(&["GET", "jarvis:{budget}:total"]);
+    let total = total.trim().parse::<u64>().expect("bytes");
+    assert!((500 * KIB..=615 * KIB).contains(&total), "{total}");
     let mut kept = 0;
-    for session in &sessions {
+    for session in &of_56 {
         kept += usize::from(exists(&store, *session).await);
     }
-    assert!((1..4).contains(&kept), "{kept}");
+    assert!((20..60).contains(&kept), "{kept} of the network that takes most");
+    // What is deleted leaves no count of a network.
+    for session in of_56.into_iter().chain(honest).chain([neighbour]) {
+        let _ = store.clear(&mut Clearing::new(&OWNER, session, true)).await;
+        budget.record_again(session).await;
+    }
+    let left = server.cli(&["KEYS", "jarvis:{budget}:*"]);
+    assert_eq!(left.lines().count(), 2, "{left}");
+    for sum in ["total", "leaving_bytes"] {
+        assert_eq!(server.cli(&["GET", &format!("jarvis:{{budget}}:{sum}")]).trim(), "0", "{sum}");
+    }
+}
+
+#[tokio::test]
+async fn networks_of_one_56_and_of_one_48_store_twice_and_four_times_as_much_as_one() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let limits = StorageLimits { caller_bytes: 60 * KIB, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let stored = async |networks: &[u64]| {
+        let mut stored = 0;
+        for number in networks {
+            let source = source_in_48(*number);
+            if budget.room(&OWNER, &source, SessionId::random()).await.is_ok() {
+                ended_turn(&budget, &store, &source, 20 * KIB).await;
+                stored += 1;
+            }
+        }
+        stored
+    };
+    // A session takes 24 KiB and a little, and the last one may take more than there is.
+    assert_eq!(stored(&[1, 1, 1, 1]).await, 3, "one /64");
+    assert_eq!(stored(&[2, 3, 4, 5]).await, 2, "a /56 with five sessions");
+    assert_eq!(stored(&[0x102, 0x103, 0x204, 0x205, 0x306, 0x307]).await, 5, "a /48 with ten");
+    assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await.map(drop), Ok(()));
 }
 
 #[tokio::test]
@@ -214,7 +409,10 @@ async fn a_network_that_takes_most_gives_its_young_sessions_and_never_one_of_ano
     }
     assert!(exists(&store, honest).await, "a network that takes less gives nothing");
     assert!(exists(&store, running).await, "its turn runs");
-    assert!(!exists(&store, greedy[0]).await && !exists(&store, greedy[20]).await);
+    let oldest_go = eventually(LIMIT, async || {
+        !exists(&store, greedy[0]).await && !exists(&store, greedy[20]).await
+    });
+    assert!(oldest_go.await);
     assert!(exists(&store, greedy[39]).await, "no more than needed");
     let total = server.cli(&["GET", "jarvis:{budget}:total"]);
     assert!(total.trim().parse::<u64>().expect("bytes") <= 300 * KIB + 24 * KIB, "{total}");
@@ -444,6 +642,34 @@ async fn a_claim_reserves_what_the_session_takes_and_gives_it_back_where_it_is_r
     assert_eq!(server.cli(&["KEYS", "jarvis:{budget}:reserv*"]).trim(), "");
     let total = server.cli(&["GET", "jarvis:{budget}:total"]);
     assert!(total.trim().parse::<u64>().expect("bytes") > 58 * KIB, "it stays recorded: {total}");
+}
+
+#[tokio::test]
+async fn what_is_withdrawn_gives_back_the_room_of_its_own_call_and_no_other() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), wide());
+    let session = SessionId::random();
+    budget.reserve_import(&alice(), session, 20 * KIB).await.expect("room");
+    let of_import = bytes_of_alice(&server);
+    assert_eq!(of_import, 24 * KIB);
+    // A turn and a claim of the same identifier find no session of this user while the import runs.
+    let turn = budget.room(&alice(), "", session).await.expect("room");
+    let claim = budget.reserve_claim(&alice(), session).await.expect("room");
+    for grant in [turn, claim] {
+        budget.withdraw(&alice(), session, grant).await;
+        assert_eq!(bytes_of_alice(&server), of_import, "the import goes on");
+    }
+    // Of two claims at the same time, the first one that is refused leaves the other's room.
+    let anonymous = ended_turn(&budget, &store, "n", 20 * KIB).await;
+    let first = budget.reserve_claim(&alice(), anonymous).await.expect("room");
+    let second = budget.reserve_claim(&alice(), anonymous).await.expect("room");
+    let of_both = bytes_of_alice(&server);
+    assert!(of_both > of_import + 20 * KIB, "{of_both}");
+    budget.withdraw(&alice(), anonymous, first).await;
+    assert_eq!(bytes_of_alice(&server), of_both, "the second claim is under way");
+    budget.withdraw(&alice(), anonymous, second).await;
+    assert_eq!(bytes_of_alice(&server), of_import);
 }
 
 #[tokio::test]

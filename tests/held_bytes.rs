@@ -5,11 +5,11 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::client::{chat, get, narrow, until_ok};
+use support::client::{chat, get, http, narrow, until_ok};
 use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::raw_http::{Framing, Raw};
@@ -117,6 +117,40 @@ async fn bodies_that_do_not_end_are_held_within_one_room_of_all_connections() {
     let message = format!("{} [[tokens=1]]", "x".repeat(30_000));
     let served = async || chat(replica, &session, &message).await.status == 200;
     assert!(eventually(LIMIT, served).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn an_address_that_holds_its_share_of_the_room_keeps_no_other_address_waiting() {
+    const BYTES: usize = 500 << 10;
+    let proxy = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM, proxy]).await;
+    let url = format!("{}/api/v1/chat", replica.url);
+    // The body has no message, so it is 422 once it was read whole.
+    let send_from = async |address: &str| {
+        let request = http().post(&url).header("x-forwarded-for", address);
+        let request = request.header("content-type", "application/json");
+        request.body(vec![b' '; BYTES]).send().await.map(|reply| reply.status().as_u16()).ok()
+    };
+    assert_eq!(send_from("192.0.2.1").await, Some(422));
+    let open = (0..40).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let head = format!(
+            "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.1\r\n\
+             Content-Length: {BYTES}\r\n\r\n "
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream
+    });
+    let held = join_all(open).await;
+    let is_spent = async || send_from("192.0.2.1").await != Some(422);
+    assert!(eventually(LIMIT, is_spent).await, "the address has no share");
+    let began = Instant::now();
+    assert_eq!(send_from("192.0.2.2").await, Some(422));
+    assert!(began.elapsed() < Duration::from_secs(4), "it waited for {:?}", began.elapsed());
+    assert_ne!(send_from("192.0.2.1").await, Some(422), "its share is held");
+    drop(held);
+    let served = async || send_from("192.0.2.1").await == Some(422);
+    assert!(eventually(LIMIT, served).await, "the share does not come back");
 }
 
 #[tokio::test]

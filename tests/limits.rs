@@ -866,6 +866,45 @@ async fn a_turn_in_a_session_that_exists_takes_no_session() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_deleted_and_begun_again_takes_a_session_each_time() {
+    let settings = [
+        PROXY,
+        ("JARVIS_ADDRESS_SESSIONS_PER_DAY", "3"),
+        ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "0"),
+    ];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let session = id();
+    let from_address = async |request: reqwest::RequestBuilder| {
+        send(request.header("x-forwarded-for", "192.0.2.1")).await.status
+    };
+    let ask = async || {
+        let body = json!({"message": "[[tokens=3]] hi", "session_id": session});
+        from_address(http().post(format!("{}/api/v1/chat", replica.url)).json(&body)).await
+    };
+    let delete = async || {
+        let url = format!("{}/api/v1/chat/sessions/{session}", replica.url);
+        assert_eq!(from_address(http().delete(url)).await, 200);
+    };
+    let used = async || {
+        let request = http().get(format!("{}/api/v1/usage", replica.url));
+        let request = request.header("x-forwarded-for", "192.0.2.1");
+        usage(request, "address-sessions").await["used"].as_u64()
+    };
+    for number in 1..=3 {
+        // The second turn is in a session that exists.
+        assert_eq!((ask().await, ask().await), (200, 200));
+        let is_used = eventually(LIMIT, async || used().await == Some(number)).await;
+        assert!(is_used, "{:?} of {number}", used().await);
+        delete().await;
+    }
+    // The replica may take it for one that exists once more, and not again.
+    if ask().await == 200 {
+        delete().await;
+    }
+    assert_eq!(ask().await, 429);
+}
+
+#[tokio::test]
 async fn usage_tells_the_exact_numbers_of_each_limit_of_the_caller() {
     // One comes back in more than half a day, so that nothing does while the test runs.
     let settings = [SIGN_IN, PROXY];

@@ -6,11 +6,12 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use chrono::Utc;
 use jarvis::budget::{Budget, ListOrder, StorageLimits};
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Clearing, ImportStep, ImportedSession, NewTurn, Proposal, SessionLimits, Transfer,
-    message,
+    Acceptance, Begin, Clearing, ImportStep, ImportedSession, NewTurn, Proposal, Restored,
+    SessionLimits, Transfer, channel, message,
 };
 use jarvis::session::{Message, Owner, Role, SessionId, Status, Store, StoreError, Tag};
 use reqwest::Method;
@@ -239,7 +240,7 @@ async fn a_deletion_of_all_spares_a_session_that_was_created_since_it_began() {
         stored_turn(&store, &alice, session, "created since", "an answer").await;
     }
     let delete = async |session| {
-        let began = deletion.began;
+        let began = Some(deletion.began);
         let mut clearing = Clearing::of_deletion(&alice, session, "name", began, "");
         store.clear(&mut clearing).await.map(|_| clearing.done().to_owned())
     };
@@ -249,6 +250,22 @@ async fn a_deletion_of_all_spares_a_session_that_was_created_since_it_began() {
     for session in [again, new] {
         assert!(matches!(delete(session).await, Err(StoreError::Absent)));
         assert!(store.measure(session).await.expect("Redis").is_some(), "it is there");
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_of_all_spares_no_session_whose_node_has_a_clock_ahead() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let replica = &fleet.replicas[0];
+    let sessions = stored_sessions(&store_of(&redis).await, "alice", 2).await;
+    let hour_later = (Utc::now().timestamp_micros() + 3_600_000_000).to_string();
+    for session in &sessions {
+        redis.cli(&["HSET", &channel(*session), "began", &hour_later]);
+    }
+    assert_eq!(delete_all(&fleet, 0, "alice").await.body["sessions_deleted"], 2);
+    for session in &sessions {
+        assert_eq!(read(replica, &session.to_string(), "alice").await.status, 404);
     }
 }
 
@@ -324,6 +341,65 @@ async fn an_imported_session_is_followed_and_cancelled_before_its_first_turn() {
     assert_eq!(followed.status(), 200);
     let cancel = format!("{}{SESSIONS}/{session}/cancel", replica.url);
     assert_eq!(send(http().post(cancel).bearer_auth(token("bob"))).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_turn_whose_imported_session_a_failover_lost_waits_until_it_is_imported_again() {
+    let redis = RedisServer::start();
+    let store = store_of(&redis).await;
+    let owner = Owner::User(User::local("alice").expect("a user"));
+    let at = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let entry = |content: &str| {
+        let message = Message { content: content.to_owned(), ..message(Role::User, at) };
+        ImportedSession::entry(&message).expect("an entry")
+    };
+    let imported = ImportedSession {
+        session: SessionId::random(),
+        title: "t".to_owned(),
+        model: "m".to_owned(),
+        created_at: at,
+        entries: vec![entry("first"), entry("second")],
+    };
+    let stage = async || {
+        for from in [None, Some(0)] {
+            store.import_messages(&owner, &imported, from).await.expect("a batch");
+        }
+    };
+    let commit = async || {
+        let committed = store.import_commit(&owner, &imported).await.expect("a session");
+        assert_eq!(committed, ImportStep::Exists);
+    };
+    let accept = async |content: &str| {
+        let new = NewTurn {
+            spec: turn_spec("m"),
+            content: content.to_owned(),
+            conversation: None,
+            key: None,
+        };
+        let proposal = Proposal::new(&owner, imported.session, &new);
+        let accepted = store.accept(&proposal).await.expect("accepted");
+        let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+        turn
+    };
+    stage().await;
+    commit().await;
+    let turn = accept("question").await;
+    let lost = redis.cli(&["KEYS", "jarvis:{b*"]);
+    let lost: Vec<&str> = lost.lines().collect();
+    redis.cli(&[&["DEL"], &lost[..]].concat());
+    stage().await;
+    for _ in 0..2 {
+        assert_eq!(store.restore(&turn).await.expect("Redis"), Restored::Waiting);
+        let listed = redis.cli(&["EXISTS", &format!("{}:waiting", channel(imported.session))]);
+        assert_eq!(listed.trim(), "0", "the turn is in a session that is not there yet");
+    }
+    commit().await;
+    assert_eq!(store.restore(&turn).await.expect("Redis"), Restored::Waiting);
+    assert_eq!(store.begin(&turn).await.expect("Redis"), Begin::Began);
+    accept("another question").await;
+    let page = store.page(&owner, imported.session, 0, 50).await.expect("a page");
+    let contents: Vec<_> = page.messages.iter().map(|message| &*message.content).collect();
+    assert_eq!(contents, ["first", "second", "question"]);
 }
 
 #[tokio::test]
@@ -664,9 +740,11 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_a_user_with_10_00
         assert!(count >= 9_890, "{count}");
         let next = budget.delete_next(&user, &[], 64).await.expect("sessions");
         for session in &sessions[100..130] {
-            let mut clearing = Clearing::of_deletion(&owner, *session, &user, deletion.began, "");
+            let began = Some(deletion.began);
+            let mut clearing = Clearing::of_deletion(&owner, *session, &user, began, "");
             store.clear(&mut clearing).await.expect("deleted");
         }
+        let next: Vec<_> = next.iter().map(|due| due.session).collect();
         budget.delete_next(&user, &next, 64).await.expect("sessions");
         budget.abandoned_deletions().await.expect("deletions");
         timed_calls(&redis)

@@ -1,83 +1,148 @@
-//! The bytes of messages that have not arrived whole, of all sockets of the process together.
+//! The bytes of messages that have not arrived whole, of all sockets of the process together and of
+//! those of one network.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::source::{NetworkNumber, Source};
 
 /// Bytes of the unfinished messages of all sockets, at most.
 const PROCESS_BYTES: usize = 12 << 20;
+/// Bytes of those of one IPv4 address or IPv6 /48, at most, so that none keeps the others out.
+const NETWORK_BYTES: usize = PROCESS_BYTES / 4;
 /// Bytes of an unfinished message that are not counted, so that a socket which sends little is
 /// never refused because of others.
 const FREE_BYTES: usize = 4 << 10;
 
 /// The budget of a process. Cloning is cheap, and clones share it.
-#[derive(Clone)]
-pub struct MessageBudget(Arc<AtomicUsize>);
+#[derive(Clone, Default)]
+pub struct MessageBudget(Arc<Mutex<Charged>>);
 
-impl Default for MessageBudget {
-    fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(PROCESS_BYTES)))
-    }
+/// What is charged.
+#[derive(Default)]
+struct Charged {
+    total: usize,
+    /// By network, where it is not 0.
+    of_network: HashMap<NetworkNumber, usize>,
 }
 
 impl MessageBudget {
     /// Begins the share of one socket.
-    pub fn share(&self) -> BudgetShare {
-        BudgetShare { left: Arc::clone(&self.0), charged: 0 }
+    pub fn share(&self, source: &Source) -> BudgetShare {
+        let network = source.widest_network();
+        BudgetShare { charged: Arc::clone(&self.0), network, bytes: 0 }
     }
 }
 
 /// What one socket takes of the budget, until it is dropped.
 pub struct BudgetShare {
-    left: Arc<AtomicUsize>,
-    charged: usize,
+    charged: Arc<Mutex<Charged>>,
+    /// The network whose bytes are bounded, too; none of a loopback address.
+    network: Option<NetworkNumber>,
+    bytes: usize,
 }
 
 impl BudgetShare {
     /// Returns a share with what this one took, which is empty then.
     #[must_use]
     pub fn take(&mut self) -> Self {
-        Self { left: Arc::clone(&self.left), charged: std::mem::take(&mut self.charged) }
+        let bytes = std::mem::take(&mut self.bytes);
+        Self { charged: Arc::clone(&self.charged), network: self.network, bytes }
     }
 
-    /// Sets the bytes of the socket's unfinished message. Returns `false` where the budget is spent;
-    /// the share stays as it was then.
+    /// Sets the bytes of the socket's unfinished message. Returns `false` where the budget of the
+    /// process or of the network is spent; the share stays as it was then.
     pub fn set(&mut self, bytes: usize) -> bool {
         let wanted = bytes.saturating_sub(FREE_BYTES);
-        if wanted <= self.charged {
-            self.left.fetch_add(self.charged - wanted, Ordering::Relaxed);
-        } else {
-            let more = wanted - self.charged;
-            let take = |left: usize| left.checked_sub(more);
-            if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-                return false;
-            }
+        if wanted == self.bytes {
+            return true;
         }
-        self.charged = wanted;
-        true
+        let has_room = lock(&self.charged).replace(self.network, self.bytes, wanted);
+        if has_room {
+            self.bytes = wanted;
+        }
+        has_room
     }
 }
 
 impl Drop for BudgetShare {
     fn drop(&mut self) {
-        self.left.fetch_add(self.charged, Ordering::Relaxed);
+        if self.bytes > 0 {
+            lock(&self.charged).replace(self.network, self.bytes, 0);
+        }
     }
+}
+
+impl Charged {
+    /// Charges bytes of a network in place of others. Returns `false`, and changes nothing, where these
+    /// are more and there is no room for them.
+    fn replace(&mut self, network: Option<NetworkNumber>, before: usize, bytes: usize) -> bool {
+        let total = self.total - before + bytes;
+        let of_network = network.map_or(0, |network| {
+            self.of_network.get(&network).copied().unwrap_or_default() - before + bytes
+        });
+        if bytes > before && (total > PROCESS_BYTES || of_network > NETWORK_BYTES) {
+            return false;
+        }
+        self.total = total;
+        match network {
+            Some(network) if of_network == 0 => {
+                self.of_network.remove(&network);
+            }
+            Some(network) => {
+                self.of_network.insert(network, of_network);
+            }
+            None => {}
+        }
+        true
+    }
+}
+
+fn lock(charged: &Mutex<Charged>) -> MutexGuard<'_, Charged> {
+    charged.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::SourceKey;
 
     #[test]
     fn the_shares_of_all_sockets_stay_within_the_budget_and_come_back() {
         let budget = MessageBudget::default();
-        let (mut one, mut two) = (budget.share(), budget.share());
+        let (mut one, mut two) =
+            (budget.share(&Source::default()), budget.share(&Source::default()));
         assert!(one.set(PROCESS_BYTES));
         assert!(one.set(PROCESS_BYTES + FREE_BYTES));
         assert!(!two.set(FREE_BYTES + 1));
         assert!(two.set(FREE_BYTES), "a small message is never refused");
         assert!(one.set(0));
         assert!(two.set(PROCESS_BYTES));
+        let kept = two.take();
         drop((one, two));
-        assert_eq!(budget.0.load(Ordering::Relaxed), PROCESS_BYTES);
+        assert_ne!(lock(&budget.0).total, 0);
+        drop(kept);
+        assert_eq!(lock(&budget.0).total, 0);
+    }
+
+    #[test]
+    fn the_sockets_of_one_network_have_a_share_of_the_budget_and_leave_the_rest_to_others() {
+        let budget = MessageBudget::default();
+        let key = SourceKey::default();
+        let share = |address: &str| budget.share(&key.source(address.parse().expect("an address")));
+        let (mut one, mut same) = (share("2001:db8:0:1::1"), share("2001:db8:0:ff00::1"));
+        assert!(one.set(NETWORK_BYTES + FREE_BYTES));
+        assert!(!same.set(FREE_BYTES + 1), "of one /48");
+        assert!(same.set(FREE_BYTES), "a small message is never refused");
+        let mut others: Vec<_> =
+            ["192.0.2.1", "192.0.2.2", "2001:db8:1::1"].map(share).into_iter().collect();
+        for other in &mut others {
+            assert!(other.set(NETWORK_BYTES + FREE_BYTES));
+        }
+        assert!(!share("192.0.2.3").set(FREE_BYTES + 1), "all of it is used");
+        assert!(one.set(FREE_BYTES));
+        assert!(same.set(NETWORK_BYTES));
+        drop((one, same, others));
+        assert!(lock(&budget.0).of_network.is_empty(), "a network is forgotten");
     }
 }

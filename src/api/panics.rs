@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use crate::Server;
 use crate::config::{Cli, Command};
 use crate::http::connections::AddressConnections;
+use crate::http::extract::caller::ClientSources;
 use crate::http::listener;
 use crate::http::middleware::panics::catch;
 use crate::http::room::ByteRoom;
@@ -82,7 +83,8 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
         probes: 1,
         http_2: false,
     };
-    let (room, of_addresses) = (ByteRoom::new(1), AddressConnections::default());
+    let (room, of_addresses) =
+        (ByteRoom::new(1, ClientSources::default()), AddressConnections::default());
     let serving = listener::serve(socket, router, room, limits, of_addresses, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -3,7 +3,9 @@
 //! The replica that ends a turn measures the session and records it in an index, from which a budget
 //! is one lookup. Where all anonymous sessions take too much, the ones that were used least recently
 //! go, of the network that takes most, however young they are; never one with a running or waiting
-//! turn, or with a client that listens. Those without an answer go before the others of their network.
+//! turn. Those without an answer go before the others of their network, and those with a client that
+//! listens after them; the client gets the event of a cleared history. The network that takes most is
+//! looked for at each width: the /48, the /56 within it, and the /64 within that.
 //! A budget is a limit and no account: a failover may lose the last records, and the next turn of each
 //! session brings them back.
 //!
@@ -15,8 +17,9 @@ mod sessions;
 use std::time::Duration;
 
 use fred::prelude::Value;
+use tracing::Instrument;
 
-pub use sessions::{Deletion, ListEntry, ListOrder, ListPosition};
+pub use sessions::{Deletion, DueSession, ListEntry, ListOrder, ListPosition};
 
 use crate::redis::{Call, RedisError};
 use crate::session::store::Evicted;
@@ -101,7 +104,7 @@ impl Budget {
         owner: &Owner,
         network: &str,
         session: SessionId,
-    ) -> Result<Listing, OverBudget> {
+    ) -> Result<RoomGrant, OverBudget> {
         self.room_for(owner, network, session, Purpose::Turn).await
     }
 
@@ -115,7 +118,7 @@ impl Budget {
         owner: &Owner,
         session: SessionId,
         bytes: u64,
-    ) -> Result<Listing, OverBudget> {
+    ) -> Result<RoomGrant, OverBudget> {
         let bytes = bytes + SESSION_BYTES;
         self.room_for(owner, "", session, Purpose::Import { bytes }).await
     }
@@ -128,7 +131,7 @@ impl Budget {
         &self,
         owner: &Owner,
         session: SessionId,
-    ) -> Result<Listing, OverBudget> {
+    ) -> Result<RoomGrant, OverBudget> {
         self.room_for(owner, "", session, Purpose::Claim).await
     }
 
@@ -138,50 +141,59 @@ impl Budget {
         network: &str,
         session: SessionId,
         purpose: Purpose,
-    ) -> Result<Listing, OverBudget> {
+    ) -> Result<RoomGrant, OverBudget> {
         let is_known = *owner != Owner::Anonymous || !network.is_empty();
         let limit = |limit: u64| if is_known { limit } else { 0 };
-        let (bytes, reserved) = match purpose {
-            Purpose::Turn => (0, Duration::ZERO),
-            Purpose::Claim => (0, RESERVED),
-            Purpose::Import { bytes } => (bytes, RESERVED),
+        let (name, bytes, reserved) = match purpose {
+            Purpose::Turn => ("turn", 0, Duration::ZERO),
+            Purpose::Claim => ("claim", 0, RESERVED),
+            Purpose::Import { bytes } => ("import", bytes, RESERVED),
         };
         let call = call("jarvis_budget_room_1")
             .text("session", session)
             .arg("payer", payer(owner, network))
             .text("bytes", bytes)
-            .flag("claim", matches!(purpose, Purpose::Claim))
+            .arg("purpose", name)
             .text("reserve_seconds", reserved.as_secs())
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
             .text("total_limit", self.limits.anonymous_bytes);
-        let Ok(reply) = self.store.redis().call::<Value>(call).await else {
-            return Ok(Listing::default());
+        let budget = self.clone();
+        // A task of its own, because a request may be dropped, and what the call names is to be removed
+        // all the same.
+        let asked = async move {
+            let reply = budget.store.redis().call::<Value>(call).await.ok()?;
+            let Some((verdict, listed, token, work)) = parse_room(reply) else {
+                tracing::warn!("unreadable reply about the storage budget");
+                return None;
+            };
+            if !work.is_empty() {
+                tokio::spawn(async move { budget.catch_up(&work).await });
+            }
+            Some((verdict, listed, token))
         };
-        let Some((verdict, listed, work)) = parse_room(reply) else {
-            tracing::warn!("unreadable reply about the storage budget");
-            return Ok(Listing::default());
+        let asked = tokio::spawn(asked.in_current_span()).await;
+        let Some((verdict, listed, token)) = asked.ok().flatten() else {
+            return Ok(RoomGrant::default());
         };
-        if !work.is_empty() {
-            let budget = self.clone();
-            tokio::spawn(async move { logged(budget.catch_up(&work).await) });
-        }
         match &*verdict {
             "sessions" => Err(OverBudget::Sessions),
             "bytes" => Err(OverBudget::Bytes),
             "total" => Err(OverBudget::Total),
-            _ => Ok(Listing(listed)),
+            _ => Ok(RoomGrant { purpose: name, listed, token }),
         }
     }
 
-    /// Takes back what was listed and reserved for a user in a session that turned out to be none of
-    /// that user's. What was listed again since stays. A failure is only logged: the reservation
-    /// ends by itself, and the entry goes when the list is read.
-    pub async fn withdraw(&self, owner: &Owner, session: SessionId, listing: Listing) {
+    /// Takes back what a call listed and reserved for a user in a session that turned out to be none of
+    /// that user's. What another call reserved, or listed since, stays. A failure is only logged: the
+    /// reservation ends by itself, and the entry goes when the list is read.
+    pub async fn withdraw(&self, owner: &Owner, session: SessionId, grant: RoomGrant) {
         let call = call("jarvis_budget_withdraw_1")
             .text("session", session)
             .arg("payer", payer(owner, ""))
-            .arg("listed", listing.0);
+            .arg("listed", grant.listed)
+            .arg("purpose", grant.purpose)
+            .arg("token", grant.token);
         if let Err(error) = self.store.redis().call::<()>(call).await {
             tracing::debug!(%error, "refused session not removed from the list");
         }
@@ -203,15 +215,19 @@ impl Budget {
         network: Option<&str>,
         session: SessionId,
     ) -> Result<(), StoreError> {
-        let work = self.measure_and_record(network, session).await?;
-        self.catch_up(&work).await
+        let work = self.measure_and_record(network, session, InUse::Unknown, true).await?;
+        self.catch_up(&work).await;
+        Ok(())
     }
 
-    /// Returns what else there is to do.
+    /// Returns what else there is to do; with `removes` also sessions to remove where all anonymous
+    /// ones take too much.
     async fn measure_and_record(
         &self,
         network: Option<&str>,
         session: SessionId,
+        in_use: InUse,
+        removes: bool,
     ) -> Result<CatchUp, StoreError> {
         let Some(measured) = self.store.measure(session).await? else {
             self.forget(session).await?;
@@ -226,7 +242,8 @@ impl Budget {
             .arg("payer", payer)
             .text("bytes", measured.bytes + SESSION_BYTES)
             .text("seconds", measured.expires_in.map_or(-1, u64::cast_signed))
-            .text("total_limit", self.limits.anonymous_bytes)
+            .arg("in_use", in_use.as_str())
+            .text("total_limit", if removes { self.limits.anonymous_bytes } else { 0 })
             .text("young", self.limits.young.as_secs());
         let reply: Value = self.store.redis().call(call).await?;
         let work = CatchUp::parse(&mut reply.into_array().into_iter())
@@ -236,7 +253,7 @@ impl Budget {
             None => self.forget(session).await?,
             // It became a user's since, and what was recorded then is overwritten.
             Some(now) if now.owner != measured.owner => {
-                return Box::pin(self.measure_and_record(network, session)).await;
+                return Box::pin(self.measure_and_record(network, session, in_use, removes)).await;
             }
             Some(_) => {}
         }
@@ -244,20 +261,41 @@ impl Budget {
     }
 
     /// Records sessions that were never recorded, and forgets those of them that there are not.
-    /// Removes anonymous sessions that are not in use; the others count as used just now.
-    async fn catch_up(&self, CatchUp { remove, unrecorded }: &CatchUp) -> Result<(), StoreError> {
-        for session in unrecorded.iter().filter_map(|session| session.parse().ok()) {
-            self.measure_and_record(None, session).await?;
+    /// Removes anonymous sessions that are not in use. The others go after the rest of their network.
+    /// A failure is only logged, and leaves the session to a later call.
+    async fn catch_up(&self, work: &CatchUp) {
+        let parsed = |sessions: &[String]| {
+            sessions.iter().filter_map(|session| session.parse().ok()).collect::<Vec<SessionId>>()
+        };
+        for session in parsed(&work.unrecorded) {
+            let recorded = self.measure_and_record(None, session, InUse::Unknown, false).await;
+            logged(recorded.map(drop));
         }
-        for session in remove.iter().filter_map(|session| session.parse().ok()) {
-            if self.store.evict(&Owner::Anonymous, session).await? == Evicted::Removed {
-                self.forget(session).await?;
+        for session in parsed(&work.remove) {
+            logged(self.remove(session, false).await);
+        }
+        for session in parsed(&work.although_listened) {
+            logged(self.remove(session, true).await);
+        }
+    }
+
+    /// Removes an anonymous session, or records how it is in use.
+    async fn remove(&self, session: SessionId, although_listened: bool) -> Result<(), StoreError> {
+        let mut evicted = self.store.evict(&Owner::Anonymous, session).await?;
+        if evicted == Evicted::Listened && although_listened {
+            evicted = self.store.evict_listened(&Owner::Anonymous, session).await?;
+        }
+        let in_use = match evicted {
+            Evicted::Removed => {
                 metrics::counter!(metric::SESSIONS_EVICTED_TOTAL).increment(1);
-            } else {
-                self.measure_and_record(None, session).await?;
+                return Ok(self.forget(session).await?);
             }
-        }
-        Ok(())
+            Evicted::Gone => return Ok(self.forget(session).await?),
+            Evicted::Listened => InUse::Listened,
+            Evicted::Busy => InUse::Turn,
+            Evicted::Kept => InUse::Unknown,
+        };
+        self.measure_and_record(None, session, in_use, false).await.map(drop)
     }
 
     async fn forget(&self, session: SessionId) -> Result<(), RedisError> {
@@ -266,9 +304,17 @@ impl Budget {
     }
 }
 
-/// When a session was listed for a user, where it was not before.
+/// What a call listed and reserved, for [`Budget::withdraw`]. Of a caller that is not signed in, and
+/// while Redis does not reply, that is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing(String);
+pub struct RoomGrant {
+    /// What the room is for.
+    purpose: &'static str,
+    /// When the session was listed, where it was not before.
+    listed: String,
+    /// The token of the reservation, where bytes were reserved.
+    token: String,
+}
 
 /// What a caller is about to store in a session.
 #[derive(Clone, Copy, Debug)]
@@ -278,32 +324,56 @@ enum Purpose {
     Claim,
 }
 
+/// Whether an anonymous session was in use when it should be removed.
+#[derive(Clone, Copy, Debug)]
+enum InUse {
+    /// It should not be removed.
+    Unknown,
+    /// A client listens.
+    Listened,
+    /// A turn runs or waits.
+    Turn,
+}
+
+impl InUse {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "",
+            Self::Listened => "listened",
+            Self::Turn => "turn",
+        }
+    }
+}
+
 /// What a call of the index left to do.
 #[derive(Debug, Default)]
 struct CatchUp {
     /// Anonymous sessions to remove.
     remove: Vec<String>,
+    /// Anonymous sessions to remove, also where a client listens.
+    although_listened: Vec<String>,
     /// Sessions of users that were listed long ago and never recorded.
     unrecorded: Vec<String>,
 }
 
 impl CatchUp {
     fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.unrecorded.is_empty()
+        self.remove.is_empty() && self.although_listened.is_empty() && self.unrecorded.is_empty()
     }
 
     fn parse(reply: &mut impl Iterator<Item = Value>) -> Option<Self> {
         let mut sessions = || reply.next()?.convert().ok();
-        Some(Self { remove: sessions()?, unrecorded: sessions()? })
+        Some(Self { remove: sessions()?, although_listened: sessions()?, unrecorded: sessions()? })
     }
 }
 
-/// Returns the verdict, when the session was listed, and what there is to do.
-fn parse_room(reply: Value) -> Option<(String, String, CatchUp)> {
+/// Returns the verdict, when the session was listed, the token of the reservation, and what there is
+/// to do.
+fn parse_room(reply: Value) -> Option<(String, String, String, CatchUp)> {
     let mut reply = reply.into_array().into_iter();
-    let verdict = reply.next()?.as_string()?;
-    let listed = reply.next()?.as_string()?;
-    Some((verdict, listed, CatchUp::parse(&mut reply)?))
+    let mut text = || reply.next()?.as_string();
+    let (verdict, listed, token) = (text()?, text()?, text()?);
+    Some((verdict, listed, token, CatchUp::parse(&mut reply)?))
 }
 
 fn logged(outcome: Result<(), StoreError>) {

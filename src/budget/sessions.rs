@@ -24,6 +24,15 @@ pub struct Deletion {
     pub owner: Owner,
 }
 
+/// A session that a deletion of all sessions is to delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueSession {
+    /// The session.
+    pub session: SessionId,
+    /// Whether it was listed again since the deletion began: it was used, or created again.
+    pub is_listed_again: bool,
+}
+
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListOrder {
@@ -149,14 +158,17 @@ impl Budget {
         deletion: &str,
         deleted: &[SessionId],
         limit: usize,
-    ) -> Result<Vec<SessionId>, RedisError> {
+    ) -> Result<Vec<DueSession>, RedisError> {
         let call = call("jarvis_budget_delete_next_1")
             .arg("deletion", deletion)
             .text("lease_seconds", DELETION_LEASE_SECONDS)
             .text("limit", limit)
             .rest("deleted", deleted.iter().map(|session| session.to_string().into()));
         let next: Vec<String> = self.store.redis().call(call).await?;
-        Ok(next.iter().filter_map(|session| session.parse().ok()).collect())
+        let due = next.chunks_exact(2).filter_map(|entry| {
+            Some(DueSession { session: entry[0].parse().ok()?, is_listed_again: entry[1] == "1" })
+        });
+        Ok(due.collect())
     }
 
     /// Returns the deletions that no replica has carried on for a while.

@@ -2,7 +2,9 @@
 //!
 //! The index holds what is left to delete. Each session is deleted as by its own request, with an
 //! epoch that belongs to the deletion: a repeat finds it deleted, or created again by the user, and
-//! changes nothing then. A session that was created since the deletion began stays, too.
+//! changes nothing then. A session that was created since the deletion began stays, too: it is listed
+//! again, and its own time tells then. The clock of its node may differ from that of the index, so no
+//! session that is not listed again is compared.
 
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use uuid::Uuid;
 
 use super::Generations;
 use super::redo::RedoEntry;
-use crate::budget::Deletion;
+use crate::budget::{Deletion, DueSession};
 use crate::lifecycle::TaskEnd;
 use crate::retry::{Backoff, retry};
 use crate::session::store::Clearing;
@@ -63,12 +65,16 @@ impl DeletedSessions {
 
     /// Deletes sessions for the first time, and keeps those that there were. After an error a repeat
     /// goes on with the others.
-    async fn delete(&mut self, store: &Store, sessions: &[SessionId]) -> Result<(), StoreError> {
-        let is_done = |session: &SessionId| self.sessions.iter().any(|(done, _)| done == session);
-        let rest = sessions.iter().copied().filter(|session| !is_done(session));
-        let rest = rest.map(|session| (session, String::new())).collect();
+    async fn delete(&mut self, store: &Store, due: &[DueSession]) -> Result<(), StoreError> {
+        let is_done = |due: &DueSession| self.sessions.iter().any(|(done, _)| *done == due.session);
+        let rest = due.iter().filter(|due| !is_done(due));
+        let rest = rest.map(|due| {
+            let began = due.is_listed_again.then_some(self.began);
+            Clearing::of_deletion(&self.owner, due.session, &self.epoch, began, "")
+        });
+        let rest = rest.collect();
         let mut failed = Ok(());
-        for cleared in self.clear(store, rest).await {
+        for cleared in clear_all(store, rest).await {
             match cleared {
                 Ok(deleted) => self.sessions.extend(deleted),
                 Err(error) => failed = Err(error),
@@ -79,32 +85,32 @@ impl DeletedSessions {
 
     /// Deletes the sessions again after a failover.
     pub(super) async fn apply(&self, store: &Store) -> Result<(), StoreError> {
-        let cleared = self.clear(store, self.sessions.clone()).await;
+        let again = self.sessions.iter().map(|(session, done)| {
+            Clearing::of_deletion(&self.owner, *session, &self.epoch, Some(self.began), done)
+        });
+        let cleared = clear_all(store, again.collect()).await;
         cleared.into_iter().try_for_each(|cleared| cleared.map(drop))
     }
+}
 
-    /// Returns of each session what Redis replied; none where there is no such session.
-    async fn clear(
-        &self,
-        store: &Store,
-        sessions: Vec<(SessionId, String)>,
-    ) -> Vec<Result<Option<(SessionId, String)>, StoreError>> {
-        let clear = |(session, done): (SessionId, String)| {
-            let (owner, epoch) = (&self.owner, &self.epoch);
-            let mut clearing = Clearing::of_deletion(owner, session, epoch, self.began, &done);
-            let store = store.clone();
-            async move {
-                match store.clear(&mut clearing).await {
-                    Ok(_) => Ok(Some((session, clearing.done().to_owned()))),
-                    Err(StoreError::Absent) => Ok(None),
-                    Err(error) => Err(error),
-                }
+/// Returns of each session what Redis replied; none where there is no such session.
+async fn clear_all(
+    store: &Store,
+    clearings: Vec<Clearing>,
+) -> Vec<Result<Option<(SessionId, String)>, StoreError>> {
+    let clear = |mut clearing: Clearing| {
+        let store = store.clone();
+        async move {
+            match store.clear(&mut clearing).await {
+                Ok(_) => Ok(Some((clearing.session(), clearing.done().to_owned()))),
+                Err(StoreError::Absent) => Ok(None),
+                Err(error) => Err(error),
             }
-        };
-        // Collected, because the stream would borrow the closure for every lifetime.
-        let calls: Vec<_> = sessions.into_iter().map(clear).collect();
-        futures_util::stream::iter(calls).buffer_unordered(AT_ONCE).collect().await
-    }
+        }
+    };
+    // Collected, because the stream would borrow the closure for every lifetime.
+    let calls: Vec<_> = clearings.into_iter().map(clear).collect();
+    futures_util::stream::iter(calls).buffer_unordered(AT_ONCE).collect().await
 }
 
 impl Generations {
@@ -130,21 +136,22 @@ impl Generations {
     /// Carries a deletion on to its end. Returns the number of sessions that it deleted; none where
     /// this replica stops, or Redis fails, before.
     async fn carry_on(&self, Deletion { name, began, owner }: Deletion) -> Option<u64> {
-        let (mut deleted, mut sessions) = (0, Vec::new());
+        let (mut deleted, mut done) = (0, Vec::new());
         loop {
-            let next = || self.budget.delete_next(&name, &sessions, STEP);
-            sessions = self.retried(next).await?;
-            if sessions.is_empty() {
+            let next = || self.budget.delete_next(&name, &done, STEP);
+            let due = self.retried(next).await?;
+            if due.is_empty() {
                 tracing::info!(sessions = deleted, "all sessions of a user deleted");
                 return Some(deleted);
             }
             let (owner, epoch) = (owner.clone(), name.clone());
             let step = DeletedSessions { owner, epoch, began, sessions: Vec::new() };
             let step = Mutex::new(step);
-            let delete = || async { step.lock().await.delete(&self.store, &sessions).await };
+            let delete = || async { step.lock().await.delete(&self.store, &due).await };
             self.retried(delete).await?;
             let step = step.into_inner();
             deleted += step.sessions.len() as u64;
+            done = due.iter().map(|due| due.session).collect();
             self.keep(RedoEntry::Deleted(step));
         }
     }

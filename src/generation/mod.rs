@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
 
-use crate::budget::{Budget, Listing, OverBudget, StorageLimits};
+use crate::budget::{Budget, OverBudget, RoomGrant, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
 use crate::membership::{Membership, MembershipStore, Renewal};
@@ -118,13 +118,8 @@ pub struct Submitted {
     pub before: Option<Cursor>,
     /// Whether the turn was accepted earlier, with the same idempotency key.
     pub repeated: bool,
-}
-
-impl Submitted {
-    /// Whether the turn is new, and the first one of its session.
-    fn begins_session(&self) -> bool {
-        !self.repeated && self.before.is_some_and(|before| before.events == 0)
-    }
+    /// Whether the turn is new and created its session, which may have been deleted before.
+    pub created_session: bool,
 }
 
 /// The outcome of a cancel.
@@ -346,7 +341,7 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let (permit, listing) = match self.admits(owner, session, &new).await {
+        let (permit, grant) = match self.admits(owner, session, &new).await {
             Ok(admitted) => admitted,
             Err(refused) => {
                 // Boxed, because it is rare.
@@ -356,7 +351,7 @@ impl Generations {
         let proposal = Proposal::new(owner, session, &new);
         let accepted = self.accept(&proposal).await;
         if let Ok(submitted) = &accepted {
-            permit.accepted(submitted.begins_session());
+            permit.accepted(submitted.created_session);
         } else if let Err(StoreError::Redis(_)) = &accepted
             && proposal.has_key()
         {
@@ -365,7 +360,7 @@ impl Generations {
         match accepted {
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
                 // Boxed, because it is rare, and its future is large.
-                Box::pin(self.budget.withdraw(owner, session, listing)).await;
+                Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 Err(StoreError::Absent.into())
             }
             done => Ok(done?),
@@ -383,7 +378,12 @@ impl Generations {
         new: &NewTurn,
     ) -> Result<Option<Submitted>, SubmitError> {
         let found = self.store.find(owner, session, new).await?;
-        let repeat = |(generation, before)| Submitted { generation, before, repeated: true };
+        let repeat = |(generation, before)| Submitted {
+            generation,
+            before,
+            repeated: true,
+            created_session: false,
+        };
         Ok(found.map(repeat))
     }
 
@@ -400,7 +400,7 @@ impl Generations {
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
-    ) -> Result<(SessionPermit, Listing), SubmitError> {
+    ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
         let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -429,16 +429,16 @@ impl Generations {
         };
         let (room, permit) =
             tokio::join!(self.budget.room(owner, source, session), Box::pin(begun));
-        let listing = room?;
+        let grant = room?;
         match permit {
-            Ok(permit) => Ok((permit, listing)),
+            Ok(permit) => Ok((permit, grant)),
             // A session that exists goes on.
             Err(_) if Box::pin(self.store.describe(owner, session)).await.is_ok() => {
-                Ok((self.limits.existing_session(session), listing))
+                Ok((self.limits.existing_session(session), grant))
             }
             Err(refusal) => {
                 if *owner != Owner::Anonymous {
-                    Box::pin(self.budget.withdraw(owner, session, listing)).await;
+                    Box::pin(self.budget.withdraw(owner, session, grant)).await;
                 }
                 refusal.count();
                 Err(refusal.into())
@@ -449,15 +449,20 @@ impl Generations {
     /// Has Redis accept a turn, and runs the turn if it is new.
     async fn accept(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
         match self.store.accept(proposal).await? {
-            Acceptance::New { turn, began, before } => {
+            Acceptance::New { turn, began, before, created } => {
                 let generation = turn.generation;
                 let state =
                     if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
                 self.run(turn, state);
-                Ok(Submitted { generation, before: Some(before), repeated: false })
+                Ok(Submitted {
+                    generation,
+                    before: Some(before),
+                    repeated: false,
+                    created_session: created,
+                })
             }
             Acceptance::Same { generation, before } => {
-                Ok(Submitted { generation, before, repeated: true })
+                Ok(Submitted { generation, before, repeated: true, created_session: false })
             }
         }
     }
@@ -482,7 +487,7 @@ impl Generations {
                 () = stop.cancelled() => return,
             };
             if let Ok(Ok(submitted)) = accepted {
-                session_permit.accepted(submitted.begins_session());
+                session_permit.accepted(submitted.created_session);
                 if !submitted.repeated
                     && let Some(permit) = turn_permit
                 {
@@ -571,12 +576,12 @@ impl Generations {
     pub async fn transfer(&self, owner: &Owner, session: SessionId) -> Result<(), SubmitError> {
         // The index lists the session before it is the user's: a replica that is killed in between
         // leaves an entry that vanishes, and no session that is missing.
-        let listing = self.budget.reserve_claim(owner, session).await?;
+        let grant = self.budget.reserve_claim(owner, session).await?;
         let mut transfer = Transfer::new(owner, session);
         let transferred = self.apply_transfer(&mut transfer).await;
         match &transferred {
             Ok(()) => self.keep(RedoEntry::Transferred(transfer)),
-            Err(StoreError::Absent) => self.budget.withdraw(owner, session, listing).await,
+            Err(StoreError::Absent) => self.budget.withdraw(owner, session, grant).await,
             Err(_) => {}
         }
         Ok(transferred?)

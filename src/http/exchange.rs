@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use axum::response::IntoResponse;
 use futures_util::future::BoxFuture;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -29,7 +29,7 @@ use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_GAP};
 use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error};
 use crate::http::problem::Problem;
-use crate::http::room::{self, ByteRoom, FREE_BYTES, TakenRoom, shrink};
+use crate::http::room::{self, ByteRoom, FREE_BYTES, RoomPermit, TakenRoom, shrink};
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
@@ -76,7 +76,8 @@ pub async fn handle(
     let (mut parts, body) = request.into_parts();
     let has_no_room = Arc::<AtomicBool>::default();
     let http_2 = stream.is_some().then(|| client.http_2());
-    let (lent, mut body_end) = LentBody::new(body, &room, http_2, Arc::clone(&has_no_room));
+    let room = BodyRoom::of(&body, &parts.headers, address.ip(), &room, http_2);
+    let (lent, mut body_end) = LentBody::new(body, room, Arc::clone(&has_no_room));
     parts.extensions.insert(ConnectInfo(address));
     parts.extensions.insert(last_byte.clone());
     let request = Request::from_parts(parts, Body::new(lent));
@@ -233,33 +234,44 @@ enum BodyRoom {
 }
 
 /// The room of a body: of the process, and of its connection of HTTP/2.
-type BodyPermits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+type BodyPermits = (Option<RoomPermit>, Option<OwnedSemaphorePermit>);
+
+impl BodyRoom {
+    /// Returns the room that a body needs before it is read.
+    fn of(
+        body: &Incoming,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        room: &ByteRoom,
+        http_2: Option<&Arc<Http2Connection>>,
+    ) -> Self {
+        let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
+        let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
+        if body.is_end_stream() || (http_2.is_none() && bytes <= FREE_BYTES) {
+            return Self::Reserved { _permits: (None, None) };
+        }
+        let network = room.network(peer, headers);
+        let (room, of_connection) = (room.clone(), http_2.map(|it| it.reserve(bytes)));
+        Self::Waits(Box::pin(async move {
+            let of_connection = match of_connection {
+                Some(reserved) => reserved.await,
+                None => None,
+            };
+            if bytes <= FREE_BYTES {
+                return Some((None, of_connection));
+            }
+            Some((Some(room.take(network, bytes).await?), of_connection))
+        }))
+    }
+}
 
 impl LentBody {
     fn new(
         body: Incoming,
-        room: &ByteRoom,
-        http_2: Option<&Arc<Http2Connection>>,
+        room: BodyRoom,
         has_no_room: Arc<AtomicBool>,
     ) -> (Self, oneshot::Receiver<BodyEnd>) {
         let (end, body_end) = oneshot::channel();
-        let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
-        let bytes = declared.unwrap_or(BODY_BYTES).min(BODY_BYTES);
-        let room = if body.is_end_stream() || (http_2.is_none() && bytes <= FREE_BYTES) {
-            BodyRoom::Reserved { _permits: (None, None) }
-        } else {
-            let (room, of_connection) = (room.clone(), http_2.map(|it| it.reserve(bytes)));
-            BodyRoom::Waits(Box::pin(async move {
-                let of_connection = match of_connection {
-                    Some(reserved) => reserved.await,
-                    None => None,
-                };
-                if bytes <= FREE_BYTES {
-                    return Some((None, of_connection));
-                }
-                Some((Some(room.take(bytes).await?), of_connection))
-            }))
-        };
         let mut lent =
             Self { body: Some(body), was_polled: false, room, has_no_room, end: Some(end) };
         lent.report_if_read();

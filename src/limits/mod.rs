@@ -200,7 +200,11 @@ impl RateLimits {
         let mut permit = self.existing_session(session);
         let is_known = || lock(&self.inner.known_sessions).contains(&session);
         let slot = self.address_slot(source, &[(LimitKind::AddressSessions, 1)]);
-        if slot.is_empty() || is_known() {
+        if slot.is_empty() {
+            return Ok(permit);
+        }
+        if is_known() {
+            permit.if_new = Some(slot);
             return Ok(permit);
         }
         let taken = self.take_all(vec![slot], TakeOptions::default()).await;
@@ -211,7 +215,7 @@ impl RateLimits {
 
     /// Returns the permit of a session that exists, which took nothing.
     pub fn existing_session(&self, session: SessionId) -> SessionPermit {
-        SessionPermit { limits: self.clone(), taken: Vec::new(), session }
+        SessionPermit { limits: self.clone(), taken: Vec::new(), session, if_new: None }
     }
 
     /// Counts the tokens of a turn that has ended, once however often it is called.

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use super::charge::{SlotCharges, SlotOutcome};
 use super::policy::{LimitRefusal, Standing, Subject};
 use super::sockets::UserSocket;
+use super::store::TakeOptions;
 use super::{KNOWN_SESSIONS, RateLimits, lock};
 use crate::session::SessionId;
 
@@ -38,6 +39,8 @@ pub struct SessionPermit {
     pub(super) limits: RateLimits,
     pub(super) taken: Vec<Taken>,
     pub(super) session: SessionId,
+    /// What is taken where the session is new although this replica knows it: it was deleted since.
+    pub(super) if_new: Option<SlotCharges>,
 }
 
 /// What was taken from the limits in one hash slot.
@@ -104,8 +107,17 @@ impl Drop for TurnPermit {
 }
 
 impl SessionPermit {
-    /// Notes that the session exists now, and keeps what was taken where it is new.
+    /// Notes that the session exists now, and keeps what was taken where it is new. One that this
+    /// replica took for an existing one costs a session afterwards, and is then unknown: whoever
+    /// deletes a session and begins it again gets no more of them than others.
     pub fn accepted(mut self, is_new: bool) {
+        if let Some(slot) = self.if_new.take() {
+            if is_new {
+                lock(&self.limits.inner.known_sessions).remove(&self.session);
+                take_later(&self.limits, slot);
+            }
+            return;
+        }
         if self.taken.is_empty() {
             return;
         }
@@ -125,6 +137,15 @@ impl Drop for SessionPermit {
     fn drop(&mut self) {
         give_back_later(&self.limits, std::mem::take(&mut self.taken));
     }
+}
+
+/// Takes from the limits in one hash slot, whatever is left.
+fn take_later(limits: &RateLimits, slot: SlotCharges) {
+    // Without a runtime the process is ending.
+    let Ok(runtime) = Handle::try_current() else { return };
+    let limits = limits.clone();
+    let options = TakeOptions { forced: true, once: "" };
+    runtime.spawn(async move { limits.take(&slot, options).await });
 }
 
 fn give_back_later(limits: &RateLimits, taken: Vec<Taken>) {

@@ -539,6 +539,7 @@ impl TurnSpec {
             think: Reasoning::Off,
             message_id: None,
             source: String::new(),
+            needs_listener: false,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 11] = [
+const PYTHON_PACKAGES: [(&str, &str); 12] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),

@@ -6,7 +6,8 @@
 --             lease_seconds   after which another replica resumes it, if this one does not
 --             limit           sessions to return, at most
 --             deleted         sessions that are deleted
--- Reply:      the sessions; none where the deletion has ended
+-- Reply:      of each of them: the session, and 1 where it was listed again since the deletion began,
+--             else 0. None where the deletion has ended
 -- Called by:  Budget::delete_next
 register {
   name = 'budget_delete_next',
@@ -36,6 +37,11 @@ register {
     else
       redis.call('ZADD', deletions, score_of(now_seconds() + args.lease_seconds), args.deletion)
     end
-    return next_ones
+    local reply, list = {}, base .. ':payer:' .. (payer or '')
+    for _, session in ipairs(next_ones) do
+      reply[#reply + 1] = session
+      reply[#reply + 1] = redis.call('ZSCORE', list, session) and '1' or '0'
+    end
+    return reply
   end,
 }

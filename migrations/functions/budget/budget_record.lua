@@ -8,30 +8,38 @@
 --                           to be recorded again
 --             bytes         that the session takes
 --             seconds       until the session expires; -1: never
---             total_limit   bytes of all anonymous sessions
+--             in_use        listened, or turn: the session was to be removed, and a client listens, or
+--                           a turn runs or waits; it goes after the others of its network. Else empty
+--             total_limit   bytes of all anonymous sessions; 0 to name none to remove
 --             young         seconds by which a session without an answer goes before the others of
 --                           its network
 -- Reply:      the sessions to remove
+--             those of them that may go although a client listens
 --             the sessions to look for, which were listed long ago and never recorded
 -- Called by:  Budget::record
+
 -- A session that expires so soon after the end of its turn has no answer.
 local UNANSWERED_SECONDS = 600
+-- For how long a session that was in use when it should go stands behind the others of its network:
+-- one with an open turn, which cannot go, also behind those with a client that listens.
+local IN_USE_SECONDS = { listened = 86400, turn = 172800 }
 
 register {
   name = 'budget_record',
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'bytes', 'seconds', 'total_limit', 'young' },
+  arguments = { 'session', 'payer', 'bytes', 'seconds', 'in_use', 'total_limit', 'young' },
   run = function(keys, args)
     local base, session, now = keys.budget, args.session, now_seconds()
-    local unrecorded = forget_expired(base, now)
-    release(base, session, args.payer)
+    local unrecorded, left = forget_expired(base, now)
+    release_all(base, session, args.payer)
+    settle(base, session)
     local before, payer = recorded(base, session)
     if args.payer == '' and (not before or not is_anonymous(payer)) then
       -- A user that began to claim the session did not get it.
       forget(base, session)
-      return { {}, unrecorded }
+      return { left, {}, unrecorded }
     end
     if before and args.payer ~= '' and is_anonymous(payer) ~= is_anonymous(args.payer) then
       -- The session has become a user's, or was deleted and begun again.
@@ -46,6 +54,9 @@ register {
     if is_anonymous(args.payer) and seconds >= 0 and seconds <= UNANSWERED_SECONDS then
       used = now - tonumber(args.young)
     end
+    if is_anonymous(payer) then
+      used = IN_USE_SECONDS[args.in_use] and now + IN_USE_SECONDS[args.in_use] or used
+    end
     redis.call('HSET', base .. ':sessions', session, args.bytes .. ' ' .. payer)
     redis.call('ZADD', base .. ':payer:' .. payer, score_of(used), session)
     if tonumber(args.seconds) < 0 then
@@ -54,6 +65,7 @@ register {
       redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
-    return { sessions_to_remove(base, args.total_limit, session), unrecorded }
+    local remove, although_listened = sessions_to_remove(base, args.total_limit, session, now, left)
+    return { remove, although_listened, unrecorded }
   end,
 }

@@ -5,31 +5,47 @@
 -- Keys:       budget
 -- Arguments:  session, payer
 --             bytes                         beyond what is recorded, that are about to be stored
---             claim                         1 where the payer claims the session: what an anonymous
---                                           payer has recorded of it is about to be the payer's
+--             purpose                       turn, import, or claim: of a claim, what an anonymous
+--                                           payer has recorded is about to be the payer's
 --             reserve_seconds               until the reservation of the bytes ends; 0 for none
---             sessions_limit, bytes_limit   of one payer; 0 for none
+--             sessions_limit, bytes_limit   of one payer; 0 for none. Each wider network around an
+--                                           anonymous payer may have twice the bytes of the last one
 --             total_limit                   bytes of all anonymous sessions
 -- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
 --             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
 --             take as much as they may
 --             when the session was listed, where it was not before; else empty
+--             the token of the reservation, where bytes were reserved; else empty
 --             the sessions to remove
+--             those of them that may go although a client listens
 --             the sessions to look for, which were listed long ago and never recorded
 -- Called by:  Budget::room_for
+
+-- Whether a payer, or a network around it, has as many bytes as it may with these.
+local function has_too_much(base, payer, more, limit)
+  local counts = counts_of(base, payer)
+  for i = #counts, 1, -1 do
+    if counted(counts[i]) + more >= limit then
+      return true
+    end
+    limit = 2 * limit
+  end
+  return false
+end
+
 register {
   name = 'budget_room',
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'bytes', 'claim', 'reserve_seconds', 'sessions_limit',
+  arguments = { 'session', 'payer', 'bytes', 'purpose', 'reserve_seconds', 'sessions_limit',
     'bytes_limit', 'total_limit' },
   run = function(keys, args)
     local base, now = keys.budget, now_seconds()
-    local unrecorded = forget_expired(base, now)
+    local unrecorded, left = forget_expired(base, now)
     local before, payer = recorded(base, args.session)
     local bytes = tonumber(args.bytes)
-    if args.claim == '1' and before and is_anonymous(payer) then
+    if args.purpose == 'claim' and before and is_anonymous(payer) then
       bytes = before
     end
     -- The budget of another user must not show that its session exists.
@@ -40,24 +56,27 @@ register {
     end
     local sessions = base .. ':payer:' .. payer
     local is_new = not before and not redis.call('ZSCORE', sessions, args.session)
-    local used = tonumber(redis.call('ZSCORE', payers_of(base, payer), payer) or '0')
-      - reserved(base, args.session, payer)
-    local verdict, listed = 'ok', ''
+    local more = bytes - reserved(base, reservation_of(args.session, args.purpose, payer))
+    local verdict, listed, token = 'ok', '', ''
     local sessions_limit, bytes_limit = tonumber(args.sessions_limit), tonumber(args.bytes_limit)
     if is_new and sessions_limit > 0 and redis.call('ZCARD', sessions) >= sessions_limit then
       verdict = 'sessions'
-    elseif bytes_limit > 0 and used + bytes >= bytes_limit then
+    elseif bytes_limit > 0 and has_too_much(base, payer, more, bytes_limit) then
       verdict = 'bytes'
-    elseif is_anonymous(payer) and bytes_over(base, args.total_limit, REFUSE_SHARE) >= 0 then
+    elseif is_anonymous(payer) and is_total_used(base, args.total_limit, payer) then
       verdict = 'total'
     end
     if verdict == 'ok' and not is_anonymous(args.payer) then
       list(base, args.payer, args.session, now)
       listed = is_new and score_of(now) or ''
       if tonumber(args.reserve_seconds) > 0 then
-        reserve(base, args.session, args.payer, bytes, now + args.reserve_seconds)
+        token = score_of(now)
+        reserve(base, reservation_of(args.session, args.purpose, args.payer), bytes, token,
+          now + args.reserve_seconds)
       end
     end
-    return { verdict, listed, sessions_to_remove(base, args.total_limit, args.session), unrecorded }
+    local remove, although_listened = sessions_to_remove(base, args.total_limit, args.session, now,
+      left)
+    return { verdict, listed, token, remove, although_listened, unrecorded }
   end,
 }

@@ -1,9 +1,11 @@
 -- Takes back what budget_room did for a session that the payer did not get: ends the reservation, and
--- removes the session from the list, unless it was listed again since.
+-- removes the session from the list. What another call reserved or listed since stays.
 --
 -- Keys:       budget
 -- Arguments:  session, payer
 --             listed    when the session was listed, as budget_room replied; empty where it was before
+--             purpose   as in the call of budget_room
+--             token     of the reservation, as budget_room replied; empty where nothing was reserved
 -- Reply:      1
 -- Called by:  Budget::withdraw
 register {
@@ -11,10 +13,14 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = { 'budget' },
-  arguments = { 'session', 'payer', 'listed' },
+  arguments = { 'session', 'payer', 'listed', 'purpose', 'token' },
   run = function(keys, args)
     local base, session = keys.budget, args.session
-    release(base, session, args.payer)
+    local reservation = reservation_of(session, args.purpose, args.payer)
+    local _, token = reserved(base, reservation)
+    if token == args.token then
+      release(base, reservation)
+    end
     local sessions = base .. ':payer:' .. args.payer
     local score = redis.call('ZSCORE', sessions, session)
     if score and tonumber(score) == tonumber(args.listed) then

@@ -16,8 +16,8 @@
 --             own_conversation             1 where the turn brings the messages before it, in place
 --                                          of a stored history; only into a new session
 --             conversation                 these messages, each <json header>\n<content>
--- Reply:      began <events before> <tag before> <epoch>
---             waiting <events before> <tag before> <epoch>
+-- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
+--             waiting, as began
 --             same <generation> <events before|-> <tag before|->   the turn was accepted before
 --             other_body    the key was used for another request
 --             absent        the session is another owner's
@@ -60,7 +60,8 @@ register {
     if held then
       -- A repeat after a lost reply.
       local before, before_tag = accepted_after(keys, generation)
-      return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7] }
+      return { found.generation == generation and 'began' or 'waiting', before, before_tag, fields[7],
+        before == '0' and '1' or '0' }
     end
     if holder or redis.call('EXISTS', ended_key(keys, generation)) == 1 then
       return { 'same', generation, accepted_after(keys, generation) }
@@ -80,6 +81,7 @@ register {
       change_expiry(keys, fields[10], args.idle_seconds)
     end
     admit(keys, args, found, epoch, begins)
-    return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch }
+    return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch,
+      (not found.owner or found.deleted) and '1' or '0' }
   end,
 }

@@ -4,6 +4,7 @@
 -- Keys:       those of the session
 -- Arguments:  owner
 --             delete                1 to delete the session, too, else 0
+--             if_idle               1 to leave a session alone in which a turn runs or waits, else 0
 --             tag, event            of the cleared event
 --             cancel_event          of each turn that is cancelled
 --             now
@@ -47,7 +48,7 @@ register {
   version = 1,
   flags = { 'allow-oom' },
   keys = SESSION_KEYS,
-  arguments = { 'owner', 'delete', 'tag', 'event', 'cancel_event', 'now', 'tombstone_seconds',
+  arguments = { 'owner', 'delete', 'if_idle', 'tag', 'event', 'cancel_event', 'now', 'tombstone_seconds',
     'new_epoch', 'again', 'deletion_began', 'transfer_tag' },
   rest = 'cancel_tags',
   run = function(keys, args)
@@ -88,6 +89,9 @@ register {
     end
     if epoch and epoch_time(fields[2]) > epoch_time(epoch) then
       -- A later clear was applied already.
+      return { '-1' }
+    end
+    if args.if_idle == '1' and (fields[1] or redis.call('EXISTS', keys.waiting) == 1) then
       return { '-1' }
     end
     epoch = epoch or next_epoch(fields[2], args.new_epoch)

@@ -2,8 +2,10 @@
 --
 -- Keys:       those of the session
 -- Arguments:  owner   of the sessions that may be removed
--- Reply:      removed   also where there was none
---             busy      a turn runs or waits, or a client listens
+-- Reply:      removed
+--             gone      there is no such session
+--             busy      a turn runs or waits
+--             listened  a client listens
 --             kept      the session is another owner's
 -- Called by:  Store::evict
 register {
@@ -15,7 +17,7 @@ register {
   run = function(keys, args)
     local fields = session_fields(keys, 'owner', 'generation')
     if not fields[1] then
-      return 'removed'
+      return 'gone'
     end
     if fields[1] ~= args.owner then
       return 'kept'
@@ -25,7 +27,7 @@ register {
     end
     local listening = redis.pcall('PUBSUB', 'SHARDNUMSUB', keys.session)
     if not listening.err and listening[2] > 0 then
-      return 'busy'
+      return 'listened'
     end
     redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.index, keys.waiting,
       keys.events, keys.answer)

@@ -32,7 +32,7 @@ register {
     local generation, fence, replica = args.generation, args.fence, args.replica
     transfer_again(keys, args.owner, args.transfer_tag)
     local fields = session_fields(keys, 'owner', 'deleted', 'generation', 'fence', 'epoch',
-      'transferred')
+      'transferred', 'importing')
     local found = {
       owner = fields[1], deleted = fields[2], generation = fields[3], transferred = fields[6],
     }
@@ -74,6 +74,11 @@ register {
     local known = keys.idempotency and redis.call('GET', keys.idempotency)
     if known and words(known)[1] ~= generation then
       return 'gone'
+    end
+    if fields[7] then
+      -- The failover lost an imported session, and its messages are being imported once more: the turn
+      -- waits for them, or until they expire.
+      return 'waiting'
     end
     admit(keys, args, found, args.epoch, false, args.event_number)
     return 'waiting'

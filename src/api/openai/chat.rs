@@ -2,11 +2,11 @@
 
 use std::pin::pin;
 
-use axum::Json;
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, RequestExt};
 use chrono::Utc;
 use tokio::time::{Instant, timeout_at};
 
@@ -31,6 +31,7 @@ use crate::session::model::Failure;
 use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
+use crate::source::Source;
 
 /// Bytes of a body whose length is declared, at most. JSON takes more than the text that it holds.
 const BODY_BYTES: usize = 2 << 20;
@@ -41,14 +42,16 @@ pub struct CompletionBody(ChatCompletion);
 impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+    async fn from_request(mut request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
         // The connection takes room for a body of the usual size, and for one of unknown length.
         let usual = shared.settings.max_body_bytes;
         let declared = request.body().size_hint().exact();
         let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
         let limit = if declared > usual { BODY_BYTES } else { usual };
         let beyond = declared.min(limit).saturating_sub(usual);
-        let _room = shared.room.take(beyond).await.ok_or_else(no_room)?;
+        let network = source.widest_network();
+        let _room = shared.room.take(network, beyond).await.ok_or_else(no_room)?;
         let body = whole_body(request, limit).await?;
         let object = Object::parse(&body).map_err(|error| match error {
             NotAnObject::OtherJson => {

@@ -79,6 +79,22 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
         .map(|address: IpAddr| address.to_canonical())
 }
 
+/// What the source of a request follows from. Cloning is cheap, and clones share the key.
+#[derive(Clone, Debug, Default)]
+pub struct ClientSources {
+    /// The proxies in front.
+    pub proxies: TrustedProxies,
+    /// The key of the digests.
+    pub key: SourceKey,
+}
+
+impl ClientSources {
+    /// Returns the source of a request on a connection of this address.
+    pub fn of(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
+        self.key.source(self.proxies.client(peer, headers))
+    }
+}
+
 impl<S> FromRequestParts<S> for Source
 where
     S: Send + Sync,
@@ -90,8 +106,8 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
         let (proxies, key) = (TrustedProxies::from_ref(state), SourceKey::from_ref(state));
-        let address = peer.map(|peer| proxies.client(peer, &parts.headers));
-        Ok(address.map_or_else(Self::default, |address| key.source(address)))
+        let sources = ClientSources { proxies, key };
+        Ok(peer.map(|peer| sources.of(peer, &parts.headers)).unwrap_or_default())
     }
 }
 

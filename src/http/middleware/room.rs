@@ -1,12 +1,14 @@
 //! Reserves room for the reply to a request, before the reply is made.
 
-use axum::extract::{Request, State};
+use std::net::SocketAddr;
+
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::public::is_public;
-use crate::http::room::{ByteRoom, TakenRoom, large_size, no_room, shrink};
+use crate::http::room::{ByteRoom, TakenRoom, large_size, no_room};
 use crate::limits::RequestKind;
 
 /// Bytes of a reply for which a request reserves room before it is handled. A page of a history is the
@@ -35,9 +37,11 @@ pub(super) async fn reserve(
     if is_public(path) && path != METRICS {
         return next.run(request).await;
     }
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let network = peer.and_then(|peer| room.network(peer, request.headers()));
     let is_read = matches!(*method, Method::GET | Method::HEAD);
     let reserved = if is_read && kind(method, path) != RequestKind::Socket {
-        match room.take(REPLY_BYTES).await {
+        match room.take(network, REPLY_BYTES).await {
             Some(reserved) => Some(reserved),
             None => return no_room().into_response(),
         }
@@ -47,8 +51,8 @@ pub(super) async fn reserve(
     let mut response = next.run(request).await;
     let Some(size) = large_size(&response) else { return response };
     let reserved = match reserved {
-        Some(reserved) => Some(shrink(reserved, size)),
-        None => room.take(size).await,
+        Some(reserved) => Some(reserved.shrink(size)),
+        None => room.take(network, size).await,
     };
     let Some(reserved) = reserved else { return no_room().into_response() };
     response.extensions_mut().insert(TakenRoom::new(reserved));

@@ -82,6 +82,9 @@ pub struct Clearing {
     owner: Owner,
     session: SessionId,
     delete: bool,
+    /// Whether a session in which a turn runs or waits is left alone.
+    #[serde(default)]
+    if_idle: bool,
     tag: Tag,
     /// The random part of the epoch that begins with it.
     epoch: String,
@@ -105,6 +108,7 @@ impl Clearing {
             owner: owner.clone(),
             session,
             delete,
+            if_idle: false,
             tag: Tag::random(),
             epoch: Uuid::new_v4().simple().to_string(),
             deletion_began: None,
@@ -114,21 +118,32 @@ impl Clearing {
 
     /// Creates the request to delete a session together with all others of its owner, which then has
     /// an epoch with this random part. A session that has such an epoch already is left alone: it
-    /// was deleted by the same request. So is one that was created since the deletion began. With
+    /// was deleted by the same request. So is one that was created since the deletion began, where
+    /// that time is given. With
     /// what [`Clearing::done`] returned of the first call it is applied again after a failover.
     pub fn of_deletion(
         owner: &Owner,
         session: SessionId,
         epoch: &str,
-        began: u64,
+        began: Option<u64>,
         done: &str,
     ) -> Self {
         Self {
             epoch: epoch.to_owned(),
-            deletion_began: Some(began),
+            deletion_began: began,
             done: done.to_owned(),
             ..Self::new(owner, session, true)
         }
+    }
+
+    /// Creates the request to delete a session in which no turn runs or waits.
+    pub(super) fn of_idle_session(owner: &Owner, session: SessionId) -> Self {
+        Self { if_idle: true, ..Self::new(owner, session, true) }
+    }
+
+    /// Returns the session.
+    pub fn session(&self) -> SessionId {
+        self.session
     }
 
     /// Returns the time of the epoch and the cancelled generations, as Redis replied.
@@ -177,6 +192,7 @@ impl Store {
             .call("jarvis_clear_1")
             .arg("owner", clearing.owner.key())
             .flag("delete", clearing.delete)
+            .flag("if_idle", clearing.if_idle)
             .text("tag", clearing.tag)
             .arg("event", json(&Control::Cleared {}))
             .arg("cancel_event", json(&Control::Cancelled {}))

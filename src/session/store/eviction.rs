@@ -1,5 +1,6 @@
 //! What a session takes in Redis, and its removal.
 
+use super::cancel::Clearing;
 use super::{SessionKeys, Store, StoreError, field, unexpected};
 use crate::session::model::{Owner, SessionId};
 
@@ -17,10 +18,14 @@ pub struct Measured {
 /// The outcome of an eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evicted {
-    /// The session is gone.
+    /// The session was there, and is removed.
     Removed,
-    /// A turn of the session runs or waits, or a client listens.
+    /// There is no such session.
+    Gone,
+    /// A turn of the session runs or waits.
     Busy,
+    /// A client listens.
+    Listened,
     /// The session is another owner's.
     Kept,
 }
@@ -53,9 +58,27 @@ impl Store {
         let call = SessionKeys::of(session).call("jarvis_evict_1").arg("owner", owner.key());
         match self.redis.call::<String>(call).await?.as_str() {
             "removed" => Ok(Evicted::Removed),
+            "gone" => Ok(Evicted::Gone),
             "busy" => Ok(Evicted::Busy),
+            "listened" => Ok(Evicted::Listened),
             "kept" => Ok(Evicted::Kept),
             _ => Err(unexpected("eviction")),
+        }
+    }
+    /// Removes a session of this owner although clients listen, unless a turn runs or waits. It is
+    /// deleted as by its owner's request, so that the clients get the event of a cleared history.
+    ///
+    /// # Errors
+    /// [`StoreError::Redis`].
+    pub async fn evict_listened(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+    ) -> Result<Evicted, StoreError> {
+        match self.clear(&mut Clearing::of_idle_session(owner, session)).await {
+            Ok(_) => Ok(Evicted::Removed),
+            Err(StoreError::Absent) => Ok(Evicted::Busy),
+            Err(error) => Err(error),
         }
     }
 }

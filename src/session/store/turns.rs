@@ -281,6 +281,8 @@ pub enum Acceptance {
         began: bool,
         /// The cursor just before the turn.
         before: Cursor,
+        /// Whether the turn created the session, which may have been deleted before.
+        created: bool,
     },
     /// The turn was accepted before, with the same key.
     Same {
@@ -357,7 +359,8 @@ impl Store {
                     continued: Vec::new(),
                     runner: None,
                 };
-                Ok(Acceptance::New { turn: Arc::new(turn), began: kind == "began", before })
+                let (began, created) = (kind == "began", field::<u8>(&reply, 4)? == 1);
+                Ok(Acceptance::New { turn: Arc::new(turn), began, before, created })
             }
             Some("same") => {
                 Ok(Acceptance::Same { generation: field(&reply, 1)?, before: before(2) })

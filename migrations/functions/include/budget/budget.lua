@@ -1,5 +1,7 @@
 -- Storage budgets: how much the sessions of each payer take, and which of them go where they take
--- too much. A payer is a user, or the network of callers that are not signed in.
+-- too much. A payer is a user, or the network of callers that are not signed in: an IPv4 address, or
+-- an IPv6 /64 behind the /56 and the /48 around it, joined by points. Those count what the networks
+-- within them take together.
 --
 -- This index is derived from the sessions, which lie in other hash slots: a replica measures a
 -- session at the end of each turn and records it here. What a failover loses is recorded again with
@@ -11,15 +13,23 @@
 --
 -- Every key begins with the budget's name (keys.budget, `base` in what follows), and so lies in its
 -- slot. Times are Redis's, in seconds.
---   :sessions        hash: session → <bytes> <payer>
---   :expiry          sorted set: sessions that expire, by when
+--   :sessions        hash: session → <bytes> <payer>; 0 bytes for a user's session that was never
+--                    recorded, and for an anonymous one that a replica is about to remove
+--   :expiry          sorted set: sessions that expire, by when; one with 0 bytes, by when another
+--                    replica looks for it
 --   :payer:<payer>   sorted set: the payer's sessions by when they were recorded last, in seconds with
---                    six decimals
---   :anonymous       sorted set: the networks of anonymous callers by bytes
+--                    six decimals. An anonymous session in the future was in use when it
+--                    should go
+--   :anonymous       sorted set: the widest networks of anonymous callers by bytes
+--   :within:<network>  sorted set: the networks within a /48 or a /56 by bytes
 --   :users           sorted set: users by bytes
 --   :total           string: the bytes of all anonymous sessions
---   :reserved        hash: '<session> <payer>' → bytes that are about to be stored, and count for the
---                    payer until they are recorded or the reservation ends
+--   :leaving         hash: session → the bytes of an anonymous session that a replica is about to
+--                    remove. They count in :total, and for no network
+--   :leaving_bytes   string: the sum of those
+--   :reserved        hash: '<session> <purpose> <payer>' → '<bytes> <token>': bytes that an import or
+--                    a claim is about to store, which count for the payer until they are recorded or
+--                    the reservation ends. The token is that of the call which reserved last.
 --   :reservations    sorted set: the fields of :reserved, by when each ends
 --   :deleting:<deletion>  sorted set: the sessions that are left of a deletion of all sessions of a
 --                    user; it was the user's list when the deletion began
@@ -28,14 +38,14 @@
 
 -- Sessions that one call removes or names, at most.
 local SESSIONS_AT_ONCE = 20
--- Networks that one call looks at, at most.
-local NETWORKS_AT_ONCE = 10
 
 -- How long a session is listed that was never recorded, before a replica looks for it: longer than
 -- its first turn waits and runs.
 local LISTED_SECONDS = 86400
 -- How long another replica has to look for it, where the first one does not.
 local LOOK_AGAIN_SECONDS = 600
+-- After which time another replica removes a session that the first one did not remove.
+local REMOVE_AGAIN_SECONDS = 10
 
 local function now_seconds()
   local time = redis.call('TIME')
@@ -51,16 +61,35 @@ local function is_anonymous(payer)
   return string.sub(payer, 1, 2) == 'a:'
 end
 
--- Returns the sorted set of payers that this payer belongs to.
-local function payers_of(base, payer)
-  return base .. (is_anonymous(payer) and ':anonymous' or ':users')
+-- Returns the sorted sets in which the bytes of a payer count, and the member of each: those of the
+-- networks around it, the widest first, and its own.
+local function counts_of(base, payer)
+  if not is_anonymous(payer) then
+    return { { base .. ':users', payer } }
+  end
+  local counts, set = {}, base .. ':anonymous'
+  for stop in string.gmatch(payer .. '.', '()%.') do
+    local network = string.sub(payer, 1, stop - 1)
+    counts[#counts + 1] = { set, network }
+    set = base .. ':within:' .. network
+  end
+  return counts
 end
 
--- Adds bytes, which may be negative, to a payer.
+-- Returns the bytes of one of these counts.
+local function counted(count)
+  return tonumber(redis.call('ZSCORE', count[1], count[2]) or '0')
+end
+
+-- Adds bytes, which may be negative, to a payer and to the networks around it.
 local function add_bytes(base, payer, bytes)
-  local payers = payers_of(base, payer)
-  if tonumber(redis.call('ZINCRBY', payers, bytes, payer)) <= 0 then
-    redis.call('ZREM', payers, payer)
+  if bytes == 0 then
+    return
+  end
+  for _, count in ipairs(counts_of(base, payer)) do
+    if tonumber(redis.call('ZINCRBY', count[1], bytes, count[2])) <= 0 then
+      redis.call('ZREM', count[1], count[2])
+    end
   end
   if is_anonymous(payer) then
     redis.call('INCRBY', base .. ':total', bytes)
@@ -76,8 +105,20 @@ local function recorded(base, session)
   end
 end
 
+-- Counts the bytes no more of a session that a replica was about to remove: it is removed, or recorded
+-- again.
+local function settle(base, session)
+  local bytes = redis.call('HGET', base .. ':leaving', session)
+  if bytes then
+    redis.call('HDEL', base .. ':leaving', session)
+    redis.call('INCRBY', base .. ':total', -bytes)
+    redis.call('INCRBY', base .. ':leaving_bytes', -bytes)
+  end
+end
+
 -- Removes a session from the index.
 local function forget(base, session)
+  settle(base, session)
   local bytes, payer = recorded(base, session)
   redis.call('ZREM', base .. ':expiry', session)
   if bytes then
@@ -85,6 +126,19 @@ local function forget(base, session)
     redis.call('ZREM', base .. ':payer:' .. payer, session)
     add_bytes(base, payer, -bytes)
   end
+end
+
+-- Takes an anonymous session that a replica is about to remove from its network, so that no other call
+-- names it, too. One that is in use is recorded again.
+local function set_aside(base, session, now)
+  local bytes, payer = recorded(base, session)
+  redis.call('HSET', base .. ':sessions', session, '0 ' .. payer)
+  redis.call('ZREM', base .. ':payer:' .. payer, session)
+  redis.call('ZADD', base .. ':expiry', score_of(now + REMOVE_AGAIN_SECONDS), session)
+  add_bytes(base, payer, -bytes)
+  redis.call('HSET', base .. ':leaving', session, bytes)
+  redis.call('INCRBY', base .. ':total', bytes)
+  redis.call('INCRBY', base .. ':leaving_bytes', bytes)
 end
 
 -- Lists a session for a user.
@@ -96,53 +150,78 @@ local function list(base, payer, session, now)
   end
 end
 
--- Returns the bytes that are reserved for a payer in a session.
-local function reserved(base, session, payer)
-  return tonumber(redis.call('HGET', base .. ':reserved', session .. ' ' .. payer) or '0')
+-- What bytes are reserved for. A reservation for one purpose takes the place of an earlier one for the
+-- same purpose, and of no other.
+local PURPOSES = { 'import', 'claim' }
+
+local function reservation_of(session, purpose, payer)
+  return session .. ' ' .. purpose .. ' ' .. payer
+end
+
+-- Returns the bytes of a reservation, and the token of the call that reserved last.
+local function reserved(base, reservation)
+  local entry = redis.call('HGET', base .. ':reserved', reservation)
+  if entry then
+    local bytes, token = string.match(entry, '^(%d+) (%S+)$')
+    return tonumber(bytes), token
+  end
+  return 0, nil
 end
 
 -- Ends a reservation, if there is one.
-local function release(base, session, payer)
-  local bytes, field = reserved(base, session, payer), session .. ' ' .. payer
-  if redis.call('ZREM', base .. ':reservations', field) == 1 then
-    redis.call('HDEL', base .. ':reserved', field)
-    add_bytes(base, payer, -bytes)
+local function release(base, reservation)
+  local bytes = reserved(base, reservation)
+  if redis.call('ZREM', base .. ':reservations', reservation) == 1 then
+    redis.call('HDEL', base .. ':reserved', reservation)
+    add_bytes(base, string.match(reservation, '^%S+ %S+ (.*)$'), -bytes)
   end
 end
 
--- Reserves bytes for a payer in a session, in place of what was reserved there before, if that was
--- less: what it was reserved for may be under way.
-local function reserve(base, session, payer, bytes, ends)
-  bytes = math.max(bytes, reserved(base, session, payer))
-  release(base, session, payer)
-  local field = session .. ' ' .. payer
-  redis.call('HSET', base .. ':reserved', field, bytes)
-  redis.call('ZADD', base .. ':reservations', score_of(ends), field)
+-- Ends all reservations of a payer in a session.
+local function release_all(base, session, payer)
+  for _, purpose in ipairs(PURPOSES) do
+    release(base, reservation_of(session, purpose, payer))
+  end
+end
+
+-- Reserves bytes in place of what was reserved there before, if that was less: what it was reserved
+-- for may be under way.
+local function reserve(base, reservation, bytes, token, ends)
+  local payer = string.match(reservation, '^%S+ %S+ (.*)$')
+  bytes = math.max(bytes, (reserved(base, reservation)))
+  release(base, reservation)
+  redis.call('HSET', base .. ':reserved', reservation, string.format('%.0f %s', bytes, token))
+  redis.call('ZADD', base .. ':reservations', score_of(ends), reservation)
   add_bytes(base, payer, bytes)
 end
 
 -- Removes some sessions that have expired, whoever pays for them, and reservations that have ended.
 -- Every call that adds one removes more than one. Returns the sessions of users that were listed
--- long ago and never recorded: they may exist, which the caller looks for.
+-- long ago and never recorded: they may exist, which the caller looks for. Returns also anonymous
+-- sessions that a replica named to remove did not remove.
 local function forget_expired(base, now)
   local expired = redis.call('ZRANGEBYSCORE', base .. ':expiry', '-inf', score_of(now), 'LIMIT', 0,
     SESSIONS_AT_ONCE)
-  local unrecorded = {}
+  local unrecorded, left = {}, {}
   for _, session in ipairs(expired) do
     local bytes, payer = recorded(base, session)
-    if bytes == 0 and not is_anonymous(payer) then
-      redis.call('ZADD', base .. ':expiry', score_of(now + LOOK_AGAIN_SECONDS), session)
-      unrecorded[#unrecorded + 1] = session
+    if bytes == 0 then
+      local found, seconds = unrecorded, LOOK_AGAIN_SECONDS
+      if is_anonymous(payer) then
+        found, seconds = left, REMOVE_AGAIN_SECONDS
+      end
+      redis.call('ZADD', base .. ':expiry', score_of(now + seconds), session)
+      found[#found + 1] = session
     else
       forget(base, session)
     end
   end
   local ended = redis.call('ZRANGEBYSCORE', base .. ':reservations', '-inf', score_of(now), 'LIMIT',
     0, SESSIONS_AT_ONCE)
-  for _, field in ipairs(ended) do
-    release(base, string.match(field, '^(%S+) (.*)$'))
+  for _, reservation in ipairs(ended) do
+    release(base, reservation)
   end
-  return unrecorded
+  return unrecorded, left
 end
 
 -- Returns when a deletion began and its payer, or nil where it has ended.
@@ -153,10 +232,12 @@ local function deletion_owner(base, deletion)
   end
 end
 
--- The shares of the limit of all anonymous sessions beyond which sessions are removed, and beyond
--- which nothing more is stored. The rest of it is for turns that run or wait, which are recorded at
--- their end, and for what Redis takes beside them, so that its memory grows by less than the limit.
+-- The shares of the limit of all anonymous sessions beyond which sessions are removed, beyond which
+-- the networks that take most store nothing more, and beyond which nobody does. The rest of it is for
+-- turns that run or wait, which are recorded at their end, and for what Redis takes beside them, so
+-- that its memory grows by less than the limit.
 local REMOVE_SHARE = 0.75
+local LARGEST_SHARE = 0.825
 local REFUSE_SHARE = 0.9
 
 -- Returns the bytes that all anonymous sessions take beyond this share of the limit.
@@ -164,43 +245,90 @@ local function bytes_over(base, limit, share)
   return tonumber(redis.call('GET', base .. ':total') or '0') - share * tonumber(limit)
 end
 
--- Returns sessions to remove where all anonymous ones take too much. Each is, when the ones before it
--- are gone, the one that was used least recently of the network that takes most, however long ago
--- that was: so a network that takes more than others has no share in their room. Never the session
--- that the call is about, which is in use.
-local function sessions_to_remove(base, limit, in_use)
-  local over, remove = bytes_over(base, limit, REMOVE_SHARE), {}
-  if over <= 0 then
-    return remove
+-- Whether an anonymous payer may store nothing more, because all of them take too much. First that
+-- holds for networks that take half as much as the largest one or more: what they take is in use,
+-- because it would be removed otherwise, and others shall not be refused for it.
+local function is_total_used(base, limit, payer)
+  if bytes_over(base, limit, REFUSE_SHARE) >= 0 then
+    return true
   end
-  local flat = redis.call('ZRANGE', base .. ':anonymous', 0, NETWORKS_AT_ONCE - 1, 'REV', 'WITHSCORES')
-  local networks = {}
+  if bytes_over(base, limit, LARGEST_SHARE) < 0 then
+    return false
+  end
+  local largest = redis.call('ZRANGE', base .. ':anonymous', 0, 0, 'REV', 'WITHSCORES')
+  local bytes = counted(counts_of(base, payer)[1])
+  return bytes > 0 and bytes >= tonumber(largest[2] or '0') / 2
+end
+
+-- Returns the networks in a sorted set, the largest first. One more than a call removes: when the last
+-- one of them has nothing left to give, the call has removed enough.
+local function largest_networks(set)
+  local flat, networks = redis.call('ZRANGE', set, 0, SESSIONS_AT_ONCE, 'REV', 'WITHSCORES'), {}
   for i = 1, #flat, 2 do
     networks[#networks + 1] = { payer = flat[i], bytes = tonumber(flat[i + 1]), next = 1 }
   end
-  while over > 0 and #remove < SESSIONS_AT_ONCE do
-    local largest
+  return networks
+end
+
+-- Returns the way from the network that takes most to the one within it that takes most, and so on.
+local function way_to_largest(base, networks)
+  local way = {}
+  while #networks > 0 do
+    local largest = networks[1]
     for _, network in ipairs(networks) do
-      if not largest or network.bytes > largest.bytes then
+      if network.bytes > largest.bytes then
         largest = network
       end
     end
-    if not largest or largest.bytes <= 0 then
-      return remove
+    way[#way + 1] = largest
+    largest.within = largest.within or largest_networks(base .. ':within:' .. largest.payer)
+    networks = largest.within
+  end
+  return way
+end
+
+-- Returns sessions to remove where all anonymous ones take too much, and `left`, and sets them aside.
+-- Each is, when the ones before it are gone, the one that was used least recently of the network that
+-- takes most, however long ago that was: so a network that takes more than others has no share in
+-- their room. The network is the largest /64 of the largest /56 of the largest /48, or an IPv4
+-- address. Never the session that the call is about, which is in use. With a limit of 0 there is none.
+--
+-- Returns also which of them may go although a client listens: all others of their network went
+-- before.
+local function sessions_to_remove(base, limit, in_use, now, left)
+  local remove, although_listened = left, {}
+  if tonumber(limit) == 0 then
+    return remove, although_listened
+  end
+  local over = bytes_over(base, limit, REMOVE_SHARE)
+    - tonumber(redis.call('GET', base .. ':leaving_bytes') or '0')
+  local networks = over > 0 and largest_networks(base .. ':anonymous') or {}
+  while over > 0 and #remove + #although_listened < SESSIONS_AT_ONCE do
+    local way = way_to_largest(base, networks)
+    local largest = way[#way]
+    if not largest or way[1].bytes <= 0 then
+      break
     end
-    largest.sessions = largest.sessions
-      or redis.call('ZRANGE', base .. ':payer:' .. largest.payer, 0, SESSIONS_AT_ONCE - 1)
-    local session = largest.sessions[largest.next]
-    if session then
-      local bytes = recorded(base, session) or 0
-      largest.next, largest.bytes = largest.next + 1, largest.bytes - bytes
-      if session ~= in_use then
-        remove[#remove + 1] = session
-        over = over - bytes
+    largest.sessions = largest.sessions or redis.call('ZRANGE', base .. ':payer:' .. largest.payer, 0,
+      SESSIONS_AT_ONCE, 'WITHSCORES')
+    local session, used = largest.sessions[largest.next], largest.sessions[largest.next + 1]
+    local bytes, depth = session and recorded(base, session), #way
+    if not bytes then
+      -- What is left to count has no sessions, which a failover may have lost.
+      while depth > 1 and way[depth].bytes <= 0 do
+        depth = depth - 1
       end
-    else
-      largest.bytes = 0
+      bytes = way[depth].bytes
+    elseif session ~= in_use then
+      set_aside(base, session, now)
+      local named = tonumber(used) > now and although_listened or remove
+      named[#named + 1] = session
+      over = over - bytes
+    end
+    largest.next = largest.next + 2
+    for i = 1, depth do
+      way[i].bytes = way[i].bytes - bytes
     end
   end
-  return remove
+  return remove, although_listened
 end

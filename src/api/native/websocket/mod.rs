@@ -143,7 +143,7 @@ pub async fn upgrade(
     let trace = TraceContext::of_client(request.headers());
     let upgrading = hyper::upgrade::on(&mut request);
     let largest = shared.settings.max_frame_bytes;
-    let share = shared.unfinished_messages.share();
+    let share = shared.unfinished_messages.share(&subject.source);
     // Boxed, because the task would keep the room of everything that it captures.
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
         let validity = &caller.validity;

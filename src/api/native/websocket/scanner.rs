@@ -18,6 +18,8 @@ pub struct FrameScanner {
     frame_bytes: usize,
     /// Bytes of the earlier frames of a message whose last frame has not arrived.
     message_bytes: usize,
+    /// Bytes of the largest of those.
+    largest_frame: usize,
 }
 
 impl FrameScanner {
@@ -54,13 +56,22 @@ impl FrameScanner {
         self.message_bytes + self.frame_bytes
     }
 
+    /// Returns the bytes of memory that the library holds for that message: its bytes, and the buffer
+    /// in which its largest frame arrived, from which they were copied.
+    pub fn held(&self) -> usize {
+        self.unfinished() + self.largest_frame
+    }
+
     fn end_frame(&mut self) -> bool {
         let (is_last, is_control) = (self.head[0] & 0x80 != 0, self.head[0] & 0x08 != 0);
         match (is_control, is_last) {
             // A control frame may stand between the frames of a message.
             (true, _) => {}
-            (false, false) => self.message_bytes += self.frame_bytes,
-            (false, true) => self.message_bytes = 0,
+            (false, false) => {
+                self.message_bytes += self.frame_bytes;
+                self.largest_frame = self.largest_frame.max(self.frame_bytes);
+            }
+            (false, true) => (self.message_bytes, self.largest_frame) = (0, 0),
         }
         (self.head_bytes, self.is_in_payload, self.frame_bytes) = (0, false, 0);
         self.message_bytes == 0
@@ -115,6 +126,19 @@ mod tests {
         }
         bytes.extend(vec![0xff; 4 + payload]);
         bytes
+    }
+
+    #[test]
+    fn the_memory_of_a_message_in_fragments_counts_with_the_buffer_of_its_largest_one() {
+        let mut scanner = FrameScanner::default();
+        scanner.feed(&frame(TEXT, false, 1000));
+        assert_eq!(scanner.held(), 2 * scanner.unfinished());
+        let largest = scanner.unfinished();
+        scanner.feed(&frame(CONTINUATION, false, 10));
+        scanner.feed(&frame(PING, true, 10));
+        assert_eq!(scanner.held(), scanner.unfinished() + largest);
+        scanner.feed(&frame(CONTINUATION, true, 10));
+        assert_eq!(scanner.held(), 0);
     }
 
     proptest! {

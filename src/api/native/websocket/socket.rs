@@ -297,7 +297,7 @@ impl Input {
             (self.begun, self.deadline) = (None, None);
         }
         let unfinished = self.scanner.unfinished();
-        if !self.share.set(unfinished) {
+        if !self.share.set(self.scanner.held()) {
             return Err(CloseReason::server(
                 CloseCode::Again,
                 "too many messages have not arrived whole; send this one later",
