@@ -61,7 +61,7 @@ pub struct Connection {
     subject: Arc<Subject>,
     session: SessionId,
     /// The place in a trace that the handshake named, to which every turn of the socket belongs.
-    trace: Option<TraceContext>,
+    trace: Option<Box<TraceContext>>,
     socket: Socket,
     reader: Reader,
     running: Option<RunningRequest>,
@@ -112,7 +112,7 @@ impl Connection {
     }
 
     /// Sets the place in a trace that the client named.
-    pub fn with_trace(self, trace: Option<TraceContext>) -> Self {
+    pub fn with_trace(self, trace: Option<Box<TraceContext>>) -> Self {
         Self { trace, ..self }
     }
 
@@ -358,8 +358,8 @@ impl Connection {
         }
         let Some(request) = self.waiting.pop_front() else { return };
         let (shared, subject) = (&self.shared, &self.subject);
-        self.running =
-            Some(RunningRequest::begin(shared, subject, self.session, self.trace, request));
+        let trace = self.trace.as_deref().copied();
+        self.running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
     }
 
     async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
@@ -508,7 +508,7 @@ struct Unfinished {
     shared: Shared,
     subject: Arc<Subject>,
     session: SessionId,
-    trace: Option<TraceContext>,
+    trace: Option<Box<TraceContext>>,
     running: Option<RunningRequest>,
     waiting: VecDeque<ClientRequest>,
 }
@@ -524,8 +524,8 @@ impl Unfinished {
             }
             let Some(request) = self.waiting.pop_front() else { return };
             let (shared, subject) = (&self.shared, &self.subject);
-            running =
-                Some(RunningRequest::begin(shared, subject, self.session, self.trace, request));
+            let trace = self.trace.as_deref().copied();
+            running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
         }
     }
 }

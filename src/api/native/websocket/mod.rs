@@ -11,7 +11,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
-use tracing::Instrument;
 
 use self::connection::Connection;
 use self::socket::Socket;
@@ -148,7 +147,7 @@ pub async fn upgrade(
     let create: Box<dyn FnOnce(Socket) -> Box<Connection> + Send> = Box::new(move |socket| {
         let validity = &caller.validity;
         let connection = Connection::new(shared, validity, subject, session, socket, reader);
-        Box::new(connection.with_trace(trace))
+        Box::new(connection.with_trace(trace.map(Box::new)))
     });
     let open = async move {
         let _permit = permit;
@@ -159,7 +158,8 @@ pub async fn upgrade(
         // A panic closes the socket; its client reconnects with its cursor.
         let _ = catch_panic("websocket", connection.run(welcome, recovered)).await;
     };
-    tracker.spawn(open.instrument(tracing::Span::current()));
+    // Not in the span of the handshake, which an idle socket would keep: each request has its own.
+    tracker.spawn(open);
     Ok(response)
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::turns;
@@ -57,8 +59,17 @@ impl RunningRequest {
             message if message.is_read() => RequestKind::Read,
             _ => RequestKind::Other,
         };
+        // At this level the lines of every other one have its fields.
+        let span = tracing::error_span!(
+            "request",
+            method = "WS",
+            path = "/ws",
+            session = session.redacted(),
+            generation = Empty,
+            trace = Empty,
+        );
         let outcome = handle(shared.clone(), Arc::clone(subject), session, trace, message);
-        Self { kind, last_event, outcome: Box::pin(outcome) }
+        Self { kind, last_event, outcome: Box::pin(outcome.instrument(span)) }
     }
 }
 
@@ -120,6 +131,7 @@ async fn handle(
             let mut span = Span::of_request(trace, || "WS chat".into());
             span.set("http.route", "/ws");
             span.set("network.protocol.name", "websocket");
+            traces::record_in_log(span.context(), &tracing::Span::current());
             let submitted = submit(&shared, permit, session, request);
             let submitted = traces::within(span.context(), submitted).await;
             if let Err(problem) = &submitted {
