@@ -134,18 +134,18 @@ impl OtelVariables {
         let timeout = number(&name, timeout.as_deref(), 10_000, 1, LONGEST)?;
         let (share, follows_client) = read.sampler()?;
         let (name, compression) = read.of_traces("COMPRESSION");
-        read.one_of(&name, compression.clone(), &["none", "gzip"])?;
+        one_of(&name, compression.as_deref(), &["none", "gzip"])?;
         let protocol = match read.of_traces("PROTOCOL") {
             (name, Some(protocol)) => {
-                read.one_of(&name, Some(protocol.clone()), &["http/protobuf", "grpc"])?;
+                one_of(&name, Some(&protocol), &["http/protobuf", "grpc"])?;
                 if protocol == "grpc" { Protocol::Grpc } else { Protocol::Http }
             }
             (_, None) => Protocol::default(),
         };
         let exporter = read.of("OTEL_TRACES_EXPORTER");
-        read.one_of("OTEL_TRACES_EXPORTER", exporter.clone(), &["otlp", "none"])?;
+        one_of("OTEL_TRACES_EXPORTER", exporter.as_deref(), &["otlp", "none"])?;
         let disabled = read.of("OTEL_SDK_DISABLED").map(|text| text.to_ascii_lowercase());
-        read.one_of("OTEL_SDK_DISABLED", disabled.clone(), &["true", "false"])?;
+        one_of("OTEL_SDK_DISABLED", disabled.as_deref(), &["true", "false"])?;
         let is_off = disabled.as_deref() == Some("true") || exporter.as_deref() == Some("none");
         Ok(Self {
             is_on: !is_off,
@@ -255,27 +255,16 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
     /// Returns the variable of the exporter that holds for spans, and its name.
     fn of_traces(&self, what: &str) -> (String, Option<String>) {
         let name = format!("OTEL_EXPORTER_OTLP_TRACES_{what}");
-        match self.of(&name) {
-            Some(value) => (name, Some(value)),
-            None => {
-                let name = format!("OTEL_EXPORTER_OTLP_{what}");
-                let value = self.of(&name);
-                (name, value)
-            }
+        if let Some(value) = self.of(&name) {
+            return (name, Some(value));
         }
+        let name = format!("OTEL_EXPORTER_OTLP_{what}");
+        let value = self.of(&name);
+        (name, value)
     }
 
     fn number(&self, name: &str, default: u64, least: u64, most: u64) -> Result<u64, String> {
         number(name, self.of(name).as_deref(), default, least, most)
-    }
-
-    fn one_of(&self, name: &str, value: Option<String>, known: &[&str]) -> Result<(), String> {
-        match value {
-            Some(value) if !known.contains(&value.as_str()) => {
-                Err(wrong(name, &known.join(" or ")))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn url(&self) -> Result<Option<(Url, UrlOf)>, String> {
@@ -350,6 +339,13 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
             values.push(value);
         }
         Ok(values)
+    }
+}
+
+fn one_of(name: &str, value: Option<&str>, known: &[&str]) -> Result<(), String> {
+    match value {
+        Some(value) if !known.contains(&value) => Err(wrong(name, &known.join(" or "))),
+        _ => Ok(()),
     }
 }
 

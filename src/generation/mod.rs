@@ -321,7 +321,7 @@ impl Generations {
         let submitted = self.submit_new(owner, session, new, turn_permit).await;
         match &submitted {
             Ok(submitted) => {
-                span.set_text("jarvis.generation.id", submitted.generation);
+                span.set_text("jarvis.generation.id", &submitted.generation);
                 span.set("jarvis.turn.repeated", submitted.repeated);
             }
             Err(refused) => span.fail(refused.code()),

@@ -10,6 +10,7 @@ use super::continuation::{self, Opening};
 use super::pace::Pace;
 use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
+use super::turn_spans;
 use super::writer::Writer;
 use super::writer_state::Fenced;
 use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
@@ -89,15 +90,8 @@ pub(super) async fn run_model(
         }
     };
     // A restart is noted at once, another continuation with its first piece.
-    let mut continuation = continued.how.map(|how| match how {
-        ContinuedHow::Exact if !writes_the_same(turn, writer.runner(), runner.as_ref()) => {
-            ContinuedHow::Approximate
-        }
-        how => how,
-    });
-    if let Some(how) = continuation {
-        span.set("jarvis.continuation", how.as_str());
-    }
+    let mut continuation = expected(continued.how, turn, writer, runner.as_ref());
+    turn_spans::note_continuation(span, continuation);
     if continuation == Some(ContinuedHow::Restarted) {
         continuation = None;
         writer.rewind(0);
@@ -180,8 +174,7 @@ pub(super) async fn run_model(
     };
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     pace.record_end(usage, generated);
-    span.set("gen_ai.usage.input_tokens", usage.prompt_tokens as i64);
-    span.set("gen_ai.usage.output_tokens", generated as i64);
+    turn_spans::count_tokens(span, usage, generated);
     let tool_calls = calls.calls;
     Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
 }
@@ -250,6 +243,21 @@ fn runner(generations: &Generations, turn: &Turn, lease: &Lease) -> Option<Runne
     let host = HostId::new(&lease.grant()?.host.0);
     let digest = generations.fleet.digest(&host, &turn.spec.model)?;
     Some(Runner::new(host.as_str(), &digest))
+}
+
+/// Returns how the stream of the next runner continues the answer.
+fn expected(
+    how: Option<ContinuedHow>,
+    turn: &Turn,
+    writer: &Writer,
+    next: Option<&Runner>,
+) -> Option<ContinuedHow> {
+    how.map(|how| match how {
+        ContinuedHow::Exact if !writes_the_same(turn, writer.runner(), next) => {
+            ContinuedHow::Approximate
+        }
+        how => how,
+    })
 }
 
 /// Returns whether the next runner is expected to write what the last one would have written.

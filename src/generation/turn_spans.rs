@@ -7,8 +7,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::model_run::{ModelRun, RunEnd};
 use crate::ollama::HostId;
-use crate::session::FinishReason;
+use crate::session::model::ContinuedHow;
 use crate::session::store::{Fence, Turn};
+use crate::session::{FinishReason, Usage};
 use crate::telemetry::traces::{self, Span, TraceContext};
 
 /// The outcome of the span of a writer whose replica is gone.
@@ -41,7 +42,7 @@ const TAKEN_OVER: &str = "take over turn";
 
 fn describe(span: &mut Span, turn: &Turn, replica: Option<&str>) {
     span.set_text("gen_ai.request.model", &turn.spec.model);
-    span.set_text("jarvis.generation.id", turn.generation);
+    span.set_text("jarvis.generation.id", &turn.generation);
     if let Some(replica) = replica {
         span.set_text("jarvis.replica", replica);
     }
@@ -102,6 +103,19 @@ pub(super) fn end_model_run(mut span: Span, run: &ModelRun, answer: &str) {
     if span.is_recorded() && traces::is_captured() {
         span.set("gen_ai.output.messages", traces::content("assistant", answer));
     }
+}
+
+/// Notes how a run continues the answer, where it does.
+pub(super) fn note_continuation(span: &mut Span, how: Option<ContinuedHow>) {
+    if let Some(how) = how {
+        span.set("jarvis.continuation", how.as_str());
+    }
+}
+
+/// Sets the tokens of a run that has generated so many of an answer with this usage.
+pub(super) fn count_tokens(span: &mut Span, usage: Usage, generated: u64) {
+    span.set_count("gen_ai.usage.input_tokens", usage.prompt_tokens);
+    span.set_count("gen_ai.usage.output_tokens", generated);
 }
 
 fn finish_reason(reason: FinishReason) -> &'static str {

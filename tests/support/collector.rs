@@ -66,7 +66,11 @@ impl Received {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(digit).collect()
+}
+
+fn digit(value: u8) -> Option<char> {
+    char::from_digit(value.into(), 16)
 }
 
 fn attributes(of: &[KeyValue]) -> BTreeMap<String, String> {
@@ -135,7 +139,8 @@ async fn receive(
     headers: axum::http::HeaderMap,
     body: Bytes,
 ) -> Vec<u8> {
-    *spans.headers.lock().expect("no panic") += &format!("{headers:?}\n");
+    let shown = format!("{headers:?}");
+    spans.headers.lock().expect("no panic").push_str(&shown);
     // The collector compresses what it passes on.
     let body = match headers.get("content-encoding") {
         Some(encoding) if encoding == "gzip" => {

@@ -119,9 +119,8 @@ async fn receive(stream: TcpStream, bytes: &AtomicUsize) -> anyhow::Result<()> {
                 Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
                     length = value.parse()?;
                 }
-                Some(_) => {}
                 None if line.trim_end().is_empty() => break,
-                None => {}
+                _ => {}
             }
         }
         let mut body = vec![0; length];

@@ -53,6 +53,7 @@ impl TraceContext {
 
     /// Returns the context of the span in the same trace that has an identifier made from a unique
     /// name: every replica that knows the name knows the span.
+    #[must_use]
     pub fn named(self, name: &[u8]) -> Self {
         if !self.is_sampled {
             return self;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::fmt::Display;
 use std::time::SystemTime;
 
 use opentelemetry::trace::{
@@ -107,10 +108,15 @@ impl Span {
     }
 
     /// Sets an attribute to the text of a value, which is made only where the span is recorded.
-    pub fn set_text(&mut self, key: &'static str, value: impl ToString) {
+    pub fn set_text(&mut self, key: &'static str, value: &(impl Display + ?Sized)) {
         if self.is_recorded() {
             self.set(key, value.to_string());
         }
+    }
+
+    /// Sets an attribute to a count.
+    pub fn set_count(&mut self, key: &'static str, count: u64) {
+        self.set(key, i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Sets an attribute to a list of one text.
