@@ -23,6 +23,7 @@ use support::client::{Socket, history, http, send, until_ok};
 use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
+use support::redis_time::{begin_timing, timed_calls};
 use support::store::{connect, turn_spec};
 
 const OWNER: Owner = Owner::Anonymous;
@@ -344,6 +345,50 @@ async fn networks_of_one_48_give_together_before_a_smaller_one_and_the_largest_5
     for sum in ["total", "leaving_bytes"] {
         assert_eq!(server.cli(&["GET", &format!("jarvis:{{budget}}:{sum}")]).trim(), "0", "{sum}");
     }
+}
+
+#[tokio::test]
+async fn no_call_of_the_budget_takes_redis_longer_than_five_milliseconds_with_20_000_networks() {
+    const FILL: &str = "
+        local base = 'jarvis:{budget}'
+        for i = 1, 20000 do
+          local session = string.format('00000000-0000-4000-8000-%012d', i)
+          local widest = 'a:' .. i % 200
+          local wider = widest .. '.' .. i % 2000
+          local payer = wider .. '.' .. i
+          redis.call('HSET', base .. ':sessions', session, '5000 ' .. payer)
+          redis.call('ZADD', base .. ':payer:' .. payer, i, session)
+          redis.call('ZADD', base .. ':expiry', 9999999999, session)
+          redis.call('ZINCRBY', base .. ':anonymous', 5000, widest)
+          redis.call('ZINCRBY', base .. ':within:' .. widest, 5000, wider)
+          redis.call('ZINCRBY', base .. ':within:' .. wider, 5000, payer)
+        end
+        redis.call('SET', base .. ':total', 20000 * 5000)";
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    server.cli(&["EVAL", FILL, "0"]);
+    let limits = StorageLimits { anonymous_bytes: 50_000_000, ..wide() };
+    let budget = Budget::new(store.clone(), limits);
+    let recorded = || {
+        let recorded = server.cli(&["HLEN", "jarvis:{budget}:sessions"]);
+        recorded.trim().parse::<u64>().expect("a number")
+    };
+    // Other work of the machine counts, too: the least of a few tries is the cost of a call.
+    let mut least = f64::MAX;
+    for _ in 0..5 {
+        let before = recorded();
+        begin_timing(&server);
+        for _ in 0..10 {
+            let room = budget.room(&OWNER, &source_in_48(1), SessionId::random()).await;
+            assert_eq!(room.map(drop), Err(OverBudget::Total));
+        }
+        let are_gone = eventually(LIMIT, async || recorded() == before - 200).await;
+        assert!(are_gone, "{} of {before}: each call names 20 of its own", recorded());
+        let longest = timed_calls(&server).into_iter().map(|(_, time)| time).fold(0.0, f64::max);
+        least = least.min(longest);
+    }
+    println!("milliseconds at most: {least:.2}");
+    assert!(least < 5.0, "{least:.2} ms");
 }
 
 #[tokio::test]

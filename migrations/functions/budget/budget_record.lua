@@ -20,9 +20,6 @@
 
 -- A session that expires so soon after the end of its turn has no answer.
 local UNANSWERED_SECONDS = 600
--- For how long a session that was in use when it should go stands behind the others of its network:
--- one with an open turn, which cannot go, also behind those with a client that listens.
-local IN_USE_SECONDS = { listened = 86400, turn = 172800 }
 
 register {
   name = 'budget_record',

@@ -84,8 +84,20 @@ pub async fn send(
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    let started = Instant::now();
     let request = ChatRequest::from_body(&body)?;
+    // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
+    Box::pin(answer(shared, caller, permit, last_byte, headers, request)).await
+}
+
+async fn answer(
+    shared: Shared,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    request: ChatRequest,
+) -> Result<Response, Problem> {
+    let started = Instant::now();
     let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {

@@ -36,8 +36,9 @@
 --   :deletions       sorted set: deletions that have not ended, by when another replica resumes them
 --   :deletion_owners hash: deletion → <when it began, in microseconds> <payer>
 
--- Sessions that one call removes or names, at most.
+-- Sessions that one call removes or names, at most, and those that it looks at for that.
 local SESSIONS_AT_ONCE = 20
+local LOOKED_AT_ONCE = 100
 
 -- How long a session is listed that was never recorded, before a replica looks for it: longer than
 -- its first turn waits and runs.
@@ -46,6 +47,12 @@ local LISTED_SECONDS = 86400
 local LOOK_AGAIN_SECONDS = 600
 -- After which time another replica removes a session that the first one did not remove.
 local REMOVE_AGAIN_SECONDS = 10
+
+-- For how long a session that was in use when it should go stands behind the others of its network:
+-- one with an open turn, which cannot go, also behind those with a client that listens.
+local IN_USE_SECONDS = { listened = 86400, turn = 172800 }
+-- For how long one with an open turn is not named again. A turn that ends is recorded at once.
+local NOT_AGAIN_SECONDS = 5
 
 local function now_seconds()
   local time = redis.call('TIME')
@@ -303,7 +310,9 @@ local function sessions_to_remove(base, limit, in_use, now, left)
   local over = bytes_over(base, limit, REMOVE_SHARE)
     - tonumber(redis.call('GET', base .. ':leaving_bytes') or '0')
   local networks = over > 0 and largest_networks(base .. ':anonymous') or {}
-  while over > 0 and #remove + #although_listened < SESSIONS_AT_ONCE do
+  local looked = 0
+  while over > 0 and #remove + #although_listened < SESSIONS_AT_ONCE and looked < LOOKED_AT_ONCE do
+    looked = looked + 1
     local way = way_to_largest(base, networks)
     local largest = way[#way]
     if not largest or way[1].bytes <= 0 then
@@ -320,10 +329,12 @@ local function sessions_to_remove(base, limit, in_use, now, left)
       end
       bytes = way[depth].bytes
     elseif session ~= in_use then
-      set_aside(base, session, now)
-      local named = tonumber(used) > now and although_listened or remove
-      named[#named + 1] = session
       over = over - bytes
+      if tonumber(used) < now + IN_USE_SECONDS.turn - NOT_AGAIN_SECONDS then
+        set_aside(base, session, now)
+        local named = tonumber(used) > now and although_listened or remove
+        named[#named + 1] = session
+      end
     end
     largest.next = largest.next + 2
     for i = 1, depth do
