@@ -64,6 +64,11 @@ register {
     if epoch then
       transfer_again(keys, args.owner, args.transfer_tag)
       of_owner = owned_before
+      if args.owner == ANONYMOUS then
+        -- The session may be a user's since. The user may even have begun it anew, after a failover
+        -- lost it and before the transfer is applied again: turns from after the clear wait for it.
+        args.owner = redis.call('HGET', keys.session, 'owner') or ANONYMOUS
+      end
     end
     if epoch and is_left_empty(keys, args, epoch) then
       return { '-1' }

@@ -525,6 +525,7 @@ impl<'a> World<'a> {
                 return;
             }
         }
+        self.show();
         panic!("something never ends");
     }
 
