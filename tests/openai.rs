@@ -41,7 +41,7 @@ async fn streamed(replica: &Process, request: &Value) -> Streamed {
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let raw = response.text().await.expect("a body");
     let lines = raw.lines().filter_map(|line| line.strip_prefix("data: "));
-    let done = lines.clone().last() == Some("[DONE]");
+    let done = raw.trim_end().ends_with("data: [DONE]");
     let data = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
     Streamed { status, headers, raw, data, done }
 }

@@ -12,7 +12,7 @@ use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
 use super::writer::Writer;
 use super::writer_state::Fenced;
-use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
+use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner, ToolCall};
@@ -81,12 +81,8 @@ pub(super) async fn run_model(
         }
     };
     // A restart is noted at once, another continuation with its first piece.
-    let mut continuation = continued.how.map(|how| match how {
-        ContinuedHow::Exact if !writes_the_same(turn, writer.runner(), runner.as_ref()) => {
-            ContinuedHow::Approximate
-        }
-        how => how,
-    });
+    let is_same = writes_the_same(turn, writer.runner(), runner.as_ref());
+    let mut continuation = continued.how.map(|how| with_runner(how, is_same));
     if continuation == Some(ContinuedHow::Restarted) {
         continuation = None;
         writer.rewind(0);
@@ -139,9 +135,7 @@ pub(super) async fn run_model(
         generations.injected_panics.strike_in_answer(writer.text().len());
         let Some(done) = token.done else { continue };
         let Some(prompt) = continued.take_prompt_to_extend(done) else {
-            let is_length = done.reason == DoneReason::Length;
-            let reason = if is_length { FinishReason::Length } else { FinishReason::Stop };
-            break (reason, Some(done));
+            break (finish_reason(done), Some(done));
         };
         let so_far = writer.text().to_owned();
         let extended = continuation::extend(&slot, &request, &prompt, &so_far);
@@ -170,6 +164,21 @@ pub(super) async fn run_model(
     pace.record_end(usage, generated);
     let tool_calls = calls.calls;
     Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
+}
+
+/// Returns how an answer is continued, where the next runner is expected to write the same or not.
+fn with_runner(how: ContinuedHow, is_same: bool) -> ContinuedHow {
+    match how {
+        ContinuedHow::Exact if !is_same => ContinuedHow::Approximate,
+        how => how,
+    }
+}
+
+fn finish_reason(done: Done) -> FinishReason {
+    match done.reason {
+        DoneReason::Length => FinishReason::Length,
+        _ => FinishReason::Stop,
+    }
 }
 
 /// The calls of tools of one answer. They are stored with its end: a model run that breaks off

@@ -1,6 +1,6 @@
 //! Reads the request of a chat completion into a turn that brings its own conversation. Pure.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::messages::{self, Messages};
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
@@ -77,9 +77,8 @@ impl ChatCompletion {
         params.only("n", "1", |value| value.as_f64() == Some(1.0))?;
         params.only("logprobs", "false", |value| *value == false)?;
         params.only("store", "false", |value| *value == false)?;
-        params
-            .only("logit_bias", "{}", |value| value.as_object().is_some_and(|it| it.is_empty()))?;
-        params.only("metadata", "{}", |value| value.as_object().is_some_and(|it| it.is_empty()))?;
+        params.only("logit_bias", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;
+        params.only("metadata", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;
         params.only("modalities", "[\"text\"]", |value| {
             value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
         })?;
