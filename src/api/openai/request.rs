@@ -303,6 +303,10 @@ mod tests {
         options["stream_options"] = json!({"colour": 1});
         let refused = read(&options).expect_err("unknown");
         assert_eq!(refused, ("stream_options.colour".to_owned(), "unknown_parameter"));
+        options["stream_options"] = json!({"include_obfuscation": true});
+        let refused = read(&options).expect_err("not supported");
+        let path = "stream_options.include_obfuscation".to_owned();
+        assert_eq!(refused, (path, "unsupported_value"));
         let surrogate = br#"{"model": "m", "messages": [{"role": "user", "content": "\ud800"}]}"#;
         let object = Object::parse(surrogate).expect("an object");
         let refused = ChatCompletion::read(&object, surrogate).expect_err("no character");
@@ -356,6 +360,18 @@ mod tests {
                 "unknown_parameter",
             ),
             (json!([{"role": "assistant", "content": "x"}]), "messages[0].role", "invalid_value"),
+            (
+                json!([{"role": "assistant", "content": "x", "annotations": [1]},
+                    {"role": "user", "content": "y"}]),
+                "messages[0].annotations",
+                "unsupported_value",
+            ),
+            (
+                json!([{"role": "user", "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].type",
+                "unsupported_value",
+            ),
             (
                 json!([{"role": "tool", "content": "x"}]),
                 "messages[0].tool_call_id",
