@@ -41,7 +41,7 @@ async fn streamed(replica: &Process, request: &Value) -> Streamed {
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let raw = response.text().await.expect("a body");
     let lines = raw.lines().filter_map(|line| line.strip_prefix("data: "));
-    let done = lines.clone().last() == Some("[DONE]");
+    let done = raw.trim_end().ends_with("data: [DONE]");
     let data = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
     Streamed { status, headers, raw, data, done }
 }
@@ -536,4 +536,34 @@ async fn a_body_is_bounded_and_one_of_unknown_length_to_the_usual_size() {
     let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(body)]);
     let chunked = send(http().post(&url).body(reqwest::Body::wrap_stream(chunks))).await;
     assert_eq!(envelope(&chunked).3, "body_too_large");
+}
+
+#[tokio::test]
+async fn a_killed_writer_costs_a_reader_of_a_structured_answer_no_character() {
+    let settings = [("JARVIS_LEASE_MS", "2000")];
+    let Setup { replica: writing, ollama, redis } = setup("20", &settings).await;
+    let reading = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&reading, "/health/ready").await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let request = with(structured("rows, please"), "stream", json!(true));
+    let ask = async |replica: &Process| {
+        let ask = http().post(format!("{}{COMPLETIONS}", replica.url)).json(&request);
+        ask.header("idempotency-key", &key).send().await.expect("a response")
+    };
+    let mut begun = ask(&writing).await;
+    begun.chunk().await.expect("a chunk");
+    let mut read = ask(&reading).await;
+    let mut raw = String::new();
+    while raw.matches(r#""content":"#).count() < 5 {
+        raw += &String::from_utf8_lossy(&read.chunk().await.expect("a chunk").expect("bytes"));
+    }
+    writing.kill();
+    raw += &read.text().await.expect("the rest");
+    let chunks = raw.lines().filter_map(|line| line.strip_prefix("data: "));
+    let chunks: Vec<Value> = chunks.filter_map(|chunk| serde_json::from_str(chunk).ok()).collect();
+    obeys_the_schema(&joined(&chunks));
+    assert!(raw.trim_end().ends_with("[DONE]"), "{raw}");
+    let chats = host_requests(&ollama, "/api/chat").await;
+    assert!(chats.iter().filter(|chat| chat["request"]["format"].is_object()).count() >= 2);
+    assert_eq!(host_requests(&ollama, "/api/generate").await, Vec::<Value>::new());
 }

@@ -45,7 +45,8 @@ async fn conforms(settings: &[(&str, &str)], token: Option<&str>) {
     let output = tokio::time::timeout(RUN_LIMIT, command.output());
     let output = output.await.expect("an end in time").expect("a program that runs");
     let printed = String::from_utf8_lossy(&output.stdout);
-    let failures = printed.find("= FAILURES =").map_or("", |at| &printed[at..]);
+    let failures = ["= ERRORS =", "= FAILURES ="].iter().filter_map(|title| printed.find(title));
+    let failures = failures.min().map_or("", |at| &printed[at..]);
     assert!(output.status.success(), "{}\n{failures}", output.status);
     assert!(printed.contains("generated"), "{printed}");
 }

@@ -30,6 +30,11 @@ const CHAT_BODIES: &[&str] = &[
     r#"{"message":"hi","session_id":"00000000-0000-4000-8000-000000000001","stream":"on","max_tokens":"-1","stop":"x","think":"high","on_disconnect":"cancel","temperature":"2e0"}"#,
     "\u{feff}{\"message\":\"hi\",\"note\":\"\\ud800\",\"system\":null}",
 ];
+const COMPLETION_BODIES: &[&str] = &[
+    r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"}]}],"stream":true,"stream_options":{"include_usage":true},"temperature":0.5,"max_tokens":5,"stop":["x"],"n":1}"#,
+    r#"{"model":"m","messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":"auto"}"#,
+    r#"{"model":"m","messages":[{"role":"user","content":"q"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"b":1,"a":2}}}}"#,
+];
 const FORWARDED: &[&str] = &[
     "198.51.100.1:4711, [2001:db8::1]:80, 10.0.0.1",
     "[::1], ::ffff:10.0.0.1\nfd00::1\n",
@@ -115,6 +120,16 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_are_a_request_for_a_completion_or_an_error(bytes in random()) {
+        in_time(|| parsers::completion_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_request_for_a_completion_is_one_or_an_error(bytes in damaged(COMPLETION_BODIES)) {
+        in_time(|| parsers::completion_body(&bytes));
+    }
+
+    #[test]
     fn whatever_bytes_a_client_forwards_its_address_is_the_one_that_a_trusted_proxy_saw(bytes in random()) {
         in_time(|| parsers::forwarded_for(&bytes));
     }
@@ -176,6 +191,7 @@ fn the_largest_and_the_deepest_take_no_longer() {
         in_time(|| parsers::client_message(bytes.as_bytes()));
         in_time(|| parsers::cursor(bytes.as_bytes()));
         in_time(|| parsers::chat_body(bytes.as_bytes()));
+        in_time(|| parsers::completion_body(bytes.as_bytes()));
         in_time(|| parsers::forwarded_for(bytes.as_bytes()));
         in_time(|| parsers::token(bytes.as_bytes()));
         in_time(|| parsers::import_line(bytes.as_bytes()));

@@ -39,6 +39,14 @@ async fn chat(server: &Process, session: &str, token: &str) -> Reply {
 
 /// Returns status and code, and checks that a 401 names the scheme.
 fn outcome(reply: &Reply) -> (u16, String) {
+    // The errors of OpenAI's API have another form.
+    if let Some(code) = reply.body["error"]["code"].as_str() {
+        if reply.status == 401 {
+            let challenge = reply.headers["www-authenticate"].to_str().expect("a text");
+            assert!(challenge.starts_with("Bearer"), "{challenge}");
+        }
+        return (reply.status, code.to_owned());
+    }
     if reply.status == 401 {
         assert_eq!(reply.headers["content-type"], "application/problem+json");
         let challenge = reply.headers["www-authenticate"].to_str().expect("a text");
@@ -123,7 +131,8 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
     for (path, methods) in paths {
         for method in methods.as_object().expect("methods").keys() {
             let method = method.to_uppercase().parse().expect("a method");
-            routes.push((method, path.replace("{session_id}", session)));
+            let path = path.replace("{session_id}", session).replace("{model}", "tinyllama");
+            routes.push((method, path));
         }
     }
     assert!(routes.len() >= 15, "{routes:?}");
@@ -157,6 +166,7 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
         path if path.contains("/sessions/") => (404, "session_not_found"),
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
         "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
+        "/v1/chat/completions" => (400, "missing_required_parameter"),
         _ => (200, ""),
     }
 }
@@ -175,8 +185,13 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
         tokens.push(("another's token", token("bob"), None));
         for (method, path, body) in routes(replica, &session).await {
             for (what, token, refusal) in &tokens {
+                let is_openais = path.starts_with("/v1/");
+                // Clients of OpenAI's API send a placeholder where no key is needed.
+                let is_placeholder = is_openais && token == "rubbish" && mode == "optional";
                 let (status, code) = match refusal {
                     _ if is_public(&path) => (200, ""),
+                    Some(_) if is_placeholder => as_a_stranger(&path, ""),
+                    Some(_) if is_openais => (401, "invalid_api_key"),
                     Some(code) => (401, *code),
                     None => as_a_stranger(&path, token),
                 };

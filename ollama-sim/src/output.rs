@@ -8,7 +8,7 @@ use crate::engine::Piece;
 use crate::fault::Dialect;
 use crate::script::Part;
 use crate::stream::Frame;
-use crate::wire::{Figures, Shape, Texts, now};
+use crate::wire::{Figures, Shape, Texts, calls_line, now};
 
 /// The output of one generation.
 pub struct Output<'a> {
@@ -98,7 +98,7 @@ impl<'a> Output<'a> {
             return;
         }
         let mut line = Vec::new();
-        self.shape.calls(&mut line, self.model, calls);
+        calls_line(&mut line, self.model, calls);
         self.send(line);
     }
 

@@ -34,7 +34,9 @@ pub fn render(messages: &[Message], thinking: Thinking) -> String {
         prompt.push('\n');
         prompt.push_str(message.text());
         for call in message.tool_calls.iter().flatten() {
-            prompt.push_str(&format!("<tool_call>{}</tool_call>", call["function"]));
+            prompt.push_str("<tool_call>");
+            prompt.push_str(&call["function"].to_string());
+            prompt.push_str("</tool_call>");
         }
         prompt.push_str(END_OF_TURN);
     }

@@ -188,18 +188,6 @@ impl Shape {
         out.extend_from_slice(line.as_bytes());
     }
 
-    /// Appends the line of the calls of tools, which come whole.
-    pub fn calls(self, out: &mut Vec<u8>, model: &str, calls: &[Value]) {
-        let line = json!({
-            "model": model,
-            "created_at": now(),
-            "message": {"role": "assistant", "content": "", "tool_calls": calls},
-            "done": false,
-        });
-        out.extend_from_slice(line.to_string().as_bytes());
-        out.push(b'\n');
-    }
-
     /// Returns the last line, or with the texts the only object.
     pub fn last(
         self,
@@ -267,6 +255,18 @@ impl Shape {
         }
         line
     }
+}
+
+/// Appends the line of the calls of tools, which come whole and in chat only.
+pub fn calls_line(out: &mut Vec<u8>, model: &str, calls: &[Value]) {
+    let line = json!({
+        "model": model,
+        "created_at": now(),
+        "message": {"role": "assistant", "content": "", "tool_calls": calls},
+        "done": false,
+    });
+    out.extend_from_slice(line.to_string().as_bytes());
+    out.push(b'\n');
 }
 
 fn quoted(text: &str) -> String {

@@ -33,7 +33,9 @@ use crate::limits::RequestKind;
 /// Returns the router of all routes, each with and without a trailing slash. Where operators have a
 /// listener of their own, their routes are there alone.
 pub fn router(shared: &Shared) -> Router {
-    let mut routes = OpenApiRouter::with_openapi(admin::docs::ApiDoc::openapi())
+    let mut description = admin::docs::ApiDoc::openapi();
+    description.merge(openai::FrontDoc::openapi());
+    let mut routes = OpenApiRouter::with_openapi(description)
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::rename, native::sessions::delete))
         .routes(routes!(native::sessions::cancel))

@@ -13,7 +13,7 @@ use super::stop::{Stopped, cancelled};
 use super::turn_spans;
 use super::writer::Writer;
 use super::writer_state::Fenced;
-use crate::ollama::{DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
+use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner, ToolCall};
@@ -145,9 +145,7 @@ pub(super) async fn run_model(
         generations.injected_panics.strike_in_answer(writer.text().len());
         let Some(done) = token.done else { continue };
         let Some(prompt) = continued.take_prompt_to_extend(done) else {
-            let is_length = done.reason == DoneReason::Length;
-            let reason = if is_length { FinishReason::Length } else { FinishReason::Stop };
-            break (reason, Some(done));
+            break (finish_reason(done), Some(done));
         };
         let so_far = writer.text().to_owned();
         let extended = continuation::extend(&slot, &request, &prompt, &so_far);
@@ -177,6 +175,13 @@ pub(super) async fn run_model(
     turn_spans::count_tokens(span, usage, generated);
     let tool_calls = calls.calls;
     Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
+}
+
+fn finish_reason(done: Done) -> FinishReason {
+    match done.reason {
+        DoneReason::Length => FinishReason::Length,
+        _ => FinishReason::Stop,
+    }
 }
 
 /// The calls of tools of one answer. They are stored with its end: a model run that breaks off

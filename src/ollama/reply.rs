@@ -122,7 +122,7 @@ impl From<ReplyToolCall> for ReplyCall {
         ReplyToolCall { id, function: ReplyFunction { name, arguments } }: ReplyToolCall,
     ) -> Self {
         let arguments = arguments.map_or_else(|| "{}".to_owned(), |it| it.get().to_owned());
-        Self { id: id.0.filter(|id| !id.is_empty()).map(Into::into), name, arguments }
+        Self { id: id.0.filter(|id| !id.is_empty()), name, arguments }
     }
 }
 

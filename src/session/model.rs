@@ -565,6 +565,20 @@ mod tests {
             assert_eq!(serde_json::to_value(&spec).expect("JSON"), whole);
             assert_eq!(serde_json::from_value::<TurnSpec>(whole).expect("a turn"), spec);
         }
+        let every = TurnSpec {
+            sampling: Sampling {
+                top_p: Some(0.1),
+                presence_penalty: Some(-2.0),
+                frequency_penalty: Some(0.3),
+            },
+            rules: AnswerRules {
+                format: Some("{\"z\":1,\"a\":2}".to_owned()),
+                tools: Some("[]".to_owned()),
+            },
+            ..spec(Reasoning::On)
+        };
+        let stored = serde_json::to_string(&every).expect("JSON");
+        assert_eq!(serde_json::from_str::<TurnSpec>(&stored).expect("a turn"), every);
         let old: TurnSpec =
             serde_json::from_value(json!({"model": "m", "temperature": 0.0, "max_tokens": 1}))
                 .expect("a turn");

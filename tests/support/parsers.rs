@@ -11,10 +11,11 @@ use bytes::Bytes;
 use jarvis::api::native::import_lines::ImportLine;
 use jarvis::api::native::input::ChatRequest;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
+use jarvis::api::openai::request::ChatCompletion;
 use jarvis::http::extract::caller::TrustedProxies;
 use jarvis::http::extract::object::Object;
 use jarvis::ollama::{Decoder, StreamEvent};
-use jarvis::session::{Cursor, User};
+use jarvis::session::{Cursor, Role, User};
 use jarvis::sign_in::{LEEWAY, LocalKey, Secret};
 use ring::hmac;
 
@@ -65,6 +66,29 @@ pub fn chat_body(bytes: &[u8]) {
             for error in errors {
                 assert!(error.loc.len() >= 2 && !error.msg.is_empty() && !error.kind.is_empty());
             }
+        }
+    }
+}
+
+/// Any bytes are a request for a completion within its bounds, or an error that names its parameter.
+pub fn completion_body(bytes: &[u8]) {
+    let Ok(object) = Object::parse(bytes) else { return };
+    match ChatCompletion::read(&object, bytes) {
+        Ok(request) => {
+            let ChatCompletion { spec, messages, .. } = &request;
+            assert!((0.0..=2.0).contains(&spec.temperature));
+            assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
+            assert!(messages.question.role != Role::Assistant && messages.before.len() < 1000);
+            for rule in [&spec.rules.format, &spec.rules.tools].into_iter().flatten() {
+                assert!(
+                    serde_json::from_str::<serde_json::Value>(rule).is_ok()
+                        && rule.len() <= 128 << 10
+                );
+            }
+            assert_eq!(request.digest().len(), 64);
+        }
+        Err(error) => {
+            assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
         }
     }
 }

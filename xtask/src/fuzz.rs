@@ -13,8 +13,16 @@ use crate::outcome::Outcome;
 use crate::paths;
 
 /// The targets, one a parser.
-const TARGETS: [&str; 7] =
-    ["client_message", "chat_body", "cursor", "ndjson", "forwarded_for", "token", "import_line"];
+const TARGETS: [&str; 8] = [
+    "client_message",
+    "chat_body",
+    "completion_body",
+    "cursor",
+    "ndjson",
+    "forwarded_for",
+    "token",
+    "import_line",
+];
 /// The flags that `cargo fuzz` gives the compiler, without its sanitizer.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \

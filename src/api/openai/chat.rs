@@ -11,7 +11,7 @@ use chrono::Utc;
 use tokio::time::{Instant, timeout_at};
 
 use super::request::ChatCompletion;
-use super::schema::ChatCompletionRequest;
+use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
 use super::stream::CompletionStream;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
@@ -74,7 +74,7 @@ impl FromRequest<Shared> for CompletionBody {
     request_body = ChatCompletionRequest, params(IdempotencyKeyHeader),
     responses(
         (status = 200, description = "The completion; with `stream` its chunks",
-            content((ChatCompletionReply = "application/json"), (String = "text/event-stream"))),
+            content((ChatCompletionReply = "application/json"), (ChatCompletionEvent = "text/event-stream"))),
         ErrorReply,
     ),
 )]
@@ -110,10 +110,11 @@ pub async fn complete(
             () = last_byte.received(), if guard.is_some() => drop(guard.take()),
         }
     };
-    let answer = completed(*answered.map_err(|_| out_of_time())??)?;
+    let answer = answered.map_err(|_| out_of_time())??;
     if let Some(guard) = &mut guard {
         guard.disarm();
     }
+    let answer = completed(*answer)?;
     let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {
         id: completion_id(generation),

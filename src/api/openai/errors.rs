@@ -110,9 +110,9 @@ mod tests {
     use super::*;
     use crate::http::extract::fields::FieldError;
 
-    fn envelope(problem: Problem) -> (u16, String, Option<String>, Option<String>) {
-        let status = status(&problem).as_u16();
-        let ErrorObject { kind, param, code, .. } = ErrorEnvelope::from(&problem).error;
+    fn envelope(problem: &Problem) -> (u16, String, Option<String>, Option<String>) {
+        let status = status(problem).as_u16();
+        let ErrorObject { kind, param, code, .. } = ErrorEnvelope::from(problem).error;
         (status, kind, param, code)
     }
 
@@ -149,7 +149,7 @@ mod tests {
             (Problem::not_found(), (404, "invalid_request_error", None, some("not_found"))),
         ] {
             let (status, kind, param, code) = wanted;
-            assert_eq!(envelope(given), (status, kind.to_owned(), param, code));
+            assert_eq!(envelope(&given), (status, kind.to_owned(), param, code));
         }
     }
 

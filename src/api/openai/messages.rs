@@ -48,11 +48,10 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         let msg = format!("must have at most {} bytes of text together", OwnConversation::BYTES);
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
-    let last = before.len() - 1;
     match before.pop() {
         Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
         _ => {
-            let path = format!("messages[{last}].role");
+            let path = format!("messages[{}].role", before.len());
             let msg = "must not be assistant in the last message: there is nothing to answer";
             Err(error(&path, INVALID_VALUE, msg))
         }
@@ -153,13 +152,10 @@ fn content(value: &Value, path: &str) -> Result<String, FieldError> {
     let mut texts = Vec::with_capacity(parts.len());
     for (at, part) in parts.iter().enumerate() {
         let mut params = Params::of_value(part, &format!("{path}[{at}]"))?;
-        match params.required_text("type")? {
-            "text" => texts.push(params.required_text("text")?),
-            _ => {
-                let msg = "is supported as text";
-                return Err(params.refuse("type", UNSUPPORTED_VALUE, msg));
-            }
+        if params.required_text("type")? != "text" {
+            return Err(params.refuse("type", UNSUPPORTED_VALUE, "is supported as text"));
         }
+        texts.push(params.required_text("text")?);
         params.finish()?;
     }
     Ok(texts.join("\n"))

@@ -18,7 +18,7 @@ mod stream;
 mod tools;
 
 pub use errors::dialect;
-pub use schema::describe;
+pub use schema::{FrontDoc, describe};
 pub use shapes::ErrorReply;
 
 use axum::http::Method;

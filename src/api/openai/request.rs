@@ -1,6 +1,6 @@
 //! Reads the request of a chat completion into a turn that brings its own conversation. Pure.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::messages::{self, Messages};
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
@@ -78,9 +78,8 @@ impl ChatCompletion {
         params.only("n", "1", |value| value.as_f64() == Some(1.0))?;
         params.only("logprobs", "false", |value| *value == false)?;
         params.only("store", "false", |value| *value == false)?;
-        params
-            .only("logit_bias", "{}", |value| value.as_object().is_some_and(|it| it.is_empty()))?;
-        params.only("metadata", "{}", |value| value.as_object().is_some_and(|it| it.is_empty()))?;
+        params.only("logit_bias", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;
+        params.only("metadata", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;
         params.only("modalities", "[\"text\"]", |value| {
             value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
         })?;
@@ -305,6 +304,10 @@ mod tests {
         options["stream_options"] = json!({"colour": 1});
         let refused = read(&options).expect_err("unknown");
         assert_eq!(refused, ("stream_options.colour".to_owned(), "unknown_parameter"));
+        options["stream_options"] = json!({"include_obfuscation": true});
+        let refused = read(&options).expect_err("not supported");
+        let path = "stream_options.include_obfuscation".to_owned();
+        assert_eq!(refused, (path, "unsupported_value"));
         let surrogate = br#"{"model": "m", "messages": [{"role": "user", "content": "\ud800"}]}"#;
         let object = Object::parse(surrogate).expect("an object");
         let refused = ChatCompletion::read(&object, surrogate).expect_err("no character");
@@ -358,6 +361,18 @@ mod tests {
                 "unknown_parameter",
             ),
             (json!([{"role": "assistant", "content": "x"}]), "messages[0].role", "invalid_value"),
+            (
+                json!([{"role": "assistant", "content": "x", "annotations": [1]},
+                    {"role": "user", "content": "y"}]),
+                "messages[0].annotations",
+                "unsupported_value",
+            ),
+            (
+                json!([{"role": "user", "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].type",
+                "unsupported_value",
+            ),
             (
                 json!([{"role": "tool", "content": "x"}]),
                 "messages[0].tool_call_id",

@@ -1,11 +1,26 @@
 //! The schema of a request, exactly as `request` reads it.
 
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
+
+use super::errors::ErrorEnvelope;
+
+/// The parts of the description that belong to no handler.
+#[derive(OpenApi)]
+#[openapi(components(schemas(ErrorEnvelope)))]
+pub struct FrontDoc;
 
 /// The body of a request for a chat completion; [`describe`] writes its schema.
 #[derive(ToSchema)]
 pub struct ChatCompletionRequest {}
+
+/// An event of a streamed completion.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct ChatCompletionEvent {
+    /// A chunk or an error as JSON; `[DONE]` in the last event.
+    data: String,
+}
 
 /// Writes the schemas that a type cannot describe exactly into the API's description.
 pub fn describe(document: &mut Value) {
@@ -71,12 +86,9 @@ fn message() -> Value {
             })),
         }),
     );
-    let question = object(
-        &["role", "content"],
-        &json!({
-            "role": role(&["developer", "system", "user"]), "content": content(),
-        }),
-    );
+    let question = |author: &str| {
+        object(&["role", "content"], &json!({"role": role(&[author]), "content": content()}))
+    };
     let answer = object(
         &["role", "content"],
         &json!({
@@ -99,7 +111,9 @@ fn message() -> Value {
                 "description": "The id of a call in an earlier message"},
         }),
     );
-    json!({"oneOf": [question, answer, calling, result]})
+    json!({"oneOf": [
+        question("user"), question("system"), question("developer"), answer, calling, result,
+    ]})
 }
 
 fn response_format() -> Value {

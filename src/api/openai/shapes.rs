@@ -95,6 +95,7 @@ impl From<Message> for AnswerMessage {
 
 /// The tokens of a completion.
 #[derive(Clone, Copy, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 pub struct CompletionUsage {
     /// Tokens of the conversation.
     pub prompt_tokens: u64,

@@ -107,10 +107,10 @@ impl CompletionStream {
         self.progress.queue.push_front(Event::default().data(role));
         let standings = self.permit.standing().into_iter().collect();
         let watched = Watched { revoked: validity.revoked(), last_byte: Some(last_byte) };
-        let events = stream::unfold(Box::new((self, watched)), |state| async {
-            let (mut stream, mut watched) = *state;
-            let event = stream.next(&mut watched).await?;
-            Some((Ok::<_, Infallible>(event), Box::new((stream, watched))))
+        let events = stream::unfold(Box::new((self, watched)), async |mut state| {
+            let (stream, watched) = &mut *state;
+            let event = stream.next(watched).await?;
+            Some((Ok::<_, Infallible>(event), state))
         });
         let mut response = Sse::new(events).into_response();
         response.extensions_mut().insert(Standings(standings));
