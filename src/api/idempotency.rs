@@ -51,3 +51,9 @@ pub fn session(owner: &Owner, kind: &str, key: &str) -> SessionId {
     let name = format!("{}\n{kind}{key}", owner.key());
     SessionId(Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()))
 }
+
+/// Returns whether a proxy made the key of this request, for its own retries. The client does not know
+/// such a key, and cannot find its turn again: the turn ends when the client goes away.
+pub fn is_by_proxy(headers: &HeaderMap) -> bool {
+    headers.get("x-jarvis-proxy-key").is_some_and(|value| value == "1")
+}

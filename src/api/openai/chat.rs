@@ -129,8 +129,8 @@ pub async fn complete(
     .into_response())
 }
 
-/// Submits a request as a turn of a session of its own. A request without an idempotency key is
-/// cancelled when its client goes away, because no client could find its answer again.
+/// Submits a request as a turn of a session of its own. A request without an idempotency key of its
+/// client is cancelled when the client goes away, because it could not find its answer again.
 async fn submit(
     shared: &Shared,
     owner: &Owner,
@@ -162,7 +162,7 @@ async fn submit(
             body: request.digest(),
         }),
     };
-    let cancel_on_disconnect = turn.key.is_none();
+    let cancel_on_disconnect = turn.key.is_none() || idempotency::is_by_proxy(headers);
     let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok((session, follow::submit(&shared.generations, submission).await?))
 }
