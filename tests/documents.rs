@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 18] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -13,6 +13,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/HARDENING.md",
     "docs/LIMITS.md",
     "docs/METRICS.md",
+    "docs/OLLAMA.md",
     "docs/OPENAI.md",
     "docs/OPERATIONS.md",
     "docs/PROMISES.md",

@@ -6,12 +6,14 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::client::{Socket, joined, kinds, until_ok};
+use support::client::{Reply, Socket, get, http, joined, kinds, send, until_ok};
+use support::eventually;
 use support::nginx::Nginx;
-use support::process::{Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
 use tokio_tungstenite::tungstenite::Error;
@@ -30,6 +32,22 @@ const REFUSED: [(&str, &str, &str, u16); 5] = [
     ("POST", "/api/v1/chat/", "Content-Encoding: gzip\r\n", 415),
     ("POST", "/api/v1/chat/sessions/mine/cancel", "", 422),
 ];
+
+/// The turns of OpenAI's and Ollama's APIs: the path, the request, and where the text of the answer is.
+fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 3] {
+    let messages = json!([{"role": "user", "content": question}]);
+    let chat = json!({"model": "tinyllama", "stream": false, "messages": messages});
+    let prompt = json!({"model": "tinyllama", "stream": false, "prompt": question});
+    [
+        ("/v1/chat/completions", chat.clone(), "/choices/0/message/content"),
+        ("/api/chat", chat, "/message/content"),
+        ("/api/generate", prompt, "/response"),
+    ]
+}
+
+async fn running(ollama: &Process) -> u64 {
+    get(ollama, "/sim/stats").await.body["running"].as_u64().expect("a number")
+}
 
 async fn fleet() -> (RedisServer, Process, Vec<Process>) {
     let redis = RedisServer::start();
@@ -130,4 +148,62 @@ async fn behind_nginx_a_client_counts_by_the_address_that_connected_and_not_by_i
     let refused = open("198.51.100.2, 192.0.2.1:4711").await;
     assert!(matches!(&refused, Err(Error::Http(response)) if response.status() == 429));
     assert!(open("198.51.100.1, 192.0.2.2").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_of_another_api_survives_its_replica_behind_nginx_and_ends_with_its_client() {
+    const QUESTION: &str = "[[tokens=60]] go on";
+    let (_redis, ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(&replicas[..2]).await;
+    let expected = ollama_sim::script_answer("tinyllama:latest", QUESTION, None, 64);
+    for (number, (path, request, part)) in other_apis(QUESTION).into_iter().enumerate() {
+        let url = format!("http://{}{path}", nginx.ours);
+        let ask = || send(http().post(&url).json(&request));
+        // Round robin: each replica gets one of them.
+        let asked = tokio::spawn(join_all([ask(), ask()]));
+        assert!(eventually(LIMIT, async || running(ollama).await == 2).await, "{path}");
+        replicas[0].kill();
+        for reply in asked.await.expect("two replies") {
+            assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+            assert_eq!(reply.body.pointer(part), Some(&json!(expected)), "{path}");
+        }
+        // nginx writes its log after the response.
+        let twice = || nginx.log().lines().filter(|line| line.contains(", 200")).count();
+        let was_sent_again = eventually(LIMIT, async || twice() == number + 1).await;
+        assert!(was_sent_again, "{path}: {}", nginx.log());
+        replicas[0].restart().unwrap_or_else(|error| panic!("{error:#}"));
+        until_ok(&replicas[0], "/health/ready").await;
+        let leaving = tokio::spawn(http().post(&url).json(&request).send());
+        assert!(eventually(LIMIT, async || running(ollama).await == 1).await, "{path}");
+        leaving.abort();
+        let ended = eventually(Duration::from_secs(2), async || running(ollama).await == 0);
+        assert!(ended.await, "{path}: the model goes on");
+    }
+}
+
+#[tokio::test]
+async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
+    let (_redis, _ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(&replicas[..1]).await;
+    let text = |reply: &Reply, path: &str| {
+        assert_eq!(reply.headers["content-type"], "application/json", "{path}");
+        let error = &reply.body["error"];
+        let text = if path.starts_with("/v1/") { &error["message"] } else { error };
+        (reply.status, text.as_str().expect("a text").to_owned())
+    };
+    let post = async |path: &str, body: Value| {
+        send(http().post(format!("http://{}{path}", nginx.ours)).json(&body)).await
+    };
+    for (path, ..) in other_apis("") {
+        let large = post(path, json!({"model": "x".repeat(4 << 20)})).await;
+        let (status, words) = text(&large, path);
+        assert_eq!((status, words.starts_with("The body is too large")), (413, true), "{words}");
+    }
+    replicas[0].kill();
+    for (path, request, _) in other_apis("hi") {
+        let unreachable = post(path, request).await;
+        let (status, words) = text(&unreachable, path);
+        assert_eq!((status, words.starts_with("No replica")), (502, true), "{words}");
+        assert_eq!(unreachable.headers["retry-after"], "1");
+    }
 }

@@ -39,7 +39,10 @@ async fn chat(server: &Process, session: &str, token: &str) -> Reply {
 
 /// Returns status and code, and checks that a 401 names the scheme.
 fn outcome(reply: &Reply) -> (u16, String) {
-    // The errors of OpenAI's API have another form.
+    // The errors of Ollama's API have no code, and those of OpenAI's another form.
+    if reply.body["error"].is_string() {
+        return (reply.status, "an error".to_owned());
+    }
     if let Some(code) = reply.body["error"]["code"].as_str() {
         if reply.status == 401 {
             let challenge = reply.headers["www-authenticate"].to_str().expect("a text");
@@ -167,6 +170,9 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
         "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
         "/v1/chat/completions" => (400, "missing_required_parameter"),
+        "/api/show" | "/api/chat" | "/api/generate" | "/api/embed" | "/api/embeddings" => {
+            (400, "an error")
+        }
         _ => (200, ""),
     }
 }
@@ -186,12 +192,15 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
         for (method, path, body) in routes(replica, &session).await {
             for (what, token, refusal) in &tokens {
                 let is_openais = path.starts_with("/v1/");
-                // Clients of OpenAI's API send a placeholder where no key is needed.
-                let is_placeholder = is_openais && token == "rubbish" && mode == "optional";
+                let is_ollamas = path.starts_with("/api/") && !path.starts_with("/api/v1/");
+                // Clients of these APIs send a placeholder where no key is needed.
+                let is_placeholder =
+                    (is_openais || is_ollamas) && token == "rubbish" && mode == "optional";
                 let (status, code) = match refusal {
                     _ if is_public(&path) => (200, ""),
                     Some(_) if is_placeholder => as_a_stranger(&path, ""),
                     Some(_) if is_openais => (401, "invalid_api_key"),
+                    Some(_) if is_ollamas => (401, "an error"),
                     Some(code) => (401, *code),
                     None => as_a_stranger(&path, token),
                 };

@@ -91,7 +91,7 @@ async fn a_turn_whose_replica_died_with_its_clients_connection_stops_after_its_t
 async fn a_turn_with_a_proxys_key_outlives_its_connection_only_while_it_is_asked_again() {
     let fleet = Fleet::start().await;
     let with_key = |replica, key: &str| {
-        fleet.request(replica).header("Idempotency-Key", key).header("X-Jarvis-Key-Of-Proxy", "1")
+        fleet.request(replica).header("Idempotency-Key", key).header("X-Jarvis-Proxy-Key", "1")
     };
     let (once, twice) = (id(), id());
     tokio::join!(leave(with_key(0, &once)), leave(with_key(0, &twice)));

@@ -285,6 +285,9 @@ fn instead_of_an_answer(job: &Job, fault: Fault, reason: &str) -> (Outcome, Opti
 /// Loads a model, which takes its time where the model was not in memory.
 pub async fn load(server: &Simulator, model: &Model, num_ctx: usize, keep_alive: KeepAlive) {
     let load = server.models.load(model, num_ctx, keep_alive);
+    if load != Load::Ready {
+        count(&server.counters.loads);
+    }
     if load == Load::Reload {
         count(&server.counters.reloads);
     }

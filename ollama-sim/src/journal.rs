@@ -54,13 +54,16 @@ impl Entry {
         lock(&self.end).evaluated = tokens;
     }
 
-    /// Sets how the request ended; only the first call counts.
-    pub fn end(&self, outcome: impl Into<String>) {
+    /// Sets how the request ended, and returns whether it had not ended before: only the first call
+    /// counts.
+    pub fn end(&self, outcome: impl Into<String>) -> bool {
         let mut end = lock(&self.end);
-        if end.outcome.is_none() {
+        let is_first = end.outcome.is_none();
+        if is_first {
             end.outcome = Some(outcome.into());
             end.milliseconds = self.since.elapsed().as_secs_f64() * 1000.0;
         }
+        is_first
     }
 
     fn show(&self) -> Value {

@@ -23,8 +23,14 @@ pub struct Stats {
     pub faulted: u64,
     /// Requests refused because the queue was full.
     pub refused: u64,
+    /// Models loaded into memory, the reloads among them.
+    #[serde(default)]
+    pub loads: u64,
     /// Models loaded again for another num_ctx.
     pub reloads: u64,
+    /// Models taken out of memory because a request said so.
+    #[serde(default)]
+    pub unloads: u64,
     /// Tokens generated.
     pub tokens: u64,
 }
@@ -41,7 +47,9 @@ pub struct Counters {
     pub(crate) client_gone: AtomicU64,
     pub(crate) faulted: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) loads: AtomicU64,
     pub(crate) reloads: AtomicU64,
+    pub(crate) unloads: AtomicU64,
     pub(crate) tokens: AtomicU64,
 }
 
@@ -63,7 +71,9 @@ impl Counters {
             client_gone: get(&self.client_gone),
             faulted: get(&self.faulted),
             refused: get(&self.refused),
+            loads: get(&self.loads),
             reloads: get(&self.reloads),
+            unloads: get(&self.unloads),
             tokens: get(&self.tokens),
         }
     }

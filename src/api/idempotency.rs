@@ -11,8 +11,6 @@ use crate::session::{Owner, SessionId};
 /// The namespace of the sessions of turns that have an idempotency key and no session.
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0c3e_52a4_4c1d_9a57_3f0d_84be_2c16);
 const KEY_BYTES: usize = 255;
-/// Set by a proxy that has made the idempotency key of a request.
-const KEY_OF_PROXY: &str = "x-jarvis-key-of-proxy";
 
 /// The header that makes a request repeatable.
 #[derive(IntoParams)]
@@ -47,15 +45,15 @@ pub fn key(headers: &HeaderMap, owner: &Owner) -> Result<Option<String>, Problem
     }
 }
 
-/// Returns whether the client itself sent the key of its request, so that it can come back for the
-/// answer. A proxy that makes a key, to be able to send the request to another replica, says so.
-pub fn is_the_clients(headers: &HeaderMap) -> bool {
-    headers.contains_key("idempotency-key") && !headers.contains_key(KEY_OF_PROXY)
-}
-
 /// Returns the session of a turn with this key that names none, the same for every repeat. `kind`
 /// keeps the sessions of fronts apart whose turns are of different kinds.
 pub fn session(owner: &Owner, kind: &str, key: &str) -> SessionId {
     let name = format!("{}\n{kind}{key}", owner.key());
     SessionId(Uuid::new_v5(&KEY_NAMESPACE, name.as_bytes()))
+}
+
+/// Returns whether a proxy made the key of this request, for its own retries. The client does not know
+/// such a key, and cannot find its turn again: the turn ends soon after the client is gone.
+pub fn is_by_proxy(headers: &HeaderMap) -> bool {
+    headers.get("x-jarvis-proxy-key").is_some_and(|value| value == "1")
 }

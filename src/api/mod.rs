@@ -5,12 +5,14 @@ pub mod bulk_permits;
 mod idempotency;
 pub mod message_budget;
 pub mod native;
+pub mod ollama;
 pub mod openai;
 #[cfg(test)]
 mod panics;
 pub mod permits;
 mod problems;
 mod responses;
+mod sent_text;
 pub mod state;
 
 pub use state::{ApiSettings, AppState, Shared};
@@ -20,7 +22,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{Method, header};
-use axum::routing::{get, post};
+use axum::response::Response;
+use axum::routing::{any, get, post};
 use tower_http::normalize_path::NormalizePath;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -35,6 +38,7 @@ use crate::limits::RequestKind;
 pub fn router(shared: &Shared) -> Router {
     let mut description = admin::docs::ApiDoc::openapi();
     description.merge(openai::FrontDoc::openapi());
+    description.merge(ollama::FrontDoc::openapi());
     let mut routes = OpenApiRouter::with_openapi(description)
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::rename, native::sessions::delete))
@@ -55,17 +59,26 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(native::websocket::upgrade))
         .routes(routes!(openai::models::list))
         .routes(routes!(openai::models::retrieve))
-        .routes(routes!(openai::chat::complete));
+        .routes(routes!(openai::chat::complete))
+        .routes(routes!(ollama::models::version))
+        .routes(routes!(ollama::models::tags))
+        .routes(routes!(ollama::models::ps))
+        .routes(routes!(ollama::models::show))
+        .routes(routes!(ollama::turns::chat))
+        .routes(routes!(ollama::turns::generate))
+        .routes(routes!(ollama::embeddings::embed))
+        .routes(routes!(ollama::embeddings::embeddings));
     if !shared.settings.has_admin_listener {
         routes =
             routes.routes(routes!(admin::health::detailed)).routes(routes!(admin::health::metrics));
     }
     let (routes, mut openapi) = routes.split_for_parts();
-    admin::docs::describe_sign_in(&mut openapi, openai::serves);
-    admin::docs::describe_limits(&mut openapi, openai::serves);
+    admin::docs::describe_sign_in(&mut openapi, has_dialect);
+    admin::docs::describe_limits(&mut openapi, has_dialect);
     // Made once: however many clients do not read it, its bytes are held once.
     let mut openapi = serde_json::to_value(&openapi).unwrap_or_default();
     openai::describe(&mut openapi);
+    ollama::describe(&mut openapi);
     let openapi = Bytes::from(openapi.to_string());
     let json = [(header::CONTENT_TYPE, "application/json")];
     let routes = routes
@@ -75,6 +88,12 @@ pub fn router(shared: &Shared) -> Router {
         // The name of a model may have a host and a namespace.
         .route("/v1/models/{model}/{name}", get(openai::models::retrieve))
         .route("/v1/models/{model}/{name}/{tag}", get(openai::models::retrieve))
+        .route("/api/pull", any(ollama::models::refuse_change))
+        .route("/api/push", any(ollama::models::refuse_change))
+        .route("/api/create", any(ollama::models::refuse_change))
+        .route("/api/copy", any(ollama::models::refuse_change))
+        .route("/api/delete", any(ollama::models::refuse_change))
+        .route("/api/blobs/{digest}", any(ollama::models::refuse_change))
         .route("/openapi.json", get(async move || (json, openapi.clone())))
         .route("/docs", get(admin::docs::index))
         .route("/docs/{file}", get(admin::docs::file))
@@ -87,11 +106,7 @@ pub fn router(shared: &Shared) -> Router {
         limits: shared.limits.clone(),
         proxies: shared.settings.trusted_proxies.clone(),
         source_key: shared.source_key.clone(),
-        rules: FrontRules {
-            kind: request_kind,
-            sends_placeholder_key: openai::serves,
-            dialect: openai::dialect,
-        },
+        rules: FrontRules { kind: request_kind, sends_placeholder_key: has_dialect, dialect },
     };
     let routes = middleware::stack(
         routes,
@@ -109,7 +124,20 @@ pub fn router(shared: &Shared) -> Router {
 fn request_kind(method: &Method, path: &str) -> RequestKind {
     if openai::serves(path) {
         openai::request_kind(method, path)
+    } else if ollama::serves(path) {
+        ollama::request_kind(method, path)
     } else {
         native::request_kind(method, path)
     }
+}
+
+/// Returns whether the front at this path is one for another API: it has errors of its own, and its
+/// clients send a key also where none is needed.
+fn has_dialect(path: &str) -> bool {
+    openai::serves(path) || ollama::serves(path)
+}
+
+/// Writes a response in the dialect of the front at this path.
+fn dialect(path: &str, response: Response) -> Response {
+    ollama::dialect(path, openai::dialect(path, response))
 }

@@ -36,6 +36,8 @@ pub struct CancelOnDrop {
     owner: Owner,
     session: SessionId,
     generation: Option<GenerationId>,
+    /// Whether the client, or a proxy for it, may repeat the request at another replica.
+    may_repeat: bool,
 }
 
 impl CancelOnDrop {
@@ -48,6 +50,10 @@ impl CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         let Some(generation) = self.generation else { return };
+        // The client is not gone where this replica stops: it joins the turn again elsewhere.
+        if self.may_repeat && self.generations.has_stopped() {
+            return;
+        }
         // Without a runtime the process is ending, and other replicas take over its turns.
         let Ok(runtime) = Handle::try_current() else { return };
         let (generations, owner, session) =
@@ -73,6 +79,7 @@ pub async fn submit(
         let Submission { session, turn, permit, cancel_on_disconnect } = submission;
         let owner = permit.subject.owner.clone();
         let refusal = permit.refusal().cloned();
+        let may_repeat = turn.key.is_some();
         let mut permit = Some(permit);
         let submitted = match refusal {
             None => generations.submit(&owner, session, turn, &mut permit).await,
@@ -90,6 +97,7 @@ pub async fn submit(
             owner,
             session,
             generation: Some(submitted.generation),
+            may_repeat,
         });
         Ok(AcceptedTurn { submitted, guard })
     };

@@ -10,6 +10,7 @@ mod continuation;
 mod copies;
 mod deletion;
 mod failures;
+mod hosted_models;
 #[cfg(test)]
 mod interleavings;
 mod model_run;
@@ -53,6 +54,7 @@ use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, Store
 use crate::telemetry::metric;
 use crate::telemetry::traces::{self, Span};
 
+pub use crate::ollama::{EmbedKind, EmbedRequest, LoadedModel, ModelDetails, Vectors};
 use copies::Copies;
 pub use deletion::DeletedAll;
 use redo::{RedoEntry, RedoLog};
@@ -145,6 +147,14 @@ pub struct ModelInfo {
     pub size: u64,
     /// When the model last changed, as its host reports it.
     pub modified: String,
+    /// The digest of its weights and template; empty where its host does not report it.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub digest: String,
+    /// The kind of the model.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub details: ModelDetails,
 }
 
 /// Why a turn was not accepted.
@@ -387,6 +397,11 @@ impl Generations {
         Ok(found.map(repeat))
     }
 
+    /// Returns whether this replica runs no turns any more, because it ends.
+    pub fn has_stopped(&self) -> bool {
+        self.store.lifecycle().phase() == Phase::Stopped
+    }
+
     /// Returns the storage budgets, which also list the sessions of each user.
     pub fn budget(&self) -> &Budget {
         &self.budget
@@ -606,6 +621,8 @@ impl Generations {
                 name: model.name,
                 size: model.size,
                 modified: model.modified_at,
+                digest: model.digest,
+                details: model.details,
             })
             .collect())
     }

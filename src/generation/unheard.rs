@@ -16,11 +16,11 @@ use crate::session::store::Turn;
 
 /// How long such a turn goes on without a listener: a proxy needs a few seconds to send a request to
 /// another replica.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(5);
 /// The time between two checks.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Cancels a turn that needs a listener, once it has had none for ten seconds. Never resolves: the
+/// Cancels a turn that needs a listener, once it has had none for five seconds. Never resolves: the
 /// turn ends as every cancelled turn does.
 pub(super) async fn cancel(generations: &Generations, turn: &Turn) {
     if turn.spec.needs_listener {
@@ -39,7 +39,7 @@ pub(super) async fn cancel(generations: &Generations, turn: &Turn) {
     pending().await
 }
 
-/// Resolves when nobody has listened to a turn for ten seconds.
+/// Resolves when nobody has listened to a turn for five seconds.
 async fn unheard(generations: &Generations, turn: &Turn, feed: &Feed) {
     let mut heard = Instant::now();
     while heard.elapsed() < LIMIT {

@@ -32,7 +32,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "body_too_large",
         413,
-        "the body is larger than 512 KiB, than 2 MiB for a completion, or than 64 MiB for an import",
+        "the body is larger than 512 KiB, than 2 MiB for a request of OpenAI's or Ollama's API, or than 64 MiB for an import",
     ),
     code("body_unreadable", 400, "the body broke off"),
     code("context_too_long", 413, "the question does not fit the model's context window"),
@@ -61,6 +61,7 @@ pub const CODES: &[ErrorCode] = &[
     code("model_too_large", 422, "the model does not fit in the host's memory: choose another"),
     code("model_unavailable", 503, "the model fails again and again on its hosts"),
     code("model_unsupported", 422, "the model does not support the request: choose another"),
+    code("models_read_only", 403, "the path would change the models of the hosts for everybody"),
     code("no_model_host", 503, "no model host can be reached"),
     code("not_an_object", 0, "the message is not a JSON object"),
     code("not_found", 404, "there is nothing at this path"),

@@ -1,6 +1,6 @@
 //! The models of one host: requested when they are needed, and cached for seconds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::error::OllamaError;
 use super::host::{Details, Host};
 use super::lock;
-use super::reply::Model;
+use super::reply::{LoadedModel, Model};
 use crate::lifecycle::catch_panic;
 use crate::model_name::ModelName;
 
@@ -26,7 +26,8 @@ const DETAILS: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub models: BTreeMap<ModelName, Model>,
-    loaded: HashSet<ModelName>,
+    /// The models in the host's memory.
+    pub loaded: BTreeMap<ModelName, LoadedModel>,
 }
 
 impl Listing {
@@ -37,7 +38,7 @@ impl Listing {
 
     /// Returns whether a model is in the host's memory.
     pub(super) fn has_loaded(&self, model: &ModelName) -> bool {
-        self.loaded.contains(model)
+        self.loaded.contains_key(model)
     }
 }
 
@@ -145,7 +146,8 @@ impl Catalogue {
         let models = models.ok()?;
         // The loaded models only help to choose a host: one that does not report them is healthy.
         self.host.health.succeeded();
-        let loaded = loaded.unwrap_or_default().into_iter().collect();
+        let loaded = loaded.unwrap_or_default().into_iter();
+        let loaded = loaded.map(|loaded| (loaded.model.key.clone(), loaded)).collect();
         // Of two spellings of one model, the first counts.
         let models = models.into_iter().rev().map(|model| (model.key.clone(), model)).collect();
         Some(Arc::new(Listing { models, loaded }))

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until};
 
 use super::breaker::BreakerState;
@@ -17,7 +18,7 @@ use super::catalogue::{CatalogueEntry, LastListing, Listing};
 use super::error::OllamaError;
 use super::host::{Host, HostId, HostTimeouts, http_client};
 use super::pool::{HostState, Member, Slot};
-use super::reply::Model;
+use super::reply::{LoadedModel, Model};
 use super::wire::KeepAlive;
 use super::{lock, resolve};
 use crate::config::check_hosts;
@@ -27,6 +28,8 @@ use crate::tls::TlsOptions;
 
 /// How long a survey that has a match waits for the replies of other hosts.
 const GRACE: Duration = Duration::from_millis(100);
+/// Hosts that are asked for the description of a model, one after another, at most.
+const DESCRIBERS: usize = 3;
 /// The age up to which a host's last outcome counts for the fleet's health.
 const HEALTH_AGE: Duration = Duration::from_secs(1);
 
@@ -146,6 +149,42 @@ impl Fleet {
             return Err(OllamaError::NoHost);
         }
         Ok(merged(&survey.matching))
+    }
+
+    /// Returns the models in the memory of the hosts that reply, by name, at most 5 s old. Where
+    /// several hosts have a model in memory, it is the one that stays there longest.
+    ///
+    /// # Errors
+    /// [`OllamaError::NoHost`].
+    pub async fn loaded(&self) -> Result<Vec<LoadedModel>, OllamaError> {
+        let survey = self.survey(None, |_| true).await;
+        if survey.matching.is_empty() {
+            return Err(OllamaError::NoHost);
+        }
+        let mut all: BTreeMap<&ModelName, &LoadedModel> = BTreeMap::new();
+        for (name, loaded) in survey.matching.iter().flat_map(|(_, listing)| &listing.loaded) {
+            let known = all.entry(name).or_insert(loaded);
+            if known.expires_at < loaded.expires_at {
+                *known = loaded;
+            }
+        }
+        Ok(all.into_values().cloned().collect())
+    }
+
+    /// Returns a host's description of a model, as the host sends it.
+    ///
+    /// # Errors
+    /// As [`Fleet::check`], and those of the last host that has the model.
+    pub async fn show(&self, model: &str) -> Result<Map<String, Value>, OllamaError> {
+        let mut last = OllamaError::NoHost;
+        for (member, listing) in self.holders(model).await?.into_iter().take(DESCRIBERS) {
+            let Some(found) = listing.find(model) else { continue };
+            match member.host.show(&found.name).await {
+                Ok(description) => return Ok(description),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// Checks that a host that replies has the model, in any spelling.

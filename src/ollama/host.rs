@@ -13,12 +13,12 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::breaker::Breakers;
+use super::embedding::Vectors;
 use super::error::OllamaError;
 use super::health::HostHealth;
 use super::refusal::refusal;
-use super::reply::{Model, ReplyLine, Show, Tags, Version, without_bom};
+use super::reply::{LoadedModel, Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
-use crate::model_name::ModelName;
 use crate::telemetry::traces::{TRACEPARENT, TraceContext};
 use crate::tls::TlsOptions;
 
@@ -146,19 +146,36 @@ impl Host {
     }
 
     /// Requests the models in the host's memory.
-    pub(super) async fn loaded(&self) -> Result<Vec<ModelName>, OllamaError> {
+    pub(super) async fn loaded(&self) -> Result<Vec<LoadedModel>, OllamaError> {
         let reply: Tags = self.get("api/ps").await?;
-        Ok(reply.into_models().into_iter().map(|model| model.key).collect())
+        Ok(reply.into_loaded())
     }
 
     /// Requests the details of one model.
     pub(super) async fn details(&self, model: &str) -> Result<Details, OllamaError> {
-        let body = json!({"model": model});
-        let request = self.post("api/show")?.json(&body);
+        let show: Show = self.show(model).await?;
+        Ok(Details { num_ctx: show.context_length(), thinks: show.thinks() })
+    }
+
+    /// Requests the description of one model.
+    pub(super) async fn show<T: DeserializeOwned>(&self, model: &str) -> Result<T, OllamaError> {
+        let request = self.post("api/show")?.json(&json!({"model": model}));
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let body = self.fetch(request, model, deadline, OllamaError::ReplyTimeout).await?;
-        let show: Show = self.parsed(serde_json::from_slice(&body))?;
-        Ok(Details { num_ctx: show.context_length(), thinks: show.thinks() })
+        self.parsed(serde_json::from_slice(&body))
+    }
+
+    /// Requests the vectors of texts, within the time limit of the first token.
+    pub(super) async fn embed(
+        &self,
+        path: &str,
+        model: &str,
+        body: &impl Serialize,
+    ) -> Result<Vectors, OllamaError> {
+        let deadline = Instant::now() + self.limits.first_token;
+        let request = self.post(path)?.json(body);
+        let body = self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
+        self.parsed(serde_json::from_slice(&body))
     }
 
     /// Requests one object, within the time limit of the first token.

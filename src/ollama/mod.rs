@@ -6,6 +6,7 @@
 
 mod breaker;
 mod catalogue;
+mod embedding;
 mod error;
 mod fleet;
 mod health;
@@ -21,12 +22,13 @@ mod tolerant;
 mod wire;
 
 pub use breaker::BreakerState;
+pub use embedding::{EmbedKind, EmbedRequest, Vectors};
 pub use error::{ModelRefusal, OllamaError};
 pub use fleet::{Fleet, FleetConfig, HostConfig};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, LINE_LIMIT, StreamEvent};
 pub use pool::{HostState, Slot};
-pub use reply::{Done, DoneReason, Model};
+pub use reply::{Done, DoneReason, LoadedModel, Model, ModelDetails};
 pub use stream::TokenStream;
 pub use wire::{
     CalledFunction, ChatMessage, ChatRole, ModelRequest, Options, RawJson, ReplyCall,

@@ -9,6 +9,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, Timeout
 
 use super::breaker::{Admission, BreakerState};
 use super::catalogue::{Catalogue, FRESH};
+use super::embedding::{EmbedRequest, Vectors};
 use super::error::OllamaError;
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
@@ -216,6 +217,22 @@ impl Slot {
             TokenStream::open(&self.client, "api/generate", &self.model, &body, self.trace).await,
         )
         .await
+    }
+
+    /// Requests the vectors of texts, in a context window of `num_ctx` tokens.
+    ///
+    /// # Errors
+    /// As [`Slot::chat`].
+    pub async fn embed(
+        &self,
+        request: &EmbedRequest,
+        num_ctx: Option<u32>,
+    ) -> Result<Vectors, OllamaError> {
+        let body = request.body(&self.model.name, num_ctx, &self.client.keep_alive);
+        let vectors = self.client.embed(request.kind.path(), &self.model.name, &body).await;
+        let vectors = self.record(vectors).await?;
+        self.client.breakers.begun(&self.model.key);
+        Ok(vectors)
     }
 
     /// Records an outcome with the breakers. A missing model was deleted since the host listed its

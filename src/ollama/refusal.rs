@@ -29,8 +29,17 @@ const FORMAT: &[&str] = &[
     "incompatible with your version of ollama",
 ];
 /// Ollama's names of the capabilities that a model may lack.
-const CAPABILITIES: &[&str] =
-    &["chat", "generate", "completion", "thinking", "tools", "insert", "vision", "images"];
+const CAPABILITIES: &[&str] = &[
+    "chat",
+    "generate",
+    "completion",
+    "thinking",
+    "tools",
+    "insert",
+    "vision",
+    "images",
+    "embeddings",
+];
 
 /// Returns the error of a reply that is not a success.
 pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
@@ -82,7 +91,10 @@ fn model_refusal(text: &str) -> Option<ModelRefusal> {
 }
 
 fn context_too_long(text: &str) -> Option<OllamaError> {
-    text.contains("exceed_context_size_error").then(|| OllamaError::ContextTooLong {
+    let is_too_long = text.contains("exceed_context_size_error")
+        // The text of a model that only embeds.
+        || text.contains("input length exceeds");
+    is_too_long.then(|| OllamaError::ContextTooLong {
         prompt_tokens: figure(text, "n_prompt_tokens").unwrap_or(0),
         num_ctx: figure(text, "n_ctx").unwrap_or(0),
     })

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::tolerant::{Count, Flag, Joiner, Label, Text};
 use super::wire::ReplyCall;
@@ -60,6 +61,51 @@ pub struct Model {
     pub modified_at: String,
     /// The digest of weights and template: only a model with the same digest continues an answer.
     pub digest: String,
+    /// The kind of the model, as the host reports it.
+    pub details: ModelDetails,
+}
+
+/// The kind of a model, as its host reports it; empty where the host does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct ModelDetails {
+    /// The model that this one was made from.
+    pub parent_model: String,
+    /// The format of its file, such as `gguf`.
+    pub format: String,
+    /// The family of its architecture, such as `llama`.
+    pub family: String,
+    /// All families.
+    pub families: Option<Vec<String>>,
+    /// The number of its parameters, such as `1B`.
+    pub parameter_size: String,
+    /// How its weights are quantised, such as `Q4_0`.
+    pub quantization_level: String,
+}
+
+impl ModelDetails {
+    /// Returns the kind without the path on its host that some releases report as the parent.
+    #[must_use]
+    pub fn without_paths(mut self) -> Self {
+        let parent = &self.parent_model;
+        if parent.starts_with(['/', '\\', '~']) || parent.contains(":\\") {
+            self.parent_model.clear();
+        }
+        self
+    }
+}
+
+/// A model in the memory of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedModel {
+    /// The model. Its size is the one in memory.
+    pub model: Model,
+    /// When the host unloads it, RFC 3339; empty where the host does not report it.
+    pub expires_at: String,
+    /// Bytes in the memory of GPUs.
+    pub size_vram: u64,
+    /// The context window in tokens; 0 where the host does not report it.
+    pub context_length: u64,
 }
 
 /// The text for an error of a host that cannot be read.
@@ -274,21 +320,50 @@ struct Entry {
     modified_at: Option<Box<RawValue>>,
     #[serde(default)]
     digest: Option<Box<RawValue>>,
+    #[serde(default)]
+    details: Option<Box<RawValue>>,
+    #[serde(default)]
+    expires_at: Option<Box<RawValue>>,
+    #[serde(default)]
+    size_vram: Option<Box<RawValue>>,
+    #[serde(default)]
+    context_length: Option<Box<RawValue>>,
 }
 
 impl Tags {
     /// Returns the models. Entries without a usable name are skipped.
     pub(super) fn into_models(self) -> Vec<Model> {
         let entries = self.models.unwrap_or_default();
-        entries.iter().filter_map(|entry| model(entry)).collect()
+        entries.iter().filter_map(|entry| model(&Entry::parse(entry)?)).collect()
+    }
+
+    /// Returns the models in memory, as [`Tags::into_models`] does.
+    pub(super) fn into_loaded(self) -> Vec<LoadedModel> {
+        let entries = self.models.unwrap_or_default();
+        let loaded = |entry: &RawValue| {
+            let entry = Entry::parse(entry)?;
+            Some(LoadedModel {
+                model: model(&entry)?,
+                expires_at: text(entry.expires_at.as_deref()).unwrap_or_default(),
+                size_vram: count(entry.size_vram.as_deref()).unwrap_or(0),
+                context_length: count(entry.context_length.as_deref()).unwrap_or(0),
+            })
+        };
+        entries.iter().filter_map(|entry| loaded(entry)).collect()
     }
 }
 
-fn model(entry: &RawValue) -> Option<Model> {
-    let Ok(entry) = serde_json::from_str::<Entry>(entry.get()) else {
-        tracing::debug!("listed model is not an object");
-        return None;
-    };
+impl Entry {
+    fn parse(entry: &RawValue) -> Option<Self> {
+        let parsed = serde_json::from_str(entry.get());
+        if parsed.is_err() {
+            tracing::debug!("listed model is not an object");
+        }
+        parsed.ok()
+    }
+}
+
+fn model(entry: &Entry) -> Option<Model> {
     let mut names =
         [&entry.name, &entry.model].into_iter().filter_map(|name| text(name.as_deref()));
     let usable = names.find_map(|name| Some((ModelName::parse(&name).ok()?, name)));
@@ -302,7 +377,14 @@ fn model(entry: &RawValue) -> Option<Model> {
         size: count(entry.size.as_deref()).unwrap_or(0),
         modified_at: text(entry.modified_at.as_deref()).unwrap_or_default(),
         digest: text(entry.digest.as_deref()).unwrap_or_default(),
+        details: details(entry.details.as_deref()),
     })
+}
+
+/// Returns the kind of a model.
+fn details(value: Option<&RawValue>) -> ModelDetails {
+    let details = value.and_then(|value| serde_json::from_str(value.get()).ok());
+    ModelDetails::without_paths(details.unwrap_or_default())
 }
 
 fn text(value: Option<&RawValue>) -> Option<String> {

@@ -100,10 +100,19 @@ pub struct Options {
     /// Texts that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// The share of the likeliest tokens that are chosen from, 0 to 1; the model's own where absent,
-    /// as the penalties are.
+    /// The number of the likeliest tokens that are chosen from; the model's own where absent, as all
+    /// that follow are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// The share of the likeliest tokens that are chosen from, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f64>,
+    /// The share of the likeliest token's probability that a token needs, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f64>,
+    /// The factor by which a token is less likely that the latest text has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeat_penalty: Option<f64>,
     /// How much less likely a token is that the text has already, -2 to 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence_penalty: Option<f64>,

@@ -398,9 +398,18 @@ impl From<Reasoning> for StoredReasoning {
 /// How the next token is chosen, beside the temperature. An absent value is the model's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
+    /// The number of the likeliest tokens that are chosen from; 0 is all of them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub top_k: Option<u32>,
     /// The share of the likeliest tokens that are chosen from, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub top_p: Option<f64>,
+    /// The share of the likeliest token's probability that a token needs, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub min_p: Option<f64>,
+    /// The factor by which a token is less likely that the latest text has; 1 is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repeat_penalty: Option<f64>,
     /// How much less likely a token is that the text has already, -2 to 2.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub presence_penalty: Option<f64>,
@@ -567,7 +576,10 @@ mod tests {
         }
         let every = TurnSpec {
             sampling: Sampling {
+                top_k: Some(40),
                 top_p: Some(0.1),
+                min_p: Some(0.05),
+                repeat_penalty: Some(1.1),
                 presence_penalty: Some(-2.0),
                 frequency_penalty: Some(0.3),
             },

@@ -26,13 +26,20 @@ def map_case(context, case):
     is_valid = case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE
     if is_valid and case.path == "/v1/chat/completions" and isinstance(case.body, dict):
         case.body = _consistent(case.body)
+    if is_valid and case.path == "/api/chat" and isinstance(case.body, dict):
+        messages = (case.body.get("messages") or [])[:999]
+        if messages and messages[-1]["role"] == "assistant":
+            messages.append({"role": "user", "content": "hi"})
+        case.body = {**case.body, "messages": messages}
     return case
 
 
 @schemathesis.hook
 def filter_body(context, body):
     """A schema counts characters, and `stop` is bounded in bytes."""
-    stop = body.get("stop") if isinstance(body, dict) else None
+    body = body if isinstance(body, dict) else {}
+    options = body.get("options")
+    stop = body.get("stop") or (options.get("stop") if isinstance(options, dict) else None)
     texts = stop if isinstance(stop, list) else [stop]
     return not any(isinstance(text, str) and not text.isascii() and len(text) > 64 for text in texts)
 

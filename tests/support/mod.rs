@@ -15,6 +15,7 @@ pub mod prometheus;
 pub mod raw;
 pub mod raw_http;
 pub mod redis_time;
+pub mod sdks;
 pub mod setup;
 pub mod store;
 pub mod tls;

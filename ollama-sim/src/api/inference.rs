@@ -17,6 +17,7 @@ use crate::net::Connection;
 use crate::options::{KeepAlive, Options};
 use crate::schema;
 use crate::simulator::Simulator;
+use crate::stats::count;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
 
@@ -94,6 +95,7 @@ impl Inference {
     pub async fn load_only(&self, server: &Simulator, entry: &Entry) -> Response {
         let reason = if self.keep_alive.is_zero() {
             server.models.unload(&self.model);
+            count(&server.counters.unloads);
             "unload"
         } else {
             generation::load(server, &self.model, self.num_ctx, self.keep_alive).await;

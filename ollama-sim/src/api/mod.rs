@@ -1,6 +1,7 @@
 //! The routes.
 
 mod chat;
+mod embed;
 mod generate;
 mod inference;
 mod models;
@@ -45,6 +46,8 @@ pub fn router(server: Arc<Simulator>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&server), faulty))
         .route("/api/chat", post(chat::chat))
         .route("/api/generate", post(generate::generate))
+        .route("/api/embed", post(embed::embed))
+        .route("/api/embeddings", post(embed::embeddings))
         .route("/sim/stats", get(sim::stats))
         .route("/sim/requests", get(sim::requests).delete(sim::forget))
         .route("/sim/faults", get(sim::armed).post(sim::arm).delete(sim::disarm))

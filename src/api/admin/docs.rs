@@ -33,6 +33,7 @@ use crate::http::problem::{Problem, ProblemDetails};
         (name = "sessions", description = "Conversations"),
         (name = "models", description = "The models of all hosts"),
         (name = "openai", description = "OpenAI's API, with its own errors"),
+        (name = "ollama", description = "Ollama's API, with its own errors"),
         (name = "service", description = "Probes and metrics"),
     ),
 )]

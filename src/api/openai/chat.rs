@@ -132,8 +132,8 @@ pub async fn complete(
     .into_response())
 }
 
-/// Submits a request as a turn of a session of its own. A request without an idempotency key is
-/// cancelled when its client goes away, because no client could find its answer again.
+/// Submits a request as a turn of a session of its own. A request without an idempotency key of its
+/// client is cancelled when the client goes away, because it could not find its answer again.
 async fn submit(
     shared: &Shared,
     owner: &Owner,
@@ -159,7 +159,7 @@ async fn submit(
     let turn = NewTurn {
         spec: TurnSpec {
             source: permit.subject.source.0.clone(),
-            needs_listener: !idempotency::is_the_clients(headers),
+            needs_listener: key.is_none() || idempotency::is_by_proxy(headers),
             ..request.spec.clone()
         },
         content: question.content.clone(),

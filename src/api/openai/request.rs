@@ -64,6 +64,7 @@ impl ChatCompletion {
                 top_p: params.number("top_p", 0.0, 1.0)?.or(Some(DEFAULT_SAMPLING)),
                 presence_penalty: params.number("presence_penalty", -2.0, 2.0)?,
                 frequency_penalty: params.number("frequency_penalty", -2.0, 2.0)?,
+                ..Sampling::default()
             },
             rules: tools::rules(&mut params, body)?,
             think: reasoning(&mut params)?,
@@ -231,6 +232,7 @@ mod tests {
             top_p: Some(0.5),
             presence_penalty: Some(-2.0),
             frequency_penalty: Some(2.0),
+            ..Sampling::default()
         };
         assert_eq!(
             request.spec,

@@ -1,0 +1,131 @@
+//! Reads the conversation that comes with a request. Pure.
+
+use chrono::Utc;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::errors::invalid;
+use super::fields::Fields;
+use crate::http::problem::Problem;
+use crate::session::model::ToolCall;
+use crate::session::store::{OwnConversation, message};
+use crate::session::{Message, Role};
+
+/// The conversation of a request.
+#[derive(Clone, Debug)]
+pub struct Messages {
+    /// The messages before the question, oldest first.
+    pub before: Vec<Message>,
+    /// The message that is answered.
+    pub question: Message,
+}
+
+impl Messages {
+    /// Creates the conversation of one message of the user, after instructions.
+    pub fn of_prompt(system: Option<&str>, prompt: &str) -> Self {
+        let before = system.map(|text| of_role(Role::System, text.to_owned()));
+        let question = of_role(Role::User, prompt.to_owned());
+        Self { before: before.into_iter().collect(), question }
+    }
+
+    /// Reads the messages of a request, of which there is at least one.
+    ///
+    /// # Errors
+    /// The first one that is not valid, and a conversation that is too large.
+    pub fn read(list: &[Value]) -> Result<Self, Problem> {
+        if list.len() > OwnConversation::MESSAGES {
+            let most = OwnConversation::MESSAGES;
+            return Err(invalid(format!("messages: must have at most {most} messages")));
+        }
+        let mut before = Vec::with_capacity(list.len());
+        for (at, value) in list.iter().enumerate() {
+            let path = format!("messages[{at}]");
+            let Some(object) = value.as_object() else {
+                return Err(invalid(format!("{path}: must be an object")));
+            };
+            before.push(read_message(object, at, &format!("{path}."))?);
+        }
+        let bytes: usize = before.iter().map(bytes).sum();
+        if bytes > OwnConversation::BYTES {
+            let most = OwnConversation::BYTES;
+            return Err(invalid(format!(
+                "messages: must have at most {most} bytes of text together"
+            )));
+        }
+        match before.pop() {
+            Some(question) if question.role != Role::Assistant => Ok(Self { before, question }),
+            _ => Err(invalid(
+                "messages: the last one must not be of the assistant; to continue an answer is not \
+                 supported",
+            )),
+        }
+    }
+
+    /// Returns what distinguishes this conversation from others.
+    pub fn for_digest(&self) -> Vec<impl Serialize + '_> {
+        let all = self.before.iter().chain([&self.question]);
+        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_name, &it.tool_call_id))
+            .collect()
+    }
+}
+
+/// Returns the bytes that a message takes.
+fn bytes(message: &Message) -> usize {
+    let calls = message.tool_calls.iter();
+    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let tool = length(&message.tool_name) + length(&message.tool_call_id);
+    message.content.len() + tool + calls.sum::<usize>()
+}
+
+fn read_message(object: &Map<String, Value>, at: usize, path: &str) -> Result<Message, Problem> {
+    let fields = Fields::new(object, path);
+    let role = fields.text("role")?.unwrap_or_default();
+    let role = match role.to_ascii_lowercase().as_str() {
+        "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "tool" => Role::Tool,
+        _ => return Err(fields.refuse("role", "must be system, user, assistant or tool")),
+    };
+    fields.unsupported("images", "is not supported")?;
+    // Clients send the reasoning of an earlier answer back. The model does not need it.
+    fields.text("thinking")?;
+    let mut message = of_role(role, fields.text("content")?.unwrap_or_default().to_owned());
+    if role == Role::Assistant {
+        message.tool_calls = tool_calls(fields, at)?;
+    }
+    if role == Role::Tool {
+        message.tool_name = fields.text("tool_name")?.map(str::to_owned);
+        message.tool_call_id = fields.text("tool_call_id")?.map(str::to_owned);
+    }
+    Ok(message)
+}
+
+/// Reads the calls of tools in the message at this place. A call without an identifier gets one: the
+/// packages do not send it back.
+fn tool_calls(fields: Fields<'_>, at: usize) -> Result<Vec<ToolCall>, Problem> {
+    let list = fields.list("tool_calls")?.unwrap_or_default();
+    let refused = || {
+        let text = "must be calls with a function, its name, and an object of arguments";
+        fields.refuse("tool_calls", text)
+    };
+    let read = |(number, call): (usize, &Value)| {
+        let id = match &call["id"] {
+            Value::String(id) if !id.is_empty() => id.clone(),
+            _ => format!("call_{at}_{number}"),
+        };
+        let name = call["function"]["name"].as_str().filter(|name| !name.is_empty());
+        let arguments = match &call["function"]["arguments"] {
+            Value::Null => "{}".to_owned(),
+            arguments @ Value::Object(_) => arguments.to_string(),
+            _ => return Err(refused()),
+        };
+        Ok(ToolCall { id, name: name.ok_or_else(refused)?.to_owned(), arguments })
+    };
+    list.iter().enumerate().map(read).collect()
+}
+
+fn of_role(role: Role, content: String) -> Message {
+    Message { content, ..message(role, Utc::now()) }
+}

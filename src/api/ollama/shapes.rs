@@ -1,0 +1,101 @@
+//! The replies of this front, for the API's description; [`super::lines`] writes those of answers.
+
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
+
+use super::errors::ErrorObject;
+
+/// The reply of `/api/chat`, or one line of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OllamaChatReply)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct ChatReply {
+    /// The model, as the request spells it.
+    pub model: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// The message of the model, or its next part.
+    pub message: ReplyMessage,
+    /// Whether this is the end.
+    pub done: bool,
+    /// `stop`, `length`, `load` or `unload`; at the end.
+    pub done_reason: Option<String>,
+    #[serde(flatten)]
+    pub figures: FiguresAtTheEnd,
+}
+
+/// The reply of `/api/generate`, or one line of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OllamaGenerateReply)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct GenerateReply {
+    /// The model, as the request spells it.
+    pub model: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// The text of the model, or its next part.
+    pub response: String,
+    /// The reasoning, or its next part.
+    pub thinking: Option<String>,
+    /// Whether this is the end.
+    pub done: bool,
+    /// `stop`, `length`, `load` or `unload`; at the end.
+    pub done_reason: Option<String>,
+    #[serde(flatten)]
+    pub figures: FiguresAtTheEnd,
+}
+
+/// The message of the model.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OllamaReplyMessage)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct ReplyMessage {
+    /// Always `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// The reasoning.
+    pub thinking: Option<String>,
+}
+
+/// The figures of an answer, which only its end has.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OllamaFigures)]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct FiguresAtTheEnd {
+    /// Nanoseconds from the request to the end.
+    pub total_duration: Option<u64>,
+    /// Nanoseconds from the request until a host began: the wait in the queue, too.
+    pub load_duration: Option<u64>,
+    /// Tokens of the conversation.
+    pub prompt_eval_count: Option<u64>,
+    /// Nanoseconds from then to the first text.
+    pub prompt_eval_duration: Option<u64>,
+    /// Tokens of the answer, with those of the reasoning before it.
+    pub eval_count: Option<u64>,
+    /// Nanoseconds from the first text to the end.
+    pub eval_duration: Option<u64>,
+}
+
+/// The figures of an answer; times are in nanoseconds, as this service measured them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    /// From the request to the end.
+    pub total_duration: u64,
+    /// From the request until a host began: the wait in the queue, too.
+    pub load_duration: u64,
+    /// Tokens of the conversation.
+    pub prompt_eval_count: u64,
+    /// From then to the first text.
+    pub prompt_eval_duration: u64,
+    /// Tokens of the answer, with those of the reasoning before it.
+    pub eval_count: u64,
+    /// From the first text to the end.
+    pub eval_duration: u64,
+}
+
+/// An error of this front.
+#[derive(IntoResponses)]
+#[response(status = "default", description = "An error", content_type = "application/json")]
+#[allow(dead_code, reason = "only its description is used")]
+pub struct ErrorReply(ErrorObject);

@@ -1,0 +1,176 @@
+//! Answers: `/api/chat` and `/api/generate`.
+
+use std::pin::pin;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, timeout_at};
+
+use super::errors::{JSON, invalid, of_model};
+use super::fields::JsonObject;
+use super::lines::{Clock, Lines, Shape};
+use super::messages::Messages;
+use super::request::{AskedModel, Question, Task};
+use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
+use super::shapes::{ChatReply, ErrorReply, GenerateReply};
+use super::stream::{AnswerStream, Progress};
+use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
+use crate::digest::sha256_hex;
+use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
+use crate::lifecycle::Phase;
+use crate::limits::TurnPermit;
+use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
+use crate::session::{Owner, SessionId, TurnSpec};
+use crate::sign_in::Identity;
+
+/// Answers a conversation that comes with the request.
+#[utoipa::path(
+    post, path = "/api/chat", tag = "ollama", operation_id = "ollama_chat",
+    request_body = OllamaChatRequest, params(IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The whole answer, or its lines",
+            content((ChatReply = "application/json"), (String = "application/x-ndjson"))),
+        ErrorReply,
+    ),
+)]
+pub async fn chat(
+    State(shared): State<Shared>,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    body: JsonObject,
+) -> Result<Response, Problem> {
+    let request = Request { shared, caller, permit, last_byte, headers, body };
+    Box::pin(request.answer(Shape::Chat)).await
+}
+
+/// Answers one prompt.
+#[utoipa::path(
+    post, path = "/api/generate", tag = "ollama", operation_id = "ollama_generate",
+    request_body = OllamaGenerateRequest, params(IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The whole answer, or its lines",
+            content((GenerateReply = "application/json"), (String = "application/x-ndjson"))),
+        ErrorReply,
+    ),
+)]
+pub async fn generate(
+    State(shared): State<Shared>,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    body: JsonObject,
+) -> Result<Response, Problem> {
+    let request = Request { shared, caller, permit, last_byte, headers, body };
+    Box::pin(request.answer(Shape::Generate)).await
+}
+
+/// A request with everything that its answer needs.
+struct Request {
+    shared: Shared,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    body: JsonObject,
+}
+
+impl Request {
+    async fn answer(self, shape: Shape) -> Result<Response, Problem> {
+        let started = Instant::now();
+        let Self { shared, caller, permit, last_byte, headers, body } = self;
+        let AskedModel { model, stream, task } = AskedModel::read(shape, &body)?;
+        let named = |problem: Problem| of_model(&model, problem);
+        let lines = Lines::new(shape, &model, Clock::start(started));
+        let question = match task {
+            Task::Answer(question) => question,
+            task => {
+                // Whether a model is in memory is not for one caller to decide: no host is asked.
+                permit.give_back().await;
+                shared.generations.check_model(&model).await.map_err(|e| named(e.into()))?;
+                let is_load = matches!(task, Task::Load);
+                let line = lines.without_answer(if is_load { "load" } else { "unload" });
+                return Ok(([(header::CONTENT_TYPE, JSON)], line).into_response());
+            }
+        };
+        let socket = stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+        let submitted = submit(&shared, &caller.owner, permit, &headers, *question).await;
+        let (session, AcceptedTurn { submitted, guard }) = submitted.map_err(named)?;
+        let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
+        let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
+        let mut progress = Progress::new(in_time(follow).await?, lines, &model, guard);
+        if let Some(socket) = socket {
+            let stream = AnswerStream::new(&shared, progress, socket);
+            return stream.respond(caller.validity, last_byte).await;
+        }
+        let limit = started + shared.settings.request_timeout;
+        let answer = loop {
+            let is_guarded = progress.is_guarded();
+            let gone = {
+                let mut whole = pin!(timeout_at(limit, progress.whole()));
+                tokio::select! {
+                    biased;
+                    answered = &mut whole => break answered.map_err(|_| out_of_time())??,
+                    () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
+                    // A client that is gone looks like one that has sent its last byte.
+                    () = last_byte.received(), if is_guarded => true,
+                }
+            };
+            if gone {
+                progress.abandon();
+            }
+        };
+        let line = progress.lines.whole(&answer);
+        Ok(([(header::CONTENT_TYPE, JSON)], line).into_response())
+    }
+}
+
+/// Submits a question as a turn of a session of its own. A request without an idempotency key of its
+/// client is cancelled when the client goes away, because it has no other way to stop.
+async fn submit(
+    shared: &Shared,
+    owner: &Owner,
+    permit: TurnPermit,
+    headers: &HeaderMap,
+    question: Question,
+) -> Result<(SessionId, AcceptedTurn), Problem> {
+    if let Some(refusal) = shared.readiness.refusal() {
+        return Err(refusal.into());
+    }
+    let key = idempotency::key(headers, owner)?;
+    let session = match &key {
+        Some(key) => idempotency::session(owner, "ollama\n", key),
+        None => SessionId::random(),
+    };
+    tracing::Span::current().record("session", session.redacted());
+    let key = key.map(|key| IdempotencyKey {
+        key: sha256_hex(format!("ollama\n{key}").as_bytes()),
+        body: question.digest(),
+    });
+    let Question { spec, messages } = question;
+    let Messages { before, question } = messages;
+    let conversation = OwnConversation::new(before).map_err(|error| invalid(error.to_string()))?;
+    let cancel_on_disconnect = key.is_none();
+    let needs_listener = key.is_none() || idempotency::is_by_proxy(headers);
+    let source = permit.subject.source.0.clone();
+    let turn = NewTurn {
+        spec: TurnSpec { source, needs_listener, ..spec },
+        conversation: Some(conversation.with_question(&question)),
+        content: question.content,
+        key,
+    };
+    let submission = Submission { session, turn, permit, cancel_on_disconnect };
+    Ok((session, follow::submit(&shared.generations, submission).await?))
+}
+
+fn out_of_time() -> Problem {
+    let detail = "The answer took too long for one reply; request it as a stream.";
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
+}

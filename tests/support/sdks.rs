@@ -1,0 +1,76 @@
+//! Programs that use the official packages of an API: the scripts `sdk.py` and `sdk.mjs` of a folder.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::programs::{find, run_folder};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// How long a package may take for its next line.
+const LINE_LIMIT: Duration = Duration::from_mins(2);
+
+/// The language of a package.
+#[derive(Clone, Copy)]
+pub enum Sdk {
+    Python,
+    Node,
+}
+
+/// A program that uses the package.
+pub struct Driver {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Sdk {
+    /// Runs the script of this folder of tests.
+    pub fn run(self, folder: &str, arguments: &[&str]) -> Driver {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+        let mut command = match self {
+            Self::Python => {
+                let mut command = Command::new(run_folder().join("venv/bin/python"));
+                command.arg(scripts.join("sdk.py")).env("PYTHONDONTWRITEBYTECODE", "1");
+                command
+            }
+            Self::Node => {
+                let mut command = Command::new(find("node").expect("Node.js"));
+                command.arg(scripts.join("sdk.mjs")).arg(run_folder().join("node/node_modules"));
+                command
+            }
+        };
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let spawned = command.spawn();
+        let mut child = spawned.expect("a program: `make test` installs it from PyPI and npm");
+        let output = child.stdout.take().expect("its output");
+        Driver { child, lines: BufReader::new(output).lines() }
+    }
+}
+
+impl Driver {
+    /// Returns the next line; none where the program has ended well.
+    pub async fn line(&mut self) -> Option<Value> {
+        let line = timeout(LINE_LIMIT, self.lines.next_line()).await.expect("a line in time");
+        if let Some(line) = line.expect("output") {
+            return Some(serde_json::from_str(&line).expect("JSON"));
+        }
+        let status = self.child.wait().await.expect("an end");
+        let mut errors = String::new();
+        let printed = self.child.stderr.as_mut().expect("its errors");
+        printed.read_to_string(&mut errors).await.expect("a text");
+        assert!(status.success(), "{status}\n{errors}");
+        None
+    }
+
+    /// Returns the names of the checks that passed, once the program has ended well.
+    pub async fn checks(mut self) -> Vec<String> {
+        let mut passed = Vec::new();
+        while let Some(line) = self.line().await {
+            passed.push(line["check"].as_str().expect("a name").to_owned());
+        }
+        passed
+    }
+}
