@@ -20,6 +20,7 @@ use super::seam::{Comparison, compare, seam};
 use crate::ollama::{
     Done, DoneReason, ModelRequest, OllamaError, Options, Slot, Token, TokenStream,
 };
+use crate::session::Usage;
 use crate::session::model::ContinuedHow;
 use crate::session::reasoning::Shape;
 
@@ -64,6 +65,13 @@ pub(super) struct Counted {
     pub(super) prompt: Option<u64>,
     /// The tokens of the whole answer; a lower bound where the host does not count them.
     pub(super) answer: u64,
+}
+
+impl Counted {
+    /// Returns the tokens of a turn, whose prompt is estimated at `prompt` tokens.
+    pub(super) fn usage(&self, prompt: u64) -> Usage {
+        Usage { prompt_tokens: self.prompt.unwrap_or(prompt), completion_tokens: self.answer }
+    }
 }
 
 /// The outcome of opening a stream.

@@ -166,10 +166,7 @@ pub(super) async fn run_model(
     let counted = continued.counted(&slot, &request, &answer, done, pieces);
     let counted = while_writing(turn, feed, writer, counted).await?;
     context.prompt_tokens = counted.prompt.unwrap_or_default();
-    let usage = Usage {
-        prompt_tokens: counted.prompt.unwrap_or(estimate),
-        completion_tokens: counted.answer,
-    };
+    let usage = counted.usage(estimate);
     let generated = done.map(|done| done.eval_count).filter(|count| *count > 0).unwrap_or(pieces);
     pace.record_end(usage, generated);
     turn_spans::count_tokens(span, usage, generated);

@@ -36,7 +36,7 @@ pub(super) async fn cancel(generations: &Generations, turn: &Turn) {
             }
         }
     }
-    pending().await
+    pending::<()>().await;
 }
 
 /// Resolves when nobody has listened to a turn for five seconds.
