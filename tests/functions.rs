@@ -63,6 +63,8 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     let events = [(Tag::random(), Control::Done {})];
     store.finish(&turn, next, 3, &header, &events).await.expect("Redis");
     store.upstream_closed(&turn).await.expect("Redis");
+    let listeners = store.listeners(turn.session).await.expect("Redis");
+    assert_eq!(listeners, Some(0), "nobody is subscribed");
 }
 
 async fn every_call_of_a_session(redis: &Redis) {

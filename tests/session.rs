@@ -830,6 +830,7 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
     };
     store.cancel(&cancellation(session)).await.unwrap();
     other.store.upstream_closed(&claimed).await.unwrap();
+    store.listeners(session).await.unwrap();
     let budget = Budget::new(store.clone(), StorageLimits::default());
     budget.record("n", session).await;
     assert_eq!(budget.room(&owner, "n", session).await.map(drop), Ok(()));

@@ -187,6 +187,6 @@ fn out_of_time() -> Problem {
 }
 
 /// The error that nobody reads.
-fn gone() -> Problem {
+pub(super) fn gone() -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the client is gone")
 }

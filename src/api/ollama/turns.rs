@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::{Instant, timeout_at};
 
+use super::embeddings::gone;
 use super::errors::{JSON, invalid, of_model};
 use super::fields::JsonObject;
 use super::lines::{Clock, Lines, Shape};
@@ -113,19 +114,22 @@ impl Request {
         let limit = started + shared.settings.request_timeout;
         let answer = loop {
             let is_guarded = progress.is_guarded();
-            let gone = {
+            let is_by_proxy = idempotency::is_by_proxy(&headers);
+            {
                 let mut whole = pin!(timeout_at(limit, progress.whole()));
                 tokio::select! {
                     biased;
                     answered = &mut whole => break answered.map_err(|_| out_of_time())??,
                     () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
                     // A client that is gone looks like one that has sent its last byte.
-                    () = last_byte.received(), if is_guarded => true,
+                    () = last_byte.received(), if is_guarded || is_by_proxy => {}
                 }
-            };
-            if gone {
-                progress.abandon();
             }
+            if !is_guarded {
+                // The proxy may have sent the request to another replica, which joins the turn.
+                return Err(gone());
+            }
+            progress.abandon();
         };
         let line = progress.lines.whole(&answer);
         Ok(([(header::CONTENT_TYPE, JSON)], line).into_response())

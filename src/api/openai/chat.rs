@@ -99,6 +99,7 @@ pub async fn complete(
         return stream.respond(caller.validity, last_byte).await;
     }
     let generation = submitted.generation;
+    let is_by_proxy = idempotency::is_by_proxy(&headers);
     let limit = shared.settings.request_timeout;
     let mut whole = pin!(timeout_at(started + limit, follow.answer()));
     let answered = loop {
@@ -107,7 +108,11 @@ pub async fn complete(
             answered = &mut whole => break answered,
             () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
             // A client that is gone looks like one that has sent its last byte.
-            () = last_byte.received(), if guard.is_some() => drop(guard.take()),
+            () = last_byte.received(), if guard.is_some() || is_by_proxy => {
+                if guard.take().is_none() {
+                    return Err(cancelled());
+                }
+            }
         }
     };
     let answer = answered.map_err(|_| out_of_time())??;
