@@ -118,6 +118,10 @@ local function admit(keys, args, found, epoch, begins, number)
     if found.transferred then
       owner, idle_seconds = found.owner, 0
     end
+    if not found.owner then
+      -- The keys of a session that expires do not all expire in one moment.
+      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.events, keys.answer)
+    end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
       'idle_seconds', idle_seconds, 'unanswered', 1,
       -- A session that is restored is from before.
