@@ -349,6 +349,57 @@ async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
     assert_eq!(envelope(&reused).3, "idempotency_key_reused");
 }
 
+#[tokio::test]
+async fn what_a_clients_key_names_is_kept_for_the_day_that_the_key_counts() {
+    let Setup { replica, ollama: _ollama, redis } = setup("2000", &[]).await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let request = http().post(format!("{}{COMPLETIONS}", replica.url));
+    let reply = send(request.header("idempotency-key", &key).json(&asked("one"))).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let sessions = redis.cli(&["KEYS", "jarvis:{b*}:s:????????-????-????-????-????????????"]);
+    let session = sessions.trim();
+    assert_eq!(session.lines().count(), 1, "{sessions}");
+    for key in [session.to_owned(), format!("{session}:path"), format!("{session}:messages")] {
+        let seconds: i64 = redis.cli(&["TTL", &key]).trim().parse().expect("seconds");
+        assert!(seconds > 86_000, "{key} {seconds}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_no_host_can_follow_is_refused_and_costs_others_nothing() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let schema = json!({"name": "x", "schema": {"type": "nonsense"}});
+    let format = json!({"type": "json_schema", "json_schema": schema});
+    let request = with(asked("one"), "response_format", format);
+    for _ in 0..5 {
+        let refused = post(&replica, COMPLETIONS, &request).await;
+        let expected = (400, "invalid_request_error", Some("response_format"), "invalid_value");
+        assert_eq!(envelope(&refused), expected, "{}", refused.body);
+    }
+    let honest = post(&replica, COMPLETIONS, &asked("two")).await;
+    assert_eq!(honest.status, 200, "{}", honest.body);
+}
+
+#[tokio::test]
+async fn the_name_of_a_call_is_bounded_and_counts_for_each_result_that_repeats_it() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let request = |id: &str, name: &str, results: usize| {
+        let call = json!({"id": id, "type": "function",
+            "function": {"name": name, "arguments": "{}"}});
+        let result = json!({"role": "tool", "tool_call_id": id, "content": ""});
+        let mut messages = vec![json!({"role": "assistant", "tool_calls": [call]})];
+        messages.extend(vec![result; results]);
+        json!({"model": MODEL, "messages": messages})
+    };
+    let long = "a".repeat(100_000);
+    let refused = post(&replica, COMPLETIONS, &request("c", &long, 998)).await;
+    let param = "messages[0].tool_calls[0].function.name";
+    assert_eq!(envelope(&refused), (400, "invalid_request_error", Some(param), "invalid_value"));
+    let refused = post(&replica, COMPLETIONS, &request(&long, "f", 1)).await;
+    let param = "messages[0].tool_calls[0].id";
+    assert_eq!(envelope(&refused), (400, "invalid_request_error", Some(param), "invalid_value"));
+}
+
 const SCHEMA: &str = r#"{"type": "object", "properties": {
     "name": {"type": "string"},
     "rows": {"type": "array", "minItems": 6, "items": {"type": "object", "properties": {

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod bulk_permits;
 mod idempotency;
+mod large_body;
 pub mod message_budget;
 pub mod native;
 pub mod ollama;

@@ -103,7 +103,11 @@ fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
     function.finish()
 }
 
-fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
+/// Checks the name of a tool or a schema.
+///
+/// # Errors
+/// Where it is absent, or has other characters than OpenAI allows.
+pub fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
     let name = params.required_text("name")?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if name.is_empty() || name.len() > NAME || !name.bytes().all(is_plain) {

@@ -492,6 +492,13 @@ impl Store {
     /// Adds the arguments of both functions that can write an acceptance.
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
+        let idle_seconds = match self.idle_seconds(owner, own_conversation) {
+            // A client that has chosen a key comes back with it. A proxy's key serves one request.
+            brief if own_conversation && accepted.key.is_some() && !spec.needs_listener => {
+                brief.max(KEY_SECONDS)
+            }
+            seconds => seconds,
+        };
         call.arg("replica", self.replica.as_str())
             .arg(
                 "turn",
@@ -509,7 +516,7 @@ impl Store {
             .arg("title", title(&accepted.question.content))
             .arg("model", spec.model.as_str())
             .arg("now", accepted.at.as_str())
-            .text("idle_seconds", self.idle_seconds(owner, own_conversation))
+            .text("idle_seconds", idle_seconds)
             .flag("own_conversation", own_conversation)
     }
 }
