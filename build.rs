@@ -14,13 +14,15 @@ fn main() -> io::Result<()> {
     let parts = Path::new(&variable("CARGO_MANIFEST_DIR")?).join("web/dist");
     let out = PathBuf::from(variable("OUT_DIR")?);
     println!("cargo::rerun-if-changed={}", parts.display());
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(&parts)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut paths: Vec<PathBuf> = fs::read_dir(&parts)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
     paths.sort();
     let mut list = String::from("&[\n");
     for path in paths {
         println!("cargo::rerun-if-changed={}", path.display());
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidData)?;
+        let name =
+            path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidData)?;
         let content = fs::read(&path)?;
         let [brotli, gzip] = ["br", "gz"].map(|kind| out.join(format!("{name}.{kind}")));
         fs::write(&brotli, in_brotli(&content)?)?;

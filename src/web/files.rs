@@ -163,7 +163,8 @@ mod tests {
     fn every_part_that_the_page_names_is_there_and_has_its_own_content_in_each_encoding() {
         let page = named("index.html").expect("the page");
         let text = std::str::from_utf8(page.file.plain).expect("a text");
-        let names: Vec<_> = text.split("\"/app/").skip(1).filter_map(|it| it.split('"').next()).collect();
+        let names: Vec<_> =
+            text.split("\"/app/").skip(1).filter_map(|it| it.split('"').next()).collect();
         assert!(names.len() >= 4, "{names:?}");
         for name in names {
             assert!(named(name).is_some(), "{name}");
@@ -184,8 +185,13 @@ mod tests {
     fn a_part_of_another_release_is_answered_by_this_ones_and_nothing_else_is() {
         let script = of_another_release("main-0123456789ab.js").expect("a script");
         assert!(script.file.name.starts_with("main-"));
-        for name in ["main.js", "main-0123456789ab.css", "index.html", "main-x.js", "../main-0123456789ab.js"]
-        {
+        for name in [
+            "main.js",
+            "main-0123456789ab.css",
+            "index.html",
+            "main-x.js",
+            "../main-0123456789ab.js",
+        ] {
             assert!(of_another_release(name).is_none(), "{name}");
         }
     }

@@ -64,7 +64,8 @@ pub async fn part(path: Result<Path<String>, PathRejection>, headers: HeaderMap)
 fn respond(file: &'static StaticFile, headers: &HeaderMap, caching: &'static str) -> Response {
     let encoding = Encoding::accepted(headers);
     let tag = file.tag(encoding);
-    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let known =
+        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let is_known = known.flat_map(|value| value.split(',')).any(|known| {
         let known = known.trim();
         known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
@@ -101,7 +102,9 @@ mod tests {
     fn a_browser_gets_the_page_and_every_other_client_json() {
         assert!(accepts_page("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"));
         assert!(accepts_page("application/json;q=0.5, TEXT/HTML"));
-        for accept in ["*/*", "application/json", "", "text/html;q=0", "application/json, text/html"] {
+        for accept in
+            ["*/*", "application/json", "", "text/html;q=0", "application/json, text/html"]
+        {
             assert!(!accepts_page(accept), "{accept}");
         }
         assert!(!wants_page(&HeaderMap::new()));

@@ -9,7 +9,7 @@ const NEAR = 60;
 
 export function Log({ conversation }: { conversation: Conversation }) {
   const messages = conversation.messages.value;
-  const scroller = useRef<HTMLElement>(null);
+  const scroller = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
   const follows = useRef(true);
   const [isAway, setAway] = useState(false);
@@ -71,7 +71,14 @@ export function Log({ conversation }: { conversation: Conversation }) {
 
   const { value: failure } = conversation.failure;
   return (
-    <main ref={scroller} class="scroller" id="conversation" onScroll={onScroll} tabIndex={-1}>
+    <div
+      ref={scroller}
+      class="scroller"
+      role="group"
+      aria-label="Messages"
+      tabIndex={0}
+      onScroll={onScroll}
+    >
       <div ref={content} class="column">
         {conversation.hasMore.value && (
           <button type="button" class="older" onClick={loadOlder}>
@@ -88,7 +95,7 @@ export function Log({ conversation }: { conversation: Conversation }) {
         {messages.length === 0 && <Welcome isLoaded={conversation.loaded.value} />}
       </div>
       {isAway && <JumpButton onClick={toEnd} />}
-    </main>
+    </div>
   );
 }
 

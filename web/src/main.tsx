@@ -21,7 +21,7 @@ function Page() {
       </a>
       <Sidebar />
       {isOpen.value && <div class="shade" onClick={() => (isOpen.value = false)} />}
-      <div class="conversation">
+      <main class="conversation">
         <header>
           <button
             type="button"
@@ -38,7 +38,7 @@ function Page() {
         </header>
         <Log conversation={conversation} />
         <Composer conversation={conversation} />
-      </div>
+      </main>
       <Dialogs />
     </>
   );

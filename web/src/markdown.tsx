@@ -39,26 +39,46 @@ export function Markdown({ text, isGrowing }: { text: string; isGrowing: boolean
   // Other line ends would make the lengths of tokens differ from the text.
   const tokens = blocks.current.read(text.replace(/\r\n?/g, "\n"), isGrowing);
   const last = tokens.length - 1;
+  // A model may leave out levels, which those who walk by headings would look for.
+  let level = MESSAGE_LEVEL;
   return (
     <>
-      {tokens.map((token, index) => (
-        <Block key={index} token={token} isGrowing={isGrowing && index === last} />
-      ))}
+      {tokens.map((token, index) => {
+        if (token.type === "heading") {
+          level = Math.min((token as Tokens.Heading).depth + MESSAGE_LEVEL, level + 1, 6);
+        }
+        const grows = isGrowing && index === last;
+        return <Block key={index} token={token} level={level} isGrowing={grows} />;
+      })}
     </>
   );
 }
 
-function Block({ token, isGrowing }: { token: Token; isGrowing: boolean }) {
-  return useMemo(() => block(token, isGrowing), [token.type, token.raw, isGrowing]);
+/** The level of a message's own heading: the page has one above it. */
+const MESSAGE_LEVEL = 2;
+
+interface BlockProps {
+  token: Token;
+  /** The level of a heading. */
+  level: number;
+  isGrowing: boolean;
 }
 
-function block(token: Token, isGrowing: boolean): ComponentChildren {
+function Block({ token, level, isGrowing }: BlockProps) {
+  const { type, raw } = token;
+  return useMemo(() => block(token, isGrowing, level), [type, raw, level, isGrowing]);
+}
+
+function block(token: Token, isGrowing: boolean, level = 6): ComponentChildren {
   switch (token.type) {
     case "heading": {
-      // The page has one heading, and each message another.
       const { depth, tokens } = token as Tokens.Heading;
-      const Tag = `h${Math.min(depth + 2, 6)}` as "h3";
-      return <Tag dir="auto">{inline(tokens)}</Tag>;
+      const Tag = `h${level}` as "h3";
+      return (
+        <Tag class={`depth-${depth}`} dir="auto">
+          {inline(tokens)}
+        </Tag>
+      );
     }
     case "paragraph":
       return <p dir="auto">{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;

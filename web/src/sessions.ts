@@ -1,7 +1,7 @@
 /** The list of sessions, and the conversations that this tab has open. An anonymous caller's list is
  * kept in the browser, a user's by the service. */
 
-import { computed, effect, signal } from "@preact/signals";
+import { batch, computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
 import { Conversation } from "./conversation";
 import type { Message } from "./conversation";
@@ -87,10 +87,7 @@ setInterval(() => {
 
 /** Shows a session. The one that was shown stays connected while it has an open turn. */
 export function show(id: string): void {
-  const before = current.peek();
-  current.value = id;
   if (location.hash.slice(1) !== id) history.pushState(null, "", `#${id}`);
-  unread.value = new Set([...unread.peek()].filter((session) => session !== id));
   const conversations = new Map(open.peek());
   if (!conversations.has(id)) conversations.set(id, opened(id));
   const others = [...conversations.values()].filter((other) => other.id !== id);
@@ -100,16 +97,18 @@ export function show(id: string): void {
     other.close();
     conversations.delete(other.id);
   }
-  open.value = conversations;
-  if (before !== id) void learnTitle(id);
+  batch(() => {
+    current.value = id;
+    open.value = conversations;
+    unread.value = new Set([...unread.peek()].filter((session) => session !== id));
+  });
 }
 
 /** Shows a new conversation. */
 export function showNew(): void {
-  if (!conversation.value.isEmpty) {
-    const id = kept.uuid();
-    kept.write("unsent", id);
-    show(id);
+  const { isEmpty, loaded } = conversation.value;
+  if (!(isEmpty && loaded.value)) {
+    show(kept.uuid());
   }
 }
 
@@ -130,10 +129,12 @@ export const ended = signal<Message | undefined>(undefined);
 /** Sends a question in the session that is shown. */
 export function ask(text: string): boolean {
   const { value } = conversation;
-  if (!value.ask(text)) return false;
-  if (kept.read("unsent", "") === value.id) kept.write("unsent", undefined);
-  touch(value.id, title(text));
-  return true;
+  return batch(() => {
+    if (!value.ask(text)) return false;
+    if (kept.read("unsent", "") === value.id) kept.write("unsent", undefined);
+    touch(value.id, title(text));
+    return true;
+  });
 }
 
 /** The first words of a question. */
@@ -160,12 +161,15 @@ function keepLocal(entries: Entry[]): void {
   kept.write("sessions", local.value);
 }
 
+const learned = new Set<string>();
+
 /** Lists a session that was opened by its address. */
 async function learnTitle(id: string): Promise<void> {
-  if (userId.peek() || local.peek().some((entry) => entry.id === id)) return;
+  if (userId.peek() || learned.has(id) || local.peek().some((entry) => entry.id === id)) return;
+  learned.add(id);
   try {
     const info = await api.describe(id);
-    if (!userId.peek()) {
+    if (!userId.peek() && !local.peek().some((entry) => entry.id === id)) {
       const entry = { id, title: info.title, updated: Date.parse(info.updated_at) };
       keepLocal([...local.peek(), entry].sort((one, two) => two.updated - one.updated));
     }
@@ -220,8 +224,10 @@ export function signOut(): void {
   userId.value = "";
   remote.value = [];
   for (const other of open.peek().values()) other.close();
-  open.value = new Map();
-  show(kept.uuid());
+  batch(() => {
+    open.value = new Map();
+    show(kept.uuid());
+  });
 }
 
 /** Opens the conversation that is shown anew, as another caller. */
@@ -281,7 +287,7 @@ export function writeDraft(id: string, text: string): void {
   if (text) drafts[id] = text;
   const entries = Object.entries(drafts).slice(-MOST_DRAFTS);
   kept.write("drafts", entries.length ? Object.fromEntries(entries) : undefined);
-  if (text && location.hash.slice(1) !== id && isNew(id)) kept.write("unsent", id);
+  if (text && isNew(id)) kept.write("unsent", id);
 }
 
 function isNew(id: string): boolean {
@@ -291,8 +297,14 @@ function isNew(id: string): boolean {
 /** Opens the session that the address names, and follows the address from now on. */
 export function begin(): void {
   const id = current.peek();
+  // The address names the session, so that a reload and a second tab find it. What follows the # stays
+  // in the browser.
+  history.replaceState(null, "", `#${id}`);
   open.value = new Map([[id, opened(id)]]);
-  void learnTitle(id);
+  effect(() => {
+    const { id, loaded, messages } = conversation.value;
+    if (loaded.value && messages.value.length > 0) void learnTitle(id);
+  });
   addEventListener("hashchange", follow);
   addEventListener("popstate", follow);
   document.addEventListener("visibilitychange", () => {

@@ -84,7 +84,9 @@ fn add(kind: PathKind, response: &mut Response) {
     };
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     // An event stream has its own rule, and so have the page and its parts.
-    if (matches!(kind, PathKind::Callers | PathKind::Root) || !is_success) && !headers.contains_key(header::CACHE_CONTROL) {
+    if (matches!(kind, PathKind::Callers | PathKind::Root) || !is_success)
+        && !headers.contains_key(header::CACHE_CONTROL)
+    {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if !varies_by_origin(headers) {
