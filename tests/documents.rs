@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 18] = [
+const DOCUMENTS: [&str; 19] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -16,6 +16,7 @@ const DOCUMENTS: [&str; 18] = [
     "docs/OLLAMA.md",
     "docs/OPENAI.md",
     "docs/OPERATIONS.md",
+    "docs/PAGE.md",
     "docs/PROMISES.md",
     "docs/PROOF.md",
     "docs/PROTOCOL.md",

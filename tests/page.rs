@@ -161,7 +161,7 @@ async fn a_conversation_from_before_the_sign_in_moves_to_the_account() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_tokens_stream_without_a_long_frame() {
-    let settings = [("JARVIS_NUM_CTX", "32768"), ("JARVIS_MAX_TOKENS", "20000")];
+    let settings = [("JARVIS_NUM_CTX", "32768")];
     let fleet = fleet(&settings).await;
     let mut driver = fleet.run("frames.mjs", &["10000"]);
     let seen = driver.line().await.expect("figures");

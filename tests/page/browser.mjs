@@ -101,6 +101,14 @@ export function session(page) {
 /** The stored messages of a session, read from this address. */
 export async function stored(id, address = base, token = "") {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
-  const response = await fetch(new URL(`/api/v1/chat/sessions/${id}`, address), { headers });
-  return (await response.json()).messages ?? [];
+  const url = new URL(`/api/v1/chat/sessions/${id}`, address);
+  for (let tries = 0; ; tries += 1) {
+    try {
+      // One replica may hang.
+      const response = await fetch(url, { headers, signal: AbortSignal.timeout(2000) });
+      return (await response.json()).messages ?? [];
+    } catch (error) {
+      if (tries === 5) throw error;
+    }
+  }
 }

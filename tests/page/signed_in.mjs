@@ -14,7 +14,7 @@ await run(async (context, browser) => {
   await field.fill(token);
   await page.keyboard.press("Enter");
   await page.getByRole("heading", { name: "Signed in as alice" }).waitFor();
-  check((await page.locator("meter").count()) > 0, "the use of the limits is shown");
+  await page.locator("meter").first().waitFor();
   await page.keyboard.press("Escape");
   await connected(page);
   await ask(page, "[[count tokens=30]] of alice");

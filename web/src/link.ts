@@ -222,7 +222,7 @@ export class Link {
         this.state.value = { kind: "signed-out", failure };
       } else if (failure.retryAt) {
         this.lost(failure.retryAt - Date.now(), failure);
-      } else {
+      } else if (failure.code !== "unreachable") {
         this.state.value = { ...this.state.value, failure };
       }
     }
