@@ -36,7 +36,8 @@ struct Fleet {
 /// Starts two replicas behind nginx, as it is deployed.
 async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "200", "--slots", "8"]);
+    let models = ["--models", "tinyllama,thinker"];
+    let ollama = ollama_sim(&[&models[..], &["--rate", "200", "--slots", "8"]].concat());
     let settings =
         [&[("JARVIS_LEASE_MS", "2000"), ("JARVIS_OLLAMA_SLOTS", "8")], settings].concat();
     let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
@@ -116,6 +117,36 @@ async fn a_killed_writer_costs_the_page_no_character_and_no_reload() {
     assert_eq!(driver.line().await, None);
 }
 
+/// Kills and pauses writers in turn, and prints the slowest.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes minutes; `make verify FILTER=page` runs it"]
+async fn twenty_killed_and_hanging_writers_cost_the_page_no_character() {
+    let fleet = fleet(&[]).await;
+    let (mut noticed, mut back) = (0, 0);
+    for round in 0..20 {
+        let mut driver = fleet.run("killed.mjs", &[]);
+        assert!(driver.line().await.expect("a beginning")["begun"].is_string());
+        let writer = fleet.connected().await;
+        if round % 2 == 0 {
+            writer.kill()
+        } else {
+            writer.pause()
+        }
+        let seen = driver.line().await.expect("the whole answer");
+        assert_eq!(driver.line().await, None);
+        noticed = noticed.max(seen["noticed"].as_u64().unwrap_or(u64::MAX));
+        back = back.max(seen["back"].as_u64().unwrap_or(u64::MAX));
+        if round % 2 == 0 {
+            writer.restart().unwrap_or_else(|error| panic!("{error:#}"));
+        } else {
+            writer.resume();
+        }
+        until_ok(writer, "/health/ready").await;
+    }
+    println!("of 20 writers, noticed after {noticed} ms at most, connected again after {back} ms");
+    assert!(noticed < NOTICED + 500, "{noticed}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_hangs_is_noticed_within_three_seconds_and_costs_no_character() {
     let fleet = fleet(&[]).await;
@@ -129,6 +160,22 @@ async fn a_writer_that_hangs_is_noticed_within_three_seconds_and_costs_no_charac
     // What the browser itself needs on a busy machine is left out.
     assert!(seen["noticed"].as_u64().is_some_and(|time| time < NOTICED + 500), "{seen}");
     writer.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_begins_anew_and_a_history_in_place_of_a_cursor_are_shown_as_they_are_stored()
+ {
+    let fleet = fleet(&[]).await;
+    let [one, two] = &fleet.replicas[..] else { panic!("two replicas") };
+    // Not behind nginx: the page is to be away while the other replica serves.
+    let mut driver = run("restarted.mjs", &one.url, &[&two.url]);
+    assert_eq!(driver.line().await, Some(json!({"check": "restarted"})));
+    assert!(driver.line().await.expect("a session")["leave"].is_string());
+    one.kill();
+    assert!(driver.line().await.expect("a session")["back"].is_string());
+    one.restart().unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(driver.line().await, Some(json!({"check": "history"})));
+    assert_eq!(driver.line().await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +229,8 @@ async fn a_browser_gets_the_page_with_a_strict_policy_and_parts_that_are_kept_fo
     let ollama = ollama_sim(&[]);
     let replica = jarvis(&redis.url(), &ollama.url, &[]);
     until_ok(&replica, "/health/live").await;
-    let ask = |path: &str| http().get(format!("{}{path}", replica.url));
+    let client = http();
+    let ask = |path: &str| client.get(format!("{}{path}", replica.url));
 
     let json = get(&replica, "/").await;
     assert_eq!((json.status, &json.body["app"]), (200, &json!("jarvis")));

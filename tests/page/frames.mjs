@@ -1,5 +1,5 @@
 // The longest frame while a long answer streams as fast as it can, and how far the page is moved by it.
-import { ask, check, connected, open, rest, run, tell, until } from "./browser.mjs";
+import { ask, connected, open, rest, run, tell, until } from "./browser.mjs";
 
 const [tokens] = rest;
 
@@ -31,17 +31,18 @@ await run(async (context) => {
   await until(page, "streaming");
   await page.evaluate(() => (window.frames_.length = 0));
   await until(page, "complete");
-  const { frames, shift, tasks, length, atEnd } = await page.evaluate(() => {
+  await page.waitForFunction(() => {
     const scroller = document.querySelector(".scroller");
+    return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 4;
+  });
+  const { frames, shift, tasks, length } = await page.evaluate(() => {
     return {
       frames: window.frames_.toSorted((a, b) => a - b),
       shift: window.shift,
       tasks: window.tasks,
       length: document.querySelector(".prose").textContent.length,
-      atEnd: scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 4,
     };
   });
-  check(atEnd, "the page follows the answer to its end");
   const at = (share) => Math.round(frames[Math.floor((frames.length - 1) * share)]);
   tell({ length, frames: frames.length, median: at(0.5), p99: at(0.99), longest: at(1), task: Math.round(tasks), shift });
 });

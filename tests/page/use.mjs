@@ -34,9 +34,13 @@ await run(async (context) => {
   // An answer that runs in another conversation has a badge, and then a mark.
   await ask(page, "[[count tokens=80 rate=40]] in the background");
   await until(page, "streaming");
+  const tab = await open(context);
+  await tab.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge.running`);
   await page.click(".begin");
   await page.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge.running`);
   await page.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge:not(.running)`);
+  await tab.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge`, { state: "detached" });
+  await tab.close();
   await page.click(`.entries a[href="#${id}"]`);
   await until(page, "complete");
   same(await shown(page), (await stored(id)).at(-1).content.trim(), "the answer");

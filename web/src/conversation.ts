@@ -179,8 +179,7 @@ export class Conversation implements LinkOwner {
   ask(text: string): boolean {
     if (this.outgoing.length >= MOST_OUTGOING) return false;
     const outgoing: Outgoing = { ...request(), message_id: kept.uuid(), message: text };
-    this.outgoing.push(outgoing);
-    this.keep();
+    this.keep((kept) => [...kept, outgoing]);
     this.failure.value = undefined;
     this.messages.value = [
       ...this.messages.value,
@@ -364,12 +363,15 @@ export class Conversation implements LinkOwner {
   }
 
   private delivered(messageId: string): void {
-    this.outgoing = this.outgoing.filter(({ message_id }) => message_id !== messageId);
-    this.keep();
+    this.keep((kept) => kept.filter(({ message_id }) => message_id !== messageId));
   }
 
-  private keep(): void {
-    kept.write(`outgoing.${this.id}`, this.outgoing.length ? this.outgoing : undefined);
+  /** Changes what is on its way, here and in the browser, where another tab may have added to it. */
+  private keep(change: (outgoing: Outgoing[]) => Outgoing[]): void {
+    this.outgoing = change(this.outgoing);
+    const key = `outgoing.${this.id}`;
+    const all = change(kept.read<Outgoing[]>(key, [])).slice(-MOST_OUTGOING);
+    kept.write(key, all.length ? all : undefined);
   }
 
   /** Takes a page of stored messages: one that was asked for, or a snapshot in place of all. */

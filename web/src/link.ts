@@ -12,11 +12,11 @@ const LONGEST_ATTEMPT = 5000;
 const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 8000;
 /** While an answer is awaited, silence this long is answered with a ping, and a ping that is not
- * answered for as long again ends the connection: together three seconds. */
-const SILENCE = 1400;
+ * answered for as long again ends the connection: together less than three seconds. */
+const SILENCE = 1200;
 /** The same while nothing is awaited. */
 const IDLE_SILENCE = 20_000;
-const PULSE = 200;
+const PULSE = 100;
 
 export type LinkState =
   | { kind: "connecting" }
@@ -197,7 +197,7 @@ export class Link {
         return stop("The service refused further messages; reload the page.", "policy");
       }
       this.drop();
-      const message = `${sentence(reason)} Sign in to continue.`;
+      const message = /sign in/.test(reason) ? reason : `${reason}; sign in to continue`;
       const failure = { code: "sign_in_required", message, retryable: false };
       this.state.value = { kind: "signed-out", failure };
       return;
@@ -247,8 +247,4 @@ function retryAfter(reason: string): number {
   } catch {
     return Math.random() * 5;
   }
-}
-
-function sentence(text: string): string {
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 }

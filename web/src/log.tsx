@@ -12,6 +12,7 @@ export function Log({ conversation }: { conversation: Conversation }) {
   const scroller = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
   const follows = useRef(true);
+  const lastTop = useRef(0);
   const [isAway, setAway] = useState(false);
 
   const toEnd = () => {
@@ -49,8 +50,11 @@ export function Log({ conversation }: { conversation: Conversation }) {
     const element = scroller.current;
     if (!element) return;
     const isNear = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR;
-    follows.current = isNear;
-    setAway(!isNear);
+    // A text that grew since the page scrolled is no reason to stop following: only a reader scrolls up.
+    if (isNear) follows.current = true;
+    else if (element.scrollTop < lastTop.current) follows.current = false;
+    lastTop.current = element.scrollTop;
+    setAway(!follows.current);
   };
 
   const loadOlder = () => {

@@ -21,10 +21,11 @@ function Page() {
       </a>
       <Sidebar />
       {isOpen.value && <div class="shade" onClick={() => (isOpen.value = false)} />}
-      <main class="conversation">
+      <main class="conversation" inert={isOpen.value}>
         <header>
           <button
             type="button"
+            id="menu"
             class="quiet only-narrow"
             aria-expanded={isOpen.value}
             aria-controls="sessions"

@@ -27,8 +27,8 @@ export const local = signal(kept.read<Entry[]>("sessions", []));
 /** The sessions of the signed-in user. */
 export const remote = signal<Entry[]>([]);
 export const userId = signal("");
-/** Sessions with an open turn, in this tab or another one, and until when that is believed. */
-const elsewhere = signal<Record<string, number>>({});
+/** Sessions with an open turn in other tabs, by the tab, and until when that is believed. */
+const elsewhere = signal<ReadonlyMap<string, { running: string[]; until: number }>>(new Map());
 /** Sessions whose answer ended while another one was shown. */
 export const unread = signal<ReadonlySet<string>>(new Set());
 const open = signal<ReadonlyMap<string, Conversation>>(new Map());
@@ -43,7 +43,8 @@ export const conversation = computed(() => open.value.get(current.value)!);
 
 /** Whether a session has an open turn somewhere. */
 export function isRunning(id: string): boolean {
-  return open.value.get(id)?.busy.value || (elsewhere.value[id] ?? 0) > Date.now();
+  const isHere = open.value.get(id)?.busy.value ?? false;
+  return isHere || [...elsewhere.value.values()].some(({ running }) => running.includes(id));
 }
 
 kept.watch("sessions", () => {
@@ -64,16 +65,18 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : 
 const HOLDS = 5000;
 const REPEAT = 2000;
 
-channel?.addEventListener("message", ({ data }: MessageEvent<{ running?: unknown }>) => {
-  if (!Array.isArray(data.running)) return;
-  const until = Date.now() + HOLDS;
-  const told = data.running.filter((id): id is string => typeof id === "string").slice(0, 100);
-  elsewhere.value = Object.fromEntries(told.map((id) => [id, until]));
+const tab = kept.uuid();
+
+channel?.addEventListener("message", ({ data }: MessageEvent<{ tab: string; running: string[] }>) => {
+  const others = new Map(elsewhere.peek());
+  others.delete(data.tab);
+  if (data.running.length) others.set(data.tab, { ...data, until: Date.now() + HOLDS });
+  elsewhere.value = others;
 });
 
 function tell(): void {
   const running = [...open.peek().values()].filter(({ busy }) => busy.value).map(({ id }) => id);
-  channel?.postMessage({ running });
+  channel?.postMessage({ tab, running });
 }
 
 effect(() => {
@@ -82,7 +85,8 @@ effect(() => {
 });
 setInterval(() => {
   if ([...open.peek().values()].some(({ busy }) => busy.peek())) tell();
-  if (Object.values(elsewhere.peek()).some((until) => until < Date.now())) elsewhere.value = {};
+  const fresh = [...elsewhere.peek()].filter(([, { until }]) => until > Date.now());
+  if (fresh.length < elsewhere.peek().size) elsewhere.value = new Map(fresh);
 }, REPEAT);
 
 /** Shows a session. The one that was shown stays connected while it has an open turn. */
@@ -117,7 +121,8 @@ function opened(id: string): Conversation {
   conversation.onEnd = (answer: Message) => {
     touch(id);
     if (id !== current.peek()) unread.value = new Set([...unread.peek(), id]);
-    if (userId.peek()) void refresh();
+    // The list is read again at the next end, or when the page becomes visible.
+    if (userId.peek()) refresh().catch(() => {});
     ended.value = answer;
   };
   return conversation;
@@ -308,7 +313,7 @@ export function begin(): void {
   addEventListener("hashchange", follow);
   addEventListener("popstate", follow);
   document.addEventListener("visibilitychange", () => {
-    if (document.visibilityState === "visible" && userId.peek()) void refresh().catch(() => {});
+    if (document.visibilityState === "visible" && userId.peek()) refresh().catch(() => {});
   });
 }
 

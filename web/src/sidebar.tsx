@@ -1,7 +1,7 @@
 /** The list of sessions: search, begin, rename, delete. */
 
 import { signal } from "@preact/signals";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { sentence } from "./advice";
 import * as api from "./api";
 import { openDialog } from "./dialogs";
@@ -11,6 +11,11 @@ import type { Entry } from "./sessions";
 
 /** Whether the list is open where it covers the conversation: on narrow screens. */
 export const isOpen = signal(false);
+
+// On a wide screen it covers nothing.
+matchMedia("(width >= 50rem)").addEventListener("change", () => {
+  isOpen.value = false;
+});
 
 const DAY = 86_400_000;
 
@@ -26,6 +31,12 @@ function ageOf(updated: number): string {
 export function Sidebar() {
   const [query, setQuery] = useState("");
   const [trouble, setTrouble] = useState("");
+  const close = useRef<HTMLButtonElement>(null);
+  useEffect(() => {
+    if (!isOpen.value) return undefined;
+    close.current?.focus();
+    return () => document.getElementById("menu")?.focus();
+  }, [isOpen.value]);
   const user = sessions.userId.value;
   const words = query.trim().toLowerCase();
   const found = (user ? sessions.remote : sessions.local).value.filter(({ title }) =>
@@ -53,7 +64,12 @@ export function Sidebar() {
     >
       <div class="top">
         <span class="wordmark">jarvis</span>
-        <button type="button" class="quiet only-narrow" onClick={() => (isOpen.value = false)}>
+        <button
+          type="button"
+          class="quiet only-narrow"
+          ref={close}
+          onClick={() => (isOpen.value = false)}
+        >
           <Icon name="close" />
           <span class="hidden">Close the list</span>
         </button>
@@ -117,6 +133,13 @@ interface RowProps {
 
 function Row({ entry: { id, title }, attempt }: RowProps) {
   const [mode, setMode] = useState<"" | "rename" | "delete">("");
+  const link = useRef<HTMLAnchorElement>(null);
+  const wasAsked = useRef(false);
+  // What took the focus gives it back.
+  useEffect(() => {
+    if (wasAsked.current && !mode) link.current?.focus();
+    wasAsked.current = mode !== "";
+  }, [mode]);
   const isCurrent = sessions.current.value === id;
   const isRunning = sessions.isRunning(id);
   const isUnread = sessions.unread.value.has(id);
@@ -158,7 +181,10 @@ function Row({ entry: { id, title }, attempt }: RowProps) {
           ref={(button) => button?.focus()}
           onClick={() => {
             setMode("");
-            void attempt(() => sessions.remove(id));
+            void attempt(async () => {
+              await sessions.remove(id);
+              document.getElementById("question")?.focus();
+            });
           }}
         >
           Delete
@@ -172,6 +198,7 @@ function Row({ entry: { id, title }, attempt }: RowProps) {
   return (
     <li class={isCurrent ? "current" : undefined}>
       <a
+        ref={link}
         href={`#${id}`}
         aria-current={isCurrent ? "page" : undefined}
         onClick={(event) => {
