@@ -32,7 +32,7 @@ await run(async (context) => {
   tell({ check: "drafts" });
 
   // An answer that runs in another conversation has a badge, and then a mark.
-  await ask(page, "[[count tokens=80 rate=40]] in the background");
+  await ask(page, "[[count tokens=200 rate=40]] in the background");
   await until(page, "streaming");
   const tab = await open(context);
   await tab.waitForSelector(`.entries li:has(a[href="#${id}"]) .badge.running`);

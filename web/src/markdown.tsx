@@ -69,31 +69,39 @@ function Block({ token, level, isGrowing }: BlockProps) {
   return useMemo(() => block(token, isGrowing, level), [type, raw, level, isGrowing]);
 }
 
-function block(token: Token, isGrowing: boolean, level = 6): ComponentChildren {
+/** Where a block finds its direction: in its own text, or in that of what it is in. */
+type Direction = "auto" | undefined;
+
+function block(
+  token: Token,
+  isGrowing: boolean,
+  level: number,
+  dir: Direction = "auto",
+): ComponentChildren {
   switch (token.type) {
     case "heading": {
       const { depth, tokens } = token as Tokens.Heading;
       const Tag = `h${level}` as "h3";
       return (
-        <Tag class={`depth-${depth}`} dir="auto">
+        <Tag class={`depth-${depth}`} dir={dir}>
           {inline(tokens)}
         </Tag>
       );
     }
     case "paragraph":
-      return <p dir="auto">{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
+      return <p dir={dir}>{inline((token as Tokens.Paragraph).tokens, isGrowing)}</p>;
     case "text": {
       const { tokens, text } = token as Tokens.Text;
-      return <p dir="auto">{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
+      return <p dir={dir}>{tokens ? inline(tokens, isGrowing) : entities(text)}</p>;
     }
     case "code": {
       const { text, lang } = token as Tokens.Code;
       return <CodeBlock text={text} language={lang ?? ""} isGrowing={isGrowing} />;
     }
     case "list":
-      return list(token as Tokens.List, isGrowing);
+      return list(token as Tokens.List, isGrowing, dir);
     case "blockquote":
-      return <blockquote dir="auto">{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
+      return <blockquote dir={dir}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
     case "table":
       return table(token as Tokens.Table);
     case "hr":
@@ -103,19 +111,21 @@ function block(token: Token, isGrowing: boolean, level = 6): ComponentChildren {
       return null;
     default:
       // HTML is shown as it was written.
-      return <p dir="auto">{token.raw.trim()}</p>;
+      return <p dir={dir}>{token.raw.trim()}</p>;
   }
 }
 
+/** The blocks of a quotation, which have its direction. */
 function blocks(tokens: Token[]): ComponentChildren {
-  return tokens.map((token) => block(token, false));
+  return tokens.map((token) => block(token, false, 6, undefined));
 }
 
-function list({ ordered, start, items }: Tokens.List, isGrowing: boolean): VNode {
+/** A list has one direction, because its marks stand at one side. */
+function list({ ordered, start, items }: Tokens.List, isGrowing: boolean, dir: Direction): VNode {
   const children = items.map((item, index) => {
     const grows = isGrowing && index === items.length - 1;
     return (
-      <li key={index} dir="auto" class={item.task ? "task" : undefined}>
+      <li key={index} class={item.task ? "task" : undefined}>
         {item.task && (
           <input type="checkbox" checked={item.checked ?? false} disabled aria-label="Done" />
         )}
@@ -125,18 +135,18 @@ function list({ ordered, start, items }: Tokens.List, isGrowing: boolean): VNode
             const { tokens, text } = token as Tokens.Text;
             return tokens ? inline(tokens, grows) : entities(text);
           }
-          return token.type === "checkbox" ? null : block(token, grows);
+          return token.type === "checkbox" ? null : block(token, grows, 6, undefined);
         })}
       </li>
     );
   });
   const from = Number(start);
   return ordered ? (
-    <ol start={from !== 1 ? from : undefined} dir="auto">
+    <ol start={from !== 1 ? from : undefined} dir={dir}>
       {children}
     </ol>
   ) : (
-    <ul dir="auto">{children}</ul>
+    <ul dir={dir}>{children}</ul>
   );
 }
 

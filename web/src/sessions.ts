@@ -67,7 +67,15 @@ const REPEAT = 2000;
 
 const tab = kept.uuid();
 
-channel?.addEventListener("message", ({ data }: MessageEvent<{ tab: string; running: string[] }>) => {
+interface Told {
+  tab: string;
+  running: string[];
+  /** Whether the tab is new, and has heard nothing of the others. */
+  isNew?: boolean;
+}
+
+channel?.addEventListener("message", ({ data }: MessageEvent<Told>) => {
+  if (data.isNew) tell();
   const others = new Map(elsewhere.peek());
   others.delete(data.tab);
   if (data.running.length) others.set(data.tab, { ...data, until: Date.now() + HOLDS });
@@ -76,8 +84,9 @@ channel?.addEventListener("message", ({ data }: MessageEvent<{ tab: string; runn
 
 function tell(): void {
   const running = [...open.peek().values()].filter(({ busy }) => busy.value).map(({ id }) => id);
-  channel?.postMessage({ tab, running });
+  channel?.postMessage({ tab, running } satisfies Told);
 }
+channel?.postMessage({ tab, running: [], isNew: true } satisfies Told);
 
 effect(() => {
   for (const { busy } of open.value.values()) void busy.value;
