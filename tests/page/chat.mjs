@@ -3,15 +3,21 @@ import { ask, base, check, drawn, open, run, same, session, shown, stored, tell,
 
 await run(async (context) => {
   const one = await open(context);
-  await ask(one, "[[count tokens=120 rate=100]]");
+  await one.evaluate(() => {
+    window.lengths = new Set();
+    new MutationObserver(() => {
+      window.lengths.add(document.querySelector(".prose")?.textContent.length);
+    }).observe(document.querySelector('[role="log"]'), { subtree: true, childList: true, characterData: true });
+  });
+  await ask(one, "[[count tokens=250 rate=60]]");
   const id = session(one);
   const two = await open(context, `${base}#${id}`);
   await until(two, "streaming");
-  const lengths = new Set();
-  while (lengths.size < 5) lengths.add((await shown(one)).length);
   check(await one.getAttribute(".answer", "aria-busy") === "true", "a growing answer is busy");
   await until(one, "complete");
   await until(two, "complete");
+  const lengths = await one.evaluate(() => window.lengths.size);
+  check(lengths > 5, `the text grew ${lengths} times`);
   const [question, answer] = await stored(id);
   same(await shown(one), answer.content.trim(), "the answer");
   same(await one.textContent(".asked"), question.content, "the question");
