@@ -40,6 +40,12 @@ export interface Notes {
   failure?: Failure;
 }
 
+/** A text is drawn again after twice as long as the last time took: one that is slow to draw, such as a
+ * table of a thousand rows, leaves the browser time for its user. */
+const REST = 2;
+/** A browser that shows nothing, or sleeps, does not count as slow, in milliseconds. */
+const LONGEST_REST = 500;
+
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -54,6 +60,8 @@ export class Message {
   private rawReasoning = "";
   private reasoningBytes = 0;
   private frame = 0;
+  private drawn = 0;
+  private cost = 0;
 
   constructor(
     public id: string,
@@ -79,8 +87,23 @@ export class Message {
       this.rawReasoning += rest;
       this.reasoningBytes = offset + piece.length;
     }
-    this.frame ||= requestAnimationFrame(() => this.show());
+    this.frame ||= requestAnimationFrame((now) => this.showLater(now));
     return true;
+  }
+
+  /** Shows the text in this frame, or in one that comes when the browser has rested. */
+  private showLater(now: number): void {
+    if (now - this.drawn < Math.min(this.cost * REST, LONGEST_REST)) {
+      this.frame = requestAnimationFrame((later) => this.showLater(later));
+      return;
+    }
+    this.drawn = now;
+    this.show();
+    const begun = performance.now();
+    // After the frame was laid out and painted.
+    setTimeout(() => {
+      this.cost = performance.now() - begun;
+    });
   }
 
   /** Takes back what came after this many bytes; with 0 the reasoning, too. */

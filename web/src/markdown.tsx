@@ -122,24 +122,9 @@ function blocks(tokens: Token[]): ComponentChildren {
 
 /** A list has one direction, because its marks stand at one side. */
 function list({ ordered, start, items }: Tokens.List, isGrowing: boolean, dir: Direction): VNode {
-  const children = items.map((item, index) => {
-    const grows = isGrowing && index === items.length - 1;
-    return (
-      <li key={index} class={item.task ? "task" : undefined}>
-        {item.task && (
-          <input type="checkbox" checked={item.checked ?? false} disabled aria-label="Done" />
-        )}
-        {item.tokens.map((token) => {
-          // The text of a tight item has no paragraph around it.
-          if (token.type === "text" && !item.loose) {
-            const { tokens, text } = token as Tokens.Text;
-            return tokens ? inline(tokens, grows) : entities(text);
-          }
-          return token.type === "checkbox" ? null : block(token, grows, 6, undefined);
-        })}
-      </li>
-    );
-  });
+  const children = items.map((item, index) => (
+    <Item key={index} item={item} isGrowing={isGrowing && index === items.length - 1} />
+  ));
   const from = Number(start);
   return ordered ? (
     <ol start={from !== 1 ? from : undefined} dir={dir}>
@@ -148,6 +133,39 @@ function list({ ordered, start, items }: Tokens.List, isGrowing: boolean, dir: D
   ) : (
     <ul dir={dir}>{children}</ul>
   );
+}
+
+/** An item of a list: drawn again only where it has changed, because a list may be the whole answer. */
+function Item({ item, isGrowing }: { item: Tokens.ListItem; isGrowing: boolean }) {
+  const { raw, loose, task, checked } = item;
+  const draw = () => (
+    <li class={task ? "task" : undefined}>
+      {task && <input type="checkbox" checked={checked ?? false} disabled aria-label="Done" />}
+      {item.tokens.map((token) => {
+        // The text of a tight item has no paragraph around it.
+        if (token.type === "text" && !loose) {
+          const { tokens, text } = token as Tokens.Text;
+          return tokens ? inline(tokens, isGrowing) : entities(text);
+        }
+        return token.type === "checkbox" ? null : block(token, isGrowing, 6, undefined);
+      })}
+    </li>
+  );
+  return useMemo(draw, [raw, loose, task, checked, isGrowing]);
+}
+
+/** A row of a table, drawn again only where it has changed. */
+function Row({ row, align }: { row: Tokens.TableCell[]; align: Tokens.Table["align"] }) {
+  const draw = () => (
+    <tr>
+      {row.map(({ tokens }, index) => (
+        <td key={index} class={align[index] ? `to-${align[index]}` : undefined}>
+          {inline(tokens)}
+        </td>
+      ))}
+    </tr>
+  );
+  return useMemo(draw, [row.map(({ text }) => text).join("|"), align.join()]);
 }
 
 function table({ header, rows, align }: Tokens.Table): VNode {
@@ -166,13 +184,7 @@ function table({ header, rows, align }: Tokens.Table): VNode {
         </thead>
         <tbody>
           {rows.map((row, number) => (
-            <tr key={number}>
-              {row.map(({ tokens }, index) => (
-                <td key={index} class={side(index)}>
-                  {inline(tokens)}
-                </td>
-              ))}
-            </tr>
+            <Row key={number} row={row} align={align} />
           ))}
         </tbody>
       </table>
