@@ -27,11 +27,12 @@ fn main() -> io::Result<()> {
         let [brotli, gzip] = ["br", "gz"].map(|kind| out.join(format!("{name}.{kind}")));
         fs::write(&brotli, in_brotli(&content)?)?;
         fs::write(&gzip, in_gzip(&content)?)?;
-        let _ = writeln!(
-            list,
-            "    EmbeddedFile {{\n        name: {name:?},\n        plain: include_bytes!({path:?}),\n        \
-             brotli: include_bytes!({brotli:?}),\n        gzip: include_bytes!({gzip:?}),\n    }},"
-        );
+        let _ = writeln!(list, "    EmbeddedFile {{\n        name: {name:?},");
+        for (field, file) in [("plain", &path), ("brotli", &brotli), ("gzip", &gzip)] {
+            let file = file.to_str().ok_or(io::ErrorKind::InvalidData)?;
+            let _ = writeln!(list, "        {field}: include_bytes!({file:?}),");
+        }
+        list.push_str("    },\n");
     }
     list.push_str("]\n");
     fs::write(out.join("page.rs"), list)

@@ -130,19 +130,20 @@ fn page() -> anyhow::Result<Outcome> {
     let types = run(install::node()?, [web.join("node_modules/typescript/bin/tsc")])
         .arg("--project")
         .arg(web.join("tsconfig.json"));
-    let built = paths::run().join("page");
-    let build = run(install::node()?, [web.join("build.mjs")]).arg(&built);
+    let place = paths::run().join("page");
+    let build = run(install::node()?, [web.join("build.mjs")]).arg(&place);
     if types.shown()? != 0 || build.shown()? != 0 {
         return Ok(Outcome { ok: false, text: String::new() });
     }
-    let (built, committed) = (files_of(&built)?, files_of(&web.join("dist"))?);
-    let bytes: usize = built.values().map(Vec::len).sum();
-    let text = if built == committed {
-        format!("{} files, {} KB", built.len(), bytes / 1024)
+    let (files, committed) = (files_of(&place)?, files_of(&web.join("dist"))?);
+    let ok = files == committed;
+    let text = if ok {
+        let bytes: usize = files.values().map(Vec::len).sum();
+        format!("{} files, {} KB", files.len(), bytes / 1024)
     } else {
         "web/dist is not what the sources build: npm --prefix web run build".to_owned()
     };
-    Ok(Outcome { ok: built == committed, text })
+    Ok(Outcome { ok, text })
 }
 
 fn files_of(folder: &Path) -> anyhow::Result<BTreeMap<OsString, Vec<u8>>> {
