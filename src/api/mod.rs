@@ -33,6 +33,7 @@ use utoipa_axum::routes;
 use crate::http::middleware::{FrontRules, LimitLayer};
 use crate::http::{middleware, problem};
 use crate::limits::RequestKind;
+use crate::web;
 
 /// Returns the router of all routes, each with and without a trailing slash. Where operators have a
 /// listener of their own, their routes are there alone.
@@ -96,6 +97,7 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/delete", any(ollama::models::refuse_change))
         .route("/api/blobs/{digest}", any(ollama::models::refuse_change))
         .route("/openapi.json", get(async move || (json, openapi.clone())))
+        .route("/app/{part}", get(web::part))
         .route("/docs", get(admin::docs::index))
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)
