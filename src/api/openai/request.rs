@@ -71,6 +71,8 @@ impl ChatCompletion {
             message_id: None,
             source: String::new(),
             needs_listener: false,
+            is_detached: false,
+            is_kept: false,
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
+    Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
     json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
@@ -492,6 +492,11 @@ impl Store {
     /// Adds the arguments of both functions that can write an acceptance.
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
+        let kept = match (own_conversation, spec.is_kept) {
+            (false, _) => Kept::AsHistory,
+            (true, false) => Kept::Briefly,
+            (true, true) => Kept::ForClients,
+        };
         call.arg("replica", self.replica.as_str())
             .arg(
                 "turn",
@@ -509,8 +514,8 @@ impl Store {
             .arg("title", title(&accepted.question.content))
             .arg("model", spec.model.as_str())
             .arg("now", accepted.at.as_str())
-            .text("idle_seconds", self.idle_seconds(owner, own_conversation))
-            .flag("own_conversation", own_conversation)
+            .text("idle_seconds", self.idle_seconds(owner, kept))
+            .arg("own_conversation", kept.as_str())
     }
 }
 
@@ -537,6 +542,11 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
 /// that the event of its acceptance finds it.
 fn question_of(generation: GenerationId) -> Uuid {
     Uuid::from_u128(generation.0.as_u128() ^ 1)
+}
+
+/// Returns the generation whose question this message is.
+pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
+    GenerationId(Uuid::from_u128(question.as_u128() ^ 1))
 }
 
 /// Returns the event of an acceptance as it is stored, without the question.
