@@ -57,7 +57,10 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     store.begin(&turn).await.expect("Redis");
     store.start(&turn, tag, None).await.expect("Redis");
     store.append(&turn, tag, 0, true, "too much").await.expect("Redis");
-    store.rewind(&turn, tag, next, TakenBack { length: 3, restarts: 0 }, true).await.expect("Redis");
+    store
+        .rewind(&turn, tag, next, TakenBack { length: 3, restarts: 0 }, true)
+        .await
+        .expect("Redis");
     store.note_continued(&turn, &[], None).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
     let events = [(Tag::random(), Control::Done {})];

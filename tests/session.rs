@@ -824,7 +824,9 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
     store.note_continued(&turn, &[], None).await.unwrap();
     let length = text.len() as u64;
     store
-        .rewind(&turn, REVISION, Tag::random(), TakenBack { length, restarts: 0 }, true).await.unwrap();
+        .rewind(&turn, REVISION, Tag::random(), TakenBack { length, restarts: 0 }, true)
+        .await
+        .unwrap();
     let open = store.open_turn(&turn).await.unwrap().expect("an open turn");
     let Claim::Running(claimed, _) = other.store.claim(&open).await.unwrap() else {
         panic!("not claimed")

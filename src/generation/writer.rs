@@ -88,8 +88,7 @@ impl Writer {
     }
 
     fn with_feed(store: Store, turn: Arc<Turn>, feed: Weak<Feed>, state: WriterState) -> Self {
-        let is_restart =
-            |continued: &&Continuation| continued.how == ContinuedHow::Restarted;
+        let is_restart = |continued: &&Continuation| continued.how == ContinuedHow::Restarted;
         let restarts = turn.continued().iter().filter(is_restart).count();
         let state = state.restarted_before(u32::try_from(restarts).unwrap_or(u32::MAX));
         Self {

@@ -59,7 +59,7 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
 }
 
 /// Returns the bytes that a message takes.
-fn bytes(message: &Message) -> usize {
+pub fn bytes(message: &Message) -> usize {
     let calls = message.tool_calls.iter();
     let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
     message.content.len() + calls.sum::<usize>()

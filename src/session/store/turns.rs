@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
-    json, message, of_writer, unexpected,
+    Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event,
+    field, json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
