@@ -605,11 +605,16 @@ async fn a_response_is_kept_a_day_after_its_end_and_a_users_until_it_is_deleted(
         (with(asked("[[call=weather]] hi"), "tools", json!([tool])), "", 86_400),
         (with(asked("[[tokens=3]] hi"), "store", json!(false)), "", 3_600),
         (asked("[[tokens=3]] hi"), "alice", -1),
+        // The client comes back for the reason of the failure.
+        (with(asked("[[fault=error@0!]] hi"), "background", json!(true)), "", 86_400),
     ] {
         let ask = http().post(&url).json(&request);
         let ask = if user.is_empty() { ask } else { ask.bearer_auth(token(user)) };
         let reply = send(ask).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
+        if request["background"] == true {
+            assert_eq!(ended(&fleet.replicas[1], &id_of(&reply.body)).await["status"], "failed");
+        }
         let left = ttl(&id_of(&reply.body));
         assert!((seconds - 60..=seconds).contains(&left), "{request}: {left}");
         if request["store"] == false {

@@ -172,7 +172,7 @@ def errors(url: str) -> None:
         ({"conversation": "c"}, openai.BadRequestError, "unsupported_parameter", "conversation"),
         ({"previous_response_id": "resp_0"}, openai.BadRequestError,
          "previous_response_not_found", "previous_response_id"),
-        ({"input": "a b c d " * 3_000}, openai.BadRequestError, "context_length_exceeded", None),
+        ({"input": "a b c d " * 3_000}, openai.BadRequestError, "context_length_exceeded", "input"),
     ]:
         for stream in [False, True]:
             try:
@@ -180,7 +180,7 @@ def errors(url: str) -> None:
                 client(url).responses.create(**asked)
             except openai.APIStatusError as error:
                 assert type(error) is kind and error.code == code, repr(error)
-                assert param is None or error.param == param, repr(error)
+                assert error.param == param, repr(error)
             else:
                 raise AssertionError(changed)
 

@@ -14,9 +14,9 @@
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
 --             request_digest, key_seconds  the value of the idempotency key, and its expiry
 --             own_conversation             1 where the turn brings the messages before it, in place
---                                          of a stored history; only into a new session. kept where
---                                          clients come back for such a session, also for one whose
---                                          answer has no text. Else 0
+--                                          of a stored history; only into a new session. detached
+--                                          where its client comes back for the answer, also for one
+--                                          that failed. Else 0
 --             conversation                 these messages, each <json header>\n<content>
 -- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
 --             waiting, as began

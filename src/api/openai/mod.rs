@@ -33,6 +33,11 @@ pub fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
+/// Returns whether a path is one of responses.
+fn serves_responses(path: &str) -> bool {
+    path == "/v1/responses" || path.starts_with("/v1/responses/")
+}
+
 /// Returns what a request to this method and path is, for the limits of its caller.
 pub fn request_kind(method: &Method, path: &str) -> RequestKind {
     match (method, path.trim_end_matches('/')) {

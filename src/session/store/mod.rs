@@ -118,17 +118,6 @@ enum Kept {
     ForClients,
 }
 
-impl Kept {
-    /// Returns how the functions of Redis name it.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::AsHistory => "0",
-            Self::Briefly => "1",
-            Self::ForClients => "kept",
-        }
-    }
-}
-
 /// The sessions in Redis.
 #[derive(Clone)]
 pub struct Store {

@@ -497,6 +497,11 @@ impl Store {
             (true, false) => Kept::Briefly,
             (true, true) => Kept::ForClients,
         };
+        let brings = match (own_conversation, spec.is_detached) {
+            (false, _) => "0",
+            (true, false) => "1",
+            (true, true) => "detached",
+        };
         call.arg("replica", self.replica.as_str())
             .arg(
                 "turn",
@@ -515,7 +520,7 @@ impl Store {
             .arg("model", spec.model.as_str())
             .arg("now", accepted.at.as_str())
             .text("idle_seconds", self.idle_seconds(owner, kept))
-            .arg("own_conversation", kept.as_str())
+            .arg("own_conversation", brings)
     }
 }
 

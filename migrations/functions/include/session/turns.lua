@@ -124,8 +124,8 @@ local function admit(keys, args, found, epoch, begins, number)
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
-    if args.own_conversation == 'kept' then
-      -- A failure, or a call of a tool, is an answer that its client comes back for.
+    if args.own_conversation == 'detached' then
+      -- A failure is an answer, too, that its client comes back for.
       redis.call('HDEL', keys.session, 'unanswered')
     end
     if args.transfer_tag and owner ~= ANONYMOUS then

@@ -10,6 +10,7 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
+use super::super::errors::ErrorEnvelope;
 use super::object::{OpenState, ResponseObject, has_message, reasoning_part, status_of, text_part};
 use super::pieces::next_piece;
 use crate::api::sent_text::{Diverged, SentText};
@@ -203,7 +204,7 @@ impl Events {
     /// Returns an event that ends the stream, and not the response. It has the number of the last
     /// event, so that a client resumes behind that.
     pub fn error(&self, problem: &Problem) -> String {
-        let error = super::super::errors::ErrorEnvelope::from(problem).error;
+        let error = ErrorEnvelope::from(problem).of_response().error;
         let last = (self.restarts * RESTART_LEAP + self.next).saturating_sub(1);
         let number = self.after.unwrap_or_default().max(last);
         let data = json!({

@@ -199,7 +199,7 @@ pub fn status_of(answer: &Message) -> &'static str {
 fn error_of(failure: Failure) -> Value {
     let message = failure.message.clone();
     let stable = failure.code.clone();
-    let error = ErrorEnvelope::from(&Problem::from(failure)).error;
+    let error = ErrorEnvelope::from(&Problem::from(failure)).of_response().error;
     let code = match error.kind.as_str() {
         "invalid_request_error" => "invalid_prompt",
         _ => "server_error",

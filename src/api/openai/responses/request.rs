@@ -96,7 +96,7 @@ impl ResponseRequest {
         let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
         let top_p = params.number("top_p", 0.0, 1.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
         let (think, effort) = read_reasoning(&mut params)?;
-        let Rules { rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
+        let Rules { for_host: rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
         let metadata = read_metadata(&mut params)?;
         let mut hint = |name| Ok::<_, FieldError>(params.text(name)?.map(str::to_owned));
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.

@@ -12,7 +12,7 @@ use crate::session::model::AnswerRules;
 /// The rules of an answer, and how the response shows them again, as JSON.
 pub struct Rules {
     /// The rules, as the model host takes them.
-    pub rules: AnswerRules,
+    pub for_host: AnswerRules,
     /// The parameter `text`.
     pub text: String,
     /// The parameter `tools`.
@@ -39,7 +39,7 @@ pub fn read(params: &mut Params<'_>, body: &[u8]) -> Result<Rules, FieldError> {
         }
     };
     Ok(Rules {
-        rules: AnswerRules { format, tools: tools.filter(|_| tool_choice == "auto") },
+        for_host: AnswerRules { format, tools: tools.filter(|_| tool_choice == "auto") },
         text: format!(r#"{{"format":{shown_format},"verbosity":"medium"}}"#),
         tools: shown_tools,
         tool_choice: tool_choice.to_owned(),
@@ -138,7 +138,7 @@ fn read_tool(
         ("parameters", parameters.clone()),
     ] {
         if let Some(text) = text {
-            function.push_str(&format!(r#","{field}":{text}"#));
+            function.extend([",\"", field, "\":", &text]);
         }
     }
     let null = || "null".to_owned();
@@ -170,13 +170,13 @@ mod tests {
                 "schema": {schema}}}}}}}"#
         );
         let rules = read_all(&request).expect("valid");
-        assert_eq!(rules.rules.format.as_deref(), Some(schema));
+        assert_eq!(rules.for_host.format.as_deref(), Some(schema));
         assert!(rules.text.contains(schema) && rules.text.contains(r#""strict":true"#));
         let request = r#"{"tools": [{"type":"function","name":"f","description":"d",
             "parameters":{"z":1,"a":2},"strict":null},{"type":"function","name":"g"}]}"#;
         let rules = read_all(request).expect("valid");
         assert_eq!(
-            rules.rules.tools.as_deref(),
+            rules.for_host.tools.as_deref(),
             Some(concat!(
                 r#"[{"type":"function","function":{"name":"f","description":"d","parameters":{"z":1,"a":2}}},"#,
                 r#"{"type":"function","function":{"name":"g"}}]"#
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!((&shown[1]["parameters"], &shown[1]["strict"]), (&json!(null), &json!(false)));
         let none = request.replacen('{', r#"{"tool_choice":"none","#, 1);
         let rules = read_all(&none).expect("valid");
-        assert!(rules.rules.is_free(), "{:?}", rules.rules.tools);
+        assert!(rules.for_host.is_free(), "{:?}", rules.for_host.tools);
         assert_eq!(rules.tool_choice, "none");
     }
 

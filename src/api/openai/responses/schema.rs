@@ -149,7 +149,7 @@ fn request() -> Value {
             "instructions": text(),
             "previous_response_id": {
                 "description": "The id of a response of this caller that has ended well",
-                "type": "null",
+                "type": ["string", "null"], "pattern": "^resp_[0-9a-f]{32}$",
             },
             "stream": flag,
             "stream_options": {

@@ -229,6 +229,7 @@ pub async fn cancel(
 
 /// The result of a deletion.
 #[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 #[schema(as = OpenAiDeletedResponse)]
 pub struct Deleted {
     id: String,
