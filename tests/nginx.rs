@@ -33,12 +33,14 @@ const REFUSED: [(&str, &str, &str, u16); 5] = [
 ];
 
 /// The turns of OpenAI's and Ollama's APIs: the path, the request, and where the text of the answer is.
-fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 3] {
+fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 4] {
     let messages = json!([{"role": "user", "content": question}]);
     let chat = json!({"model": "tinyllama", "stream": false, "messages": messages});
     let prompt = json!({"model": "tinyllama", "stream": false, "prompt": question});
+    let input = json!({"model": "tinyllama", "input": question});
     [
         ("/v1/chat/completions", chat.clone(), "/choices/0/message/content"),
+        ("/v1/responses", input, "/output/0/content/0/text"),
         ("/api/chat", chat, "/message/content"),
         ("/api/generate", prompt, "/response"),
     ]

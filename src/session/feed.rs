@@ -140,7 +140,7 @@ impl FeedState {
                 event.generation == Some(queued.generation)
                     && !matches!(
                         event.control,
-                        Control::Accepted { .. } | Control::Claimed { from: 0 }
+                        Control::Accepted { .. } | Control::Claimed { from: 0, .. }
                     )
             }),
         }

@@ -43,6 +43,8 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         message_id: None,
         source: String::new(),
         needs_listener: false,
+        is_detached: false,
+        is_kept: false,
     }
 }
 

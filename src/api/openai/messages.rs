@@ -118,11 +118,7 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
     let read = |(at, value): (usize, &Value)| {
         let path = format!("{path}[{at}]");
         let mut call = Params::of_value(value, &path)?;
-        let id = call.required_text("id")?.to_owned();
-        if id.len() > CALL_ID_BYTES {
-            let msg = format!("must have at most {CALL_ID_BYTES} bytes");
-            return Err(call.refuse("id", INVALID_VALUE, msg));
-        }
+        let id = call_id(&mut call, "id")?;
         if call.required_text("type")? != "function" {
             return Err(call.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
         }
@@ -143,6 +139,19 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
         Ok(ToolCall { id, name, arguments: arguments.to_owned() })
     };
     list.iter().enumerate().map(read).collect()
+}
+
+/// Reads the id of a call, which each result of it repeats.
+///
+/// # Errors
+/// Where it is absent, no text, or too long.
+pub fn call_id(params: &mut Params<'_>, name: &'static str) -> Result<String, FieldError> {
+    let id = params.required_text(name)?;
+    if id.len() > CALL_ID_BYTES {
+        let msg = format!("must have at most {CALL_ID_BYTES} bytes");
+        return Err(params.refuse(name, INVALID_VALUE, msg));
+    }
+    Ok(id.to_owned())
 }
 
 /// Reads a content: a text, or a list of parts, whose texts are joined by line breaks.

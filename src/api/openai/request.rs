@@ -2,12 +2,13 @@
 
 use serde_json::{Map, Value};
 
+use super::body;
 use super::messages::{self, Messages};
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
 use super::tools;
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::{FieldFault, Object};
+use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
 use crate::session::TurnSpec;
 use crate::session::model::{Effort, Reasoning, Sampling};
@@ -16,7 +17,7 @@ use crate::session::model::{Effort, Reasoning, Sampling};
 const STOPS: usize = 4;
 const STOP_BYTES: usize = 256;
 /// OpenAI's default of the temperature and of `top_p`.
-const DEFAULT_SAMPLING: f64 = 1.0;
+pub const DEFAULT_SAMPLING: f64 = 1.0;
 
 /// A request for a chat completion.
 #[derive(Clone, Debug)]
@@ -36,16 +37,8 @@ impl ChatCompletion {
     ///
     /// # Errors
     /// The first parameter that is not valid.
-    pub fn read(object: &Object, body: &[u8]) -> Result<Self, FieldError> {
-        if let Some((name, fault)) = object.unreadable().next() {
-            let msg = match fault {
-                FieldFault::LoneSurrogate => "holds a lone surrogate, which is no character",
-                FieldFault::BeyondBounds => {
-                    "is nested too deeply, or holds a number that is too large"
-                }
-            };
-            return Err(super::params::error(name, INVALID_VALUE, msg));
-        }
+    pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
+        body::check_readable(object)?;
         let mut params = Params::of_request(object.fields());
         let model = model(&mut params)?;
         let messages = messages::read(&mut params)?;
@@ -66,11 +59,13 @@ impl ChatCompletion {
                 frequency_penalty: params.number("frequency_penalty", -2.0, 2.0)?,
                 ..Sampling::default()
             },
-            rules: tools::rules(&mut params, body)?,
-            think: reasoning(&mut params)?,
+            rules: tools::rules(&mut params, text)?,
+            think: effort(&mut params, "reasoning_effort")?,
             message_id: None,
             source: String::new(),
             needs_listener: false,
+            is_detached: false,
+            is_kept: false,
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
@@ -110,7 +105,10 @@ impl ChatCompletion {
 }
 
 /// Reads the model's name, as it is spelled, without the blanks around it.
-fn model(params: &mut Params<'_>) -> Result<String, FieldError> {
+///
+/// # Errors
+/// Where it is absent, or no name of a model.
+pub fn model(params: &mut Params<'_>) -> Result<String, FieldError> {
     let name = params.required_text("model")?.trim();
     match ModelName::parse(name) {
         Ok(_) => Ok(name.to_owned()),
@@ -152,19 +150,22 @@ fn stops(params: &mut Params<'_>) -> Result<Vec<String>, FieldError> {
 }
 
 /// Reads how hard the model reasons before it answers. Without it the model does not reason.
-fn reasoning(params: &mut Params<'_>) -> Result<Reasoning, FieldError> {
-    match params.text("reasoning_effort")? {
+///
+/// # Errors
+/// Where it is no effort, or not a supported one.
+pub fn effort(params: &mut Params<'_>, name: &'static str) -> Result<Reasoning, FieldError> {
+    match params.text(name)? {
         None | Some("none") => Ok(Reasoning::Off),
         Some("low") => Ok(Reasoning::Effort(Effort::Low)),
         Some("medium") => Ok(Reasoning::Effort(Effort::Medium)),
         Some("high") => Ok(Reasoning::Effort(Effort::High)),
         Some("minimal" | "xhigh") => {
             let msg = "is supported as none, low, medium and high";
-            Err(params.refuse("reasoning_effort", UNSUPPORTED_VALUE, msg))
+            Err(params.refuse(name, UNSUPPORTED_VALUE, msg))
         }
         Some(_) => {
             let msg = "must be none, low, medium or high";
-            Err(params.refuse("reasoning_effort", INVALID_VALUE, msg))
+            Err(params.refuse(name, INVALID_VALUE, msg))
         }
     }
 }

@@ -15,10 +15,10 @@ use futures_util::stream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::chat::completed;
 use super::chunks::Chunks;
 use super::errors::error_json;
 use super::request::ChatCompletion;
+use super::whole::completed;
 use crate::api::permits::SocketPermit;
 use crate::api::state::Shared;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};

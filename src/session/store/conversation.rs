@@ -56,13 +56,17 @@ impl OwnConversation {
         Ok(Self { messages: messages.into(), question: None })
     }
 
-    /// Sets the author of the message that the turn answers, and the call of a tool whose result it
-    /// is. Without this it is a user's.
+    /// Sets the author of the message that the turn answers, the call of a tool whose result it is,
+    /// and the request as its front shows it again. Without this it is a user's.
     #[must_use]
     pub fn with_question(self, question: &Message) -> Self {
-        let Message { role, tool_call_id, tool_name, .. } = question;
-        let (tool_call_id, tool_name) = (tool_call_id.clone(), tool_name.clone());
-        let question = Message { tool_call_id, tool_name, ..message(*role, question.timestamp) };
+        let Message { role, tool_call_id, tool_name, request, .. } = question;
+        let question = Message {
+            tool_call_id: tool_call_id.clone(),
+            tool_name: tool_name.clone(),
+            request: request.clone(),
+            ..message(*role, question.timestamp)
+        };
         Self { question: Some(Arc::new(question)), ..self }
     }
 

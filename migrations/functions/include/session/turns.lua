@@ -128,6 +128,10 @@ local function admit(keys, args, found, epoch, begins, number)
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    if args.own_conversation == 'detached' then
+      -- A failure is an answer, too, that its client comes back for.
+      redis.call('HDEL', keys.session, 'unanswered')
+    end
     if args.transfer_tag and owner ~= ANONYMOUS then
       -- A failover lost the whole session of a user. It may have been transferred, and turns from
       -- before are yet to be restored.
@@ -137,7 +141,7 @@ local function admit(keys, args, found, epoch, begins, number)
     redis.call('PERSIST', keys.events)
   end
   redis.call('HSET', keys.session, 'updated', args.now, 'model', args.model)
-  if args.own_conversation == '1' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
+  if args.own_conversation ~= '0' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
     push_conversation(keys, args)
   end
   if keys.idempotency then

@@ -1,0 +1,45 @@
+//! Reads the body of a request that begins a turn.
+
+use axum::extract::Request;
+
+use crate::api::large_body;
+use crate::api::state::Shared;
+use crate::http::extract::body::json_position;
+use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::{FieldFault, NotAnObject, Object};
+use crate::http::problem::Problem;
+
+use super::params::{INVALID_VALUE, error};
+
+/// Reads the body of a request, and parses it as an object.
+///
+/// # Errors
+/// Where it is too large, broke off, or is not a JSON object.
+pub async fn object(request: Request, shared: &Shared) -> Result<(Object, Vec<u8>), Problem> {
+    let body = large_body::read(request, shared).await?;
+    let object = Object::parse(&body).map_err(|error| match error {
+        NotAnObject::OtherJson => {
+            let error = FieldError {
+                loc: vec!["body".to_owned()],
+                msg: "The body must be a JSON object.".to_owned(),
+                kind: "invalid_type",
+            };
+            vec![error].into()
+        }
+        NotAnObject::Invalid(error) => Problem::invalid_json(json_position(&error)),
+    })?;
+    Ok((object, body))
+}
+
+/// Checks that every parameter can be read.
+///
+/// # Errors
+/// The first one that cannot.
+pub fn check_readable(object: &Object) -> Result<(), FieldError> {
+    let Some((name, fault)) = object.unreadable().next() else { return Ok(()) };
+    let msg = match fault {
+        FieldFault::LoneSurrogate => "holds a lone surrogate, which is no character",
+        FieldFault::BeyondBounds => "is nested too deeply, or holds a number that is too large",
+    };
+    Err(error(name, INVALID_VALUE, msg))
+}
