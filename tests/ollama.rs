@@ -494,6 +494,78 @@ async fn an_answer_that_breaks_off_for_good_ends_with_a_line_that_has_the_error(
 }
 
 #[tokio::test]
+async fn an_answer_that_begins_anew_with_another_text_fails_only_where_text_was_sent() {
+    const QUESTION: &str = "[[tokens=60]] go on";
+    let models = ["tinyllama", "llama3"];
+    for stream in [true, false] {
+        let redis = RedisServer::start();
+        // Two hosts have different models of one name, and with tools no answer is continued.
+        let hosts = [
+            ollama_sim(&["--rate", "20", "--models", models[0]]),
+            ollama_sim(&["--rate", "20", "--models", models[1], "--alias", "tinyllama=llama3"]),
+        ];
+        let urls = format!("{},{}", hosts[0].url, hosts[1].url);
+        let replica = jarvis(&redis.url(), &urls, &[]);
+        until_ok(&replica, "/health/ready").await;
+        let tools = json!([{"type": "function", "function": {"name": "weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]);
+        let request = with(with(asked(QUESTION), "tools", tools), "stream", json!(stream));
+        let asking = send_text(http().post(format!("{}{CHAT}", replica.url)).json(&request));
+        let asking = tokio::spawn(asking);
+        let mut first = None;
+        let begun = eventually(LIMIT, async || {
+            for (at, host) in hosts.iter().enumerate() {
+                if stat(host, "tokens").await > 5 {
+                    first = Some(at);
+                }
+            }
+            first.is_some()
+        });
+        assert!(begun.await, "it does not begin");
+        let first = first.expect("a host");
+        hosts[first].kill();
+        let (status, text) = asking.await.expect("a reply");
+        let last = text.lines().last().expect("a line");
+        let last: Value = serde_json::from_str(last).expect("JSON");
+        assert_eq!(status, 200, "{text}");
+        if stream {
+            assert!(last["error"].is_string(), "{text}");
+        } else {
+            let answer = ollama_sim::script_answer(models[1 - first], QUESTION, None, 64);
+            assert_eq!(last["message"]["content"], json!(answer), "{text}");
+            assert_eq!(last["done"], true);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_whole_answer_with_a_format_that_breaks_off_begins_anew() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let schema = json!({"type": "object", "properties": {"rows": {"type": "array", "minItems": 6,
+        "items": {"type": "integer", "minimum": 3}}}});
+    for stream in [false, true] {
+        let question = format!("[[fault=cut@7]] rows {stream}");
+        let request = with(asked(&question), "format", schema.clone());
+        let text = if stream {
+            joined(&streamed(&replica, CHAT, &request).await.lines, "/message/content")
+        } else {
+            let reply = post(&replica, CHAT, &request).await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+            reply.body["message"]["content"].as_str().expect("a text").to_owned()
+        };
+        let answer: Value = serde_json::from_str(&text).expect(&text);
+        assert_eq!(answer, json!({"rows": vec![3; 6]}));
+    }
+    assert_eq!(stat(&ollama, "faulted").await, 2);
+}
+
+/// Sends a request, and returns the status and the body.
+async fn send_text(request: reqwest::RequestBuilder) -> (u16, String) {
+    let response = request.send().await.expect("a response");
+    (response.status().as_u16(), response.text().await.expect("a body"))
+}
+
+#[tokio::test]
 async fn an_idempotency_key_gives_the_same_answer_from_every_replica() {
     let Setup { replica, ollama, redis } = setup("2000", &[]).await;
     let other = jarvis(&redis.url(), &ollama.url, &[]);
