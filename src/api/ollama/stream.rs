@@ -135,6 +135,12 @@ impl Progress {
         }
     }
 
+    /// Ends the stream with an error. The guard stays, and cancels a turn that goes on.
+    fn fail(&mut self, problem: &Problem) {
+        self.queue.push_back(error_json(problem) + "\n");
+        self.ended = true;
+    }
+
     fn ended(&mut self, answer: Message) -> Result<Message, Problem> {
         self.ended = true;
         if let Some(guard) = &mut self.guard {
@@ -216,17 +222,19 @@ impl AnswerStream {
             tokio::select! {
                 advanced = progress.advance() => {
                     if let Err(problem) = advanced {
-                        progress.queue.push_back(error_json(&problem) + "\n");
-                        progress.ended = true;
+                        progress.fail(&problem);
                     }
                     continue;
                 }
+                // The packages take a stream that only ends for a whole answer.
                 () = lifecycle.reached(Phase::Stopped) => {
-                    progress.queue.push_back(error_json(&Problem::draining()) + "\n");
-                    progress.ended = true;
+                    progress.fail(&Problem::draining());
                     continue;
                 }
-                () = &mut watched.revoked => return None,
+                () = &mut watched.revoked => {
+                    progress.fail(&Problem::key_revoked());
+                    continue;
+                }
                 () = last_byte_received(watched.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     watched.last_byte = None;
