@@ -406,17 +406,50 @@ async fn embeddings_wait_for_a_slot_count_as_turns_and_end_with_their_client() {
     assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
     leaving.abort();
     assert!(eventually(LIMIT, async || stat(&ollama, "client_gone").await == 1).await);
-    // What was not answered was given back, so there is one turn left.
-    let given_back = async || {
-        let own = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token("alice"));
-        let own = send(own).await;
-        own.headers["ratelimit"].to_str().is_ok_and(|left| !left.contains("user_turns\";r=0"))
-    };
-    assert!(eventually(LIMIT, given_back).await);
-    assert_eq!(send(embed()).await.status, 200);
+    // A host has worked for it, so it counts.
     let refused = send(embed()).await;
     assert_eq!(error(&refused).0, 429);
     assert!(refused.headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_pays_for_embeddings_once_a_host_works_for_it() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--first-token-ms", "20000", "--slots", "8"]);
+    let settings = [
+        ("JARVIS_OLLAMA_SLOTS", "1"),
+        ("JARVIS_JWT_SECRET", SECRET),
+        // What was used comes back so slowly that it can be read.
+        ("JARVIS_USER_TURNS_PER_MINUTE", "1"),
+        ("JARVIS_USER_TOKENS_PER_DAY", "8640"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let request = json!({"model": MODEL, "input": ["a long text ".repeat(100), "x".repeat(800)]});
+    let url = format!("{}/api/embed", replica.url);
+    let embed =
+        |user| tokio::spawn(http().post(&url).bearer_auth(token(user)).json(&request).send());
+    let used = async |user: &str| {
+        let usage = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token(user));
+        let limits = send(usage).await.body["limits"].clone();
+        let of = |name: &str| {
+            let limits = limits.as_array().expect("limits");
+            let limit = limits.iter().find(|limit| limit["limit"] == name).expect("a limit");
+            limit["used"].as_u64().expect("a number")
+        };
+        (of("user-turns"), of("user-tokens"))
+    };
+    let working = embed("alice");
+    assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
+    let waiting = embed("bob");
+    assert!(eventually(LIMIT, async || used("bob").await == (1, 0)).await, "it does not wait");
+    waiting.abort();
+    assert!(eventually(LIMIT, async || used("bob").await == (0, 0)).await, "it pays for nothing");
+    working.abort();
+    // A token for every four bytes of both texts.
+    let paid = async || matches!(used("alice").await, (1, 490..=500));
+    assert!(eventually(LIMIT, paid).await, "it pays too little: {:?}", used("alice").await);
+    assert_eq!(stat(&ollama, "completed").await, 0);
 }
 
 #[tokio::test]
