@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, kinds, send, until_ok};
 use support::eventually;
@@ -185,6 +186,26 @@ async fn a_turn_of_another_api_survives_its_replica_behind_nginx_and_ends_with_i
 }
 
 #[tokio::test]
+async fn embeddings_that_fail_at_their_hosts_are_asked_of_one_replica_behind_nginx() {
+    let (_redis, ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(replicas).await;
+    let fault = json!({"fault": "status", "status": 500, "times": 1_000, "path": "/api/embed"});
+    let set = send(http().post(format!("{}/sim/faults", ollama.url)).json(&fault)).await;
+    assert!(set.status < 300, "{}", set.body);
+    let request = json!({"model": "tinyllama", "input": "one"});
+    let url = format!("http://{}/api/embed", nginx.ours);
+    let reply = send(http().post(url).json(&request)).await;
+    assert_eq!(reply.status, 502, "{}", reply.body);
+    assert!(reply.body["error"].is_string(), "{}", reply.body);
+    let asked = get(ollama, "/sim/requests").await.body;
+    let asked = asked["requests"].as_array().expect("requests");
+    let asked = asked.iter().filter(|asked| asked["path"] == "/api/embed").count();
+    assert!((1..=3).contains(&asked), "the attempts of one replica: {asked}");
+    let was_logged = eventually(LIMIT, async || nginx.log().contains("502 502\n"));
+    assert!(was_logged.await, "{}", nginx.log());
+}
+
+#[tokio::test]
 async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let (_redis, _ollama, replicas) = &fleet().await;
     let nginx = Nginx::deployed(&replicas[..1]).await;
@@ -197,7 +218,8 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let post = async |path: &str, body: Value| {
         send(http().post(format!("http://{}{path}", nginx.ours)).json(&body)).await
     };
-    for (path, ..) in other_apis("") {
+    let others = ["/v1/embeddings", "/v1/models", "/api/embed", "/api/embeddings", "/api/show"];
+    for path in other_apis("").map(|(path, ..)| path).into_iter().chain(others) {
         let large = post(path, json!({"model": "x".repeat(4 << 20)})).await;
         let (status, words) = text(&large, path);
         assert_eq!((status, words.starts_with("The body is too large")), (413, true), "{words}");
@@ -208,5 +230,26 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
         let (status, words) = text(&unreachable, path);
         assert_eq!((status, words.starts_with("No replica")), (502, true), "{words}");
         assert_eq!(unreachable.headers["retry-after"], "1");
+    }
+    for (method, path) in [
+        (Method::GET, "/v1/models"),
+        (Method::GET, "/v1/models/tinyllama"),
+        (Method::GET, "/api/tags"),
+        (Method::GET, "/api/ps"),
+        (Method::GET, "/api/version"),
+        (Method::POST, "/api/show"),
+        (Method::POST, "/api/embed"),
+        (Method::POST, "/api/embeddings"),
+        (Method::POST, "/v1/embeddings"),
+    ] {
+        let request = http().request(method, format!("http://{}{path}", nginx.ours));
+        let unreachable = send(request.json(&json!({"model": "tinyllama"}))).await;
+        let (status, words) = text(&unreachable, path);
+        assert_eq!((status, words.starts_with("No replica")), (502, true), "{path}: {words}");
+    }
+    for path in ["/api/v1/models", "/api/v1", "/v1x", "/apix"] {
+        let native = send(http().get(format!("http://{}{path}", nginx.ours))).await;
+        assert_eq!(native.headers["content-type"], "application/problem+json", "{path}");
+        assert_eq!(native.body["code"], "no_replica", "{path}");
     }
 }
