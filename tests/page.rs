@@ -128,9 +128,9 @@ async fn twenty_killed_and_hanging_writers_cost_the_page_no_character() {
         assert!(driver.line().await.expect("a beginning")["begun"].is_string());
         let writer = fleet.connected().await;
         if round % 2 == 0 {
-            writer.kill()
+            writer.kill();
         } else {
-            writer.pause()
+            writer.pause();
         }
         let seen = driver.line().await.expect("the whole answer");
         assert_eq!(driver.line().await, None);
