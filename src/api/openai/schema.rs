@@ -34,7 +34,13 @@ pub fn describe(document: &mut Value) {
 /// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
 /// that names are written.
 pub(super) const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
+/// The name of a function, or of a schema.
 pub(super) const FUNCTION_NAME: &str = "^[A-Za-z0-9_-]{1,64}$";
+
+/// The id of a call, which may have 256 bytes: as many as these characters have at most.
+pub(super) fn call_id() -> Value {
+    json!({"type": "string", "maxLength": 64})
+}
 
 /// Returns an object of these fields, with no others.
 pub(super) fn object(required: &[&str], properties: &Value) -> Value {
@@ -79,10 +85,10 @@ fn message() -> Value {
     let call = object(
         &["id", "type", "function"],
         &json!({
-            "id": {"type": "string"},
+            "id": call_id(),
             "type": {"type": "string", "enum": ["function"]},
             "function": object(&["name", "arguments"], &json!({
-                "name": {"type": "string"},
+                "name": {"type": "string", "pattern": FUNCTION_NAME},
                 "arguments": {"type": "string", "enum": ["{}"],
                     "description": "Any JSON object, as text"},
             })),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::schema::{FUNCTION_NAME, MODEL_NAME, number, object, only};
+use super::super::schema::{FUNCTION_NAME, MODEL_NAME, call_id, number, object, only};
 
 /// The body of a request for a response; [`describe`] writes its schema.
 #[derive(ToSchema)]
@@ -75,7 +75,7 @@ fn item() -> Value {
         &["type", "call_id", "name", "arguments"],
         &json!({
             "type": kind("function_call"), "id": text(), "status": status,
-            "call_id": {"type": "string"}, "name": {"type": "string"},
+            "call_id": call_id(), "name": {"type": "string", "pattern": FUNCTION_NAME},
             "arguments": {"type": "string", "enum": ["{}"],
                 "description": "Any JSON object, as text"},
         }),
