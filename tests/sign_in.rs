@@ -135,6 +135,7 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
         for method in methods.as_object().expect("methods").keys() {
             let method = method.to_uppercase().parse().expect("a method");
             let path = path.replace("{session_id}", session).replace("{model}", "tinyllama");
+            let path = path.replace("{response_id}", &format!("resp_{}", session.replace('-', "")));
             routes.push((method, path));
         }
     }
@@ -169,7 +170,8 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
         path if path.contains("/sessions/") => (404, "session_not_found"),
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
         "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
-        "/v1/chat/completions" => (400, "missing_required_parameter"),
+        "/v1/chat/completions" | "/v1/responses" => (400, "missing_required_parameter"),
+        path if path.starts_with("/v1/responses/") => (404, "response_not_found"),
         "/api/show" | "/api/chat" | "/api/generate" | "/api/embed" | "/api/embeddings" => {
             (400, "an error")
         }
