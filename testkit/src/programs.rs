@@ -40,13 +40,14 @@ pub fn search_path() -> OsString {
 
 /// Variables that Cargo and test runners set for the package that they run. The build script of ring
 /// looks at some of them and would run again, and everything that depends on ring be compiled again.
-const OF_THE_RUNNER: [&str; 6] = [
+const OF_THE_RUNNER: [&str; 7] = [
     "CARGO_PKG_",
     "CARGO_MANIFEST_",
     "CARGO_BIN_",
     "CARGO_CRATE_",
     "CARGO_TARGET_TMPDIR",
     "NEXTEST",
+    "OUT_DIR",
 ];
 
 /// Hides from a command which package this process was run for, so that a Cargo in it finds what an
