@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bulk_permits;
+mod embedding;
 mod idempotency;
 pub mod message_budget;
 pub mod native;
@@ -60,6 +61,7 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(openai::models::list))
         .routes(routes!(openai::models::retrieve))
         .routes(routes!(openai::chat::complete))
+        .routes(routes!(openai::embeddings::create))
         .routes(routes!(ollama::models::version))
         .routes(routes!(ollama::models::tags))
         .routes(routes!(ollama::models::ps))

@@ -2,14 +2,14 @@
 
 use std::pin::pin;
 
-use axum::body::HttpBody;
+use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, RequestExt};
 use chrono::Utc;
 use tokio::time::{Instant, timeout_at};
 
+use super::body;
 use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
@@ -19,22 +19,15 @@ use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::{self, AcceptedTurn, Follow, Submission};
-use crate::http::extract::body::{json_position, whole_body};
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::{NotAnObject, Object};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::http::room::no_room;
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
 use crate::session::model::Failure;
 use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
-use crate::source::Source;
-
-/// Bytes of a body whose length is declared, at most. JSON takes more than the text that it holds.
-const BODY_BYTES: usize = 2 << 20;
 
 /// The body of a request, read and checked.
 pub struct CompletionBody(ChatCompletion);
@@ -42,29 +35,9 @@ pub struct CompletionBody(ChatCompletion);
 impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
-    async fn from_request(mut request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
-        // The connection takes room for a body of the usual size, and for one of unknown length.
-        let usual = shared.settings.max_body_bytes;
-        let declared = request.body().size_hint().exact();
-        let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-        let limit = if declared > usual { BODY_BYTES } else { usual };
-        let beyond = declared.min(limit).saturating_sub(usual);
-        let network = source.widest_network();
-        let _room = shared.room.take(network, beyond).await.ok_or_else(no_room)?;
-        let body = whole_body(request, limit).await?;
-        let object = Object::parse(&body).map_err(|error| match error {
-            NotAnObject::OtherJson => {
-                let error = FieldError {
-                    loc: vec!["body".to_owned()],
-                    msg: "The body must be a JSON object.".to_owned(),
-                    kind: "invalid_type",
-                };
-                vec![error].into()
-            }
-            NotAnObject::Invalid(error) => Problem::invalid_json(json_position(&error)),
-        })?;
-        ChatCompletion::read(&object, &body).map(Self).map_err(|error| vec![error].into())
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let (object, text) = body::object(request, shared).await?;
+        ChatCompletion::read(&object, &text).map(Self).map_err(|error| vec![error].into())
     }
 }
 

@@ -4,8 +4,10 @@
 //! as those of every front are, and its typed updates are written in OpenAI's dialect. Nothing of
 //! that dialect is known outside this folder.
 
+mod body;
 pub(crate) mod chat;
 mod chunks;
+pub mod embeddings;
 pub mod errors;
 mod headers;
 mod messages;
@@ -33,7 +35,7 @@ pub fn serves(path: &str) -> bool {
 /// Returns what a request to this method and path is, for the limits of its caller.
 pub fn request_kind(method: &Method, path: &str) -> RequestKind {
     match (method, path.trim_end_matches('/')) {
-        (&Method::POST, "/v1/chat/completions") => RequestKind::Turn,
+        (&Method::POST, "/v1/chat/completions" | "/v1/embeddings") => RequestKind::Turn,
         _ => RequestKind::Plain,
     }
 }

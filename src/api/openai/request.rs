@@ -2,12 +2,13 @@
 
 use serde_json::{Map, Value};
 
+use super::body;
 use super::messages::{self, Messages};
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
 use super::tools;
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::{FieldFault, Object};
+use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
 use crate::session::TurnSpec;
 use crate::session::model::{Effort, Reasoning, Sampling};
@@ -36,16 +37,8 @@ impl ChatCompletion {
     ///
     /// # Errors
     /// The first parameter that is not valid.
-    pub fn read(object: &Object, body: &[u8]) -> Result<Self, FieldError> {
-        if let Some((name, fault)) = object.unreadable().next() {
-            let msg = match fault {
-                FieldFault::LoneSurrogate => "holds a lone surrogate, which is no character",
-                FieldFault::BeyondBounds => {
-                    "is nested too deeply, or holds a number that is too large"
-                }
-            };
-            return Err(super::params::error(name, INVALID_VALUE, msg));
-        }
+    pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
+        body::check_readable(object)?;
         let mut params = Params::of_request(object.fields());
         let model = model(&mut params)?;
         let messages = messages::read(&mut params)?;
@@ -66,7 +59,7 @@ impl ChatCompletion {
                 frequency_penalty: params.number("frequency_penalty", -2.0, 2.0)?,
                 ..Sampling::default()
             },
-            rules: tools::rules(&mut params, body)?,
+            rules: tools::rules(&mut params, text)?,
             think: reasoning(&mut params)?,
             message_id: None,
             source: String::new(),
@@ -110,7 +103,10 @@ impl ChatCompletion {
 }
 
 /// Reads the model's name, as it is spelled, without the blanks around it.
-fn model(params: &mut Params<'_>) -> Result<String, FieldError> {
+///
+/// # Errors
+/// Where it is absent, or no name of a model.
+pub fn model(params: &mut Params<'_>) -> Result<String, FieldError> {
     let name = params.required_text("model")?.trim();
     match ModelName::parse(name) {
         Ok(_) => Ok(name.to_owned()),
