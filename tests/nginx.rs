@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, kinds, send, until_ok};
 use support::eventually;
@@ -195,7 +196,11 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let post = async |path: &str, body: Value| {
         send(http().post(format!("http://{}{path}", nginx.ours)).json(&body)).await
     };
-    for (path, ..) in other_apis("") {
+    // The others have no turn: nginx's own rules for everything else apply.
+    let others = ["/v1/models", "/v1/nothing", "/api/tags", "/api/show", "/api/version"];
+    let mine = ["/api/v1/models", "/api/v1/chat/sessions", "/apis", "/v10", "/health"];
+    let embeddings = ["/v1/embeddings", "/api/embed"];
+    for path in other_apis("").map(|(path, ..)| path).into_iter().chain(embeddings) {
         let large = post(path, json!({"model": "x".repeat(4 << 20)})).await;
         let (status, words) = text(&large, path);
         assert_eq!((status, words.starts_with("The body is too large")), (413, true), "{words}");
@@ -206,5 +211,19 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
         let (status, words) = text(&unreachable, path);
         assert_eq!((status, words.starts_with("No replica")), (502, true), "{words}");
         assert_eq!(unreachable.headers["retry-after"], "1");
+    }
+    for path in others {
+        for method in [Method::GET, Method::POST] {
+            let url = format!("http://{}{path}", nginx.ours);
+            let unreachable = send(http().request(method, url)).await;
+            let (status, words) = text(&unreachable, path);
+            assert_eq!((status, words.starts_with("No replica")), (502, true), "{path}: {words}");
+            assert_eq!(unreachable.headers["retry-after"], "1");
+        }
+    }
+    for path in mine {
+        let unreachable = send(http().get(format!("http://{}{path}", nginx.ours))).await;
+        assert_eq!(unreachable.headers["content-type"], "application/problem+json", "{path}");
+        assert_eq!((unreachable.status, &unreachable.body["code"]), (502, &json!("no_replica")));
     }
 }
