@@ -30,7 +30,7 @@ stop:     ## stop what `make run` or `make cluster` started
 test:     ## formatting, lints, licences, manifests and all tests (FILTER=part of a name)
 	$(DEV) test $(if $(FILTER),--filter $(FILTER))
 
-verify:   ## what takes longer than `make test`: other people's clients and tokens, two versions side by side, a real fault for each alert, the image and compose under load, a minute of each fuzz target (FILTER=clients|tokens|versions|visibility|deployment|fuzz)
+verify:   ## what takes longer than `make test`: other people's clients and tokens, two versions side by side, a real fault for each alert, writers that die under a browser, the image and compose under load, a minute of each fuzz target (FILTER=clients|tokens|versions|visibility|page|deployment|fuzz)
 	$(DEV) verify $(if $(FILTER),--filter $(FILTER))
 
 chaos:    ## break replicas, hosts and Redis under load and check every character (SEED= MINUTES=10 REDIS=sentinel|cluster SESSIONS=200)

@@ -27,5 +27,6 @@ pub mod source;
 mod source_key;
 pub mod telemetry;
 pub mod tls;
+pub mod web;
 
 pub use server::Server;

@@ -22,7 +22,7 @@ use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
-    Proposal, ReadFrom, SessionLimits, Transfer, bucket, message,
+    Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -57,7 +57,10 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     store.begin(&turn).await.expect("Redis");
     store.start(&turn, tag, None).await.expect("Redis");
     store.append(&turn, tag, 0, true, "too much").await.expect("Redis");
-    store.rewind(&turn, tag, 3, next, true).await.expect("Redis");
+    store
+        .rewind(&turn, tag, next, TakenBack { length: 3, restarts: 0 }, true)
+        .await
+        .expect("Redis");
     store.note_continued(&turn, &[], None).await.expect("Redis");
     let header = message(Role::Assistant, Utc::now());
     let events = [(Tag::random(), Control::Done {})];

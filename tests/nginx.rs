@@ -34,12 +34,14 @@ const REFUSED: [(&str, &str, &str, u16); 5] = [
 ];
 
 /// The turns of OpenAI's and Ollama's APIs: the path, the request, and where the text of the answer is.
-fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 3] {
+fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 4] {
     let messages = json!([{"role": "user", "content": question}]);
     let chat = json!({"model": "tinyllama", "stream": false, "messages": messages});
     let prompt = json!({"model": "tinyllama", "stream": false, "prompt": question});
+    let input = json!({"model": "tinyllama", "input": question});
     [
         ("/v1/chat/completions", chat.clone(), "/choices/0/message/content"),
+        ("/v1/responses", input, "/output/0/content/0/text"),
         ("/api/chat", chat, "/message/content"),
         ("/api/generate", prompt, "/response"),
     ]
@@ -184,6 +186,26 @@ async fn a_turn_of_another_api_survives_its_replica_behind_nginx_and_ends_with_i
 }
 
 #[tokio::test]
+async fn embeddings_that_fail_at_their_hosts_are_asked_of_one_replica_behind_nginx() {
+    let (_redis, ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(replicas).await;
+    let fault = json!({"fault": "status", "status": 500, "times": 1_000, "path": "/api/embed"});
+    let set = send(http().post(format!("{}/sim/faults", ollama.url)).json(&fault)).await;
+    assert!(set.status < 300, "{}", set.body);
+    let request = json!({"model": "tinyllama", "input": "one"});
+    let url = format!("http://{}/api/embed", nginx.ours);
+    let reply = send(http().post(url).json(&request)).await;
+    assert_eq!(reply.status, 502, "{}", reply.body);
+    assert!(reply.body["error"].is_string(), "{}", reply.body);
+    let asked = get(ollama, "/sim/requests").await.body;
+    let asked = asked["requests"].as_array().expect("requests");
+    let asked = asked.iter().filter(|asked| asked["path"] == "/api/embed").count();
+    assert!((1..=3).contains(&asked), "the attempts of one replica: {asked}");
+    let was_logged = eventually(LIMIT, async || nginx.log().contains("502 502\n"));
+    assert!(was_logged.await, "{}", nginx.log());
+}
+
+#[tokio::test]
 async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let (_redis, _ollama, replicas) = &fleet().await;
     let nginx = Nginx::deployed(&replicas[..1]).await;
@@ -196,11 +218,8 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let post = async |path: &str, body: Value| {
         send(http().post(format!("http://{}{path}", nginx.ours)).json(&body)).await
     };
-    // The others have no turn: nginx's own rules for everything else apply.
-    let others = ["/v1/models", "/v1/nothing", "/api/tags", "/api/show", "/api/version"];
-    let mine = ["/api/v1/models", "/api/v1/chat/sessions", "/apis", "/v10", "/health"];
-    let embeddings = ["/v1/embeddings", "/api/embed"];
-    for path in other_apis("").map(|(path, ..)| path).into_iter().chain(embeddings) {
+    let others = ["/v1/embeddings", "/v1/models", "/api/embed", "/api/embeddings", "/api/show"];
+    for path in other_apis("").map(|(path, ..)| path).into_iter().chain(others) {
         let large = post(path, json!({"model": "x".repeat(4 << 20)})).await;
         let (status, words) = text(&large, path);
         assert_eq!((status, words.starts_with("The body is too large")), (413, true), "{words}");
@@ -212,18 +231,25 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
         assert_eq!((status, words.starts_with("No replica")), (502, true), "{words}");
         assert_eq!(unreachable.headers["retry-after"], "1");
     }
-    for path in others {
-        for method in [Method::GET, Method::POST] {
-            let url = format!("http://{}{path}", nginx.ours);
-            let unreachable = send(http().request(method, url)).await;
-            let (status, words) = text(&unreachable, path);
-            assert_eq!((status, words.starts_with("No replica")), (502, true), "{path}: {words}");
-            assert_eq!(unreachable.headers["retry-after"], "1");
-        }
+    for (method, path) in [
+        (Method::GET, "/v1/models"),
+        (Method::GET, "/v1/models/tinyllama"),
+        (Method::GET, "/api/tags"),
+        (Method::GET, "/api/ps"),
+        (Method::GET, "/api/version"),
+        (Method::POST, "/api/show"),
+        (Method::POST, "/api/embed"),
+        (Method::POST, "/api/embeddings"),
+        (Method::POST, "/v1/embeddings"),
+    ] {
+        let request = http().request(method, format!("http://{}{path}", nginx.ours));
+        let unreachable = send(request.json(&json!({"model": "tinyllama"}))).await;
+        let (status, words) = text(&unreachable, path);
+        assert_eq!((status, words.starts_with("No replica")), (502, true), "{path}: {words}");
     }
-    for path in mine {
-        let unreachable = send(http().get(format!("http://{}{path}", nginx.ours))).await;
-        assert_eq!(unreachable.headers["content-type"], "application/problem+json", "{path}");
-        assert_eq!((unreachable.status, &unreachable.body["code"]), (502, &json!("no_replica")));
+    for path in ["/api/v1/models", "/api/v1", "/v1x", "/apix"] {
+        let native = send(http().get(format!("http://{}{path}", nginx.ours))).await;
+        assert_eq!(native.headers["content-type"], "application/problem+json", "{path}");
+        assert_eq!(native.body["code"], "no_replica", "{path}");
     }
 }

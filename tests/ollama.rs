@@ -11,6 +11,7 @@ use support::client::{Reply, get, http, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
+use support::store::user_key;
 use support::tokens::{SECRET, token};
 use testkit::eventually;
 
@@ -405,17 +406,50 @@ async fn embeddings_wait_for_a_slot_count_as_turns_and_end_with_their_client() {
     assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
     leaving.abort();
     assert!(eventually(LIMIT, async || stat(&ollama, "client_gone").await == 1).await);
-    // What was not answered was given back, so there is one turn left.
-    let given_back = async || {
-        let own = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token("alice"));
-        let own = send(own).await;
-        own.headers["ratelimit"].to_str().is_ok_and(|left| !left.contains("user_turns\";r=0"))
-    };
-    assert!(eventually(LIMIT, given_back).await);
-    assert_eq!(send(embed()).await.status, 200);
+    // A host has worked for it, so it counts.
     let refused = send(embed()).await;
     assert_eq!(error(&refused).0, 429);
     assert!(refused.headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_pays_for_embeddings_once_a_host_works_for_it() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--first-token-ms", "20000", "--slots", "8"]);
+    let settings = [
+        ("JARVIS_OLLAMA_SLOTS", "1"),
+        ("JARVIS_JWT_SECRET", SECRET),
+        // What was used comes back so slowly that it can be read.
+        ("JARVIS_USER_TURNS_PER_MINUTE", "1"),
+        ("JARVIS_USER_TOKENS_PER_DAY", "8640"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let request = json!({"model": MODEL, "input": ["a long text ".repeat(100), "x".repeat(800)]});
+    let url = format!("{}/api/embed", replica.url);
+    let embed =
+        |user| tokio::spawn(http().post(&url).bearer_auth(token(user)).json(&request).send());
+    let used = async |user: &str| {
+        let usage = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token(user));
+        let limits = send(usage).await.body["limits"].clone();
+        let of = |name: &str| {
+            let limits = limits.as_array().expect("limits");
+            let limit = limits.iter().find(|limit| limit["limit"] == name).expect("a limit");
+            limit["used"].as_u64().expect("a number")
+        };
+        (of("user-turns"), of("user-tokens"))
+    };
+    let working = embed("alice");
+    assert!(eventually(LIMIT, async || stat(&ollama, "running").await == 1).await);
+    let waiting = embed("bob");
+    assert!(eventually(LIMIT, async || used("bob").await == (1, 0)).await, "it does not wait");
+    waiting.abort();
+    assert!(eventually(LIMIT, async || used("bob").await == (0, 0)).await, "it pays for nothing");
+    working.abort();
+    // A token for every four bytes of both texts.
+    let paid = async || matches!(used("alice").await, (1, 490..=500));
+    assert!(eventually(LIMIT, paid).await, "it pays too little: {:?}", used("alice").await);
+    assert_eq!(stat(&ollama, "completed").await, 0);
 }
 
 #[tokio::test]
@@ -491,6 +525,105 @@ async fn an_answer_that_breaks_off_for_good_ends_with_a_line_that_has_the_error(
     let last = stream.lines.last().and_then(Value::as_object).expect("a line");
     assert_eq!(last.keys().collect::<Vec<_>>(), ["error"], "{last:?}");
     assert!(stream.lines.iter().all(|line| line.get("done") != Some(&json!(true))));
+}
+
+#[tokio::test]
+async fn an_answer_that_begins_anew_with_another_text_fails_only_where_text_was_sent() {
+    const QUESTION: &str = "[[tokens=60]] go on";
+    let models = ["tinyllama", "llama3"];
+    for stream in [true, false] {
+        let redis = RedisServer::start();
+        // Two hosts have different models of one name, and with tools no answer is continued.
+        let hosts = [
+            ollama_sim(&["--rate", "20", "--models", models[0]]),
+            ollama_sim(&["--rate", "20", "--models", models[1], "--alias", "tinyllama=llama3"]),
+        ];
+        let urls = format!("{},{}", hosts[0].url, hosts[1].url);
+        let replica = jarvis(&redis.url(), &urls, &[]);
+        until_ok(&replica, "/health/ready").await;
+        let tools = json!([{"type": "function", "function": {"name": "weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]);
+        let request = with(with(asked(QUESTION), "tools", tools), "stream", json!(stream));
+        let asking = send_text(http().post(format!("{}{CHAT}", replica.url)).json(&request));
+        let asking = tokio::spawn(asking);
+        let mut first = None;
+        let begun = eventually(LIMIT, async || {
+            for (at, host) in hosts.iter().enumerate() {
+                if stat(host, "tokens").await > 5 {
+                    first = Some(at);
+                }
+            }
+            first.is_some()
+        });
+        assert!(begun.await, "it does not begin");
+        let first = first.expect("a host");
+        hosts[first].kill();
+        let (status, text) = asking.await.expect("a reply");
+        let last = text.lines().last().expect("a line");
+        let last: Value = serde_json::from_str(last).expect("JSON");
+        assert_eq!(status, 200, "{text}");
+        if stream {
+            assert!(last["error"].is_string(), "{text}");
+        } else {
+            let answer = ollama_sim::script_answer(models[1 - first], QUESTION, None, 64);
+            assert_eq!(last["message"]["content"], json!(answer), "{text}");
+            assert_eq!(last["done"], true);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_whole_answer_with_a_format_that_breaks_off_begins_anew() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let schema = json!({"type": "object", "properties": {"rows": {"type": "array", "minItems": 6,
+        "items": {"type": "integer", "minimum": 3}}}});
+    for stream in [false, true] {
+        let question = format!("[[fault=cut@7]] rows {stream}");
+        let request = with(asked(&question), "format", schema.clone());
+        let text = if stream {
+            joined(&streamed(&replica, CHAT, &request).await.lines, "/message/content")
+        } else {
+            let reply = post(&replica, CHAT, &request).await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+            reply.body["message"]["content"].as_str().expect("a text").to_owned()
+        };
+        let answer: Value = serde_json::from_str(&text).expect(&text);
+        assert_eq!(answer, json!({"rows": vec![3; 6]}));
+    }
+    assert_eq!(stat(&ollama, "faulted").await, 2);
+}
+
+/// Sends a request, and returns the status and the body.
+async fn send_text(request: reqwest::RequestBuilder) -> (u16, String) {
+    let response = request.send().await.expect("a response");
+    (response.status().as_u16(), response.text().await.expect("a body"))
+}
+
+#[tokio::test]
+async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_line() {
+    let Setup { replica, ollama: _ollama, redis } = setup("20", &[]).await;
+    let (keys, key, id) = user_key(&redis, "alice").await;
+    let begin = async |key: Option<&str>| {
+        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
+        let ask = http().post(format!("{}{CHAT}", replica.url)).json(&request);
+        let ask = key.into_iter().fold(ask, reqwest::RequestBuilder::bearer_auth);
+        let mut response = ask.send().await.expect("a response");
+        response.chunk().await.expect("a chunk");
+        response
+    };
+    let last = async |response: reqwest::Response| {
+        let text = response.text().await.expect("an orderly end");
+        let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last.as_object().map(serde_json::Map::len), Some(1), "{last}");
+        last["error"].as_str().expect("a text").to_owned()
+    };
+    let (anonymous, revoked) = (begin(None).await, begin(Some(&key)).await);
+    assert!(keys.revoke(&id).await.expect("a reply"));
+    let error = last(revoked).await;
+    assert!(error.contains("has been revoked"), "{error}");
+    replica.terminate();
+    let error = last(anonymous).await;
+    assert!(error.starts_with("This replica is being replaced"), "{error}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use support::client::{Reply, get, http, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
+use support::store::user_key;
 use support::tokens::{SECRET, token};
 use testkit::eventually;
 
@@ -222,14 +223,7 @@ async fn embeddings_of_openais_api_take_a_slot_count_as_a_turn_and_end_with_thei
     assert!(eventually(LIMIT, async || stat("running").await == Some(1)).await);
     leaving.abort();
     assert!(eventually(LIMIT, async || stat("client_gone").await == Some(1)).await);
-    // What was not answered was given back, so there is one turn left.
-    let given_back = async || {
-        let own = http().get(format!("{}/api/v1/usage", replica.url)).bearer_auth(token("alice"));
-        let own = send(own).await;
-        own.headers["ratelimit"].to_str().is_ok_and(|left| !left.contains("user_turns\";r=0"))
-    };
-    assert!(eventually(LIMIT, given_back).await);
-    assert_eq!(send(embed()).await.status, 200);
+    // A host has worked for it, so it counts.
     let refused = send(embed()).await;
     assert_eq!(envelope(&refused), (429, "requests", None, "rate_limit_exceeded"));
     assert!(refused.headers.contains_key("retry-after"));
@@ -414,6 +408,36 @@ async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and
 }
 
 #[tokio::test]
+async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_and_no_done() {
+    let Setup { replica, ollama: _ollama, redis } = setup("20", &[]).await;
+    let (keys, key, id) = user_key(&redis, "alice").await;
+    let begin = async |key: Option<&str>| {
+        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
+        let ask = http().post(format!("{}{COMPLETIONS}", replica.url)).json(&request);
+        let ask = key.into_iter().fold(ask, reqwest::RequestBuilder::bearer_auth);
+        let mut response = ask.send().await.expect("a response");
+        response.chunk().await.expect("a chunk");
+        response
+    };
+    let last = async |response: reqwest::Response| {
+        let text = response.text().await.expect("an orderly end");
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back();
+        let last: Value = serde_json::from_str(data.expect("a line")).expect("JSON");
+        let error = &last["error"];
+        assert!(error["message"].is_string() && error["param"].is_null(), "{last}");
+        let text = |name: &str| error[name].as_str().expect("a text").to_owned();
+        (text("type"), text("code"))
+    };
+    let (anonymous, revoked) = (begin(None).await, begin(Some(&key)).await);
+    assert!(keys.revoke(&id).await.expect("a reply"));
+    let wanted = ("invalid_request_error".to_owned(), "invalid_api_key".to_owned());
+    assert_eq!(last(revoked).await, wanted);
+    replica.terminate();
+    let wanted = ("server_error".to_owned(), "draining".to_owned());
+    assert_eq!(last(anonymous).await, wanted);
+}
+
+#[tokio::test]
 async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
     let Setup { replica, ollama, redis } = setup("2000", &[]).await;
     let other = jarvis(&redis.url(), &ollama.url, &[]);
@@ -429,6 +453,57 @@ async fn an_idempotency_key_gives_the_same_completion_from_every_replica() {
     assert_eq!(first.body["usage"], second.body["usage"]);
     let reused = ask(&other, "two").await;
     assert_eq!(envelope(&reused).3, "idempotency_key_reused");
+}
+
+#[tokio::test]
+async fn what_a_clients_key_names_is_kept_for_the_day_that_the_key_counts() {
+    let Setup { replica, ollama: _ollama, redis } = setup("2000", &[]).await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let request = http().post(format!("{}{COMPLETIONS}", replica.url));
+    let reply = send(request.header("idempotency-key", &key).json(&asked("one"))).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let sessions = redis.cli(&["KEYS", "jarvis:{b*}:s:????????-????-????-????-????????????"]);
+    let session = sessions.trim();
+    assert_eq!(session.lines().count(), 1, "{sessions}");
+    for key in [session.to_owned(), format!("{session}:path"), format!("{session}:messages")] {
+        let seconds: i64 = redis.cli(&["TTL", &key]).trim().parse().expect("seconds");
+        assert!(seconds > 86_000, "{key} {seconds}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_no_host_can_follow_is_refused_and_costs_others_nothing() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let schema = json!({"name": "x", "schema": {"type": "nonsense"}});
+    let format = json!({"type": "json_schema", "json_schema": schema});
+    let request = with(asked("one"), "response_format", format);
+    for _ in 0..5 {
+        let refused = post(&replica, COMPLETIONS, &request).await;
+        let expected = (400, "invalid_request_error", Some("response_format"), "invalid_value");
+        assert_eq!(envelope(&refused), expected, "{}", refused.body);
+    }
+    let honest = post(&replica, COMPLETIONS, &asked("two")).await;
+    assert_eq!(honest.status, 200, "{}", honest.body);
+}
+
+#[tokio::test]
+async fn the_name_of_a_call_is_bounded_and_counts_for_each_result_that_repeats_it() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("2000", &[]).await;
+    let request = |id: &str, name: &str, results: usize| {
+        let call = json!({"id": id, "type": "function",
+            "function": {"name": name, "arguments": "{}"}});
+        let result = json!({"role": "tool", "tool_call_id": id, "content": ""});
+        let mut messages = vec![json!({"role": "assistant", "tool_calls": [call]})];
+        messages.extend(vec![result; results]);
+        json!({"model": MODEL, "messages": messages})
+    };
+    let long = "a".repeat(100_000);
+    let refused = post(&replica, COMPLETIONS, &request("c", &long, 998)).await;
+    let param = "messages[0].tool_calls[0].function.name";
+    assert_eq!(envelope(&refused), (400, "invalid_request_error", Some(param), "invalid_value"));
+    let refused = post(&replica, COMPLETIONS, &request(&long, "f", 1)).await;
+    let param = "messages[0].tool_calls[0].id";
+    assert_eq!(envelope(&refused), (400, "invalid_request_error", Some(param), "invalid_value"));
 }
 
 const SCHEMA: &str = r#"{"type": "object", "properties": {

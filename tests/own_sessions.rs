@@ -254,6 +254,31 @@ async fn a_deletion_of_all_spares_a_session_that_was_created_since_it_began() {
 }
 
 #[tokio::test]
+async fn a_clear_or_delete_that_is_applied_again_spares_a_session_that_was_begun_since() {
+    let redis = RedisServer::start();
+    let store = store_of(&redis).await;
+    let alice = Owner::User(User::local("alice").expect("a user"));
+    for (before, after) in
+        [(&Owner::Anonymous, &Owner::Anonymous), (&Owner::Anonymous, &alice), (&alice, &alice)]
+    {
+        for delete in [false, true] {
+            let session = SessionId::random();
+            stored_turn(&store, before, session, "before", "an answer").await;
+            let mut clearing = Clearing::new(before, session, delete);
+            assert_eq!(store.clear(&mut clearing).await.expect("cleared"), 2);
+            // The session expires, or goes to make room.
+            let keys = redis.cli(&["KEYS", &format!("{}*", channel(session))]);
+            redis.cli(&[&["DEL"], &*keys.lines().collect::<Vec<_>>()].concat());
+            stored_turn(&store, after, session, "since", "an answer").await;
+            let again = store.clear(&mut clearing).await;
+            assert!(matches!(again, Err(StoreError::Absent)), "{before:?} {after:?} {delete}");
+            let messages = redis.cli(&["LLEN", &format!("{}:path", channel(session))]);
+            assert_eq!(messages.trim(), "2", "{before:?} {after:?} {delete}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_deletion_of_all_spares_no_session_whose_node_has_a_clock_ahead() {
     let redis = RedisServer::start();
     let fleet = Fleet::on(&redis.url(), 1, "500").await;

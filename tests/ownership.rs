@@ -444,3 +444,29 @@ async fn how_long_a_session_is_kept_is_a_setting_that_its_next_turn_applies() {
     assert_eq!(chat(&some, &anonymous, "[[tokens=3]] hi", "alice").await.status, 200);
     assert_eq!(days(&anonymous), 200);
 }
+
+#[tokio::test]
+async fn a_socket_that_stays_open_over_the_end_of_its_session_gets_the_turns_that_follow() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let replica = &jarvis(&redis.url(), &ollama.url, &[("JARVIS_ANONYMOUS_TTL", "8s")]);
+    until_ok(replica, "/health/ready").await;
+    let session = id();
+    let mut socket = open(replica, &session, "").await;
+    for turn in 0..3 {
+        socket.say(&json!({"message": format!("[[tokens=3]] {turn}")})).await;
+        socket.until("stream_end").await;
+    }
+    let key = channel(session.parse().expect("a session"));
+    let is_gone = async || redis.cli(&["EXISTS", &key]).trim() == "0";
+    assert!(eventually(LIMIT, is_gone).await, "it expires");
+    socket.say(&json!({"message": "[[tokens=3]] after"})).await;
+    // The events of the session begin anew, so that the socket's cursor names none of them.
+    let events = socket.until("history").await;
+    let history = events.last().expect("a history").to_string();
+    assert!(!history.contains("[[tokens=3]] 2"), "{history}");
+    socket.say(&json!({"message": "[[tokens=3]] next"})).await;
+    socket.until("stream_end").await;
+    let stored = read(replica, &session, "").await.body;
+    assert_eq!(stored["total"], 4, "{stored}");
+}

@@ -16,8 +16,8 @@ use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted, IdempotencyKey,
-    NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, Transfer, Turn, Written,
-    channel, message,
+    NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack, Transfer, Turn,
+    Written, channel, message,
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
@@ -823,7 +823,10 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
     assert_eq!(store.answer_so_far(&turn).await.unwrap().len(), 12 * text.len());
     store.note_continued(&turn, &[], None).await.unwrap();
     let length = text.len() as u64;
-    store.rewind(&turn, REVISION, length, Tag::random(), true).await.unwrap();
+    store
+        .rewind(&turn, REVISION, Tag::random(), TakenBack { length, restarts: 0 }, true)
+        .await
+        .unwrap();
     let open = store.open_turn(&turn).await.unwrap().expect("an open turn");
     let Claim::Running(claimed, _) = other.store.claim(&open).await.unwrap() else {
         panic!("not claimed")

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::RequestBuilder;
 use serde_json::json;
@@ -14,13 +14,14 @@ use support::owned::id;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use testkit::eventually;
+use tokio::time::sleep;
 
 /// The answer takes 20 seconds: longer than a turn goes on without a listener.
 const TOKENS: u64 = 400;
 const RATE: &str = "20";
 
 struct Fleet {
-    _redis: RedisServer,
+    redis: RedisServer,
     ollama: Process,
     replicas: Vec<Process>,
 }
@@ -35,7 +36,7 @@ impl Fleet {
         for replica in &replicas {
             until_ok(replica, "/health/ready").await;
         }
-        Self { _redis: redis, ollama, replicas }
+        Self { redis, ollama, replicas }
     }
 
     fn request(&self, replica: usize) -> RequestBuilder {
@@ -108,5 +109,27 @@ async fn a_turn_with_its_clients_own_key_goes_on_without_a_client() {
     leave(fleet.request(0).header("Idempotency-Key", id())).await;
     let complete = async || fleet.ended(0, "complete", 1).await;
     assert!(eventually(Duration::from_mins(1), complete).await, "it does not end");
+    assert!(!fleet.ended(0, "cancelled", 1).await);
+}
+
+#[tokio::test]
+async fn a_turn_with_a_listener_goes_on_while_no_subscription_holds() {
+    let fleet = Fleet::start().await;
+    let key = id();
+    let with_key = |replica| {
+        fleet.request(replica).header("Idempotency-Key", &key).header("X-Jarvis-Proxy-Key", "1")
+    };
+    let mut first = with_key(0).send().await.expect("a response");
+    assert!(first.chunk().await.expect("a chunk").is_some());
+    let again = with_key(1).send().await.expect("a response");
+    drop(first);
+    // As after a failover: the server that is the primary now has no subscriptions for a while.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(9) {
+        fleet.redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        sleep(Duration::from_millis(10)).await;
+    }
+    let again = again.text().await.expect("an answer");
+    assert!(again.ends_with("data: [DONE]\n\n"), "{again}");
     assert!(!fleet.ended(0, "cancelled", 1).await);
 }

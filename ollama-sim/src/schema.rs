@@ -14,6 +14,13 @@ pub fn answer(format: &Value) -> Option<String> {
     }
 }
 
+/// Returns whether a format is an object of which no grammar can be made: one of a type that JSON
+/// schemas do not have.
+pub fn is_unfollowable(format: &Value) -> bool {
+    const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
+    format["type"].as_str().is_some_and(|kind| !TYPES.contains(&kind))
+}
+
 /// Returns the calls that the directives `[[call=NAME]]` of a message request, of these tools.
 pub fn calls(message: &str, tools: &[Value]) -> Vec<Value> {
     let names = message.split("[[call=").skip(1).filter_map(|rest| rest.split_once("]]"));

@@ -37,7 +37,7 @@ pub async fn vectors(
         if let Some(refusal) = shared.readiness.refusal() {
             return Err(refusal.into());
         }
-        let vectors = shared.generations.embed(&permit.subject, model, request);
+        let vectors = shared.generations.embed(&permit, model, request);
         tokio::select! {
             vectors = timeout(shared.settings.request_timeout, vectors) => {
                 Ok(Some(vectors.map_err(|_| out_of_time())??))

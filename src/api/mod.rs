@@ -4,6 +4,7 @@ pub mod admin;
 pub mod bulk_permits;
 mod embedding;
 mod idempotency;
+mod large_body;
 pub mod message_budget;
 pub mod native;
 pub mod ollama;
@@ -33,6 +34,7 @@ use utoipa_axum::routes;
 use crate::http::middleware::{FrontRules, LimitLayer};
 use crate::http::{middleware, problem};
 use crate::limits::RequestKind;
+use crate::web;
 
 /// Returns the router of all routes, each with and without a trailing slash. Where operators have a
 /// listener of their own, their routes are there alone.
@@ -62,6 +64,10 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(openai::models::retrieve))
         .routes(routes!(openai::chat::complete))
         .routes(routes!(openai::embeddings::create))
+        .routes(routes!(openai::responses::create::create))
+        .routes(routes!(openai::responses::stored::retrieve, openai::responses::stored::delete))
+        .routes(routes!(openai::responses::stored::cancel))
+        .routes(routes!(openai::responses::stored::input_items))
         .routes(routes!(ollama::models::version))
         .routes(routes!(ollama::models::tags))
         .routes(routes!(ollama::models::ps))
@@ -97,6 +103,7 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/delete", any(ollama::models::refuse_change))
         .route("/api/blobs/{digest}", any(ollama::models::refuse_change))
         .route("/openapi.json", get(async move || (json, openapi.clone())))
+        .route("/app/{part}", get(web::part))
         .route("/docs", get(admin::docs::index))
         .route("/docs/{file}", get(admin::docs::file))
         .fallback(problem::not_found)

@@ -93,6 +93,9 @@ impl From<Failure> for Problem {
             "model_unsupported" => {
                 vec![FieldError::new("body", "model", "model_unsupported", &*failure.message)]
             }
+            "format_unsupported" => {
+                vec![FieldError::new("body", "format", "format_unsupported", &*failure.message)]
+            }
             _ => Vec::new(),
         };
         let problem = Self {
@@ -109,8 +112,10 @@ impl From<Failure> for Problem {
 fn upstream_status(code: &str) -> StatusCode {
     match code {
         "model_not_found" => StatusCode::NOT_FOUND,
-        // The same request fails on every retry; the client must choose another model.
-        "model_too_large" | "model_unsupported" => StatusCode::UNPROCESSABLE_ENTITY,
+        // The same request fails on every retry; the client must choose another model, or format.
+        "model_too_large" | "model_unsupported" | "format_unsupported" => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
         "abandoned" | "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
         | "queue_timeout" | "store_unavailable" => StatusCode::SERVICE_UNAVAILABLE,

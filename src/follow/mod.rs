@@ -156,6 +156,17 @@ impl Follow {
         self.reader.cursor()
     }
 
+    /// Returns how often the answer had begun anew by this control event, as the log shows it: the
+    /// same at every replica, and after the end.
+    ///
+    /// # Errors
+    /// [`FollowError::Store`].
+    pub async fn restarts(&self, until: u64) -> Result<u32, FollowError> {
+        outcome::restarts(&self.store, &self.owner, self.session, self.generation, until)
+            .await
+            .map_err(Into::into)
+    }
+
     /// Waits for the next update, also while Redis is unreachable. Do not call it again after the
     /// generation's end. Cancel-safe.
     ///

@@ -10,6 +10,9 @@ use crate::session::{
     Store, StoreError,
 };
 
+/// More bytes than any answer has.
+const HAS_ALL_TEXT: u64 = 1 << 40;
+
 /// The outcome of a generation.
 pub enum TurnOutcome {
     /// The generation waits or runs.
@@ -86,6 +89,35 @@ pub(super) async fn stored_answer(
 ) -> Result<Option<Box<Message>>, StoreError> {
     let found = store.find_message(owner, session, generation.0).await?;
     Ok(found.map(|(_, message)| Box::new(message)))
+}
+
+/// Returns how often the answer of a generation had begun anew by this control event.
+pub(super) async fn restarts(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    generation: GenerationId,
+    until: u64,
+) -> Result<u32, StoreError> {
+    let mut cursor = Cursor { generation: Some(generation), ..Cursor::START };
+    let mut restarts = 0;
+    loop {
+        // The log without the text.
+        let read = store.read(owner, session, ReadFrom::Cursor(cursor, HAS_ALL_TEXT)).await?;
+        let ReadOutcome::Window { window, more } = read else { return Ok(restarts) };
+        for event in window.events().filter(|event| event.number <= until) {
+            if let Control::Claimed { restarts: by_then, .. } = event.control
+                && event.generation == Some(generation)
+            {
+                restarts = restarts.max(by_then);
+            }
+        }
+        let (number, tag) = window.tip();
+        if !more || number == cursor.events || number >= until {
+            return Ok(restarts);
+        }
+        (cursor.events, cursor.tag) = (number, tag);
+    }
 }
 
 /// Looks for the end of a generation after a cursor.

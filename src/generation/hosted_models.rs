@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::capacity;
 use super::failures::queue_full;
 use super::{EmbedRequest, Generations, LoadedModel, SubmitError, Vectors};
-use crate::limits::Subject;
+use crate::limits::{Subject, TurnPermit};
 use crate::ollama::{HostId, OllamaError};
 use crate::queue::{Grant, Lease, Room, Ticket, TicketStatus};
 use crate::retry::Backoff;
@@ -18,6 +19,8 @@ use crate::telemetry::metric;
 
 /// Attempts at hosts, after which a request for embeddings fails.
 const ATTEMPTS: usize = 3;
+/// Bytes of a text that count as one token where no host has counted its tokens.
+const BYTES_PER_TOKEN: u64 = 4;
 /// How long a request for embeddings waits for a Redis that does not reply, or refuses it.
 const REDIS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the reply waits until its tokens are counted, so that the caller's next request counts
@@ -52,13 +55,14 @@ impl Generations {
 
     /// Returns the vectors of texts from a host that has the model. The request waits for a slot in
     /// the queue, as a turn of the same caller would; dropping the future closes the request to the
-    /// host.
+    /// host. From then on that a host works, the permit keeps its turn, and a future that is dropped
+    /// costs the caller an estimate of the tokens; an error costs nothing.
     ///
     /// # Errors
     /// Any [`SubmitError`] but those of a session.
     pub async fn embed(
         &self,
-        subject: &Subject,
+        permit: &TurnPermit,
         model: &str,
         request: &EmbedRequest,
     ) -> Result<Vectors, SubmitError> {
@@ -68,19 +72,19 @@ impl Generations {
         // A drain waits for what is under way.
         let _task = self.tasks.token();
         tokio::select! {
-            vectors = self.embed_in_turn(subject, model, request) => vectors,
+            vectors = self.embed_in_turn(permit, model, request) => vectors,
             () = self.stop.cancelled() => Err(SubmitError::Draining),
         }
     }
 
     async fn embed_in_turn(
         &self,
-        subject: &Subject,
+        permit: &TurnPermit,
         model: &str,
         request: &EmbedRequest,
     ) -> Result<Vectors, SubmitError> {
         self.check_model(model).await?;
-        let ticket = ticket(subject, model);
+        let ticket = ticket(&permit.subject, model);
         if let Room::NoneFor(after) = self.queue.room(&ticket.model, &ticket.source).await {
             return Err(SubmitError::QueueFull(queue_full(after)));
         }
@@ -89,7 +93,10 @@ impl Generations {
         let mut attempts = 0;
         let vectors = loop {
             let grant = self.granted(&mut lease, attempts == 0).await?;
-            let error = match self.embed_at(&grant, model, request).await {
+            let work = HostWork::begin(self, permit, generation, request);
+            let embedded = self.embed_at(&grant, model, request).await;
+            work.end(embedded.is_ok());
+            let error = match embedded {
                 Ok(vectors) => break vectors,
                 Err(error) => error,
             };
@@ -104,7 +111,7 @@ impl Generations {
             }
         };
         drop(lease);
-        self.count_embedded(&subject.owner, generation, vectors.tokens()).await;
+        self.count_embedded(&permit.subject.owner, generation, vectors.tokens()).await;
         Ok(vectors)
     }
 
@@ -183,6 +190,61 @@ impl Generations {
         // It goes on where the reply does not wait for it.
         let _ = timeout(COUNT_LIMIT, counted).await;
     }
+}
+
+/// The work of a host for a request for embeddings. Where it is dropped before its end, the caller
+/// has left: it pays for the work all the same.
+struct HostWork<'a> {
+    generations: &'a Generations,
+    permit: &'a TurnPermit,
+    generation: GenerationId,
+    /// The estimated tokens of the texts.
+    tokens: u64,
+    has_ended: bool,
+}
+
+impl<'a> HostWork<'a> {
+    fn begin(
+        generations: &'a Generations,
+        permit: &'a TurnPermit,
+        generation: GenerationId,
+        request: &EmbedRequest,
+    ) -> Self {
+        permit.set_worked_on(true);
+        let tokens = estimated_tokens(request, generations.num_ctx_cap);
+        Self { generations, permit, generation, tokens, has_ended: false }
+    }
+
+    /// Notes that the host has replied. An error costs the caller nothing.
+    fn end(mut self, is_answered: bool) {
+        self.has_ended = true;
+        self.permit.set_worked_on(is_answered);
+    }
+}
+
+impl Drop for HostWork<'_> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        if self.generations.has_stopped() || self.generations.stop.is_cancelled() {
+            // The replica left, not its client.
+            self.permit.set_worked_on(false);
+            return;
+        }
+        // Without a runtime the process is ending.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let limits = self.generations.limits.clone();
+        let (owner, generation) = (self.permit.subject.owner.clone(), self.generation);
+        let tokens = self.tokens;
+        runtime.spawn(async move { limits.count_tokens(&owner, generation, tokens).await });
+    }
+}
+
+/// Estimates the tokens of texts, of which a host reads at most a context window each.
+fn estimated_tokens(request: &EmbedRequest, num_ctx: u32) -> u64 {
+    let tokens = |text: &String| (text.len() as u64).div_ceil(BYTES_PER_TOKEN);
+    request.texts.iter().map(|text| tokens(text).min(u64::from(num_ctx))).sum()
 }
 
 /// Creates the ticket of a request for embeddings, which has no session.

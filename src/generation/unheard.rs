@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Generations;
 use super::redis_call::call_redis;
+use super::{CancelOutcome, Generations};
 use crate::session::Feed;
 use crate::session::store::Turn;
 
@@ -21,22 +21,24 @@ const LIMIT: Duration = Duration::from_secs(5);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Cancels a turn that needs a listener, once it has had none for five seconds. Never resolves: the
-/// turn ends as every cancelled turn does.
+/// turn ends as every cancelled turn does. A failover may lose the cancellation, so a turn that goes on
+/// is cancelled again.
 pub(super) async fn cancel(generations: &Generations, turn: &Turn) {
-    if turn.spec.needs_listener {
-        let feed = call_redis(|| generations.feeds.join_of_turn(turn)).await;
-        loop {
-            unheard(generations, turn, &feed).await;
-            let generation = turn.generation;
-            tracing::info!(%generation, "turn without a listener is cancelled");
-            let cancelled = generations.cancel(&feed.owner(), turn.session, Some(generation)).await;
-            match cancelled {
-                Ok(_) => break,
-                Err(error) => tracing::debug!(%error, "turn not cancelled; retrying"),
+    if !turn.spec.needs_listener {
+        pending::<()>().await;
+    }
+    let feed = call_redis(|| generations.feeds.join_of_turn(turn)).await;
+    let generation = turn.generation;
+    loop {
+        unheard(generations, turn, &feed).await;
+        match generations.cancel(&feed.owner(), turn.session, Some(generation)).await {
+            Ok(CancelOutcome::Cancelled { .. }) => {
+                tracing::info!(%generation, "turn without a listener is cancelled");
             }
+            Ok(CancelOutcome::AlreadyEnded) => {}
+            Err(error) => tracing::debug!(%error, "turn not cancelled; retrying"),
         }
     }
-    pending::<()>().await;
 }
 
 /// Resolves when nobody has listened to a turn for five seconds.
@@ -44,15 +46,20 @@ async fn unheard(generations: &Generations, turn: &Turn, feed: &Feed) {
     let mut heard = Instant::now();
     while heard.elapsed() < LIMIT {
         sleep(CHECK_EVERY).await;
-        if feed.has_readers() {
+        if feed.has_readers() || !is_alone(generations, turn, feed).await {
             heard = Instant::now();
-            continue;
         }
-        let own = u64::from(feed.is_subscribed());
-        match generations.store.listeners(turn.session).await {
-            Ok(Some(listeners)) if listeners <= own => {}
-            // Another replica has a listener, or nothing is known.
-            Ok(_) | Err(_) => heard = Instant::now(),
-        }
+    }
+}
+
+/// Returns whether this replica is known to be the only one that is subscribed to the session. While
+/// its own subscription is lost, as after a failover, those of others may be lost as well.
+async fn is_alone(generations: &Generations, turn: &Turn, feed: &Feed) -> bool {
+    if !feed.is_subscribed() {
+        return false;
+    }
+    match generations.store.listeners(turn.session).await {
+        Ok(Some(listeners)) => listeners == 1,
+        Ok(None) | Err(_) => false,
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::writer_state::{Fenced, Pause, Reply, Rewind, WriterCall, WriterState};
 use crate::retry::Backoff;
 use crate::session::model::{Continuation, ContinuedHow, Runner};
-use crate::session::store::{Turn, Written};
+use crate::session::store::{TakenBack, Turn, Written};
 use crate::session::{Control, Feed, Message, Store, StoreError, Tag};
 use crate::telemetry::{APPENDS, metric};
 
@@ -88,6 +88,9 @@ impl Writer {
     }
 
     fn with_feed(store: Store, turn: Arc<Turn>, feed: Weak<Feed>, state: WriterState) -> Self {
+        let is_restart = |continued: &&Continuation| continued.how == ContinuedHow::Restarted;
+        let restarts = turn.continued().iter().filter(is_restart).count();
+        let state = state.restarted_before(u32::try_from(restarts).unwrap_or(u32::MAX));
         Self {
             store,
             continued: turn.continued().to_vec(),
@@ -377,9 +380,13 @@ pub(super) fn make_call(
                 async move { store.start(&turn, tag, runner.as_ref()).await.map(Reply::Written) },
             )
         }
-        WriterCall::Rewind(Rewind { length, revision, tag, published }) => Box::pin(async move {
-            store.rewind(&turn, revision, length as u64, tag, published).await.map(Reply::Written)
-        }),
+        WriterCall::Rewind(Rewind { length, revision, tag, published, restarts }) => {
+            let taken_back = TakenBack { length: length as u64, restarts };
+            Box::pin(async move {
+                let rewound = store.rewind(&turn, revision, tag, taken_back, published);
+                rewound.await.map(Reply::Written)
+            })
+        }
         WriterCall::Append(from, to, revision) => {
             let piece = text.get(from..to).unwrap_or_default().to_owned();
             Box::pin(async move {

@@ -51,6 +51,8 @@ pub(super) struct WriterState {
     inherited: usize,
     /// Whether this writer ever rewound the answer, so that readers may hold other text.
     has_rewound: bool,
+    /// How often the answer has begun anew, after it had text.
+    restarts: u32,
     phase: WriterPhase,
     /// The tag of the event that starts the answer; a repeat of the call carries the same one.
     start: Tag,
@@ -86,6 +88,8 @@ pub(super) struct Rewind {
     /// Whether readers may hold text beyond the length even where Redis has none, so that the
     /// rewind is published in any case.
     pub(super) published: bool,
+    /// How often the answer has begun anew by now.
+    pub(super) restarts: u32,
 }
 
 /// The next call of Redis.
@@ -110,6 +114,11 @@ pub(super) enum Reply {
 }
 
 impl WriterState {
+    /// Sets how often earlier writers began the answer anew.
+    pub(super) fn restarted_before(self, restarts: u32) -> Self {
+        Self { restarts, ..self }
+    }
+
     /// Creates the state of a turn that waits for earlier turns of its session.
     pub(super) fn waiting() -> Self {
         Self { phase: WriterPhase::Waiting, ..Self::after(String::new()) }
@@ -124,6 +133,7 @@ impl WriterState {
             stored: stored.len(),
             inherited: stored.len(),
             has_rewound: false,
+            restarts: 0,
             text: stored,
             phase: WriterPhase::Starting,
             start,
@@ -233,6 +243,9 @@ impl WriterState {
     /// Removes the text beyond `length`: the answer continues differently from there.
     pub(super) fn rewind(&mut self, length: usize) {
         let length = self.text.floor_char_boundary(length);
+        if length < self.text.len() {
+            self.restarts += 1;
+        }
         self.text.truncate(length);
         self.shape = Shape::of(&self.text);
         self.json_bytes = self.text.chars().map(json_bytes).sum();
@@ -252,8 +265,8 @@ impl WriterState {
             WriterPhase::Starting => Some(WriterCall::Start(self.start)),
             WriterPhase::Writing => match self.rewind {
                 Some((length, tag)) => {
-                    let (revision, published) = (self.revision, self.has_rewound);
-                    Some(WriterCall::Rewind(Rewind { length, revision, tag, published }))
+                    let Self { revision, has_rewound: published, restarts, .. } = *self;
+                    Some(WriterCall::Rewind(Rewind { length, revision, tag, published, restarts }))
                 }
                 None if self.stored < self.text.len() => {
                     let longest = self.text.len().min(self.stored + WRITE_BYTES);

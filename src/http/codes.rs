@@ -23,6 +23,11 @@ pub const CODES: &[ErrorCode] = &[
         "the turn waited while nobody listened, and the queue was over half full",
     ),
     code("already_ended", 409, "the generation has ended, so there is nothing to cancel"),
+    code(
+        "answer_restarted",
+        409,
+        "the answer began anew behind the event that the client has: stream it from its beginning",
+    ),
     code("binary_message", 0, "a binary frame: send text"),
     code(
         "body_timeout",
@@ -38,6 +43,7 @@ pub const CODES: &[ErrorCode] = &[
     code("context_too_long", 413, "the question does not fit the model's context window"),
     code("draining", 503, "this replica is being replaced: send the request again"),
     code("encoding_not_supported", 415, "the body is compressed: send it as it is"),
+    code("format_unsupported", 422, "the model hosts cannot follow the JSON schema: send another"),
     code(
         "generation_not_found",
         404,
@@ -75,6 +81,7 @@ pub const CODES: &[ErrorCode] = &[
     ),
     code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
     code("repetition", 502, "the model only repeated itself"),
+    code("response_not_found", 404, "the caller has no such response, or it is no longer kept"),
     code("session_busy", 409, "8 turns wait in this session"),
     code("session_exists", 409, "a turn that brings its own conversation needs a new session"),
     code(

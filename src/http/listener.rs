@@ -300,6 +300,10 @@ impl TimedStream {
             if received.is_empty() || !expected.starts_with(received) {
                 into.put_slice(&PREFACE[..wait.held]);
                 into.put_slice(received);
+                // The parser doubles its buffer for a head that it gets in two parts.
+                if !received.is_empty() && into.remaining() > 0 {
+                    let _ = self.client.poll_read(context, into)?;
+                }
                 break Protocol::Http1;
             }
             wait.held += received.len();

@@ -159,6 +159,11 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, code, error.to_string())
     }
 
+    /// Returns the error of a stream whose caller's API key was revoked.
+    pub fn key_revoked() -> Self {
+        Self::not_signed_in(&SignInError::Invalid("the API key has been revoked"))
+    }
+
     /// Returns the error of a request that a limit refuses.
     pub fn limited(refusal: &LimitRefusal) -> Self {
         let (status, code) = (StatusCode::TOO_MANY_REQUESTS, refusal.kind().code());

@@ -13,6 +13,7 @@ mod sockets;
 mod store;
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -160,6 +161,7 @@ impl RateLimits {
                 .collect(),
             refusal,
             given_back: Arc::default(),
+            is_worked_on: AtomicBool::new(false),
         });
         Ok(Admission { standings, turn, socket })
     }

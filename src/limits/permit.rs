@@ -23,7 +23,7 @@ pub struct Admission {
 }
 
 /// The right to submit one turn. What it took from the limits of turns is given back when it is
-/// dropped, unless the turn was accepted.
+/// dropped, unless the turn was accepted, or a host works for it.
 pub struct TurnPermit {
     pub(super) limits: RateLimits,
     /// The caller.
@@ -31,6 +31,8 @@ pub struct TurnPermit {
     pub(super) taken: Vec<Taken>,
     pub(super) refusal: Option<LimitRefusal>,
     pub(super) given_back: Arc<AtomicBool>,
+    /// Whether a host works for the turn: then nothing is given back.
+    pub(super) is_worked_on: AtomicBool,
 }
 
 /// The session that a turn begins, as the limit of sessions of an address counts it. It is given
@@ -89,20 +91,33 @@ impl TurnPermit {
         self.taken.clear();
     }
 
+    /// Notes whether a host works for a turn that is not accepted first. While one does, the turn is
+    /// kept however its request ends: a caller that leaves has had the work.
+    pub fn set_worked_on(&self, is_worked_on: bool) {
+        self.is_worked_on.store(is_worked_on, Ordering::Relaxed);
+    }
+
     /// Gives the turn back: it was accepted before, or is refused.
     pub async fn give_back(mut self) {
-        let taken = std::mem::take(&mut self.taken);
+        let taken = self.unused();
         self.given_back.store(!taken.is_empty(), Ordering::Relaxed);
         for taken in &taken {
             self.limits.give_back(taken).await;
         }
     }
+
+    /// Takes out what is to be given back.
+    fn unused(&mut self) -> Vec<Taken> {
+        let taken = std::mem::take(&mut self.taken);
+        if *self.is_worked_on.get_mut() { Vec::new() } else { taken }
+    }
 }
 
 impl Drop for TurnPermit {
     fn drop(&mut self) {
-        self.given_back.fetch_or(!self.taken.is_empty(), Ordering::Relaxed);
-        give_back_later(&self.limits, std::mem::take(&mut self.taken));
+        let taken = self.unused();
+        self.given_back.fetch_or(!taken.is_empty(), Ordering::Relaxed);
+        give_back_later(&self.limits, taken);
     }
 }
 

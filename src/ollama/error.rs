@@ -52,6 +52,12 @@ pub enum OllamaError {
         /// The reason.
         refusal: ModelRefusal,
     },
+    /// The host cannot make the model's answer obey the format of the request. This is no fault of
+    /// the host.
+    #[error(
+        "the model host cannot follow the JSON schema of the answer's format; send another schema"
+    )]
+    FormatRefused,
     /// The breaker of the model on this host is open.
     #[error("the model {model} fails on its host; choose another model, or try again later")]
     ModelFailing {
@@ -121,6 +127,7 @@ impl OllamaError {
             Self::ModelNotFound { .. } => "model_not_found",
             Self::ModelRefused { refusal: ModelRefusal::Memory, .. } => "model_too_large",
             Self::ModelRefused { .. } => "model_unsupported",
+            Self::FormatRefused => "format_unsupported",
             Self::ModelFailing { .. } => "model_unavailable",
             Self::Busy { .. } => "upstream_busy",
             Self::ContextTooLong { .. } => "context_too_long",
@@ -139,6 +146,7 @@ impl OllamaError {
             Self::Setting(_)
             | Self::ModelNotFound { .. }
             | Self::ModelRefused { .. }
+            | Self::FormatRefused
             | Self::ContextTooLong { .. }
             | Self::Repetition => false,
             Self::Rejected { status } => *status >= 500,

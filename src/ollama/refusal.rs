@@ -28,6 +28,14 @@ const FORMAT: &[&str] = &[
     "requires a newer version of ollama",
     "incompatible with your version of ollama",
 ];
+/// Phrases by which they report a format that no grammar can be made of.
+const ANSWER_FORMAT: &[&str] = &[
+    "invalid json schema in format",
+    "invalid format:",
+    "failed to parse grammar",
+    "failed to initialize grammar",
+    "failed to create grammar",
+];
 /// Ollama's names of the capabilities that a model may lack.
 const CAPABILITIES: &[&str] = &[
     "chat",
@@ -45,6 +53,9 @@ const CAPABILITIES: &[&str] = &[
 pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
     if let Some(too_long) = context_too_long(text) {
         return too_long;
+    }
+    if is_format_refused(text) {
+        return OllamaError::FormatRefused;
     }
     if let Some(refusal) = model_refusal(text) {
         return OllamaError::ModelRefused { model: model.to_owned(), refusal };
@@ -64,6 +75,9 @@ pub(super) fn refusal(status: u16, text: &str, model: &str) -> OllamaError {
 pub(super) fn failure(text: &str, model: &str, has_begun: bool) -> OllamaError {
     if let Some(too_long) = context_too_long(text) {
         return too_long;
+    }
+    if is_format_refused(text) && !has_begun {
+        return OllamaError::FormatRefused;
     }
     match model_refusal(text) {
         Some(refusal) if !has_begun => {
@@ -88,6 +102,13 @@ fn model_refusal(text: &str) -> Option<ModelRefusal> {
     let (_, lacks) = text.split_once("does not support ")?;
     let known = CAPABILITIES.iter().find(|known| lacks.starts_with(**known));
     Some(ModelRefusal::Capability(known.copied().unwrap_or("this request")))
+}
+
+/// Returns whether the host cannot follow the format of the request: every caller can send one that
+/// it cannot, so this must not count against the model.
+fn is_format_refused(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ANSWER_FORMAT.iter().any(|phrase| text.contains(phrase))
 }
 
 fn context_too_long(text: &str) -> Option<OllamaError> {
@@ -140,6 +161,21 @@ mod tests {
         let missing = refusal(404, r#"{"error":"model 'nope' not found"}"#, "nope");
         assert_eq!(missing.code(), "model_not_found");
         assert_eq!(refusal(404, "404 page not found", "m").code(), "upstream_error");
+    }
+
+    #[test]
+    fn a_format_that_no_host_can_follow_is_an_error_of_the_request_and_no_fault_of_the_model() {
+        for (status, text) in [
+            (500, "invalid JSON schema in format"),
+            (400, "invalid format: \"yaml\"; expected \"json\" or a valid JSON Schema object"),
+            (500, "failed to parse grammar"),
+        ] {
+            let error = refusal(status, &json!({"error": text}).to_string(), "m");
+            assert_eq!((error.code(), error.is_retryable()), ("format_unsupported", false));
+            assert_eq!(error.fault(), None, "{text}");
+            assert_eq!(failure(text, "m", false), error, "{text}");
+            assert_eq!(failure(text, "m", true).code(), "upstream_interrupted", "{text}");
+        }
     }
 
     #[test]

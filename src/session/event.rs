@@ -44,6 +44,10 @@ pub enum Control {
     Claimed {
         /// UTF-8 bytes of the answer that stay.
         from: u64,
+        /// How often the answer has begun anew by now, so that its text may be another one; 0 also
+        /// where another replica only continues it.
+        #[serde(skip_serializing_if = "is_zero", default)]
+        restarts: u32,
     },
     /// No further piece follows.
     Done {},
@@ -143,6 +147,11 @@ impl Control {
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::Cancelled {} | Self::Failed(_))
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// The JSON of a stored [`Control::Accepted`].

@@ -103,6 +103,10 @@ pub(super) struct FeedState {
     pub(super) newest: Option<Newest>,
     /// The time since which Redis has not known this feed's cursor.
     unknown_since: Option<Instant>,
+    /// How often the session's history was found to be another one: it expired, or a failover lost it.
+    pub(super) histories: u64,
+    /// The time since which Redis had not known the history before the present one.
+    pub(super) lost_since: Option<Instant>,
     /// The last append of a writer on this replica: its offset, and when it was made.
     appended: Option<(u64, Instant)>,
     /// Whether hints left a hole that was not read yet.
@@ -136,7 +140,7 @@ impl FeedState {
                 event.generation == Some(queued.generation)
                     && !matches!(
                         event.control,
-                        Control::Accepted { .. } | Control::Claimed { from: 0 }
+                        Control::Accepted { .. } | Control::Claimed { from: 0, .. }
                     )
             }),
         }
@@ -256,6 +260,8 @@ impl FeedsInner {
                 position_requests: 0,
                 newest: None,
                 unknown_since: None,
+                histories: 0,
+                lost_since: None,
                 appended: None,
                 has_hole: false,
             }),
@@ -662,6 +668,8 @@ impl Feed {
 
     fn forget(&self) {
         let mut state = self.state();
+        state.histories += 1;
+        state.lost_since = state.unknown_since;
         state.confirmed = false;
         state.position_requested = None;
         state.newest = None;

@@ -338,6 +338,12 @@ pub struct Message {
     /// The name of the tool whose result the message is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tool_name: Option<String>,
+    /// The request as the front that took it shows it again, as JSON; only on a message that begins
+    /// a turn of such a front. Only that front reads it, and no client gets it as a field of the
+    /// message.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub request: Option<String>,
 }
 
 /// Whether a model that can reason does so before it answers.
@@ -482,6 +488,13 @@ pub struct TurnSpec {
     /// back for the answer.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub needs_listener: bool,
+    /// Whether the turn waits and runs without any listener: its client comes back for the answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub is_detached: bool,
+    /// Whether the session of a turn that brings its own conversation is kept for clients that come
+    /// back: a day where it is anonymous, else as long as any session of the user.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub is_kept: bool,
 }
 
 /// A session as the API describes it, without its messages.
@@ -549,6 +562,8 @@ impl TurnSpec {
             message_id: None,
             source: String::new(),
             needs_listener: false,
+            is_detached: false,
+            is_kept: false,
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Reader {
     /// The window that a reader behind the feed's window read from Redis.
     catching_up: Option<Box<Window>>,
     lost: bool,
+    /// The number of the feed's history that the cursor was known in last.
+    history: u64,
     /// Attempts to read Redis; boxed, because an idle socket makes none.
     attempts: Option<Box<Attempts>>,
     /// The queue position that was delivered last.
@@ -117,6 +119,7 @@ impl Reader {
         is_anonymous: bool,
     ) -> Result<Self, StoreError> {
         feed.begin_reading();
+        let history = feed.state().histories;
         let mut reader = Self {
             feed,
             feeds,
@@ -124,6 +127,7 @@ impl Reader {
             is_anonymous,
             catching_up: None,
             lost: false,
+            history,
             attempts: None,
             queued: None,
         };
@@ -148,6 +152,7 @@ impl Reader {
         self.cursor = cursor;
         self.catching_up = None;
         self.lost = false;
+        self.history = self.feed.state().histories;
     }
 
     /// Waits for the next change. Cancel-safe.
@@ -196,6 +201,10 @@ impl Reader {
     /// after `grace`.
     async fn catch_up(&mut self, grace: Duration) -> Result<(), StoreError> {
         let from = ReadFrom::Cursor(self.cursor, 0);
+        let (history, lost_since) = {
+            let state = self.feed.state();
+            (state.histories, state.lost_since.filter(|_| state.histories != self.history))
+        };
         let owner = if self.is_anonymous { Owner::Anonymous } else { self.feed.owner() };
         match self.feeds.store().read(&owner, self.feed.session(), from).await? {
             ReadOutcome::Window { window, .. } => {
@@ -207,7 +216,9 @@ impl Reader {
             ReadOutcome::Absent if self.cursor == Cursor::START => {}
             ReadOutcome::Absent | ReadOutcome::Unknown => {
                 let attempts = self.attempts.get_or_insert_with(|| Box::new(Attempts::new()));
-                let since = *attempts.unknown_since.get_or_insert_with(Instant::now);
+                // The feed may have waited for its return already.
+                let since = || lost_since.unwrap_or_else(Instant::now);
+                let since = *attempts.unknown_since.get_or_insert_with(since);
                 self.lost = since.elapsed() >= grace;
                 if !self.lost {
                     let _ = attempts.backoff.pause().await;
@@ -216,6 +227,7 @@ impl Reader {
             }
         }
         self.attempts = None;
+        self.history = history;
         Ok(())
     }
 
@@ -249,6 +261,14 @@ impl Reader {
                         state.newest = Some(Newest { from, delta: Arc::clone(&delta) });
                     }
                     return Advance::Delta(delta);
+                }
+                // Ahead of the hints, or in a history that is gone: Redis knows.
+                Advance::Nothing
+                    if state.confirmed
+                        && self.history != state.histories
+                        && self.cursor.events > state.window.tip().0 =>
+                {
+                    return Advance::Redis;
                 }
                 Advance::Nothing => return self.queue_position(&state),
                 Advance::Redis => return Advance::Redis,

@@ -51,6 +51,9 @@ struct Header {
     /// Call and tool of a result.
     #[serde(rename = "o", skip_serializing_if = "Option::is_none", default)]
     result_of: Option<(Option<String>, Option<String>)>,
+    /// The request as its front shows it again.
+    #[serde(rename = "q", skip_serializing_if = "Option::is_none", default)]
+    request: Option<String>,
 }
 
 /// The generation that made an answer.
@@ -96,6 +99,7 @@ pub fn header(message: &Message) -> String {
             .collect(),
         result_of: (message.tool_call_id.is_some() || message.tool_name.is_some())
             .then(|| (message.tool_call_id.clone(), message.tool_name.clone())),
+        request: message.request.clone(),
     };
     // This cannot fail: the types have no maps with keys other than text.
     serde_json::to_string(&header).unwrap_or_default()
@@ -135,6 +139,7 @@ pub fn parse_header(header: &str) -> Option<Message> {
             .collect(),
         tool_call_id,
         tool_name,
+        request: header.request,
     })
 }
 
@@ -202,6 +207,7 @@ mod tests {
         let result = Message {
             tool_call_id: Some("call_1".to_owned()),
             tool_name: Some("weather".to_owned()),
+            request: Some("{\"created\": 1,\n\"text\": \"\\\"\"}".to_owned()),
             ..message(Role::Tool, time)
         };
         for written in [question, answer, failed, result] {

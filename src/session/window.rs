@@ -292,7 +292,7 @@ impl Window {
                 after.generation = about;
                 after.offset = 0;
             }
-            Control::Claimed { from } => {
+            Control::Claimed { from, .. } => {
                 return match about {
                     Some(generation) if about == cursor.generation && cursor.offset > *from => {
                         after.offset = *from;
@@ -329,7 +329,7 @@ impl Window {
 /// Returns the length that the answer is continued from, where the event claims this generation.
 fn claimed_from(event: &Event, generation: GenerationId) -> Option<u64> {
     match event.control {
-        Control::Claimed { from } if event.generation == Some(generation) => Some(from),
+        Control::Claimed { from, .. } if event.generation == Some(generation) => Some(from),
         _ => None,
     }
 }

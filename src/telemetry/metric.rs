@@ -68,6 +68,7 @@ const GAUGE: Kind = Kind::Gauge;
 /// The codes of a model host's errors.
 const HOST_ERRORS: &[&str] = &[
     "context_too_long",
+    "format_unsupported",
     "invalid_setting",
     "model_not_found",
     "model_too_large",
@@ -84,6 +85,7 @@ const HOST_ERRORS: &[&str] = &[
 const FAILURES: &[&str] = &[
     "abandoned",
     "context_too_long",
+    "format_unsupported",
     "internal",
     "model_not_found",
     "model_too_large",

@@ -20,12 +20,31 @@ def _consistent(body):
     return {**body, "messages": messages}
 
 
+def _consistent_response(body):
+    """Returns a response's request in which no field contradicts another, and no item the next."""
+    body = {name: value for name, value in body.items() if name != "previous_response_id"}
+    if body.get("stream") is not True:
+        body.pop("stream_options", None)
+    if body.get("background") is True:
+        body.pop("store", None)
+    if isinstance(body.get("input"), list):
+        # An output names a call of an earlier item, and the last item is there to be answered.
+        items = [item for item in body["input"] if item.get("type") != "function_call_output"][:999]
+        body["input"] = [*items, {"role": "user", "content": "hi"}]
+    return body
+
+
 @schemathesis.hook
 def map_case(context, case):
     """A schema cannot say what one field of a completion means for another."""
     is_valid = case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE
     if is_valid and case.path == "/v1/chat/completions" and isinstance(case.body, dict):
         case.body = _consistent(case.body)
+    if is_valid and case.path == "/v1/responses" and isinstance(case.body, dict):
+        case.body = _consistent_response(case.body)
+    if is_valid and case.path == "/v1/responses/{response_id}" and case.query:
+        if "starting_after" in case.query:
+            case.query["stream"] = "true"
     if is_valid and case.path == "/api/chat" and isinstance(case.body, dict):
         messages = (case.body.get("messages") or [])[:999]
         if messages and messages[-1]["role"] == "assistant":

@@ -42,15 +42,21 @@ impl Sdk {
                 command
             }
         };
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let spawned = command.spawn();
-        let mut child = spawned.expect("a program: `make test` installs it from PyPI and npm");
-        let output = child.stdout.take().expect("its output");
-        Driver { child, lines: BufReader::new(output).lines() }
+        command.args(arguments);
+        Driver::start(command)
     }
 }
 
 impl Driver {
+    /// Starts a program that prints a line of JSON for each thing that it did.
+    pub fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let spawned = command.spawn();
+        let mut child = spawned.expect("a program: `make test` installs it from PyPI and npm");
+        let output = child.stdout.take().expect("its output");
+        Self { child, lines: BufReader::new(output).lines() }
+    }
+
     /// Returns the next line; none where the program has ended well.
     pub async fn line(&mut self) -> Option<Value> {
         let line = timeout(LINE_LIMIT, self.lines.next_line()).await.expect("a line in time");

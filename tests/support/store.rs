@@ -5,10 +5,12 @@ use std::time::Duration;
 use jarvis::redis::{Redis, RedisOptions, migrations};
 use jarvis::session::TurnSpec;
 use jarvis::session::model::{AnswerRules, Reasoning, Sampling};
+use jarvis::sign_in::{ApiKeyStore, Created};
 use jarvis::tls::TlsOptions;
 
 use super::eventually;
 use super::process::LIMIT;
+use super::redis::RedisServer;
 
 /// Returns the connection settings of a Redis.
 pub fn options(url: &str) -> RedisOptions {
@@ -43,7 +45,18 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         message_id: None,
         source: String::new(),
         needs_listener: false,
+        is_detached: false,
+        is_kept: false,
     }
+}
+
+/// Makes an API key of a user. Returns the keys of this Redis, the key and its identifier.
+pub async fn user_key(redis: &RedisServer, user: &str) -> (ApiKeyStore, String, String) {
+    let keys = ApiKeyStore::new(connect(&redis.url()).await);
+    let Created::Key(key, id) = keys.create(user).await.expect("a reply") else {
+        panic!("no room")
+    };
+    (keys, key.expose().to_owned(), id)
 }
 
 /// Repeats a call until it succeeds: a failover breaks connections.

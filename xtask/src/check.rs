@@ -1,6 +1,9 @@
 //! `test`: installs what is missing, runs every check, and prints one table of the results.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -47,6 +50,8 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     step("openai", install::openai_packages)?;
     step("rotel", || Ok(install::rotel()?.display().to_string()))?;
     step("schemathesis", || Ok(install::schemathesis()?.display().to_string()))?;
+    step("chromium", || Ok(install::chromium()?.display().to_string()))?;
+    step("page", || Ok(install::page_modules()?.display().to_string()))?;
     step("cargo-deny", || Ok(cargo_deny()?.display().to_string()))?;
     let mut tally = Tally::default();
     let deny = ["deny", "check", "bans", "licenses", "sources"];
@@ -55,6 +60,7 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
         timed("format", || passes(&cargo(["fmt", "--all", "--check"])))?,
         timed("scripts", scripts)?,
         timed("manifests", manifests::check)?,
+        timed("page", page)?,
         timed("licences", || passes(&cargo(deny)))?,
         timed("lints", || passes(&clippy))?,
         timed("examples", || passes(&cargo(["test"]).args(LOCKED).arg("--doc")))?,
@@ -116,6 +122,36 @@ fn scripts() -> anyhow::Result<Outcome> {
     let without = if checker.is_some() { "" } else { ", no shellcheck" };
     let text = format!("{} in Python, {} for the shell{without}", python.len(), shell.len());
     Ok(Outcome { ok, text })
+}
+
+/// Checks the types of the page, and that the committed files are those that its sources build.
+fn page() -> anyhow::Result<Outcome> {
+    let web = install::page_modules()?;
+    let types = run(install::node()?, [web.join("node_modules/typescript/bin/tsc")])
+        .arg("--project")
+        .arg(web.join("tsconfig.json"));
+    let place = paths::run().join("page");
+    let build = run(install::node()?, [web.join("build.mjs")]).arg(&place);
+    if types.shown()? != 0 || build.shown()? != 0 {
+        return Ok(Outcome { ok: false, text: String::new() });
+    }
+    let (files, committed) = (files_of(&place)?, files_of(&web.join("dist"))?);
+    let ok = files == committed;
+    let text = if ok {
+        let bytes: usize = files.values().map(Vec::len).sum();
+        format!("{} files, {} KB", files.len(), bytes / 1024)
+    } else {
+        "web/dist is not what the sources build: npm --prefix web run build".to_owned()
+    };
+    Ok(Outcome { ok, text })
+}
+
+fn files_of(folder: &Path) -> anyhow::Result<BTreeMap<OsString, Vec<u8>>> {
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.file_name(), fs::read(entry.path())?))
+    };
+    fs::read_dir(folder)?.map(read).collect()
 }
 
 fn tests(filter: &str, tally: &mut Tally) -> anyhow::Result<Outcome> {

@@ -320,6 +320,42 @@ pub fn node() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Returns Chromium: the installed one, else that of Debian.
+///
+/// # Errors
+/// Fails where there is none.
+pub fn chromium() -> anyhow::Result<PathBuf> {
+    if let Some(program) = find("chromium") {
+        return Ok(program);
+    }
+    match apt_install(&["chromium"])?.then(|| find("chromium")).flatten() {
+        Some(program) => Ok(program),
+        None => bail!("Chromium is needed and cannot be installed here: apt-get install chromium"),
+    }
+}
+
+/// Installs what builds the page, and drives it in a browser, in the versions of its lock file. Returns
+/// the folder of the page.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn page_modules() -> anyhow::Result<PathBuf> {
+    node()?;
+    let web = paths::root().join("web");
+    let lock = fs::read(web.join("package-lock.json"))?;
+    // A copy of the lock file says what is installed: npm ci removes all, and begins anew.
+    let installed = web.join("node_modules/.installed.json");
+    if fs::read(&installed).is_ok_and(|there| there == lock) {
+        return Ok(web);
+    }
+    console::note("npm ci (in web)");
+    let npm = run("npm", ["ci", "--silent", "--no-fund", "--no-audit", "--ignore-scripts"]);
+    let code = npm.arg("--prefix").arg(&web).shown()?;
+    ensure!(code == 0, "the packages of web/package-lock.json cannot be installed from npm");
+    fs::write(installed, lock)?;
+    Ok(web)
+}
+
 /// Returns the folder of modules for Node.js that has these packages, in the versions above.
 ///
 /// # Errors

@@ -47,12 +47,13 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let mut rows = Vec::new();
-    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 6] = [
+    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 7] = [
         ("clients", &|| clients(&folder)),
         ("clients of other APIs", &api_clients),
         ("tokens", &|| tokens(&folder)),
         ("versions", &|| versions::check(&folder)),
         ("visibility", &visibility),
+        ("page", &page),
         ("deployment", &deployment::check),
     ];
     for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(filter)) {
@@ -90,6 +91,17 @@ fn api_clients() -> anyhow::Result<Outcome> {
     let cargo = ["test", "--workspace", "--locked", "--test", "clients", "--", "--ignored"];
     let ok = run("cargo", cargo).env("PATH", search_path()).shown()? == 0;
     Ok(Outcome { ok, text: names })
+}
+
+/// Kills and pauses writers while a browser shows their answers. It takes minutes.
+fn page() -> anyhow::Result<Outcome> {
+    install::nginx()?;
+    install::chromium()?;
+    install::page_modules()?;
+    let test =
+        ["test", "--workspace", "--locked", "--test", "page", "--", "--ignored", "--nocapture"];
+    let ok = run("cargo", test).env("PATH", search_path()).shown()? == 0;
+    Ok(Outcome { ok, text: "writers that are killed and hang under a browser".to_owned() })
 }
 
 /// Runs other people's WebSocket clients against a replica, direct and through nginx. Each has to

@@ -14,7 +14,9 @@
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
 --             request_digest, key_seconds  the value of the idempotency key, and its expiry
 --             own_conversation             1 where the turn brings the messages before it, in place
---                                          of a stored history; only into a new session
+--                                          of a stored history; only into a new session. detached
+--                                          where its client comes back for the answer, also for one
+--                                          that failed. Else 0
 --             conversation                 these messages, each <json header>\n<content>
 -- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
 --             waiting, as began
@@ -66,7 +68,7 @@ register {
     if holder or redis.call('EXISTS', ended_key(keys, generation)) == 1 then
       return { 'same', generation, accepted_after(keys, generation) }
     end
-    if args.own_conversation == '1' and found.owner and not found.deleted then
+    if args.own_conversation ~= '0' and found.owner and not found.deleted then
       return { 'occupied' }
     end
     if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then

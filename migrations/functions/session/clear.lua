@@ -32,7 +32,8 @@ local function is_left_empty(keys, args, epoch)
   if not fields[1] then
     redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'epoch', epoch, 'events', 0,
       'tag', '0', 'event_bytes', 0)
-    redis.call('EXPIRE', keys.session, args.tombstone_seconds)
+    -- A session that was only cleared may begin anew at any time: its turns are restored soon.
+    redis.call('EXPIRE', keys.session, args.delete == '1' and args.tombstone_seconds or ENDED_SECONDS)
     return true
   end
   if was_written_by(fields[1], fields[4], args.owner) and fields[2]
@@ -94,6 +95,12 @@ register {
     end
     if epoch and epoch_time(fields[2]) > epoch_time(epoch) then
       -- A later clear was applied already.
+      return { '-1' }
+    end
+    if epoch and tonumber(fields[3] or '0') > epoch_time(epoch) then
+      -- The session that was cleared is gone, and this one was begun since. Turns from after the
+      -- clear wait for its epoch.
+      redis.call('HSET', keys.session, 'epoch', epoch)
       return { '-1' }
     end
     if args.if_idle == '1' and (fields[1] or redis.call('EXISTS', keys.waiting) == 1) then

@@ -15,8 +15,9 @@ register {
   keys = SESSION_KEYS,
   arguments = { 'owner' },
   run = function(keys, args)
-    local fields = session_fields(keys, 'owner', 'generation')
-    if not fields[1] then
+    local fields = session_fields(keys, 'owner', 'generation', 'deleted')
+    -- The log of a deleted session numbers the events of one that is begun next.
+    if not fields[1] or fields[3] then
       return 'gone'
     end
     if fields[1] ~= args.owner then

@@ -34,6 +34,10 @@ register {
       local kind = args.events[i + 1]
       push_event(keys, args.events[i], kind, args.generation, args.events[i + 2],
         kind == 'ended' and args.header or nil)
+      if kind == 'ended' then
+        -- Calls of tools are an answer without text.
+        redis.call('HDEL', keys.session, 'unanswered')
+      end
     end
     close_running(keys, args.generation, args.header, args.fence)
     redis.call('HSET', keys.session, 'updated', args.now)

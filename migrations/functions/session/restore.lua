@@ -81,6 +81,8 @@ register {
       return 'waiting'
     end
     admit(keys, args, found, args.epoch, false, args.event_number)
+    -- A clear from after this turn is applied again to all of it, though a later turn began it.
+    redis.call('HSET', keys.session, 'began', 0)
     return 'waiting'
   end,
 }

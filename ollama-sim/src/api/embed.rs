@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::inference::refused;
 use super::read;
 use crate::error::ApiError;
+use crate::faults::Planned;
 use crate::generation;
 use crate::hash::fnv;
 use crate::journal::Entry;
@@ -64,7 +66,7 @@ impl Drop for Left<'_> {
 pub async fn embed(State(server): State<Arc<Simulator>>, body: Bytes) -> Response {
     let since = Instant::now();
     let entry = server.journal.open("/api/embed", &body);
-    match vectors(&server, &entry, &body).await {
+    match vectors(&server, "/api/embed", &entry, &body).await {
         Ok((model, Embedded { vectors, tokens, load_duration })) => {
             let total = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
             Json(json!({
@@ -83,7 +85,7 @@ pub async fn embed(State(server): State<Arc<Simulator>>, body: Bytes) -> Respons
 /// Returns the vector of one text.
 pub async fn embeddings(State(server): State<Arc<Simulator>>, body: Bytes) -> Response {
     let entry = server.journal.open("/api/embeddings", &body);
-    match vectors(&server, &entry, &body).await {
+    match vectors(&server, "/api/embeddings", &entry, &body).await {
         Ok((_, Embedded { vectors, .. })) => {
             let vector = vectors.into_iter().next().unwrap_or_default();
             Json(json!({"embedding": vector})).into_response()
@@ -94,6 +96,7 @@ pub async fn embeddings(State(server): State<Arc<Simulator>>, body: Bytes) -> Re
 
 async fn vectors(
     server: &Simulator,
+    path: &str,
     entry: &Arc<Entry>,
     body: &Bytes,
 ) -> Result<(String, Embedded), ApiError> {
@@ -101,6 +104,7 @@ async fn vectors(
     let Some(model) = server.models.get(&request.model) else {
         return Err(ApiError::ModelNotFound(request.model));
     };
+    struck(server, path, &request.model)?;
     let texts = texts(request.input, request.prompt)?;
     let keep_alive = KeepAlive::read(request.keep_alive.as_ref())?;
     let options = Options::read(request.options.as_ref())?;
@@ -125,6 +129,14 @@ async fn vectors(
     count(&server.counters.completed);
     drop(left);
     Ok((request.model, Embedded { vectors, tokens, load_duration }))
+}
+
+/// Takes an armed fault of this path; embeddings know only those with a status.
+fn struck(server: &Simulator, path: &str, model: &str) -> Result<(), ApiError> {
+    let Some(Planned { fault, .. }) = server.faults.take_armed(path, model) else { return Ok(()) };
+    count(&server.counters.faulted);
+    let status = u16::try_from(fault.at).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    Err(ApiError::Simulated(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)))
 }
 
 fn texts(input: Value, prompt: Option<String>) -> Result<Vec<String>, ApiError> {

@@ -70,6 +70,9 @@ impl Inference {
             );
             return Err(ApiError::BadRequest(text));
         }
+        if common.format.as_ref().is_some_and(schema::is_unfollowable) {
+            return Err(ApiError::Internal("invalid JSON schema in format".to_owned()));
+        }
         if server.config.is_too_large(&model.name) {
             return Err(ApiError::TooLarge);
         }

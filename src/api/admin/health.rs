@@ -20,6 +20,7 @@ use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
 use crate::source::Source;
 use crate::telemetry::metric;
+use crate::web;
 
 /// How long a health reply waits for the model hosts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -39,16 +40,29 @@ pub struct Root {
     api: &'static str,
 }
 
-/// Returns the name and the version of the service.
-#[utoipa::path(get, path = "/", tag = "service", responses((status = 200, body = Root)))]
-pub async fn root() -> Json<Root> {
-    Json(Root {
-        app: APP,
-        version: env!("CARGO_PKG_VERSION"),
-        status: "operational",
-        docs: "/docs",
-        api: "/api/v1",
-    })
+/// Returns the name and the version of the service, or its page to a browser that asks for HTML.
+#[utoipa::path(
+    get, path = "/", tag = "service",
+    responses(
+        (status = 200, content((Root = "application/json"), (String = "text/html"))),
+        (status = 304, description = "The browser has the page of this `ETag`"),
+    ),
+)]
+pub async fn root(headers: HeaderMap) -> Response {
+    let mut response = if web::wants_page(&headers) {
+        web::page(&headers)
+    } else {
+        let root = Root {
+            app: APP,
+            version: env!("CARGO_PKG_VERSION"),
+            status: "operational",
+            docs: "/docs",
+            api: "/api/v1",
+        };
+        Json(root).into_response()
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 /// The reply of a replica that is alive.

@@ -219,6 +219,8 @@ impl ChatRequest {
             message_id: self.message_id.clone(),
             source: String::new(),
             needs_listener: self.on_disconnect == OnDisconnect::Cancel,
+            is_detached: false,
+            is_kept: false,
         }
     }
 

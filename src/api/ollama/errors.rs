@@ -75,6 +75,7 @@ fn text(problem: &Problem) -> String {
         "queue_full" | "upstream_busy" => BUSY.to_owned(),
         "model_too_large" => TOO_LARGE.to_owned(),
         "model_unsupported" => unsupported(detail).unwrap_or_else(|| detail.to_owned()),
+        "format_unsupported" => "invalid JSON schema in format".to_owned(),
         "not_found" => "404 page not found".to_owned(),
         "method_not_allowed" => "405 method not allowed".to_owned(),
         _ => detail.to_owned(),

@@ -6,14 +6,12 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::errors::invalid;
+use crate::api::large_body;
 use crate::api::state::Shared;
-use crate::http::extract::body::{json_position, whole_body};
+use crate::http::extract::body::json_position;
 use crate::http::extract::object::{FieldFault, NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
 use crate::raw_fields::RawFields;
-
-/// Bytes of a body, at most. JSON takes more than the text that it holds.
-const BODY_BYTES: usize = 2 << 20;
 
 /// The body of a request: a JSON object, whatever its content type.
 pub struct JsonObject {
@@ -25,8 +23,8 @@ pub struct JsonObject {
 impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &Shared) -> Result<Self, Problem> {
-        Self::parse(whole_body(request, BODY_BYTES).await?)
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        Self::parse(large_body::read(request, shared).await?)
     }
 }
 
@@ -44,8 +42,9 @@ impl JsonObject {
             NotAnObject::OtherJson => refused("the body must be a JSON object".to_owned()),
             NotAnObject::Invalid(error) => refused(json_position(&error)),
         })?;
-        match object.unreadable().next() {
-            None => Ok(Self { fields: object.fields().clone(), text }),
+        let fault = object.unreadable().next().map(|(name, fault)| (name.to_owned(), fault));
+        match fault {
+            None => Ok(Self { fields: object.into_fields(), text }),
             Some((name, FieldFault::LoneSurrogate)) => {
                 Err(invalid(format!("{name}: holds a lone surrogate, which is no character")))
             }

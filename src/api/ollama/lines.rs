@@ -94,7 +94,6 @@ impl Lines {
     /// # Errors
     /// [`Diverged`].
     pub fn text(&mut self, offset: u64, text: &str) -> Result<Option<String>, Diverged> {
-        self.clock.text();
         let new = self.text.add(offset, text)?;
         Ok((!new.is_empty()).then(|| self.line(&Part::text(new), "\"done\":false")))
     }
@@ -102,7 +101,6 @@ impl Lines {
     /// Returns the line of reasoning at this byte of it; none where all of it was sent, and where the
     /// answer itself has begun.
     pub fn reasoning(&mut self, offset: u64, text: &str) -> Option<String> {
-        self.clock.text();
         if !self.text.as_str().is_empty() {
             return None;
         }

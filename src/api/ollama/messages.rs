@@ -38,19 +38,21 @@ impl Messages {
             return Err(invalid(format!("messages: must have at most {most} messages")));
         }
         let mut before = Vec::with_capacity(list.len());
+        let mut bytes = 0;
         for (at, value) in list.iter().enumerate() {
             let path = format!("messages[{at}]");
             let Some(object) = value.as_object() else {
                 return Err(invalid(format!("{path}: must be an object")));
             };
-            before.push(read_message(object, at, &format!("{path}."))?);
-        }
-        let bytes: usize = before.iter().map(bytes).sum();
-        if bytes > OwnConversation::BYTES {
-            let most = OwnConversation::BYTES;
-            return Err(invalid(format!(
-                "messages: must have at most {most} bytes of text together"
-            )));
+            let message = read_message(object, at, &format!("{path}."))?;
+            bytes += OwnConversation::bytes_of(&message);
+            if bytes > OwnConversation::BYTES {
+                let most = OwnConversation::BYTES;
+                return Err(invalid(format!(
+                    "messages: must have at most {most} bytes of text together"
+                )));
+            }
+            before.push(message);
         }
         match before.pop() {
             Some(question) if question.role != Role::Assistant => Ok(Self { before, question }),
@@ -67,15 +69,6 @@ impl Messages {
         all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_name, &it.tool_call_id))
             .collect()
     }
-}
-
-/// Returns the bytes that a message takes.
-fn bytes(message: &Message) -> usize {
-    let calls = message.tool_calls.iter();
-    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
-    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let tool = length(&message.tool_name) + length(&message.tool_call_id);
-    message.content.len() + tool + calls.sum::<usize>()
 }
 
 fn read_message(object: &Map<String, Value>, at: usize, path: &str) -> Result<Message, Problem> {

@@ -159,6 +159,7 @@ pub async fn show(
     body: JsonObject,
 ) -> Result<Json<Map<String, Value>>, Problem> {
     let model = request::model(Fields::new(&body.fields, ""))?;
+    drop(body);
     let described = shared.generations.describe_model(&model).await;
     let described = described.map_err(|error| of_model(&model, error.into()))?;
     Ok(Json(without_host(&model, described)))

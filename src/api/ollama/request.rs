@@ -88,6 +88,8 @@ impl AskedModel {
                     message_id: None,
                     source: String::new(),
                     needs_listener: false,
+                    is_detached: false,
+                    is_kept: false,
                 };
                 Task::Answer(Box::new(Question { spec, messages }))
             }

@@ -80,56 +80,65 @@ impl Progress {
         drop(self.guard.take());
     }
 
-    /// Waits for the end of the turn, and returns the answer.
+    /// Waits for the end of the turn, and returns the answer. Nothing is sent before, so that an
+    /// answer that begins anew takes nothing back. Cancel-safe.
     ///
     /// # Errors
     /// Why there is none.
     pub async fn whole(&mut self) -> Result<Message, Problem> {
         loop {
-            if let Some(answer) = self.next().await? {
+            let update = self.follow.next().await?;
+            if let Some(answer) = self.note(update)? {
                 return Ok(answer);
             }
-            // Only the times of the lines are needed.
-            self.queue.clear();
         }
     }
 
     /// Waits for the next update, and queues its lines. Cancel-safe.
     async fn advance(&mut self) -> Result<(), Problem> {
-        if let Some(answer) = self.next().await? {
+        let update = self.follow.next().await?;
+        // Where the answer begins anew, `Lines` compares it with what was sent.
+        if let Update::Delta(delta) = &update {
+            match &delta.change {
+                Change::Text { offset, text } => {
+                    self.queue.extend(self.lines.text(*offset, text)?);
+                }
+                Change::Reasoning { offset, text } => {
+                    self.queue.extend(self.lines.reasoning(*offset, text));
+                }
+                Change::Event { .. } | Change::Restart { .. } | Change::QueuePosition(_) => {}
+            }
+        }
+        if let Some(answer) = self.note(update)? {
             self.queue.extend(self.lines.end(&answer)?);
         }
         Ok(())
     }
 
-    /// Waits for the next update, and queues its lines; returns the answer where it has ended.
-    async fn next(&mut self) -> Result<Option<Message>, Problem> {
-        let update = self.follow.next().await?;
+    /// Notes the time of an update, and returns the answer where the turn has ended.
+    fn note(&mut self, update: Update) -> Result<Option<Message>, Problem> {
         match update {
-            // What follows begins anew, and `Lines` compares it with what was sent.
             Update::Restart => Ok(None),
             Update::Stored(message) => self.ended(*message).map(Some),
             Update::Delta(delta) => {
                 match &delta.change {
-                    Change::Text { offset, text } => {
-                        self.queue.extend(self.lines.text(*offset, text)?);
-                    }
-                    Change::Reasoning { offset, text } => {
-                        self.queue.extend(self.lines.reasoning(*offset, text));
-                    }
+                    Change::Text { .. } | Change::Reasoning { .. } => self.lines.clock.text(),
                     Change::Event { event, .. } => {
                         if let Control::Started { .. } = event.control {
                             self.lines.clock.begin();
                         }
-                        if let Some(message) = final_message(&delta) {
-                            return self.ended(message).map(Some);
-                        }
                     }
                     Change::Restart { .. } | Change::QueuePosition(_) => {}
                 }
-                Ok(None)
+                final_message(&delta).map(|message| self.ended(message)).transpose()
             }
         }
+    }
+
+    /// Ends the stream with an error. The guard stays, and cancels a turn that goes on.
+    fn fail(&mut self, problem: &Problem) {
+        self.queue.push_back(error_json(problem) + "\n");
+        self.ended = true;
     }
 
     fn ended(&mut self, answer: Message) -> Result<Message, Problem> {
@@ -213,17 +222,19 @@ impl AnswerStream {
             tokio::select! {
                 advanced = progress.advance() => {
                     if let Err(problem) = advanced {
-                        progress.queue.push_back(error_json(&problem) + "\n");
-                        progress.ended = true;
+                        progress.fail(&problem);
                     }
                     continue;
                 }
+                // The packages take a stream that only ends for a whole answer.
                 () = lifecycle.reached(Phase::Stopped) => {
-                    progress.queue.push_back(error_json(&Problem::draining()) + "\n");
-                    progress.ended = true;
+                    progress.fail(&Problem::draining());
                     continue;
                 }
-                () = &mut watched.revoked => return None,
+                () = &mut watched.revoked => {
+                    progress.fail(&Problem::key_revoked());
+                    continue;
+                }
                 () = last_byte_received(watched.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     watched.last_byte = None;

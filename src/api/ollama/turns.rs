@@ -88,6 +88,8 @@ impl Request {
         let started = Instant::now();
         let Self { shared, caller, permit, last_byte, headers, body } = self;
         let AskedModel { model, stream, task } = AskedModel::read(shape, &body)?;
+        // The answer may take minutes, and fields that are ignored may hold much.
+        drop(body);
         let named = |problem: Problem| of_model(&model, problem);
         let lines = Lines::new(shape, &model, Clock::start(started));
         let question = match task {

@@ -1,19 +1,18 @@
 //! Chat completions.
 
-use std::pin::pin;
-
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::body;
 use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
 use super::stream::CompletionStream;
+use super::whole::{self, Waiting, completed};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
@@ -22,11 +21,9 @@ use crate::follow::{self, AcceptedTurn, Follow, Submission};
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
-use crate::session::model::Failure;
 use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
-use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
+use crate::session::{Owner, SessionId, TurnSpec};
 use crate::sign_in::Identity;
 
 /// The body of a request, read and checked.
@@ -63,7 +60,7 @@ pub async fn complete(
     let created = Utc::now().timestamp();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
     let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, &request).await?;
-    let AcceptedTurn { submitted, mut guard } = accepted;
+    let AcceptedTurn { submitted, guard } = accepted;
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
     let follow = in_time(follow).await?;
@@ -72,27 +69,13 @@ pub async fn complete(
         return stream.respond(caller.validity, last_byte).await;
     }
     let generation = submitted.generation;
-    let is_by_proxy = idempotency::is_by_proxy(&headers);
-    let limit = shared.settings.request_timeout;
-    let mut whole = pin!(timeout_at(started + limit, follow.answer()));
-    let answered = loop {
-        tokio::select! {
-            biased;
-            answered = &mut whole => break answered,
-            () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
-            // A client that is gone looks like one that has sent its last byte.
-            () = last_byte.received(), if guard.is_some() || is_by_proxy => {
-                if guard.take().is_none() {
-                    return Err(cancelled());
-                }
-            }
-        }
+    let waiting = Waiting {
+        guard,
+        is_by_proxy: idempotency::is_by_proxy(&headers),
+        last_byte,
+        end: started + shared.settings.request_timeout,
     };
-    let answer = answered.map_err(|_| out_of_time())??;
-    if let Some(guard) = &mut guard {
-        guard.disarm();
-    }
-    let answer = completed(*answer)?;
+    let answer = completed(whole::answer(&shared, follow, waiting).await?)?;
     let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {
         id: completion_id(generation),
@@ -150,26 +133,4 @@ async fn submit(
     let cancel_on_disconnect = turn.key.is_none();
     let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok((session, follow::submit(&shared.generations, submission).await?))
-}
-
-/// Returns an answer that is complete.
-///
-/// # Errors
-/// Why it failed, or that it was cancelled.
-pub fn completed(answer: Message) -> Result<Message, Problem> {
-    match (answer.status, answer.error) {
-        (Some(Status::Failed), Some(failure)) => Err(Failure::into(failure)),
-        (Some(Status::Cancelled), _) => Err(cancelled()),
-        (_, error) => Ok(Message { error, ..answer }),
-    }
-}
-
-fn cancelled() -> Problem {
-    let detail = "The completion was cancelled before its end.";
-    Problem::new(StatusCode::BAD_GATEWAY, "upstream_interrupted", detail)
-}
-
-fn out_of_time() -> Problem {
-    let detail = "The completion took too long for one reply; request it as a stream.";
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
 }

@@ -1,13 +1,11 @@
 //! Writes the chunks of a streamed completion. Pure: it knows no connection.
 //!
-//! OpenAI's dialect cannot take text back. Where a turn begins its answer anew, the text that was
-//! sent already is compared with the new one and not sent again. Where the two differ, the stream
-//! ends with an error: a client never gets a text that no model wrote.
+//! This dialect cannot take text back: see [`SentText`].
 
 use serde_json::json;
 
 use super::shapes::{CompletionUsage, FunctionCall, completion_id, finish_reason};
-use crate::http::problem::Problem;
+use crate::api::sent_text::{Diverged, SentText};
 use crate::session::{GenerationId, Message};
 
 /// The chunks of one completion.
@@ -17,12 +15,8 @@ pub struct Chunks {
     /// Whether the usage comes before the end; all other chunks then have an empty one.
     include_usage: bool,
     /// The text that was sent.
-    sent: String,
+    sent: SentText,
 }
-
-/// The new text of an answer differs from what was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Diverged;
 
 impl Chunks {
     /// Begins a completion.
@@ -35,7 +29,7 @@ impl Chunks {
         });
         let mut prefix = head.to_string();
         prefix.pop();
-        Self { prefix, include_usage, sent: String::new() }
+        Self { prefix, include_usage, sent: SentText::default() }
     }
 
     /// Returns the first chunk, which has the role.
@@ -54,20 +48,8 @@ impl Chunks {
     /// # Errors
     /// [`Diverged`].
     pub fn text(&mut self, offset: u64, text: &str) -> Result<Option<String>, Diverged> {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let known = self.sent.get(offset..).ok_or(Diverged)?;
-        let common = known.len().min(text.len());
-        if known.as_bytes()[..common] != text.as_bytes()[..common] {
-            return Err(Diverged);
-        }
-        let new = text.get(common..).ok_or(Diverged)?;
-        if new.is_empty() {
-            return Ok(None);
-        }
-        let content = serde_json::to_string(new).unwrap_or_default();
-        let chunk = self.chunk(&format!(r#"{{"content":{content}}}"#), None);
-        self.sent.push_str(new);
-        Ok(Some(chunk))
+        let new = self.sent.add(offset, text)?.to_owned();
+        Ok((!new.is_empty()).then(|| self.content(&new)))
     }
 
     /// Returns the last chunks of a completed answer.
@@ -75,11 +57,11 @@ impl Chunks {
     /// # Errors
     /// [`Diverged`].
     pub fn end(&mut self, answer: &Message) -> Result<Vec<String>, Diverged> {
-        let rest = self.text(0, &answer.content)?;
-        if self.sent.len() != answer.content.len() {
-            return Err(Diverged);
+        let rest = self.sent.end(&answer.content)?.to_owned();
+        let mut chunks = Vec::new();
+        if !rest.is_empty() {
+            chunks.push(self.content(&rest));
         }
-        let mut chunks: Vec<String> = rest.into_iter().collect();
         if !answer.tool_calls.is_empty() {
             let calls: Vec<_> = (0..)
                 .zip(answer.tool_calls.iter().cloned())
@@ -97,6 +79,11 @@ impl Chunks {
         Ok(chunks)
     }
 
+    fn content(&self, text: &str) -> String {
+        let content = serde_json::to_string(text).unwrap_or_default();
+        self.chunk(&format!(r#"{{"content":{content}}}"#), None)
+    }
+
     fn chunk(&self, delta: &str, finish_reason: Option<&str>) -> String {
         let finish =
             finish_reason.map_or_else(|| "null".to_owned(), |reason| format!("\"{reason}\""));
@@ -105,15 +92,6 @@ impl Chunks {
             r#"{},"choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish}}}]{usage}}}"#,
             self.prefix
         )
-    }
-}
-
-impl From<Diverged> for Problem {
-    fn from(Diverged: Diverged) -> Self {
-        let detail =
-            "The answer broke off, and the model began another one; send the request again.";
-        let status = axum::http::StatusCode::BAD_GATEWAY;
-        Self { retryable: true, ..Self::new(status, "upstream_interrupted", detail) }
     }
 }
 
@@ -177,14 +155,9 @@ mod tests {
     fn an_answer_that_begins_anew_is_sent_once_and_never_with_another_text() {
         let mut stream = chunks(false);
         assert!(stream.text(0, "one two").expect("new").is_some());
-        // The same text comes again, in other pieces.
         assert_eq!(stream.text(0, "one"), Ok(None));
-        let chunk = stream.text(3, " two three").expect("the same").expect("a chunk");
-        assert_eq!(delta(&chunk), json!({"content": " three"}));
         assert_eq!(stream.text(4, "six"), Err(Diverged));
-        assert_eq!(stream.text(20, "far"), Err(Diverged));
+        assert_eq!(stream.end(&answer("one two four")).map(|last| last.len()), Ok(2));
         assert_eq!(stream.end(&answer("one two")), Err(Diverged));
-        assert_eq!(stream.end(&answer("one two four")), Err(Diverged));
-        assert_eq!(stream.end(&answer("one two three")).map(|last| last.len()), Ok(1));
     }
 }

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{headers, serves};
+use super::{headers, serves, serves_responses};
 use crate::http::problem::Problem;
 
 /// The header by which OpenAI's SDKs learn whether the same request may succeed on a retry.
@@ -48,12 +48,29 @@ pub fn dialect(path: &str, mut response: Response) -> Response {
     if !problem.retryable {
         parts.headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
-    Response::from_parts(parts, error_json(&problem).into())
+    let envelope = ErrorEnvelope::from(&problem);
+    let envelope = if serves_responses(path) { envelope.of_response() } else { envelope };
+    Response::from_parts(parts, envelope.json().into())
 }
 
 /// Returns the envelope of an error as JSON.
 pub fn error_json(problem: &Problem) -> String {
-    serde_json::to_string(&ErrorEnvelope::from(problem)).unwrap_or_default()
+    ErrorEnvelope::from(problem).json()
+}
+
+impl ErrorEnvelope {
+    /// Returns the error of a response: what a completion calls its messages is its input.
+    #[must_use]
+    pub fn of_response(mut self) -> Self {
+        if self.error.param.as_deref() == Some("messages") {
+            self.error.param = Some("input".to_owned());
+        }
+        self
+    }
+
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
 }
 
 /// Returns the status of an error. Where the client has to change its request, OpenAI's is 400.
@@ -77,6 +94,7 @@ impl From<&Problem> for ErrorEnvelope {
             ("token_invalid" | "token_expired" | "token_ambiguous" | "sign_in_required", _) => {
                 ("invalid_api_key", None)
             }
+            ("format_unsupported", _) => ("invalid_value", Some("response_format".to_owned())),
             ("rate_limited", _) => ("rate_limit_exceeded", None),
             ("quota_exceeded", _) => ("insufficient_quota", None),
             (code, _) => (code, None),

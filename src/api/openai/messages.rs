@@ -5,10 +5,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::params::{INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
+use super::tools::check_name;
 use crate::http::extract::fields::FieldError;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
 use crate::session::{Message, Role};
+
+/// Bytes of the id of a call, at most: each result names it.
+const CALL_ID_BYTES: usize = 256;
 
 /// The conversation of a request.
 #[derive(Clone, Debug)]
@@ -39,14 +43,16 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
     let mut before = Vec::with_capacity(list.len());
+    let mut bytes = 0;
     for (at, value) in list.iter().enumerate() {
         let message = read_message(value, &format!("messages[{at}]"), &before)?;
+        bytes += OwnConversation::bytes_of(&message);
+        if bytes > OwnConversation::BYTES {
+            let most = OwnConversation::BYTES;
+            let msg = format!("must have at most {most} bytes of text together");
+            return Err(params.refuse("messages", INVALID_VALUE, msg));
+        }
         before.push(message);
-    }
-    let bytes: usize = before.iter().map(bytes).sum();
-    if bytes > OwnConversation::BYTES {
-        let msg = format!("must have at most {} bytes of text together", OwnConversation::BYTES);
-        return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
     match before.pop() {
         Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
@@ -56,13 +62,6 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
             Err(error(&path, INVALID_VALUE, msg))
         }
     }
-}
-
-/// Returns the bytes that a message takes.
-fn bytes(message: &Message) -> usize {
-    let calls = message.tool_calls.iter();
-    let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
-    message.content.len() + calls.sum::<usize>()
 }
 
 fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message, FieldError> {
@@ -119,13 +118,14 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
     let read = |(at, value): (usize, &Value)| {
         let path = format!("{path}[{at}]");
         let mut call = Params::of_value(value, &path)?;
-        let id = call.required_text("id")?.to_owned();
+        let id = call_id(&mut call, "id")?;
         if call.required_text("type")? != "function" {
             return Err(call.refuse("type", UNSUPPORTED_VALUE, "is supported as function"));
         }
         let path = call.path_of("function");
         let mut function = Params::of_value(call.required("function")?, &path)?;
         call.finish()?;
+        check_name(&mut function)?;
         let name = function.required_text("name")?.to_owned();
         let arguments = function.required_text("arguments")?;
         if serde_json::from_str::<JsonObject>(arguments).is_err() {
@@ -139,6 +139,19 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
         Ok(ToolCall { id, name, arguments: arguments.to_owned() })
     };
     list.iter().enumerate().map(read).collect()
+}
+
+/// Reads the id of a call, which each result of it repeats.
+///
+/// # Errors
+/// Where it is absent, no text, or too long.
+pub fn call_id(params: &mut Params<'_>, name: &'static str) -> Result<String, FieldError> {
+    let id = params.required_text(name)?;
+    if id.len() > CALL_ID_BYTES {
+        let msg = format!("must have at most {CALL_ID_BYTES} bytes");
+        return Err(params.refuse(name, INVALID_VALUE, msg));
+    }
+    Ok(id.to_owned())
 }
 
 /// Reads a content: a text, or a list of parts, whose texts are joined by line breaks.

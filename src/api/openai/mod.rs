@@ -14,10 +14,12 @@ mod messages;
 pub(crate) mod models;
 mod params;
 pub mod request;
+pub(crate) mod responses;
 mod schema;
 mod shapes;
 mod stream;
 mod tools;
+mod whole;
 
 pub use errors::dialect;
 pub use schema::{FrontDoc, describe};
@@ -32,10 +34,17 @@ pub fn serves(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/")
 }
 
+/// Returns whether a path is one of responses.
+fn serves_responses(path: &str) -> bool {
+    path == "/v1/responses" || path.starts_with("/v1/responses/")
+}
+
 /// Returns what a request to this method and path is, for the limits of its caller.
 pub fn request_kind(method: &Method, path: &str) -> RequestKind {
     match (method, path.trim_end_matches('/')) {
-        (&Method::POST, "/v1/chat/completions" | "/v1/embeddings") => RequestKind::Turn,
+        (&Method::POST, "/v1/chat/completions" | "/v1/responses" | "/v1/embeddings") => {
+            RequestKind::Turn
+        }
         _ => RequestKind::Plain,
     }
 }

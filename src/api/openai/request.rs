@@ -17,7 +17,7 @@ use crate::session::model::{Effort, Reasoning, Sampling};
 const STOPS: usize = 4;
 const STOP_BYTES: usize = 256;
 /// OpenAI's default of the temperature and of `top_p`.
-const DEFAULT_SAMPLING: f64 = 1.0;
+pub const DEFAULT_SAMPLING: f64 = 1.0;
 
 /// A request for a chat completion.
 #[derive(Clone, Debug)]
@@ -60,10 +60,12 @@ impl ChatCompletion {
                 ..Sampling::default()
             },
             rules: tools::rules(&mut params, text)?,
-            think: reasoning(&mut params)?,
+            think: effort(&mut params, "reasoning_effort")?,
             message_id: None,
             source: String::new(),
             needs_listener: false,
+            is_detached: false,
+            is_kept: false,
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
@@ -148,19 +150,22 @@ fn stops(params: &mut Params<'_>) -> Result<Vec<String>, FieldError> {
 }
 
 /// Reads how hard the model reasons before it answers. Without it the model does not reason.
-fn reasoning(params: &mut Params<'_>) -> Result<Reasoning, FieldError> {
-    match params.text("reasoning_effort")? {
+///
+/// # Errors
+/// Where it is no effort, or not a supported one.
+pub fn effort(params: &mut Params<'_>, name: &'static str) -> Result<Reasoning, FieldError> {
+    match params.text(name)? {
         None | Some("none") => Ok(Reasoning::Off),
         Some("low") => Ok(Reasoning::Effort(Effort::Low)),
         Some("medium") => Ok(Reasoning::Effort(Effort::Medium)),
         Some("high") => Ok(Reasoning::Effort(Effort::High)),
         Some("minimal" | "xhigh") => {
             let msg = "is supported as none, low, medium and high";
-            Err(params.refuse("reasoning_effort", UNSUPPORTED_VALUE, msg))
+            Err(params.refuse(name, UNSUPPORTED_VALUE, msg))
         }
         Some(_) => {
             let msg = "must be none, low, medium or high";
-            Err(params.refuse("reasoning_effort", INVALID_VALUE, msg))
+            Err(params.refuse(name, INVALID_VALUE, msg))
         }
     }
 }

@@ -5,6 +5,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
 use crate::api::embedding::TEXTS;
+use super::responses;
 
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
@@ -46,22 +47,23 @@ pub fn describe(document: &mut Value) {
             ],
         });
     }
+    responses::schema::describe(document);
 }
 
 /// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
 /// that names are written.
-const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
-const FUNCTION_NAME: &str = "^[A-Za-z0-9_-]{1,64}$";
+pub(super) const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
+pub(super) const FUNCTION_NAME: &str = "^[A-Za-z0-9_-]{1,64}$";
 
 /// Returns an object of these fields, with no others.
-fn object(required: &[&str], properties: &Value) -> Value {
+pub(super) fn object(required: &[&str], properties: &Value) -> Value {
     json!({
         "type": "object", "required": required, "properties": properties,
         "additionalProperties": false,
     })
 }
 
-fn number(least: f64, most: f64, default: Option<f64>) -> Value {
+pub(super) fn number(least: f64, most: f64, default: Option<f64>) -> Value {
     let mut number = json!({"type": ["number", "null"], "minimum": least, "maximum": most});
     if let Some(default) = default {
         number["default"] = default.into();
@@ -70,7 +72,7 @@ fn number(least: f64, most: f64, default: Option<f64>) -> Value {
 }
 
 /// Returns a parameter that may only have these values, or null.
-fn only(values: &[Value]) -> Value {
+pub(super) fn only(values: &[Value]) -> Value {
     json!({"enum": values.iter().chain([&Value::Null]).collect::<Vec<_>>()})
 }
 

@@ -15,10 +15,10 @@ use futures_util::stream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::chat::completed;
 use super::chunks::Chunks;
 use super::errors::error_json;
 use super::request::ChatCompletion;
+use super::whole::completed;
 use crate::api::permits::SocketPermit;
 use crate::api::state::Shared;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
@@ -135,13 +135,19 @@ impl CompletionStream {
             tokio::select! {
                 advanced = progress.advance() => {
                     if let Err(problem) = advanced {
-                        progress.queue.push_back(Event::default().data(error_json(&problem)));
-                        progress.ended = true;
+                        progress.fail(&problem);
                     }
                     continue;
                 }
-                () = lifecycle.reached(Phase::Stopped) => return None,
-                () = &mut watched.revoked => return None,
+                // The SDKs take a stream that only ends for a whole completion.
+                () = lifecycle.reached(Phase::Stopped) => {
+                    progress.fail(&Problem::draining());
+                    continue;
+                }
+                () = &mut watched.revoked => {
+                    progress.fail(&Problem::key_revoked());
+                    continue;
+                }
                 () = last_byte_received(watched.last_byte.clone()) => {
                     // The system of a client that is gone resets the connection on a write.
                     watched.last_byte = None;
@@ -175,6 +181,12 @@ impl Progress {
             },
         }
         Ok(())
+    }
+
+    /// Ends the stream with an error. The guard stays, and cancels a turn that goes on.
+    fn fail(&mut self, problem: &Problem) {
+        self.queue.push_back(Event::default().data(error_json(problem)));
+        self.ended = true;
     }
 
     fn end(&mut self, answer: Message) -> Result<(), Problem> {

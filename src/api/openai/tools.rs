@@ -9,10 +9,10 @@ use crate::raw_fields::RawFields;
 use crate::session::model::AnswerRules;
 
 /// Bytes of a schema and of all tools together, at most: they are stored with each turn.
-const SCHEMA_BYTES: usize = 64 << 10;
-const TOOLS_BYTES: usize = 128 << 10;
+pub const SCHEMA_BYTES: usize = 64 << 10;
+pub const TOOLS_BYTES: usize = 128 << 10;
 /// Tools of one request, at most, as OpenAI has it.
-const TOOLS: usize = 128;
+pub const TOOLS: usize = 128;
 /// Characters of the name of a tool or a schema, at most.
 const NAME: usize = 64;
 
@@ -103,7 +103,11 @@ fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
     function.finish()
 }
 
-fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
+/// Checks the name of a tool or a schema.
+///
+/// # Errors
+/// Where it is absent, or has other characters than OpenAI allows.
+pub fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
     let name = params.required_text("name")?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if name.is_empty() || name.len() > NAME || !name.bytes().all(is_plain) {
@@ -114,7 +118,10 @@ fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
 }
 
 /// Returns the text of a value, or the value as text where its text cannot be found.
-fn bounded(
+///
+/// # Errors
+/// Where it has more bytes than `most`.
+pub fn bounded(
     raw: Option<&str>,
     value: &Value,
     most: usize,
@@ -128,7 +135,7 @@ fn bounded(
 }
 
 /// Returns the text of the value at this path in the text of a request.
-fn raw_value<'a>(body: &'a [u8], path: &[&str]) -> Option<&'a str> {
+pub fn raw_value<'a>(body: &'a [u8], path: &[&str]) -> Option<&'a str> {
     let mut text = std::str::from_utf8(without_bom(body)).ok()?;
     for name in path {
         let RawFields(fields) = serde_json::from_str(text).ok()?;

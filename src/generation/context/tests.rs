@@ -42,6 +42,8 @@ fn spec(model: &str, max_tokens: u32, system: Option<&str>) -> TurnSpec {
         message_id: None,
         source: String::new(),
         needs_listener: false,
+        is_detached: false,
+        is_kept: false,
     }
 }
 

@@ -93,10 +93,9 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     if request.body().size_hint().lower() > limit as u64 {
         return Err(large());
     }
-    // There is room for what was declared, before anything is read.
-    let declared = usize::try_from(request.body().size_hint().lower()).unwrap_or(limit);
     let mut chunks = request.into_body().into_data_stream();
-    let mut body = Vec::with_capacity(declared.min(limit));
+    // It grows with what arrives: a client may declare much, and send little.
+    let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
             if is_without_room(&error) {

@@ -87,6 +87,11 @@ impl Object {
         Ok(object)
     }
 
+    /// Returns the fields that can be read, without the others.
+    pub fn into_fields(self) -> Map<String, Value> {
+        self.fields
+    }
+
     /// Returns the fields that can be read.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields

@@ -12,6 +12,11 @@ const CLOSED_POLICY: &str =
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
     img-src 'self' data:; font-src 'self' data:; connect-src 'self'; base-uri 'self'; \
     form-action 'none'; frame-ancestors 'none'";
+/// What the page at `/` needs: its own files, and this service's API. No text becomes HTML or a script
+/// anywhere in it (Trusted Types), and nothing is loaded from another place.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// The headers of every response.
 const ALWAYS: [(HeaderName, &str); 3] = [
@@ -39,6 +44,8 @@ pub fn secured(path: &str, mut response: Response) -> Response {
 enum PathKind {
     /// The page that displays the API's description, and its files.
     Docs,
+    /// The page, to a browser, and what the service is, to a program.
+    Root,
     /// What is the same for everybody.
     Public,
     /// Everything else, which may belong to a caller.
@@ -48,9 +55,11 @@ enum PathKind {
 impl PathKind {
     fn of(path: &str) -> Self {
         match path.trim_end_matches('/') {
+            "" => Self::Root,
             "/docs" => Self::Docs,
             path if path.starts_with("/docs/") => Self::Docs,
             "/openapi.json" => Self::Public,
+            path if path.starts_with("/app/") => Self::Public,
             _ => Self::Callers,
         }
     }
@@ -62,19 +71,32 @@ fn add(kind: PathKind, response: &mut Response) {
         return;
     }
     let is_success = response.status().is_success();
+    // A browser takes over the headers of "not modified" for the page that it has.
+    let is_page = response.status() == StatusCode::NOT_MODIFIED;
     let headers = response.headers_mut();
     for (name, value) in ALWAYS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    let policy = if kind == PathKind::Docs { DOCS_POLICY } else { CLOSED_POLICY };
+    let policy = match kind {
+        PathKind::Docs => DOCS_POLICY,
+        PathKind::Root if is_page || is_page_type(headers) => PAGE_POLICY,
+        _ => CLOSED_POLICY,
+    };
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
-    // An event stream has its own rule.
-    if (kind == PathKind::Callers || !is_success) && !headers.contains_key(header::CACHE_CONTROL) {
+    // An event stream has its own rule, and so have the page and its parts.
+    if (matches!(kind, PathKind::Callers | PathKind::Root) || !is_success)
+        && !headers.contains_key(header::CACHE_CONTROL)
+    {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if !varies_by_origin(headers) {
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
+}
+
+fn is_page_type(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
 }
 
 fn varies_by_origin(headers: &HeaderMap) -> bool {
@@ -87,14 +109,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_page_of_the_description_may_run_scripts_and_be_cached() {
+    fn the_two_pages_have_policies_of_their_own_and_what_is_public_may_be_cached() {
         for (path, kind) in [
             ("/docs", PathKind::Docs),
             ("/docs/", PathKind::Docs),
             ("/docs/swagger-ui.css", PathKind::Docs),
             ("/openapi.json", PathKind::Public),
             ("/docsx", PathKind::Callers),
-            ("/", PathKind::Callers),
+            ("/", PathKind::Root),
+            ("/app/main-0123456789ab.js", PathKind::Public),
+            ("/appx", PathKind::Callers),
             ("/api/v1/chat/sessions/x", PathKind::Callers),
         ] {
             assert_eq!(PathKind::of(path), kind, "{path}");

@@ -71,8 +71,9 @@ pub(super) async fn check(
     // A repeat of a turn that was accepted is answered also where no turn is left.
     let may_repeat = request.headers().contains_key("idempotency-key");
     let subject = Arc::new(subject(&request, source));
+    // Boxed: this future exists for as long as the request does, and the call to Redis is large.
     let Admission { standings, turn, socket } =
-        match layer.limits.admit(&subject, kind, may_repeat).await {
+        match Box::pin(layer.limits.admit(&subject, kind, may_repeat)).await {
             Ok(admission) => admission,
             Err(refusal) => {
                 return with_headers(Problem::limited(&refusal).into_response(), Vec::new());

@@ -47,13 +47,14 @@ pub(super) async fn check(
         // Such clients do not start without a key.
         sent => sent.map(|token| token.and_then(without_placeholder)),
     };
+    // Boxed: this future exists for as long as the request does, and the calls to Redis are large.
     let identity = match sent {
-        Ok(Some(token)) => identify(&sign_in, limits, &source, token).await.map(Some),
+        Ok(Some(token)) => Box::pin(identify(&sign_in, limits, &source, token)).await.map(Some),
         Ok(None) if sign_in.mode() == SignInMode::Required => {
-            Err(refuse(limits, &source, &SignInError::Required).await)
+            Err(Box::pin(refuse(limits, &source, &SignInError::Required)).await)
         }
         Ok(None) => Ok(None),
-        Err(error) => Err(refuse(limits, &source, &error).await),
+        Err(error) => Err(Box::pin(refuse(limits, &source, &error)).await),
     };
     match identity {
         Ok(identity) => {

@@ -37,6 +37,15 @@ pub struct Appended {
     pub is_published: bool,
 }
 
+/// What a writer takes back of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenBack {
+    /// Bytes of the answer that stay.
+    pub length: u64,
+    /// How often the answer has begun anew by now.
+    pub restarts: u32,
+}
+
 impl Store {
     /// Publishes once that the answer begins, and leaves `tag` as the writer's revision, with the
     /// runner of the answer's text.
@@ -80,9 +89,8 @@ impl Store {
         Ok(Appended { written, after, is_published })
     }
 
-    /// Takes back the answer beyond `length` bytes, and replaces `revision` by `tag`. With
-    /// `published`, readers may have seen more than Redis holds, and the event is written in any
-    /// case.
+    /// Takes back a part of the answer, and replaces `revision` by `tag`. With `published`, readers
+    /// may have seen more than Redis holds, and the event is written in any case.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
@@ -90,11 +98,12 @@ impl Store {
         &self,
         turn: &Turn,
         revision: Tag,
-        length: u64,
         tag: Tag,
+        taken_back: TakenBack,
         published: bool,
     ) -> Result<Written, StoreError> {
-        let claimed = Control::Claimed { from: length };
+        let TakenBack { length, restarts } = taken_back;
+        let claimed = Control::Claimed { from: length, restarts };
         let call = of_writer(SessionKeys::of(turn.session).call("jarvis_rewind_1"), turn);
         let call = call.text("revision", revision).text("length", length).text("tag", tag);
         self.write(call.arg("event", json(&claimed)).flag("published", published)).await

@@ -34,14 +34,14 @@ pub struct OwnConversation {
 pub struct ConversationTooLarge {
     /// The number of its messages.
     pub messages: usize,
-    /// The bytes of their contents.
+    /// The bytes of their texts, and of what belongs to tools.
     pub bytes: usize,
 }
 
 impl OwnConversation {
     /// The largest number of messages.
     pub const MESSAGES: usize = 1_000;
-    /// The largest number of bytes of all contents together.
+    /// The largest number of bytes of all messages together, without their question.
     pub const BYTES: usize = 1 << 20;
 
     /// Creates a conversation of these messages, oldest first; there may be none.
@@ -49,20 +49,24 @@ impl OwnConversation {
     /// # Errors
     /// [`ConversationTooLarge`].
     pub fn new(messages: Vec<Message>) -> Result<Self, ConversationTooLarge> {
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let bytes = messages.iter().map(Self::bytes_of).sum();
         if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
             return Err(ConversationTooLarge { messages: messages.len(), bytes });
         }
         Ok(Self { messages: messages.into(), question: None })
     }
 
-    /// Sets the author of the message that the turn answers, and the call of a tool whose result it
-    /// is. Without this it is a user's.
+    /// Sets the author of the message that the turn answers, the call of a tool whose result it is,
+    /// and the request as its front shows it again. Without this it is a user's.
     #[must_use]
     pub fn with_question(self, question: &Message) -> Self {
-        let Message { role, tool_call_id, tool_name, .. } = question;
-        let (tool_call_id, tool_name) = (tool_call_id.clone(), tool_name.clone());
-        let question = Message { tool_call_id, tool_name, ..message(*role, question.timestamp) };
+        let Message { role, tool_call_id, tool_name, request, .. } = question;
+        let question = Message {
+            tool_call_id: tool_call_id.clone(),
+            tool_name: tool_name.clone(),
+            request: request.clone(),
+            ..message(*role, question.timestamp)
+        };
         Self { question: Some(Arc::new(question)), ..self }
     }
 
@@ -79,9 +83,19 @@ impl OwnConversation {
         &self.messages
     }
 
-    /// Returns the bytes of all contents together.
+    /// Returns the bytes of all messages together.
     pub fn bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.content.len()).sum()
+        let question = self.question.iter().map(|question| Self::bytes_of(question));
+        self.messages.iter().map(Self::bytes_of).chain(question).sum()
+    }
+
+    /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools.
+    pub fn bytes_of(message: &Message) -> usize {
+        let calls = message.tool_calls.iter();
+        let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
+        let result = [&message.tool_call_id, &message.tool_name].into_iter().flatten();
+        let result = result.map(String::len);
+        message.content.len() + calls.sum::<usize>() + result.sum::<usize>()
     }
 
     /// Returns the messages as Redis stores them, without their parents.
@@ -116,6 +130,11 @@ mod tests {
     fn a_conversation_is_bounded_by_messages_and_by_bytes() {
         let short = vec![text_message(Role::User, "x"); OwnConversation::MESSAGES];
         assert!(OwnConversation::new(short.clone()).is_ok());
+        let result = Message {
+            tool_name: Some("n".repeat(OwnConversation::BYTES / 2 + 1)),
+            ..text_message(Role::Tool, "")
+        };
+        OwnConversation::new(vec![result.clone(); 2]).expect_err("each result repeats the name");
         let many = [short, vec![text_message(Role::User, "x")]].concat();
         let refused = OwnConversation::new(many).expect_err("one too many");
         assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 });

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::turns::generation_of_question as generation_of;
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
 use crate::session::stored_message;
@@ -35,7 +36,42 @@ pub struct Described {
     pub upstream_closed: Option<GenerationId>,
 }
 
+/// The first turn of a session, which brought its own conversation.
+#[derive(Clone, Debug)]
+pub struct OwnTurn {
+    /// The generation that answers it.
+    pub generation: GenerationId,
+    /// The number of messages that it brought. They are the first ones of the session.
+    pub brought: u64,
+    /// The message that it answers.
+    pub question: Message,
+    /// The answer, once it has ended.
+    pub answer: Option<Message>,
+}
+
 impl Store {
+    /// Returns the first turn of a session, where it brought its own conversation; none of another
+    /// session, and none while a failover keeps that turn from its place.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn own_turn(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+    ) -> Result<Option<OwnTurn>, StoreError> {
+        let reply = self.call_describe(owner, session, "-".to_owned()).await?;
+        parse_described(session, &reply)?;
+        let Some(brought) = optional::<u64>(&reply, 10)? else { return Ok(None) };
+        // One by one: a large question would leave no room for the answer.
+        let question = self.page(owner, session, brought, 1).await?.messages.pop();
+        let Some(question) = question else { return Ok(None) };
+        let generation = generation_of(question.id);
+        let answer = self.find_message(owner, session, generation.0).await?;
+        let answer = answer.map(|(_, answer)| answer);
+        Ok(Some(OwnTurn { generation, brought, question, answer }))
+    }
+
     /// Sets the title of the session.
     ///
     /// # Errors
@@ -305,6 +341,7 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         tool_calls: Vec::new(),
         tool_call_id: None,
         tool_name: None,
+        request: None,
     }
 }
 

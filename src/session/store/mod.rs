@@ -18,12 +18,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-pub use answer::{Appended, Written};
+pub use answer::{Appended, TakenBack, Written};
 pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
-pub use history::{Described, Page, REPLY_BYTES, message};
+pub use history::{Described, OwnTurn, Page, REPLY_BYTES, message};
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
@@ -52,6 +52,9 @@ pub struct SessionLimits {
     /// Seconds, from the end of the last turn, that a session is kept whose first turn brought its
     /// own conversation.
     pub own_conversation_idle_seconds: u64,
+    /// The same of an anonymous session that is kept ([`TurnSpec::is_kept`]). A user's is kept as the
+    /// user's other sessions are.
+    pub kept_conversation_idle_seconds: u64,
 }
 
 impl Default for SessionLimits {
@@ -62,6 +65,7 @@ impl Default for SessionLimits {
             anonymous_idle_seconds: 30 * 24 * 60 * 60,
             user_idle_seconds: 0,
             own_conversation_idle_seconds: 60 * 60,
+            kept_conversation_idle_seconds: 24 * 60 * 60,
         }
     }
 }
@@ -101,6 +105,17 @@ impl std::convert::From<RedisError> for StoreError {
             error => Self::Redis(error),
         }
     }
+}
+
+/// How a session is kept that begins with a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// As a session whose history is stored.
+    AsHistory,
+    /// Its first turn brought its own conversation, and nobody looks for it later.
+    Briefly,
+    /// Its first turn brought its own conversation, and clients come back for the answer.
+    ForClients,
 }
 
 /// The sessions in Redis.
@@ -150,9 +165,12 @@ impl Store {
     }
 
     /// Returns how long an idle session is kept that begins with a turn of this owner; 0 for ever.
-    fn idle_seconds(&self, owner: &Owner, own_conversation: bool) -> u64 {
+    fn idle_seconds(&self, owner: &Owner, kept: Kept) -> u64 {
         match owner {
-            _ if own_conversation => self.limits.own_conversation_idle_seconds,
+            _ if kept == Kept::Briefly => self.limits.own_conversation_idle_seconds,
+            Owner::Anonymous if kept == Kept::ForClients => {
+                self.limits.kept_conversation_idle_seconds
+            }
             Owner::Anonymous => self.limits.anonymous_idle_seconds,
             Owner::User(_) => self.limits.user_idle_seconds,
         }
@@ -162,7 +180,7 @@ impl Store {
 /// Returns the event of a claim; the function replaces `LENGTH` by the length that it continues
 /// from.
 fn claimed_event() -> String {
-    json(&Control::Claimed { from: 0 }).replace(":0", ":LENGTH")
+    json(&Control::Claimed { from: 0, restarts: 0 }).replace(":0", ":LENGTH")
 }
 
 /// Adds the arguments of the turn's holder, which come first in each of its calls.

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
-    json, message, of_writer, unexpected,
+    Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event,
+    field, json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
@@ -492,6 +492,23 @@ impl Store {
     /// Adds the arguments of both functions that can write an acceptance.
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
+        let kept = match (own_conversation, spec.is_kept) {
+            (false, _) => Kept::AsHistory,
+            (true, false) => Kept::Briefly,
+            (true, true) => Kept::ForClients,
+        };
+        let brings = match (own_conversation, spec.is_detached) {
+            (false, _) => "0",
+            (true, false) => "1",
+            (true, true) => "detached",
+        };
+        let idle_seconds = match self.idle_seconds(owner, kept) {
+            // A client that has chosen a key comes back with it. A proxy's key serves one request.
+            brief if kept == Kept::Briefly && accepted.key.is_some() && !spec.needs_listener => {
+                brief.max(KEY_SECONDS)
+            }
+            seconds => seconds,
+        };
         call.arg("replica", self.replica.as_str())
             .arg(
                 "turn",
@@ -509,8 +526,8 @@ impl Store {
             .arg("title", title(&accepted.question.content))
             .arg("model", spec.model.as_str())
             .arg("now", accepted.at.as_str())
-            .text("idle_seconds", self.idle_seconds(owner, own_conversation))
-            .flag("own_conversation", own_conversation)
+            .text("idle_seconds", idle_seconds)
+            .arg("own_conversation", brings)
     }
 }
 
@@ -537,6 +554,11 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
 /// that the event of its acceptance finds it.
 fn question_of(generation: GenerationId) -> Uuid {
     Uuid::from_u128(generation.0.as_u128() ^ 1)
+}
+
+/// Returns the generation whose question this message is.
+pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
+    GenerationId(Uuid::from_u128(question.as_u128() ^ 1))
 }
 
 /// Returns the event of an acceptance as it is stored, without the question.

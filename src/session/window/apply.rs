@@ -51,7 +51,7 @@ impl Window {
                 self.answers.push(AnswerText::new(generation, 0, String::new()));
                 self.running = Some(generation);
             }
-            (Control::Claimed { from }, Some(generation)) => self.cut(generation, *from),
+            (Control::Claimed { from, .. }, Some(generation)) => self.cut(generation, *from),
             (control, about) if control.is_terminal() && about == self.running => {
                 self.running = None;
                 if let Some((generation, length)) = event.final_length() {

@@ -74,7 +74,7 @@ impl Session {
                 let text = &self.log.answer(id).expect("held").text;
                 let at = (text.len() as f64 * share) as usize;
                 let from = text.floor_char_boundary(at) as u64;
-                let mut event = self.event(Some(id), Control::Claimed { from });
+                let mut event = self.event(Some(id), Control::Claimed { from, restarts: 0 });
                 event.answer_position = Some((id, from));
                 event
             }
@@ -239,7 +239,7 @@ fn a_reader_beyond_what_redis_holds_of_a_claim_goes_back_to_what_is_there() {
     // that byte again.
     let running = session.log.running().expect("a running generation");
     session.log.cut(running, 0);
-    let mut claimed = session.event(Some(running), Control::Claimed { from: 1 });
+    let mut claimed = session.event(Some(running), Control::Claimed { from: 1, restarts: 0 });
     claimed.answer_position = Some((running, 0));
     let previous = session.log.tip().1;
     assert_eq!(session.log.push_event(previous, claimed), Applied::Grown);

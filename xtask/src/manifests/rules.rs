@@ -49,8 +49,8 @@ impl Known {
             routes.extend(quoted(text, "path = \"/", '"', "/"));
             metrics.extend(quoted(text, "\"jarvis_", '"', "jarvis_"));
         })?;
-        // The page that describes the API is not in the description.
-        routes.extend(["/docs", "/openapi.json"].map(str::to_owned));
+        // The pages are not in the description.
+        routes.extend(["/app/{part}", "/docs", "/openapi.json"].map(str::to_owned));
         Ok(Self {
             variables,
             routes,

@@ -9,7 +9,7 @@
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages and waiting questions)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
---                unanswered (1 until a message has the text of an answer: until then, a session
+--                unanswered (1 until an answer has text or has ended well: until then, a session
 --                that expires at all expires within minutes)
 --                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with

@@ -118,12 +118,20 @@ local function admit(keys, args, found, epoch, begins, number)
     if found.transferred then
       owner, idle_seconds = found.owner, 0
     end
+    if not found.owner then
+      -- The keys of a session that expires do not all expire in one moment.
+      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.events, keys.answer)
+    end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
       'idle_seconds', idle_seconds, 'unanswered', 1,
       -- A session that is restored is from before.
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
     redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    if args.own_conversation == 'detached' then
+      -- A failure is an answer, too, that its client comes back for.
+      redis.call('HDEL', keys.session, 'unanswered')
+    end
     if args.transfer_tag and owner ~= ANONYMOUS then
       -- A failover lost the whole session of a user. It may have been transferred, and turns from
       -- before are yet to be restored.
@@ -133,7 +141,7 @@ local function admit(keys, args, found, epoch, begins, number)
     redis.call('PERSIST', keys.events)
   end
   redis.call('HSET', keys.session, 'updated', args.now, 'model', args.model)
-  if args.own_conversation == '1' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
+  if args.own_conversation ~= '0' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
     push_conversation(keys, args)
   end
   if keys.idempotency then

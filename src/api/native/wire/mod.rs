@@ -83,7 +83,9 @@ fn control(
         }
         .write(quoted(message)),
         Control::Started { model } => ServerEvent::StreamStart { model, envelope }.json(),
-        Control::Claimed { from } => ServerEvent::StreamRestart { from: *from, envelope }.json(),
+        Control::Claimed { from, .. } => {
+            ServerEvent::StreamRestart { from: *from, envelope }.json()
+        }
         Control::Done {} => {
             ServerEvent::StreamChunk { content: "", done: true, offset: None, envelope }.json()
         }

@@ -1,0 +1,198 @@
+//! Creates responses.
+
+use axum::extract::{FromRequest, Request, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use chrono::Utc;
+use tokio::time::Instant;
+
+use super::super::body;
+use super::super::shapes::ErrorReply;
+use super::super::whole::{self, Waiting, completed};
+use super::input;
+use super::object::{OpenState, ResponseObject, StoredRequest};
+use super::request::{ResponseRequest, previous_not_found};
+use super::response_id;
+use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
+use super::stored::{StoredResponse, json_reply};
+use super::stream::ResponseStream;
+use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
+use crate::digest::sha256_hex;
+use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::http::extract::fields::FieldError;
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
+use crate::limits::TurnPermit;
+use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation, message};
+use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
+use crate::sign_in::Identity;
+
+/// The body of a request, read and checked.
+pub struct ResponseBody(ResponseRequest);
+
+impl FromRequest<Shared> for ResponseBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let (object, text) = body::object(request, shared).await?;
+        ResponseRequest::read(&object, &text).map(Self).map_err(|error| vec![error].into())
+    }
+}
+
+/// A response whose turn was accepted.
+struct Created {
+    session: SessionId,
+    object: ResponseObject,
+    accepted: AcceptedTurn,
+}
+
+/// Creates a response.
+#[utoipa::path(
+    post, path = "/v1/responses", tag = "openai", operation_id = "openai_create_response",
+    request_body = CreateResponse, params(IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The response; with `stream` its events",
+            content((ResponseReply = "application/json"), (ResponseEvent = "text/event-stream"))),
+        ErrorReply,
+    ),
+)]
+pub async fn create(
+    State(shared): State<Shared>,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    ResponseBody(request): ResponseBody,
+) -> Result<Response, Problem> {
+    let started = Instant::now();
+    let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+    let created = submit(&shared, &caller.owner, permit, &headers, &request).await?;
+    let Created { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
+    let is_background = object.request.shown.background;
+    if is_background && socket.is_none() {
+        let reply = if submitted.repeated {
+            let stored = StoredResponse::read(&shared, &caller.owner, session).await?;
+            stored.json(&shared, &caller.owner).await?
+        } else {
+            object.open(OpenState::Queued)
+        };
+        return Ok(json_reply(reply));
+    }
+    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
+    let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
+    let follow = in_time(follow).await?;
+    if let Some(socket) = socket {
+        let stream = ResponseStream::new(&shared, follow, object, guard, socket);
+        return stream.respond(caller.validity, last_byte).await;
+    }
+    let waiting = Waiting {
+        guard,
+        is_by_proxy: idempotency::is_by_proxy(&headers),
+        last_byte,
+        end: started + shared.settings.request_timeout,
+    };
+    let answer = completed(whole::answer(&shared, follow, waiting).await?)?;
+    Ok(json_reply(object.ended(&answer)))
+}
+
+/// Submits a request as the one turn of a session. A request without an idempotency key of its client
+/// is cancelled when the client goes away, unless it runs in the background.
+async fn submit(
+    shared: &Shared,
+    owner: &Owner,
+    permit: TurnPermit,
+    headers: &HeaderMap,
+    request: &ResponseRequest,
+) -> Result<Created, Problem> {
+    if let Some(refusal) = shared.readiness.refusal() {
+        return Err(refusal.into());
+    }
+    let key = idempotency::key(headers, owner)?;
+    let session = match &key {
+        Some(key) => idempotency::session(owner, "openai-response\n", key),
+        None => SessionId::random(),
+    };
+    tracing::Span::current().record("session", session.redacted());
+    let earlier = match request.previous {
+        Some(previous) => earlier_messages(shared, owner, previous).await?,
+        None => Vec::new(),
+    };
+    let stored = StoredRequest {
+        created_at: Utc::now().timestamp(),
+        earlier: earlier.len() as u64,
+        shown: request.shown.clone(),
+    };
+    let instructions = request.shown.instructions.as_ref().map_or(0, String::len);
+    let messages = input::conversation(earlier, &request.input, instructions)
+        .map_err(|error| Problem::from(vec![error]))?;
+    let question = Message { request: serde_json::to_string(&stored).ok(), ..messages.question };
+    let conversation = OwnConversation::new(messages.before).map_err(|error| {
+        let refused = FieldError::new("body", "input", "invalid_value", error.to_string());
+        Problem::from(vec![refused])
+    })?;
+    let is_background = request.shown.background;
+    let has_own_key = key.is_some() && !idempotency::is_by_proxy(headers);
+    let turn = NewTurn {
+        spec: TurnSpec {
+            source: permit.subject.source.0.clone(),
+            needs_listener: !is_background && !has_own_key,
+            ..request.spec.clone()
+        },
+        content: question.content.clone(),
+        conversation: Some(conversation.with_question(&question)),
+        key: key.map(|key| IdempotencyKey {
+            key: sha256_hex(format!("openai-response\n{key}").as_bytes()),
+            body: request.digest(),
+        }),
+    };
+    let cancel_on_disconnect = !is_background && turn.key.is_none();
+    let submission = Submission { session, turn, permit, cancel_on_disconnect };
+    let accepted = follow::submit(&shared.generations, submission).await?;
+    let object = if accepted.submitted.repeated {
+        // The response shows when it was created, not when it was asked for again.
+        StoredResponse::read(shared, owner, session).await?.object
+    } else {
+        ResponseObject::new(session, accepted.submitted.generation, stored)
+    };
+    Ok(Created { session, object, accepted })
+}
+
+/// Returns the conversation of an earlier response with its answer, without its instructions.
+async fn earlier_messages(
+    shared: &Shared,
+    owner: &Owner,
+    previous: SessionId,
+) -> Result<Vec<Message>, Problem> {
+    let id = response_id(previous);
+    let unknown = || Problem::from(vec![previous_not_found(&id)]);
+    let stored = match StoredResponse::read(shared, owner, previous).await {
+        Err(problem) if problem.code == "response_not_found" => return Err(unknown()),
+        stored => stored?,
+    };
+    if !stored.object.request.shown.store {
+        return Err(unknown());
+    }
+    let answer = stored.turn.answer.clone();
+    let Some(answer) = answer.filter(|answer| answer.status == Some(Status::Complete)) else {
+        let msg = format!("The response {id:?} has not ended well; its conversation cannot go on");
+        let error = FieldError::new("body", "previous_response_id", "invalid_value", msg);
+        return Err(vec![error].into());
+    };
+    let mut messages = stored.messages(shared, owner, false).await?;
+    messages.push(answer);
+    Ok(messages.iter().map(plain).collect())
+}
+
+/// Returns what a conversation keeps of a message.
+fn plain(from: &Message) -> Message {
+    Message {
+        id: from.id,
+        content: from.content.clone(),
+        tool_calls: from.tool_calls.clone(),
+        tool_call_id: from.tool_call_id.clone(),
+        tool_name: from.tool_name.clone(),
+        ..message(from.role, from.timestamp)
+    }
+}

@@ -1,0 +1,389 @@
+//! Reads the items of an input into messages, and writes messages as items. Pure.
+
+use chrono::Utc;
+use serde_json::{Value, json};
+
+use super::super::messages::{Messages, call_id};
+use super::super::params::{
+    INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error,
+};
+use super::super::tools::check_name;
+use crate::http::extract::fields::FieldError;
+use crate::session::model::ToolCall;
+use crate::session::store::{OwnConversation, message};
+use crate::session::{Message, Role};
+
+/// An item of an input, with its path.
+#[derive(Clone, Debug)]
+pub struct InputItem {
+    path: String,
+    content: ItemContent,
+}
+
+#[derive(Clone, Debug)]
+enum ItemContent {
+    Message(Role, String),
+    Call(ToolCall),
+    /// The result of the call with this identifier.
+    Result(String, String),
+    /// What the model reasoned earlier. A model never gets its earlier reasoning again.
+    Reasoning,
+}
+
+impl InputItem {
+    /// Returns what distinguishes this item from others.
+    pub fn for_digest(&self) -> String {
+        match &self.content {
+            ItemContent::Message(role, text) => json!([role, text]).to_string(),
+            ItemContent::Call(call) => json!(call).to_string(),
+            ItemContent::Result(call, text) => json!([call, text]).to_string(),
+            ItemContent::Reasoning => String::new(),
+        }
+    }
+}
+
+/// Reads the input of a request: a text, or a list of items.
+///
+/// # Errors
+/// The first item that is not valid.
+pub fn read(params: &mut Params<'_>) -> Result<Vec<InputItem>, FieldError> {
+    const NAME: &str = "input";
+    let list = match params.required(NAME)? {
+        Value::String(text) => {
+            let content = ItemContent::Message(Role::User, text.clone());
+            return Ok(vec![InputItem { path: NAME.to_owned(), content }]);
+        }
+        Value::Array(list) => list,
+        _ => return Err(params.refuse(NAME, INVALID_TYPE, "must be a string or a list of items")),
+    };
+    if list.is_empty() || list.len() > OwnConversation::MESSAGES {
+        let msg = format!("must have 1 to {} items", OwnConversation::MESSAGES);
+        return Err(params.refuse(NAME, INVALID_VALUE, msg));
+    }
+    let read = |(at, value)| read_item(value, format!("input[{at}]"));
+    list.iter().enumerate().map(read).collect()
+}
+
+fn read_item(value: &Value, path: String) -> Result<InputItem, FieldError> {
+    let mut params = Params::of_value(value, &path)?;
+    // Clients send the items of an earlier reply as they came.
+    params.text("id")?;
+    params.only("status", "completed or incomplete", |value| {
+        *value == "completed" || *value == "incomplete"
+    })?;
+    let kind = match params.text("type")? {
+        None if params.value("role").is_some() => "message",
+        None => params.required_text("type")?,
+        Some(kind) => kind,
+    };
+    let content = match kind {
+        "message" => read_message(&mut params)?,
+        "function_call" => {
+            params.unsupported(&["async", "caller", "namespace"])?;
+            check_name(&mut params)?;
+            let call = ToolCall {
+                id: call_id(&mut params, "call_id")?,
+                name: params.required_text("name")?.to_owned(),
+                arguments: params.required_text("arguments")?.to_owned(),
+            };
+            if serde_json::from_str::<JsonObject>(&call.arguments).is_err() {
+                let msg = "must be a JSON object as text";
+                return Err(params.refuse("arguments", INVALID_VALUE, msg));
+            }
+            ItemContent::Call(call)
+        }
+        "function_call_output" => {
+            params.unsupported(&["caller"])?;
+            let call = params.required_text("call_id")?.to_owned();
+            let path = params.path_of("output");
+            ItemContent::Result(call, content(params.required("output")?, &path, "input_text")?)
+        }
+        "reasoning" => {
+            params.unsupported(&["encrypted_content"])?;
+            params.list("summary")?;
+            params.list("content")?;
+            ItemContent::Reasoning
+        }
+        _ => {
+            let msg = "is supported as message, function_call, function_call_output and reasoning";
+            return Err(params.refuse("type", UNSUPPORTED_VALUE, msg));
+        }
+    };
+    params.finish()?;
+    Ok(InputItem { path, content })
+}
+
+fn read_message(params: &mut Params<'_>) -> Result<ItemContent, FieldError> {
+    let role = match params.required_text("role")? {
+        "developer" | "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        _ => {
+            let msg = "must be developer, system, user or assistant";
+            return Err(params.refuse("role", INVALID_VALUE, msg));
+        }
+    };
+    params.unsupported(&["phase"])?;
+    let kind = if role == Role::Assistant { "output_text" } else { "input_text" };
+    let path = params.path_of("content");
+    let text = content(params.required("content")?, &path, kind)?;
+    Ok(ItemContent::Message(role, text))
+}
+
+/// Reads a content: a text, or a list of parts of this type, whose texts are joined by line breaks.
+fn content(value: &Value, path: &str, kind: &str) -> Result<String, FieldError> {
+    let parts = match value {
+        Value::String(text) => return Ok(text.clone()),
+        Value::Array(parts) if !parts.is_empty() => parts,
+        Value::Array(_) => return Err(error(path, INVALID_VALUE, "must have at least one part")),
+        _ => return Err(error(path, INVALID_TYPE, "must be a string or a list of parts")),
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (at, part) in parts.iter().enumerate() {
+        let mut params = Params::of_value(part, &format!("{path}[{at}]"))?;
+        if params.required_text("type")? != kind {
+            return Err(params.refuse(
+                "type",
+                UNSUPPORTED_VALUE,
+                format!("is supported as {kind}"),
+            ));
+        }
+        texts.push(params.required_text("text")?);
+        if kind == "output_text" {
+            let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+            params.only("annotations", "[]", is_empty)?;
+            params.only("logprobs", "[]", is_empty)?;
+        }
+        params.finish()?;
+    }
+    Ok(texts.join("\n"))
+}
+
+/// Joins the messages of earlier responses and the items of an input to the conversation of a turn.
+///
+/// # Errors
+/// The first item that does not follow from what is before it, or a conversation that is too large.
+pub fn conversation(
+    earlier: Vec<Message>,
+    items: &[InputItem],
+    instructions: usize,
+) -> Result<Messages, FieldError> {
+    let mut before = earlier;
+    let mut last = None;
+    for InputItem { path, content } in items {
+        let now = Utc::now();
+        let new = match content {
+            ItemContent::Message(role, text) => {
+                Message { content: text.clone(), ..message(*role, now) }
+            }
+            ItemContent::Call(call) => {
+                // Calls in a row, and the text before them, are one answer of the model.
+                if let (Some("call" | "answer"), Some(answer)) = (last, before.last_mut()) {
+                    answer.tool_calls.push(call.clone());
+                    last = Some("call");
+                    continue;
+                }
+                Message { tool_calls: vec![call.clone()], ..message(Role::Assistant, now) }
+            }
+            ItemContent::Result(id, text) => {
+                let mut calls = before.iter().flat_map(|message| &message.tool_calls);
+                let Some(call) = calls.find(|call| call.id == *id) else {
+                    let msg = "must be the call_id of an earlier function_call";
+                    return Err(error(&format!("{path}.call_id"), INVALID_VALUE, msg));
+                };
+                Message {
+                    content: text.clone(),
+                    tool_call_id: Some(id.clone()),
+                    tool_name: Some(call.name.clone()),
+                    ..message(Role::Tool, now)
+                }
+            }
+            ItemContent::Reasoning => continue,
+        };
+        last = match content {
+            ItemContent::Message(Role::Assistant, _) => Some("answer"),
+            ItemContent::Call(_) => Some("call"),
+            _ => None,
+        };
+        before.push(new);
+    }
+    let total: usize = before.iter().map(OwnConversation::bytes_of).sum();
+    if before.len() > OwnConversation::MESSAGES || total + instructions > OwnConversation::BYTES {
+        let msg = format!(
+            "must have, with what previous_response_id brings and with the instructions, at most {} \
+             messages and {} bytes of text",
+            OwnConversation::MESSAGES,
+            OwnConversation::BYTES
+        );
+        return Err(error("input", INVALID_VALUE, msg));
+    }
+    match before.pop() {
+        Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
+        _ => {
+            let msg = "must not end with an item of the model: there is nothing to answer";
+            Err(error("input", INVALID_VALUE, msg))
+        }
+    }
+}
+
+/// Returns messages of an input as the items that a client gets, oldest first.
+pub fn items(messages: &[Message]) -> Vec<Value> {
+    messages.iter().flat_map(items_of).collect()
+}
+
+fn items_of(message: &Message) -> Vec<Value> {
+    let id = message.id.simple();
+    let text = |kind: &str, role: &str| {
+        let mut part = json!({"type": kind, "text": message.content});
+        if kind == "output_text" {
+            part["annotations"] = json!([]);
+            part["logprobs"] = json!([]);
+        }
+        json!({
+            "id": format!("msg_{id}"), "type": "message", "status": "completed", "role": role,
+            "content": [part],
+        })
+    };
+    match message.role {
+        Role::System => vec![text("input_text", "system")],
+        Role::User => vec![text("input_text", "user")],
+        Role::Tool => vec![json!({
+            "id": format!("fco_{id}"), "type": "function_call_output", "status": "completed",
+            "call_id": message.tool_call_id, "output": message.content,
+        })],
+        Role::Assistant => {
+            let has_text = !message.content.is_empty() || message.tool_calls.is_empty();
+            let answer = has_text.then(|| text("output_text", "assistant"));
+            let calls = message.tool_calls.iter().enumerate().map(|(at, call)| {
+                json!({
+                    "id": format!("fc_{id}_{at}"), "type": "function_call", "status": "completed",
+                    "call_id": call.id, "name": call.name, "arguments": call.arguments,
+                })
+            });
+            answer.into_iter().chain(calls).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(input: &Value) -> Result<Messages, (String, &'static str)> {
+        let request = json!({"input": input});
+        let mut params = Params::of_request(request.as_object().expect("an object"));
+        read(&mut params)
+            .and_then(|items| conversation(Vec::new(), &items, 0))
+            .map_err(|error| (error.loc.last().cloned().unwrap_or_default(), error.kind))
+    }
+
+    #[test]
+    fn an_input_is_a_text_or_the_items_of_a_conversation() {
+        let plain = read_all(&json!("hi")).expect("valid");
+        assert_eq!((plain.before.len(), &*plain.question.content), (0, "hi"));
+        let input = json!([
+            {"role": "developer", "content": "d"},
+            {"type": "message", "role": "user", "content": [
+                {"type": "input_text", "text": "x"}, {"type": "input_text", "text": "y"}]},
+            {"id": "rs_1", "type": "reasoning", "summary": [], "status": "completed",
+                "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+                "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": []}]},
+            {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "f",
+                "arguments": "{}", "status": "completed"},
+            {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{\"x\":1}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "one"},
+            {"type": "function_call_output", "call_id": "c2",
+                "output": [{"type": "input_text", "text": "two"}]},
+        ]);
+        let Messages { before, question } = read_all(&input).expect("valid");
+        let roles: Vec<_> = before.iter().map(|it| (it.role, &*it.content)).collect();
+        let wanted = [
+            (Role::System, "d"),
+            (Role::User, "x\ny"),
+            (Role::Assistant, "a"),
+            (Role::Tool, "one"),
+        ];
+        assert_eq!(roles, wanted);
+        assert_eq!(before[2].tool_calls.len(), 2, "one answer with both calls");
+        assert_eq!((question.role, &*question.content), (Role::Tool, "two"));
+        assert_eq!(question.tool_name.as_deref(), Some("g"));
+    }
+
+    #[test]
+    fn items_that_cannot_be_answered_are_refused_by_their_path() {
+        let part = |part: Value| json!([{"role": "user", "content": [part]}]);
+        for (input, path, kind) in [
+            (json!(null), "input", "missing_required_parameter"),
+            (json!(7), "input", "invalid_type"),
+            (json!([]), "input", "invalid_value"),
+            (json!(["hi"]), "input[0]", "invalid_type"),
+            (json!([{"content": "x"}]), "input[0].type", "missing_required_parameter"),
+            (json!([{"type": "item_reference", "id": "x"}]), "input[0].type", "unsupported_value"),
+            (json!([{"role": "robot", "content": "x"}]), "input[0].role", "invalid_value"),
+            (json!([{"role": "user"}]), "input[0].content", "missing_required_parameter"),
+            (json!([{"role": "user", "content": 1}]), "input[0].content", "invalid_type"),
+            (json!([{"role": "user", "content": []}]), "input[0].content", "invalid_value"),
+            (
+                json!([{"role": "user", "content": "x", "colour": 1}]),
+                "input[0].colour",
+                "unknown_parameter",
+            ),
+            (
+                json!([{"role": "user", "content": "x", "status": "in_progress"}]),
+                "input[0].status",
+                "unsupported_value",
+            ),
+            (
+                part(json!({"type": "input_image", "image_url": "data:image/png;base64,AA=="})),
+                "input[0].content[0].type",
+                "unsupported_value",
+            ),
+            (
+                part(json!({"type": "output_text", "text": "x"})),
+                "input[0].content[0].type",
+                "unsupported_value",
+            ),
+            (json!([{"role": "assistant", "content": "x"}]), "input", "invalid_value"),
+            (
+                json!([{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[]"}]),
+                "input[0].arguments",
+                "invalid_value",
+            ),
+            (
+                json!([{"type": "function_call_output", "call_id": "c", "output": "x"}]),
+                "input[0].call_id",
+                "invalid_value",
+            ),
+            (
+                json!([{"type": "reasoning", "summary": [], "encrypted_content": "x"}]),
+                "input[0].encrypted_content",
+                "unsupported_parameter",
+            ),
+            (json!("x".repeat((1 << 20) + 1)), "input", "invalid_value"),
+        ] {
+            let refused = read_all(&input).expect_err(path);
+            assert_eq!(refused, (path.to_owned(), kind), "{path}");
+        }
+    }
+
+    #[test]
+    fn items_are_shown_again_as_they_came() {
+        let input = json!([
+            {"type": "message", "role": "system", "content": [{"type": "input_text", "text": "s"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "r"},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "q"}]},
+        ]);
+        let Messages { mut before, question } = read_all(&input).expect("valid");
+        before.push(question);
+        let shown = items(&before);
+        for (shown, given) in shown.iter().zip(input.as_array().expect("items")) {
+            assert!(shown["id"].is_string() && shown["status"] == "completed", "{shown}");
+            for (name, value) in given.as_object().expect("an item") {
+                assert_eq!(&shown[name], value, "{name}");
+            }
+        }
+        assert_eq!(shown.len(), 4);
+    }
+}

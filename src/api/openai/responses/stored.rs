@@ -1,0 +1,335 @@
+//! Stored responses: retrieved, streamed again, cancelled, deleted, listed by their input.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
+use super::super::shapes::ErrorReply;
+use super::object::{OpenState, ResponseObject, StoredRequest};
+use super::schema::{ResponseEvent, ResponseReply};
+use super::stream::ResponseStream;
+use super::{ResponsePath, input, not_found};
+use crate::api::problems::in_time;
+use crate::api::state::Shared;
+use crate::follow::{Follow, Resumed};
+use crate::generation::CancelOutcome;
+use crate::http::extract::caller::Caller;
+use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::query::QueryFields;
+use crate::http::middleware::LimitedCaller;
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
+use crate::session::store::{OwnTurn, ReadFrom, ReadOutcome};
+use crate::session::{Cursor, Message, Owner, SessionId, StoreError};
+use crate::sign_in::Identity;
+
+/// Items of a page of an input: the most, and the default.
+const ITEMS: (i64, i64) = (100, 20);
+
+/// A response as it is stored.
+pub struct StoredResponse {
+    /// What every state of the response shows.
+    pub object: ResponseObject,
+    /// Its turn.
+    pub turn: OwnTurn,
+    session: SessionId,
+}
+
+impl StoredResponse {
+    /// Reads a response.
+    ///
+    /// # Errors
+    /// Where the caller has none of this session, or Redis does not reply.
+    pub async fn read(shared: &Shared, owner: &Owner, session: SessionId) -> Result<Self, Problem> {
+        let turn = in_time(async {
+            match shared.store.own_turn(owner, session).await {
+                Ok(turn) => Ok(turn),
+                Err(StoreError::Absent) => Err(not_found()),
+                Err(error) => Err(error.into()),
+            }
+        });
+        let turn = turn.await?.ok_or_else(not_found)?;
+        let request = turn.question.request.as_deref().ok_or_else(not_found)?;
+        let request: StoredRequest = serde_json::from_str(request).map_err(|error| {
+            tracing::error!(%error, "stored request of a response unreadable");
+            Problem::internal()
+        })?;
+        let object = ResponseObject::new(session, turn.generation, request);
+        Ok(Self { object, turn, session })
+    }
+
+    /// Returns the response as JSON, in its state now.
+    ///
+    /// # Errors
+    /// Where Redis does not reply.
+    pub async fn json(&self, shared: &Shared, owner: &Owner) -> Result<String, Problem> {
+        if let Some(answer) = &self.turn.answer {
+            return Ok(self.object.ended(answer));
+        }
+        let read = in_time(shared.store.read(owner, self.session, ReadFrom::RunningTurn)).await?;
+        let begun = match read {
+            ReadOutcome::Window { window, .. } => {
+                window.running() == Some(self.turn.generation)
+                    && window.answer(self.turn.generation).is_some()
+            }
+            ReadOutcome::Behind | ReadOutcome::Unknown | ReadOutcome::Absent => false,
+        };
+        let state = if begun { OpenState::InProgress } else { OpenState::Queued };
+        Ok(self.object.open(state))
+    }
+
+    /// Returns the messages that it got, with its question: all of them, or those of its own input.
+    ///
+    /// # Errors
+    /// Where Redis does not reply.
+    pub async fn messages(
+        &self,
+        shared: &Shared,
+        owner: &Owner,
+        own_input: bool,
+    ) -> Result<Vec<Message>, Problem> {
+        let mut skip = if own_input { self.object.request.earlier } else { 0 };
+        let mut messages: Vec<Message> = Vec::new();
+        // A page is bounded in bytes.
+        while skip < self.turn.brought {
+            let limit = self.turn.brought - skip;
+            let page = in_time(shared.store.page(owner, self.session, skip, limit)).await?;
+            if page.messages.is_empty() {
+                return Err(not_found());
+            }
+            skip += page.messages.len() as u64;
+            messages.extend(page.messages);
+        }
+        messages.push(self.turn.question.clone());
+        Ok(messages)
+    }
+}
+
+/// Reads a response that its caller may retrieve.
+async fn retrievable(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+) -> Result<StoredResponse, Problem> {
+    let stored = StoredResponse::read(shared, owner, session).await?;
+    if stored.object.request.shown.store { Ok(stored) } else { Err(not_found()) }
+}
+
+/// Returns JSON that is written already.
+pub fn json_reply(text: String) -> Response {
+    let mut response = Response::new(text.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Checks that the query has no other fields than these.
+fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &serde_json::Map<String, Value>) {
+    for name in given.keys().filter(|name| !names.contains(&name.as_str())) {
+        if name == "include" || name == "include[]" {
+            fields.refuse(
+                "include",
+                UNSUPPORTED_VALUE,
+                "is not supported with another value than []",
+            );
+        } else {
+            fields.refuse(name, "unknown_parameter", "is not known");
+        }
+    }
+}
+
+/// Returns a response, or streams its events.
+#[utoipa::path(
+    get, path = "/v1/responses/{response_id}", tag = "openai", operation_id = "openai_response",
+    params(
+        ("response_id" = String, Path),
+        ("stream" = Option<bool>, Query, description = "Streams the events; false"),
+        ("starting_after" = Option<i64>, Query, minimum = 0, maximum = 9_007_199_254_740_991_i64,
+            description = "The sequence_number of the last event that the client has; only with stream"),
+    ),
+    responses(
+        (status = 200, description = "The response; with `stream` its events",
+            content((ResponseReply = "application/json"), (ResponseEvent = "text/event-stream"))),
+        ErrorReply,
+    ),
+)]
+pub async fn retrieve(
+    State(shared): State<Shared>,
+    caller: Identity,
+    LimitedCaller(subject): LimitedCaller,
+    last_byte: LastByte,
+    ResponsePath(session): ResponsePath,
+    QueryFields(query): QueryFields,
+) -> Result<Response, Problem> {
+    let mut fields = Fields::new("query", &query);
+    check_names(&mut fields, &["stream", "starting_after", "include_obfuscation"], query.fields());
+    let stream = fields.flag("stream").unwrap_or(false);
+    let after = fields.integer("starting_after", 0, (1 << 53) - 1);
+    if after.is_some() && !stream {
+        fields.refuse("starting_after", INVALID_VALUE, "is only allowed where stream is true");
+    }
+    if fields.flag("include_obfuscation") == Some(true) {
+        fields.refuse("include_obfuscation", UNSUPPORTED_VALUE, "is supported as false");
+    }
+    fields.finish(())?;
+    let owner = caller.owner;
+    let stored = retrievable(&shared, &owner, session).await?;
+    if !stream {
+        return Ok(json_reply(stored.json(&shared, &owner).await?));
+    }
+    let permit = shared.admit(&subject.source)?;
+    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
+    let (generation, start) = (stored.turn.generation, Some(Cursor::START));
+    let follow = Follow::resume(feeds, store, owner, session, generation, start);
+    // A cursor before the beginning is never that of a client which has the end.
+    let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
+    let after = after.map(i64::unsigned_abs);
+    let stream = ResponseStream::again(&shared, *follow, stored.object, after, permit);
+    stream.respond(caller.validity, last_byte).await
+}
+
+/// Cancels a response that goes on without its client.
+#[utoipa::path(
+    post, path = "/v1/responses/{response_id}/cancel", tag = "openai",
+    operation_id = "openai_cancel_response", params(("response_id" = String, Path)),
+    responses(
+        (status = 200, body = ResponseReply, description = "The response as it ended"),
+        ErrorReply,
+    ),
+)]
+pub async fn cancel(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    ResponsePath(session): ResponsePath,
+) -> Result<Response, Problem> {
+    let stored = retrievable(&shared, &owner, session).await?;
+    if !stored.object.request.shown.background {
+        let msg = "is of a response without background: it is cancelled when its client goes away";
+        return Err(vec![FieldError::new("path", "response_id", INVALID_VALUE, msg)].into());
+    }
+    if stored.turn.answer.is_some() {
+        return Ok(json_reply(stored.json(&shared, &owner).await?));
+    }
+    let generation = Some(stored.turn.generation);
+    let begun = Instant::now();
+    let outcome = shared.generations.cancel(&owner, session, generation).await?;
+    if let CancelOutcome::Cancelled { upstream_closed, .. } = outcome {
+        tracing::debug!(upstream_closed, elapsed = ?begun.elapsed(), "response cancelled");
+    }
+    let stored = retrievable(&shared, &owner, session).await?;
+    Ok(json_reply(stored.json(&shared, &owner).await?))
+}
+
+/// The result of a deletion.
+#[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
+#[schema(as = OpenAiDeletedResponse)]
+pub struct Deleted {
+    id: String,
+    /// Always `response`.
+    object: &'static str,
+    /// Always true.
+    deleted: bool,
+}
+
+/// Deletes a response, and cancels it where it has not ended.
+#[utoipa::path(
+    delete, path = "/v1/responses/{response_id}", tag = "openai",
+    operation_id = "openai_delete_response", params(("response_id" = String, Path)),
+    responses((status = 200, body = Deleted), ErrorReply),
+)]
+pub async fn delete(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    ResponsePath(session): ResponsePath,
+) -> Result<Json<Deleted>, Problem> {
+    let stored = retrievable(&shared, &owner, session).await?;
+    match in_time(shared.generations.clear(&owner, session, true)).await {
+        Err(problem) if problem.status == StatusCode::NOT_FOUND => Err(not_found()),
+        cleared => cleared.map(|_| {
+            let id = stored.object.id().to_owned();
+            Json(Deleted { id, object: "response", deleted: true })
+        }),
+    }
+}
+
+/// A page of the items of an input.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiInputItems)]
+pub struct InputItems {
+    /// Always `list`.
+    object: &'static str,
+    /// The items.
+    #[schema(value_type = Vec<Object>)]
+    data: Vec<Value>,
+    /// The id of the first item; empty where there is none.
+    first_id: String,
+    /// The id of the last item; empty where there is none.
+    last_id: String,
+    /// Whether there are items after these.
+    has_more: bool,
+}
+
+/// Lists the items of a response's own input. What earlier responses brought is not among them, and
+/// neither is reasoning.
+#[utoipa::path(
+    get, path = "/v1/responses/{response_id}/input_items", tag = "openai",
+    operation_id = "openai_response_input",
+    params(
+        ("response_id" = String, Path),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 100, description = "Items; 20"),
+        ("order" = Option<String>, Query, pattern = "^(asc|desc)$",
+            description = "asc: oldest first; desc"),
+        ("after" = Option<String>, Query, description = "The id of the last item before these"),
+    ),
+    responses((status = 200, body = InputItems), ErrorReply),
+)]
+pub async fn input_items(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    ResponsePath(session): ResponsePath,
+    QueryFields(query): QueryFields,
+) -> Result<Json<InputItems>, Problem> {
+    let mut fields = Fields::new("query", &query);
+    check_names(&mut fields, &["limit", "order", "after"], query.fields());
+    let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
+    let order = fields.text("order", usize::MAX).unwrap_or("desc");
+    if !["asc", "desc"].contains(&order) {
+        fields.refuse("order", INVALID_VALUE, "must be asc or desc");
+    }
+    let after = fields.text("after", usize::MAX);
+    fields.finish(())?;
+    let stored = retrievable(&shared, &owner, session).await?;
+    let mut items = input::items(&stored.messages(&shared, &owner, true).await?);
+    if order == "desc" {
+        items.reverse();
+    }
+    if let Some(after) = after {
+        let at = items.iter().position(|item| item["id"] == after);
+        let Some(at) = at else {
+            let msg = "must be the id of an item of this input";
+            return Err(vec![FieldError::new("query", "after", INVALID_VALUE, msg)].into());
+        };
+        items.drain(..=at);
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let id = |item: Option<&Value>| {
+        item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
+    };
+    Ok(Json(InputItems {
+        object: "list",
+        first_id: id(items.first()),
+        last_id: id(items.last()),
+        data: items,
+        has_more,
+    }))
+}

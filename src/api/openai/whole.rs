@@ -1,0 +1,78 @@
+//! Waits for the whole answer of a turn.
+
+use std::pin::pin;
+
+use axum::http::StatusCode;
+use tokio::time::{Instant, timeout_at};
+
+use crate::api::state::Shared;
+use crate::follow::{CancelOnDrop, Follow};
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
+use crate::lifecycle::Phase;
+use crate::session::model::Failure;
+use crate::session::{Message, Status};
+
+/// What ends the wait for an answer.
+pub struct Waiting {
+    /// Cancels the turn when the client goes away.
+    pub guard: Option<CancelOnDrop>,
+    /// Whether a proxy sends the request again elsewhere where it breaks off.
+    pub is_by_proxy: bool,
+    /// Tells that the client has sent its last byte, or is gone.
+    pub last_byte: LastByte,
+    /// When the wait ends.
+    pub end: Instant,
+}
+
+/// Waits for the answer of a turn, as it is stored, however it ended.
+///
+/// # Errors
+/// Why there is no answer by the end of the wait.
+pub async fn answer(
+    shared: &Shared,
+    follow: Follow,
+    Waiting { mut guard, is_by_proxy, last_byte, end }: Waiting,
+) -> Result<Message, Problem> {
+    let mut whole = pin!(timeout_at(end, follow.answer()));
+    let answered = loop {
+        tokio::select! {
+            biased;
+            answered = &mut whole => break answered,
+            () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
+            // A client that is gone looks like one that has sent its last byte.
+            () = last_byte.received(), if guard.is_some() || is_by_proxy => {
+                if guard.take().is_none() {
+                    return Err(cancelled());
+                }
+            }
+        }
+    };
+    let answer = answered.map_err(|_| out_of_time())??;
+    if let Some(guard) = &mut guard {
+        guard.disarm();
+    }
+    Ok(*answer)
+}
+
+/// Returns an answer that is complete.
+///
+/// # Errors
+/// Why it failed, or that it was cancelled.
+pub fn completed(answer: Message) -> Result<Message, Problem> {
+    match (answer.status, answer.error) {
+        (Some(Status::Failed), Some(failure)) => Err(Failure::into(failure)),
+        (Some(Status::Cancelled), _) => Err(cancelled()),
+        (_, error) => Ok(Message { error, ..answer }),
+    }
+}
+
+fn cancelled() -> Problem {
+    let detail = "The answer was cancelled before its end.";
+    Problem::new(StatusCode::BAD_GATEWAY, "upstream_interrupted", detail)
+}
+
+fn out_of_time() -> Problem {
+    let detail = "The answer took too long for one reply; request it as a stream.";
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
+}

@@ -1,0 +1,698 @@
+//! OpenAI's responses, event by event, on real replicas.
+#![allow(missing_docs, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use support::client::{Reply, get, http, post, send, until_ok};
+use support::eventually;
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::redis::{RedisSentinels, RedisServer};
+use support::tokens::{SECRET, token};
+use uuid::Uuid;
+
+const RESPONSES: &str = "/v1/responses";
+const MODEL: &str = "tinyllama:latest";
+
+struct Fleet {
+    replicas: Vec<Process>,
+    ollama: Process,
+    redis: RedisServer,
+}
+
+impl Fleet {
+    async fn start(rate: &str, settings: &[(&str, &str)]) -> Self {
+        let redis = RedisServer::start();
+        let ollama = ollama_sim(&["--rate", rate]);
+        let replicas: Vec<_> =
+            (0..2).map(|_| jarvis(&redis.url(), &ollama.url, settings)).collect();
+        for replica in &replicas {
+            until_ok(replica, "/health/ready").await;
+        }
+        Self { replicas, ollama, redis }
+    }
+}
+
+fn asked(question: &str) -> Value {
+    json!({"model": MODEL, "input": question, "temperature": 0})
+}
+
+fn with(mut request: Value, name: &str, value: Value) -> Value {
+    request[name] = value;
+    request
+}
+
+/// Returns the events of a stream, and checks its form.
+fn events_of(raw: &str) -> Vec<Value> {
+    let mut events: Vec<Value> = Vec::new();
+    let mut name = None;
+    for line in raw.lines() {
+        if let Some(data) = line.strip_prefix("data: ") {
+            let event: Value = serde_json::from_str(data).expect("JSON");
+            assert_eq!(event["type"].as_str(), name.take(), "{raw}");
+            events.push(event);
+        } else if let Some(kind) = line.strip_prefix("event: ") {
+            name = Some(kind);
+        } else {
+            assert!(line.is_empty() || line == ":", "{line:?} in {raw}");
+        }
+    }
+    assert!(!raw.contains(":\n\n"), "a comment that some SDKs fail at: {raw}");
+    events
+}
+
+async fn streamed(request: RequestBuilder) -> Vec<Value> {
+    let response = request.send().await.expect("a response");
+    let status = response.status();
+    let raw = response.text().await.expect("a body");
+    assert_eq!(status, 200, "{raw}");
+    events_of(&raw)
+}
+
+async fn created(replica: &Process, request: &Value) -> Vec<Value> {
+    let request = with(request.clone(), "stream", json!(true));
+    streamed(http().post(format!("{}{RESPONSES}", replica.url)).json(&request)).await
+}
+
+async fn resumed(replica: &Process, id: &str, after: Option<u64>) -> Vec<Value> {
+    let after = after.map_or_else(String::new, |after| format!("&starting_after={after}"));
+    let url = format!("{}{RESPONSES}/{id}?stream=true{after}", replica.url);
+    streamed(http().get(url)).await
+}
+
+async fn retrieved(replica: &Process, id: &str) -> Reply {
+    get(replica, &format!("{RESPONSES}/{id}")).await
+}
+
+fn id_of(response: &Value) -> String {
+    response["id"].as_str().expect("an id").to_owned()
+}
+
+fn kinds(events: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<_> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    kinds.dedup();
+    kinds
+}
+
+fn joined(events: &[Value]) -> String {
+    let deltas = events.iter().filter(|event| event["type"] == "response.output_text.delta");
+    deltas.filter_map(|event| event["delta"].as_str()).collect()
+}
+
+fn output_text(response: &Value) -> String {
+    let parts = response["output"].as_array().expect("items").iter();
+    let parts = parts.filter(|item| item["type"] == "message");
+    parts.filter_map(|item| item["content"][0]["text"].as_str()).collect()
+}
+
+/// Checks that numbers have no hole, and returns the last response that an event has.
+fn whole(events: &[Value]) -> Value {
+    for (at, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], at, "{event}");
+    }
+    events.last().expect("an end")["response"].clone()
+}
+
+/// Streams a response again from this replica, after every one of its events.
+async fn is_resumed_after_every_event(replica: &Process, id: &str, events: &[Value]) {
+    assert_eq!(resumed(replica, id, None).await, events);
+    for after in 0..events.len() {
+        let rest = resumed(replica, id, Some(after as u64)).await;
+        assert_eq!(rest, events[after + 1..], "after {after}");
+    }
+}
+
+/// Waits until a response has ended, and returns it.
+async fn ended(replica: &Process, id: &str) -> Value {
+    let mut last = Value::Null;
+    let done = eventually(LIMIT, async || {
+        last = retrieved(replica, id).await.body;
+        !["queued", "in_progress"].contains(&last["status"].as_str().unwrap_or("in_progress"))
+    });
+    assert!(done.await, "{last}");
+    last
+}
+
+fn expected(question: &str) -> String {
+    ollama_sim::script_answer(MODEL, question, None, 64)
+}
+
+fn refused(reply: &Reply) -> (u16, Option<&str>, &str) {
+    let error = &reply.body["error"];
+    assert!(error["message"].is_string(), "{}", reply.body);
+    (reply.status, error["param"].as_str(), error["code"].as_str().expect("a code"))
+}
+
+#[tokio::test]
+async fn a_response_is_the_models_answer_with_its_usage_and_is_kept() {
+    let fleet = Fleet::start("2000", &[]).await;
+    let request = json!({"model": "TinyLlama", "instructions": "be brief", "temperature": 0,
+        "input": [{"role": "user", "content": "my name is Ada"},
+            {"role": "assistant", "content": "hello Ada"},
+            {"role": "user", "content": [{"type": "input_text", "text": "[[tokens=20]] who am I?"}]}],
+        "metadata": {"a": "b"}, "user": "me", "max_output_tokens": 1000, "top_p": 0.5});
+    let reply = post(&fleet.replicas[0], RESPONSES, &request).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(reply.body["object"], "response");
+    assert_eq!(
+        (&reply.body["status"], &reply.body["model"]),
+        (&json!("completed"), &json!("TinyLlama"))
+    );
+    for name in ["instructions", "metadata", "user", "max_output_tokens", "top_p", "temperature"] {
+        assert_eq!(
+            reply.body[name].as_f64().map_or_else(|| reply.body[name].clone(), Into::into),
+            request[name].as_f64().map_or_else(|| request[name].clone(), Into::into),
+            "{name}"
+        );
+    }
+    assert!(!output_text(&reply.body).is_empty());
+    let usage = &reply.body["usage"];
+    let (input, output) = (usage["input_tokens"].as_u64(), usage["output_tokens"].as_u64());
+    assert_eq!(output, Some(20));
+    assert_eq!(usage["total_tokens"].as_u64(), input.zip(output).map(|(a, b)| a + b));
+    let sent = get(&fleet.ollama, "/sim/requests").await.body;
+    let sent = sent["requests"].as_array().expect("requests").iter().rev();
+    let sent = sent.clone().find(|asked| asked["path"] == "/api/chat").expect("a request");
+    assert_eq!(
+        sent["messages"],
+        json!([
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "my name is Ada"},
+            {"role": "assistant", "content": "hello Ada"},
+            {"role": "user", "content": "[[tokens=20]] who am I?"},
+        ])
+    );
+    assert_eq!(sent["options"]["top_p"].as_f64(), Some(0.5));
+    let again = retrieved(&fleet.replicas[1], &id_of(&reply.body)).await;
+    assert_eq!((again.status, again.body), (200, reply.body));
+}
+
+#[tokio::test]
+async fn a_streamed_response_has_openais_events_and_is_resumed_after_each_at_another_replica() {
+    let fleet = Fleet::start("200", &[]).await;
+    let events = created(&fleet.replicas[0], &asked("[[tokens=40]] tell me")).await;
+    assert_eq!(
+        kinds(&events),
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+    );
+    let response = whole(&events);
+    assert!(events.len() > 20, "piece by piece");
+    assert_eq!(joined(&events), expected("[[tokens=40]] tell me"));
+    assert_eq!(output_text(&response), joined(&events));
+    let id = id_of(&response);
+    assert_eq!(retrieved(&fleet.replicas[1], &id).await.body, response);
+    is_resumed_after_every_event(&fleet.replicas[1], &id, &events).await;
+}
+
+#[tokio::test]
+async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_joined() {
+    let fleet = Fleet::start("60", &[]).await;
+    let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
+    let reply = post(&fleet.replicas[0], RESPONSES, &request).await;
+    assert_eq!((reply.status, &reply.body["status"]), (200, &json!("queued")));
+    let id = id_of(&reply.body);
+    let begun = async || retrieved(&fleet.replicas[1], &id).await.body["status"] == "in_progress";
+    assert!(eventually(LIMIT, begun).await, "it does not begin");
+    // Joined at several places while it runs: each client gets exactly what follows.
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let (all, created, begun, tenth, late) = tokio::join!(
+        resumed(one, &id, None),
+        resumed(two, &id, Some(0)),
+        resumed(two, &id, Some(1)),
+        resumed(one, &id, Some(10)),
+        resumed(two, &id, Some(100_000)),
+    );
+    let response = whole(&all);
+    assert_eq!(all[0]["response"]["status"], "queued");
+    assert_eq!((&created[..], &begun[..]), (&all[1..], &all[2..]));
+    assert_eq!((&tenth[..], late.len()), (&all[11..], 0));
+    assert_eq!(joined(&all), expected("[[tokens=60]] go on"));
+    assert_eq!(response["status"], "completed");
+    is_resumed_after_every_event(two, &id, &all).await;
+}
+
+#[tokio::test]
+async fn a_background_response_goes_on_without_a_client_while_others_are_cancelled() {
+    let fleet = Fleet::start("40", &[]).await;
+    let url = format!("{}{RESPONSES}", fleet.replicas[0].url);
+    let mut ids = Vec::new();
+    for background in [true, false] {
+        let request = with(asked("[[tokens=80]] go on"), "stream", json!(true));
+        let request = with(request, "background", json!(background));
+        let mut stream = http().post(&url).json(&request).send().await.expect("a response");
+        let mut raw = String::new();
+        while !raw.contains("output_text.delta") {
+            let chunk = stream.chunk().await.expect("a chunk").expect("more");
+            raw.push_str(&String::from_utf8_lossy(&chunk));
+        }
+        let first = raw.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event");
+        let first: Value = serde_json::from_str(first).expect("JSON");
+        ids.push(id_of(&first["response"]));
+    }
+    let (kept, left) =
+        tokio::join!(ended(&fleet.replicas[1], &ids[0]), ended(&fleet.replicas[1], &ids[1]));
+    assert_eq!(kept["status"], "completed", "{kept}");
+    assert_eq!(output_text(&kept), expected("[[tokens=80]] go on"));
+    assert_eq!(left["status"], "cancelled", "{left}");
+    assert!(output_text(&left).len() < output_text(&kept).len());
+    let events = resumed(&fleet.replicas[1], &ids[1], None).await;
+    assert_eq!(events.last().expect("an end")["type"], "response.incomplete");
+    assert_eq!(whole(&events)["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_background_response_is_resumed_at_a_third_replica_after_its_writer_was_killed() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "40"]);
+    let settings = [("JARVIS_LEASE_MS", "1000")];
+    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let question = "[[tokens=120]] hold on";
+    let request = with(asked(question), "background", json!(true));
+    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
+    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, Some(0)), async {
+        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, has_text).await, "it does not begin");
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        replicas[0].kill();
+    });
+    let all = resumed(&replicas[2], &id, None).await;
+    let response = whole(&all);
+    assert_eq!(watched, all[1..]);
+    assert_eq!(joined(&all), expected(question));
+    assert_eq!(
+        (&response["status"], &response["usage"]["output_tokens"]),
+        (&json!("completed"), &json!(120))
+    );
+    is_resumed_after_every_event(&replicas[2], &id, &all).await;
+}
+
+#[tokio::test]
+async fn a_background_response_survives_a_failover_of_redis_with_its_writer() {
+    let redis = RedisSentinels::start();
+    let ollama = ollama_sim(&["--rate", "30"]);
+    let settings = [("JARVIS_LEASE_MS", "1000")];
+    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let question = "[[tokens=200]] hold on";
+    let request = with(asked(question), "background", json!(true));
+    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
+    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, Some(0)), async {
+        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, has_text).await, "it does not begin");
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        redis.primary.kill();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        replicas[0].kill();
+    });
+    let all = resumed(&replicas[2], &id, None).await;
+    let response = whole(&all);
+    assert_eq!(watched, all[1..]);
+    assert_eq!(joined(&all), expected(question));
+    assert_eq!(response["status"], "completed");
+    is_resumed_after_every_event(&replicas[2], &id, &all).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_began_anew_has_other_numbers_and_is_never_spliced() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--models", "thinker", "--rate", "40"]);
+    let settings = [("JARVIS_LEASE_MS", "1000")];
+    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let question = "[[tokens=100 think=10]] hold on";
+    let request = json!({"model": "thinker", "input": question, "temperature": 0,
+        "background": true, "reasoning": {"effort": "low"}});
+    let id = id_of(&post(&replicas[0], RESPONSES, &request).await.body);
+    let (watched, ()) = tokio::join!(resumed(&replicas[1], &id, None), async {
+        let has_text = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, has_text).await, "it does not begin");
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        replicas[0].kill();
+    });
+    let error = watched.last().expect("an end");
+    assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("upstream_interrupted")));
+    let last = &watched[watched.len() - 2]["sequence_number"];
+    assert_eq!(&error["sequence_number"], last);
+    let response = ended(&replicas[1], &id).await;
+    assert_eq!(response["status"], "completed", "{response}");
+    let all = resumed(&replicas[1], &id, Some(1)).await;
+    assert_eq!(all[0]["sequence_number"], 1_000_002);
+    assert_eq!(joined(&all), output_text(&response));
+    let path = format!("{RESPONSES}/{id}?stream=true&starting_after={last}");
+    let reply = get(&replicas[1], &path).await;
+    assert_eq!(refused(&reply), (409, None, "answer_restarted"));
+}
+
+#[tokio::test]
+async fn a_response_is_cancelled_once_and_deleted_for_good() {
+    let fleet = Fleet::start("20", &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let request = with(asked("[[tokens=400]] go on"), "background", json!(true));
+    let id = id_of(&post(one, RESPONSES, &request).await.body);
+    let begun = async || retrieved(two, &id).await.body["status"] == "in_progress";
+    assert!(eventually(LIMIT, begun).await, "it does not begin");
+    let path = format!("{RESPONSES}/{id}");
+    let cancelled = post(two, &format!("{path}/cancel"), &json!({})).await;
+    assert_eq!((cancelled.status, &cancelled.body["status"]), (200, &json!("cancelled")));
+    let stopped = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 0;
+    assert!(eventually(LIMIT, stopped).await, "its model runs");
+    let again = post(one, &format!("{path}/cancel"), &json!({})).await;
+    assert_eq!((again.status, again.body), (200, cancelled.body));
+    let deleted = send(http().delete(format!("{}{path}", one.url))).await;
+    assert_eq!(deleted.body, json!({"id": id, "object": "response", "deleted": true}));
+    for reply in [
+        retrieved(two, &id).await,
+        get(two, &format!("{path}?stream=true")).await,
+        get(two, &format!("{path}/input_items")).await,
+        post(two, &format!("{path}/cancel"), &json!({})).await,
+        send(http().delete(format!("{}{path}", two.url))).await,
+    ] {
+        assert_eq!(refused(&reply), (404, None, "response_not_found"));
+    }
+    let synchronous = post(one, RESPONSES, &asked("[[tokens=2]] hi")).await.body;
+    let path = format!("{RESPONSES}/{}/cancel", id_of(&synchronous));
+    let reply = post(two, &path, &json!({})).await;
+    assert_eq!(refused(&reply), (400, Some("response_id"), "invalid_value"));
+}
+
+#[tokio::test]
+async fn another_callers_response_is_like_one_that_never_existed() {
+    let fleet = Fleet::start("2000", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let url = |path: &str| format!("{}{path}", fleet.replicas[0].url);
+    let of = |request: RequestBuilder, user: &str| {
+        if user.is_empty() { request } else { request.bearer_auth(token(user)) }
+    };
+    let create = |user: &'static str| {
+        send(of(http().post(url(RESPONSES)).json(&asked("[[tokens=3]] mine")), user))
+    };
+    let (alices, nobodys) = (id_of(&create("alice").await.body), id_of(&create("").await.body));
+    let never = format!("resp_{}", Uuid::new_v4().simple());
+    let nil = format!("resp_{}", Uuid::nil().simple());
+    for (id, user) in [
+        (&alices, "bob"),
+        (&alices, ""),
+        (&nobodys, "alice"),
+        (&never, "alice"),
+        (&never, ""),
+        (&nil, ""),
+        (&"nope".to_owned(), ""),
+    ] {
+        let path = format!("{RESPONSES}/{id}");
+        for request in [
+            http().get(url(&path)),
+            http().get(url(&format!("{path}?stream=true&starting_after=1"))),
+            http().get(url(&format!("{path}/input_items"))),
+            http().post(url(&format!("{path}/cancel"))),
+            http().delete(url(&path)),
+        ] {
+            let reply = send(of(request, user)).await;
+            assert_eq!(refused(&reply), (404, None, "response_not_found"), "{id} of {user}");
+        }
+        let next = with(asked("[[tokens=3]] next"), "previous_response_id", json!(id));
+        let reply = send(of(http().post(url(RESPONSES)).json(&next), user)).await;
+        let wanted = (400, Some("previous_response_id"), "previous_response_not_found");
+        assert_eq!(refused(&reply), wanted, "{id} of {user}");
+    }
+    for (id, user) in [(&alices, "alice"), (&nobodys, "")] {
+        let reply = send(of(http().get(url(&format!("{RESPONSES}/{id}"))), user)).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    // A chat completion is no response, although it is such a session, too.
+    let key = Uuid::new_v4().to_string();
+    let completion = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
+    let request = http().post(url("/v1/chat/completions")).header("idempotency-key", &key);
+    assert_eq!(send(request.json(&completion)).await.status, 200);
+    let sessions = fleet.redis.cli(&["KEYS", "jarvis:*:s:????????-????-????-????-????????????"]);
+    let mut found = 0;
+    for session in sessions.lines().filter_map(|key| key.trim().rsplit(':').next()) {
+        let id = format!("resp_{}", session.replace('-', ""));
+        found += usize::from(retrieved(&fleet.replicas[0], &id).await.status == 200);
+    }
+    assert_eq!(found, 1, "{sessions}");
+    // A user's responses are on the user's budget, and are no sessions of the list.
+    let list = send(of(http().get(url("/api/v1/chat/sessions")), "alice")).await;
+    assert_eq!(list.body["sessions"], json!([]));
+}
+
+#[tokio::test]
+async fn a_response_goes_on_with_the_conversation_of_an_earlier_one() {
+    let fleet = Fleet::start("2000", &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let first = with(asked("[[tokens=4]] one"), "instructions", json!("be brief"));
+    let first = post(one, RESPONSES, &first).await.body;
+    let second = with(asked("[[tokens=4]] two"), "previous_response_id", first["id"].clone());
+    let second = post(two, RESPONSES, &second).await.body;
+    assert_eq!(second["previous_response_id"], first["id"]);
+    let input = json!([{"role": "developer", "content": "now long"},
+        {"role": "user", "content": "[[tokens=4]] three"}]);
+    let third = json!({"model": MODEL, "input": input, "previous_response_id": second["id"]});
+    let third = post(one, RESPONSES, &third).await.body;
+    assert_eq!(third["status"], "completed", "{third}");
+    let sent = get(&fleet.ollama, "/sim/requests").await.body;
+    let sent = sent["requests"].as_array().expect("requests").clone();
+    let sent = sent.iter().rev().find(|asked| asked["path"] == "/api/chat").expect("a request");
+    let texts: Vec<_> = sent["messages"]
+        .as_array()
+        .expect("messages")
+        .iter()
+        .map(|message| message["content"].as_str().expect("text").to_owned())
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            "[[tokens=4]] one".to_owned(),
+            output_text(&first),
+            "[[tokens=4]] two".to_owned(),
+            output_text(&second),
+            "now long".to_owned(),
+            "[[tokens=4]] three".to_owned()
+        ],
+        "all but the instructions of before"
+    );
+    // The items are those of its own input.
+    let path = format!("{RESPONSES}/{}/input_items", id_of(&third));
+    let all = get(two, &format!("{path}?order=asc")).await.body;
+    let items = all["data"].as_array().expect("items");
+    let given: Vec<_> =
+        items.iter().map(|item| (&item["role"], &item["content"][0]["text"])).collect();
+    assert_eq!(
+        given,
+        [(&json!("system"), &json!("now long")), (&json!("user"), &json!("[[tokens=4]] three"))]
+    );
+    assert_eq!((&all["first_id"], &all["has_more"]), (&items[0]["id"], &json!(false)));
+    let newest = get(two, &format!("{path}?limit=1")).await.body;
+    assert_eq!((&newest["data"][0], &newest["has_more"]), (&items[1], &json!(true)));
+    let after = newest["last_id"].as_str().expect("an id");
+    let rest = get(two, &format!("{path}?limit=1&after={after}")).await.body;
+    assert_eq!((&rest["data"], &rest["has_more"]), (&json!([items[0]]), &json!(false)));
+    for (query, param) in [
+        ("after=nope", "after"),
+        ("limit=0", "limit"),
+        ("order=up", "order"),
+        ("include=x", "include"),
+        ("colour=1", "colour"),
+    ] {
+        let reply = get(two, &format!("{path}?{query}")).await;
+        assert_eq!((reply.status, refused(&reply).1), (400, Some(param)), "{query}");
+    }
+    // The first one may be deleted: what follows has its own copy.
+    let deleted = send(http().delete(format!("{}{RESPONSES}/{}", one.url, id_of(&first)))).await;
+    assert_eq!(deleted.status, 200);
+    let fourth = with(asked("[[tokens=4]] four"), "previous_response_id", third["id"].clone());
+    assert_eq!(post(one, RESPONSES, &fourth).await.status, 200);
+    // One that runs has no answer to go on with.
+    let running = with(asked("[[tokens=400 rate=20]] long"), "background", json!(true));
+    let running = post(one, RESPONSES, &running).await.body;
+    let next = with(asked("next"), "previous_response_id", running["id"].clone());
+    let reply = post(two, RESPONSES, &next).await;
+    assert_eq!(refused(&reply), (400, Some("previous_response_id"), "invalid_value"));
+}
+
+#[tokio::test]
+async fn a_tool_is_called_and_its_output_is_answered() {
+    let fleet = Fleet::start("2000", &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let tool = json!({"type": "function", "name": "weather", "description": "the weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": false});
+    let request = with(asked("[[call=weather]] how is it?"), "tools", json!([tool]));
+    let events = created(one, &request).await;
+    let response = whole(&events);
+    assert_eq!(
+        kinds(&events)[2..],
+        [
+            "response.output_item.added",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.done",
+            "response.output_item.done",
+            "response.completed",
+        ],
+        "{events:?}"
+    );
+    assert_eq!(response["tools"], json!([tool]));
+    let call = &response["output"][0];
+    assert_eq!((&call["type"], &call["name"]), (&json!("function_call"), &json!("weather")));
+    let id = id_of(&response);
+    is_resumed_after_every_event(two, &id, &events).await;
+    let output = json!({"type": "function_call_output", "call_id": call["call_id"],
+        "output": "sunny"});
+    let next = json!({"model": MODEL, "input": [output], "previous_response_id": id,
+        "tools": [tool]});
+    let reply = post(two, RESPONSES, &next).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert!(!output_text(&reply.body).is_empty(), "{}", reply.body);
+    let none = json!({"model": MODEL, "input": [{"type": "function_call_output",
+        "call_id": "nope", "output": "x"}], "previous_response_id": id});
+    let reply = post(two, RESPONSES, &none).await;
+    assert_eq!(refused(&reply), (400, Some("input[0].call_id"), "invalid_value"));
+}
+
+#[tokio::test]
+async fn a_repeat_with_its_key_is_the_same_response() {
+    let fleet = Fleet::start("60", &[]).await;
+    let key = Uuid::new_v4().to_string();
+    let request = with(asked("[[tokens=30]] once"), "background", json!(true));
+    let ask = |replica: &Process, request: &Value| {
+        let url = format!("{}{RESPONSES}", replica.url);
+        http().post(url).header("idempotency-key", &key).json(request)
+    };
+    let first = send(ask(&fleet.replicas[0], &request)).await.body;
+    let again = send(ask(&fleet.replicas[1], &request)).await.body;
+    assert_eq!((&again["id"], &again["created_at"]), (&first["id"], &first["created_at"]));
+    let events =
+        streamed(ask(&fleet.replicas[1], &with(request.clone(), "stream", json!(true)))).await;
+    let response = whole(&events);
+    assert_eq!(response["id"], first["id"]);
+    assert_eq!(joined(&events), expected("[[tokens=30]] once"));
+    assert_eq!(send(ask(&fleet.replicas[0], &request)).await.body, response);
+    let other = send(ask(&fleet.replicas[0], &asked("another"))).await;
+    assert_eq!(refused(&other).2, "idempotency_key_reused");
+}
+
+#[tokio::test]
+async fn a_response_is_kept_a_day_after_its_end_and_a_users_until_it_is_deleted() {
+    let fleet = Fleet::start("2000", &[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let url = format!("{}{RESPONSES}", fleet.replicas[0].url);
+    let tool = json!({"type": "function", "name": "weather"});
+    let ttl = |id: &str| {
+        let id: Uuid = id.trim_start_matches("resp_").parse().expect("a UUID");
+        let key = fleet.redis.cli(&["KEYS", &format!("jarvis:*:s:{id}")]);
+        fleet.redis.cli(&["TTL", key.trim()]).trim().parse::<i64>().expect("seconds")
+    };
+    for (request, user, seconds) in [
+        (asked("[[tokens=3]] hi"), "", 86_400),
+        // An answer without text is one, too.
+        (with(asked("[[call=weather]] hi"), "tools", json!([tool])), "", 86_400),
+        (with(asked("[[tokens=3]] hi"), "store", json!(false)), "", 3_600),
+        (asked("[[tokens=3]] hi"), "alice", -1),
+        // The client comes back for the reason of the failure.
+        (with(asked("[[fault=error@0!]] hi"), "background", json!(true)), "", 86_400),
+    ] {
+        let ask = http().post(&url).json(&request);
+        let ask = if user.is_empty() { ask } else { ask.bearer_auth(token(user)) };
+        let reply = send(ask).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        if request["background"] == true {
+            assert_eq!(ended(&fleet.replicas[1], &id_of(&reply.body)).await["status"], "failed");
+        }
+        let left = ttl(&id_of(&reply.body));
+        assert!((seconds - 60..=seconds).contains(&left), "{request}: {left}");
+        if request["store"] == false {
+            let reply = retrieved(&fleet.replicas[0], &id_of(&reply.body)).await;
+            assert_eq!(refused(&reply), (404, None, "response_not_found"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_fails_says_why() {
+    let fleet = Fleet::start("2000", &[]).await;
+    let replica = &fleet.replicas[0];
+    let unknown = json!({"model": "nope", "input": "hi"});
+    assert_eq!(
+        refused(&post(replica, RESPONSES, &unknown).await),
+        (404, Some("model"), "model_not_found")
+    );
+    let question = "[[tokens=10 fault=error@0!]] fail";
+    let reply = post(replica, RESPONSES, &asked(question)).await;
+    assert!(reply.status >= 500, "{} {}", reply.status, reply.body);
+    let request = with(asked(question), "background", json!(true));
+    let id = id_of(&post(replica, RESPONSES, &request).await.body);
+    let response = ended(&fleet.replicas[1], &id).await;
+    assert_eq!(response["status"], "failed", "{response}");
+    assert_eq!(response["error"]["code"], "server_error");
+    let events = resumed(&fleet.replicas[1], &id, None).await;
+    assert_eq!(events.last().expect("an end")["type"], "response.failed");
+    assert_eq!(whole(&events)["error"], response["error"]);
+}
+
+#[tokio::test]
+async fn a_model_that_reasons_has_an_item_for_it() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--models", "thinker", "--rate", "200"]);
+    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &[])).collect();
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    let request = json!({"model": "thinker", "input": "[[tokens=10 think=6]] why",
+        "temperature": 0, "reasoning": {"effort": "low"}});
+    let events = created(&replicas[0], &request).await;
+    let response = whole(&events);
+    assert!(kinds(&events).contains(&"response.reasoning_text.delta"), "{events:?}");
+    assert_eq!(response["output"][0]["type"], "reasoning");
+    assert_eq!(response["output"][1]["type"], "message");
+    is_resumed_after_every_event(&replicas[1], &id_of(&response), &events).await;
+    // Clients send the items back as they came.
+    let mut input = vec![json!({"role": "user", "content": "why"})];
+    input.extend(response["output"].as_array().expect("items").iter().cloned());
+    input.push(json!({"role": "user", "content": "[[tokens=3]] and"}));
+    let reply = post(&replicas[0], RESPONSES, &json!({"model": "thinker", "input": input})).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
+#[tokio::test]
+async fn a_waiting_response_has_its_first_byte_soon_and_heartbeats_without_a_blank_line() {
+    let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_HEARTBEAT", "1")];
+    let fleet = Fleet::start("20", &settings).await;
+    let busy = with(asked("[[tokens=60]] busy"), "background", json!(true));
+    post(&fleet.replicas[0], RESPONSES, &busy).await;
+    let running = async || get(&fleet.ollama, "/sim/stats").await.body["running"] == 1;
+    assert!(eventually(LIMIT, running).await, "it does not begin");
+    let request = with(asked("[[tokens=3]] next"), "stream", json!(true));
+    let begun = std::time::Instant::now();
+    let mut stream = http()
+        .post(format!("{}{RESPONSES}", fleet.replicas[1].url))
+        .json(&request)
+        .send()
+        .await
+        .expect("a response");
+    let mut raw = String::new();
+    while let Some(chunk) = stream.chunk().await.expect("a chunk") {
+        if raw.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        }
+        raw.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    assert!(raw.contains("\n:\n"), "{raw}");
+    assert_eq!(whole(&events_of(&raw))["status"], "completed");
+}

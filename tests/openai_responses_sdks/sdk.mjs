@@ -1,0 +1,150 @@
+// OpenAI's own package for Node asks for responses, as its users do, of two replicas.
+//
+// Usage: sdk.mjs MODULES URL URL: runs every check at each replica in turn, and prints one JSON object a
+// line: {"check": its name}. What one replica begins, the other one continues.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+
+const [modules, ...urls] = process.argv.slice(2);
+const OpenAI = createRequire(`${modules}/`)("openai");
+
+const MODEL = "tinyllama";
+const client = (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "x", maxRetries: 0, timeout: 30_000 });
+const other = (url) => client(urls.find((it) => it !== url));
+const deltas = (events) =>
+  events.filter((event) => event.type === "response.output_text.delta")
+    .map((event) => event.delta).join("");
+
+async function all(stream) {
+  const events = [];
+  for await (const event of stream) events.push(event);
+  return events;
+}
+
+async function whole(url) {
+  const { data: response, request_id } = await client(url).responses.create({
+    model: MODEL, input: "[[tokens=20]] tell me", instructions: "be brief", temperature: 0,
+    metadata: { a: "b" },
+  }).withResponse();
+  assert.equal(response.status, "completed");
+  assert.ok(response.output_text && request_id);
+  assert.equal(response.usage.output_tokens, 20);
+  const again = await other(url).responses.retrieve(response.id);
+  assert.deepEqual(again.output, response.output);
+}
+
+async function streamed(url) {
+  const events = await all(await client(url).responses.create({
+    model: MODEL, input: "[[tokens=40 rate=200]] go", temperature: 0, stream: true,
+  }));
+  assert.deepEqual(events.map((event) => event.sequence_number), [...events.keys()]);
+  assert.equal(events.at(-1).type, "response.completed");
+  assert.equal(deltas(events), events.at(-1).response.output[0].content[0].text);
+  for (const after of [0, 1, 5, events.length - 2]) {
+    const rest = await all(await other(url).responses.retrieve(
+      events[0].response.id, { stream: true, starting_after: after }));
+    assert.deepEqual(rest, events.slice(after + 1));
+  }
+}
+
+async function helper(url) {
+  const stream = client(url).responses.stream({ model: MODEL, input: "[[tokens=10]] go" });
+  let pieces = 0;
+  stream.on("response.output_text.delta", () => (pieces += 1));
+  const final = await stream.finalResponse();
+  assert.ok(pieces > 0 && final.output_text);
+}
+
+async function background(url) {
+  const asked = { model: MODEL, input: "[[tokens=60 rate=100]] go", temperature: 0, background: true };
+  const response = await client(url).responses.create(asked);
+  assert.equal(response.status, "queued");
+  const events = await all(await other(url).responses.retrieve(
+    response.id, { stream: true, starting_after: 0 }));
+  assert.equal(events[0].sequence_number, 1);
+  assert.equal((await client(url).responses.retrieve(response.id)).status, "completed");
+  // A stream that its client leaves goes on at the other replica behind its last event.
+  const stream = await client(url).responses.create({ ...asked, stream: true });
+  const first = [];
+  for await (const event of stream) if (first.push(event) === 9) break;
+  const rest = await all(await other(url).responses.retrieve(
+    first[0].response.id, { stream: true, starting_after: first.at(-1).sequence_number }));
+  const both = [...first, ...rest];
+  assert.deepEqual(both.map((event) => event.sequence_number), [...both.keys()]);
+  assert.equal(deltas(both), deltas(events));
+}
+
+async function cancel_and_delete(url) {
+  const response = await client(url).responses.create({
+    model: MODEL, input: "[[tokens=2000 rate=20]] go", background: true,
+  });
+  assert.equal((await other(url).responses.cancel(response.id)).status, "cancelled");
+  await client(url).responses.delete(response.id);
+  await assert.rejects(other(url).responses.retrieve(response.id), OpenAI.NotFoundError);
+}
+
+async function conversation(url) {
+  const first = await client(url).responses.create({ model: MODEL, input: "[[tokens=5]] one" });
+  const second = await other(url).responses.create({
+    model: MODEL, input: "[[tokens=5]] two", previous_response_id: first.id,
+  });
+  assert.ok(second.output_text);
+  const items = [];
+  for await (const item of client(url).responses.inputItems.list(second.id)) items.push(item);
+  assert.deepEqual(items.map((item) => item.content[0].text), ["[[tokens=5]] two"]);
+  const carried = await client(url).responses.create({
+    model: MODEL,
+    input: [{ role: "user", content: "[[tokens=5]] one" }, ...first.output,
+      { role: "user", content: "[[tokens=5]] two" }],
+  });
+  assert.ok(carried.output_text);
+}
+
+async function json_schema(url) {
+  const schema = {
+    type: "object", properties: { name: { type: "string" }, people: { type: "integer" } },
+    required: ["name", "people"], additionalProperties: false,
+  };
+  const parsed = await client(url).responses.parse({
+    model: MODEL, input: "a city",
+    text: { format: { type: "json_schema", name: "city", strict: true, schema } },
+  });
+  assert.deepEqual(JSON.parse(parsed.output_text), { name: "word", people: 7 });
+}
+
+async function tools(url) {
+  const tool = { type: "function", name: "weather", strict: false,
+    parameters: { type: "object", properties: { city: { type: "string" } } } };
+  const reply = await client(url).responses.create({
+    model: MODEL, tools: [tool], input: "[[call=weather]] how is it?",
+  });
+  const call = reply.output[0];
+  assert.deepEqual([call.type, call.name, JSON.parse(call.arguments)],
+    ["function_call", "weather", { city: "word" }]);
+  const next = await other(url).responses.create({
+    model: MODEL, tools: [tool], previous_response_id: reply.id,
+    input: [{ type: "function_call_output", call_id: call.call_id, output: "sunny" }],
+  });
+  assert.ok(next.output_text);
+}
+
+async function errors(url) {
+  for (const [changed, kind, code] of [
+    [{ model: "no" }, OpenAI.NotFoundError, "model_not_found"],
+    [{ conversation: "c" }, OpenAI.BadRequestError, "unsupported_parameter"],
+  ]) {
+    for (const stream of [false, true]) {
+      const asked = client(url).responses.create({ model: MODEL, input: "hi", ...changed, stream });
+      const error = await asked.then(() => assert.fail("no error"), (error) => error);
+      assert.equal(error.constructor, kind, String(error));
+      assert.equal(error.code, code);
+    }
+  }
+}
+
+for (const check of [whole, streamed, helper, background, cancel_and_delete, conversation, json_schema,
+  tools, errors]) {
+  for (const url of urls) await check(url);
+  console.log(JSON.stringify({ check: check.name }));
+}

@@ -1,0 +1,195 @@
+"""OpenAI's own package for Python asks for responses, as its users do, of two replicas.
+
+Usage: sdk.py URL URL: runs every check at each replica in turn, and prints one JSON object a line:
+{"check": its name}. What one replica begins, the other one continues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import openai
+from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
+
+MODEL = "tinyllama"
+URLS: list[str] = []
+
+
+def client(url: str, key: str = "not-needed") -> OpenAI:
+    # The package then raises where a reply differs from OpenAI's description.
+    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30,
+                  _strict_response_validation=True)
+
+
+def other(url: str) -> OpenAI:
+    return client(URLS[1 - URLS.index(url)])
+
+
+def ended(of: OpenAI, id: str) -> Any:
+    for _ in range(300):
+        response = of.responses.retrieve(id)
+        if response.status not in ("queued", "in_progress"):
+            return response
+        time.sleep(0.1)
+    raise AssertionError(response)
+
+
+def whole(url: str) -> None:
+    response = client(url).responses.create(
+        model=MODEL, input="[[tokens=20]] tell me", instructions="be brief", temperature=0, top_p=1,
+        metadata={"a": "b"}, max_output_tokens=100, user="me")
+    assert response.status == "completed" and response.output_text, response
+    assert response.usage and response.usage.output_tokens == 20, response.usage
+    assert response.usage.total_tokens == response.usage.input_tokens + 20
+    assert response.metadata == {"a": "b"} and response.instructions == "be brief"
+    assert response._request_id
+    assert other(url).responses.retrieve(response.id).to_dict() == response.to_dict()
+    cut = client(url).responses.create(model=MODEL, input="[[tokens=20]] x", max_output_tokens=3)
+    assert cut.status == "incomplete" and cut.incomplete_details
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def streamed(url: str) -> None:
+    stream = client(url).responses.create(
+        model=MODEL, input="[[tokens=40 rate=200]] go", temperature=0, stream=True)
+    events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[-1].type == "response.completed"
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text and len(events) > 20
+    for after in [0, 1, 2, 7, len(events) - 2]:
+        rest = other(url).responses.retrieve(
+            events[0].response.id, stream=True, starting_after=after)
+        assert [event.to_dict() for event in rest] == [e.to_dict() for e in events[after + 1:]]
+
+
+def helper(url: str) -> None:
+    with client(url).responses.stream(model=MODEL, input="[[tokens=10]] go") as stream:
+        kinds = [event.type for event in stream]
+        assert "response.output_text.delta" in kinds and "response.completed" in kinds, kinds
+        final = stream.get_final_response()
+    assert final.output_text
+    with other(url).responses.stream(response_id=final.id, starting_after=3) as stream:
+        assert [event.sequence_number for event in stream][0] == 4
+
+
+def asynchronous(url: str) -> None:
+    async def run() -> str:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+            stream = await client.responses.create(
+                model=MODEL, input="[[tokens=10]] go", stream=True)
+            deltas = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+            return "".join(deltas)
+    assert asyncio.run(run())
+
+
+def background(url: str) -> None:
+    response = client(url).responses.create(
+        model=MODEL, input="[[tokens=60 rate=100]] go", temperature=0, background=True)
+    assert response.status == "queued" and response.background
+    events = list(other(url).responses.retrieve(response.id, stream=True, starting_after=0))
+    assert [event.sequence_number for event in events] == list(range(1, len(events) + 1))
+    final = ended(client(url), response.id)
+    assert events[-1].response.output_text == final.output_text
+    # A stream that its client leaves goes on at the other replica behind its last event.
+    stream = client(url).responses.create(
+        model=MODEL, input="[[tokens=60 rate=100]] go", temperature=0, background=True, stream=True)
+    first = [next(stream) for _ in range(9)]
+    stream.close()
+    id, last = first[0].response.id, first[-1].sequence_number
+    rest = list(other(url).responses.retrieve(id, stream=True, starting_after=last))
+    assert [e.sequence_number for e in first + rest] == list(range(len(first + rest)))
+    text = "".join(e.delta for e in first + rest if e.type == "response.output_text.delta")
+    assert text == final.output_text
+
+
+def cancel_and_delete(url: str) -> None:
+    response = client(url).responses.create(
+        model=MODEL, input="[[tokens=2000 rate=20]] go", background=True)
+    assert other(url).responses.cancel(response.id).status == "cancelled"
+    assert client(url).responses.retrieve(response.id).status == "cancelled"
+    other(url).responses.delete(response.id)
+    try:
+        client(url).responses.retrieve(response.id)
+    except openai.NotFoundError as error:
+        assert error.code == "response_not_found", repr(error)
+        return
+    raise AssertionError("not deleted")
+
+
+def conversation(url: str) -> None:
+    first = client(url).responses.create(model=MODEL, input="[[tokens=5]] one")
+    second = other(url).responses.create(
+        model=MODEL, input=[{"role": "user", "content": "[[tokens=5]] two"}],
+        previous_response_id=first.id)
+    assert second.output_text and second.previous_response_id == first.id
+    items = client(url).responses.input_items.list(second.id).data
+    assert [item.content[0].text for item in items] == ["[[tokens=5]] two"], items
+    # A client may also carry the items itself.
+    messages: list[Any] = [{"role": "user", "content": "[[tokens=5]] one"}, *first.output,
+                           {"role": "user", "content": "[[tokens=5]] two"}]
+    assert client(url).responses.create(model=MODEL, input=messages).output_text
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+def json_schema(url: str) -> None:
+    parsed = client(url).responses.parse(model=MODEL, input="a city", text_format=City)
+    city = parsed.output_parsed
+    assert city and (city.name, city.people) == ("word", 7), parsed
+
+
+def tools(url: str) -> None:
+    tool: Any = {"type": "function", "name": "weather", "strict": False,
+                 "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    messages: list[Any] = [{"role": "user", "content": "[[call=weather]] how is it?"}]
+    create: Any = client(url).responses.create
+    reply = create(model=MODEL, tools=[tool], input=messages)
+    call = reply.output[0]
+    assert call.type == "function_call" and call.name == "weather", reply
+    assert json.loads(call.arguments) == {"city": "word"}
+    events = list(create(model=MODEL, tools=[tool], input=messages, stream=True))
+    assert "response.function_call_arguments.done" in [event.type for event in events]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    carried = create(model=MODEL, tools=[tool], input=[*messages, *reply.output, output])
+    assert carried.output_text
+    chained: Any = other(url).responses.create(
+        model=MODEL, tools=[tool], input=[output], previous_response_id=reply.id)
+    assert chained.output_text
+
+
+def errors(url: str) -> None:
+    for changed, kind, code, param in [
+        ({"model": "no"}, openai.NotFoundError, "model_not_found", "model"),
+        ({"conversation": "c"}, openai.BadRequestError, "unsupported_parameter", "conversation"),
+        ({"previous_response_id": "resp_0"}, openai.BadRequestError,
+         "previous_response_not_found", "previous_response_id"),
+        ({"input": "a b c d " * 3_000}, openai.BadRequestError, "context_length_exceeded", "input"),
+    ]:
+        for stream in [False, True]:
+            try:
+                asked: Any = {"model": MODEL, "input": "hi", **changed, "stream": stream}
+                client(url).responses.create(**asked)
+            except openai.APIStatusError as error:
+                assert type(error) is kind and error.code == code, repr(error)
+                assert error.param == param, repr(error)
+            else:
+                raise AssertionError(changed)
+
+
+CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, conversation,
+          json_schema, tools, errors]
+
+URLS = sys.argv[1:]
+for check in CHECKS:
+    for url in URLS:
+        check(url)
+    print(json.dumps({"check": check.__name__}), flush=True)

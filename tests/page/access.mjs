@@ -1,0 +1,70 @@
+// What axe finds in the page, in both themes, wide and at 320 pixels; and that nothing is wider.
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+import { readFileSync } from "node:fs";
+import { ask, check, connected, open, run, tell, until } from "./browser.mjs";
+
+const require = createRequire(fileURLToPath(new URL("../../web/", import.meta.url)));
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+/** Runs axe with every rule it has for WCAG 2.2 AA and good practice. */
+async function findings(page, where) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() =>
+    window.axe.run(document, { resultTypes: ["violations"] }),
+  );
+  const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" ")}`);
+  tell({ where, findings: found });
+  check(found.length === 0, `${where}: ${found.join("\n")}`);
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  check(over <= 0, `${where}: ${over} pixels too wide`);
+}
+
+const MARKDOWN =
+  "[[rate=2000 say]]## A heading\n\nText with `code`, **bold** and [a link](https://a.example).\n\n- [x] done\n- open\n\n> quoted\n\n```python\ndef f(x):  # a comment\n    return 'a long line that has to be scrolled' + str(x) * 42\n```\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n1. one\n2. two";
+
+await run(async (first, browser) => {
+  await first.close();
+  for (const colorScheme of ["light", "dark"]) {
+    for (const width of [1200, 320]) {
+      const context = await browser.newContext({
+        colorScheme,
+        viewport: { width, height: 700 },
+        reducedMotion: "reduce",
+      });
+      const page = await open(context);
+      const where = `${colorScheme}, ${width}`;
+      await findings(page, `${where}, empty`);
+      await ask(page, MARKDOWN);
+      await until(page, "complete");
+      await page.waitForSelector(".hljs-keyword");
+      await ask(page, "[[tokens=400 rate=20]] slowly");
+      await until(page, "streaming");
+      await findings(page, `${where}, while an answer grows`);
+      await page.press("#question", "Escape");
+      await until(page, "cancelled");
+      for (const [name, button] of [["settings", ".chosen"], ["account", ".account"]]) {
+        if (name === "account" && width === 320) await page.click("header button");
+        await page.click(button);
+        await page.waitForSelector("dialog[open]");
+        await findings(page, `${where}, ${name}`);
+        await page.keyboard.press("Escape");
+        await page.waitForSelector("dialog", { state: "detached" });
+      }
+      if (width === 320) await findings(page, `${where}, the list`);
+      await context.close();
+    }
+  }
+  // The switch wins over the system, from before the first paint on.
+  const context = await browser.newContext({ colorScheme: "light" });
+  const page = await open(context);
+  await page.click(".chosen");
+  await page.locator("dialog select").last().selectOption("dark");
+  const paper = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  const dark = await paper();
+  await page.reload({ waitUntil: "commit" });
+  await page.waitForFunction(() => document.documentElement.dataset.theme === "dark");
+  await connected(page);
+  check((await paper()) === dark && dark !== "rgb(253, 253, 251)", `the colour is ${await paper()}`);
+  tell({ check: "themes" });
+});

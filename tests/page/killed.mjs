@@ -1,0 +1,23 @@
+// The replica that writes is killed, or hangs, while the page shows its answer. No reload.
+import { ask, check, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+
+await run(async (context) => {
+  const page = await open(context);
+  await page.evaluate(() => (window.isSamePage = true));
+  await ask(page, "[[count tokens=300 rate=60]] survive");
+  await until(page, "streaming");
+  await page.waitForFunction(() => document.querySelector(".prose").textContent.length > 60);
+  tell({ begun: session(page) });
+  const began = Date.now();
+  await page.waitForFunction(() => !document.querySelector(".light").matches(".open"), null, { polling: 20 });
+  const noticed = Date.now() - began;
+  await page.waitForSelector(".light.open");
+  const back = Date.now() - began;
+  await until(page, "complete");
+  const messages = await stored(session(page));
+  same(await shown(page), messages.at(-1).content.trim(), "the answer");
+  check(messages.length === 2 && (await page.locator("article").count()) === 2, "one question, one answer");
+  check(await page.evaluate(() => window.isSamePage === true), "the page was loaded again");
+  check(messages.at(-1).content.trim().endsWith("300"), messages.at(-1).content);
+  tell({ noticed, back });
+});

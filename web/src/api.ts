@@ -1,0 +1,124 @@
+/** The REST routes that the page uses. */
+
+import { signal } from "@preact/signals";
+import { readToken, writeToken } from "./kept";
+import type { Failure } from "./wire";
+
+/** The time after which a request counts as lost, in milliseconds. */
+const LIMIT = 15_000;
+
+/** The token or API key of this tab; empty while the caller is anonymous. */
+export const token = signal(readToken());
+
+/** Signs in with a token, or out with an empty one. */
+export function setToken(value: string): void {
+  writeToken(value);
+  token.value = value;
+}
+
+/** A request that was refused or did not arrive. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    readonly failure: Failure,
+  ) {
+    super(failure.message);
+  }
+}
+
+/** Whether a failure asks for another sign-in. */
+export function asksForSignIn(code: string): boolean {
+  return code === "sign_in_required" || code === "token_expired" || code === "token_invalid";
+}
+
+/** The problem document of a response, as a failure. */
+async function failureOf(response: Response): Promise<Failure> {
+  const problem = (await response.json().catch(() => ({}))) as Record<string, unknown>;
+  const seconds = Number(response.headers.get("retry-after"));
+  const failure: Failure = {
+    code: String(problem.code ?? `status_${response.status}`),
+    message: String(problem.detail ?? `The service answered with status ${response.status}.`),
+    retryable: response.status === 429 || response.status >= 500,
+  };
+  if (seconds > 0) failure.retryAt = Date.now() + seconds * 1000;
+  return failure;
+}
+
+/** Sends a request and returns the JSON of its response.
+ *
+ * Throws `ApiError`; its status is 0 where no response came. `as` is used in place of the token. */
+export async function call<T>(
+  method: string,
+  path: string,
+  body?: unknown,
+  as: string = token.value,
+): Promise<T> {
+  const headers: Record<string, string> = {};
+  if (as) headers.authorization = `Bearer ${as}`;
+  if (body !== undefined) headers["content-type"] = "application/json";
+  let response: Response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? null : JSON.stringify(body),
+      signal: AbortSignal.timeout(LIMIT),
+      credentials: "omit",
+    });
+  } catch {
+    const message = "The service cannot be reached; check the connection.";
+    throw new ApiError(0, { code: "unreachable", message, retryable: true });
+  }
+  if (!response.ok) throw new ApiError(response.status, await failureOf(response));
+  return (await response.json()) as T;
+}
+
+export interface Model {
+  name: string;
+  size: number;
+}
+
+export interface SessionInfo {
+  session_id: string;
+  title: string;
+  model: string;
+  updated_at: string;
+}
+
+export interface Limit {
+  limit: string;
+  unit: string;
+  quota: number;
+  used: number;
+  remaining: number;
+  window_seconds: number | null;
+  reset_seconds: number | null;
+}
+
+export interface UsageReport {
+  user_id: string;
+  limits: Limit[];
+}
+
+const SESSIONS = "/api/v1/chat/sessions";
+
+export const models = () => call<{ models: Model[] }>("GET", "/api/v1/chat/models");
+export const usage = (as?: string) => call<UsageReport>("GET", "/api/v1/usage", undefined, as);
+export const describe = (id: string) => call<SessionInfo>("GET", `${SESSIONS}/${id}?limit=0`);
+export const rename = (id: string, title: string) =>
+  call<SessionInfo>("PATCH", `${SESSIONS}/${id}`, { title });
+export const claim = (id: string) => call<SessionInfo>("POST", `${SESSIONS}/${id}/claim`);
+export const sessions = (cursor: string) =>
+  call<{ sessions: SessionInfo[]; next_cursor: string | null }>(
+    "GET",
+    `${SESSIONS}?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`,
+  );
+
+/** Deletes a session. One that is gone already counts as deleted. */
+export async function remove(id: string): Promise<void> {
+  try {
+    await call("DELETE", `${SESSIONS}/${id}`);
+  } catch (error) {
+    if (!(error instanceof ApiError && error.status === 404)) throw error;
+  }
+}

@@ -1,0 +1,182 @@
+/** One message of a conversation, as it is shown. */
+
+import { useEffect, useState } from "preact/hooks";
+import { duration, remedyOf, sentence } from "./advice";
+import { CopyButton } from "./code";
+import type { Conversation, Message, Notes } from "./conversation";
+import { Icon } from "./icons";
+import { Markdown } from "./markdown";
+import { ask, showNew } from "./sessions";
+import { openDialog } from "./dialogs";
+import type { Failure } from "./wire";
+
+export function Turn({ message, conversation }: { message: Message; conversation: Conversation }) {
+  return message.role === "user" ? (
+    <Question message={message} conversation={conversation} />
+  ) : (
+    <Answer message={message} conversation={conversation} />
+  );
+}
+
+function Question({ message, conversation }: { message: Message; conversation: Conversation }) {
+  const status = message.status.value;
+  const { failure } = message.notes.value;
+  return (
+    <article class={`question ${status}`} data-status={status}>
+      <h2 class="hidden">You</h2>
+      <div class="asked" dir="auto">
+        {message.text.value}
+      </div>
+      {status === "refused" && failure && (
+        <Trouble
+          failure={failure}
+          again={() => {
+            conversation.discard(message);
+            ask(message.text.value);
+          }}
+        />
+      )}
+    </article>
+  );
+}
+
+function Answer({ message, conversation }: { message: Message; conversation: Conversation }) {
+  const status = message.status.value;
+  const notes = message.notes.value;
+  const text = message.text.value;
+  const isGrowing = status === "streaming";
+  return (
+    <article
+      class={`answer ${status}`}
+      data-status={status}
+      data-generation={message.id}
+      aria-busy={message.isOpen}
+    >
+      <h2 class="hidden">Answer</h2>
+      <Reasoning message={message} isGrowing={isGrowing && text === ""} />
+      {status === "waiting" && <Waiting notes={notes} />}
+      {isGrowing && text === "" && <p class="pending">Thinking</p>}
+      <div class="prose">
+        <Markdown text={text} isGrowing={isGrowing} />
+      </div>
+      {isGrowing && (notes.position ?? 0) > 0 && <Waiting notes={notes} />}
+      {status === "failed" && notes.failure && (
+        <Trouble
+          failure={notes.failure}
+          again={() => {
+            const { value: all } = conversation.messages;
+            const question = all[all.indexOf(message) - 1];
+            if (question) ask(question.text.value);
+          }}
+        />
+      )}
+      {!message.isOpen && <Footer message={message} notes={notes} />}
+    </article>
+  );
+}
+
+/** What the model thought, folded unless the user opens it. */
+function Reasoning({ message, isGrowing }: { message: Message; isGrowing: boolean }) {
+  const text = message.reasoning.value;
+  if (!text) return null;
+  return (
+    <details class="reasoning">
+      <summary>{isGrowing ? "Thinking…" : "Reasoning"}</summary>
+      <div class="thought" dir="auto">
+        {text}
+      </div>
+    </details>
+  );
+}
+
+function Waiting({ notes: { position, eta } }: { notes: Notes }) {
+  return (
+    <p class="pending">
+      {position
+        ? `Number ${position} in the queue${eta == null ? "" : `, about ${duration(eta)}`}`
+        : "Waiting for a model"}
+    </p>
+  );
+}
+
+function Footer({ message, notes }: { message: Message; notes: Notes }) {
+  const { model, usage, context, continued, finish } = notes;
+  const facts: string[] = [];
+  if (message.status.value === "cancelled") facts.push("stopped");
+  if (finish === "length") facts.push("reached the longest answer that was allowed");
+  if (finish === "repetition") facts.push("ended because the model repeated itself");
+  if (context?.messages_dropped) {
+    const { messages_dropped: count } = context;
+    facts.push(`${count} older ${count === 1 ? "message was" : "messages were"} left out`);
+  }
+  if (continued?.length) {
+    const isNew = continued.some(({ how }) => how === "restarted");
+    facts.push(isNew ? "begun anew after an interruption" : "continued after an interruption");
+  }
+  if (model) facts.push(model.replace(/:latest$/, ""));
+  if (usage?.completion_tokens) facts.push(`${usage.completion_tokens} tokens`);
+  return (
+    <footer>
+      {message.text.value && <CopyButton text={message.text.value} label="Copy answer" />}
+      <span class="facts">{facts.join(" · ")}</span>
+    </footer>
+  );
+}
+
+/** An error, and what to do about it. */
+export function Trouble({ failure, again }: { failure: Failure; again?: () => void }) {
+  const wait = useCountdown(failure.retryAt);
+  const remedy = remedyOf(failure);
+  return (
+    <div class="trouble">
+      <p>{sentence(failure.message)}</p>
+      <div class="actions">
+        {remedy === "sign-in" && (
+          <button type="button" onClick={() => openDialog("account")}>
+            Sign in
+          </button>
+        )}
+        {remedy === "models" && (
+          <button type="button" onClick={() => openDialog("settings")}>
+            Choose a model
+          </button>
+        )}
+        {remedy === "new" && (
+          <button type="button" onClick={showNew}>
+            New conversation
+          </button>
+        )}
+        {again && (
+          <button type="button" disabled={wait > 0} onClick={again}>
+            {wait > 0 ? `Ask again in ${duration(wait)}` : "Ask again"}
+          </button>
+        )}
+      </div>
+    </div>
+  );
+}
+
+/** Counts the seconds down to a time. */
+function useCountdown(until?: number): number {
+  const left = () => (until ? Math.max(0, Math.ceil((until - Date.now()) / 1000)) : 0);
+  const [seconds, setSeconds] = useState(left);
+  useEffect(() => {
+    setSeconds(left());
+    if (!until) return undefined;
+    const timer = setInterval(() => {
+      setSeconds(left());
+      if (left() === 0) clearInterval(timer);
+    }, 1000);
+    return () => clearInterval(timer);
+  }, [until]);
+  return seconds;
+}
+
+export function JumpButton({ onClick }: { onClick: () => void }) {
+  return (
+    <button type="button" class="jump" title="To the newest" onClick={onClick}>
+      <Icon name="down" />
+      <span class="hidden">To the newest</span>
+    </button>
+  );
+}
