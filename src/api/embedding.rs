@@ -14,7 +14,7 @@ use crate::limits::TurnPermit;
 pub const TEXTS: usize = 256;
 
 /// Returns the vectors of texts from a host; none where there is no text, and no host is asked then.
-/// What is not answered costs the caller no turn.
+/// What no host has worked for costs the caller no turn.
 ///
 /// # Errors
 /// A limit of the caller, what keeps this replica from serving, or the host's error.
