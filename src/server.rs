@@ -102,6 +102,7 @@ impl Server {
         let fleet = Fleet::new(fleet_config(&settings.hosts))?;
         fleet.follow_names(&lifecycle);
         preload(&settings.hosts, &fleet, &lifecycle);
+        let source_key = source_key(&settings.http, &redis);
         let generations = Generations::start(
             store.clone(),
             feeds.clone(),
@@ -115,10 +116,10 @@ impl Server {
                 lease: settings.replica.lease_ms,
                 storage: storage_limits(&settings.storage),
                 limits: limits.clone(),
+                source_key: source_key.clone(),
             },
         );
         let conditions = Conditions::of(&redis);
-        let source_key = source_key(&settings.http, &redis);
         let readiness = Readiness {
             lifecycle: lifecycle.clone(),
             redis: conditions.subscribe(),

@@ -68,6 +68,12 @@ impl SourceKey {
         self.0.is_agreed.load(Ordering::Acquire)
     }
 
+    /// Returns the key, for digests that all replicas have to agree on; none while they may not.
+    pub fn agreed(&self) -> Option<hmac::Key> {
+        let key = || self.0.key.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.is_agreed().then(key)
+    }
+
     /// Returns the source of a client at this address.
     pub fn source(&self, address: IpAddr) -> Source {
         let key = self.0.key.read().unwrap_or_else(PoisonError::into_inner);

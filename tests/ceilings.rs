@@ -48,6 +48,7 @@ fn ticket(number: usize) -> Ticket {
         is_of_address: false,
         model: MODEL.to_owned(),
         session: user,
+        prefixes: Vec::new(),
         has_text: false,
     }
 }

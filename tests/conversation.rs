@@ -21,6 +21,7 @@ use jarvis::session::store::{
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
 };
+use jarvis::source::SourceKey;
 use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
 use support::client::get;
@@ -104,6 +105,7 @@ impl Replica {
                 abandon_after: Duration::from_mins(5),
                 lease: LEASE,
                 storage: StorageLimits::default(),
+                source_key: SourceKey::default(),
             };
             let generations =
                 Generations::start(store.clone(), feeds, fleet, queue, membership, settings);

@@ -10,6 +10,7 @@ const DOCUMENTS: [&str; 19] = [
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "docs/CLIENTS.md",
     "docs/HARDENING.md",
     "docs/LIMITS.md",
     "docs/METRICS.md",

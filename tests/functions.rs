@@ -141,6 +141,7 @@ async fn every_call_of_the_queue(redis: &Redis) {
         is_of_address: false,
         model: "m:latest".to_owned(),
         session: text,
+        prefixes: (0..8).map(|n| format!("{n:024}")).collect(),
         has_text: false,
     };
     queue.join(&ticket, None).await.expect("Redis");

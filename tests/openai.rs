@@ -5,6 +5,8 @@ mod support;
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use support::client::{Reply, get, http, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
@@ -15,6 +17,7 @@ use support::tokens::{SECRET, token};
 use testkit::eventually;
 
 const COMPLETIONS: &str = "/v1/chat/completions";
+const EMBEDDINGS: &str = "/v1/embeddings";
 const MODEL: &str = "tinyllama:latest";
 
 fn asked(question: &str) -> Value {
@@ -152,6 +155,78 @@ async fn a_stop_text_and_a_limit_of_tokens_end_a_completion() {
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
     let text = stopped["choices"][0]["message"]["content"].as_str().expect("text");
     assert_eq!(Some(text), whole.find(word).map(|at| &whole[..at]));
+}
+
+#[tokio::test]
+async fn embeddings_are_those_of_a_host_as_numbers_or_in_base64() {
+    let Setup { replica, ollama, redis: _redis } = setup("2000", &[]).await;
+    let embed = async |request: Value| post(&replica, EMBEDDINGS, &request).await;
+    for input in [json!("one"), json!(["one", "two"])] {
+        let request = json!({"model": MODEL, "input": input, "dimensions": 4});
+        let wanted = post(&ollama, "/api/embed", &request).await.body;
+        let vectors = wanted["embeddings"].as_array().expect("vectors");
+        let reply = embed(with(request.clone(), "user", json!("me"))).await;
+        assert_eq!((reply.status, &reply.body["object"]), (200, &json!("list")), "{}", reply.body);
+        assert_eq!(reply.body["model"], MODEL);
+        let tokens = &wanted["prompt_eval_count"];
+        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+        assert_eq!(reply.body["usage"], usage);
+        let coded = embed(with(request, "encoding_format", json!("base64"))).await.body;
+        for (at, vector) in vectors.iter().enumerate() {
+            let item = json!({"object": "embedding", "index": at, "embedding": vector});
+            assert_eq!(reply.body["data"][at], item);
+            let bytes = coded["data"][at]["embedding"].as_str().expect("a text");
+            let bytes = STANDARD.decode(bytes).expect("base64");
+            let numbers =
+                bytes.chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]]));
+            let wanted: Vec<f32> = serde_json::from_value(vector.clone()).expect("numbers");
+            assert_eq!(numbers.collect::<Vec<_>>(), wanted);
+        }
+        assert_eq!(reply.body["data"].as_array().map(Vec::len), Some(vectors.len()));
+    }
+    let invalid = "invalid_request_error";
+    for (changed, value, wanted) in [
+        ("model", json!("nope"), (404, invalid, Some("model"), "model_not_found")),
+        ("input", json!([]), (400, invalid, Some("input"), "invalid_value")),
+        ("input", json!([[1, 2]]), (400, invalid, Some("input"), "unsupported_value")),
+        ("input", json!(["a", 7]), (400, invalid, Some("input"), "unsupported_value")),
+        ("encoding_format", json!("hex"), (400, invalid, Some("encoding_format"), "invalid_value")),
+        ("truncate", json!(true), (400, invalid, Some("truncate"), "unknown_parameter")),
+    ] {
+        let reply = embed(with(json!({"model": MODEL, "input": "x"}), changed, value)).await;
+        assert_eq!(envelope(&reply), wanted, "{changed}");
+    }
+    // The host alone can count these.
+    let long = embed(json!({"model": MODEL, "input": ["x", "long ".repeat(50_000)]})).await;
+    assert_eq!(envelope(&long), (400, invalid, Some("input"), "context_length_exceeded"));
+}
+
+#[tokio::test]
+async fn embeddings_of_openais_api_take_a_slot_count_as_a_turn_and_end_with_their_client() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--first-token-ms", "700", "--slots", "8"]);
+    let settings = [
+        ("JARVIS_OLLAMA_SLOTS", "1"),
+        ("JARVIS_JWT_SECRET", SECRET),
+        ("JARVIS_USER_TURNS_PER_MINUTE", "3"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let request = json!({"model": MODEL, "input": "one"});
+    let url = format!("{}{EMBEDDINGS}", replica.url);
+    let embed = || http().post(&url).bearer_auth(token("alice")).json(&request);
+    let stat = async |name: &str| get(&ollama, "/sim/stats").await.body[name].as_u64();
+    let replies = futures_util::future::join_all((0..2).map(|_| send(embed()))).await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    assert_eq!(stat("peak_running").await, Some(1), "one slot, so one at a time");
+    let leaving = tokio::spawn(embed().send());
+    assert!(eventually(LIMIT, async || stat("running").await == Some(1)).await);
+    leaving.abort();
+    assert!(eventually(LIMIT, async || stat("client_gone").await == Some(1)).await);
+    // A host has worked for it, so it counts.
+    let refused = send(embed()).await;
+    assert_eq!(envelope(&refused), (429, "requests", None, "rate_limit_exceeded"));
+    assert!(refused.headers.contains_key("retry-after"));
 }
 
 #[tokio::test]

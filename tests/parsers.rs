@@ -35,6 +35,15 @@ const COMPLETION_BODIES: &[&str] = &[
     r#"{"model":"m","messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":"auto"}"#,
     r#"{"model":"m","messages":[{"role":"user","content":"q"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"b":1,"a":2}}}}"#,
 ];
+const EMBEDDING_BODIES: &[&str] = &[
+    r#"{"model":"m","input":["a","b"],"dimensions":4,"encoding_format":"base64","user":"u"}"#,
+    r#"{"model":"m","input":"\u00e9","encoding_format":null}"#,
+];
+const OLLAMA_BODIES: &[&str] = &[
+    r#"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":"q"},{"role":"assistant","content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},{"role":"tool","tool_name":"f","content":"r"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"stream":false,"options":{"temperature":0.5,"num_predict":-1,"stop":["x"],"seed":7,"num_ctx":9}}"#,
+    r#"{"model":"m","prompt":"q","system":"s","format":{"b":1,"a":2},"think":"high","keep_alive":"0s","raw":false}"#,
+    r#"{"name":"m","keep_alive":0}"#,
+];
 const FORWARDED: &[&str] = &[
     "198.51.100.1:4711, [2001:db8::1]:80, 10.0.0.1",
     "[::1], ::ffff:10.0.0.1\nfd00::1\n",
@@ -130,6 +139,26 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_are_a_request_for_embeddings_or_an_error(bytes in random()) {
+        in_time(|| parsers::embedding_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_request_for_embeddings_is_one_or_an_error(bytes in damaged(EMBEDDING_BODIES)) {
+        in_time(|| parsers::embedding_body(&bytes));
+    }
+
+    #[test]
+    fn any_bytes_are_a_request_of_ollamas_api_or_an_error(bytes in random()) {
+        in_time(|| parsers::ollama_body(&bytes));
+    }
+
+    #[test]
+    fn a_damaged_request_of_ollamas_api_is_one_or_an_error(bytes in damaged(OLLAMA_BODIES)) {
+        in_time(|| parsers::ollama_body(&bytes));
+    }
+
+    #[test]
     fn whatever_bytes_a_client_forwards_its_address_is_the_one_that_a_trusted_proxy_saw(bytes in random()) {
         in_time(|| parsers::forwarded_for(&bytes));
     }
@@ -192,6 +221,8 @@ fn the_largest_and_the_deepest_take_no_longer() {
         in_time(|| parsers::cursor(bytes.as_bytes()));
         in_time(|| parsers::chat_body(bytes.as_bytes()));
         in_time(|| parsers::completion_body(bytes.as_bytes()));
+        in_time(|| parsers::embedding_body(bytes.as_bytes()));
+        in_time(|| parsers::ollama_body(bytes.as_bytes()));
         in_time(|| parsers::forwarded_for(bytes.as_bytes()));
         in_time(|| parsers::token(bytes.as_bytes()));
         in_time(|| parsers::import_line(bytes.as_bytes()));

@@ -45,6 +45,7 @@ fn ticket(user: &str, model: &str) -> Ticket {
         is_of_address: false,
         model: model.to_owned(),
         session: user.to_owned(),
+        prefixes: Vec::new(),
         has_text: false,
     }
 }
@@ -200,6 +201,43 @@ async fn among_free_hosts_the_loaded_one_then_the_one_that_ran_the_session_then_
     let loaded = ticket("u", MODEL);
     join(&world.store, &loaded).await;
     assert_eq!(granted(&world.store, &loaded).await.host.0, "c", "the model is loaded there");
+}
+
+#[tokio::test]
+async fn a_conversation_goes_to_the_free_host_of_its_longest_beginning_and_waits_for_none() {
+    let hosts = [host("a", 1, &[MODEL]), host("b", 1, &[MODEL]), host("c", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let conversation = |prefixes: &[&str]| Ticket {
+        prefixes: prefixes.iter().map(|digest| (*digest).to_owned()).collect(),
+        session: GenerationId::random().to_string(),
+        ..ticket("u", MODEL)
+    };
+    let run = async |prefixes: &[&str]| {
+        let ticket = conversation(prefixes);
+        join(&world.store, &ticket).await;
+        (granted(&world.store, &ticket).await.host.0, ticket)
+    };
+    let [first, second, third] = [run(&["1"]).await, run(&["21", "2"]).await, run(&["31"]).await];
+    assert_eq!((&*first.0, &*second.0, &*third.0), ("a", "b", "c"));
+    // A ticket that waits, too, is granted the host of its conversation.
+    let waiting = conversation(&["312", "31", "3"]);
+    assert!(matches!(join(&world.store, &waiting).await, TicketStatus::Waiting(_)));
+    for (_, ticket) in [&third, &second, &first] {
+        release(&world.store, ticket).await;
+    }
+    assert_eq!(granted(&world.store, &waiting).await.host.0, "c");
+    release(&world.store, &waiting).await;
+    let longer = run(&["212", "21", "1"]).await;
+    assert_eq!(longer.0, "b", "the longest beginning counts most");
+    // Its host is busy: the host of a shorter beginning is next, and then any.
+    let again = run(&["2122", "212", "21", "1"]).await;
+    assert_eq!(again.0, "a");
+    let elsewhere = run(&["2123", "212", "21", "1"]).await;
+    assert_eq!(elsewhere.0, "c", "it does not wait");
+    for ticket in [longer.1, again.1, elsewhere.1] {
+        release(&world.store, &ticket).await;
+    }
+    assert_eq!(run(&["4", "21x"]).await.0, "a", "a digest that nobody noted counts for nothing");
 }
 
 #[tokio::test]

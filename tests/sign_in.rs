@@ -170,7 +170,9 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
         path if path.contains("/sessions/") => (404, "session_not_found"),
         "/api/v1/chat" | "/api/v1/chat/message" | "/api/v1/chat/send" => (404, "session_not_found"),
         "/ws" | "/api/v1/chat/ws" => (426, "websocket_expected"),
-        "/v1/chat/completions" | "/v1/responses" => (400, "missing_required_parameter"),
+        "/v1/chat/completions" | "/v1/responses" | "/v1/embeddings" => {
+            (400, "missing_required_parameter")
+        }
         path if path.starts_with("/v1/responses/") => (404, "response_not_found"),
         "/api/show" | "/api/chat" | "/api/generate" | "/api/embed" | "/api/embeddings" => {
             (400, "an error")

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bulk_permits;
+mod embedding;
 mod idempotency;
 mod large_body;
 pub mod message_budget;
@@ -62,6 +63,7 @@ pub fn router(shared: &Shared) -> Router {
         .routes(routes!(openai::models::list))
         .routes(routes!(openai::models::retrieve))
         .routes(routes!(openai::chat::complete))
+        .routes(routes!(openai::embeddings::create))
         .routes(routes!(openai::responses::create::create))
         .routes(routes!(openai::responses::stored::retrieve, openai::responses::stored::delete))
         .routes(routes!(openai::responses::stored::cancel))

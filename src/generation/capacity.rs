@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use super::prefixes::prefixes;
 use crate::model_name::ModelName;
 use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
 use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket, TicketSource};
 use crate::session::Owner;
 use crate::session::store::Turn;
-use crate::source::wider_networks;
+use crate::source::{SourceKey, wider_networks};
 use crate::telemetry::{GaugedHosts, metric};
 
 /// How long a host that replied that it is full gets no turn.
@@ -78,8 +79,8 @@ pub(super) fn model_key(model: &str) -> String {
 
 /// Creates the ticket of a turn. Slots are shared fairly between sources: signed-in users and the
 /// addresses of anonymous callers. A loopback address is no source: there, sessions share the slots.
-/// `owner` is that of the session.
-pub(super) fn ticket(turn: &Turn, owner: &Owner) -> Ticket {
+/// `owner` is that of the session, and `key` that of digests of what it says.
+pub(super) fn ticket(turn: &Turn, owner: &Owner, key: &SourceKey) -> Ticket {
     let session = turn.session.to_string();
     let source = ticket_source(owner, &turn.spec.source);
     Ticket {
@@ -89,6 +90,7 @@ pub(super) fn ticket(turn: &Turn, owner: &Owner) -> Ticket {
         source,
         model: model_key(&turn.spec.model),
         session,
+        prefixes: prefixes(turn, owner, key),
         has_text: false,
     }
 }

@@ -259,6 +259,7 @@ fn ticket(subject: &Subject, model: &str) -> Ticket {
         source,
         model: capacity::model_key(model),
         session,
+        prefixes: Vec::new(),
         has_text: false,
     }
 }

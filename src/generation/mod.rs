@@ -16,6 +16,7 @@ mod interleavings;
 mod model_run;
 mod pace;
 mod panics;
+mod prefixes;
 mod redis_call;
 mod redo;
 mod seam;
@@ -51,6 +52,7 @@ use crate::session::store::{
     self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Transfer,
 };
 use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
+use crate::source::SourceKey;
 use crate::telemetry::metric;
 use crate::telemetry::traces::{self, Span};
 
@@ -83,6 +85,7 @@ pub struct Generations {
     host_wait: Duration,
     abandon_after: Duration,
     renewal: Renewal,
+    source_key: SourceKey,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
     copies: Arc<Copies>,
@@ -109,6 +112,8 @@ pub struct GenerationSettings {
     pub storage: StorageLimits,
     /// The limits of callers.
     pub limits: RateLimits,
+    /// The key of the digests of conversations.
+    pub source_key: SourceKey,
 }
 
 /// An accepted turn.
@@ -246,8 +251,15 @@ impl Generations {
         membership: MembershipStore,
         settings: GenerationSettings,
     ) -> Self {
-        let GenerationSettings { num_ctx_cap, host_wait, abandon_after, lease, storage, limits } =
-            settings;
+        let GenerationSettings {
+            num_ctx_cap,
+            host_wait,
+            abandon_after,
+            lease,
+            storage,
+            limits,
+            source_key,
+        } = settings;
         let (copies, waiting) = Copies::new();
         let generations = Self {
             budget: Budget::new(store.clone(), storage),
@@ -262,6 +274,7 @@ impl Generations {
             host_wait,
             abandon_after,
             renewal: Renewal::new(lease),
+            source_key,
             running: Arc::default(),
             redo: Arc::default(),
             copies: Arc::new(copies),

@@ -169,7 +169,7 @@ pub(super) async fn wait_for_slot(
             }
             () = transferred(feed), if owner == Owner::Anonymous => {
                 owner = feed.owner();
-                lease.set_user(capacity::ticket(turn, &owner));
+                lease.set_user(capacity::ticket(turn, &owner, &generations.source_key));
                 abandonment = Abandonment::watch(generations, &owner, turn, options.has_text);
                 joins = true;
             }

@@ -157,7 +157,8 @@ async fn answer(
     writer: &mut Writer,
 ) -> Result<TurnEnd, Stopped> {
     // Dropped when this function returns, so that the slot is free before the end is written.
-    let mut lease = generations.queue.lease(capacity::ticket(turn, &feed.owner()));
+    let mut lease =
+        generations.queue.lease(capacity::ticket(turn, &feed.owner(), &generations.source_key));
     let mut notify_from = Instant::now();
     if !writer.text().is_empty() {
         notify_from += NOTIFY_AFTER;

@@ -81,6 +81,7 @@ impl QueueStore {
             .text("running_limit", self.running_limit(ticket))
             .arg("model", ticket.model.as_str())
             .arg("session", ticket.session.as_str())
+            .arg("prefixes", ticket.prefixes.join(" "))
             .flag("has_text", ticket.has_text)
             .arg("start", start.unwrap_or_default())
             .text("waiting_limit", self.limits.waiting)

@@ -42,6 +42,9 @@ pub struct Ticket {
     pub model: String,
     /// The session, whose prompt a host may have in its cache.
     pub session: String,
+    /// Digests of the conversation and of its beginnings, the longest first, where it comes with the
+    /// request: a host may have one of them in its cache. The whole is noted for its host.
+    pub prefixes: Vec<String>,
     /// Whether the answer has text: the ticket then goes before all others.
     pub has_text: bool,
 }

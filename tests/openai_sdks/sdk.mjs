@@ -123,6 +123,19 @@ async function tools(url) {
   assert.deepEqual(calls, ["word"]);
 }
 
+async function embedded(url) {
+  // The package requests base64 unless it is told otherwise, and decodes it.
+  const asked = { model: MODEL, input: ["one", "two"] };
+  const coded = await client(url).embeddings.create(asked);
+  const plain = await client(url).embeddings.create({ ...asked, encoding_format: "float" });
+  assert.deepEqual(coded.data.map((item) => item.index), [0, 1]);
+  const single = plain.data.map((item) => item.embedding.map(Math.fround));
+  assert.deepEqual(coded.data.map((item) => [...item.embedding]), single);
+  assert.ok(coded.usage.total_tokens > 0);
+  const short = await client(url).embeddings.create({ model: MODEL, input: "one", dimensions: 4 });
+  assert.equal(short.data[0].embedding.length, 4);
+}
+
 async function raises(kind, status, code, param, call) {
   const error = await call().then(
     () => assert.fail(`no ${kind.name}`),
@@ -167,7 +180,7 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools,
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, embedded,
   errors, rate_limit, leaves];
 
 if (mode === "read") {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import struct
 import sys
 from typing import Any, Callable
 
@@ -140,6 +141,23 @@ def tools(url: str) -> None:
     assert create(**asked, messages=messages).choices[0].finish_reason == "stop"
 
 
+def embedded(url: str) -> None:
+    asked: Any = {"model": MODEL, "input": ["one", "two"]}
+    # The package requests base64 unless it is told otherwise, and decodes it after it has validated
+    # the reply, which the strict validation takes for an error.
+    lenient = OpenAI(base_url=f"{url}/v1", api_key="not-needed", max_retries=0, timeout=30)
+    coded = lenient.embeddings.create(**asked)
+    plain = client(url).embeddings.create(**asked, encoding_format="float")
+    assert [item.index for item in coded.data] == [0, 1]
+    single = [struct.unpack("f", struct.pack("f", number))[0] for number in plain.data[1].embedding]
+    assert coded.data[1].embedding == single, coded
+    assert coded.usage.prompt_tokens == coded.usage.total_tokens > 0
+    short = lenient.embeddings.create(model=MODEL, input="one", dimensions=4)
+    assert len(short.data[0].embedding) == 4
+    raises(openai.BadRequestError, 400, "unsupported_value", "input",
+           lambda: client(url).embeddings.create(model=MODEL, input=[1, 2]))
+
+
 def raises(kind: type[openai.APIStatusError], status: int, code: str, param: str | None,
            call: Callable[[], object]) -> openai.APIStatusError:
     try:
@@ -202,7 +220,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, embedded, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

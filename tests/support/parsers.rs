@@ -11,6 +11,10 @@ use bytes::Bytes;
 use jarvis::api::native::import_lines::ImportLine;
 use jarvis::api::native::input::ChatRequest;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
+use jarvis::api::ollama::Shape;
+use jarvis::api::ollama::fields::JsonObject;
+use jarvis::api::ollama::request::{AskedModel, Task};
+use jarvis::api::openai::embeddings::Embedding;
 use jarvis::api::openai::request::ChatCompletion;
 use jarvis::http::extract::caller::TrustedProxies;
 use jarvis::http::extract::object::Object;
@@ -89,6 +93,43 @@ pub fn completion_body(bytes: &[u8]) {
         }
         Err(error) => {
             assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
+        }
+    }
+}
+
+/// Any bytes are a request for embeddings within its bounds, or an error that names its parameter.
+pub fn embedding_body(bytes: &[u8]) {
+    let Ok(object) = Object::parse(bytes) else { return };
+    match Embedding::read(&object) {
+        Ok(Embedding { request, .. }) => {
+            assert!((1..=256).contains(&request.texts.len()) && !request.truncate);
+            assert!(request.texts.iter().all(|text| !text.is_empty()));
+            assert!(request.dimensions != Some(0));
+        }
+        Err(error) => {
+            assert!(error.loc.len() == 2 && !error.msg.is_empty() && !error.kind.is_empty());
+        }
+    }
+}
+
+/// Any bytes are a chat or a prompt of Ollama's API within its bounds, or an error of the client.
+pub fn ollama_body(bytes: &[u8]) {
+    let Ok(body) = JsonObject::parse(bytes.to_vec()) else { return };
+    for shape in [Shape::Chat, Shape::Generate] {
+        match AskedModel::read(shape, &body) {
+            Ok(AskedModel { model, task: Task::Answer(question), .. }) => {
+                let spec = &question.spec;
+                assert!(spec.model == model && !model.trim().is_empty());
+                assert!((0.0..=2.0).contains(&spec.temperature));
+                assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
+                assert!(question.messages.question.role != Role::Assistant);
+                assert!(question.messages.before.len() < 1000);
+                assert_eq!(question.digest().len(), 64);
+            }
+            Ok(AskedModel { model, .. }) => assert!(!model.trim().is_empty()),
+            Err(problem) => {
+                assert!(problem.status.is_client_error() && !problem.detail.is_empty());
+            }
         }
     }
 }

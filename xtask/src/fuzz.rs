@@ -13,10 +13,12 @@ use crate::outcome::Outcome;
 use crate::paths;
 
 /// The targets, one a parser.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 10] = [
     "client_message",
     "chat_body",
     "completion_body",
+    "embedding_body",
+    "ollama_body",
     "cursor",
     "ndjson",
     "forwarded_for",

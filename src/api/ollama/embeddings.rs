@@ -2,12 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::errors::{invalid, of_model};
@@ -16,15 +15,12 @@ use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
 use super::shapes::ErrorReply;
+use crate::api::embedding::{self, TEXTS};
 use crate::api::state::Shared;
-use crate::generation::{EmbedKind, EmbedRequest, Vectors};
+use crate::generation::{EmbedKind, EmbedRequest};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
-
-/// Texts of one request, at most.
-const TEXTS: usize = 256;
 
 /// The vectors of texts.
 #[derive(Serialize, ToSchema)]
@@ -79,7 +75,8 @@ pub async fn embed(
             ),
         },
     };
-    let vectors = vectors(&shared, permit, last_byte, &model, &request).await?;
+    let vectors = embedding::vectors(&shared, permit, last_byte, &model, &request).await;
+    let vectors = vectors.map_err(|problem| of_model(&model, problem))?;
     let (load_duration, prompt_eval_count) =
         vectors.as_ref().map_or((0, 0), |it| (it.load_duration(), it.tokens()));
     let embeddings = list(vectors.and_then(|vectors| vectors.embeddings), &request)?;
@@ -105,7 +102,8 @@ pub async fn embeddings(
     let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
     let texts = prompt.into_iter().map(str::to_owned).collect();
     let request = EmbedRequest { kind: EmbedKind::Raw, texts, truncate: true, dimensions: None };
-    let vectors = vectors(&shared, permit, last_byte, &model, &request).await?;
+    let vectors = embedding::vectors(&shared, permit, last_byte, &model, &request).await;
+    let vectors = vectors.map_err(|problem| of_model(&model, problem))?;
     let embedding = list(vectors.and_then(|vectors| vectors.embedding), &request)?;
     Ok(Json(EmbeddingReply { embedding }).into_response())
 }
@@ -125,48 +123,6 @@ fn texts(fields: Fields<'_>) -> Result<Vec<String>, Problem> {
     texts.collect::<Option<_>>().ok_or_else(|| invalid("invalid input type"))
 }
 
-/// Returns the vectors from a host; none where there is no text, as with Ollama.
-async fn vectors(
-    shared: &Shared,
-    permit: TurnPermit,
-    last_byte: LastByte,
-    model: &str,
-    request: &EmbedRequest,
-) -> Result<Option<Vectors>, Problem> {
-    if let Some(refusal) = permit.refusal() {
-        refusal.count();
-        return Err(Problem::limited(refusal));
-    }
-    let embedded = async {
-        if request.texts.is_empty() {
-            shared.generations.check_model(model).await?;
-            return Ok(None);
-        }
-        if let Some(refusal) = shared.readiness.refusal() {
-            return Err(refusal.into());
-        }
-        let vectors = shared.generations.embed(&permit, model, request);
-        tokio::select! {
-            vectors = timeout(shared.settings.request_timeout, vectors) => {
-                Ok(Some(vectors.map_err(|_| out_of_time())??))
-            }
-            () = shared.lifecycle.reached(Phase::Stopped) => Err(Problem::draining()),
-            // A client that is gone looks like one that has sent its last byte.
-            () = last_byte.received() => Err(gone()),
-        }
-    };
-    match Box::pin(embedded).await {
-        Ok(Some(vectors)) => {
-            permit.keep();
-            Ok(Some(vectors))
-        }
-        nothing => {
-            permit.give_back().await;
-            nothing.map_err(|problem| of_model(model, problem))
-        }
-    }
-}
-
 /// Returns the list that a host sent; an empty one where it was not asked.
 fn list(sent: Option<Box<RawValue>>, request: &EmbedRequest) -> Result<Box<RawValue>, Problem> {
     match sent {
@@ -174,19 +130,6 @@ fn list(sent: Option<Box<RawValue>>, request: &EmbedRequest) -> Result<Box<RawVa
         None if request.texts.is_empty() => {
             RawValue::from_string("[]".to_owned()).map_err(|_| Problem::internal())
         }
-        _ => {
-            let detail = "The model host's reply has no embeddings.";
-            Err(Problem::new(StatusCode::BAD_GATEWAY, "upstream_error", detail))
-        }
+        _ => Err(embedding::none_sent()),
     }
-}
-
-fn out_of_time() -> Problem {
-    let detail = "The embeddings took too long; send fewer texts.";
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
-}
-
-/// The error that nobody reads.
-pub(super) fn gone() -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "body_unreadable", "the client is gone")
 }

@@ -7,12 +7,12 @@
 
 pub(crate) mod embeddings;
 mod errors;
-mod fields;
+pub mod fields;
 mod lines;
 mod messages;
 pub(crate) mod models;
 mod options;
-mod request;
+pub mod request;
 mod rules;
 mod schema;
 mod shapes;
@@ -20,6 +20,7 @@ mod stream;
 pub(crate) mod turns;
 
 pub use errors::dialect;
+pub use lines::Shape;
 pub use schema::{FrontDoc, describe};
 
 use axum::http::Method;

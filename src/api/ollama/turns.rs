@@ -7,7 +7,6 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::{Instant, timeout_at};
 
-use super::embeddings::gone;
 use super::errors::{JSON, invalid, of_model};
 use super::fields::JsonObject;
 use super::lines::{Clock, Lines, Shape};
@@ -16,6 +15,7 @@ use super::request::{AskedModel, Question, Task};
 use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
 use super::shapes::{ChatReply, ErrorReply, GenerateReply};
 use super::stream::{AnswerStream, Progress};
+use crate::api::embedding::gone;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;

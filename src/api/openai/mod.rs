@@ -7,6 +7,7 @@
 mod body;
 pub(crate) mod chat;
 mod chunks;
+pub mod embeddings;
 pub mod errors;
 mod headers;
 mod messages;
@@ -41,7 +42,9 @@ fn serves_responses(path: &str) -> bool {
 /// Returns what a request to this method and path is, for the limits of its caller.
 pub fn request_kind(method: &Method, path: &str) -> RequestKind {
     match (method, path.trim_end_matches('/')) {
-        (&Method::POST, "/v1/chat/completions" | "/v1/responses") => RequestKind::Turn,
+        (&Method::POST, "/v1/chat/completions" | "/v1/responses" | "/v1/embeddings") => {
+            RequestKind::Turn
+        }
         _ => RequestKind::Plain,
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
+use crate::api::embedding::TEXTS;
 use super::responses;
 
 /// The parts of the description that belong to no handler.
@@ -14,6 +15,11 @@ pub struct FrontDoc;
 /// The body of a request for a chat completion; [`describe`] writes its schema.
 #[derive(ToSchema)]
 pub struct ChatCompletionRequest {}
+
+/// The body of a request for embeddings; [`describe`] writes its schema.
+#[derive(ToSchema)]
+#[schema(as = OpenAiEmbeddingRequest)]
+pub struct EmbeddingRequest {}
 
 /// An event of a streamed completion.
 #[derive(ToSchema)]
@@ -27,6 +33,19 @@ pub struct ChatCompletionEvent {
 pub fn describe(document: &mut Value) {
     if let Some(schema) = document.pointer_mut("/components/schemas/ChatCompletionRequest") {
         *schema = request();
+    }
+    if let Some(schema) = document.pointer_mut("/components/schemas/OpenAiEmbeddingRequest") {
+        *schema = embedding_request();
+    }
+    let embedding = "/components/schemas/OpenAiEmbedding/properties/embedding";
+    if let Some(schema) = document.pointer_mut(embedding) {
+        *schema = json!({
+            "description": "The numbers, or with base64 their bytes: little-endian, four a number",
+            "oneOf": [
+                {"type": "array", "items": {"type": "number"}},
+                {"type": "string", "contentEncoding": "base64"},
+            ],
+        });
     }
     responses::schema::describe(document);
 }
@@ -207,6 +226,25 @@ fn request() -> Value {
             "user": text,
             "safety_identifier": text,
             "prompt_cache_key": text,
+        }),
+    )
+}
+
+fn embedding_request() -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    object(
+        &["model", "input"],
+        &json!({
+            "model": {"type": "string", "pattern": MODEL_NAME},
+            "input": {"oneOf": [
+                text, {"type": "array", "minItems": 1, "maxItems": TEXTS, "items": text},
+            ]},
+            "dimensions": {
+                "description": "At most the length of the model's vectors",
+                "type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX,
+            },
+            "encoding_format": only(&["float", "base64"].map(Value::from)),
+            "user": {"type": ["string", "null"]},
         }),
     )
 }

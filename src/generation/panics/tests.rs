@@ -22,7 +22,7 @@ use crate::session::store::{BUCKETS, IdempotencyKey, NewTurn, SessionLimits};
 use crate::session::{
     Feeds, GenerationId, Message, Owner, SessionId, Status, Store, StoreError, TurnSpec,
 };
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 use crate::tls::TlsOptions;
 
 /// Panics that a test puts into the turns of one replica.
@@ -112,6 +112,7 @@ impl Replica {
             host_wait: Duration::from_secs(20),
             abandon_after: Duration::from_mins(5),
             lease: Duration::from_secs(3),
+            source_key: SourceKey::default(),
         };
         let generations = Generations::start(store, feeds, fleet, queue, membership, settings);
         Self { generations, _host: host, redis: server }

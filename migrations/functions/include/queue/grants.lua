@@ -2,7 +2,7 @@
 
 -- The number of tickets at the head of a line that are tried for the free hosts.
 local TICKETS_TRIED = 64
--- How long a session's prompt is expected in a host's cache.
+-- How long a prompt is expected in a host's cache.
 local RAN_SECONDS = 600
 
 -- Records that a ticket holds a slot of a host.
@@ -35,22 +35,45 @@ local function grant(base, ticket, host, now, caller)
     redis.call('HSET', host.key, 'via:' .. ticket.replica, 'shut')
   end
   redis.call('SET', base .. ':ran:' .. ticket.session, host.name, 'EX', RAN_SECONDS)
+  local whole = string.match(ticket.prefixes or '', '%S+')
+  if whole then
+    redis.call('SET', base .. ':ran:' .. whole, host.name, 'EX', RAN_SECONDS)
+  end
   if ticket.generation ~= caller then
     redis.call('SPUBLISH', base .. ':replica:' .. ticket.replica,
       ticket.generation .. ' ' .. ticket.grants .. ' ' .. host.name)
   end
 end
 
--- Returns the best free host for a ticket, or nil. A loaded model counts most, then whether the
--- host ran this session last, then the share in use. For an answer with text, the host that ran it
--- counts most: its prompt cache has the answer.
-local function best_host(base, hosts, ticket, now)
+-- Returns what each host's prompt cache is worth to a ticket. The host that ran the session last: 2,
+-- and 8 for an answer with text, which is in its cache. A host that ran a beginning of a conversation
+-- that came with the request: between 1 and 2, the more the longer that beginning.
+local function worth_of_caches(base, ticket)
+  local worth, tried = {}, 1
+  for digest in string.gmatch(ticket.prefixes or '', '%S+') do
+    local name = redis.call('GET', base .. ':ran:' .. digest)
+    if name and not worth[name] then
+      worth[name] = 1 + 1 / tried
+    end
+    tried = tried + 1
+  end
   local ran = redis.call('GET', base .. ':ran:' .. ticket.session)
+  if ran then
+    worth[ran] = ticket.first == '1' and 8 or 2
+  end
+  return worth
+end
+
+-- Returns the best free host for a ticket, or nil. A loaded model counts most, then the host's prompt
+-- cache, then the share in use; but the cache that has an answer's text counts most of all. A ticket
+-- never waits for a cache while any host is free for it.
+local function best_host(base, hosts, ticket, now)
+  local worth = worth_of_caches(base, ticket)
   local best, best_rank
   for _, host in ipairs(hosts) do
     if is_free(host) and suits(host, ticket, now) then
-      local rank = (has(host, ticket.model) == 'loaded' and 4 or 0)
-        + (host.name == ran and (ticket.first == '1' and 8 or 2) or 0) - host.used / host.slots
+      local rank = (has(host, ticket.model) == 'loaded' and 4 or 0) + (worth[host.name] or 0)
+        - host.used / host.slots
       if not best or rank > best_rank then
         best, best_rank = host, rank
       end

@@ -17,8 +17,9 @@
 -- Every key begins with the queue's name (keys.queue, `base` in what follows), and so lies in its
 -- slot. Times are Redis's, in milliseconds.
 --   :ticket:<generation>    hash: user, source, networks (around the source, the smallest first),
---                           running_limit (of the source; 0: none), model, session, start, score,
---                           first, grants, replica (none: parked until a replica takes it over),
+--                           running_limit (of the source; 0: none), model, session, prefixes (digests
+--                           of the conversation and its beginnings, the longest first; absent where
+--                           there are none), start, score, first, grants, replica (none: parked until a replica takes it over),
 --                           host and since while it holds a slot, not:<host> → until when
 --   :model:<model>          sorted set: waiting generations by score
 --   :line:<replica>:<model> the same, of one replica
@@ -38,6 +39,8 @@
 --   :reserved               sorted set: '<generation> <host>' of slots that parked tickets keep → until
 --                           when
 --   :ran:<session>          string: the host whose prompt cache has the session
+--   :ran:<digest>           string: the host whose prompt cache has the conversation that came with a
+--                           request
 --   :reports                hash: replica → digest of the host table that it reported
 --   :arrivals               string: the number of tickets so far
 --   :promised               string: when there is room for the ticket that was refused last

@@ -1,0 +1,98 @@
+//! What a stream costs over OpenAI's API, beside jarvis's own WebSocket and the model host alone.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::cost::{Cost, Usage};
+use super::streams::{self, Half, Load, Way};
+use super::{PACED_RATE, PACED_TOKENS, middle};
+use crate::fleet::Fleet;
+
+/// The streams at a time, and the turns of each in one round.
+const LEVELS: [(usize, usize); 3] = [(1, 5), (10, 2), (50, 1)];
+/// The ways of one round.
+const WAYS: [Way; 3] = [Way::Direct, Way::ThroughJarvis, Way::OverOpenAi];
+
+/// The figures of paced streams over both APIs. Times are in milliseconds, medians over the rounds;
+/// of three the first is without jarvis, the second over its WebSocket, the third over OpenAI's API.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fronts {
+    /// The streams at a time.
+    pub streams: usize,
+    /// The time to the first token, p50.
+    pub first_token_p50: [f64; 3],
+    /// The same, p99.
+    pub first_token_p99: [f64; 3],
+    /// The CPU time of a token over the WebSocket, and over OpenAI's API.
+    pub cost: [Cost; 2],
+}
+
+/// Measures each level, the three ways of a round one after another.
+///
+/// # Errors
+/// Fails where a stream breaks off.
+pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>> {
+    let mut all = Vec::new();
+    for (streams, turns) in LEVELS {
+        let load = Load { streams, turns, tokens: PACED_TOKENS, rate: PACED_RATE };
+        let mut halves: [Vec<(Half, Usage)>; 3] = Default::default();
+        for round in 0..rounds {
+            eprintln!("{streams} streams over each API, round {} of {rounds}", round + 1);
+            // Another way is first in each round, so that none gains by its place.
+            for step in 0..WAYS.len() {
+                let at = (round + step) % WAYS.len();
+                let before = Usage::of(fleet);
+                let half = streams::half(fleet, &load, WAYS[at]).await?;
+                halves[at].push((half, Usage::of(fleet).since(&before)));
+            }
+        }
+        all.push(of_level(streams, &halves));
+    }
+    Ok(all)
+}
+
+fn of_level(streams: usize, halves: &[Vec<(Half, Usage)>; 3]) -> Fronts {
+    let first = |quantile: f64| {
+        let of = |(half, _): &(Half, Usage)| half.first.value_at_quantile(quantile) as f64 / 1000.0;
+        halves.each_ref().map(|halves| middle(halves.iter().map(of).collect()))
+    };
+    let cost = |halves: &Vec<(Half, Usage)>| {
+        let a_token = |part: fn(&Usage) -> f64| {
+            let of = |(half, usage): &(Half, Usage)| part(usage) * 1e6 / half.tokens as f64;
+            middle(halves.iter().map(of).collect())
+        };
+        Cost { jarvis_us: a_token(|usage| usage.jarvis), redis_us: a_token(|usage| usage.redis) }
+    };
+    let [_, socket, openai] = halves;
+    Fronts {
+        streams,
+        first_token_p50: first(0.5),
+        first_token_p99: first(0.99),
+        cost: [cost(socket), cost(openai)],
+    }
+}
+
+/// Adds the figures to the table.
+pub fn write(table: &mut String, all: &[Fronts]) {
+    let _ = writeln!(
+        table,
+        "\n  Over OpenAI's API, {PACED_RATE} tokens/s a stream; ms: direct, WebSocket, /v1/chat/completions"
+    );
+    for Fronts { streams, first_token_p50, first_token_p99, cost } in all {
+        let shown =
+            |[direct, socket, openai]: &[f64; 3]| format!("{direct:.2}, {socket:.2}, {openai:.2}");
+        let [socket, openai] = cost;
+        let _ = writeln!(
+            table,
+            "  {streams:>4} streams   first token p50 {}   p99 {}   CPU µs a token: jarvis {:.0}, {:.0}; \
+             Redis {:.0}, {:.0}",
+            shown(first_token_p50),
+            shown(first_token_p99),
+            socket.jarvis_us,
+            openai.jarvis_us,
+            socket.redis_us,
+            openai.redis_us
+        );
+    }
+}
