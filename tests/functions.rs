@@ -21,8 +21,8 @@ use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
-    Proposal, ReadFrom, SessionLimits, Transfer, bucket, message,
+    Acceptance, Attached, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn,
+    OpenTurn, Proposal, ReadFrom, SessionLimits, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -44,7 +44,13 @@ fn store_on(redis: &Redis, name: &str) -> Store {
 
 fn new_turn(key: Option<&str>) -> NewTurn {
     let key = key.map(|key| IdempotencyKey { key: key.to_owned(), body: "b".to_owned() });
-    NewTurn { spec: turn_spec("m"), content: "a question".to_owned(), conversation: None, key }
+    NewTurn {
+        spec: turn_spec("m"),
+        content: "a question".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key,
+    }
 }
 
 async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {

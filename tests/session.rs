@@ -15,9 +15,9 @@ use jarvis::budget::{Budget, StorageLimits};
 use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted, IdempotencyKey,
-    NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, Transfer, Turn, Written,
-    channel, message,
+    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted,
+    IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, Transfer,
+    Turn, Written, channel, message,
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
@@ -112,7 +112,13 @@ impl Replica {
 
 fn new_turn(text: &str) -> NewTurn {
     let spec = turn_spec("m \"quoted\"");
-    NewTurn { spec, content: text.to_owned(), conversation: None, key: None }
+    NewTurn {
+        spec,
+        content: text.to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    }
 }
 
 /// Formats a delta in a few characters, so that a test reads easily.

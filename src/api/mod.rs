@@ -14,6 +14,7 @@ mod problems;
 mod responses;
 mod sent_text;
 pub mod state;
+mod turn_body;
 
 pub use state::{ApiSettings, AppState, Shared};
 

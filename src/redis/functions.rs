@@ -65,11 +65,11 @@ macro_rules! library {
 pub const LIBRARIES: &[Library] = &[
     library!(
         "session",
-        include: ["text", "session", "events", "messages", "turns", "transfer"],
+        include: ["text", "session", "images", "events", "messages", "turns", "transfer"],
         commands: [
-            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "evict", "finish",
-            "import_commit", "import_messages", "listeners", "measure", "message", "messages",
-            "note_continued", "open_turns", "read", "restore", "retitle", "rewind", "start", "transfer", "upstream_closed"
+            "accept", "append", "begin", "cancel", "claim", "clear", "describe", "drop_images", "evict",
+            "finish", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
+            "note_continued", "open_turns", "put_image", "read", "restore", "retitle", "rewind", "start", "transfer", "upstream_closed"
         ]
     ),
     library!(

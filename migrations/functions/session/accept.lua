@@ -24,6 +24,7 @@
 --             occupied      the turn brings a conversation, and the session exists
 --             busy          the session has waiting_limit waiting turns, or is being imported
 --             full          the session would hold more than bytes_limit bytes
+--             images        an image that the turn names is not there: it is to be put again
 -- Called by:  Store::accept, Store::find
 register {
   name = 'accept',
@@ -72,8 +73,15 @@ register {
     if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
       return { 'busy' }
     end
-    if tonumber(fields[4] or '0') + #args.content > tonumber(args.bytes_limit) then
+    if tonumber(fields[4] or '0') + image_bytes(keys) + #args.content > tonumber(args.bytes_limit) then
       return { 'full' }
+    end
+    local lacks = lacks_images(keys, args.header)
+    for _, entry in ipairs(args.conversation) do
+      lacks = lacks or lacks_images(keys, (line(entry, 1)))
+    end
+    if lacks then
+      return { 'images' }
     end
     local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
     local epoch = fields[7] or FIRST_EPOCH

@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use super::errors::invalid;
 use crate::api::state::Shared;
-use crate::http::extract::body::{json_position, whole_body};
+use crate::api::turn_body::turn_body;
+use crate::http::extract::body::json_position;
 use crate::http::extract::object::{FieldFault, NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
 use crate::raw_fields::RawFields;
 
-/// Bytes of a body, at most. JSON takes more than the text that it holds.
+/// Bytes of a body without images, at most. JSON takes more than the text that it holds.
 const BODY_BYTES: usize = 2 << 20;
 
 /// The body of a request: a JSON object, whatever its content type.
@@ -25,8 +26,8 @@ pub struct JsonObject {
 impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &Shared) -> Result<Self, Problem> {
-        Self::parse(whole_body(request, BODY_BYTES).await?)
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        Self::parse(turn_body(request, shared, BODY_BYTES).await?)
     }
 }
 
@@ -44,8 +45,9 @@ impl JsonObject {
             NotAnObject::OtherJson => refused("the body must be a JSON object".to_owned()),
             NotAnObject::Invalid(error) => refused(json_position(&error)),
         })?;
-        match object.unreadable().next() {
-            None => Ok(Self { fields: object.fields().clone(), text }),
+        let unreadable = object.unreadable().next();
+        match unreadable {
+            None => Ok(Self { fields: object.into_fields(), text }),
             Some((name, FieldFault::LoneSurrogate)) => {
                 Err(invalid(format!("{name}: holds a lone surrogate, which is no character")))
             }

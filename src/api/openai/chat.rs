@@ -2,11 +2,10 @@
 
 use std::pin::pin;
 
-use axum::body::HttpBody;
+use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, RequestExt};
 use chrono::Utc;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,23 +16,22 @@ use super::stream::CompletionStream;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::api::turn_body::turn_body;
 use crate::digest::sha256_hex;
 use crate::follow::{self, AcceptedTurn, Follow, Submission};
-use crate::http::extract::body::{json_position, whole_body};
+use crate::http::extract::body::json_position;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::http::room::no_room;
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
 use crate::session::model::Failure;
-use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
+use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
-use crate::source::Source;
 
-/// Bytes of a body whose length is declared, at most. JSON takes more than the text that it holds.
+/// Bytes of a body without images, at most. JSON takes more than the text that it holds.
 const BODY_BYTES: usize = 2 << 20;
 
 /// The body of a request, read and checked.
@@ -42,17 +40,8 @@ pub struct CompletionBody(ChatCompletion);
 impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
-    async fn from_request(mut request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
-        // The connection takes room for a body of the usual size, and for one of unknown length.
-        let usual = shared.settings.max_body_bytes;
-        let declared = request.body().size_hint().exact();
-        let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-        let limit = if declared > usual { BODY_BYTES } else { usual };
-        let beyond = declared.min(limit).saturating_sub(usual);
-        let network = source.widest_network();
-        let _room = shared.room.take(network, beyond).await.ok_or_else(no_room)?;
-        let body = whole_body(request, limit).await?;
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let body = turn_body(request, shared, BODY_BYTES).await?;
         let object = Object::parse(&body).map_err(|error| match error {
             NotAnObject::OtherJson => {
                 let error = FieldError {
@@ -84,12 +73,13 @@ pub async fn complete(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    CompletionBody(request): CompletionBody,
+    CompletionBody(mut request): CompletionBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
-    let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, &request).await?;
+    let (session, accepted) =
+        submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     let AcceptedTurn { submitted, mut guard } = accepted;
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
@@ -144,7 +134,7 @@ async fn submit(
     owner: &Owner,
     permit: TurnPermit,
     headers: &HeaderMap,
-    request: &ChatCompletion,
+    request: &mut ChatCompletion,
 ) -> Result<(SessionId, AcceptedTurn), Problem> {
     if let Some(refusal) = shared.readiness.refusal() {
         return Err(refusal.into());
@@ -160,6 +150,8 @@ async fn submit(
         let refused = FieldError::new("body", "messages", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
+    // Redis keeps the images from here on, and the request lives as long as the answer.
+    let images = std::mem::take(&mut request.messages.images);
     let question = &request.messages.question;
     let turn = NewTurn {
         spec: TurnSpec {
@@ -169,6 +161,7 @@ async fn submit(
         },
         content: question.content.clone(),
         conversation: Some(conversation.with_question(question)),
+        attached: Attached { question: None, images },
         key: key.map(|key| IdempotencyKey {
             key: sha256_hex(format!("openai\n{key}").as_bytes()),
             body: request.digest(),

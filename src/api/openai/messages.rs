@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::params::{INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
 use crate::http::extract::fields::FieldError;
+use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
-use crate::session::{Message, Role};
+use crate::session::{Image, ImageRef, Message, Role};
 
 /// The conversation of a request.
 #[derive(Clone, Debug)]
@@ -17,13 +18,15 @@ pub struct Messages {
     pub before: Vec<Message>,
     /// The message that is answered.
     pub question: Message,
+    /// The images of all messages, until the turn takes them.
+    pub images: Vec<Image>,
 }
 
 impl Messages {
     /// Returns what distinguishes this conversation from others.
     pub fn for_digest(&self) -> Vec<impl Serialize + '_> {
         let all = self.before.iter().chain([&self.question]);
-        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_call_id)).collect()
+        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_call_id, &it.images)).collect()
     }
 }
 
@@ -38,9 +41,10 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         let msg = format!("must have 1 to {} messages", OwnConversation::MESSAGES);
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
+    let mut images = RequestImages::default();
     let mut before = Vec::with_capacity(list.len());
     for (at, value) in list.iter().enumerate() {
-        let message = read_message(value, &format!("messages[{at}]"), &before)?;
+        let message = read_message(value, &format!("messages[{at}]"), &before, &mut images)?;
         before.push(message);
     }
     let bytes: usize = before.iter().map(bytes).sum();
@@ -49,7 +53,9 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
     match before.pop() {
-        Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
+        Some(question) if question.role != Role::Assistant => {
+            Ok(Messages { before, question, images: images.into_images() })
+        }
         _ => {
             let path = format!("messages[{}].role", before.len());
             let msg = "must not be assistant in the last message: there is nothing to answer";
@@ -65,7 +71,12 @@ fn bytes(message: &Message) -> usize {
     message.content.len() + calls.sum::<usize>()
 }
 
-fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message, FieldError> {
+fn read_message(
+    value: &Value,
+    path: &str,
+    before: &[Message],
+    images: &mut RequestImages,
+) -> Result<Message, FieldError> {
     let mut params = Params::of_value(value, path)?;
     let role = match params.required_text("role")? {
         "developer" | "system" => Role::System,
@@ -105,7 +116,12 @@ fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message
     let path = params.path_of("content");
     message.content = match params.value("content") {
         None if !message.tool_calls.is_empty() => String::new(),
-        _ => content(params.required("content")?, &path)?,
+        _ => {
+            let content = params.required("content")?;
+            // Only a user shows images, as OpenAI has it.
+            let images = (role == Role::User).then_some((images, &mut message.images));
+            read_content(content, &path, images)?
+        }
     };
     params.unsupported(&["name"])?;
     params.finish()?;
@@ -141,8 +157,13 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
     list.iter().enumerate().map(read).collect()
 }
 
-/// Reads a content: a text, or a list of parts, whose texts are joined by line breaks.
-fn content(value: &Value, path: &str) -> Result<String, FieldError> {
+/// Reads a content: a text, or a list of parts, whose texts are joined by line breaks. The images of
+/// its parts are added to those of the request and of the message, where it may have any.
+fn read_content(
+    value: &Value,
+    path: &str,
+    mut images: Option<(&mut RequestImages, &mut Vec<ImageRef>)>,
+) -> Result<String, FieldError> {
     let parts = match value {
         Value::String(text) => return Ok(text.clone()),
         Value::Array(parts) if !parts.is_empty() => parts,
@@ -152,11 +173,45 @@ fn content(value: &Value, path: &str) -> Result<String, FieldError> {
     let mut texts = Vec::with_capacity(parts.len());
     for (at, part) in parts.iter().enumerate() {
         let mut params = Params::of_value(part, &format!("{path}[{at}]"))?;
-        if params.required_text("type")? != "text" {
-            return Err(params.refuse("type", UNSUPPORTED_VALUE, "is supported as text"));
+        match (params.required_text("type")?, &mut images) {
+            ("text", _) => texts.push(params.required_text("text")?),
+            ("image_url", Some((images, of_message))) => {
+                read_image(&mut params, images, of_message)?;
+            }
+            (_, Some(_)) => {
+                let msg = "is supported as text and image_url";
+                return Err(params.refuse("type", UNSUPPORTED_VALUE, msg));
+            }
+            (_, None) => {
+                return Err(params.refuse("type", UNSUPPORTED_VALUE, "is supported as text"));
+            }
         }
-        texts.push(params.required_text("text")?);
         params.finish()?;
     }
     Ok(texts.join("\n"))
+}
+
+/// Reads an image, which comes as a data URL. No other URL is fetched.
+fn read_image(
+    params: &mut Params<'_>,
+    images: &mut RequestImages,
+    of_message: &mut Vec<ImageRef>,
+) -> Result<(), FieldError> {
+    let path = params.path_of("image_url");
+    let mut image = Params::of_value(params.required("image_url")?, &path)?;
+    let url = image.required_text("url")?;
+    let data = url.strip_prefix("data:").and_then(|rest| rest.split_once(','));
+    let base64 = data.filter(|(kind, _)| {
+        let (media_type, form) = kind.rsplit_once(';').unwrap_or((kind, ""));
+        media_type.starts_with("image/") && form.eq_ignore_ascii_case("base64")
+    });
+    let Some((_, base64)) = base64 else {
+        let msg = "is supported as a data URL, data:image/png;base64,…: no other URL is fetched";
+        return Err(image.refuse("url", UNSUPPORTED_VALUE, msg));
+    };
+    let added = images.add(base64, of_message);
+    added.map_err(|fault| image.refuse("url", INVALID_VALUE, fault.to_string()))?;
+    // How a model takes an image apart is the model's own matter.
+    image.text("detail")?;
+    image.finish()
 }

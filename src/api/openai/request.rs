@@ -411,7 +411,7 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
         ]);
-        let Messages { before, question } =
+        let Messages { before, question, images: _ } =
             read(&with("messages", messages)).expect("valid").messages;
         let calls = &before[1].tool_calls;
         assert_eq!((&*calls[0].id, &*calls[0].name), ("c1", "weather"));

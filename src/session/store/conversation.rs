@@ -56,13 +56,15 @@ impl OwnConversation {
         Ok(Self { messages: messages.into(), question: None })
     }
 
-    /// Sets the author of the message that the turn answers, and the call of a tool whose result it
-    /// is. Without this it is a user's.
+    /// Sets the author of the message that the turn answers, the call of a tool whose result it
+    /// is, and its images. Without this it is a user's.
     #[must_use]
     pub fn with_question(self, question: &Message) -> Self {
-        let Message { role, tool_call_id, tool_name, .. } = question;
+        let Message { role, tool_call_id, tool_name, images, .. } = question;
         let (tool_call_id, tool_name) = (tool_call_id.clone(), tool_name.clone());
-        let question = Message { tool_call_id, tool_name, ..message(*role, question.timestamp) };
+        let images = images.clone();
+        let question =
+            Message { tool_call_id, tool_name, images, ..message(*role, question.timestamp) };
         Self { question: Some(Arc::new(question)), ..self }
     }
 

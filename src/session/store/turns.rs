@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event, field,
-    json, message, of_writer, unexpected,
+    Attached, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel,
+    claimed_event, field, json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
@@ -43,6 +43,8 @@ pub struct NewTurn {
     pub content: String,
     /// The messages before it, in place of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
+    /// What the question has beside its text.
+    pub attached: Attached,
     /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
 }
@@ -238,9 +240,10 @@ impl Proposal {
         let question = Message {
             id: question_of(generation),
             user_id: Some(owner.user_id().to_owned()),
-            ..match &new.conversation {
-                Some(conversation) => conversation.question(now),
-                None => message(Role::User, now),
+            ..match (&new.attached.question, &new.conversation) {
+                (Some(question), _) => without_text(question, now),
+                (None, Some(conversation)) => conversation.question(now),
+                (None, None) => message(Role::User, now),
             }
         };
         let at = rfc3339(&now);
@@ -262,6 +265,11 @@ impl Proposal {
             fence: Fence::unique(),
             accepted: Arc::new(accepted),
         }
+    }
+
+    /// Returns the generation that is to answer the turn.
+    pub fn generation(&self) -> GenerationId {
+        self.generation
     }
 
     /// Whether the turn has an idempotency key, by which a repeat finds it.
@@ -367,6 +375,7 @@ impl Store {
             }
             Some("absent") => Err(StoreError::Absent),
             Some("occupied") => Err(StoreError::Occupied),
+            Some("images") => Err(StoreError::ImagesAbsent),
             Some("busy") => Err(StoreError::Busy),
             Some("full") => Err(StoreError::Full),
             Some("other_body") => Err(StoreError::KeyReused),
@@ -537,6 +546,17 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
 /// that the event of its acceptance finds it.
 fn question_of(generation: GenerationId) -> Uuid {
     Uuid::from_u128(generation.0.as_u128() ^ 1)
+}
+
+/// Returns a question without its text: its author, the call whose result it is, and its images.
+fn without_text(question: &Message, now: DateTime<Utc>) -> Message {
+    let Message { role, tool_call_id, tool_name, images, .. } = question;
+    Message {
+        tool_call_id: tool_call_id.clone(),
+        tool_name: tool_name.clone(),
+        images: images.clone(),
+        ..message(*role, now)
+    }
 }
 
 /// Returns the event of an acceptance as it is stored, without the question.
