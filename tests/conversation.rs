@@ -59,7 +59,13 @@ fn as_sent(messages: &[Message], question: &str) -> Value {
 
 fn new_turn(question: &str, messages: Vec<Message>) -> NewTurn {
     let conversation = Some(OwnConversation::new(messages).expect("not too large"));
-    NewTurn { spec: turn_spec(MODEL), content: question.to_owned(), conversation, attached: Attached::default(), key: None }
+    NewTurn {
+        spec: turn_spec(MODEL),
+        content: question.to_owned(),
+        conversation,
+        attached: Attached::default(),
+        key: None,
+    }
 }
 
 /// A replica in a runtime of its own, which ends as abruptly as in a crash.

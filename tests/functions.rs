@@ -19,6 +19,7 @@ use jarvis::queue::{
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
+use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Attached, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn,
@@ -77,6 +78,14 @@ async fn every_call_of_a_session(redis: &Redis) {
     let (owner, session) = (Owner::Anonymous, SessionId::random());
     let (store, other) = (store_on(redis, "r1"), store_on(redis, "r2"));
     whole_turn(&store, session, Some("k")).await;
+    let mut images = RequestImages::default();
+    images.add("R0lGODlhAQABAAAAADs=", &mut Vec::new()).expect("an image");
+    let images = images.into_images();
+    store.put_images(&owner, session, None, &images).await.expect("Redis");
+    let data = store.image(&owner, session, &images[0].reference).await.expect("Redis");
+    assert_eq!(data.as_ref(), Some(&images[0].data));
+    store.drop_images(&owner, session, &images).await.expect("Redis");
+    assert_eq!(store.image(&owner, session, &images[0].reference).await.expect("Redis"), None);
     store.retitle(&owner, session, "title").await.expect("Redis");
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");
