@@ -131,7 +131,7 @@ async fn refused_images_say_what_is_wrong_and_leave_nothing_behind() {
     for (body, expected) in [
         (with(json!(["not base64!"])), invalid("images[0]")),
         (with(json!([base64(&small), base64(b"<svg/>")])), invalid("images[1]")),
-        (with(json!([base64(&small); 5])), invalid("images[4]")),
+        (with(json!(vec![base64(&small); 5])), invalid("images[4]")),
         (with(json!([base64(&large)])), invalid("images[0]")),
         (with(json!([7])), invalid("images[0]")),
         (with(json!("x")), invalid("images")),

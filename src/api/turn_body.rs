@@ -14,6 +14,9 @@ use crate::source::Source;
 /// Bytes of a body that images add, at most: those of base64, and some more.
 pub const IMAGE_BODY_BYTES: usize = REQUEST_IMAGE_BYTES / 2 * 3;
 
+/// A PNG of one pixel in base64, as an example.
+pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
+
 /// Returns a body of at most `plain` bytes and those of its images. The connection takes room for a
 /// body of the usual size, and for one of unknown length; a larger one has to declare its length, and
 /// waits for room.

@@ -32,7 +32,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "body_too_large",
         413,
-        "the body is larger than 512 KiB, than 2 MiB for a request of OpenAI's or Ollama's API (with images 6 MiB more), or than 64 MiB for an import",
+        "the body is larger than 512 KiB, than 2 MiB for a request of OpenAI's or Ollama's API (of either, 6 MiB more where a turn may bring images), or than 64 MiB for an import",
     ),
     code("body_unreadable", 400, "the body broke off"),
     code("context_too_long", 413, "the question does not fit the model's context window"),

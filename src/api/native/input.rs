@@ -333,9 +333,17 @@ impl ChatRequest {
             self.seed,
             &self.stop,
             think,
-            (&self.images, &self.format, &self.tools, &self.tool_call_id),
         );
-        sha256_hex(&serde_json::to_vec(&content).unwrap_or_default())
+        let Self { images, format, tools, tool_call_id, .. } = self;
+        let is_plain =
+            images.is_empty() && format.is_none() && tools.is_none() && tool_call_id.is_none();
+        // A request of text alone keeps the digest that other releases give it.
+        let bytes = if is_plain {
+            serde_json::to_vec(&content)
+        } else {
+            serde_json::to_vec(&(content, images, format, tools, tool_call_id))
+        };
+        sha256_hex(&bytes.unwrap_or_default())
     }
 }
 

@@ -6,6 +6,7 @@ use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
 
 use super::answer_rules::TOOLS;
+use crate::api::turn_body::PIXEL;
 
 /// The header that resumes an event stream.
 #[derive(IntoParams)]
@@ -35,8 +36,6 @@ const TEMPERATURE_AS_TEXT: &str = r"^\+?(0*[01](\.\d*)?|0*2(\.0*)?|\.\d+)$";
 /// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
 /// that names are written.
 const MODEL_NAME: &str = r"^\s*(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?\s*$";
-/// A PNG of one pixel.
-const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
 const WORDS: [&str; 12] = ["true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0"];
 
 fn any_of(description: &str, default: Option<Value>) -> AnyOfBuilder {

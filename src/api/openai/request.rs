@@ -372,6 +372,17 @@ mod tests {
             (
                 json!([{"role": "user", "content": [
                     {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].image_url.url",
+                "invalid_value",
+            ),
+            (
+                json!([{"role": "system", "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].type",
+                "unsupported_value",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "input_audio"}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
             ),
