@@ -20,7 +20,8 @@ pub fn digests<'a>(images: impl IntoIterator<Item = &'a String>) -> Result<Vec<S
         let bytes = STANDARD.decode(text).map_err(|error| {
             ApiError::BadRequest(format!("illegal base64 data in images: {error}"))
         })?;
-        Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+        let digest = Sha256::digest(bytes);
+        Ok(digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
     };
     images.into_iter().map(read).collect()
 }

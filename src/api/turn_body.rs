@@ -17,9 +17,9 @@ pub const IMAGE_BODY_BYTES: usize = REQUEST_IMAGE_BYTES / 2 * 3;
 /// A PNG of one pixel in base64, as an example.
 pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
 
-/// Returns a body of at most `plain` bytes and those of its images. The connection takes room for a
-/// body of the usual size, and for one of unknown length; a larger one has to declare its length, and
-/// waits for room.
+/// Returns a body of at most `plain` bytes and those of its images, or of `undeclared` bytes where its
+/// length is not known. The connection takes room for a body of the usual size, and for one of unknown
+/// length; a larger one waits for room.
 ///
 /// # Errors
 /// As [`whole_body`].
@@ -27,12 +27,13 @@ pub async fn turn_body(
     mut request: Request,
     shared: &Shared,
     plain: usize,
+    undeclared: usize,
 ) -> Result<Vec<u8>, Problem> {
     let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
     let usual = shared.settings.max_body_bytes;
     let declared = request.body().size_hint().exact();
     let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    let limit = if declared > usual { plain + IMAGE_BODY_BYTES } else { plain };
+    let limit = if declared > usual { plain + IMAGE_BODY_BYTES } else { undeclared };
     let beyond = declared.min(limit).saturating_sub(usual);
     let _room = shared.room.take(source.widest_network(), beyond).await.ok_or_else(no_room)?;
     whole_body(request, limit).await

@@ -36,7 +36,8 @@ impl FromRequest<Shared> for ChatBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let body = turn_body(request, shared, shared.settings.max_body_bytes).await?;
+        let usual = shared.settings.max_body_bytes;
+        let body = turn_body(request, shared, usual, usual).await?;
         Ok(Self(ChatRequest::from_body(&parse_object(&body)?, &body)?))
     }
 }

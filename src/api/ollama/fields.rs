@@ -27,7 +27,7 @@ impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Self::parse(turn_body(request, shared, BODY_BYTES).await?)
+        Self::parse(turn_body(request, shared, BODY_BYTES, BODY_BYTES).await?)
     }
 }
 

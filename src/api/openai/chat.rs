@@ -41,7 +41,7 @@ impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let body = turn_body(request, shared, BODY_BYTES).await?;
+        let body = turn_body(request, shared, BODY_BYTES, shared.settings.max_body_bytes).await?;
         let object = Object::parse(&body).map_err(|error| match error {
             NotAnObject::OtherJson => {
                 let error = FieldError {
