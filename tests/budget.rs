@@ -13,8 +13,8 @@ use futures_util::future::join_all;
 use jarvis::budget::{Budget, ListOrder, OverBudget, StorageLimits};
 use jarvis::session::model::{ContextReport, FinishReason, User, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, Written, channel,
-    message,
+    Acceptance, Attached, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, Written,
+    channel, message,
 };
 use jarvis::session::{Control, Message, Owner, Role, SessionId, Status, Store, Tag, Usage};
 use jarvis::source::SourceKey;
@@ -43,7 +43,13 @@ async fn store(server: &RedisServer) -> Store {
 /// Stores an answer of so many bytes in a session, and leaves the turn open.
 async fn open_turn(store: &Store, session: SessionId, bytes: u64) -> Arc<Turn> {
     let spec = turn_spec("m");
-    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let new = NewTurn {
+        spec,
+        content: "q".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    };
     let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     let tag = REVISION;
@@ -427,7 +433,13 @@ async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
     }
     let user = Owner::User(User::local("alice").expect("a name"));
     let spec = turn_spec("m");
-    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let new = NewTurn {
+        spec,
+        content: "q".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    };
     store.accept(&Proposal::new(&user, session, &new)).await.expect("Redis");
     budget.record("n", session).await;
     assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
@@ -496,6 +508,7 @@ async fn a_session_without_an_answer_goes_at_once_and_before_those_with_one() {
             spec: turn_spec("m"),
             content: content.clone(),
             conversation: None,
+            attached: Attached::default(),
             key: None,
         };
         store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
@@ -599,7 +612,13 @@ async fn the_budget_of_a_user_does_not_show_that_another_s_session_exists() {
     for (owner, session) in [(user("alice"), alice), (user("bob"), bob)] {
         assert_eq!(budget.room(&owner, "", session).await.map(drop), Ok(()));
         let spec = turn_spec("m");
-        let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+        let new = NewTurn {
+            spec,
+            content: "q".to_owned(),
+            conversation: None,
+            attached: Attached::default(),
+            key: None,
+        };
         store.accept(&Proposal::new(&owner, session, &new)).await.expect("Redis");
         budget.record("", session).await;
     }
@@ -622,7 +641,13 @@ fn bytes_of_alice(server: &RedisServer) -> u64 {
 /// Stores the first turn of a user's session, as a replica does that then dies.
 async fn unrecorded_turn(store: &Store, owner: &Owner, session: SessionId) {
     let spec = turn_spec("m");
-    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let new = NewTurn {
+        spec,
+        content: "q".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    };
     store.accept(&Proposal::new(owner, session, &new)).await.expect("Redis");
 }
 

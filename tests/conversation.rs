@@ -15,8 +15,8 @@ use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::session::store::{
-    Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
-    Proposal, Restored, SessionLimits, Written, bucket, channel, message,
+    Acceptance, Attached, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
+    OwnConversation, Proposal, Restored, SessionLimits, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
@@ -60,7 +60,13 @@ fn as_sent(messages: &[Message], question: &str) -> Value {
 
 fn new_turn(question: &str, messages: Vec<Message>) -> NewTurn {
     let conversation = Some(OwnConversation::new(messages).expect("not too large"));
-    NewTurn { spec: turn_spec(MODEL), content: question.to_owned(), conversation, key: None }
+    NewTurn {
+        spec: turn_spec(MODEL),
+        content: question.to_owned(),
+        conversation,
+        attached: Attached::default(),
+        key: None,
+    }
 }
 
 /// A replica in a runtime of its own, which ends as abruptly as in a crash.
@@ -369,7 +375,13 @@ async fn a_session_without_an_answer_expires_within_ten_minutes_and_one_with_an_
     let session = SessionId::random();
     let ask = async || {
         let spec = turn_spec(MODEL);
-        let turn = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+        let turn = NewTurn {
+            spec,
+            content: "q".to_owned(),
+            conversation: None,
+            attached: Attached::default(),
+            key: None,
+        };
         let accepted = store.accept(&Proposal::new(&OWNER, session, &turn)).await.expect("Redis");
         let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
         let tag = Tag::random();
@@ -428,7 +440,13 @@ async fn a_claim_that_a_failover_lost_is_replied_again_until_its_holder_starts_t
     let Stored { server, store, other } = Stored::start().await;
     let session = SessionId::random();
     let spec = turn_spec(MODEL);
-    let new = NewTurn { spec, content: "q".to_owned(), conversation: None, key: None };
+    let new = NewTurn {
+        spec,
+        content: "q".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    };
     let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     let tag = Tag::random();

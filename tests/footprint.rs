@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use jarvis::session::store::{
-    Acceptance, Begin, CancelReply, Cancellation, NewTurn, Proposal, SessionLimits, Turn,
+    Acceptance, Attached, Begin, CancelReply, Cancellation, NewTurn, Proposal, SessionLimits, Turn,
 };
 use jarvis::session::{Owner, SessionId, Store};
 use serde_json::{Value, json};
@@ -45,8 +45,13 @@ async fn a_session_of_one_turn_of_20_tokens_takes_at_most_2500_bytes_of_redis() 
 }
 
 async fn accept(store: &Store, session: SessionId, text: &str) -> (Arc<Turn>, bool) {
-    let new =
-        NewTurn { spec: turn_spec("m"), content: text.to_owned(), conversation: None, key: None };
+    let new = NewTurn {
+        spec: turn_spec("m"),
+        content: text.to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    };
     match store.accept(&Proposal::new(&Owner::Anonymous, session, &new)).await.expect("Redis") {
         Acceptance::New { turn, began, .. } => (turn, began),
         other @ Acceptance::Same { .. } => panic!("{other:?}"),

@@ -19,10 +19,11 @@ use jarvis::queue::{
 };
 use jarvis::redis::functions::{LIBRARIES, declaration::DECLARED};
 use jarvis::redis::{Conditions, Redis, RedisError, migrations};
+use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
-    Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
+    Acceptance, Attached, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn,
+    OpenTurn, Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -44,7 +45,13 @@ fn store_on(redis: &Redis, name: &str) -> Store {
 
 fn new_turn(key: Option<&str>) -> NewTurn {
     let key = key.map(|key| IdempotencyKey { key: key.to_owned(), body: "b".to_owned() });
-    NewTurn { spec: turn_spec("m"), content: "a question".to_owned(), conversation: None, key }
+    NewTurn {
+        spec: turn_spec("m"),
+        content: "a question".to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key,
+    }
 }
 
 async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
@@ -74,6 +81,14 @@ async fn every_call_of_a_session(redis: &Redis) {
     let (owner, session) = (Owner::Anonymous, SessionId::random());
     let (store, other) = (store_on(redis, "r1"), store_on(redis, "r2"));
     whole_turn(&store, session, Some("k")).await;
+    let mut images = RequestImages::default();
+    images.add("R0lGODlhAQABAAAAADs=", &mut Vec::new()).expect("an image");
+    let images = images.into_images();
+    store.put_images(&owner, session, None, &images).await.expect("Redis");
+    let data = store.image(&owner, session, &images[0].reference).await.expect("Redis");
+    assert_eq!(data.as_ref(), Some(&images[0].data));
+    store.drop_images(&owner, session, &images).await.expect("Redis");
+    assert_eq!(store.image(&owner, session, &images[0].reference).await.expect("Redis"), None);
     store.retitle(&owner, session, "title").await.expect("Redis");
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");

@@ -251,8 +251,8 @@ async fn every_error_below_api_has_ollamas_form_and_the_native_front_keeps_its_o
             (415, "the body is compressed; send JSON in UTF-8"),
         ),
         (
-            send(request(CHAT).body(vec![b' '; (2 << 20) + 1])).await,
-            (413, "the body is larger than 2097152 bytes"),
+            send(request(CHAT).body(vec![b' '; (8 << 20) + 1])).await,
+            (413, "the body is larger than 8388608 bytes"),
         ),
         (send(request(CHAT).header("origin", "https://evil.example").body("{}")).await, (403, "")),
         (send(request(CHAT).header("host", "evil.example").body("{}")).await, (403, "")),

@@ -21,7 +21,7 @@ struct Fleet {
 
 async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000"]);
+    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
     let replica = || jarvis(&redis.url(), &ollama.url, settings);
     let replicas = [replica(), replica()];
     for replica in &replicas {
@@ -50,6 +50,7 @@ async fn ollamas_python_package_works_unchanged() {
         "conversation",
         "formatted",
         "tools",
+        "images",
         "embedded",
         "errors",
         "rate_limit",
@@ -68,6 +69,7 @@ async fn ollamas_node_package_works_unchanged() {
         "options",
         "formatted",
         "tools",
+        "images",
         "embedded",
         "errors",
         "rate_limit",

@@ -272,7 +272,7 @@ async fn every_error_under_v1_wears_openais_envelope_and_no_other_does() {
             (415, invalid, None, "encoding_not_supported"),
         ),
         (
-            send(request(COMPLETIONS).body(vec![b' '; (2 << 20) + 1])).await,
+            send(request(COMPLETIONS).body(vec![b' '; (8 << 20) + 1])).await,
             (413, invalid, None, "body_too_large"),
         ),
         (

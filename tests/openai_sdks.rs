@@ -21,7 +21,7 @@ struct Fleet {
 
 async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000"]);
+    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
     let replica = || jarvis(&redis.url(), &ollama.url, settings);
     let replicas = [replica(), replica()];
     for replica in &replicas {
@@ -52,6 +52,7 @@ async fn openais_python_package_works_unchanged() {
         "json_schema",
         "tools",
         "embedded",
+        "images",
         "errors",
         "rate_limit",
         "error_in_a_stream",
@@ -72,6 +73,7 @@ async fn openais_node_package_works_unchanged() {
         "json_schema",
         "tools",
         "embedded",
+        "images",
         "errors",
         "rate_limit",
         "leaves",

@@ -10,8 +10,8 @@ use chrono::Utc;
 use jarvis::budget::{Budget, ListOrder, StorageLimits};
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Begin, Clearing, ImportStep, ImportedSession, NewTurn, Proposal, Restored,
-    SessionLimits, Transfer, channel, message,
+    Acceptance, Attached, Begin, Clearing, ImportStep, ImportedSession, NewTurn, Proposal,
+    Restored, SessionLimits, Transfer, channel, message,
 };
 use jarvis::session::{Message, Owner, Role, SessionId, Status, Store, StoreError, Tag};
 use reqwest::Method;
@@ -51,6 +51,7 @@ async fn stored_turn(store: &Store, owner: &Owner, session: SessionId, question:
         spec: turn_spec("m"),
         content: question.to_owned(),
         conversation: None,
+        attached: Attached::default(),
         key: None,
     };
     let accepted = store.accept(&Proposal::new(owner, session, &new)).await.expect("Redis");
@@ -399,6 +400,7 @@ async fn a_turn_whose_imported_session_a_failover_lost_waits_until_it_is_importe
             spec: turn_spec("m"),
             content: content.to_owned(),
             conversation: None,
+            attached: Attached::default(),
             key: None,
         };
         let proposal = Proposal::new(&owner, imported.session, &new);

@@ -13,11 +13,13 @@ use chrono::Utc;
 use futures_util::FutureExt as _;
 use jarvis::budget::{Budget, StorageLimits};
 use jarvis::redis::functions::LIBRARIES;
+use jarvis::session::Image;
+use jarvis::session::image::{RequestImages, to_base64};
 use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted, IdempotencyKey,
-    NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack, Transfer, Turn,
-    Written, channel, message,
+    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted,
+    IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack,
+    Transfer, Turn, Written, channel, message,
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
@@ -112,7 +114,13 @@ impl Replica {
 
 fn new_turn(text: &str) -> NewTurn {
     let spec = turn_spec("m \"quoted\"");
-    NewTurn { spec, content: text.to_owned(), conversation: None, key: None }
+    NewTurn {
+        spec,
+        content: text.to_owned(),
+        conversation: None,
+        attached: Attached::default(),
+        key: None,
+    }
 }
 
 /// Formats a delta in a few characters, so that a test reads easily.
@@ -848,6 +856,15 @@ async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> 
 /// The functions of sessions that another test times: imports come in batches of 512 KiB.
 const TIMED_ELSEWHERE: [&str; 2] = ["jarvis_import_messages_1", "jarvis_import_commit_1"];
 
+/// Returns an image of 4 MiB.
+fn large_image() -> Image {
+    let mut bytes = b"GIF89a".to_vec();
+    bytes.resize(4 << 20, 7);
+    let mut images = RequestImages::default();
+    images.add(&to_base64(&bytes), &mut Vec::new()).expect("an image");
+    images.into_images().remove(0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mib() {
     // Filling makes an append-only file so long that a child rewrites it meanwhile, and shares the
@@ -882,6 +899,11 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mi
         {
             from = ReadFrom::Cursor(window.end(), window.end().offset);
         }
+        let images = [large_image()];
+        store.put_images(&owner, session, None, &images).await.unwrap();
+        let data = store.image(&owner, session, &images[0].reference).await.unwrap();
+        assert_eq!(data.map(|data| data.len()), Some(4 << 20));
+        store.drop_images(&owner, session, &images).await.unwrap();
         let user = other_calls(&replica, &other, session).await;
         store.clear(&mut Clearing::new(&user, session, true)).await.unwrap();
         assert_eq!(store.evict(&owner, evicted).await.unwrap(), Evicted::Removed);

@@ -13,6 +13,7 @@ mod fault;
 mod faults;
 mod generation;
 mod hash;
+mod images;
 mod journal;
 mod model_name;
 mod models;

@@ -49,6 +49,11 @@ impl Model {
         self.origin.contains("alien")
     }
 
+    /// Returns whether the model takes images.
+    pub fn sees(&self) -> bool {
+        self.origin.contains("vision")
+    }
+
     /// Returns whether the model reasons before it answers.
     pub fn thinks(&self) -> bool {
         self.origin.contains("think")

@@ -28,10 +28,15 @@ pub enum Thinking {
 pub fn render(messages: &[Message], thinking: Thinking) -> String {
     let length: usize = messages.iter().map(|m| m.text().len() + 40).sum();
     let mut prompt = String::with_capacity(length + 64);
+    let mut images = 0;
     for message in messages {
         prompt.push_str(START);
         prompt.push_str(&message.role);
         prompt.push('\n');
+        for _ in message.images.iter().flatten() {
+            prompt.push_str(&crate::images::mark(images));
+            images += 1;
+        }
         prompt.push_str(message.text());
         for call in message.tool_calls.iter().flatten() {
             prompt.push_str("<tool_call>");

@@ -13,6 +13,9 @@ pub struct Message {
     /// Its text.
     #[serde(default)]
     pub content: Option<String>,
+    /// The images, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
     /// The calls of tools in a message of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<Value>>,
@@ -80,6 +83,9 @@ pub struct GenerateRequest {
     /// A system message.
     #[serde(default)]
     pub system: Option<String>,
+    /// The images, in base64; a raw prompt refers to each by `[img-<number>]`.
+    #[serde(default)]
+    pub images: Option<Vec<String>>,
     /// Whether the prompt is used without a template.
     #[serde(default)]
     pub raw: Option<bool>,

@@ -1,4 +1,5 @@
-//! Reads the body of a request that brings its own conversation, which may be larger than others.
+//! Reads the body of a request that brings its own conversation or images, which may be larger than
+//! others.
 
 use axum::RequestExt;
 use axum::body::HttpBody;
@@ -8,22 +9,31 @@ use crate::api::state::Shared;
 use crate::http::extract::body::whole_body;
 use crate::http::problem::Problem;
 use crate::http::room::no_room;
+use crate::session::image::REQUEST_IMAGE_BYTES;
 use crate::source::Source;
 
-/// Bytes of a body whose length is declared, at most. JSON takes more than the text that it holds.
-const BODY_BYTES: usize = 2 << 20;
+/// Bytes of a body with a conversation, at most. JSON takes more than the text that it holds.
+pub const CONVERSATION_BYTES: usize = 2 << 20;
+/// Bytes that images add to a body, at most: those of base64, and some more.
+pub const IMAGE_BYTES: usize = REQUEST_IMAGE_BYTES / 2 * 3;
+/// Bytes of a body with a conversation and its images, at most.
+pub const WITH_IMAGES: usize = CONVERSATION_BYTES + IMAGE_BYTES;
 
-/// Returns a body of at most 2 MiB where its length is declared, and else of at most the usual size.
+/// A PNG of one pixel in base64, as an example.
+pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
+
+/// Returns a body of at most `most` bytes where its length is declared, and else of at most the usual
+/// size.
 ///
 /// # Errors
 /// A 400, 408, 413, 415 or 503.
-pub async fn read(mut request: Request, shared: &Shared) -> Result<Vec<u8>, Problem> {
+pub async fn read(mut request: Request, shared: &Shared, most: usize) -> Result<Vec<u8>, Problem> {
     let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
     // The connection takes room for a body of the usual size, and for one of unknown length.
     let usual = shared.settings.max_body_bytes;
     let declared = request.body().size_hint().exact();
     let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    let limit = if declared > usual { BODY_BYTES } else { usual };
+    let limit = if declared > usual { most } else { usual };
     let beyond = declared.min(limit).saturating_sub(usual);
     let _room = shared.room.take(source.widest_network(), beyond).await.ok_or_else(no_room)?;
     whole_body(request, limit).await

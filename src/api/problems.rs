@@ -34,6 +34,7 @@ impl From<StoreError> for Problem {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self::new(status, "idempotency_key_reused", detail)
             }
+            StoreError::ImagesAbsent => Self::store_unavailable(),
             StoreError::OutOfMemory => {
                 tracing::warn!("session store full");
                 Self::store_full()
@@ -67,7 +68,10 @@ impl From<SubmitError> for Problem {
             SubmitError::Limited(refusal) => Self::limited(&refusal),
             SubmitError::Draining => Self::draining(),
             SubmitError::Internal => Self::internal(),
-            SubmitError::Upstream { code, .. } => Self::new(upstream_status(code), code, detail),
+            SubmitError::Upstream { code, .. } => {
+                let errors = of_field(code, &detail);
+                Self { errors, ..Self::new(upstream_status(code), code, detail) }
+            }
         }
         .with_wait()
     }
@@ -86,18 +90,7 @@ impl From<FollowError> for Problem {
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         debug_assert!(is_listed(&failure.code), "{} is not in the list of codes", failure.code);
-        let errors = match &*failure.code {
-            "model_too_large" => {
-                vec![FieldError::new("body", "model", "model_too_large", &*failure.message)]
-            }
-            "model_unsupported" => {
-                vec![FieldError::new("body", "model", "model_unsupported", &*failure.message)]
-            }
-            "format_unsupported" => {
-                vec![FieldError::new("body", "format", "format_unsupported", &*failure.message)]
-            }
-            _ => Vec::new(),
-        };
+        let errors = of_field(&failure.code, &failure.message);
         let problem = Self {
             code: Cow::Owned(failure.code),
             errors,
@@ -107,6 +100,17 @@ impl From<Failure> for Problem {
         };
         Self { status: upstream_status(&problem.code), ..problem }.with_wait()
     }
+}
+
+/// Returns the field that is to be changed where no host can follow a request.
+fn of_field(code: &str, message: &str) -> Vec<FieldError> {
+    let (field, kind) = match code {
+        "model_too_large" => ("model", "model_too_large"),
+        "model_unsupported" => ("model", "model_unsupported"),
+        "format_unsupported" => ("format", "format_unsupported"),
+        _ => return Vec::new(),
+    };
+    vec![FieldError::new("body", field, kind, message)]
 }
 
 fn upstream_status(code: &str) -> StatusCode {

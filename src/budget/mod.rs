@@ -105,7 +105,21 @@ impl Budget {
         network: &str,
         session: SessionId,
     ) -> Result<RoomGrant, OverBudget> {
-        self.room_for(owner, network, session, Purpose::Turn).await
+        self.room_with(owner, network, session, 0).await
+    }
+
+    /// Checks as [`Budget::room`] for a turn that also stores so many bytes.
+    ///
+    /// # Errors
+    /// As [`Budget::room`].
+    pub async fn room_with(
+        &self,
+        owner: &Owner,
+        network: &str,
+        session: SessionId,
+        bytes: u64,
+    ) -> Result<RoomGrant, OverBudget> {
+        self.room_for(owner, network, session, Purpose::Turn { bytes }).await
     }
 
     /// Reserves room for the messages of an import, which take so many bytes, and lists the session.
@@ -145,7 +159,7 @@ impl Budget {
         let is_known = *owner != Owner::Anonymous || !network.is_empty();
         let limit = |limit: u64| if is_known { limit } else { 0 };
         let (name, bytes, reserved) = match purpose {
-            Purpose::Turn => ("turn", 0, Duration::ZERO),
+            Purpose::Turn { bytes } => ("turn", bytes, Duration::ZERO),
             Purpose::Claim => ("claim", 0, RESERVED),
             Purpose::Import { bytes } => ("import", bytes, RESERVED),
         };
@@ -319,7 +333,7 @@ pub struct RoomGrant {
 /// What a caller is about to store in a session.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
-    Turn,
+    Turn { bytes: u64 },
     Import { bytes: u64 },
     Claim,
 }

@@ -16,12 +16,12 @@ use crate::ollama::{
 };
 use crate::session::model::{ContextReport, Effort, Failure, Reasoning, TurnSpec};
 use crate::session::store::{OwnConversation, Page, Turn};
-use crate::session::{Message, Owner, Role, SessionInfo, Store, StoreError};
+use crate::session::{ImageRef, Message, Owner, Role, SessionInfo, Store, StoreError};
 
 use super::failures::failure;
-use budget::{HEADER_BYTES, PromptSize, first_turn, sizes_from, token_room};
-use past_turns::{PastTurn, past_turns, turns_before};
-use tokens::{BYTES_PER_TOKEN, TokenEstimate, least_tokens};
+use budget::{HEADER_BYTES, PromptSize, first_turn, image_share, sizes_from, token_room};
+use past_turns::{PastTurn, Turns, first_of_prompt};
+use tokens::{BYTES_PER_TOKEN, TokenEstimate, least_tokens, text_bytes};
 
 /// Messages that are read, from the newest back, at most.
 const MESSAGES: u64 = 400;
@@ -34,6 +34,8 @@ pub(super) struct ChosenContext {
     pub(super) report: ContextReport,
     /// The estimated tokens of the prompt.
     pub(super) estimate: f64,
+    /// The images of each message of the request, which has none of them yet.
+    pub(super) images: Vec<Vec<ImageRef>>,
 }
 
 /// The beginning of a prompt.
@@ -88,6 +90,18 @@ impl Conversation {
         Self { page: Page { info, running: None, first: 0, messages }, is_of_turn: true }
     }
 
+    /// Returns whether there is nothing to answer yet: the question is the result of one call, and
+    /// the answer before it has calls without a result.
+    pub(super) fn awaits_results(&self) -> bool {
+        !self.is_of_turn && Turns::of(&self.page.messages).awaits_results()
+    }
+
+    /// Returns whether a message of the request has to be sent as it is: the question, and every
+    /// message of a conversation that came with the turn. `from_end` counts the messages behind it.
+    pub(super) fn is_required(&self, from_end: usize) -> bool {
+        self.is_of_turn || from_end == 0
+    }
+
     /// Returns whether messages may be left out where the host finds the prompt too long.
     pub(super) fn can_be_shortened(&self) -> bool {
         !self.is_of_turn
@@ -123,10 +137,10 @@ impl Conversation {
     ) -> ChosenContext {
         let (sent, estimate) = if self.is_of_turn {
             let estimate = TokenEstimate { bytes_per_token: BYTES_PER_TOKEN };
-            let texts = self.page.messages.iter().map(|message| message.content.as_str());
-            let texts = texts.chain(spec.system.as_deref());
-            let tokens = texts.map(|text| estimate.of_text(text)).sum();
-            (self.page.messages.iter().map(chat_message).collect(), tokens)
+            let system = spec.system.as_deref().map_or(0.0, |system| estimate.of_text(system));
+            let messages = self.page.messages.iter();
+            let tokens: f64 = messages.map(|message| estimate.of_message(message)).sum();
+            (self.page.messages.iter().collect(), tokens + system)
         } else {
             self.fitting(spec, num_ctx, beginning)
         };
@@ -140,8 +154,10 @@ impl Conversation {
             .system
             .as_ref()
             .map(|content| ChatMessage::text(ChatRole::System, content.clone()));
+        let images = system.iter().map(|_| Vec::new());
+        let images = images.chain(sent.iter().map(|message| message.images.clone())).collect();
         let request = ModelRequest {
-            messages: system.into_iter().chain(sent).collect(),
+            messages: system.into_iter().chain(sent.into_iter().map(chat_message)).collect(),
             options: Options {
                 temperature: spec.temperature,
                 num_predict: spec.max_tokens,
@@ -159,7 +175,7 @@ impl Conversation {
             format: raw_json(spec.rules.format.as_ref()),
             tools: raw_json(spec.rules.tools.as_ref()),
         };
-        ChosenContext { request, report, estimate }
+        ChosenContext { request, report, estimate, images }
     }
 
     /// Returns the messages of the prompt, and the estimated tokens with the system prompt.
@@ -168,38 +184,35 @@ impl Conversation {
         spec: &TurnSpec,
         num_ctx: Option<u32>,
         beginning: Beginning,
-    ) -> (Vec<ChatMessage>, f64) {
-        let (question, before) = match self.page.messages.split_last() {
-            Some((question, before)) => (Some(question), before),
-            None => (None, &[][..]),
-        };
-        let past = past_turns(before);
+    ) -> (Vec<&Message>, f64) {
+        let Turns { past, open } = Turns::of(&self.page.messages);
         let estimate = TokenEstimate::of(&past, spec);
         let system_tokens = spec.system.as_deref().map_or(0.0, |system| estimate.of_text(system));
-        let question_text = question.map_or("", |question| question.content.as_str());
+        let rules_tokens = spec.rules.bytes() as f64 / estimate.bytes_per_token;
+        let open_tokens: f64 = open.iter().map(|message| estimate.of_message(message)).sum();
+        let open_bytes: usize = open.iter().map(|it| text_bytes(it) + HEADER_BYTES).sum();
         let always = PromptSize {
-            tokens: system_tokens + estimate.of_text(question_text),
-            messages: 1.0,
-            bytes: (question_text.len() + HEADER_BYTES) as f64,
+            tokens: system_tokens + rules_tokens + open_tokens,
+            messages: open.len() as f64,
+            bytes: open_bytes as f64,
+            images: open.iter().map(|message| image_share(message)).sum(),
         };
         let sizes = sizes_from(&past, &estimate, always);
         let first = match beginning {
-            Beginning::Sent(messages) => past.len().saturating_sub(turns_before(messages)),
+            Beginning::Sent(messages) => {
+                first_of_prompt(&past, past.len(), open.len(), messages).unwrap_or(0)
+            }
             Beginning::Fitting { density } => {
                 let room = PromptSize {
                     tokens: token_room(spec, num_ctx) / density,
                     messages: MESSAGES as f64,
                     bytes: BYTES as f64,
+                    images: 1.0,
                 };
                 first_turn(&sizes, room, self.last_beginning(&past, spec, num_ctx))
             }
         };
-        let sent = past[first..]
-            .iter()
-            .flat_map(|turn| [turn.question, turn.answer])
-            .chain(question)
-            .map(chat_message)
-            .collect();
+        let sent = past[first..].iter().flat_map(PastTurn::messages).chain(open).collect();
         (sent, sizes[first].tokens)
     }
 
@@ -216,7 +229,8 @@ impl Conversation {
         let reported = past.iter().enumerate().rev().find_map(|(at, turn)| {
             let report = turn.answer.context.filter(|report| report.messages_sent > 0)?;
             let is_same = report.num_ctx == num_ctx && turn.is_by(model);
-            is_same.then(|| at.checked_sub(turns_before(report.messages_sent)))
+            let own = turn.before_answer().count();
+            is_same.then(|| first_of_prompt(past, at, own, report.messages_sent))
         });
         let very_first = (self.page.first == 0).then_some(0);
         reported.flatten().or(very_first)
@@ -238,6 +252,7 @@ fn chat_message(message: &Message) -> ChatMessage {
     ChatMessage {
         role,
         content: message.content.clone(),
+        images: Vec::new(),
         tool_calls: tool_calls.collect(),
         tool_name: message.tool_name.clone(),
         tool_call_id: message.tool_call_id.clone(),

@@ -193,7 +193,7 @@ pub(super) async fn open(
     let so_far = shape.answer(so_far);
     let can_continue = !thinks && request.is_free_text();
     let rendered = if can_continue { slot.render(request).await? } else { None };
-    let Some(prompt) = rendered else {
+    let Some(prompt) = rendered.filter(|prompt| refers_to_images(prompt, request)) else {
         return begin(Some(ContinuedHow::Restarted)).await;
     };
     let limit = request.options.num_predict;
@@ -203,6 +203,13 @@ pub(super) async fn open(
         None => TokenLimit::BehindPrompt(count(slot, request, &prompt).await?),
     };
     continue_behind(slot, request, &prompt, so_far, tokens).await
+}
+
+/// Returns whether a rendered prompt refers to each image of the request by its number, as it has to
+/// where the host gets prompt and images apart.
+fn refers_to_images(prompt: &str, request: &ModelRequest) -> bool {
+    let images: usize = request.messages.iter().map(|message| message.images.len()).sum();
+    (0..images).all(|number| prompt.contains(&format!("[img-{number}]")))
 }
 
 /// Continues an answer whose stream has used up its room, behind the prompt that

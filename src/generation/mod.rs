@@ -11,6 +11,7 @@ mod copies;
 mod deletion;
 mod failures;
 mod hosted_models;
+mod images;
 #[cfg(test)]
 mod interleavings;
 mod model_run;
@@ -44,14 +45,14 @@ use crate::budget::{Budget, OverBudget, RoomGrant, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
 use crate::membership::{Membership, MembershipStore, Renewal};
-use crate::ollama::{Fleet, OllamaError};
+use crate::ollama::{Fleet, ModelRefusal, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
 use crate::session::store::{
     self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Transfer,
 };
-use crate::session::{Cursor, Feeds, GenerationId, Owner, SessionId, Store, StoreError};
+use crate::session::{Cursor, Feeds, GenerationId, Image, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
 use crate::telemetry::metric;
 use crate::telemetry::traces::{self, Span};
@@ -69,6 +70,9 @@ const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 /// How long the acceptance of a turn is retried after its client got the error that Redis is not
 /// available.
 const RETRY_ACCEPT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often the images of one turn are put, where what was put is gone before its acceptance.
+const IMAGE_PUTS: u32 = 3;
 
 /// Runs the turns that this replica accepted.
 #[derive(Clone)]
@@ -88,6 +92,7 @@ pub struct Generations {
     source_key: SourceKey,
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
+    images: Arc<images::HeldImages>,
     copies: Arc<Copies>,
     tasks: TaskTracker,
     /// Cancelled when the drain limit is over, and the remaining turns are handed over.
@@ -212,7 +217,7 @@ impl SubmitError {
             Self::Store(StoreError::KeyReused) => "idempotency_key_reused",
             Self::Store(StoreError::Occupied) => "session_exists",
             Self::Store(StoreError::OutOfMemory) => "store_full",
-            Self::Store(StoreError::Redis(_)) => "store_unavailable",
+            Self::Store(StoreError::Redis(_) | StoreError::ImagesAbsent) => "store_unavailable",
             Self::ModelNotFound(_) => "model_not_found",
             Self::NoModelHost => "no_model_host",
             Self::QueueFull(_) => "queue_full",
@@ -277,6 +282,7 @@ impl Generations {
             source_key,
             running: Arc::default(),
             redo: Arc::default(),
+            images: Arc::default(),
             copies: Arc::new(copies),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -372,7 +378,12 @@ impl Generations {
             }
         };
         let proposal = Proposal::new(owner, session, &new);
-        let accepted = self.accept(&proposal).await;
+        let accepted = Box::pin(self.accept_with_images(owner, session, &new, &proposal)).await;
+        if let Err(StoreError::Full) = &accepted
+            && let Some(repeat) = Box::pin(self.repeated(owner, session, &new)).await?
+        {
+            return Ok(repeat);
+        }
         if let Ok(submitted) = &accepted {
             permit.accepted(submitted.created_session);
         } else if let Err(StoreError::Redis(_)) = &accepted
@@ -435,6 +446,11 @@ impl Generations {
                 if self.fleet.may_return(model) => {}
             checked => checked?,
         }
+        let image_bytes = new.attached.images.iter().map(|image| image.reference.bytes).sum();
+        if image_bytes > 0 && matches!(self.fleet.sees(model).await, Ok(false)) {
+            let refusal = ModelRefusal::Capability("images");
+            return Err(OllamaError::ModelRefused { model: model.clone(), refusal }.into());
+        }
         let room = self.fleet.known_num_ctx(model).map(|tokens| tokens.min(self.num_ctx_cap));
         if let Some(failure) = context::obviously_too_long(&new.content, &new.spec, room) {
             return Err(SubmitError::TooLong(failure));
@@ -455,8 +471,10 @@ impl Generations {
                 None => self.limits.take_session(source, session).await,
             }
         };
-        let (room, permit) =
-            tokio::join!(self.budget.room(owner, source, session), Box::pin(begun));
+        let (room, permit) = tokio::join!(
+            self.budget.room_with(owner, source, session, image_bytes),
+            Box::pin(begun)
+        );
         let grant = room?;
         match permit {
             Ok(permit) => Ok((permit, grant)),
@@ -474,11 +492,48 @@ impl Generations {
         }
     }
 
+    /// Puts the images of a turn, and has Redis accept it. Where it is refused, or was accepted
+    /// before, the images leave nothing behind.
+    async fn accept_with_images(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+        proposal: &Proposal,
+    ) -> Result<Submitted, StoreError> {
+        let images = &new.attached.images;
+        if images.is_empty() {
+            return self.accept(proposal, &[]).await;
+        }
+        let mut accepted = Err(StoreError::ImagesAbsent);
+        for _ in 0..IMAGE_PUTS {
+            self.put_images(owner, session, images).await?;
+            accepted = self.accept(proposal, images).await;
+            // A clear, or the refusal of the same images in another turn, may have removed them.
+            if !matches!(accepted, Err(StoreError::ImagesAbsent)) {
+                break;
+            }
+        }
+        match &accepted {
+            Ok(submitted) if !submitted.repeated => {
+                // At once, because the caller's next turn is to find what this one takes.
+                self.budget.record(&new.spec.source, session).await;
+            }
+            // It may have been accepted.
+            Err(StoreError::Redis(_)) => {}
+            _ => self.drop_images(owner, session, images).await,
+        }
+        accepted
+    }
+
     /// Has Redis accept a turn, and runs the turn if it is new.
-    async fn accept(&self, proposal: &Proposal) -> Result<Submitted, StoreError> {
+    async fn accept(&self, proposal: &Proposal, images: &[Image]) -> Result<Submitted, StoreError> {
         match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before, created } => {
                 let generation = turn.generation;
+                if !images.is_empty() {
+                    self.images.push(&turn, images.to_vec());
+                }
                 let state =
                     if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
                 self.run(turn, state);
@@ -507,7 +562,7 @@ impl Generations {
     ) {
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let accept = || generations.accept(&proposal);
+            let accept = || generations.accept(&proposal, &[]);
             let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
             let accepting = retry(Backoff::redis(), accept, is_retryable);
             let accepted = tokio::select! {

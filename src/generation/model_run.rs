@@ -7,6 +7,7 @@ use super::Generations;
 use super::capacity;
 use super::context::{Beginning, ChosenContext, Conversation};
 use super::continuation::{self, Opening};
+use super::images::{NoImages, ReadImages, add_images};
 use super::pace::Pace;
 use super::redis_call::call_redis;
 use super::stop::{Stopped, cancelled};
@@ -16,7 +17,7 @@ use super::writer_state::Fenced;
 use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
-use crate::session::model::{ContextReport, ContinuedHow, Reasoning, Runner, ToolCall};
+use crate::session::model::{ContextReport, ContinuedHow, Failure, Reasoning, Runner, ToolCall};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
 use crate::telemetry::traces::{Span, TraceContext};
@@ -44,6 +45,8 @@ pub(super) enum RunEnd {
     },
     /// The host failed; another run may continue the answer.
     Failed(OllamaError),
+    /// The turn cannot be answered.
+    Impossible(Failure),
 }
 
 /// The end of a model run, with the context that the model was given.
@@ -58,6 +61,8 @@ pub(super) struct RunStart<'a> {
     pub(super) lease: &'a Lease,
     /// The number of messages that the answer so far was generated from, where this replica knows it.
     pub(super) sent: Option<u64>,
+    /// The images that earlier runs have read.
+    pub(super) images: &'a mut ReadImages,
     /// The span of the run.
     pub(super) span: &'a mut Span,
 }
@@ -71,17 +76,18 @@ pub(super) async fn run_model(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
-    RunStart { lease, sent, span }: RunStart<'_>,
+    RunStart { lease, sent, images, span }: RunStart<'_>,
 ) -> Result<ModelRun, Stopped> {
     let mut pace = pace(turn, lease);
     let so_far = writer.text().to_owned();
     let runner = runner(generations, turn, lease);
     writer.note_runner(runner.as_ref());
-    let opened_stream = open(generations, turn, lease, &so_far, sent, span.context());
+    let from = OpenFrom { so_far: &so_far, sent, trace: span.context() };
+    let opened_stream = open(generations, turn, lease, from, images);
     let opening = while_writing(turn, feed, writer, opened_stream).await?;
     let Opened { opening, report: mut context, estimate, slot, request } = match opening {
         Ok(opened) => opened,
-        Err((error, context)) => return Ok(ModelRun { end: RunEnd::Failed(error), context }),
+        Err((unopened, context)) => return Ok(ModelRun { end: unopened.end(), context }),
     };
     let mut continued = match opening {
         Opening::Stream(continued) => continued,
@@ -279,6 +285,34 @@ struct Opened {
     request: ModelRequest,
 }
 
+/// What a stream is opened from.
+struct OpenFrom<'a> {
+    so_far: &'a str,
+    sent: Option<u64>,
+    trace: Option<TraceContext>,
+}
+
+/// Why no stream was opened.
+enum Unopened {
+    Failed(OllamaError),
+    Impossible(Failure),
+    /// Calls of tools have no result yet: the model answers once it has all of them.
+    AwaitsResults,
+}
+
+impl Unopened {
+    fn end(self) -> RunEnd {
+        match self {
+            Self::Failed(error) => RunEnd::Failed(error),
+            Self::Impossible(failure) => RunEnd::Impossible(failure),
+            Self::AwaitsResults => {
+                let (reason, usage) = (FinishReason::Stop, Usage::default());
+                RunEnd::Completed { reason, usage, tool_calls: Vec::new() }
+            }
+        }
+    }
+}
+
 /// Opens a stream that continues `so_far`, on the host of the grant. The prompt is the one that
 /// `so_far` was generated from: `sent` messages of the conversation, and where that is unknown the
 /// choice that every replica makes.
@@ -286,13 +320,15 @@ async fn open(
     generations: &Generations,
     turn: &Turn,
     lease: &Lease,
-    so_far: &str,
-    sent: Option<u64>,
-    trace: Option<TraceContext>,
-) -> Result<Opened, (OllamaError, ContextReport)> {
+    OpenFrom { so_far, sent, trace }: OpenFrom<'_>,
+    images: &mut ReadImages,
+) -> Result<Opened, (Unopened, ContextReport)> {
     let fleet = &generations.fleet;
     let conversation = read_conversation(generations, turn).await;
-    let nothing_sent = |error| (error, ContextReport::default());
+    if conversation.awaits_results() {
+        return Err((Unopened::AwaitsResults, ContextReport::default()));
+    }
+    let nothing_sent = |error| (Unopened::Failed(error), ContextReport::default());
     let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
     let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
     let mut slot = slot.map_err(nothing_sent)?;
@@ -303,6 +339,11 @@ async fn open(
     let mut chosen = conversation.request(&turn.spec, num_ctx, beginning);
     let mut shortened = 0;
     loop {
+        let added = add_images(generations, turn, &conversation, &slot, images, &mut chosen).await;
+        added.map_err(|error| match error {
+            NoImages::Host(error) => (Unopened::Failed(error), chosen.report),
+            NoImages::Lost(failure) => (Unopened::Impossible(failure), chosen.report),
+        })?;
         match continuation::open(&slot, &chosen.request, so_far).await {
             Ok(opening) => {
                 let estimate = chosen.estimate.ceil() as u64;
@@ -319,7 +360,7 @@ async fn open(
                 let shorter = Beginning::Fitting { density: density.max(MARGIN) };
                 chosen = conversation.request(&turn.spec, num_ctx, shorter);
             }
-            Err(error) => return Err((error, chosen.report)),
+            Err(error) => return Err((Unopened::Failed(error), chosen.report)),
         }
     }
 }

@@ -218,13 +218,17 @@ pub(super) async fn watch(generations: Generations) -> TaskEnd {
             _ = expiries.tick() => {
                 generations.redo.kept().expire();
                 generations.copies.expire();
+                generations.images.expire();
                 continue;
             }
         }
         loop {
             let count = *disturbances.borrow_and_update();
             sleep(CALM).await;
-            if *disturbances.borrow() == count && apply_all(&generations).await {
+            if *disturbances.borrow() == count
+                && apply_all(&generations).await
+                && generations.put_images_back().await
+            {
                 break;
             }
         }

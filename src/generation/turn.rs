@@ -10,6 +10,7 @@ use tracing::Instrument;
 use super::Generations;
 use super::attempts::{Attempts, FailedAttempt};
 use super::capacity;
+use super::images::ReadImages;
 use super::model_run::{ModelRun, RunEnd, RunStart, run_model};
 use super::redis_call::call_redis;
 use super::redo::{Finished, RedoEntry};
@@ -77,6 +78,9 @@ pub(super) async fn run(
             tracing::info!("turn stopped");
         }
         drop(trace);
+        if turn.own_conversation().is_some() {
+            generations.images.forget(turn.generation);
+        }
         // What is recorded twice, by two writers of the turn, counts once.
         generations.budget.record(&turn.spec.source, turn.session).await;
     }
@@ -165,6 +169,7 @@ async fn answer(
     }
     let mut again_at = None;
     let mut context = ContextReport::default();
+    let mut images = ReadImages::default();
     let mut attempts = Attempts::default();
     let mut attempt = 0;
     loop {
@@ -194,7 +199,7 @@ async fn answer(
         let sent = (before > 0).then_some(context.messages_sent).filter(|sent| *sent > 0);
         let host = lease.grant().map(|grant| HostId::new(&grant.host.0));
         let mut span = turn_spans::model_run(turn, host.as_ref(), attempt);
-        let start = RunStart { lease: &lease, sent, span: &mut span };
+        let start = RunStart { lease: &lease, sent, images: &mut images, span: &mut span };
         let began = Instant::now();
         let run = run_model(generations, turn, feed, writer, start).await;
         if let Ok(run) = &run {
@@ -220,6 +225,7 @@ async fn answer(
                 generations.retries.earn();
                 return Ok(TurnEnd::Finished { reason, usage, context, tool_calls });
             }
+            RunEnd::Impossible(failure) => return Ok(TurnEnd::Failed { failure, context }),
             RunEnd::Failed(error) => error,
         };
         let has_text = !writer.text().is_empty();
@@ -273,21 +279,23 @@ async fn finish(
                 context: Some(context),
                 ..header
             },
-            vec![
-                (Tag::random(), Control::Done {}),
-                (
-                    Tag::random(),
-                    Control::Ended {
-                        timestamp: rfc3339(&now),
-                        model: turn.spec.model.clone(),
-                        finish_reason: reason,
-                        usage,
-                        context,
-                        continued,
-                        tool_calls,
-                    },
-                ),
-            ],
+            [
+                Some(Control::Done {}),
+                (!tool_calls.is_empty()).then(|| Control::ToolCalls { calls: tool_calls.clone() }),
+                Some(Control::Ended {
+                    timestamp: rfc3339(&now),
+                    model: turn.spec.model.clone(),
+                    finish_reason: reason,
+                    usage,
+                    context,
+                    continued,
+                    tool_calls,
+                }),
+            ]
+            .into_iter()
+            .flatten()
+            .map(|control| (Tag::random(), control))
+            .collect(),
         ),
         TurnEnd::Failed { failure, context } => (
             "failed",

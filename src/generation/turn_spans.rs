@@ -99,6 +99,7 @@ pub(super) fn end_model_run(mut span: Span, run: &ModelRun, answer: &str) {
             span.set_list("gen_ai.response.finish_reasons", finish_reason(*reason));
         }
         RunEnd::Failed(error) => span.fail(error.code()),
+        RunEnd::Impossible(failure) => span.fail(&failure.code),
     }
     if span.is_recorded() && traces::is_captured() {
         span.set("gen_ai.output.messages", traces::content("assistant", answer));

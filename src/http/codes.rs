@@ -37,7 +37,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "body_too_large",
         413,
-        "the body is larger than 512 KiB, than 2 MiB for a request of OpenAI's or Ollama's API, or than 64 MiB for an import",
+        "the body is larger than 512 KiB, than 2 MiB for a request of OpenAI's or Ollama's API (of either, 6 MiB more where a turn may bring images), or than 64 MiB for an import",
     ),
     code("body_unreadable", 400, "the body broke off"),
     code("context_too_long", 413, "the question does not fit the model's context window"),
@@ -57,6 +57,7 @@ pub const CODES: &[ErrorCode] = &[
     code("handshake_with_body", 400, "a WebSocket handshake has no body: send none"),
     code("host_not_allowed", 403, "the Host header is not in the list of allowed hosts"),
     code("idempotency_key_reused", 422, "the key was used for another request"),
+    code("image_lost", 502, "an image of the message is no longer stored: send the message again"),
     code("import_invalid", 422, "a line of the import is not valid; `errors` names it"),
     code("internal", 500, "a fault of the service"),
     code("issuer_unavailable", 503, "the keys of the token's issuer cannot be read"),

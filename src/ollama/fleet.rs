@@ -203,6 +203,23 @@ impl Fleet {
         self.holders(model).await.map(drop)
     }
 
+    /// Returns whether the model takes images, as the hosts that have it describe it.
+    ///
+    /// # Errors
+    /// As [`Fleet::check`], and those of the last host that has the model.
+    pub async fn sees(&self, model: &str) -> Result<bool, OllamaError> {
+        let mut last = None;
+        for (member, listing) in self.holders(model).await?.into_iter().take(DESCRIBERS) {
+            let Some(found) = listing.find(model) else { continue };
+            match member.catalogue.details(found).await {
+                Ok(details) if details.sees => return Ok(true),
+                Ok(_) => last = Some(Ok(false)),
+                Err(error) => last = last.or(Some(Err(error))),
+            }
+        }
+        last.unwrap_or(Ok(false))
+    }
+
     /// Returns the largest context window that a host allows for the model, where all hosts that
     /// list the model have replied what they allow.
     pub fn known_num_ctx(&self, model: &str) -> Option<u32> {

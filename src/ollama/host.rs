@@ -94,6 +94,8 @@ pub(super) struct HostTimeouts {
 pub(super) struct Details {
     pub num_ctx: Option<u32>,
     pub thinks: bool,
+    /// Whether the model takes images.
+    pub sees: bool,
 }
 
 /// A client of one host.
@@ -154,7 +156,7 @@ impl Host {
     /// Requests the details of one model.
     pub(super) async fn details(&self, model: &str) -> Result<Details, OllamaError> {
         let show: Show = self.show(model).await?;
-        Ok(Details { num_ctx: show.context_length(), thinks: show.thinks() })
+        Ok(Details { num_ctx: show.context_length(), thinks: show.thinks(), sees: show.sees() })
     }
 
     /// Requests the description of one model.

@@ -10,7 +10,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, Timeout
 use super::breaker::{Admission, BreakerState};
 use super::catalogue::{Catalogue, FRESH};
 use super::embedding::{EmbedRequest, Vectors};
-use super::error::OllamaError;
+use super::error::{ModelRefusal, OllamaError};
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
 use super::stream::TokenStream;
@@ -172,6 +172,7 @@ impl Slot {
     /// # Errors
     /// Any [`OllamaError`] but [`OllamaError::NoHost`]. The host has generated nothing then.
     pub async fn chat(&self, request: &ModelRequest) -> Result<TokenStream, OllamaError> {
+        self.check_images(request).await?;
         let think = self.think(request).await?;
         let body = self.chat_body(request, &request.options, think, false);
         self.record(
@@ -196,7 +197,8 @@ impl Slot {
     }
 
     /// Continues behind `prompt`, which is a rendered prompt followed by the answer so far. The
-    /// messages of `request`, and whether it wants reasoning, are ignored.
+    /// messages of `request` are ignored but for their images, to which the prompt refers by their
+    /// numbers, and so is whether it wants reasoning.
     ///
     /// # Errors
     /// As [`Slot::chat`].
@@ -208,6 +210,7 @@ impl Slot {
         let body = GenerateBody {
             model: &self.model.name,
             prompt,
+            images: request.messages.iter().flat_map(|message| &message.images).collect(),
             options: &request.options,
             stream: true,
             raw: true,
@@ -287,6 +290,25 @@ impl Slot {
             Err(OllamaError::ModelNotFound { .. }) => Ok(None),
             details => Ok(details?.num_ctx),
         }
+    }
+
+    /// Returns whether the model takes images.
+    ///
+    /// # Errors
+    /// As [`Slot::chat`].
+    pub async fn sees(&self) -> Result<bool, OllamaError> {
+        let details = self.member.catalogue.details(&self.model).await;
+        Ok(self.record(details).await?.sees)
+    }
+
+    /// Refuses images for a model that takes none: a host would leave them out without a word.
+    async fn check_images(&self, request: &ModelRequest) -> Result<(), OllamaError> {
+        let has_images = request.messages.iter().any(|message| !message.images.is_empty());
+        if !has_images || self.sees().await? {
+            return Ok(());
+        }
+        let refusal = ModelRefusal::Capability("images");
+        Err(OllamaError::ModelRefused { model: self.model.name.clone(), refusal })
     }
 
     /// Returns whether the request wants reasoning and the model supports it. Ollama refuses the

@@ -435,10 +435,19 @@ impl Show {
 
     /// Returns whether the model supports `think`.
     pub(super) fn thinks(&self) -> bool {
+        self.is_capable_of("thinking")
+    }
+
+    /// Returns whether the model takes images.
+    pub(super) fn sees(&self) -> bool {
+        self.is_capable_of("vision")
+    }
+
+    fn is_capable_of(&self, capability: &str) -> bool {
         let capabilities = self.capabilities.as_deref().map(RawValue::get);
         let capabilities = capabilities.and_then(|list| serde_json::from_str(list).ok());
         let capabilities: Vec<&RawValue> = capabilities.unwrap_or_default();
-        capabilities.into_iter().any(|name| text(Some(name)).as_deref() == Some("thinking"))
+        capabilities.into_iter().any(|name| text(Some(name)).as_deref() == Some(capability))
     }
 }
 
@@ -480,6 +489,8 @@ mod tests {
         }));
         assert_eq!(loose.context_length(), Some(2048));
         assert!(loose.thinks());
+        assert!(!loose.sees());
+        assert!(show(&json!({"capabilities": ["completion", "vision"]})).sees());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The requests to hosts, written strictly.
 
+use std::sync::Arc;
+
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -27,6 +29,9 @@ pub struct ChatMessage {
     pub role: ChatRole,
     /// The text.
     pub content: String,
+    /// The images, in base64.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "texts")]
+    pub images: Vec<Arc<str>>,
     /// The calls of tools in a message of the model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<RequestedCall>,
@@ -41,8 +46,23 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// Creates a message of text.
     pub fn text(role: ChatRole, content: String) -> Self {
-        Self { role, content, tool_calls: Vec::new(), tool_name: None, tool_call_id: None }
+        Self {
+            role,
+            content,
+            images: Vec::new(),
+            tool_calls: Vec::new(),
+            tool_name: None,
+            tool_call_id: None,
+        }
     }
+}
+
+fn texts<S: Serializer>(texts: &[Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(texts.iter().map(|text| &**text))
+}
+
+fn borrowed_texts<S: Serializer>(texts: &[&Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(texts.iter().map(|text| &***text))
 }
 
 /// A call of a tool in an earlier message of the model.
@@ -215,6 +235,8 @@ pub(super) struct ChatBody<'a> {
 pub(super) struct GenerateBody<'a> {
     pub model: &'a str,
     pub prompt: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "borrowed_texts")]
+    pub images: Vec<&'a Arc<str>>,
     pub options: &'a Options,
     pub stream: bool,
     pub raw: bool,

@@ -51,6 +51,11 @@ pub enum Control {
     },
     /// No further piece follows.
     Done {},
+    /// The model requests calls of tools. The end of the generation follows.
+    ToolCalls {
+        /// The calls.
+        calls: Vec<ToolCall>,
+    },
     /// The generation ended by itself.
     Ended {
         /// The time of the end, RFC 3339.
@@ -91,6 +96,7 @@ impl Control {
             Self::Started { .. } => "started",
             Self::Claimed { .. } => "claimed",
             Self::Done {} => "done",
+            Self::ToolCalls { .. } => "tool_calls",
             Self::Ended { .. } => "ended",
             Self::Cancelled {} => "cancelled",
             Self::Failed(_) => "failed",

@@ -7,6 +7,7 @@ pub mod cursor;
 pub mod delta;
 pub mod event;
 pub mod feed;
+pub mod image;
 pub mod model;
 pub mod reader;
 pub mod reasoning;
@@ -18,6 +19,7 @@ pub use cursor::{Cursor, Tag};
 pub use delta::{Change, Delta, Front};
 pub use event::{Control, Event, Hint};
 pub use feed::{Feed, Feeds};
+pub use image::{Image, ImageRef};
 pub use model::{
     FinishReason, GenerationId, Message, Owner, Role, SessionId, SessionInfo, Status, TurnSpec,
     Usage, User,

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::image::StoredImage;
 use super::model::{
     ContextReport, Continuation, Failure, FinishReason, GenerationId, Message, Role, Status,
     ToolCall, Usage, timestamp,
@@ -48,6 +49,9 @@ struct Header {
     /// Identifier, tool and arguments of each call.
     #[serde(rename = "l", skip_serializing_if = "Vec::is_empty", default)]
     tool_calls: Vec<(String, String, String)>,
+    /// Each image. The functions find it by the name of the field.
+    #[serde(rename = "p", skip_serializing_if = "Vec::is_empty", default)]
+    images: Vec<StoredImage>,
     /// Call and tool of a result.
     #[serde(rename = "o", skip_serializing_if = "Option::is_none", default)]
     result_of: Option<(Option<String>, Option<String>)>,
@@ -97,6 +101,7 @@ pub fn header(message: &Message) -> String {
             .cloned()
             .map(|ToolCall { id, name, arguments }| (id, name, arguments))
             .collect(),
+        images: message.images.iter().cloned().map(StoredImage).collect(),
         result_of: (message.tool_call_id.is_some() || message.tool_name.is_some())
             .then(|| (message.tool_call_id.clone(), message.tool_name.clone())),
         request: message.request.clone(),
@@ -137,6 +142,7 @@ pub fn parse_header(header: &str) -> Option<Message> {
             .into_iter()
             .map(|(id, name, arguments)| ToolCall { id, name, arguments })
             .collect(),
+        images: header.images.into_iter().map(|StoredImage(image)| image).collect(),
         tool_call_id,
         tool_name,
         request: header.request,
@@ -162,6 +168,7 @@ pub fn parse(entry: &str) -> Option<Message> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::image::{ImageFormat, ImageRef};
     use crate::session::model::ContinuedHow;
     use crate::session::store::message;
 
@@ -170,10 +177,14 @@ mod tests {
         let id = Uuid::new_v4();
         let time = "2026-11-26T10:00:00.123456Z".parse().expect("a time");
         let alice = Some("alice".to_owned());
-        let question = Message { id, user_id: alice, ..message(Role::User, time) };
+        let image = |format| ImageRef { digest: "0a".repeat(32), bytes: 7, media_type: format };
+        let images = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Webp, ImageFormat::Gif];
+        let images = images.map(image).to_vec();
+        let question = Message { id, user_id: alice, images, ..message(Role::User, time) };
         let answer = Message {
             role: Role::Assistant,
             user_id: None,
+            images: Vec::new(),
             generation_id: Some(GenerationId(id)),
             model: Some("m".to_owned()),
             status: Some(Status::Complete),

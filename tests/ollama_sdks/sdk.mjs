@@ -7,12 +7,17 @@
 // "prompt_eval_count"}.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 
 const [modules, mode, first, ...rest] = process.argv.slice(2);
 const { Ollama } = createRequire(`${modules}/`)("ollama");
 
 const MODEL = "tinyllama";
+// A PNG of one pixel.
+const PIXEL =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
+const digest = () => createHash("sha256").update(Buffer.from(PIXEL, "base64")).digest("hex");
 const client = (url, key = "ollama") =>
   new Ollama({ host: url, headers: { Authorization: `Bearer ${key}` } });
 const question = (content) => [{ role: "user", content }];
@@ -101,6 +106,12 @@ async function tools(url) {
   assert.ok(reply.message.content);
 }
 
+async function images(url) {
+  const messages = [{ role: "user", content: "[[images]] what is it?", images: [PIXEL] }];
+  const reply = await client(url).chat({ model: "vision", messages });
+  assert.equal(reply.message.content, `1 images: ${digest()}`);
+}
+
 async function embedded(url) {
   const reply = await client(url).embed({ model: MODEL, input: ["one", "two"] });
   assert.equal(reply.embeddings.length, 2);
@@ -165,7 +176,7 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, generated, options, formatted, tools, embedded, errors, rate_limit,
+const CHECKS = [models, whole, streamed, generated, options, formatted, tools, images, embedded, errors, rate_limit,
   error_in_a_stream, leaves];
 
 if (mode === "read") {

@@ -10,6 +10,8 @@ Usage: sdk.py read KEY QUESTION URL: reads the streamed chat with this idempoten
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import sys
 from typing import Any, Callable
@@ -17,6 +19,9 @@ from typing import Any, Callable
 from ollama import AsyncClient, Client, ResponseError
 
 MODEL = "tinyllama"
+# A PNG of one pixel.
+PIXEL = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJg"
+         "gg==")
 TOKEN, URLS = "", []
 
 
@@ -129,6 +134,14 @@ def tools(url: str) -> None:
     assert part.message.tool_calls[0].function.arguments == call.function.arguments
 
 
+def images(url: str) -> None:
+    pixel = base64.b64decode(PIXEL)
+    expected = f"1 images: {hashlib.sha256(pixel).hexdigest()}"
+    shown: list[Any] = [{"role": "user", "content": "[[images]] what is it?", "images": [pixel]}]
+    assert client(url).chat("vision", shown).message.content == expected
+    assert client(url).generate("vision", "[[images]] what is it?", images=[PIXEL]).response == expected
+
+
 def embedded(url: str) -> None:
     reply = client(url).embed(MODEL, ["one", "two"])
     assert len(reply.embeddings) == 2 and len(reply.embeddings[0]) == len(reply.embeddings[1])
@@ -192,7 +205,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, generated, asynchronous, options, conversation, formatted,
-          tools, embedded, errors,
+          tools, images, embedded, errors,
           rate_limit, error_in_a_stream]
 
 

@@ -6,12 +6,17 @@
 // prints {"begun": true} at its third chunk, and at its end {"text", "finish_reason", "usage"}.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
 
 const [modules, mode, first, ...rest] = process.argv.slice(2);
 const OpenAI = createRequire(`${modules}/`)("openai");
 
 const MODEL = "tinyllama";
+// A PNG of one pixel.
+const PIXEL =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
+const digest = () => createHash("sha256").update(Buffer.from(PIXEL, "base64")).digest("hex");
 const client = (url, apiKey = "not-needed") =>
   new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 30_000 });
 const question = (content) => [{ role: "user", content }];
@@ -136,6 +141,14 @@ async function embedded(url) {
   assert.equal(short.data[0].embedding.length, 4);
 }
 
+async function images(url) {
+  const image = { type: "image_url", image_url: { url: `data:image/png;base64,${PIXEL}` } };
+  const content = [{ type: "text", text: "[[images]] what is it?" }, image];
+  const messages = [{ role: "user", content }];
+  const reply = await client(url).chat.completions.create({ model: "vision", messages });
+  assert.equal(reply.choices[0].message.content, `1 images: ${digest()}`);
+}
+
 async function raises(kind, status, code, param, call) {
   const error = await call().then(
     () => assert.fail(`no ${kind.name}`),
@@ -180,7 +193,7 @@ async function leaves(url) {
   await whole(url);
 }
 
-const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, embedded,
+const CHECKS = [models, whole, streamed, helper, stop_and_limit, seed, conversation, json_schema, tools, images, embedded,
   errors, rate_limit, leaves];
 
 if (mode === "read") {

@@ -9,6 +9,8 @@ Usage: sdk.py read KEY QUESTION URL: reads the streamed completion with this ide
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import itertools
 import json
 import struct
@@ -20,6 +22,9 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 MODEL = "tinyllama"
+# A PNG of one pixel.
+PIXEL = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJg"
+         "gg==")
 TOKEN, URLS = "", []
 
 
@@ -158,6 +163,19 @@ def embedded(url: str) -> None:
            lambda: client(url).embeddings.create(model=MODEL, input=[1, 2]))
 
 
+def images(url: str) -> None:
+    digest = hashlib.sha256(base64.b64decode(PIXEL)).hexdigest()
+    shown: list[Any] = [{"role": "user", "content": [
+        {"type": "text", "text": "[[images]] what is it?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}]}]
+    create: Any = client(url).chat.completions.create
+    reply = create(model="vision", messages=shown).choices[0].message.content
+    assert reply == f"1 images: {digest}", reply
+    shown[0]["content"][1]["image_url"]["url"] = "https://example.org/x.png"
+    raises(openai.BadRequestError, 400, "unsupported_value", "messages[0].content[1].image_url.url",
+           lambda: create(model="vision", messages=shown))
+
+
 def raises(kind: type[openai.APIStatusError], status: int, code: str, param: str | None,
            call: Callable[[], object]) -> openai.APIStatusError:
     try:
@@ -220,7 +238,7 @@ def error_in_a_stream(url: str) -> None:
 
 
 CHECKS = [models, whole, streamed, helper, asynchronous, stop_and_limit, seed, conversation,
-          json_schema, tools, embedded, errors, rate_limit, error_in_a_stream]
+          json_schema, tools, images, embedded, errors, rate_limit, error_in_a_stream]
 
 
 def read(key: str, text: str, url: str) -> None:

@@ -63,7 +63,7 @@ fn check_request(request: &ChatRequest) {
 /// Any bytes are the body of a chat request within its bounds, or errors that name their fields.
 pub fn chat_body(bytes: &[u8]) {
     let Ok(object) = Object::parse(bytes) else { return };
-    match ChatRequest::from_body(&object) {
+    match ChatRequest::from_body(&object, bytes) {
         Ok(request) => check_request(&request),
         Err(errors) => {
             assert!(!errors.is_empty());

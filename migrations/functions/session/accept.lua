@@ -13,10 +13,10 @@
 --                                          One that brought its own conversation keeps what it has
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
 --             request_digest, key_seconds  the value of the idempotency key, and its expiry
---             own_conversation             1 where the turn brings the messages before it, in place
---                                          of a stored history; only into a new session. detached
---                                          where its client comes back for the answer, also for one
---                                          that failed. Else 0
+--             own_conversation             once where the turn brings the messages before it, in place
+--                                          of a stored history; only into a new session. kept where
+--                                          a client may read them again; detached where it also comes
+--                                          back for the answer, be it one that failed. Else 0
 --             conversation                 these messages, each <json header>\n<content>
 -- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
 --             waiting, as began
@@ -26,6 +26,7 @@
 --             occupied      the turn brings a conversation, and the session exists
 --             busy          the session has waiting_limit waiting turns, or is being imported
 --             full          the session would hold more than bytes_limit bytes
+--             images        an image that the turn names is not there: it is to be put again
 -- Called by:  Store::accept, Store::find
 register {
   name = 'accept',
@@ -74,8 +75,15 @@ register {
     if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
       return { 'busy' }
     end
-    if tonumber(fields[4] or '0') + #args.content > tonumber(args.bytes_limit) then
+    if tonumber(fields[4] or '0') + image_bytes(keys) + #args.content > tonumber(args.bytes_limit) then
       return { 'full' }
+    end
+    local lacks = lacks_images(keys, args.header)
+    for _, entry in ipairs(args.conversation) do
+      lacks = lacks or lacks_images(keys, (line(entry, 1)))
+    end
+    if lacks then
+      return { 'images' }
     end
     local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
     local epoch = fields[7] or FIRST_EPOCH

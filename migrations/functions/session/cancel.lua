@@ -61,7 +61,7 @@ register {
       return { 'none' }
     end
     redis.call('LREM', keys.waiting, 1, entry)
-    take_waiting_question(keys, header[1])
+    count_images(keys, (line(take_waiting_question(keys, header[1]), 1)), -1)
     release(keys, header[1], 'cancel')
     push_event(keys, args.tag, 'cancelled', header[1], args.event)
     return cancelled(header[1], 'waiting')

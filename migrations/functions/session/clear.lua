@@ -122,7 +122,7 @@ register {
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')
-    redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer)
+    redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer, keys.images)
     redis.call('HSET', keys.session, 'bytes', 0, 'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then
       redis.call('HSET', keys.session, 'deleted', 1)

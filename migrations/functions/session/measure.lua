@@ -1,15 +1,15 @@
 -- Returns how much of Redis a session takes, and for how long.
 --
--- Keys:       session, answer
+-- Keys:       session, answer, images
 -- Arguments:  none
 -- Reply:      absent
---             <owner> <bytes of its messages, events and running answer> <seconds until it expires, -1: never>
+--             <owner> <bytes of its messages, images, events and running answer> <seconds until it expires, -1: never>
 -- Called by:  Store::measure
 register {
   name = 'measure',
   version = 1,
   flags = { 'no-writes' },
-  keys = { 'session', 'answer' },
+  keys = { 'session', 'answer', 'images' },
   arguments = {},
   run = function(keys)
     local fields = session_fields(keys, 'owner', 'bytes', 'event_bytes', 'deleted')
@@ -17,7 +17,7 @@ register {
       return { 'absent' }
     end
     local bytes = tonumber(fields[2] or '0') + tonumber(fields[3] or '0')
-      + redis.call('STRLEN', keys.answer)
+      + redis.call('STRLEN', keys.answer) + image_bytes(keys)
     return { fields[1], tostring(bytes), tostring(redis.call('TTL', keys.session)) }
   end,
 }

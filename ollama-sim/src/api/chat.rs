@@ -34,6 +34,10 @@ pub async fn chat(
     if messages.is_empty() {
         return inference.load_only(&server, &entry).await;
     }
+    let images = messages.iter().flat_map(|message| message.images.iter().flatten());
+    if let Err(error) = inference.take_images(images) {
+        return refused(&entry, error);
+    }
     let whole = template::render(&messages, inference.thinking);
     if let Some(rendered) = inference.rendered(&whole) {
         entry.end("rendered");

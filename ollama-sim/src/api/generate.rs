@@ -25,7 +25,7 @@ pub async fn generate(
         Ok(request) => request,
         Err(error) => return refused(&entry, error),
     };
-    let inference = match Inference::read(&server, Shape::Generate, request.common) {
+    let mut inference = match Inference::read(&server, Shape::Generate, request.common) {
         Ok(inference) => inference,
         Err(error) => return refused(&entry, error),
     };
@@ -34,17 +34,22 @@ pub async fn generate(
         return inference.load_only(&server, &entry).await;
     }
     let raw = request.raw.unwrap_or(false);
+    let images = request.images.unwrap_or_default();
+    if let Err(error) = inference.take_images(&images) {
+        return refused(&entry, error);
+    }
     let prompt = if raw {
         prompt
     } else {
         let message = |role: &str, content| Message {
             role: role.to_owned(),
             content: Some(content),
-            tool_calls: None,
+            ..Message::default()
         };
         let system = request.system.filter(|system| !system.is_empty());
         let mut messages: Vec<_> = system.map(|s| message("system", s)).into_iter().collect();
-        messages.push(message("user", prompt));
+        let images = Some(images);
+        messages.push(Message { images, ..message("user", prompt) });
         template::render(&messages, inference.thinking)
     };
     if let Some(rendered) = inference.rendered(&prompt) {

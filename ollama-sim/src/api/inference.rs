@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::engine::Task;
 use crate::error::ApiError;
 use crate::generation::{self, JSON, Job, respond};
+use crate::images;
 use crate::journal::Entry;
 use crate::models::Model;
 use crate::net::Connection;
@@ -20,6 +21,9 @@ use crate::simulator::Simulator;
 use crate::stats::count;
 use crate::template::{self, Thinking};
 use crate::wire::{Common, Message, Shape};
+
+/// Tokens of an image.
+const IMAGE_TOKENS: usize = 64;
 
 /// A request whose shared part was checked.
 pub struct Inference {
@@ -34,6 +38,8 @@ pub struct Inference {
     common: Common,
     /// The calls of tools that the answer ends with.
     pub calls: Vec<Value>,
+    /// The digests of the images.
+    images: Vec<String>,
 }
 
 /// A prompt after it was fitted to the context.
@@ -91,7 +97,21 @@ impl Inference {
             thinking,
             common,
             calls: Vec::new(),
+            images: Vec::new(),
         })
+    }
+
+    /// Takes the images of the request, in base64.
+    pub fn take_images<'a>(
+        &mut self,
+        images: impl IntoIterator<Item = &'a String>,
+    ) -> Result<(), ApiError> {
+        self.images = images::digests(images)?;
+        if !self.images.is_empty() && !self.model.sees() {
+            let text = "this model is missing data required for image input";
+            return Err(ApiError::Internal(text.to_owned()));
+        }
+        Ok(())
     }
 
     /// Loads or unloads the model where the request has nothing to generate.
@@ -154,7 +174,8 @@ impl Inference {
 
     async fn count(&self, server: &Simulator, prompt: &str) -> Result<usize, ApiError> {
         let counted = server.engine.count(prompt).await;
-        counted.map_err(|error| ApiError::Internal(error.to_string()))
+        let counted = counted.map_err(|error| ApiError::Internal(error.to_string()))?;
+        Ok(counted + self.images.len() * IMAGE_TOKENS)
     }
 
     /// The real Ollama keeps half of the context and two tokens.
@@ -181,6 +202,9 @@ impl Inference {
             Shape::Chat => "/api/chat",
             Shape::Generate => "/api/generate",
         };
+        if let Err(error) = images::check(&fitted.prompt, self.images.len()) {
+            return refused(&entry, error);
+        }
         let user = template::parse(&fitted.prompt).user;
         let fault = server.faults.plan(path, &self.name, user);
         let room =
@@ -204,6 +228,7 @@ impl Inference {
                 options: self.options,
                 formatted: self.common.format.as_ref().and_then(schema::answer),
                 calls: self.calls,
+                images: self.images,
             },
             model: self.model,
             fault,

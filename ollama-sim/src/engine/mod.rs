@@ -32,6 +32,8 @@ pub struct Task {
     pub formatted: Option<String>,
     /// The calls of tools that the answer ends with.
     pub calls: Vec<serde_json::Value>,
+    /// The digests of the images.
+    pub images: Vec<String>,
 }
 
 impl Task {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Piece, Reason, Step, Task};
+use crate::images;
 use crate::script::directive::Directives;
 use crate::script::{self, Ending, Part, Script};
 use crate::template;
@@ -54,7 +55,10 @@ impl Scripted {
             None if !task.calls.is_empty() && directives.tokens.is_none() => {
                 Cow::Borrowed("[[tokens=0]]")
             }
-            None => Cow::Borrowed(turn.user),
+            None => match images::answer(turn.user, &task.images) {
+                Some(answer) => Cow::Owned(format!("[[say]]{answer}")),
+                None => Cow::Borrowed(turn.user),
+            },
         };
         let mut script = script::script(&task.model, &user, seed, pace.tokens, thinks);
         if task.beheaded {

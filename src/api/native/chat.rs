@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
 use axum::http::HeaderMap;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::large_body::{self, IMAGE_BYTES};
 use crate::api::native::input::ChatRequest;
 use crate::api::native::schema::ServerSentEvent;
 use crate::api::native::{event_stream, turns};
@@ -19,14 +20,27 @@ use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
-use crate::http::extract::body::JsonBody;
+use crate::http::extract::body::parse_object;
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
-use crate::session::model::{ContextReport, Continuation, rfc3339};
+use crate::session::model::{ContextReport, Continuation, ToolCall, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 use crate::sign_in::Identity;
+
+/// The body of a request, read and checked.
+pub struct ChatBody(ChatRequest);
+
+impl FromRequest<Shared> for ChatBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let most = shared.settings.max_body_bytes + IMAGE_BYTES;
+        let body = large_body::read(request, shared, most).await?;
+        Ok(Self(ChatRequest::from_body(&parse_object(&body)?, &body)?))
+    }
+}
 
 /// A whole answer.
 #[derive(Serialize, ToSchema)]
@@ -47,6 +61,9 @@ pub struct ChatResponse {
     response_time: f64,
     generation_id: GenerationId,
     finish_reason: FinishReason,
+    /// The calls of tools that the model requests beside its text, or in place of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
     usage: Usage,
     context: ContextReport,
     /// The continuations of the answer after it broke off, oldest first.
@@ -82,9 +99,8 @@ pub async fn send(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    JsonBody(body): JsonBody,
+    ChatBody(request): ChatBody,
 ) -> Result<Response, Problem> {
-    let request = ChatRequest::from_body(&body)?;
     // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
     Box::pin(answer(shared, caller, permit, last_byte, headers, request)).await
 }
@@ -95,18 +111,18 @@ async fn answer(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    request: ChatRequest,
+    mut request: ChatRequest,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
         let socket = shared.admit(&permit.subject.source)?;
-        let accepted = turns::submit(&shared, permit, session, &request, key).await?;
+        let accepted = turns::submit(&shared, permit, session, &mut request, key).await?;
         return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;
     }
     let AcceptedTurn { submitted, mut guard } =
-        turns::submit(&shared, permit, session, &request, key).await?;
+        turns::submit(&shared, permit, session, &mut request, key).await?;
     let answer = async {
         let follow = turns::follow(&shared, &caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)
@@ -145,6 +161,7 @@ async fn answer(
         response_time: started.elapsed().as_secs_f64(),
         generation_id: submitted.generation,
         finish_reason: message.finish_reason.unwrap_or(FinishReason::Stop),
+        tool_calls: message.tool_calls,
         usage: message.usage.unwrap_or_default(),
         context: message.context.unwrap_or_default(),
         continued: message.continued,

@@ -4,14 +4,15 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::api::native::schema;
+use crate::api::native::{answer_rules, schema};
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::{FieldError, Fields};
 use crate::http::extract::lax;
 use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
+use crate::session::image::{Image, ImageFault, ImageRef, RequestImages};
 use crate::session::model::{AnswerRules, Effort, Reasoning, Sampling, TurnSpec};
-use crate::session::{GenerationId, SessionId};
+use crate::session::{GenerationId, Role, SessionId};
 
 /// Characters of one message, at most.
 pub const MESSAGE_CHARACTERS: usize = 32_768;
@@ -21,6 +22,7 @@ const SYSTEM_CHARACTERS: usize = MESSAGE_CHARACTERS;
 pub const TITLE_CHARACTERS: usize = 200;
 const MODEL_CHARACTERS: usize = 256;
 const MESSAGE_ID_CHARACTERS: usize = 128;
+const TOOL_CALL_ID_CHARACTERS: usize = 256;
 const STOPS: usize = 4;
 const STOP_BYTES: usize = 256;
 const TEMPERATURE: (f64, f64) = (0.0, 2.0);
@@ -82,6 +84,55 @@ fn reasoning(fields: &mut Fields<'_>) -> Reasoning {
             let msg = "must be true, false, \"low\", \"medium\" or \"high\"";
             fields.refuse("think", "enum", msg);
             Reasoning::Off
+        }
+    }
+}
+
+/// Reads the images of the message, in base64.
+fn images(fields: &mut Fields<'_>) -> (Vec<ImageRef>, Vec<Image>) {
+    let (mut references, mut images) = (Vec::new(), RequestImages::default());
+    let Some(value) = fields.value("images") else { return Default::default() };
+    let Some(list) = value.as_array() else {
+        fields.refuse("images", "list_type", "must be a list of images in base64");
+        return Default::default();
+    };
+    for (at, value) in list.iter().enumerate() {
+        let field = format!("images[{at}]");
+        let Some(text) = value.as_str() else {
+            fields.refuse(&field, "string_type", "must be a string");
+            continue;
+        };
+        if let Err(fault) = images.add(text, &mut references) {
+            fields.refuse(&field, image_kind(fault), fault.to_string());
+            break;
+        }
+    }
+    (references, images.into_images())
+}
+
+fn image_kind(fault: ImageFault) -> &'static str {
+    match fault {
+        ImageFault::NotBase64 => "base64",
+        ImageFault::UnknownFormat => "image_format",
+        ImageFault::TooManyInMessage | ImageFault::TooManyInRequest => "too_long",
+        ImageFault::TooLarge => "image_too_large",
+    }
+}
+
+/// Reads the call whose result the message is; none of a user's message.
+fn tool_call(fields: &mut Fields<'_>) -> Option<String> {
+    let id = fields.text("tool_call_id", TOOL_CALL_ID_CHARACTERS);
+    match fields.text("role", usize::MAX) {
+        None | Some("user") => None,
+        Some("tool") => {
+            if id.is_none_or(str::is_empty) && !fields.is_refused("tool_call_id") {
+                fields.refuse("tool_call_id", "missing", "is required where role is tool");
+            }
+            id.map(str::to_owned)
+        }
+        Some(_) => {
+            fields.refuse("role", "enum", "must be user or tool");
+            None
         }
     }
 }
@@ -148,6 +199,26 @@ pub struct ChatRequest {
     /// Whether a model that supports reasoning reasons before it answers, and how hard.
     #[schema(required = false, schema_with = schema::think)]
     pub think: Reasoning,
+    /// The images of the message: PNG, JPEG, WebP or GIF, in base64; at most 4, and 4 MiB together
+    /// after decoding. Only for a model that takes images.
+    #[schema(required = false, schema_with = schema::images)]
+    pub images: Vec<ImageRef>,
+    /// The bytes of the images, until the turn takes them.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub image_data: Vec<Image>,
+    /// The format of the answer: `"json"`, or a JSON schema.
+    #[schema(required = false, schema_with = schema::format)]
+    pub format: Option<String>,
+    /// The tools that the model may call: functions.
+    #[schema(required = false, schema_with = schema::tools)]
+    pub tools: Option<String>,
+    /// Who wrote the message: the user, or a tool that the model called.
+    #[schema(required = false, schema_with = schema::role)]
+    pub role: Role,
+    /// The call whose result the message is, where `role` is tool: one of the last answer.
+    #[schema(required = false, schema_with = schema::tool_call_id)]
+    pub tool_call_id: Option<String>,
     /// What happens to the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
@@ -157,13 +228,14 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads the body of a REST request.
+    /// Reads the body of a REST request, whose text was parsed into `object`.
     ///
     /// # Errors
     /// Every field that is not valid.
-    pub fn from_body(object: &Object) -> Result<Self, Vec<FieldError>> {
+    pub fn from_body(object: &Object, text: &[u8]) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
-        let mut request = Self::read(&mut fields);
+        let mut request = Self::read(&mut fields, text);
+        (request.images, request.image_data) = images(&mut fields);
         request.session_id = fields.session();
         match fields.text("on_disconnect", usize::MAX) {
             None | Some("continue") => {}
@@ -177,17 +249,27 @@ impl ChatRequest {
     ///
     /// # Errors
     /// Every field that is not valid.
-    pub fn from_message(object: &Object) -> Result<Self, Vec<FieldError>> {
+    pub fn from_message(object: &Object, text: &[u8]) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
-        let mut request = Self::read(&mut fields);
+        let mut request = Self::read(&mut fields, text);
+        if fields
+            .value("images")
+            .is_some_and(|value| value.as_array().is_none_or(|it| !it.is_empty()))
+        {
+            let msg = "are not taken over a WebSocket: send the message over REST, by POST \
+                /api/v1/chat with this session_id; this socket gets its events";
+            fields.refuse("images", "images_over_websocket", msg);
+        }
         let message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS);
         // An empty one counts as absent, as an empty session_id does.
         request.message_id = message_id.filter(|id| !id.is_empty()).map(str::to_owned);
         fields.finish(request)
     }
 
-    fn read(fields: &mut Fields<'_>) -> Self {
+    fn read(fields: &mut Fields<'_>, text: &[u8]) -> Self {
         let model = model(fields);
+        let AnswerRules { format, tools } = answer_rules::read(fields, text);
+        let tool_call_id = tool_call(fields);
         Self {
             message: fields.required_text("message", MESSAGE_CHARACTERS).to_owned(),
             session_id: None,
@@ -199,6 +281,12 @@ impl ChatRequest {
             seed: fields.integer("seed", i64::MIN, i64::MAX),
             stop: stops(fields),
             think: reasoning(fields),
+            images: Vec::new(),
+            image_data: Vec::new(),
+            format,
+            tools,
+            role: if tool_call_id.is_some() { Role::Tool } else { Role::User },
+            tool_call_id,
             on_disconnect: OnDisconnect::Continue,
             message_id: None,
         }
@@ -214,7 +302,7 @@ impl ChatRequest {
             seed: self.seed,
             stop: self.stop.clone(),
             sampling: Sampling::default(),
-            rules: AnswerRules::default(),
+            rules: AnswerRules { format: self.format.clone(), tools: self.tools.clone() },
             think: self.think,
             message_id: self.message_id.clone(),
             source: String::new(),
@@ -248,7 +336,16 @@ impl ChatRequest {
             &self.stop,
             think,
         );
-        sha256_hex(&serde_json::to_vec(&content).unwrap_or_default())
+        let Self { images, format, tools, tool_call_id, .. } = self;
+        let is_plain =
+            images.is_empty() && format.is_none() && tools.is_none() && tool_call_id.is_none();
+        // A request of text alone keeps the digest that other releases give it.
+        let bytes = if is_plain {
+            serde_json::to_vec(&content)
+        } else {
+            serde_json::to_vec(&(content, images, format, tools, tool_call_id))
+        };
+        sha256_hex(&bytes.unwrap_or_default())
     }
 }
 
@@ -273,7 +370,7 @@ mod tests {
 
     fn body(value: &Value) -> Result<ChatRequest, Vec<(String, &'static str)>> {
         let object = value.as_object().expect("an object").clone().into();
-        ChatRequest::from_body(&object).map_err(|errors| {
+        ChatRequest::from_body(&object, b"{}").map_err(|errors| {
             errors.into_iter().map(|error| (error.loc.join("."), error.kind)).collect()
         })
     }
@@ -385,7 +482,7 @@ mod tests {
             let read = |text: &str| {
                 let text = format!(r#"{{"message": "hi", "temperature": {text}}}"#);
                 let object = Object::parse(text.as_bytes()).expect("an object");
-                ChatRequest::from_body(&object).expect("valid")
+                ChatRequest::from_body(&object, b"{}").expect("valid")
             };
             let (number, text) = (read(digits), read(&format!("\"{digits}\"")));
             assert!(number.temperature.total_cmp(&text.temperature).is_eq(), "{digits}");
@@ -407,7 +504,7 @@ mod tests {
         let message_id = |id: &str| {
             let object = json!({"message": "hi", "message_id": id});
             let object = object.as_object().expect("an object").clone().into();
-            ChatRequest::from_message(&object).expect("valid").message_id
+            ChatRequest::from_message(&object, b"{}").expect("valid").message_id
         };
         assert_eq!(message_id(""), None);
         assert_eq!(message_id("1").as_deref(), Some("1"));
@@ -495,7 +592,7 @@ mod tests {
     fn a_lone_surrogate_is_refused_where_it_is_read_and_ignored_elsewhere() {
         let read = |text: &str| {
             let object = Object::parse(text.as_bytes()).expect("an object");
-            ChatRequest::from_body(&object).map_err(|errors| {
+            ChatRequest::from_body(&object, b"{}").map_err(|errors| {
                 errors
                     .into_iter()
                     .map(|error| (error.loc[1].clone(), error.kind))

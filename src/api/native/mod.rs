@@ -1,5 +1,6 @@
 //! The native front: jarvis's own protocol over REST, event streams and WebSockets.
 
+mod answer_rules;
 pub(crate) mod chat;
 pub(crate) mod event_stream;
 pub(crate) mod export;

@@ -5,6 +5,9 @@ use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
 
+use super::answer_rules::TOOLS;
+use crate::api::large_body::PIXEL;
+
 /// The header that resumes an event stream.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
@@ -136,4 +139,54 @@ pub fn think() -> AnyOfBuilder {
         hard. A model without levels of effort may refuse one";
     let efforts = typed(Type::String).enum_values(Some(["low", "medium", "high"]));
     with_flags(any_of(description, Some(json!(false))).item(efforts)).item(null())
+}
+
+/// Returns the schema of `images`.
+pub fn images() -> AnyOfBuilder {
+    let description = "PNG, JPEG, WebP or GIF, in base64; at most 4, and 4 MiB together after \
+        decoding. Only for a model that takes images";
+    let image = typed(Type::String).enum_values(Some([PIXEL])).description(Some("Any image"));
+    any_of(description, None).item(ArrayBuilder::new().items(image).max_items(Some(4))).item(null())
+}
+
+/// Returns the schema of `format`.
+pub fn format() -> AnyOfBuilder {
+    any_of("What the answer has to be: any JSON, or what a schema allows", None)
+        .item(typed(Type::String).enum_values(Some(["json"])))
+        .item(typed(Type::Object))
+        .item(null())
+}
+
+/// Returns the schema of `tools`.
+pub fn tools() -> AnyOfBuilder {
+    let text = || AnyOfBuilder::new().item(typed(Type::String)).item(null());
+    let function = typed(Type::Object)
+        .property("name", typed(Type::String).pattern(Some("^[a-zA-Z0-9_-]{1,64}$")))
+        .property("description", text())
+        .property("parameters", AnyOfBuilder::new().item(typed(Type::Object)).item(null()))
+        .required("name");
+    let tool = typed(Type::Object)
+        .property("type", typed(Type::String).enum_values(Some(["function"])))
+        .property("function", function)
+        .required("type")
+        .required("function");
+    any_of("Functions that the model may call", None)
+        .item(ArrayBuilder::new().items(tool).max_items(Some(TOOLS)))
+        .item(null())
+}
+
+/// Returns the schema of `role`.
+pub fn role() -> AnyOfBuilder {
+    let description = "Who wrote the message: the user, or a tool that the model called in the last \
+        answer of the session";
+    any_of(description, Some(json!("user")))
+        .item(typed(Type::String).enum_values(Some(["user", "tool"])))
+        .item(null())
+}
+
+/// Returns the schema of `tool_call_id`.
+pub fn tool_call_id() -> AnyOfBuilder {
+    any_of("The call whose result the message is; only where role is tool", None)
+        .item(typed(Type::String).max_length(Some(256)))
+        .item(null())
 }

@@ -1,14 +1,21 @@
 //! Submits a chat request of the native front as a turn, and follows the turn.
 
+use chrono::Utc;
+
 use crate::api::native::input::{ChatRequest, OnDisconnect};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::follow::{self, AcceptedTurn, Follow, Submission};
 use crate::generation::Submitted;
+use crate::http::extract::fields::FieldError;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
-use crate::session::store::{IdempotencyKey, NewTurn};
-use crate::session::{Owner, SessionId, TurnSpec};
+use crate::session::store::{self, Attached, IdempotencyKey, NewTurn};
+use crate::session::{Message, Owner, Role, SessionId, TurnSpec};
+
+/// Messages that are searched for a call of a tool, from the newest back, and their bytes.
+const NEWEST: u64 = 200;
+const NEWEST_BYTES: usize = 512 << 10;
 
 /// Submits a chat request as a turn.
 ///
@@ -18,7 +25,7 @@ pub async fn submit(
     shared: &Shared,
     permit: TurnPermit,
     session: SessionId,
-    request: &ChatRequest,
+    request: &mut ChatRequest,
     key: Option<String>,
 ) -> Result<AcceptedTurn, Problem> {
     // A turn that Redis accepts and then refuses to run would wait for an operator.
@@ -26,15 +33,63 @@ pub async fn submit(
         return Err(refusal.into());
     }
     let default_model = &shared.settings.default_model;
-    let turn = NewTurn {
+    // Redis keeps the images from here on, and the request lives as long as the answer.
+    let images = std::mem::take(&mut request.image_data);
+    let question = Message {
+        images: request.images.clone(),
+        tool_call_id: request.tool_call_id.clone(),
+        ..store::message(request.role, Utc::now())
+    };
+    let mut turn = NewTurn {
         spec: TurnSpec { source: permit.subject.source.0.clone(), ..request.spec(default_model) },
         content: request.message.clone(),
         conversation: None,
+        attached: Attached { question: Some(Box::new(question)), images },
         key: key.map(|key| IdempotencyKey { key, body: request.digest(default_model) }),
     };
+    if let Some(id) = &request.tool_call_id {
+        let named = name_tool(shared, &permit.subject.owner, session, id, &mut turn).await;
+        if let Err(problem) = named {
+            permit.give_back().await;
+            return Err(problem);
+        }
+    }
     let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;
     let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok(follow::submit(&shared.generations, submission).await?)
+}
+
+/// Sets the tool whose result the question is: the call is one of the last answer, or of one that was
+/// followed by results only.
+///
+/// # Errors
+/// Where the session has no such call, unless the result was accepted before.
+async fn name_tool(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    id: &str,
+    turn: &mut NewTurn,
+) -> Result<(), Problem> {
+    let newest = shared.store.newest(owner, session, NEWEST, NEWEST_BYTES);
+    let messages = match in_time(newest).await {
+        Ok(page) => page.messages,
+        Err(problem) if problem.code == "session_not_found" => Vec::new(),
+        Err(problem) => return Err(problem),
+    };
+    let open = messages.iter().rev().take_while(|message| message.role != Role::User);
+    let call = open.flat_map(|message| &message.tool_calls).find(|call| call.id == id);
+    if let Some(call) = call {
+        if let Some(question) = &mut turn.attached.question {
+            question.tool_name = Some(call.name.clone());
+        }
+        return Ok(());
+    }
+    if turn.key.is_some() && shared.generations.repeated(owner, session, turn).await?.is_some() {
+        return Ok(());
+    }
+    let msg = "must be the id of a call in the last answer of the session";
+    Err(vec![FieldError::new("body", "tool_call_id", "tool_call", msg)].into())
 }
 
 /// Follows a submitted turn.

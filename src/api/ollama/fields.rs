@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::errors::invalid;
-use crate::api::large_body;
+use crate::api::large_body::{self, WITH_IMAGES};
 use crate::api::state::Shared;
 use crate::http::extract::body::json_position;
 use crate::http::extract::object::{FieldFault, NotAnObject, Object, without_bom};
@@ -24,7 +24,7 @@ impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Self::parse(large_body::read(request, shared).await?)
+        Self::parse(large_body::read(request, shared, WITH_IMAGES).await?)
     }
 }
 

@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 use super::errors::invalid;
 use super::fields::Fields;
 use crate::http::problem::Problem;
+use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
-use crate::session::{Message, Role};
+use crate::session::{Image, ImageRef, Message, Role};
 
 /// The conversation of a request.
 #[derive(Clone, Debug)]
@@ -18,14 +19,26 @@ pub struct Messages {
     pub before: Vec<Message>,
     /// The message that is answered.
     pub question: Message,
+    /// The images of all messages.
+    pub images: Vec<Image>,
 }
 
 impl Messages {
     /// Creates the conversation of one message of the user, after instructions.
-    pub fn of_prompt(system: Option<&str>, prompt: &str) -> Self {
+    ///
+    /// # Errors
+    /// An image that is not valid.
+    pub fn of_prompt(
+        system: Option<&str>,
+        prompt: &str,
+        fields: Fields<'_>,
+    ) -> Result<Self, Problem> {
         let before = system.map(|text| of_role(Role::System, text.to_owned()));
-        let question = of_role(Role::User, prompt.to_owned());
-        Self { before: before.into_iter().collect(), question }
+        let mut question = of_role(Role::User, prompt.to_owned());
+        let mut images = RequestImages::default();
+        question.images = read_images(fields, &mut images)?;
+        let images = images.into_images();
+        Ok(Self { before: before.into_iter().collect(), question, images })
     }
 
     /// Reads the messages of a request, of which there is at least one.
@@ -37,6 +50,7 @@ impl Messages {
             let most = OwnConversation::MESSAGES;
             return Err(invalid(format!("messages: must have at most {most} messages")));
         }
+        let mut images = RequestImages::default();
         let mut before = Vec::with_capacity(list.len());
         let mut bytes = 0;
         for (at, value) in list.iter().enumerate() {
@@ -44,7 +58,7 @@ impl Messages {
             let Some(object) = value.as_object() else {
                 return Err(invalid(format!("{path}: must be an object")));
             };
-            let message = read_message(object, at, &format!("{path}."))?;
+            let message = read_message(object, at, &format!("{path}."), &mut images)?;
             bytes += OwnConversation::bytes_of(&message);
             if bytes > OwnConversation::BYTES {
                 let most = OwnConversation::BYTES;
@@ -55,7 +69,9 @@ impl Messages {
             before.push(message);
         }
         match before.pop() {
-            Some(question) if question.role != Role::Assistant => Ok(Self { before, question }),
+            Some(question) if question.role != Role::Assistant => {
+                Ok(Self { before, question, images: images.into_images() })
+            }
             _ => Err(invalid(
                 "messages: the last one must not be of the assistant; to continue an answer is not \
                  supported",
@@ -66,12 +82,17 @@ impl Messages {
     /// Returns what distinguishes this conversation from others.
     pub fn for_digest(&self) -> Vec<impl Serialize + '_> {
         let all = self.before.iter().chain([&self.question]);
-        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_name, &it.tool_call_id))
-            .collect()
+        let tool = |it: &'_ Message| (it.tool_name.clone(), it.tool_call_id.clone());
+        all.map(|it| (it.role, &it.content, &it.tool_calls, tool(it), &it.images)).collect()
     }
 }
 
-fn read_message(object: &Map<String, Value>, at: usize, path: &str) -> Result<Message, Problem> {
+fn read_message(
+    object: &Map<String, Value>,
+    at: usize,
+    path: &str,
+    images: &mut RequestImages,
+) -> Result<Message, Problem> {
     let fields = Fields::new(object, path);
     let role = fields.text("role")?.unwrap_or_default();
     let role = match role.to_ascii_lowercase().as_str() {
@@ -81,10 +102,10 @@ fn read_message(object: &Map<String, Value>, at: usize, path: &str) -> Result<Me
         "tool" => Role::Tool,
         _ => return Err(fields.refuse("role", "must be system, user, assistant or tool")),
     };
-    fields.unsupported("images", "is not supported")?;
     // Clients send the reasoning of an earlier answer back. The model does not need it.
     fields.text("thinking")?;
     let mut message = of_role(role, fields.text("content")?.unwrap_or_default().to_owned());
+    message.images = read_images(fields, images)?;
     if role == Role::Assistant {
         message.tool_calls = tool_calls(fields, at)?;
     }
@@ -93,6 +114,19 @@ fn read_message(object: &Map<String, Value>, at: usize, path: &str) -> Result<Me
         message.tool_call_id = fields.text("tool_call_id")?.map(str::to_owned);
     }
     Ok(message)
+}
+
+/// Reads the images of a message, in base64, and adds them to those of the request.
+fn read_images(fields: Fields<'_>, images: &mut RequestImages) -> Result<Vec<ImageRef>, Problem> {
+    let mut of_message = Vec::new();
+    for value in fields.list("images")?.unwrap_or_default() {
+        let Some(text) = value.as_str() else {
+            return Err(fields.refuse("images", "must be a list of strings"));
+        };
+        let added = images.add(text, &mut of_message);
+        added.map_err(|fault| fields.refuse("images", &fault.to_string()))?;
+    }
+    Ok(of_message)
 }
 
 /// Reads the calls of tools in the message at this place. A call without an identifier gets one: the

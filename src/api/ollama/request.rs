@@ -127,7 +127,6 @@ fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
         ("template", "is not supported: the model's own template is used"),
         ("context", "is not supported: send the conversation to /api/chat"),
         ("suffix", "is not supported"),
-        ("images", "is not supported"),
     ] {
         fields.unsupported(name, text)?;
     }
@@ -142,7 +141,7 @@ fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
             "prompt: must have at most {most} bytes with the system text"
         )));
     }
-    Ok(Some(Messages::of_prompt(system, prompt)))
+    Messages::of_prompt(system, prompt, fields).map(Some)
 }
 
 /// Reads whether the model reasons. As with Ollama, a model that can does unless it is told not to.

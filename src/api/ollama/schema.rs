@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorObject;
+use crate::api::large_body::PIXEL;
 
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
@@ -47,6 +48,7 @@ pub fn describe(document: &mut Value) {
             "OllamaGenerateRequest",
             answer(&json!({
                 "prompt": {"type": ["string", "null"]}, "system": {"type": ["string", "null"]},
+                "images": images(),
             })),
         ),
         (
@@ -102,6 +104,12 @@ fn answer(fields: &Value) -> Value {
     of_model(&fields)
 }
 
+fn images() -> Value {
+    let image = json!({"type": "string", "enum": [PIXEL],
+        "description": "Any PNG, JPEG, WebP or GIF image in base64"});
+    json!({"type": ["array", "null"], "maxItems": 4, "items": image})
+}
+
 fn message() -> Value {
     let text = json!({"type": ["string", "null"]});
     let call = json!({
@@ -119,6 +127,7 @@ fn message() -> Value {
         properties["role"] = json!({"type": "string", "enum": roles});
         properties["content"] = text.clone();
         properties["thinking"] = text.clone();
+        properties["images"] = images();
         json!({"type": "object", "required": ["role"], "properties": properties})
     };
     json!({"oneOf": [

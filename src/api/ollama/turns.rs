@@ -25,7 +25,7 @@ use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
-use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
+use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Owner, SessionId, TurnSpec};
 use crate::sign_in::Identity;
 
@@ -88,7 +88,7 @@ impl Request {
         let started = Instant::now();
         let Self { shared, caller, permit, last_byte, headers, body } = self;
         let AskedModel { model, stream, task } = AskedModel::read(shape, &body)?;
-        // The answer may take minutes, and fields that are ignored may hold much.
+        // The answer may take minutes, and the body may hold images and fields that are ignored.
         drop(body);
         let named = |problem: Problem| of_model(&model, problem);
         let lines = Lines::new(shape, &model, Clock::start(started));
@@ -161,15 +161,16 @@ async fn submit(
         body: question.digest(),
     });
     let Question { spec, messages } = question;
-    let Messages { before, question } = messages;
+    let Messages { before, question, images } = messages;
     let conversation = OwnConversation::new(before).map_err(|error| invalid(error.to_string()))?;
     let cancel_on_disconnect = key.is_none();
     let needs_listener = key.is_none() || idempotency::is_by_proxy(headers);
     let source = permit.subject.source.0.clone();
     let turn = NewTurn {
         spec: TurnSpec { source, needs_listener, ..spec },
-        conversation: Some(conversation.with_question(&question)),
-        content: question.content,
+        conversation: Some(conversation),
+        content: question.content.clone(),
+        attached: Attached { question: Some(Box::new(question)), images },
         key,
     };
     let submission = Submission { session, turn, permit, cancel_on_disconnect };

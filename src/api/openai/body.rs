@@ -11,12 +11,16 @@ use crate::http::problem::Problem;
 
 use super::params::{INVALID_VALUE, error};
 
-/// Reads the body of a request, and parses it as an object.
+/// Reads the body of a request of at most `most` bytes, and parses it as an object.
 ///
 /// # Errors
 /// Where it is too large, broke off, or is not a JSON object.
-pub async fn object(request: Request, shared: &Shared) -> Result<(Object, Vec<u8>), Problem> {
-    let body = large_body::read(request, shared).await?;
+pub async fn object(
+    request: Request,
+    shared: &Shared,
+    most: usize,
+) -> Result<(Object, Vec<u8>), Problem> {
+    let body = large_body::read(request, shared, most).await?;
     let object = Object::parse(&body).map_err(|error| match error {
         NotAnObject::OtherJson => {
             let error = FieldError {

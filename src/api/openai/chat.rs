@@ -14,6 +14,7 @@ use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, fini
 use super::stream::CompletionStream;
 use super::whole::{self, Waiting, completed};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::large_body::WITH_IMAGES;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
@@ -22,7 +23,7 @@ use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
-use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation};
+use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Owner, SessionId, TurnSpec};
 use crate::sign_in::Identity;
 
@@ -33,7 +34,7 @@ impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, text) = body::object(request, shared).await?;
+        let (object, text) = body::object(request, shared, WITH_IMAGES).await?;
         ChatCompletion::read(&object, &text).map(Self).map_err(|error| vec![error].into())
     }
 }
@@ -54,12 +55,13 @@ pub async fn complete(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    CompletionBody(request): CompletionBody,
+    CompletionBody(mut request): CompletionBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
-    let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, &request).await?;
+    let (session, accepted) =
+        submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     let AcceptedTurn { submitted, guard } = accepted;
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
@@ -100,7 +102,7 @@ async fn submit(
     owner: &Owner,
     permit: TurnPermit,
     headers: &HeaderMap,
-    request: &ChatCompletion,
+    request: &mut ChatCompletion,
 ) -> Result<(SessionId, AcceptedTurn), Problem> {
     if let Some(refusal) = shared.readiness.refusal() {
         return Err(refusal.into());
@@ -116,6 +118,8 @@ async fn submit(
         let refused = FieldError::new("body", "messages", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
+    // Redis keeps the images from here on, and the request lives as long as the answer.
+    let images = std::mem::take(&mut request.messages.images);
     let question = &request.messages.question;
     let turn = NewTurn {
         spec: TurnSpec {
@@ -124,7 +128,8 @@ async fn submit(
             ..request.spec.clone()
         },
         content: question.content.clone(),
-        conversation: Some(conversation.with_question(question)),
+        conversation: Some(conversation),
+        attached: Attached { question: Some(Box::new(question.clone())), images },
         key: key.map(|key| IdempotencyKey {
             key: sha256_hex(format!("openai\n{key}").as_bytes()),
             body: request.digest(),

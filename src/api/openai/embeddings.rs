@@ -15,6 +15,7 @@ use super::request::model;
 use super::schema::EmbeddingRequest;
 use super::shapes::ErrorReply;
 use crate::api::embedding::{self, TEXTS};
+use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
 use crate::generation::{EmbedKind, EmbedRequest};
 use crate::http::extract::fields::FieldError;
@@ -92,7 +93,7 @@ impl FromRequest<Shared> for Embedding {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, _) = body::object(request, shared).await?;
+        let (object, _) = body::object(request, shared, CONVERSATION_BYTES).await?;
         Self::read(&object).map_err(|error| vec![error].into())
     }
 }

@@ -4,12 +4,14 @@ use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::params::{INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
+use super::content::{self, Images, Parts};
+use super::params::{INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
 use super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
-use crate::session::{Message, Role};
+use crate::session::{Image, Message, Role};
 
 /// Bytes of the id of a call, at most: each result names it.
 const CALL_ID_BYTES: usize = 256;
@@ -21,13 +23,15 @@ pub struct Messages {
     pub before: Vec<Message>,
     /// The message that is answered.
     pub question: Message,
+    /// The images of all messages, until the turn takes them.
+    pub images: Vec<Image>,
 }
 
 impl Messages {
     /// Returns what distinguishes this conversation from others.
     pub fn for_digest(&self) -> Vec<impl Serialize + '_> {
         let all = self.before.iter().chain([&self.question]);
-        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_call_id)).collect()
+        all.map(|it| (it.role, &it.content, &it.tool_calls, &it.tool_call_id, &it.images)).collect()
     }
 }
 
@@ -42,10 +46,11 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         let msg = format!("must have 1 to {} messages", OwnConversation::MESSAGES);
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
+    let mut images = RequestImages::default();
     let mut before = Vec::with_capacity(list.len());
     let mut bytes = 0;
     for (at, value) in list.iter().enumerate() {
-        let message = read_message(value, &format!("messages[{at}]"), &before)?;
+        let message = read_message(value, &format!("messages[{at}]"), &before, &mut images)?;
         bytes += OwnConversation::bytes_of(&message);
         if bytes > OwnConversation::BYTES {
             let most = OwnConversation::BYTES;
@@ -55,7 +60,9 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         before.push(message);
     }
     match before.pop() {
-        Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
+        Some(question) if question.role != Role::Assistant => {
+            Ok(Messages { before, question, images: images.into_images() })
+        }
         _ => {
             let path = format!("messages[{}].role", before.len());
             let msg = "must not be assistant in the last message: there is nothing to answer";
@@ -64,7 +71,12 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
     }
 }
 
-fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message, FieldError> {
+fn read_message(
+    value: &Value,
+    path: &str,
+    before: &[Message],
+    images: &mut RequestImages,
+) -> Result<Message, FieldError> {
     let mut params = Params::of_value(value, path)?;
     let role = match params.required_text("role")? {
         "developer" | "system" => Role::System,
@@ -104,7 +116,13 @@ fn read_message(value: &Value, path: &str, before: &[Message]) -> Result<Message
     let path = params.path_of("content");
     message.content = match params.value("content") {
         None if !message.tool_calls.is_empty() => String::new(),
-        _ => content(params.required("content")?, &path)?,
+        _ => {
+            let value = params.required("content")?;
+            // Only a user shows images, as OpenAI has it.
+            let of_message = &mut message.images;
+            let images = (role == Role::User).then_some(Images { of_request: images, of_message });
+            content::read(value, &path, Parts::Chat, images)?
+        }
     };
     params.unsupported(&["name"])?;
     params.finish()?;
@@ -152,24 +170,4 @@ pub fn call_id(params: &mut Params<'_>, name: &'static str) -> Result<String, Fi
         return Err(params.refuse(name, INVALID_VALUE, msg));
     }
     Ok(id.to_owned())
-}
-
-/// Reads a content: a text, or a list of parts, whose texts are joined by line breaks.
-fn content(value: &Value, path: &str) -> Result<String, FieldError> {
-    let parts = match value {
-        Value::String(text) => return Ok(text.clone()),
-        Value::Array(parts) if !parts.is_empty() => parts,
-        Value::Array(_) => return Err(error(path, INVALID_VALUE, "must have at least one part")),
-        _ => return Err(error(path, INVALID_TYPE, "must be a string or a list of parts")),
-    };
-    let mut texts = Vec::with_capacity(parts.len());
-    for (at, part) in parts.iter().enumerate() {
-        let mut params = Params::of_value(part, &format!("{path}[{at}]"))?;
-        if params.required_text("type")? != "text" {
-            return Err(params.refuse("type", UNSUPPORTED_VALUE, "is supported as text"));
-        }
-        texts.push(params.required_text("text")?);
-        params.finish()?;
-    }
-    Ok(texts.join("\n"))
 }

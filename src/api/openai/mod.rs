@@ -7,6 +7,7 @@
 mod body;
 pub(crate) mod chat;
 mod chunks;
+mod content;
 pub mod embeddings;
 pub mod errors;
 mod headers;

@@ -373,6 +373,17 @@ mod tests {
             (
                 json!([{"role": "user", "content": [
                     {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].image_url.url",
+                "invalid_value",
+            ),
+            (
+                json!([{"role": "system", "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]),
+                "messages[0].content[0].type",
+                "unsupported_value",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "input_audio"}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
             ),
@@ -412,7 +423,7 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
         ]);
-        let Messages { before, question } =
+        let Messages { before, question, images: _ } =
             read(&with("messages", messages)).expect("valid").messages;
         let calls = &before[1].tool_calls;
         assert_eq!((&*calls[0].id, &*calls[0].name), ("c1", "weather"));

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
-use crate::api::embedding::TEXTS;
 use super::responses;
+use crate::api::embedding::TEXTS;
+use crate::api::large_body::PIXEL;
 
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
@@ -99,6 +100,25 @@ fn content() -> Value {
     })
 }
 
+/// Returns the content of a user's message, which may have images.
+fn seen_content() -> Value {
+    let mut content = content();
+    let url = json!({"type": "string", "enum": [format!("data:image/png;base64,{PIXEL}")],
+        "description": "Any PNG, JPEG, WebP or GIF image as a data URL"});
+    let image = object(
+        &["type", "image_url"],
+        &json!({
+            "type": {"type": "string", "enum": ["image_url"]},
+            "image_url": object(&["url"], &json!({
+                "url": url, "detail": {"type": ["string", "null"]},
+            })),
+        }),
+    );
+    let text = content["oneOf"][1]["items"].take();
+    content["oneOf"][1]["items"] = json!({"oneOf": [text, image]});
+    content
+}
+
 fn message() -> Value {
     let role = |roles: &[&str]| json!({"type": "string", "enum": roles});
     let call = object(
@@ -116,6 +136,8 @@ fn message() -> Value {
     let question = |author: &str| {
         object(&["role", "content"], &json!({"role": role(&[author]), "content": content()}))
     };
+    let seen =
+        object(&["role", "content"], &json!({"role": role(&["user"]), "content": seen_content()}));
     let answer = object(
         &["role", "content"],
         &json!({
@@ -139,7 +161,7 @@ fn message() -> Value {
         }),
     );
     json!({"oneOf": [
-        question("user"), question("system"), question("developer"), answer, calling, result,
+        seen, question("system"), question("developer"), answer, calling, result,
     ]})
 }
 

@@ -4,8 +4,7 @@ use serde_json::Value;
 
 use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::without_bom;
-use crate::raw_fields::RawFields;
+use crate::http::extract::object::raw_value;
 use crate::session::model::AnswerRules;
 
 /// Bytes of a schema and of all tools together, at most: they are stored with each turn.
@@ -132,17 +131,6 @@ pub fn bounded(
         return Err(error(path, INVALID_VALUE, format!("must have at most {most} bytes")));
     }
     Ok(text)
-}
-
-/// Returns the text of the value at this path in the text of a request.
-pub fn raw_value<'a>(body: &'a [u8], path: &[&str]) -> Option<&'a str> {
-    let mut text = std::str::from_utf8(without_bom(body)).ok()?;
-    for name in path {
-        let RawFields(fields) = serde_json::from_str(text).ok()?;
-        // Of two fields with one name, the last one counts.
-        text = fields.into_iter().rev().find(|(field, _)| field == name)?.1;
-    }
-    Some(text)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Which turns fit into a prompt: its bounds in tokens, messages and bytes.
 
 use super::past_turns::PastTurn;
-use super::tokens::TokenEstimate;
+use super::tokens::{TokenEstimate, text_bytes};
+use crate::session::Message;
 use crate::session::model::TurnSpec;
 
 /// Bytes of the headers of a question and its answer as they are stored, about.
@@ -18,6 +19,18 @@ pub(super) struct PromptSize {
     pub(super) messages: f64,
     /// Bytes as they are stored.
     pub(super) bytes: f64,
+    /// What the images take of the room for them.
+    pub(super) images: f64,
+}
+
+/// Images of one prompt, at most, and their bytes.
+const IMAGES: f64 = 16.0;
+const IMAGE_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
+
+/// Returns what the images of a message take of the room for images.
+pub(super) fn image_share(message: &Message) -> f64 {
+    let bytes: u64 = message.images.iter().map(|image| image.bytes).sum();
+    (message.images.len() as f64 / IMAGES).max(bytes as f64 / IMAGE_BYTES)
 }
 
 impl PromptSize {
@@ -25,6 +38,7 @@ impl PromptSize {
         self.tokens <= room.tokens * share
             && self.messages <= room.messages * share
             && self.bytes <= room.bytes * share
+            && self.images <= room.images * share
     }
 }
 
@@ -46,13 +60,16 @@ pub(super) fn sizes_from(
     let mut sizes = vec![always; past.len() + 1];
     for (at, turn) in past.iter().enumerate().rev() {
         let after = sizes[at + 1];
-        let reasoning = turn.answer.thinking.as_ref().map_or(0, String::len);
-        let bytes = turn.question.content.len() + turn.answer.content.len() + reasoning;
-        let tokens = estimate.of_text(&turn.question.content) + estimate.of_answer(turn);
+        let stored = |message: &Message| {
+            let reasoning = message.thinking.as_ref().map_or(0, String::len);
+            text_bytes(message) + reasoning + HEADER_BYTES / 2
+        };
+        let before: f64 = turn.before_answer().map(|message| estimate.of_message(message)).sum();
         sizes[at] = PromptSize {
-            tokens: after.tokens + tokens,
-            messages: after.messages + 2.0,
-            bytes: after.bytes + (bytes + HEADER_BYTES) as f64,
+            tokens: after.tokens + before + estimate.of_answer(turn),
+            messages: after.messages + turn.messages().count() as f64,
+            bytes: after.bytes + turn.messages().map(stored).sum::<usize>() as f64,
+            images: after.images + turn.messages().map(image_share).sum::<f64>(),
         };
     }
     sizes

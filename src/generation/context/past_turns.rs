@@ -3,16 +3,70 @@
 use crate::model_name::ModelName;
 use crate::session::{Message, Role};
 
-/// A question with its answer, which is incomplete where the turn was cancelled or failed.
+/// A question with its answer, which is incomplete where the turn was cancelled or failed. What
+/// follows calls of tools belongs to the question that caused them, so that no prompt has a result
+/// without its call.
 pub(super) struct PastTurn<'a> {
     pub(super) question: &'a Message,
+    /// Answers with calls of tools, and the results of the calls, in order.
+    pub(super) between: Vec<&'a Message>,
+    /// The last answer.
     pub(super) answer: &'a Message,
 }
 
-impl PastTurn<'_> {
+impl<'a> PastTurn<'a> {
     /// Returns whether this model answered, however its name is spelled.
     pub(super) fn is_by(&self, model: &str) -> bool {
         self.answer.model.as_deref().is_some_and(|by| ModelName::same(by, model))
+    }
+
+    /// Returns the messages before the last answer.
+    pub(super) fn before_answer(&self) -> impl Iterator<Item = &'a Message> + '_ {
+        std::iter::once(self.question).chain(self.between.iter().copied())
+    }
+
+    /// Returns all messages.
+    pub(super) fn messages(&self) -> impl Iterator<Item = &'a Message> + '_ {
+        self.before_answer().chain([self.answer])
+    }
+}
+
+/// The messages of a conversation, as a prompt takes them.
+pub(super) struct Turns<'a> {
+    /// The turns that have an answer, oldest first.
+    pub(super) past: Vec<PastTurn<'a>>,
+    /// The messages that are always sent: the question; and where that is the result of a call, what
+    /// led to it from the user's message on.
+    pub(super) open: Vec<&'a Message>,
+}
+
+impl<'a> Turns<'a> {
+    /// Divides a conversation that ends with the message to answer.
+    pub(super) fn of(messages: &'a [Message]) -> Self {
+        let Some((question, before)) = messages.split_last() else {
+            return Self { past: Vec::new(), open: Vec::new() };
+        };
+        if question.role == Role::Tool
+            && let Some(start) = before.iter().rposition(|message| message.role == Role::User)
+        {
+            return Self { past: past_turns(&messages[..start]), open: kept(&messages[start..]) };
+        }
+        Self { past: past_turns(before), open: vec![question] }
+    }
+
+    /// Returns whether the open turn has calls without a result.
+    pub(super) fn awaits_results(&self) -> bool {
+        if self.open.last().is_none_or(|question| question.role != Role::Tool) {
+            return false;
+        }
+        let Some(calling) = self.open.iter().rposition(|message| !message.tool_calls.is_empty())
+        else {
+            return false;
+        };
+        let results = &self.open[calling..];
+        self.open[calling].tool_calls.iter().any(|call| {
+            !results.iter().any(|result| result.tool_call_id.as_deref() == Some(&*call.id))
+        })
     }
 }
 
@@ -20,25 +74,60 @@ impl PastTurn<'_> {
 /// its answer had text is left out: its user asks again, and a model that gets two questions in a
 /// row answers the wrong one, or its template refuses them.
 pub(super) fn past_turns(messages: &[Message]) -> Vec<PastTurn<'_>> {
-    let mut turns = Vec::with_capacity(messages.len() / 2);
-    let mut unanswered = None;
-    for message in messages {
+    let starts: Vec<usize> =
+        (0..messages.len()).filter(|at| messages[*at].role == Role::User).collect();
+    let ends = starts.iter().skip(1).copied().chain([messages.len()]);
+    let turns = starts.iter().zip(ends).filter_map(|(start, end)| {
+        let mut kept = kept(&messages[*start..end]);
+        // Results that no answer follows, too, are left out.
+        let last = kept.iter().rposition(|message| message.role == Role::Assistant)?;
+        kept.truncate(last + 1);
+        let answer = kept.pop()?;
+        let question = kept.remove(0);
+        Some(PastTurn { question, between: kept, answer })
+    });
+    turns.collect()
+}
+
+/// Returns the messages of one turn without answers that have neither text nor calls, and without
+/// results of calls that it does not have. Of two results of one call, the last counts.
+fn kept(turn: &[Message]) -> Vec<&Message> {
+    let mut kept: Vec<&Message> = Vec::with_capacity(turn.len());
+    for message in turn {
         match message.role {
-            Role::User => unanswered = Some(message),
-            Role::System | Role::Tool => {}
+            Role::User => kept.push(message),
+            Role::System => {}
             Role::Assistant => {
-                if let Some(question) = unanswered.take()
-                    && !message.content.trim().is_empty()
-                {
-                    turns.push(PastTurn { question, answer: message });
+                if !message.tool_calls.is_empty() || !message.content.trim().is_empty() {
+                    kept.push(message);
+                }
+            }
+            Role::Tool => {
+                let Some(id) = message.tool_call_id.as_deref() else { continue };
+                let mut calls = kept.iter().flat_map(|before| &before.tool_calls);
+                if calls.any(|call| call.id == id) {
+                    kept.retain(|before| before.tool_call_id.as_deref() != Some(id));
+                    kept.push(message);
                 }
             }
         }
     }
-    turns
+    kept
 }
 
-/// Returns the number of turns before the question in a prompt of `messages_sent` messages.
-pub(super) fn turns_before(messages_sent: u64) -> usize {
-    usize::try_from(messages_sent.saturating_sub(1) / 2).unwrap_or(usize::MAX)
+/// Returns the turn that a prompt of `sent` messages began with, whose last `own` messages were
+/// behind the turns before `at`. None where that is beyond the messages that are read.
+pub(super) fn first_of_prompt(
+    past: &[PastTurn<'_>],
+    at: usize,
+    own: usize,
+    sent: u64,
+) -> Option<usize> {
+    let mut left = usize::try_from(sent).unwrap_or(usize::MAX).saturating_sub(own);
+    let mut first = at;
+    while left > 0 {
+        first = first.checked_sub(1)?;
+        left = left.saturating_sub(past[first].messages().count());
+    }
+    Some(first)
 }

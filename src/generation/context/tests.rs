@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::budget::AFTER_DROP;
+use super::past_turns::past_turns;
 use super::tokens::{CAUTION, COUNTED_BYTES_PER_TOKEN};
 use super::*;
 use crate::session::model::{AnswerRules, Sampling};
@@ -96,7 +97,9 @@ fn a_long_system_prompt_does_not_make_the_conversation_look_long() {
 fn an_answer_has_the_tokens_that_the_host_counted_but_no_more_than_bytes() {
     let estimate = TokenEstimate { bytes_per_token: BYTES_PER_TOKEN };
     let (question, mut answer) = (user_message("q"), assistant_message(1, 9));
-    let tokens = |answer: &Message| estimate.of_answer(&PastTurn { question: &question, answer });
+    let tokens = |answer: &Message| {
+        estimate.of_answer(&PastTurn { question: &question, between: Vec::new(), answer })
+    };
     assert!((tokens(&answer) - 13.0).abs() < 1e-9);
     // The count includes reasoning that is not stored.
     answer.usage = Some(Usage { prompt_tokens: 9, completion_tokens: 5000 });
@@ -201,7 +204,7 @@ proptest! {
             // The last prompt of this model is stored with its answer.
             let last = past.iter().enumerate().rev().find_map(|(at, turn)| {
                 let report = turn.answer.context.filter(|_| turn.is_by(&spec.model))?;
-                Some(at - turns_before(report.messages_sent))
+                Some(at - (report.messages_sent as usize - 1) / 2)
             });
             let first = past.len() - (sent.len() - 1) / 2;
             if let Some(last) = last.filter(|last| *last != first) {

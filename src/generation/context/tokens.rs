@@ -1,8 +1,8 @@
 //! Estimates how many tokens a text has.
 
-use super::past_turns::{PastTurn, turns_before};
-use crate::session::Status;
+use super::past_turns::{PastTurn, first_of_prompt};
 use crate::session::model::TurnSpec;
+use crate::session::{Message, Status};
 
 /// Bytes of a token where the conversation has no count yet: fewer than in known languages and
 /// models, so that the estimate is high.
@@ -16,6 +16,15 @@ pub(super) const CAUTION: f64 = 1.1;
 const MOST_PER_TOKEN: [usize; 3] = [16, 4, 3];
 /// Tokens that a chat template puts around one message.
 const TOKENS_AROUND_MESSAGE: f64 = 8.0;
+
+/// Tokens of an image: models differ by a factor of ten and more.
+const TOKENS_OF_IMAGE: f64 = 576.0;
+
+/// Returns the bytes of text that a message adds to a prompt.
+pub(super) fn text_bytes(message: &Message) -> usize {
+    let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
+    message.content.len() + calls.sum::<usize>()
+}
 
 /// Returns the least number of tokens that a text has.
 pub(super) fn least_tokens(text: &str) -> usize {
@@ -43,11 +52,15 @@ impl TokenEstimate {
             if report.prompt_tokens == 0 || report.messages_sent == 0 || !turn.is_by(&spec.model) {
                 return None;
             }
-            let first = at.checked_sub(turns_before(report.messages_sent))?;
-            let before = past[first..at]
-                .iter()
-                .map(|turn| turn.question.content.len() + turn.answer.content.len());
-            let bytes = before.sum::<usize>() + turn.question.content.len() + system;
+            let own = turn.before_answer().count();
+            let first = first_of_prompt(past, at, own, report.messages_sent)?;
+            let earlier = past[first..at].iter().flat_map(PastTurn::messages);
+            let sent: Vec<&Message> = earlier.chain(turn.before_answer()).collect();
+            if sent.iter().any(|message| !message.images.is_empty()) {
+                // What their images cost is not known, so the count says nothing of the text.
+                return None;
+            }
+            let bytes = sent.iter().map(|message| text_bytes(message)).sum::<usize>() + system;
             let around = report.messages_sent as f64 * TOKENS_AROUND_MESSAGE;
             let tokens = (report.prompt_tokens as f64 - around).max(1.0);
             Some(bytes as f64 / tokens)
@@ -61,7 +74,16 @@ impl TokenEstimate {
 
     /// Estimates the tokens of a message with this text.
     pub(super) fn of_text(&self, text: &str) -> f64 {
-        text.len() as f64 / self.bytes_per_token + TOKENS_AROUND_MESSAGE
+        self.of_bytes(text.len())
+    }
+
+    /// Estimates the tokens of a message, with its images and calls of tools.
+    pub(super) fn of_message(&self, message: &Message) -> f64 {
+        self.of_bytes(text_bytes(message)) + TOKENS_OF_IMAGE * message.images.len() as f64
+    }
+
+    fn of_bytes(&self, bytes: usize) -> f64 {
+        bytes as f64 / self.bytes_per_token + TOKENS_AROUND_MESSAGE
     }
 
     /// Estimates the tokens of an answer in a prompt. The host counted the answer as it generated
@@ -69,7 +91,7 @@ impl TokenEstimate {
     /// taken.
     pub(super) fn of_answer(&self, turn: &PastTurn<'_>) -> f64 {
         let answer = turn.answer;
-        let text = self.of_text(&answer.content);
+        let text = self.of_bytes(text_bytes(answer));
         match (answer.usage, answer.status) {
             // A count that includes reasoning says nothing of the answer. Reasoning that was not
             // requested is not even stored, so the count is bounded by the bytes of the answer.

@@ -10,8 +10,8 @@ use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
 use crate::session::model::User;
 use crate::session::store::{
-    Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
-    Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
+    Acceptance, Attached, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
+    OpenTurn, Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
 };
 use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
 
@@ -178,6 +178,7 @@ impl<'a> World<'a> {
             spec,
             content: question.clone(),
             conversation: None,
+            attached: Attached::default(),
             key: key.map(|key| IdempotencyKey { key: key.to_string(), body: "body".to_owned() }),
         };
         let proposal = Proposal::new(&self.owner, self.session, &new);

@@ -34,21 +34,29 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        if matches!(without_bom(&body).trim_ascii(), b"" | b"null") {
-            return Ok(Self(Object::default()));
+        parse_object(&body).map(Self)
+    }
+}
+
+/// Parses a body. A missing one, and `null`, is an empty object.
+///
+/// # Errors
+/// Where it is no object: a 422.
+pub fn parse_object(body: &[u8]) -> Result<Object, Problem> {
+    if matches!(without_bom(body).trim_ascii(), b"" | b"null") {
+        return Ok(Object::default());
+    }
+    match Object::parse(body) {
+        Ok(object) => Ok(object),
+        Err(NotAnObject::OtherJson) => {
+            let error = FieldError {
+                loc: vec!["body".to_owned()],
+                msg: "must be an object".to_owned(),
+                kind: "dict_type",
+            };
+            Err(vec![error].into())
         }
-        match Object::parse(&body) {
-            Ok(object) => Ok(Self(object)),
-            Err(NotAnObject::OtherJson) => {
-                let error = FieldError {
-                    loc: vec!["body".to_owned()],
-                    msg: "must be an object".to_owned(),
-                    kind: "dict_type",
-                };
-                Err(vec![error].into())
-            }
-            Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
-        }
+        Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
     }
 }
 

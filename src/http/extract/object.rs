@@ -97,6 +97,11 @@ impl Object {
         &self.fields
     }
 
+    /// Returns the fields that can be read, by themselves.
+    pub fn into_fields(self) -> Map<String, Value> {
+        self.fields
+    }
+
     /// Returns the fields that cannot be read.
     pub fn unreadable(&self) -> impl Iterator<Item = (&str, FieldFault)> {
         self.unreadable.iter().map(|(name, fault)| (name.as_str(), *fault))
@@ -117,6 +122,17 @@ impl Object {
 /// Returns a text without a byte order mark at its beginning.
 pub fn without_bom(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
+/// Returns the text of the value at this path in the text of an object.
+pub fn raw_value<'a>(text: &'a [u8], path: &[&str]) -> Option<&'a str> {
+    let mut text = std::str::from_utf8(without_bom(text)).ok()?;
+    for name in path {
+        let RawFields(fields) = serde_json::from_str(text).ok()?;
+        // Of two fields with one name, the last one counts.
+        text = fields.into_iter().rev().find(|(field, _)| field == name)?.1;
+    }
+    Some(text)
 }
 
 /// A JSON value in which no name of a field has a special meaning. `Value` itself parses the text of

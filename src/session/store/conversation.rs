@@ -19,8 +19,6 @@ use crate::session::stored_message;
 #[derive(Clone, Debug)]
 pub struct OwnConversation {
     messages: Arc<[Message]>,
-    /// What the message that the turn answers is beside its text; a user's where there is none.
-    question: Option<Arc<Message>>,
 }
 
 /// The error for a conversation with more messages or bytes than a turn may bring.
@@ -53,29 +51,7 @@ impl OwnConversation {
         if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
             return Err(ConversationTooLarge { messages: messages.len(), bytes });
         }
-        Ok(Self { messages: messages.into(), question: None })
-    }
-
-    /// Sets the author of the message that the turn answers, the call of a tool whose result it is,
-    /// and the request as its front shows it again. Without this it is a user's.
-    #[must_use]
-    pub fn with_question(self, question: &Message) -> Self {
-        let Message { role, tool_call_id, tool_name, request, .. } = question;
-        let question = Message {
-            tool_call_id: tool_call_id.clone(),
-            tool_name: tool_name.clone(),
-            request: request.clone(),
-            ..message(*role, question.timestamp)
-        };
-        Self { question: Some(Arc::new(question)), ..self }
-    }
-
-    /// Returns the message that the turn answers, without its text.
-    pub(super) fn question(&self, now: DateTime<Utc>) -> Message {
-        match &self.question {
-            Some(question) => Message { timestamp: now, ..Message::clone(question) },
-            None => message(Role::User, now),
-        }
+        Ok(Self { messages: messages.into() })
     }
 
     /// Returns the messages, oldest first.
@@ -85,8 +61,7 @@ impl OwnConversation {
 
     /// Returns the bytes of all messages together.
     pub fn bytes(&self) -> usize {
-        let question = self.question.iter().map(|question| Self::bytes_of(question));
-        self.messages.iter().map(Self::bytes_of).chain(question).sum()
+        self.messages.iter().map(Self::bytes_of).sum()
     }
 
     /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools.
@@ -113,8 +88,7 @@ impl OwnConversation {
     /// Parses messages as [`OwnConversation::entries`] writes them.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
         let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
-        // What a stored question is stands in its own header.
-        Ok(Self { messages: messages.into(), question: None })
+        Ok(Self { messages: messages.into() })
     }
 }
 

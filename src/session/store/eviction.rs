@@ -37,7 +37,7 @@ impl Store {
     /// [`StoreError::Redis`].
     pub async fn measure(&self, session: SessionId) -> Result<Option<Measured>, StoreError> {
         let keys = SessionKeys::of(session);
-        let call = keys.call_with("jarvis_measure_1", &["session", "answer"]);
+        let call = keys.call_with("jarvis_measure_1", &["session", "answer", "images"]);
         let reply: Vec<String> = self.redis.call_readonly(call).await?;
         if reply.first().is_some_and(|first| first == "absent") {
             return Ok(None);

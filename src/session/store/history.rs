@@ -339,6 +339,7 @@ pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
         writers: None,
         continued: Vec::new(),
         tool_calls: Vec::new(),
+        images: Vec::new(),
         tool_call_id: None,
         tool_name: None,
         request: None,

@@ -8,8 +8,10 @@ use crate::session::store::IdempotencyKey;
 pub const BUCKETS: u16 = 256;
 
 /// The keys of a session, by the names that its functions declare.
-const SESSION_KEYS: [&str; 9] =
-    ["session", "messages", "path", "index", "waiting", "events", "answer", "open", "ended"];
+const SESSION_KEYS: [&str; 10] = [
+    "session", "messages", "path", "index", "waiting", "events", "answer", "images", "open",
+    "ended",
+];
 
 /// Returns the bucket of a session. All keys of a bucket lie in one hash slot, so that a
 /// function may touch a session and its bucket's index in one step.
@@ -80,7 +82,7 @@ mod tests {
         let keys = SessionKeys::of(SessionId::random());
         let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
         let slots = SESSION_KEYS.map(|name| slot(&keys.key(name)));
-        assert_eq!(slots, [slot(&keys.channel); 9]);
+        assert_eq!(slots, [slot(&keys.channel); 10]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod conversation;
 mod copies;
 mod eviction;
 mod history;
+mod images;
 mod import;
 mod keys;
 mod read;
@@ -24,6 +25,7 @@ pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
 pub use history::{Described, OwnTurn, Page, REPLY_BYTES, message};
+pub use images::Attached;
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
@@ -90,6 +92,9 @@ pub enum StoreError {
     /// The turn brings its own conversation, and the session exists already.
     #[error("This session exists; a turn that brings its own conversation begins a new session.")]
     Occupied,
+    /// An image that the turn names is not there: it is to be put again.
+    #[error("an image of the message is not stored")]
+    ImagesAbsent,
     /// The memory of Redis is full, and the call changed nothing.
     #[error("the memory of Redis is full")]
     OutOfMemory,

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel, claimed_event,
-    field, json, message, of_writer, unexpected,
+    Attached, Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel,
+    claimed_event, field, json, message, of_writer, unexpected,
 };
 use crate::redis::{Call, RedisError};
 use crate::session::cursor::{Cursor, Tag};
@@ -43,6 +43,8 @@ pub struct NewTurn {
     pub content: String,
     /// The messages before it, in place of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
+    /// What the question has beside its text.
+    pub attached: Attached,
     /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
 }
@@ -238,8 +240,9 @@ impl Proposal {
         let question = Message {
             id: question_of(generation),
             user_id: Some(owner.user_id().to_owned()),
-            ..match &new.conversation {
-                Some(conversation) => conversation.question(now),
+            timestamp: now,
+            ..match &new.attached.question {
+                Some(question) => Message::clone(question),
                 None => message(Role::User, now),
             }
         };
@@ -262,6 +265,11 @@ impl Proposal {
             fence: Fence::unique(),
             accepted: Arc::new(accepted),
         }
+    }
+
+    /// Returns the generation that is to answer the turn.
+    pub fn generation(&self) -> GenerationId {
+        self.generation
     }
 
     /// Whether the turn has an idempotency key, by which a repeat finds it.
@@ -367,6 +375,7 @@ impl Store {
             }
             Some("absent") => Err(StoreError::Absent),
             Some("occupied") => Err(StoreError::Occupied),
+            Some("images") => Err(StoreError::ImagesAbsent),
             Some("busy") => Err(StoreError::Busy),
             Some("full") => Err(StoreError::Full),
             Some("other_body") => Err(StoreError::KeyReused),
@@ -497,10 +506,11 @@ impl Store {
             (true, false) => Kept::Briefly,
             (true, true) => Kept::ForClients,
         };
-        let brings = match (own_conversation, spec.is_detached) {
-            (false, _) => "0",
-            (true, false) => "1",
-            (true, true) => "detached",
+        let brings = match kept {
+            Kept::AsHistory => "0",
+            Kept::Briefly => "once",
+            Kept::ForClients if spec.is_detached => "detached",
+            Kept::ForClients => "kept",
         };
         let idle_seconds = match self.idle_seconds(owner, kept) {
             // A client that has chosen a key comes back with it. A proxy's key serves one request.

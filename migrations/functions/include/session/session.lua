@@ -36,6 +36,8 @@
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
 --                <generation, = where it is the running one, or ->\n<json>
 --   answer       string: the answer of the running turn so far
+--   images       hash: the images of the messages, in parts, and of messages that are about to be
+--                accepted. `images.lua` has its fields
 --   open         hash of the bucket: '<session> <generation>' → '<replica> <fence>'
 --   ended        prefix of the key <ended>:<generation>, which holds what ended that generation
 --   idempotency  string: <generation> <digest of the request>
@@ -45,8 +47,10 @@
 -- field owner is the truth; whatever else names an owner (a turn that is held, a redo entry, an
 -- index) may name the one from before a transfer.
 
-local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'open',
-  'ended' }
+local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images',
+  'open', 'ended' }
+-- Those that expire with the session.
+local EXPIRING_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images' }
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
@@ -103,7 +107,7 @@ local function change_expiry(keys, before, idle_seconds)
   end
   redis.call('HSET', keys.session, 'idle_seconds', idle_seconds)
   if idle_seconds == '0' then
-    for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
+    for _, name in ipairs(EXPIRING_KEYS) do
       redis.call('PERSIST', keys[name])
     end
   end
@@ -126,11 +130,11 @@ local function keep(keys)
   -- removed, or a turn that waits began, may be without one.
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
-    and redis.call('TTL', keys.waiting) ~= -1
+    and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1
   if has_all and left <= seconds and left > seconds * 0.9 then
     return
   end
-  for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
+  for _, name in ipairs(EXPIRING_KEYS) do
     redis.call('EXPIRE', keys[name], seconds)
   end
 end

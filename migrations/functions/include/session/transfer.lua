@@ -7,7 +7,7 @@ local function transfer(keys, owner, tag)
   redis.call('HSET', keys.session, 'owner', owner, 'transferred', tag)
   if not fields[1] and not fields[2] then
     redis.call('HSET', keys.session, 'idle_seconds', 0)
-    for _, name in ipairs({ 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer' }) do
+    for _, name in ipairs(EXPIRING_KEYS) do
       redis.call('PERSIST', keys[name])
     end
   end

@@ -80,8 +80,14 @@ end
 local function close_running(keys, generation, header, by)
   local text = redis.call('GET', keys.answer) or ''
   push_message(keys, header, text)
-  if #text > 0 then
+  -- The answer of a model that only calls tools has no text.
+  if #text > 0 or string.find(header, '"l":[', 1, true) then
     redis.call('HDEL', keys.session, 'unanswered')
+  end
+  -- A conversation that came with its turn brings its images with each turn, and is not shown again.
+  if redis.call('HGET', keys.session, 'own_images') == 'once'
+    and redis.call('EXISTS', keys.waiting) == 0 then
+    redis.call('UNLINK', keys.images)
   end
   forget_running(keys)
   release(keys, generation, by)
@@ -92,9 +98,10 @@ local function push_conversation(keys, args)
   for _, entry in ipairs(args.conversation) do
     local header, at = line(entry, 1)
     push_message(keys, header, string.sub(entry, at))
+    count_images(keys, header, 1)
   end
   redis.call('HSET', keys.session, 'own_messages', #args.conversation, 'idle_seconds',
-    args.idle_seconds)
+    args.idle_seconds, 'own_images', args.own_conversation == 'once' and 'once' or 'kept')
 end
 
 -- Inserts a waiting turn, in the order of the numbers of the accepted events.
@@ -127,7 +134,7 @@ local function admit(keys, args, found, epoch, begins, number)
       -- A session that is restored is from before.
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
-    redis.call('HDEL', keys.session, 'deleted', 'own_messages')
+    redis.call('HDEL', keys.session, 'deleted', 'own_messages', 'own_images')
     if args.own_conversation == 'detached' then
       -- A failure is an answer, too, that its client comes back for.
       redis.call('HDEL', keys.session, 'unanswered')
@@ -149,6 +156,9 @@ local function admit(keys, args, found, epoch, begins, number)
       args.key_seconds)
   end
   hold(keys, args.generation, args.replica, args.fence)
+  count_images(keys, args.header, 1)
+  -- They were put before the session was there; `keep` sets the expiry that it has now.
+  redis.call('PERSIST', keys.images)
   local written = push_event(keys, args.tag, 'accepted', args.generation, args.event,
     args.content)
   if begins then

@@ -200,14 +200,14 @@ async fn submit(
     shared: &Shared,
     permit: Option<TurnPermit>,
     session: SessionId,
-    request: Box<ChatRequest>,
+    mut request: Box<ChatRequest>,
 ) -> Result<RequestOutcome, Problem> {
     let permit = permit.ok_or_else(Problem::internal)?;
     let subject = Arc::clone(&permit.subject);
     let owner = &subject.owner;
     // The prefix keeps the key apart from REST's idempotency keys.
     let key = request.message_id.as_ref().map(|id| sha256_hex(format!("ws\n{id}").as_bytes()));
-    let submitted = turns::submit(shared, permit, session, &request, key).await?.submitted;
+    let submitted = turns::submit(shared, permit, session, &mut request, key).await?.submitted;
     let past = if submitted.repeated {
         let (generation, before) = (submitted.generation, submitted.before);
         in_time(follow::outcome(&shared.store, owner, session, generation, before)).await?

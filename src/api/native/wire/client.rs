@@ -101,7 +101,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
     };
     let parsed = match kind {
         "ping" => Ok(ClientMessage::Ping),
-        "chat" => ChatRequest::from_message(&object).map(Box::new).map(ClientMessage::Chat),
+        "chat" => ChatRequest::from_message(&object, text).map(Box::new).map(ClientMessage::Chat),
         "get_history" | "history" => history_request(&object),
         "clear_history" => Ok(ClientMessage::ClearHistory),
         "cancel" => cancel_target(&object).map(|generation| ClientMessage::Cancel { generation }),

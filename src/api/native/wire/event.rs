@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::session::model::{ContextReport, Continuation};
+use crate::session::model::{ContextReport, Continuation, ToolCall};
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};
 
 /// Bytes that an event usually has beside its text, reserved before it is written.
@@ -68,6 +68,11 @@ pub enum ServerEvent<'a> {
     },
     StreamRestart {
         from: u64,
+        #[serde(flatten)]
+        envelope: Envelope,
+    },
+    ToolCalls {
+        calls: &'a [ToolCall],
         #[serde(flatten)]
         envelope: Envelope,
     },

@@ -89,6 +89,7 @@ fn control(
         Control::Done {} => {
             ServerEvent::StreamChunk { content: "", done: true, offset: None, envelope }.json()
         }
+        Control::ToolCalls { calls } => ServerEvent::ToolCalls { calls, envelope }.json(),
         Control::Ended { timestamp, finish_reason, usage, context, continued, .. } => {
             ServerEvent::StreamEnd {
                 full_response: answer,
@@ -177,6 +178,10 @@ pub fn replay(message: &Message, at_once: bool, end: Cursor) -> Vec<Utf8Bytes> {
             events.push(chunk(text, false, Some(0)));
         }
     }
+    let calls = &message.tool_calls;
+    if at_once && !calls.is_empty() {
+        events.push(ServerEvent::ToolCalls { calls, envelope: unlogged }.json());
+    }
     let last = match (message.status, &message.error) {
         (Some(Status::Cancelled), _) => {
             ServerEvent::Cancelled { full_response: text, envelope, upstream_closed: None }.json()
@@ -196,6 +201,9 @@ pub fn replay(message: &Message, at_once: bool, end: Cursor) -> Vec<Utf8Bytes> {
         .json(),
         _ => {
             events.push(chunk("", true, None));
+            if !calls.is_empty() {
+                events.push(ServerEvent::ToolCalls { calls, envelope: unlogged }.json());
+            }
             let full_response = text;
             ServerEvent::StreamEnd {
                 full_response,

@@ -17,6 +17,7 @@ use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseStream;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::large_body::WITH_IMAGES;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
@@ -25,8 +26,9 @@ use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
-use crate::session::store::{IdempotencyKey, NewTurn, OwnConversation, message};
-use crate::session::{Message, Owner, SessionId, Status, TurnSpec};
+use crate::session::image::RequestImages;
+use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation, message};
+use crate::session::{Image, Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
 
 /// The body of a request, read and checked.
@@ -36,7 +38,7 @@ impl FromRequest<Shared> for ResponseBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, text) = body::object(request, shared).await?;
+        let (object, text) = body::object(request, shared, WITH_IMAGES).await?;
         ResponseRequest::read(&object, &text).map(Self).map_err(|error| vec![error].into())
     }
 }
@@ -64,11 +66,11 @@ pub async fn create(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ResponseBody(request): ResponseBody,
+    ResponseBody(mut request): ResponseBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
-    let created = submit(&shared, &caller.owner, permit, &headers, &request).await?;
+    let created = submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     let Created { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
     if is_background && socket.is_none() {
@@ -104,7 +106,7 @@ async fn submit(
     owner: &Owner,
     permit: TurnPermit,
     headers: &HeaderMap,
-    request: &ResponseRequest,
+    request: &mut ResponseRequest,
 ) -> Result<Created, Problem> {
     if let Some(refusal) = shared.readiness.refusal() {
         return Err(refusal.into());
@@ -115,8 +117,10 @@ async fn submit(
         None => SessionId::random(),
     };
     tracing::Span::current().record("session", session.redacted());
+    // Redis keeps the images from here on, and the request lives as long as the answer.
+    let mut images = std::mem::take(&mut request.images);
     let earlier = match request.previous {
-        Some(previous) => earlier_messages(shared, owner, previous).await?,
+        Some(previous) => earlier_messages(shared, owner, previous, &mut images).await?,
         None => Vec::new(),
     };
     let stored = StoredRequest {
@@ -125,7 +129,7 @@ async fn submit(
         shown: request.shown.clone(),
     };
     let instructions = request.shown.instructions.as_ref().map_or(0, String::len);
-    let messages = input::conversation(earlier, &request.input, instructions)
+    let messages = input::conversation(earlier, &request.input, instructions, images.into_images())
         .map_err(|error| Problem::from(vec![error]))?;
     let question = Message { request: serde_json::to_string(&stored).ok(), ..messages.question };
     let conversation = OwnConversation::new(messages.before).map_err(|error| {
@@ -141,7 +145,8 @@ async fn submit(
             ..request.spec.clone()
         },
         content: question.content.clone(),
-        conversation: Some(conversation.with_question(&question)),
+        conversation: Some(conversation),
+        attached: Attached { question: Some(Box::new(question)), images: messages.images },
         key: key.map(|key| IdempotencyKey {
             key: sha256_hex(format!("openai-response\n{key}").as_bytes()),
             body: request.digest(),
@@ -159,11 +164,13 @@ async fn submit(
     Ok(Created { session, object, accepted })
 }
 
-/// Returns the conversation of an earlier response with its answer, without its instructions.
+/// Returns the conversation of an earlier response with its answer, without its instructions. Its
+/// images are added to those of the request.
 async fn earlier_messages(
     shared: &Shared,
     owner: &Owner,
     previous: SessionId,
+    images: &mut RequestImages,
 ) -> Result<Vec<Message>, Problem> {
     let id = response_id(previous);
     let unknown = || Problem::from(vec![previous_not_found(&id)]);
@@ -182,6 +189,22 @@ async fn earlier_messages(
     };
     let mut messages = stored.messages(shared, owner, false).await?;
     messages.push(answer);
+    let refused = |msg: String| {
+        let error = FieldError::new("body", "previous_response_id", "invalid_value", msg);
+        Problem::from(vec![error])
+    };
+    let mut read: Vec<&str> = Vec::new();
+    for image in messages.iter().flat_map(|message| &message.images) {
+        if read.contains(&&*image.digest) {
+            continue;
+        }
+        read.push(&image.digest);
+        let data = in_time(shared.store.image(owner, previous, image)).await?;
+        let data =
+            data.ok_or_else(|| refused("has an image that is no longer stored".to_owned()))?;
+        let added = images.add_stored(Image { reference: image.clone(), data });
+        added.map_err(|fault| refused(format!("{fault}; those of earlier responses count")))?;
+    }
     Ok(messages.iter().map(plain).collect())
 }
 
@@ -193,6 +216,7 @@ fn plain(from: &Message) -> Message {
         tool_calls: from.tool_calls.clone(),
         tool_call_id: from.tool_call_id.clone(),
         tool_name: from.tool_name.clone(),
+        images: from.images.clone(),
         ..message(from.role, from.timestamp)
     }
 }

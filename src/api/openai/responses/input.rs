@@ -3,15 +3,17 @@
 use chrono::Utc;
 use serde_json::{Value, json};
 
+use super::super::content::{self, Images, Parts};
 use super::super::messages::{Messages, call_id};
 use super::super::params::{
     INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error,
 };
 use super::super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
-use crate::session::{Message, Role};
+use crate::session::{Image, ImageRef, Message, Role};
 
 /// An item of an input, with its path.
 #[derive(Clone, Debug)]
@@ -22,7 +24,7 @@ pub struct InputItem {
 
 #[derive(Clone, Debug)]
 enum ItemContent {
-    Message(Role, String),
+    Message(Role, String, Vec<ImageRef>),
     Call(ToolCall),
     /// The result of the call with this identifier.
     Result(String, String),
@@ -34,7 +36,7 @@ impl InputItem {
     /// Returns what distinguishes this item from others.
     pub fn for_digest(&self) -> String {
         match &self.content {
-            ItemContent::Message(role, text) => json!([role, text]).to_string(),
+            ItemContent::Message(role, text, images) => json!([role, text, images]).to_string(),
             ItemContent::Call(call) => json!(call).to_string(),
             ItemContent::Result(call, text) => json!([call, text]).to_string(),
             ItemContent::Reasoning => String::new(),
@@ -42,15 +44,18 @@ impl InputItem {
     }
 }
 
-/// Reads the input of a request: a text, or a list of items.
+/// Reads the input of a request: a text, or a list of items. Adds its images to `images`.
 ///
 /// # Errors
 /// The first item that is not valid.
-pub fn read(params: &mut Params<'_>) -> Result<Vec<InputItem>, FieldError> {
+pub fn read(
+    params: &mut Params<'_>,
+    images: &mut RequestImages,
+) -> Result<Vec<InputItem>, FieldError> {
     const NAME: &str = "input";
     let list = match params.required(NAME)? {
         Value::String(text) => {
-            let content = ItemContent::Message(Role::User, text.clone());
+            let content = ItemContent::Message(Role::User, text.clone(), Vec::new());
             return Ok(vec![InputItem { path: NAME.to_owned(), content }]);
         }
         Value::Array(list) => list,
@@ -60,11 +65,15 @@ pub fn read(params: &mut Params<'_>) -> Result<Vec<InputItem>, FieldError> {
         let msg = format!("must have 1 to {} items", OwnConversation::MESSAGES);
         return Err(params.refuse(NAME, INVALID_VALUE, msg));
     }
-    let read = |(at, value)| read_item(value, format!("input[{at}]"));
+    let read = |(at, value)| read_item(value, format!("input[{at}]"), images);
     list.iter().enumerate().map(read).collect()
 }
 
-fn read_item(value: &Value, path: String) -> Result<InputItem, FieldError> {
+fn read_item(
+    value: &Value,
+    path: String,
+    images: &mut RequestImages,
+) -> Result<InputItem, FieldError> {
     let mut params = Params::of_value(value, &path)?;
     // Clients send the items of an earlier reply as they came.
     params.text("id")?;
@@ -77,7 +86,7 @@ fn read_item(value: &Value, path: String) -> Result<InputItem, FieldError> {
         Some(kind) => kind,
     };
     let content = match kind {
-        "message" => read_message(&mut params)?,
+        "message" => read_message(&mut params, images)?,
         "function_call" => {
             params.unsupported(&["async", "caller", "namespace"])?;
             check_name(&mut params)?;
@@ -96,7 +105,8 @@ fn read_item(value: &Value, path: String) -> Result<InputItem, FieldError> {
             params.unsupported(&["caller"])?;
             let call = params.required_text("call_id")?.to_owned();
             let path = params.path_of("output");
-            ItemContent::Result(call, content(params.required("output")?, &path, "input_text")?)
+            let output = params.required("output")?;
+            ItemContent::Result(call, content::read(output, &path, Parts::Input, None)?)
         }
         "reasoning" => {
             params.unsupported(&["encrypted_content"])?;
@@ -113,7 +123,10 @@ fn read_item(value: &Value, path: String) -> Result<InputItem, FieldError> {
     Ok(InputItem { path, content })
 }
 
-fn read_message(params: &mut Params<'_>) -> Result<ItemContent, FieldError> {
+fn read_message(
+    params: &mut Params<'_>,
+    images: &mut RequestImages,
+) -> Result<ItemContent, FieldError> {
     let role = match params.required_text("role")? {
         "developer" | "system" => Role::System,
         "user" => Role::User,
@@ -124,39 +137,14 @@ fn read_message(params: &mut Params<'_>) -> Result<ItemContent, FieldError> {
         }
     };
     params.unsupported(&["phase"])?;
-    let kind = if role == Role::Assistant { "output_text" } else { "input_text" };
+    let kinds = if role == Role::Assistant { Parts::Output } else { Parts::Input };
     let path = params.path_of("content");
-    let text = content(params.required("content")?, &path, kind)?;
-    Ok(ItemContent::Message(role, text))
-}
-
-/// Reads a content: a text, or a list of parts of this type, whose texts are joined by line breaks.
-fn content(value: &Value, path: &str, kind: &str) -> Result<String, FieldError> {
-    let parts = match value {
-        Value::String(text) => return Ok(text.clone()),
-        Value::Array(parts) if !parts.is_empty() => parts,
-        Value::Array(_) => return Err(error(path, INVALID_VALUE, "must have at least one part")),
-        _ => return Err(error(path, INVALID_TYPE, "must be a string or a list of parts")),
-    };
-    let mut texts = Vec::with_capacity(parts.len());
-    for (at, part) in parts.iter().enumerate() {
-        let mut params = Params::of_value(part, &format!("{path}[{at}]"))?;
-        if params.required_text("type")? != kind {
-            return Err(params.refuse(
-                "type",
-                UNSUPPORTED_VALUE,
-                format!("is supported as {kind}"),
-            ));
-        }
-        texts.push(params.required_text("text")?);
-        if kind == "output_text" {
-            let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-            params.only("annotations", "[]", is_empty)?;
-            params.only("logprobs", "[]", is_empty)?;
-        }
-        params.finish()?;
-    }
-    Ok(texts.join("\n"))
+    let mut of_message = Vec::new();
+    // Only a user shows images, as in chat completions.
+    let images =
+        (role == Role::User).then_some(Images { of_request: images, of_message: &mut of_message });
+    let text = content::read(params.required("content")?, &path, kinds, images)?;
+    Ok(ItemContent::Message(role, text, of_message))
 }
 
 /// Joins the messages of earlier responses and the items of an input to the conversation of a turn.
@@ -167,14 +155,16 @@ pub fn conversation(
     earlier: Vec<Message>,
     items: &[InputItem],
     instructions: usize,
+    images: Vec<Image>,
 ) -> Result<Messages, FieldError> {
     let mut before = earlier;
     let mut last = None;
     for InputItem { path, content } in items {
         let now = Utc::now();
         let new = match content {
-            ItemContent::Message(role, text) => {
-                Message { content: text.clone(), ..message(*role, now) }
+            ItemContent::Message(role, text, images) => {
+                let images = images.clone();
+                Message { content: text.clone(), images, ..message(*role, now) }
             }
             ItemContent::Call(call) => {
                 // Calls in a row, and the text before them, are one answer of the model.
@@ -201,7 +191,7 @@ pub fn conversation(
             ItemContent::Reasoning => continue,
         };
         last = match content {
-            ItemContent::Message(Role::Assistant, _) => Some("answer"),
+            ItemContent::Message(Role::Assistant, ..) => Some("answer"),
             ItemContent::Call(_) => Some("call"),
             _ => None,
         };
@@ -218,7 +208,9 @@ pub fn conversation(
         return Err(error("input", INVALID_VALUE, msg));
     }
     match before.pop() {
-        Some(question) if question.role != Role::Assistant => Ok(Messages { before, question }),
+        Some(question) if question.role != Role::Assistant => {
+            Ok(Messages { before, question, images })
+        }
         _ => {
             let msg = "must not end with an item of the model: there is nothing to answer";
             Err(error("input", INVALID_VALUE, msg))
@@ -239,9 +231,14 @@ fn items_of(message: &Message) -> Vec<Value> {
             part["annotations"] = json!([]);
             part["logprobs"] = json!([]);
         }
+        let image = json!({
+            "type": "input_image", "detail": "auto", "file_id": null, "image_url": null,
+        });
+        let images = message.images.iter().map(|_| image.clone());
+        let content: Vec<_> = [part].into_iter().chain(images).collect();
         json!({
             "id": format!("msg_{id}"), "type": "message", "status": "completed", "role": role,
-            "content": [part],
+            "content": content,
         })
     };
     match message.role {
@@ -272,8 +269,9 @@ mod tests {
     fn read_all(input: &Value) -> Result<Messages, (String, &'static str)> {
         let request = json!({"input": input});
         let mut params = Params::of_request(request.as_object().expect("an object"));
-        read(&mut params)
-            .and_then(|items| conversation(Vec::new(), &items, 0))
+        let mut images = RequestImages::default();
+        read(&mut params, &mut images)
+            .and_then(|items| conversation(Vec::new(), &items, 0, images.into_images()))
             .map_err(|error| (error.loc.last().cloned().unwrap_or_default(), error.kind))
     }
 
@@ -296,7 +294,7 @@ mod tests {
             {"type": "function_call_output", "call_id": "c2",
                 "output": [{"type": "input_text", "text": "two"}]},
         ]);
-        let Messages { before, question } = read_all(&input).expect("valid");
+        let Messages { before, question, .. } = read_all(&input).expect("valid");
         let roles: Vec<_> = before.iter().map(|it| (it.role, &*it.content)).collect();
         let wanted = [
             (Role::System, "d"),
@@ -336,6 +334,21 @@ mod tests {
             ),
             (
                 part(json!({"type": "input_image", "image_url": "data:image/png;base64,AA=="})),
+                "input[0].content[0].image_url",
+                "invalid_value",
+            ),
+            (
+                part(json!({"type": "input_image", "image_url": "https://example.org/x.png"})),
+                "input[0].content[0].image_url",
+                "unsupported_value",
+            ),
+            (
+                part(json!({"type": "input_image", "file_id": "file-1"})),
+                "input[0].content[0].file_id",
+                "unsupported_parameter",
+            ),
+            (
+                json!([{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}]),
                 "input[0].content[0].type",
                 "unsupported_value",
             ),
@@ -375,7 +388,7 @@ mod tests {
             {"type": "function_call_output", "call_id": "c", "output": "r"},
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "q"}]},
         ]);
-        let Messages { mut before, question } = read_all(&input).expect("valid");
+        let Messages { mut before, question, .. } = read_all(&input).expect("valid");
         before.push(question);
         let shown = items(&before);
         for (shown, given) in shown.iter().zip(input.as_array().expect("items")) {

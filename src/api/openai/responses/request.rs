@@ -13,6 +13,7 @@ use super::rules::{self, Rules};
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
+use crate::session::image::RequestImages;
 use crate::session::model::{Effort, Reasoning, Sampling};
 use crate::session::{SessionId, TurnSpec};
 
@@ -28,6 +29,8 @@ pub struct ResponseRequest {
     pub spec: TurnSpec,
     /// The input.
     pub input: Vec<InputItem>,
+    /// The images of the input, until the turn takes them.
+    pub images: RequestImages,
     /// The session of the response whose conversation goes on.
     pub previous: Option<SessionId>,
     /// Whether the response is streamed.
@@ -80,7 +83,8 @@ impl ResponseRequest {
         body::check_readable(object)?;
         let mut params = Params::of_request(object.fields());
         let model = model(&mut params)?;
-        let input = input::read(&mut params)?;
+        let mut images = RequestImages::default();
+        let input = input::read(&mut params, &mut images)?;
         let stream = params.flag("stream")?.unwrap_or(false);
         read_stream_options(&mut params, stream)?;
         let background = params.flag("background")?.unwrap_or(false);
@@ -143,7 +147,7 @@ impl ResponseRequest {
             is_detached: background,
             is_kept: store,
         };
-        Ok(Self { spec, input, previous, stream, shown })
+        Ok(Self { spec, input, images, previous, stream, shown })
     }
 
     /// Returns a digest that is the same for the same request, streamed or not.

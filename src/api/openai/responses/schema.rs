@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::super::schema::{FUNCTION_NAME, MODEL_NAME, call_id, number, object, only};
+use crate::api::large_body::PIXEL;
 
 /// The body of a request for a response; [`describe`] writes its schema.
 #[derive(ToSchema)]
@@ -43,7 +44,8 @@ fn text() -> Value {
     json!({"type": ["string", "null"]})
 }
 
-fn content(part: &Value) -> Value {
+fn content(parts: &[&Value]) -> Value {
+    let part = if let [part] = parts { json!(part) } else { json!({"oneOf": parts}) };
     json!({
         "description": "A text, or parts whose texts are joined by line breaks",
         "oneOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": part}],
@@ -55,6 +57,15 @@ fn item() -> Value {
     let empty = json!({"type": ["array", "null"], "maxItems": 0});
     let input_text =
         object(&["type", "text"], &json!({"type": kind("input_text"), "text": {"type": "string"}}));
+    let input_image = object(
+        &["type", "image_url"],
+        &json!({
+            "type": kind("input_image"), "detail": text(), "file_id": {"type": "null"},
+            "image_url": {"type": "string", "enum": [format!("data:image/png;base64,{PIXEL}")],
+                "description": "The data URL of a PNG, JPEG, WebP or GIF; at most 4 in a message, \
+                    and 16 and 4 MiB in a request with what previous_response_id brings"},
+        }),
+    );
     let output_text = object(
         &["type", "text"],
         &json!({
@@ -62,12 +73,12 @@ fn item() -> Value {
             "logprobs": empty,
         }),
     );
-    let message = |roles: &[&str], part: &Value| {
+    let message = |roles: &[&str], parts: &[&Value]| {
         object(
             &["role", "content"],
             &json!({
                 "type": only(&[json!("message")]), "id": text(), "status": status,
-                "role": {"type": "string", "enum": roles}, "content": content(part),
+                "role": {"type": "string", "enum": roles}, "content": content(parts),
             }),
         )
     };
@@ -85,7 +96,7 @@ fn item() -> Value {
         &json!({
             "type": kind("function_call_output"), "id": text(), "status": status,
             "call_id": {"type": "string", "description": "The call_id of an earlier call"},
-            "output": content(&input_text),
+            "output": content(&[&input_text]),
         }),
     );
     let reasoning = object(
@@ -97,8 +108,9 @@ fn item() -> Value {
         }),
     );
     json!({"oneOf": [
-        message(&["user", "system", "developer"], &input_text),
-        message(&["assistant"], &output_text), call, result, reasoning,
+        message(&["user"], &[&input_text, &input_image]),
+        message(&["system", "developer"], &[&input_text]),
+        message(&["assistant"], &[&output_text]), call, result, reasoning,
     ]})
 }
 

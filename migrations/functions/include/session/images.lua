@@ -1,0 +1,79 @@
+-- The images of a session's messages. A message names each of its images by the digest of the bytes;
+-- the bytes are in the hash `images`, once a session, however many messages have the image.
+--
+-- Fields of that hash:
+--   <digest>         <bytes> <number of parts> <number of messages that have the image>; it is
+--                    written with the last part
+--   <digest>:<part>  up to 256 KiB of the image; the parts are counted from 0
+--   bytes            what all of them take
+--
+-- The parts are put before the message is accepted, because a call with all of them would take too
+-- long. So an image without a message is one of a message that is about to be accepted; where that
+-- is refused, the image is dropped.
+
+-- What Redis takes for a field besides its value, about.
+local FIELD_BYTES = 128
+
+-- Returns the digests in the header of a message. A text in JSON has no quote without a backslash
+-- before it, so that the name is that of the field.
+local function digests_of(header)
+  local digests = {}
+  for digest in string.gmatch(string.match(header, '"p":%[(.-)%]') or '', '"(%x+) ') do
+    digests[#digests + 1] = digest
+  end
+  return digests
+end
+
+-- Returns bytes, number of parts and number of messages of a whole image; nil where there is none.
+local function image_of(keys, digest)
+  local entry = redis.call('HGET', keys.images, digest)
+  if entry then
+    local fields = words(entry)
+    return tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3])
+  end
+end
+
+-- Returns what the images of the session take.
+local function image_bytes(keys)
+  return tonumber(redis.call('HGET', keys.images, 'bytes') or '0')
+end
+
+-- Removes parts of an image, and its entry.
+local function remove_image(keys, digest, parts)
+  for part = 0, parts - 1 do
+    local field = digest .. ':' .. part
+    local length = redis.call('HSTRLEN', keys.images, field)
+    if redis.call('HDEL', keys.images, field) == 1 then
+      redis.call('HINCRBY', keys.images, 'bytes', -length - FIELD_BYTES)
+    end
+  end
+  redis.call('HDEL', keys.images, digest)
+  if redis.call('HLEN', keys.images) == 1 then
+    redis.call('UNLINK', keys.images)
+  end
+end
+
+-- Counts the messages that have an image: `by` more, for each image that a header names. One that no
+-- message has any more is removed.
+local function count_images(keys, header, by)
+  for _, digest in ipairs(digests_of(header)) do
+    local bytes, parts, messages = image_of(keys, digest)
+    if bytes then
+      messages = math.max(messages + by, 0)
+      redis.call('HSET', keys.images, digest, bytes .. ' ' .. parts .. ' ' .. messages)
+      if messages == 0 then
+        remove_image(keys, digest, parts)
+      end
+    end
+  end
+end
+
+-- Whether an image that a message names is not there.
+local function lacks_images(keys, header)
+  for _, digest in ipairs(digests_of(header)) do
+    if not image_of(keys, digest) then
+      return true
+    end
+  end
+  return false
+end

@@ -1,0 +1,29 @@
+-- Drops images that were put for a message that was refused, unless another message has them.
+--
+-- Keys:       session, images
+-- Arguments:  owner
+--             parts     the largest number of parts of an image
+--             digests   of the images
+-- Reply:      ok
+-- Called by:  Store::drop_images
+register {
+  name = 'drop_images',
+  version = 1,
+  flags = { 'allow-oom' },
+  keys = { 'session', 'images' },
+  arguments = { 'owner', 'parts' },
+  rest = 'digests',
+  run = function(keys, args)
+    local owner = redis.call('HGET', keys.session, 'owner')
+    if owner and owner ~= args.owner then
+      return 'ok'
+    end
+    for _, digest in ipairs(args.digests) do
+      local _, _, messages = image_of(keys, digest)
+      if not messages or messages == 0 then
+        remove_image(keys, digest, tonumber(args.parts))
+      end
+    end
+    return 'ok'
+  end,
+}

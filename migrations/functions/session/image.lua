@@ -1,0 +1,28 @@
+-- Reads one part of an image.
+--
+-- Keys:       session, images
+-- Arguments:  owner
+--             digest   of the image
+--             part     its number, from 0
+-- Reply:      ok <number of parts> <the part>
+--             none     there is no such image, or no such part
+--             absent   the owner has no such session
+-- Called by:  Store::image
+register {
+  name = 'image',
+  version = 1,
+  flags = { 'no-writes' },
+  keys = { 'session', 'images' },
+  arguments = { 'owner', 'digest', 'part' },
+  run = function(keys, args)
+    if not owned_before(keys, args.owner) then
+      return { 'absent' }
+    end
+    local _, parts = image_of(keys, args.digest)
+    local data = parts and redis.call('HGET', keys.images, args.digest .. ':' .. args.part)
+    if not data then
+      return { 'none' }
+    end
+    return { 'ok', tostring(parts), data }
+  end,
+}
