@@ -11,7 +11,6 @@ use support::client::{Reply, get, http, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
-use support::store::user_key;
 use support::tokens::{SECRET, token};
 use testkit::eventually;
 
@@ -602,28 +601,15 @@ async fn send_text(request: reqwest::RequestBuilder) -> (u16, String) {
 #[tokio::test]
 async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_line() {
     let Setup { replica, ollama: _ollama, redis } = setup("20", &[]).await;
-    let (keys, key, id) = user_key(&redis, "alice").await;
-    let begin = async |key: Option<&str>| {
-        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
-        let ask = http().post(format!("{}{CHAT}", replica.url)).json(&request);
-        let ask = key.into_iter().fold(ask, reqwest::RequestBuilder::bearer_auth);
-        let mut response = ask.send().await.expect("a response");
-        response.chunk().await.expect("a chunk");
-        response
-    };
-    let last = async |response: reqwest::Response| {
-        let text = response.text().await.expect("an orderly end");
+    let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
+    let ended = revoked_and_drained(&replica, &redis, CHAT, &request).await;
+    let [revoked, drained] = ended.map(|text| {
         let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
         assert_eq!(last.as_object().map(serde_json::Map::len), Some(1), "{last}");
         last["error"].as_str().expect("a text").to_owned()
-    };
-    let (anonymous, revoked) = (begin(None).await, begin(Some(&key)).await);
-    assert!(keys.revoke(&id).await.expect("a reply"));
-    let error = last(revoked).await;
-    assert!(error.contains("has been revoked"), "{error}");
-    replica.terminate();
-    let error = last(anonymous).await;
-    assert!(error.starts_with("This replica is being replaced"), "{error}");
+    });
+    assert!(revoked.contains("has been revoked"), "{revoked}");
+    assert!(drained.starts_with("This replica is being replaced"), "{drained}");
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use support::client::{Reply, get, http, post, send, until_ok};
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};
-use support::store::user_key;
 use support::tokens::{SECRET, token};
 use testkit::eventually;
 
@@ -410,31 +409,16 @@ async fn a_stream_that_waits_for_its_turn_has_its_first_byte_within_a_second_and
 #[tokio::test]
 async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_and_no_done() {
     let Setup { replica, ollama: _ollama, redis } = setup("20", &[]).await;
-    let (keys, key, id) = user_key(&redis, "alice").await;
-    let begin = async |key: Option<&str>| {
-        let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
-        let ask = http().post(format!("{}{COMPLETIONS}", replica.url)).json(&request);
-        let ask = key.into_iter().fold(ask, reqwest::RequestBuilder::bearer_auth);
-        let mut response = ask.send().await.expect("a response");
-        response.chunk().await.expect("a chunk");
-        response
-    };
-    let last = async |response: reqwest::Response| {
-        let text = response.text().await.expect("an orderly end");
+    let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
+    let ended = revoked_and_drained(&replica, &redis, COMPLETIONS, &request).await;
+    let last = ended.map(|text| {
         let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back();
         let last: Value = serde_json::from_str(data.expect("a line")).expect("JSON");
         let error = &last["error"];
         assert!(error["message"].is_string() && error["param"].is_null(), "{last}");
-        let text = |name: &str| error[name].as_str().expect("a text").to_owned();
-        (text("type"), text("code"))
-    };
-    let (anonymous, revoked) = (begin(None).await, begin(Some(&key)).await);
-    assert!(keys.revoke(&id).await.expect("a reply"));
-    let wanted = ("invalid_request_error".to_owned(), "invalid_api_key".to_owned());
-    assert_eq!(last(revoked).await, wanted);
-    replica.terminate();
-    let wanted = ("server_error".to_owned(), "draining".to_owned());
-    assert_eq!(last(anonymous).await, wanted);
+        ["type", "code"].map(|name| error[name].as_str().expect("a text").to_owned())
+    });
+    assert_eq!(last, [["invalid_request_error", "invalid_api_key"], ["server_error", "draining"]]);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::client::{Reply, get, http, post, send, until_ok};
+use support::ended_streams::revoked_and_drained;
 use support::eventually;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisSentinels, RedisServer};
@@ -644,6 +645,20 @@ async fn a_response_that_fails_says_why() {
     let events = resumed(&fleet.replicas[1], &id, None).await;
     assert_eq!(events.last().expect("an end")["type"], "response.failed");
     assert_eq!(whole(&events)["error"], response["error"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_its_replica_or_its_revoked_key_ends_has_an_error_as_last_event() {
+    let fleet = Fleet::start("20", &[]).await;
+    let request = with(asked("[[tokens=1000]] go on"), "stream", json!(true));
+    let replica = &fleet.replicas[0];
+    let ended = revoked_and_drained(replica, &fleet.redis, RESPONSES, &request).await;
+    let last = ended.map(|text| {
+        let last = events_of(&text).pop().expect("an event");
+        assert!(last["message"].is_string() && last["sequence_number"].is_u64(), "{last}");
+        ["type", "code"].map(|name| last[name].as_str().expect("a text").to_owned())
+    });
+    assert_eq!(last, [["error", "invalid_api_key"], ["error", "draining"]]);
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ mod problems;
 mod responses;
 mod sent_text;
 pub mod state;
+mod streamed_turn;
+mod whole_turn;
 
 pub use state::{ApiSettings, AppState, Shared};
 

@@ -11,7 +11,9 @@ use tokio_util::task::TaskTracker;
 use crate::api::bulk_permits::BulkPermits;
 use crate::api::message_budget::MessageBudget;
 use crate::api::permits::{NoPermit, SocketPermit, SocketPermits};
-use crate::generation::{Generations, ModelInfo};
+use crate::api::problems::in_time;
+use crate::follow::Follow;
+use crate::generation::{Generations, ModelInfo, Submitted};
 use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::body::BodyLimit;
 use crate::http::extract::caller::TrustedProxies;
@@ -22,7 +24,7 @@ use crate::http::room::ByteRoom;
 use crate::lifecycle::Lifecycle;
 use crate::limits::{LimitRefusal, RateLimits, Standing};
 use crate::readiness::Readiness;
-use crate::session::{Feeds, Store};
+use crate::session::{Feeds, Owner, SessionId, Store};
 use crate::sign_in::SignIn;
 use crate::source::{Source, SourceKey};
 use crate::telemetry::LogFilter;
@@ -153,6 +155,20 @@ impl AppState {
                 Problem { standings, ..problem.retry_after(FULL_ADDRESS_RETRY.as_secs()) }
             }
         })
+    }
+
+    /// Follows a submitted turn.
+    ///
+    /// # Errors
+    /// A problem for the client.
+    pub async fn follow(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        submitted: Submitted,
+    ) -> Result<Follow, Problem> {
+        let (feeds, store) = (self.feeds.clone(), self.store.clone());
+        in_time(Follow::submitted(feeds, store, owner.clone(), session, submitted)).await
     }
 
     /// Returns the models of all hosts, by name.

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod ended_streams;
 pub mod fleet;
 pub mod frames;
 pub mod issuer;

@@ -124,7 +124,7 @@ async fn answer(
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, permit, session, &mut request, key).await?;
     let answer = async {
-        let follow = turns::follow(&shared, &caller.owner, session, submitted).await?;
+        let follow = shared.follow(&caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)
     };
     let limit = shared.settings.request_timeout;

@@ -165,7 +165,7 @@ pub async fn of_turn(
     permit: SocketPermit,
 ) -> Result<Response, Problem> {
     let AcceptedTurn { submitted, guard } = accepted;
-    let follow = Box::new(turns::follow(&shared, &owner, session, submitted).await?);
+    let follow = Box::new(shared.follow(&owner, session, submitted).await?);
     let connected_at = follow.cursor();
     let source = StreamSource::Turn(follow);
     let mut events = EventStream::new(shared, owner, session, source, (last_byte, permit));

@@ -5,7 +5,7 @@ use chrono::Utc;
 use crate::api::native::input::{ChatRequest, OnDisconnect};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
-use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::follow::{self, AcceptedTurn, Submission};
 use crate::generation::Submitted;
 use crate::http::extract::fields::FieldError;
 use crate::http::problem::Problem;
@@ -90,19 +90,4 @@ async fn name_tool(
     }
     let msg = "must be the id of a call in the last answer of the session";
     Err(vec![FieldError::new("body", "tool_call_id", "tool_call", msg)].into())
-}
-
-/// Follows a submitted turn.
-///
-/// # Errors
-/// A problem for the client.
-pub async fn follow(
-    shared: &Shared,
-    owner: &Owner,
-    session: SessionId,
-    submitted: Submitted,
-) -> Result<Follow, Problem> {
-    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
-    let follow = Follow::submitted(feeds, store, owner.clone(), session, submitted);
-    in_time(follow).await
 }

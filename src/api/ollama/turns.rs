@@ -1,11 +1,9 @@
 //! Answers: `/api/chat` and `/api/generate`.
 
-use std::pin::pin;
-
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::errors::{JSON, invalid, of_model};
 use super::fields::JsonObject;
@@ -14,16 +12,15 @@ use super::messages::Messages;
 use super::request::{AskedModel, Question, Task};
 use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
 use super::shapes::{ChatReply, ErrorReply, GenerateReply};
-use super::stream::{AnswerStream, Progress};
-use crate::api::embedding::gone;
+use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::api::streamed_turn::{self, Output};
+use crate::api::whole_turn::{self, Waiting, completed};
 use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::follow::{self, AcceptedTurn, Submission};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::lifecycle::Phase;
 use crate::limits::TurnPermit;
 use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
 use crate::session::{Owner, SessionId, TurnSpec};
@@ -91,7 +88,7 @@ impl Request {
         // The answer may take minutes, and the body may hold images and fields that are ignored.
         drop(body);
         let named = |problem: Problem| of_model(&model, problem);
-        let lines = Lines::new(shape, &model, Clock::start(started));
+        let mut lines = Lines::new(shape, &model, Clock::start(started));
         let question = match task {
             Task::Answer(question) => question,
             task => {
@@ -106,34 +103,21 @@ impl Request {
         let socket = stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
         let submitted = submit(&shared, &caller.owner, permit, &headers, *question).await;
         let (session, AcceptedTurn { submitted, guard }) = submitted.map_err(named)?;
-        let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
-        let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
-        let mut progress = Progress::new(in_time(follow).await?, lines, &model, guard);
+        let follow = shared.follow(&caller.owner, session, submitted).await?;
         if let Some(socket) = socket {
-            let stream = AnswerStream::new(&shared, progress, socket);
-            return stream.respond(caller.validity, last_byte).await;
+            let writer = AnswerWriter::new(follow, lines, &model, guard);
+            let (output, validity) = (Output::default(), caller.validity);
+            return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte)
+                .await;
         }
-        let limit = started + shared.settings.request_timeout;
-        let answer = loop {
-            let is_guarded = progress.is_guarded();
-            let is_by_proxy = idempotency::is_by_proxy(&headers);
-            {
-                let mut whole = pin!(timeout_at(limit, progress.whole()));
-                tokio::select! {
-                    biased;
-                    answered = &mut whole => break answered.map_err(|_| out_of_time())??,
-                    () = shared.lifecycle.reached(Phase::Stopped) => return Err(Problem::draining()),
-                    // A client that is gone looks like one that has sent its last byte.
-                    () = last_byte.received(), if is_guarded || is_by_proxy => {}
-                }
-            }
-            if !is_guarded {
-                // The proxy may have sent the request to another replica, which joins the turn.
-                return Err(gone());
-            }
-            progress.abandon();
+        let waiting = Waiting {
+            guard,
+            is_by_proxy: idempotency::is_by_proxy(&headers),
+            last_byte,
+            end: started + shared.settings.request_timeout,
         };
-        let line = progress.lines.whole(&answer);
+        let answer = whole_turn::answer(&shared, whole(follow, &mut lines), waiting).await?;
+        let line = lines.whole(&completed(answer).map_err(named)?);
         Ok(([(header::CONTENT_TYPE, JSON)], line).into_response())
     }
 }
@@ -175,9 +159,4 @@ async fn submit(
     };
     let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok((session, follow::submit(&shared.generations, submission).await?))
-}
-
-fn out_of_time() -> Problem {
-    let detail = "The answer took too long for one reply; request it as a stream.";
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
 }

@@ -11,14 +11,14 @@ use super::body;
 use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
-use super::stream::CompletionStream;
-use super::whole::{self, Waiting, completed};
+use super::stream::CompletionWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::WITH_IMAGES;
-use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::api::streamed_turn::{self, Output};
+use crate::api::whole_turn::{self, Waiting, completed};
 use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::follow::{self, AcceptedTurn, Submission};
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
@@ -63,12 +63,11 @@ pub async fn complete(
     let (session, accepted) =
         submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     let AcceptedTurn { submitted, guard } = accepted;
-    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
-    let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
-    let follow = in_time(follow).await?;
+    let follow = shared.follow(&caller.owner, session, submitted).await?;
     if let Some(socket) = socket {
-        let stream = CompletionStream::new(&shared, follow, created, &request, guard, socket);
-        return stream.respond(caller.validity, last_byte).await;
+        let writer = CompletionWriter::new(follow, created, &request, guard);
+        let (output, validity) = (Output::default(), caller.validity);
+        return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
     let generation = submitted.generation;
     let waiting = Waiting {
@@ -77,7 +76,7 @@ pub async fn complete(
         last_byte,
         end: started + shared.settings.request_timeout,
     };
-    let answer = completed(whole::answer(&shared, follow, waiting).await?)?;
+    let answer = completed(whole_turn::answer(&shared, follow.answer(), waiting).await?)?;
     let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {
         id: completion_id(generation),

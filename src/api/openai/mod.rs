@@ -20,7 +20,6 @@ mod schema;
 mod shapes;
 mod stream;
 mod tools;
-mod whole;
 
 pub use errors::dialect;
 pub use schema::{FrontDoc, describe};

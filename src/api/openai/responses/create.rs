@@ -8,20 +8,21 @@ use tokio::time::Instant;
 
 use super::super::body;
 use super::super::shapes::ErrorReply;
-use super::super::whole::{self, Waiting, completed};
 use super::input;
 use super::object::{OpenState, ResponseObject, StoredRequest};
 use super::request::{ResponseRequest, previous_not_found};
 use super::response_id;
 use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
-use super::stream::ResponseStream;
+use super::stream::ResponseWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::WITH_IMAGES;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::api::streamed_turn;
+use crate::api::whole_turn::{self, Waiting, completed};
 use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Follow, Submission};
+use crate::follow::{self, AcceptedTurn, Submission};
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
@@ -82,12 +83,11 @@ pub async fn create(
         };
         return Ok(json_reply(reply));
     }
-    let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
-    let follow = Follow::submitted(feeds, store, caller.owner, session, submitted);
-    let follow = in_time(follow).await?;
+    let follow = shared.follow(&caller.owner, session, submitted).await?;
     if let Some(socket) = socket {
-        let stream = ResponseStream::new(&shared, follow, object, guard, socket);
-        return stream.respond(caller.validity, last_byte).await;
+        let (writer, output) = ResponseWriter::new(follow, object, guard);
+        let validity = caller.validity;
+        return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
     let waiting = Waiting {
         guard,
@@ -95,7 +95,7 @@ pub async fn create(
         last_byte,
         end: started + shared.settings.request_timeout,
     };
-    let answer = completed(whole::answer(&shared, follow, waiting).await?)?;
+    let answer = completed(whole_turn::answer(&shared, follow.answer(), waiting).await?)?;
     Ok(json_reply(object.ended(&answer)))
 }
 

@@ -15,10 +15,11 @@ use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
 use super::super::shapes::ErrorReply;
 use super::object::{OpenState, ResponseObject, StoredRequest};
 use super::schema::{ResponseEvent, ResponseReply};
-use super::stream::ResponseStream;
+use super::stream::ResponseWriter;
 use super::{ResponsePath, input, not_found};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
+use crate::api::streamed_turn;
 use crate::follow::{Follow, Resumed};
 use crate::generation::CancelOutcome;
 use crate::http::extract::caller::Caller;
@@ -191,8 +192,8 @@ pub async fn retrieve(
     // A cursor before the beginning is never that of a client which has the end.
     let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
     let after = after.map(i64::unsigned_abs);
-    let stream = ResponseStream::again(&shared, *follow, stored.object, after, permit);
-    stream.respond(caller.validity, last_byte).await
+    let (writer, output) = ResponseWriter::again(*follow, stored.object, after);
+    streamed_turn::respond(&shared, writer, output, permit, caller.validity, last_byte).await
 }
 
 /// Cancels a response that goes on without its client.

@@ -1,4 +1,4 @@
-//! Waits for the whole answer of a turn.
+//! A turn as one reply: waits for its whole answer.
 
 use std::pin::pin;
 
@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use tokio::time::{Instant, timeout_at};
 
 use crate::api::state::Shared;
-use crate::follow::{CancelOnDrop, Follow};
+use crate::follow::CancelOnDrop;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::lifecycle::Phase;
@@ -25,16 +25,16 @@ pub struct Waiting {
     pub end: Instant,
 }
 
-/// Waits for the answer of a turn, as it is stored, however it ended.
+/// Waits for the answer that `follow` brings: as it is stored, however it ended.
 ///
 /// # Errors
 /// Why there is no answer by the end of the wait.
-pub async fn answer(
+pub async fn answer<E: Into<Problem>>(
     shared: &Shared,
-    follow: Follow,
+    follow: impl Future<Output = Result<Box<Message>, E>>,
     Waiting { mut guard, is_by_proxy, last_byte, end }: Waiting,
 ) -> Result<Message, Problem> {
-    let mut whole = pin!(timeout_at(end, follow.answer()));
+    let mut whole = pin!(timeout_at(end, follow));
     let answered = loop {
         tokio::select! {
             biased;
@@ -43,12 +43,13 @@ pub async fn answer(
             // A client that is gone looks like one that has sent its last byte.
             () = last_byte.received(), if guard.is_some() || is_by_proxy => {
                 if guard.take().is_none() {
+                    // The proxy may have sent the request to another replica, which joins the turn.
                     return Err(cancelled());
                 }
             }
         }
     };
-    let answer = answered.map_err(|_| out_of_time())??;
+    let answer = answered.map_err(|_| out_of_time())?.map_err(Into::into)?;
     if let Some(guard) = &mut guard {
         guard.disarm();
     }

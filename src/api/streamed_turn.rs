@@ -1,0 +1,188 @@
+//! A turn as the body of a reply that grows with it, in the dialect of a front.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::permits::SocketPermit;
+use super::state::Shared;
+use crate::http::peer::LastByte;
+use crate::http::problem::Problem;
+use crate::http::rate_limit::Standings;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::sign_in::Validity;
+use crate::telemetry::{CountedOpen, metric};
+
+/// How long the response waits for the turn: an error by then has its own status. Proxies and
+/// clients get the first byte within a second.
+const FIRST_BYTE: Duration = Duration::from_millis(500);
+
+/// What a front has written, and the client was not sent yet.
+#[derive(Debug, Default)]
+pub struct Output {
+    frames: VecDeque<String>,
+    has_ended: bool,
+}
+
+impl Output {
+    /// Adds a frame.
+    pub fn push(&mut self, frame: String) {
+        self.frames.push_back(frame);
+    }
+
+    /// Adds a frame before all others.
+    pub fn push_first(&mut self, frame: String) {
+        self.frames.push_front(frame);
+    }
+
+    /// Ends the stream behind what was added.
+    pub fn end(&mut self) {
+        self.has_ended = true;
+    }
+
+    /// Returns whether nothing was added that was not sent.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+}
+
+/// Writes a turn in the dialect of a front.
+pub trait TurnWriter: Send + 'static {
+    /// The content type of the stream.
+    const CONTENT_TYPE: &'static str;
+
+    /// Waits for the next update of the turn, and adds what it says. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why the turn ended without an answer.
+    fn advance(&mut self, output: &mut Output) -> impl Future<Output = Result<(), Problem>> + Send;
+
+    /// Returns whether the turn is so far that its first byte can be sent before the time for it.
+    fn has_begun(&self, output: &Output) -> bool {
+        !output.is_empty()
+    }
+
+    /// Adds what comes before everything else, once the response begins; the turn may still wait.
+    ///
+    /// # Errors
+    /// Why the response is an error with its own status.
+    fn begin(&mut self, output: &mut Output) -> Result<(), Problem>;
+
+    /// Returns the frame of an error. A client takes a stream that only ends for a whole answer.
+    fn error(&mut self, problem: &Problem) -> String;
+
+    /// Returns a frame that says nothing, and keeps the connection alive.
+    fn heartbeat(&mut self) -> String;
+}
+
+/// A turn that is streamed.
+pub struct StreamedTurn<W> {
+    writer: W,
+    output: Output,
+    lifecycle: Lifecycle,
+    heartbeat: Duration,
+    revoked: BoxFuture<'static, ()>,
+    /// Set until something was written after the client's last byte.
+    last_byte: Option<LastByte>,
+    _open: TaskTrackerToken,
+    _counted: CountedOpen,
+    _permit: SocketPermit,
+}
+
+/// Returns the response to a request for a stream, at the latest after [`FIRST_BYTE`]. `output` is what
+/// the front has written by now.
+///
+/// # Errors
+/// Why the turn ended by then without an answer.
+pub async fn respond<W: TurnWriter>(
+    shared: &Shared,
+    mut writer: W,
+    mut output: Output,
+    permit: SocketPermit,
+    validity: Validity,
+    last_byte: LastByte,
+) -> Result<Response, Problem> {
+    let begun = async {
+        while !writer.has_begun(&output) && !output.has_ended {
+            writer.advance(&mut output).await?;
+        }
+        Ok::<_, Problem>(())
+    };
+    if let Ok(begun) = timeout(FIRST_BYTE, begun).await {
+        begun?;
+    }
+    writer.begin(&mut output)?;
+    let standings = permit.standing().into_iter().collect();
+    let turn = StreamedTurn {
+        writer,
+        output,
+        lifecycle: shared.lifecycle.clone(),
+        heartbeat: shared.settings.heartbeat,
+        revoked: validity.revoked(),
+        last_byte: Some(last_byte),
+        _open: shared.sockets.token(),
+        _counted: CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS)),
+        _permit: permit,
+    };
+    let frames = stream::unfold(Box::new(turn), async |mut turn| {
+        let frame = turn.next().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(frame)), turn))
+    });
+    let mut response = Response::new(Body::from_stream(frames));
+    response.extensions_mut().insert(Standings(standings));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(W::CONTENT_TYPE));
+    let caching = HeaderValue::from_static("no-cache, no-transform");
+    headers.insert(header::CACHE_CONTROL, caching);
+    let buffering = HeaderName::from_static("x-accel-buffering");
+    headers.insert(buffering, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+impl<W: TurnWriter> StreamedTurn<W> {
+    /// Returns the next frame; none after the last one.
+    async fn next(&mut self) -> Option<String> {
+        let Self { writer, output, lifecycle, .. } = self;
+        loop {
+            if let Some(frame) = output.frames.pop_front() {
+                return Some(frame);
+            }
+            if output.has_ended {
+                return None;
+            }
+            let problem = tokio::select! {
+                advanced = writer.advance(output) => match advanced {
+                    Ok(()) => continue,
+                    Err(problem) => problem,
+                },
+                () = lifecycle.reached(Phase::Stopped) => Problem::draining(),
+                () = &mut self.revoked => Problem::key_revoked(),
+                () = last_byte_received(self.last_byte.clone()) => {
+                    // The system of a client that is gone resets the connection on a write.
+                    self.last_byte = None;
+                    return Some(writer.heartbeat());
+                }
+                () = sleep(self.heartbeat) => return Some(writer.heartbeat()),
+            };
+            // The writer keeps its guard, which cancels a turn that goes on.
+            output.push(writer.error(&problem));
+            output.end();
+        }
+    }
+}
+
+/// Resolves when the client has sent its last byte, and never where that was handled already.
+async fn last_byte_received(last_byte: Option<LastByte>) {
+    match last_byte {
+        Some(last_byte) => last_byte.received().await,
+        None => std::future::pending().await,
+    }
+}
