@@ -14,6 +14,7 @@
 --                importing (1 while messages of a session are imported, which is deleted until then)
 --                own_messages (the number of messages that its first turn brought; a session with
 --                this field is not listed)
+--                own_images (once: the images of that turn go with its end; else kept)
 --                of the running turn: generation, fence, replica, writers, started (number and tag
 --                of the event before it began), revision
 --                last_cancel (<tag> <generation> running|waiting: the last cancelled generation)
