@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use support::client::{Reply, get, http, post, send, until_ok};
+use support::ended_streams::revoked_and_drained;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup};

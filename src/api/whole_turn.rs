@@ -3,6 +3,7 @@
 use std::pin::pin;
 
 use axum::http::StatusCode;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 use crate::api::state::Shared;
@@ -31,7 +32,7 @@ pub struct Waiting {
 /// Why there is no answer by the end of the wait.
 pub async fn answer<E: Into<Problem>>(
     shared: &Shared,
-    follow: impl Future<Output = Result<Box<Message>, E>>,
+    follow: BoxFuture<'_, Result<Box<Message>, E>>,
     Waiting { mut guard, is_by_proxy, last_byte, end }: Waiting,
 ) -> Result<Message, Problem> {
     let mut whole = pin!(timeout_at(end, follow));

@@ -53,7 +53,9 @@ fn of_messages<'a>(
 ) -> Vec<String> {
     let mut ends = Vec::new();
     let mut digest = Chain::new(key);
-    begin.iter().for_each(|part| digest.add(part));
+    for part in begin {
+        digest.add(part);
+    }
     for (at, message) in messages.enumerate() {
         if at > 0 && message.role == Role::Assistant {
             ends.push(digest.next());

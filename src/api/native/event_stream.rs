@@ -13,7 +13,6 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::api::native::schema::{LastEventId, ServerSentEvent};
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
-use crate::api::native::turns;
 use crate::api::native::wire::{self, Envelope, Native, ServerEvent};
 use crate::api::permits::SocketPermit;
 use crate::api::problems::in_time;

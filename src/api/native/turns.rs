@@ -6,7 +6,6 @@ use crate::api::native::input::{ChatRequest, OnDisconnect};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::follow::{self, AcceptedTurn, Submission};
-use crate::generation::Submitted;
 use crate::http::extract::fields::FieldError;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;

@@ -116,7 +116,8 @@ impl Request {
             last_byte,
             end: started + shared.settings.request_timeout,
         };
-        let answer = whole_turn::answer(&shared, whole(follow, &mut lines), waiting).await?;
+        let answer =
+            whole_turn::answer(&shared, Box::pin(whole(follow, &mut lines)), waiting).await?;
         let line = lines.whole(&completed(answer).map_err(named)?);
         Ok(([(header::CONTENT_TYPE, JSON)], line).into_response())
     }

@@ -76,7 +76,7 @@ pub async fn complete(
         last_byte,
         end: started + shared.settings.request_timeout,
     };
-    let answer = completed(whole_turn::answer(&shared, follow.answer(), waiting).await?)?;
+    let answer = completed(whole_turn::answer(&shared, Box::pin(follow.answer()), waiting).await?)?;
     let usage = answer.usage.unwrap_or_default().into();
     Ok(Json(ChatCompletionReply {
         id: completion_id(generation),

@@ -164,6 +164,9 @@ fn dimensions(params: &mut Params<'_>) -> Result<Option<u32>, FieldError> {
 }
 
 /// Returns the vectors of texts.
+///
+/// # Errors
+/// Why there are none.
 #[utoipa::path(
     post, path = "/v1/embeddings", tag = "openai", operation_id = "openai_embeddings",
     request_body = EmbeddingRequest,

@@ -97,11 +97,6 @@ impl Object {
         &self.fields
     }
 
-    /// Returns the fields that can be read, by themselves.
-    pub fn into_fields(self) -> Map<String, Value> {
-        self.fields
-    }
-
     /// Returns the fields that cannot be read.
     pub fn unreadable(&self) -> impl Iterator<Item = (&str, FieldFault)> {
         self.unreadable.iter().map(|(name, fault)| (name.as_str(), *fault))

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use fred::prelude::Value;
 
 use super::StoreError;
-use super::history::{message, parse_message};
+use super::history::parse_message;
 use crate::session::model::{Message, Role};
 use crate::session::reasoning::Shape;
 use crate::session::stored_message;
@@ -94,6 +93,7 @@ impl OwnConversation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::history::message;
     use super::*;
 
     fn text_message(role: Role, content: &str) -> Message {

@@ -95,7 +95,7 @@ pub async fn create(
         last_byte,
         end: started + shared.settings.request_timeout,
     };
-    let answer = completed(whole_turn::answer(&shared, follow.answer(), waiting).await?)?;
+    let answer = completed(whole_turn::answer(&shared, Box::pin(follow.answer()), waiting).await?)?;
     Ok(json_reply(object.ended(&answer)))
 }
 

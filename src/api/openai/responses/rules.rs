@@ -4,8 +4,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE};
-use super::super::tools::{SCHEMA_BYTES, TOOLS, TOOLS_BYTES, bounded, check_name, raw_value};
+use super::super::tools::{SCHEMA_BYTES, TOOLS, TOOLS_BYTES, bounded, check_name};
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::raw_value;
 use crate::raw_fields::RawFields;
 use crate::session::model::AnswerRules;
 
