@@ -77,9 +77,13 @@ struct Load {
     #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
     sse: u32,
 
-    /// Percentage of sessions that use plain requests; the others use WebSockets
+    /// Percentage of sessions that use plain requests
     #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
     rest: u32,
+
+    /// Percentage of sessions that use OpenAI's responses in the background; the others use WebSockets
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
+    responses: u32,
 
     /// Model to request, by the name under which the sim created its script
     #[arg(long, value_name = "NAME", default_value = "tinyllama:latest")]
@@ -122,6 +126,7 @@ impl Load {
             own_addresses: false,
             sse_percent: self.sse as usize,
             rest_percent: self.rest as usize,
+            responses_percent: self.responses as usize,
             script: Script {
                 model: self.model.clone(),
                 tokens: (self.min_tokens.min(self.max_tokens), self.max_tokens),

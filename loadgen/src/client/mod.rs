@@ -1,5 +1,6 @@
 //! Well-behaved clients: after a failure they pause, connect to another replica, and resume.
 
+mod responses;
 mod rest;
 mod sse;
 mod websocket;
@@ -55,6 +56,8 @@ pub struct Options {
     pub sse_percent: usize,
     /// The percentage of sessions that use plain requests.
     pub rest_percent: usize,
+    /// The percentage of sessions that use OpenAI's responses in the background.
+    pub responses_percent: usize,
     /// Whether each session names an address of its own in X-Forwarded-For.
     pub own_addresses: bool,
     /// The prompts.
@@ -356,6 +359,9 @@ pub async fn hold(shared: Shared, number: usize, start: Duration) {
         } else if place < options.sse_percent + options.rest_percent {
             client.name = "rest";
             converse(client, Speaks::Requests, stop).await;
+        } else if place < options.sse_percent + options.rest_percent + options.responses_percent {
+            client.name = "responses";
+            converse(client, Speaks::Responses, stop).await;
         } else {
             client.name = "websocket";
             converse(client, Speaks::Socket(Box::default()), stop).await;
@@ -367,6 +373,7 @@ enum Speaks {
     Socket(Box<websocket::Line>),
     Events,
     Requests,
+    Responses,
 }
 
 async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
@@ -387,6 +394,7 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
             Speaks::Socket(line) => websocket::turn(&mut client, line, &mut turn, &mut watch).await,
             Speaks::Events => sse::turn(&mut client, &mut turn, &mut watch).await,
             Speaks::Requests => rest::turn(&mut client, &mut turn, &mut watch).await,
+            Speaks::Responses => responses::turn(&mut client, &mut turn, &mut watch).await,
         };
         client.flaws(&mut turn);
         counters.running.fetch_sub(1, Ordering::Relaxed);
@@ -414,11 +422,12 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
         let until = Instant::now() + Duration::from_secs_f64(think);
         match &mut speaks {
             Speaks::Socket(line) => websocket::idle(&mut client, line, until).await,
-            Speaks::Events | Speaks::Requests => sleep_until(until).await,
+            Speaks::Events | Speaks::Requests | Speaks::Responses => sleep_until(until).await,
         }
     }
-    // The events of an unfinished turn were checked already.
-    if !given_up && sent.iter().any(|turn| turn.answer.is_some()) {
+    // The events of an unfinished turn were checked already, and each response was retrieved.
+    let has_history = !given_up && !matches!(speaks, Speaks::Responses);
+    if has_history && sent.iter().any(|turn| turn.answer.is_some()) {
         compare_history(&mut client, &sent).await;
     }
 }

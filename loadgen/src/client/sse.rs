@@ -13,9 +13,9 @@ use crate::script::random_uuid;
 use crate::tally::count;
 
 /// A limit longer than the time between two heartbeats of the service.
-const SILENCE: Duration = Duration::from_secs(20);
+pub(super) const SILENCE: Duration = Duration::from_secs(20);
 /// The time that a response's head may take: the turn is stored before it comes.
-const HEAD_LIMIT: Duration = Duration::from_secs(8);
+pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(8);
 /// The longest line of an event stream; the service sends no longer one.
 const LONGEST_LINE: usize = 4 << 20;
 
@@ -153,22 +153,32 @@ fn take(client: &Client, turn: &mut Turn, watch: &mut Watch, event: &Event) -> O
 
 /// The bytes as they come, and the lines and events once they are complete.
 #[derive(Default)]
-struct Lines {
+pub(super) struct Lines {
     buffer: Vec<u8>,
     id: Option<String>,
     data: String,
 }
 
 impl Lines {
-    fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    fn is_too_long(&self) -> bool {
+    pub(super) fn is_too_long(&self) -> bool {
         self.buffer.len() > LONGEST_LINE
     }
 
     fn next_event(&mut self) -> Option<(Option<String>, Event)> {
+        loop {
+            let (id, data) = self.next_data()?;
+            if let Some(event) = parse(&data) {
+                return Some((id, event));
+            }
+        }
+    }
+
+    /// Returns the id and the data of the next event.
+    pub(super) fn next_data(&mut self) -> Option<(Option<String>, String)> {
         while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
@@ -179,10 +189,7 @@ impl Lines {
             } else if let Some(id) = value("id:") {
                 self.id = Some(id.to_owned());
             } else if line.is_empty() {
-                let (id, data) = (self.id.take(), std::mem::take(&mut self.data));
-                if let Some(event) = parse(&data) {
-                    return Some((id, event));
-                }
+                return Some((self.id.take(), std::mem::take(&mut self.data)));
             }
         }
         None

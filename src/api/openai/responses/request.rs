@@ -44,6 +44,8 @@ pub struct ResponseRequest {
 pub struct Shown {
     /// Whether the response goes on without its client.
     pub background: bool,
+    #[serde(default)]
+    frequency_penalty: f64,
     /// The system prompt.
     pub instructions: Option<String>,
     max_output_tokens: Option<i64>,
@@ -51,6 +53,8 @@ pub struct Shown {
     /// The model, as the request spells it.
     model: String,
     parallel_tool_calls: bool,
+    #[serde(default)]
+    presence_penalty: f64,
     previous_response_id: Option<String>,
     prompt_cache_key: Option<String>,
     reasoning: ShownReasoning,
@@ -99,6 +103,8 @@ impl ResponseRequest {
         // Whatever the sign of zero is, the request is the same.
         let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
         let top_p = params.number("top_p", 0.0, 1.0)?.unwrap_or(DEFAULT_SAMPLING) + 0.0;
+        let presence_penalty = penalty(&mut params, "presence_penalty")?;
+        let frequency_penalty = penalty(&mut params, "frequency_penalty")?;
         let (think, effort) = read_reasoning(&mut params)?;
         let Rules { for_host: rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
         let metadata = read_metadata(&mut params)?;
@@ -109,11 +115,13 @@ impl ResponseRequest {
         refuse_others(&mut params)?;
         let shown = Shown {
             background,
+            frequency_penalty,
             instructions: instructions.clone(),
             max_output_tokens,
             metadata,
             model: model.clone(),
             parallel_tool_calls: true,
+            presence_penalty,
             previous_response_id,
             prompt_cache_key,
             reasoning: ShownReasoning { effort, summary: None },
@@ -138,7 +146,12 @@ impl ResponseRequest {
             system: instructions.filter(|text| !text.is_empty()),
             seed: None,
             stop: Vec::new(),
-            sampling: Sampling { top_p: Some(top_p), ..Sampling::default() },
+            sampling: Sampling {
+                top_p: Some(top_p),
+                presence_penalty: Some(presence_penalty),
+                frequency_penalty: Some(frequency_penalty),
+                ..Sampling::default()
+            },
             rules,
             think,
             message_id: None,
@@ -156,6 +169,12 @@ impl ResponseRequest {
         let all = serde_json::to_vec(&(&self.spec, &self.shown, input));
         sha256_hex(&all.unwrap_or_default())
     }
+}
+
+/// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
+fn penalty(params: &mut Params<'_>, name: &'static str) -> Result<f64, FieldError> {
+    // Whatever the sign of zero is, the request is the same.
+    Ok(params.number(name, -2.0, 2.0)?.unwrap_or_default() + 0.0)
 }
 
 /// Refuses what is not supported.
@@ -297,6 +316,7 @@ mod tests {
         let request = json!({
             "model": " Llama3 ", "input": "hi", "instructions": "be brief", "stream": true,
             "stream_options": {"include_obfuscation": false}, "temperature": 0.5, "top_p": 0.25,
+            "presence_penalty": -1.5, "frequency_penalty": 2.0,
             "max_output_tokens": 5, "reasoning": {"effort": "high"}, "background": true,
             "store": true, "previous_response_id": id, "metadata": {"a": "b"}, "user": "u",
             "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "auto",
@@ -308,7 +328,12 @@ mod tests {
         let wanted = TurnSpec {
             temperature: 0.5,
             system: Some("be brief".to_owned()),
-            sampling: Sampling { top_p: Some(0.25), ..Sampling::default() },
+            sampling: Sampling {
+                top_p: Some(0.25),
+                presence_penalty: Some(-1.5),
+                frequency_penalty: Some(2.0),
+                ..Sampling::default()
+            },
             rules: AnswerRules { format: Some("\"json\"".to_owned()), tools: None },
             think: Reasoning::Effort(Effort::High),
             is_kept: true,
@@ -328,6 +353,8 @@ mod tests {
             "max_output_tokens",
             "temperature",
             "top_p",
+            "presence_penalty",
+            "frequency_penalty",
         ] {
             assert_eq!(shown[name], request[name], "{name}");
         }

@@ -176,6 +176,8 @@ fn request() -> Value {
             },
             "temperature": number(0.0, 2.0, Some(1.0)),
             "top_p": number(0.0, 1.0, Some(1.0)),
+            "presence_penalty": number(-2.0, 2.0, Some(0.0)),
+            "frequency_penalty": number(-2.0, 2.0, Some(0.0)),
             "reasoning": {"oneOf": [{"type": "null"}, object(&[], &json!({
                 "effort": only(&["none", "low", "medium", "high"].map(Value::from)),
                 "summary": {"type": "null"},
@@ -267,6 +269,7 @@ fn response() -> Value {
         "tools": {"type": "array", "items": {"type": "object"}},
         "top_logprobs": {"type": "integer"},
         "top_p": {"type": "number"},
+        "presence_penalty": {"type": "number"}, "frequency_penalty": {"type": "number"},
         "truncation": {"type": "string"},
         "user": text(),
     });
