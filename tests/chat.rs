@@ -308,8 +308,12 @@ async fn an_invalid_request_is_a_problem_with_a_stable_code() {
     }
     let unknown = send(json_body(r#"{"message":"x","model":"nope"}"#)).await;
     assert!(unknown.body["detail"].as_str().expect("detail").contains("tinyllama:latest"));
-    let big = format!(r#"{{"message":"{}"}}"#, "x".repeat(600 << 10));
-    assert_eq!(send(http().post(&url).body(big)).await.status, 413);
+    // Images make a body large; one that does not say its length has none.
+    let big = |bytes: usize| format!(r#"{{"message":"{}"}}"#, "x".repeat(bytes));
+    assert_eq!(send(http().post(&url).body(big(7 << 20))).await.status, 413);
+    let chunks = [Ok::<_, std::io::Error>(big(600 << 10))];
+    let chunked = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
+    assert_eq!(send(http().post(&url).body(chunked)).await.status, 413);
 }
 
 #[tokio::test]

@@ -5,12 +5,14 @@ mod support;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use jarvis::session::store::{
     Acceptance, Attached, Begin, CancelReply, Cancellation, NewTurn, Proposal, SessionLimits, Turn,
 };
 use jarvis::session::{Owner, SessionId, Store};
+use reqwest::Body;
 use serde_json::{Value, json};
 use support::client::{http, send, until_ok};
 use support::eventually;
@@ -117,11 +119,12 @@ async fn a_thousand_refused_requests_leave_nothing_in_redis() {
     let replica = jarvis(&redis.url(), &ollama.url, &settings);
     until_ok(&replica, "/health/ready").await;
     let url = format!("{}/api/v1/chat/", replica.url);
-    let ask = async |address: &str, body: Value| {
+    let ask_with = async |address: &str, body: Body| {
         let request = http().post(&url).header("x-forwarded-for", address);
-        let reply = send(request.json(&body)).await;
+        let reply = send(request.header("content-type", "application/json").body(body)).await;
         (reply.status, reply.body["code"].as_str().unwrap_or_default().to_owned())
     };
+    let ask = async |address: &str, body: Value| ask_with(address, body.to_string().into()).await;
     // The first turn tells the replica what the model allows.
     assert_eq!(ask("192.0.2.9", json!({"message": "[[tokens=1]] hello"})).await.0, 200);
     // One turn holds the only slot, two of another address wait, and a third address has begun as many
@@ -139,9 +142,11 @@ async fn a_thousand_refused_requests_leave_nothing_in_redis() {
         hold("192.0.2.2", "[[tokens=1]] hello").await,
     ];
     let too_long = "字".repeat(32_000);
-    let too_large = " ".repeat(600 << 10);
+    // Without a declared length it is a body without images.
+    let too_large = Bytes::from(vec![b' '; 600 << 10]);
+    let too_large = || Body::wrap_stream(iter([Ok::<_, std::io::Error>(too_large.clone())]));
     let refuse = async |number: usize| match number % 4 {
-        0 => ask("192.0.2.3", json!({"message": too_large})).await,
+        0 => ask_with("192.0.2.3", too_large()).await,
         1 => ask("192.0.2.3", json!({"message": too_long})).await,
         2 => ask("192.0.2.2", json!({"message": "[[tokens=1]] too many of one address"})).await,
         _ => ask("192.0.2.3", json!({"message": "no", "model": "nobody-has-it"})).await,
