@@ -44,8 +44,8 @@ def _without_images(body):
             message["content"] = parts or "hi"
     items = body.get("input") if isinstance(body.get("input"), list) else []
     for item in items:
-        if isinstance(item, dict) and isinstance(item.get("content"), list):
-            parts = [part for part in item["content"] if part.get("type") != "input_image"]
+        if item.get("role") == "user" and isinstance(item["content"], list):
+            parts = [part for part in item["content"] if part["type"] == "input_text"]
             item["content"] = parts or "hi"
     return body
 
