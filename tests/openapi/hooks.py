@@ -30,6 +30,10 @@ def _consistent_response(body):
     if isinstance(body.get("input"), list):
         # An output names a call of an earlier item, and the last item is there to be answered.
         items = [item for item in body["input"] if item.get("type") != "function_call_output"][:999]
+        for item in items:
+            if item.get("role") == "user" and isinstance(item["content"], list):
+                parts = [part for part in item["content"] if part["type"] == "input_text"]
+                item["content"] = parts or "hi"
         body["input"] = [*items, {"role": "user", "content": "hi"}]
     return body
 
@@ -42,11 +46,6 @@ def _without_images(body):
         if isinstance(message.get("content"), list):
             parts = [part for part in message["content"] if part["type"] == "text"]
             message["content"] = parts or "hi"
-    items = body.get("input") if isinstance(body.get("input"), list) else []
-    for item in items:
-        if item.get("role") == "user" and isinstance(item["content"], list):
-            parts = [part for part in item["content"] if part["type"] == "input_text"]
-            item["content"] = parts or "hi"
     return body
 
 

@@ -301,7 +301,12 @@ mod tests {
         let request = read(&with("stream", json!(null))).expect("valid");
         let wanted = TurnSpec {
             temperature: 1.0,
-            sampling: Sampling { top_p: Some(1.0), ..Sampling::default() },
+            sampling: Sampling {
+                top_p: Some(1.0),
+                presence_penalty: Some(0.0),
+                frequency_penalty: Some(0.0),
+                ..Sampling::default()
+            },
             is_kept: true,
             ..TurnSpec::least("m", u32::MAX)
         };
