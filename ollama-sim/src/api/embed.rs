@@ -120,7 +120,8 @@ async fn vectors(
     generation::load(server, &model, num_ctx, keep_alive).await;
     let load_duration = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
     tokio::time::sleep(Duration::from_millis(server.config.first_token_ms)).await;
-    let length = request.dimensions.unwrap_or(DIMENSIONS);
+    // Vectors are made shorter, never longer.
+    let length = request.dimensions.unwrap_or(DIMENSIONS).min(DIMENSIONS);
     let vectors = texts.iter().map(|text| vector(&model.origin, text, length)).collect();
     drop(slot);
     let tokens = tokens.iter().sum();
