@@ -191,6 +191,7 @@ async fn embeddings_are_those_of_a_host_as_numbers_or_in_base64() {
         ("input", json!([[1, 2]]), (400, invalid, Some("input"), "unsupported_value")),
         ("input", json!(["a", 7]), (400, invalid, Some("input"), "unsupported_value")),
         ("encoding_format", json!("hex"), (400, invalid, Some("encoding_format"), "invalid_value")),
+        ("dimensions", json!(9), (400, invalid, Some("dimensions"), "invalid_value")),
         ("truncate", json!(true), (400, invalid, Some("truncate"), "unknown_parameter")),
     ] {
         let reply = embed(with(json!({"model": MODEL, "input": "x"}), changed, value)).await;
