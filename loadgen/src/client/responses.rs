@@ -16,7 +16,7 @@ use crate::script::random_uuid;
 use crate::tally::count;
 
 /// The time that a response which has ended may take to be retrieved.
-const RETRIEVE_LIMIT: Duration = Duration::from_secs(60);
+const RETRIEVE_LIMIT: Duration = Duration::from_mins(1);
 
 /// An event of a response, as far as this client has to understand it.
 #[derive(Debug, Default, Deserialize)]
@@ -178,7 +178,7 @@ fn take(
         "response.created" => {
             let id = event.response.as_ref().and_then(|response| response["id"].as_str());
             if let Some(id) = id {
-                client.session = id.to_owned();
+                id.clone_into(&mut client.session);
                 reading.id = Some(id.to_owned());
             }
             turn.take(&of_kind("message_received"))
