@@ -148,6 +148,20 @@ async fn a_continuation_on_another_host_is_approximate() {
 }
 
 #[tokio::test]
+async fn an_answer_begins_anew_where_the_next_host_has_another_model_of_that_name() {
+    let first = ollama_sim(&["--rate", "60"]);
+    let second = ollama_sim(&["--rate", "60", "--models", "other"]);
+    let copy = json!({"source": "other", "destination": "tinyllama"});
+    assert_eq!(post(&second, "/api/copy", &copy).await.status, 200);
+    let pair = Pair::at(&[&first, &second], MODEL).await;
+    let message = "[[tokens=120]] go on";
+    let broken = pair.break_off(&cold(message), || first.kill()).await;
+    broken.was_continued(&pair.heir, "restarted").await;
+    let whole = ollama_sim::script_answer("other:latest", message, None, 1000);
+    assert_eq!(broken.end()["full_response"], whole);
+}
+
+#[tokio::test]
 async fn a_continuation_is_exact_on_the_host_that_wrote_the_text_after_another_had_failed() {
     let hosts = [(); 2].map(|()| ollama_sim(&["--rate", "60"]));
     let pair = Pair::at(&[&hosts[0], &hosts[1]], MODEL).await;

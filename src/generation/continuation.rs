@@ -172,11 +172,12 @@ impl Continued {
 }
 
 /// Opens a stream that continues `so_far`, which may begin with reasoning, or begins an answer
-/// where `so_far` is empty.
+/// where `so_far` is empty, and where another model wrote it.
 pub(super) async fn open(
     slot: &Slot,
     request: &ModelRequest,
     so_far: &str,
+    is_same_model: bool,
 ) -> Result<Opening, OllamaError> {
     let begin = async |how| {
         let stream = slot.chat(request).await?;
@@ -185,6 +186,9 @@ pub(super) async fn open(
     };
     if so_far.is_empty() {
         return begin(None).await;
+    }
+    if !is_same_model {
+        return begin(Some(ContinuedHow::Restarted)).await;
     }
     let shape = Shape::of(so_far);
     // How a template continues after reasoning is known to the host alone, which does not expose

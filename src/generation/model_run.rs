@@ -82,7 +82,8 @@ pub(super) async fn run_model(
     let so_far = writer.text().to_owned();
     let runner = runner(generations, turn, lease);
     writer.note_runner(runner.as_ref());
-    let from = OpenFrom { so_far: &so_far, sent, trace: span.context() };
+    let is_same_model = is_same_model(writer.runner(), runner.as_ref());
+    let from = OpenFrom { so_far: &so_far, is_same_model, sent, trace: span.context() };
     let opened_stream = open(generations, turn, lease, from, images);
     let opening = while_writing(turn, feed, writer, opened_stream).await?;
     let Opened { opening, report: mut context, estimate, slot, request } = match opening {
@@ -253,6 +254,13 @@ fn runner(generations: &Generations, turn: &Turn, lease: &Lease) -> Option<Runne
     Some(Runner::new(host.as_str(), &digest))
 }
 
+/// Returns whether the next runner has the model of the last one. The model of a name may be another
+/// one at the next host, whose text would not go on with that of the last one. Where a host does not
+/// say which it has, it is taken for the same.
+fn is_same_model(last: Option<&Runner>, next: Option<&Runner>) -> bool {
+    last.zip(next).is_none_or(|(last, next)| next.has_model_of(last))
+}
+
 /// Returns how the stream of the next runner continues the answer.
 fn expected(
     how: Option<ContinuedHow>,
@@ -288,6 +296,8 @@ struct Opened {
 /// What a stream is opened from.
 struct OpenFrom<'a> {
     so_far: &'a str,
+    /// Whether the model of the grant's host wrote it, as far as is known.
+    is_same_model: bool,
     sent: Option<u64>,
     trace: Option<TraceContext>,
 }
@@ -320,7 +330,7 @@ async fn open(
     generations: &Generations,
     turn: &Turn,
     lease: &Lease,
-    OpenFrom { so_far, sent, trace }: OpenFrom<'_>,
+    OpenFrom { so_far, is_same_model, sent, trace }: OpenFrom<'_>,
     images: &mut ReadImages,
 ) -> Result<Opened, (Unopened, ContextReport)> {
     let fleet = &generations.fleet;
@@ -344,7 +354,7 @@ async fn open(
             NoImages::Host(error) => (Unopened::Failed(error), chosen.report),
             NoImages::Lost(failure) => (Unopened::Impossible(failure), chosen.report),
         })?;
-        match continuation::open(&slot, &chosen.request, so_far).await {
+        match continuation::open(&slot, &chosen.request, so_far, is_same_model).await {
             Ok(opening) => {
                 let estimate = chosen.estimate.ceil() as u64;
                 let ChosenContext { request, report, .. } = chosen;

@@ -243,6 +243,12 @@ impl Runner {
         (!stored.is_empty()).then(|| Self(stored.to_owned()))
     }
 
+    /// Returns whether both run the same model, wherever.
+    pub fn has_model_of(&self, other: &Self) -> bool {
+        let digest = |runner: &Self| runner.0.rsplit(' ').next().map(str::to_owned);
+        digest(self) == digest(other)
+    }
+
     /// Returns the runner as it is stored.
     pub fn as_str(&self) -> &str {
         &self.0
