@@ -183,7 +183,7 @@ async fn errors_of_nginx_itself_are_problem_documents_and_operators_paths_are_no
     // The replica has them.
     assert_eq!(get(&replicas[0], "/metrics").await.status, 200);
     assert_eq!(send(http().get(url("/health/ready"))).await.status, 200);
-    let long = json!({"message": "x".repeat(2 << 20)});
+    let long = json!({"message": "x".repeat(8 << 20)});
     problem(&send(http().post(url("/api/v1/chat/")).json(&long)).await, 413, "body_too_large");
     replicas[0].kill();
     let limit = tokio::time::timeout(Duration::from_secs(10), turn(&nginx));

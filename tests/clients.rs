@@ -7,35 +7,10 @@ mod support;
 use std::path::Path;
 
 use serde_json::Value;
-use support::client::until_ok;
-use support::process::{Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
 use support::sdks::Sdk;
+use support::setup::pair;
 use testkit::programs::find;
 use tokio::process::Command;
-
-struct Fleet {
-    replicas: [Process; 2],
-    _ollama: Process,
-    _redis: RedisServer,
-}
-
-async fn fleet() -> Fleet {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000"]);
-    let replica = || jarvis(&redis.url(), &ollama.url, &[]);
-    let replicas = [replica(), replica()];
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    Fleet { replicas, _ollama: ollama, _redis: redis }
-}
-
-async fn passes(sdk: Sdk, folder: &str, checks: &[&str]) {
-    let fleet = fleet().await;
-    let [one, two] = &fleet.replicas;
-    assert_eq!(sdk.run(folder, &[&one.url, &two.url]).checks().await, checks);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "its packages take minutes to install: make verify FILTER=clients"]
@@ -50,7 +25,7 @@ async fn langchain_chats_calls_tools_and_embeds_over_both_apis() {
         "ollama_structured",
         "ollama_embeddings",
     ];
-    passes(Sdk::Python, "clients/langchain", &checks).await;
+    Sdk::Python.passes("clients/langchain", &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,23 +39,23 @@ async fn litellm_chats_calls_tools_and_embeds_over_both_apis() {
         "ollama_embeddings",
         "errors",
     ];
-    passes(Sdk::Python, "clients/litellm", &checks).await;
+    Sdk::Python.passes("clients/litellm", &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "its packages take minutes to install: make verify FILTER=clients"]
 async fn vercels_ai_sdk_streams_calls_tools_and_embeds() {
     let checks = ["whole", "streamed", "tools", "structured", "embedded", "errors"];
-    passes(Sdk::Node, "clients/vercel", &checks).await;
+    Sdk::Node.passes("clients/vercel", &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it needs curl: make verify FILTER=clients"]
 async fn curl_reads_the_answers_of_both_apis_as_the_page_about_clients_shows_it() {
-    let fleet = fleet().await;
+    let pair = pair(&["--rate", "2000"], &[]).await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/curl.sh");
     let curl = find("curl").expect("curl: `make verify` installs it");
-    for replica in &fleet.replicas {
+    for replica in &pair.replicas {
         let mut command = Command::new("sh");
         command.arg(&script).arg(&curl).arg(&replica.url).kill_on_drop(true);
         let output = command.output().await.expect("a program that runs");

@@ -7,32 +7,20 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jarvis::digest::sha256_hex;
 use serde_json::{Value, json};
-use support::client::{Reply, Socket, get, history, http, post, send, until_ok};
+use support::client::{Reply, Socket, get, history, http, post, send};
 use support::eventually;
-use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process};
 use support::redis::RedisServer;
+use support::setup::{Pair, pair};
 use support::tokens::{SECRET, token};
 use uuid::Uuid;
 
 const CHAT: &str = "/api/v1/chat";
 const MODEL: &str = "vision:latest";
 
-struct Fleet {
-    replicas: [Process; 2],
-    ollama: Process,
-    redis: RedisServer,
-}
-
-async fn fleet(settings: &[(&str, &str)]) -> Fleet {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
+async fn fleet(settings: &[(&str, &str)]) -> Pair {
     let settings = [&[("JARVIS_LEASE_MS", "2000")], settings].concat();
-    let replica = || jarvis(&redis.url(), &ollama.url, &settings);
-    let replicas = [replica(), replica()];
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    Fleet { replicas, ollama, redis }
+    pair(&["--rate", "2000", "--models", "tinyllama,vision"], &settings).await
 }
 
 /// Returns a PNG image of so many bytes, which differs by its seed.
@@ -77,7 +65,7 @@ fn id() -> String {
 
 #[tokio::test]
 async fn an_image_reaches_the_model_and_is_stored_by_its_digest_and_a_part_of_later_context() {
-    let Fleet { replicas: [one, two], ollama: _ollama, redis } = fleet(&[]).await;
+    let Pair { replicas: [one, two], ollama: _ollama, redis } = fleet(&[]).await;
     let session = id();
     let (first, second) = (image(1, 700_000), image(2, 300));
     let reply = post(&one, CHAT, &asked(&session, "[[images]] what is it?", &[&first])).await;
@@ -123,7 +111,7 @@ async fn refused(replica: &Process, body: &Value) -> (u16, String, String) {
 
 #[tokio::test]
 async fn refused_images_say_what_is_wrong_and_leave_nothing_behind() {
-    let Fleet { replicas: [one, _two], ollama, redis } = fleet(&[]).await;
+    let Pair { replicas: [one, _two], ollama, redis } = fleet(&[]).await;
     let small = image(1, 100);
     let with = |images: Value| json!({"message": "hi", "session_id": id(), "model": MODEL, "images": images});
     let invalid = |loc: &str| (422, "validation_failed".to_owned(), loc.to_owned());
@@ -173,7 +161,7 @@ async fn refused_images_say_what_is_wrong_and_leave_nothing_behind() {
 }
 
 /// Reads a stream of the session from another replica, where the writer is killed meanwhile.
-async fn killed_in_mid_answer(fleet: &Fleet, body: &Value, path: &str) -> String {
+async fn killed_in_mid_answer(fleet: &Pair, body: &Value, path: &str) -> String {
     let [one, two] = &fleet.replicas;
     let key = id();
     let request = |replica: &Process| {
@@ -249,7 +237,7 @@ async fn images_of_a_conversation_that_comes_with_a_request_survive_a_takeover_a
 
 #[tokio::test]
 async fn the_fronts_of_other_apis_refuse_images_in_their_own_words() {
-    let Fleet { replicas: [one, _two], ollama: _ollama, redis } = fleet(&[]).await;
+    let Pair { replicas: [one, _two], ollama: _ollama, redis } = fleet(&[]).await;
     let completion = |model: &str, url: &str| {
         json!({"model": model, "messages": [{"role": "user", "content":
             [{"type": "image_url", "image_url": {"url": url}}]}]})
@@ -285,7 +273,7 @@ async fn the_fronts_of_other_apis_refuse_images_in_their_own_words() {
 #[tokio::test]
 async fn images_count_on_their_owner_s_budget_expire_with_the_session_and_go_with_it() {
     let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_CALLER_MIB", "5")];
-    let Fleet { replicas: [one, two], ollama: _ollama, redis } = fleet(&settings).await;
+    let Pair { replicas: [one, two], ollama: _ollama, redis } = fleet(&settings).await;
     let [first, second, anonymous] = [(); 3].map(|()| id());
     let of_user = async |replica: &Process, body: &Value| {
         let request = http().post(format!("{}{CHAT}", replica.url)).bearer_auth(token("alice"));

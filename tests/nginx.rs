@@ -7,6 +7,8 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -206,6 +208,36 @@ async fn embeddings_that_fail_at_their_hosts_are_asked_of_one_replica_behind_ngi
 }
 
 #[tokio::test]
+async fn images_of_the_largest_size_pass_nginx_in_every_api() {
+    let (_redis, _ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(&replicas[..1]).await;
+    let image = [&b"\x89PNG\r\n\x1a\n"[..], &vec![7; (4 << 20) - 8]].concat();
+    let image = STANDARD.encode(image);
+    let url = format!("data:image/png;base64,{image}");
+    let chat = json!([{"type": "image_url", "image_url": {"url": url}}]);
+    let input = json!([{"type": "input_image", "image_url": url}]);
+    let message = |content: Value| json!([{"role": "user", "content": content}]);
+    for (path, request, status) in [
+        ("/api/v1/chat", json!({"message": "look", "images": [image]}), 422),
+        ("/v1/chat/completions", json!({"model": "tinyllama", "messages": message(chat)}), 400),
+        ("/v1/responses", json!({"model": "tinyllama", "input": message(input)}), 400),
+        (
+            "/api/chat",
+            json!({"model": "tinyllama",
+                "messages": [{"role": "user", "content": "look", "images": [image]}]}),
+            400,
+        ),
+        ("/api/generate", json!({"model": "tinyllama", "prompt": "look", "images": [image]}), 400),
+    ] {
+        let address = format!("http://{}{path}", nginx.ours);
+        let reply = send(http().post(address).json(&request)).await;
+        // The replica has read it: its model takes no images.
+        let text = reply.body.to_string();
+        assert_eq!((reply.status, text.contains("image")), (status, true), "{path}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     let (_redis, _ollama, replicas) = &fleet().await;
     let nginx = Nginx::deployed(&replicas[..1]).await;
@@ -220,7 +252,7 @@ async fn errors_of_nginx_itself_have_the_form_of_the_api_that_was_asked() {
     };
     let others = ["/v1/embeddings", "/v1/models", "/api/embed", "/api/embeddings", "/api/show"];
     for path in other_apis("").map(|(path, ..)| path).into_iter().chain(others) {
-        let large = post(path, json!({"model": "x".repeat(4 << 20)})).await;
+        let large = post(path, json!({"model": "x".repeat(10 << 20)})).await;
         let (status, words) = text(&large, path);
         assert_eq!((status, words.starts_with("The body is too large")), (413, true), "{words}");
     }

@@ -3,23 +3,9 @@
 
 mod support;
 
-use support::client::until_ok;
-use support::process::{jarvis, ollama_sim};
-use support::redis::RedisServer;
 use support::sdks::Sdk;
 
 const FOLDER: &str = "openai_responses_sdks";
-
-async fn passes(sdk: Sdk, checks: &[&str]) {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000"]);
-    let replicas = [0, 1].map(|_| jarvis(&redis.url(), &ollama.url, &[]));
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    let [one, two] = &replicas;
-    assert_eq!(sdk.run(FOLDER, &[&one.url, &two.url]).checks().await, checks);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged_with_responses() {
@@ -35,7 +21,7 @@ async fn openais_python_package_works_unchanged_with_responses() {
         "tools",
         "errors",
     ];
-    passes(Sdk::Python, &checks).await;
+    Sdk::Python.passes(FOLDER, &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,5 +37,5 @@ async fn openais_node_package_works_unchanged_with_responses() {
         "tools",
         "errors",
     ];
-    passes(Sdk::Node, &checks).await;
+    Sdk::Node.passes(FOLDER, &checks).await;
 }

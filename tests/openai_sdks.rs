@@ -4,39 +4,10 @@
 mod support;
 
 use serde_json::json;
-use support::client::{http, post, until_ok};
-use support::process::{Process, jarvis, ollama_sim};
-use support::redis::RedisServer;
 use support::sdks::Sdk;
-use support::tokens::{SECRET, token};
 
 const SCRIPTS: &str = "openai_sdks";
 const LONG: &str = "[[tokens=150 rate=60]] a long answer";
-
-struct Fleet {
-    replicas: [Process; 2],
-    _ollama: Process,
-    _redis: RedisServer,
-}
-
-async fn fleet(settings: &[(&str, &str)]) -> Fleet {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
-    let replica = || jarvis(&redis.url(), &ollama.url, settings);
-    let replicas = [replica(), replica()];
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
-    Fleet { replicas, _ollama: ollama, _redis: redis }
-}
-
-async fn passes(sdk: Sdk, checks: &[&str]) {
-    let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
-    let fleet = fleet(&settings).await;
-    let [one, two] = &fleet.replicas;
-    let driver = sdk.run(SCRIPTS, &["checks", &token("alice"), &one.url, &two.url]);
-    assert_eq!(driver.checks().await, checks);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged() {
@@ -57,7 +28,7 @@ async fn openais_python_package_works_unchanged() {
         "rate_limit",
         "error_in_a_stream",
     ];
-    passes(Sdk::Python, &checks).await;
+    Sdk::Python.passes_signed_in(SCRIPTS, &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,31 +49,16 @@ async fn openais_node_package_works_unchanged() {
         "rate_limit",
         "leaves",
     ];
-    passes(Sdk::Node, &checks).await;
+    Sdk::Node.passes_signed_in(SCRIPTS, &checks).await;
 }
 
 /// Kills the replica that writes an answer while the package reads it from the other one.
 async fn reads_the_whole_text(sdk: Sdk) {
-    let settings = [("JARVIS_LEASE_MS", "2000")];
-    let fleet = fleet(&settings).await;
-    let [writing, reading] = &fleet.replicas;
-    let key = uuid::Uuid::new_v4().to_string();
     let request = json!({
         "model": "tinyllama", "temperature": 0, "stream": true,
         "messages": [{"role": "user", "content": LONG}],
     });
-    let path = "/v1/chat/completions";
-    let begun = http().post(format!("{}{path}", writing.url)).header("idempotency-key", &key);
-    let mut begun = begun.json(&request).send().await.expect("a response");
-    begun.chunk().await.expect("a chunk");
-    let mut driver = sdk.run(SCRIPTS, &["read", &key, LONG, &reading.url]);
-    assert_eq!(driver.line().await, Some(json!({"begun": true})));
-    writing.kill();
-    let read = driver.line().await.expect("the whole text");
-    assert_eq!(driver.line().await, None);
-    let mut whole = request.clone();
-    whole["stream"] = json!(false);
-    let whole = post(reading, path, &whole).await.body;
+    let (read, whole) = sdk.reads_on(SCRIPTS, "/v1/chat/completions", request).await;
     assert_eq!(read["text"], whole["choices"][0]["message"]["content"]);
     assert_eq!(read["finish_reason"], "stop");
     assert_eq!(read["usage"], whole["usage"]);

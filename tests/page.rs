@@ -36,7 +36,7 @@ struct Fleet {
 /// Starts two replicas behind nginx, as it is deployed.
 async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let redis = RedisServer::start();
-    let models = ["--models", "tinyllama,thinker"];
+    let models = ["--models", "tinyllama,thinker,vision"];
     let ollama = ollama_sim(&[&models[..], &["--rate", "200", "--slots", "8"]].concat());
     let settings =
         [&[("JARVIS_LEASE_MS", "2000"), ("JARVIS_OLLAMA_SLOTS", "8")], settings].concat();
@@ -89,6 +89,13 @@ async fn a_user_stops_drafts_renames_and_deletes_and_markdown_runs_no_script() {
     let fleet = fleet(&[]).await;
     let checks = ["stop", "drafts", "badge", "list", "error", "inert"];
     passes(&fleet, "use.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_chosen_pasted_sent_and_a_part_of_what_follows() {
+    let fleet = fleet(&[]).await;
+    let models = ["vision:latest", "tinyllama:latest"];
+    passes(&fleet, "images.mjs", &models, &["sent", "later", "refused", "bounded"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

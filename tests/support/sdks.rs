@@ -4,12 +4,19 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::programs::{find, run_folder};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
+use uuid::Uuid;
 
+use super::client::{http, post};
+use super::setup::pair;
+use super::tokens::{SECRET, token};
+
+/// The arguments of the host.
+const HOST: [&str; 4] = ["--rate", "2000", "--models", "tinyllama,vision"];
 /// How long a package may take for its next line.
 const LINE_LIMIT: Duration = Duration::from_mins(2);
 
@@ -27,6 +34,43 @@ pub struct Driver {
 }
 
 impl Sdk {
+    /// Has the script of this folder check two replicas that sign users in, and compares the names of
+    /// what has passed.
+    pub async fn passes_signed_in(self, folder: &str, checks: &[&str]) {
+        let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
+        let pair = pair(&HOST, &settings).await;
+        let [one, two] = &pair.replicas;
+        let driver = self.run(folder, &["checks", &token("alice"), &one.url, &two.url]);
+        assert_eq!(driver.checks().await, checks);
+    }
+
+    /// Has the script of this folder check two replicas, and compares the names of what has passed.
+    pub async fn passes(self, folder: &str, checks: &[&str]) {
+        let pair = pair(&HOST, &[]).await;
+        let [one, two] = &pair.replicas;
+        assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await, checks);
+    }
+
+    /// Begins an answer at one replica by this request, has the script of this folder read it from
+    /// another one, and kills the first. Returns what the script has read, and the same answer as one
+    /// reply.
+    pub async fn reads_on(self, folder: &str, path: &str, mut request: Value) -> (Value, Value) {
+        let pair = pair(&HOST, &[("JARVIS_LEASE_MS", "2000")]).await;
+        let [writing, reading] = &pair.replicas;
+        let key = Uuid::new_v4().to_string();
+        let question = request["messages"][0]["content"].as_str().expect("a question").to_owned();
+        let begun = http().post(format!("{}{path}", writing.url)).header("idempotency-key", &key);
+        let mut begun = begun.json(&request).send().await.expect("a response");
+        begun.chunk().await.expect("a chunk");
+        let mut driver = self.run(folder, &["read", &key, &question, &reading.url]);
+        assert_eq!(driver.line().await, Some(json!({"begun": true})));
+        writing.kill();
+        let read = driver.line().await.expect("the whole text");
+        assert_eq!(driver.line().await, None);
+        request["stream"] = json!(false);
+        (read, post(reading, path, &request).await.body)
+    }
+
     /// Runs the script of this folder of tests.
     pub fn run(self, folder: &str, arguments: &[&str]) -> Driver {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);

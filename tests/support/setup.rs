@@ -19,3 +19,21 @@ pub async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
     until_ok(&replica, "/health/ready").await;
     Setup { replica, ollama, redis }
 }
+
+/// Two replicas that are ready, over a Redis and a scripted Ollama of their own.
+pub struct Pair {
+    pub replicas: [Process; 2],
+    pub ollama: Process,
+    pub redis: RedisServer,
+}
+
+/// Starts two replicas with these settings, whose host has these arguments.
+pub async fn pair(host: &[&str], settings: &[(&str, &str)]) -> Pair {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(host);
+    let replicas = [0, 1].map(|_| jarvis(&redis.url(), &ollama.url, settings));
+    for replica in &replicas {
+        until_ok(replica, "/health/ready").await;
+    }
+    Pair { replicas, ollama, redis }
+}

@@ -100,6 +100,56 @@ export interface UsageReport {
   limits: Limit[];
 }
 
+/** The time that a question with images may take to be sent, in milliseconds. */
+const UPLOAD_LIMIT = 60_000;
+
+/** Asks a question that has images, which a WebSocket cannot send. Its answer comes over the WebSocket,
+ * as those of all turns of the session do. `key` makes a repeat the same turn. Returns its generation.
+ * Throws `ApiError`. */
+export async function askWithImages(key: string, question: object): Promise<string> {
+  const headers: Record<string, string> = {
+    "content-type": "application/json",
+    "idempotency-key": key,
+  };
+  if (token.value) headers.authorization = `Bearer ${token.value}`;
+  let response: Response;
+  try {
+    response = await fetch("/api/v1/chat", {
+      method: "POST",
+      headers,
+      body: JSON.stringify({ ...question, stream: true }),
+      signal: AbortSignal.timeout(UPLOAD_LIMIT),
+      credentials: "omit",
+    });
+  } catch {
+    const message = "The service cannot be reached; check the connection.";
+    throw new ApiError(0, { code: "unreachable", message, retryable: true });
+  }
+  if (!response.ok) throw new ApiError(response.status, await failureOf(response));
+  return generationOf(response);
+}
+
+/** Reads the events of a stream until one names its generation, and no further. */
+async function generationOf(response: Response): Promise<string> {
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      text += value ?? "";
+      const generation = /"generation_id":"([0-9a-f-]{36})"/.exec(text)?.[1];
+      if (generation) return generation;
+      if (done) break;
+    }
+  } catch {
+    // The connection was lost: the question is sent again.
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+  const message = "The connection was lost before the service had the question.";
+  throw new ApiError(0, { code: "unreachable", message, retryable: true });
+}
+
 const SESSIONS = "/api/v1/chat/sessions";
 
 export const models = () => call<{ models: Model[] }>("GET", "/api/v1/chat/models");

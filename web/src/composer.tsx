@@ -4,21 +4,30 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Conversation } from "./conversation";
 import { openDialog } from "./dialogs";
 import { Icon } from "./icons";
+import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
+import type { Picture } from "./pictures";
 import { ask, readDraft, writeDraft } from "./sessions";
 import { settings } from "./settings";
 import { Status } from "./status";
 
 /** The longest question, in characters. */
 const LONGEST = 32_768;
+/** The images that wait for their question, by session. They last as long as the tab. */
+const attached = new Map<string, Picture[]>();
 
 export function Composer({ conversation }: { conversation: Conversation }) {
   const { id } = conversation;
   const [text, setText] = useState(() => readDraft(id));
   const field = useRef<HTMLTextAreaElement>(null);
+  const files = useRef<HTMLInputElement>(null);
+  const [pictures, setPictures] = useState(() => attached.get(id) ?? []);
+  const [trouble, setTrouble] = useState("");
   const isRunning = conversation.messages.value.some((message) => message.isOpen);
 
   useEffect(() => {
     setText(readDraft(id));
+    setPictures(attached.get(id) ?? []);
+    setTrouble("");
     field.current?.focus();
   }, [id]);
 
@@ -35,9 +44,46 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     writeDraft(id, value);
   };
 
+  const attach = (pictures: Picture[]) => {
+    attached.set(id, pictures);
+    setPictures(pictures);
+  };
+
+  const add = async (files: Iterable<File>) => {
+    setTrouble("");
+    for (const file of files) {
+      const before = attached.get(id) ?? [];
+      try {
+        if (before.length === MOST_PICTURES) {
+          throw new Error(`A message has at most ${MOST_PICTURES} images.`);
+        }
+        const picture = await readPicture(file);
+        const all = [...(attached.get(id) ?? []), picture];
+        if (all.reduce((sum, { bytes }) => sum + bytes, 0) > MOST_BYTES) {
+          throw new Error("The images of a message have at most 4 MB together.");
+        }
+        attach(all);
+      } catch (error) {
+        setTrouble((error as Error).message);
+      }
+    }
+    field.current?.focus();
+  };
+
   const send = () => {
     const question = text.trim();
-    if (question && ask(question)) change("");
+    if (!question || !ask(question, pictures)) return;
+    change("");
+    attach([]);
+    setTrouble("");
+  };
+
+  /** Takes the images of what was pasted or dropped; what has none is left to the browser. */
+  const take = (event: Event, data: DataTransfer | null) => {
+    const images = [...(data?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
+    if (!images.length) return;
+    event.preventDefault();
+    void add(images);
   };
 
   const onKeyDown = (event: KeyboardEvent) => {
@@ -58,6 +104,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
         event.preventDefault();
         send();
       }}
+      onPaste={(event) => take(event, event.clipboardData)}
+      onDragOver={(event) => event.preventDefault()}
+      onDrop={(event) => take(event, event.dataTransfer)}
     >
       <Status conversation={conversation} />
       <div class="field">
@@ -76,7 +125,56 @@ export function Composer({ conversation }: { conversation: Conversation }) {
           onInput={(event) => change(event.currentTarget.value)}
           onKeyDown={onKeyDown}
         />
+        {pictures.length > 0 && (
+          <ul class="attached" aria-label="Images of your message">
+            {pictures.map((picture) => (
+              <li key={picture.url}>
+                <img src={picture.url} alt={picture.name} />
+                <button
+                  type="button"
+                  class="round"
+                  title={`Remove ${picture.name}`}
+                  onClick={() => {
+                    URL.revokeObjectURL(picture.url);
+                    attach(pictures.filter((other) => other !== picture));
+                    field.current?.focus();
+                  }}
+                >
+                  <Icon name="close" />
+                  <span class="hidden">Remove {picture.name}</span>
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+        {trouble && (
+          <p class="refusal" role="alert">
+            {trouble}
+          </p>
+        )}
+        <input
+          ref={files}
+          id="images"
+          type="file"
+          accept={ACCEPTED}
+          multiple
+          hidden
+          onChange={(event) => {
+            const { files } = event.currentTarget;
+            void add([...(files ?? [])]);
+            event.currentTarget.value = "";
+          }}
+        />
         <div class="tools">
+          <button
+            type="button"
+            class="quiet"
+            title="Add images"
+            onClick={() => files.current?.click()}
+          >
+            <Icon name="image" />
+            <span class="hidden">Add images</span>
+          </button>
           <button type="button" class="quiet chosen" onClick={() => openDialog("settings")}>
             <Icon name="sliders" />
             <span class="label">{model ? model.replace(/:latest$/, "") : "Default model"}</span>

@@ -3,9 +3,11 @@
  * message that was just sent. */
 
 import { batch, computed, signal } from "@preact/signals";
+import { ApiError, askWithImages } from "./api";
 import * as kept from "./kept";
 import { Link } from "./link";
 import type { LinkOwner } from "./link";
+import type { Picture } from "./pictures";
 import { request } from "./settings";
 import type {
   ContextReport,
@@ -55,6 +57,8 @@ export class Message {
   readonly reasoning = signal("");
   readonly status = signal<Status>("complete");
   readonly notes = signal<Notes>({});
+  /** The images of a question: those that this tab sent, and else their number alone. */
+  readonly pictures = signal<Picture[] | number>(0);
   private raw = "";
   private bytes = 0;
   private rawReasoning = "";
@@ -148,6 +152,16 @@ interface Outgoing {
   [field: string]: unknown;
 }
 
+/** A question with images on its way. Images are too large for what a browser keeps, so that it is lost
+ * where the tab ends before the service has it. */
+interface WithPictures {
+  outgoing: Outgoing;
+  pictures: Picture[];
+  isSending: boolean;
+}
+
+/** The pause before a question with images is sent again, in milliseconds. */
+const UPLOAD_PAUSE = 1000;
 /** Messages on their way, at most: more turns of one session would not be accepted. */
 const MOST_OUTGOING = 8;
 /** Messages of a page of history. */
@@ -176,6 +190,7 @@ export class Conversation implements LinkOwner {
   );
   readonly link: Link;
   private outgoing: Outgoing[];
+  private withPictures: WithPictures[] = [];
   /** What a `history` that was asked for is about. */
   private asked: "newest" | "older" | "" = "";
   /** Called once for each turn that ended, with its answer. */
@@ -199,17 +214,52 @@ export class Conversation implements LinkOwner {
   }
 
   /** Sends a question. False where as many are on their way as may be. */
-  ask(text: string): boolean {
-    if (this.outgoing.length >= MOST_OUTGOING) return false;
+  ask(text: string, pictures: Picture[] = []): boolean {
+    if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
     const outgoing: Outgoing = { ...request(), message_id: kept.uuid(), message: text };
-    this.keep((kept) => [...kept, outgoing]);
+    const question = new Message(outgoing.message_id, "user", "sending", text);
+    question.pictures.value = pictures;
     this.failure.value = undefined;
-    this.messages.value = [
-      ...this.messages.value,
-      new Message(outgoing.message_id, "user", "sending", text),
-    ];
-    this.link.send({ type: "chat", ...outgoing });
+    this.messages.value = [...this.messages.value, question];
+    if (pictures.length) {
+      const withPictures = { outgoing, pictures, isSending: false };
+      this.withPictures.push(withPictures);
+      void this.upload(withPictures);
+    } else {
+      this.keep((kept) => [...kept, outgoing]);
+      this.link.send({ type: "chat", ...outgoing });
+    }
     return true;
+  }
+
+  /** Sends a question with images, again and again until the service has it or refuses it. */
+  private async upload(question: WithPictures): Promise<void> {
+    if (question.isSending) return;
+    question.isSending = true;
+    const { outgoing, pictures } = question;
+    const images = pictures.map(({ data }) => data);
+    while (this.withPictures.includes(question)) {
+      try {
+        const question = { ...outgoing, session_id: this.id, images };
+        const generation = await askWithImages(outgoing.message_id, question);
+        // The event of the acceptance says the same, where no connection was lost.
+        batch(() => this.accepted(generation, outgoing.message, outgoing.message_id));
+        return;
+      } catch (error) {
+        if (error instanceof ApiError && error.status !== 0) {
+          return this.refused(outgoing.message_id, error.failure);
+        }
+      }
+      await new Promise((resolve) => setTimeout(resolve, UPLOAD_PAUSE));
+    }
+  }
+
+  private refused(messageId: string, failure: Failure): void {
+    const question = this.messages.value.find(({ id }) => id === messageId);
+    if (question?.status.value !== "sending") return;
+    this.delivered(messageId);
+    question.note({ failure });
+    question.status.value = "refused";
   }
 
   /** Takes a question that was refused off the page. */
@@ -336,9 +386,7 @@ export class Conversation implements LinkOwner {
     }
     const question = this.messages.value.find(({ id }) => id === event.message_id);
     if (question?.status.value === "sending") {
-      this.delivered(question.id);
-      question.note({ failure });
-      question.status.value = "refused";
+      this.refused(question.id, failure);
     } else if (this.asked) {
       this.asked = "";
       this.loaded.value = true;
@@ -386,6 +434,7 @@ export class Conversation implements LinkOwner {
   }
 
   private delivered(messageId: string): void {
+    this.withPictures = this.withPictures.filter(({ outgoing }) => outgoing.message_id !== messageId);
     this.keep((kept) => kept.filter(({ message_id }) => message_id !== messageId));
   }
 
@@ -453,6 +502,7 @@ function fromStored(stored: StoredMessage): Message | undefined {
   const id = stored.role === "assistant" ? (stored.generation_id ?? stored.id) : stored.id;
   const message = new Message(id, stored.role, stored.status ?? "complete", stored.content);
   if (stored.thinking) message.replace(stored.content, stored.thinking);
+  message.pictures.value = stored.images?.length ?? 0;
   const { model, finish_reason: finish, usage, context, continued, error } = stored;
   message.notes.value = {
     ...(model && { model }),

@@ -1,6 +1,7 @@
 /** The icons: strokes of one width, drawn for this page. */
 
 const PATHS = {
+  image: "M3.5 4.5h13v11h-13zM3.5 13l4-4 3.5 3.5 2-2 3.5 3.5M12.5 7.5h.01",
   menu: "M3 6h14M3 10h14M3 14h9",
   plus: "M10 4v12M4 10h12",
   send: "M10 16V4.5M5 9l5-5 5 5",

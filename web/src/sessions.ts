@@ -6,6 +6,7 @@ import * as api from "./api";
 import { Conversation } from "./conversation";
 import type { Message } from "./conversation";
 import * as kept from "./kept";
+import type { Picture } from "./pictures";
 
 export interface Entry {
   id: string;
@@ -141,10 +142,10 @@ function opened(id: string): Conversation {
 export const ended = signal<Message | undefined>(undefined);
 
 /** Sends a question in the session that is shown. */
-export function ask(text: string): boolean {
+export function ask(text: string, pictures: Picture[] = []): boolean {
   const { value } = conversation;
   return batch(() => {
-    if (!value.ask(text)) return false;
+    if (!value.ask(text, pictures)) return false;
     if (kept.read("unsent", "") === value.id) kept.write("unsent", undefined);
     touch(value.id, title(text));
     return true;

@@ -6,6 +6,7 @@ import { CopyButton } from "./code";
 import type { Conversation, Message, Notes } from "./conversation";
 import { Icon } from "./icons";
 import { Markdown } from "./markdown";
+import type { Picture } from "./pictures";
 import { ask, showNew } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
@@ -27,16 +28,33 @@ function Question({ message, conversation }: { message: Message; conversation: C
       <div class="asked" dir="auto">
         {message.text.value}
       </div>
+      <Pictures of={message.pictures.value} />
       {status === "refused" && failure && (
         <Trouble
           failure={failure}
           again={() => {
             conversation.discard(message);
-            ask(message.text.value);
+            const { value: pictures } = message.pictures;
+            ask(message.text.value, typeof pictures === "number" ? [] : pictures);
           }}
         />
       )}
     </article>
+  );
+}
+
+/** The images of a question. The service gives none back, so that another tab has their number. */
+function Pictures({ of }: { of: Picture[] | number }) {
+  if (typeof of === "number") {
+    return of ? <p class="pictures">{of === 1 ? "1 image" : `${of} images`}</p> : null;
+  }
+  if (!of.length) return null;
+  return (
+    <p class="pictures">
+      {of.map(({ name, url }) => (
+        <img key={url} src={url} alt={name} />
+      ))}
+    </p>
   );
 }
 

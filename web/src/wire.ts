@@ -34,6 +34,7 @@ export interface StoredMessage {
   context?: ContextReport;
   continued?: Continuation[];
   error?: { code?: string; message?: string };
+  images?: { digest: string; bytes: number; media_type: string }[];
 }
 
 interface Common {

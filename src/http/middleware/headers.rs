@@ -13,8 +13,9 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     img-src 'self' data:; font-src 'self' data:; connect-src 'self'; base-uri 'self'; \
     form-action 'none'; frame-ancestors 'none'";
 /// What the page at `/` needs: its own files, and this service's API. No text becomes HTML or a script
-/// anywhere in it (Trusted Types), and nothing is loaded from another place.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+/// anywhere in it (Trusted Types), and nothing is loaded from another place. The images of a user's own
+/// files have addresses within the tab (`blob:`).
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 

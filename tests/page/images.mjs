@@ -1,0 +1,75 @@
+// Images: by the field for files and by paste, sent, answered, and shown again by their number.
+import { createHash } from "node:crypto";
+import { ask, check, open, rest, run, same, shown, tell, until } from "./browser.mjs";
+
+const [seeing, blind] = rest;
+const PIXEL = Buffer.from(
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
+  "base64",
+);
+const digest = createHash("sha256").update(PIXEL).digest("hex");
+const file = { name: "pixel.png", mimeType: "image/png", buffer: PIXEL };
+
+/** Chooses the model of the next questions, as the dialog keeps it. */
+async function choose(page, model) {
+  await page.evaluate((model) => localStorage.setItem("jarvis.settings", JSON.stringify({ model })), model);
+  await page.reload();
+  await page.waitForSelector(".light.open");
+}
+
+await run(async (context) => {
+  const page = await open(context);
+  await choose(page, seeing);
+  await page.setInputFiles("#images", file);
+  await page.waitForSelector(".attached img");
+  await page.locator(".attached button").click();
+  await page.waitForSelector(".attached", { state: "detached" });
+  await page.setInputFiles("#images", file);
+  // A screenshot is pasted: a canvas of this page stands for it.
+  await page.focus("#question");
+  await page.evaluate(async () => {
+    const canvas = new OffscreenCanvas(1200, 900);
+    const context = canvas.getContext("2d");
+    const noise = context.createImageData(1200, 900);
+    for (let at = 0; at < noise.data.length; at += 1) noise.data[at] = at % 4 === 3 ? 255 : (at * 2654435761) >>> 24;
+    context.putImageData(noise, 0, 0);
+    const data = new DataTransfer();
+    data.items.add(new File([await canvas.convertToBlob()], "shot.png", { type: "image/png" }));
+    const paste = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+    document.querySelector("#question").dispatchEvent(paste);
+  });
+  await page.waitForFunction(() => document.querySelectorAll(".attached img").length === 2);
+  await ask(page, "[[images]] what are they?");
+  await until(page, "complete");
+  const text = await shown(page);
+  check(text.startsWith(`2 images: ${digest} and then `), `the answer is ${text}`);
+  check((await page.locator(".question .pictures img").count()) === 2, "both are shown");
+  const isDrawn = await page.locator(".question .pictures img").evaluateAll((all) => all.every((it) => it.naturalWidth > 0));
+  check(isDrawn, "they are drawn");
+  check((await page.locator(".question").count()) === 1, "the question stands once");
+  check((await page.locator(".attached").count()) === 0, "nothing is left in the field");
+  tell({ check: "sent" });
+
+  await page.reload();
+  await until(page, "complete");
+  same(await page.textContent(".question .pictures"), "2 images", "after a reload");
+  await ask(page, "[[images]] and now?");
+  await until(page, "complete", 2);
+  check((await shown(page)).startsWith("2 images: "), "they are a part of what follows");
+  tell({ check: "later" });
+
+  await choose(page, blind);
+  await page.setInputFiles("#images", file);
+  await page.waitForSelector(".attached img");
+  await ask(page, "what is it?");
+  await page.waitForSelector(".question.refused .trouble");
+  check((await page.locator(".question.refused .pictures img").count()) === 1, "the image stays");
+  await page.waitForSelector(".question.refused .trouble button:has-text('Choose a model')");
+  tell({ check: "refused" });
+
+  for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...file, name: `${more}.png` });
+  await page.waitForSelector('.refusal[role="alert"]');
+  same(await page.textContent(".refusal"), "A message has at most 4 images.", "one too many");
+  check((await page.locator(".attached li").count()) === 4, "four are kept");
+  tell({ check: "bounded" });
+});
