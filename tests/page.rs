@@ -99,6 +99,12 @@ async fn images_are_chosen_pasted_sent_and_a_part_of_what_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn formulas_are_drawn_and_loaded_only_where_there_are_some() {
+    let fleet = fleet(&[]).await;
+    passes(&fleet, "formulas.mjs", &[], &["drawn", "reload"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn axe_finds_nothing_in_either_theme_wide_or_at_320_pixels() {
     let fleet = fleet(&[]).await;
     let mut driver = fleet.run("access.mjs", &[]);

@@ -43,10 +43,12 @@ const names = {};
 const add = (name, text) => (names[name] = write(name, text));
 
 add("highlight.js", await bundle("highlight.ts", { format: "esm" }));
+add("math.js", await bundle("math.ts", { format: "esm" }));
 add("theme.js", await bundle("theme.ts", { format: "iife" }));
 add("style.css", await bundle("style.css", {}));
 add("icon.svg", readFileSync(join(here, "src/icon.svg"), "utf8"));
-const define = { HIGHLIGHT_URL: JSON.stringify(`/app/${names["highlight.js"]}`) };
+const address = (name) => JSON.stringify(`/app/${names[name]}`);
+const define = { HIGHLIGHT_URL: address("highlight.js"), MATH_URL: address("math.js") };
 add("main.js", await bundle("main.tsx", { format: "esm", define }));
 add("licenses.txt", licenses());
 

@@ -3,12 +3,28 @@
  * policy forbids the browser to do so anywhere (Trusted Types). */
 
 import { Lexer } from "marked";
-import type { Token, Tokens } from "marked";
+import type { MarkedOptions, Token, Tokens } from "marked";
 import type { ComponentChildren, VNode } from "preact";
 import { useMemo, useRef } from "preact/hooks";
 import { CodeBlock } from "./code";
+import { Formula, FORMULAS } from "./formula";
+import type { FormulaToken } from "./formula";
 
-const OPTIONS = { gfm: true, breaks: false };
+const [ofBlocks, ofLines] = (["block", "inline"] as const).map((kind) =>
+  FORMULAS.filter(({ level }) => level === kind),
+);
+const OPTIONS = {
+  gfm: true,
+  breaks: false,
+  extensions: {
+    block: ofBlocks!.map(({ tokenizer }) => tokenizer),
+    startBlock: ofBlocks!.map(({ start }) => start),
+    inline: ofLines!.map(({ tokenizer }) => tokenizer),
+    startInline: ofLines!.map(({ start }) => start),
+    renderers: {},
+    childTokens: {},
+  },
+} as MarkedOptions;
 
 /** The blocks of a text that grows. All but the last two are final and are not read again: a later
  * line can still change the last one (a table, a list that goes on), and blank lines count as one. */
@@ -104,6 +120,8 @@ function block(
       return <blockquote dir={dir}>{blocks((token as Tokens.Blockquote).tokens)}</blockquote>;
     case "table":
       return table(token as Tokens.Table);
+    case "formula":
+      return <Formula token={token as FormulaToken} />;
     case "hr":
       return <hr />;
     case "space":
@@ -218,6 +236,8 @@ function span(token: Token, isGrowing: boolean): ComponentChildren {
       return <del>{inline((token as Tokens.Del).tokens)}</del>;
     case "codespan":
       return <code dir="ltr">{(token as Tokens.Codespan).text}</code>;
+    case "inlineFormula":
+      return <Formula token={token as FormulaToken} />;
     case "br":
       return <br />;
     case "link": {
