@@ -319,7 +319,17 @@ async fn a_failover_that_lost_a_turn_with_its_images_brings_both_back() {
     events.extend(watching.until("stream_end").await);
     let end = events.last().expect("an end");
     assert_eq!(end["full_response"], named(&[&shown]));
-    // The bytes are there again, too, for the next turn.
+    // The bytes are there again, and stay as long as the session; a repeat of the same image takes
+    // nothing away.
+    let named_once = async || {
+        let Some(key) = images_key(&fleet.redis, &session) else { return false };
+        let left: i64 = fleet.redis.cli(&["TTL", &key]).trim().parse().expect("seconds");
+        let count = fleet.redis.cli(&["HGET", &key, &format!("{}#", sha256_hex(&shown))]);
+        let is_whole = fleet.redis.cli(&["HEXISTS", &key, &sha256_hex(&shown)]);
+        left > 3600 && count.trim() == "1" && is_whole.trim() == "1"
+    };
+    assert!(eventually(LIMIT, named_once).await);
+    // For the next turn, too.
     let again = async || {
         let reply = post(two, CHAT, &asked(&session, "[[images]] again?", &[])).await;
         reply.body["response"] == named(&[&shown])

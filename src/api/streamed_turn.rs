@@ -9,7 +9,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::permits::SocketPermit;
@@ -89,6 +89,8 @@ pub struct StreamedTurn<W> {
     output: Output,
     lifecycle: Lifecycle,
     heartbeat: Duration,
+    /// When the client has got nothing for so long.
+    silent_until: Instant,
     revoked: BoxFuture<'static, ()>,
     /// Set until something was written after the client's last byte.
     last_byte: Option<LastByte>,
@@ -126,6 +128,7 @@ pub async fn respond<W: TurnWriter>(
         output,
         lifecycle: shared.lifecycle.clone(),
         heartbeat: shared.settings.heartbeat,
+        silent_until: Instant::now() + shared.settings.heartbeat,
         revoked: validity.revoked(),
         last_byte: Some(last_byte),
         _open: shared.sockets.token(),
@@ -134,6 +137,7 @@ pub async fn respond<W: TurnWriter>(
     };
     let frames = stream::unfold(Box::new(turn), async |mut turn| {
         let frame = turn.next().await?;
+        turn.silent_until = Instant::now() + turn.heartbeat;
         Some((Ok::<_, Infallible>(Bytes::from(frame)), turn))
     });
     let mut response = Response::new(Body::from_stream(frames));
@@ -170,7 +174,8 @@ impl<W: TurnWriter> StreamedTurn<W> {
                     self.last_byte = None;
                     return Some(writer.heartbeat());
                 }
-                () = sleep(self.heartbeat) => return Some(writer.heartbeat()),
+                // Updates of which the dialect says nothing do not postpone it.
+                () = sleep_until(self.silent_until) => return Some(writer.heartbeat()),
             };
             // The writer keeps its guard, which cancels a turn that goes on.
             output.push(writer.error(&problem));

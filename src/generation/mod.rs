@@ -389,7 +389,8 @@ impl Generations {
         } else if let Err(StoreError::Redis(_)) = &accepted
             && proposal.has_key()
         {
-            self.retry_accept(proposal, turn_permit.take(), permit);
+            let permits = (turn_permit.take(), permit);
+            self.retry_accept(owner, session, new, proposal, permits);
         }
         match accepted {
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
@@ -519,8 +520,9 @@ impl Generations {
                 // At once, because the caller's next turn is to find what this one takes.
                 self.budget.record(&new.spec.source, session).await;
             }
-            // It may have been accepted.
-            Err(StoreError::Redis(_)) => {}
+            // It may have been accepted, and is tried again.
+            Err(StoreError::Redis(_)) if proposal.has_key() => {}
+            // What a message has is not dropped.
             _ => self.drop_images(owner, session, images).await,
         }
         accepted
@@ -556,19 +558,24 @@ impl Generations {
     /// The permits are used up where the turn is accepted now, and given back otherwise.
     fn retry_accept(
         &self,
+        owner: &Owner,
+        session: SessionId,
+        new: NewTurn,
         proposal: Proposal,
-        turn_permit: Option<TurnPermit>,
-        session_permit: SessionPermit,
+        (turn_permit, session_permit): (Option<TurnPermit>, SessionPermit),
     ) {
-        let (generations, stop) = (self.clone(), self.stop.clone());
+        let (generations, stop, owner) = (self.clone(), self.stop.clone(), owner.clone());
         self.tasks.spawn(async move {
-            let accept = || generations.accept(&proposal, &[]);
+            let accept = || generations.accept_with_images(&owner, session, &new, &proposal);
             let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
             let accepting = retry(Backoff::redis(), accept, is_retryable);
             let accepted = tokio::select! {
                 accepted = timeout(RETRY_ACCEPT_LIMIT, accepting) => accepted,
                 () = stop.cancelled() => return,
             };
+            if !matches!(accepted, Ok(Ok(_))) {
+                generations.drop_images(&owner, session, &new.attached.images).await;
+            }
             if let Ok(Ok(submitted)) = accepted {
                 session_permit.accepted(submitted.created_session);
                 if !submitted.repeated

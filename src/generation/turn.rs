@@ -78,7 +78,7 @@ pub(super) async fn run(
             tracing::info!("turn stopped");
         }
         drop(trace);
-        if turn.own_conversation().is_some() {
+        if turn.own_conversation().is_some() && !turn.spec.is_kept {
             generations.images.forget(turn.generation);
         }
         // What is recorded twice, by two writers of the turn, counts once.

@@ -137,7 +137,8 @@ fn invite(listen: &Address, model: &str) {
     let row =
         |label: &str, text: &str| say(&format!("  {}{text}", bold(&format!("{label:LABEL$}"))));
     say("");
-    row("Browser", &format!("{url}/docs"));
+    row("Browser", &format!("{url}/"));
+    row("API", &format!("{url}/docs"));
     row("curl", &format!("curl --json '{question}' {url}/api/v1/chat/"));
     row("", &format!("curl -N --json '{streamed}' {url}/api/v1/chat/"));
     let socket = url.replacen("http", "ws", 1);

@@ -19,8 +19,7 @@ register {
       return 'ok'
     end
     for _, digest in ipairs(args.digests) do
-      local _, _, messages = image_of(keys, digest)
-      if not messages or messages == 0 then
+      if not is_named(keys, digest) then
         remove_image(keys, digest, tonumber(args.parts))
       end
     end

@@ -18,7 +18,7 @@ register {
     if not owned_before(keys, args.owner) then
       return { 'absent' }
     end
-    local _, parts = image_of(keys, args.digest)
+    local parts = parts_of(keys, args.digest)
     local data = parts and redis.call('HGET', keys.images, args.digest .. ':' .. args.part)
     if not data then
       return { 'none' }

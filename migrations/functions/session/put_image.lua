@@ -30,7 +30,7 @@ register {
       or fields[3] ~= args.epoch) then
       return 'absent'
     end
-    if image_of(keys, args.digest) then
+    if parts_of(keys, args.digest) then
       return 'whole'
     end
     local parts = tonumber(args.parts)
@@ -44,14 +44,21 @@ register {
       redis.call('HINCRBY', keys.images, 'bytes', #args.data + FIELD_BYTES)
     end
     if is_new then
-      redis.call('EXPIRE', keys.images, args.seconds)
+      -- That of a session that is there lives as long as the session.
+      local left = redis.call('TTL', keys.session)
+      if left == -2 or args.epoch == '' then
+        left = tonumber(args.seconds)
+      end
+      if left > 0 then
+        redis.call('EXPIRE', keys.images, left)
+      end
     end
     for part = 0, parts - 1 do
       if redis.call('HEXISTS', keys.images, args.digest .. ':' .. part) == 0 then
         return 'put'
       end
     end
-    redis.call('HSET', keys.images, args.digest, args.bytes .. ' ' .. args.parts .. ' 0')
+    redis.call('HSET', keys.images, args.digest, args.bytes .. ' ' .. args.parts)
     return 'whole'
   end,
 }

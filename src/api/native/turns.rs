@@ -9,8 +9,9 @@ use crate::follow::{self, AcceptedTurn, Submission};
 use crate::http::extract::fields::FieldError;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
+use crate::session::model::ToolCall;
 use crate::session::store::{self, Attached, IdempotencyKey, NewTurn};
-use crate::session::{Message, Owner, Role, SessionId, TurnSpec};
+use crate::session::{Message, Owner, Role, SessionId, Status, TurnSpec};
 
 /// Messages that are searched for a call of a tool, from the newest back, and their bytes.
 const NEWEST: u64 = 200;
@@ -62,7 +63,8 @@ pub async fn submit(
 /// followed by results only.
 ///
 /// # Errors
-/// Where the session has no such call, unless the result was accepted before.
+/// Where the session has no such call, or a result of it that did not fail, unless this very result
+/// was accepted before.
 async fn name_tool(
     shared: &Shared,
     owner: &Owner,
@@ -76,9 +78,7 @@ async fn name_tool(
         Err(problem) if problem.code == "session_not_found" => Vec::new(),
         Err(problem) => return Err(problem),
     };
-    let open = messages.iter().rev().take_while(|message| message.role != Role::User);
-    let call = open.flat_map(|message| &message.tool_calls).find(|call| call.id == id);
-    if let Some(call) = call {
+    if let Some(call) = open_call(&messages, id) {
         if let Some(question) = &mut turn.attached.question {
             question.tool_name = Some(call.name.clone());
         }
@@ -89,4 +89,70 @@ async fn name_tool(
     }
     let msg = "must be the id of a call in the last answer of the session";
     Err(vec![FieldError::new("body", "tool_call_id", "tool_call", msg)].into())
+}
+
+/// Returns the call with this identifier that the last messages of a session wait for. A result whose
+/// turn failed may be sent again.
+fn open_call<'a>(messages: &'a [Message], id: &str) -> Option<&'a ToolCall> {
+    let mut has_failed = false;
+    for message in messages.iter().rev() {
+        match message.role {
+            Role::Tool if message.tool_call_id.as_deref() == Some(id) && !has_failed => {
+                return None;
+            }
+            Role::Tool => {}
+            Role::Assistant if message.tool_calls.is_empty() && message.content.is_empty() => {
+                has_failed |= message.status != Some(Status::Complete);
+            }
+            Role::Assistant => return message.tool_calls.iter().find(|call| call.id == id),
+            Role::System | Role::User => return None,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(calls: &[&str], text: &str, status: Status) -> Message {
+        let call = |id: &&str| ToolCall {
+            id: (*id).to_owned(),
+            name: "f".to_owned(),
+            arguments: "{}".to_owned(),
+        };
+        Message {
+            content: text.to_owned(),
+            tool_calls: calls.iter().map(call).collect(),
+            status: Some(status),
+            ..store::message(Role::Assistant, Utc::now())
+        }
+    }
+
+    fn result(id: &str) -> Message {
+        let tool_call_id = Some(id.to_owned());
+        Message { tool_call_id, ..store::message(Role::Tool, Utc::now()) }
+    }
+
+    #[test]
+    fn a_call_is_open_until_it_has_a_result_whose_turn_did_not_fail() {
+        let user = store::message(Role::User, Utc::now());
+        let called = answer(&["1", "2"], "", Status::Complete);
+        let empty = answer(&[], "", Status::Complete);
+        let failed = answer(&[], "", Status::Failed);
+        let answered = answer(&[], "sunny", Status::Complete);
+        for (messages, open) in [
+            (vec![&user, &called], "12"),
+            (vec![&user, &called, &result("1"), &empty], "2"),
+            (vec![&user, &called, &result("1"), &failed], "12"),
+            (vec![&user, &called, &result("1"), &result("2"), &answered], ""),
+            (vec![&user, &called, &user], ""),
+            (vec![&user], ""),
+        ] {
+            let messages: Vec<Message> = messages.into_iter().cloned().collect();
+            let is_open = |id: &&str| open_call(&messages, id).is_some();
+            let found: String = ["1", "2", "3"].into_iter().filter(is_open).collect();
+            assert_eq!(found, open, "{messages:?}");
+        }
+    }
 }

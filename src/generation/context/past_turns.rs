@@ -47,9 +47,14 @@ impl<'a> Turns<'a> {
             return Self { past: Vec::new(), open: Vec::new() };
         };
         if question.role == Role::Tool
-            && let Some(start) = before.iter().rposition(|message| message.role == Role::User)
+            && let Some(start) = turn_of_call(before, question)
         {
-            return Self { past: past_turns(&messages[..start]), open: kept(&messages[start..]) };
+            // A user may have asked something else since the call: that is not a part of its turn.
+            let is_next = |message: &Message| message.role == Role::User;
+            let next = before[start + 1..].iter().position(is_next);
+            let end = next.map_or(before.len(), |next| start + 1 + next);
+            let open = kept(before[start..end].iter().chain([question]));
+            return Self { past: past_turns(&messages[..start]), open };
         }
         Self { past: past_turns(before), open: vec![question] }
     }
@@ -70,6 +75,15 @@ impl<'a> Turns<'a> {
     }
 }
 
+/// Returns where the turn begins that has the call which this result is for.
+fn turn_of_call(messages: &[Message], result: &Message) -> Option<usize> {
+    let has_call = |message: &Message| {
+        message.tool_calls.iter().any(|call| Some(&*call.id) == result.tool_call_id.as_deref())
+    };
+    let calling = messages.iter().rposition(has_call)?;
+    messages[..calling].iter().rposition(|message| message.role == Role::User)
+}
+
 /// Returns the turns that have an answer, oldest first. A turn that was cancelled or failed before
 /// its answer had text is left out: its user asks again, and a model that gets two questions in a
 /// row answers the wrong one, or its template refuses them.
@@ -78,7 +92,7 @@ pub(super) fn past_turns(messages: &[Message]) -> Vec<PastTurn<'_>> {
         (0..messages.len()).filter(|at| messages[*at].role == Role::User).collect();
     let ends = starts.iter().skip(1).copied().chain([messages.len()]);
     let turns = starts.iter().zip(ends).filter_map(|(start, end)| {
-        let mut kept = kept(&messages[*start..end]);
+        let mut kept = kept(messages[*start..end].iter());
         // Results that no answer follows, too, are left out.
         let last = kept.iter().rposition(|message| message.role == Role::Assistant)?;
         kept.truncate(last + 1);
@@ -91,8 +105,8 @@ pub(super) fn past_turns(messages: &[Message]) -> Vec<PastTurn<'_>> {
 
 /// Returns the messages of one turn without answers that have neither text nor calls, and without
 /// results of calls that it does not have. Of two results of one call, the last counts.
-fn kept(turn: &[Message]) -> Vec<&Message> {
-    let mut kept: Vec<&Message> = Vec::with_capacity(turn.len());
+fn kept<'a>(turn: impl Iterator<Item = &'a Message>) -> Vec<&'a Message> {
+    let mut kept: Vec<&Message> = Vec::new();
     for message in turn {
         match message.role {
             Role::User => kept.push(message),

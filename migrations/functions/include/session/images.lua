@@ -2,8 +2,8 @@
 -- the bytes are in the hash `images`, once a session, however many messages have the image.
 --
 -- Fields of that hash:
---   <digest>         <bytes> <number of parts> <number of messages that have the image>; it is
---                    written with the last part
+--   <digest>         <bytes> <number of parts>; it is written with the last part
+--   <digest>#        the number of messages that have the image; none where it is about to be one's
 --   <digest>:<part>  up to 256 KiB of the image; the parts are counted from 0
 --   bytes            what all of them take
 --
@@ -24,13 +24,15 @@ local function digests_of(header)
   return digests
 end
 
--- Returns bytes, number of parts and number of messages of a whole image; nil where there is none.
-local function image_of(keys, digest)
+-- Returns the number of parts of a whole image; nil where there is none.
+local function parts_of(keys, digest)
   local entry = redis.call('HGET', keys.images, digest)
-  if entry then
-    local fields = words(entry)
-    return tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3])
-  end
+  return entry and tonumber(words(entry)[2])
+end
+
+-- Whether a message of the session has an image.
+local function is_named(keys, digest)
+  return redis.call('HEXISTS', keys.images, digest .. '#') == 1
 end
 
 -- Returns what the images of the session take.
@@ -48,22 +50,18 @@ local function remove_image(keys, digest, parts)
     end
   end
   redis.call('HDEL', keys.images, digest)
-  if redis.call('HLEN', keys.images) == 1 then
+  if redis.call('HLEN', keys.images) == 1 and redis.call('HEXISTS', keys.images, 'bytes') == 1 then
     redis.call('UNLINK', keys.images)
   end
 end
 
--- Counts the messages that have an image: `by` more, for each image that a header names. One that no
--- message has any more is removed.
+-- Counts the messages that have an image: `by` more, for each image that a header names, also where
+-- its bytes are lost: they are put back later. One that no message has any more is removed.
 local function count_images(keys, header, by)
   for _, digest in ipairs(digests_of(header)) do
-    local bytes, parts, messages = image_of(keys, digest)
-    if bytes then
-      messages = math.max(messages + by, 0)
-      redis.call('HSET', keys.images, digest, bytes .. ' ' .. parts .. ' ' .. messages)
-      if messages == 0 then
-        remove_image(keys, digest, parts)
-      end
+    if redis.call('HINCRBY', keys.images, digest .. '#', by) <= 0 then
+      redis.call('HDEL', keys.images, digest .. '#')
+      remove_image(keys, digest, parts_of(keys, digest) or 0)
     end
   end
 end
@@ -71,7 +69,7 @@ end
 -- Whether an image that a message names is not there.
 local function lacks_images(keys, header)
   for _, digest in ipairs(digests_of(header)) do
-    if not image_of(keys, digest) then
+    if not parts_of(keys, digest) then
       return true
     end
   end
