@@ -8,7 +8,7 @@ use axum::extract::Request;
 use crate::api::state::Shared;
 use crate::http::extract::body::whole_body;
 use crate::http::problem::Problem;
-use crate::http::room::no_room;
+use crate::http::room::{WholeBodyRoom, no_room};
 use crate::session::image::REQUEST_IMAGE_BYTES;
 use crate::source::Source;
 
@@ -29,12 +29,20 @@ pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR
 /// A 400, 408, 413, 415 or 503.
 pub async fn read(mut request: Request, shared: &Shared, most: usize) -> Result<Vec<u8>, Problem> {
     let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
-    // The connection takes room for a body of the usual size, and for one of unknown length.
+    // The connection takes room for a body of the usual size, and for one of unknown length; a larger
+    // one takes its room here, at once.
     let usual = shared.settings.max_body_bytes;
     let declared = request.body().size_hint().exact();
     let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
     let limit = if declared > usual { most } else { usual };
-    let beyond = declared.min(limit).saturating_sub(usual);
-    let _room = shared.room.take(source.widest_network(), beyond).await.ok_or_else(no_room)?;
+    let whole = request.extensions().get::<WholeBodyRoom>().cloned();
+    let _room = match whole.filter(|_| declared > usual && declared <= limit) {
+        Some(whole) => {
+            let taken = shared.room.take(source.widest_network(), declared).await;
+            whole.note();
+            Some(taken.ok_or_else(no_room)?)
+        }
+        None => None,
+    };
     whole_body(request, limit).await
 }

@@ -29,7 +29,7 @@ use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_GAP};
 use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error};
 use crate::http::problem::Problem;
-use crate::http::room::{self, ByteRoom, FREE_BYTES, RoomPermit, TakenRoom, shrink};
+use crate::http::room::{self, ByteRoom, FREE_BYTES, RoomPermit, TakenRoom, WholeBodyRoom, shrink};
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
@@ -76,7 +76,9 @@ pub async fn handle(
     let (mut parts, body) = request.into_parts();
     let has_no_room = Arc::<AtomicBool>::default();
     let http_2 = stream.is_some().then(|| client.http_2());
-    let room = BodyRoom::of(&body, &parts.headers, address.ip(), &room, http_2);
+    let whole = WholeBodyRoom::default();
+    parts.extensions.insert(whole.clone());
+    let room = BodyRoom::of(&body, &parts.headers, address.ip(), (&room, whole), http_2);
     let (lent, mut body_end) = LentBody::new(body, room, Arc::clone(&has_no_room));
     parts.extensions.insert(ConnectInfo(address));
     parts.extensions.insert(last_byte.clone());
@@ -242,7 +244,7 @@ impl BodyRoom {
         body: &Incoming,
         headers: &HeaderMap,
         peer: IpAddr,
-        room: &ByteRoom,
+        (room, whole): (&ByteRoom, WholeBodyRoom),
         http_2: Option<&Arc<Http2Connection>>,
     ) -> Self {
         let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());
@@ -257,7 +259,7 @@ impl BodyRoom {
                 Some(reserved) => reserved.await,
                 None => None,
             };
-            if bytes <= FREE_BYTES {
+            if bytes <= FREE_BYTES || whole.is_taken() {
                 return Some((None, of_connection));
             }
             Some((Some(room.take(network, bytes).await?), of_connection))

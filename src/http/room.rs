@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -93,6 +94,23 @@ impl ByteRoom {
         let share = Arc::new(Semaphore::new(kib as usize));
         shares.insert(network, Arc::downgrade(&share));
         share
+    }
+}
+
+/// Says that a handler has taken the room for the whole body of its request, so that the connection takes
+/// none: who holds room while waiting for more could wait for others that do the same.
+#[derive(Clone, Debug, Default)]
+pub struct WholeBodyRoom(Arc<AtomicBool>);
+
+impl WholeBodyRoom {
+    /// Notes that the room was taken.
+    pub fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the room was taken.
+    pub fn is_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
