@@ -145,3 +145,50 @@ pub(super) fn first_of_prompt(
     }
     Some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::session::model::ToolCall;
+    use crate::session::store;
+
+    fn said(role: Role, content: &str) -> Message {
+        Message { content: content.to_owned(), ..store::message(role, Utc::now()) }
+    }
+
+    fn called(ids: &[&str]) -> Message {
+        let call = |id: &&str| ToolCall {
+            id: (*id).to_owned(),
+            name: "f".to_owned(),
+            arguments: "{}".to_owned(),
+        };
+        Message { tool_calls: ids.iter().map(call).collect(), ..said(Role::Assistant, "") }
+    }
+
+    fn result(id: &str) -> Message {
+        Message { tool_call_id: Some(id.to_owned()), ..said(Role::Tool, id) }
+    }
+
+    #[test]
+    fn a_result_that_comes_behind_another_question_answers_the_turn_of_its_call() {
+        let messages = [
+            said(Role::User, "before"),
+            said(Role::Assistant, "yes"),
+            said(Role::User, "one"),
+            called(&["1", "2"]),
+            result("2"),
+            said(Role::User, "two"),
+            said(Role::Assistant, "answered"),
+            result("1"),
+        ];
+        let turns = Turns::of(&messages);
+        let open: Vec<&str> = turns.open.iter().map(|message| &*message.content).collect();
+        assert_eq!(open, ["one", "", "2", "1"]);
+        assert!(!turns.awaits_results());
+        assert_eq!(turns.past.len(), 1);
+        let early = Turns::of(&messages[..5]);
+        assert!(early.awaits_results(), "the other result is not there yet");
+    }
+}
