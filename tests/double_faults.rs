@@ -47,6 +47,17 @@ impl Fleet {
         Socket::open(&self.replicas[replica], &path).await.0
     }
 
+    /// Opens a socket once Redis is back: it is away for a moment, and so is the service.
+    async fn socket_after_outage(&self, replica: usize) -> Socket {
+        let (path, mut socket) = (format!("/ws?session_id={}", self.session), None);
+        let is_open = eventually(LIMIT, async || {
+            socket = Socket::open_with(&self.replicas[replica], &path, &[]).await.ok();
+            socket.is_some()
+        });
+        assert!(is_open.await, "no handshake");
+        socket.expect("a socket").0
+    }
+
     /// Does what is to be lost, waits until a replica has `copies` of it, and then loses it together
     /// with the replica that did it.
     async fn lose<T>(&self, replica: usize, copies: u64, act: impl AsyncFnOnce() -> T) -> T {
@@ -241,14 +252,7 @@ async fn a_repeat_that_comes_before_its_lost_turn_is_restored_is_answered_once_a
     let generation = events.last().expect("a piece")["generation_id"].clone();
     fleet.replicas[0].pause();
     fleet.redis.lose_what_came_since();
-    // Redis is away for a moment, and so is the service.
-    let (path, mut repeating) = (format!("/ws?session_id={}", fleet.session), None);
-    let is_open = eventually(LIMIT, async || {
-        repeating = Socket::open_with(&fleet.replicas[2], &path, &[]).await.ok();
-        repeating.is_some()
-    });
-    assert!(is_open.await, "no handshake");
-    let mut repeating = repeating.expect("a socket").0;
+    let mut repeating = fleet.socket_after_outage(2).await;
     repeating.say(&request).await;
     let events = repeating.until("stream_end").await;
     assert_eq!(events.last().expect("an end")["generation_id"], generation, "the same turn");
@@ -274,7 +278,7 @@ async fn a_turn_that_is_accepted_before_a_lost_clear_is_applied_again_is_cancell
     // The replica that would clear again is late.
     fleet.replicas[0].pause();
     fleet.redis.lose_what_came_since();
-    let mut asking = fleet.socket(1).await;
+    let mut asking = fleet.socket_after_outage(1).await;
     asking.say(&json!({"type": "chat", "message": "[[tokens=2000]] early"})).await;
     asking.until("stream_chunk").await;
     fleet.replicas[0].resume();
