@@ -87,7 +87,11 @@ async fn an_image_reaches_the_model_and_is_stored_by_its_digest_and_a_part_of_la
     );
     // Stored once, in parts, and nowhere else.
     let key = images_key(&redis, &session).expect("images");
-    assert_eq!(redis.cli(&["HLEN", &key]).trim(), "7", "3 parts and 1, 2 entries, and the sum");
+    assert_eq!(
+        redis.cli(&["HLEN", &key]).trim(),
+        "9",
+        "3 parts and 1, 2 entries with their counts, and the sum"
+    );
     let bytes: usize = redis.cli(&["HGET", &key, "bytes"]).trim().parse().expect("a number");
     assert!((700_300..702_000).contains(&bytes), "{bytes}");
     let part = redis.cli(&["HSTRLEN", &key, &format!("{}:0", sha256_hex(&first))]);

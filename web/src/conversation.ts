@@ -411,10 +411,14 @@ export class Conversation implements LinkOwner {
   /** A turn was accepted: this tab's question gets the identifier that it is stored under. */
   private accepted(generation: string, text: string, messageId?: string): void {
     const id = questionOf(generation);
+    // The event of a question that went over REST does not name this tab's identifier.
+    const isSent = ({ outgoing }: WithPictures) => outgoing.message === text;
+    messageId ??= this.withPictures.find(isSent)?.outgoing.message_id;
     const own = this.messages.value.find((message) => message.id === messageId);
     const stored = this.messages.value.find((message) => message.id === id);
     if (messageId) this.delivered(messageId);
     if (own && stored) {
+      stored.pictures.value = own.pictures.value;
       this.discard(own);
     } else if (own) {
       own.id = id;
