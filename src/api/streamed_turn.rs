@@ -48,6 +48,11 @@ impl Output {
         self.has_ended = true;
     }
 
+    /// Returns whether the stream ends behind what was added.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
     /// Returns whether nothing was added that was not sent.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
@@ -112,6 +117,8 @@ pub async fn respond<W: TurnWriter>(
     validity: Validity,
     last_byte: LastByte,
 ) -> Result<Response, Problem> {
+    let (open, counted) =
+        (shared.sockets.token(), CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS)));
     let begun = async {
         while !writer.has_begun(&output) && !output.has_ended {
             writer.advance(&mut output).await?;
@@ -131,8 +138,8 @@ pub async fn respond<W: TurnWriter>(
         silent_until: Instant::now() + shared.settings.heartbeat,
         revoked: validity.revoked(),
         last_byte: Some(last_byte),
-        _open: shared.sockets.token(),
-        _counted: CountedOpen::new(metrics::gauge!(metric::EVENT_STREAMS)),
+        _open: open,
+        _counted: counted,
         _permit: permit,
     };
     let frames = stream::unfold(Box::new(turn), async |mut turn| {

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
+use crate::api::embedding::gone;
 use crate::api::state::Shared;
 use crate::follow::CancelOnDrop;
 use crate::http::peer::LastByte;
@@ -45,7 +46,7 @@ pub async fn answer<E: Into<Problem>>(
             () = last_byte.received(), if guard.is_some() || is_by_proxy => {
                 if guard.take().is_none() {
                     // The proxy may have sent the request to another replica, which joins the turn.
-                    return Err(cancelled());
+                    return Err(gone());
                 }
             }
         }

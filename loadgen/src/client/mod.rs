@@ -311,6 +311,8 @@ impl Refusal {
         #[derive(Deserialize)]
         struct Problem {
             code: Option<String>,
+            /// OpenAI's envelope.
+            error: Option<Box<Problem>>,
         }
         let status = response.status().as_u16();
         let retry_after = response
@@ -321,8 +323,8 @@ impl Refusal {
         let body = timeout(REQUEST_LIMIT, response.bytes()).await;
         let problem: Option<Problem> =
             body.ok().and_then(Result::ok).and_then(|body| serde_json::from_slice(&body).ok());
-        let code =
-            problem.and_then(|problem| problem.code).unwrap_or_else(|| format!("http_{status}"));
+        let code = problem.and_then(|it| it.code.or_else(|| it.error?.code));
+        let code = code.unwrap_or_else(|| format!("http_{status}"));
         Self { status, code, retry_after }
     }
 

@@ -168,7 +168,7 @@ fn take(
         // The response goes on: what ends with an error is this stream of its events.
         let code = event.code.clone().unwrap_or_default();
         client.error(&code);
-        if code == "upstream_interrupted" {
+        if matches!(&*code, "upstream_interrupted" | "answer_restarted") {
             start_over(client, turn, reading);
         }
         return Some(Ended::Lost);
@@ -219,13 +219,13 @@ fn of_kind(kind: &str) -> Event {
     Event { kind: kind.to_owned(), ..Event::default() }
 }
 
-/// Checks that an event has the number after the last one. The numbers leap by a million where an
-/// answer begins anew.
+/// Checks that an event has the number after the last one. The numbers from 2 on leap by a million
+/// each time that an answer begins anew.
 fn number(client: &Client, turn: &Turn, reading: &mut Reading, number: u64) {
     const LEAP: u64 = 1_000_000;
     let last = reading.last.replace(number);
     let wanted = last.map_or(0, |last| last + 1);
-    let is_leap = number > LEAP && number % LEAP == wanted;
+    let is_leap = wanted == 2 && number > LEAP && number % LEAP == 2;
     if number != wanted && !is_leap {
         let flaw = Flaw::Reordered(format!("event {number} after {last:?}"));
         let tally = &client.shared.tally;

@@ -78,7 +78,7 @@ impl TurnWriter for ResponseWriter {
         if let Some(failure) = self.failure.take_if(|_| self.may_refuse) {
             return Err(failure);
         }
-        if output.is_empty() {
+        if output.is_empty() && !output.has_ended() {
             output.push(HEARTBEAT.to_owned());
         }
         Ok(())
