@@ -118,15 +118,21 @@ impl Generations {
     /// where Redis failed.
     pub(super) async fn put_images_back(&self) -> bool {
         let turns: Vec<HeldTurn> = self.images.held().turns.iter().cloned().collect();
+        let mut all = true;
         for turn in turns {
             let HeldTurn { owner, session, epoch, images, .. } = &turn;
             let put = self.store.put_images(owner, *session, Some(epoch), images).await;
-            if let Err(StoreError::Redis(error)) = put {
-                tracing::debug!(%error, "images not put back");
-                return false;
+            match put {
+                Err(StoreError::Redis(error)) => {
+                    tracing::debug!(%error, "images not put back");
+                    return false;
+                }
+                // It may have room for the images of another turn, and for these later.
+                Err(StoreError::OutOfMemory) => all = false,
+                _ => {}
             }
         }
-        true
+        all
     }
 
     /// Puts the images of a turn that is about to be accepted.

@@ -11,7 +11,8 @@
 --             seconds       until the images expire, where the session is not there yet
 -- Reply:      put
 --             whole    all parts of the image are there
---             absent   the session is another owner's; or with an epoch, it has another one
+--             absent   the session is another owner's; or with an epoch, it has another one, or no
+--                      message with the image
 --             full     the session would hold more than bytes_limit bytes
 -- Called by:  Store::put_images
 register {
@@ -28,6 +29,9 @@ register {
       end
     elseif fields[1] and (not was_written_by(fields[1], fields[5], args.owner) or fields[2]
       or fields[3] ~= args.epoch) then
+      return 'absent'
+    elseif fields[1] and not is_named(keys, args.digest) then
+      -- Its message was cancelled meanwhile, or its session does not keep it.
       return 'absent'
     end
     if parts_of(keys, args.digest) then

@@ -11,6 +11,8 @@
 -- long. So an image without a message is one of a message that is about to be accepted; where that
 -- is refused, the image is dropped.
 
+-- Parts of one image, at most.
+local MOST_PARTS = 16
 -- What Redis takes for a field besides its value, about.
 local FIELD_BYTES = 128
 
@@ -18,7 +20,12 @@ local FIELD_BYTES = 128
 -- before it, so that the name is that of the field.
 local function digests_of(header)
   local digests = {}
-  for digest in string.gmatch(string.match(header, '"p":%[(.-)%]') or '', '"(%x+) ') do
+  -- A pattern without an anchor would walk through a header of megabytes, which most have no images in.
+  local at = string.find(header, '"p":[', 1, true)
+  if not at then
+    return digests
+  end
+  for digest in string.gmatch(string.match(header, '^"p":%[(.-)%]', at) or '', '"(%x+) ') do
     digests[#digests + 1] = digest
   end
   return digests
@@ -61,7 +68,7 @@ local function count_images(keys, header, by)
   for _, digest in ipairs(digests_of(header)) do
     if redis.call('HINCRBY', keys.images, digest .. '#', by) <= 0 then
       redis.call('HDEL', keys.images, digest .. '#')
-      remove_image(keys, digest, parts_of(keys, digest) or 0)
+      remove_image(keys, digest, parts_of(keys, digest) or MOST_PARTS)
     end
   end
 end
