@@ -25,6 +25,7 @@ use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
     Status, Store, StoreError, Tag, Usage, User,
 };
+use serde_json::json;
 use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use support::redis_time::{begin_timing, timed_calls};
