@@ -111,7 +111,12 @@ impl Generations {
             }
         };
         drop(lease);
-        self.count_embedded(&permit.subject.owner, generation, vectors.tokens()).await;
+        // Not every route of a host counts.
+        let tokens = match vectors.tokens() {
+            0 => estimated_tokens(request, self.num_ctx_cap),
+            tokens => tokens,
+        };
+        self.count_embedded(&permit.subject.owner, generation, tokens).await;
         Ok(vectors)
     }
 

@@ -235,6 +235,7 @@ impl Slot {
         let vectors = self.client.embed(request.kind.path(), &self.model.name, &body).await;
         let vectors = self.record(vectors).await?;
         self.client.breakers.begun(&self.model.key);
+        self.client.breakers.succeeded(&self.model.key);
         Ok(vectors)
     }
 

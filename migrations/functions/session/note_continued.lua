@@ -15,7 +15,7 @@ register {
   arguments = { 'owner', 'generation', 'fence', 'continued', 'runner' },
   run = function(keys, args)
     if of_writer(keys, args)
-      and #(redis.call('HGET', keys.messages, 'continued') or '') < #args.continued then
+      and #(redis.call('HGET', keys.messages, 'continued') or '') <= #args.continued then
       redis.call('HSET', keys.messages, 'continued', args.continued, 'runner', args.runner)
     end
     return 'ok'
