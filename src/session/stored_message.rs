@@ -24,6 +24,9 @@ struct Header {
     role: Role,
     #[serde(rename = "t", with = "timestamp")]
     timestamp: DateTime<Utc>,
+    /// Before all that may be long: `digests_of` in `images.lua` looks no further than 1 KiB.
+    #[serde(rename = "p", skip_serializing_if = "Vec::is_empty", default)]
+    images: Vec<StoredImage>,
     #[serde(rename = "u", skip_serializing_if = "Option::is_none", default)]
     user_id: Option<String>,
     #[serde(rename = "g", skip_serializing_if = "Option::is_none", default)]
@@ -49,9 +52,6 @@ struct Header {
     /// Identifier, tool and arguments of each call.
     #[serde(rename = "l", skip_serializing_if = "Vec::is_empty", default)]
     tool_calls: Vec<(String, String, String)>,
-    /// Each image. The functions find it by the name of the field.
-    #[serde(rename = "p", skip_serializing_if = "Vec::is_empty", default)]
-    images: Vec<StoredImage>,
     /// Call and tool of a result.
     #[serde(rename = "o", skip_serializing_if = "Option::is_none", default)]
     result_of: Option<(Option<String>, Option<String>)>,

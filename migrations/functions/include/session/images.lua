@@ -11,6 +11,8 @@
 -- long. So an image without a message is one of a message that is about to be accepted; where that
 -- is refused, the image is dropped.
 
+-- Bytes at the beginning of a header within which its images stand.
+local HEADER_START = 1024
 -- Parts of one image, at most.
 local MOST_PARTS = 16
 -- What Redis takes for a field besides its value, about.
@@ -20,12 +22,9 @@ local FIELD_BYTES = 128
 -- before it, so that the name is that of the field.
 local function digests_of(header)
   local digests = {}
-  -- A pattern without an anchor would walk through a header of megabytes, which most have no images in.
-  local at = string.find(header, '"p":[', 1, true)
-  if not at then
-    return digests
-  end
-  for digest in string.gmatch(string.match(header, '^"p":%[(.-)%]', at) or '', '"(%x+) ') do
+  -- They stand before all that may be long: a header may have megabytes of calls.
+  local start = string.sub(header, 1, HEADER_START)
+  for digest in string.gmatch(string.match(start, '"p":%[(.-)%]') or '', '"(%x+) ') do
     digests[#digests + 1] = digest
   end
   return digests
