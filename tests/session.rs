@@ -15,17 +15,16 @@ use jarvis::budget::{Budget, StorageLimits};
 use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::Image;
 use jarvis::session::image::{RequestImages, to_base64};
-use jarvis::session::model::{ContextReport, FinishReason, ToolCall, rfc3339};
+use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
     Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted,
-    IdempotencyKey, NewTurn, OwnConversation, Proposal, ReadFrom, ReadOutcome, Restored,
-    SessionLimits, TakenBack, Transfer, Turn, Written, channel, message,
+    IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack,
+    Transfer, Turn, Written, channel, message,
 };
 use jarvis::session::{
     Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
     Status, Store, StoreError, Tag, Usage, User,
 };
-use serde_json::json;
 use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use support::redis_time::{begin_timing, timed_calls};
@@ -905,14 +904,6 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mi
         let data = store.image(&owner, session, &images[0].reference).await.unwrap();
         assert_eq!(data.map(|data| data.len()), Some(4 << 20));
         store.drop_images(&owner, session, &images).await.unwrap();
-        // The header of a message has the calls of tools, and a conversation a megabyte of them.
-        let arguments = json!({"x": "\"".repeat(if large { 500 << 10 } else { 1 })}).to_string();
-        let call = ToolCall { id: "c".to_owned(), name: "f".to_owned(), arguments };
-        let calling = Message { tool_calls: vec![call], ..message(Role::Assistant, Utc::now()) };
-        let conversation = OwnConversation::new(vec![calling]).unwrap();
-        let new = NewTurn { conversation: Some(conversation), ..new_turn("q") };
-        let proposal = Proposal::new(&owner, SessionId::random(), &new);
-        assert!(matches!(store.accept(&proposal).await, Ok(Acceptance::New { .. })));
         let user = other_calls(&replica, &other, session).await;
         store.clear(&mut Clearing::new(&user, session, true)).await.unwrap();
         assert_eq!(store.evict(&owner, evicted).await.unwrap(), Evicted::Removed);
