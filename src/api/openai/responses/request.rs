@@ -108,7 +108,7 @@ impl ResponseRequest {
         let (think, effort) = read_reasoning(&mut params)?;
         let Rules { for_host: rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
         let metadata = read_metadata(&mut params)?;
-        let mut hint = |name| Ok::<_, FieldError>(params.text(name)?.map(str::to_owned));
+        let mut hint = |name| Ok::<_, FieldError>(params.hint(name)?.map(str::to_owned));
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         let (user, safety_identifier) = (hint("user")?, hint("safety_identifier")?);
         let prompt_cache_key = hint("prompt_cache_key")?;

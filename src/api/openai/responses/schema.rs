@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::schema::{FUNCTION_NAME, MODEL_NAME, call_id, number, object, only};
+use super::super::schema::{FUNCTION_NAME, MODEL_NAME, call_id, hint, number, object, only};
 use crate::api::large_body::PIXEL;
 
 /// The body of a request for a response; [`describe`] writes its schema.
@@ -195,9 +195,9 @@ fn request() -> Value {
             "service_tier": only(&["auto", "default"].map(Value::from)),
             "top_logprobs": only(&[json!(0)]),
             "truncation": only(&[json!("disabled")]),
-            "user": text(),
-            "safety_identifier": text(),
-            "prompt_cache_key": text(),
+            "user": hint(),
+            "safety_identifier": hint(),
+            "prompt_cache_key": hint(),
         }),
     )
 }
