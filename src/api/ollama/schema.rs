@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorObject;
+use crate::api::embedding::TEXTS;
 use crate::api::large_body::PIXEL;
 
 /// The parts of the description that belong to no handler.
@@ -56,7 +57,7 @@ pub fn describe(document: &mut Value) {
             of_model(&json!({
                 "input": {"oneOf": [
                     {"type": ["string", "null"]},
-                    {"type": "array", "maxItems": 256, "items": {"type": "string"}},
+                    {"type": "array", "maxItems": TEXTS, "items": {"type": "string"}},
                 ]},
                 "truncate": {"type": ["boolean", "null"]},
                 "dimensions": {"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX},
