@@ -166,6 +166,13 @@ impl Slot {
         &self.model
     }
 
+    /// Asks the host once more for the digest of the model; none where the host does not report it.
+    pub async fn digest(&self) -> Option<String> {
+        let listing = self.member.catalogue.refresh().await?;
+        let digest = listing.models.get(&self.model.key)?.digest.clone();
+        (!digest.is_empty()).then_some(digest)
+    }
+
     /// Requests the answer to a conversation.
     ///
     /// Resolves when the host begins to reply, at the latest at the time limit of the first token.
