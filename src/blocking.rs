@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(run(SMALL, || thread::current().id()).await, here);
         let work = || {
             let running = RUNNING.fetch_add(1, Ordering::SeqCst) + 1;
-            thread::sleep(Duration::from_millis(20));
+            testkit::pause(Duration::from_millis(20));
             RUNNING.fetch_sub(1, Ordering::SeqCst);
             (thread::current().id(), running)
         };

@@ -233,6 +233,6 @@ mod tests {
             assert!(parse(reply).is_empty(), "{reply}");
         }
         assert!(parse(r#"{"embeddings": [[1], 7]}"#).is_empty());
-        assert!(Vectors::parse(b"[]").is_err());
+        assert!(Vectors::parse(b"7").is_err());
     }
 }

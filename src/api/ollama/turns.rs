@@ -18,6 +18,7 @@ use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, Output};
 use crate::api::whole_turn::{self, Waiting, completed};
+use crate::blocking;
 use crate::follow::AcceptedTurn;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
@@ -84,9 +85,10 @@ impl Request {
     async fn answer(self, shape: Shape) -> Result<Response, Problem> {
         let started = Instant::now();
         let Self { shared, caller, permit, last_byte, headers, body } = self;
-        let AskedModel { model, stream, task } = AskedModel::read(shape, &body)?;
-        // The answer may take minutes, and the body may hold images and fields that are ignored.
-        drop(body);
+        // The answer may take minutes, and the body, which may hold images and fields that are ignored,
+        // goes before it.
+        let asked = blocking::run(body.size(), move || AskedModel::read(shape, &body)).await;
+        let AskedModel { model, stream, task } = asked?;
         let named = |problem: Problem| of_model(&model, problem);
         let mut lines = Lines::new(shape, &model, Clock::start(started));
         let question = match task {

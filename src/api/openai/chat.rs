@@ -34,8 +34,7 @@ impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, text) = body::object(request, shared, WITH_IMAGES).await?;
-        ChatCompletion::read(&object, &text).map(Self).map_err(|error| vec![error].into())
+        body::read(request, shared, WITH_IMAGES, ChatCompletion::read).await.map(Self)
     }
 }
 

@@ -76,8 +76,7 @@ impl FromRequest<Shared> for Embedding {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, _) = body::object(request, shared, CONVERSATION_BYTES).await?;
-        Self::read(&object).map_err(|error| vec![error].into())
+        body::read(request, shared, CONVERSATION_BYTES, |object, _| Self::read(object)).await
     }
 }
 

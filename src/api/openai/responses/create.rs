@@ -39,8 +39,7 @@ impl FromRequest<Shared> for ResponseBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, text) = body::object(request, shared, WITH_IMAGES).await?;
-        ResponseRequest::read(&object, &text).map(Self).map_err(|error| vec![error].into())
+        body::read(request, shared, WITH_IMAGES, ResponseRequest::read).await.map(Self)
     }
 }
 
