@@ -37,8 +37,8 @@ impl FromRequest<Shared> for ChatBody {
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
         let most = shared.settings.max_body_bytes + IMAGE_BYTES;
-        let body = large_body::read(request, shared, most).await?;
-        Ok(Self(ChatRequest::from_body(&parse_object(&body)?, &body)?))
+        let parse = |body: Vec<u8>| Ok(ChatRequest::from_body(&parse_object(&body)?, &body)?);
+        large_body::read(request, shared, most, parse).await.map(Self)
     }
 }
 

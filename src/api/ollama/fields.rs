@@ -24,7 +24,7 @@ impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Self::parse(large_body::read(request, shared, WITH_IMAGES).await?)
+        large_body::read(request, shared, WITH_IMAGES, Self::parse).await
     }
 }
 
@@ -57,6 +57,11 @@ impl JsonObject {
 }
 
 impl JsonObject {
+    /// Returns the bytes of the whole text.
+    pub fn size(&self) -> usize {
+        self.text.len()
+    }
+
     /// Returns the text of a field as it was sent: the order of the fields in it is lost in its value.
     pub fn text_of(&self, name: &str) -> Option<&str> {
         let text = std::str::from_utf8(without_bom(&self.text)).ok()?;

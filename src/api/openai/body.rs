@@ -11,17 +11,24 @@ use crate::http::problem::Problem;
 
 use super::params::{INVALID_VALUE, error};
 
-/// Reads the body of a request of at most `most` bytes, and parses it as an object.
+/// Reads the body of a request of at most `most` bytes by `read`, which gets the object and its text.
 ///
 /// # Errors
-/// Where it is too large, broke off, or is not a JSON object.
-pub async fn object(
+/// Where it is too large, broke off, or is not a JSON object; and the first parameter that is not valid.
+pub async fn read<T: Send + 'static>(
     request: Request,
     shared: &Shared,
     most: usize,
-) -> Result<(Object, Vec<u8>), Problem> {
-    let body = large_body::read(request, shared, most).await?;
-    let object = Object::parse(&body).map_err(|error| match error {
+    read: fn(&Object, &[u8]) -> Result<T, FieldError>,
+) -> Result<T, Problem> {
+    let parse = move |text: Vec<u8>| {
+        read(&object(&text)?, &text).map_err(|error| Problem::from(vec![error]))
+    };
+    large_body::read(request, shared, most, parse).await
+}
+
+fn object(text: &[u8]) -> Result<Object, Problem> {
+    Object::parse(text).map_err(|error| match error {
         NotAnObject::OtherJson => {
             let error = FieldError {
                 loc: vec!["body".to_owned()],
@@ -31,8 +38,7 @@ pub async fn object(
             vec![error].into()
         }
         NotAnObject::Invalid(error) => Problem::invalid_json(json_position(&error)),
-    })?;
-    Ok((object, body))
+    })
 }
 
 /// Checks that every parameter can be read.

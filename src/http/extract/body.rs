@@ -9,6 +9,7 @@ use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 
+use crate::blocking;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
@@ -34,7 +35,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        parse_object(&body).map(Self)
+        blocking::run(body.len(), move || parse_object(&body).map(Self)).await
     }
 }
 
