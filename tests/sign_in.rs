@@ -146,6 +146,9 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
     routes.push((Method::GET, "/api/v1/chat/ws".to_owned()));
     let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
         path if path.ends_with("/cancel") => json!({}),
+        path if ["/regenerate", "/edit", "/branch"].iter().any(|end| path.ends_with(end)) => {
+            json!({"message_id": session, "message": "hi"})
+        }
         _ if *method == Method::PATCH => json!({"title": "A title"}),
         _ if *method == Method::POST => json!({"message": "hi", "session_id": session}),
         _ => Value::Null,

@@ -111,6 +111,16 @@ pub const CODES: &[ErrorCode] = &[
         "the replica has its largest number of open sockets and streams, or holds as many bytes of unfinished requests and unread replies as it may",
     ),
     code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
+    code(
+        "too_many_siblings",
+        409,
+        "the message has 50 alternatives, which is the most: continue with one of them",
+    ),
+    code(
+        "turn_running",
+        409,
+        "a turn of the session runs or waits, or the answer is still being written: wait for its end",
+    ),
     code("unknown_type", 0, "there is no such `type` of message"),
     code("upstream_busy", 503, "the model host reports that it is full"),
     code("upstream_error", 502, "the model host replied with something unexpected"),

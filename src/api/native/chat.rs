@@ -105,7 +105,11 @@ pub async fn send(
     Box::pin(answer(shared, caller, permit, last_byte, headers, request)).await
 }
 
-async fn answer(
+/// Answers a request for a turn, with its whole answer or its events.
+///
+/// # Errors
+/// A problem for the client.
+pub(super) async fn answer(
     shared: Shared,
     caller: Identity,
     permit: TurnPermit,

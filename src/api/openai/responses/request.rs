@@ -159,6 +159,7 @@ impl ResponseRequest {
             needs_listener: false,
             is_detached: background,
             is_kept: store,
+            anchor: None,
         };
         Ok(Self { spec, input, images, previous, stream, shown })
     }
