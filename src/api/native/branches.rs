@@ -18,6 +18,8 @@ use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, 
 use crate::api::state::Shared;
 use crate::http::extract::body::{JsonBody, parse_object};
 use crate::http::extract::caller::Caller;
+use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::Object;
 use crate::http::extract::path::SessionPath;
 use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -128,8 +130,8 @@ impl FromRequest<Shared> for RegenerateBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (session, body) = read(request, shared, shared.settings.max_body_bytes).await?;
-        Ok(Self(ChatRequest::from_regenerate(session, &parse_object(&body)?, &body)?))
+        let most = shared.settings.max_body_bytes;
+        read(request, shared, most, ChatRequest::from_regenerate).await.map(Self)
     }
 }
 
@@ -141,19 +143,21 @@ impl FromRequest<Shared> for EditBody {
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
         let most = shared.settings.max_body_bytes + IMAGE_BYTES;
-        let (session, body) = read(request, shared, most).await?;
-        Ok(Self(ChatRequest::from_edit(session, &parse_object(&body)?, &body)?))
+        read(request, shared, most, ChatRequest::from_edit).await.map(Self)
     }
 }
 
+/// Reads the session of the path and the body, which `check` makes a request of.
 async fn read(
     request: Request,
     shared: &Shared,
     most: usize,
-) -> Result<(SessionId, Vec<u8>), Problem> {
+    check: fn(SessionId, &Object, &[u8]) -> Result<ChatRequest, Vec<FieldError>>,
+) -> Result<ChatRequest, Problem> {
     let (mut parts, body) = request.into_parts();
     let SessionPath(session) = SessionPath::from_request_parts(&mut parts, shared).await?;
-    Ok((session, large_body::read(Request::from_parts(parts, body), shared, most).await?))
+    let parse = move |body: Vec<u8>| Ok(check(session, &parse_object(&body)?, &body)?);
+    large_body::read(Request::from_parts(parts, body), shared, most, parse).await
 }
 
 /// Generates another answer beside one, and selects its branch.
