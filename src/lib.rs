@@ -4,6 +4,7 @@
 //! work together.
 
 pub mod api;
+mod blocking;
 pub mod budget;
 pub mod config;
 pub mod digest;

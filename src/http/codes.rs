@@ -106,6 +106,11 @@ pub const CODES: &[ErrorCode] = &[
         "the replica has its largest number of open sockets and streams, or holds as many bytes of unfinished requests and unread replies as it may",
     ),
     code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
+    code(
+        "too_many_values",
+        422,
+        "the fields of the request that are read hold more than 131,072 values, of which an object counts as eight, or the request has more than 1,024 fields: send fewer",
+    ),
     code("unknown_type", 0, "there is no such `type` of message"),
     code("upstream_busy", 503, "the model host reports that it is full"),
     code("upstream_error", 502, "the model host replied with something unexpected"),

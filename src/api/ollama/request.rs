@@ -72,7 +72,7 @@ impl AskedModel {
             Shape::Generate => of_prompt(fields)?,
         };
         let task = match messages {
-            None if is_zero(fields.value("keep_alive")) => Task::Unload,
+            None if is_zero(fields.value("keep_alive")?) => Task::Unload,
             None => Task::Load,
             Some(messages) => {
                 let spec = TurnSpec {
@@ -146,7 +146,7 @@ fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
 
 /// Reads whether the model reasons. As with Ollama, a model that can does unless it is told not to.
 fn reasoning(fields: Fields<'_>) -> Result<Reasoning, Problem> {
-    Ok(match fields.value("think") {
+    Ok(match fields.value("think")? {
         None | Some(Value::Bool(true)) => Reasoning::On,
         Some(Value::Bool(false)) => Reasoning::Off,
         Some(Value::String(effort)) if effort == "low" => Reasoning::Effort(Effort::Low),

@@ -93,8 +93,8 @@ impl FromRequest<Shared> for Embedding {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, _) = body::object(request, shared, CONVERSATION_BYTES).await?;
-        Self::read(&object).map_err(|error| vec![error].into())
+        let read = body::read(request, shared, CONVERSATION_BYTES, |object, _| Self::read(object));
+        Ok(read.await?.0)
     }
 }
 
@@ -104,8 +104,8 @@ impl Embedding {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let request = EmbedRequest {
             kind: EmbedKind::Normalised,

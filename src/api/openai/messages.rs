@@ -5,9 +5,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::content::{self, Images, Parts};
-use super::params::{INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
+use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::is_object;
 use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
@@ -146,7 +147,7 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
         check_name(&mut function)?;
         let name = function.required_text("name")?.to_owned();
         let arguments = function.required_text("arguments")?;
-        if serde_json::from_str::<JsonObject>(arguments).is_err() {
+        if !is_object(arguments) {
             return Err(function.refuse(
                 "arguments",
                 INVALID_VALUE,

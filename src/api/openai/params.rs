@@ -21,6 +21,9 @@ const UNKNOWN_PARAMETER: &str = "unknown_parameter";
 /// The error of a parameter that is absent.
 const MISSING_PARAMETER: &str = "missing_required_parameter";
 
+/// Bytes of a name that an error repeats, at most.
+const SHOWN_NAME: usize = 128;
+
 /// The parameters of one object. `null` counts as absent.
 pub struct Params<'a> {
     object: &'a JsonObject,
@@ -194,10 +197,15 @@ impl<'a> Params<'a> {
     /// Where it has one.
     pub fn finish(self) -> Result<(), FieldError> {
         match self.object.keys().find(|name| !self.read.contains(&name.as_str())) {
-            Some(name) => Err(self.refuse(name, UNKNOWN_PARAMETER, "is not known")),
+            Some(name) => Err(self.refuse(shown_name(name), UNKNOWN_PARAMETER, "is not known")),
             None => Ok(()),
         }
     }
+}
+
+/// Returns the beginning of a name that a client chose: an error repeats no more of it.
+pub fn shown_name(name: &str) -> &str {
+    &name[..name.floor_char_boundary(SHOWN_NAME)]
 }
 
 /// Creates the error of a parameter with this path.

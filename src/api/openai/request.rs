@@ -38,8 +38,8 @@ impl ChatCompletion {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let messages = messages::read(&mut params)?;
         let stream = params.flag("stream")?.unwrap_or(false);

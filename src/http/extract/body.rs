@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use axum::body::HttpBody;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
@@ -34,7 +34,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        parse_object(&body).map(Self)
+        parse_object(body.into()).map(Self)
     }
 }
 
@@ -42,11 +42,11 @@ where
 ///
 /// # Errors
 /// Where it is no object: a 422.
-pub fn parse_object(body: &[u8]) -> Result<Object, Problem> {
-    if matches!(without_bom(body).trim_ascii(), b"" | b"null") {
+pub fn parse_object(body: Bytes) -> Result<Object, Problem> {
+    if matches!(without_bom(&body).trim_ascii(), b"" | b"null") {
         return Ok(Object::default());
     }
-    match Object::parse(body) {
+    match Object::of(body) {
         Ok(object) => Ok(object),
         Err(NotAnObject::OtherJson) => {
             let error = FieldError {
@@ -56,6 +56,7 @@ pub fn parse_object(body: &[u8]) -> Result<Object, Problem> {
             };
             Err(vec![error].into())
         }
+        Err(NotAnObject::TooManyFields) => Err(Problem::too_many_fields()),
         Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
     }
 }

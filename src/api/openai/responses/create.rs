@@ -16,7 +16,7 @@ use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::WITH_IMAGES;
+use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
@@ -32,15 +32,15 @@ use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation, 
 use crate::session::{Image, Message, Owner, SessionId, Status, TurnSpec};
 use crate::sign_in::Identity;
 
-/// The body of a request, read and checked.
-pub struct ResponseBody(ResponseRequest);
+/// The body of a request, read and checked, and its room.
+pub struct ResponseBody(ResponseRequest, HeldRoom);
 
 impl FromRequest<Shared> for ResponseBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let (object, text) = body::object(request, shared, WITH_IMAGES).await?;
-        ResponseRequest::read(&object, &text).map(Self).map_err(|error| vec![error].into())
+        let read = body::read(request, shared, WITH_IMAGES, ResponseRequest::read).await;
+        read.map(|(request, room)| Self(request, room))
     }
 }
 
@@ -67,11 +67,12 @@ pub async fn create(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ResponseBody(mut request): ResponseBody,
+    ResponseBody(mut request, room): ResponseBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
     let created = submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
+    drop(room);
     let Created { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
     if is_background && socket.is_none() {

@@ -5,11 +5,10 @@ use serde_json::{Value, json};
 
 use super::super::content::{self, Images, Parts};
 use super::super::messages::{Messages, call_id};
-use super::super::params::{
-    INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error,
-};
+use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use super::super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::is_object;
 use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
@@ -95,7 +94,7 @@ fn read_item(
                 name: params.required_text("name")?.to_owned(),
                 arguments: params.required_text("arguments")?.to_owned(),
             };
-            if serde_json::from_str::<JsonObject>(&call.arguments).is_err() {
+            if !is_object(&call.arguments) {
                 let msg = "must be a JSON object as text";
                 return Err(params.refuse("arguments", INVALID_VALUE, msg));
             }

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::body;
-use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params};
+use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params, shown_name};
 use super::super::request::{DEFAULT_SAMPLING, effort, model};
 use super::input::{self, InputItem};
 use super::parse_id;
@@ -84,8 +84,8 @@ impl ResponseRequest {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let mut images = RequestImages::default();
         let input = input::read(&mut params, &mut images)?;
@@ -255,7 +255,7 @@ fn read_metadata(params: &mut Params<'_>) -> Result<Map<String, Value>, FieldErr
     let is_long = |text: &str, most: usize| text.len() > most && text.chars().count() > most;
     for (name, value) in pairs {
         let Some(value) = value.as_str() else {
-            let path = format!("{NAME}.{name}");
+            let path = format!("{NAME}.{}", shown_name(name));
             return Err(params.refuse(&path, INVALID_TYPE, "must be a string"));
         };
         if is_long(name, NAME_CHARACTERS) || is_long(value, VALUE_CHARACTERS) {

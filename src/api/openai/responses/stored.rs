@@ -24,6 +24,7 @@ use crate::follow::{Follow, Resumed};
 use crate::generation::CancelOutcome;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::object::Object;
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
@@ -132,8 +133,8 @@ pub fn json_reply(text: String) -> Response {
 }
 
 /// Checks that the query has no other fields than these.
-fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &serde_json::Map<String, Value>) {
-    for name in given.keys().filter(|name| !names.contains(&name.as_str())) {
+fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &Object) {
+    for name in given.names().filter(|name| !names.contains(name)) {
         if name == "include" || name == "include[]" {
             fields.refuse(
                 "include",
@@ -170,7 +171,7 @@ pub async fn retrieve(
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["stream", "starting_after", "include_obfuscation"], query.fields());
+    check_names(&mut fields, &["stream", "starting_after", "include_obfuscation"], &query);
     let stream = fields.flag("stream").unwrap_or(false);
     let after = fields.integer("starting_after", 0, (1 << 53) - 1);
     if after.is_some() && !stream {
@@ -299,7 +300,7 @@ pub async fn input_items(
     QueryFields(query): QueryFields,
 ) -> Result<Json<InputItems>, Problem> {
     let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["limit", "order", "after"], query.fields());
+    check_names(&mut fields, &["limit", "order", "after"], &query);
     let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
     let order = fields.text("order", usize::MAX).unwrap_or("desc");
     if !["asc", "desc"].contains(&order) {

@@ -1,0 +1,79 @@
+//! Runs work that keeps a processor busy for milliseconds on threads of its own: on those that serve
+//! all connections it would delay every other request and every token.
+
+use std::panic::resume_unwind;
+use std::sync::{Arc, LazyLock};
+use std::thread::available_parallelism;
+
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+/// Bytes up to which work on them is done at once: a change of threads costs more than they do.
+pub const SMALL: usize = 64 << 10;
+
+/// As many run at a time as there are processors. The others wait, each with the bytes that it holds
+/// anyway.
+static PERMITS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let processors = available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new(processors))
+});
+
+/// Returns the result of work on so many bytes. A panic of the work is the caller's.
+pub async fn run<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if bytes <= SMALL {
+        return work();
+    }
+    // The semaphore is never closed.
+    let permit = Arc::clone(&PERMITS).acquire_owned().await.ok();
+    let done = spawn_blocking(move || {
+        // Held until the work has ended, also where nobody waits for it any more.
+        let _permit = permit;
+        work()
+    });
+    match done.await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime ends, and drops whoever waits.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn large_work_runs_beside_the_runtime_and_no_more_of_it_than_there_are_processors() {
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        let here = thread::current().id();
+        assert_eq!(run(SMALL, || thread::current().id()).await, here);
+        let work = || {
+            let running = RUNNING.fetch_add(1, Ordering::SeqCst) + 1;
+            testkit::pause(Duration::from_millis(20));
+            RUNNING.fetch_sub(1, Ordering::SeqCst);
+            (thread::current().id(), running)
+        };
+        let done = join_all((0..16).map(|_| run(SMALL + 1, work))).await;
+        let most = available_parallelism().map_or(1, usize::from);
+        for (thread, running) in done {
+            assert!(thread != here && running <= most, "{running} at a time");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_large_work_is_its_callers_and_frees_its_permit() {
+        let panics = || async { run(SMALL + 1, || panic!("on purpose")).await };
+        for _ in 0..64 {
+            let caught = std::panic::AssertUnwindSafe(panics()).catch_unwind().await;
+            assert!(caught.is_err_and(|panic| panic.downcast_ref() == Some(&"on purpose")));
+        }
+        assert_eq!(run(SMALL + 1, || 7).await, 7);
+    }
+}
