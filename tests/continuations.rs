@@ -6,8 +6,9 @@ mod support;
 use serde_json::{Value, json};
 use support::client::{Socket, get, joined, kinds, post, until_ok};
 use support::metrics::until_metric_line;
-use support::process::{Process, jarvis, ollama_sim};
+use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::RedisServer;
+use testkit::eventually;
 use uuid::Uuid;
 
 const MODEL: &str = "tinyllama:latest";
@@ -159,6 +160,47 @@ async fn an_answer_begins_anew_where_the_next_host_has_another_model_of_that_nam
     broken.was_continued(&pair.heir, "restarted").await;
     let whole = ollama_sim::script_answer("other:latest", message, None, 1000);
     assert_eq!(broken.end()["full_response"], whole);
+}
+
+#[tokio::test]
+async fn an_answer_begins_anew_where_a_host_does_not_report_which_build_of_the_model_it_has() {
+    let silent = ["--rate", "60", "--without-digest"];
+    let message = "[[tokens=120]] go on";
+    let alone = ollama_sim(&silent);
+    let pair = Pair::at(&[&alone], MODEL).await;
+    let broken = pair.break_off(&cold(message), || {}).await;
+    broken.was_continued(&pair.heir, "restarted").await;
+    // The first has reported its own.
+    let (first, second) = (ollama_sim(&["--rate", "60"]), ollama_sim(&silent));
+    let pair = Pair::at(&[&first, &second], MODEL).await;
+    let broken = pair.break_off(&cold(message), || first.kill()).await;
+    broken.was_continued(&pair.heir, "restarted").await;
+    let whole = ollama_sim::script_answer(MODEL, message, None, 1000);
+    assert_eq!(broken.end()["full_response"], whole);
+}
+
+#[tokio::test]
+async fn a_digest_that_is_missing_from_one_list_of_models_costs_no_text() {
+    let host = ollama_sim(&["--rate", "15"]);
+    let pair = Pair::at(&[&host], MODEL).await;
+    let path = format!("/ws?session_id={}", Uuid::new_v4());
+    let (mut asking, _) = Socket::open(&pair.killed, &path).await;
+    let (mut watching, _) = Socket::open(&pair.heir, &path).await;
+    asking.say(&cold("[[tokens=200]] go on")).await;
+    let mut events = Vec::new();
+    while joined(&events).len() < READ {
+        events.push(watching.event().await);
+    }
+    // Each replica gets one such list.
+    let fault = json!({"fault": "odd", "times": 2, "path": "/api/tags"});
+    assert_eq!(post(&host, "/sim/faults", &fault).await.status, 204);
+    let armed = async || get(&host, "/sim/faults").await.body["armed"].as_array().map(Vec::len);
+    assert!(eventually(LIMIT, async || armed().await == Some(0)).await, "{:?}", armed().await);
+    pair.killed.kill();
+    events.extend(watching.until("stream_end").await);
+    assert!(!kinds(&events).contains(&"stream_restart"), "text was taken back");
+    let continued = json!([{"how": "exact", "why": "replica_gone"}]);
+    assert_eq!(events.last().expect("an end")["continued"], continued);
 }
 
 #[tokio::test]

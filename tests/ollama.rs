@@ -376,7 +376,7 @@ async fn embeddings_are_those_of_a_host() {
         (json!({"model": "nope", "input": "x"}), 404, "model 'nope' not found"),
         (json!({"model": MODEL, "input": 7}), 400, "invalid input type"),
         (json!({"model": MODEL, "input": [7]}), 400, "invalid input type"),
-        (json!({"model": MODEL, "input": vec!["x"; 257]}), 400, "input: must have at most 256"),
+        (json!({"model": MODEL, "input": vec!["x"; 2049]}), 400, "input: must have at most 2048"),
         (long, 400, "the conversation is too long"),
     ] {
         let reply = post(&replica, "/api/embed", &request).await;

@@ -13,7 +13,7 @@ use jarvis::readiness::{NotReady, Readiness};
 use jarvis::redis::{Conditions, Redis, RedisOptions};
 use jarvis::tls::TlsOptions;
 use serde_json::{Value, json};
-use support::client::{Reply, get, post, until_ok};
+use support::client::{Reply, get, http, post, until_ok};
 use support::eventually;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
@@ -231,14 +231,15 @@ async fn a_redis_that_is_full_before_it_has_the_functions_is_reported_as_full_un
     assert_eq!(setup.turn().await.status, 200);
 }
 
-/// Starts a replica whose Redis user has every permission, over one slot.
+/// Starts a replica whose Redis user has every permission, over one slot, with heartbeats a second apart.
 async fn permitted() -> Setup {
     let redis = RedisServer::start();
     let user = ["ACL", "SETUSER", "ann", "on", ">secret", "~*", "&*", "+@all"];
     assert_eq!(redis.cli(&user).trim(), "OK");
     let ollama = ollama_sim(&["--rate", "20"]);
     let url = redis.url_as("ann:secret");
-    let replica = jarvis(&url, &ollama.url, &[("JARVIS_OLLAMA_SLOTS", "1")]);
+    let replica =
+        jarvis(&url, &ollama.url, &[("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_HEARTBEAT", "1")]);
     until_ok(&replica, "/health/ready").await;
     Setup { replica, redis, _ollama: ollama }
 }
@@ -283,6 +284,31 @@ async fn a_client_whose_running_answer_redis_refuses_to_store_is_told_the_missin
     };
     let (refused, ()) = tokio::join!(post(&setup.replica, "/api/v1/chat", &long), deny);
     names_the_missing_command(&refused, "SETRANGE");
+}
+
+#[tokio::test]
+async fn a_stream_of_each_front_tells_it_too_however_often_it_has_heartbeats() {
+    let setup = permitted().await;
+    let question = "[[tokens=2000]] hi";
+    let messages = json!([{"role": "user", "content": question}]);
+    let chat = json!({"model": "tinyllama", "messages": messages, "stream": true});
+    let own = json!({"message": question, "stream": true});
+    let paths =
+        [("/api/v1/chat", own), ("/v1/chat/completions", chat.clone()), ("/api/chat", chat)];
+    let [own, openai, ollama] = paths.map(|(path, body)| {
+        let request = http().post(format!("{}{path}", setup.replica.url)).json(&body);
+        tokio::spawn(async move { request.send().await.expect("a stream").text().await })
+    });
+    until_metric_line(&setup.replica, "jarvis_turns_open 3").await;
+    setup.redis.cli(&["ACL", "SETUSER", "ann", "-setrange"]);
+    let ended = async {
+        for stream in [own, openai, ollama] {
+            let text = stream.await.expect("a task").expect("a text");
+            let last = text.trim_end().lines().rfind(|line| line.contains('{')).unwrap_or_default();
+            assert!(last.contains("no permission for SETRANGE"), "{last}");
+        }
+    };
+    assert!(tokio::time::timeout(LIMIT, ended).await.is_ok(), "a stream goes on");
 }
 
 #[tokio::test]

@@ -103,6 +103,18 @@ pub struct Config {
     #[arg(long, env = "OLLAMA_SIM_MODEL_CTX", value_name = "TOKENS", default_value_t = 8192)]
     pub model_ctx: usize,
 
+    /// Lists its models without their digests, as some other servers of this API do
+    #[arg(long, env = "OLLAMA_SIM_WITHOUT_DIGEST")]
+    pub without_digest: bool,
+
+    /// Numbers of the vector of a text, where the request does not choose fewer
+    #[arg(long, env = "OLLAMA_SIM_DIMENSIONS", value_name = "N", default_value_t = 8)]
+    pub dimensions: usize,
+
+    /// Milliseconds that the vector of one text takes, after the first token's
+    #[arg(long, env = "OLLAMA_SIM_EMBED_TEXT_MS", value_name = "MS", default_value_t = 0)]
+    pub embed_text_ms: u64,
+
     /// Where the llama.cpp server is [llama]
     #[arg(
         long,
@@ -131,6 +143,9 @@ impl Default for Config {
             load_ms: 0,
             num_ctx: 4096,
             model_ctx: 8192,
+            without_digest: false,
+            dimensions: 8,
+            embed_text_ms: 0,
             llama_url: "http://127.0.0.1:8080".to_owned(),
         }
     }

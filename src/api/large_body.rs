@@ -65,8 +65,11 @@ pub async fn read<T: Send + 'static>(
         None => None,
     };
     let body = whole_body(request, limit).await?;
-    let parsed = parsed(body.into(), parse).await?;
-    Ok((parsed, HeldRoom { _permit: permit }))
+    let permit = permit.map(|permit| permit.shrink(body.len()));
+    // Kept with the text, also where nobody waits for the parse any more.
+    let parse = move |text| (parse(text), HeldRoom { _permit: permit });
+    let (parsed, room) = parsed(body.into(), parse).await;
+    Ok((parsed?, room))
 }
 
 /// Returns the result of parsing a text.

@@ -1,6 +1,7 @@
 //! The fronts, and the router that serves them. They use neither Ollama nor a key in Redis.
 
 pub mod admin;
+mod answer_rules;
 pub mod bulk_permits;
 mod embedding;
 mod idempotency;
@@ -9,6 +10,7 @@ pub mod message_budget;
 pub mod native;
 pub mod ollama;
 pub mod openai;
+mod own_turn;
 #[cfg(test)]
 mod panics;
 pub mod permits;

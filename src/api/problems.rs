@@ -120,7 +120,7 @@ fn upstream_status(code: &str) -> StatusCode {
         "model_too_large" | "model_unsupported" | "format_unsupported" => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
-        "context_too_long" => StatusCode::PAYLOAD_TOO_LARGE,
+        "context_too_long" | "reply_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "abandoned" | "no_model_host" | "model_unavailable" | "upstream_busy" | "queue_full"
         | "queue_timeout" | "store_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
         "upstream_timeout" => StatusCode::GATEWAY_TIMEOUT,

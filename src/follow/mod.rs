@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use self::outcome::{LoggedEnd, logged_end, stored_answer};
 pub use self::outcome::{TurnOutcome, outcome};
@@ -37,6 +37,8 @@ pub struct Follow {
     reader: Reader,
     /// The stored answer of a generation that had ended already.
     stored: Option<Box<Message>>,
+    /// The time of the last update. A wait that is given up and begun again is one wait.
+    updated: Instant,
 }
 
 /// The next update of a followed generation.
@@ -104,7 +106,8 @@ impl Follow {
                 TurnOutcome::Unknown => return Err(FollowError::UnknownGeneration),
             }
         }
-        Ok(Self { store, feeds, owner, session, generation, reader, stored })
+        let updated = Instant::now();
+        Ok(Self { store, feeds, owner, session, generation, reader, stored, updated })
     }
 
     /// Follows a generation from a client's cursor on; without one, from its beginning.
@@ -136,7 +139,8 @@ impl Follow {
                 }
             }
         }
-        let follow = Self { store, feeds, owner, session, generation, reader, stored };
+        let updated = Instant::now();
+        let follow = Self { store, feeds, owner, session, generation, reader, stored, updated };
         Ok(Resumed::Following { follow: Box::new(follow), recovered })
     }
 
@@ -173,13 +177,19 @@ impl Follow {
     /// # Errors
     /// [`FollowError`] where nothing of the generation is kept any more.
     pub async fn next(&mut self) -> Result<Update, FollowError> {
+        let update = self.next_update().await;
+        self.updated = Instant::now();
+        update
+    }
+
+    async fn next_update(&mut self) -> Result<Update, FollowError> {
         if let Some(message) = self.stored.take() {
             return Ok(Update::Stored(message));
         }
         let mut backoff = Backoff::redis();
-        let store = self.store.clone();
+        let (store, limit) = (self.store.clone(), self.updated + REFUSED_LIMIT);
         let refused = async {
-            sleep(REFUSED_LIMIT).await;
+            sleep_until(limit).await;
             store.refused_for(REFUSED_LIMIT).await
         };
         tokio::pin!(refused);

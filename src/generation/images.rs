@@ -11,6 +11,7 @@ use super::Generations;
 use super::context::{ChosenContext, Conversation};
 use super::redis_call::call_redis;
 use super::redo::KEPT;
+use crate::blocking;
 use crate::ollama::{OllamaError, Slot};
 use crate::session::image::to_base64;
 use crate::session::model::Failure;
@@ -208,7 +209,13 @@ pub(super) async fn add_images(
             }
             if !read.0.contains_key(&image.digest) {
                 let data = generations.image(turn, image).await;
-                let base64 = data.map(|data| to_base64(&data).into());
+                let base64 = match data {
+                    Some(data) => {
+                        let text = blocking::run(data.len(), move || to_base64(&data)).await;
+                        Some(text.into())
+                    }
+                    None => None,
+                };
                 read.0.insert(image.digest.clone(), base64);
             }
             match read.0.get(&image.digest).cloned().flatten() {

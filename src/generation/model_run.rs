@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Generations;
 use super::capacity;
 use super::context::{Beginning, ChosenContext, Conversation};
-use super::continuation::{self, Opening};
+use super::continuation::{self, Continued, Opening};
 use super::images::{NoImages, ReadImages, add_images};
 use super::pace::Pace;
 use super::redis_call::call_redis;
@@ -20,7 +20,7 @@ use crate::retry::Backoff;
 use crate::session::model::{ContextReport, ContinuedHow, Failure, Reasoning, Runner, ToolCall};
 use crate::session::store::Turn;
 use crate::session::{Feed, FinishReason, Usage};
-use crate::telemetry::traces::{Span, TraceContext};
+use crate::telemetry::traces::Span;
 
 /// A request that the host found too long is shortened by the host's count, and this much more.
 const MARGIN: f64 = 1.1;
@@ -76,26 +76,16 @@ pub(super) async fn run_model(
     turn: &Turn,
     feed: &Arc<Feed>,
     writer: &mut Writer,
-    RunStart { lease, sent, images, span }: RunStart<'_>,
+    mut start: RunStart<'_>,
 ) -> Result<ModelRun, Stopped> {
-    let mut pace = pace(turn, lease);
+    let mut pace = pace(turn, start.lease);
     let so_far = writer.text().to_owned();
-    let runner = runner(generations, turn, lease);
-    writer.note_runner(runner.as_ref());
-    let is_same_model = is_same_model(writer.runner(), runner.as_ref());
-    let from = OpenFrom { so_far: &so_far, is_same_model, sent, trace: span.context() };
-    let opened_stream = open(generations, turn, lease, from, images);
-    let opening = while_writing(turn, feed, writer, opened_stream).await?;
-    let Opened { opening, report: mut context, estimate, slot, request } = match opening {
-        Ok(opened) => opened,
-        Err((unopened, context)) => return Ok(ModelRun { end: unopened.end(), context }),
+    let begun = match begin(generations, turn, feed, writer, &mut start, &so_far).await? {
+        Begun::Streams(begun) => *begun,
+        Begun::Ended(run) => return Ok(run),
     };
-    let mut continued = match opening {
-        Opening::Stream(continued) => continued,
-        Opening::OutOfTokens { prompt_tokens, answer_tokens } => {
-            return Ok(out_of_tokens(context, prompt_tokens, answer_tokens));
-        }
-    };
+    let BegunStream { mut continued, runner, mut context, estimate, slot, request } = begun;
+    let span = start.span;
     // A restart is noted at once, another continuation with its first piece.
     let mut continuation = expected(continued.how, turn, writer, runner.as_ref());
     turn_spans::note_continuation(span, continuation);
@@ -181,6 +171,72 @@ pub(super) async fn run_model(
     Ok(ModelRun { end: RunEnd::Completed { reason, usage, tool_calls }, context })
 }
 
+/// How a model run begins.
+enum Begun {
+    /// The host streams.
+    Streams(Box<BegunStream>),
+    /// The run has ended without a stream.
+    Ended(ModelRun),
+}
+
+/// A stream with what is known when it begins.
+struct BegunStream {
+    continued: Box<Continued>,
+    /// The host and the model's digest; none where the host does not report that.
+    runner: Option<Runner>,
+    context: ContextReport,
+    /// Tokens of the prompt, where the host does not count them.
+    estimate: u64,
+    /// The slot of the host, which is held until the stream has ended.
+    slot: Slot,
+    /// The request, for what follows the stream.
+    request: ModelRequest,
+}
+
+/// Takes the slot of the grant, and opens a stream there that continues `so_far`.
+async fn begin(
+    generations: &Generations,
+    turn: &Turn,
+    feed: &Arc<Feed>,
+    writer: &mut Writer,
+    start: &mut RunStart<'_>,
+    so_far: &str,
+) -> Result<Begun, Stopped> {
+    let lease = start.lease;
+    // Known before the slot is taken unless the host has just failed to list its models: so the call
+    // that starts the answer carries it.
+    writer.note_runner(listed_runner(generations, turn, lease).as_ref());
+    let at_host = take_slot(generations, turn, lease, so_far);
+    let (mut slot, runner) = match while_writing(turn, feed, writer, at_host).await? {
+        Ok(at_host) => at_host,
+        Err(error) => {
+            let (end, context) = (RunEnd::Failed(error), ContextReport::default());
+            return Ok(Begun::Ended(ModelRun { end, context }));
+        }
+    };
+    writer.note_runner(runner.as_ref());
+    slot.set_trace(start.span.context());
+    let is_same_model = is_same_model(writer.runner(), runner.as_ref());
+    let from = OpenFrom { so_far, is_same_model, sent: start.sent, slot };
+    let opened_stream = open(generations, turn, from, start.images);
+    let opened = match while_writing(turn, feed, writer, opened_stream).await? {
+        Ok(opened) => opened,
+        Err((unopened, context)) => {
+            return Ok(Begun::Ended(ModelRun { end: unopened.end(), context }));
+        }
+    };
+    let Opened { opening, report: context, estimate, slot, request } = opened;
+    Ok(match opening {
+        Opening::Stream(continued) => {
+            let begun = BegunStream { continued, runner, context, estimate, slot, request };
+            Begun::Streams(Box::new(begun))
+        }
+        Opening::OutOfTokens { prompt_tokens, answer_tokens } => {
+            Begun::Ended(out_of_tokens(context, prompt_tokens, answer_tokens))
+        }
+    })
+}
+
 fn finish_reason(done: Done) -> FinishReason {
     match done.reason {
         DoneReason::Length => FinishReason::Length,
@@ -246,19 +302,38 @@ fn pace(turn: &Turn, lease: &Lease) -> Pace {
     Pace::begin(host, capacity::model_key(&turn.spec.model))
 }
 
-/// Returns the runner of the turn's model on the host of the grant; none where the host does not
-/// report the model's digest.
-fn runner(generations: &Generations, turn: &Turn, lease: &Lease) -> Option<Runner> {
+/// Returns the runner of the turn's model on the host of the grant, as the host listed it last; none
+/// where the host did not report the model's digest.
+fn listed_runner(generations: &Generations, turn: &Turn, lease: &Lease) -> Option<Runner> {
     let host = HostId::new(&lease.grant()?.host.0);
     let digest = generations.fleet.digest(&host, &turn.spec.model)?;
     Some(Runner::new(host.as_str(), &digest))
 }
 
+/// Takes the slot of the grant, and returns its runner. Where the answer has text, a host that did not
+/// report the model's digest is asked once more.
+async fn take_slot(
+    generations: &Generations,
+    turn: &Turn,
+    lease: &Lease,
+    so_far: &str,
+) -> Result<(Slot, Option<Runner>), OllamaError> {
+    let host = HostId::new(&lease.grant().ok_or(OllamaError::Unreachable)?.host.0);
+    let slot = generations.fleet.slot(&host, &turn.spec.model).await?;
+    let digest = match &*slot.model().digest {
+        "" if so_far.is_empty() => None,
+        "" => slot.digest().await,
+        digest => Some(digest.to_owned()),
+    };
+    let runner = digest.map(|digest| Runner::new(host.as_str(), &digest));
+    Ok((slot, runner))
+}
+
 /// Returns whether the next runner has the model of the last one. The model of a name may be another
-/// one at the next host, whose text would not go on with that of the last one. Where a host does not
-/// say which it has, it is taken for the same.
+/// one at the next host, or at the same one later, whose text would not go on with that of the last
+/// one: a model whose digest is not known is not known to be the same.
 fn is_same_model(last: Option<&Runner>, next: Option<&Runner>) -> bool {
-    last.zip(next).is_none_or(|(last, next)| next.has_model_of(last))
+    last.zip(next).is_some_and(|(last, next)| next.has_model_of(last))
 }
 
 /// Returns how the stream of the next runner continues the answer.
@@ -296,10 +371,10 @@ struct Opened {
 /// What a stream is opened from.
 struct OpenFrom<'a> {
     so_far: &'a str,
-    /// Whether the model of the grant's host wrote it, as far as is known.
+    /// Whether the model of the slot is known to have written it.
     is_same_model: bool,
     sent: Option<u64>,
-    trace: Option<TraceContext>,
+    slot: Slot,
 }
 
 /// Why no stream was opened.
@@ -323,26 +398,20 @@ impl Unopened {
     }
 }
 
-/// Opens a stream that continues `so_far`, on the host of the grant. The prompt is the one that
+/// Opens a stream that continues `so_far`, on the host of the slot. The prompt is the one that
 /// `so_far` was generated from: `sent` messages of the conversation, and where that is unknown the
 /// choice that every replica makes.
 async fn open(
     generations: &Generations,
     turn: &Turn,
-    lease: &Lease,
-    OpenFrom { so_far, is_same_model, sent, trace }: OpenFrom<'_>,
+    OpenFrom { so_far, is_same_model, sent, slot }: OpenFrom<'_>,
     images: &mut ReadImages,
 ) -> Result<Opened, (Unopened, ContextReport)> {
-    let fleet = &generations.fleet;
     let conversation = read_conversation(generations, turn).await;
     if conversation.awaits_results() {
         return Err((Unopened::AwaitsResults, ContextReport::default()));
     }
     let nothing_sent = |error| (Unopened::Failed(error), ContextReport::default());
-    let grant = lease.grant().ok_or(OllamaError::Unreachable).map_err(nothing_sent)?;
-    let slot = fleet.slot(&HostId::new(&grant.host.0), &turn.spec.model).await;
-    let mut slot = slot.map_err(nothing_sent)?;
-    slot.set_trace(trace);
     let allowed = slot.num_ctx().await.map_err(nothing_sent)?;
     let num_ctx = allowed.map(|tokens| tokens.min(generations.num_ctx_cap));
     let beginning = sent.map_or(Beginning::Fitting { density: 1.0 }, Beginning::Sent);

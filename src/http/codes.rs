@@ -82,6 +82,11 @@ pub const CODES: &[ErrorCode] = &[
     ),
     code("rate_limited", 429, "the caller or its address has as much as it may have: retry later"),
     code("repetition", 502, "the model only repeated itself"),
+    code(
+        "reply_too_large",
+        413,
+        "the vectors of the texts would be more than a reply may have: send fewer texts",
+    ),
     code("response_not_found", 404, "the caller has no such response, or it is no longer kept"),
     code("session_busy", 409, "8 turns wait in this session"),
     code("session_exists", 409, "a turn that brings its own conversation needs a new session"),

@@ -66,7 +66,7 @@ impl ByteRoom {
     /// then in the whole. More than there may be count as all of it. Returns none where there is no
     /// room in time.
     pub async fn take(&self, network: Option<NetworkNumber>, bytes: usize) -> Option<RoomPermit> {
-        let share = if network.is_some() { self.total / NETWORK_SHARE } else { self.total };
+        let share = self.share_of(network);
         let wanted = u32::try_from(kib(bytes)).unwrap_or(share).min(share);
         let take = async {
             let of_network = match network {
@@ -79,6 +79,16 @@ impl ByteRoom {
             Some(RoomPermit { of_process, of_network })
         };
         timeout(ROOM_LIMIT, take).await.ok()?
+    }
+
+    /// Returns how many bytes this network may take at most.
+    pub fn most(&self, network: Option<NetworkNumber>) -> usize {
+        (self.share_of(network) as usize).saturating_mul(1 << 10)
+    }
+
+    /// Returns how many KiB this network may take at most.
+    fn share_of(&self, network: Option<NetworkNumber>) -> u32 {
+        if network.is_some() { self.total / NETWORK_SHARE } else { self.total }
     }
 
     /// Returns the share of a network, of so many KiB.

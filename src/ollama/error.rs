@@ -116,6 +116,14 @@ pub enum OllamaError {
     /// The host's reply is not in Ollama's protocol, or too large.
     #[error("the model host sent what cannot be understood")]
     Malformed,
+    /// The host's reply to a request with several texts is too large, or late. This is no fault of the
+    /// host: fewer texts at a time may do.
+    #[error("the texts are too many for one request to a model host; send fewer")]
+    TooManyTexts,
+    /// The vector of one text is larger than any reply may be. This is no fault of the host, which did
+    /// as it was told.
+    #[error("the vectors are larger than a reply may be; ask for fewer dimensions")]
+    ReplyTooLarge,
 }
 
 impl OllamaError {
@@ -131,9 +139,11 @@ impl OllamaError {
             Self::ModelFailing { .. } => "model_unavailable",
             Self::Busy { .. } => "upstream_busy",
             Self::ContextTooLong { .. } => "context_too_long",
-            Self::FirstTokenTimeout | Self::TokenGapTimeout | Self::ReplyTimeout => {
-                "upstream_timeout"
-            }
+            Self::FirstTokenTimeout
+            | Self::TokenGapTimeout
+            | Self::ReplyTimeout
+            | Self::TooManyTexts => "upstream_timeout",
+            Self::ReplyTooLarge => "reply_too_large",
             Self::ConnectionLost | Self::Interrupted(_) => "upstream_interrupted",
             Self::Repetition => "repetition",
             Self::NotAnswered | Self::Rejected { .. } | Self::Malformed => "upstream_error",
@@ -148,6 +158,8 @@ impl OllamaError {
             | Self::ModelRefused { .. }
             | Self::FormatRefused
             | Self::ContextTooLong { .. }
+            | Self::TooManyTexts
+            | Self::ReplyTooLarge
             | Self::Repetition => false,
             Self::Rejected { status } => *status >= 500,
             _ => true,

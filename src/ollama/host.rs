@@ -19,6 +19,7 @@ use super::health::HostHealth;
 use super::refusal::refusal;
 use super::reply::{LoadedModel, Model, ReplyLine, Show, Tags, Version, without_bom};
 use super::wire::KeepAlive;
+use crate::blocking;
 use crate::telemetry::traces::{TRACEPARENT, TraceContext};
 use crate::tls::TlsOptions;
 
@@ -162,22 +163,31 @@ impl Host {
     /// Requests the description of one model.
     pub(super) async fn show<T: DeserializeOwned>(&self, model: &str) -> Result<T, OllamaError> {
         let request = self.post("api/show")?.json(&json!({"model": model}));
-        let deadline = Instant::now() + REPLY_TIMEOUT;
-        let body = self.fetch(request, model, deadline, OllamaError::ReplyTimeout).await?;
-        self.parsed(serde_json::from_slice(&body))
+        let limits = ReplyLimits::of(REPLY_TIMEOUT, OllamaError::ReplyTimeout);
+        let body = self.fetch(request, model, limits).await?;
+        self.parsed(serde_json::from_slice(&utf8(body)))
     }
 
-    /// Requests the vectors of texts, within the time limit of the first token.
+    /// Requests the vectors of texts, within the time limit of the first token. Where they are several,
+    /// a reply that is late or too large is no fault of the host.
     pub(super) async fn embed(
         &self,
         path: &str,
         model: &str,
         body: &impl Serialize,
+        has_several: bool,
     ) -> Result<Vectors, OllamaError> {
-        let deadline = Instant::now() + self.limits.first_token;
+        let (late, large) = if has_several {
+            (OllamaError::TooManyTexts, OllamaError::TooManyTexts)
+        } else {
+            (OllamaError::FirstTokenTimeout, OllamaError::ReplyTooLarge)
+        };
+        let limits =
+            ReplyLimits { deadline: Instant::now() + self.limits.first_token, late, large };
         let request = self.post(path)?.json(body);
-        let body = self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
-        self.parsed(serde_json::from_slice(&body))
+        let body = self.fetch(request, model, limits).await?;
+        let vectors = blocking::run(body.len(), move || Vectors::parse(&utf8(body))).await;
+        self.parsed(vectors)
     }
 
     /// Requests one object, within the time limit of the first token.
@@ -188,17 +198,17 @@ impl Host {
         body: &impl Serialize,
         trace: Option<TraceContext>,
     ) -> Result<ReplyLine, OllamaError> {
-        let deadline = Instant::now() + self.limits.first_token;
+        let limits = ReplyLimits::of(self.limits.first_token, OllamaError::FirstTokenTimeout);
         let request = self.post_in(trace, path)?.json(body);
-        let body = self.fetch(request, model, deadline, OllamaError::FirstTokenTimeout).await?;
-        self.parsed(ReplyLine::parse(&body))
+        let body = self.fetch(request, model, limits).await?;
+        self.parsed(ReplyLine::parse(&utf8(body)))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, OllamaError> {
-        let deadline = Instant::now() + REPLY_TIMEOUT;
+        let limits = ReplyLimits::of(REPLY_TIMEOUT, OllamaError::ReplyTimeout);
         let request = self.http.get(self.url(path)?);
-        let body = self.fetch(request, "", deadline, OllamaError::ReplyTimeout).await?;
-        self.parsed(serde_json::from_slice(&body))
+        let body = self.fetch(request, "", limits).await?;
+        self.parsed(serde_json::from_slice(&utf8(body)))
     }
 
     fn post(&self, path: &str) -> Result<RequestBuilder, OllamaError> {
@@ -222,18 +232,15 @@ impl Host {
         self.base.join(path).map_err(|_| OllamaError::Setting("a model host's URL has no path"))
     }
 
-    /// Returns the body of a reply as UTF-8, without a byte order mark.
+    /// Returns the body of a reply.
     async fn fetch(
         &self,
         request: RequestBuilder,
         model: &str,
-        deadline: Instant,
-        late: OllamaError,
+        limits: ReplyLimits,
     ) -> Result<Vec<u8>, OllamaError> {
-        let response = self.send(request, model, deadline, late.clone()).await?;
-        let body = self.read(response, REPLY_LIMIT, deadline, late).await?;
-        // Bytes that are not UTF-8 cost only the field that they stand in.
-        Ok(String::from_utf8_lossy(without_bom(&body)).into_owned().into_bytes())
+        let response = self.send(request, model, limits.deadline, limits.late.clone()).await?;
+        self.read(response, REPLY_LIMIT, limits).await
     }
 
     /// Records whether a reply of the host could be parsed.
@@ -263,7 +270,8 @@ impl Host {
             return Ok(response);
         }
         // The status is enough where the text does not arrive.
-        let text = self.read(response, REFUSAL_LIMIT, deadline, late).await.unwrap_or_default();
+        let limits = ReplyLimits { deadline, late, large: OllamaError::Malformed };
+        let text = self.read(response, REFUSAL_LIMIT, limits).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         tracing::warn!(host = %self.name, %status, text = %text.trim(), "request refused by a model host");
         Err(refusal(status.as_u16(), &text, model))
@@ -273,15 +281,14 @@ impl Host {
         &self,
         mut response: Response,
         limit: usize,
-        deadline: Instant,
-        late: OllamaError,
+        ReplyLimits { deadline, late, large }: ReplyLimits,
     ) -> Result<Vec<u8>, OllamaError> {
         let mut body = Vec::new();
         loop {
             match timeout_at(deadline, response.chunk()).await {
                 Ok(Ok(Some(chunk))) if body.len() + chunk.len() > limit => {
                     tracing::warn!(host = %self.name, limit, "oversized reply of a model host");
-                    return Err(OllamaError::Malformed);
+                    return Err(large);
                 }
                 Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
                 Ok(Ok(None)) => return Ok(body),
@@ -306,9 +313,39 @@ impl Host {
 
     /// Records that a time limit was exceeded, and returns its error.
     pub(super) fn record_timeout(&self, late: OllamaError) -> OllamaError {
-        self.health.failed();
+        if late.fault().is_some() {
+            self.health.failed();
+        }
         tracing::warn!(host = %self.name, error = %late, "model host timed out");
         late
+    }
+}
+
+/// The limits of one reply.
+struct ReplyLimits {
+    deadline: Instant,
+    /// The error of a reply that is not there by then.
+    late: OllamaError,
+    /// The error of a reply that has too many bytes.
+    large: OllamaError,
+}
+
+impl ReplyLimits {
+    /// Limits a reply that a host is at fault for where it is late or too large.
+    fn of(limit: Duration, late: OllamaError) -> Self {
+        Self { deadline: Instant::now() + limit, late, large: OllamaError::Malformed }
+    }
+}
+
+/// Returns a reply as UTF-8, without a byte order mark. Bytes that are not UTF-8 cost only the field that
+/// they stand in.
+fn utf8(body: Vec<u8>) -> Vec<u8> {
+    match String::from_utf8(body) {
+        Ok(text) if without_bom(text.as_bytes()).len() == text.len() => text.into_bytes(),
+        Ok(text) => without_bom(text.as_bytes()).to_vec(),
+        Err(error) => {
+            String::from_utf8_lossy(without_bom(error.as_bytes())).into_owned().into_bytes()
+        }
     }
 }
 

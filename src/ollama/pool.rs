@@ -1,6 +1,7 @@
 //! The slots of one host, and the requests that a slot may send.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -165,6 +166,13 @@ impl Slot {
         &self.model
     }
 
+    /// Asks the host once more for the digest of the model; none where the host does not report it.
+    pub async fn digest(&self) -> Option<String> {
+        let listing = self.member.catalogue.refresh().await?;
+        let digest = listing.models.get(&self.model.key)?.digest.clone();
+        (!digest.is_empty()).then_some(digest)
+    }
+
     /// Requests the answer to a conversation.
     ///
     /// Resolves when the host begins to reply, at the latest at the time limit of the first token.
@@ -222,17 +230,20 @@ impl Slot {
         .await
     }
 
-    /// Requests the vectors of texts, in a context window of `num_ctx` tokens.
+    /// Requests the vectors of these texts of the request, in a context window of `num_ctx` tokens.
     ///
     /// # Errors
-    /// As [`Slot::chat`].
+    /// As [`Slot::chat`], and [`OllamaError::TooManyTexts`] or [`OllamaError::ReplyTooLarge`].
     pub async fn embed(
         &self,
         request: &EmbedRequest,
+        texts: Range<usize>,
         num_ctx: Option<u32>,
     ) -> Result<Vectors, OllamaError> {
-        let body = request.body(&self.model.name, num_ctx, &self.client.keep_alive);
-        let vectors = self.client.embed(request.kind.path(), &self.model.name, &body).await;
+        let has_several = texts.len() > 1;
+        let body = request.body(texts, &self.model.name, num_ctx, &self.client.keep_alive);
+        let path = request.kind.path();
+        let vectors = self.client.embed(path, &self.model.name, &body, has_several).await;
         let vectors = self.record(vectors).await?;
         self.client.breakers.begun(&self.model.key);
         self.client.breakers.succeeded(&self.model.key);
@@ -245,6 +256,8 @@ impl Slot {
         if let Err(error) = &result {
             match error.fault() {
                 Some(fault) => self.client.breakers.failed(fault, &self.model.key),
+                // Neither a fault nor a sign of life.
+                None if *error == OllamaError::TooManyTexts => {}
                 // A refusal shows that the host works.
                 None => self.client.breakers.begun(&self.model.key),
             }

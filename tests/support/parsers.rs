@@ -102,7 +102,7 @@ pub fn embedding_body(bytes: &[u8]) {
     let Ok(object) = Object::parse(bytes) else { return };
     match Embedding::read(&object) {
         Ok(Embedding { request, .. }) => {
-            assert!((1..=256).contains(&request.texts.len()) && !request.truncate);
+            assert!((1..=2048).contains(&request.texts.len()) && !request.truncate);
             assert!(request.texts.iter().all(|text| !text.is_empty()));
             assert!(request.dimensions != Some(0));
         }

@@ -39,9 +39,7 @@ pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>
         let mut halves: [Vec<(Half, Usage)>; 3] = Default::default();
         for round in 0..rounds {
             eprintln!("{streams} streams over each API, round {} of {rounds}", round + 1);
-            // Another way is first in each round, so that none gains by its place.
-            for step in 0..WAYS.len() {
-                let at = (round + step) % WAYS.len();
+            for at in order(round) {
                 let before = Usage::of(fleet);
                 let half = streams::half(fleet, &load, WAYS[at]).await?;
                 halves[at].push((half, Usage::of(fleet).since(&before)));
@@ -50,6 +48,15 @@ pub async fn measure(fleet: &Fleet, rounds: usize) -> anyhow::Result<Vec<Fronts>
         all.push(of_level(streams, &halves));
     }
     Ok(all)
+}
+
+/// Returns the ways of a round in their order. Another one is first in each round, and every second time
+/// they turn round: so none gains by its place, nor by the one that always runs before it.
+fn order(round: usize) -> [usize; WAYS.len()] {
+    let count = WAYS.len();
+    let at =
+        |step: usize| if round.is_multiple_of(2) { round + step } else { round + count - step };
+    std::array::from_fn(|step| at(step) % count)
 }
 
 fn of_level(streams: usize, halves: &[Vec<(Half, Usage)>; 3]) -> Fronts {
@@ -94,5 +101,24 @@ pub fn write(table: &mut String, all: &[Fronts]) {
             socket.redis_us,
             openai.redis_us
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn over_six_rounds_each_way_has_each_place_and_each_way_before_it_equally_often() {
+        let orders: Vec<_> = (0..6).map(order).collect();
+        assert_eq!(orders.iter().collect::<BTreeSet<_>>().len(), 6, "{orders:?}");
+        for first in orders.windows(2) {
+            assert_ne!(first[0][0], first[1][0], "{orders:?}");
+        }
+        for order in &orders {
+            assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), WAYS.len());
+        }
     }
 }

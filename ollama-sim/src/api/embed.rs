@@ -23,9 +23,6 @@ use crate::simulator::Simulator;
 use crate::stats::count;
 use crate::tokens::count_tokens;
 
-/// Numbers of a vector, where the request does not say.
-const DIMENSIONS: usize = 8;
-
 #[derive(Deserialize)]
 struct EmbedRequest {
     #[serde(default)]
@@ -119,9 +116,11 @@ async fn vectors(
     let slot = server.slots.take().await?;
     generation::load(server, &model, num_ctx, keep_alive).await;
     let load_duration = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    tokio::time::sleep(Duration::from_millis(server.config.first_token_ms)).await;
+    let each = server.config.embed_text_ms.saturating_mul(texts.len() as u64);
+    tokio::time::sleep(Duration::from_millis(server.config.first_token_ms + each)).await;
     // Vectors are made shorter, never longer.
-    let length = request.dimensions.unwrap_or(DIMENSIONS).min(DIMENSIONS);
+    let whole = server.config.dimensions;
+    let length = request.dimensions.unwrap_or(whole).min(whole);
     let vectors = texts.iter().map(|text| vector(&model.origin, text, length)).collect();
     drop(slot);
     let tokens = tokens.iter().sum();

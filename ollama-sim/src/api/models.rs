@@ -69,12 +69,13 @@ pub async fn tags(State(server): State<Arc<Simulator>>) -> Json<Value> {
         .list()
         .iter()
         .map(|model| {
+            let digest = (!server.config.without_digest).then(|| model.digest());
             json!({
                 "name": model.name,
                 "model": model.name,
                 "modified_at": written(model.modified_at),
                 "size": model.size(),
-                "digest": model.digest(),
+                "digest": digest,
                 "details": details(),
             })
         })

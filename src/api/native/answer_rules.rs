@@ -2,20 +2,14 @@
 
 use serde_json::Value;
 
+use crate::api::answer_rules::{
+    FORMAT_BYTES, NAME_CHARACTERS, TOOLS, TOOLS_BYTES, bounded, is_name,
+};
 use crate::http::extract::fields::Fields;
 use crate::http::extract::object::raw_value;
 use crate::session::model::AnswerRules;
 
-/// Bytes of a format and of all tools together, at most: they are stored with each turn.
-const FORMAT_BYTES: usize = 64 << 10;
-const TOOLS_BYTES: usize = 128 << 10;
-/// Tools of one request, at most.
-pub const TOOLS: usize = 128;
-/// Characters of the name of a tool, at most.
-const NAME: usize = 64;
-
-/// Reads `format` and `tools` of a request, whose whole text is `text`: the order of the fields in a
-/// schema is lost in the parsed value, and a model writes its answer in that order.
+/// Reads `format` and `tools` of a request, whose whole text is `text`.
 pub fn read(fields: &mut Fields<'_>, text: &[u8]) -> AnswerRules {
     AnswerRules { format: format(fields, text), tools: tools(fields, text) }
 }
@@ -23,7 +17,7 @@ pub fn read(fields: &mut Fields<'_>, text: &[u8]) -> AnswerRules {
 fn format(fields: &mut Fields<'_>, text: &[u8]) -> Option<String> {
     match fields.value("format")? {
         Value::String(format) if format == "json" => Some("\"json\"".to_owned()),
-        schema @ Value::Object(_) => bounded(fields, "format", text, schema, FORMAT_BYTES),
+        schema @ Value::Object(_) => sent(fields, "format", text, schema, FORMAT_BYTES),
         _ => {
             fields.refuse("format", "enum", "must be \"json\" or a JSON schema, an object");
             None
@@ -44,19 +38,17 @@ fn tools(fields: &mut Fields<'_>, text: &[u8]) -> Option<String> {
     if !list.iter().all(is_function) {
         let msg = format!(
             "must be functions: {{\"type\": \"function\", \"function\": {{\"name\": …, \
-             \"description\": …, \"parameters\": {{…}}}}}}; a name has 1 to {NAME} letters, digits, \
+             \"description\": …, \"parameters\": {{…}}}}}}; a name has 1 to {NAME_CHARACTERS} letters, digits, \
              underscores and dashes"
         );
         fields.refuse("tools", "tool", msg);
         return None;
     }
-    if list.is_empty() { None } else { bounded(fields, "tools", text, tools, TOOLS_BYTES) }
+    if list.is_empty() { None } else { sent(fields, "tools", text, tools, TOOLS_BYTES) }
 }
 
 fn is_function(tool: &Value) -> bool {
     let function = &tool["function"];
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    let is_name = |name: &str| (1..=NAME).contains(&name.len()) && name.bytes().all(is_plain);
     tool["type"] == "function"
         && function["name"].as_str().is_some_and(is_name)
         && (function["description"].is_null() || function["description"].is_string())
@@ -64,19 +56,16 @@ fn is_function(tool: &Value) -> bool {
 }
 
 /// Returns the text of a field as it was sent.
-fn bounded(
+fn sent(
     fields: &mut Fields<'_>,
     name: &'static str,
     text: &[u8],
     value: &Value,
     most: usize,
 ) -> Option<String> {
-    let text = raw_value(text, &[name]).map_or_else(|| value.to_string(), str::to_owned);
-    if text.len() > most {
-        fields.refuse(name, "too_long", format!("must have at most {most} bytes"));
-        return None;
-    }
-    Some(text)
+    bounded(raw_value(text, &[name]), value, most)
+        .map_err(|msg| fields.refuse(name, "too_long", msg))
+        .ok()
 }
 
 #[cfg(test)]

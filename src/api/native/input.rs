@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::api::native::{answer_rules, schema};
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::{FieldError, Fields};
@@ -20,11 +21,11 @@ pub const MESSAGE_CHARACTERS: usize = 32_768;
 const SYSTEM_CHARACTERS: usize = MESSAGE_CHARACTERS;
 /// Characters of a session's title, at most.
 pub const TITLE_CHARACTERS: usize = 200;
-const MODEL_CHARACTERS: usize = 256;
+/// Characters of a model's name, at most.
+pub const MODEL_CHARACTERS: usize = 256;
 const MESSAGE_ID_CHARACTERS: usize = 128;
-const TOOL_CALL_ID_CHARACTERS: usize = 256;
-const STOPS: usize = 4;
-const STOP_BYTES: usize = 256;
+/// Characters of the identifier of a call, at most.
+pub const TOOL_CALL_ID_CHARACTERS: usize = 256;
 const TEMPERATURE: (f64, f64) = (0.0, 2.0);
 const DEFAULT_TEMPERATURE: f64 = 0.7;
 const DEFAULT_MAX_TOKENS: u32 = 1000;

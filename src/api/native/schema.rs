@@ -5,8 +5,10 @@ use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
 
-use super::answer_rules::TOOLS;
+use super::input::{MODEL_CHARACTERS, TOOL_CALL_ID_CHARACTERS};
+use crate::api::answer_rules::{NAME_PATTERN, STOP_BYTES, STOPS, TOOLS};
 use crate::api::large_body::PIXEL;
+use crate::session::image::MESSAGE_IMAGES;
 
 /// The header that resumes an event stream.
 #[derive(IntoParams)]
@@ -78,7 +80,7 @@ pub fn session_id() -> AnyOfBuilder {
 /// Returns the schema of `model`.
 pub fn model() -> AnyOfBuilder {
     any_of("The model; the configured one where absent or null", None)
-        .item(typed(Type::String).pattern(Some(MODEL_NAME)).max_length(Some(256)))
+        .item(typed(Type::String).pattern(Some(MODEL_NAME)).max_length(Some(MODEL_CHARACTERS)))
         .item(null())
 }
 
@@ -122,14 +124,15 @@ pub fn seed() -> AnyOfBuilder {
 /// Returns the schema of `stop`.
 pub fn stop() -> AnyOfBuilder {
     // A schema counts characters: up to 64 of any kind are at most 256 bytes.
-    let ascii = || typed(Type::String).pattern(Some(r"^[\x01-\x7f]{1,256}$"));
-    let any = || typed(Type::String).min_length(Some(1)).max_length(Some(64));
+    let ascii = format!(r"^[\x01-\x7f]{{1,{STOP_BYTES}}}$");
+    let ascii = || typed(Type::String).pattern(Some(ascii.clone()));
+    let any = || typed(Type::String).min_length(Some(1)).max_length(Some(STOP_BYTES / 4));
     let text = || AnyOfBuilder::new().item(ascii()).item(any());
     let description = "A text that ends the answer, or up to four, of at most 256 bytes each";
     any_of(description, None)
         .item(ascii())
         .item(any())
-        .item(ArrayBuilder::new().items(text()).max_items(Some(4)))
+        .item(ArrayBuilder::new().items(text()).max_items(Some(STOPS)))
         .item(null())
 }
 
@@ -146,7 +149,8 @@ pub fn images() -> AnyOfBuilder {
     let description = "PNG, JPEG, WebP or GIF, in base64; at most 4, and 4 MiB together after \
         decoding. Only for a model that takes images";
     let image = typed(Type::String).enum_values(Some([PIXEL])).description(Some("Any image"));
-    any_of(description, None).item(ArrayBuilder::new().items(image).max_items(Some(4))).item(null())
+    let list = ArrayBuilder::new().items(image).max_items(Some(MESSAGE_IMAGES));
+    any_of(description, None).item(list).item(null())
 }
 
 /// Returns the schema of `format`.
@@ -161,7 +165,7 @@ pub fn format() -> AnyOfBuilder {
 pub fn tools() -> AnyOfBuilder {
     let text = || AnyOfBuilder::new().item(typed(Type::String)).item(null());
     let function = typed(Type::Object)
-        .property("name", typed(Type::String).pattern(Some("^[a-zA-Z0-9_-]{1,64}$")))
+        .property("name", typed(Type::String).pattern(Some(NAME_PATTERN)))
         .property("description", text())
         .property("parameters", AnyOfBuilder::new().item(typed(Type::Object)).item(null()))
         .required("name");
@@ -187,6 +191,6 @@ pub fn role() -> AnyOfBuilder {
 /// Returns the schema of `tool_call_id`.
 pub fn tool_call_id() -> AnyOfBuilder {
     any_of("The call whose result the message is; only where role is tool", None)
-        .item(typed(Type::String).max_length(Some(256)))
+        .item(typed(Type::String).max_length(Some(TOOL_CALL_ID_CHARACTERS)))
         .item(null())
 }

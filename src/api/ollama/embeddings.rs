@@ -1,11 +1,8 @@
 //! Embeddings: `/api/embed`, and the older `/api/embeddings`. They take slots and limits as turns do.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use axum::response::Response;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -15,22 +12,22 @@ use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
 use super::shapes::ErrorReply;
-use crate::api::embedding::{self, TEXTS};
+use crate::api::embedding::{self, TEXTS, VectorForm, VectorReply, WriteVector};
 use crate::api::state::Shared;
-use crate::generation::{EmbedKind, EmbedRequest};
+use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
 
 /// The vectors of texts.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
 #[schema(as = OllamaEmbeddings)]
+#[allow(dead_code, reason = "only its description is used: the vectors are written as they come")]
 pub struct EmbedReply {
     /// The model, as the request spells it.
     model: String,
     /// One vector for each text.
-    #[schema(value_type = Vec<Vec<f64>>)]
-    embeddings: Box<RawValue>,
+    embeddings: Vec<Vec<f64>>,
     /// Nanoseconds from the request to the reply.
     total_duration: u64,
     /// Nanoseconds in which the host loaded the model.
@@ -40,12 +37,12 @@ pub struct EmbedReply {
 }
 
 /// The vector of one text.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
 #[schema(as = OllamaEmbedding)]
+#[allow(dead_code, reason = "only its description is used: the vector is written as it comes")]
 pub struct EmbeddingReply {
     /// The vector.
-    #[schema(value_type = Vec<f64>)]
-    embedding: Box<RawValue>,
+    embedding: Vec<f64>,
 }
 
 /// Returns the vectors of texts.
@@ -75,14 +72,16 @@ pub async fn embed(
             ),
         },
     };
-    let vectors = embedding::vectors(&shared, permit, last_byte, &model, &request).await;
-    let vectors = vectors.map_err(|problem| of_model(&model, problem))?;
-    let (load_duration, prompt_eval_count) =
-        vectors.as_ref().map_or((0, 0), |it| (it.load_duration(), it.tokens()));
-    let embeddings = list(vectors.and_then(|vectors| vectors.embeddings), &request)?;
+    let head = format!("{{\"model\":{},\"embeddings\":[", Value::from(&*model));
+    let reply = VectorReply::new(&head, VectorForm::default(), AS_SENT);
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let (reply, usage) = embedded.map_err(|problem| of_model(&model, problem))?;
+    let EmbedUsage { tokens, load_duration } = usage;
     let total_duration = nanoseconds(started.elapsed());
-    let reply = EmbedReply { model, embeddings, total_duration, load_duration, prompt_eval_count };
-    Ok(Json(reply).into_response())
+    Ok(reply.end(&format!(
+        "],\"total_duration\":{total_duration},\"load_duration\":{load_duration},\
+         \"prompt_eval_count\":{tokens}}}"
+    )))
 }
 
 /// Returns the vector of one text.
@@ -100,12 +99,13 @@ pub async fn embeddings(
     let fields = Fields::new(&body.fields, "");
     let model = request::model(fields)?;
     let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
-    let texts = prompt.into_iter().map(str::to_owned).collect();
+    let texts: Vec<String> = prompt.into_iter().map(str::to_owned).collect();
+    let tail = if texts.is_empty() { "[]}" } else { "}" };
     let request = EmbedRequest { kind: EmbedKind::Raw, texts, truncate: true, dimensions: None };
-    let vectors = embedding::vectors(&shared, permit, last_byte, &model, &request).await;
-    let vectors = vectors.map_err(|problem| of_model(&model, problem))?;
-    let embedding = list(vectors.and_then(|vectors| vectors.embedding), &request)?;
-    Ok(Json(EmbeddingReply { embedding }).into_response())
+    let reply = VectorReply::new("{\"embedding\":", VectorForm::default(), AS_SENT);
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let (reply, _) = embedded.map_err(|problem| of_model(&model, problem))?;
+    Ok(reply.end(tail))
 }
 
 /// Reads the texts: one, or a list.
@@ -123,13 +123,8 @@ fn texts(fields: Fields<'_>) -> Result<Vec<String>, Problem> {
     texts.collect::<Option<_>>().ok_or_else(|| invalid("invalid input type"))
 }
 
-/// Returns the list that a host sent; an empty one where it was not asked.
-fn list(sent: Option<Box<RawValue>>, request: &EmbedRequest) -> Result<Box<RawValue>, Problem> {
-    match sent {
-        Some(list) if list.get().starts_with('[') => Ok(list),
-        None if request.texts.is_empty() => {
-            RawValue::from_string("[]".to_owned()).map_err(|_| Problem::internal())
-        }
-        _ => Err(embedding::none_sent()),
-    }
-}
+/// Writes a vector as its host sent it.
+const AS_SENT: WriteVector = |_, _, vector, to| {
+    to.extend_from_slice(vector.get().as_bytes());
+    Ok(())
+};

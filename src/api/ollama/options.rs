@@ -3,12 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
+use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::http::problem::Problem;
 use crate::session::model::Sampling;
 
-/// Texts that end the answer, at most, and the bytes of each.
-const STOPS: usize = 4;
-const STOP_BYTES: usize = 256;
 /// Ollama's default of the temperature.
 pub const DEFAULT_TEMPERATURE: f64 = 0.8;
 

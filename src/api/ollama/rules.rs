@@ -4,13 +4,8 @@ use serde_json::Value;
 
 use super::errors::invalid;
 use super::fields::{Fields, JsonObject};
+use crate::api::answer_rules::{FORMAT_BYTES, TOOLS, TOOLS_BYTES, bounded};
 use crate::http::problem::Problem;
-
-/// Bytes of a schema and of all tools together, at most: they are stored with each turn.
-const SCHEMA_BYTES: usize = 64 << 10;
-const TOOLS_BYTES: usize = 128 << 10;
-/// Tools of one request, at most.
-const TOOLS: usize = 128;
 
 /// Reads the format of the answer, as the model host takes it.
 ///
@@ -21,7 +16,7 @@ pub fn format(body: &JsonObject) -> Result<Option<String>, Problem> {
         None => Ok(None),
         Some(Value::String(format)) if format.is_empty() => Ok(None),
         Some(Value::String(format)) if format == "json" => Ok(Some("\"json\"".to_owned())),
-        Some(schema @ Value::Object(_)) => text(body, "format", schema, SCHEMA_BYTES).map(Some),
+        Some(schema @ Value::Object(_)) => text(body, "format", schema, FORMAT_BYTES).map(Some),
         Some(_) => {
             let mut shown = body.text_of("format").unwrap_or_default();
             shown = &shown[..shown.floor_char_boundary(64)];
@@ -56,11 +51,7 @@ pub fn tools(body: &JsonObject) -> Result<Option<String>, Problem> {
 
 /// Returns the text of a field as it was sent.
 fn text(body: &JsonObject, name: &str, value: &Value, most: usize) -> Result<String, Problem> {
-    let text = body.text_of(name).map_or_else(|| value.to_string(), str::to_owned);
-    if text.len() > most {
-        return Err(invalid(format!("{name}: must have at most {most} bytes")));
-    }
-    Ok(text)
+    bounded(body.text_of(name), value, most).map_err(|msg| invalid(format!("{name}: {msg}")))
 }
 
 #[cfg(test)]

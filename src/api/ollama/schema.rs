@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorObject;
+use crate::api::answer_rules::{STOP_BYTES, STOPS};
+use crate::api::embedding::TEXTS;
 use crate::api::large_body::PIXEL;
+use crate::session::image::MESSAGE_IMAGES;
 
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
@@ -56,7 +59,7 @@ pub fn describe(document: &mut Value) {
             of_model(&json!({
                 "input": {"oneOf": [
                     {"type": ["string", "null"]},
-                    {"type": "array", "maxItems": 256, "items": {"type": "string"}},
+                    {"type": "array", "maxItems": TEXTS, "items": {"type": "string"}},
                 ]},
                 "truncate": {"type": ["boolean", "null"]},
                 "dimensions": {"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX},
@@ -86,14 +89,14 @@ fn of_model(fields: &Value) -> Value {
 fn answer(fields: &Value) -> Value {
     let number = |least: f64, most: f64| json!({"type": ["number", "null"], "minimum": least, "maximum": most});
     let whole = json!({"type": ["integer", "null"], "minimum": i64::MIN, "maximum": i64::MAX});
-    let stop = json!({"type": "string", "maxLength": 256});
+    let stop = json!({"type": "string", "maxLength": STOP_BYTES});
     let options = json!({
         "temperature": number(0.0, 2.0), "top_p": number(0.0, 1.0), "min_p": number(0.0, 1.0),
         "repeat_penalty": number(0.0, 10.0), "presence_penalty": number(-2.0, 2.0),
         "frequency_penalty": number(-2.0, 2.0), "seed": whole, "num_predict": whole,
         "top_k": {"type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX},
         "stop": {"oneOf": [
-            {"type": "null"}, stop, {"type": "array", "maxItems": 4, "items": stop},
+            {"type": "null"}, stop, {"type": "array", "maxItems": STOPS, "items": stop},
         ]},
     });
     let mut fields = fields.clone();
@@ -107,7 +110,7 @@ fn answer(fields: &Value) -> Value {
 fn images() -> Value {
     let image = json!({"type": "string", "enum": [PIXEL],
         "description": "Any PNG, JPEG, WebP or GIF image in base64"});
-    json!({"type": ["array", "null"], "maxItems": 4, "items": image})
+    json!({"type": ["array", "null"], "maxItems": MESSAGE_IMAGES, "items": image})
 }
 
 fn message() -> Value {

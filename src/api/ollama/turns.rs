@@ -15,16 +15,16 @@ use super::shapes::{ChatReply, ErrorReply, GenerateReply};
 use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::HeldRoom;
+use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, Output};
 use crate::api::whole_turn::{self, Waiting, completed};
-use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Submission};
+use crate::follow::AcceptedTurn;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
-use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
-use crate::session::{Owner, SessionId, TurnSpec};
+use crate::session::store::OwnConversation;
+use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
 
 /// The body of a request for a chat, read and checked, and its room.
@@ -151,8 +151,7 @@ impl Request {
     }
 }
 
-/// Submits a question as a turn of a session of its own. A request without an idempotency key of its
-/// client is cancelled when the client goes away, because it has no other way to stop.
+/// Submits a question as a turn of a session of its own.
 async fn submit(
     shared: &Shared,
     owner: &Owner,
@@ -160,32 +159,12 @@ async fn submit(
     headers: &HeaderMap,
     question: Question,
 ) -> Result<(SessionId, AcceptedTurn), Problem> {
-    if let Some(refusal) = shared.readiness.refusal() {
-        return Err(refusal.into());
-    }
-    let key = idempotency::key(headers, owner)?;
-    let session = match &key {
-        Some(key) => idempotency::session(owner, "ollama\n", key),
-        None => SessionId::random(),
-    };
-    tracing::Span::current().record("session", session.redacted());
-    let key = key.map(|key| IdempotencyKey {
-        key: sha256_hex(format!("ollama\n{key}").as_bytes()),
-        body: question.digest(),
-    });
+    let turn = OwnTurn::begin(shared, owner, headers, "ollama\n")?;
+    let digest = question.digest();
     let Question { spec, messages } = question;
     let Messages { before, question, images } = messages;
     let conversation = OwnConversation::new(before).map_err(|error| invalid(error.to_string()))?;
-    let cancel_on_disconnect = key.is_none();
-    let needs_listener = key.is_none() || idempotency::is_by_proxy(headers);
-    let source = permit.subject.source.0.clone();
-    let turn = NewTurn {
-        spec: TurnSpec { source, needs_listener, ..spec },
-        conversation: Some(conversation),
-        content: question.content.clone(),
-        attached: Attached { question: Some(Box::new(question)), images },
-        key,
-    };
-    let submission = Submission { session, turn, permit, cancel_on_disconnect };
-    Ok((session, follow::submit(&shared.generations, submission).await?))
+    let asked = OwnQuestion { spec, conversation, question, images, digest, is_background: false };
+    let session = turn.session;
+    Ok((session, turn.submit(shared, permit, asked).await?))
 }

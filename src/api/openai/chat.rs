@@ -14,17 +14,17 @@ use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, fini
 use super::stream::CompletionWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::{HeldRoom, WITH_IMAGES};
+use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, Output};
 use crate::api::whole_turn::{self, Waiting, completed};
-use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Submission};
+use crate::follow::AcceptedTurn;
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
-use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation};
-use crate::session::{Owner, SessionId, TurnSpec};
+use crate::session::store::OwnConversation;
+use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
 
 /// The body of a request, read and checked, and its room.
@@ -95,8 +95,7 @@ pub async fn complete(
     .into_response())
 }
 
-/// Submits a request as a turn of a session of its own. A request without an idempotency key of its
-/// client is cancelled when the client goes away, because it could not find its answer again.
+/// Submits a request as a turn of a session of its own.
 async fn submit(
     shared: &Shared,
     owner: &Owner,
@@ -104,38 +103,22 @@ async fn submit(
     headers: &HeaderMap,
     request: &mut ChatCompletion,
 ) -> Result<(SessionId, AcceptedTurn), Problem> {
-    if let Some(refusal) = shared.readiness.refusal() {
-        return Err(refusal.into());
-    }
-    let key = idempotency::key(headers, owner)?;
-    let session = match &key {
-        Some(key) => idempotency::session(owner, "openai\n", key),
-        None => SessionId::random(),
-    };
-    tracing::Span::current().record("session", session.redacted());
+    let turn = OwnTurn::begin(shared, owner, headers, "openai\n")?;
     let conversation = OwnConversation::new(request.messages.before.clone());
     let conversation = conversation.map_err(|error| {
         let refused = FieldError::new("body", "messages", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
-    // Redis keeps the images from here on, and the request lives as long as the answer.
-    let images = std::mem::take(&mut request.messages.images);
-    let question = &request.messages.question;
-    let turn = NewTurn {
-        spec: TurnSpec {
-            source: permit.subject.source.0.clone(),
-            needs_listener: key.is_none() || idempotency::is_by_proxy(headers),
-            ..request.spec.clone()
-        },
-        content: question.content.clone(),
-        conversation: Some(conversation),
-        attached: Attached { question: Some(Box::new(question.clone())), images },
-        key: key.map(|key| IdempotencyKey {
-            key: sha256_hex(format!("openai\n{key}").as_bytes()),
-            body: request.digest(),
-        }),
+    let digest = request.digest();
+    let asked = OwnQuestion {
+        spec: request.spec.clone(),
+        conversation,
+        question: request.messages.question.clone(),
+        // Redis keeps the images from here on, and the request lives as long as the answer.
+        images: std::mem::take(&mut request.messages.images),
+        digest,
+        is_background: false,
     };
-    let cancel_on_disconnect = turn.key.is_none();
-    let submission = Submission { session, turn, permit, cancel_on_disconnect };
-    Ok((session, follow::submit(&shared.generations, submission).await?))
+    let session = turn.session;
+    Ok((session, turn.submit(shared, permit, asked).await?))
 }

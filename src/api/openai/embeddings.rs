@@ -1,11 +1,11 @@
 //! Embeddings. They take slots and limits as completions do.
 
-use axum::Json;
 use axum::extract::{FromRequest, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -14,10 +14,10 @@ use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, erro
 use super::request::model;
 use super::schema::EmbeddingRequest;
 use super::shapes::ErrorReply;
-use crate::api::embedding::{self, TEXTS};
+use crate::api::embedding::{self, TEXTS, VectorForm, VectorReply};
 use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
-use crate::generation::{EmbedKind, EmbedRequest};
+use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
 use crate::http::peer::LastByte;
@@ -30,21 +30,14 @@ pub struct Embedding {
     model: String,
     /// The texts, and what is wanted of their vectors.
     pub request: EmbedRequest,
-    encoding: Encoding,
-}
-
-/// How a vector is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
-    /// A list of numbers.
-    Float,
-    /// The numbers as single-precision floats, little-endian, in base64.
-    Base64,
+    /// Whether a vector is written as its numbers in base64, single-precision floats, little-endian.
+    is_base64: bool,
 }
 
 /// The vectors of texts.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
 #[schema(as = OpenAiEmbeddings)]
+#[allow(dead_code, reason = "only its description is used: the vectors are written as they come")]
 pub struct EmbeddingsReply {
     /// Always `list`.
     object: &'static str,
@@ -57,26 +50,16 @@ pub struct EmbeddingsReply {
 }
 
 /// The vector of one text.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
 #[schema(as = OpenAiEmbedding)]
+#[allow(dead_code, reason = "only its description is used: the vectors are written as they come")]
 struct EmbeddingItem {
     /// Always `embedding`.
     object: &'static str,
     /// The position of the text in the request.
     index: usize,
     /// The vector: its numbers, or their bytes in base64.
-    #[schema(value_type = Vec<f64>)]
-    embedding: Vector,
-}
-
-/// A vector as it is written.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Vector {
-    /// The numbers as the host sent them.
-    Float(Box<RawValue>),
-    /// Little-endian single-precision floats in base64.
-    Base64(String),
+    embedding: Vec<f64>,
 }
 
 /// The tokens of a request for embeddings.
@@ -114,9 +97,9 @@ impl Embedding {
             truncate: false,
             dimensions: dimensions(&mut params)?,
         };
-        let encoding = match params.text("encoding_format")? {
-            None | Some("float") => Encoding::Float,
-            Some("base64") => Encoding::Base64,
+        let is_base64 = match params.text("encoding_format")? {
+            None | Some("float") => false,
+            Some("base64") => true,
             Some(_) => {
                 let msg = "must be float or base64";
                 return Err(params.refuse("encoding_format", INVALID_VALUE, msg));
@@ -125,7 +108,7 @@ impl Embedding {
         // It changes nothing about a vector.
         params.text("user")?;
         params.finish()?;
-        Ok(Self { model, request, encoding })
+        Ok(Self { model, request, is_base64 })
     }
 }
 
@@ -176,15 +159,15 @@ pub async fn create(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    Embedding { model, request, encoding }: Embedding,
+    Embedding { model, request, is_base64 }: Embedding,
 ) -> Result<Response, Problem> {
-    let vectors = embedding::vectors(&shared, permit, last_byte, &model, &request).await;
-    let vectors = vectors.map_err(of_input)?.ok_or_else(embedding::none_sent)?;
-    let prompt_tokens = vectors.tokens();
-    let list = vectors.embeddings.ok_or_else(embedding::none_sent)?;
-    let items = items(&list, &request, encoding)?;
-    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
-    Ok(Json(EmbeddingsReply { object: "list", data: items, model, usage }).into_response())
+    let form = VectorForm { dimensions: request.dimensions, is_base64 };
+    let reply = VectorReply::new("{\"object\":\"list\",\"data\":[", form, write);
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let (reply, EmbedUsage { tokens, .. }) = embedded.map_err(of_input)?;
+    let usage = EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens };
+    let usage = serde_json::to_string(&usage).map_err(|_| Problem::internal())?;
+    Ok(reply.end(&format!("],\"model\":{},\"usage\":{usage}}}", Value::from(model))))
 }
 
 /// Names the parameter of an error: the texts are those that are too long.
@@ -196,36 +179,33 @@ fn of_input(problem: Problem) -> Problem {
     vec![error("input", "context_length_exceeded", msg)].into()
 }
 
-/// Writes the vectors that a host sent.
+/// Writes the vector of a text: its numbers as the host sent them, or their bytes in base64.
 ///
 /// # Errors
-/// Where they are no vectors of these texts, or shorter than the request wants them.
-fn items(
-    list: &RawValue,
-    request: &EmbedRequest,
-    encoding: Encoding,
-) -> Result<Vec<EmbeddingItem>, Problem> {
-    let vectors: Vec<Box<RawValue>> =
-        serde_json::from_str(list.get()).map_err(|_| embedding::none_sent())?;
-    if vectors.len() != request.texts.len() {
-        return Err(embedding::none_sent());
+/// Where it is no vector, or shorter than the request wants it.
+fn write(
+    form: &VectorForm,
+    index: usize,
+    vector: &RawValue,
+    to: &mut Vec<u8>,
+) -> Result<(), Problem> {
+    let begin = format!("{{\"object\":\"embedding\",\"index\":{index},\"embedding\":");
+    to.extend_from_slice(begin.as_bytes());
+    if form.is_base64 || form.dimensions.is_some() {
+        let numbers: Vec<f32> =
+            serde_json::from_str(vector.get()).map_err(|_| embedding::unreadable())?;
+        check_length(numbers.len(), form.dimensions)?;
+        if form.is_base64 {
+            to.push(b'"');
+            to.extend_from_slice(base64_of(&numbers).as_bytes());
+            to.push(b'"');
+        }
     }
-    let item = |(index, vector): (usize, Box<RawValue>)| {
-        let embedding = match (encoding, request.dimensions) {
-            (Encoding::Float, None) => Vector::Float(vector),
-            (encoding, dimensions) => {
-                let numbers: Vec<f32> =
-                    serde_json::from_str(vector.get()).map_err(|_| embedding::none_sent())?;
-                check_length(numbers.len(), dimensions)?;
-                match encoding {
-                    Encoding::Float => Vector::Float(vector),
-                    Encoding::Base64 => Vector::Base64(base64_of(&numbers)),
-                }
-            }
-        };
-        Ok(EmbeddingItem { object: "embedding", index, embedding })
-    };
-    vectors.into_iter().enumerate().map(item).collect()
+    if !form.is_base64 {
+        to.extend_from_slice(vector.get().as_bytes());
+    }
+    to.push(b'}');
+    Ok(())
 }
 
 /// Refuses vectors of another length than the request wants. A host makes vectors shorter, never
@@ -247,7 +227,7 @@ fn base64_of(numbers: &[f32]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -263,8 +243,8 @@ mod tests {
             "model": " m ", "input": ["a", "b"], "dimensions": 4, "encoding_format": "base64",
             "user": "u",
         });
-        let Embedding { model, request, encoding } = read(&request).expect("valid");
-        assert_eq!((&*model, encoding), ("m", Encoding::Base64));
+        let Embedding { model, request, is_base64 } = read(&request).expect("valid");
+        assert_eq!((&*model, is_base64), ("m", true));
         assert_eq!((request.texts, request.dimensions), (vec!["a".into(), "b".into()], Some(4)));
         assert!(!request.truncate, "nothing is cut in silence");
         for (name, value, path, kind) in [
@@ -272,7 +252,7 @@ mod tests {
             ("input", json!(7), "input", "invalid_type"),
             ("input", json!(""), "input", "invalid_value"),
             ("input", json!([]), "input", "invalid_value"),
-            ("input", json!(vec!["x"; 257]), "input", "invalid_value"),
+            ("input", json!(vec!["x"; TEXTS + 1]), "input", "invalid_value"),
             ("input", json!([1, 2]), "input", "unsupported_value"),
             ("input", json!([[1, 2]]), "input", "unsupported_value"),
             ("input", json!(["a", ""]), "input[1]", "invalid_value"),
@@ -294,27 +274,24 @@ mod tests {
 
     #[test]
     fn a_vector_is_the_hosts_text_or_the_bytes_of_its_numbers() {
-        let sent = RawValue::from_string("[[0.10, -1e-3], [1,2]]".to_owned()).expect("JSON");
-        let request = |dimensions| EmbedRequest {
-            kind: EmbedKind::Normalised,
-            texts: vec!["a".to_owned(), "b".to_owned()],
-            truncate: false,
-            dimensions,
+        let sent = RawValue::from_string("[0.10, -1e-3]".to_owned()).expect("JSON");
+        let written = |dimensions, is_base64| {
+            let mut to = Vec::new();
+            write(&VectorForm { dimensions, is_base64 }, 7, &sent, &mut to)?;
+            Ok::<_, Problem>(String::from_utf8(to).expect("text"))
         };
-        let written = |dimensions, encoding| {
-            let items = items(&sent, &request(dimensions), encoding)?;
-            Ok::<_, Problem>(serde_json::to_string(&items[0].embedding).expect("JSON"))
+        let item = |vector: &str| {
+            Ok(format!("{{\"object\":\"embedding\",\"index\":7,\"embedding\":{vector}}}"))
         };
-        assert_eq!(written(None, Encoding::Float), Ok("[0.10, -1e-3]".to_owned()));
+        assert_eq!(written(None, false), item("[0.10, -1e-3]"));
+        assert_eq!(written(Some(2), false), item("[0.10, -1e-3]"));
         let bytes = [0.1_f32, -0.001].iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
-        let base64 = format!("\"{}\"", STANDARD.encode(bytes));
-        assert_eq!(written(Some(2), Encoding::Base64), Ok(base64));
-        let refused = written(Some(3), Encoding::Float).expect_err("too long");
+        assert_eq!(written(Some(2), true), item(&format!("\"{}\"", STANDARD.encode(bytes))));
+        let refused = written(Some(3), false).expect_err("too long");
         assert_eq!(refused.errors[0].loc, ["body", "dimensions"]);
-        let fewer = RawValue::from_string("[[1]]".to_owned()).expect("JSON");
-        assert_eq!(
-            items(&fewer, &request(None), Encoding::Float).err().map(|it| it.status.as_u16()),
-            Some(502)
-        );
+        let other = RawValue::from_string("[\"a\"]".to_owned()).expect("JSON");
+        let form = VectorForm { dimensions: None, is_base64: true };
+        let refused = write(&form, 0, &other, &mut Vec::new()).expect_err("no numbers");
+        assert_eq!(refused.status.as_u16(), 502);
     }
 }

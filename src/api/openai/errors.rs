@@ -96,6 +96,7 @@ impl From<&Problem> for ErrorEnvelope {
             ("token_invalid" | "token_expired" | "token_ambiguous" | "sign_in_required", _) => {
                 ("invalid_api_key", None)
             }
+            (code @ "reply_too_large", _) => (code, Some("input".to_owned())),
             ("format_unsupported", _) => ("invalid_value", Some("response_format".to_owned())),
             ("rate_limited", _) => ("rate_limit_exceeded", None),
             ("quota_exceeded", _) => ("insufficient_quota", None),

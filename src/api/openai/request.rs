@@ -6,6 +6,7 @@ use super::body;
 use super::messages::{self, Messages};
 use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE};
 use super::tools;
+use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::digest::sha256_hex;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
@@ -13,9 +14,6 @@ use crate::model_name::ModelName;
 use crate::session::TurnSpec;
 use crate::session::model::{Effort, Reasoning, Sampling};
 
-/// Texts that end the answer, at most, and the bytes of each.
-const STOPS: usize = 4;
-const STOP_BYTES: usize = 256;
 /// OpenAI's default of the temperature and of `top_p`.
 pub const DEFAULT_SAMPLING: f64 = 1.0;
 

@@ -5,6 +5,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
 use super::responses;
+use crate::api::answer_rules::{NAME_PATTERN, STOP_BYTES, STOPS};
 use crate::api::embedding::TEXTS;
 use crate::api::large_body::PIXEL;
 
@@ -54,8 +55,6 @@ pub fn describe(document: &mut Value) {
 /// A model's name, with its host, namespace and tag or without: a part of what is read, in the way
 /// that names are written.
 pub(super) const MODEL_NAME: &str = r"^(([A-Za-z0-9_.-]{1,64}(:[0-9]{1,5})?/)?[A-Za-z0-9_-]{1,64}/)?[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,32})?$";
-/// The name of a function, or of a schema.
-pub(super) const FUNCTION_NAME: &str = "^[A-Za-z0-9_-]{1,64}$";
 
 /// The id of a call, which may have 256 bytes: as many as these characters have at most.
 pub(super) fn call_id() -> Value {
@@ -127,7 +126,7 @@ fn message() -> Value {
             "id": call_id(),
             "type": {"type": "string", "enum": ["function"]},
             "function": object(&["name", "arguments"], &json!({
-                "name": {"type": "string", "pattern": FUNCTION_NAME},
+                "name": {"type": "string", "pattern": NAME_PATTERN},
                 "arguments": {"type": "string", "enum": ["{}"],
                     "description": "Any JSON object, as text"},
             })),
@@ -170,7 +169,7 @@ fn response_format() -> Value {
     let named = object(
         &["name", "schema"],
         &json!({
-            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": {"type": ["string", "null"]},
             "strict": {"type": ["boolean", "null"]},
             "schema": {"type": "object"},
@@ -188,7 +187,7 @@ fn tool() -> Value {
     let function = object(
         &["name"],
         &json!({
-            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": {"type": ["string", "null"]},
             "parameters": {"type": ["object", "null"]},
             "strict": only(&[json!(false)]),
@@ -203,7 +202,7 @@ fn tool() -> Value {
 }
 
 fn request() -> Value {
-    let stop = json!({"type": "string", "minLength": 1, "maxLength": 256});
+    let stop = json!({"type": "string", "minLength": 1, "maxLength": STOP_BYTES});
     let tokens = json!({"type": ["integer", "null"], "minimum": 1, "maximum": i64::MAX});
     let text = json!({"type": ["string", "null"]});
     let empty = json!({"type": ["object", "null"], "maxProperties": 0});
@@ -231,7 +230,7 @@ fn request() -> Value {
             "frequency_penalty": number(-2.0, 2.0, None),
             "seed": {"type": ["integer", "null"], "minimum": i64::MIN, "maximum": i64::MAX},
             "stop": {"oneOf": [
-                {"type": "null"}, stop, {"type": "array", "maxItems": 4, "items": stop},
+                {"type": "null"}, stop, {"type": "array", "maxItems": STOPS, "items": stop},
             ]},
             "reasoning_effort": only(&["none", "low", "medium", "high"].map(Value::from)),
             "response_format": response_format(),

@@ -3,17 +3,10 @@
 use serde_json::Value;
 
 use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
+use crate::api::answer_rules::{self, FORMAT_BYTES, NAME_CHARACTERS, TOOLS, TOOLS_BYTES, is_name};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::raw_value;
 use crate::session::model::AnswerRules;
-
-/// Bytes of a schema and of all tools together, at most: they are stored with each turn.
-pub const SCHEMA_BYTES: usize = 64 << 10;
-pub const TOOLS_BYTES: usize = 128 << 10;
-/// Tools of one request, at most, as OpenAI has it.
-pub const TOOLS: usize = 128;
-/// Characters of the name of a tool or a schema, at most.
-const NAME: usize = 64;
 
 /// Reads the format and the tools of a request, whose whole text is `body`.
 ///
@@ -46,7 +39,7 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldE
             named.finish()?;
             // The order of its fields is lost in the parsed value.
             let raw = raw_value(body, &[NAME_OF_FORMAT, "json_schema", "schema"]);
-            Some(bounded(raw, schema, SCHEMA_BYTES, &path)?)
+            Some(bounded(raw, schema, FORMAT_BYTES, &path)?)
         }
         _ => {
             let msg = "must be text, json_object or json_schema";
@@ -109,9 +102,8 @@ fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {
 /// Where it is absent, or has other characters than OpenAI allows.
 pub fn check_name(params: &mut Params<'_>) -> Result<(), FieldError> {
     let name = params.required_text("name")?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    if name.is_empty() || name.len() > NAME || !name.bytes().all(is_plain) {
-        let msg = format!("must be 1 to {NAME} letters, digits, underscores and dashes");
+    if !is_name(name) {
+        let msg = format!("must be 1 to {NAME_CHARACTERS} letters, digits, underscores and dashes");
         return Err(params.refuse("name", INVALID_VALUE, msg));
     }
     Ok(())
@@ -127,11 +119,7 @@ pub fn bounded(
     most: usize,
     path: &str,
 ) -> Result<String, FieldError> {
-    let text = raw.map_or_else(|| value.to_string(), str::to_owned);
-    if text.len() > most {
-        return Err(error(path, INVALID_VALUE, format!("must have at most {most} bytes")));
-    }
-    Ok(text)
+    answer_rules::bounded(raw, value, most).map_err(|msg| error(path, INVALID_VALUE, msg))
 }
 
 #[cfg(test)]
@@ -191,7 +179,7 @@ mod tests {
                 "invalid_value",
             ),
             (
-                schema(json!({"name": "n", "schema": {"x": "y".repeat(SCHEMA_BYTES)}})),
+                schema(json!({"name": "n", "schema": {"x": "y".repeat(FORMAT_BYTES)}})),
                 "response_format.json_schema.schema",
                 "invalid_value",
             ),

@@ -9,6 +9,7 @@ use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 
+use crate::blocking;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{NotAnObject, Object, without_bom};
 use crate::http::problem::Problem;
@@ -34,7 +35,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        parse_object(body.into()).map(Self)
+        blocking::run(body.len(), move || parse_object(body.into()).map(Self)).await
     }
 }
 
@@ -102,8 +103,8 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     if request.body().size_hint().lower() > limit as u64 {
         return Err(large());
     }
+    let declared = request.body().size_hint().exact().unwrap_or_default();
     let mut chunks = request.into_body().into_data_stream();
-    // It grows with what arrives: a client may declare much, and send little.
     let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
@@ -114,6 +115,11 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
         })?;
         if body.len() + chunk.len() > limit {
             return Err(large());
+        }
+        if body.capacity() == 0 {
+            // A part of a large body came, so there is room for the whole of it. To grow would copy it,
+            // and need twice its bytes for a moment.
+            body.reserve_exact(usize::try_from(declared).unwrap_or(limit).min(limit));
         }
         body.extend_from_slice(&chunk);
     }

@@ -439,13 +439,13 @@ mod tests {
         let most = list(VALUES - 2);
         let objects = format!("[{}{{}}]", "{},".repeat(VALUES / OBJECT - 1));
         let deep = "{\"a\":".repeat(100) + "0" + &"}".repeat(100);
-        let many = format!("[{}0]", format!("{deep},").repeat(VALUES / OBJECT / 100));
+        let many = format!("[{}0]", format!("{deep},").repeat(VALUES / OBJECT / 100 + 1));
         let object = parse(&format!(
             r#"{{"a": {objects}, "b": {}, "c": {most}, "d": 1, "e": 2, "f": {many}}}"#,
             list(VALUES)
         ));
         for name in ["a", "b", "f"] {
-            assert_eq!(object.get(name), Err(FieldFault::TooManyValues), "{name}");
+            assert_eq!(object.get(name).err(), Some(FieldFault::TooManyValues), "{name}");
         }
         // Each that is read leaves less to those that are read later.
         let length = object.get("c").map(|value| value.and_then(Value::as_array).map(Vec::len));

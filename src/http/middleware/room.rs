@@ -50,6 +50,10 @@ pub(super) async fn reserve(
     };
     let mut response = next.run(request).await;
     let Some(size) = large_size(&response) else { return response };
+    if response.extensions().get::<TakenRoom>().is_some() {
+        // The handler took it before it made the reply.
+        return response;
+    }
     let reserved = match reserved {
         Some(reserved) => Some(reserved.shrink(size)),
         None => room.take(network, size).await,

@@ -17,19 +17,19 @@ use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::{HeldRoom, WITH_IMAGES};
+use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
 use crate::api::whole_turn::{self, Waiting, completed};
-use crate::digest::sha256_hex;
-use crate::follow::{self, AcceptedTurn, Submission};
+use crate::follow::AcceptedTurn;
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
 use crate::session::image::RequestImages;
-use crate::session::store::{Attached, IdempotencyKey, NewTurn, OwnConversation, message};
-use crate::session::{Image, Message, Owner, SessionId, Status, TurnSpec};
+use crate::session::store::{OwnConversation, message};
+use crate::session::{Image, Message, Owner, SessionId, Status};
 use crate::sign_in::Identity;
 
 /// The body of a request, read and checked, and its room.
@@ -100,8 +100,7 @@ pub async fn create(
     Ok(json_reply(object.ended(&answer)))
 }
 
-/// Submits a request as the one turn of a session. A request without an idempotency key of its client
-/// is cancelled when the client goes away, unless it runs in the background.
+/// Submits a request as the one turn of a session.
 async fn submit(
     shared: &Shared,
     owner: &Owner,
@@ -109,15 +108,9 @@ async fn submit(
     headers: &HeaderMap,
     request: &mut ResponseRequest,
 ) -> Result<Created, Problem> {
-    if let Some(refusal) = shared.readiness.refusal() {
-        return Err(refusal.into());
-    }
-    let key = idempotency::key(headers, owner)?;
-    let session = match &key {
-        Some(key) => idempotency::session(owner, "openai-response\n", key),
-        None => SessionId::random(),
-    };
-    tracing::Span::current().record("session", session.redacted());
+    let turn = OwnTurn::begin(shared, owner, headers, "openai-response\n")?;
+    let session = turn.session;
+    let digest = request.digest();
     // Redis keeps the images from here on, and the request lives as long as the answer.
     let mut images = std::mem::take(&mut request.images);
     let earlier = match request.previous {
@@ -137,25 +130,15 @@ async fn submit(
         let refused = FieldError::new("body", "input", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
-    let is_background = request.shown.background;
-    let has_own_key = key.is_some() && !idempotency::is_by_proxy(headers);
-    let turn = NewTurn {
-        spec: TurnSpec {
-            source: permit.subject.source.0.clone(),
-            needs_listener: !is_background && !has_own_key,
-            ..request.spec.clone()
-        },
-        content: question.content.clone(),
-        conversation: Some(conversation),
-        attached: Attached { question: Some(Box::new(question)), images: messages.images },
-        key: key.map(|key| IdempotencyKey {
-            key: sha256_hex(format!("openai-response\n{key}").as_bytes()),
-            body: request.digest(),
-        }),
+    let asked = OwnQuestion {
+        spec: request.spec.clone(),
+        conversation,
+        question,
+        images: messages.images,
+        digest,
+        is_background: request.shown.background,
     };
-    let cancel_on_disconnect = !is_background && turn.key.is_none();
-    let submission = Submission { session, turn, permit, cancel_on_disconnect };
-    let accepted = follow::submit(&shared.generations, submission).await?;
+    let accepted = turn.submit(shared, permit, asked).await?;
     let object = if accepted.submitted.repeated {
         // The response shows when it was created, not when it was asked for again.
         StoredResponse::read(shared, owner, session).await?.object

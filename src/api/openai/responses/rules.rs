@@ -4,7 +4,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE};
-use super::super::tools::{SCHEMA_BYTES, TOOLS, TOOLS_BYTES, bounded, check_name};
+use super::super::tools::{bounded, check_name};
+use crate::api::answer_rules::{FORMAT_BYTES, TOOLS, TOOLS_BYTES};
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::raw_value;
 use crate::raw_fields::RawFields;
@@ -70,7 +71,7 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, Strin
             Params::of_value(schema, "text.format.schema")?;
             // The order of its fields is lost in the parsed value.
             let raw = raw_value(body, &["text", "format", "schema"]);
-            let schema = bounded(raw, schema, SCHEMA_BYTES, "text.format.schema")?;
+            let schema = bounded(raw, schema, FORMAT_BYTES, "text.format.schema")?;
             let shown = format!(
                 r#"{{"type":"json_schema","name":{name},"description":{description},"schema":{schema},"strict":{strict}}}"#
             );

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::schema::{FUNCTION_NAME, MODEL_NAME, call_id, number, object, only};
+use super::super::schema::{MODEL_NAME, call_id, number, object, only};
+use crate::api::answer_rules::NAME_PATTERN;
 use crate::api::large_body::PIXEL;
 
 /// The body of a request for a response; [`describe`] writes its schema.
@@ -86,7 +87,7 @@ fn item() -> Value {
         &["type", "call_id", "name", "arguments"],
         &json!({
             "type": kind("function_call"), "id": text(), "status": status,
-            "call_id": call_id(), "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "call_id": call_id(), "name": {"type": "string", "pattern": NAME_PATTERN},
             "arguments": {"type": "string", "enum": ["{}"],
                 "description": "Any JSON object, as text"},
         }),
@@ -119,7 +120,7 @@ fn text_parameter() -> Value {
         &["type", "name", "schema"],
         &json!({
             "type": kind("json_schema"),
-            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": text(),
             "strict": {"type": ["boolean", "null"]},
             "schema": {"type": "object"},
@@ -141,7 +142,7 @@ fn request() -> Value {
         &["type", "name"],
         &json!({
             "type": kind("function"),
-            "name": {"type": "string", "pattern": FUNCTION_NAME},
+            "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": text(),
             "parameters": {"type": ["object", "null"]},
             "strict": only(&[json!(false)]),
