@@ -263,6 +263,10 @@ mod tests {
             ("messages", json!(["hi"])),
             ("messages", json!([{"role": "robot", "content": "x"}])),
             ("messages", json!([{"role": "assistant", "tool_calls": [{}]}])),
+            (
+                "messages",
+                json!([{"role": "assistant", "tool_calls": vec![json!({"function": {"name": "f"}}); 129]}]),
+            ),
             ("messages", json!([{"role": "user", "content": ["x"]}])),
             ("messages", json!([{"role": "user", "content": "x", "images": ["aGk="]}])),
             ("messages", json!([{"role": "assistant", "content": "x"}])),
