@@ -14,7 +14,7 @@ use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
-use support::setup::{Setup, setup};
+use support::setup::{Setup, setup, setup_with_large_window};
 use testkit::folder::Folder;
 use testkit::server::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,6 +84,46 @@ async fn pages_that_are_not_read_are_held_within_one_room_of_all_connections() {
     drop(held);
     let served = async || get(replica, &path).await.status == 200;
     assert!(eventually(LIMIT, served).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn pages_of_escaped_text_are_held_within_the_room_too() {
+    const QUESTIONS: usize = 32;
+    /// The room of 128 MiB, what is read and not written yet of as many pages, and what else is held.
+    const MOST_KIB: f64 = 320.0 * 1024.0;
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup_with_large_window(&[]).await;
+    let session = Uuid::new_v4().to_string();
+    // Six bytes as JSON for each that is stored.
+    let end = "[[tokens=1]]";
+    let message = format!("{}{end}", "\u{1}".repeat(32_768 - end.len()));
+    for _ in 0..QUESTIONS {
+        assert_eq!(chat(replica, &session, &message).await.status, 200);
+    }
+    let path = format!("/api/v1/chat/sessions/{session}?limit=500");
+    let mut found = 0;
+    loop {
+        let page = get(replica, &format!("{path}&skip={found}")).await;
+        let messages = page.body["messages"].as_array().expect("a list").len();
+        assert!(page.body.to_string().len() <= 1 << 20 && messages > 0);
+        found += messages;
+        if page.body["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!(found, 2 * QUESTIONS);
+    let before = replica.resident_kib().expect("a figure");
+    let open = (0..200).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream
+    });
+    let held = join_all(open).await;
+    let most = most_held(replica, before).await;
+    println!("200 unread pages of escaped text: {most:.0} KiB");
+    assert!(most < MOST_KIB, "{most:.0} KiB");
+    assert_the_others_go_on(replica).await;
+    drop(held);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
@@ -17,6 +18,7 @@ use super::object::{OpenState, ResponseObject, StoredRequest};
 use super::schema::{ResponseEvent, ResponseReply};
 use super::stream::ResponseWriter;
 use super::{ResponsePath, input, not_found};
+use crate::api::json_page;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
@@ -270,12 +272,12 @@ pub struct InputItems {
     object: &'static str,
     /// The items.
     #[schema(value_type = Vec<Object>)]
-    data: Vec<Value>,
+    data: Vec<Box<RawValue>>,
     /// The id of the first item; empty where there is none.
     first_id: String,
     /// The id of the last item; empty where there is none.
     last_id: String,
-    /// Whether there are items after these.
+    /// Whether there are items after these. A page is bounded by its bytes, too.
     has_more: bool,
 }
 
@@ -322,8 +324,9 @@ pub async fn input_items(
         items.drain(..=at);
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let has_more = items.len() > limit;
-    items.truncate(limit);
+    let data = json_page::fitting(items.iter().take(limit));
+    let has_more = items.len() > data.len();
+    items.truncate(data.len());
     let id = |item: Option<&Value>| {
         item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
     };
@@ -331,7 +334,7 @@ pub async fn input_items(
         object: "list",
         first_id: id(items.first()),
         last_id: id(items.last()),
-        data: items,
+        data,
         has_more,
     }))
 }
