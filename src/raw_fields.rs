@@ -5,8 +5,11 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+/// Fields of an object, at most: of another object, each costs memory beside its text.
+pub const FIELDS: usize = 1024;
 
 /// The fields of an object: each value is checked to be JSON, and not parsed.
 pub struct RawFields<'a>(pub Vec<(String, &'a str)>);
@@ -24,8 +27,13 @@ impl<'de> Deserialize<'de> for RawFields<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::new();
+                let mut count = 0;
                 while let Some(Name(name)) = map.next_key()? {
                     let value: &RawValue = map.next_value()?;
+                    count += 1;
+                    if count > FIELDS {
+                        return Err(A::Error::custom("too many fields"));
+                    }
                     // Nothing reads a field whose name is not text.
                     if let Some(name) = name {
                         fields.push((name, value.get()));

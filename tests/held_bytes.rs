@@ -14,7 +14,7 @@ use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
-use support::setup::{Setup, setup};
+use support::setup::{Setup, setup, setup_with_large_window};
 use testkit::folder::Folder;
 use testkit::server::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -87,6 +87,46 @@ async fn pages_that_are_not_read_are_held_within_one_room_of_all_connections() {
 }
 
 #[tokio::test]
+async fn pages_of_escaped_text_are_held_within_the_room_too() {
+    const QUESTIONS: usize = 32;
+    /// The room of 128 MiB, what is read and not written yet of as many pages, and what else is held.
+    const MOST_KIB: f64 = 320.0 * 1024.0;
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup_with_large_window(&[]).await;
+    let session = Uuid::new_v4().to_string();
+    // Six bytes as JSON for each that is stored.
+    let end = "[[tokens=1]]";
+    let message = format!("{}{end}", "\u{1}".repeat(32_768 - end.len()));
+    for _ in 0..QUESTIONS {
+        assert_eq!(chat(replica, &session, &message).await.status, 200);
+    }
+    let path = format!("/api/v1/chat/sessions/{session}?limit=500");
+    let mut found = 0;
+    loop {
+        let page = get(replica, &format!("{path}&skip={found}")).await;
+        let messages = page.body["messages"].as_array().expect("a list").len();
+        assert!(page.body.to_string().len() <= 1 << 20 && messages > 0);
+        found += messages;
+        if page.body["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!(found, 2 * QUESTIONS);
+    let before = replica.resident_kib().expect("a figure");
+    let open = (0..200).map(async |_| {
+        let mut stream = narrow(replica).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream
+    });
+    let held = join_all(open).await;
+    let most = most_held(replica, before).await;
+    println!("200 unread pages of escaped text: {most:.0} KiB");
+    assert!(most < MOST_KIB, "{most:.0} KiB");
+    assert_the_others_go_on(replica).await;
+    drop(held);
+}
+
+#[tokio::test]
 async fn bodies_that_do_not_end_are_held_within_one_room_of_all_connections() {
     const BYTES: usize = 500 << 10;
     let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
@@ -117,6 +157,83 @@ async fn bodies_that_do_not_end_are_held_within_one_room_of_all_connections() {
     let message = format!("{} [[tokens=1]]", "x".repeat(30_000));
     let served = async || chat(replica, &session, &message).await.status == 200;
     assert!(eventually(LIMIT, served).await, "the room does not come back");
+}
+
+/// Returns the most that a process has had in memory, in KiB.
+fn peak_kib(replica: &Process) -> f64 {
+    let id = replica.id().expect("a process");
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a figure");
+    peak.trim_end_matches("kB").trim().parse().expect("a number")
+}
+
+#[tokio::test]
+async fn bodies_of_many_values_cost_little_more_than_their_text() {
+    /// As large as a body may be: of the native front, and of the others.
+    const NATIVE: usize = (6 << 20) + (512 << 10) - 100;
+    const OTHERS: usize = (8 << 20) - 100;
+    const MOST_KIB: f64 = 60.0 * 1024.0;
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &[]).await;
+    let session = Uuid::new_v4().to_string();
+    assert_eq!(chat(replica, &session, "[[tokens=1]] small").await.status, 200);
+    let send = async |path: &str, unit: &str, (begin, end): (&str, &str)| {
+        let bytes = if path == "/api/v1/chat" { NATIVE } else { OTHERS };
+        let count = bytes / (unit.len() + 1);
+        let body = format!("{begin}{}{end}", vec![unit; count].join(","));
+        let request = http().post(format!("{}{path}", replica.url)).body(body);
+        let reply = request.header("content-type", "application/json").send().await;
+        let reply = reply.expect("a reply");
+        (reply.status().as_u16(), reply.text().await.expect("a text"))
+    };
+    let native = r#"{"message": "hi", "stop": "#;
+    let openai = r#"{"model": "m", "messages": "#;
+    for (unit, field, read_by_native) in [
+        (r#"{"":0}"#, ("{\"x\":[", "]}"), false),
+        (r#"{"":{"":{"":{"":{"":{"":0}}}}}}"#, ("{\"x\":[", "]}"), false),
+        ("[]", ("{\"x\":[", "]}"), false),
+        (r#""":0"#, ("{", "}"), true),
+    ] {
+        let before = peak_kib(replica);
+        let (native, chat, responses, ollama) = tokio::join!(
+            send("/api/v1/chat", unit, field),
+            send("/v1/chat/completions", unit, field),
+            send("/v1/responses", unit, field),
+            send("/api/chat", unit, field),
+        );
+        let more = peak_kib(replica) - before;
+        println!("4 bodies of {unit}: {more:.0} KiB");
+        assert!(more < MOST_KIB, "{unit}: {more:.0} KiB");
+        let code = |reply: &str| reply.contains(r#""code":"too_many_values""#);
+        assert_eq!((native.0, code(&native.1)), (422, read_by_native), "{}", native.1);
+        for reply in [&chat, &responses] {
+            assert_eq!((reply.0, code(&reply.1)), (400, true), "{}", reply.1);
+        }
+        let words = if read_by_native { "more than 1024 fields" } else { "model is required" };
+        assert!(ollama.0 == 400 && ollama.1.contains(words), "{}", ollama.1);
+    }
+    // Where a field is read, its values are bounded.
+    for unit in [r#"{"":0}"#, "{}", "\"\"", r#"{"role":"user","content":""}"#] {
+        let before = peak_kib(replica);
+        let openai = (format!("{openai}["), "]}");
+        let openai = (openai.0.as_str(), openai.1);
+        let native = (format!("{native}["), "]}");
+        let (native, chat, again, ollama) = tokio::join!(
+            send("/api/v1/chat", unit, (&native.0, native.1)),
+            send("/v1/chat/completions", unit, openai),
+            send("/v1/chat/completions", unit, openai),
+            send("/api/chat", unit, openai),
+        );
+        let more = peak_kib(replica) - before;
+        println!("4 bodies of {unit} in fields that are read: {more:.0} KiB");
+        assert!(more < MOST_KIB, "{unit}: {more:.0} KiB");
+        for (status, reply) in [(422, native), (400, chat), (400, again), (400, ollama)] {
+            assert_eq!(reply.0, status, "{}", reply.1);
+            let is_refused = reply.1.contains("too_many_values");
+            let words = "more than 131072 values";
+            assert!(is_refused || reply.1.contains(words), "{}", reply.1);
+        }
+    }
+    assert_the_others_go_on(replica).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use support::client::{chat, get};
 use support::eventually;
 use support::frames::*;
 use support::process::{LIMIT, Process};
-use support::setup::{Setup, setup};
+use support::setup::{Setup, setup, setup_with_large_window};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -139,15 +139,23 @@ async fn held_by<T>(replica: &Process, connections: usize, open: impl AsyncFn() 
 
 #[tokio::test]
 async fn replies_that_are_not_read_cost_a_bounded_number_of_bytes_a_connection() {
-    let Setup { replica, .. } = &setup("0", &[ON]).await;
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup_with_large_window(&[ON]).await;
     let session = Uuid::new_v4().to_string();
     let message = format!("{} [[tokens=1]]", "x".repeat(30_000));
     for _ in 0..34 {
         assert_eq!(chat(replica, &session, &message).await.status, 200);
     }
     let page = format!("/api/v1/chat/sessions/{session}?limit=500");
-    // 16 x 1.4 MiB, and 16 x 1 MiB.
+    // Each of its characters takes six bytes as JSON.
+    let escaped = Uuid::new_v4().to_string();
+    let message = format!("{} [[tokens=1]]", "\u{1}".repeat(30_000));
+    for _ in 0..34 {
+        assert_eq!(chat(replica, &escaped, &message).await.status, 200);
+    }
+    let escaped = format!("/api/v1/chat/sessions/{escaped}?limit=500");
+    // 16 x 1.4 MiB, 16 x 1 MiB, and what would be 16 x 6 MiB.
     for (path, has_body, most) in [
+        (&*escaped, false, 10.0 * 1024.0),
         (BUNDLE, false, 500.0),
         (&*page, false, 10.0 * 1024.0),
         // A body of one byte changes nothing.

@@ -6,8 +6,15 @@ mod parsers;
 
 use std::time::{Duration, Instant};
 
+use jarvis::api::native::input::ChatRequest;
+use jarvis::api::ollama::Shape;
+use jarvis::api::ollama::fields::JsonObject;
+use jarvis::api::ollama::request::{AskedModel, Task};
+use jarvis::api::openai::request::ChatCompletion;
+use jarvis::http::extract::object::Object;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use serde_json::{Value, json};
 
 const CASES: u32 = 10_000;
 /// The time limit of one string, in a debug build on a busy machine.
@@ -200,6 +207,59 @@ proptest! {
     ) {
         in_time(|| parsers::ndjson(&bytes, chunk));
     }
+}
+
+/// Returns a conversation of 1,000 messages with calls and their results, of almost a MiB of text, and
+/// 128 tools of almost 128 KiB.
+fn largest(of_ollama: bool) -> Value {
+    let text = "x".repeat(900);
+    let arguments = json!({"city": "Paris", "days": [1, 2, 3], "unit": {"name": "celsius"}});
+    let arguments = if of_ollama { arguments } else { Value::from(arguments.to_string()) };
+    let call = |id: String| {
+        let function = json!({"name": "weather", "arguments": arguments});
+        json!({"id": id, "type": "function", "function": function})
+    };
+    let messages = (0..200).flat_map(|turn| {
+        let id = |number: usize| format!("call_{turn}_{number}");
+        let calls: Vec<_> = (0..3).map(|number| call(id(number))).collect();
+        let result = |number| json!({"role": "tool", "tool_call_id": id(number), "content": text});
+        let question = json!({"role": "user", "content": text});
+        let answer = json!({"role": "assistant", "content": text, "tool_calls": calls});
+        [question, answer, result(0), result(1), result(2)]
+    });
+    let property = json!({"type": "string", "enum": ["a", "b"], "description": "one or the other"});
+    let parameters = json!({"type": "object", "required": ["a"], "properties": {
+        "a": property, "b": property, "c": property, "d": property, "e": property, "f": property,
+        "g": property, "h": property, "i": property, "j": property, "k": property,
+    }});
+    let tools = (0..128).map(|number| {
+        let name = format!("tool_{number}");
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    });
+    json!({
+        "model": "m", "messages": messages.collect::<Vec<_>>(), "tools": tools.collect::<Vec<_>>(),
+    })
+}
+
+#[test]
+fn the_largest_requests_are_read_by_each_front() {
+    let text = largest(false).to_string().into_bytes();
+    assert!(text.len() > 1 << 20, "{}", text.len());
+    let object = Object::parse(&text).expect("an object");
+    let request = ChatCompletion::read(&object, &text).expect("valid");
+    assert_eq!(request.messages.before.len(), 999);
+    let body = JsonObject::parse(largest(true).to_string().into_bytes()).expect("an object");
+    let asked = AskedModel::read(Shape::Chat, &body).map_err(|problem| problem.detail);
+    assert!(matches!(asked.expect("valid").task, Task::Answer(_)));
+    let input = vec!["word ".repeat(200); 2048];
+    let text = json!({"model": "m", "input": input}).to_string();
+    let object = Object::parse(text.as_bytes()).expect("an object");
+    assert_eq!(object.get("input"), Ok(Some(&json!(input))));
+    let tools = largest(false)["tools"].take();
+    let message = "\u{1}".repeat(32_768);
+    let text = json!({"message": message, "tools": tools}).to_string();
+    let object = Object::parse(text.as_bytes()).expect("an object");
+    assert!(ChatRequest::from_body(&object, text.as_bytes()).is_ok());
 }
 
 #[test]

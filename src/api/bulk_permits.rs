@@ -10,7 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::problem::Problem;
 use crate::session::Owner;
 
-/// Exports at a time. Each holds a page of messages, of about a megabyte.
+/// Exports at a time. Each holds a page of messages as they are stored, of about a megabyte, and a part of
+/// its body.
 const EXPORTS: usize = 8;
 /// Imports at a time. Each holds the messages of one session, of up to 64 MiB.
 const IMPORTS: usize = 2;

@@ -1,15 +1,16 @@
-//! Reads the body of a request that brings its own conversation or images, which may be larger than
-//! others.
+//! Reads and parses the body of a request that brings its own conversation or images, which may be larger
+//! than others.
 
 use axum::RequestExt;
-use axum::body::HttpBody;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::Request;
+use tokio::sync::Semaphore;
 
 use crate::api::state::Shared;
 use crate::blocking;
 use crate::http::extract::body::whole_body;
 use crate::http::problem::Problem;
-use crate::http::room::{WholeBodyRoom, no_room};
+use crate::http::room::{RoomPermit, WholeBodyRoom, no_room};
 use crate::session::image::REQUEST_IMAGE_BYTES;
 use crate::source::Source;
 
@@ -23,38 +24,67 @@ pub const WITH_IMAGES: usize = CONVERSATION_BYTES + IMAGE_BYTES;
 /// A PNG of one pixel in base64, as an example.
 pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
 
-/// Returns what `parse` makes of a body of at most `most` bytes where its length is declared, and else of
-/// at most the usual size. A large one is parsed beside the threads of connections, and keeps its room until
-/// then.
+/// Large bodies that are parsed at a time, at most, however many processors there are: what is parsed of
+/// one takes up to 18 MiB beside its text, for which there is no room.
+static PARSED: Semaphore = Semaphore::const_new(4);
+
+/// The room of a large body, and of what was read from it. It is kept until the request was accepted or
+/// refused.
+#[must_use]
+pub struct HeldRoom {
+    _permit: Option<RoomPermit>,
+}
+
+/// Reads a body of at most `most` bytes where its length is declared, and else of at most the usual size,
+/// and parses it. The parse of a large body leaves the threads of the connections alone, and ends before
+/// its result is returned: `parse` keeps nothing of what it does not return.
 ///
 /// # Errors
-/// A 400, 408, 413, 415 or 503, and those of `parse`.
+/// A 400, 408, 413, 415 or 503, or the error of `parse`.
 pub async fn read<T: Send + 'static>(
     mut request: Request,
     shared: &Shared,
     most: usize,
-    parse: impl FnOnce(Vec<u8>) -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
+    parse: impl FnOnce(Bytes) -> Result<T, Problem> + Send + 'static,
+) -> Result<(T, HeldRoom), Problem> {
     let Ok(source) = request.extract_parts_with_state::<Source, _>(shared).await;
-    // The connection takes room for a body of the usual size, and for one of unknown length; a larger
-    // one takes its room here, at once.
     let usual = shared.settings.max_body_bytes;
     let declared = request.body().size_hint().exact();
-    let declared = declared.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    let limit = if declared > usual { most } else { usual };
+    let declared = declared.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let bytes = declared.unwrap_or(usual);
+    let limit = if bytes > usual { most } else { usual };
+    // The connection takes room for a small body, until that was read; a large one, and one of unknown
+    // length, takes its room here, at once, and keeps it.
     let whole = request.extensions().get::<WholeBodyRoom>().cloned();
-    let room = match whole.filter(|_| declared > usual && declared <= limit) {
+    let permit = match whole.filter(|_| bytes > blocking::SMALL && bytes <= limit) {
         Some(whole) => {
-            let taken = shared.room.take(source.widest_network(), declared).await;
+            let taken = shared.room.take(source.widest_network(), bytes).await;
             whole.note();
             Some(taken.ok_or_else(no_room)?)
         }
         None => None,
     };
     let body = whole_body(request, limit).await?;
-    blocking::run(body.len(), move || {
-        let _room = room;
-        parse(body)
-    })
-    .await
+    let permit = permit.map(|permit| permit.shrink(body.len()));
+    // Kept with the text, also where nobody waits for the parse any more.
+    let parse = move |text| (parse(text), HeldRoom { _permit: permit });
+    let (parsed, room) = parsed(body.into(), parse).await;
+    Ok((parsed?, room))
+}
+
+/// Returns the result of parsing a text.
+pub async fn parsed<T: Send + 'static>(
+    text: Bytes,
+    parse: impl FnOnce(Bytes) -> T + Send + 'static,
+) -> T {
+    let bytes = text.len();
+    let is_large = bytes > blocking::SMALL;
+    // The semaphore is never closed.
+    let permit = if is_large { PARSED.acquire().await.ok() } else { None };
+    let parse = move || {
+        // Held until the parse has ended, also where nobody waits for it any more.
+        let _permit = permit;
+        parse(text)
+    };
+    blocking::run(bytes, parse).await
 }

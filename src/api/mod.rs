@@ -5,6 +5,7 @@ mod answer_rules;
 pub mod bulk_permits;
 mod embedding;
 mod idempotency;
+mod json_page;
 mod large_body;
 pub mod message_budget;
 pub mod native;

@@ -117,6 +117,11 @@ pub const CODES: &[ErrorCode] = &[
         "the message has 50 alternatives, which is the most: continue with one of them",
     ),
     code(
+        "too_many_values",
+        422,
+        "the fields of the request that are read hold more than 131,072 values, of which an object counts as eight, or the request has more than 1,024 fields: send fewer",
+    ),
+    code(
         "turn_running",
         409,
         "a turn of the session runs or waits, or the answer is still being written: wait for its end",

@@ -29,7 +29,9 @@ use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_GAP};
 use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error};
 use crate::http::problem::Problem;
-use crate::http::room::{self, ByteRoom, FREE_BYTES, RoomPermit, TakenRoom, WholeBodyRoom, shrink};
+use crate::http::room::{
+    self, ByteRoom, FREE_BYTES, REPLY_BYTES, RoomPermit, TakenRoom, WholeBodyRoom,
+};
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
 /// Bytes of an unread body that are read and dropped so that its connection can be kept.
@@ -38,9 +40,6 @@ const DRAINED_BYTES: u64 = 1 << 20;
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of a body that a handler may hold, at most; a handler refuses a larger one.
 const BODY_BYTES: usize = 512 << 10;
-/// Bytes of a reply for which a request of HTTP/2 that only reads reserves room of its connection
-/// before it is handled. A page of a history is the largest one.
-const REPLY_BYTES: usize = 1 << 20;
 /// How long a request of HTTP/2 waits until earlier replies of its connection were read. A reply that
 /// is not read is reset within the read timeout.
 const ROOM_LIMIT: Duration = Duration::from_mins(2);
@@ -134,7 +133,10 @@ pub async fn handle(
             let size = response.body().size_hint().exact();
             let size = size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
             let reserved = match (reserved, size) {
-                (Some(reserved), Some(size)) => Some(shrink(reserved, size)),
+                (Some(reserved), Some(size)) => match connection.resize(reserved, size) {
+                    Some(reserved) => Some(reserved),
+                    None => return Ok(no_room(&path)),
+                },
                 (None, Some(size)) if size > FREE_BYTES => {
                     match timeout(ROOM_LIMIT, connection.reserve(size)).await {
                         Ok(reserved) => reserved,

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::http::connections::CountedConnection;
-use crate::http::room::kib;
+use crate::http::room::{kib, resize};
 
 /// How long a connection lingers after its last response.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(30);
@@ -275,6 +275,16 @@ impl Http2Connection {
         let room = Arc::clone(&self.room);
         // The semaphore is never closed.
         async move { room.acquire_many_owned(wanted).await.ok() }
+    }
+
+    /// Takes or gives back the difference of a reservation to so many bytes. Returns none where there is
+    /// no room for more at once.
+    pub fn resize(
+        &self,
+        reserved: OwnedSemaphorePermit,
+        bytes: usize,
+    ) -> Option<OwnedSemaphorePermit> {
+        resize(reserved, bytes, CONNECTION_KIB)
     }
 }
 

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::http::codes::is_listed;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::{TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
 use crate::http::rate_limit::Standings;
 use crate::limits::LimitRefusal;
 use crate::sign_in::SignInError;
@@ -146,6 +147,12 @@ impl Problem {
         Self { code: Cow::Borrowed("json_invalid"), ..Self::from(vec![error]) }
     }
 
+    /// Returns the error of a body with more fields than one may have.
+    pub fn too_many_fields() -> Self {
+        let (loc, msg) = (vec!["body".to_owned()], TOO_MANY_FIELDS_TEXT.to_owned());
+        vec![FieldError { loc, msg, kind: TOO_MANY_VALUES }].into()
+    }
+
     /// Returns the error of a caller that is not signed in.
     pub fn not_signed_in(error: &SignInError) -> Self {
         let code = match error {
@@ -192,7 +199,10 @@ impl From<Vec<FieldError>> for Problem {
     fn from(errors: Vec<FieldError>) -> Self {
         let detail: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Self { errors, ..Self::new(status, "validation_failed", detail.join("; ")) }
+        // A client that sends too much can know it by the code, whichever the fields are.
+        let is_too_large = errors.iter().any(|error| error.kind == TOO_MANY_VALUES);
+        let code = if is_too_large { TOO_MANY_VALUES } else { "validation_failed" };
+        Self { errors, ..Self::new(status, code, detail.join("; ")) }
     }
 }
 

@@ -19,6 +19,11 @@ use crate::source::NetworkNumber;
 
 /// Bytes of a body or a reply that take no room: as many as other buffers of a connection hold anyway.
 pub const FREE_BYTES: usize = 16 << 10;
+/// Bytes of a reply for which a request that only reads reserves room before it is handled. A page is
+/// bounded by it, unless its only item is larger.
+pub const REPLY_BYTES: usize = 1 << 20;
+/// Bytes of a page as JSON, at most: its head and its end are beside it.
+pub const PAGE_BYTES: usize = REPLY_BYTES - (16 << 10);
 /// How long a request waits for room.
 pub const ROOM_LIMIT: Duration = Duration::from_secs(5);
 /// The part of the room that one IPv4 address or IPv6 /48 may take, so that none keeps the others out.
@@ -41,6 +46,8 @@ pub struct ByteRoom {
 pub struct RoomPermit {
     of_process: OwnedSemaphorePermit,
     of_network: Option<OwnedSemaphorePermit>,
+    /// KiB that may be taken at most: more count as these.
+    most: u32,
 }
 
 /// A part of the room that is taken until all clones are dropped.
@@ -76,7 +83,7 @@ impl ByteRoom {
                 None => None,
             };
             let of_process = Arc::clone(&self.free).acquire_many_owned(wanted).await.ok()?;
-            Some(RoomPermit { of_process, of_network })
+            Some(RoomPermit { of_process, of_network, most: share })
         };
         timeout(ROOM_LIMIT, take).await.ok()?
     }
@@ -158,12 +165,41 @@ impl RoomPermit {
     #[must_use]
     pub fn shrink(self, bytes: usize) -> Self {
         let of_network = self.of_network.map(|permit| shrink(permit, bytes));
-        Self { of_process: shrink(self.of_process, bytes), of_network }
+        Self { of_process: shrink(self.of_process, bytes), of_network, most: self.most }
+    }
+
+    /// Takes or gives back the difference to so many bytes. Returns none where there is no room for more
+    /// at once: what needs it is in memory already, so many that wait would hold more than the room.
+    #[must_use]
+    pub fn resize(self, bytes: usize) -> Option<Self> {
+        let of_network = match self.of_network {
+            Some(permit) => Some(resize(permit, bytes, self.most)?),
+            None => None,
+        };
+        let of_process = resize(self.of_process, bytes, self.most)?;
+        Some(Self { of_process, of_network, most: self.most })
     }
 }
 
+/// Takes or gives back the difference of a reservation to so many bytes, of which more than `most` KiB
+/// count as these. Returns none where there is no room for more at once.
+pub fn resize(
+    mut reserved: OwnedSemaphorePermit,
+    bytes: usize,
+    most: u32,
+) -> Option<OwnedSemaphorePermit> {
+    let wanted = u32::try_from(kib(bytes)).unwrap_or(most).min(most);
+    let held = u32::try_from(reserved.num_permits()).unwrap_or(u32::MAX);
+    if let Some(missing) = wanted.checked_sub(held).filter(|missing| *missing > 0) {
+        let more = Arc::clone(reserved.semaphore()).try_acquire_many_owned(missing).ok()?;
+        reserved.merge(more);
+        return Some(reserved);
+    }
+    Some(shrink(reserved, bytes))
+}
+
 /// Gives back what a reservation has beyond so many bytes.
-pub fn shrink(mut reserved: OwnedSemaphorePermit, bytes: usize) -> OwnedSemaphorePermit {
+fn shrink(mut reserved: OwnedSemaphorePermit, bytes: usize) -> OwnedSemaphorePermit {
     let surplus = reserved.num_permits().saturating_sub(kib(bytes));
     drop(reserved.split(surplus));
     reserved
@@ -196,6 +232,29 @@ mod tests {
         assert!(room.take(None, 512 << 10).await.is_some());
         drop(part);
         assert!(room.take(None, 1 << 30).await.is_some(), "all of it");
+    }
+
+    #[tokio::test]
+    async fn room_grows_to_the_true_size_of_a_reply_where_there_is_room_at_once() {
+        let room = ByteRoom::new(8, ClientSources::default());
+        let mib = |count: usize| count << 20;
+        let soon = async |network, bytes| {
+            timeout(Duration::from_millis(50), room.take(network, bytes)).await.ok().flatten()
+        };
+        let grown = room.take(None, mib(1)).await.and_then(|permit| permit.resize(mib(6)));
+        let grown = grown.expect("room");
+        assert!(soon(None, mib(3)).await.is_none(), "2 MiB are left");
+        let other = room.take(None, mib(1)).await.expect("room");
+        assert!(other.resize(mib(3)).is_none(), "1 MiB is left");
+        let shrunk = grown.resize(mib(2)).expect("less");
+        assert!(soon(None, mib(6)).await.is_some(), "what was refused gave back its own");
+        assert!(shrunk.resize(mib(100)).is_some(), "all of it");
+        let address = "192.0.2.1".parse().expect("an address");
+        let network = room.network(address, &HeaderMap::new());
+        let one = room.take(network, mib(1)).await.expect("room");
+        let same = room.take(network, mib(1)).await.expect("room");
+        assert!(one.resize(mib(2)).is_none(), "the share is spent");
+        assert!(same.resize(mib(100)).is_some(), "all of the share");
     }
 
     #[tokio::test]

@@ -13,8 +13,18 @@ pub struct Setup {
 
 /// Starts a replica with these settings, whose host generates at `rate` tokens a second.
 pub async fn setup(rate: &str, extra: &[(&str, &str)]) -> Setup {
+    setup_on(&["--rate", rate], extra).await
+}
+
+/// Starts a replica with these settings, whose host has a context window for a question of any characters.
+pub async fn setup_with_large_window(extra: &[(&str, &str)]) -> Setup {
+    let extra = [extra, &[("JARVIS_NUM_CTX", "131072")]].concat();
+    setup_on(&["--rate", "0", "--model-ctx", "131072"], &extra).await
+}
+
+async fn setup_on(host: &[&str], extra: &[(&str, &str)]) -> Setup {
     let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", rate]);
+    let ollama = ollama_sim(host);
     let replica = jarvis(&redis.url(), &ollama.url, extra);
     until_ok(&replica, "/health/ready").await;
     Setup { replica, ollama, redis }

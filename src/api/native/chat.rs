@@ -3,6 +3,7 @@
 use std::pin::pin;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::HeaderMap;
 use axum::http::StatusCode;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::{self, IMAGE_BYTES};
+use crate::api::large_body::{self, HeldRoom, IMAGE_BYTES};
 use crate::api::native::input::ChatRequest;
 use crate::api::native::schema::ServerSentEvent;
 use crate::api::native::{event_stream, turns};
@@ -29,16 +30,17 @@ use crate::session::model::{ContextReport, Continuation, ToolCall, rfc3339};
 use crate::session::{FinishReason, GenerationId, Owner, SessionId, Status, Usage};
 use crate::sign_in::Identity;
 
-/// The body of a request, read and checked.
-pub struct ChatBody(ChatRequest);
+/// The body of a request, read and checked, and its room.
+pub struct ChatBody(ChatRequest, HeldRoom);
 
 impl FromRequest<Shared> for ChatBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
         let most = shared.settings.max_body_bytes + IMAGE_BYTES;
-        let parse = |body: Vec<u8>| Ok(ChatRequest::from_body(&parse_object(&body)?, &body)?);
-        large_body::read(request, shared, most, parse).await.map(Self)
+        let parse = |body: Bytes| Ok(ChatRequest::from_body(&parse_object(body.clone())?, &body)?);
+        let (request, room) = large_body::read(request, shared, most, parse).await?;
+        Ok(Self(request, room))
     }
 }
 
@@ -99,10 +101,10 @@ pub async fn send(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ChatBody(request): ChatBody,
+    ChatBody(request, room): ChatBody,
 ) -> Result<Response, Problem> {
     // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
-    Box::pin(answer(shared, caller, permit, last_byte, headers, request)).await
+    Box::pin(answer(shared, caller, permit, last_byte, headers, (request, room))).await
 }
 
 /// Answers a request for a turn, with its whole answer or its events.
@@ -115,7 +117,7 @@ pub(super) async fn answer(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    mut request: ChatRequest,
+    (mut request, room): (ChatRequest, HeldRoom),
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let (session, key) = address(&headers, &caller.owner, &request)?;
@@ -123,10 +125,12 @@ pub(super) async fn answer(
     if request.stream == Some(true) {
         let socket = shared.admit(&permit.subject.source)?;
         let accepted = turns::submit(&shared, permit, session, &mut request, key).await?;
+        drop(room);
         return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;
     }
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, permit, session, &mut request, key).await?;
+    drop(room);
     let answer = async {
         let follow = shared.follow(&caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)

@@ -35,6 +35,9 @@ pub const MEDIA_TYPE: &str = "application/x-ndjson";
 const ENTRIES: usize = 100;
 /// Messages of a page, at most. Bytes bound it, too.
 const PAGE: u64 = 500;
+/// Bytes of a part of the body, at most, unless one message has more: a message takes up to six times its
+/// stored bytes as JSON.
+const PART_BYTES: usize = 256 << 10;
 /// How long an export takes, at most.
 const LIMIT: Duration = Duration::from_mins(10);
 /// How long a call of Redis is repeated.
@@ -112,6 +115,10 @@ struct Current {
     session: SessionId,
     /// Its messages that are exported.
     messages: u64,
+    /// Messages that were read and are not exported yet.
+    read: VecDeque<Message>,
+    /// The number of its messages, when they were read.
+    total: u64,
 }
 
 /// An export under way.
@@ -191,7 +198,7 @@ impl Export {
         Some((Ok(Bytes::from(text)), self))
     }
 
-    /// Adds the next page of the session that is being exported, or begins the next session, or ends
+    /// Adds the next messages of the session that is being exported, or begins the next session, or ends
     /// the export.
     async fn advance(&mut self, text: &mut String) -> Result<(), Problem> {
         if self.current.is_some() {
@@ -208,30 +215,36 @@ impl Export {
         if let Some(info) = described.flatten() {
             push(text, &Line::Session(&info));
             self.exported.insert(session);
-            self.current = Some(Current { session, messages: 0 });
+            self.current = Some(Current { session, messages: 0, read: VecDeque::new(), total: 0 });
         }
         Ok(())
     }
 
     async fn add_messages(&mut self, text: &mut String) -> Result<(), Problem> {
-        let Some(Current { session, messages: before }) = self.current.take() else {
-            return Ok(());
-        };
-        let (store, owner) = (&self.shared.store, &self.owner);
-        let (page, total) = match repeated(|| store.page(owner, session, before, PAGE)).await? {
-            Some(page) => (page.messages, page.info.message_count),
-            // Deleted meanwhile: the line of its end says how much of it there is.
-            None => (Vec::new(), 0),
-        };
-        for message in &page {
-            push(text, &Line::Message(message));
+        let Some(mut current) = self.current.take() else { return Ok(()) };
+        let session = current.session;
+        if current.read.is_empty() {
+            let (store, owner) = (&self.shared.store, &self.owner);
+            let page = repeated(|| store.page(owner, session, current.messages, PAGE)).await?;
+            (current.read, current.total) = match page {
+                Some(page) => (page.messages.into(), page.info.message_count),
+                // Deleted meanwhile: the line of its end says how much of it there is.
+                None => Default::default(),
+            };
         }
-        let messages = before + page.len() as u64;
-        if page.is_empty() || messages >= total {
+        let is_empty = current.read.is_empty();
+        while text.len() < PART_BYTES
+            && let Some(message) = current.read.pop_front()
+        {
+            push(text, &Line::Message(&message));
+            current.messages += 1;
+        }
+        let messages = current.messages;
+        if is_empty || (current.read.is_empty() && messages >= current.total) {
             self.messages += messages;
             push(text, &Line::SessionEnd { session_id: session, messages });
         } else {
-            self.current = Some(Current { session, messages });
+            self.current = Some(current);
         }
         Ok(())
     }

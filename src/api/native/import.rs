@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::HttpBody;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::bulk_permits::{Bulk, Pace};
+use crate::api::large_body;
 use crate::api::native::import_lines::{
     BYTES, ImportError, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
 };
@@ -136,7 +137,8 @@ impl Import {
 
     async fn next_line(&mut self) -> Result<ImportLine, ImportError> {
         if let Some(line) = self.lines.next().await? {
-            return Ok(ImportLine::parse(&line)?);
+            let parse = |line: Bytes| ImportLine::parse(&line);
+            return Ok(large_body::parsed(line.freeze(), parse).await?);
         }
         self.lines.number += 1;
         let msg = "the file ends here, and its last line, of type end, is missing";

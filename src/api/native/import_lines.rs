@@ -6,13 +6,15 @@ use bytes::BytesMut;
 use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::api::bulk_permits::Pace;
 use crate::api::native::export::VERSION;
 use crate::api::native::input::TITLE_CHARACTERS;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::{
+    FieldFault, NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES,
+};
 use crate::http::problem::Problem;
 use crate::session::{FinishReason, Role, Status, Usage};
 
@@ -228,14 +230,14 @@ impl ImportLine {
     /// # Errors
     /// The fault of the line.
     pub fn parse(line: &[u8]) -> Result<Self, LineFault> {
-        let line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
-        let value: Value = serde_json::from_slice(line).map_err(|error| {
-            let msg = format!("is not valid JSON, at column {}", error.column());
-            LineFault::new("", "json_invalid", msg)
+        let value = Object::parse(line).map_err(|error| match error {
+            NotAnObject::OtherJson => LineFault::new("", "dict_type", "must be an object"),
+            NotAnObject::TooManyFields => LineFault::new("", TOO_MANY_VALUES, TOO_MANY_FIELDS_TEXT),
+            NotAnObject::Invalid(error) => {
+                let msg = format!("is not valid JSON, at column {}", error.column());
+                LineFault::new("", "json_invalid", msg)
+            }
         })?;
-        if !value.is_object() {
-            return Err(LineFault::new("", "dict_type", "must be an object"));
-        }
         match required::<String>(&value, "type", "a string")?.as_str() {
             "export" => {
                 let version: u64 = required(&value, "version", "a number")?;
@@ -263,7 +265,7 @@ impl ImportLine {
 }
 
 impl MessageLine {
-    fn parse(value: &Value) -> Result<Self, LineFault> {
+    fn parse(value: &Object) -> Result<Self, LineFault> {
         let role = match required::<String>(value, "role", "a string")?.as_str() {
             "user" => Role::User,
             "assistant" => Role::Assistant,
@@ -313,20 +315,27 @@ impl MessageLine {
 }
 
 fn optional<T: DeserializeOwned>(
-    value: &Value,
+    value: &Object,
     field: &'static str,
     expected: &str,
 ) -> Result<Option<T>, LineFault> {
-    match &value[field] {
-        Value::Null => Ok(None),
-        found => T::deserialize(found)
+    let unreadable = |fault: FieldFault| {
+        let kind = match fault {
+            FieldFault::TooManyValues => TOO_MANY_VALUES,
+            FieldFault::LoneSurrogate | FieldFault::BeyondBounds => "json_invalid",
+        };
+        LineFault::new(field, kind, fault.text())
+    };
+    match value.get(field).map_err(unreadable)? {
+        None => Ok(None),
+        Some(found) => T::deserialize(found)
             .map(Some)
             .map_err(|_| LineFault::new(field, "value_error", format!("must be {expected}"))),
     }
 }
 
 fn required<T: DeserializeOwned>(
-    value: &Value,
+    value: &Object,
     field: &'static str,
     expected: &str,
 ) -> Result<T, LineFault> {
@@ -334,7 +343,7 @@ fn required<T: DeserializeOwned>(
 }
 
 /// Reads a text of at most `longest` characters; a blank one counts as absent.
-fn text(value: &Value, field: &'static str, longest: usize) -> Result<Option<String>, LineFault> {
+fn text(value: &Object, field: &'static str, longest: usize) -> Result<Option<String>, LineFault> {
     let text: Option<String> = optional(value, field, "a string")?;
     let text = text.filter(|text| !text.trim().is_empty());
     if text.as_ref().is_some_and(|text| text.chars().count() > longest) {
@@ -344,7 +353,7 @@ fn text(value: &Value, field: &'static str, longest: usize) -> Result<Option<Str
     Ok(text)
 }
 
-fn time(value: &Value, field: &'static str) -> Result<Option<DateTime<Utc>>, LineFault> {
+fn time(value: &Object, field: &'static str) -> Result<Option<DateTime<Utc>>, LineFault> {
     let text: Option<String> = optional(value, field, "a time as RFC 3339 has it")?;
     let fault = || LineFault::new(field, "datetime_parsing", "must be a time as RFC 3339 has it");
     let parsed = text.map(|text| DateTime::parse_from_rfc3339(&text)).transpose();
@@ -391,7 +400,7 @@ mod tests {
             (r#"{"role":"user"}"#, "type", "missing"),
             (r#"{"type":"message","role":"system","content":"x"}"#, "role", "enum"),
             (r#"{"type":"message","role":"user"}"#, "content", "missing"),
-            (r#"{"type":"message","role":"user","content":"\ud800"}"#, "", "json_invalid"),
+            (r#"{"type":"message","role":"user","content":"\ud800"}"#, "content", "json_invalid"),
             (
                 r#"{"type":"message","role":"user","content":"x","thinking":"y"}"#,
                 "thinking",

@@ -4,8 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::api::json_page;
 use crate::api::native::input::{TITLE_CHARACTERS, cancel_target};
 use crate::api::native::schema;
 use crate::api::problems::in_time;
@@ -34,14 +36,15 @@ pub struct SessionPage {
     /// The model of the last turn.
     model: String,
     /// The messages, oldest first.
-    messages: Vec<Message>,
+    #[schema(value_type = Vec<Message>)]
+    messages: Vec<Box<RawValue>>,
     /// The number of all messages, equal to `total`.
     message_count: u64,
     total: u64,
     /// The number of messages before these.
     skip: u64,
     limit: u64,
-    /// Whether there are messages after these. Bytes bound a page, too.
+    /// Whether there are messages after these. A page is bounded by its bytes as JSON, too.
     has_more: bool,
     created_at: String,
     updated_at: String,
@@ -74,6 +77,7 @@ pub async fn read(
     fields.finish(())?;
     let page = in_time(shared.store.page(&owner, session, skip, limit)).await?;
     let total = page.info.message_count;
+    let messages = json_page::fitting(page.messages);
     Ok(Json(SessionPage {
         session_id: session,
         title: page.info.title,
@@ -82,8 +86,8 @@ pub async fn read(
         total,
         skip,
         limit,
-        has_more: skip.saturating_add(page.messages.len() as u64) < total,
-        messages: page.messages,
+        has_more: skip.saturating_add(messages.len() as u64) < total,
+        messages,
         created_at: rfc3339(&page.info.created_at),
         updated_at: rfc3339(&page.info.updated_at),
     }))

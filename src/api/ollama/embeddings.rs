@@ -110,7 +110,7 @@ pub async fn embeddings(
 
 /// Reads the texts: one, or a list.
 fn texts(fields: Fields<'_>) -> Result<Vec<String>, Problem> {
-    let list = match fields.value("input") {
+    let list = match fields.value("input")? {
         None => return Ok(Vec::new()),
         Some(Value::String(text)) => return Ok(vec![text.clone()]),
         Some(Value::Array(list)) => list,

@@ -1,88 +1,113 @@
 //! Reads the fields of a request as Ollama does: a field that it does not know is ignored, and one of
 //! another type is refused.
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::errors::invalid;
-use crate::api::large_body::{self, WITH_IMAGES};
+use crate::api::large_body::{self, HeldRoom, WITH_IMAGES};
 use crate::api::state::Shared;
 use crate::http::extract::body::json_position;
-use crate::http::extract::object::{FieldFault, NotAnObject, Object, without_bom};
+use crate::http::extract::object::{
+    FieldFault, NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES, without_bom,
+};
 use crate::http::problem::Problem;
-use crate::raw_fields::RawFields;
 
 /// The body of a request: a JSON object, whatever its content type.
 pub struct JsonObject {
     /// The fields.
-    pub fields: Map<String, Value>,
-    text: Vec<u8>,
+    pub fields: Object,
 }
 
 impl FromRequest<Shared> for JsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        large_body::read(request, shared, WITH_IMAGES, Self::parse).await
+        Ok(large_body::read(request, shared, WITH_IMAGES, Self::of).await?.0)
     }
+}
+
+/// Reads the body of a request, in which a turn may bring its conversation. The room of the body is kept
+/// until it is dropped.
+///
+/// # Errors
+/// Where it is no object, or `read` refuses it.
+pub async fn read<T: Send + 'static>(
+    request: Request,
+    shared: &Shared,
+    read: impl FnOnce(&JsonObject) -> Result<T, Problem> + Send + 'static,
+) -> Result<(T, HeldRoom), Problem> {
+    let parse = move |text: Bytes| read(&JsonObject::of(text)?);
+    large_body::read(request, shared, WITH_IMAGES, parse).await
 }
 
 impl JsonObject {
     /// Parses a body.
     ///
     /// # Errors
-    /// Where it is no object, or a field of it cannot be read.
+    /// Where it is no object.
     pub fn parse(text: Vec<u8>) -> Result<Self, Problem> {
+        Self::of(text.into())
+    }
+
+    fn of(text: Bytes) -> Result<Self, Problem> {
         let refused = |text: String| Problem::new(StatusCode::BAD_REQUEST, "json_invalid", text);
         if without_bom(&text).trim_ascii().is_empty() {
             return Err(refused("missing request body".to_owned()));
         }
-        let object = Object::parse(&text).map_err(|error| match error {
+        let fields = Object::of(text).map_err(|error| match error {
             NotAnObject::OtherJson => refused("the body must be a JSON object".to_owned()),
+            NotAnObject::TooManyFields => too_many_values(format!("body: {TOO_MANY_FIELDS_TEXT}")),
             NotAnObject::Invalid(error) => refused(json_position(&error)),
         })?;
-        let fault = object.unreadable().next().map(|(name, fault)| (name.to_owned(), fault));
-        match fault {
-            None => Ok(Self { fields: object.into_fields(), text }),
-            Some((name, FieldFault::LoneSurrogate)) => {
-                Err(invalid(format!("{name}: holds a lone surrogate, which is no character")))
-            }
-            Some((name, FieldFault::BeyondBounds)) => {
-                let text = "is nested too deeply, or holds a number that is too large";
-                Err(invalid(format!("{name}: {text}")))
-            }
-        }
-    }
-}
-
-impl JsonObject {
-    /// Returns the bytes of the whole text.
-    pub fn size(&self) -> usize {
-        self.text.len()
+        Ok(Self { fields })
     }
 
     /// Returns the text of a field as it was sent: the order of the fields in it is lost in its value.
     pub fn text_of(&self, name: &str) -> Option<&str> {
-        let text = std::str::from_utf8(without_bom(&self.text)).ok()?;
-        let RawFields(fields) = serde_json::from_str(text).ok()?;
-        // Of two fields with one name, the last one counts.
-        Some(fields.into_iter().rev().find(|(field, _)| field == name)?.1)
+        self.fields.text_of(name)
+    }
+}
+
+fn too_many_values(text: String) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, TOO_MANY_VALUES, text)
+}
+
+/// An object whose fields are read: the request itself, or one in it.
+#[derive(Clone, Copy)]
+pub enum FieldSource<'a> {
+    /// The request.
+    Request(&'a Object),
+    /// An object in it.
+    Within(&'a Map<String, Value>),
+}
+
+impl<'a> From<&'a Object> for FieldSource<'a> {
+    fn from(object: &'a Object) -> Self {
+        Self::Request(object)
+    }
+}
+
+impl<'a> From<&'a Map<String, Value>> for FieldSource<'a> {
+    fn from(object: &'a Map<String, Value>) -> Self {
+        Self::Within(object)
     }
 }
 
 /// The fields of one object. `null` counts as absent.
 #[derive(Clone, Copy)]
 pub struct Fields<'a> {
-    object: &'a Map<String, Value>,
+    object: FieldSource<'a>,
     /// The path of the object, with a dot at its end; empty for the request itself.
     path: &'a str,
 }
 
 impl<'a> Fields<'a> {
     /// Reads an object with this path, which ends with a dot unless it is empty.
-    pub fn new(object: &'a Map<String, Value>, path: &'a str) -> Self {
-        Self { object, path }
+    pub fn new(object: impl Into<FieldSource<'a>>, path: &'a str) -> Self {
+        Self { object: object.into(), path }
     }
 
     /// Creates the error of a field.
@@ -91,8 +116,19 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns a value.
-    pub fn value(&self, name: &str) -> Option<&'a Value> {
-        self.object.get(name).filter(|value| !value.is_null())
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn value(&self, name: &str) -> Result<Option<&'a Value>, Problem> {
+        match self.object {
+            FieldSource::Request(object) => object.get(name).map_err(|fault| match fault {
+                FieldFault::TooManyValues => too_many_values(format!("{name}: {}", fault.text())),
+                FieldFault::LoneSurrogate | FieldFault::BeyondBounds => {
+                    self.refuse(name, fault.text())
+                }
+            }),
+            FieldSource::Within(object) => Ok(object.get(name).filter(|value| !value.is_null())),
+        }
     }
 
     fn read<T>(
@@ -101,7 +137,7 @@ impl<'a> Fields<'a> {
         read: impl Fn(&'a Value) -> Option<T>,
         kind: &str,
     ) -> Result<Option<T>, Problem> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name)? else { return Ok(None) };
         read(value).map(Some).ok_or_else(|| self.refuse(name, &format!("must be {kind}")))
     }
 
@@ -168,7 +204,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// Where it is: everything but `null`, `false`, 0, and an empty text, list or object.
     pub fn unsupported(&self, name: &str, text: &str) -> Result<(), Problem> {
-        match self.value(name) {
+        match self.value(name)? {
             Some(value) if !is_empty(value) => Err(self.refuse(name, text)),
             _ => Ok(()),
         }
@@ -200,8 +236,19 @@ mod tests {
         assert_eq!(refused(b" \n"), (400, "missing request body".to_owned()));
         assert_eq!(refused(b"[]"), (400, "the body must be a JSON object".to_owned()));
         assert!(refused(b"{\"model\"").1.starts_with("not valid JSON, at line 1"));
-        assert!(refused(br#"{"a": "\ud800"}"#).1.starts_with("a: holds a lone surrogate"));
         assert!(JsonObject::parse(b"\xef\xbb\xbf{}".to_vec()).is_ok());
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_is_refused_where_it_is_read() {
+        let many = format!(r#"{{"a": "\ud800", "b": 1, "c": [{}]}}"#, vec!["{}"; 20_000].join(","));
+        let body = JsonObject::parse(many.into_bytes()).expect("an object");
+        let fields = Fields::new(&body.fields, "");
+        assert_eq!(fields.integer("b"), Ok(Some(1)));
+        let refused = fields.text("a").expect_err("no character");
+        assert!(refused.detail.starts_with("a: holds a lone surrogate"), "{}", refused.detail);
+        let refused = fields.list("c").expect_err("too many");
+        assert!(refused.code == "too_many_values" && refused.detail.starts_with("c: holds, with"));
     }
 
     #[test]

@@ -133,6 +133,10 @@ fn read_images(fields: Fields<'_>, images: &mut RequestImages) -> Result<Vec<Ima
 /// packages do not send it back.
 fn tool_calls(fields: Fields<'_>, at: usize) -> Result<Vec<ToolCall>, Problem> {
     let list = fields.list("tool_calls")?.unwrap_or_default();
+    if list.len() > OwnConversation::CALLS {
+        let text = format!("must have at most {} calls", OwnConversation::CALLS);
+        return Err(fields.refuse("tool_calls", &text));
+    }
     let refused = || {
         let text = "must be calls with a function, its name, and an object of arguments";
         fields.refuse("tool_calls", text)

@@ -65,7 +65,7 @@ impl AnswerOptions {
 
 /// Reads the texts that end the answer: one, or a list.
 fn stops(options: Fields<'_>) -> Result<Vec<String>, Problem> {
-    let Some(value) = options.value("stop") else { return Ok(Vec::new()) };
+    let Some(value) = options.value("stop")? else { return Ok(Vec::new()) };
     let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let texts: Option<Vec<String>> =
         items.iter().map(|item| item.as_str().map(str::to_owned)).collect();

@@ -72,7 +72,7 @@ impl AskedModel {
             Shape::Generate => of_prompt(fields)?,
         };
         let task = match messages {
-            None if is_zero(fields.value("keep_alive")) => Task::Unload,
+            None if is_zero(fields.value("keep_alive")?) => Task::Unload,
             None => Task::Load,
             Some(messages) => {
                 let spec = TurnSpec {
@@ -147,7 +147,7 @@ fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
 
 /// Reads whether the model reasons. As with Ollama, a model that can does unless it is told not to.
 fn reasoning(fields: Fields<'_>) -> Result<Reasoning, Problem> {
-    Ok(match fields.value("think") {
+    Ok(match fields.value("think")? {
         None | Some(Value::Bool(true)) => Reasoning::On,
         Some(Value::Bool(false)) => Reasoning::Off,
         Some(Value::String(effort)) if effort == "low" => Reasoning::Effort(Effort::Low),
@@ -264,6 +264,10 @@ mod tests {
             ("messages", json!(["hi"])),
             ("messages", json!([{"role": "robot", "content": "x"}])),
             ("messages", json!([{"role": "assistant", "tool_calls": [{}]}])),
+            (
+                "messages",
+                json!([{"role": "assistant", "tool_calls": vec![json!({"function": {"name": "f"}}); 129]}]),
+            ),
             ("messages", json!([{"role": "user", "content": ["x"]}])),
             ("messages", json!([{"role": "user", "content": "x", "images": ["aGk="]}])),
             ("messages", json!([{"role": "assistant", "content": "x"}])),

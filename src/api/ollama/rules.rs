@@ -12,14 +12,14 @@ use crate::http::problem::Problem;
 /// # Errors
 /// Where it is neither `"json"` nor a schema, or too large.
 pub fn format(body: &JsonObject) -> Result<Option<String>, Problem> {
-    match body.fields.get("format") {
-        None | Some(Value::Null) => Ok(None),
+    match Fields::new(&body.fields, "").value("format")? {
+        None => Ok(None),
         Some(Value::String(format)) if format.is_empty() => Ok(None),
         Some(Value::String(format)) if format == "json" => Ok(Some("\"json\"".to_owned())),
         Some(schema @ Value::Object(_)) => text(body, "format", schema, FORMAT_BYTES).map(Some),
-        Some(other) => {
-            let mut shown = other.to_string();
-            shown.truncate(shown.floor_char_boundary(64));
+        Some(_) => {
+            let mut shown = body.text_of("format").unwrap_or_default();
+            shown = &shown[..shown.floor_char_boundary(64)];
             let text = format!(
                 "format: invalid format: {shown}; expected \"json\" or a valid JSON Schema object"
             );
@@ -35,9 +35,7 @@ pub fn format(body: &JsonObject) -> Result<Option<String>, Problem> {
 pub fn tools(body: &JsonObject) -> Result<Option<String>, Problem> {
     let fields = Fields::new(&body.fields, "");
     let list = fields.list("tools")?.unwrap_or_default();
-    if list.is_empty() {
-        return Ok(None);
-    }
+    let Some(tools) = fields.value("tools")?.filter(|_| !list.is_empty()) else { return Ok(None) };
     if list.len() > TOOLS {
         return Err(fields.refuse("tools", &format!("must have at most {TOOLS} tools")));
     }
@@ -48,7 +46,7 @@ pub fn tools(body: &JsonObject) -> Result<Option<String>, Problem> {
     if !list.iter().all(is_function) {
         return Err(fields.refuse("tools", "must be functions, each with a name"));
     }
-    text(body, "tools", &Value::from(list), TOOLS_BYTES).map(Some)
+    text(body, "tools", tools, TOOLS_BYTES).map(Some)
 }
 
 /// Returns the text of a field as it was sent.

@@ -135,7 +135,10 @@ fn message() -> Value {
     };
     json!({"oneOf": [
         of_role(&["system", "user"], json!({})),
-        of_role(&["assistant"], json!({"tool_calls": {"type": ["array", "null"], "items": call}})),
+        of_role(
+            &["assistant"],
+            json!({"tool_calls": {"type": ["array", "null"], "maxItems": 128, "items": call}}),
+        ),
         of_role(&["tool"], json!({"tool_name": text, "tool_call_id": text})),
     ]})
 }

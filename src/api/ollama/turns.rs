@@ -1,12 +1,12 @@
 //! Answers: `/api/chat` and `/api/generate`.
 
-use axum::extract::State;
+use axum::extract::{self, FromRequest, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
 use super::errors::{JSON, invalid, of_model};
-use super::fields::JsonObject;
+use super::fields::{self, JsonObject};
 use super::lines::{Clock, Lines, Shape};
 use super::messages::Messages;
 use super::request::{AskedModel, Question, Task};
@@ -14,11 +14,11 @@ use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
 use super::shapes::{ChatReply, ErrorReply, GenerateReply};
 use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
+use crate::api::large_body::HeldRoom;
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, Output};
 use crate::api::whole_turn::{self, Waiting, completed};
-use crate::blocking;
 use crate::follow::AcceptedTurn;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
@@ -26,6 +26,32 @@ use crate::limits::TurnPermit;
 use crate::session::store::OwnConversation;
 use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
+
+/// The body of a request for a chat, read and checked, and its room.
+pub struct ChatBody(AskedModel, HeldRoom);
+
+impl FromRequest<Shared> for ChatBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
+        let read = |body: &JsonObject| AskedModel::read(Shape::Chat, body);
+        let read = fields::read(request, shared, read).await;
+        read.map(|(asked, room)| Self(asked, room))
+    }
+}
+
+/// The body of a request for the answer to a prompt, read and checked, and its room.
+pub struct GenerateBody(AskedModel, HeldRoom);
+
+impl FromRequest<Shared> for GenerateBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
+        let read = |body: &JsonObject| AskedModel::read(Shape::Generate, body);
+        let read = fields::read(request, shared, read).await;
+        read.map(|(asked, room)| Self(asked, room))
+    }
+}
 
 /// Answers a conversation that comes with the request.
 #[utoipa::path(
@@ -43,9 +69,9 @@ pub async fn chat(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    body: JsonObject,
+    ChatBody(asked, room): ChatBody,
 ) -> Result<Response, Problem> {
-    let request = Request { shared, caller, permit, last_byte, headers, body };
+    let request = Request { shared, caller, permit, last_byte, headers, asked, room };
     Box::pin(request.answer(Shape::Chat)).await
 }
 
@@ -65,9 +91,9 @@ pub async fn generate(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    body: JsonObject,
+    GenerateBody(asked, room): GenerateBody,
 ) -> Result<Response, Problem> {
-    let request = Request { shared, caller, permit, last_byte, headers, body };
+    let request = Request { shared, caller, permit, last_byte, headers, asked, room };
     Box::pin(request.answer(Shape::Generate)).await
 }
 
@@ -78,17 +104,16 @@ struct Request {
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    body: JsonObject,
+    asked: AskedModel,
+    /// The room of the body.
+    room: HeldRoom,
 }
 
 impl Request {
     async fn answer(self, shape: Shape) -> Result<Response, Problem> {
         let started = Instant::now();
-        let Self { shared, caller, permit, last_byte, headers, body } = self;
-        // The answer may take minutes, and the body, which may hold images and fields that are ignored,
-        // goes before it.
-        let asked = blocking::run(body.size(), move || AskedModel::read(shape, &body)).await;
-        let AskedModel { model, stream, task } = asked?;
+        let Self { shared, caller, permit, last_byte, headers, asked, room } = self;
+        let AskedModel { model, stream, task } = asked;
         let named = |problem: Problem| of_model(&model, problem);
         let mut lines = Lines::new(shape, &model, Clock::start(started));
         let question = match task {
@@ -105,6 +130,7 @@ impl Request {
         let socket = stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
         let submitted = submit(&shared, &caller.owner, permit, &headers, *question).await;
         let (session, AcceptedTurn { submitted, guard }) = submitted.map_err(named)?;
+        drop(room);
         let follow = shared.follow(&caller.owner, session, submitted).await?;
         if let Some(socket) = socket {
             let writer = AnswerWriter::new(follow, lines, &model, guard);

@@ -1,34 +1,37 @@
 //! Reads the body of a request that begins a turn.
 
+use axum::body::Bytes;
 use axum::extract::Request;
 
-use crate::api::large_body;
+use crate::api::large_body::{self, HeldRoom};
 use crate::api::state::Shared;
 use crate::http::extract::body::json_position;
 use crate::http::extract::fields::FieldError;
-use crate::http::extract::object::{FieldFault, NotAnObject, Object};
+use crate::http::extract::object::{FieldFault, NotAnObject, Object, TOO_MANY_VALUES};
 use crate::http::problem::Problem;
 
-use super::params::{INVALID_VALUE, error};
+use super::params::{INVALID_VALUE, JsonObject, error, shown_name};
 
-/// Reads the body of a request of at most `most` bytes by `read`, which gets the object and its text.
+/// Reads the body of a request of at most `most` bytes, parses it as an object, and reads that with its
+/// text. The room of the body is kept until it is dropped.
 ///
 /// # Errors
-/// Where it is too large, broke off, or is not a JSON object; and the first parameter that is not valid.
+/// Where it is too large, broke off, is not a JSON object, or `read` refuses it.
 pub async fn read<T: Send + 'static>(
     request: Request,
     shared: &Shared,
     most: usize,
     read: fn(&Object, &[u8]) -> Result<T, FieldError>,
-) -> Result<T, Problem> {
-    let parse = move |text: Vec<u8>| {
-        read(&object(&text)?, &text).map_err(|error| Problem::from(vec![error]))
+) -> Result<(T, HeldRoom), Problem> {
+    let parse = move |body: Bytes| {
+        let object = object(body.clone())?;
+        read(&object, &body).map_err(|error| vec![error].into())
     };
     large_body::read(request, shared, most, parse).await
 }
 
-fn object(text: &[u8]) -> Result<Object, Problem> {
-    Object::parse(text).map_err(|error| match error {
+fn object(body: Bytes) -> Result<Object, Problem> {
+    Object::of(body).map_err(|error| match error {
         NotAnObject::OtherJson => {
             let error = FieldError {
                 loc: vec!["body".to_owned()],
@@ -37,19 +40,21 @@ fn object(text: &[u8]) -> Result<Object, Problem> {
             };
             vec![error].into()
         }
+        NotAnObject::TooManyFields => Problem::too_many_fields(),
         NotAnObject::Invalid(error) => Problem::invalid_json(json_position(&error)),
     })
 }
 
-/// Checks that every parameter can be read.
+/// Reads every parameter: this front refuses those that it does not know.
 ///
 /// # Errors
-/// The first one that cannot.
-pub fn check_readable(object: &Object) -> Result<(), FieldError> {
-    let Some((name, fault)) = object.unreadable().next() else { return Ok(()) };
-    let msg = match fault {
-        FieldFault::LoneSurrogate => "holds a lone surrogate, which is no character",
-        FieldFault::BeyondBounds => "is nested too deeply, or holds a number that is too large",
-    };
-    Err(error(name, INVALID_VALUE, msg))
+/// The first one that cannot be read.
+pub fn parameters(object: &Object) -> Result<JsonObject, FieldError> {
+    object.read_all().map_err(|(name, fault)| {
+        let kind = match fault {
+            FieldFault::TooManyValues => TOO_MANY_VALUES,
+            FieldFault::LoneSurrogate | FieldFault::BeyondBounds => INVALID_VALUE,
+        };
+        error(shown_name(name), kind, fault.text())
+    })
 }

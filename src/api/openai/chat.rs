@@ -13,7 +13,7 @@ use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
 use super::stream::CompletionWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::WITH_IMAGES;
+use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, Output};
@@ -27,14 +27,15 @@ use crate::session::store::OwnConversation;
 use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
 
-/// The body of a request, read and checked.
-pub struct CompletionBody(ChatCompletion);
+/// The body of a request, read and checked, and its room.
+pub struct CompletionBody(ChatCompletion, HeldRoom);
 
 impl FromRequest<Shared> for CompletionBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        body::read(request, shared, WITH_IMAGES, ChatCompletion::read).await.map(Self)
+        let read = body::read(request, shared, WITH_IMAGES, ChatCompletion::read).await;
+        read.map(|(request, room)| Self(request, room))
     }
 }
 
@@ -54,13 +55,14 @@ pub async fn complete(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    CompletionBody(mut request): CompletionBody,
+    CompletionBody(mut request, room): CompletionBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
     let (session, accepted) =
         submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
+    drop(room);
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = shared.follow(&caller.owner, session, submitted).await?;
     if let Some(socket) = socket {

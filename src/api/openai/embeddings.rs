@@ -76,7 +76,8 @@ impl FromRequest<Shared> for Embedding {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        body::read(request, shared, CONVERSATION_BYTES, |object, _| Self::read(object)).await
+        let read = body::read(request, shared, CONVERSATION_BYTES, |object, _| Self::read(object));
+        Ok(read.await?.0)
     }
 }
 
@@ -86,8 +87,8 @@ impl Embedding {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let request = EmbedRequest {
             kind: EmbedKind::Normalised,

@@ -86,7 +86,9 @@ impl From<&Problem> for ErrorEnvelope {
         let status = status(problem);
         let first = problem.errors.first();
         let (code, param) = match (&*problem.code, first) {
-            ("validation_failed", Some(error)) => (error.kind, param(&error.loc)),
+            ("validation_failed" | "too_many_values", Some(error)) => {
+                (error.kind, param(&error.loc))
+            }
             ("context_too_long", _) => ("context_length_exceeded", Some("messages".to_owned())),
             (code @ ("model_not_found" | "model_too_large" | "model_unsupported"), _) => {
                 (code, Some("model".to_owned()))

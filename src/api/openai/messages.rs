@@ -1,13 +1,16 @@
 //! Reads the conversation that comes with a request. Pure.
 
+use std::collections::HashMap;
+
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::content::{self, Images, Parts};
-use super::params::{INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error};
+use super::params::{INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::is_object;
 use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
@@ -15,6 +18,25 @@ use crate::session::{Image, Message, Role};
 
 /// Bytes of the id of a call, at most: each result names it.
 const CALL_ID_BYTES: usize = 256;
+
+/// The functions of the calls in a conversation, by the ids of the calls: each result names the call that it
+/// answers. Of two calls with one id, the first one counts.
+#[derive(Debug, Default)]
+pub struct CallNames(HashMap<String, String>);
+
+impl CallNames {
+    /// Adds the calls of the next message.
+    pub fn add(&mut self, calls: &[ToolCall]) {
+        for ToolCall { id, name, .. } in calls {
+            self.0.entry(id.clone()).or_insert_with(|| name.clone());
+        }
+    }
+
+    /// Returns the function of the call with this id.
+    pub fn get(&self, id: &str) -> Option<&str> {
+        self.0.get(id).map(String::as_str)
+    }
+}
 
 /// The conversation of a request.
 #[derive(Clone, Debug)]
@@ -47,10 +69,12 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
         return Err(params.refuse("messages", INVALID_VALUE, msg));
     }
     let mut images = RequestImages::default();
+    let mut calls = CallNames::default();
     let mut before = Vec::with_capacity(list.len());
     let mut bytes = 0;
     for (at, value) in list.iter().enumerate() {
-        let message = read_message(value, &format!("messages[{at}]"), &before, &mut images)?;
+        let message = read_message(value, &format!("messages[{at}]"), &calls, &mut images)?;
+        calls.add(&message.tool_calls);
         bytes += OwnConversation::bytes_of(&message);
         if bytes > OwnConversation::BYTES {
             let most = OwnConversation::BYTES;
@@ -74,7 +98,7 @@ pub fn read(params: &mut Params<'_>) -> Result<Messages, FieldError> {
 fn read_message(
     value: &Value,
     path: &str,
-    before: &[Message],
+    calls: &CallNames,
     images: &mut RequestImages,
 ) -> Result<Message, FieldError> {
     let mut params = Params::of_value(value, path)?;
@@ -103,13 +127,12 @@ fn read_message(
         }
         Role::Tool => {
             let id = params.required_text("tool_call_id")?;
-            let mut calls = before.iter().flat_map(|message| &message.tool_calls);
-            let Some(call) = calls.find(|call| call.id == id) else {
+            let Some(name) = calls.get(id) else {
                 let msg = "must be the id of a call in an earlier message";
                 return Err(params.refuse("tool_call_id", INVALID_VALUE, msg));
             };
             message.tool_call_id = Some(id.to_owned());
-            message.tool_name = Some(call.name.clone());
+            message.tool_name = Some(name.to_owned());
         }
         Role::System | Role::User => {}
     }
@@ -133,6 +156,10 @@ fn read_message(
 fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
     let path = params.path_of("tool_calls");
     let list = params.list("tool_calls")?.unwrap_or_default();
+    if list.len() > OwnConversation::CALLS {
+        let msg = format!("must have at most {} calls", OwnConversation::CALLS);
+        return Err(params.refuse("tool_calls", INVALID_VALUE, msg));
+    }
     let read = |(at, value): (usize, &Value)| {
         let path = format!("{path}[{at}]");
         let mut call = Params::of_value(value, &path)?;
@@ -146,7 +173,7 @@ fn tool_calls(params: &mut Params<'_>) -> Result<Vec<ToolCall>, FieldError> {
         check_name(&mut function)?;
         let name = function.required_text("name")?.to_owned();
         let arguments = function.required_text("arguments")?;
-        if serde_json::from_str::<JsonObject>(arguments).is_err() {
+        if !is_object(arguments) {
             return Err(function.refuse(
                 "arguments",
                 INVALID_VALUE,

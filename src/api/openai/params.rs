@@ -23,6 +23,8 @@ const MISSING_PARAMETER: &str = "missing_required_parameter";
 
 /// Characters of a text that changes nothing about an answer, at most.
 pub const HINT_CHARACTERS: usize = 512;
+/// Bytes of a name that an error repeats, at most.
+const SHOWN_NAME: usize = 128;
 
 /// The parameters of one object. `null` counts as absent.
 pub struct Params<'a> {
@@ -210,10 +212,15 @@ impl<'a> Params<'a> {
     /// Where it has one.
     pub fn finish(self) -> Result<(), FieldError> {
         match self.object.keys().find(|name| !self.read.contains(&name.as_str())) {
-            Some(name) => Err(self.refuse(name, UNKNOWN_PARAMETER, "is not known")),
+            Some(name) => Err(self.refuse(shown_name(name), UNKNOWN_PARAMETER, "is not known")),
             None => Ok(()),
         }
     }
+}
+
+/// Returns the beginning of a name that a client chose: an error repeats no more of it.
+pub fn shown_name(name: &str) -> &str {
+    &name[..name.floor_char_boundary(SHOWN_NAME)]
 }
 
 /// Creates the error of a parameter with this path.

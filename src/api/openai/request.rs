@@ -36,8 +36,8 @@ impl ChatCompletion {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let messages = messages::read(&mut params)?;
         let stream = params.flag("stream")?.unwrap_or(false);
@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::session::Role;
+    use crate::session::store::OwnConversation;
 
     fn read(value: &Value) -> Result<ChatCompletion, (String, &'static str)> {
         let object = value.as_object().expect("an object").clone().into();
@@ -430,6 +431,27 @@ mod tests {
         assert_eq!((question.role, &*question.content), (Role::Tool, "sunny"));
         assert_eq!(question.tool_call_id.as_deref(), Some("c1"));
         assert_eq!(question.tool_name.as_deref(), Some("weather"));
+    }
+
+    #[test]
+    fn the_calls_of_a_message_are_bounded_and_of_two_with_one_id_the_first_one_is_answered() {
+        let call = |id: &str, name: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}});
+        let with_calls = |calls: Vec<Value>| {
+            with(
+                "messages",
+                json!([
+                    {"role": "assistant", "tool_calls": calls},
+                    {"role": "tool", "tool_call_id": "c", "content": "x"},
+                ]),
+            )
+        };
+        let mut calls = vec![call("c", "first"), call("c", "second")];
+        calls.resize(OwnConversation::CALLS, call("d", "f"));
+        let question = read(&with_calls(calls.clone())).expect("valid").messages.question;
+        assert_eq!(question.tool_name.as_deref(), Some("first"));
+        calls.push(call("d", "f"));
+        let refused = read(&with_calls(calls)).expect_err("one too many");
+        assert_eq!(refused, ("messages[0].tool_calls".to_owned(), "invalid_value"));
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn message() -> Value {
         &["role", "tool_calls"],
         &json!({
             "role": role(&["assistant"]), "content": {"type": ["string", "null"]},
-            "tool_calls": {"type": "array", "minItems": 1, "items": call},
+            "tool_calls": {"type": "array", "minItems": 1, "maxItems": 128, "items": call},
         }),
     );
     let result = object(

@@ -70,11 +70,12 @@ fn tools(params: &mut Params<'_>, body: &[u8]) -> Result<Option<String>, FieldEr
             return Err(params.refuse("tool_choice", UNSUPPORTED_VALUE, msg));
         }
     };
-    let tools = Value::from(list);
-    if list.is_empty() || !may_call {
-        return Ok(None);
+    match params.value("tools") {
+        Some(tools) if !list.is_empty() && may_call => {
+            bounded(raw_value(body, &["tools"]), tools, TOOLS_BYTES, "tools").map(Some)
+        }
+        _ => Ok(None),
     }
-    bounded(raw_value(body, &["tools"]), &tools, TOOLS_BYTES, "tools").map(Some)
 }
 
 fn check_tool(value: &Value, path: &str) -> Result<(), FieldError> {

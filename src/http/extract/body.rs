@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use axum::body::HttpBody;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
@@ -35,7 +35,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        blocking::run(body.len(), move || parse_object(&body).map(Self)).await
+        blocking::run(body.len(), move || parse_object(body.into()).map(Self)).await
     }
 }
 
@@ -43,11 +43,11 @@ where
 ///
 /// # Errors
 /// Where it is no object: a 422.
-pub fn parse_object(body: &[u8]) -> Result<Object, Problem> {
-    if matches!(without_bom(body).trim_ascii(), b"" | b"null") {
+pub fn parse_object(body: Bytes) -> Result<Object, Problem> {
+    if matches!(without_bom(&body).trim_ascii(), b"" | b"null") {
         return Ok(Object::default());
     }
-    match Object::parse(body) {
+    match Object::of(body) {
         Ok(object) => Ok(object),
         Err(NotAnObject::OtherJson) => {
             let error = FieldError {
@@ -57,6 +57,7 @@ pub fn parse_object(body: &[u8]) -> Result<Object, Problem> {
             };
             Err(vec![error].into())
         }
+        Err(NotAnObject::TooManyFields) => Err(Problem::too_many_fields()),
         Err(NotAnObject::Invalid(error)) => Err(Problem::invalid_json(json_position(&error))),
     }
 }
@@ -102,8 +103,8 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
     if request.body().size_hint().lower() > limit as u64 {
         return Err(large());
     }
+    let declared = request.body().size_hint().exact().unwrap_or_default();
     let mut chunks = request.into_body().into_data_stream();
-    // It grows with what arrives: a client may declare much, and send little.
     let mut body = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
@@ -114,6 +115,11 @@ async fn read_body(request: Request, limit: usize) -> Result<Vec<u8>, Problem> {
         })?;
         if body.len() + chunk.len() > limit {
             return Err(large());
+        }
+        if body.capacity() == 0 {
+            // A part of a large body came, so there is room for the whole of it. To grow would copy it,
+            // and need twice its bytes for a moment.
+            body.reserve_exact(usize::try_from(declared).unwrap_or(limit).min(limit));
         }
         body.extend_from_slice(&chunk);
     }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::http::extract::lax;
-use crate::http::extract::object::{FieldFault, Object};
+use crate::http::extract::object::{FieldFault, Object, TOO_MANY_VALUES};
 use crate::session::SessionId;
 
 /// Messages of one reply: the most, and the default.
@@ -86,14 +86,13 @@ impl<'a> Fields<'a> {
     pub fn value(&mut self, field: &str) -> Option<&'a Value> {
         match self.object.get(field) {
             Ok(value) => return value,
-            Err(FieldFault::LoneSurrogate) => {
-                let msg = "holds a lone surrogate (one half of a \\u pair), which is no character; \
-                    send both halves, or the character itself";
-                self.refuse(field, "string_unicode", msg);
-            }
-            Err(FieldFault::BeyondBounds) => {
-                let msg = "is nested too deeply, or holds a number that is too large";
-                self.refuse(field, "json_invalid", msg);
+            Err(fault) => {
+                let kind = match fault {
+                    FieldFault::LoneSurrogate => "string_unicode",
+                    FieldFault::BeyondBounds => "json_invalid",
+                    FieldFault::TooManyValues => TOO_MANY_VALUES,
+                };
+                self.refuse(field, kind, fault.text());
             }
         }
         None

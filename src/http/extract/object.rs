@@ -1,10 +1,14 @@
-//! Parses the JSON object of a client. An unreadable field is refused only where it is read.
+//! Parses the JSON object of a client, field by field: a field is parsed where it is read. So one that
+//! nobody reads costs no memory beside its text, and one that is unreadable affects no other.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use bytes::Bytes;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -12,12 +16,29 @@ use crate::raw_fields::RawFields;
 
 /// The byte order mark that some programs write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Values in the fields that are read of one object, at most, which take 18 MiB in the worst case. The
+/// largest requests have about a half: 1,000 messages with 2,000 calls of tools, and 128 tools with
+/// 128 KiB of schemas, have 60,000.
+const VALUES: usize = 128 << 10;
+/// What an object counts as: its first field takes 640 bytes, and a value in a list 32.
+const OBJECT: usize = 8;
+/// The kind of the error of a field that holds more values, and the code of its request.
+pub const TOO_MANY_VALUES: &str = "too_many_values";
 
 /// A JSON object, of which some fields may be unreadable.
 #[derive(Debug, Default)]
 pub struct Object {
-    fields: Map<String, Value>,
-    unreadable: HashMap<String, FieldFault>,
+    text: Bytes,
+    fields: BTreeMap<String, Field>,
+    budget: Budget,
+}
+
+/// A field of an object, parsed once it was read.
+#[derive(Debug)]
+struct Field {
+    /// Where its text is.
+    at: Range<usize>,
+    value: OnceLock<Result<Value, FieldFault>>,
 }
 
 /// Why a field of valid JSON cannot be read.
@@ -27,6 +48,8 @@ pub enum FieldFault {
     LoneSurrogate,
     /// The field is nested too deeply, or holds a number that no float can hold.
     BeyondBounds,
+    /// The field holds more values than the fields of one object may.
+    TooManyValues,
 }
 
 /// Why a text is not a JSON object.
@@ -34,13 +57,38 @@ pub enum FieldFault {
 pub enum NotAnObject {
     /// The text is JSON of another type.
     OtherJson,
+    /// The text is an object of more fields than one may have.
+    TooManyFields,
     /// The text is not JSON.
     Invalid(serde_json::Error),
 }
 
+impl FieldFault {
+    /// Returns what is wrong with the field, for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::LoneSurrogate => {
+                "holds a lone surrogate (one half of a \\u pair), which is no character; send both \
+                 halves, or the character itself"
+            }
+            Self::BeyondBounds => "is nested too deeply, or holds a number that is too large",
+            Self::TooManyValues => TOO_MANY_VALUES_TEXT,
+        }
+    }
+}
+
+/// What is wrong with a field of too many values, for people.
+const TOO_MANY_VALUES_TEXT: &str = "holds, with the other fields, more than 131072 values, of which an \
+    object counts as eight; send fewer";
+
+/// What is wrong with an object of too many fields, for people.
+pub const TOO_MANY_FIELDS_TEXT: &str = "has more than 1024 fields; send fewer";
+
 impl From<Map<String, Value>> for Object {
     fn from(fields: Map<String, Value>) -> Self {
-        Self { fields, unreadable: HashMap::new() }
+        let read = |value| Field { at: 0..0, value: OnceLock::from(Ok(value)) };
+        let fields = fields.into_iter().map(|(name, value)| (name, read(value))).collect();
+        Self { fields, ..Self::default() }
     }
 }
 
@@ -50,56 +98,32 @@ impl Object {
     /// # Errors
     /// Where the text is not JSON, or not an object.
     pub fn parse(text: &[u8]) -> Result<Self, NotAnObject> {
-        let text = without_bom(text);
-        match serde_json::from_slice(text) {
-            Ok(PlainValue(Value::Object(fields))) => Ok(fields.into()),
-            Ok(_) => Err(NotAnObject::OtherJson),
-            // One unreadable field fails the whole parse. Reading each field finds it.
-            Err(_) => Self::parse_field_by_field(text),
-        }
+        Self::of(Bytes::copy_from_slice(text))
     }
 
-    fn parse_field_by_field(text: &[u8]) -> Result<Self, NotAnObject> {
-        let RawFields(raw) = serde_json::from_slice(text).map_err(|error| {
+    /// Parses an object, without a byte order mark before it, and keeps the text.
+    ///
+    /// # Errors
+    /// Where the text is not JSON, or not an object.
+    pub fn of(text: Bytes) -> Result<Self, NotAnObject> {
+        let json = without_bom(&text);
+        let RawFields(raw) = serde_json::from_slice(json).map_err(|error| {
             // The parser refuses another JSON type at its first byte, and has not checked the rest.
-            match serde_json::from_slice::<&RawValue>(text) {
+            match serde_json::from_slice::<&RawValue>(json) {
+                Ok(object) if object.get().starts_with('{') => NotAnObject::TooManyFields,
                 Ok(_) => NotAnObject::OtherJson,
                 Err(syntax) if error.is_data() => NotAnObject::Invalid(syntax),
                 Err(_) => NotAnObject::Invalid(error),
             }
         })?;
-        let mut object = Self::default();
-        for (name, value) in raw {
-            // Of two fields with one name, the last one counts.
-            object.fields.remove(&name);
-            object.unreadable.remove(&name);
-            if let Ok(PlainValue(value)) = serde_json::from_str(value) {
-                object.fields.insert(name, value);
-            } else {
-                let fault = if has_lone_surrogate(value) {
-                    FieldFault::LoneSurrogate
-                } else {
-                    FieldFault::BeyondBounds
-                };
-                object.unreadable.insert(name, fault);
-            }
-        }
-        Ok(object)
-    }
-
-    /// Returns the fields that can be read, without the others.
-    pub fn into_fields(self) -> Map<String, Value> {
-        self.fields
-    }
-
-    /// Returns the fields that can be read.
-    pub fn fields(&self) -> &Map<String, Value> {
-        &self.fields
-    }
-
-    /// Returns the fields that cannot be read.
-    pub fn unreadable(&self) -> impl Iterator<Item = (&str, FieldFault)> {
-        self.unreadable.iter().map(|(name, fault)| (name.as_str(), *fault))
+        let begin = text.as_ptr().addr();
+        // Of two fields with one name, the last one counts.
+        let fields = raw.into_iter().map(|(name, value)| {
+            let at = value.as_ptr().addr() - begin;
+            (name, Field { at: at..at + value.len(), value: OnceLock::new() })
+        });
+        let fields = fields.collect();
+        Ok(Self { text, fields, budget: Budget::default() })
     }
 
     /// Returns the value of a field. `null` counts as absent.
@@ -107,10 +131,57 @@ impl Object {
     /// # Errors
     /// Where the field is present and unreadable.
     pub fn get(&self, name: &str) -> Result<Option<&Value>, FieldFault> {
-        match self.unreadable.get(name) {
-            Some(fault) => Err(*fault),
-            None => Ok(self.fields.get(name).filter(|value| !value.is_null())),
+        let Some(field) = self.fields.get(name) else { return Ok(None) };
+        match field.value.get_or_init(|| self.read(field)) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_null())),
+            Err(fault) => Err(*fault),
         }
+    }
+
+    /// Returns the text of a field as it was sent: the order of the fields in it is lost in its value.
+    pub fn text_of(&self, name: &str) -> Option<&str> {
+        self.text_at(self.fields.get(name)?)
+    }
+
+    /// Returns the names of the fields.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
+    /// Reads all fields.
+    ///
+    /// # Errors
+    /// The first field that is unreadable.
+    pub fn read_all(&self) -> Result<Map<String, Value>, (&str, FieldFault)> {
+        let mut fields = Map::new();
+        for (name, field) in &self.fields {
+            let value = field.value.get().cloned().unwrap_or_else(|| self.read(field));
+            fields.insert(name.clone(), value.map_err(|fault| (name.as_str(), fault))?);
+        }
+        Ok(fields)
+    }
+
+    fn text_at(&self, field: &Field) -> Option<&str> {
+        std::str::from_utf8(self.text.get(field.at.clone())?).ok()
+    }
+
+    fn read(&self, field: &Field) -> Result<Value, FieldFault> {
+        // The text was checked when the object was parsed.
+        let text = self.text_at(field).unwrap_or_default();
+        let before = self.budget.left.load(Ordering::Relaxed);
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = Plain(&self.budget).deserialize(&mut json);
+        read.map_err(|_| {
+            // The others are read as if this one were absent.
+            self.budget.left.store(before, Ordering::Relaxed);
+            if self.budget.is_spent.swap(false, Ordering::Relaxed) {
+                FieldFault::TooManyValues
+            } else if has_lone_surrogate(text) {
+                FieldFault::LoneSurrogate
+            } else {
+                FieldFault::BeyondBounds
+            }
+        })
     }
 }
 
@@ -119,7 +190,7 @@ pub fn without_bom(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
 
-/// Returns the text of the value at this path in the text of an object.
+/// Returns the text of the value at this path in the text of an object that was parsed.
 pub fn raw_value<'a>(text: &'a [u8], path: &[&str]) -> Option<&'a str> {
     let mut text = std::str::from_utf8(without_bom(text)).ok()?;
     for name in path {
@@ -130,69 +201,166 @@ pub fn raw_value<'a>(text: &'a [u8], path: &[&str]) -> Option<&'a str> {
     Some(text)
 }
 
-/// A JSON value in which no name of a field has a special meaning. `Value` itself parses the text of
-/// a field that has the name of the library's `RawValue` marker.
-struct PlainValue(Value);
+/// Returns whether a text is a JSON object that a client's body could hold. It is not kept.
+pub fn is_object(text: &str) -> bool {
+    let mut json = serde_json::Deserializer::from_str(text);
+    text.trim_start().starts_with('{')
+        && Checked.deserialize(&mut json).and_then(|()| json.end()).is_ok()
+}
 
-impl<'de> Deserialize<'de> for PlainValue {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Any;
+/// The values that the fields of one object may still have.
+#[derive(Debug)]
+struct Budget {
+    left: AtomicUsize,
+    /// Whether a field had more.
+    is_spent: AtomicBool,
+}
 
-        impl<'de> Visitor<'de> for Any {
-            type Value = PlainValue;
+impl Default for Budget {
+    fn default() -> Self {
+        Self { left: AtomicUsize::new(VALUES), is_spent: AtomicBool::new(false) }
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
+impl Budget {
+    fn spend<E: Error>(&self, values: usize) -> Result<(), E> {
+        let Some(left) = self.left.load(Ordering::Relaxed).checked_sub(values) else {
+            self.is_spent.store(true, Ordering::Relaxed);
+            return Err(E::custom("too many values"));
+        };
+        self.left.store(left, Ordering::Relaxed);
+        Ok(())
+    }
+}
 
-            fn visit_unit<E>(self) -> Result<PlainValue, E> {
-                Ok(PlainValue(Value::Null))
-            }
+/// Reads a JSON value within a budget, in which no name of a field has a special meaning. `Value` itself
+/// parses the text of a field that has the name of the library's `RawValue` marker.
+#[derive(Clone, Copy)]
+struct Plain<'a>(&'a Budget);
 
-            fn visit_bool<E>(self, value: bool) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+impl Plain<'_> {
+    fn scalar<E: Error>(self, value: impl Into<Value>) -> Result<Value, E> {
+        self.0.spend(1)?;
+        Ok(value.into())
+    }
+}
 
-            fn visit_i64<E>(self, value: i64) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+impl<'de> DeserializeSeed<'de> for Plain<'_> {
+    type Value = Value;
 
-            fn visit_u64<E>(self, value: u64) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
 
-            fn visit_f64<E>(self, value: f64) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+impl<'de> Visitor<'de> for Plain<'_> {
+    type Value = Value;
 
-            fn visit_str<E>(self, value: &str) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
 
-            fn visit_string<E>(self, value: String) -> Result<PlainValue, E> {
-                Ok(PlainValue(value.into()))
-            }
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        self.scalar(Value::Null)
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<PlainValue, A::Error> {
-                let mut items = Vec::new();
-                while let Some(PlainValue(item)) = list.next_element()? {
-                    items.push(item);
-                }
-                Ok(PlainValue(Value::Array(items)))
-            }
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        self.scalar(value)
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PlainValue, A::Error> {
-                let mut fields = Map::new();
-                while let Some((name, PlainValue(value))) =
-                    map.next_entry::<String, PlainValue>()?
-                {
-                    fields.insert(name, value);
-                }
-                Ok(PlainValue(Value::Object(fields)))
-            }
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        self.0.spend(1)?;
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element_seed(self)? {
+            items.push(item);
         }
+        Ok(Value::Array(items))
+    }
 
-        from.deserialize_any(Any)
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        self.0.spend(OBJECT)?;
+        let mut fields = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            fields.insert(name, map.next_value_seed(self)?);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+/// Checks what [`Plain`] reads, but for the number of its values, and keeps none of it.
+#[derive(Clone, Copy)]
+struct Checked;
+
+impl<'de> DeserializeSeed<'de> for Checked {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        // A name is read as text, as a string is.
+        while map.next_key_seed(self)?.is_some() {
+            map.next_value_seed(self)?;
+        }
+        Ok(())
     }
 }
 
@@ -225,6 +393,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::raw_fields::FIELDS;
 
     fn parse(text: &str) -> Object {
         Object::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error:?}"))
@@ -261,6 +430,57 @@ mod tests {
         assert_eq!(object.get("d"), Err(FieldFault::BeyondBounds));
         assert_eq!(object.get("e"), Ok(Some(&Value::from(2))));
         assert_eq!(object.get("f"), Ok(None));
+    }
+
+    #[test]
+    fn a_field_of_many_values_is_refused_where_it_is_read_and_costs_the_others_nothing() {
+        let list = |values: usize| format!("[{}0]", "0,".repeat(values - 1));
+        // A list counts, too.
+        let most = list(VALUES - 2);
+        let objects = format!("[{}{{}}]", "{},".repeat(VALUES / OBJECT - 1));
+        let deep = "{\"a\":".repeat(100) + "0" + &"}".repeat(100);
+        let many = format!("[{}0]", format!("{deep},").repeat(VALUES / OBJECT / 100 + 1));
+        let object = parse(&format!(
+            r#"{{"a": {objects}, "b": {}, "c": {most}, "d": 1, "e": 2, "f": {many}}}"#,
+            list(VALUES)
+        ));
+        for name in ["a", "b", "f"] {
+            assert_eq!(object.get(name).err(), Some(FieldFault::TooManyValues), "{name}");
+        }
+        // Each that is read leaves less to those that are read later.
+        let length = object.get("c").map(|value| value.and_then(Value::as_array).map(Vec::len));
+        assert_eq!(length, Ok(Some(VALUES - 2)));
+        assert_eq!(object.get("d"), Ok(Some(&Value::from(1))));
+        assert_eq!(object.get("e"), Err(FieldFault::TooManyValues));
+        assert_eq!(object.get("c").map(|it| it.is_some()), Ok(true), "it is read once");
+        let (name, fault) = object.read_all().expect_err("too many");
+        assert_eq!((name, fault), ("a", FieldFault::TooManyValues));
+        assert!(fault.text().contains(&VALUES.to_string()));
+    }
+
+    #[test]
+    fn an_object_has_a_bounded_number_of_fields_whatever_their_names() {
+        let fields = |count: usize, name: fn(usize) -> String| {
+            let fields: Vec<_> = (0..count).map(|at| format!(r#""{}":0"#, name(at))).collect();
+            Object::parse(format!("{{{}}}", fields.join(",")).as_bytes())
+        };
+        for name in [|at: usize| at.to_string(), |_| String::new(), |_| "\\ud800".to_owned()] {
+            assert!(fields(FIELDS, name).is_ok());
+            assert!(matches!(fields(FIELDS + 1, name), Err(NotAnObject::TooManyFields)));
+        }
+        assert!(TOO_MANY_FIELDS_TEXT.contains(&FIELDS.to_string()));
+    }
+
+    #[test]
+    fn an_object_as_text_is_what_a_field_could_hold() {
+        for text in ["{}", " {\"a\": [1, {\"b\": \"\\ud83d\\ude00\"}, null, 1.5, -1, true]} "] {
+            assert!(is_object(text), "{text}");
+        }
+        let deep = "{\"a\":".repeat(200) + "0" + &"}".repeat(200);
+        for text in ["", "[]", "1", "{", "{} x", "{\"a\": \"\\ud800\"}", "{\"\\ud800\": 1}", &deep]
+        {
+            assert!(!is_object(text), "{text}");
+        }
     }
 
     #[test]

@@ -8,12 +8,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::public::is_public;
-use crate::http::room::{ByteRoom, TakenRoom, large_size, no_room};
+use crate::http::room::{ByteRoom, REPLY_BYTES, TakenRoom, large_size, no_room};
 use crate::limits::RequestKind;
 
-/// Bytes of a reply for which a request reserves room before it is handled. A page of a history is the
-/// largest one.
-const REPLY_BYTES: usize = 1 << 20;
 /// The one reply that is large, belongs to no caller, and is made for each request.
 const METRICS: &str = "/metrics";
 
@@ -26,8 +23,8 @@ pub(super) struct RoomLayer {
     pub kind: fn(&Method, &str) -> RequestKind,
 }
 
-/// Reserves room for the largest reply before a request that only reads is handled, and for the real
-/// size of every other reply. A small reply, a stream and a file of `/docs` hold none.
+/// Reserves room for the largest page before a request that only reads is handled, and takes what its reply
+/// needs beyond that once it is made; for every other reply it takes room for its real size. A small reply, a stream and a file of `/docs` hold none.
 pub(super) async fn reserve(
     State(RoomLayer { room, kind }): State<RoomLayer>,
     request: Request,
@@ -55,7 +52,7 @@ pub(super) async fn reserve(
         return response;
     }
     let reserved = match reserved {
-        Some(reserved) => Some(reserved.shrink(size)),
+        Some(reserved) => reserved.resize(size),
         None => room.take(network, size).await,
     };
     let Some(reserved) = reserved else { return no_room().into_response() };

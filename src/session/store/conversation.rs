@@ -38,6 +38,8 @@ pub struct ConversationTooLarge {
 impl OwnConversation {
     /// The largest number of messages.
     pub const MESSAGES: usize = 1_000;
+    /// The largest number of calls of tools in one message.
+    pub const CALLS: usize = 128;
     /// The largest number of bytes of all messages together, without their question.
     pub const BYTES: usize = 1 << 20;
 

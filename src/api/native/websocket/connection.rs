@@ -12,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
+use crate::api::large_body;
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
@@ -301,10 +302,15 @@ impl Connection {
         #[cfg(test)]
         crate::api::panics::panic_on_poison(&packet);
         match packet {
-            Packet::Text(text) => match wire::parse_client_message(text.as_bytes()) {
-                Ok(message) => self.handle(message, text.len()).await,
-                Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
-            },
+            Packet::Text(text) => {
+                let bytes = text.len();
+                let parse = |text: bytes::Bytes| wire::parse_client_message(&text);
+                // Boxed, because few messages are large.
+                match Box::pin(large_body::parsed(text.into(), parse)).await {
+                    Ok(message) => self.handle(message, bytes).await,
+                    Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
+                }
+            }
             Packet::Binary(_) => {
                 let detail = "binary messages are not supported; send text";
                 let status = StatusCode::UNPROCESSABLE_ENTITY;

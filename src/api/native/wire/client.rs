@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::api::native::input::{ChatRequest, IDEMPOTENCY_KEY, branch_target, cancel_target};
 use crate::http::extract::body::json_position;
 use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
-use crate::http::extract::object::{NotAnObject, Object};
+use crate::http::extract::object::{NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
 use crate::http::problem::Problem;
 use crate::session::{Anchor, GenerationId};
 use crate::sign_in::{LONGEST_TOKEN, Secret};
@@ -99,6 +99,9 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
         Ok(object) => object,
         Err(NotAnObject::OtherJson) => {
             return Err(bad("not_an_object", "the message is not a JSON object"));
+        }
+        Err(NotAnObject::TooManyFields) => {
+            return Err(bad(TOO_MANY_VALUES, &format!("the message {TOO_MANY_FIELDS_TEXT}")));
         }
         Err(NotAnObject::Invalid(error)) => {
             return Err(bad("json_invalid", &json_position(&error)));

@@ -16,7 +16,7 @@ use super::schema::{CreateResponse, ResponseEvent, ResponseReply};
 use super::stored::{StoredResponse, json_reply};
 use super::stream::ResponseWriter;
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::WITH_IMAGES;
+use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
@@ -32,14 +32,15 @@ use crate::session::store::{OwnConversation, message};
 use crate::session::{Image, Message, Owner, SessionId, Status};
 use crate::sign_in::Identity;
 
-/// The body of a request, read and checked.
-pub struct ResponseBody(ResponseRequest);
+/// The body of a request, read and checked, and its room.
+pub struct ResponseBody(ResponseRequest, HeldRoom);
 
 impl FromRequest<Shared> for ResponseBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        body::read(request, shared, WITH_IMAGES, ResponseRequest::read).await.map(Self)
+        let read = body::read(request, shared, WITH_IMAGES, ResponseRequest::read).await;
+        read.map(|(request, room)| Self(request, room))
     }
 }
 
@@ -66,11 +67,12 @@ pub async fn create(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ResponseBody(mut request): ResponseBody,
+    ResponseBody(mut request, room): ResponseBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
     let created = submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
+    drop(room);
     let Created { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
     if is_background && socket.is_none() {

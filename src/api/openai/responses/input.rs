@@ -4,12 +4,11 @@ use chrono::Utc;
 use serde_json::{Value, json};
 
 use super::super::content::{self, Images, Parts};
-use super::super::messages::{Messages, call_id};
-use super::super::params::{
-    INVALID_TYPE, INVALID_VALUE, JsonObject, Params, UNSUPPORTED_VALUE, error,
-};
+use super::super::messages::{CallNames, Messages, call_id};
+use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, error};
 use super::super::tools::check_name;
 use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::is_object;
 use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
 use crate::session::store::{OwnConversation, message};
@@ -95,7 +94,7 @@ fn read_item(
                 name: params.required_text("name")?.to_owned(),
                 arguments: params.required_text("arguments")?.to_owned(),
             };
-            if serde_json::from_str::<JsonObject>(&call.arguments).is_err() {
+            if !is_object(&call.arguments) {
                 let msg = "must be a JSON object as text";
                 return Err(params.refuse("arguments", INVALID_VALUE, msg));
             }
@@ -157,6 +156,10 @@ pub fn conversation(
     instructions: usize,
     images: Vec<Image>,
 ) -> Result<Messages, FieldError> {
+    let mut calls = CallNames::default();
+    for message in &earlier {
+        calls.add(&message.tool_calls);
+    }
     let mut before = earlier;
     let mut last = None;
     for InputItem { path, content } in items {
@@ -167,8 +170,14 @@ pub fn conversation(
                 Message { content: text.clone(), images, ..message(*role, now) }
             }
             ItemContent::Call(call) => {
+                calls.add(std::slice::from_ref(call));
                 // Calls in a row, and the text before them, are one answer of the model.
                 if let (Some("call" | "answer"), Some(answer)) = (last, before.last_mut()) {
+                    if answer.tool_calls.len() == OwnConversation::CALLS {
+                        let most = OwnConversation::CALLS;
+                        let msg = format!("must not be more than {most} function calls in a row");
+                        return Err(error(path, INVALID_VALUE, msg));
+                    }
                     answer.tool_calls.push(call.clone());
                     last = Some("call");
                     continue;
@@ -176,15 +185,14 @@ pub fn conversation(
                 Message { tool_calls: vec![call.clone()], ..message(Role::Assistant, now) }
             }
             ItemContent::Result(id, text) => {
-                let mut calls = before.iter().flat_map(|message| &message.tool_calls);
-                let Some(call) = calls.find(|call| call.id == *id) else {
+                let Some(name) = calls.get(id) else {
                     let msg = "must be the call_id of an earlier function_call";
                     return Err(error(&format!("{path}.call_id"), INVALID_VALUE, msg));
                 };
                 Message {
                     content: text.clone(),
                     tool_call_id: Some(id.clone()),
-                    tool_name: Some(call.name.clone()),
+                    tool_name: Some(name.to_owned()),
                     ..message(Role::Tool, now)
                 }
             }
@@ -306,6 +314,20 @@ mod tests {
         assert_eq!(before[2].tool_calls.len(), 2, "one answer with both calls");
         assert_eq!((question.role, &*question.content), (Role::Tool, "two"));
         assert_eq!(question.tool_name.as_deref(), Some("g"));
+    }
+
+    #[test]
+    fn calls_in_a_row_are_bounded_and_of_two_with_one_id_the_first_one_is_answered() {
+        let call = |id: &str, name: &str| json!({"type": "function_call", "call_id": id, "name": name, "arguments": "{}"});
+        let result = json!({"type": "function_call_output", "call_id": "c", "output": "x"});
+        let mut items = vec![call("c", "first"), call("c", "second")];
+        items.resize(OwnConversation::CALLS, call("d", "f"));
+        items.push(result.clone());
+        let read = read_all(&Value::from(items.clone())).expect("valid");
+        assert_eq!(read.question.tool_name.as_deref(), Some("first"));
+        items.insert(0, call("d", "f"));
+        let refused = read_all(&Value::from(items)).expect_err("one too many");
+        assert_eq!(refused, (format!("input[{}]", OwnConversation::CALLS), "invalid_value"));
     }
 
     #[test]

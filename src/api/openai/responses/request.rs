@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::body;
-use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params};
+use super::super::params::{INVALID_TYPE, INVALID_VALUE, Params, shown_name};
 use super::super::request::{DEFAULT_SAMPLING, effort, model};
 use super::input::{self, InputItem};
 use super::parse_id;
@@ -21,6 +21,10 @@ use crate::session::{SessionId, TurnSpec};
 const PAIRS: usize = 16;
 const NAME_CHARACTERS: usize = 64;
 const VALUE_CHARACTERS: usize = 512;
+
+/// Bytes as JSON of what a response shows again of its request, at most: it is stored with the question, and
+/// each reply has it.
+const SHOWN_BYTES: usize = 1 << 20;
 
 /// A request for a response.
 #[derive(Clone, Debug)]
@@ -84,8 +88,8 @@ impl ResponseRequest {
     /// # Errors
     /// The first parameter that is not valid.
     pub fn read(object: &Object, text: &[u8]) -> Result<Self, FieldError> {
-        body::check_readable(object)?;
-        let mut params = Params::of_request(object.fields());
+        let parameters = body::parameters(object)?;
+        let mut params = Params::of_request(&parameters);
         let model = model(&mut params)?;
         let mut images = RequestImages::default();
         let input = input::read(&mut params, &mut images)?;
@@ -137,6 +141,7 @@ impl ResponseRequest {
             truncation: "disabled".to_owned(),
             user,
         };
+        check_size(&shown)?;
         params.finish()?;
         let tokens = max_output_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         let spec = TurnSpec {
@@ -170,6 +175,26 @@ impl ResponseRequest {
         let all = serde_json::to_vec(&(&self.spec, &self.shown, input));
         sha256_hex(&all.unwrap_or_default())
     }
+}
+
+/// Checks the bytes of what the response shows again.
+fn check_size(shown: &Shown) -> Result<(), FieldError> {
+    let bytes = serde_json::to_string(shown).map_or(usize::MAX, |json| json.len());
+    if bytes <= SHOWN_BYTES {
+        return Ok(());
+    }
+    let texts = [
+        ("instructions", &shown.instructions),
+        ("user", &shown.user),
+        ("safety_identifier", &shown.safety_identifier),
+        ("prompt_cache_key", &shown.prompt_cache_key),
+    ];
+    let longest = texts.iter().max_by_key(|(_, text)| text.as_ref().map_or(0, String::len));
+    let name = longest.map_or("instructions", |(name, _)| name);
+    let msg = format!(
+        "must have at most {SHOWN_BYTES} bytes as JSON, with the other parameters that the response shows"
+    );
+    Err(super::super::params::error(name, INVALID_VALUE, msg))
 }
 
 /// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
@@ -256,7 +281,7 @@ fn read_metadata(params: &mut Params<'_>) -> Result<Map<String, Value>, FieldErr
     let is_long = |text: &str, most: usize| text.len() > most && text.chars().count() > most;
     for (name, value) in pairs {
         let Some(value) = value.as_str() else {
-            let path = format!("{NAME}.{name}");
+            let path = format!("{NAME}.{}", shown_name(name));
             return Err(params.refuse(&path, INVALID_TYPE, "must be a string"));
         };
         if is_long(name, NAME_CHARACTERS) || is_long(value, VALUE_CHARACTERS) {
@@ -415,6 +440,13 @@ mod tests {
         ] {
             let refused = read(&with(name, value.clone())).expect_err(name);
             assert_eq!(refused, (path.to_owned(), kind), "{name} {value}");
+        }
+        for name in ["instructions", "user", "safety_identifier", "prompt_cache_key"] {
+            // Each character takes six bytes as JSON.
+            let read = |length: usize| read(&with(name, json!("\u{1}".repeat(length))));
+            assert!(read(SHOWN_BYTES / 7).is_ok());
+            let refused = read(SHOWN_BYTES / 6).expect_err(name);
+            assert_eq!(refused, (name.to_owned(), "invalid_value"));
         }
         let mut both = with("background", json!(true));
         both["store"] = json!(false);

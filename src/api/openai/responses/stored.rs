@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
@@ -17,6 +18,7 @@ use super::object::{OpenState, ResponseObject, StoredRequest};
 use super::schema::{ResponseEvent, ResponseReply};
 use super::stream::ResponseWriter;
 use super::{ResponsePath, input, not_found};
+use crate::api::json_page;
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
@@ -24,6 +26,7 @@ use crate::follow::{Follow, Resumed};
 use crate::generation::CancelOutcome;
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::object::Object;
 use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
@@ -132,8 +135,8 @@ pub fn json_reply(text: String) -> Response {
 }
 
 /// Checks that the query has no other fields than these.
-fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &serde_json::Map<String, Value>) {
-    for name in given.keys().filter(|name| !names.contains(&name.as_str())) {
+fn check_names(fields: &mut Fields<'_>, names: &[&str], given: &Object) {
+    for name in given.names().filter(|name| !names.contains(name)) {
         if name == "include" || name == "include[]" {
             fields.refuse(
                 "include",
@@ -170,7 +173,7 @@ pub async fn retrieve(
     QueryFields(query): QueryFields,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["stream", "starting_after", "include_obfuscation"], query.fields());
+    check_names(&mut fields, &["stream", "starting_after", "include_obfuscation"], &query);
     let stream = fields.flag("stream").unwrap_or(false);
     let after = fields.integer("starting_after", 0, (1 << 53) - 1);
     if after.is_some() && !stream {
@@ -269,12 +272,12 @@ pub struct InputItems {
     object: &'static str,
     /// The items.
     #[schema(value_type = Vec<Object>)]
-    data: Vec<Value>,
+    data: Vec<Box<RawValue>>,
     /// The id of the first item; empty where there is none.
     first_id: String,
     /// The id of the last item; empty where there is none.
     last_id: String,
-    /// Whether there are items after these.
+    /// Whether there are items after these. A page is bounded by its bytes, too.
     has_more: bool,
 }
 
@@ -299,7 +302,7 @@ pub async fn input_items(
     QueryFields(query): QueryFields,
 ) -> Result<Json<InputItems>, Problem> {
     let mut fields = Fields::new("query", &query);
-    check_names(&mut fields, &["limit", "order", "after"], query.fields());
+    check_names(&mut fields, &["limit", "order", "after"], &query);
     let limit = fields.integer("limit", 1, ITEMS.0).unwrap_or(ITEMS.1);
     let order = fields.text("order", usize::MAX).unwrap_or("desc");
     if !["asc", "desc"].contains(&order) {
@@ -321,8 +324,9 @@ pub async fn input_items(
         items.drain(..=at);
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let has_more = items.len() > limit;
-    items.truncate(limit);
+    let data = json_page::fitting(items.iter().take(limit));
+    let has_more = items.len() > data.len();
+    items.truncate(data.len());
     let id = |item: Option<&Value>| {
         item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned()
     };
@@ -330,7 +334,7 @@ pub async fn input_items(
         object: "list",
         first_id: id(items.first()),
         last_id: id(items.last()),
-        data: items,
+        data,
         has_more,
     }))
 }
