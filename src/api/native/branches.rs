@@ -1,6 +1,7 @@
 //! The branches of a session over REST: another answer, another question, and which of them is shown.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -9,7 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::idempotency::IdempotencyKeyHeader;
-use crate::api::large_body::{self, IMAGE_BYTES};
+use crate::api::large_body::{self, HeldRoom, IMAGE_BYTES};
 use crate::api::native::chat::{self, ChatResponse};
 use crate::api::native::input::{ChatRequest, OnDisconnect, branch_target};
 use crate::api::native::schema::{self, ServerSentEvent};
@@ -123,27 +124,29 @@ pub struct Edit {
     on_disconnect: OnDisconnect,
 }
 
-/// The session and the body of a request to regenerate an answer, read and checked.
-pub struct RegenerateBody(ChatRequest);
+/// The session and the body of a request to regenerate an answer, read and checked, and its room.
+pub struct RegenerateBody(ChatRequest, HeldRoom);
 
 impl FromRequest<Shared> for RegenerateBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
         let most = shared.settings.max_body_bytes;
-        read(request, shared, most, ChatRequest::from_regenerate).await.map(Self)
+        let (request, room) = read(request, shared, most, ChatRequest::from_regenerate).await?;
+        Ok(Self(request, room))
     }
 }
 
-/// The session and the body of a request to edit a question, read and checked.
-pub struct EditBody(ChatRequest);
+/// The session and the body of a request to edit a question, read and checked, and its room.
+pub struct EditBody(ChatRequest, HeldRoom);
 
 impl FromRequest<Shared> for EditBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
         let most = shared.settings.max_body_bytes + IMAGE_BYTES;
-        read(request, shared, most, ChatRequest::from_edit).await.map(Self)
+        let (request, room) = read(request, shared, most, ChatRequest::from_edit).await?;
+        Ok(Self(request, room))
     }
 }
 
@@ -153,10 +156,10 @@ async fn read(
     shared: &Shared,
     most: usize,
     check: fn(SessionId, &Object, &[u8]) -> Result<ChatRequest, Vec<FieldError>>,
-) -> Result<ChatRequest, Problem> {
+) -> Result<(ChatRequest, HeldRoom), Problem> {
     let (mut parts, body) = request.into_parts();
     let SessionPath(session) = SessionPath::from_request_parts(&mut parts, shared).await?;
-    let parse = move |body: Vec<u8>| Ok(check(session, &parse_object(&body)?, &body)?);
+    let parse = move |body: Bytes| Ok(check(session, &parse_object(body.clone())?, &body)?);
     large_body::read(Request::from_parts(parts, body), shared, most, parse).await
 }
 
@@ -190,10 +193,10 @@ pub async fn regenerate(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    RegenerateBody(request): RegenerateBody,
+    RegenerateBody(request, room): RegenerateBody,
 ) -> Result<Response, Problem> {
     // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
-    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, request)).await
+    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, (request, room))).await
 }
 
 /// Asks another question in the place of one, and selects its branch.
@@ -226,10 +229,10 @@ pub async fn edit(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    EditBody(request): EditBody,
+    EditBody(request, room): EditBody,
 ) -> Result<Response, Problem> {
     // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
-    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, request)).await
+    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, (request, room))).await
 }
 
 /// A request to select a branch.
