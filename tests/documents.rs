@@ -21,6 +21,7 @@ const DOCUMENTS: [&str; 20] = [
     "docs/PROMISES.md",
     "docs/PROOF.md",
     "docs/PROTOCOL.md",
+    "docs/ROUTES.md",
     "docs/SETTINGS.md",
     "docs/SIGN_IN.md",
     "docs/TRACES.md",

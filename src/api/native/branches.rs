@@ -150,12 +150,14 @@ impl FromRequest<Shared> for EditBody {
     }
 }
 
+type Check = fn(SessionId, &Object, &[u8]) -> Result<ChatRequest, Vec<FieldError>>;
+
 /// Reads the session of the path and the body, which `check` makes a request of.
 async fn read(
     request: Request,
     shared: &Shared,
     most: usize,
-    check: fn(SessionId, &Object, &[u8]) -> Result<ChatRequest, Vec<FieldError>>,
+    check: Check,
 ) -> Result<(ChatRequest, HeldRoom), Problem> {
     let (mut parts, body) = request.into_parts();
     let SessionPath(session) = SessionPath::from_request_parts(&mut parts, shared).await?;
