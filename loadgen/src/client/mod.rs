@@ -402,14 +402,13 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
     let counters = &shared.tally.counters;
     let mut sent: Vec<Sent> = Vec::new();
     let mut given_up = false;
-    let mut generation: Option<String> = None;
+    let mut last: Option<Last> = None;
     for _ in 0..shared.options.turns {
         if Instant::now() >= stop {
             break;
         }
         let (mut prompt, mut answer) = shared.options.script.ask(&mut client.random);
-        let beside =
-            beside(&mut client, generation.as_deref(), !matches!(speaks, Speaks::Responses));
+        let beside = beside(&mut client, last.as_ref(), !matches!(speaks, Speaks::Responses));
         if let Some(before) = beside.as_ref().and_then(|_| sent.pop()) {
             count(&counters.branched);
             if let (Some(Beside::Answer(_)), Some(known)) = (&beside, before.answer) {
@@ -433,12 +432,12 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
             Outcome::Complete => {
                 count(&counters.complete);
                 sent.push(Sent { prompt, answer: Some(answer) });
-                generation = turn.generation().map(str::to_owned);
+                last = Last::of(&turn, last);
             }
             Outcome::Failed(code) => {
                 count(&counters.failed);
                 client.error(&format!("turn:{code}"));
-                generation = None;
+                last = None;
                 // Whether it was refused or failed decides what the history has.
                 given_up |= has_target;
                 sent.push(Sent { prompt, answer: None });
@@ -467,19 +466,38 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
     }
 }
 
+/// The question and the answer of the last turn.
+struct Last {
+    question: String,
+    answer: String,
+}
+
+impl Last {
+    /// Returns those of a turn that is complete, behind the one before it.
+    fn of(turn: &Turn, before: Option<Self>) -> Option<Self> {
+        let answer = turn.generation()?.to_owned();
+        if let Some(Beside::Answer(_)) = turn.target() {
+            // The question is still that of the first answer.
+            return Some(Self { answer, ..before? });
+        }
+        // The id of a question is that of its first generation with the last bit flipped.
+        let (rest, last) = answer.split_at_checked(answer.len().checked_sub(1)?)?;
+        let last = u8::from_str_radix(last, 16).ok()? ^ 1;
+        Some(Self { question: format!("{rest}{last:x}"), answer })
+    }
+}
+
 /// Returns the message of the last turn beside which the next one goes, where it does.
-fn beside(client: &mut Client, generation: Option<&str>, can_branch: bool) -> Option<Beside> {
-    let generation = generation.filter(|_| can_branch)?;
+fn beside(client: &mut Client, last: Option<&Last>, can_branch: bool) -> Option<Beside> {
+    let last = last.filter(|_| can_branch)?;
     if client.random.random_range(0..100) >= client.shared.options.branch_percent {
         return None;
     }
-    if client.random.random() {
-        return Some(Beside::Answer(generation.to_owned()));
-    }
-    // The id of a question is that of its generation with the last bit flipped.
-    let (rest, last) = generation.split_at_checked(generation.len().checked_sub(1)?)?;
-    let last = u8::from_str_radix(last, 16).ok()? ^ 1;
-    Some(Beside::Question(format!("{rest}{last:x}")))
+    Some(if client.random.random() {
+        Beside::Answer(last.answer.clone())
+    } else {
+        Beside::Question(last.question.clone())
+    })
 }
 
 async fn compare_history(client: &mut Client, sent: &[Sent]) {
