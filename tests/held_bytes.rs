@@ -159,7 +159,13 @@ async fn bodies_that_do_not_end_are_held_within_one_room_of_all_connections() {
     assert!(eventually(LIMIT, served).await, "the room does not come back");
 }
 
-/// Returns the most that a process has had in memory, in KiB.
+/// Forgets the most that a process has had in memory until now.
+fn reset_peak(replica: &Process) {
+    let id = replica.id().expect("a process");
+    std::fs::write(format!("/proc/{id}/clear_refs"), "5").expect("a process of this user");
+}
+
+/// Returns the most that a process has had in memory since then, in KiB.
 fn peak_kib(replica: &Process) -> f64 {
     let id = replica.id().expect("a process");
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a status");
@@ -193,6 +199,7 @@ async fn bodies_of_many_values_cost_little_more_than_their_text() {
         ("[]", ("{\"x\":[", "]}"), false),
         (r#""":0"#, ("{", "}"), true),
     ] {
+        reset_peak(replica);
         let before = peak_kib(replica);
         let (native, chat, responses, ollama) = tokio::join!(
             send("/api/v1/chat", unit, field),
@@ -213,6 +220,7 @@ async fn bodies_of_many_values_cost_little_more_than_their_text() {
     }
     // Where a field is read, its values are bounded.
     for unit in [r#"{"":0}"#, "{}", "\"\"", r#"{"role":"user","content":""}"#] {
+        reset_peak(replica);
         let before = peak_kib(replica);
         let openai = (format!("{openai}["), "]}");
         let openai = (openai.0.as_str(), openai.1);
@@ -234,6 +242,33 @@ async fn bodies_of_many_values_cost_little_more_than_their_text() {
         }
     }
     assert_the_others_go_on(replica).await;
+}
+
+#[tokio::test]
+async fn the_room_of_a_large_body_is_held_until_its_request_was_accepted() {
+    const LARGE: usize = (8 << 20) - 1000;
+    let Setup { replica, redis, ollama: _ollama } = &setup("0", &[ROOM]).await;
+    // What is not read of a body counts, too.
+    let send = async |bytes: usize| {
+        let message = json!({"role": "user", "content": "[[tokens=1]] hello"});
+        let body = json!({
+            "model": "tinyllama", "stream": false, "messages": [message], "rest": "x".repeat(bytes),
+        });
+        let reply = http().post(format!("{}/api/chat", replica.url)).json(&body).send().await;
+        let reply = reply.expect("a reply");
+        (reply.status().as_u16(), reply.text().await.expect("a text"))
+    };
+    assert_eq!(send(LARGE).await.0, 200);
+    redis.pause();
+    // Two at a time wait for Redis, for some seconds, and leave no room to those that wait for them.
+    let replies = join_all((0..8).map(|_| send(LARGE))).await;
+    redis.resume();
+    let is_refused = |reply: &&(u16, String)| reply.1.contains("as many bytes");
+    let refused = replies.iter().filter(is_refused).count();
+    assert!(replies.iter().all(|reply| reply.0 == 503), "{replies:?}");
+    assert!((2..=6).contains(&refused), "{refused}: {replies:?}");
+    let served = async || send(LARGE).await.0 == 200;
+    assert!(eventually(LIMIT, served).await, "the room does not come back");
 }
 
 #[tokio::test]

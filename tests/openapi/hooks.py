@@ -30,6 +30,9 @@ def _consistent_response(body):
     if isinstance(body.get("input"), list):
         # An output names a call of an earlier item, and the last item is there to be answered.
         items = [item for item in body["input"] if item.get("type") != "function_call_output"][:999]
+        # At most 128 calls stand in a row.
+        calls = [item for item in items if item.get("type") == "function_call"]
+        items = [item for item in items if item not in calls] + calls[:128]
         for item in items:
             if item.get("role") == "user" and isinstance(item["content"], list):
                 parts = [part for part in item["content"] if part["type"] == "input_text"]

@@ -1,13 +1,13 @@
 //! Embeddings: `/api/embed`, and the older `/api/embeddings`. They take slots and limits as turns do.
 
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
 use axum::response::Response;
 use serde_json::Value;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::errors::{invalid, of_model};
-use super::fields::{Fields, JsonObject};
+use super::fields::{self, Fields, JsonObject};
 use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
@@ -45,6 +45,65 @@ pub struct EmbeddingReply {
     embedding: Vec<f64>,
 }
 
+/// The body of a request for the vectors of texts, read and checked. It goes before the host is asked.
+pub struct EmbedBody {
+    model: String,
+    request: EmbedRequest,
+}
+
+impl FromRequest<Shared> for EmbedBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        Ok(fields::read(request, shared, Self::read).await?.0)
+    }
+}
+
+impl EmbedBody {
+    fn read(body: &JsonObject) -> Result<Self, Problem> {
+        let fields = Fields::new(&body.fields, "");
+        let model = request::model(fields)?;
+        let request = EmbedRequest {
+            kind: EmbedKind::Normalised,
+            texts: texts(fields)?,
+            truncate: fields.flag("truncate")?.unwrap_or(true),
+            dimensions: match fields.integer("dimensions")? {
+                None | Some(0) => None,
+                Some(length) => Some(
+                    u32::try_from(length)
+                        .map_err(|_| fields.refuse("dimensions", "must be at least 1"))?,
+                ),
+            },
+        };
+        Ok(Self { model, request })
+    }
+}
+
+/// The body of a request for the vector of one text, read and checked.
+pub struct EmbeddingBody {
+    model: String,
+    request: EmbedRequest,
+}
+
+impl FromRequest<Shared> for EmbeddingBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        Ok(fields::read(request, shared, Self::read).await?.0)
+    }
+}
+
+impl EmbeddingBody {
+    fn read(body: &JsonObject) -> Result<Self, Problem> {
+        let fields = Fields::new(&body.fields, "");
+        let model = request::model(fields)?;
+        let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
+        let texts = prompt.into_iter().map(str::to_owned).collect();
+        let kind = EmbedKind::Raw;
+        Ok(Self { model, request: EmbedRequest { kind, texts, truncate: true, dimensions: None } })
+    }
+}
+
 /// Returns the vectors of texts.
 #[utoipa::path(
     post, path = "/api/embed", tag = "ollama", operation_id = "ollama_embed",
@@ -55,23 +114,9 @@ pub async fn embed(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    body: JsonObject,
+    EmbedBody { model, request }: EmbedBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
-    let fields = Fields::new(&body.fields, "");
-    let model = request::model(fields)?;
-    let request = EmbedRequest {
-        kind: EmbedKind::Normalised,
-        texts: texts(fields)?,
-        truncate: fields.flag("truncate")?.unwrap_or(true),
-        dimensions: match fields.integer("dimensions")? {
-            None | Some(0) => None,
-            Some(length) => Some(
-                u32::try_from(length)
-                    .map_err(|_| fields.refuse("dimensions", "must be at least 1"))?,
-            ),
-        },
-    };
     let head = format!("{{\"model\":{},\"embeddings\":[", Value::from(&*model));
     let reply = VectorReply::new(&head, VectorForm::default(), AS_SENT);
     let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
@@ -94,14 +139,9 @@ pub async fn embeddings(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    body: JsonObject,
+    EmbeddingBody { model, request }: EmbeddingBody,
 ) -> Result<Response, Problem> {
-    let fields = Fields::new(&body.fields, "");
-    let model = request::model(fields)?;
-    let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
-    let texts: Vec<String> = prompt.into_iter().map(str::to_owned).collect();
-    let tail = if texts.is_empty() { "[]}" } else { "}" };
-    let request = EmbedRequest { kind: EmbedKind::Raw, texts, truncate: true, dimensions: None };
+    let tail = if request.texts.is_empty() { "[]}" } else { "}" };
     let reply = VectorReply::new("{\"embedding\":", VectorForm::default(), AS_SENT);
     let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
     let (reply, _) = embedded.map_err(|problem| of_model(&model, problem))?;
