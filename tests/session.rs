@@ -1022,6 +1022,18 @@ async fn the_cost_of_a_turn_does_not_grow_with_the_history() {
     println!("{line}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_150_000_messages_takes_no_other_turn() {
+    let redis = RedisServer::start();
+    let replica = Replica::on(&redis.url()).await;
+    let session = SessionId::random();
+    replica.whole_turn(session, "q", &["a"]).await;
+    fill(&redis, session, 149_998);
+    replica.whole_turn(session, "q", &["a"]).await;
+    let another = Proposal::new(&Owner::Anonymous, session, &new_turn(MODEL, "q"));
+    assert!(matches!(replica.store.accept(&another).await, Err(StoreError::Full)));
+}
+
 /// Calls the functions that reads and whole turns do not: those of a turn that another replica takes
 /// over, of the budgets, of titles, and of a user that claims the session. Returns the user.
 async fn other_calls(replica: &Replica, other: &Replica, session: SessionId) -> Owner {

@@ -31,7 +31,7 @@
 --             absent        the session is another owner's
 --             occupied      the turn brings a conversation, and the session exists
 --             busy          the session has waiting_limit waiting turns, or is being imported
---             full          the session would hold more than bytes_limit bytes
+--             full          the session would hold more than bytes_limit bytes, or has MOST_MESSAGES
 --             images        an image that the turn names is not there: it is to be put again
 --             message, role, running, siblings   why the turn does not go beside that message
 -- Called by:  Store::accept, Store::find
@@ -107,7 +107,7 @@ register {
       return { 'busy' }
     end
     if tonumber(fields[4] or '0') + image_bytes(keys) + bytes_of_turn(args)
-      > tonumber(args.bytes_limit) then
+      > tonumber(args.bytes_limit) or redis.call('HLEN', keys.index) >= MOST_MESSAGES then
       return { 'full' }
     end
     local lacks = lacks_images(keys, args.header)

@@ -9,6 +9,8 @@ local BATCH_MESSAGES = 250
 -- What Redis takes for a message besides its header and content, about: fields of two hashes and an
 -- entry of the path.
 local MESSAGE_BYTES = 160
+-- Messages of a session, at most: a call that cuts or selects a branch copies the path.
+local MOST_MESSAGES = 150000
 -- From so many messages on, Redis keeps a hash of them as a table in any case.
 local MANY_MESSAGES = 500
 -- Fields of one call, at most: Lua passes only so many values.

@@ -183,18 +183,11 @@ fn check_size(shown: &Shown) -> Result<(), FieldError> {
     if bytes <= SHOWN_BYTES {
         return Ok(());
     }
-    let texts = [
-        ("instructions", &shown.instructions),
-        ("user", &shown.user),
-        ("safety_identifier", &shown.safety_identifier),
-        ("prompt_cache_key", &shown.prompt_cache_key),
-    ];
-    let longest = texts.iter().max_by_key(|(_, text)| text.as_ref().map_or(0, String::len));
-    let name = longest.map_or("instructions", |(name, _)| name);
     let msg = format!(
         "must have at most {SHOWN_BYTES} bytes as JSON, with the other parameters that the response shows"
     );
-    Err(super::super::params::error(name, INVALID_VALUE, msg))
+    // The other texts have bounds of their own.
+    Err(super::super::params::error("instructions", INVALID_VALUE, msg))
 }
 
 /// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
@@ -307,6 +300,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::openai::params::HINT_CHARACTERS;
     use crate::session::model::AnswerRules;
 
     fn read(value: &Value) -> Result<ResponseRequest, (String, &'static str)> {
@@ -441,11 +435,16 @@ mod tests {
             let refused = read(&with(name, value.clone())).expect_err(name);
             assert_eq!(refused, (path.to_owned(), kind), "{name} {value}");
         }
-        for name in ["instructions", "user", "safety_identifier", "prompt_cache_key"] {
-            // Each character takes six bytes as JSON.
-            let read = |length: usize| read(&with(name, json!("\u{1}".repeat(length))));
-            assert!(read(SHOWN_BYTES / 7).is_ok());
-            let refused = read(SHOWN_BYTES / 6).expect_err(name);
+        let long = |name: &str, character: &str, length: usize| {
+            read(&with(name, json!(character.repeat(length))))
+        };
+        // Each character takes six bytes as JSON.
+        assert!(long("instructions", "\u{1}", SHOWN_BYTES / 7).is_ok());
+        let refused = long("instructions", "\u{1}", SHOWN_BYTES / 6).expect_err("too long");
+        assert_eq!(refused, ("instructions".to_owned(), "invalid_value"));
+        for name in ["user", "safety_identifier", "prompt_cache_key"] {
+            assert!(long(name, "字", HINT_CHARACTERS).is_ok());
+            let refused = long(name, "字", HINT_CHARACTERS + 1).expect_err(name);
             assert_eq!(refused, (name.to_owned(), "invalid_value"));
         }
         let mut both = with("background", json!(true));
