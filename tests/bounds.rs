@@ -117,7 +117,7 @@ async fn a_message_that_does_not_arrive_whole_in_time_ends_its_socket_and_no_oth
 async fn half_messages_of_all_sockets_have_one_budget() {
     let world = setup("100", &[]).await;
     let (mut small, _) = Socket::open(&world.replica, "/ws").await;
-    // 12 MiB have room for 12 of them, with the buffers in which they arrived.
+    // 8 MiB have room for eight of them, with the buffers in which they arrived.
     let closes = (0..60).map(|_| async {
         let (mut socket, _) = Socket::open(&world.replica, "/ws").await;
         socket.frame(half_message(516_000)).await;
@@ -139,7 +139,7 @@ async fn half_messages_of_one_address_leave_room_for_the_messages_of_others() {
         Socket::open_with(&world.replica, "/ws", &headers).await.expect("a socket").0
     };
     let mut other = open("192.0.2.2").await;
-    // 3 MiB have room for three of them, and 12 MiB for 12.
+    // 2 MiB have room for two of them, and 8 MiB for eight.
     let refusals = AtomicUsize::new(0);
     let halves = (0..60).map(|_| async {
         let mut socket = open("192.0.2.1").await;
@@ -157,7 +157,7 @@ async fn half_messages_of_one_address_leave_room_for_the_messages_of_others() {
     let (closes, ()) = tokio::join!(join_all(halves), large);
     let in_room = closes.iter().filter(|code| **code == 1008).count();
     // Parts of refused ones took room for a moment.
-    assert!((1..=6).contains(&in_room), "{closes:?}");
+    assert!(in_room <= 4, "{closes:?}");
 }
 
 #[tokio::test]

@@ -13,18 +13,19 @@ use futures_util::future::join_all;
 use jarvis::budget::{Budget, ListOrder, OverBudget, StorageLimits};
 use jarvis::session::model::{ContextReport, FinishReason, User, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Attached, Cancellation, Clearing, NewTurn, Proposal, SessionLimits, Turn, Written,
-    channel, message,
+    Acceptance, Cancellation, Clearing, Evicted, IdempotencyKey, NewTurn, Proposal, SessionLimits,
+    Turn, Written, channel, message,
 };
 use jarvis::session::{Control, Message, Owner, Role, SessionId, Status, Store, Tag, Usage};
 use jarvis::source::SourceKey;
 use serde_json::json;
 use support::client::{Socket, history, http, send, until_ok};
 use support::eventually;
+use support::metrics::metrics;
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, timed_calls};
-use support::store::{connect, turn_spec};
+use support::store::{connect, new_turn};
 
 const OWNER: Owner = Owner::Anonymous;
 const KIB: u64 = 1024;
@@ -42,14 +43,7 @@ async fn store(server: &RedisServer) -> Store {
 
 /// Stores an answer of so many bytes in a session, and leaves the turn open.
 async fn open_turn(store: &Store, session: SessionId, bytes: u64) -> Arc<Turn> {
-    let spec = turn_spec("m");
-    let new = NewTurn {
-        spec,
-        content: "q".to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn("m", "q");
     let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     let tag = REVISION;
@@ -289,6 +283,112 @@ async fn redis_grows_by_less_than_the_budget_of_anonymous_sessions_however_many_
     assert!(counted() > BUDGET_MIB * MIB / 2, "{} counted: the budget was not filled", counted());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_fill_at_most_half_of_redis_whatever_their_budget_is_set_to() {
+    const MIB: u64 = 1 << 20;
+    let redis = RedisServer::start_with(&["--maxmemory", "24mb"]);
+    let ollama = ollama_sim(&["--rate", "0"]);
+    let settings = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1"), ("JARVIS_OLLAMA_SLOTS", "64")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let knows = async || {
+        let metrics = metrics(&replica).await;
+        let limit = metrics.lines().find_map(|l| l.strip_prefix("jarvis_redis_memory_max_bytes "));
+        limit.and_then(|limit| limit.parse::<f64>().ok()).is_some_and(|limit| limit > 0.0)
+    };
+    assert!(eventually(LIMIT, knows).await, "the limit of Redis is not known");
+    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
+    let message = format!("[[tokens=3]] hello {}", "x".repeat(30_000));
+    let (client, url, message) = (&client, &url, &message);
+    let asked = (0..900).map(|number: u32| async move {
+        let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).to_string();
+        let request = client.post(url).header("x-forwarded-for", address);
+        send(request.json(&json!({"message": message}))).await.status
+    });
+    let statuses: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(8).collect().await;
+    assert!(statuses.iter().all(|status| *status == 200), "others are removed: {statuses:?}");
+    let total = redis.cli(&["GET", "jarvis:{budget}:total"]).trim().parse::<u64>().expect("bytes");
+    let used = used_memory(&redis);
+    println!("{total} bytes of strangers, {used} of Redis");
+    assert!((6 * MIB..=12 * MIB).contains(&total), "{total} of strangers");
+    assert!(used < 18 * MIB, "{used} of 24 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_turns_store_that_wait_counts_for_their_caller_before_they_run() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let settings = [("JARVIS_CALLER_MIB", "1"), ("JARVIS_TRUSTED_PROXIES", "127.0.0.1")];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
+    let mut streams = Vec::new();
+    let mut refused = None;
+    'sessions: for _ in 0..6 {
+        let session = SessionId::random();
+        for turn in 0..8 {
+            let tokens = if turn == 0 { 2_000 } else { 1 };
+            let body = json!({"message": format!("[[tokens={tokens}]] hello"), "stream": true,
+                "session_id": session, "system": "s".repeat(32_000), "max_tokens": 3_000});
+            let request = client.post(&url).header("x-forwarded-for", "192.0.2.1");
+            let reply = request.json(&body).send().await.expect("a reply");
+            if reply.status() != 200 {
+                refused = Some((streams.len(), reply));
+                break 'sessions;
+            }
+            streams.push(reply);
+        }
+    }
+    let (turns, refused) = refused.expect("they count for nobody");
+    assert_eq!(refused.status(), 429);
+    let problem: serde_json::Value = refused.json().await.expect("a problem");
+    assert_eq!(problem["code"], "quota_exceeded", "{problem}");
+    assert!((20..=40).contains(&turns), "{turns} turns of 32 kB in 1 MiB");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_counts_for_its_session_and_goes_with_it() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let session = SessionId::random();
+    let accept = async |key: &str| {
+        let key = IdempotencyKey { key: key.to_owned(), body: "b".to_owned() };
+        let new = NewTurn { key: Some(key), ..new_turn("m", "q") };
+        let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
+        assert!(matches!(accepted, Acceptance::New { .. }), "{accepted:?}");
+        store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+    };
+    let bytes = async || store.measure(session).await.expect("Redis").expect("there").bytes;
+    let (hash, order) = ("idempotency", "key_order");
+    let name = |suffix: &str| format!("{}:{suffix}", channel(session));
+    accept("one with spaces").await;
+    let one = bytes().await;
+    accept("two").await;
+    let two = bytes().await;
+    assert!(two - one > 400, "{one}, {two}");
+    // Their day is over.
+    for (at, key) in ["one with spaces", "two"].iter().enumerate() {
+        server.cli(&["HSET", &name(hash), key, "1 g b"]);
+        server.cli(&["LSET", &name(order), &at.to_string(), &format!("1 {key}")]);
+    }
+    accept("three").await;
+    assert_eq!(server.cli(&["HKEYS", &name(hash)]).trim(), "three");
+    assert_eq!(server.cli(&["LLEN", &name(order)]).trim(), "1");
+    let three = bytes().await;
+    assert!(three + 2 * 400 <= two + (two - one), "two have gone: {one}, {two}, {three}");
+    store.clear(&mut Clearing::new(&OWNER, session, false)).await.expect("cleared");
+    assert!(bytes().await >= 400, "a clear leaves the keys");
+    store.clear(&mut Clearing::new(&OWNER, session, true)).await.expect("deleted");
+    for key in [hash, order] {
+        let seconds: i64 = server.cli(&["TTL", &name(key)]).trim().parse().expect("seconds");
+        assert!((1..=3600).contains(&seconds), "{key}: {seconds}");
+    }
+    accept("three again").await;
+    assert_eq!(store.evict(&OWNER, session).await.expect("Redis"), Evicted::Removed);
+    assert_eq!(server.cli(&["KEYS", &format!("{}*", channel(session))]).matches(":key").count(), 0);
+    assert_eq!(server.cli(&["EXISTS", &name(hash), &name(order)]).trim(), "0");
+}
+
 #[tokio::test]
 async fn of_sessions_in_use_the_network_that_takes_most_is_refused_before_others_are() {
     let server = RedisServer::start();
@@ -432,14 +532,7 @@ async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
         server.cli(&["DEL", key]);
     }
     let user = Owner::User(User::local("alice").expect("a name"));
-    let spec = turn_spec("m");
-    let new = NewTurn {
-        spec,
-        content: "q".to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn("m", "q");
     store.accept(&Proposal::new(&user, session, &new)).await.expect("Redis");
     budget.record("n", session).await;
     assert_eq!(server.cli(&["GET", "jarvis:{budget}:total"]).trim(), "0");
@@ -504,13 +597,7 @@ async fn a_session_without_an_answer_goes_at_once_and_before_those_with_one() {
     let content = "q".repeat(30 << 10);
     let refused = async || {
         let session = SessionId::random();
-        let new = NewTurn {
-            spec: turn_spec("m"),
-            content: content.clone(),
-            conversation: None,
-            attached: Attached::default(),
-            key: None,
-        };
+        let new = new_turn("m", &content);
         store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("Redis");
         store.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
         budget.record("n", session).await;
@@ -611,14 +698,7 @@ async fn the_budget_of_a_user_does_not_show_that_another_s_session_exists() {
     let (alice, bob) = (SessionId::random(), SessionId::random());
     for (owner, session) in [(user("alice"), alice), (user("bob"), bob)] {
         assert_eq!(budget.room(&owner, "", session).await.map(drop), Ok(()));
-        let spec = turn_spec("m");
-        let new = NewTurn {
-            spec,
-            content: "q".to_owned(),
-            conversation: None,
-            attached: Attached::default(),
-            key: None,
-        };
+        let new = new_turn("m", "q");
         store.accept(&Proposal::new(&owner, session, &new)).await.expect("Redis");
         budget.record("", session).await;
     }
@@ -640,14 +720,7 @@ fn bytes_of_alice(server: &RedisServer) -> u64 {
 
 /// Stores the first turn of a user's session, as a replica does that then dies.
 async fn unrecorded_turn(store: &Store, owner: &Owner, session: SessionId) {
-    let spec = turn_spec("m");
-    let new = NewTurn {
-        spec,
-        content: "q".to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn("m", "q");
     store.accept(&Proposal::new(owner, session, &new)).await.expect("Redis");
 }
 

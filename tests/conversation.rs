@@ -4,6 +4,7 @@
 mod support;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -14,9 +15,10 @@ use jarvis::limits::RateLimits;
 use jarvis::membership::MembershipStore;
 use jarvis::ollama::{Fleet, FleetConfig, HostConfig};
 use jarvis::queue::{Queue, QueueLimits, QueueStore};
+use jarvis::session::model::ToolCall;
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
-    OwnConversation, Proposal, Restored, SessionLimits, Written, bucket, channel, message,
+    Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
+    Proposal, Restored, SessionLimits, Turn, Written, bucket, channel, message,
 };
 use jarvis::session::{
     Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
@@ -28,7 +30,8 @@ use support::client::get;
 use support::eventually;
 use support::process::{LIMIT, Process, ollama_sim};
 use support::redis::RedisServer;
-use support::store::{connect, retried, turn_spec};
+use support::redis_time::{begin_timing, timed_calls};
+use support::store::{connect, new_turn, retried};
 use tokio::runtime::Runtime;
 
 const MODEL: &str = "tinyllama:latest";
@@ -58,15 +61,9 @@ fn as_sent(messages: &[Message], question: &str) -> Value {
     sent.chain([json!({"role": "user", "content": question})]).collect()
 }
 
-fn new_turn(question: &str, messages: Vec<Message>) -> NewTurn {
+fn own_turn(question: &str, messages: Vec<Message>) -> NewTurn {
     let conversation = Some(OwnConversation::new(messages).expect("not too large"));
-    NewTurn {
-        spec: turn_spec(MODEL),
-        content: question.to_owned(),
-        conversation,
-        attached: Attached::default(),
-        key: None,
-    }
+    NewTurn { conversation, ..new_turn(MODEL, question) }
 }
 
 /// A replica in a runtime of its own, which ends as abruptly as in a crash.
@@ -186,7 +183,7 @@ fn the_model_gets_exactly_the_conversation_that_came_with_the_turn() {
     let replica = Replica::start(&server, &ollama);
     let session = SessionId::random();
     let question = "[[tokens=20]] what now?";
-    let generation = replica.submit(session, new_turn(question, conversation())).expect("accepted");
+    let generation = replica.submit(session, own_turn(question, conversation())).expect("accepted");
     let answer = replica.answer(session, generation);
     assert_eq!((answer.content, answer.status), (expected(question), Some(Status::Complete)));
     let chats: Vec<Value> = replica.journal(&ollama);
@@ -194,7 +191,7 @@ fn the_model_gets_exactly_the_conversation_that_came_with_the_turn() {
     assert_eq!(chat["messages"], as_sent(&conversation(), question));
     // Without messages the model gets the question alone: there is no history.
     let alone = SessionId::random();
-    let generation = replica.submit(alone, new_turn(question, Vec::new())).expect("accepted");
+    let generation = replica.submit(alone, own_turn(question, Vec::new())).expect("accepted");
     replica.answer(alone, generation);
     let chats = replica.journal(&ollama);
     assert_eq!(chats.last().expect("a chat")["messages"], as_sent(&[], question));
@@ -214,7 +211,7 @@ fn a_turn_with_its_own_conversation_survives_the_replica_that_writes_it() {
     let second = Replica::start(&server, &ollama);
     let session = SessionId::random();
     let question = "[[tokens=150]] go on";
-    let generation = first.submit(session, new_turn(question, conversation())).expect("accepted");
+    let generation = first.submit(session, own_turn(question, conversation())).expect("accepted");
     second.wait_for_text(&server, session, 60);
     assert!(expires(&server, session) > 3600, "not while it runs");
     first.kill();
@@ -236,7 +233,7 @@ fn a_failover_that_lost_a_turn_with_its_own_conversation_brings_all_of_it_back()
     let session = SessionId::random();
     server.remember();
     let question = "[[tokens=150]] hold on";
-    let generation = replica.submit(session, new_turn(question, conversation())).expect("accepted");
+    let generation = replica.submit(session, own_turn(question, conversation())).expect("accepted");
     replica.wait_for_text(&server, session, 60);
     server.lose_what_came_since();
     let answer = replica.answer(session, generation);
@@ -256,7 +253,7 @@ fn what_a_model_cannot_take_is_refused_and_never_shortened() {
     let replica = Replica::start(&server, &ollama);
     let session = SessionId::random();
     let long = vec![said(Role::User, &"word ".repeat(20_000)), said(Role::Assistant, "ok")];
-    let generation = replica.submit(session, new_turn("and?", long)).expect("accepted");
+    let generation = replica.submit(session, own_turn("and?", long)).expect("accepted");
     let answer = replica.answer(session, generation);
     assert_eq!(answer.status, Some(Status::Failed));
     assert_eq!(answer.error.expect("why").code, "context_too_long");
@@ -297,7 +294,7 @@ async fn a_conversation_that_is_refused_leaves_nothing() {
     assert_eq!(keys(), before);
     // A session with a stored history gets no other one.
     let session = SessionId::random();
-    let plain = NewTurn { conversation: None, ..new_turn("q", Vec::new()) };
+    let plain = new_turn(MODEL, "q");
     store.accept(&Proposal::new(&OWNER, session, &plain)).await.expect("accepted");
     let dump = || {
         let keys = server.cli(&["KEYS", "*"]);
@@ -307,13 +304,13 @@ async fn a_conversation_that_is_refused_leaves_nothing() {
         dumps
     };
     let before = dump();
-    let own = Proposal::new(&OWNER, session, &new_turn("q", conversation()));
+    let own = Proposal::new(&OWNER, session, &own_turn("q", conversation()));
     assert!(matches!(store.accept(&own).await, Err(StoreError::Occupied)));
     assert_eq!(dump(), before);
 }
 
 #[tokio::test]
-async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
+async fn the_largest_conversation_is_stored_once() {
     let Stored { server, store, other } = Stored::start().await;
     let session = SessionId::random();
     let used = || -> usize {
@@ -324,8 +321,7 @@ async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
     let before = used();
     let largest = vec![said(Role::User, &"x".repeat(1048)); OwnConversation::MESSAGES];
     let bytes: usize = largest.iter().map(|message| message.content.len()).sum();
-    let proposal = Proposal::new(&OWNER, session, &new_turn("q", largest));
-    server.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "5000"]);
+    let proposal = Proposal::new(&OWNER, session, &own_turn("q", largest));
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, began: true, .. } = accepted else { panic!("{accepted:?}") };
     let grown = used() - before;
@@ -338,12 +334,129 @@ async fn the_largest_conversation_is_stored_once_and_holds_redis_for_moments() {
     assert_eq!(taken.question().content, turn.question().content);
 }
 
+/// Returns conversations of as many bytes as there may be, each in another shape.
+fn largest_conversations() -> [(&'static str, Vec<Message>); 6] {
+    let of_calls = |character: &str, length: usize| {
+        let arguments = character.repeat((OwnConversation::BYTES - 100) / length);
+        let call = ToolCall { id: "call".to_owned(), name: "tool".to_owned(), arguments };
+        vec![Message { tool_calls: vec![call], ..said(Role::Assistant, "") }]
+    };
+    [
+        ("messages", vec![said(Role::User, &"x".repeat(1048)); OwnConversation::MESSAGES]),
+        ("short messages", vec![said(Role::User, "x"); OwnConversation::MESSAGES]),
+        ("one text", vec![said(Role::User, &"x".repeat(OwnConversation::BYTES))]),
+        ("arguments", of_calls("x", 1)),
+        ("quotes", of_calls("\"", 2)),
+        ("control characters", of_calls("\u{1}", 6)),
+    ]
+}
+
+/// Expects each call of a function that `calls` makes to take Redis less than five milliseconds.
+async fn takes_redis_moments(
+    what: &str,
+    server: &RedisServer,
+    function: &str,
+    mut calls: impl AsyncFnMut(),
+) {
+    let mut measure = async || {
+        begin_timing(server);
+        calls().await;
+        timed_calls(server)
+    };
+    // Other work of the machine counts, too: the least of a few tries is the cost of a call.
+    let mut least = measure().await;
+    for _ in 0..8 {
+        if least.iter().all(|(_, time)| *time < 5.0) {
+            break;
+        }
+        for (known, (function, time)) in least.iter_mut().zip(measure().await) {
+            assert_eq!(known.0, function);
+            known.1 = known.1.min(time);
+        }
+    }
+    println!("{what}: milliseconds {least:.1?}");
+    assert!(least.iter().any(|(called, _)| called == function), "{least:?}");
+    assert!(least.iter().all(|(_, time)| *time < 5.0), "{what}: milliseconds {least:.1?}");
+}
+
+/// Two replicas' stores over a Redis that writes no file, which would take its time, too.
+async fn two_stores() -> (RedisServer, Store, Store) {
+    let server = RedisServer::start_with(&["--appendonly", "no"]);
+    let redis = connect(&server.url()).await;
+    let store = |name: &str| Store::new(redis.clone(), name.to_owned(), SessionLimits::default());
+    let (store, other) = (store("r1"), store("r2"));
+    (server, store, other)
+}
+
+async fn accepted(store: &Store, session: SessionId, new: &NewTurn) -> Arc<Turn> {
+    let accepted = store.accept(&Proposal::new(&OWNER, session, new)).await.expect("accepted");
+    let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
+    turn
+}
+
+#[tokio::test]
+async fn no_call_takes_redis_longer_than_five_milliseconds_for_the_largest_conversation() {
+    let (server, store, other) = two_stores().await;
+    for (shape, messages) in largest_conversations() {
+        takes_redis_moments(shape, &server, "jarvis_accept_1", async || {
+            let session = SessionId::random();
+            accepted(&store, session, &own_turn("q", messages.clone())).await;
+            let page = store.page(&OWNER, session, 0, 500).await.expect("a page");
+            let first = page.messages.first().expect("a message").id;
+            assert!(store.find_message(&OWNER, session, first).await.expect("Redis").is_some());
+            let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+            let claimed = other.claim(&open).await.expect("a claim");
+            let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
+            assert_eq!(
+                taken.own_conversation().map(|own| own.messages().len()),
+                Some(messages.len())
+            );
+            let lost = server.cli(&["KEYS", "jarvis:{b*"]);
+            server.cli(&[&["DEL"], &lost.lines().collect::<Vec<_>>()[..]].concat());
+            assert_eq!(other.restore(&taken).await.expect("Redis"), Restored::Waiting);
+            assert_eq!(other.begin(&taken).await.expect("Redis"), Begin::Began);
+            other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+            store.clear(&mut Clearing::new(&OWNER, session, true)).await.expect("deleted");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn no_call_takes_redis_longer_than_five_milliseconds_while_large_turns_wait() {
+    let (server, store, other) = two_stores().await;
+    let mut large = new_turn(MODEL, &"x".repeat(32_768));
+    // As much as an instruction, tools and a format may have together, in the form that takes most.
+    large.spec.system = Some("\u{1}".repeat(64 << 10));
+    takes_redis_moments("large turns", &server, "jarvis_begin_1", async || {
+        let session = SessionId::random();
+        let running = accepted(&store, session, &large).await;
+        let mut waiting = Vec::new();
+        for _ in 0..8 {
+            waiting.push(accepted(&store, session, &large).await);
+        }
+        let cancel = async |generation| {
+            store.cancel(&Cancellation::new(&OWNER, session, generation)).await.expect("Redis")
+        };
+        cancel(Some(GenerationId::random())).await;
+        cancel(Some(waiting[7].generation)).await;
+        let open = store.open_turns(bucket(session)).await.expect("open turns");
+        let open = open.into_iter().find(|open| open.generation == waiting[6].generation);
+        let claimed = other.claim(&open.expect("it waits")).await.expect("a claim");
+        assert!(matches!(claimed, Claim::Waiting(_)), "{claimed:?}");
+        cancel(Some(running.generation)).await;
+        assert_eq!(store.begin(&waiting[0]).await.expect("Redis"), Begin::Began);
+        store.clear(&mut Clearing::new(&OWNER, session, true)).await.expect("deleted");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_waiting_turn_keeps_its_conversation_through_restore_and_claim() {
     let Stored { server, store, other } = Stored::start().await;
     let session = SessionId::random();
     server.remember();
-    let proposal = Proposal::new(&OWNER, session, &new_turn("q", conversation()));
+    let proposal = Proposal::new(&OWNER, session, &own_turn("q", conversation()));
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     server.lose_what_came_since();
@@ -374,14 +487,7 @@ async fn a_session_without_an_answer_expires_within_ten_minutes_and_one_with_an_
     let Stored { server, store, .. } = Stored::start().await;
     let session = SessionId::random();
     let ask = async || {
-        let spec = turn_spec(MODEL);
-        let turn = NewTurn {
-            spec,
-            content: "q".to_owned(),
-            conversation: None,
-            attached: Attached::default(),
-            key: None,
-        };
+        let turn = new_turn(MODEL, "q");
         let accepted = store.accept(&Proposal::new(&OWNER, session, &turn)).await.expect("Redis");
         let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
         let tag = Tag::random();
@@ -415,7 +521,7 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
     let Stored { server, store, .. } = Stored::start().await;
     let session = SessionId::random();
     let key = Some(IdempotencyKey { key: "k".into(), body: "b".into() });
-    let keyed = NewTurn { key, ..new_turn("q", conversation()) };
+    let keyed = NewTurn { key, ..own_turn("q", conversation()) };
     let propose = async || store.accept(&Proposal::new(&OWNER, session, &keyed)).await;
     let Ok(Acceptance::New { turn, .. }) = propose().await else { panic!("not accepted") };
     let again = propose().await.expect("Redis");
@@ -439,14 +545,7 @@ async fn a_key_finds_its_turn_while_the_session_lives_and_begins_another_after_i
 async fn a_claim_that_a_failover_lost_is_replied_again_until_its_holder_starts_the_answer() {
     let Stored { server, store, other } = Stored::start().await;
     let session = SessionId::random();
-    let spec = turn_spec(MODEL);
-    let new = NewTurn {
-        spec,
-        content: "q".to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn(MODEL, "q");
     let accepted = store.accept(&Proposal::new(&OWNER, session, &new)).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     let tag = Tag::random();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, CancelReply, Cancellation, NewTurn, Proposal, SessionLimits, Turn,
+    Acceptance, Begin, CancelReply, Cancellation, Proposal, SessionLimits, Turn,
 };
 use jarvis::session::{Owner, SessionId, Store};
 use reqwest::Body;
@@ -19,7 +19,7 @@ use support::eventually;
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::RedisServer;
 use support::setup::setup;
-use support::store::{connect, turn_spec};
+use support::store::{connect, new_turn};
 use uuid::Uuid;
 
 /// Bytes of all keys whose names hold this text.
@@ -47,13 +47,7 @@ async fn a_session_of_one_turn_of_20_tokens_takes_at_most_2500_bytes_of_redis() 
 }
 
 async fn accept(store: &Store, session: SessionId, text: &str) -> (Arc<Turn>, bool) {
-    let new = NewTurn {
-        spec: turn_spec("m"),
-        content: text.to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn("m", text);
     match store.accept(&Proposal::new(&Owner::Anonymous, session, &new)).await.expect("Redis") {
         Acceptance::New { turn, began, .. } => (turn, began),
         other @ Acceptance::Same { .. } => panic!("{other:?}"),

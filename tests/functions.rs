@@ -22,8 +22,8 @@ use jarvis::redis::{Conditions, Redis, RedisError, migrations};
 use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Attached, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn,
-    OpenTurn, Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
+    Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
+    Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -31,7 +31,7 @@ use jarvis::source::Source;
 use support::eventually;
 use support::process::LIMIT;
 use support::redis::RedisServer;
-use support::store::{options, turn_spec};
+use support::store::{new_turn, options};
 
 const RECORD: &str = "jarvis:{migrations}:applied";
 
@@ -43,20 +43,14 @@ fn store_on(redis: &Redis, name: &str) -> Store {
     Store::new(redis.clone(), name.to_owned(), SessionLimits::default())
 }
 
-fn new_turn(key: Option<&str>) -> NewTurn {
+fn keyed_turn(key: Option<&str>) -> NewTurn {
     let key = key.map(|key| IdempotencyKey { key: key.to_owned(), body: "b".to_owned() });
-    NewTurn {
-        spec: turn_spec("m"),
-        content: "a question".to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key,
-    }
+    NewTurn { key, ..new_turn("m", "a question") }
 }
 
 async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     let owner = Owner::Anonymous;
-    let proposal = Proposal::new(&owner, session, &new_turn(key));
+    let proposal = Proposal::new(&owner, session, &keyed_turn(key));
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("a second turn") };
     let (tag, next) = (Tag::random(), Tag::random());
@@ -94,7 +88,7 @@ async fn every_call_of_a_session(redis: &Redis) {
     store.page(&owner, session, 0, 5).await.expect("Redis");
     store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");
     store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
-    let proposal = Proposal::new(&owner, session, &new_turn(None));
+    let proposal = Proposal::new(&owner, session, &keyed_turn(None));
     store.accept(&proposal).await.expect("Redis");
     let open: Vec<OpenTurn> = store.open_turns(bucket(session)).await.expect("Redis");
     other.claim(&open[0]).await.expect("Redis");
@@ -118,7 +112,10 @@ async fn every_call_of_a_session(redis: &Redis) {
 
 async fn every_call_of_a_user(store: &Store, budget: &Budget) {
     let (owner, session) = (Owner::User(User::local("user").expect("a user")), SessionId::random());
-    store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(None))).await.expect("Redis");
+    store
+        .accept(&Proposal::new(&Owner::Anonymous, session, &keyed_turn(None)))
+        .await
+        .expect("Redis");
     store.transfer(&mut Transfer::new(&owner, session)).await.expect("Redis");
     budget.record("", session).await;
     let listing = budget.reserve_claim(&owner, SessionId::random()).await.expect("room");

@@ -10,8 +10,8 @@ use chrono::Utc;
 use jarvis::budget::{Budget, ListOrder, StorageLimits};
 use jarvis::session::model::User;
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, Clearing, ImportStep, ImportedSession, NewTurn, Proposal,
-    Restored, SessionLimits, Transfer, channel, message,
+    Acceptance, Begin, Clearing, ImportStep, ImportedSession, Proposal, Restored, SessionLimits,
+    Transfer, channel, message,
 };
 use jarvis::session::{Message, Owner, Role, SessionId, Status, Store, StoreError, Tag};
 use reqwest::Method;
@@ -22,7 +22,7 @@ use support::owned::{Fleet, SESSIONS, ask, chat, id, listed, open, read};
 use support::process::{LIMIT, jarvis};
 use support::redis::RedisServer;
 use support::redis_time::{begin_timing, timed_calls};
-use support::store::{connect, turn_spec};
+use support::store::{connect, new_turn};
 use support::tokens::{SECRET, token};
 
 const EXPORT: &str = "/api/v1/chat/export";
@@ -47,13 +47,7 @@ async fn stored_sessions(store: &Store, user: &str, count: usize) -> Vec<Session
 }
 
 async fn stored_turn(store: &Store, owner: &Owner, session: SessionId, question: &str, text: &str) {
-    let new = NewTurn {
-        spec: turn_spec("m"),
-        content: question.to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = new_turn("m", question);
     let accepted = store.accept(&Proposal::new(owner, session, &new)).await.expect("Redis");
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };
     let tag = Tag::random();
@@ -396,13 +390,7 @@ async fn a_turn_whose_imported_session_a_failover_lost_waits_until_it_is_importe
         assert_eq!(committed, ImportStep::Exists);
     };
     let accept = async |content: &str| {
-        let new = NewTurn {
-            spec: turn_spec("m"),
-            content: content.to_owned(),
-            conversation: None,
-            attached: Attached::default(),
-            key: None,
-        };
+        let new = new_turn("m", content);
         let proposal = Proposal::new(&owner, imported.session, &new);
         let accepted = store.accept(&proposal).await.expect("accepted");
         let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };

@@ -9,29 +9,30 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use futures_util::FutureExt as _;
 use jarvis::budget::{Budget, StorageLimits};
 use jarvis::redis::functions::LIBRARIES;
 use jarvis::session::Image;
 use jarvis::session::image::{RequestImages, to_base64};
-use jarvis::session::model::{ContextReport, FinishReason, rfc3339};
 use jarvis::session::store::{
-    Acceptance, Attached, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted,
-    IdempotencyKey, NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack,
-    Transfer, Turn, Written, channel, message,
+    Acceptance, Begin, CancelReply, Cancellation, Claim, Clearing, Evicted, IdempotencyKey,
+    NewTurn, Proposal, ReadFrom, ReadOutcome, Restored, SessionLimits, TakenBack, Transfer, Turn,
+    Written, channel,
 };
 use jarvis::session::{
-    Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
-    Status, Store, StoreError, Tag, Usage, User,
+    Change, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, SessionId, Status, Store,
+    StoreError, Tag, User,
 };
 use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
 use support::redis_time::{begin_timing, timed_calls};
-use support::store::{connect, retried, turn_spec};
+use support::store::{connect, new_turn, retried, whole_answer};
 
 /// The time after which a promise counts as broken.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// A model whose name has to be escaped.
+const MODEL: &str = "m \"quoted\"";
 
 /// The revision of these writers.
 const REVISION: Tag = Tag(7);
@@ -56,7 +57,11 @@ impl Replica {
     }
 
     async fn accept(&self, session: SessionId, text: &str) -> (Turn, bool) {
-        match self.store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(text))).await {
+        match self
+            .store
+            .accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(MODEL, text)))
+            .await
+        {
             Ok(Acceptance::New { turn, began, .. }) => (Arc::unwrap_or_clone(turn), began),
             other => panic!("not accepted: {other:?}"),
         }
@@ -79,27 +84,8 @@ impl Replica {
     }
 
     async fn finish(&self, turn: &Turn, length: usize) -> Written {
-        let now = Utc::now();
-        let header = Message {
-            generation_id: Some(turn.generation),
-            model: Some(turn.spec.model.clone()),
-            status: Some(Status::Complete),
-            finish_reason: Some(FinishReason::Stop),
-            usage: Some(Usage::default()),
-            context: Some(ContextReport::default()),
-            ..message(Role::Assistant, now)
-        };
-        let ended = Control::Ended {
-            timestamp: rfc3339(&now),
-            model: turn.spec.model.clone(),
-            finish_reason: FinishReason::Stop,
-            usage: Usage::default(),
-            context: ContextReport::default(),
-            continued: Vec::new(),
-            tool_calls: Vec::new(),
-        };
-        let events = [(Tag::random(), Control::Done {}), (Tag::random(), ended)];
-        self.store.finish(turn, REVISION, length as u64, &header, &events).await.unwrap()
+        let (answer, events) = whole_answer(turn);
+        self.store.finish(turn, REVISION, length as u64, &answer, &events).await.unwrap()
     }
 
     async fn whole_turn(&self, session: SessionId, question: &str, answer: &[&str]) -> Turn {
@@ -109,17 +95,6 @@ impl Replica {
         let length = answer.iter().map(|piece| piece.len()).sum();
         assert_eq!(self.finish(&turn, length).await, Written::Ok);
         turn
-    }
-}
-
-fn new_turn(text: &str) -> NewTurn {
-    let spec = turn_spec("m \"quoted\"");
-    NewTurn {
-        spec,
-        content: text.to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
     }
 }
 
@@ -445,8 +420,10 @@ async fn turns_run_in_the_order_of_acceptance_and_the_ninth_that_waits_is_refuse
         assert!(!began);
         waiting.push(turn);
     }
-    let ninth =
-        replica.store.accept(&Proposal::new(&Owner::Anonymous, session, &new_turn("9"))).await;
+    let ninth = replica
+        .store
+        .accept(&Proposal::new(&Owner::Anonymous, session, &new_turn(MODEL, "9")))
+        .await;
     assert!(matches!(ninth, Err(StoreError::Busy)));
     assert_eq!(replica.store.begin(&waiting[0]).await.unwrap(), Begin::Waiting);
     replica.answer(&first, &[]).await;
@@ -494,7 +471,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     let session = SessionId::random();
     let keyed = |body: &str| NewTurn {
         key: Some(IdempotencyKey { key: "k".into(), body: body.into() }),
-        ..new_turn("q")
+        ..new_turn(MODEL, "q")
     };
     let owner = Owner::Anonymous;
     let Ok(Acceptance::New { turn, before: began_after, .. }) =
@@ -522,7 +499,7 @@ async fn the_same_key_gives_the_same_generation_and_never_another_body() {
     assert_eq!(found, Some((turn.generation, Some(began_after))));
     let unknown = NewTurn {
         key: Some(IdempotencyKey { key: "new".into(), body: "b".into() }),
-        ..new_turn("q")
+        ..new_turn(MODEL, "q")
     };
     assert_eq!(there.store.find(&owner, session, &unknown).await.unwrap(), None);
     assert_eq!(there.store.describe(&owner, session).await.unwrap().info.message_count, 2);
@@ -535,7 +512,7 @@ async fn a_turn_that_a_failover_lost_is_the_same_when_another_replica_gets_its_r
     let (owner, session) = (Owner::Anonymous, SessionId::random());
     let keyed = NewTurn {
         key: Some(IdempotencyKey { key: "k".into(), body: "b".into() }),
-        ..new_turn("q")
+        ..new_turn(MODEL, "q")
     };
     redis.remember();
     let first = here.store.accept(&Proposal::new(&owner, session, &keyed)).await.unwrap();
@@ -575,7 +552,7 @@ async fn a_session_of_another_owner_looks_like_none() {
         Err(StoreError::Absent)
     ));
     assert!(matches!(store.retitle(&thief, session, "x").await, Err(StoreError::Absent)));
-    let chat = store.accept(&Proposal::new(&thief, session, &new_turn("q"))).await;
+    let chat = store.accept(&Proposal::new(&thief, session, &new_turn(MODEL, "q"))).await;
     assert!(matches!(chat, Err(StoreError::Absent)));
     let mut stolen = turn;
     stolen.owner = thief.clone();
@@ -698,7 +675,7 @@ async fn a_queue_position_that_is_published_before_the_session_is_known_is_not_l
     let session = SessionId::random();
     // A proposal has the same generation in every Redis.
     let elsewhere = RedisServer::start();
-    let new = new_turn("q");
+    let new = new_turn(MODEL, "q");
     let proposal = Proposal::new(&Owner::Anonymous, session, &new);
     let accepted = Replica::on(&elsewhere.url()).await.store.accept(&proposal).await;
     let Ok(Acceptance::New { turn, .. }) = accepted else { panic!("{accepted:?}") };
@@ -757,7 +734,7 @@ async fn stored_turns_survive_a_crash_of_redis_and_readers_continue() {
     replica.whole_turn(session, "before", &["a"]).await;
     read_until(&mut reader, "ended").await;
     redis.restart();
-    let new = new_turn("after");
+    let new = new_turn(MODEL, "after");
     let proposal = Proposal::new(&Owner::Anonymous, session, &new);
     let accepted = retried(async || replica.store.accept(&proposal).await).await;
     let Acceptance::New { turn, .. } = accepted else { panic!("{accepted:?}") };

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod checker;
 pub mod client;
 pub mod event;
+mod event_stream;
 pub mod fleet;
 pub mod report;
 pub mod roll;

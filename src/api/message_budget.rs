@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::source::{NetworkNumber, Source};
 
 /// Bytes of the unfinished messages of all sockets, at most.
-const PROCESS_BYTES: usize = 12 << 20;
+const PROCESS_BYTES: usize = 8 << 20;
 /// Bytes of those of one IPv4 address or IPv6 /48, at most, so that none keeps the others out.
 const NETWORK_BYTES: usize = PROCESS_BYTES / 4;
 /// Bytes of an unfinished message that are not counted, so that a socket which sends little is

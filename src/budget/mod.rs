@@ -42,7 +42,7 @@ pub struct StorageLimits {
     pub caller_sessions: u64,
     /// Bytes of the sessions of one user, or of one network of anonymous callers.
     pub caller_bytes: u64,
-    /// Bytes of all anonymous sessions.
+    /// Bytes of all anonymous sessions; at most half of what Redis may use.
     pub anonymous_bytes: u64,
     /// How long a session without an answer goes before the others of its network.
     pub young: Duration,
@@ -90,6 +90,12 @@ impl Budget {
     /// Creates the budgets of the sessions in `store`.
     pub fn new(store: Store, limits: StorageLimits) -> Self {
         Self { store, limits }
+    }
+
+    /// Returns the bytes that all anonymous sessions may take: strangers never fill the Redis of users.
+    fn anonymous_limit(&self) -> u64 {
+        let half = self.store.redis().memory_limit().map(|limit| limit / 2);
+        half.map_or(self.limits.anonymous_bytes, |half| half.min(self.limits.anonymous_bytes))
     }
 
     /// Checks that a turn of this caller may be stored in the session, and lists it for a user.
@@ -171,7 +177,7 @@ impl Budget {
             .text("reserve_seconds", reserved.as_secs())
             .text("sessions_limit", limit(self.limits.caller_sessions))
             .text("bytes_limit", limit(self.limits.caller_bytes))
-            .text("total_limit", self.limits.anonymous_bytes);
+            .text("total_limit", self.anonymous_limit());
         let budget = self.clone();
         // A task of its own, because a request may be dropped, and what the call names is to be removed
         // all the same.
@@ -257,7 +263,7 @@ impl Budget {
             .text("bytes", measured.bytes + SESSION_BYTES)
             .text("seconds", measured.expires_in.map_or(-1, u64::cast_signed))
             .arg("in_use", in_use.as_str())
-            .text("total_limit", if removes { self.limits.anonymous_bytes } else { 0 })
+            .text("total_limit", if removes { self.anonymous_limit() } else { 0 })
             .text("young", self.limits.young.as_secs());
         let reply: Value = self.store.redis().call(call).await?;
         let work = CatchUp::parse(&mut reply.into_array().into_iter())

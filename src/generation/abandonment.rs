@@ -26,17 +26,12 @@ pub(super) struct Abandonment {
 }
 
 impl Abandonment {
-    /// Begins to watch a turn. A user's turn, whose answer is for the user's other devices, too, one
-    /// that runs without a listener, and one whose answer has begun are never abandoned.
-    pub(super) fn watch(
-        generations: &Generations,
-        owner: &Owner,
-        turn: &Turn,
-        has_text: bool,
-    ) -> Self {
+    /// Begins to watch a turn. A user's turn, whose answer is for the user's other devices, too, and one
+    /// whose answer has begun are never abandoned.
+    pub(super) fn watch(generations: &Generations, owner: &Owner, has_text: bool) -> Self {
         let limit = generations.abandon_after;
         let now = Instant::now();
-        let is_watched = *owner == Owner::Anonymous && !has_text && !turn.spec.is_detached;
+        let is_watched = *owner == Owner::Anonymous && !has_text;
         let next_check = is_watched.then(|| now + Self::interval(limit));
         Self { limit, alone_since: now, next_check }
     }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Generations;
@@ -18,7 +19,8 @@ use crate::session::model::Failure;
 use crate::session::store::Turn;
 use crate::session::{GenerationId, Image, ImageRef, Owner, SessionId, StoreError};
 
-/// Bytes of images that are held in memory, at most. Beyond it the oldest go.
+/// Bytes of images that are held in memory, at most: of accepted turns, of which the oldest go beyond it;
+/// and as many of turns whose acceptance is retried.
 const BYTES: usize = 64 << 20;
 /// What a message has in the place of an image that the model cannot get.
 const UNSEEN: &str = "[an image that this model cannot see]";
@@ -26,8 +28,17 @@ const LOST: &str = "[an image that is no longer stored]";
 
 /// The images of the turns that this replica accepted in the last minute: a failover may lose them
 /// together with the acceptance. Neither a redo entry nor a copy of one has them.
-#[derive(Default)]
-pub(super) struct HeldImages(Mutex<Held>);
+pub(super) struct HeldImages {
+    accepted: Mutex<Held>,
+    /// KiB that the images of turns may take whose acceptance is retried.
+    retried: Arc<Semaphore>,
+}
+
+impl Default for HeldImages {
+    fn default() -> Self {
+        Self { accepted: Mutex::default(), retried: Arc::new(Semaphore::new(BYTES >> 10)) }
+    }
+}
 
 #[derive(Default)]
 struct Held {
@@ -101,8 +112,16 @@ impl HeldImages {
         images.find(|image| image.reference.digest == digest).cloned()
     }
 
+    /// Reserves memory for the images of a turn whose acceptance is retried; none where other such turns
+    /// hold it all.
+    pub(super) fn reserve_retry(&self, images: &[Image]) -> Option<OwnedSemaphorePermit> {
+        let bytes: usize = images.iter().map(|image| image.data.len()).sum();
+        let kib = u32::try_from(bytes.div_ceil(1 << 10)).ok()?;
+        Arc::clone(&self.retried).try_acquire_many_owned(kib).ok()
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -234,5 +253,27 @@ fn lost() -> Failure {
         message: "An image of the message is no longer stored; send the message again.".to_owned(),
         retryable: false,
         retry_after: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::image::RequestImages;
+
+    #[test]
+    fn turns_whose_acceptance_is_retried_hold_at_most_64_mib_of_images() {
+        let mut images = RequestImages::default();
+        let mut bytes = b"GIF89a".to_vec();
+        bytes.resize(4 << 20, 7);
+        images.add(&to_base64(&bytes), &mut Vec::new()).expect("an image");
+        let images = images.into_images();
+        let held = HeldImages::default();
+        let mut permits: Vec<_> = (0..16).map(|_| held.reserve_retry(&images)).collect();
+        assert!(permits.iter().all(Option::is_some));
+        assert!(held.reserve_retry(&images).is_none(), "no room");
+        assert!(held.reserve_retry(&[]).is_some(), "a turn without images needs none");
+        permits.pop();
+        assert!(held.reserve_retry(&images).is_some());
     }
 }

@@ -73,6 +73,9 @@ const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 /// available.
 const RETRY_ACCEPT_LIMIT: Duration = Duration::from_secs(20);
 
+/// Bytes of a turn that are recorded only when it ends, at most.
+const RECORDED_AT_END: u64 = 16 << 10;
+
 /// How often the images of one turn are put, where what was put is gone before its acceptance.
 const IMAGE_PUTS: u32 = 3;
 
@@ -380,7 +383,7 @@ impl Generations {
             }
         };
         let proposal = Proposal::new(owner, session, &new);
-        let accepted = Box::pin(self.accept_with_images(owner, session, &new, &proposal)).await;
+        let accepted = Box::pin(self.accept_and_record(owner, session, &new, &proposal)).await;
         if let Err(StoreError::Full) = &accepted
             && let Some(repeat) = Box::pin(self.repeated(owner, session, &new)).await?
         {
@@ -435,8 +438,8 @@ impl Generations {
     }
 
     /// Checks that a host has the model or may be back with it while the turn waits, that the question
-    /// may fit into the model's context window, that the queue has room, that the caller may store another turn, and that its address may begin another
-    /// session.
+    /// may fit into the model's context window, that the queue has room, that the caller may store
+    /// another turn, and that its address may begin another session.
     async fn admits(
         &self,
         owner: &Owner,
@@ -449,8 +452,7 @@ impl Generations {
                 if self.fleet.may_return(model) => {}
             checked => checked?,
         }
-        let image_bytes = new.attached.images.iter().map(|image| image.reference.bytes).sum();
-        if image_bytes > 0 && matches!(self.fleet.sees(model).await, Ok(false)) {
+        if !new.attached.images.is_empty() && matches!(self.fleet.sees(model).await, Ok(false)) {
             let refusal = ModelRefusal::Capability("images");
             return Err(OllamaError::ModelRefused { model: model.clone(), refusal }.into());
         }
@@ -475,7 +477,7 @@ impl Generations {
             }
         };
         let (room, permit) = tokio::join!(
-            self.budget.room_with(owner, source, session, image_bytes),
+            self.budget.room_with(owner, source, session, new.bytes()),
             Box::pin(begun)
         );
         let grant = room?;
@@ -518,14 +520,29 @@ impl Generations {
             }
         }
         match &accepted {
-            Ok(submitted) if !submitted.repeated => {
-                // At once, because the caller's next turn is to find what this one takes.
-                self.budget.record(&new.spec.source, session).await;
-            }
+            Ok(submitted) if !submitted.repeated => {}
             // It may have been accepted, and is tried again.
             Err(StoreError::Redis(_)) if proposal.has_key() => {}
             // What a message has is not dropped.
             _ => self.drop_images(owner, session, images).await,
+        }
+        accepted
+    }
+
+    /// Has Redis accept a turn, and records what it stores where that is much, at once: the caller's next
+    /// turn is to find it. What little ones store is recorded when they end.
+    async fn accept_and_record(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        new: &NewTurn,
+        proposal: &Proposal,
+    ) -> Result<Submitted, StoreError> {
+        let accepted = self.accept_with_images(owner, session, new, proposal).await;
+        if let Ok(Submitted { repeated: false, .. }) = accepted
+            && new.bytes() > RECORDED_AT_END
+        {
+            self.budget.record(&new.spec.source, session).await;
         }
         accepted
     }
@@ -562,20 +579,26 @@ impl Generations {
         &self,
         owner: &Owner,
         session: SessionId,
-        new: NewTurn,
+        mut new: NewTurn,
         proposal: Proposal,
         (turn_permit, session_permit): (Option<TurnPermit>, SessionPermit),
     ) {
         let (generations, stop, owner) = (self.clone(), self.stop.clone(), owner.clone());
+        let memory = self.images.reserve_retry(&new.attached.images);
+        if memory.is_none() {
+            // A turn that was accepted is still found; of one that was not, the client has the error.
+            new.attached.images = Vec::new();
+        }
         self.tasks.spawn(async move {
-            let accept = || generations.accept_with_images(&owner, session, &new, &proposal);
+            let _memory = memory;
+            let accept = || generations.accept_and_record(&owner, session, &new, &proposal);
             let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
             let accepting = retry(Backoff::redis(), accept, is_retryable);
             let accepted = tokio::select! {
                 accepted = timeout(RETRY_ACCEPT_LIMIT, accepting) => accepted,
                 () = stop.cancelled() => return,
             };
-            if !matches!(accepted, Ok(Ok(_))) {
+            if accepted.is_err() {
                 generations.drop_images(&owner, session, &new.attached.images).await;
             }
             if let Ok(Ok(submitted)) = accepted {

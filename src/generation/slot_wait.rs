@@ -93,7 +93,7 @@ pub(super) async fn wait_for_slot(
     let mut notify_at = None;
     let mut requests = feed.position_requests();
     let mut owner = feed.owner();
-    let mut abandonment = Abandonment::watch(generations, &owner, turn, options.has_text);
+    let mut abandonment = Abandonment::watch(generations, &owner, options.has_text);
     // A refusal is found by the probe of Redis: a ticket that waits makes no calls of its own.
     let refusal = generations.store.refused_for(REFUSED_LIMIT);
     tokio::pin!(refusal);
@@ -170,7 +170,7 @@ pub(super) async fn wait_for_slot(
             () = transferred(feed), if owner == Owner::Anonymous => {
                 owner = feed.owner();
                 lease.set_user(capacity::ticket(turn, &owner, &generations.source_key));
-                abandonment = Abandonment::watch(generations, &owner, turn, options.has_text);
+                abandonment = Abandonment::watch(generations, &owner, options.has_text);
                 joins = true;
             }
             () = position_requested(feed, requests) => {

@@ -1,7 +1,7 @@
 //! Calls of functions and other commands of Redis.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fred::prelude::{
@@ -48,6 +48,8 @@ pub struct Redis {
     checked: Arc<AtomicBool>,
     /// The condition at the last probe.
     condition: Arc<watch::Sender<Condition>>,
+    /// Bytes that all primaries together may use; 0 where that is unknown, or one has no limit.
+    memory_limit: Arc<AtomicU64>,
     pub(super) options: RedisOptions,
     pub(super) primary: Primary,
 }
@@ -83,6 +85,7 @@ impl Redis {
             lifecycle,
             checked: Arc::default(),
             condition: Arc::default(),
+            memory_limit: Arc::default(),
             options: options.clone(),
             primary,
         })
@@ -91,6 +94,17 @@ impl Redis {
     /// Returns the lifecycle of this process, which supervises the tasks of everything over Redis.
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.lifecycle
+    }
+
+    /// Returns the bytes that all primaries together may use, as `maxmemory` has it; none where one of them
+    /// has no limit, or before it is known.
+    pub fn memory_limit(&self) -> Option<u64> {
+        Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// Notes the bytes that all primaries together may use; 0 for no limit.
+    pub(super) fn set_memory_limit(&self, bytes: u64) {
+        self.memory_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Returns whether this release may run on the stored data, as far as that is checked.

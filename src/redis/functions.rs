@@ -239,8 +239,6 @@ pub mod declaration {
     pub struct Declaration {
         /// The names of the keys.
         pub keys: Vec<&'static str>,
-        /// The name of a further key that a call may leave out.
-        pub optional_key: Option<&'static str>,
         /// The names of the arguments.
         pub arguments: Vec<&'static str>,
         /// The name of the list of all further arguments.
@@ -260,11 +258,7 @@ pub mod declaration {
         pub(super) fn check(&self, function: &str) {
             let declared = DECLARED.get(function);
             let Some(declared) = declared else { panic!("no command declares {function}") };
-            let mut keys = declared.keys.clone();
-            if self.keys.len() > keys.len() {
-                keys.extend(declared.optional_key);
-            }
-            assert_eq!(self.keys, keys, "the keys of {function}");
+            assert_eq!(self.keys, declared.keys, "the keys of {function}");
             assert_eq!(self.arguments, declared.arguments, "the arguments of {function}");
             assert_eq!(self.rest.first().copied(), declared.rest, "the rest of {function}");
         }
@@ -277,7 +271,6 @@ pub mod declaration {
         let version = after(fields, "\n  version = ").and_then(|rest| rest.split(',').next());
         let declaration = Declaration {
             keys: list(library, fields, "\n  keys = "),
-            optional_key: quoted(fields, "\n  optional_key = "),
             arguments: list(library, fields, "\n  arguments = "),
             rest: quoted(fields, "\n  rest = "),
         };
@@ -352,8 +345,7 @@ mod tests {
             }
             let shared = header.contains("those of the session");
             let keys = declared.keys.iter().filter(|_| !shared);
-            let names = keys.chain(&declared.arguments).chain(&declared.optional_key);
-            for name in names.chain(&declared.rest) {
+            for name in keys.chain(&declared.arguments).chain(&declared.rest) {
                 let mut words = header.split(|c: char| !c.is_alphanumeric() && c != '_');
                 assert!(words.any(|word| word == *name), "{}: {name}", file.path);
             }
@@ -367,7 +359,7 @@ mod tests {
         let arguments = ["owner", "generation", "fence", "revision", "offset", "listens", "text"];
         assert_eq!(append.arguments, arguments);
         let accept = &DECLARED["jarvis_accept_1"];
-        assert_eq!((accept.keys.len(), accept.optional_key), (10, Some("idempotency")));
+        assert_eq!(accept.keys.len(), 12);
         assert_eq!(accept.rest, Some("conversation"));
         let commands: usize = LIBRARIES.iter().map(|library| library.commands.len()).sum();
         assert_eq!(DECLARED.len(), commands, "each command is a function of its own");

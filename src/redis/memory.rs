@@ -35,7 +35,12 @@ impl Memory {
     }
 }
 
-/// Sets the gauges to the memory of the fullest primary. A primary that does not reply in time is
+/// Returns the limit of primaries with these limits: 0 where one of them has none.
+fn limit_of_all(limits: Vec<u64>) -> u64 {
+    if limits.contains(&0) { 0 } else { limits.into_iter().sum() }
+}
+
+/// Notes the limit of all primaries, and sets the gauges to the memory of the fullest primary. A primary that does not reply in time is
 /// left out, and so is one whose user may not run `INFO`.
 pub(super) async fn record(redis: &Redis) {
     let client = redis.client();
@@ -54,8 +59,12 @@ pub(super) async fn record(redis: &Redis) {
             info.ok().and_then(|info| Memory::parse(&info))
         }
     });
-    let memories = join_all(memories).await.into_iter().flatten();
-    let fullest = memories.max_by(|one, other| {
+    let memories: Vec<_> = join_all(memories).await;
+    // A primary that did not reply changes nothing about the limit.
+    if let Some(limits) = memories.iter().map(|memory| memory.map(|memory| memory.max)).collect() {
+        redis.set_memory_limit(limit_of_all(limits));
+    }
+    let fullest = memories.into_iter().flatten().max_by(|one, other| {
         one.fullness().total_cmp(&other.fullness()).then(one.used.cmp(&other.used))
     });
     if let Some(Memory { used, max }) = fullest {
@@ -77,5 +86,7 @@ mod tests {
         assert!((memory.fullness() - 0.25).abs() < f64::EPSILON);
         assert!(Memory { used: 1000, max: 0 }.fullness() <= 0.0);
         assert_eq!(Memory::parse("# Memory\r\nused_memory:x\r\n"), None);
+        assert_eq!(limit_of_all(vec![4000, 2000]), 6000);
+        assert_eq!(limit_of_all(vec![4000, 0]), 0, "one of them is never full");
     }
 }

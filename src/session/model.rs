@@ -556,6 +556,20 @@ pub(super) mod timestamp {
     }
 }
 
+impl TurnSpec {
+    /// Returns the bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        let Self { model, system, stop, rules, message_id, source, .. } = self;
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        model.len()
+            + optional(system)
+            + stop.iter().map(String::len).sum::<usize>()
+            + rules.bytes()
+            + optional(message_id)
+            + source.len()
+    }
+}
+
 #[cfg(test)]
 impl TurnSpec {
     /// Returns the request of a turn at this model, with the least that a turn needs.

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use jarvis::redis::{Redis, RedisOptions, migrations};
-use jarvis::session::TurnSpec;
-use jarvis::session::model::{AnswerRules, Reasoning, Sampling};
+use jarvis::session::model::{
+    AnswerRules, ContextReport, FinishReason, Reasoning, Sampling, rfc3339,
+};
+use jarvis::session::store::{NewTurn, Turn, message};
+use jarvis::session::{Control, Message, Role, Status, Tag, TurnSpec, Usage};
 use jarvis::sign_in::{ApiKeyStore, Created};
 use jarvis::tls::TlsOptions;
 
@@ -48,6 +52,35 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         is_detached: false,
         is_kept: false,
     }
+}
+
+/// Returns a turn of this text at this model, with the least that a turn needs.
+pub fn new_turn(model: &str, text: &str) -> NewTurn {
+    NewTurn::of_text(turn_spec(model), text.to_owned())
+}
+
+/// Returns the message of a whole answer, and the events of its end.
+pub fn whole_answer(turn: &Turn) -> (Message, [(Tag, Control); 2]) {
+    let now = Utc::now();
+    let answer = Message {
+        generation_id: Some(turn.generation),
+        model: Some(turn.spec.model.clone()),
+        status: Some(Status::Complete),
+        finish_reason: Some(FinishReason::Stop),
+        usage: Some(Usage::default()),
+        context: Some(ContextReport::default()),
+        ..message(Role::Assistant, now)
+    };
+    let ended = Control::Ended {
+        timestamp: rfc3339(&now),
+        model: turn.spec.model.clone(),
+        finish_reason: FinishReason::Stop,
+        usage: Usage::default(),
+        context: ContextReport::default(),
+        continued: Vec::new(),
+        tool_calls: Vec::new(),
+    };
+    (answer, [(Tag::random(), Control::Done {}), (Tag::random(), ended)])
 }
 
 /// Makes an API key of a user. Returns the keys of this Redis, the key and its identifier.

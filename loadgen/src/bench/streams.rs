@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
+use crate::event_stream::Lines;
 use crate::fleet::Fleet;
 use crate::tally::{record, times};
 
@@ -223,16 +224,14 @@ async fn openai_turn(http: &reqwest::Client, url: &str, body: &Value) -> anyhow:
     let mut times = Times { asked: Instant::now(), pieces: Vec::new() };
     let response = http.post(format!("{url}/v1/chat/completions")).json(body).send().await?;
     let mut stream = response.error_for_status()?.bytes_stream();
-    let mut buffer = Vec::new();
+    let mut lines = Lines::default();
     while let Some(bytes) = stream.next().await {
-        buffer.extend_from_slice(&bytes?);
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let Some(data) = line.strip_prefix(b"data: ") else { continue };
-            if data.trim_ascii() == b"[DONE]" {
+        lines.push(&bytes?);
+        while let Some((_, data)) = lines.next_data() {
+            if data == "[DONE]" {
                 return Ok(times);
             }
-            let chunk: Value = serde_json::from_slice(data)?;
+            let chunk: Value = serde_json::from_str(&data)?;
             ensure!(chunk["error"].is_null(), "{chunk}");
             let choice = &chunk["choices"][0];
             if let Some(reason) = choice["finish_reason"].as_str() {

@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::sse::{HEAD_LIMIT, Lines, SILENCE};
+use super::sse::{Ended, HEAD_LIMIT, read};
 use super::{Client, Outcome, REQUEST_LIMIT, Refusal, Watch};
 use crate::checker::{Flaw, Progress, Turn};
 use crate::event::Event;
@@ -38,12 +37,6 @@ struct Reading {
     last: Option<u64>,
     /// The bytes of text so far.
     bytes: usize,
-}
-
-/// The ways in which a stream of events ends.
-enum Ended {
-    Turn(Outcome),
-    Lost,
 }
 
 /// Creates a response, reads its events to the end, and compares them with what is retrieved.
@@ -85,7 +78,10 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         }
         client.counted_connection();
         client.attempts = 0;
-        match read(client, turn, watch, response, &mut reading).await {
+        let ended = read(watch, response, |watch, _, data| {
+            take(client, turn, watch, &mut reading, &serde_json::from_str(data).ok()?)
+        });
+        match ended.await {
             Ended::Turn(Outcome::Complete) => {
                 let id = reading.id.unwrap_or_default();
                 return compare_retrieved(client, turn, &id).await;
@@ -128,33 +124,6 @@ fn request(
         .named(client.shared.http.post(format!("{base}/v1/responses")))
         .header("Idempotency-Key", key)
         .json(&body)
-}
-
-async fn read(
-    client: &mut Client,
-    turn: &mut Turn,
-    watch: &mut Watch,
-    response: reqwest::Response,
-    reading: &mut Reading,
-) -> Ended {
-    let mut stream = response.bytes_stream();
-    let mut lines = Lines::default();
-    while !watch.is_over() {
-        let Ok(Some(Ok(bytes))) = timeout(SILENCE, stream.next()).await else {
-            return Ended::Lost;
-        };
-        lines.push(&bytes);
-        if lines.is_too_long() {
-            return Ended::Turn(Outcome::Failed("line_too_long".to_owned()));
-        }
-        while let Some((_, data)) = lines.next_data() {
-            let Ok(event) = serde_json::from_str::<ResponseEvent>(&data) else { continue };
-            if let Some(ended) = take(client, turn, watch, reading, &event) {
-                return ended;
-            }
-        }
-    }
-    Ended::Lost
 }
 
 fn take(

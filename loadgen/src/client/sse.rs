@@ -9,18 +9,17 @@ use tokio::time::timeout;
 use super::{Client, Outcome, REQUEST_LIMIT, Refusal, Watch, parse};
 use crate::checker::{Progress, Turn};
 use crate::event::Event;
+use crate::event_stream::Lines;
 use crate::script::random_uuid;
 use crate::tally::count;
 
 /// A limit longer than the time between two heartbeats of the service.
-pub(super) const SILENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(20);
 /// The time that a response's head may take: the turn is stored before it comes.
 pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(8);
-/// The longest line of an event stream; the service sends no longer one.
-const LONGEST_LINE: usize = 4 << 20;
 
 /// The ways in which a stream of events ends.
-enum Ended {
+pub(super) enum Ended {
     Turn(Outcome),
     Lost,
 }
@@ -73,7 +72,13 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         }
         client.counted_connection();
         client.attempts = 0;
-        match read(client, turn, watch, response, &mut last_id).await {
+        let ended = read(watch, response, |watch, id, data| {
+            if id.is_some() {
+                last_id = id;
+            }
+            take(client, turn, watch, &parse(data)?).map(Ended::Turn)
+        });
+        match ended.await {
             Ended::Turn(outcome) => return outcome,
             Ended::Lost => {
                 watch.lost(false);
@@ -107,12 +112,11 @@ fn request(
         .json(&body)
 }
 
-async fn read(
-    client: &mut Client,
-    turn: &mut Turn,
+/// Reads a stream of events, and hands the id and the data of each to `take`, until that returns an end.
+pub(super) async fn read(
     watch: &mut Watch,
     response: reqwest::Response,
-    last_id: &mut Option<String>,
+    mut take: impl FnMut(&mut Watch, Option<String>, &str) -> Option<Ended>,
 ) -> Ended {
     let mut stream = response.bytes_stream();
     let mut lines = Lines::default();
@@ -124,13 +128,12 @@ async fn read(
         if lines.is_too_long() {
             return Ended::Turn(Outcome::Failed("line_too_long".to_owned()));
         }
-        while let Some((id, event)) = lines.next_event() {
-            if id.is_some() {
-                *last_id = id;
-            }
-            if let Some(outcome) = take(client, turn, watch, &event) {
-                let _ = timeout(REQUEST_LIMIT, stream.next()).await;
-                return Ended::Turn(outcome);
+        while let Some((id, data)) = lines.next_data() {
+            if let Some(ended) = take(watch, id, &data) {
+                if let Ended::Turn(_) = ended {
+                    let _ = timeout(REQUEST_LIMIT, stream.next()).await;
+                }
+                return ended;
             }
         }
     }
@@ -148,72 +151,5 @@ fn take(client: &Client, turn: &mut Turn, watch: &mut Watch, event: &Event) -> O
         Progress::Complete => Some(Outcome::Complete),
         Progress::Failed(code) => Some(Outcome::Failed(code)),
         _ => None,
-    }
-}
-
-/// The bytes as they come, and the lines and events once they are complete.
-#[derive(Default)]
-pub(super) struct Lines {
-    buffer: Vec<u8>,
-    id: Option<String>,
-    data: String,
-}
-
-impl Lines {
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    pub(super) fn is_too_long(&self) -> bool {
-        self.buffer.len() > LONGEST_LINE
-    }
-
-    fn next_event(&mut self) -> Option<(Option<String>, Event)> {
-        loop {
-            let (id, data) = self.next_data()?;
-            if let Some(event) = parse(&data) {
-                return Some((id, event));
-            }
-        }
-    }
-
-    /// Returns the id and the data of the next event.
-    pub(super) fn next_data(&mut self) -> Option<(Option<String>, String)> {
-        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.buffer.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            let line = line.trim_end_matches(['\n', '\r']);
-            let value = |name| line.strip_prefix(name).map(|value: &str| value.trim_start());
-            if let Some(data) = value("data:") {
-                self.data.push_str(data);
-            } else if let Some(id) = value("id:") {
-                self.id = Some(id.to_owned());
-            } else if line.is_empty() {
-                return Some((self.id.take(), std::mem::take(&mut self.data)));
-            }
-        }
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_read_however_their_bytes_are_cut() {
-        let text = ": beat\n\nid: 1\ndata: {\"type\":\"a\",\"content\":\"世\"}\n\ndata:{\"type\":\"b\"}\n\n";
-        for cut in 0..text.len() {
-            let mut lines = Lines::default();
-            let mut seen = Vec::new();
-            for part in [&text.as_bytes()[..cut], &text.as_bytes()[cut..]] {
-                lines.push(part);
-                while let Some((id, event)) = lines.next_event() {
-                    seen.push((id, event.kind, event.content));
-                }
-            }
-            let first = (Some("1".to_owned()), "a".to_owned(), Some("世".to_owned()));
-            assert_eq!(seen, [first, (None, "b".to_owned(), None)], "cut at {cut}");
-        }
     }
 }

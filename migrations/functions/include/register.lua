@@ -33,7 +33,6 @@ end
 --   name, version   the function is jarvis_<name>_<version>
 --   flags           the flags of Redis: 'no-writes', 'allow-oom'; {} for none
 --   keys            the names of its keys, in order
---   optional_key    the name of one more key, which a call may leave out
 --   arguments       the names of its arguments, in order
 --   rest            the name of the list of all further arguments, where the command takes some
 --   run             function(keys, args), both tables by name; it returns the reply
@@ -43,12 +42,11 @@ local function register(command)
   for i = 1, #command.keys do
     key_names[i] = command.keys[i]
   end
-  key_names[#key_names + 1] = command.optional_key
   local function call(keys, values)
     if not holds_primary_lease(table.remove(values)) then
       return redis.error_reply('DOUBTFUL this server may no longer be the primary')
     end
-    if #keys < #command.keys or #keys > #key_names or #values < #names
+    if #keys ~= #key_names or #values < #names
       or (#values > #names and not rest) then
       return redis.error_reply('ERR jarvis_' .. command.name .. '_' .. command.version
         .. ' got another number of keys or arguments than it declares')

@@ -1,7 +1,7 @@
 -- Accepts a user's message as a turn of the session, which is created where it does not exist. The
 -- turn runs at once, or waits for the turns before it. A repeat changes nothing.
 --
--- Keys:       those of the session; idempotency where the turn has a key
+-- Keys:       those of the session
 -- Arguments:  owner
 --             generation, fence, replica   of the turn, and the replica that holds it
 --             turn                         the request without its text, as JSON
@@ -12,12 +12,15 @@
 --             idle_seconds                 the session expires after this time without a turn; 0: never.
 --                                          One that brought its own conversation keeps what it has
 --             waiting_limit, bytes_limit   bounds of waiting turns, and of bytes of messages
---             request_digest, key_seconds  the value of the idempotency key, and its expiry
+--             key, request_digest, key_seconds   the idempotency key or empty, the digest of the
+--                                          request, and for how long the key is remembered
 --             own_conversation             once where the turn brings the messages before it, in place
 --                                          of a stored history; only into a new session. kept where
 --                                          a client may read them again; detached where it also comes
 --                                          back for the answer, be it one that failed. Else 0
---             conversation                 these messages, each <json header>\n<content>
+--             pictured                     1 where one of these messages has an image, else 0
+--             conversation                 these messages, each <number of those before it> <json header>
+--                                          \n<content>, as they are stored in a new session
 -- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
 --             waiting, as began
 --             same <generation> <events before|-> <tag before|->   the turn was accepted before
@@ -28,15 +31,25 @@
 --             full          the session would hold more than bytes_limit bytes
 --             images        an image that the turn names is not there: it is to be put again
 -- Called by:  Store::accept, Store::find
+
+-- Returns the bytes of what a turn stores.
+local function bytes_of_turn(args)
+  local bytes = #args.content + #args.header + #args.turn
+  for _, entry in ipairs(args.conversation) do
+    bytes = bytes + #entry + MESSAGE_BYTES
+  end
+  return bytes
+end
+
 register {
   name = 'accept',
   version = 1,
   flags = {},
   keys = SESSION_KEYS,
-  optional_key = 'idempotency',
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
-    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'waiting_limit', 'bytes_limit', 'request_digest',
-    'key_seconds' },
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'waiting_limit',
+    'bytes_limit', 'key',
+    'request_digest', 'key_seconds' },
   rest = 'conversation',
   run = function(keys, args)
     local generation = args.generation
@@ -50,14 +63,16 @@ register {
     local holder = redis.call('HGET', keys.open, open_field(keys, generation))
     local held = holder and words(holder)[2] == args.fence
     -- A key that outlived its session does not count.
-    local known = keys.idempotency and found.owner and redis.call('GET', keys.idempotency)
+    local known, digest
+    if found.owner then
+      known, digest = known_key(keys, args.key)
+    end
     if known then
-      local known_words = words(known)
-      if known_words[2] ~= args.request_digest then
+      if digest ~= args.request_digest then
         return { 'other_body' }
       end
-      if known_words[1] ~= generation or not held then
-        return { 'same', known_words[1], accepted_after(keys, known_words[1]) }
+      if known ~= generation or not held then
+        return { 'same', known, accepted_after(keys, known) }
       end
     end
     if held then
@@ -75,12 +90,15 @@ register {
     if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
       return { 'busy' }
     end
-    if tonumber(fields[4] or '0') + image_bytes(keys) + #args.content > tonumber(args.bytes_limit) then
+    if tonumber(fields[4] or '0') + image_bytes(keys) + bytes_of_turn(args)
+      > tonumber(args.bytes_limit) then
       return { 'full' }
     end
     local lacks = lacks_images(keys, args.header)
-    for _, entry in ipairs(args.conversation) do
-      lacks = lacks or lacks_images(keys, (line(entry, 1)))
+    if args.pictured == '1' then
+      for _, entry in ipairs(args.conversation) do
+        lacks = lacks or lacks_images(keys, entry)
+      end
     end
     if lacks then
       return { 'images' }

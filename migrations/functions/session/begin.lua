@@ -28,12 +28,10 @@ register {
       return 'waiting'
     end
     redis.call('LPOP', keys.waiting)
-    local _, at = line(entry, 1)
-    local question = take_waiting_question(keys, args.generation)
-    local header, content_at = line(question, 1)
+    local question, turn = take_waiting_question(keys, args.generation)
+    push_whole_message(keys, question)
     make_running(keys, {
-      generation = args.generation, fence = args.fence, replica = waiting[3],
-      turn = string.sub(entry, at), header = header, content = string.sub(question, content_at),
+      generation = args.generation, fence = args.fence, replica = waiting[3], turn = turn,
     })
     return 'began'
   end,

@@ -53,7 +53,7 @@ register {
     local entry, header
     if requested == '-' then
       entry = redis.call('LINDEX', keys.waiting, 0)
-      header = entry and words(line(entry, 1))
+      header = entry and words(entry)
     else
       entry, header = find_waiting(keys, requested)
     end
@@ -61,7 +61,8 @@ register {
       return { 'none' }
     end
     redis.call('LREM', keys.waiting, 1, entry)
-    count_images(keys, (line(take_waiting_question(keys, header[1]), 1)), -1)
+    local question = take_waiting_question(keys, header[1])
+    count_images(keys, question, -1)
     release(keys, header[1], 'cancel')
     push_event(keys, args.tag, 'cancelled', header[1], args.event)
     return cancelled(header[1], 'waiting')

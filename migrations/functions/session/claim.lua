@@ -8,12 +8,11 @@
 --             tag, event       of the claimed event, with LENGTH to fill in
 -- Reply:      other   the turn has ended, or another replica claimed it first
 --             running|waiting <turn> <owner> <epoch> <writers> <continuations as JSON>
---             <runner, or empty> <question>, and the messages that the turn brought in place of a stored history; question and
---             messages are <json header>\n<content>
+--             <runner, or empty> <question>, and the messages that the turn brought in place of a
+--             stored history: the question is <json header>\n<content>, the others are as stored
 -- Called by:  Store::claim
 
 -- Returns the reply for a claimed turn.
-
 local function claimed(keys, state, turn, question)
   local fields = session_fields(keys, 'owner', 'epoch', 'writers', 'own_messages')
   local continued, runner = '[]', ''
@@ -22,8 +21,16 @@ local function claimed(keys, state, turn, question)
     continued, runner = noted[1] or continued, noted[2] or runner
   end
   local reply = { state, turn, fields[1], fields[2], fields[3] or '0', continued, runner, question }
-  for position = 0, tonumber(fields[4] or '0') - 1 do
-    reply[#reply + 1] = without_parent(message_at(keys, position))
+  local own = tonumber(fields[4] or '0')
+  for from = 0, own - 1, FIELDS_AT_ONCE do
+    local last = math.min(from + FIELDS_AT_ONCE, own) - 1
+    local numbers = {}
+    for i, entry in ipairs(redis.call('LRANGE', keys.path, from, last)) do
+      numbers[i] = string.match(entry, '^%d+')
+    end
+    for _, message in ipairs(redis.call('HMGET', keys.messages, unpack(numbers))) do
+      reply[#reply + 1] = message
+    end
   end
   return reply
 end
@@ -57,8 +64,7 @@ register {
     elseif header[2] ~= fence then
       return { 'other' }
     end
-    local _, at = line(entry, 1)
-    return claimed(keys, 'waiting', string.sub(entry, at),
-      redis.call('HGET', keys.messages, generation))
+    local stored = redis.call('HMGET', keys.messages, generation, 'turn:' .. generation)
+    return claimed(keys, 'waiting', stored[2], stored[1])
   end,
 }

@@ -115,7 +115,7 @@ register {
       reply[#reply + 1] = fields[1]
     end
     for i, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
-      local generation = words(line(entry, 1))[1]
+      local generation = words(entry)[1]
       release(keys, generation, 'clear')
       reply[#reply + 1] = generation
       push_event(keys, args.cancel_tags[1 + i], 'cancelled', generation, args.cancel_event)
@@ -123,12 +123,15 @@ register {
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')
     redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer, keys.images)
-    redis.call('HSET', keys.session, 'bytes', 0, 'updated', args.now, 'epoch', epoch)
+    redis.call('HSET', keys.session, 'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES,
+      'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then
       redis.call('HSET', keys.session, 'deleted', 1)
       redis.call('HDEL', keys.session, 'model')
       redis.call('EXPIRE', keys.session, args.tombstone_seconds)
-      redis.call('EXPIRE', keys.events, args.tombstone_seconds)
+      for _, name in ipairs({ 'events', 'idempotency', 'key_order' }) do
+        redis.call('EXPIRE', keys[name], args.tombstone_seconds)
+      end
     else
       redis.call('HSET', keys.messages, 'title', title or '')
       keep(keys)

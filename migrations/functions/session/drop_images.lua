@@ -14,7 +14,7 @@ register {
   arguments = { 'owner', 'parts' },
   rest = 'digests',
   run = function(keys, args)
-    -- Whoever the session belongs to by now: nothing that a message has is dropped.
+    -- The owner does not matter, and may be another one by now: nothing that a message has is dropped.
     for _, digest in ipairs(args.digests) do
       if not is_named(keys, digest) then
         remove_image(keys, digest, tonumber(args.parts))

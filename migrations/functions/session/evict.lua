@@ -31,7 +31,7 @@ register {
       return 'listened'
     end
     redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.index, keys.waiting,
-      keys.events, keys.answer, keys.images)
+      keys.events, keys.answer, keys.images, keys.idempotency, keys.key_order)
     return 'removed'
   end,
 }

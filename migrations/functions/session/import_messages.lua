@@ -29,7 +29,8 @@ register {
     if not fields[3] then
       redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer, keys.images)
       redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'importing', 1,
-        'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0, 'bytes', 0)
+        'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0,
+        'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES)
       -- A reader of the session begins at the end of its log, before the first turn, too.
       for _, field in ipairs({ 'events', 'tag', 'event_bytes' }) do
         redis.call('HSETNX', keys.session, field, 0)
@@ -40,8 +41,7 @@ register {
     local known = math.max(count - args.from, 0)
     if count >= tonumber(args.from) then
       for i = known + 1, #args.entries do
-        local header, at = line(args.entries[i], 1)
-        push_message(keys, header, string.sub(args.entries[i], at))
+        push_whole_message(keys, args.entries[i])
         count = count + 1
       end
     end

@@ -2,10 +2,10 @@
 -- the claim again where a failover lost it. A turn whose acceptance is restored waits at first, so
 -- that earlier turns of its session can be restored before it.
 --
--- Keys:       those of the session; idempotency where the turn has a key
+-- Keys:       those of the session
 -- Arguments:  as accept: owner, generation, fence, replica, turn, header, content, tag, event,
---             title, model, now, idle_seconds, own_conversation, request_digest, key_seconds,
---             conversation; and
+--             title, model, now, idle_seconds, own_conversation, pictured, key, request_digest,
+--             key_seconds, conversation; and
 --             epoch           of the session when the turn was accepted
 --             replaced_fence  the fence that this one replaced by a claim, or -
 --             claim_tag, claim_event   of that claim
@@ -23,10 +23,9 @@ register {
   version = 1,
   flags = {},
   keys = SESSION_KEYS,
-  optional_key = 'idempotency',
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
-    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'request_digest', 'key_seconds', 'epoch',
-    'replaced_fence', 'claim_tag', 'claim_event', 'event_number', 'transfer_tag' },
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'key', 'request_digest', 'key_seconds',
+    'epoch', 'replaced_fence', 'claim_tag', 'claim_event', 'event_number', 'transfer_tag' },
   rest = 'conversation',
   run = function(keys, args)
     local generation, fence, replica = args.generation, args.fence, args.replica
@@ -71,8 +70,8 @@ register {
       return 'waiting'
     end
     -- The client has repeated the request already, as another turn.
-    local known = keys.idempotency and redis.call('GET', keys.idempotency)
-    if known and words(known)[1] ~= generation then
+    local known = known_key(keys, args.key)
+    if known and known ~= generation then
       return 'gone'
     end
     if fields[7] then

@@ -106,7 +106,7 @@ impl Embedding {
             }
         };
         // It changes nothing about a vector.
-        params.text("user")?;
+        params.hint("user")?;
         params.finish()?;
         Ok(Self { model, request, is_base64 })
     }

@@ -21,6 +21,8 @@ const UNKNOWN_PARAMETER: &str = "unknown_parameter";
 /// The error of a parameter that is absent.
 const MISSING_PARAMETER: &str = "missing_required_parameter";
 
+/// Characters of a text that changes nothing about an answer, at most.
+pub const HINT_CHARACTERS: usize = 512;
 /// Bytes of a name that an error repeats, at most.
 const SHOWN_NAME: usize = 128;
 
@@ -81,6 +83,19 @@ impl<'a> Params<'a> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let text = value.as_str();
         text.map(Some).ok_or_else(|| self.refuse(name, INVALID_TYPE, "must be a string"))
+    }
+
+    /// Reads a text that changes nothing about an answer, such as who asks.
+    ///
+    /// # Errors
+    /// Where it is of another type, or has more than [`HINT_CHARACTERS`].
+    pub fn hint(&mut self, name: &'static str) -> Result<Option<&'a str>, FieldError> {
+        let text = self.text(name)?;
+        if text.is_some_and(|text| text.chars().count() > HINT_CHARACTERS) {
+            let msg = format!("must have at most {HINT_CHARACTERS} characters");
+            return Err(self.refuse(name, INVALID_VALUE, &msg));
+        }
+        Ok(text)
     }
 
     /// Reads a text that has to be present.

@@ -67,7 +67,7 @@ impl ChatCompletion {
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
-            params.text(name)?;
+            params.hint(name)?;
         }
         params.only("n", "1", |value| value.as_f64() == Some(1.0))?;
         params.only("logprobs", "false", |value| *value == false)?;

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
+use super::params::HINT_CHARACTERS;
 use super::responses;
 use crate::api::answer_rules::{NAME_PATTERN, STOP_BYTES, STOPS};
 use crate::api::embedding::TEXTS;
@@ -204,7 +205,6 @@ fn tool() -> Value {
 fn request() -> Value {
     let stop = json!({"type": "string", "minLength": 1, "maxLength": STOP_BYTES});
     let tokens = json!({"type": ["integer", "null"], "minimum": 1, "maximum": i64::MAX});
-    let text = json!({"type": ["string", "null"]});
     let empty = json!({"type": ["object", "null"], "maxProperties": 0});
     object(
         &["model", "messages"],
@@ -244,11 +244,16 @@ fn request() -> Value {
             "metadata": empty,
             "modalities": only(&[json!(["text"])]),
             "service_tier": only(&["auto", "default"].map(Value::from)),
-            "user": text,
-            "safety_identifier": text,
-            "prompt_cache_key": text,
+            "user": hint(),
+            "safety_identifier": hint(),
+            "prompt_cache_key": hint(),
         }),
     )
+}
+
+/// A text that changes nothing about an answer.
+pub fn hint() -> Value {
+    json!({"type": ["string", "null"], "maxLength": HINT_CHARACTERS})
 }
 
 fn embedding_request() -> Value {
@@ -265,7 +270,7 @@ fn embedding_request() -> Value {
                 "type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX,
             },
             "encoding_format": only(&["float", "base64"].map(Value::from)),
-            "user": {"type": ["string", "null"]},
+            "user": hint(),
         }),
     )
 }

@@ -4,7 +4,6 @@ use super::budget::AFTER_DROP;
 use super::past_turns::past_turns;
 use super::tokens::{CAUTION, COUNTED_BYTES_PER_TOKEN};
 use super::*;
-use crate::session::model::{AnswerRules, Sampling};
 use crate::session::store::message;
 use crate::session::{SessionId, SessionInfo, Status, Usage};
 
@@ -30,22 +29,7 @@ fn assistant_message(sent: u64, prompt_tokens: u64) -> Message {
 }
 
 fn spec(model: &str, max_tokens: u32, system: Option<&str>) -> TurnSpec {
-    TurnSpec {
-        model: model.to_owned(),
-        temperature: 0.0,
-        max_tokens,
-        system: system.map(str::to_owned),
-        seed: None,
-        stop: Vec::new(),
-        sampling: Sampling::default(),
-        rules: AnswerRules::default(),
-        think: Reasoning::Off,
-        message_id: None,
-        source: String::new(),
-        needs_listener: false,
-        is_detached: false,
-        is_kept: false,
-    }
+    TurnSpec { system: system.map(str::to_owned), ..TurnSpec::least(model, max_tokens) }
 }
 
 /// Returns a conversation of the newest `limit` of these messages.

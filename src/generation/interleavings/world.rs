@@ -10,8 +10,8 @@ use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
 use crate::session::model::User;
 use crate::session::store::{
-    Acceptance, Attached, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
-    OpenTurn, Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
+    Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
+    Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
 };
 use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
 
@@ -175,11 +175,8 @@ impl<'a> World<'a> {
         let question = format!("<question {}{number}>", if key.is_some() { "of key " } else { "" });
         let spec = TurnSpec::least("m", 1);
         let new = NewTurn {
-            spec,
-            content: question.clone(),
-            conversation: None,
-            attached: Attached::default(),
             key: key.map(|key| IdempotencyKey { key: key.to_string(), body: "body".to_owned() }),
+            ..NewTurn::of_text(spec, question.clone())
         };
         let proposal = Proposal::new(&self.owner, self.session, &new);
         let was_there = self.redis.cli(&["EXISTS", &channel(self.session)]).trim() == "1";

@@ -18,7 +18,7 @@ use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::redis::{Redis, RedisOptions, migrations};
 use crate::session::model::User;
-use crate::session::store::{Attached, BUCKETS, IdempotencyKey, NewTurn, SessionLimits};
+use crate::session::store::{BUCKETS, IdempotencyKey, NewTurn, SessionLimits};
 use crate::session::{
     Feeds, GenerationId, Message, Owner, SessionId, Status, Store, StoreError, TurnSpec,
 };
@@ -123,13 +123,7 @@ impl Replica {
     }
 
     async fn submit_with(&self, session: SessionId, spec: TurnSpec) -> GenerationId {
-        let new = NewTurn {
-            spec,
-            content: QUESTION.to_owned(),
-            conversation: None,
-            attached: Attached::default(),
-            key: None,
-        };
+        let new = NewTurn::of_text(spec, QUESTION.to_owned());
         self.generations.submit(&OWNER, session, new, &mut None).await.expect("accepted").generation
     }
 
@@ -197,13 +191,7 @@ async fn an_end_is_kept_before_its_tokens_are_counted_where_redis_does_not_count
     let acl = ["ACL", "SETUSER", "jarvis", "resetkeys", "~jarvis:{[^l]*"];
     assert_eq!(world.redis.cli(&acl).trim(), "OK");
     let (session, spec) = (SessionId::random(), TurnSpec::least(MODEL, 1000));
-    let new = NewTurn {
-        spec,
-        content: QUESTION.to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key: None,
-    };
+    let new = NewTurn::of_text(spec, QUESTION.to_owned());
     let submitted = world.generations.submit(&alice(), session, new, &mut None).await;
     let generation = submitted.expect("accepted").generation.0;
     let owner = alice();
@@ -231,13 +219,7 @@ async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_u
     assert_eq!(used().await, 1);
     let (session, spec) = (SessionId::random(), TurnSpec::least(MODEL, 1000));
     let key = Some(IdempotencyKey { key: "once".to_owned(), body: "digest".to_owned() });
-    let new = NewTurn {
-        spec,
-        content: QUESTION.to_owned(),
-        conversation: None,
-        attached: Attached::default(),
-        key,
-    };
+    let new = NewTurn { key, ..NewTurn::of_text(spec, QUESTION.to_owned()) };
     world.redis.pause();
     let refused = world.generations.submit(&alice(), session, new.clone(), &mut permit).await;
     assert!(matches!(refused, Err(SubmitError::Store(StoreError::Redis(_)))), "{refused:?}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fred::prelude::Value;
 
 use super::StoreError;
-use super::history::parse_message;
+use super::history::parse_stored_message;
 use crate::session::model::{Message, Role};
 use crate::session::reasoning::Shape;
 use crate::session::stored_message;
@@ -60,37 +60,54 @@ impl OwnConversation {
         &self.messages
     }
 
+    /// Whether one of the messages has an image.
+    pub(super) fn has_images(&self) -> bool {
+        self.messages.iter().any(|message| !message.images.is_empty())
+    }
+
     /// Returns the bytes of all messages together.
     pub fn bytes(&self) -> usize {
         self.messages.iter().map(Self::bytes_of).sum()
     }
 
-    /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools.
+    /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools,
+    /// as JSON: it is stored so, and a control character in it takes six bytes.
     pub fn bytes_of(message: &Message) -> usize {
         let calls = message.tool_calls.iter();
-        let calls = calls.map(|call| call.id.len() + call.name.len() + call.arguments.len());
+        let calls = calls.flat_map(|call| [&call.id, &call.name, &call.arguments]);
         let result = [&message.tool_call_id, &message.tool_name].into_iter().flatten();
-        let result = result.map(String::len);
-        message.content.len() + calls.sum::<usize>() + result.sum::<usize>()
+        message.content.len() + calls.chain(result).map(|text| json_length(text)).sum::<usize>()
     }
 
-    /// Returns the messages as Redis stores them, without their parents.
+    /// Returns the messages as they are stored at the beginning of a session: the parent of each is the
+    /// one before it, whose number is that of the messages up to it.
     pub(super) fn entries(&self) -> impl Iterator<Item = Value> {
-        self.messages.iter().map(|message| {
+        self.messages.iter().enumerate().map(|(parent, message)| {
             let header = stored_message::header(message);
             let before = match message.role {
                 Role::Assistant => Shape::Plain.before_answer("", &message.content),
                 Role::System | Role::User | Role::Tool => "",
             };
-            format!("{header}\n{before}{}", message.content).into()
+            format!("{parent} {header}\n{before}{}", message.content).into()
         })
     }
 
-    /// Parses messages as [`OwnConversation::entries`] writes them.
+    /// Parses messages as they are stored.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
-        let messages = entries.map(|entry| parse_message(entry)).collect::<Result<Vec<_>, _>>()?;
+        let messages: Vec<_> =
+            entries.map(|entry| parse_stored_message(entry)).collect::<Result<_, _>>()?;
         Ok(Self { messages: messages.into() })
     }
+}
+
+/// Returns the bytes that a text takes within a string of JSON.
+fn json_length(text: &str) -> usize {
+    let escape = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        0..0x20 => 5,
+        _ => 0,
+    };
+    text.len() + text.bytes().map(escape).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -111,6 +128,14 @@ mod tests {
             ..text_message(Role::Tool, "")
         };
         OwnConversation::new(vec![result.clone(); 2]).expect_err("each result repeats the name");
+        let escaped = Message { content: String::new(), ..result.clone() };
+        let quotes = Some("\"".repeat(OwnConversation::BYTES / 2));
+        assert!(
+            OwnConversation::new(vec![Message { tool_name: quotes, ..escaped.clone() }]).is_ok()
+        );
+        let control = Some("\u{1}".repeat(OwnConversation::BYTES / 6 + 1));
+        let refused = OwnConversation::new(vec![Message { tool_name: control, ..escaped }]);
+        assert!(refused.is_err(), "as it is stored");
         let many = [short, vec![text_message(Role::User, "x")]].concat();
         let refused = OwnConversation::new(many).expect_err("one too many");
         assert_eq!(refused, ConversationTooLarge { messages: 1_001, bytes: 1_001 });

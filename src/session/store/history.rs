@@ -364,7 +364,7 @@ fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, St
 }
 
 /// Parses a stored message, which begins with the number of its parent.
-fn parse_stored_message(entry: &str) -> Result<Message, StoreError> {
+pub(super) fn parse_stored_message(entry: &str) -> Result<Message, StoreError> {
     let (_parent, message) = entry.split_once(' ').ok_or_else(|| unexpected("message"))?;
     parse_message(message)
 }

@@ -2,14 +2,23 @@
 
 use crate::redis::Call;
 use crate::session::model::SessionId;
-use crate::session::store::IdempotencyKey;
 
 /// The number of buckets, each with an index of its open turns.
 pub const BUCKETS: u16 = 256;
 
 /// The keys of a session, by the names that its functions declare.
-const SESSION_KEYS: [&str; 10] = [
-    "session", "messages", "path", "index", "waiting", "events", "answer", "images", "open",
+const SESSION_KEYS: [&str; 12] = [
+    "session",
+    "messages",
+    "path",
+    "index",
+    "waiting",
+    "events",
+    "answer",
+    "images",
+    "idempotency",
+    "key_order",
+    "open",
     "ended",
 ];
 
@@ -55,15 +64,6 @@ impl SessionKeys {
         names.iter().fold(Call::new(function), |call, name| call.key(name, self.key(name)))
     }
 
-    /// Starts a call as [`SessionKeys::call`] does, with the idempotency key where there is one.
-    pub(super) fn keyed_call(&self, function: &'static str, key: Option<&IdempotencyKey>) -> Call {
-        let call = self.call(function);
-        match key {
-            Some(key) => call.key("idempotency", format!("{}:key:{}", self.channel, key.key)),
-            None => call,
-        }
-    }
-
     fn key(&self, name: &str) -> String {
         match name {
             "session" => self.channel.clone(),
@@ -82,7 +82,7 @@ mod tests {
         let keys = SessionKeys::of(SessionId::random());
         let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
         let slots = SESSION_KEYS.map(|name| slot(&keys.key(name)));
-        assert_eq!(slots, [slot(&keys.channel); 10]);
+        assert_eq!(slots, [slot(&keys.channel); 12]);
     }
 
     #[test]

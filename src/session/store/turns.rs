@@ -49,6 +49,24 @@ pub struct NewTurn {
     pub key: Option<IdempotencyKey>,
 }
 
+impl NewTurn {
+    /// Creates a turn of a user's text, with nothing beside it.
+    pub fn of_text(spec: TurnSpec, content: String) -> Self {
+        Self { spec, content, conversation: None, attached: Attached::default(), key: None }
+    }
+
+    /// Returns the bytes that the turn brings, about as many as it stores.
+    pub fn bytes(&self) -> u64 {
+        let Self { spec, content, conversation, attached, .. } = self;
+        let request = attached.question.as_ref().and_then(|question| question.request.as_ref());
+        let texts = content.len()
+            + spec.bytes()
+            + conversation.as_ref().map_or(0, OwnConversation::bytes)
+            + request.map_or(0, String::len);
+        texts as u64 + attached.images.iter().map(|image| image.reference.bytes).sum::<u64>()
+    }
+}
+
 /// The right to write one answer. Redis compares it for equality, never for order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence(pub Uuid);
@@ -128,18 +146,11 @@ impl Turn {
     /// the conversation that came with it.
     pub fn bytes(&self) -> usize {
         let Accepted { question, header, event, conversation, .. } = &*self.accepted;
-        let TurnSpec { model, system, stop, rules, message_id, source, .. } = &self.spec;
-        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         question.content.len()
             + header.len()
             + event.len()
             + conversation.as_ref().map_or(0, OwnConversation::bytes)
-            + model.len()
-            + optional(system)
-            + stop.iter().map(String::len).sum::<usize>()
-            + rules.bytes()
-            + optional(message_id)
-            + source.len()
+            + self.spec.bytes()
     }
 
     /// Returns the messages before the question, where the turn brought its own conversation.
@@ -335,7 +346,7 @@ impl Store {
     pub async fn accept(&self, proposal: &Proposal) -> Result<Acceptance, StoreError> {
         let Proposal { owner, session, spec, generation, fence, accepted } = proposal;
         let call = SessionKeys::of(*session)
-            .keyed_call("jarvis_accept_1", accepted.key.as_ref())
+            .call("jarvis_accept_1")
             .arg("owner", owner.key())
             .text("generation", *generation)
             .text("fence", fence.0);
@@ -428,7 +439,7 @@ impl Store {
         let replaced = claim.map_or_else(|| "-".to_owned(), |claim| claim.replaced.0.to_string());
         let keys = SessionKeys::of(turn.session);
         let call = keys
-            .keyed_call("jarvis_restore_1", accepted.key.as_ref())
+            .call("jarvis_restore_1")
             .arg("owner", owner.key())
             .text("generation", turn.generation)
             .text("fence", turn.fence.0);
@@ -501,6 +512,7 @@ impl Store {
     /// Adds the arguments of both functions that can write an acceptance.
     fn acceptance(&self, call: Call, owner: &Owner, spec: &TurnSpec, accepted: &Accepted) -> Call {
         let own_conversation = accepted.conversation.is_some();
+        let pictured = accepted.conversation.as_ref().is_some_and(OwnConversation::has_images);
         let kept = match (own_conversation, spec.is_kept) {
             (false, _) => Kept::AsHistory,
             (true, false) => Kept::Briefly,
@@ -538,12 +550,13 @@ impl Store {
             .arg("now", accepted.at.as_str())
             .text("idle_seconds", idle_seconds)
             .arg("own_conversation", brings)
+            .text("pictured", u8::from(pictured))
     }
 }
 
 fn key_arguments(call: Call, accepted: &Accepted) -> Call {
-    call.arg("request_digest", accepted.key.as_ref().map_or("", |key| key.body.as_str()))
-        .text("key_seconds", KEY_SECONDS)
+    let (key, body) = accepted.key.as_ref().map_or(("", ""), |key| (&key.key, &key.body));
+    call.arg("key", key).arg("request_digest", body).text("key_seconds", KEY_SECONDS)
 }
 
 fn conversation_arguments(call: Call, accepted: &Accepted) -> Call {

@@ -19,7 +19,8 @@
 --   :ticket:<generation>    hash: user, source, networks (around the source, the smallest first),
 --                           running_limit (of the source; 0: none), model, session, prefixes (digests
 --                           of the conversation and its beginnings, the longest first; absent where
---                           there are none), start, score, first, grants, replica (none: parked until a replica takes it over),
+--                           there are none), start, score, first, grants, replica (none: parked until
+--                           a replica takes it over),
 --                           host and since while it holds a slot, not:<host> → until when
 --   :model:<model>          sorted set: waiting generations by score
 --   :line:<replica>:<model> the same, of one replica

@@ -18,12 +18,16 @@ local MOST_PARTS = 16
 -- What Redis takes for a field besides its value, about.
 local FIELD_BYTES = 128
 
--- Returns the digests in the header of a message. A text in JSON has no quote without a backslash
--- before it, so that the name is that of the field.
-local function digests_of(header)
+-- Returns the digests in the header of a message, which may be given with its content. A text in JSON
+-- has no quote without a backslash before it, so that the name is that of the field.
+local function digests_of(message)
   local digests = {}
-  -- They stand before all that may be long: a header may have megabytes of calls.
-  local start = string.sub(header, 1, HEADER_START)
+  -- They stand before all that may be long: a header may have a megabyte of calls.
+  local start = string.sub(message, 1, HEADER_START)
+  if not string.find(start, '"p":[', 1, true) then
+    return digests
+  end
+  start = string.match(start, '^[^\n]*')
   for digest in string.gmatch(string.match(start, '"p":%[(.-)%]') or '', '"(%x+) ') do
     digests[#digests + 1] = digest
   end
@@ -61,10 +65,10 @@ local function remove_image(keys, digest, parts)
   end
 end
 
--- Counts the messages that have an image: `by` more, for each image that a header names, also where
+-- Counts the messages that have an image: `by` more, for each image that this one names, also where
 -- its bytes are lost: they are put back later. One that no message has any more is removed.
-local function count_images(keys, header, by)
-  for _, digest in ipairs(digests_of(header)) do
+local function count_images(keys, message, by)
+  for _, digest in ipairs(digests_of(message)) do
     if redis.call('HINCRBY', keys.images, digest .. '#', by) <= 0 then
       redis.call('HDEL', keys.images, digest .. '#')
       remove_image(keys, digest, parts_of(keys, digest) or MOST_PARTS)
@@ -73,8 +77,8 @@ local function count_images(keys, header, by)
 end
 
 -- Whether an image that a message names is not there.
-local function lacks_images(keys, header)
-  for _, digest in ipairs(digests_of(header)) do
+local function lacks_images(keys, message)
+  for _, digest in ipairs(digests_of(message)) do
     if not parts_of(keys, digest) then
       return true
     end

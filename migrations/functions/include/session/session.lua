@@ -7,7 +7,8 @@
 --                began (when Redis created it, in microseconds; 0 where it was restored)
 --                deleted (1 while the log of a deleted session is kept)
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
---                last_message (number), bytes (of all messages and waiting questions)
+--                last_message (number), bytes (of all messages, of what open turns store, and of the
+--                idempotency keys)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
 --                unanswered (1 until an answer has text or has ended well: until then, a session
 --                that expires at all expires within minutes)
@@ -26,13 +27,14 @@
 --                of the running turn: turn (json), continued (json: the continuations of its
 --                answer), runner (<host> <digest> of the model that wrote its text last; none where
 --                unknown)
---                of each waiting turn: generation → <json header of the question>\n<content>
+--                of each waiting turn: generation → <json header of the question>\n<content>, and
+--                turn:<generation> → turn (json)
 --   path         list: <number> <length> of the messages that are shown and continued, oldest
 --                first. A parent is older than its children, so that the numbers ascend.
 --   index        hash: id of a message → its number. The id of an answer is its generation's, and
 --                that of a question is its generation's with the last bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
---                <generation> <fence> <replica> <number of its accepted event>\n<turn json>
+--                <generation> <fence> <replica> <number of its accepted event>
 --   events       list: the last events, each
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
 --                <generation, = where it is the running one, or ->\n<json>
@@ -41,7 +43,8 @@
 --                accepted. `images.lua` has its fields
 --   open         hash of the bucket: '<session> <generation>' → '<replica> <fence>'
 --   ended        prefix of the key <ended>:<generation>, which holds what ended that generation
---   idempotency  string: <generation> <digest of the request>
+--   idempotency  hash: idempotency key → <until when, in seconds> <generation> <digest of the request>
+--   key_order    list: <until when> <idempotency key>, in the order of acceptance
 --
 -- The caller makes fences, tags, identifiers and times, so that a call that is repeated after a
 -- lost reply changes nothing. A session of another owner looks like one that does not exist. The
@@ -49,9 +52,10 @@
 -- index) may name the one from before a transfer.
 
 local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images',
-  'open', 'ended' }
+  'idempotency', 'key_order', 'open', 'ended' }
 -- Those that expire with the session.
-local EXPIRING_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images' }
+local EXPIRING_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images',
+  'idempotency', 'key_order' }
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
@@ -127,11 +131,12 @@ local function keep(keys)
   if fields[2] or redis.call('EXISTS', keys.waiting) == 1 then
     seconds = math.max(seconds, OPEN_SECONDS)
   end
-  -- An expiry within a tenth is exact enough, and saves seven calls in most turns. What a clear
+  -- An expiry within a tenth is exact enough, and saves nine calls in most turns. What a clear
   -- removed, or a turn that waits began, may be without one.
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
     and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1
+    and redis.call('TTL', keys.key_order) ~= -1
   if has_all and left <= seconds and left > seconds * 0.9 then
     return
   end

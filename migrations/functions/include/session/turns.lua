@@ -7,6 +7,11 @@ local ENDED_SECONDS = 180
 -- for every session, so that the turns of a session that a failover lost can be restored.
 local FIRST_EPOCH = '0'
 
+-- What Redis takes for an idempotency key, about.
+local KEY_BYTES = 400
+-- Keys that one acceptance forgets, at most: more than it adds.
+local KEYS_FORGOTTEN = 4
+
 -- Returns the time of an epoch in microseconds, 0 for the first.
 local function epoch_time(epoch)
   return tonumber(string.match(epoch, '^(%d+)%-') or '0')
@@ -38,12 +43,12 @@ local function release(keys, generation, by)
   redis.call('SET', ended_key(keys, generation), by, 'EX', ENDED_SECONDS)
 end
 
--- Returns the entry of a waiting turn and the words of its header, or nil.
+-- Returns the entry of a waiting turn and its words, or nil.
 local function find_waiting(keys, generation)
   for _, entry in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
-    local header = words(line(entry, 1))
-    if header[1] == generation then
-      return entry, header
+    local waiting = words(entry)
+    if waiting[1] == generation then
+      return entry, waiting
     end
   end
 end
@@ -57,20 +62,21 @@ local function of_writer(keys, args, ...)
   end
 end
 
--- Makes a turn the running one: `accepted` has its generation, fence, replica, turn (json), and the
--- header and content of its question.
+-- Makes a turn the running one, whose question is the last message: `accepted` has its generation,
+-- fence, replica and turn (json).
 local function make_running(keys, accepted)
-  push_message(keys, accepted.header, accepted.content)
   redis.call('UNLINK', keys.answer)
   redis.call('HSET', keys.session, 'generation', accepted.generation, 'fence', accepted.fence,
     'replica', accepted.replica, 'writers', 1)
   redis.call('HDEL', keys.session, 'started', 'revision')
   redis.call('HSET', keys.messages, 'turn', accepted.turn)
+  redis.call('HINCRBY', keys.session, 'bytes', #accepted.turn)
   redis.call('HDEL', keys.messages, 'continued', 'runner')
 end
 
 -- Removes the running turn and its answer.
 local function forget_running(keys)
+  redis.call('HINCRBY', keys.session, 'bytes', -redis.call('HSTRLEN', keys.messages, 'turn'))
   redis.call('HDEL', keys.session, 'generation', 'fence', 'replica', 'writers', 'started', 'revision')
   redis.call('HDEL', keys.messages, 'turn', 'continued', 'runner')
   redis.call('UNLINK', keys.answer)
@@ -93,12 +99,46 @@ local function close_running(keys, generation, header, by)
   release(keys, generation, by)
 end
 
+-- Returns the generation that is remembered under an idempotency key, and the digest of its request;
+-- nil where there is none.
+local function known_key(keys, key)
+  local entry = key ~= '' and words(redis.call('HGET', keys.idempotency, key) or '0')
+  if entry and tonumber(entry[1]) * 1000000 > now_us() then
+    return entry[2], entry[3]
+  end
+end
+
+-- Remembers the generation of an idempotency key, and forgets some of the keys whose time is over.
+local function remember_key(keys, args)
+  local now = math.floor(now_us() / 1000000)
+  for _ = 1, KEYS_FORGOTTEN do
+    local until_when, key = string.match(redis.call('LINDEX', keys.key_order, 0) or '', '^(%d+) (.*)$')
+    if not key or tonumber(until_when) > now then
+      break
+    end
+    redis.call('LPOP', keys.key_order)
+    local known = redis.call('HGET', keys.idempotency, key)
+    -- A key that was used again since has a later time.
+    if known and tonumber(words(known)[1]) <= now then
+      redis.call('HDEL', keys.idempotency, key)
+      redis.call('HINCRBY', keys.session, 'bytes', -KEY_BYTES)
+    end
+  end
+  local until_when = string.format('%.0f', now + args.key_seconds)
+  local entry = until_when .. ' ' .. args.generation .. ' ' .. args.request_digest
+  if redis.call('HSET', keys.idempotency, args.key, entry) == 1 then
+    redis.call('HINCRBY', keys.session, 'bytes', KEY_BYTES)
+  end
+  redis.call('RPUSH', keys.key_order, until_when .. ' ' .. args.key)
+end
+
 -- Writes the messages that a turn brings in place of a stored history.
 local function push_conversation(keys, args)
-  for _, entry in ipairs(args.conversation) do
-    local header, at = line(entry, 1)
-    push_message(keys, header, string.sub(entry, at))
-    count_images(keys, header, 1)
+  push_conversation_messages(keys, args.conversation)
+  if args.pictured == '1' then
+    for _, entry in ipairs(args.conversation) do
+      count_images(keys, entry, 1)
+    end
   end
   redis.call('HSET', keys.session, 'own_messages', #args.conversation, 'idle_seconds',
     args.idle_seconds, 'own_images', args.own_conversation == 'once' and 'once' or 'kept')
@@ -107,7 +147,7 @@ end
 -- Inserts a waiting turn, in the order of the numbers of the accepted events.
 local function insert_waiting(keys, entry, number)
   for _, other in ipairs(redis.call('LRANGE', keys.waiting, 0, -1)) do
-    if tonumber(words(line(other, 1))[4]) > tonumber(number) then
+    if tonumber(words(other)[4]) > tonumber(number) then
       redis.call('LINSERT', keys.waiting, 'BEFORE', other, entry)
       return
     end
@@ -127,10 +167,11 @@ local function admit(keys, args, found, epoch, begins, number)
     end
     if not found.owner then
       -- The keys of a session that expires do not all expire in one moment.
-      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.events, keys.answer)
+      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.events, keys.answer,
+        keys.idempotency, keys.key_order)
     end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
-      'idle_seconds', idle_seconds, 'unanswered', 1,
+      'idle_seconds', idle_seconds, 'unanswered', 1, 'last_message', 0,
       -- A session that is restored is from before.
       'began', number and '0' or string.format('%.0f', now_us()))
     redis.call('HSET', keys.messages, 'title', args.title)
@@ -144,16 +185,16 @@ local function admit(keys, args, found, epoch, begins, number)
       -- before are yet to be restored.
       redis.call('HSET', keys.session, 'transferred', found.transferred or args.transfer_tag)
     end
-    redis.call('PERSIST', keys.session)
-    redis.call('PERSIST', keys.events)
+    for _, name in ipairs({ 'session', 'events', 'idempotency', 'key_order' }) do
+      redis.call('PERSIST', keys[name])
+    end
   end
   redis.call('HSET', keys.session, 'updated', args.now, 'model', args.model)
   if args.own_conversation ~= '0' and redis.call('HEXISTS', keys.session, 'own_messages') == 0 then
     push_conversation(keys, args)
   end
-  if keys.idempotency then
-    redis.call('SET', keys.idempotency, args.generation .. ' ' .. args.request_digest, 'EX',
-      args.key_seconds)
+  if args.key ~= '' then
+    remember_key(keys, args)
   end
   hold(keys, args.generation, args.replica, args.fence)
   count_images(keys, args.header, 1)
@@ -162,13 +203,13 @@ local function admit(keys, args, found, epoch, begins, number)
   local written = push_event(keys, args.tag, 'accepted', args.generation, args.event,
     args.content)
   if begins then
+    push_message(keys, args.header, args.content)
     make_running(keys, args)
   else
     number = number or written
-    local entry = args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number
-      .. '\n' .. args.turn
-    put_waiting_question(keys, args.generation, args.header, args.content)
-    insert_waiting(keys, entry, number)
+    put_waiting_question(keys, args.generation, args.header, args.content, args.turn)
+    insert_waiting(keys,
+      args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number, number)
   end
   keep(keys)
 end
@@ -185,9 +226,7 @@ end
 
 -- Moves a waiting turn to another holder.
 local function take_waiting(keys, entry, generation, fence, replica)
-  local header, at = line(entry, 1)
-  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. words(header)[4] .. '\n'
-    .. string.sub(entry, at)
+  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. words(entry)[4]
   redis.call('LINSERT', keys.waiting, 'BEFORE', entry, moved)
   redis.call('LREM', keys.waiting, 1, entry)
   hold(keys, generation, replica, fence)

@@ -112,7 +112,7 @@ impl ResponseRequest {
         let (think, effort) = read_reasoning(&mut params)?;
         let Rules { for_host: rules, text, tools, tool_choice } = rules::read(&mut params, text)?;
         let metadata = read_metadata(&mut params)?;
-        let mut hint = |name| Ok::<_, FieldError>(params.text(name)?.map(str::to_owned));
+        let mut hint = |name| Ok::<_, FieldError>(params.hint(name)?.map(str::to_owned));
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         let (user, safety_identifier) = (hint("user")?, hint("safety_identifier")?);
         let prompt_cache_key = hint("prompt_cache_key")?;
@@ -182,18 +182,11 @@ fn check_size(shown: &Shown) -> Result<(), FieldError> {
     if bytes <= SHOWN_BYTES {
         return Ok(());
     }
-    let texts = [
-        ("instructions", &shown.instructions),
-        ("user", &shown.user),
-        ("safety_identifier", &shown.safety_identifier),
-        ("prompt_cache_key", &shown.prompt_cache_key),
-    ];
-    let longest = texts.iter().max_by_key(|(_, text)| text.as_ref().map_or(0, String::len));
-    let name = longest.map_or("instructions", |(name, _)| name);
+    // All others have bounds of their own, which are smaller together.
     let msg = format!(
         "must have at most {SHOWN_BYTES} bytes as JSON, with the other parameters that the response shows"
     );
-    Err(super::super::params::error(name, INVALID_VALUE, msg))
+    Err(super::super::params::error("instructions", INVALID_VALUE, msg))
 }
 
 /// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
@@ -440,13 +433,11 @@ mod tests {
             let refused = read(&with(name, value.clone())).expect_err(name);
             assert_eq!(refused, (path.to_owned(), kind), "{name} {value}");
         }
-        for name in ["instructions", "user", "safety_identifier", "prompt_cache_key"] {
-            // Each character takes six bytes as JSON.
-            let read = |length: usize| read(&with(name, json!("\u{1}".repeat(length))));
-            assert!(read(SHOWN_BYTES / 7).is_ok());
-            let refused = read(SHOWN_BYTES / 6).expect_err(name);
-            assert_eq!(refused, (name.to_owned(), "invalid_value"));
-        }
+        // Each character takes six bytes as JSON.
+        let long = |length: usize| read(&with("instructions", json!("\u{1}".repeat(length))));
+        assert!(long(SHOWN_BYTES / 7).is_ok());
+        let refused = long(SHOWN_BYTES / 6).expect_err("too long");
+        assert_eq!(refused, ("instructions".to_owned(), "invalid_value"));
         let mut both = with("background", json!(true));
         both["store"] = json!(false);
         assert_eq!(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::super::schema::{MODEL_NAME, call_id, number, object, only};
+use super::super::schema::{MODEL_NAME, call_id, hint, number, object, only};
 use crate::api::answer_rules::NAME_PATTERN;
 use crate::api::large_body::PIXEL;
 
@@ -196,9 +196,9 @@ fn request() -> Value {
             "service_tier": only(&["auto", "default"].map(Value::from)),
             "top_logprobs": only(&[json!(0)]),
             "truncation": only(&[json!("disabled")]),
-            "user": text(),
-            "safety_identifier": text(),
-            "prompt_cache_key": text(),
+            "user": hint(),
+            "safety_identifier": hint(),
+            "prompt_cache_key": hint(),
         }),
     )
 }
