@@ -63,7 +63,7 @@ ENV PATH=/usr/local/bin \
     JARVIS_LISTEN=0.0.0.0:10200 \
     JARVIS_LOG_FORMAT=json \
     MIMALLOC_GENERIC_COLLECT=100 \
-    MIMALLOC_PURGE_DELAY=100
+    MIMALLOC_PURGE_DELAY=0
 EXPOSE 10200
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["jarvis", "health"]

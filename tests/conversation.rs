@@ -144,7 +144,7 @@ impl Replica {
                 found.is_some()
             });
             assert!(ended.await, "no answer");
-            found.expect("an answer").1
+            found.expect("an answer").message
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents whose names of tests and files are checked.
-const DOCUMENTS: [&str; 20] = [
+const DOCUMENTS: [&str; 21] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -21,6 +21,7 @@ const DOCUMENTS: [&str; 20] = [
     "docs/PROMISES.md",
     "docs/PROOF.md",
     "docs/PROTOCOL.md",
+    "docs/ROUTES.md",
     "docs/SETTINGS.md",
     "docs/SIGN_IN.md",
     "docs/TRACES.md",

@@ -23,7 +23,8 @@ use jarvis::session::image::RequestImages;
 use jarvis::session::model::User;
 use jarvis::session::store::{
     Acceptance, Cancellation, Clearing, IdempotencyKey, ImportedSession, NewTurn, OpenTurn,
-    Proposal, ReadFrom, SessionLimits, TakenBack, Transfer, bucket, message,
+    Proposal, ReadFrom, Selection, SessionChange, SessionLimits, TakenBack, Transfer, bucket,
+    message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
 use jarvis::sign_in::{ApiKeyStore, Created};
@@ -83,10 +84,15 @@ async fn every_call_of_a_session(redis: &Redis) {
     assert_eq!(data.as_ref(), Some(&images[0].data));
     store.drop_images(&owner, session, &images).await.expect("Redis");
     assert_eq!(store.image(&owner, session, &images[0].reference).await.expect("Redis"), None);
-    store.retitle(&owner, session, "title").await.expect("Redis");
+    store
+        .update(&owner, session, SessionChange { title: Some("title"), ..SessionChange::default() })
+        .await
+        .expect("Redis");
     store.describe(&owner, session).await.expect("Redis");
     store.page(&owner, session, 0, 5).await.expect("Redis");
     store.find_message(&owner, session, uuid::Uuid::new_v4()).await.expect("Redis");
+    let first = store.page(&owner, session, 0, 1).await.expect("Redis").messages[0].id;
+    store.select(&mut Selection::new(&owner, session, first)).await.expect("Redis");
     store.read(&owner, session, ReadFrom::RunningTurn).await.expect("Redis");
     let proposal = Proposal::new(&owner, session, &keyed_turn(None));
     store.accept(&proposal).await.expect("Redis");
@@ -239,7 +245,7 @@ async fn a_redis_of_another_layout_is_refused_and_left_as_it_is() {
     for later in [false, true] {
         let server = RedisServer::start();
         if later {
-            server.cli(&["HSET", RECORD, "layout", "3"]);
+            server.cli(&["HSET", RECORD, "layout", "4"]);
         } else {
             leave_the_first_layout(&server);
         }
@@ -314,7 +320,7 @@ async fn a_replica_that_misses_a_function_of_a_newer_layout_gets_an_error_that_s
     let server = RedisServer::start();
     let redis = connect(&server);
     migrations::apply(&redis).await.expect("migrations");
-    server.cli(&["HSET", RECORD, "layout", "3"]);
+    server.cli(&["HSET", RECORD, "layout", "4"]);
     server.cli(&["FUNCTION", "FLUSH"]);
     let membership = MembershipStore::new(redis, "r".to_owned());
     let refused = membership.heartbeat(true, Vec::new()).await.expect_err("a later layout");

@@ -20,6 +20,7 @@ use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use uuid::Uuid;
 
 const CHATS: usize = 50;
 const POSTS: usize = 1_000;
@@ -184,6 +185,59 @@ async fn a_turn_of_another_api_survives_its_replica_behind_nginx_and_ends_with_i
         leaving.abort();
         let ended = eventually(LIMIT, async || running(ollama).await == 0);
         assert!(ended.await, "{path}: the model goes on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_regenerated_answer_and_an_edited_question_survive_their_replica_behind_nginx() {
+    const QUESTION: &str = "[[tokens=60]] go on";
+    let (_redis, ollama, replicas) = &fleet().await;
+    let nginx = Nginx::deployed(&replicas[..2]).await;
+    let expected = ollama_sim::script_answer("tinyllama:latest", QUESTION, None, 64);
+    let post = async |path: &str, body: Value| {
+        send(http().post(format!("http://{}/api/v1/chat{path}", nginx.ours)).json(&body)).await
+    };
+    let post = &post;
+    for name in ["regenerate", "edit"] {
+        // Round robin: of three, each replica gets one at least, whichever worker of nginx they reach.
+        let sessions: [Uuid; 3] = [(); 3].map(|()| Uuid::new_v4());
+        let begin = |session: Uuid| post("", json!({"message": QUESTION, "session_id": session}));
+        let first = join_all(sessions.map(begin)).await;
+        let ask = |(session, first): (Uuid, Reply)| {
+            let generation: Uuid =
+                first.body["generation_id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
+            // The id of a question is that of its generation with the last bit flipped.
+            let question = Uuid::from_u128(generation.as_u128() ^ 1);
+            let beside = if name == "edit" { question } else { generation };
+            let body = json!({"message_id": beside, "message": QUESTION});
+            async move { post(&format!("/sessions/{session}/{name}"), body).await }
+        };
+        let twice = || nginx.log().lines().filter(|line| line.contains(", 200")).count();
+        let before = twice();
+        let kill = async {
+            assert!(eventually(LIMIT, async || running(ollama).await == 3).await, "{name}");
+            replicas[0].kill();
+        };
+        let asking = join_all(sessions.into_iter().zip(first).map(ask));
+        let (replies, ()) = tokio::join!(asking, kill);
+        for reply in replies {
+            assert_eq!(reply.status, 200, "{name}: {}", reply.body);
+            assert_eq!(reply.body["response"], expected.as_str(), "{name}");
+        }
+        assert!(eventually(LIMIT, async || twice() > before).await, "{name}: {}", nginx.log());
+        replicas[0].restart().unwrap_or_else(|error| panic!("{error:#}"));
+        until_ok(&replicas[0], "/health/ready").await;
+        for session in sessions {
+            let path = format!("http://{}/api/v1/chat/sessions/{session}", nginx.ours);
+            let history = send(http().get(path)).await.body;
+            let messages = history["messages"].as_array().expect("messages").clone();
+            let at = usize::from(name == "regenerate");
+            assert_eq!(
+                (messages.len(), &messages[at]["siblings"]["count"]),
+                (2, &json!(2)),
+                "{name}"
+            );
+        }
     }
 }
 

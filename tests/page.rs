@@ -92,6 +92,12 @@ async fn a_user_stops_drafts_renames_and_deletes_and_markdown_runs_no_script() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_generated_again_a_question_edited_and_the_branch_before_selected() {
+    let checks = ["regenerated", "selected", "edited", "back"];
+    passes(&fleet(&[]).await, "branches.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_are_chosen_pasted_sent_and_a_part_of_what_follows() {
     let fleet = fleet(&[]).await;
     let models = ["vision:latest", "tinyllama:latest"];

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -146,6 +148,9 @@ async fn routes(server: &Process, session: &str) -> Vec<(Method, String, Value)>
     routes.push((Method::GET, "/api/v1/chat/ws".to_owned()));
     let body = |method: &Method, path: &str| match path.trim_end_matches('/') {
         path if path.ends_with("/cancel") => json!({}),
+        path if ["/regenerate", "/edit", "/branch"].iter().any(|end| path.ends_with(end)) => {
+            json!({"message_id": session, "message": "hi"})
+        }
         _ if *method == Method::PATCH => json!({"title": "A title"}),
         _ if *method == Method::POST => json!({"message": "hi", "session_id": session}),
         _ => Value::Null,
@@ -181,8 +186,45 @@ fn as_a_stranger(path: &str, token: &str) -> (u16, &'static str) {
     }
 }
 
+/// The page with what each route answers to these tokens. `every_route_…` writes it with this variable
+/// set, and else compares it.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ROUTES.md");
+const WRITES_PAGE: &str = "JARVIS_WRITE_DOCS";
+const SHOWN: [&str; 6] = [
+    "without a token",
+    "another's token",
+    "expired",
+    "signed by another secret",
+    "alg none",
+    "type refresh",
+];
+
+/// Returns the page of what each route answered, by mode, route and token.
+fn page(answers: &BTreeMap<(&str, String, &str), String>, refused: usize) -> String {
+    let mut page = format!(
+        "# What each route answers to each token\n\nWritten by `{name}`, which asks for a session of \
+         alice: with no token, with bob's, and with {refused} tokens that are not valid, of which four \
+         are shown. The others are answered as `alg none` is, except a word that is no token: the APIs of \
+         OpenAI and Ollama take it for none where sign-in is optional. [SIGN_IN.md](SIGN_IN.md) says what the \
+         modes are. To write it again: `{WRITES_PAGE}=1 cargo test --test sign_in {name}`.\n",
+        name = "every_route_opens_only_to_the_token_that_may_use_it_in_both_modes",
+    );
+    for mode in ["optional", "required"] {
+        let columns = SHOWN.join(" | ");
+        let _ = write!(page, "\n## `JARVIS_AUTH={mode}`\n\n| route | {columns} |\n");
+        let _ = writeln!(page, "|{}", " --- |".repeat(SHOWN.len() + 1));
+        let routes: BTreeSet<_> = answers.keys().map(|(_, route, _)| route).collect();
+        for route in routes {
+            let cells = SHOWN.map(|what| answers[&(mode, route.clone(), what)].as_str());
+            let _ = writeln!(page, "| `{route}` | {} |", cells.join(" | "));
+        }
+    }
+    page
+}
+
 #[tokio::test]
 async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
+    let (mut answers, refused) = (BTreeMap::new(), bad_tokens().len());
     for mode in ["optional", "required"] {
         let settings = [("JARVIS_AUTH", mode), ("JARVIS_JWT_SECRET", SECRET)];
         let Setup { replica, .. } = &setup("500", &settings).await;
@@ -211,6 +253,12 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                 let reply = ask(replica, method.clone(), &path, &body, token).await;
                 let expected = (status, code.to_owned());
                 assert_eq!(outcome(&reply), expected, "{mode}: {method} {path} {what}");
+                let route = format!("{method} {}", path.replace(session.as_str(), "{id}"));
+                let route = route.replace(&session.replace('-', ""), "{id}");
+                let code = if code == "an error" { "" } else { code };
+                let shown =
+                    if code.is_empty() { status.to_string() } else { format!("{status} `{code}`") };
+                answers.insert((mode, route, *what), shown);
             }
         }
         // A path without a route tells no more than one with a route.
@@ -225,6 +273,12 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
         assert_eq!((mine.status, &mine.body["message_count"]), (200, &json!(2)));
         assert_eq!(mine.body["messages"][0]["user_id"], "alice");
     }
+    let page = page(&answers, refused);
+    if std::env::var_os(WRITES_PAGE).is_some() {
+        std::fs::write(PAGE, &page).expect("a page");
+    }
+    let written = std::fs::read_to_string(PAGE).unwrap_or_default();
+    assert!(page == written, "docs/ROUTES.md is out of date; {WRITES_PAGE}=1 writes it anew");
 }
 
 #[tokio::test]

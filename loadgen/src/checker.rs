@@ -60,6 +60,32 @@ enum Stage {
     Ended,
 }
 
+/// The message of the turn before, beside which a turn goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Its answer is regenerated.
+    Answer(String),
+    /// Its question is edited.
+    Question(String),
+}
+
+impl Beside {
+    /// Returns the name of the route and of the message of a WebSocket.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Answer(_) => "regenerate",
+            Self::Question(_) => "edit",
+        }
+    }
+
+    /// Returns the identifier of the message.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Answer(id) | Self::Question(id) => id,
+        }
+    }
+}
+
 /// One turn: its message, the expected answer, and the text so far.
 #[derive(Debug)]
 pub struct Turn {
@@ -74,6 +100,7 @@ pub struct Turn {
     /// acknowledgement.
     may_start: bool,
     flaws: Vec<Flaw>,
+    beside: Option<Beside>,
 }
 
 impl Turn {
@@ -88,7 +115,24 @@ impl Turn {
             sends: 0,
             may_start: false,
             flaws: Vec::new(),
+            beside: None,
         }
+    }
+
+    /// Has the turn go beside a message of the one before.
+    #[must_use]
+    pub fn beside(self, beside: Option<Beside>) -> Self {
+        Self { beside, ..self }
+    }
+
+    /// Returns the message beside which the turn goes.
+    pub fn target(&self) -> Option<&Beside> {
+        self.beside.as_ref()
+    }
+
+    /// Records the generation, where the answer comes in one piece.
+    pub fn is_generation(&mut self, generation: String) {
+        self.generation = Some(generation);
     }
 
     /// Returns the message.
@@ -228,7 +272,12 @@ impl Turn {
         let at = messages
             .iter()
             .rposition(|message| message.role == "user" && message.content == self.prompt)?;
-        messages.get(at + 1).filter(|message| message.role == "assistant")
+        // The answer that is regenerated is that of the turn before.
+        let before = self.beside.as_ref().map(Beside::id);
+        let is_new = |message: &&Stored| {
+            before.is_none_or(|it| message.generation_id.as_deref() != Some(it))
+        };
+        messages.get(at + 1).filter(|message| message.role == "assistant").filter(is_new)
     }
 
     fn identify(&mut self, event: &Event) {

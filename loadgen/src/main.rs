@@ -85,6 +85,10 @@ struct Load {
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
     responses: u32,
 
+    /// Percentage of turns that regenerate the answer of the turn before, or edit its question
+    #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=100))]
+    branches: u32,
+
     /// Model to request, by the name under which the sim created its script
     #[arg(long, value_name = "NAME", default_value = "tinyllama:latest")]
     model: String,
@@ -127,6 +131,7 @@ impl Load {
             sse_percent: self.sse as usize,
             rest_percent: self.rest as usize,
             responses_percent: self.responses as usize,
+            branch_percent: self.branches as usize,
             script: Script {
                 model: self.model.clone(),
                 tokens: (self.min_tokens.min(self.max_tokens), self.max_tokens),

@@ -61,6 +61,7 @@ pub struct Report {
     pub sessions: usize,
     pub conversations: u64,
     pub turns: u64,
+    pub branched: u64,
     pub complete: u64,
     pub failed: u64,
     pub lost_bytes: u64,
@@ -101,6 +102,7 @@ impl Report {
             sessions,
             conversations: get(&c.conversations),
             turns: get(&c.turns),
+            branched: get(&c.branched),
             complete: get(&c.complete),
             failed: get(&c.failed),
             lost_bytes: get(&c.lost),
@@ -172,7 +174,10 @@ impl Report {
         );
         row(
             "turns",
-            format!("{} ({} complete, {} failed)", self.turns, self.complete, self.failed),
+            format!(
+                "{} ({} regenerate or edit; {} complete, {} failed)",
+                self.turns, self.branched, self.complete, self.failed
+            ),
         );
         row("bytes lost", self.lost_bytes.to_string());
         row("bytes doubled", self.doubled_bytes.to_string());

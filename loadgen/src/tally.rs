@@ -25,6 +25,8 @@ pub struct Counters {
     pub running: AtomicU64,
     /// Turns that began.
     pub turns: AtomicU64,
+    /// Those of them that regenerate an answer or edit a question.
+    pub branched: AtomicU64,
     /// Turns whose answer came to its end.
     pub complete: AtomicU64,
     /// Turns that ended with an error event.

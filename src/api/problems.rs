@@ -34,6 +34,16 @@ impl From<StoreError> for Problem {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 Self::new(status, "idempotency_key_reused", detail)
             }
+            StoreError::MessageAbsent => Self::message_not_found(),
+            StoreError::WrongRole(msg) => {
+                vec![FieldError::new("body", "message_id", "role", msg)].into()
+            }
+            StoreError::TooManySiblings => {
+                Self::new(StatusCode::CONFLICT, "too_many_siblings", detail)
+            }
+            StoreError::TurnRuns(_) => {
+                Self { retryable: true, ..Self::new(StatusCode::CONFLICT, "turn_running", detail) }
+            }
             StoreError::ImagesAbsent => Self::store_unavailable(),
             StoreError::OutOfMemory => {
                 tracing::warn!("session store full");

@@ -31,6 +31,9 @@ const BUDGET: &str = "jarvis:{budget}";
 /// What a session takes besides its text: its keys, the fields of its hash, and its entries in the
 /// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
+/// The smallest memory of Redis that is shared out, in bytes: one with less is full without any session,
+/// and says that itself.
+const SMALLEST_REDIS: u64 = 16 << 20;
 /// How long room is reserved: longer than an import runs, and its messages are kept after it broke
 /// off, for ten minutes each.
 const RESERVED: Duration = Duration::from_mins(21);
@@ -94,7 +97,8 @@ impl Budget {
 
     /// Returns the bytes that all anonymous sessions may take: strangers never fill the Redis of users.
     fn anonymous_limit(&self) -> u64 {
-        let half = self.store.redis().memory_limit().map(|limit| limit / 2);
+        let limit = self.store.redis().memory_limit().filter(|limit| *limit >= SMALLEST_REDIS);
+        let half = limit.map(|limit| limit / 2);
         half.map_or(self.limits.anonymous_bytes, |half| half.min(self.limits.anonymous_bytes))
     }
 

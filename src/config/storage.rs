@@ -21,7 +21,8 @@ pub struct StorageSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub caller_mib: u32,
 
-    /// Stored sessions of all callers that are not signed in, in MiB; beyond it the idle ones go
+    /// Stored sessions of all callers that are not signed in, in MiB, and at most half of the `maxmemory`
+    /// of Redis; beyond three quarters of it the idle ones go
     #[arg(long, env = "JARVIS_ANONYMOUS_MIB", value_name = "MIB", default_value_t = 1024)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub anonymous_mib: u32,

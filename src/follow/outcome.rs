@@ -88,7 +88,7 @@ pub(super) async fn stored_answer(
     generation: GenerationId,
 ) -> Result<Option<Box<Message>>, StoreError> {
     let found = store.find_message(owner, session, generation.0).await?;
-    Ok(found.map(|(_, message)| Box::new(message)))
+    Ok(found.map(|found| Box::new(found.message)))
 }
 
 /// Returns how often the answer of a generation had begun anew by this control event.

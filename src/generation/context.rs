@@ -86,6 +86,8 @@ impl Conversation {
             created_at: question.timestamp,
             updated_at: question.timestamp,
             message_count: messages.len() as u64,
+            pinned: false,
+            archived: false,
         };
         Self { page: Page { info, running: None, first: 0, messages }, is_of_turn: true }
     }

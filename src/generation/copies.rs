@@ -19,7 +19,7 @@ use super::redo::{self, Finished, KEPT, RedoEntry};
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::redis::Listener;
-use crate::session::store::{Cancellation, Clearing, Transfer, TurnCopy};
+use crate::session::store::{Cancellation, Clearing, Selection, Transfer, TurnCopy};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 use crate::telemetry::{CountedOpen, metric};
 
@@ -42,6 +42,7 @@ enum Copy {
     Finished { turn: TurnCopy, text: String, header: Box<Message>, events: Vec<(Tag, Control)> },
     Cancelled(Cancellation),
     Cleared(Clearing),
+    Selected(Selection),
     Transferred(Transfer),
     Deleted(DeletedSessions),
 }
@@ -58,6 +59,7 @@ impl Copy {
             },
             RedoEntry::Cancelled(cancellation) => Self::Cancelled(cancellation.clone()),
             RedoEntry::Cleared(clearing) => Self::Cleared(clearing.clone()),
+            RedoEntry::Selected(selection) => Self::Selected(selection.clone()),
             RedoEntry::Transferred(transfer) => Self::Transferred(transfer.clone()),
             RedoEntry::Deleted(deleted) => Self::Deleted(deleted.clone()),
         }
@@ -73,6 +75,7 @@ impl Copy {
             }
             Self::Cancelled(cancellation) => RedoEntry::Cancelled(cancellation),
             Self::Cleared(clearing) => RedoEntry::Cleared(clearing),
+            Self::Selected(selection) => RedoEntry::Selected(selection),
             Self::Transferred(transfer) => RedoEntry::Transferred(transfer),
             Self::Deleted(deleted) => RedoEntry::Deleted(deleted),
         })

@@ -41,6 +41,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::budget::{Budget, OverBudget, RoomGrant, StorageLimits};
 use crate::lifecycle::Phase;
@@ -51,7 +52,7 @@ use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
 use crate::session::store::{
-    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Transfer,
+    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Selection, Transfer,
 };
 use crate::session::{Cursor, Feeds, GenerationId, Image, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
@@ -221,6 +222,10 @@ impl SubmitError {
             Self::Store(StoreError::Full) => "session_full",
             Self::Store(StoreError::KeyReused) => "idempotency_key_reused",
             Self::Store(StoreError::Occupied) => "session_exists",
+            Self::Store(StoreError::MessageAbsent) => "message_not_found",
+            Self::Store(StoreError::WrongRole(_)) => "validation_failed",
+            Self::Store(StoreError::TooManySiblings) => "too_many_siblings",
+            Self::Store(StoreError::TurnRuns(_)) => "turn_running",
             Self::Store(StoreError::OutOfMemory) => "store_full",
             Self::Store(StoreError::Redis(_) | StoreError::ImagesAbsent) => "store_unavailable",
             Self::ModelNotFound(_) => "model_not_found",
@@ -682,6 +687,26 @@ impl Generations {
             Err(_) => {}
         }
         cleared
+    }
+
+    /// Selects the branch of a message: the history leads through it, and the next turn continues it.
+    /// Returns whether another branch was selected before.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::MessageAbsent`], [`StoreError::TurnRuns`],
+    /// [`StoreError::Redis`].
+    pub async fn select(
+        &self,
+        owner: &Owner,
+        session: SessionId,
+        message: Uuid,
+    ) -> Result<bool, StoreError> {
+        let mut selection = Selection::new(owner, session, message);
+        let has_changed = self.store.select(&mut selection).await?;
+        if has_changed {
+            self.keep(RedoEntry::Selected(selection));
+        }
+        Ok(has_changed)
     }
 
     /// Makes an anonymous session a user's, with its open turns.

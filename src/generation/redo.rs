@@ -19,7 +19,7 @@ use super::turn_spans;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
-use crate::session::store::{Cancellation, Claim, Clearing, Restored, Transfer, Turn};
+use crate::session::store::{Cancellation, Claim, Clearing, Restored, Selection, Transfer, Turn};
 use crate::session::{Control, GenerationId, Message, StoreError, Tag};
 
 /// How long an entry is kept: longer than a failover takes.
@@ -60,6 +60,7 @@ pub(super) enum RedoEntry {
     Finished(Box<Finished>),
     Cancelled(Cancellation),
     Cleared(Clearing),
+    Selected(Selection),
     Transferred(Transfer),
     Deleted(DeletedSessions),
 }
@@ -77,6 +78,7 @@ impl RedoEntry {
                 Self::Accepted(turn) => turn.bytes(),
                 Self::Cancelled(cancellation) => cancellation.bytes(),
                 Self::Cleared(clearing) => clearing.bytes(),
+                Self::Selected(selection) => selection.bytes(),
                 Self::Transferred(transfer) => transfer.bytes(),
                 Self::Deleted(deleted) => deleted.bytes(),
             }
@@ -87,7 +89,11 @@ impl RedoEntry {
         match self {
             Self::Accepted(turn) => Some(turn.generation),
             Self::Finished(finished) => Some(finished.writer.turn().generation),
-            Self::Cancelled(_) | Self::Cleared(_) | Self::Transferred(_) | Self::Deleted(_) => None,
+            Self::Cancelled(_)
+            | Self::Cleared(_)
+            | Self::Selected(_)
+            | Self::Transferred(_)
+            | Self::Deleted(_) => None,
         }
     }
 
@@ -98,6 +104,7 @@ impl RedoEntry {
             Self::Finished(finished) => finished.write(generations).await,
             Self::Cancelled(cancellation) => generations.store.cancel(cancellation).await.map(drop),
             Self::Cleared(clearing) => generations.store.clear(clearing).await.map(drop),
+            Self::Selected(selection) => generations.store.select(selection).await.map(drop),
             Self::Transferred(transfer) => generations.apply_transfer(transfer).await,
             Self::Deleted(deleted) => deleted.apply(&generations.store).await,
         };

@@ -112,9 +112,19 @@ pub const CODES: &[ErrorCode] = &[
     ),
     code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
     code(
+        "too_many_siblings",
+        409,
+        "the message has 50 alternatives, which is the most: continue with one of them",
+    ),
+    code(
         "too_many_values",
         422,
         "the fields of the request that are read hold more than 131,072 values, of which an object counts as eight, or the request has more than 1,024 fields: send fewer",
+    ),
+    code(
+        "turn_running",
+        409,
+        "a turn of the session runs or waits, or the answer is still being written: wait for its end",
     ),
     code("unknown_type", 0, "there is no such `type` of message"),
     code("upstream_busy", 503, "the model host reports that it is full"),

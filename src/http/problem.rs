@@ -111,6 +111,12 @@ impl Problem {
         Self::unavailable("draining", "This replica is being replaced; send the request again.", 1)
     }
 
+    /// The problem of a message that the session does not have, or not on the selected branch.
+    pub fn message_not_found() -> Self {
+        let detail = "there is no such message in this session";
+        Self::new(StatusCode::NOT_FOUND, "message_not_found", detail)
+    }
+
     /// Returns the error of a generation that is unknown, or whose answer is no longer stored.
     pub fn generation_not_found() -> Self {
         let detail = "This session has no such generation, or its answer is not kept any more.";

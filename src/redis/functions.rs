@@ -65,11 +65,11 @@ macro_rules! library {
 pub const LIBRARIES: &[Library] = &[
     library!(
         "session",
-        include: ["text", "session", "images", "events", "messages", "turns", "transfer"],
+        include: ["text", "session", "images", "events", "branches", "messages", "turns", "transfer"],
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "drop_images", "evict",
             "finish", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
-            "note_continued", "open_turns", "put_image", "read", "restore", "retitle", "rewind", "start", "transfer", "upstream_closed"
+            "note_continued", "open_turns", "put_image", "read", "restore", "rewind", "select", "start", "trace", "transfer", "update", "upstream_closed"
         ]
     ),
     library!(
@@ -359,7 +359,7 @@ mod tests {
         let arguments = ["owner", "generation", "fence", "revision", "offset", "listens", "text"];
         assert_eq!(append.arguments, arguments);
         let accept = &DECLARED["jarvis_accept_1"];
-        assert_eq!(accept.keys.len(), 12);
+        assert_eq!(accept.keys.len(), 13);
         assert_eq!(accept.rest, Some("conversation"));
         let commands: usize = LIBRARIES.iter().map(|library| library.commands.len()).sum();
         assert_eq!(DECLARED.len(), commands, "each command is a function of its own");

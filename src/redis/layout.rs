@@ -6,7 +6,7 @@ use super::functions::{LIBRARIES, SourceFile};
 use crate::digest::sha256_hex;
 
 /// The layout of the data that this release reads and writes.
-pub const LAYOUT: &str = "2";
+pub const LAYOUT: &str = "3";
 /// The layout of a record that names none.
 const FIRST_LAYOUT: &str = "1";
 /// The field of the record that holds the layout.
@@ -97,7 +97,7 @@ mod tests {
     fn functions_of_a_later_release_are_accepted_and_its_layout_is_refused() {
         let beside = record(&[("layout", LAYOUT), ("session/append_2.lua", "x")]);
         assert!(check(&beside).is_ok());
-        for layout in ["3", "10", "unreadable"] {
+        for layout in ["4", "10", "unreadable"] {
             let refused = check(&record(&[("layout", layout)]));
             assert!(matches!(refused, Err(MigrationError::Later { .. })), "{layout}");
         }

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::branch::Anchor;
 use super::cursor::Tag;
 use super::model::{
     ContextReport, Continuation, Failure, FinishReason, GenerationId, Owner, ToolCall, Usage,
@@ -32,8 +33,11 @@ pub enum Control {
         /// The client's own identifier of the message.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
-        /// The text; empty where it was cleared.
+        /// The text; empty where it was cleared, and where a question is answered once more.
         message: String,
+        /// Where the turn goes, if not to the end of the selected path.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        anchor: Option<Anchor>,
     },
     /// The answer begins.
     Started {
@@ -81,6 +85,11 @@ pub enum Control {
     Failed(Failure),
     /// The history was cleared.
     Cleared {},
+    /// The branch of a message was selected: the history leads through it from now on.
+    Selected {
+        /// The message.
+        message: Uuid,
+    },
     /// The session, anonymous until then, has become a user's. No client sees this event.
     Transferred {
         /// The user.
@@ -101,6 +110,7 @@ impl Control {
             Self::Cancelled {} => "cancelled",
             Self::Failed(_) => "failed",
             Self::Cleared {} => "cleared",
+            Self::Selected { .. } => "selected",
             Self::Transferred { .. } => "transferred",
         }
     }
@@ -108,10 +118,11 @@ impl Control {
     /// Returns the JSON of the event as it is stored, without the message that it refers to.
     pub(super) fn stored(&self) -> String {
         let json = match self {
-            Self::Accepted { timestamp, message_id, .. } => {
+            Self::Accepted { timestamp, message_id, anchor, .. } => {
                 serde_json::to_string(&StoredAccepted {
                     timestamp: timestamp.into(),
                     message_id: message_id.as_deref().map(Into::into),
+                    anchor: *anchor,
                 })
             }
             Self::Ended { .. } => return String::new(),
@@ -125,12 +136,15 @@ impl Control {
     fn parse(kind: &str, json: &str, message: &str) -> Result<Self, Unreadable> {
         match kind {
             "accepted" => {
-                let StoredAccepted { timestamp, message_id } =
+                let StoredAccepted { timestamp, message_id, anchor } =
                     serde_json::from_str(json).map_err(|_| Unreadable)?;
+                // A question that is answered once more is stored with the waiting turn only.
+                let is_new = anchor.and_then(Anchor::regenerated).is_none();
                 Ok(Self::Accepted {
                     timestamp: timestamp.into_owned(),
                     message_id: message_id.map(Into::into),
-                    message: message.to_owned(),
+                    message: if is_new { message.to_owned() } else { String::new() },
+                    anchor,
                 })
             }
             "ended" => {
@@ -167,6 +181,8 @@ struct StoredAccepted<'a> {
     timestamp: Cow<'a, str>,
     #[serde(rename = "i", skip_serializing_if = "Option::is_none", default)]
     message_id: Option<Cow<'a, str>>,
+    #[serde(rename = "a", skip_serializing_if = "Option::is_none", default)]
+    anchor: Option<Anchor>,
 }
 
 /// A control event with its position in the log.

@@ -3,6 +3,7 @@
 //! Only this module knows the keys of sessions in Redis. Every write is one Redis Function, one
 //! atomic step, and Redis refuses it where the session belongs to another owner.
 
+pub mod branch;
 pub mod cursor;
 pub mod delta;
 pub mod event;
@@ -15,6 +16,7 @@ pub mod store;
 pub mod stored_message;
 pub mod window;
 
+pub use branch::{Anchor, Siblings};
 pub use cursor::{Cursor, Tag};
 pub use delta::{Change, Delta, Front};
 pub use event::{Control, Event, Hint};

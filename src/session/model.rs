@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::branch::{Anchor, Siblings};
 use super::image::ImageRef;
 
 macro_rules! identifier {
@@ -294,6 +295,12 @@ pub struct ToolCall {
 pub struct Message {
     /// The identifier of the message.
     pub id: Uuid,
+    /// The message before it; only in a session that has branched, and not of the first message.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent_id: Option<Uuid>,
+    /// The alternatives of the message, where it has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub siblings: Option<Box<Siblings>>,
     /// The author.
     pub role: Role,
     /// The text. It is stored beside this header, not in it, so that Redis never encodes it.
@@ -506,6 +513,9 @@ pub struct TurnSpec {
     /// back: a day where it is anonymous, else as long as any session of the user.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub is_kept: bool,
+    /// Where the turn goes, if not to the end of the selected path.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub anchor: Option<Anchor>,
 }
 
 /// A session as the API describes it, without its messages.
@@ -525,8 +535,12 @@ pub struct SessionInfo {
     #[serde(with = "timestamp")]
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: DateTime<Utc>,
-    /// The number of finished messages.
+    /// The number of finished messages on the selected branch.
     pub message_count: u64,
+    /// Whether its user has pinned the session.
+    pub pinned: bool,
+    /// Whether its user has archived the session.
+    pub archived: bool,
 }
 
 /// Formats a time as the wire has it: RFC 3339, UTC, microseconds, `Z`.
@@ -589,6 +603,7 @@ impl TurnSpec {
             needs_listener: false,
             is_detached: false,
             is_kept: false,
+            anchor: None,
         }
     }
 }

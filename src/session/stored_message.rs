@@ -116,6 +116,8 @@ pub fn parse_header(header: &str) -> Option<Message> {
     let (tool_call_id, tool_name) = header.result_of.unwrap_or_default();
     Some(Message {
         id: header.id,
+        parent_id: None,
+        siblings: None,
         role: header.role,
         content: String::new(),
         thinking: None,

@@ -107,6 +107,7 @@ pub const REFUSALS: &[&str] = &[
     "draining",
     "idempotency_key_reused",
     "internal",
+    "message_not_found",
     "model_not_found",
     "no_model_host",
     "queue_full",
@@ -118,7 +119,10 @@ pub const REFUSALS: &[&str] = &[
     "session_not_found",
     "store_full",
     "store_unavailable",
+    "too_many_siblings",
+    "turn_running",
     "upstream_error",
+    "validation_failed",
 ];
 /// The codes with which a WebSocket is closed: those of RFC 6455, 1005 for a close without a code,
 /// 1006 for a lost connection, and `other` for those that clients choose.
@@ -164,7 +168,7 @@ metrics! {
     COUNTER WEBSOCKETS_CLOSED_TOTAL = "jarvis_websockets_closed_total" [code: CLOSE_CODES];
     /// Messages of WebSocket clients, by type.
     COUNTER WEBSOCKET_MESSAGES_TOTAL = "jarvis_websocket_messages_total"
-        [type: &["auth", "bad", "cancel", "chat", "clear_history", "get_history", "ping"]];
+        [type: &["auth", "bad", "branch", "cancel", "chat", "clear_history", "edit", "get_history", "ping", "regenerate"]];
     /// Open event streams (server-sent events).
     GAUGE EVENT_STREAMS = "jarvis_event_streams";
     /// Clients that came back with a cursor, by what they got: every event since (recovered), a

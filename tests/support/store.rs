@@ -51,6 +51,7 @@ pub fn turn_spec(model: &str) -> TurnSpec {
         needs_listener: false,
         is_detached: false,
         is_kept: false,
+        anchor: None,
     }
 }
 

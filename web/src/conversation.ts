@@ -14,6 +14,7 @@ import type {
   Continuation,
   Failure,
   ServerEvent,
+  Siblings,
   StoredMessage,
   Usage,
 } from "./wire";
@@ -59,6 +60,8 @@ export class Message {
   readonly notes = signal<Notes>({});
   /** The images of a question: those that this tab sent, and else their number alone. */
   readonly pictures = signal<Picture[] | number>(0);
+  /** The alternatives of the message, where it has some. */
+  readonly siblings = signal<Siblings | undefined>(undefined);
   private raw = "";
   private bytes = 0;
   private rawReasoning = "";
@@ -149,7 +152,18 @@ export class Message {
 interface Outgoing {
   message_id: string;
   message: string;
+  /** What is asked anew: the question in whose place this one is asked, or the answer beside which
+   * another one is generated. */
+  edits?: string;
+  regenerates?: string;
   [field: string]: unknown;
+}
+
+/** Returns what is sent over the WebSocket. */
+function sent({ message_id, edits, regenerates, ...outgoing }: Outgoing): object {
+  if (!edits && !regenerates) return { type: "chat", message_id, ...outgoing };
+  const type = edits ? "edit" : "regenerate";
+  return { ...outgoing, type, message_id: edits ?? regenerates, idempotency_key: message_id };
 }
 
 /** A question with images on its way. Images are too large for what a browser keeps, so that it is lost
@@ -193,14 +207,18 @@ export class Conversation implements LinkOwner {
   private withPictures: WithPictures[] = [];
   /** What a `history` that was asked for is about. */
   private asked: "newest" | "older" | "" = "";
+  /** Whether the stored messages are to be read again, because another branch was selected. */
+  private isStale = false;
+  /** The messages beside which generations go, until those have ended. */
+  private readonly beside = new Map<string, string>();
   /** Called once for each turn that ended, with its answer. */
   onEnd: (answer: Message) => void = () => {};
 
   constructor(readonly id: string) {
     this.outgoing = kept.read<Outgoing[]>(`outgoing.${id}`, []);
-    this.messages.value = this.outgoing.map(
-      ({ message_id, message }) => new Message(message_id, "user", "sending", message),
-    );
+    this.messages.value = this.outgoing
+      .filter(({ regenerates }) => !regenerates)
+      .map(({ message_id, message }) => new Message(message_id, "user", "sending", message));
     this.link = new Link(id, this);
   }
 
@@ -213,10 +231,35 @@ export class Conversation implements LinkOwner {
     return this.busy.peek() || this.asked !== "";
   }
 
-  /** Sends a question. False where as many are on their way as may be. */
-  ask(text: string, pictures: Picture[] = []): boolean {
+  /** Generates another answer beside one. False where as many turns are on their way as may be. */
+  regenerate(answer: Message): boolean {
     if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
-    const outgoing: Outgoing = { ...request(), message_id: kept.uuid(), message: text };
+    this.failure.value = undefined;
+    this.sendKept({ ...request(), message_id: kept.uuid(), message: "", regenerates: answer.id });
+    return true;
+  }
+
+  /** Selects the branch of another message. */
+  select(message: string): void {
+    this.failure.value = undefined;
+    this.link.send({ type: "branch", message_id: message });
+  }
+
+  private sendKept(outgoing: Outgoing): void {
+    this.keep((kept) => [...kept, outgoing]);
+    this.link.send(sent(outgoing));
+  }
+
+  /** Sends a question; with `edits`, in the place of that one. False where as many are on their way as
+   * may be. */
+  ask(text: string, pictures: Picture[] = [], edits?: Message): boolean {
+    if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
+    const outgoing: Outgoing = {
+      ...request(),
+      message_id: kept.uuid(),
+      message: text,
+      ...(edits && { edits: edits.id }),
+    };
     const question = new Message(outgoing.message_id, "user", "sending", text);
     question.pictures.value = pictures;
     this.failure.value = undefined;
@@ -226,8 +269,7 @@ export class Conversation implements LinkOwner {
       this.withPictures.push(withPictures);
       void this.upload(withPictures);
     } else {
-      this.keep((kept) => [...kept, outgoing]);
-      this.link.send({ type: "chat", ...outgoing });
+      this.sendKept(outgoing);
     }
     return true;
   }
@@ -293,7 +335,7 @@ export class Conversation implements LinkOwner {
         if (!event.resumed && this.link.send({ type: "get_history", limit: PAGE })) {
           this.asked = "newest";
         }
-        for (const outgoing of this.outgoing) this.link.send({ type: "chat", ...outgoing });
+        for (const outgoing of this.outgoing) this.link.send(sent(outgoing));
         return;
       case "history":
         return this.takeHistory(event);
@@ -301,8 +343,14 @@ export class Conversation implements LinkOwner {
         this.messages.value = this.messages.value.filter(({ status }) => status.value === "sending");
         this.hasMore.value = false;
         return;
-      case "message_received":
-        return this.accepted(event.generation_id ?? "", event.message, event.message_id);
+      case "message_received": {
+        const { generation_id: generation = "", regenerated, edited } = event;
+        const beside = regenerated ?? edited;
+        if (beside) this.beside.set(generation, beside);
+        return this.accepted(generation, event.message, event.message_id);
+      }
+      case "branch_selected":
+        return this.readAgain();
       case "auth_expiring":
         this.expiresAt.value = event.expires_at;
         return;
@@ -330,6 +378,7 @@ export class Conversation implements LinkOwner {
         answer.cut(0);
         answer.status.value = "streaming";
         answer.note({ model: event.model });
+        this.takePlace(generation);
         return;
       case "stream_thinking":
       case "stream_chunk": {
@@ -369,7 +418,33 @@ export class Conversation implements LinkOwner {
     answer.replace(text);
     answer.note(notes);
     answer.status.value = status;
+    this.ended(answer);
+  }
+
+  private ended(answer: Message): void {
+    // What is stored now tells the alternatives.
+    if (this.beside.delete(answer.id)) this.readAgain();
     this.onEnd(answer);
+  }
+
+  /** A turn beside another message begins: what followed there is a branch of its own from now on. */
+  private takePlace(generation: string): void {
+    const beside = this.beside.get(generation);
+    const at = this.messages.value.findIndex(({ id }) => id === beside);
+    if (at < 0) return;
+    const isOpen = ({ isOpen, status: { value } }: Message) =>
+      isOpen || value === "sending" || value === "refused";
+    const questions = new Set(this.messages.value.filter(isOpen).map(({ id }) => questionOf(id)));
+    this.messages.value = this.messages.value.filter(
+      (message, place) => place < at || isOpen(message) || questions.has(message.id),
+    );
+    this.readAgain();
+  }
+
+  /** Reads the stored messages again. */
+  private readAgain(): void {
+    this.isStale = this.asked !== "" || !this.link.send({ type: "get_history", limit: PAGE });
+    if (!this.isStale) this.asked = "newest";
   }
 
   private failed(event: Extract<ServerEvent, { type: "error" }>): void {
@@ -381,9 +456,10 @@ export class Conversation implements LinkOwner {
       if (!answer.isOpen) return;
       answer.note({ failure });
       answer.status.value = "failed";
-      this.onEnd(answer);
+      this.ended(answer);
       return;
     }
+    if (event.message_id) this.delivered(event.message_id);
     const question = this.messages.value.find(({ id }) => id === event.message_id);
     if (question?.status.value === "sending") {
       this.refused(question.id, failure);
@@ -454,6 +530,7 @@ export class Conversation implements LinkOwner {
   private takeHistory(event: Extract<ServerEvent, { type: "history" }>): void {
     const { asked } = this;
     this.asked = "";
+    if (this.isStale) this.readAgain();
     const page = event.messages.map(fromStored).filter((message) => message !== undefined);
     const inPage = new Set(page.map(({ id }) => id));
     if (asked === "older") {
@@ -473,6 +550,7 @@ export class Conversation implements LinkOwner {
         known.replace(message.text.value, message.reasoning.value);
       }
       known.notes.value = message.notes.value;
+      known.siblings.value = message.siblings.value;
       known.status.value = message.status.value;
       return known;
     });
@@ -507,6 +585,7 @@ function fromStored(stored: StoredMessage): Message | undefined {
   const message = new Message(id, stored.role, stored.status ?? "complete", stored.content);
   if (stored.thinking) message.replace(stored.content, stored.thinking);
   message.pictures.value = stored.images?.length ?? 0;
+  message.siblings.value = stored.siblings;
   const { model, finish_reason: finish, usage, context, continued, error } = stored;
   message.notes.value = {
     ...(model && { model }),

@@ -1,6 +1,6 @@
 /** One message of a conversation, as it is shown. */
 
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
 import type { Conversation, Message, Notes } from "./conversation";
@@ -10,6 +10,9 @@ import type { Picture } from "./pictures";
 import { ask, showNew } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
+
+/** The longest question, in characters. */
+const LONGEST = 32_768;
 
 export function Turn({ message, conversation }: { message: Message; conversation: Conversation }) {
   return message.role === "user" ? (
@@ -22,13 +25,43 @@ export function Turn({ message, conversation }: { message: Message; conversation
 function Question({ message, conversation }: { message: Message; conversation: Conversation }) {
   const status = message.status.value;
   const { failure } = message.notes.value;
+  const [isEdited, setEdited] = useState(false);
+  const button = useRef<HTMLButtonElement>(null);
+  const close = () => {
+    setEdited(false);
+    requestAnimationFrame(() => button.current?.focus());
+  };
   return (
     <article class={`question ${status}`} data-status={status}>
       <h2 class="hidden">You</h2>
-      <div class="asked" dir="auto">
-        {message.text.value}
-      </div>
+      {isEdited ? (
+        <Editor
+          text={message.text.value}
+          onCancel={close}
+          onSave={(text) => conversation.ask(text, [], message) && setEdited(false)}
+        />
+      ) : (
+        <div class="asked" dir="auto">
+          {message.text.value}
+        </div>
+      )}
       <Pictures of={message.pictures.value} />
+      {status === "complete" && !isEdited && (
+        <footer>
+          <Siblings message={message} conversation={conversation} />
+          <button
+            ref={button}
+            type="button"
+            class="quiet"
+            title="Edit the question"
+            disabled={conversation.busy.value}
+            onClick={() => setEdited(true)}
+          >
+            <Icon name="pencil" />
+            <span class="hidden">Edit the question</span>
+          </button>
+        </footer>
+      )}
       {status === "refused" && failure && (
         <Trouble
           failure={failure}
@@ -40,6 +73,87 @@ function Question({ message, conversation }: { message: Message; conversation: C
         />
       )}
     </article>
+  );
+}
+
+/** The field in which a question is asked anew. The one before stays, as an alternative. */
+function Editor(props: {
+  text: string;
+  onSave: (text: string) => void;
+  onCancel: () => void;
+}) {
+  const [text, setText] = useState(props.text);
+  const field = useRef<HTMLTextAreaElement>(null);
+  useEffect(() => field.current?.focus(), []);
+  const save = () => {
+    if (text.trim()) props.onSave(text.trim());
+  };
+  return (
+    <form
+      class="editor"
+      onSubmit={(event) => {
+        event.preventDefault();
+        save();
+      }}
+    >
+      <textarea
+        ref={field}
+        aria-label="Your question"
+        dir="auto"
+        rows={Math.min(text.split("\n").length + 1, 12)}
+        maxLength={LONGEST}
+        value={text}
+        onInput={(event) => setText(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.key === "Escape") props.onCancel();
+          else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+            event.preventDefault();
+            save();
+          }
+        }}
+      />
+      <div class="actions">
+        <button type="submit" disabled={!text.trim()}>
+          Ask
+        </button>
+        <button type="button" onClick={props.onCancel}>
+          Cancel
+        </button>
+      </div>
+    </form>
+  );
+}
+
+/** The way to the alternatives of a message. */
+function Siblings({ message, conversation }: { message: Message; conversation: Conversation }) {
+  const siblings = message.siblings.value;
+  if (!siblings || siblings.count < 2) return null;
+  const { index, count, ids } = siblings;
+  const isBusy = conversation.busy.value;
+  const step = (by: 1 | -1, title: string) => {
+    const other = ids[index + by];
+    return (
+      <button
+        type="button"
+        class="quiet"
+        title={title}
+        disabled={isBusy || !other}
+        onClick={() => other && conversation.select(other)}
+      >
+        <Icon name={by < 0 ? "left" : "right"} />
+        <span class="hidden">{title}</span>
+      </button>
+    );
+  };
+  const what = message.role === "user" ? "question" : "answer";
+  return (
+    <span class="siblings" role="group" aria-label={`Alternatives of this ${what}`}>
+      {step(-1, `The ${what} before`)}
+      <span class="place">
+        {index + 1} / {count}
+      </span>
+      {step(1, `The next ${what}`)}
+    </span>
   );
 }
 
@@ -88,7 +202,9 @@ function Answer({ message, conversation }: { message: Message; conversation: Con
           }}
         />
       )}
-      {!message.isOpen && <Footer message={message} notes={notes} />}
+      {!message.isOpen && (
+        <Footer message={message} notes={notes} conversation={conversation} />
+      )}
     </article>
   );
 }
@@ -117,7 +233,8 @@ function Waiting({ notes: { position, eta } }: { notes: Notes }) {
   );
 }
 
-function Footer({ message, notes }: { message: Message; notes: Notes }) {
+function Footer(props: { message: Message; notes: Notes; conversation: Conversation }) {
+  const { message, notes, conversation } = props;
   const { model, usage, context, continued, finish } = notes;
   const facts: string[] = [];
   if (message.status.value === "cancelled") facts.push("stopped");
@@ -135,7 +252,18 @@ function Footer({ message, notes }: { message: Message; notes: Notes }) {
   if (usage?.completion_tokens) facts.push(`${usage.completion_tokens} tokens`);
   return (
     <footer>
+      <Siblings message={message} conversation={conversation} />
       {message.text.value && <CopyButton text={message.text.value} label="Copy answer" />}
+      <button
+        type="button"
+        class="quiet"
+        title="Another answer"
+        disabled={conversation.busy.value}
+        onClick={() => conversation.regenerate(message)}
+      >
+        <Icon name="again" />
+        <span class="hidden">Another answer</span>
+      </button>
       <span class="facts">{facts.join(" · ")}</span>
     </footer>
   );

@@ -19,6 +19,13 @@ export interface Continuation {
   why: string;
 }
 
+/** The alternatives of a message, itself among them: this one is the one at `index`, from 0. */
+export interface Siblings {
+  index: number;
+  count: number;
+  ids: string[];
+}
+
 /** A message as it is stored. */
 export interface StoredMessage {
   id: string;
@@ -34,6 +41,7 @@ export interface StoredMessage {
   context?: ContextReport;
   continued?: Continuation[];
   error?: { code?: string; message?: string };
+  siblings?: Siblings;
   images?: { digest: string; bytes: number; media_type: string }[];
 }
 
@@ -45,7 +53,17 @@ interface Common {
 export type ServerEvent = Common &
   (
     | { type: "connection"; session_id: string; resumed: boolean; recovered: boolean }
-    | { type: "message_received"; message: string; timestamp: string; message_id?: string }
+    | {
+        type: "message_received";
+        message: string;
+        timestamp: string;
+        message_id?: string;
+        /** The answer beside which another one is generated. */
+        regenerated?: string;
+        /** The question in whose place this one is asked. */
+        edited?: string;
+      }
+    | { type: "branch_selected"; message_id: string }
     | { type: "queued"; position: number; eta_seconds: number | null }
     | { type: "stream_start"; model: string }
     | { type: "stream_thinking"; content: string; offset: number }

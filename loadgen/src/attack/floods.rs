@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::target::{Addresses, Target};
 
+const CHAT: &str = "/api/v1/chat/";
+const MODEL: &str = "tinyllama:latest";
 /// The requests of a flood that are under way at the same time, at most.
 const AT_ONCE: usize = 64;
 /// The time limit of one request.
@@ -20,6 +22,18 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 const STREAM_LIMIT: Duration = Duration::from_millis(200);
 /// The code of a stream's error where the queue has no room.
 const REFUSED: &[u8] = b"\"queue_full\"";
+/// The large bodies of a flood for each hundred of other requests.
+const LARGE_OF_HUNDRED: u32 = 5;
+/// The first bytes of an image in base64, and the zeros that follow: nearly as many as a request may
+/// bring.
+const GIF: &str = "R0lGODlh";
+const IMAGE: usize = 4 * 1_398_000;
+/// The bytes of a conversation, nearly as many as a request may bring.
+const CONVERSATION: usize = 1_000_000;
+/// The texts of one request for embeddings.
+const TEXTS: usize = 256;
+/// The values of a body that nobody reads, of 7 bytes each.
+const VALUES: usize = 1_000_000;
 /// A body beyond the bound of 512 KiB.
 const TOO_LARGE: usize = 600 << 10;
 /// The characters of a message within the bound of characters that fits in no context.
@@ -41,6 +55,9 @@ pub enum Flood {
     Sessions,
     /// Turns beyond a share of the queue.
     Queue,
+    /// The largest bodies that each API takes: a conversation that is kept, images, texts to embed, and
+    /// values that nobody reads.
+    Large,
 }
 
 /// A flood.
@@ -58,14 +75,40 @@ pub struct FloodPlan {
 struct Bodies {
     too_large: Bytes,
     too_long: Bytes,
+    /// The paths and bodies of the largest requests.
+    large: [(&'static str, Bytes); 4],
+}
+
+impl Bodies {
+    fn new() -> Self {
+        let image = GIF.to_owned() + &"A".repeat(IMAGE);
+        let image = json!({"message": "see", "images": [image]});
+        let kept = json!({"model": MODEL, "background": true, "input": [
+            {"role": "user", "content": "x".repeat(CONVERSATION)},
+            {"role": "user", "content": "[[tokens=1 rate=0]] hello"}]});
+        let embed = json!({"model": MODEL, "input": vec!["x".repeat(2_000); TEXTS]});
+        let values = vec![r#"{"":0}"#; VALUES].join(",");
+        let values = format!(r#"{{"model":"{MODEL}","messages":[],"unknown":[{values}]}}"#);
+        Self {
+            too_large: Bytes::from(vec![b' '; TOO_LARGE]),
+            too_long: body(&"字".repeat(TOO_LONG)),
+            large: [
+                (CHAT, Bytes::from(image.to_string())),
+                ("/v1/responses", Bytes::from(kept.to_string())),
+                ("/api/embed", Bytes::from(embed.to_string())),
+                ("/v1/chat/completions", Bytes::from(values)),
+            ],
+        }
+    }
 }
 
 /// Sends requests at the rate of the plan until the attack is over.
 pub async fn run(target: &Target, plan: FloodPlan) {
-    let bodies = Arc::new(Bodies {
-        too_large: Bytes::from(vec![b' '; TOO_LARGE]),
-        too_long: body(&"字".repeat(TOO_LONG)),
-    });
+    let bodies = Arc::new(Bodies::new());
+    let per_minute = match plan.flood {
+        Flood::Large => plan.per_minute * LARGE_OF_HUNDRED / 100,
+        Flood::Refused | Flood::Sessions | Flood::Queue => plan.per_minute,
+    };
     let began = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
@@ -74,7 +117,7 @@ pub async fn run(target: &Target, plan: FloodPlan) {
         workers.spawn(async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                let seconds = number as f64 * 60.0 / f64::from(plan.per_minute.max(1));
+                let seconds = number as f64 * 60.0 / f64::from(per_minute.max(1));
                 let at = began + Duration::from_secs_f64(seconds);
                 if at >= target.until {
                     return;
@@ -88,7 +131,13 @@ pub async fn run(target: &Target, plan: FloodPlan) {
 }
 
 async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) {
+    let mut path = CHAT;
     let (address, body) = match plan.flood {
+        Flood::Large => {
+            let (of_body, body) = &bodies.large[number % bodies.large.len()];
+            path = of_body;
+            (plan.addresses.of(number / bodies.large.len()), body.clone())
+        }
         Flood::Sessions => (plan.addresses.of(number), body("[[tokens=1 rate=0]] hello")),
         Flood::Refused if number.is_multiple_of(3) => {
             (plan.addresses.of(number / 3), bodies.too_large.clone())
@@ -105,7 +154,7 @@ async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) 
     let limit = (Instant::now() + REQUEST_LIMIT).min(target.until + REQUEST_LIMIT);
     let request = target
         .http
-        .post(format!("http://{}/api/v1/chat/", target.replica(number)))
+        .post(format!("http://{}{path}", target.replica(number)))
         .header("x-forwarded-for", address)
         .header("content-type", "application/json")
         .body(body)
@@ -119,7 +168,8 @@ async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) 
             }
             let problem = timeout_at(limit, response.json::<Value>()).await;
             let problem = problem.ok().and_then(Result::ok).unwrap_or_default();
-            let code = problem["code"].as_str().unwrap_or("without a code");
+            let code = problem["code"].as_str().or(problem["error"]["code"].as_str());
+            let code = code.unwrap_or("without a code");
             target.saw(&format!("{} {code}", status.as_u16()));
         }
         Ok(Err(_)) => target.saw("connection lost"),

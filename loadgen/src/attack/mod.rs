@@ -102,7 +102,7 @@ async fn start(attack: &Attack) -> anyhow::Result<Fleet> {
         ("JARVIS_ANONYMOUS_MIB", &anonymous_mib),
         // As the image sets them.
         ("MIMALLOC_GENERIC_COLLECT", "100"),
-        ("MIMALLOC_PURGE_DELAY", "100"),
+        ("MIMALLOC_PURGE_DELAY", "0"),
     ];
     Fleet::start(&Plan {
         binaries: attack.binaries.clone(),

@@ -21,6 +21,8 @@ pub enum AttackKind {
     Sessions,
     /// The same from one address
     SessionsOne,
+    /// The largest bodies over every API, from many addresses
+    Large,
     /// Slow heads and bodies over HTTP/1
     SlowHttp1,
     /// The same over HTTP/2
@@ -41,6 +43,7 @@ impl AttackKind {
             Self::RefusedOne => "refused requests, one address",
             Self::Sessions => "new sessions, many addresses",
             Self::SessionsOne => "new sessions, one address",
+            Self::Large => "large bodies, many addresses",
             Self::SlowHttp1 => "slow connections, HTTP/1",
             Self::SlowHttp2 => "slow connections, HTTP/2",
             Self::Garbage => "garbage, endless fragments, pings",
@@ -66,6 +69,7 @@ impl AttackKind {
             Self::RefusedOne => flood(Flood::Refused, 1).await,
             Self::Sessions => flood(Flood::Sessions, MANY).await,
             Self::SessionsOne => flood(Flood::Sessions, 1).await,
+            Self::Large => flood(Flood::Large, MANY).await,
             Self::SlowHttp1 => hold(Connections::SlowHttp1).await,
             Self::SlowHttp2 => hold(Connections::SlowHttp2).await,
             Self::Garbage => hold(Connections::Garbage).await,

@@ -12,9 +12,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::checker::{Flaw, Progress, Sent, Turn, check_history};
+use crate::checker::{Beside, Flaw, Progress, Sent, Turn, check_history};
 use crate::event::{Event, Stored};
 use crate::script::{Script, random_uuid};
 use crate::tally::{Recovery, Tally, count, record};
@@ -58,6 +59,9 @@ pub struct Options {
     pub rest_percent: usize,
     /// The percentage of sessions that use OpenAI's responses in the background.
     pub responses_percent: usize,
+    /// The percentage of turns that regenerate the answer of the turn before or edit its question, in
+    /// sessions of their own.
+    pub branch_percent: usize,
     /// Whether each session names an address of its own in X-Forwarded-For.
     pub own_addresses: bool,
     /// The prompts.
@@ -215,6 +219,21 @@ impl Client {
             count(&self.shared.tally.counters.reconnects);
         }
         self.connected_before = true;
+    }
+
+    /// Returns the address of a turn's request, and its body.
+    fn chat(&self, base: &str, turn: &Turn) -> (String, Value) {
+        let model = &self.shared.options.script.model;
+        match turn.target() {
+            None => (
+                format!("{base}/api/v1/chat/"),
+                json!({"message": turn.prompt(), "session_id": self.session, "model": model}),
+            ),
+            Some(beside) => (
+                format!("{base}/api/v1/chat/sessions/{}/{}", self.session, beside.name()),
+                json!({"message": turn.prompt(), "message_id": beside.id(), "model": model}),
+            ),
+        }
     }
 
     /// Returns the time limit of an attempt to resume: a second, so that a replica that is paused
@@ -383,12 +402,21 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
     let counters = &shared.tally.counters;
     let mut sent: Vec<Sent> = Vec::new();
     let mut given_up = false;
+    let mut last: Option<Last> = None;
     for _ in 0..shared.options.turns {
         if Instant::now() >= stop {
             break;
         }
-        let (prompt, answer) = shared.options.script.ask(&mut client.random);
-        let mut turn = Turn::new(prompt.clone(), answer.clone());
+        let (mut prompt, mut answer) = shared.options.script.ask(&mut client.random);
+        let beside = beside(&mut client, last.as_ref(), !matches!(speaks, Speaks::Responses));
+        if let Some(before) = beside.as_ref().and_then(|_| sent.pop()) {
+            count(&counters.branched);
+            if let (Some(Beside::Answer(_)), Some(known)) = (&beside, before.answer) {
+                (prompt, answer) = (before.prompt, known);
+            }
+        }
+        let has_target = beside.is_some();
+        let mut turn = Turn::new(prompt.clone(), answer.clone()).beside(beside);
         count(&counters.turns);
         count(&counters.running);
         let mut watch = Watch::new(shared.options.turn_limit);
@@ -404,10 +432,14 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
             Outcome::Complete => {
                 count(&counters.complete);
                 sent.push(Sent { prompt, answer: Some(answer) });
+                last = Last::of(&turn, last);
             }
             Outcome::Failed(code) => {
                 count(&counters.failed);
                 client.error(&format!("turn:{code}"));
+                last = None;
+                // Whether it was refused or failed decides what the history has.
+                given_up |= has_target;
                 sent.push(Sent { prompt, answer: None });
             }
             Outcome::Unfinished => {
@@ -432,6 +464,40 @@ async fn converse(mut client: Client, mut speaks: Speaks, stop: Instant) {
     if has_history && sent.iter().any(|turn| turn.answer.is_some()) {
         compare_history(&mut client, &sent).await;
     }
+}
+
+/// The question and the answer of the last turn.
+struct Last {
+    question: String,
+    answer: String,
+}
+
+impl Last {
+    /// Returns those of a turn that is complete, behind the one before it.
+    fn of(turn: &Turn, before: Option<Self>) -> Option<Self> {
+        let answer = turn.generation()?.to_owned();
+        if let Some(Beside::Answer(_)) = turn.target() {
+            // The question is still that of the first answer.
+            return Some(Self { answer, ..before? });
+        }
+        // The id of a question is that of its first generation with the last bit flipped.
+        let (rest, last) = answer.split_at_checked(answer.len().checked_sub(1)?)?;
+        let last = u8::from_str_radix(last, 16).ok()? ^ 1;
+        Some(Self { question: format!("{rest}{last:x}"), answer })
+    }
+}
+
+/// Returns the message of the last turn beside which the next one goes, where it does.
+fn beside(client: &mut Client, last: Option<&Last>, can_branch: bool) -> Option<Beside> {
+    let last = last.filter(|_| can_branch)?;
+    if client.random.random_range(0..100) >= client.shared.options.branch_percent {
+        return None;
+    }
+    Some(if client.random.random() {
+        Beside::Answer(last.answer.clone())
+    } else {
+        Beside::Question(last.question.clone())
+    })
 }
 
 async fn compare_history(client: &mut Client, sent: &[Sent]) {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Client, Outcome, Refusal, Watch};
@@ -20,6 +19,7 @@ const REFUSALS: u32 = 6;
 struct Answer {
     response: String,
     finish_reason: Option<String>,
+    generation_id: String,
 }
 
 /// Sends a turn, and waits for the whole answer.
@@ -36,10 +36,9 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         if turn.sent() > 1 {
             count(&client.shared.tally.counters.resends);
         }
-        let body = json!({"message": turn.prompt(), "session_id": client.session,
-            "model": client.shared.options.script.model});
+        let (url, body) = client.chat(&base, turn);
         let request = client
-            .named(client.shared.http.post(format!("{base}/api/v1/chat/")))
+            .named(client.shared.http.post(url))
             .header("Idempotency-Key", &key)
             .timeout(left.min(ATTEMPT_LIMIT))
             .json(&body);
@@ -59,6 +58,7 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
                 client.pause(None).await;
                 continue;
             };
+            turn.is_generation(answer.generation_id);
             turn.take_whole(&answer.response, answer.finish_reason.as_deref());
             client.note(watch, turn, &Progress::Complete);
             return Outcome::Complete;

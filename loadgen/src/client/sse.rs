@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde_json::json;
 use tokio::time::timeout;
 
 use super::{Client, Outcome, REQUEST_LIMIT, Refusal, Watch, parse};
@@ -104,12 +103,9 @@ fn request(
     if turn.sent() > 1 {
         count(&client.shared.tally.counters.resends);
     }
-    let body = json!({"message": turn.prompt(), "session_id": session, "stream": true,
-        "model": client.shared.options.script.model});
-    client
-        .named(client.shared.http.post(format!("{base}/api/v1/chat/")))
-        .header("Idempotency-Key", key)
-        .json(&body)
+    let (url, mut body) = client.chat(&base, turn);
+    body["stream"] = true.into();
+    client.named(client.shared.http.post(url)).header("Idempotency-Key", key).json(&body)
 }
 
 /// Reads a stream of events, and hands the id and the data of each to `take`, until that returns an end.

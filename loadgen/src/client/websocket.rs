@@ -143,8 +143,13 @@ pub async fn idle(client: &mut Client, line: &mut Line, until: Instant) {
 
 async fn ask(client: &mut Client, line: &mut Line, turn: &mut Turn, message_id: &str) -> Heard {
     let Some(socket) = &mut line.socket else { return Heard::Lost(None) };
-    let chat = json!({"type": "chat", "message": turn.prompt(), "message_id": message_id,
-        "model": client.shared.options.script.model});
+    let model = &client.shared.options.script.model;
+    let chat = match turn.target() {
+        None => json!({"type": "chat", "message": turn.prompt(), "message_id": message_id,
+            "model": model}),
+        Some(beside) => json!({"type": beside.name(), "message": turn.prompt(),
+            "message_id": beside.id(), "idempotency_key": message_id, "model": model}),
+    };
     if turn.sent() > 1 {
         count(&client.shared.tally.counters.resends);
     }

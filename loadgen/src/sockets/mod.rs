@@ -96,7 +96,7 @@ pub async fn run(run: Sockets) -> anyhow::Result<SocketsReport> {
         ("JARVIS_REDIS_TIMEOUT_MS", "10000"),
         // As the image sets them.
         ("MIMALLOC_GENERIC_COLLECT", "100"),
-        ("MIMALLOC_PURGE_DELAY", "100"),
+        ("MIMALLOC_PURGE_DELAY", "0"),
     ];
     let fleet = Fleet::start(&Plan {
         binaries: run.binaries,

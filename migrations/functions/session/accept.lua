@@ -18,18 +18,22 @@
 --                                          of a stored history; only into a new session. kept where
 --                                          a client may read them again; detached where it also comes
 --                                          back for the answer, be it one that failed. Else 0
+--             anchor                       where the turn goes, if not to the end of the path
+--                                          (`branches.lua`); else empty
 --             pictured                     1 where one of these messages has an image, else 0
 --             conversation                 these messages, each <number of those before it> <json header>
 --                                          \n<content>, as they are stored in a new session
 -- Reply:      began <events before> <tag before> <epoch> <1 where the turn created the session, else 0>
+--                   <the message before the turn where it began in a session that has branched, else ->
 --             waiting, as began
 --             same <generation> <events before|-> <tag before|->   the turn was accepted before
 --             other_body    the key was used for another request
 --             absent        the session is another owner's
 --             occupied      the turn brings a conversation, and the session exists
 --             busy          the session has waiting_limit waiting turns, or is being imported
---             full          the session would hold more than bytes_limit bytes
+--             full          the session would hold more than bytes_limit bytes, or has MOST_MESSAGES
 --             images        an image that the turn names is not there: it is to be put again
+--             message, role, running, siblings   why the turn does not go beside that message
 -- Called by:  Store::accept, Store::find
 
 -- Returns the bytes of what a turn stores.
@@ -47,7 +51,7 @@ register {
   flags = {},
   keys = SESSION_KEYS,
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
-    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'waiting_limit',
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'anchor', 'waiting_limit',
     'bytes_limit', 'key',
     'request_digest', 'key_seconds' },
   rest = 'conversation',
@@ -87,11 +91,23 @@ register {
     if args.own_conversation ~= '0' and found.owner and not found.deleted then
       return { 'occupied' }
     end
+    local position = true
+    if args.anchor ~= '' then
+      if not found.owner or found.deleted then
+        return { 'absent' }
+      end
+      -- A conversation that came with its turn does not branch: its front finds it by position.
+      local refusal = fields[9] and 'message' or anchor_refusal(keys, args.anchor, found.generation)
+      if refusal then
+        return { refusal }
+      end
+      position = anchor_position(keys, args.anchor)
+    end
     if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
       return { 'busy' }
     end
     if tonumber(fields[4] or '0') + image_bytes(keys) + bytes_of_turn(args)
-      > tonumber(args.bytes_limit) then
+      > tonumber(args.bytes_limit) or redis.call('HLEN', keys.index) >= MOST_MESSAGES then
       return { 'full' }
     end
     local lacks = lacks_images(keys, args.header)
@@ -103,13 +119,19 @@ register {
     if lacks then
       return { 'images' }
     end
-    local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0
+    -- A turn that goes to another branch waits until that is selected.
+    local begins = not found.generation and redis.call('LLEN', keys.waiting) == 0 and position
     local epoch = fields[7] or FIRST_EPOCH
     if found.owner and not found.deleted and not fields[9] then
       change_expiry(keys, fields[10], args.idle_seconds)
     end
+    local before
+    if begins and args.anchor == '' and redis.call('EXISTS', keys.branches) == 1 then
+      local _, id = kin_of(keys, last_number(keys))
+      before = id
+    end
     admit(keys, args, found, epoch, begins)
     return { begins and 'began' or 'waiting', fields[5] or '0', fields[6] or '0', epoch,
-      (not found.owner or found.deleted) and '1' or '0' }
+      (not found.owner or found.deleted) and '1' or '0', before or '-' }
   end,
 }

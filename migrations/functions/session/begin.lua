@@ -5,6 +5,7 @@
 -- Reply:      began     the turn is the running one
 --             waiting   another turn runs, or waits before it
 --             gone      the turn has ended, or another replica holds it
+--             elsewhere the turn goes to a branch that is to be selected first
 -- Called by:  Store::begin
 register {
   name = 'begin',
@@ -27,9 +28,31 @@ register {
     if fields[1] or redis.call('LINDEX', keys.waiting, 0) ~= entry then
       return 'waiting'
     end
+    local anchor, position, refusal = waiting[5], nil, nil
+    if anchor then
+      position, refusal = anchor_position(keys, anchor)
+      if refusal == 'elsewhere' then
+        return 'elsewhere'
+      elseif refusal and redis.call('HINCRBY', keys.session, 'orphaned', 1) < ORPHAN_TRIES then
+        -- A failover lost the message, and whoever wrote it writes it again.
+        return 'waiting'
+      end
+      redis.call('HDEL', keys.session, 'orphaned')
+    end
     redis.call('LPOP', keys.waiting)
     local question, turn = take_waiting_question(keys, args.generation)
-    push_whole_message(keys, question)
+    if refusal then
+      -- The message does not come back: the question goes to the end of the path, as a new one where it
+      -- was to be answered once more.
+      if string.sub(anchor, 1, 1) == '=' then
+        question = string.gsub(question, '"i":"[%x-]+"', '"i":"' .. question_of(args.generation) .. '"', 1)
+        count_images(keys, question, 1)
+      end
+      anchor = nil
+    end
+    if take_place(keys, anchor, position) then
+      push_whole_message(keys, question)
+    end
     make_running(keys, {
       generation = args.generation, fence = args.fence, replica = waiting[3], turn = turn,
     })

@@ -62,7 +62,10 @@ register {
     end
     redis.call('LREM', keys.waiting, 1, entry)
     local question = take_waiting_question(keys, header[1])
-    count_images(keys, question, -1)
+    -- A question that was to be answered once more is that of another turn.
+    if string.sub(header[5] or '', 1, 1) ~= '=' then
+      count_images(keys, question, -1)
+    end
     release(keys, header[1], 'cancel')
     push_event(keys, args.tag, 'cancelled', header[1], args.event)
     return cancelled(header[1], 'waiting')

@@ -25,8 +25,9 @@ local function claimed(keys, state, turn, question)
   for from = 0, own - 1, FIELDS_AT_ONCE do
     local last = math.min(from + FIELDS_AT_ONCE, own) - 1
     local numbers = {}
-    for i, entry in ipairs(redis.call('LRANGE', keys.path, from, last)) do
-      numbers[i] = string.match(entry, '^%d+')
+    local path = redis.call('GETRANGE', keys.path, from * ENTRY_BYTES, (last + 1) * ENTRY_BYTES - 1)
+    for at = 1, #path, ENTRY_BYTES do
+      numbers[#numbers + 1] = struct.unpack('>I4', path, at)
     end
     for _, message in ipairs(redis.call('HMGET', keys.messages, unpack(numbers))) do
       reply[#reply + 1] = message

@@ -107,7 +107,7 @@ register {
       return { '-1' }
     end
     epoch = epoch or next_epoch(fields[2], args.new_epoch)
-    local reply = { tostring(redis.call('LLEN', keys.path)), string.match(epoch, '^%d+') }
+    local reply = { tostring(redis.call('HLEN', keys.index)), string.match(epoch, '^%d+') }
     if fields[1] then
       push_event(keys, args.cancel_tags[1], 'cancelled', fields[1], args.cancel_event)
       forget_running(keys)
@@ -122,12 +122,13 @@ register {
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')
-    redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer, keys.images)
+    redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting, keys.answer,
+      keys.images)
     redis.call('HSET', keys.session, 'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES,
       'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then
       redis.call('HSET', keys.session, 'deleted', 1)
-      redis.call('HDEL', keys.session, 'model')
+      redis.call('HDEL', keys.session, 'model', 'pinned', 'archived')
       redis.call('EXPIRE', keys.session, args.tombstone_seconds)
       for _, name in ipairs({ 'events', 'idempotency', 'key_order' }) do
         redis.call('EXPIRE', keys[name], args.tombstone_seconds)

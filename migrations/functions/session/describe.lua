@@ -6,6 +6,7 @@
 --             generation   or - for none
 -- Reply:      absent
 --             ok <title> <model> <created> <updated> <messages> <running|-> <closed|-> <epoch>
+--             <p where it is pinned, a where it is archived, or both, or empty>
 --             <1 if the generation waits or runs> <number of messages that its first turn brought, or ->
 -- Called by:  Store::describe, Store::is_open
 register {

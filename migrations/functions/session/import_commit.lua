@@ -22,7 +22,7 @@ register {
     if not fields[2] then
       return { 'ok' }
     end
-    local count = fields[3] and redis.call('LLEN', keys.path) or 0
+    local count = fields[3] and path_length(keys) or 0
     if count ~= tonumber(args.count) then
       return { 'incomplete', tostring(count) }
     end

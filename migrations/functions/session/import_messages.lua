@@ -27,7 +27,8 @@ register {
       return { 'exists' }
     end
     if not fields[3] then
-      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.answer, keys.images)
+      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting,
+        keys.answer, keys.images)
       redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'importing', 1,
         'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0,
         'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES)
@@ -36,7 +37,7 @@ register {
         redis.call('HSETNX', keys.session, field, 0)
       end
     end
-    local count = redis.call('LLEN', keys.path)
+    local count = path_length(keys)
     -- Without the messages in between, none of these is added.
     local known = math.max(count - args.from, 0)
     if count >= tonumber(args.from) then

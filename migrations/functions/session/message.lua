@@ -1,27 +1,33 @@
--- Finds a message of the selected path, by its id or by the generation that made it.
+-- Finds a message, by its id or by the generation that made it, on whichever branch it is.
 --
--- Keys:       session, messages, path, index
+-- Keys:       session, messages, path, branches, index
 -- Arguments:  owner
 --             id   of a message, or of the generation that made an answer
--- Reply:      ok <position on the path, 0 the oldest> <the message as it is stored>
---             none     the path has no such message
+-- Reply:      ok <position on the path, 0 the oldest, or -> <id of its parent, or ->
+--             <ids of the children of its parent where that has several, or empty>
+--             <the message as it is stored>
+--             none     the session has no such message
 --             absent   the owner has no such session
 -- Called by:  Store::find_message
 register {
   name = 'message',
   version = 1,
   flags = { 'no-writes' },
-  keys = { 'session', 'messages', 'path', 'index' },
+  keys = { 'session', 'messages', 'path', 'branches', 'index' },
   arguments = { 'owner', 'id' },
   run = function(keys, args)
     if not owned(keys, args.owner) then
       return { 'absent' }
     end
-    local number = redis.call('HGET', keys.index, args.id)
-    local position = number and position_of(keys, tonumber(number))
-    if not position then
+    local number = number_of(keys, args.id)
+    local entry = number and redis.call('HGET', keys.messages, number)
+    if not entry then
       return { 'none' }
     end
-    return { 'ok', tostring(position), redis.call('HGET', keys.messages, number) }
+    local parent = tonumber(string.match(entry, '^%d+'))
+    local _, parent_id = kin_of(keys, parent)
+    local siblings = children_of(keys, parent)
+    return { 'ok', tostring(position_of(keys, number) or '-'), parent_id or '-',
+      count_ids(siblings) > 1 and siblings or '', entry }
   end,
 }

@@ -4,7 +4,7 @@
 --
 -- Keys:       those of the session
 -- Arguments:  as accept: owner, generation, fence, replica, turn, header, content, tag, event,
---             title, model, now, idle_seconds, own_conversation, pictured, key, request_digest,
+--             title, model, now, idle_seconds, own_conversation, pictured, anchor, key, request_digest,
 --             key_seconds, conversation; and
 --             epoch           of the session when the turn was accepted
 --             replaced_fence  the fence that this one replaced by a claim, or -
@@ -24,7 +24,8 @@ register {
   flags = {},
   keys = SESSION_KEYS,
   arguments = { 'owner', 'generation', 'fence', 'replica', 'turn', 'header', 'content', 'tag', 'event',
-    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'key', 'request_digest', 'key_seconds',
+    'title', 'model', 'now', 'idle_seconds', 'own_conversation', 'pictured', 'anchor', 'key',
+    'request_digest', 'key_seconds',
     'epoch', 'replaced_fence', 'claim_tag', 'claim_event', 'event_number', 'transfer_tag' },
   rest = 'conversation',
   run = function(keys, args)

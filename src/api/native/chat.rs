@@ -107,7 +107,11 @@ pub async fn send(
     Box::pin(answer(shared, caller, permit, last_byte, headers, (request, room))).await
 }
 
-async fn answer(
+/// Answers a request for a turn, with its whole answer or its events.
+///
+/// # Errors
+/// A problem for the client.
+pub(super) async fn answer(
     shared: Shared,
     caller: Identity,
     permit: TurnPermit,

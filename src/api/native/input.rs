@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::api::native::{answer_rules, schema};
@@ -13,7 +14,7 @@ use crate::http::extract::object::Object;
 use crate::model_name::ModelName;
 use crate::session::image::{Image, ImageFault, ImageRef, RequestImages};
 use crate::session::model::{AnswerRules, Effort, Reasoning, Sampling, TurnSpec};
-use crate::session::{GenerationId, Role, SessionId};
+use crate::session::{Anchor, GenerationId, Role, SessionId};
 
 /// Characters of one message, at most.
 pub const MESSAGE_CHARACTERS: usize = 32_768;
@@ -24,6 +25,9 @@ pub const TITLE_CHARACTERS: usize = 200;
 /// Characters of a model's name, at most.
 pub const MODEL_CHARACTERS: usize = 256;
 const MESSAGE_ID_CHARACTERS: usize = 128;
+/// The field of a WebSocket's message with the client's own identifier of it, where `message_id` names
+/// another message.
+pub const IDEMPOTENCY_KEY: &str = "idempotency_key";
 /// Characters of the identifier of a call, at most.
 pub const TOOL_CALL_ID_CHARACTERS: usize = 256;
 const TEMPERATURE: (f64, f64) = (0.0, 2.0);
@@ -220,6 +224,14 @@ pub struct ChatRequest {
     /// The call whose result the message is, where `role` is tool: one of the last answer.
     #[schema(required = false, schema_with = schema::tool_call_id)]
     pub tool_call_id: Option<String>,
+    /// The message beside which the turn goes, in a request to regenerate or to edit.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub anchor: Option<Anchor>,
+    /// Whether the question keeps the images of the one that it replaces.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub keeps_images: bool,
     /// What happens to the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
@@ -238,11 +250,65 @@ impl ChatRequest {
         let mut request = Self::read(&mut fields, text);
         (request.images, request.image_data) = images(&mut fields);
         request.session_id = fields.session();
-        match fields.text("on_disconnect", usize::MAX) {
-            None | Some("continue") => {}
-            Some("cancel") => request.on_disconnect = OnDisconnect::Cancel,
-            Some(_) => fields.refuse("on_disconnect", "enum", "must be continue or cancel"),
-        }
+        request.on_disconnect = on_disconnect(&mut fields);
+        fields.finish(request)
+    }
+
+    /// Reads the body of a request to edit a question of this session.
+    ///
+    /// # Errors
+    /// Every field that is not valid.
+    pub fn from_edit(
+        session: SessionId,
+        object: &Object,
+        text: &[u8],
+    ) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read_edit(&mut fields, text);
+        request.keeps_images = !fields.has("images");
+        (request.images, request.image_data) = images(&mut fields);
+        request.session_id = Some(session);
+        request.on_disconnect = on_disconnect(&mut fields);
+        fields.finish(request)
+    }
+
+    /// Reads the body of a request to regenerate an answer of this session.
+    ///
+    /// # Errors
+    /// Every field that is not valid.
+    pub fn from_regenerate(
+        session: SessionId,
+        object: &Object,
+        text: &[u8],
+    ) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read_regenerate(&mut fields, text);
+        request.session_id = Some(session);
+        request.on_disconnect = on_disconnect(&mut fields);
+        fields.finish(request)
+    }
+
+    /// Reads a request to edit a question that came over a WebSocket.
+    ///
+    /// # Errors
+    /// Every field that is not valid.
+    pub fn from_edit_message(object: &Object, text: &[u8]) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read_edit(&mut fields, text);
+        request.keeps_images = true;
+        refuse_images(&mut fields);
+        request.message_id = own_id(&mut fields, IDEMPOTENCY_KEY);
+        fields.finish(request)
+    }
+
+    /// Reads a request to regenerate an answer that came over a WebSocket.
+    ///
+    /// # Errors
+    /// Every field that is not valid.
+    pub fn from_regenerate_message(object: &Object, text: &[u8]) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let mut request = Self::read_regenerate(&mut fields, text);
+        request.message_id = own_id(&mut fields, IDEMPOTENCY_KEY);
         fields.finish(request)
     }
 
@@ -253,26 +319,42 @@ impl ChatRequest {
     pub fn from_message(object: &Object, text: &[u8]) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let mut request = Self::read(&mut fields, text);
-        if fields
-            .value("images")
-            .is_some_and(|value| value.as_array().is_none_or(|it| !it.is_empty()))
-        {
-            let msg = "are not taken over a WebSocket: send the message over REST, by POST \
-                /api/v1/chat with this session_id; this socket gets its events";
-            fields.refuse("images", "images_over_websocket", msg);
-        }
-        let message_id = fields.text("message_id", MESSAGE_ID_CHARACTERS);
-        // An empty one counts as absent, as an empty session_id does.
-        request.message_id = message_id.filter(|id| !id.is_empty()).map(str::to_owned);
+        refuse_images(&mut fields);
+        request.message_id = own_id(&mut fields, "message_id");
         fields.finish(request)
     }
 
     fn read(fields: &mut Fields<'_>, text: &[u8]) -> Self {
+        Self::read_with(fields, text, |fields| {
+            let tool_call_id = tool_call(fields);
+            (fields.required_text("message", MESSAGE_CHARACTERS).to_owned(), tool_call_id)
+        })
+    }
+
+    fn read_edit(fields: &mut Fields<'_>, text: &[u8]) -> Self {
+        let anchor = Some(Anchor::BesideQuestion(target(fields)));
+        let request = Self::read_with(fields, text, |fields| {
+            (fields.required_text("message", MESSAGE_CHARACTERS).to_owned(), None)
+        });
+        Self { anchor, ..request }
+    }
+
+    fn read_regenerate(fields: &mut Fields<'_>, text: &[u8]) -> Self {
+        let anchor = Some(Anchor::BesideAnswer(target(fields)));
+        Self { anchor, ..Self::read_with(fields, text, |_| (String::new(), None)) }
+    }
+
+    /// Reads all fields; `message` reads the text, and the call whose result it is.
+    fn read_with(
+        fields: &mut Fields<'_>,
+        text: &[u8],
+        message: impl FnOnce(&mut Fields<'_>) -> (String, Option<String>),
+    ) -> Self {
         let model = model(fields);
         let AnswerRules { format, tools } = answer_rules::read(fields, text);
-        let tool_call_id = tool_call(fields);
+        let (message, tool_call_id) = message(fields);
         Self {
-            message: fields.required_text("message", MESSAGE_CHARACTERS).to_owned(),
+            message,
             session_id: None,
             model,
             stream: fields.flag("stream"),
@@ -288,6 +370,8 @@ impl ChatRequest {
             tools,
             role: if tool_call_id.is_some() { Role::Tool } else { Role::User },
             tool_call_id,
+            anchor: None,
+            keeps_images: false,
             on_disconnect: OnDisconnect::Continue,
             message_id: None,
         }
@@ -310,6 +394,7 @@ impl ChatRequest {
             needs_listener: self.on_disconnect == OnDisconnect::Cancel,
             is_detached: false,
             is_kept: false,
+            anchor: self.anchor,
         }
     }
 
@@ -337,17 +422,66 @@ impl ChatRequest {
             &self.stop,
             think,
         );
-        let Self { images, format, tools, tool_call_id, .. } = self;
+        let Self { images, format, tools, tool_call_id, anchor, .. } = self;
         let is_plain =
             images.is_empty() && format.is_none() && tools.is_none() && tool_call_id.is_none();
         // A request of text alone keeps the digest that other releases give it.
-        let bytes = if is_plain {
+        let bytes = if let Some(anchor) = anchor {
+            serde_json::to_vec(&(content, images, self.keeps_images, format, tools, anchor))
+        } else if is_plain {
             serde_json::to_vec(&content)
         } else {
             serde_json::to_vec(&(content, images, format, tools, tool_call_id))
         };
         sha256_hex(&bytes.unwrap_or_default())
     }
+}
+
+/// Reads what happens to the turn of a client that leaves.
+fn on_disconnect(fields: &mut Fields<'_>) -> OnDisconnect {
+    match fields.text("on_disconnect", usize::MAX) {
+        None | Some("continue") => OnDisconnect::Continue,
+        Some("cancel") => OnDisconnect::Cancel,
+        Some(_) => {
+            fields.refuse("on_disconnect", "enum", "must be continue or cancel");
+            OnDisconnect::Continue
+        }
+    }
+}
+
+/// Refuses images in a message of a WebSocket.
+fn refuse_images(fields: &mut Fields<'_>) {
+    let has_images = |value: &Value| value.as_array().is_none_or(|it| !it.is_empty());
+    if fields.value("images").is_some_and(has_images) {
+        let msg = "are not taken over a WebSocket: send the message over REST, by POST \
+            /api/v1/chat with this session_id; this socket gets its events";
+        fields.refuse("images", "images_over_websocket", msg);
+    }
+}
+
+/// Reads the client's own identifier of a message of a WebSocket. An empty one counts as absent, as an
+/// empty `session_id` does.
+fn own_id(fields: &mut Fields<'_>, field: &str) -> Option<String> {
+    let id = fields.text(field, MESSAGE_ID_CHARACTERS);
+    id.filter(|id| !id.is_empty()).map(str::to_owned)
+}
+
+/// Reads the message that a request names by its `message_id`.
+fn target(fields: &mut Fields<'_>) -> Uuid {
+    if !fields.has("message_id") {
+        fields.refuse("message_id", "missing", "is required");
+    }
+    fields.uuid("message_id").unwrap_or_default()
+}
+
+/// Reads the `message_id` of a message whose branch is to be selected.
+///
+/// # Errors
+/// Where it is absent, or no UUID.
+pub fn branch_target(object: &Object) -> Result<Uuid, Vec<FieldError>> {
+    let mut fields = Fields::new("body", object);
+    let message = target(&mut fields);
+    fields.finish(message)
 }
 
 /// Reads the `generation_id` of a cancel.

@@ -89,6 +89,12 @@ pub fn stream() -> AnyOfBuilder {
     with_flags(any_of("Whether the answer is streamed", Some(json!(false)))).item(null())
 }
 
+/// Returns the schema of `pinned` and `archived`.
+pub fn mark() -> AnyOfBuilder {
+    with_flags(any_of("Whether the session has this mark; it stays where absent or null", None))
+        .item(null())
+}
+
 /// Returns the schema of `temperature`.
 pub fn temperature() -> AnyOfBuilder {
     any_of("0 to 2, also as text", Some(json!(0.7)))

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::api::json_page;
 use crate::api::native::input::{TITLE_CHARACTERS, cancel_target};
+use crate::api::native::schema;
 use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
@@ -20,6 +21,7 @@ use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::session::model::rfc3339;
+use crate::session::store::SessionChange;
 use crate::session::{GenerationId, Message, SessionId, SessionInfo};
 
 /// The largest number that Redis's Lua, like JavaScript, holds exactly.
@@ -91,34 +93,43 @@ pub async fn read(
     }))
 }
 
-/// The new title of a session.
+/// What is to change in a session; a field that is absent or null stays as it is.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
-pub struct Rename {
+pub struct Update {
     /// The title: 1 to 200 characters, not blank.
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
-    title: String,
+    title: Option<String>,
+    /// Whether the session is pinned.
+    #[schema(required = false, schema_with = schema::mark)]
+    pinned: Option<bool>,
+    /// Whether the session is archived.
+    #[schema(required = false, schema_with = schema::mark)]
+    archived: Option<bool>,
 }
 
-/// Sets the title of a session.
+/// Changes the title of a session, or marks it.
 #[utoipa::path(
-    patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions", request_body = Rename,
+    patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
+    request_body = Option<Update>,
     params(("session_id" = SessionId, Path)),
     responses(
         (status = 200, body = SessionInfo),
         SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
-pub async fn rename(
+pub async fn update(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     JsonBody(body): JsonBody,
 ) -> Result<Json<SessionInfo>, Problem> {
     let mut fields = Fields::new("body", &body);
-    let title = fields.required_text("title", TITLE_CHARACTERS);
-    let title = fields.finish(title)?;
-    in_time(shared.store.retitle(&owner, session, title)).await?;
+    let pinned = fields.flag("pinned");
+    let archived = fields.flag("archived");
+    let title = fields.has("title").then(|| fields.required_text("title", TITLE_CHARACTERS));
+    let change = fields.finish(SessionChange { title, pinned, archived })?;
+    in_time(shared.store.update(&owner, session, change)).await?;
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
 

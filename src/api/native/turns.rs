@@ -10,8 +10,10 @@ use crate::http::extract::fields::FieldError;
 use crate::http::problem::Problem;
 use crate::limits::TurnPermit;
 use crate::session::model::ToolCall;
-use crate::session::store::{self, Attached, IdempotencyKey, NewTurn};
-use crate::session::{Message, Owner, Role, SessionId, Status, TurnSpec};
+use crate::session::store::{self, Attached, Found, IdempotencyKey, NewTurn};
+use crate::session::{
+    Anchor, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, TurnSpec,
+};
 
 /// Messages that are searched for a call of a tool, from the newest back, and their bytes.
 const NEWEST: u64 = 200;
@@ -40,23 +42,103 @@ pub async fn submit(
         tool_call_id: request.tool_call_id.clone(),
         ..store::message(request.role, Utc::now())
     };
+    // As the client sent it: what the named message adds is no part of the request.
+    let digest = request.digest(default_model);
     let mut turn = NewTurn {
         spec: TurnSpec { source: permit.subject.source.0.clone(), ..request.spec(default_model) },
         content: request.message.clone(),
         conversation: None,
         attached: Attached { question: Some(Box::new(question)), images },
-        key: key.map(|key| IdempotencyKey { key, body: request.digest(default_model) }),
+        key: key.map(|key| IdempotencyKey { key, body: digest }),
     };
-    if let Some(id) = &request.tool_call_id {
-        let named = name_tool(shared, &permit.subject.owner, session, id, &mut turn).await;
-        if let Err(problem) = named {
-            permit.give_back().await;
-            return Err(problem);
+    let owner = &permit.subject.owner;
+    let completed = match (request.anchor, &request.tool_call_id) {
+        // Boxed, because it is rare.
+        (Some(anchor), _) => {
+            Box::pin(go_beside(shared, owner, session, anchor, request, &mut turn)).await
         }
+        (None, Some(id)) => name_tool(shared, owner, session, id, &mut turn).await,
+        (None, None) => Ok(()),
+    };
+    if let Err(problem) = completed {
+        permit.give_back().await;
+        return Err(problem);
     }
     let cancel_on_disconnect = request.on_disconnect == OnDisconnect::Cancel;
     let submission = Submission { session, turn, permit, cancel_on_disconnect };
     Ok(follow::submit(&shared.generations, submission).await?)
+}
+
+/// Completes a turn that goes beside a message: the question that is answered once more, and its model;
+/// or the images of the question that another one replaces.
+///
+/// # Errors
+/// Where the session has no such message, or one of another kind, unless this very turn was accepted
+/// before.
+async fn go_beside(
+    shared: &Shared,
+    owner: &Owner,
+    session: SessionId,
+    anchor: Anchor,
+    request: &mut ChatRequest,
+    turn: &mut NewTurn,
+) -> Result<(), Problem> {
+    match in_time(named_message(&shared.store, owner, session, anchor)).await {
+        Ok(Named { question, model }) if anchor.regenerated().is_some() => {
+            turn.content.clone_from(&question.content);
+            if let Some(model) = model.filter(|_| request.model.is_none()) {
+                turn.spec.model.clone_from(&model);
+                request.model = Some(model);
+            }
+            turn.attached.question = Some(Box::new(question));
+            Ok(())
+        }
+        Ok(Named { question: replaced, .. }) => {
+            if let Some(question) = turn.attached.question.as_mut().filter(|_| request.keeps_images)
+            {
+                question.images = replaced.images;
+            }
+            Ok(())
+        }
+        Err(refused) if refused.code == "session_not_found" || turn.key.is_none() => Err(refused),
+        Err(refused) => {
+            let repeated = shared.generations.repeated(owner, session, turn).await?;
+            repeated.map(drop).ok_or(refused)
+        }
+    }
+}
+
+/// The question that a turn answers once more or replaces.
+struct Named {
+    question: Message,
+    /// The model of its answer, where that is regenerated.
+    model: Option<String>,
+}
+
+async fn named_message(
+    store: &Store,
+    owner: &Owner,
+    session: SessionId,
+    anchor: Anchor,
+) -> Result<Named, StoreError> {
+    let id = anchor.message();
+    let Some(Found { message: named, .. }) = store.find_message(owner, session, id).await? else {
+        let is_open = store.is_open(owner, session, GenerationId(id)).await?;
+        return Err(if is_open { StoreError::ANSWER_RUNS } else { StoreError::MessageAbsent });
+    };
+    let question = match (anchor, named.role, named.parent_id) {
+        (Anchor::BesideAnswer(_), Role::Assistant, Some(parent)) => {
+            let found = store.find_message(owner, session, parent).await?;
+            let asks = |message: &Message| matches!(message.role, Role::User | Role::Tool);
+            found.map(|found| found.message).filter(asks)
+        }
+        (Anchor::BesideQuestion(_), Role::User, _) => {
+            return Ok(Named { question: named, model: None });
+        }
+        _ => None,
+    };
+    let question = question.ok_or_else(|| StoreError::wrong_role(anchor))?;
+    Ok(Named { question, model: named.model })
 }
 
 /// Sets the tool whose result the question is: the call is one of the last answer, or of one that was

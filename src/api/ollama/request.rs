@@ -90,6 +90,7 @@ impl AskedModel {
                     needs_listener: false,
                     is_detached: false,
                     is_kept: false,
+                    anchor: None,
                 };
                 Task::Answer(Box::new(Question { spec, messages }))
             }

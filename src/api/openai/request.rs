@@ -64,6 +64,7 @@ impl ChatCompletion {
             needs_listener: false,
             is_detached: false,
             is_kept: false,
+            anchor: None,
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {

@@ -43,6 +43,8 @@ fn conversation(messages: &[Message], limit: usize) -> Conversation {
         created_at: now,
         updated_at: now,
         message_count: messages.len() as u64,
+        pinned: false,
+        archived: false,
     };
     let messages = messages[first..].to_vec();
     let page = Page { info, running: None, first: first as u64, messages };

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::holder::parts;
 use super::world::{Submission, World};
+use crate::session::store::Selection;
 use crate::session::{GenerationId, Message, Owner, Role, Status};
 
 /// Returns reasoning and answer as they are stored.
@@ -20,12 +21,14 @@ impl World<'_> {
             assert!(found.is_err(), "an anonymous caller finds a session that a user claimed");
         }
         let page = self.stores[0].newest(&self.owner, self.session, 500, 1 << 20).await;
-        let messages = page.as_ref().map_or(&[][..], |page| &page.messages);
         if let Ok(page) = &page {
             assert_eq!(page.running, None, "nothing runs at the end");
         }
+        let stored = self.stored_messages();
+        let messages: Vec<&Message> = stored.iter().map(|(.., message)| message).collect();
+        self.check_branches(&stored).await;
         let mut answers: HashMap<GenerationId, &Message> = HashMap::new();
-        for message in messages.iter().filter(|message| message.role == Role::Assistant) {
+        for message in messages.iter().copied().filter(|message| message.role == Role::Assistant) {
             let generation = message.generation_id.expect("a generation");
             assert!(answers.insert(generation, message).is_none(), "two answers of one turn");
         }
@@ -34,20 +37,63 @@ impl World<'_> {
             .filter(|message| message.role == Role::User)
             .map(|message| message.content.as_str())
             .collect();
-        assert_eq!(questions.len(), answers.len(), "a question without an answer, or vice versa");
         let events = self.stored_events();
         for turn in &self.submissions {
             let answer = answers.get(&turn.generation).copied();
             if turn.cleared {
                 assert!(answer.is_none(), "the answer of a turn that was cleared");
-                assert!(!questions.contains(&turn.question.as_str()), "a question was cleared");
-                let is_published = events.contains(&turn.question);
+                // An answer that is regenerated has the question of another turn.
+                let is_own = !turn.question.is_empty();
+                let has_question = questions.contains(&turn.question.as_str());
+                assert!(!(is_own && has_question), "a question was cleared");
+                let is_published = is_own && events.contains(&turn.question);
                 assert!(!(turn.deleted && is_published), "a question of a deleted session");
                 continue;
             }
             match answer {
                 Some(message) => self.check_answer(turn, message),
                 None => assert!(self.may_have_no_answer(turn), "an accepted turn has no answer"),
+            }
+        }
+    }
+
+    /// Checks that the messages are a tree of questions and answers, and that each is reached: it is listed
+    /// once its branch is selected, with its siblings.
+    async fn check_branches(&self, stored: &[(u64, u64, Message)]) {
+        let by_number: HashMap<u64, &Message> =
+            stored.iter().map(|(number, _, message)| (*number, message)).collect();
+        let mut children: HashMap<u64, Vec<(u64, &Message)>> = HashMap::new();
+        for (number, parent, message) in stored {
+            let role = by_number.get(parent).map(|parent| parent.role);
+            let expected = match message.role {
+                Role::User => role.is_none_or(|role| role == Role::Assistant),
+                _ => role == Some(Role::User),
+            };
+            assert!(expected, "an answer follows a question, and a question an answer");
+            assert!(*parent == 0 || role.is_some(), "a parent is there");
+            children.entry(*parent).or_default().push((*number, message));
+        }
+        for (number, _, message) in stored {
+            let is_answered = message.role != Role::User || children.contains_key(number);
+            assert!(is_answered, "a question without an answer");
+            let mut selection = Selection::new(&self.owner, self.session, message.id);
+            self.stores[0].select(&mut selection).await.expect("every message can be selected");
+            let page = self.stores[0].newest(&self.owner, self.session, 500, 1 << 20).await;
+            let listed = page.expect("a page").messages;
+            let at = listed.iter().position(|listed| listed.id == message.id);
+            let at = at.expect("a selected message is listed");
+            let (mut parent, mut of) = (0, &children[&0]);
+            for listed in &listed[..=at] {
+                let ids: Vec<Uuid> = of.iter().map(|(_, sibling)| sibling.id).collect();
+                let siblings = listed.siblings.as_ref().map(|siblings| siblings.ids.clone());
+                assert_eq!(
+                    siblings.unwrap_or_else(|| vec![listed.id]),
+                    ids,
+                    "siblings of {parent}"
+                );
+                let found = of.iter().find(|(_, sibling)| sibling.id == listed.id);
+                parent = found.expect("a child of the message before").0;
+                of = children.get(&parent).unwrap_or(of);
             }
         }
     }

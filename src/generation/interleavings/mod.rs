@@ -1,5 +1,5 @@
-//! Every order of writes, lost replies, takeovers, cancels, clears, claims by a user and failovers
-//! keeps the promises.
+//! Every order of writes, branches, lost replies, takeovers, cancels, clears, claims by a user and
+//! failovers keeps the promises.
 //!
 //! Redis, its functions and the decisions of a writer are the real ones; only time and the network
 //! are simulated. Each writer writes its own alphabet, so that mixed, doubled or lost text of two
@@ -46,6 +46,19 @@ enum Action {
     Accept {
         by: usize,
         key: Option<u8>,
+        fate: Fate,
+    },
+    /// A turn is submitted that answers the question of an earlier turn once more, or edits it.
+    Beside {
+        by: usize,
+        turn: usize,
+        edit: bool,
+        fate: Fate,
+    },
+    /// A client selects the branch of the question or of the answer of a turn.
+    Select {
+        turn: usize,
+        question: bool,
         fate: Fate,
     },
     /// A holder makes its next call.
@@ -110,6 +123,10 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (replica.clone(), key, fate())
             .prop_map(|(by, key, fate)| Action::Accept { by, key, fate }),
+        2 => (replica.clone(), 0..8usize, any::<bool>(), fate())
+            .prop_map(|(by, turn, edit, fate)| Action::Beside { by, turn, edit, fate }),
+        1 => (0..8usize, any::<bool>(), fate())
+            .prop_map(|(turn, question, fate)| Action::Select { turn, question, fate }),
         16 => (holder.clone(), fate()).prop_map(|(holder, fate)| Action::Write { holder, fate }),
         10 => (holder.clone(), 1..12usize)
             .prop_map(|(holder, characters)| Action::Generate { holder, characters }),

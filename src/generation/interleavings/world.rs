@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use testkit::redis::RedisServer;
+use uuid::Uuid;
 
 use super::client::{Client, Followed};
 use super::holder::{ANSWER, End, Holder};
@@ -10,10 +11,12 @@ use super::{Action, Fate, REPLICAS};
 use crate::generation::writer_state::WriterState;
 use crate::session::model::User;
 use crate::session::store::{
-    Acceptance, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OpenTurn,
-    Proposal, Restored, Transfer, Turn, TurnCopy, bucket, channel,
+    Acceptance, Attached, CancelReply, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn,
+    OpenTurn, Proposal, Restored, Selection, Transfer, Turn, TurnCopy, bucket, channel,
 };
-use crate::session::{GenerationId, Owner, SessionId, Store, TurnSpec};
+use crate::session::{
+    Anchor, GenerationId, Message, Owner, SessionId, Store, TurnSpec, stored_message,
+};
 
 /// Rounds after which everything must have ended.
 const ROUNDS: usize = 400;
@@ -59,6 +62,7 @@ struct Copy {
 enum Redo {
     Cancel(Cancellation),
     Clear(Clearing),
+    Select(Selection),
     Transfer(Transfer),
 }
 
@@ -107,6 +111,10 @@ impl<'a> World<'a> {
     pub(super) async fn step(&mut self, action: &Action) {
         match *action {
             Action::Accept { by, key, fate } if self.alive[by] => self.accept(by, key, fate).await,
+            Action::Beside { by, turn, edit, fate } if self.alive[by] => {
+                self.accept_beside(by, turn, edit, fate).await;
+            }
+            Action::Select { turn, question, fate } => self.select(turn, question, fate).await,
             Action::Write { holder, fate } => {
                 if let Some(at) = self.active(holder) {
                     self.write(at, fate).await;
@@ -178,7 +186,71 @@ impl<'a> World<'a> {
             key: key.map(|key| IdempotencyKey { key: key.to_string(), body: "body".to_owned() }),
             ..NewTurn::of_text(spec, question.clone())
         };
-        let proposal = Proposal::new(&self.owner, self.session, &new);
+        self.propose(by, &new, (question, key), fate).await;
+    }
+
+    /// Submits a turn beside the question or the answer of an earlier one.
+    async fn accept_beside(&mut self, by: usize, turn: usize, edit: bool, fate: Fate) {
+        let Some(id) = self.message_of(turn, edit) else { return };
+        let number = self.submissions.len();
+        let (mut anchor, mut asked) = (Anchor::BesideQuestion(id), None);
+        let mut question = format!("<question {number} by edit>");
+        if !edit {
+            anchor = Anchor::BesideAnswer(id);
+            let Some(answer) = self.find(by, id).await else { return };
+            let Some(parent) = answer.parent_id else { return };
+            let Some(known) = self.find(by, parent).await else { return };
+            asked = Some(Box::new(known));
+            // The text is that of another turn.
+            question = String::new();
+        }
+        let content =
+            asked.as_ref().map_or_else(|| question.clone(), |asked| asked.content.clone());
+        let new = NewTurn {
+            spec: TurnSpec { anchor: Some(anchor), ..TurnSpec::least("m", 1) },
+            content,
+            conversation: None,
+            attached: Attached { question: asked, ..Attached::default() },
+            key: None,
+        };
+        self.propose(by, &new, (question, None), fate).await;
+    }
+
+    /// Returns the identifier of the answer or the question of a turn.
+    fn message_of(&self, turn: usize, question: bool) -> Option<Uuid> {
+        let turns = self.submissions.len();
+        let turn = (turns > 0).then(|| &self.submissions[turn % turns])?;
+        Some(Uuid::from_u128(turn.generation.0.as_u128() ^ u128::from(question)))
+    }
+
+    async fn find(&self, by: usize, id: Uuid) -> Option<Message> {
+        let found = self.stores[by].find_message(&self.owner, self.session, id).await;
+        found.ok().flatten().map(|found| found.message)
+    }
+
+    async fn select(&mut self, turn: usize, question: bool, fate: Fate) {
+        let Some(id) = self.message_of(turn, question) else { return };
+        let mut selection = Selection::new(&self.owner, self.session, id);
+        let store = &self.stores[0];
+        if !store.select(&mut selection).await.unwrap_or(false) {
+            return;
+        }
+        if !matches!(fate, Fate::Done) {
+            selection = Selection::new(&self.owner, self.session, id);
+            let again = store.select(&mut selection).await;
+            assert!(!again.expect("a repeat"), "a repeat selects nothing");
+        }
+        self.redos.push(Redo::Select(selection));
+    }
+
+    async fn propose(
+        &mut self,
+        by: usize,
+        new: &NewTurn,
+        (question, key): (String, Option<u8>),
+        fate: Fate,
+    ) {
+        let proposal = Proposal::new(&self.owner, self.session, new);
         let was_there = self.redis.cli(&["EXISTS", &channel(self.session)]).trim() == "1";
         let Ok(accepted) = self.stores[by].accept(&proposal).await else { return };
         self.begun_anew |= self.owner != Owner::Anonymous && !was_there;
@@ -473,6 +545,9 @@ impl<'a> World<'a> {
             Redo::Clear(clearing) => {
                 let _ = store.clear(clearing).await;
             }
+            Redo::Select(selection) => {
+                let _ = store.select(selection).await;
+            }
             Redo::Transfer(transfer) => {
                 let _ = store.transfer(transfer).await;
             }
@@ -530,6 +605,24 @@ impl<'a> World<'a> {
     fn stored_epoch(&self) -> u64 {
         let epoch = self.redis.cli(&["HGET", &channel(self.session), "epoch"]);
         epoch.trim().split_once('-').and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// Returns all messages of all branches with their numbers and those of their parents, oldest first.
+    pub(super) fn stored_messages(&self) -> Vec<(u64, u64, Message)> {
+        let key = format!("{}:messages", channel(self.session));
+        let keys = self.redis.cli(&["HKEYS", &key]);
+        let numbers = keys.lines().filter_map(|field| field.trim().parse::<u64>().ok());
+        let mut messages: Vec<_> = numbers
+            .map(|number| {
+                let entry = self.redis.cli(&["HGET", &key, &number.to_string()]);
+                let (parent, message) = entry.split_once(' ').expect("a parent");
+                let message = message.strip_suffix('\n').unwrap_or(message);
+                let message = stored_message::parse(message).expect("a message");
+                (number, parent.parse().expect("a number"), message)
+            })
+            .collect();
+        messages.sort_by_key(|(number, ..)| *number);
+        messages
     }
 
     /// Returns the events as they are stored, with the questions in them.

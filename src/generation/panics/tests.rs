@@ -131,7 +131,7 @@ impl Replica {
     async fn answer(&self, session: SessionId, generation: GenerationId) -> Message {
         let find = || self.generations.store.find_message(&OWNER, session, generation.0);
         assert!(eventually(LIMIT, async || matches!(find().await, Ok(Some(_)))).await, "no end");
-        find().await.expect("a reply").expect("a message").1
+        find().await.expect("a reply").expect("a message").message
     }
 
     async fn answer_of_one_turn(&self) -> Message {

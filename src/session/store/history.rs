@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::turns::generation_of_question as generation_of;
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
+use crate::session::branch::Siblings;
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
 use crate::session::stored_message;
 
@@ -36,6 +37,26 @@ pub struct Described {
     pub upstream_closed: Option<GenerationId>,
 }
 
+/// A change of a session by its owner; what is none stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionChange<'a> {
+    /// The title, not empty.
+    pub title: Option<&'a str>,
+    /// Whether the session is pinned.
+    pub pinned: Option<bool>,
+    /// Whether the session is archived.
+    pub archived: Option<bool>,
+}
+
+/// A message that was found by its id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The position of the message in the history, 0 the oldest; none where another branch is selected.
+    pub position: Option<u64>,
+    /// The message.
+    pub message: Message,
+}
+
 /// The first turn of a session, which brought its own conversation.
 #[derive(Clone, Debug)]
 pub struct OwnTurn {
@@ -62,30 +83,37 @@ impl Store {
     ) -> Result<Option<OwnTurn>, StoreError> {
         let reply = self.call_describe(owner, session, "-".to_owned()).await?;
         parse_described(session, &reply)?;
-        let Some(brought) = optional::<u64>(&reply, 10)? else { return Ok(None) };
+        let Some(brought) = optional::<u64>(&reply, 11)? else { return Ok(None) };
         // One by one: a large question would leave no room for the answer.
         let question = self.page(owner, session, brought, 1).await?.messages.pop();
         let Some(question) = question else { return Ok(None) };
         let generation = generation_of(question.id);
         let answer = self.find_message(owner, session, generation.0).await?;
-        let answer = answer.map(|(_, answer)| answer);
+        let answer = answer.map(|found| found.message);
         Ok(Some(OwnTurn { generation, brought, question, answer }))
     }
 
-    /// Sets the title of the session.
+    /// Changes the title of the session and its marks.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
-    pub async fn retitle(
+    pub async fn update(
         &self,
         owner: &Owner,
         session: SessionId,
-        title: &str,
+        change: SessionChange<'_>,
     ) -> Result<(), StoreError> {
+        let mark = |mark: Option<bool>| match mark {
+            Some(true) => "1",
+            Some(false) => "0",
+            None => "",
+        };
         let call = SessionKeys::of(session)
-            .call_with("jarvis_retitle_1", &["session", "messages"])
+            .call_with("jarvis_update_1", &["session", "messages"])
             .arg("owner", owner.key())
-            .arg("title", title)
+            .arg("title", change.title.unwrap_or_default())
+            .arg("pinned", mark(change.pinned))
+            .arg("archived", mark(change.archived))
             .arg("now", rfc3339(&Utc::now()));
         let reply: String = self.redis.call(call).await?;
         if reply == "ok" { Ok(()) } else { Err(StoreError::Absent) }
@@ -115,7 +143,7 @@ impl Store {
     ) -> Result<Option<SessionInfo>, StoreError> {
         let reply = self.call_describe(owner, session, "-".to_owned()).await?;
         let described = parse_described(session, &reply)?;
-        Ok(optional::<u64>(&reply, 10)?.is_none().then_some(described.info))
+        Ok(optional::<u64>(&reply, 11)?.is_none().then_some(described.info))
     }
 
     /// Whether this generation waits or runs in the session.
@@ -130,7 +158,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let reply = self.call_describe(owner, session, generation.to_string()).await?;
         parse_described(session, &reply)?;
-        Ok(field::<u8>(&reply, 9)? == 1)
+        Ok(field::<u8>(&reply, 10)? == 1)
     }
 
     async fn call_describe(
@@ -205,8 +233,8 @@ impl Store {
         self.messages(owner, session, range, REPLY_BYTES).await
     }
 
-    /// Reads messages in batches, so that no call blocks Redis for long. If the session is cleared
-    /// between two batches, the messages that were read before are returned.
+    /// Reads messages in batches, so that no call blocks Redis for long. If the session is cleared, or
+    /// another branch is selected, between two batches, the messages that were read before are returned.
     async fn messages(
         &self,
         owner: &Owner,
@@ -214,7 +242,7 @@ impl Store {
         mut range: PathRange,
         bytes: usize,
     ) -> Result<Page, StoreError> {
-        let Batch { described, epoch, mut more, first, mut entries } =
+        let Batch { described, epoch, mut more, mut first, bytes: mut read, mut messages } =
             self.batch(owner, session, &range, bytes, true).await?;
         let Described { info, running, .. } = described;
         if range.first < 0 {
@@ -222,10 +250,8 @@ impl Store {
             let total = i64::try_from(info.message_count).unwrap_or(i64::MAX);
             range.first = total.saturating_add(range.first).max(0);
         }
-        let mut first = first;
         while more {
-            let read: usize = entries.iter().map(String::len).sum();
-            let (start, count) = (i64::try_from(first), i64::try_from(entries.len()));
+            let (start, count) = (i64::try_from(first), i64::try_from(messages.len()));
             let (Ok(start), Ok(count)) = (start, count) else { break };
             let rest = if range.newest_first {
                 PathRange { last: start - 1, ..range }
@@ -234,20 +260,28 @@ impl Store {
             };
             let left = bytes.saturating_sub(read);
             let batch = match self.batch(owner, session, &rest, left, false).await {
-                Ok(batch) if batch.epoch == epoch && !batch.entries.is_empty() => batch,
+                Ok(batch) if batch.epoch == epoch && !batch.messages.is_empty() => batch,
                 Ok(_) | Err(StoreError::Absent) => break,
                 Err(error) => return Err(error),
             };
+            let (older, newer) = if range.newest_first {
+                (batch.messages.last(), messages.first())
+            } else {
+                (messages.last(), batch.messages.first())
+            };
+            if !follows(older, newer) {
+                break;
+            }
             more = batch.more;
+            read += batch.bytes;
             if range.newest_first {
                 first = batch.first;
-                entries.splice(..0, batch.entries);
+                messages.splice(..0, batch.messages);
             } else {
-                entries.extend(batch.entries);
+                messages.extend(batch.messages);
             }
         }
-        let messages = entries.iter().map(|entry| parse_stored_message(entry));
-        Ok(Page { info, running, first, messages: messages.collect::<Result<_, _>>()? })
+        Ok(Page { info, running, first, messages })
     }
 
     async fn batch(
@@ -258,23 +292,43 @@ impl Store {
         bytes: usize,
         at_least_one: bool,
     ) -> Result<Batch, StoreError> {
+        let names = ["session", "messages", "path", "branches"];
         let call = SessionKeys::of(session)
-            .call_with("jarvis_messages_1", &["session", "messages", "path"])
+            .call_with("jarvis_messages_1", &names)
             .arg("owner", owner.key())
             .text("first", range.first)
             .text("last", range.last)
             .text("bytes", bytes)
             .flag("newest_first", range.newest_first)
             .flag("at_least_one", at_least_one);
-        let mut reply: Vec<String> = self.redis.call_readonly(call).await?;
+        let reply: Vec<String> = self.redis.call_readonly(call).await?;
         let described = parse_described(session, &reply)?;
-        let (epoch, first) = (field(&reply, 8)?, field(&reply, 10)?);
-        let more = reply.get(9).is_some_and(|more| more == "more");
-        Ok(Batch { described, epoch, more, first, entries: reply.split_off(11) })
+        let (epoch, first) = (field(&reply, 8)?, field(&reply, 11)?);
+        let more = reply.get(10).is_some_and(|more| more == "more");
+        let with_siblings: usize = field(&reply, 13)?;
+        let entries = 14 + 2 * with_siblings;
+        let siblings = reply.get(14..entries).ok_or_else(|| unexpected("siblings"))?;
+        let stored = &reply[entries..];
+        let messages = stored.iter().map(|entry| parse_stored_message(entry));
+        let mut messages = messages.collect::<Result<Vec<_>, _>>()?;
+        for pair in siblings.chunks_exact(2) {
+            let at: usize = field(pair, 0)?;
+            if let Some(message) = messages.get_mut(at) {
+                message.siblings = Siblings::of(message.id, &pair[1]);
+            }
+        }
+        if !reply[12].is_empty() {
+            let mut before: Option<Uuid> = optional(&reply, 12)?;
+            for message in &mut messages {
+                message.parent_id = before.replace(message.id);
+            }
+        }
+        let bytes = stored.iter().map(String::len).sum();
+        Ok(Batch { described, epoch, more, first, bytes, messages })
     }
 
-    /// Returns a message and its position in the history. `id` is the message's own or that of the
-    /// generation that made it.
+    /// Returns a message, on whichever branch it is, and its position in the history. `id` is the
+    /// message's own or that of the generation that made it.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -283,8 +337,8 @@ impl Store {
         owner: &Owner,
         session: SessionId,
         id: Uuid,
-    ) -> Result<Option<(u64, Message)>, StoreError> {
-        let names = ["session", "messages", "path", "index"];
+    ) -> Result<Option<Found>, StoreError> {
+        let names = ["session", "messages", "path", "branches", "index"];
         let call = SessionKeys::of(session)
             .call_with("jarvis_message_1", &names)
             .arg("owner", owner.key())
@@ -293,11 +347,22 @@ impl Store {
         match reply.as_slice() {
             [status] if status == "absent" => Err(StoreError::Absent),
             [status] if status == "none" => Ok(None),
-            [status, _, entry] if status == "ok" => {
-                Ok(Some((field(&reply, 1)?, parse_stored_message(entry)?)))
+            [status, _, _, siblings, entry] if status == "ok" => {
+                let message = parse_stored_message(entry)?;
+                let siblings = Siblings::of(message.id, siblings);
+                let message = Message { parent_id: optional(&reply, 2)?, siblings, ..message };
+                Ok(Some(Found { position: optional(&reply, 1)?, message }))
             }
             _ => Err(unexpected("message")),
         }
+    }
+}
+
+/// Returns whether the messages of two batches are of one path, as far as their session has branches.
+fn follows(older: Option<&Message>, newer: Option<&Message>) -> bool {
+    match newer.and_then(|newer| newer.parent_id) {
+        Some(parent) => older.is_some_and(|older| older.id == parent),
+        None => true,
     }
 }
 
@@ -317,13 +382,17 @@ struct Batch {
     more: bool,
     /// The position of the first message.
     first: u64,
-    entries: Vec<String>,
+    /// The bytes of the messages as they are stored.
+    bytes: usize,
+    messages: Vec<Message>,
 }
 
 /// Creates an empty message.
 pub fn message(role: Role, timestamp: DateTime<Utc>) -> Message {
     Message {
         id: Uuid::new_v4(),
+        parent_id: None,
+        siblings: None,
         role,
         content: String::new(),
         thinking: None,
@@ -352,6 +421,7 @@ fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, St
         Some("absent") => return Err(StoreError::Absent),
         _ => return Err(unexpected("session")),
     }
+    let has_mark = |mark| reply.get(9).is_some_and(|marks| marks.contains(mark));
     let info = SessionInfo {
         session_id: session,
         title: field(reply, 1)?,
@@ -359,6 +429,8 @@ fn parse_described(session: SessionId, reply: &[String]) -> Result<Described, St
         created_at: field(reply, 3)?,
         updated_at: field(reply, 4)?,
         message_count: field(reply, 5)?,
+        pinned: has_mark('p'),
+        archived: has_mark('a'),
     };
     Ok(Described { info, running: optional(reply, 6)?, upstream_closed: optional(reply, 7)? })
 }

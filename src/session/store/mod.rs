@@ -1,6 +1,7 @@
 //! Sessions in Redis: the keys, and the calls of the functions that read and change them.
 
 mod answer;
+mod branches;
 mod cancel;
 mod conversation;
 mod copies;
@@ -20,11 +21,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use answer::{Appended, TakenBack, Written};
+pub use branches::Selection;
 pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
-pub use history::{Described, OwnTurn, Page, REPLY_BYTES, message};
+pub use history::{Described, Found, OwnTurn, Page, REPLY_BYTES, SessionChange, message};
 pub use images::Attached;
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};
@@ -33,6 +35,7 @@ pub use takeover::{Claim, OpenTurn};
 pub use transfer::Transfer;
 pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
 
+use super::branch::Anchor;
 use super::event::Control;
 use super::model::Owner;
 use crate::lifecycle::Lifecycle;
@@ -92,6 +95,18 @@ pub enum StoreError {
     /// The turn brings its own conversation, and the session exists already.
     #[error("This session exists; a turn that brings its own conversation begins a new session.")]
     Occupied,
+    /// The session has no such message.
+    #[error("there is no such message in this session")]
+    MessageAbsent,
+    /// The message is no answer that can be regenerated, or no question that can be edited.
+    #[error("{0}")]
+    WrongRole(&'static str),
+    /// The message has its largest number of alternatives.
+    #[error("This message has 50 alternatives, which is the most; continue with one of them.")]
+    TooManySiblings,
+    /// The answer is still being written, or a turn runs or waits where none may.
+    #[error("{0}")]
+    TurnRuns(&'static str),
     /// An image that the turn names is not there: it is to be put again.
     #[error("an image of the message is not stored")]
     ImagesAbsent,
@@ -101,6 +116,20 @@ pub enum StoreError {
     /// Redis failed, and may have carried out the call.
     #[error(transparent)]
     Redis(RedisError),
+}
+
+impl StoreError {
+    /// The error where the answer that a turn would go beside is still being written.
+    pub const ANSWER_RUNS: Self =
+        Self::TurnRuns("This answer is still being written; cancel it, or wait for its end.");
+
+    /// Returns the error where a message is not of the kind that this anchor needs.
+    pub fn wrong_role(anchor: Anchor) -> Self {
+        Self::WrongRole(match anchor {
+            Anchor::BesideAnswer(_) => "must be the id of an answer to a question",
+            Anchor::BesideQuestion(_) | Anchor::Behind(_) => "must be the id of a question",
+        })
+    }
 }
 
 impl std::convert::From<RedisError> for StoreError {

@@ -9,10 +9,11 @@ use uuid::Uuid;
 use super::history::parse_message;
 use super::transfer::transfer_tag;
 use super::{
-    Attached, Kept, OwnConversation, SessionKeys, SessionLimits, Store, StoreError, channel,
-    claimed_event, field, json, message, of_writer, unexpected,
+    Attached, Kept, OwnConversation, Selection, SessionKeys, SessionLimits, Store, StoreError,
+    channel, claimed_event, field, json, message, of_writer, optional, unexpected,
 };
 use crate::redis::{Call, RedisError};
+use crate::session::branch::Anchor;
 use crate::session::cursor::{Cursor, Tag};
 use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{
@@ -112,9 +113,10 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether `message` is the user's message that the turn answers.
+    /// Whether `message` is the user's message that the turn answers. A question that was to be answered
+    /// once more, and that a failover lost, is stored as a new one.
     pub fn answers(&self, message: &Message) -> bool {
-        message.id == self.accepted.question.id
+        message.id == self.accepted.question.id || message.id == question_of(self.generation)
     }
 
     /// Returns the continuations of the answer that earlier writers stored.
@@ -248,8 +250,11 @@ impl Proposal {
             Some(key) => generation_of(session, key, now),
             None => GenerationId::random(),
         };
+        let regenerated = new.spec.anchor.and_then(Anchor::regenerated);
+        let stored = new.attached.question.as_ref().filter(|_| regenerated.is_some());
         let question = Message {
-            id: question_of(generation),
+            // A question that is answered once more stays the same message.
+            id: stored.map_or_else(|| question_of(generation), |question| question.id),
             user_id: Some(owner.user_id().to_owned()),
             timestamp: now,
             ..match &new.attached.question {
@@ -365,12 +370,13 @@ impl Store {
         match reply.first().map(String::as_str) {
             Some(kind @ ("began" | "waiting")) => {
                 let before = before(1).unwrap_or(Cursor::START);
+                let behind = optional(&reply, 5)?.map(Anchor::Behind);
                 let turn = Turn {
                     owner: owner.clone(),
                     session: *session,
                     generation: *generation,
                     fence: *fence,
-                    spec: spec.clone(),
+                    spec: TurnSpec { anchor: spec.anchor.or(behind), ..spec.clone() },
                     epoch: field(&reply, 3)?,
                     accepted: Arc::clone(accepted),
                     number: before.events + 1,
@@ -387,6 +393,12 @@ impl Store {
             Some("absent") => Err(StoreError::Absent),
             Some("occupied") => Err(StoreError::Occupied),
             Some("images") => Err(StoreError::ImagesAbsent),
+            Some("message") => Err(StoreError::MessageAbsent),
+            Some("role") => {
+                Err(spec.anchor.map_or_else(|| unexpected("accept"), StoreError::wrong_role))
+            }
+            Some("siblings") => Err(StoreError::TooManySiblings),
+            Some("running") => Err(StoreError::ANSWER_RUNS),
             Some("busy") => Err(StoreError::Busy),
             Some("full") => Err(StoreError::Full),
             Some("other_body") => Err(StoreError::KeyReused),
@@ -413,7 +425,15 @@ impl Store {
         let without_room = Self { limits, ..self.clone() };
         match without_room.accept(&Proposal::new(owner, session, new)).await {
             Ok(Acceptance::Same { generation, before }) => Ok(Some((generation, before))),
-            Ok(Acceptance::New { .. }) | Err(StoreError::Busy) => Ok(None),
+            // No turn goes beside that message any more.
+            Err(
+                StoreError::Busy
+                | StoreError::MessageAbsent
+                | StoreError::WrongRole(_)
+                | StoreError::TooManySiblings
+                | StoreError::TurnRuns(_),
+            )
+            | Ok(Acceptance::New { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -494,18 +514,38 @@ impl Store {
         self.redis.publish(&channel(session), payload).await.map(drop)
     }
 
-    /// Makes a waiting turn the running one, if no turn runs and none waits before it.
+    /// Makes a waiting turn the running one, if no turn runs and none waits before it. Where it goes to
+    /// another branch, that is selected first.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn begin(&self, turn: &Turn) -> Result<Begin, StoreError> {
-        let call = of_writer(SessionKeys::of(turn.session).call("jarvis_begin_1"), turn);
-        let reply: String = self.redis.call(call).await?;
-        match reply.as_str() {
-            "began" => Ok(Begin::Began),
-            "waiting" => Ok(Begin::Waiting),
-            "gone" => Ok(Begin::Gone),
-            _ => Err(unexpected("begin")),
+        let mut is_selected = false;
+        loop {
+            let call = of_writer(SessionKeys::of(turn.session).call("jarvis_begin_1"), turn);
+            let reply: String = self.redis.call(call).await?;
+            match reply.as_str() {
+                "began" => return Ok(Begin::Began),
+                "elsewhere" if !is_selected => {
+                    is_selected = true;
+                    self.select_for(turn).await?;
+                }
+                "waiting" | "elsewhere" => return Ok(Begin::Waiting),
+                "gone" => return Ok(Begin::Gone),
+                _ => return Err(unexpected("begin")),
+            }
+        }
+    }
+
+    /// Selects the branch to which a waiting turn goes.
+    async fn select_for(&self, turn: &Turn) -> Result<(), StoreError> {
+        let Some(anchor) = turn.spec.anchor else { return Ok(()) };
+        // Boxed, because it is rare.
+        match Box::pin(self.select(&mut Selection::of_turn(turn, anchor.message()))).await {
+            // The turn has ended or is another replica's, or the session has changed: the next attempt
+            // to begin finds out.
+            Err(StoreError::Absent | StoreError::MessageAbsent | StoreError::TurnRuns(_)) => Ok(()),
+            done => done.map(drop),
         }
     }
 
@@ -551,6 +591,7 @@ impl Store {
             .text("idle_seconds", idle_seconds)
             .arg("own_conversation", brings)
             .text("pictured", u8::from(pictured))
+            .arg("anchor", spec.anchor.map_or_else(String::new, |anchor| anchor.to_string()))
     }
 }
 
@@ -587,7 +628,9 @@ pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
 /// Returns the event of an acceptance as it is stored, without the question.
 fn accepted_event(at: &str, spec: &TurnSpec) -> String {
     let (timestamp, message_id) = (at.to_owned(), spec.message_id.clone());
-    Control::Accepted { timestamp, message_id, message: String::new() }.stored()
+    // That a turn follows the path is nothing to tell.
+    let anchor = spec.anchor.filter(|anchor| !matches!(anchor, Anchor::Behind(_)));
+    Control::Accepted { timestamp, message_id, message: String::new(), anchor }.stored()
 }
 
 fn title(content: &str) -> String {

@@ -80,6 +80,7 @@ impl Session {
             }
             (Action::Message, _) => {
                 let accepted = Control::Accepted {
+                    anchor: None,
                     message: "q".to_owned(),
                     timestamp: String::new(),
                     message_id: None,

@@ -7,17 +7,14 @@ local BATCH_BYTES = 524288
 local BATCH_MESSAGES = 250
 
 -- What Redis takes for a message besides its header and content, about: fields of two hashes and an
--- entry of a list.
+-- entry of the path.
 local MESSAGE_BYTES = 160
+-- Messages of a session, at most: a call that cuts or selects a branch copies the path.
+local MOST_MESSAGES = 150000
 -- From so many messages on, Redis keeps a hash of them as a table in any case.
 local MANY_MESSAGES = 500
 -- Fields of one call, at most: Lua passes only so many values.
 local FIELDS_AT_ONCE = 1000
-
--- Returns the number of the last message of the selected path, 0 where there is none.
-local function last_of_path(keys)
-  return string.match(redis.call('LINDEX', keys.path, -1) or '0', '^%d+')
-end
 
 -- Returns the id of a message, the first field of its header. A pattern would take three times as long.
 local function id_of(entry)
@@ -27,23 +24,25 @@ end
 
 -- Adds a message, with the number of its parent, to the end of the selected path. The id of an answer
 -- is that of its generation, so that the index finds the answer of a generation.
-local function push_entry(keys, entry)
-  local number = redis.call('HINCRBY', keys.session, 'last_message', 1)
+local function push_entry(keys, parent, entry)
+  local number, id = redis.call('HINCRBY', keys.session, 'last_message', 1), id_of(entry)
   redis.call('HSET', keys.messages, number, entry)
-  redis.call('RPUSH', keys.path, number .. ' ' .. #entry)
-  redis.call('HSET', keys.index, id_of(entry), number)
-  redis.call('HINCRBY', keys.session, 'bytes', #entry + MESSAGE_BYTES)
+  local of_branches = push_path(keys, parent, number, #entry, id)
+  redis.call('HSET', keys.index, id, number)
+  redis.call('HINCRBY', keys.session, 'bytes', #entry + MESSAGE_BYTES + of_branches)
 end
 
 -- Adds a message to the end of the selected path.
 local function push_message(keys, header, content)
-  push_entry(keys, last_of_path(keys) .. ' ' .. header .. '\n' .. content)
+  local parent = last_number(keys)
+  push_entry(keys, parent, parent .. ' ' .. header .. '\n' .. content)
 end
 
 -- Adds a message that is <json header>\n<content> to the end of the selected path. It is copied once
 -- only: Lua takes over a millisecond for each megabyte of a new string.
 local function push_whole_message(keys, message)
-  push_entry(keys, last_of_path(keys) .. ' ' .. message)
+  local parent = last_number(keys)
+  push_entry(keys, parent, parent .. ' ' .. message)
 end
 
 -- Calls a command with a list of values, as many at once as it takes.
@@ -74,7 +73,7 @@ local function push_conversation_messages(keys, messages)
     keep_as_table(keys.index)
   end
   local fields, path, index, bytes = {}, {}, {}, 0
-  local parent = last_of_path(keys)
+  local parent = last_number(keys)
   for i, entry in ipairs(messages) do
     local number = before + i
     if before > 0 then
@@ -82,12 +81,12 @@ local function push_conversation_messages(keys, messages)
       parent = number
     end
     fields[2 * i - 1], fields[2 * i] = number, entry
-    path[i] = number .. ' ' .. #entry
+    path[i] = path_bytes(number, #entry)
     index[2 * i - 1], index[2 * i] = id_of(entry), number
     bytes = bytes + #entry + MESSAGE_BYTES
   end
   call_in_parts('HSET', keys.messages, fields)
-  call_in_parts('RPUSH', keys.path, path)
+  append_path(keys, table.concat(path))
   call_in_parts('HSET', keys.index, index)
   redis.call('HINCRBY', keys.session, 'bytes', bytes)
 end
@@ -115,25 +114,7 @@ end
 
 -- Returns the stored message at a position on the selected path.
 local function message_at(keys, position)
-  local number = string.match(redis.call('LINDEX', keys.path, position), '^%d+')
-  return redis.call('HGET', keys.messages, number)
-end
-
--- Returns the position of a message on the selected path, 0 the oldest, or nil where it is not on
--- it.
-local function position_of(keys, number)
-  local low, high = 0, redis.call('LLEN', keys.path) - 1
-  while low <= high do
-    local middle = math.floor((low + high) / 2)
-    local found = tonumber(string.match(redis.call('LINDEX', keys.path, middle), '^%d+'))
-    if found == number then
-      return middle
-    elseif found < number then
-      low = middle + 1
-    else
-      high = middle - 1
-    end
-  end
+  return redis.call('HGET', keys.messages, (path_entry(keys, position)))
 end
 
 -- Returns the header of the message with this id, and its content from an offset on; nil where there is

@@ -9,6 +9,8 @@
 --                events, tag, event_bytes (of the last event and of all kept), dropped_tag
 --                last_message (number), bytes (of all messages, of what open turns store, and of the
 --                idempotency keys)
+--                pinned, archived (1 where the user has marked the session so)
+--                orphaned (how often a turn tried to begin beside a message that is not there)
 --                idle_seconds (the session expires after this time without a turn; 0: never)
 --                unanswered (1 until an answer has text or has ended well: until then, a session
 --                that expires at all expires within minutes)
@@ -29,12 +31,15 @@
 --                unknown)
 --                of each waiting turn: generation → <json header of the question>\n<content>, and
 --                turn:<generation> → turn (json)
---   path         list: <number> <length> of the messages that are shown and continued, oldest
---                first. A parent is older than its children, so that the numbers ascend.
+--   path         string: number and length of the messages that are shown and continued, oldest
+--                first, in 8 bytes each. A parent is older than its children, so that the numbers
+--                ascend.
+--   branches     hash of a session that has branched: the parts of other branches, and the siblings.
+--                `branches.lua` has its fields
 --   index        hash: id of a message → its number. The id of an answer is its generation's, and
 --                that of a question is its generation's with the last bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
---                <generation> <fence> <replica> <number of its accepted event>
+--                <generation> <fence> <replica> <number of its accepted event>[ <anchor>]
 --   events       list: the last events, each
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
 --                <generation, = where it is the running one, or ->\n<json>
@@ -51,11 +56,11 @@
 -- field owner is the truth; whatever else names an owner (a turn that is held, a redo entry, an
 -- index) may name the one from before a transfer.
 
-local SESSION_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images',
-  'idempotency', 'key_order', 'open', 'ended' }
+local SESSION_KEYS = { 'session', 'messages', 'path', 'branches', 'index', 'waiting', 'events', 'answer',
+  'images', 'idempotency', 'key_order', 'open', 'ended' }
 -- Those that expire with the session.
-local EXPIRING_KEYS = { 'session', 'messages', 'path', 'index', 'waiting', 'events', 'answer', 'images',
-  'idempotency', 'key_order' }
+local EXPIRING_KEYS = { 'session', 'messages', 'path', 'branches', 'index', 'waiting', 'events', 'answer',
+  'images', 'idempotency', 'key_order' }
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
@@ -136,7 +141,7 @@ local function keep(keys)
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
     and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1
-    and redis.call('TTL', keys.key_order) ~= -1
+    and redis.call('TTL', keys.branches) ~= -1 and redis.call('TTL', keys.key_order) ~= -1
   if has_all and left <= seconds and left > seconds * 0.9 then
     return
   end
@@ -147,12 +152,14 @@ end
 
 -- Returns the description of the session without its messages.
 local function describe(keys, owner)
-  local fields = owned(keys, owner, 'model', 'created', 'updated', 'generation', 'closed', 'epoch')
+  local fields = owned(keys, owner, 'model', 'created', 'updated', 'generation', 'closed', 'epoch',
+    'pinned', 'archived')
   if not fields then
     return { 'absent' }
   end
-  local count = redis.call('LLEN', keys.path)
+  -- Each entry of the path has 8 bytes: `branches.lua`.
+  local count = redis.call('STRLEN', keys.path) / 8
   local title = redis.call('HGET', keys.messages, 'title')
   return { 'ok', title or '', fields[1], fields[2], fields[3], tostring(count), fields[4] or '-',
-    fields[5] or '-', fields[6] }
+    fields[5] or '-', fields[6], (fields[7] and 'p' or '') .. (fields[8] and 'a' or '') }
 end

@@ -53,6 +53,18 @@ local function find_waiting(keys, generation)
   end
 end
 
+-- Returns running generation, epoch and number of brought messages of the owner's session; for the
+-- holder of a turn (its generation, else -) also where the session has become a user's since. Nil where
+-- there is none.
+local function owned_or_held(keys, owner, generation)
+  if generation == '-' then
+    return owned(keys, owner, 'generation', 'epoch', 'own_messages')
+  end
+  if redis.call('HEXISTS', keys.open, open_field(keys, generation)) == 1 then
+    return owned_before(keys, owner, 'generation', 'epoch', 'own_messages')
+  end
+end
+
 -- Returns generation, fence and these fields of the session, if the generation and fence in `args`
 -- are those of the running turn, and the owner is its session's; otherwise nil.
 local function of_writer(keys, args, ...)
@@ -60,6 +72,17 @@ local function of_writer(keys, args, ...)
   if fields and fields[1] == args.generation and fields[2] == args.fence then
     return fields
   end
+end
+
+-- Ends the path where a turn with this anchor, if it has one, takes its place: behind the first
+-- `position` messages. Returns whether its question is yet to follow: that of an answer that is
+-- regenerated is there.
+local function take_place(keys, anchor, position)
+  local kind = string.sub(anchor or '', 1, 1)
+  if kind == '=' or kind == '+' then
+    cut_path(keys, position)
+  end
+  return kind ~= '='
 end
 
 -- Makes a turn the running one, whose question is the last message: `accepted` has its generation,
@@ -155,9 +178,9 @@ local function insert_waiting(keys, entry, number)
   redis.call('RPUSH', keys.waiting, entry)
 end
 
--- Writes a turn, with the arguments of accept or restore. With `begins` it is the running turn;
--- otherwise it waits, in the order of acceptance: by `number`, that of its accepted event, where
--- that was written before.
+-- Writes a turn, with the arguments of accept or restore. With `begins` it is the running turn, at
+-- this position of the path where it has an anchor; otherwise it waits, in the order of acceptance: by
+-- `number`, that of its accepted event, where that was written before.
 local function admit(keys, args, found, epoch, begins, number)
   if not found.owner or found.deleted then
     -- The session of a turn that is restored may have become a user's since.
@@ -167,8 +190,8 @@ local function admit(keys, args, found, epoch, begins, number)
     end
     if not found.owner then
       -- The keys of a session that expires do not all expire in one moment.
-      redis.call('UNLINK', keys.messages, keys.path, keys.index, keys.waiting, keys.events, keys.answer,
-        keys.idempotency, keys.key_order)
+      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting, keys.events,
+        keys.answer, keys.idempotency, keys.key_order)
     end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
       'idle_seconds', idle_seconds, 'unanswered', 1, 'last_message', 0,
@@ -197,19 +220,26 @@ local function admit(keys, args, found, epoch, begins, number)
     remember_key(keys, args)
   end
   hold(keys, args.generation, args.replica, args.fence)
-  count_images(keys, args.header, 1)
+  local anchor = args.anchor ~= '' and args.anchor or nil
+  -- A question that is answered once more is the same message, and published without its text.
+  local is_regenerated = string.sub(args.anchor, 1, 1) == '='
+  if not is_regenerated then
+    count_images(keys, args.header, 1)
+  end
   -- They were put before the session was there; `keep` sets the expiry that it has now.
   redis.call('PERSIST', keys.images)
   local written = push_event(keys, args.tag, 'accepted', args.generation, args.event,
-    args.content)
+    is_regenerated and '' or args.content)
   if begins then
-    push_message(keys, args.header, args.content)
+    if take_place(keys, anchor, begins) then
+      push_message(keys, args.header, args.content)
+    end
     make_running(keys, args)
   else
     number = number or written
     put_waiting_question(keys, args.generation, args.header, args.content, args.turn)
-    insert_waiting(keys,
-      args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number, number)
+    insert_waiting(keys, args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number
+      .. (anchor and ' ' .. anchor or ''), number)
   end
   keep(keys)
 end
@@ -226,7 +256,9 @@ end
 
 -- Moves a waiting turn to another holder.
 local function take_waiting(keys, entry, generation, fence, replica)
-  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. words(entry)[4]
+  local known = words(entry)
+  local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. known[4]
+    .. (known[5] and ' ' .. known[5] or '')
   redis.call('LINSERT', keys.waiting, 'BEFORE', entry, moved)
   redis.call('LREM', keys.waiting, 1, entry)
   hold(keys, generation, replica, fence)

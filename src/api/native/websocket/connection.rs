@@ -31,7 +31,7 @@ use crate::lifecycle::Phase;
 use crate::limits::Subject;
 use crate::retry::{Backoff, retry_until_ok};
 use crate::session::model::rfc3339;
-use crate::session::{Control, Delivered, Delta, Reader, SessionId};
+use crate::session::{Anchor, Control, Delivered, Delta, Reader, SessionId};
 use crate::sign_in::Validity;
 use crate::telemetry::traces::TraceContext;
 use crate::telemetry::{count_slow_reader, metric};
@@ -387,6 +387,10 @@ impl Connection {
                 self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
                 self.send(ServerEvent::Authenticated { expires_at }.json()).await?;
             }
+            RequestOutcome::AlreadySelected(message_id) => {
+                let envelope = Envelope { generation: None, cursor: Some(self.view.sent()) };
+                self.send(ServerEvent::BranchSelected { message_id, envelope }.json()).await?;
+            }
             RequestOutcome::NothingToClear => {
                 let envelope = Envelope { generation: None, cursor: Some(self.view.sent()) };
                 let session_id = self.session;
@@ -418,6 +422,8 @@ impl Connection {
                 message: &request.message,
                 timestamp: &rfc3339(&Utc::now()),
                 message_id: request.message_id.as_deref(),
+                regenerated: request.anchor.and_then(Anchor::regenerated),
+                edited: request.anchor.and_then(Anchor::edited),
                 envelope,
             };
             self.send(received.json()).await?;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::Instrument;
 use tracing::field::Empty;
+use uuid::Uuid;
 
 use crate::api::native::input::ChatRequest;
 use crate::api::native::turns;
@@ -19,7 +19,7 @@ use crate::generation::{CancelOutcome, Submitted};
 use crate::http::middleware;
 use crate::http::problem::Problem;
 use crate::limits::{LimitRefusal, RequestKind as LimitedKind, Subject, TurnPermit};
-use crate::session::store::Page;
+use crate::session::store::{Found, Page};
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
 use crate::telemetry::traces::{self, Span, TraceContext};
@@ -103,6 +103,8 @@ pub enum RequestOutcome {
     Reply(Utf8Bytes),
     /// The reply is an event that all sockets of the session get.
     Published,
+    /// The branch of this message is selected already.
+    AlreadySelected(Uuid),
     /// There was no history to clear.
     NothingToClear,
     /// A new token was accepted.
@@ -151,6 +153,13 @@ async fn handle(
                 Ok(Ok(_)) => return RequestOutcome::Published,
                 Ok(Err(StoreError::Absent)) => Ok(RequestOutcome::NothingToClear),
                 Ok(Err(error)) => Err(error.into()),
+                Err(problem) => Err(problem),
+            }
+        }
+        ClientMessage::Branch { message } => {
+            match in_time(shared.generations.select(owner, session, message)).await {
+                Ok(true) => Ok(RequestOutcome::Published),
+                Ok(false) => Ok(RequestOutcome::AlreadySelected(message)),
                 Err(problem) => Err(problem),
             }
         }
@@ -222,16 +231,15 @@ async fn history(
     owner: &Owner,
     session: SessionId,
     limit: u64,
-    before: Option<uuid::Uuid>,
+    before: Option<Uuid>,
 ) -> Result<RequestOutcome, Problem> {
     let page = match before {
         None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
         Some(id) => match store.find_message(owner, session, id).await {
-            Ok(Some((number, _))) => store.page_before(owner, session, number, limit).await,
-            Ok(None) => {
-                let detail = "there is no such message in this session";
-                return Err(Problem::new(StatusCode::NOT_FOUND, "message_not_found", detail));
+            Ok(Some(Found { position: Some(position), .. })) => {
+                store.page_before(owner, session, position, limit).await
             }
+            Ok(_) => return Err(Problem::message_not_found()),
             Err(error) => Err(error),
         },
     };

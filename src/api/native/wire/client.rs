@@ -4,12 +4,12 @@ use axum::http::StatusCode;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::api::native::input::{ChatRequest, cancel_target};
+use crate::api::native::input::{ChatRequest, IDEMPOTENCY_KEY, branch_target, cancel_target};
 use crate::http::extract::body::json_position;
 use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
 use crate::http::extract::object::{NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
 use crate::http::problem::Problem;
-use crate::session::GenerationId;
+use crate::session::{Anchor, GenerationId};
 use crate::sign_in::{LONGEST_TOKEN, Secret};
 
 /// A message of a client over a WebSocket.
@@ -25,6 +25,11 @@ pub enum ClientMessage {
         limit: u64,
         /// The message that follows the requested ones.
         before: Option<Uuid>,
+    },
+    /// A request to select the branch of a message.
+    Branch {
+        /// The message.
+        message: Uuid,
     },
     /// A request to clear the history.
     ClearHistory,
@@ -50,7 +55,12 @@ impl ClientMessage {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Ping => "ping",
-            Self::Chat(_) => "chat",
+            Self::Chat(request) => match request.anchor {
+                Some(Anchor::BesideAnswer(_)) => "regenerate",
+                Some(Anchor::BesideQuestion(_)) => "edit",
+                Some(Anchor::Behind(_)) | None => "chat",
+            },
+            Self::Branch { .. } => "branch",
             Self::History { .. } => "get_history",
             Self::ClearHistory => "clear_history",
             Self::Cancel { .. } => "cancel",
@@ -105,6 +115,13 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
     let parsed = match kind {
         "ping" => Ok(ClientMessage::Ping),
         "chat" => ChatRequest::from_message(&object, text).map(Box::new).map(ClientMessage::Chat),
+        "regenerate" => ChatRequest::from_regenerate_message(&object, text)
+            .map(Box::new)
+            .map(ClientMessage::Chat),
+        "edit" => {
+            ChatRequest::from_edit_message(&object, text).map(Box::new).map(ClientMessage::Chat)
+        }
+        "branch" => branch_target(&object).map(|message| ClientMessage::Branch { message }),
         "get_history" | "history" => history_request(&object),
         "clear_history" => Ok(ClientMessage::ClearHistory),
         "cancel" => cancel_target(&object).map(|generation| ClientMessage::Cancel { generation }),
@@ -114,12 +131,20 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
     parsed.map_err(|errors| BadMessage {
         problem: errors.into(),
         message_id: object
-            .get("message_id")
+            .get(own_id_field(kind))
             .unwrap_or_default()
             .and_then(Value::as_str)
             .filter(|id| !id.is_empty())
             .map(Box::from),
     })
+}
+
+/// Returns the field with the client's own identifier of a message of this type.
+fn own_id_field(kind: &str) -> &'static str {
+    match kind {
+        "regenerate" | "edit" | "branch" => IDEMPOTENCY_KEY,
+        _ => "message_id",
+    }
 }
 
 fn auth_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {

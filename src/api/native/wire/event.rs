@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+use uuid::Uuid;
 
 use crate::session::model::{ContextReport, Continuation, ToolCall};
 use crate::session::{Cursor, FinishReason, GenerationId, SessionId, Usage};
@@ -38,6 +39,15 @@ pub enum ServerEvent<'a> {
         timestamp: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         message_id: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        regenerated: Option<Uuid>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        edited: Option<Uuid>,
+        #[serde(flatten)]
+        envelope: Envelope,
+    },
+    BranchSelected {
+        message_id: Uuid,
         #[serde(flatten)]
         envelope: Envelope,
     },

@@ -16,8 +16,8 @@ use crate::http::problem::Problem;
 use crate::session::model::{Failure, rfc3339};
 use crate::session::reasoning::Shape;
 use crate::session::{
-    Change, Control, Cursor, Delta, Event, FinishReason, Front, GenerationId, Message, SessionId,
-    Status,
+    Anchor, Change, Control, Cursor, Delta, Event, FinishReason, Front, GenerationId, Message,
+    SessionId, Status,
 };
 
 /// Bytes of one event, at most, except for a history whose only message is larger.
@@ -75,13 +75,17 @@ fn control(
     upstream_closed: Option<bool>,
 ) -> Utf8Bytes {
     match control {
-        Control::Accepted { message, timestamp, message_id } => ServerEvent::MessageReceived {
-            message,
-            timestamp,
-            message_id: message_id.as_deref(),
-            envelope,
+        Control::Accepted { message, timestamp, message_id, anchor } => {
+            ServerEvent::MessageReceived {
+                message,
+                timestamp,
+                message_id: message_id.as_deref(),
+                regenerated: anchor.and_then(Anchor::regenerated),
+                edited: anchor.and_then(Anchor::edited),
+                envelope,
+            }
+            .write(quoted(message))
         }
-        .write(quoted(message)),
         Control::Started { model } => ServerEvent::StreamStart { model, envelope }.json(),
         Control::Claimed { from, .. } => {
             ServerEvent::StreamRestart { from: *from, envelope }.json()
@@ -107,6 +111,9 @@ fn control(
                 .write(quoted(answer))
         }
         Control::Failed(failure) => failed(failure, envelope),
+        Control::Selected { message } => {
+            ServerEvent::BranchSelected { message_id: *message, envelope }.json()
+        }
         Control::Cleared {} => ServerEvent::HistoryCleared { session_id, envelope }.json(),
         // A reader passes over it.
         Control::Transferred { .. } => Utf8Bytes::from_static("{}"),

@@ -95,6 +95,7 @@ fn failure() -> Failure {
 #[test]
 fn a_turn_is_encoded_as_the_contract_requires() {
     let accepted = Control::Accepted {
+        anchor: None,
         message: "hi \"you\"".to_owned(),
         timestamp: "2025-08-30T02:00:00.000000Z".to_owned(),
         message_id: Some("a".to_owned()),

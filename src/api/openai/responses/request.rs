@@ -164,6 +164,7 @@ impl ResponseRequest {
             needs_listener: false,
             is_detached: background,
             is_kept: store,
+            anchor: None,
         };
         Ok(Self { spec, input, images, previous, stream, shown })
     }
@@ -182,10 +183,10 @@ fn check_size(shown: &Shown) -> Result<(), FieldError> {
     if bytes <= SHOWN_BYTES {
         return Ok(());
     }
-    // All others have bounds of their own, which are smaller together.
     let msg = format!(
         "must have at most {SHOWN_BYTES} bytes as JSON, with the other parameters that the response shows"
     );
+    // The other texts have bounds of their own.
     Err(super::super::params::error("instructions", INVALID_VALUE, msg))
 }
 
@@ -299,6 +300,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::openai::params::HINT_CHARACTERS;
     use crate::session::model::AnswerRules;
 
     fn read(value: &Value) -> Result<ResponseRequest, (String, &'static str)> {
@@ -433,11 +435,18 @@ mod tests {
             let refused = read(&with(name, value.clone())).expect_err(name);
             assert_eq!(refused, (path.to_owned(), kind), "{name} {value}");
         }
+        let long = |name: &str, character: &str, length: usize| {
+            read(&with(name, json!(character.repeat(length))))
+        };
         // Each character takes six bytes as JSON.
-        let long = |length: usize| read(&with("instructions", json!("\u{1}".repeat(length))));
-        assert!(long(SHOWN_BYTES / 7).is_ok());
-        let refused = long(SHOWN_BYTES / 6).expect_err("too long");
+        assert!(long("instructions", "\u{1}", SHOWN_BYTES / 7).is_ok());
+        let refused = long("instructions", "\u{1}", SHOWN_BYTES / 6).expect_err("too long");
         assert_eq!(refused, ("instructions".to_owned(), "invalid_value"));
+        for name in ["user", "safety_identifier", "prompt_cache_key"] {
+            assert!(long(name, "字", HINT_CHARACTERS).is_ok());
+            let refused = long(name, "字", HINT_CHARACTERS + 1).expect_err(name);
+            assert_eq!(refused, (name.to_owned(), "invalid_value"));
+        }
         let mut both = with("background", json!(true));
         both["store"] = json!(false);
         assert_eq!(

@@ -1,0 +1,279 @@
+//! The branches of a session over REST: another answer, another question, and which of them is shown.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::api::idempotency::IdempotencyKeyHeader;
+use crate::api::large_body::{self, HeldRoom, IMAGE_BYTES};
+use crate::api::native::chat::{self, ChatResponse};
+use crate::api::native::input::{ChatRequest, OnDisconnect, branch_target};
+use crate::api::native::schema::{self, ServerSentEvent};
+use crate::api::problems::in_time;
+use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
+use crate::api::state::Shared;
+use crate::http::extract::body::{JsonBody, parse_object};
+use crate::http::extract::caller::Caller;
+use crate::http::extract::fields::FieldError;
+use crate::http::extract::object::Object;
+use crate::http::extract::path::SessionPath;
+use crate::http::peer::LastByte;
+use crate::http::problem::{Problem, ProblemDetails};
+use crate::limits::TurnPermit;
+use crate::session::SessionId;
+use crate::session::image::ImageRef;
+use crate::session::model::Reasoning;
+use crate::sign_in::Identity;
+
+/// Returns whether a POST to this path starts a turn.
+pub fn starts_a_turn(path: &str) -> bool {
+    path.starts_with("/api/v1/chat/sessions/")
+        && (path.ends_with("/regenerate") || path.ends_with("/edit"))
+}
+
+/// A request for another answer beside one. A field that is absent or null has its default.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its description is used; `ChatRequest` reads the body")]
+pub struct Regenerate {
+    /// The answer.
+    message_id: Uuid,
+    /// The model; that of the answer where absent.
+    #[schema(required = false, schema_with = schema::model)]
+    model: Option<String>,
+    /// Whether the answer is streamed.
+    #[schema(required = false, schema_with = schema::stream)]
+    stream: Option<bool>,
+    /// The temperature, 0 to 2; 0.7 where absent.
+    #[schema(required = false, schema_with = schema::temperature)]
+    temperature: f64,
+    /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
+    #[schema(required = false, schema_with = schema::max_tokens)]
+    max_tokens: u32,
+    /// The system prompt, of at most 32,768 characters.
+    #[schema(required = false, max_length = 32_768)]
+    system: Option<String>,
+    /// The seed, for repeatable answers.
+    #[schema(required = false, schema_with = schema::seed)]
+    seed: Option<i64>,
+    /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
+    #[schema(required = false, schema_with = schema::stop)]
+    stop: Vec<String>,
+    /// Whether a model that supports reasoning reasons before it answers, and how hard.
+    #[schema(required = false, schema_with = schema::think)]
+    think: Reasoning,
+    /// The format of the answer: `"json"`, or a JSON schema.
+    #[schema(required = false, schema_with = schema::format)]
+    format: Option<String>,
+    /// The tools that the model may call: functions.
+    #[schema(required = false, schema_with = schema::tools)]
+    tools: Option<String>,
+    /// What happens to the turn where the client leaves before its end.
+    #[schema(required = false, default = "continue")]
+    on_disconnect: OnDisconnect,
+}
+
+/// A request for another question in the place of one. A field that is absent or null has its default.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its description is used; `ChatRequest` reads the body")]
+pub struct Edit {
+    /// The question.
+    message_id: Uuid,
+    /// The message in its place: 1 to 32,768 characters, not blank.
+    #[schema(min_length = 1, max_length = 32_768, pattern = r"\S")]
+    message: String,
+    /// The model; the configured one where absent.
+    #[schema(required = false, schema_with = schema::model)]
+    model: Option<String>,
+    /// Whether the answer is streamed.
+    #[schema(required = false, schema_with = schema::stream)]
+    stream: Option<bool>,
+    /// The temperature, 0 to 2; 0.7 where absent.
+    #[schema(required = false, schema_with = schema::temperature)]
+    temperature: f64,
+    /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
+    #[schema(required = false, schema_with = schema::max_tokens)]
+    max_tokens: u32,
+    /// The system prompt, of at most 32,768 characters.
+    #[schema(required = false, max_length = 32_768)]
+    system: Option<String>,
+    /// The seed, for repeatable answers.
+    #[schema(required = false, schema_with = schema::seed)]
+    seed: Option<i64>,
+    /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
+    #[schema(required = false, schema_with = schema::stop)]
+    stop: Vec<String>,
+    /// Whether a model that supports reasoning reasons before it answers, and how hard.
+    #[schema(required = false, schema_with = schema::think)]
+    think: Reasoning,
+    /// The images of the message, as a chat takes them; where absent, those of the question.
+    #[schema(required = false, schema_with = schema::images)]
+    images: Vec<ImageRef>,
+    /// The format of the answer: `"json"`, or a JSON schema.
+    #[schema(required = false, schema_with = schema::format)]
+    format: Option<String>,
+    /// The tools that the model may call: functions.
+    #[schema(required = false, schema_with = schema::tools)]
+    tools: Option<String>,
+    /// What happens to the turn where the client leaves before its end.
+    #[schema(required = false, default = "continue")]
+    on_disconnect: OnDisconnect,
+}
+
+/// The session and the body of a request to regenerate an answer, read and checked, and its room.
+pub struct RegenerateBody(ChatRequest, HeldRoom);
+
+impl FromRequest<Shared> for RegenerateBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let most = shared.settings.max_body_bytes;
+        let (request, room) = read(request, shared, most, ChatRequest::from_regenerate).await?;
+        Ok(Self(request, room))
+    }
+}
+
+/// The session and the body of a request to edit a question, read and checked, and its room.
+pub struct EditBody(ChatRequest, HeldRoom);
+
+impl FromRequest<Shared> for EditBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let most = shared.settings.max_body_bytes + IMAGE_BYTES;
+        let (request, room) = read(request, shared, most, ChatRequest::from_edit).await?;
+        Ok(Self(request, room))
+    }
+}
+
+type Check = fn(SessionId, &Object, &[u8]) -> Result<ChatRequest, Vec<FieldError>>;
+
+/// Reads the session of the path and the body, which `check` makes a request of.
+async fn read(
+    request: Request,
+    shared: &Shared,
+    most: usize,
+    check: Check,
+) -> Result<(ChatRequest, HeldRoom), Problem> {
+    let (mut parts, body) = request.into_parts();
+    let SessionPath(session) = SessionPath::from_request_parts(&mut parts, shared).await?;
+    let parse = move |body: Bytes| Ok(check(session, &parse_object(body.clone())?, &body)?);
+    large_body::read(Request::from_parts(parts, body), shared, most, parse).await
+}
+
+/// Generates another answer beside one, and selects its branch.
+#[utoipa::path(
+    post, path = "/api/v1/chat/sessions/{session_id}/regenerate", tag = "sessions",
+    request_body = Regenerate,
+    params(("session_id" = SessionId, Path), IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The whole answer; with `stream` its events",
+            content((ChatResponse = "application/json"), (ServerSentEvent = "text/event-stream"))),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json",
+            description = "No such session, message or model"),
+        (status = 409, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Too many turns wait in this session, it is full, the message has too many \
+                alternatives, or the answer is still being written"),
+        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Too long"),
+        InvalidFields,
+        TooManyConnections,
+        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The answer broke off"),
+        Unavailable,
+        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Out of time"),
+    ),
+)]
+pub async fn regenerate(
+    State(shared): State<Shared>,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    RegenerateBody(request, room): RegenerateBody,
+) -> Result<Response, Problem> {
+    // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
+    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, (request, room))).await
+}
+
+/// Asks another question in the place of one, and selects its branch.
+#[utoipa::path(
+    post, path = "/api/v1/chat/sessions/{session_id}/edit", tag = "sessions",
+    request_body = Edit,
+    params(("session_id" = SessionId, Path), IdempotencyKeyHeader),
+    responses(
+        (status = 200, description = "The whole answer; with `stream` its events",
+            content((ChatResponse = "application/json"), (ServerSentEvent = "text/event-stream"))),
+        (status = 404, body = ProblemDetails, content_type = "application/problem+json",
+            description = "No such session, message or model"),
+        (status = 409, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Too many turns wait in this session, it is full, or the message has too many \
+                alternatives"),
+        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Too long"),
+        InvalidFields,
+        TooManyConnections,
+        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
+            description = "The answer broke off"),
+        Unavailable,
+        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
+            description = "Out of time"),
+    ),
+)]
+pub async fn edit(
+    State(shared): State<Shared>,
+    caller: Identity,
+    permit: TurnPermit,
+    last_byte: LastByte,
+    headers: HeaderMap,
+    EditBody(request, room): EditBody,
+) -> Result<Response, Problem> {
+    // Boxed, because a request whose body does not arrive would keep the room of a whole turn.
+    Box::pin(chat::answer(shared, caller, permit, last_byte, headers, (request, room))).await
+}
+
+/// A request to select a branch.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
+pub struct Branch {
+    /// The message through which the history leads from now on.
+    message_id: Uuid,
+}
+
+/// The result of a selection.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Selected)]
+pub struct Selected {
+    /// Always "selected".
+    status: &'static str,
+    session_id: SessionId,
+    message_id: Uuid,
+}
+
+/// Selects the branch of a message: the history lists it, and the next turn continues it.
+#[utoipa::path(
+    post, path = "/api/v1/chat/sessions/{session_id}/branch", tag = "sessions",
+    request_body = Branch,
+    params(("session_id" = SessionId, Path)),
+    responses(
+        (status = 200, body = Selected),
+        SessionNotFound, InvalidFields, Unavailable,
+        (status = 409, body = ProblemDetails, content_type = "application/problem+json",
+            description = "A turn of the session runs or waits"),
+    ),
+)]
+pub async fn select(
+    State(shared): State<Shared>,
+    Caller(owner): Caller,
+    SessionPath(session): SessionPath,
+    JsonBody(body): JsonBody,
+) -> Result<Json<Selected>, Problem> {
+    let message_id = branch_target(&body)?;
+    in_time(shared.generations.select(&owner, session, message_id)).await?;
+    Ok(Json(Selected { status: "selected", session_id: session, message_id }))
+}
