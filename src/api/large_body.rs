@@ -25,7 +25,7 @@ pub const WITH_IMAGES: usize = CONVERSATION_BYTES + IMAGE_BYTES;
 pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
 
 /// Large bodies that are parsed at a time, at most, however many processors there are: what is parsed of
-/// one takes up to 18 MiB beside its text, for which there is no room.
+/// one takes up to about 18 MiB beside its text, for which there is no room.
 static PARSED: Semaphore = Semaphore::const_new(4);
 
 /// The room of a large body, and of what was read from it. It is kept until the request was accepted or
