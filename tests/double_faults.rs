@@ -311,7 +311,7 @@ async fn an_outage_of_the_redis_replicas_does_not_delay_turns_and_has_copies_sen
         started.elapsed()
     };
     turns().await;
-    assert_eq!(settled_copies(&replicas[0]).await, 0, "the Redis replica is the second place");
+    assert_eq!(settled_copies(&replicas[0]).await, 0, "the Redis replica is the second copy");
     redis.replica.kill();
     let took = turns().await;
     // A WAIT for each call, one after another, would take eight seconds.

@@ -93,8 +93,14 @@ async fn a_user_stops_drafts_renames_and_deletes_and_markdown_runs_no_script() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_generated_again_a_question_edited_and_the_branch_before_selected() {
-    let checks = ["regenerated", "selected", "edited", "back"];
+    let checks = ["regenerated", "selected", "edited", "back", "edited again", "failed"];
     passes(&fleet(&[]).await, "branches.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_pinned_archived_and_saved_from_the_list() {
+    let checks = ["marks", "back", "keyboard", "saved"];
+    passes(&fleet(&[]).await, "list.mjs", &[], &checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,10 +219,11 @@ async fn a_question_that_is_sent_while_no_replica_answers_is_asked_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_sign_in_is_required_the_page_asks_for_it_and_lists_the_user_s_sessions() {
+async fn a_user_who_signs_in_lists_finds_saves_and_takes_back_what_was_said() {
     let settings = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
     let fleet = fleet(&settings).await;
-    passes(&fleet, "signed_in.mjs", &[&token("alice")], &["signed in", "list"]).await;
+    passes(&fleet, "signed_in.mjs", &[&token("alice")], &["signed in", "search", "files", "list"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

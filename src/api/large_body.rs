@@ -4,7 +4,6 @@
 use axum::RequestExt;
 use axum::body::{Bytes, HttpBody};
 use axum::extract::Request;
-use tokio::sync::Semaphore;
 
 use crate::api::state::Shared;
 use crate::blocking;
@@ -23,10 +22,6 @@ pub const WITH_IMAGES: usize = CONVERSATION_BYTES + IMAGE_BYTES;
 
 /// A PNG of one pixel in base64, as an example.
 pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
-
-/// Large bodies that are parsed at a time, at most, however many processors there are: what is parsed of
-/// one takes up to about 18 MiB beside its text, for which there is no room.
-static PARSED: Semaphore = Semaphore::const_new(4);
 
 /// The room of a large body, and of what was read from it. It is kept until the request was accepted or
 /// refused.
@@ -68,23 +63,6 @@ pub async fn read<T: Send + 'static>(
     let permit = permit.map(|permit| permit.shrink(body.len()));
     // Kept with the text, also where nobody waits for the parse any more.
     let parse = move |text| (parse(text), HeldRoom { _permit: permit });
-    let (parsed, room) = parsed(body.into(), parse).await;
+    let (parsed, room) = blocking::run(body.len(), move || parse(body.into())).await;
     Ok((parsed?, room))
-}
-
-/// Returns the result of parsing a text.
-pub async fn parsed<T: Send + 'static>(
-    text: Bytes,
-    parse: impl FnOnce(Bytes) -> T + Send + 'static,
-) -> T {
-    let bytes = text.len();
-    let is_large = bytes > blocking::SMALL;
-    // The semaphore is never closed.
-    let permit = if is_large { PARSED.acquire().await.ok() } else { None };
-    let parse = move || {
-        // Held until the parse has ended, also where nobody waits for it any more.
-        let _permit = permit;
-        parse(text)
-    };
-    blocking::run(bytes, parse).await
 }

@@ -49,3 +49,21 @@ pub struct TooManyConnections(ProblemDetails<'static>);
     content_type = "application/problem+json"
 )]
 pub struct OverBudget(ProblemDetails<'static>);
+
+/// The responses to a turn that has no answer.
+#[derive(IntoResponses)]
+pub enum TurnFailed {
+    /// The body, the message or the context is too long.
+    #[response(status = 413, description = "Too long", content_type = "application/problem+json")]
+    TooLong(ProblemDetails<'static>),
+    /// The host ended its answer before the end, or has none.
+    #[response(
+        status = 502,
+        description = "The answer broke off",
+        content_type = "application/problem+json"
+    )]
+    BrokeOff(ProblemDetails<'static>),
+    /// The answer did not end within its time.
+    #[response(status = 504, description = "Out of time", content_type = "application/problem+json")]
+    OutOfTime(ProblemDetails<'static>),
+}

@@ -3,7 +3,7 @@
 //! What Redis acknowledged, a failover may lose, and the replica that would restore it may be dead.
 //! So each replica sends a copy of what it would restore to its backup, which is one of the replicas
 //! that watch its connections. When the sender is gone, the backup restores in its place. While
-//! Redis replicas acknowledge the writes, no copy is sent: they are the second place then.
+//! Redis replicas acknowledge the writes, no copy is sent: they are the second copy then.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

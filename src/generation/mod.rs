@@ -524,12 +524,14 @@ impl Generations {
                 break;
             }
         }
-        match &accepted {
-            Ok(submitted) if !submitted.repeated => {}
+        let is_stored = match &accepted {
+            Ok(submitted) => !submitted.repeated,
             // It may have been accepted, and is tried again.
-            Err(StoreError::Redis(_)) if proposal.has_key() => {}
-            // What a message has is not dropped.
-            _ => self.drop_images(owner, session, images).await,
+            Err(error) => matches!(error, StoreError::Redis(_)) && proposal.has_key(),
+        };
+        if !is_stored {
+            // What another message has is not dropped.
+            self.drop_images(owner, session, images).await;
         }
         accepted
     }

@@ -1,5 +1,5 @@
 // Another answer, an edited question, and the way back, the same in two tabs and after a reload.
-import { ask, base, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, connected, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
 
 /** Waits until a page shows these questions, this last answer, and the places among alternatives. */
 async function shows(page, questions, answer, places) {
@@ -54,4 +54,26 @@ await run(async (context) => {
   await one.reload();
   await shows(one, [say("first"), say("second")], "second", ["1 / 2", "1 / 2"]);
   tell({ check: "back" });
+
+  // An edit that was refused is sent again as that edit.
+  await one.evaluate(() => localStorage.setItem("jarvis.settings", '{"model":"nosuch:1b"}'));
+  await one.reload();
+  await connected(one);
+  await one.getByTitle("Edit the question").last().click();
+  await one.fill(".editor textarea", say("third"));
+  await one.press(".editor textarea", "Enter");
+  await one.getByRole("button", { name: "Choose a model" }).click();
+  await one.locator("dialog select").first().selectOption("");
+  await one.keyboard.press("Escape");
+  await one.getByRole("button", { name: "Ask again" }).click();
+  await both([say("first"), say("third")], "third", ["1 / 2", "1 / 2", "2 / 2"]);
+  tell({ check: "edited again" });
+
+  // An answer that failed is generated again; its question is not asked anew.
+  const fails = "[[rate=400 fault=status@400 say]]fourth";
+  await ask(one, fails);
+  await one.getByRole("button", { name: "Ask again" }).click();
+  const places = ["1 / 2", "1 / 2", "2 / 2", "2 / 2"];
+  await both([say("first"), say("third"), fails], "fourth", places);
+  tell({ check: "failed" });
 });

@@ -1,5 +1,5 @@
 // The service requires a sign-in: the page asks for it, and keeps the token in its tab alone.
-import { ask, base, check, connected, open, rest, run, same, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, connected, rest, run, same, stored, tell, until } from "./browser.mjs";
 
 const [token] = rest;
 
@@ -36,7 +36,43 @@ await run(async (context, browser) => {
   await there.getByRole("link", { name: "of alice" }).click();
   await until(there, "complete");
   const id = new URL(there.url()).hash.slice(1);
-  same((await stored(id, base, token)).length, 2, "the stored messages");
+
+  // The service finds what was said, and not only titles.
+  const [, { content }] = await stored(id, base, token);
+  const word = content.trim().split(/\s+/).at(-1).toUpperCase();
+  await there.fill('input[type="search"]', word);
+  const found = there.locator(".entries .excerpt");
+  await found.waitFor();
+  check((await found.textContent()).toUpperCase().includes(word), "the excerpt has the word");
+  await there.fill('input[type="search"]', `${word} nothing-has-this`);
+  await there.getByText("Nothing has these words.").waitFor();
+  await there.fill('input[type="search"]', "");
+  tell({ check: "search" });
+
+  // All conversations leave as a file, and come back where they are gone.
+  await there.locator(".account").click();
+  const download = there.waitForEvent("download");
+  await there.getByRole("button", { name: "Save all to a file" }).click();
+  const file = await (await download).path();
+  await there.keyboard.press("Escape");
+  await there.locator("li", { hasText: "of alice" }).getByTitle("More").click();
+  await there.getByRole("button", { name: "Delete", exact: true }).click();
+  await there.getByRole("button", { name: "Delete", exact: true }).click();
+  await there.waitForFunction(() => document.querySelectorAll(".entries li").length === 0);
+  await there.locator(".account").click();
+  for (const outcome of ["Read 1 conversation.", "Read 0 conversations; 1 were here already."]) {
+    await there.getByLabel("File of conversations").setInputFiles(file);
+    await there.getByText(outcome).waitFor();
+  }
+  await there.keyboard.press("Escape");
+  await there.getByRole("link", { name: "of alice" }).click();
+  await until(there, "complete");
+  const back = new URL(there.url()).hash.slice(1);
+  check(back !== id, "the conversation has another identifier");
+  same((await stored(back, base, token)).at(-1).content, content, "the answer that came back");
+  tell({ check: "files" });
+
+  same((await stored(back, base, token)).length, 2, "the stored messages");
   await there.locator(".account").click();
   await there.getByRole("button", { name: "Sign out" }).click();
   await there.waitForFunction(() => document.querySelectorAll(".answer").length === 0);

@@ -47,9 +47,16 @@ await run(async (context) => {
   tell({ check: "badge" });
 
   // By the keyboard alone: rename and delete.
-  await page.focus(`.entries a[href="#${id}"]`);
-  await page.keyboard.press("Tab");
-  await page.keyboard.press("Enter");
+  const openMenu = async (steps) => {
+    await page.focus(`.entries a[href="#${id}"]`);
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector(".menu");
+    for (let step = 0; step < steps; step += 1) await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+  };
+  await openMenu(1);
+  await page.waitForSelector("input.title");
   await page.keyboard.press("ControlOrMeta+a");
   await page.keyboard.type("A better name");
   await page.keyboard.press("Enter");
@@ -61,10 +68,8 @@ await run(async (context) => {
   check((await page.locator(".entries li").count()) === 0, "the search finds nothing");
   await page.fill('input[type="search"]', "BETTER");
   check((await page.locator(".entries li").count()) === 1, "the search finds the title");
-  await page.focus(`.entries a[href="#${id}"]`);
-  await page.keyboard.press("Tab");
-  await page.keyboard.press("Tab");
-  await page.keyboard.press("Enter");
+  await openMenu(4);
+  await page.waitForSelector(".danger");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll(".entries li").length === 0);
   check((await stored(id)).length === 0, "the session is deleted");

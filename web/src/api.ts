@@ -2,10 +2,14 @@
 
 import { signal } from "@preact/signals";
 import { readToken, writeToken } from "./kept";
-import type { Failure } from "./wire";
+import type { Failure, StoredMessage } from "./wire";
 
 /** The time after which a request counts as lost, in milliseconds. */
 const LIMIT = 15_000;
+/** The time that a question with images may take to be sent. */
+const UPLOAD_LIMIT = 60_000;
+/** The time that all of a user's sessions may take, as the service limits it. */
+const TRANSFER_LIMIT = 600_000;
 
 /** The token or API key of this tab; empty while the caller is anonymous. */
 export const token = signal(readToken());
@@ -44,25 +48,23 @@ async function failureOf(response: Response): Promise<Failure> {
   return failure;
 }
 
-/** Sends a request and returns the JSON of its response.
- *
- * Throws `ApiError`; its status is 0 where no response came. `as` is used in place of the token. */
-export async function call<T>(
+/** Sends a request and returns its response. Throws `ApiError`; its status is 0 where no response came.
+ * `as` is used in place of the token. */
+async function send(
   method: string,
   path: string,
-  body?: unknown,
+  headers: Record<string, string>,
+  body: BodyInit | null,
+  limit: number,
   as: string = token.value,
-): Promise<T> {
-  const headers: Record<string, string> = {};
-  if (as) headers.authorization = `Bearer ${as}`;
-  if (body !== undefined) headers["content-type"] = "application/json";
+): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(path, {
       method,
-      headers,
-      body: body === undefined ? null : JSON.stringify(body),
-      signal: AbortSignal.timeout(LIMIT),
+      headers: as ? { ...headers, authorization: `Bearer ${as}` } : headers,
+      body,
+      signal: AbortSignal.timeout(limit),
       credentials: "omit",
     });
   } catch {
@@ -70,6 +72,16 @@ export async function call<T>(
     throw new ApiError(0, { code: "unreachable", message, retryable: true });
   }
   if (!response.ok) throw new ApiError(response.status, await failureOf(response));
+  return response;
+}
+
+const JSON_BODY = { "content-type": "application/json" };
+
+/** Sends a request and returns the JSON of its response. Throws `ApiError`. */
+export async function call<T>(method: string, path: string, body?: object, as?: string): Promise<T> {
+  const headers = body ? JSON_BODY : {};
+  const text = body ? JSON.stringify(body) : null;
+  const response = await send(method, path, headers, text, LIMIT, as);
   return (await response.json()) as T;
 }
 
@@ -83,6 +95,23 @@ export interface SessionInfo {
   title: string;
   model: string;
   updated_at: string;
+  pinned: boolean;
+  archived: boolean;
+}
+
+export type Marks = Partial<Pick<SessionInfo, "pinned" | "archived">>;
+
+/** A message by which a session was found. */
+export interface FoundMessage {
+  session_id: string;
+  excerpt: string;
+}
+
+export interface SessionPage {
+  sessions: SessionInfo[];
+  next_cursor: string | null;
+  matches?: FoundMessage[];
+  incomplete?: boolean;
 }
 
 export interface Limit {
@@ -100,33 +129,13 @@ export interface UsageReport {
   limits: Limit[];
 }
 
-/** The time that a question with images may take to be sent, in milliseconds. */
-const UPLOAD_LIMIT = 60_000;
-
 /** Asks a question that has images, which a WebSocket cannot send. Its answer comes over the WebSocket,
  * as those of all turns of the session do. `key` makes a repeat the same turn. Returns its generation.
  * Throws `ApiError`. */
 export async function askWithImages(key: string, question: object): Promise<string> {
-  const headers: Record<string, string> = {
-    "content-type": "application/json",
-    "idempotency-key": key,
-  };
-  if (token.value) headers.authorization = `Bearer ${token.value}`;
-  let response: Response;
-  try {
-    response = await fetch("/api/v1/chat", {
-      method: "POST",
-      headers,
-      body: JSON.stringify({ ...question, stream: true }),
-      signal: AbortSignal.timeout(UPLOAD_LIMIT),
-      credentials: "omit",
-    });
-  } catch {
-    const message = "The service cannot be reached; check the connection.";
-    throw new ApiError(0, { code: "unreachable", message, retryable: true });
-  }
-  if (!response.ok) throw new ApiError(response.status, await failureOf(response));
-  return generationOf(response);
+  const headers = { ...JSON_BODY, "idempotency-key": key };
+  const body = JSON.stringify({ ...question, stream: true });
+  return generationOf(await send("POST", "/api/v1/chat", headers, body, UPLOAD_LIMIT));
 }
 
 /** Reads the events of a stream until one names its generation, and no further. */
@@ -157,12 +166,38 @@ export const usage = (as?: string) => call<UsageReport>("GET", "/api/v1/usage", 
 export const describe = (id: string) => call<SessionInfo>("GET", `${SESSIONS}/${id}?limit=0`);
 export const rename = (id: string, title: string) =>
   call<SessionInfo>("PATCH", `${SESSIONS}/${id}`, { title });
+export const mark = (id: string, marks: Marks) =>
+  call<SessionInfo>("PATCH", `${SESSIONS}/${id}`, marks);
 export const claim = (id: string) => call<SessionInfo>("POST", `${SESSIONS}/${id}/claim`);
-export const sessions = (cursor: string) =>
-  call<{ sessions: SessionInfo[]; next_cursor: string | null }>(
+export const sessions = (cursor: string, words = "") => {
+  const query = new URLSearchParams({ limit: "100", ...(cursor && { cursor }), ...(words && { q: words }) });
+  return call<SessionPage>("GET", `${SESSIONS}?${query}`);
+};
+
+/** Returns a page of a session's history, oldest first, without so many of the oldest. */
+export const messages = (id: string, skip: number) =>
+  call<{ messages: StoredMessage[]; has_more: boolean }>(
     "GET",
-    `${SESSIONS}?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`,
+    `${SESSIONS}/${id}?limit=500&skip=${skip}`,
   );
+
+/** Returns all of a user's sessions as the service exports them. Throws `ApiError`. */
+export async function exported(): Promise<Blob> {
+  const response = await send("GET", "/api/v1/chat/export", {}, null, TRANSFER_LIMIT);
+  return response.blob();
+}
+
+export interface Imported {
+  sessions_imported: number;
+  sessions_skipped: number;
+}
+
+/** Takes exported sessions into the user's account. Throws `ApiError`. */
+export async function imported(lines: Blob): Promise<Imported> {
+  const headers = { "content-type": "application/x-ndjson" };
+  const response = await send("POST", "/api/v1/chat/import", headers, lines, TRANSFER_LIMIT);
+  return (await response.json()) as Imported;
+}
 
 /** Deletes a session. One that is gone already counts as deleted. */
 export async function remove(id: string): Promise<void> {

@@ -1,6 +1,7 @@
 /** The field for the next question, and what belongs to it. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { LONGEST_QUESTION } from "./conversation";
 import type { Conversation } from "./conversation";
 import { openDialog } from "./dialogs";
 import { Icon } from "./icons";
@@ -10,8 +11,6 @@ import { ask, readDraft, writeDraft } from "./sessions";
 import { settings } from "./settings";
 import { Status } from "./status";
 
-/** The longest question, in characters. */
-const LONGEST = 32_768;
 /** The images that wait for their question, by session. They last as long as the tab. */
 const attached = new Map<string, Picture[]>();
 
@@ -118,7 +117,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
           ref={field}
           rows={1}
           dir="auto"
-          maxLength={LONGEST}
+          maxLength={LONGEST_QUESTION}
           placeholder="Write a message"
           aria-describedby="keys"
           value={text}

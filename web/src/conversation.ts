@@ -49,6 +49,9 @@ const REST = 2;
 /** A browser that shows nothing, or sleeps, does not count as slow, in milliseconds. */
 const LONGEST_REST = 500;
 
+/** The longest question, in characters. */
+export const LONGEST_QUESTION = 32_768;
+
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -62,6 +65,8 @@ export class Message {
   readonly pictures = signal<Picture[] | number>(0);
   /** The alternatives of the message, where it has some. */
   readonly siblings = signal<Siblings | undefined>(undefined);
+  /** The question in whose place this one is asked, until the service has it. */
+  edits?: string | undefined;
   private raw = "";
   private bytes = 0;
   private rawReasoning = "";
@@ -218,7 +223,11 @@ export class Conversation implements LinkOwner {
     this.outgoing = kept.read<Outgoing[]>(`outgoing.${id}`, []);
     this.messages.value = this.outgoing
       .filter(({ regenerates }) => !regenerates)
-      .map(({ message_id, message }) => new Message(message_id, "user", "sending", message));
+      .map(({ message_id, message, edits }) => {
+        const question = new Message(message_id, "user", "sending", message);
+        question.edits = edits;
+        return question;
+      });
     this.link = new Link(id, this);
   }
 
@@ -252,15 +261,16 @@ export class Conversation implements LinkOwner {
 
   /** Sends a question; with `edits`, in the place of that one. False where as many are on their way as
    * may be. */
-  ask(text: string, pictures: Picture[] = [], edits?: Message): boolean {
+  ask(text: string, pictures: Picture[] = [], edits?: string): boolean {
     if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
     const outgoing: Outgoing = {
       ...request(),
       message_id: kept.uuid(),
       message: text,
-      ...(edits && { edits: edits.id }),
+      ...(edits && { edits }),
     };
     const question = new Message(outgoing.message_id, "user", "sending", text);
+    question.edits = edits;
     question.pictures.value = pictures;
     this.failure.value = undefined;
     this.messages.value = [...this.messages.value, question];
@@ -498,6 +508,7 @@ export class Conversation implements LinkOwner {
       this.discard(own);
     } else if (own) {
       own.id = id;
+      own.edits = undefined;
       own.status.value = "complete";
       // Turns run in the order of their acceptance, and this tab may have sent before others did.
       const others = this.messages.value.filter((message) => message !== own);

@@ -5,6 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import type { ComponentChildren } from "preact";
 import { duration, sentence } from "./advice";
 import * as api from "./api";
+import { saveAll } from "./files";
 import { Icon } from "./icons";
 import * as sessions from "./sessions";
 import { DEFAULTS, settings, theme } from "./settings";
@@ -265,8 +266,51 @@ function AccountDialog() {
           </button>
         </section>
       )}
+      {user && <Files isBusy={isBusy} attempt={attempt} />}
       <Usage key={user} />
     </Dialog>
+  );
+}
+
+/** All conversations of the user as a file, and the way back. */
+function Files(props: { isBusy: boolean; attempt: (action: () => Promise<unknown>) => Promise<void> }) {
+  const { isBusy, attempt } = props;
+  const [outcome, setOutcome] = useState("");
+  const file = useRef<HTMLInputElement>(null);
+  const take = (lines: File) =>
+    attempt(async () => {
+      setOutcome("");
+      const { sessions_imported: count, sessions_skipped: there } = await api.imported(lines);
+      await sessions.refresh();
+      setOutcome(`Read ${count} ${count === 1 ? "conversation" : "conversations"}` +
+        `${there ? `; ${there} were here already` : ""}.`);
+    });
+  return (
+    <section class="files">
+      <h3>Conversations</h3>
+      <div class="actions">
+        <button type="button" disabled={isBusy} onClick={() => attempt(saveAll)}>
+          Save all to a file
+        </button>
+        <button type="button" disabled={isBusy} onClick={() => file.current?.click()}>
+          Read from a file
+        </button>
+      </div>
+      <input
+        ref={file}
+        class="hidden"
+        type="file"
+        tabIndex={-1}
+        aria-label="File of conversations"
+        accept=".jsonl,application/x-ndjson"
+        onChange={(event) => {
+          const chosen = event.currentTarget.files?.[0];
+          event.currentTarget.value = "";
+          if (chosen) void take(chosen);
+        }}
+      />
+      {outcome && <p role="status">{outcome}</p>}
+    </section>
   );
 }
 

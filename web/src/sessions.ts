@@ -13,6 +13,10 @@ export interface Entry {
   title: string;
   /** Milliseconds since 1970. */
   updated: number;
+  pinned?: boolean;
+  archived?: boolean;
+  /** The text by which a search found it, where it was not its title. */
+  excerpt?: string;
 }
 
 /** Sessions that the browser remembers, at most. */
@@ -22,6 +26,8 @@ const MOST_DRAFTS = 50;
 /** Conversations that stay connected in the background, at most, to the end of their turns. */
 const MOST_BACKGROUND = 4;
 const TITLE_LENGTH = 60;
+/** Sessions that a search lists, at most. */
+const MOST_FOUND = 100;
 
 /** The anonymous sessions of this browser, the last used first. */
 export const local = signal(kept.read<Entry[]>("sessions", []));
@@ -33,6 +39,11 @@ const elsewhere = signal<ReadonlyMap<string, { running: string[]; until: number 
 /** Sessions whose answer ended while another one was shown. */
 export const unread = signal<ReadonlySet<string>>(new Set());
 const open = signal<ReadonlyMap<string, Conversation>>(new Map());
+
+function toEntry(info: api.SessionInfo): Entry {
+  const { session_id: id, title, updated_at, pinned, archived } = info;
+  return { id, title, updated: Date.parse(updated_at), pinned, archived };
+}
 
 const listed = (id: string) => kept.isUuid(id);
 
@@ -141,11 +152,11 @@ function opened(id: string): Conversation {
 /** The answer that ended last, for the status line. */
 export const ended = signal<Message | undefined>(undefined);
 
-/** Sends a question in the session that is shown. */
-export function ask(text: string, pictures: Picture[] = []): boolean {
+/** Sends a question in the session that is shown; with `edits`, in the place of that one. */
+export function ask(text: string, pictures: Picture[] = [], edits?: string): boolean {
   const { value } = conversation;
   return batch(() => {
-    if (!value.ask(text, pictures)) return false;
+    if (!value.ask(text, pictures, edits)) return false;
     if (kept.read("unsent", "") === value.id) kept.write("unsent", undefined);
     touch(value.id, title(text));
     return true;
@@ -165,7 +176,7 @@ function touch(id: string, otherwise = ""): void {
   const list = userId.peek() ? remote : local;
   const known = list.peek().find((entry) => entry.id === id);
   if (!known && !otherwise) return;
-  const entry = { id, title: known?.title || otherwise, updated: Date.now() };
+  const entry = { ...known, id, title: known?.title || otherwise, updated: Date.now() };
   const entries = [entry, ...list.peek().filter((other) => other.id !== id)];
   if (list === local) keepLocal(entries);
   else remote.value = entries;
@@ -185,8 +196,7 @@ async function learnTitle(id: string): Promise<void> {
   try {
     const info = await api.describe(id);
     if (!userId.peek() && !local.peek().some((entry) => entry.id === id)) {
-      const entry = { id, title: info.title, updated: Date.parse(info.updated_at) };
-      keepLocal([...local.peek(), entry].sort((one, two) => two.updated - one.updated));
+      keepLocal([...local.peek(), toEntry(info)].sort((one, two) => two.updated - one.updated));
     }
   } catch {
     // A new one, or another's.
@@ -209,14 +219,8 @@ export async function refresh(): Promise<void> {
   const entries: Entry[] = [];
   let cursor: string | null = "";
   while (cursor !== null && entries.length < MOST_ENTRIES) {
-    const page: Awaited<ReturnType<typeof api.sessions>> = await api.sessions(cursor);
-    entries.push(
-      ...page.sessions.map(({ session_id: id, title, updated_at }) => ({
-        id,
-        title,
-        updated: Date.parse(updated_at),
-      })),
-    );
+    const page: api.SessionPage = await api.sessions(cursor);
+    entries.push(...page.sessions.map(toEntry));
     cursor = page.next_cursor;
   }
   remote.value = entries;
@@ -270,11 +274,41 @@ export async function claimAll(): Promise<number> {
   return moved;
 }
 
+/** Finds the user's sessions whose title or messages have all of these words. Throws where the service
+ * does not answer. */
+export async function search(words: string): Promise<{ entries: Entry[]; incomplete: boolean }> {
+  const entries: Entry[] = [];
+  let incomplete = false;
+  let cursor: string | null = "";
+  while (cursor !== null && entries.length < MOST_FOUND) {
+    const page: api.SessionPage = await api.sessions(cursor, words);
+    const matches = page.matches ?? [];
+    for (const info of page.sessions) {
+      const excerpt = matches.find(({ session_id }) => session_id === info.session_id)?.excerpt;
+      entries.push({ ...toEntry(info), ...(excerpt && { excerpt }) });
+    }
+    incomplete ||= page.incomplete ?? false;
+    cursor = page.next_cursor;
+  }
+  return { entries, incomplete };
+}
+
 /** Renames a session. Throws where the service refuses. */
 export async function rename(id: string, title: string): Promise<void> {
-  const info = await api.rename(id, title);
+  changed(await api.rename(id, title));
+}
+
+/** Pins or archives a session, or takes that back. Throws where the service refuses. */
+export async function mark(id: string, marks: api.Marks): Promise<void> {
+  changed(await api.mark(id, marks));
+}
+
+/** Lists a session as the service has it now. It keeps its place. */
+function changed(info: api.SessionInfo): void {
   for (const list of [local, remote]) {
-    list.value = list.peek().map((entry) => (entry.id === id ? { ...entry, title: info.title } : entry));
+    list.value = list
+      .peek()
+      .map((entry) => (entry.id === info.session_id ? { ...toEntry(info), updated: entry.updated } : entry));
   }
   kept.write("sessions", local.value);
 }

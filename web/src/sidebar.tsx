@@ -1,4 +1,4 @@
-/** The list of sessions: search, begin, rename, delete. */
+/** The list of sessions: search, begin, and what is pinned, recent or archived. */
 
 import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
@@ -6,6 +6,7 @@ import { sentence } from "./advice";
 import * as api from "./api";
 import { openDialog } from "./dialogs";
 import { Icon } from "./icons";
+import { Row } from "./row";
 import * as sessions from "./sessions";
 import type { Entry } from "./sessions";
 
@@ -18,9 +19,13 @@ matchMedia("(width >= 50rem)").addEventListener("change", () => {
 });
 
 const DAY = 86_400_000;
+/** The pause after the last letter before the service is asked, in milliseconds. */
+const SEARCH_PAUSE = 250;
 
-/** The heading of the time when a session was last used. */
-function ageOf(updated: number): string {
+/** The heading under which a session is listed. */
+function headingOf({ updated, pinned, archived }: Entry): string {
+  if (archived) return "Archived";
+  if (pinned) return "Pinned";
   const today = new Date().setHours(0, 0, 0, 0);
   if (updated >= today) return "Today";
   if (updated >= today - DAY) return "Yesterday";
@@ -28,9 +33,53 @@ function ageOf(updated: number): string {
   return "Earlier";
 }
 
+/** What a search has found so far. */
+interface Found {
+  words: string;
+  entries: Entry[];
+  /** What there is to say of it, as a sentence. */
+  note: string;
+}
+
+/** Finds sessions by words: those of a user by the service, in the messages, too; those of an anonymous
+ * caller by their titles, which are all that the browser has. */
+function useFound(words: string): Found {
+  const user = sessions.userId.value;
+  const [found, setFound] = useState<Found>({ words: "", entries: [], note: "" });
+  useEffect(() => {
+    if (!user || !words) return undefined;
+    let isCurrent = true;
+    const ask = setTimeout(async () => {
+      const answer = await sessions.search(words).then(
+        ({ entries, incomplete }) => ({
+          entries,
+          note: incomplete ? "Older messages were not searched." : "",
+        }),
+        (error: unknown) => ({
+          entries: [],
+          note: error instanceof api.ApiError ? sentence(error.failure.message) : "It failed.",
+        }),
+      );
+      if (isCurrent) setFound({ words, ...answer });
+    }, SEARCH_PAUSE);
+    return () => {
+      isCurrent = false;
+      clearTimeout(ask);
+    };
+  }, [user, words]);
+  const list = user ? sessions.remote.value : sessions.local.value;
+  if (!words) return { words, entries: list, note: "" };
+  if (user && found.words === words) return found;
+  // Until the service has answered, what is here.
+  const low = words.toLowerCase();
+  const entries = list.filter(({ title }) => title.toLowerCase().includes(low));
+  return { words, entries, note: user ? "Searching…" : "" };
+}
+
 export function Sidebar() {
   const [query, setQuery] = useState("");
   const [trouble, setTrouble] = useState("");
+  const [hasArchived, setArchived] = useState(false);
   const close = useRef<HTMLButtonElement>(null);
   useEffect(() => {
     if (!isOpen.value) return undefined;
@@ -38,11 +87,14 @@ export function Sidebar() {
     return () => document.getElementById("menu")?.focus();
   }, [isOpen.value]);
   const user = sessions.userId.value;
-  const words = query.trim().toLowerCase();
-  const found = (user ? sessions.remote : sessions.local).value.filter(({ title }) =>
-    title.toLowerCase().includes(words),
-  );
-  const ages = [...new Set(found.map(({ updated }) => ageOf(updated)))];
+  const words = query.trim();
+  const { entries, note } = useFound(words);
+  const archived = entries.filter((entry) => entry.archived);
+  const others = entries.filter((entry) => !entry.archived);
+  // Those that are pinned come first; the others have their order.
+  const listed = [...others.filter(({ pinned }) => pinned), ...others.filter(({ pinned }) => !pinned)];
+  if (hasArchived || words) listed.push(...archived);
+  const headings = [...new Set(listed.map(headingOf))];
 
   const attempt = async (action: () => Promise<unknown>) => {
     setTrouble("");
@@ -90,7 +142,7 @@ export function Sidebar() {
         <Icon name="search" />
         <input
           type="search"
-          aria-label="Search the titles"
+          aria-label={user ? "Search the conversations" : "Search the titles"}
           placeholder="Search"
           value={query}
           onInput={(event) => setQuery(event.currentTarget.value)}
@@ -102,20 +154,37 @@ export function Sidebar() {
         </p>
       )}
       <div class="entries">
-        {ages.map((age) => (
-          <section key={age} aria-label={age}>
-            <h2>{age}</h2>
+        {headings.map((heading) => (
+          <section key={heading} aria-label={heading}>
+            <h2>{heading}</h2>
             <ul>
-              {found
-                .filter(({ updated }) => ageOf(updated) === age)
+              {listed
+                .filter((entry) => headingOf(entry) === heading)
                 .map((entry) => (
-                  <Row key={entry.id} entry={entry} attempt={attempt} />
+                  <Row
+                    key={entry.id}
+                    entry={entry}
+                    attempt={attempt}
+                    onShow={() => (isOpen.value = false)}
+                  />
                 ))}
             </ul>
           </section>
         ))}
-        {found.length === 0 && (
-          <p class="none">{words ? "No title has these words." : "Nothing here yet."}</p>
+        {note && <p class="none">{note}</p>}
+        {listed.length === 0 && !note && (
+          <p class="none">{words ? "Nothing has these words." : "Nothing here yet."}</p>
+        )}
+        {archived.length > 0 && !words && (
+          <button
+            type="button"
+            class="quiet archived"
+            aria-expanded={hasArchived}
+            onClick={() => setArchived(!hasArchived)}
+          >
+            <Icon name="archive" />
+            {hasArchived ? "Hide the archived" : `Archived (${archived.length})`}
+          </button>
         )}
       </div>
       <button type="button" class="quiet account" onClick={() => openDialog("account")}>
@@ -123,112 +192,5 @@ export function Sidebar() {
         <span class="label">{user || "Not signed in"}</span>
       </button>
     </nav>
-  );
-}
-
-interface RowProps {
-  entry: Entry;
-  attempt: (action: () => Promise<unknown>) => Promise<void>;
-}
-
-function Row({ entry: { id, title }, attempt }: RowProps) {
-  const [mode, setMode] = useState<"" | "rename" | "delete">("");
-  const link = useRef<HTMLAnchorElement>(null);
-  const wasAsked = useRef(false);
-  // What took the focus gives it back.
-  useEffect(() => {
-    if (wasAsked.current && !mode) link.current?.focus();
-    wasAsked.current = mode !== "";
-  }, [mode]);
-  const isCurrent = sessions.current.value === id;
-  const isRunning = sessions.isRunning(id);
-  const isUnread = sessions.unread.value.has(id);
-  const name = title || "Untitled";
-
-  if (mode === "rename") {
-    const done = (value: string) => {
-      setMode("");
-      const renamed = value.trim();
-      if (renamed && renamed !== title) void attempt(() => sessions.rename(id, renamed));
-    };
-    return (
-      <li>
-        <input
-          class="title"
-          aria-label="Title"
-          ref={(input) => input?.focus()}
-          value={title}
-          maxLength={200}
-          onBlur={(event) => done(event.currentTarget.value)}
-          onKeyDown={(event) => {
-            if (event.key === "Enter") done(event.currentTarget.value);
-            if (event.key === "Escape") {
-              event.stopPropagation();
-              setMode("");
-            }
-          }}
-        />
-      </li>
-    );
-  }
-  if (mode === "delete") {
-    return (
-      <li class="question-row">
-        <span>Delete “{name}”?</span>
-        <button
-          type="button"
-          class="danger"
-          ref={(button) => button?.focus()}
-          onClick={() => {
-            setMode("");
-            void attempt(async () => {
-              await sessions.remove(id);
-              document.getElementById("question")?.focus();
-            });
-          }}
-        >
-          Delete
-        </button>
-        <button type="button" onClick={() => setMode("")}>
-          Keep
-        </button>
-      </li>
-    );
-  }
-  return (
-    <li class={isCurrent ? "current" : undefined}>
-      <a
-        ref={link}
-        href={`#${id}`}
-        aria-current={isCurrent ? "page" : undefined}
-        onClick={(event) => {
-          event.preventDefault();
-          sessions.show(id);
-          isOpen.value = false;
-        }}
-      >
-        <span class="name" dir="auto">
-          {name}
-        </span>
-        {isRunning && (
-          <span class="badge running">
-            <span class="hidden">, an answer is being written</span>
-          </span>
-        )}
-        {!isRunning && isUnread && (
-          <span class="badge">
-            <span class="hidden">, a new answer</span>
-          </span>
-        )}
-      </a>
-      <button type="button" class="quiet action" title="Rename" onClick={() => setMode("rename")}>
-        <Icon name="pencil" />
-        <span class="hidden">Rename {name}</span>
-      </button>
-      <button type="button" class="quiet action" title="Delete" onClick={() => setMode("delete")}>
-        <Icon name="trash" />
-        <span class="hidden">Delete {name}</span>
-      </button>
-    </li>
   );
 }

@@ -3,6 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
+import { LONGEST_QUESTION } from "./conversation";
 import type { Conversation, Message, Notes } from "./conversation";
 import { Icon } from "./icons";
 import { Markdown } from "./markdown";
@@ -10,9 +11,6 @@ import type { Picture } from "./pictures";
 import { ask, showNew } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
-
-/** The longest question, in characters. */
-const LONGEST = 32_768;
 
 export function Turn({ message, conversation }: { message: Message; conversation: Conversation }) {
   return message.role === "user" ? (
@@ -38,7 +36,7 @@ function Question({ message, conversation }: { message: Message; conversation: C
         <Editor
           text={message.text.value}
           onCancel={close}
-          onSave={(text) => conversation.ask(text, [], message) && setEdited(false)}
+          onSave={(text) => conversation.ask(text, [], message.id) && setEdited(false)}
         />
       ) : (
         <div class="asked" dir="auto">
@@ -68,7 +66,7 @@ function Question({ message, conversation }: { message: Message; conversation: C
           again={() => {
             conversation.discard(message);
             const { value: pictures } = message.pictures;
-            ask(message.text.value, typeof pictures === "number" ? [] : pictures);
+            ask(message.text.value, typeof pictures === "number" ? [] : pictures, message.edits);
           }}
         />
       )}
@@ -101,7 +99,7 @@ function Editor(props: {
         aria-label="Your question"
         dir="auto"
         rows={Math.min(text.split("\n").length + 1, 12)}
-        maxLength={LONGEST}
+        maxLength={LONGEST_QUESTION}
         value={text}
         onInput={(event) => setText(event.currentTarget.value)}
         onKeyDown={(event) => {
@@ -193,14 +191,7 @@ function Answer({ message, conversation }: { message: Message; conversation: Con
       </div>
       {isGrowing && (notes.position ?? 0) > 0 && <Waiting notes={notes} />}
       {status === "failed" && notes.failure && (
-        <Trouble
-          failure={notes.failure}
-          again={() => {
-            const { value: all } = conversation.messages;
-            const question = all[all.indexOf(message) - 1];
-            if (question) ask(question.text.value);
-          }}
-        />
+        <Trouble failure={notes.failure} again={() => conversation.regenerate(message)} />
       )}
       {!message.isOpen && (
         <Footer message={message} notes={notes} conversation={conversation} />

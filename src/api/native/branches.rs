@@ -6,16 +6,20 @@ use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{KnownFormat, SchemaFormat, Type};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::api::idempotency::IdempotencyKeyHeader;
 use crate::api::large_body::{self, HeldRoom, IMAGE_BYTES};
 use crate::api::native::chat::{self, ChatResponse};
-use crate::api::native::input::{ChatRequest, OnDisconnect, branch_target};
-use crate::api::native::schema::{self, ServerSentEvent};
+use crate::api::native::input::{ChatRequest, branch_target};
+use crate::api::native::schema::ServerSentEvent;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, SessionNotFound, TooManyConnections, Unavailable};
+use crate::api::responses::{
+    InvalidFields, SessionNotFound, TooManyConnections, TurnFailed, Unavailable,
+};
 use crate::api::state::Shared;
 use crate::http::extract::body::{JsonBody, parse_object};
 use crate::http::extract::caller::Caller;
@@ -26,8 +30,6 @@ use crate::http::peer::LastByte;
 use crate::http::problem::{Problem, ProblemDetails};
 use crate::limits::TurnPermit;
 use crate::session::SessionId;
-use crate::session::image::ImageRef;
-use crate::session::model::Reasoning;
 use crate::sign_in::Identity;
 
 /// Returns whether a POST to this path starts a turn.
@@ -36,92 +38,47 @@ pub fn starts_a_turn(path: &str) -> bool {
         && (path.ends_with("/regenerate") || path.ends_with("/edit"))
 }
 
-/// A request for another answer beside one. A field that is absent or null has its default.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "only its description is used; `ChatRequest` reads the body")]
-pub struct Regenerate {
-    /// The answer.
-    message_id: Uuid,
-    /// The model; that of the answer where absent.
-    #[schema(required = false, schema_with = schema::model)]
-    model: Option<String>,
-    /// Whether the answer is streamed.
-    #[schema(required = false, schema_with = schema::stream)]
-    stream: Option<bool>,
-    /// The temperature, 0 to 2; 0.7 where absent.
-    #[schema(required = false, schema_with = schema::temperature)]
-    temperature: f64,
-    /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
-    #[schema(required = false, schema_with = schema::max_tokens)]
-    max_tokens: u32,
-    /// The system prompt, of at most 32,768 characters.
-    #[schema(required = false, max_length = 32_768)]
-    system: Option<String>,
-    /// The seed, for repeatable answers.
-    #[schema(required = false, schema_with = schema::seed)]
-    seed: Option<i64>,
-    /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
-    #[schema(required = false, schema_with = schema::stop)]
-    stop: Vec<String>,
-    /// Whether a model that supports reasoning reasons before it answers, and how hard.
-    #[schema(required = false, schema_with = schema::think)]
-    think: Reasoning,
-    /// The format of the answer: `"json"`, or a JSON schema.
-    #[schema(required = false, schema_with = schema::format)]
-    format: Option<String>,
-    /// The tools that the model may call: functions.
-    #[schema(required = false, schema_with = schema::tools)]
-    tools: Option<String>,
-    /// What happens to the turn where the client leaves before its end.
-    #[schema(required = false, default = "continue")]
-    on_disconnect: OnDisconnect,
+/// A request for another answer beside one: a chat request without what belongs to a question. Only its
+/// description is used; `ChatRequest` reads the body.
+pub struct Regenerate;
+
+impl ToSchema for Regenerate {}
+
+impl PartialSchema for Regenerate {
+    fn schema() -> RefOr<Schema> {
+        let of_question = ["message", "images", "session_id", "role", "tool_call_id"];
+        beside_message("The answer.", &of_question)
+    }
 }
 
-/// A request for another question in the place of one. A field that is absent or null has its default.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "only its description is used; `ChatRequest` reads the body")]
-pub struct Edit {
-    /// The question.
-    message_id: Uuid,
-    /// The message in its place: 1 to 32,768 characters, not blank.
-    #[schema(min_length = 1, max_length = 32_768, pattern = r"\S")]
-    message: String,
-    /// The model; the configured one where absent.
-    #[schema(required = false, schema_with = schema::model)]
-    model: Option<String>,
-    /// Whether the answer is streamed.
-    #[schema(required = false, schema_with = schema::stream)]
-    stream: Option<bool>,
-    /// The temperature, 0 to 2; 0.7 where absent.
-    #[schema(required = false, schema_with = schema::temperature)]
-    temperature: f64,
-    /// Tokens of the answer, at most; 1000 where absent. -1 stands for as many as are allowed.
-    #[schema(required = false, schema_with = schema::max_tokens)]
-    max_tokens: u32,
-    /// The system prompt, of at most 32,768 characters.
-    #[schema(required = false, max_length = 32_768)]
-    system: Option<String>,
-    /// The seed, for repeatable answers.
-    #[schema(required = false, schema_with = schema::seed)]
-    seed: Option<i64>,
-    /// A text that ends the answer, or a list of up to four, of at most 256 bytes each.
-    #[schema(required = false, schema_with = schema::stop)]
-    stop: Vec<String>,
-    /// Whether a model that supports reasoning reasons before it answers, and how hard.
-    #[schema(required = false, schema_with = schema::think)]
-    think: Reasoning,
-    /// The images of the message, as a chat takes them; where absent, those of the question.
-    #[schema(required = false, schema_with = schema::images)]
-    images: Vec<ImageRef>,
-    /// The format of the answer: `"json"`, or a JSON schema.
-    #[schema(required = false, schema_with = schema::format)]
-    format: Option<String>,
-    /// The tools that the model may call: functions.
-    #[schema(required = false, schema_with = schema::tools)]
-    tools: Option<String>,
-    /// What happens to the turn where the client leaves before its end.
-    #[schema(required = false, default = "continue")]
-    on_disconnect: OnDisconnect,
+/// A request for another question in the place of one, whose images it keeps where it names none: a chat
+/// request. Only its description is used; `ChatRequest` reads the body.
+pub struct Edit;
+
+impl ToSchema for Edit {}
+
+impl PartialSchema for Edit {
+    fn schema() -> RefOr<Schema> {
+        beside_message("The question.", &["session_id", "role", "tool_call_id"])
+    }
+}
+
+/// Returns the schema of a chat request that names a message, without these fields.
+fn beside_message(message: &str, without: &[&str]) -> RefOr<Schema> {
+    let mut schema = ChatRequest::schema();
+    if let RefOr::T(Schema::Object(request)) = &mut schema {
+        let is_in = |name: &String| !without.contains(&name.as_str());
+        request.properties.retain(|name, _| is_in(name));
+        request.required.retain(is_in);
+        let id = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)))
+            .description(Some(message));
+        request.properties.insert("message_id".to_owned(), id.into());
+        request.required.push("message_id".to_owned());
+        request.description = None;
+    }
+    schema
 }
 
 /// The session and the body of a request to regenerate an answer, read and checked, and its room.
@@ -178,15 +135,7 @@ async fn read(
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too many turns wait in this session, it is full, the message has too many \
                 alternatives, or the answer is still being written"),
-        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Too long"),
-        InvalidFields,
-        TooManyConnections,
-        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The answer broke off"),
-        Unavailable,
-        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Out of time"),
+        TurnFailed, InvalidFields, TooManyConnections, Unavailable,
     ),
 )]
 pub async fn regenerate(
@@ -214,15 +163,7 @@ pub async fn regenerate(
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too many turns wait in this session, it is full, or the message has too many \
                 alternatives"),
-        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Too long"),
-        InvalidFields,
-        TooManyConnections,
-        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The answer broke off"),
-        Unavailable,
-        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Out of time"),
+        TurnFailed, InvalidFields, TooManyConnections, Unavailable,
     ),
 )]
 pub async fn edit(

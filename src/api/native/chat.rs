@@ -17,7 +17,7 @@ use crate::api::large_body::{self, HeldRoom, IMAGE_BYTES};
 use crate::api::native::input::ChatRequest;
 use crate::api::native::schema::ServerSentEvent;
 use crate::api::native::{event_stream, turns};
-use crate::api::responses::{InvalidFields, TooManyConnections, Unavailable};
+use crate::api::responses::{InvalidFields, TooManyConnections, TurnFailed, Unavailable};
 use crate::api::state::Shared;
 use crate::digest::sha256_hex;
 use crate::follow::AcceptedTurn;
@@ -84,15 +84,7 @@ pub struct ChatResponse {
             description = "No such model"),
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
             description = "Too many turns wait in this session, or it is full"),
-        (status = 413, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Too long"),
-        InvalidFields,
-        TooManyConnections,
-        (status = 502, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The answer broke off"),
-        Unavailable,
-        (status = 504, body = ProblemDetails, content_type = "application/problem+json",
-            description = "Out of time"),
+        TurnFailed, InvalidFields, TooManyConnections, Unavailable,
     ),
 )]
 pub async fn send(

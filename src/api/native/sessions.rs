@@ -35,6 +35,8 @@ pub struct SessionPage {
     title: String,
     /// The model of the last turn.
     model: String,
+    pinned: bool,
+    archived: bool,
     /// The messages, oldest first.
     #[schema(value_type = Vec<Message>)]
     messages: Vec<Box<RawValue>>,
@@ -82,6 +84,8 @@ pub async fn read(
         session_id: session,
         title: page.info.title,
         model: page.info.model,
+        pinned: page.info.pinned,
+        archived: page.info.archived,
         message_count: total,
         total,
         skip,

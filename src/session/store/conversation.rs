@@ -18,6 +18,8 @@ use crate::session::stored_message;
 #[derive(Clone, Debug)]
 pub struct OwnConversation {
     messages: Arc<[Message]>,
+    bytes: usize,
+    has_images: bool,
 }
 
 /// The error for a conversation with more messages or bytes than a turn may bring.
@@ -48,11 +50,18 @@ impl OwnConversation {
     /// # Errors
     /// [`ConversationTooLarge`].
     pub fn new(messages: Vec<Message>) -> Result<Self, ConversationTooLarge> {
-        let bytes = messages.iter().map(Self::bytes_of).sum();
-        if messages.len() > Self::MESSAGES || bytes > Self::BYTES {
-            return Err(ConversationTooLarge { messages: messages.len(), bytes });
+        let conversation = Self::of(messages);
+        let (messages, bytes) = (conversation.messages.len(), conversation.bytes);
+        if messages > Self::MESSAGES || bytes > Self::BYTES {
+            return Err(ConversationTooLarge { messages, bytes });
         }
-        Ok(Self { messages: messages.into() })
+        Ok(conversation)
+    }
+
+    fn of(messages: Vec<Message>) -> Self {
+        let bytes = messages.iter().map(Self::bytes_of).sum();
+        let has_images = messages.iter().any(|message| !message.images.is_empty());
+        Self { messages: messages.into(), bytes, has_images }
     }
 
     /// Returns the messages, oldest first.
@@ -62,12 +71,12 @@ impl OwnConversation {
 
     /// Whether one of the messages has an image.
     pub(super) fn has_images(&self) -> bool {
-        self.messages.iter().any(|message| !message.images.is_empty())
+        self.has_images
     }
 
     /// Returns the bytes of all messages together.
     pub fn bytes(&self) -> usize {
-        self.messages.iter().map(Self::bytes_of).sum()
+        self.bytes
     }
 
     /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools,
@@ -94,9 +103,8 @@ impl OwnConversation {
 
     /// Parses messages as they are stored.
     pub(super) fn parse<'a>(entries: impl Iterator<Item = &'a String>) -> Result<Self, StoreError> {
-        let messages: Vec<_> =
-            entries.map(|entry| parse_stored_message(entry)).collect::<Result<_, _>>()?;
-        Ok(Self { messages: messages.into() })
+        let messages: Result<_, _> = entries.map(|entry| parse_stored_message(entry)).collect();
+        messages.map(Self::of)
     }
 }
 
