@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Bytes, HttpBody};
+use axum::body::HttpBody;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
@@ -18,7 +18,6 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::bulk_permits::{Bulk, Pace};
-use crate::api::large_body;
 use crate::api::native::import_lines::{
     BYTES, ImportError, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
 };
@@ -26,6 +25,7 @@ use crate::api::native::ownership::SignedIn;
 use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, OverBudget, Unavailable};
 use crate::api::state::Shared;
+use crate::blocking;
 use crate::generation::SubmitError;
 use crate::http::extract::body::check_encoding;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -137,8 +137,7 @@ impl Import {
 
     async fn next_line(&mut self) -> Result<ImportLine, ImportError> {
         if let Some(line) = self.lines.next().await? {
-            let parse = |line: Bytes| ImportLine::parse(&line);
-            return Ok(large_body::parsed(line.freeze(), parse).await?);
+            return Ok(blocking::run(line.len(), move || ImportLine::parse(&line)).await?);
         }
         self.lines.number += 1;
         let msg = "the file ends here, and its last line, of type end, is missing";

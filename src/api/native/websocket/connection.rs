@@ -12,7 +12,6 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
-use crate::api::large_body;
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
@@ -23,6 +22,7 @@ use crate::api::native::websocket::socket::{CloseReason, Socket};
 use crate::api::native::websocket::view::SocketView;
 use crate::api::native::wire::{self, ClientMessage, Envelope, ServerEvent};
 use crate::api::state::Shared;
+use crate::blocking;
 use crate::follow::TurnOutcome;
 use crate::follow::snapshot::{self, Snapshot};
 use crate::generation::{CancelOutcome, Submitted};
@@ -304,9 +304,9 @@ impl Connection {
         match packet {
             Packet::Text(text) => {
                 let bytes = text.len();
-                let parse = |text: bytes::Bytes| wire::parse_client_message(&text);
+                let parse = move || wire::parse_client_message(text.as_bytes());
                 // Boxed, because few messages are large.
-                match Box::pin(large_body::parsed(text.into(), parse)).await {
+                match Box::pin(blocking::run(bytes, parse)).await {
                     Ok(message) => self.handle(message, bytes).await,
                     Err(bad) => self.refuse(&bad.problem, bad.message_id.as_deref()).await,
                 }
