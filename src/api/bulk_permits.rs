@@ -95,7 +95,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The pace of a client that sends or reads a long body.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct ClientPace {
     /// What the client may fall behind.
     delay: Duration,
     /// How long the client has taken.
@@ -103,7 +103,7 @@ pub struct Pace {
     bytes: u64,
 }
 
-impl Pace {
+impl ClientPace {
     /// Creates the pace of a client that may be silent for so long, and for 30 s at most.
     pub fn new(silence: Duration) -> Self {
         Self { delay: silence.min(LONGEST_DELAY), taken: Duration::ZERO, bytes: 0 }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_client_may_fall_behind_a_pace_by_a_bounded_time() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(90 * second);
+        let mut pace = ClientPace::new(90 * second);
         assert_eq!(pace.left(), 30 * second);
         // Slower than the pace by half.
         let mut seconds = 0;
@@ -170,10 +170,10 @@ mod tests {
         }
         assert_eq!(seconds, 60);
         // Faster, and then silent.
-        let mut pace = Pace::new(90 * second);
+        let mut pace = ClientPace::new(90 * second);
         pace.add_bytes(64 << 20);
         pace.add_time(10 * second);
         assert_eq!(pace.left_for_next(), 30 * second);
-        assert_eq!(Pace::new(2 * second).left(), 2 * second);
+        assert_eq!(ClientPace::new(2 * second).left(), 2 * second);
     }
 }

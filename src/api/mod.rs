@@ -43,8 +43,8 @@ use crate::web;
 /// listener of their own, their routes are there alone.
 pub fn router(shared: &Shared) -> Router {
     let mut description = admin::docs::ApiDoc::openapi();
-    description.merge(openai::FrontDoc::openapi());
-    description.merge(ollama::FrontDoc::openapi());
+    description.merge(openai::OpenAiApiDoc::openapi());
+    description.merge(ollama::OllamaApiDoc::openapi());
     let mut routes = OpenApiRouter::with_openapi(description)
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::update, native::sessions::delete))

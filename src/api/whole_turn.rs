@@ -16,7 +16,7 @@ use crate::session::model::Failure;
 use crate::session::{Message, Status};
 
 /// What ends the wait for an answer.
-pub struct Waiting {
+pub struct PendingReply {
     /// Cancels the turn when the client goes away.
     pub guard: Option<CancelOnDrop>,
     /// Whether a proxy sends the request again elsewhere where it breaks off.
@@ -34,7 +34,7 @@ pub struct Waiting {
 pub async fn answer<E: Into<Problem>>(
     shared: &Shared,
     follow: BoxFuture<'_, Result<Box<Message>, E>>,
-    Waiting { mut guard, is_by_proxy, last_byte, end }: Waiting,
+    PendingReply { mut guard, is_by_proxy, last_byte, end }: PendingReply,
 ) -> Result<Message, Problem> {
     let mut whole = pin!(timeout_at(end, follow));
     let answered = loop {

@@ -22,7 +22,7 @@ pub use hosts::{HostSettings, OllamaHost, check_hosts};
 pub use http::HttpSettings;
 pub use limits::LimitSettings;
 use otel::OtelVariables;
-pub use otel::{Batches, Collector, Protocol, Sampling};
+pub use otel::{Batches, Collector, Protocol, TraceSampling};
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;

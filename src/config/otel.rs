@@ -34,7 +34,7 @@ pub struct Collector {
     /// More attributes of the service.
     pub resource: Vec<(String, String)>,
     /// Which traces are sampled.
-    pub sampling: Sampling,
+    pub sampling: TraceSampling,
     /// Whether spans have the content of conversations.
     pub captures_content: bool,
 }
@@ -62,7 +62,7 @@ pub struct Batches {
 
 /// Which traces are sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
+pub struct TraceSampling {
     /// The share of traces that are sampled, 0 to 1.
     pub share: f64,
     /// Whether the flag of a client's trace counts.
@@ -188,7 +188,7 @@ impl OtelVariables {
             batches: self.batches,
             service: self.service.clone().unwrap_or_else(|| "jarvis".to_owned()),
             resource: self.resource.clone(),
-            sampling: Sampling {
+            sampling: TraceSampling {
                 share: self.share,
                 follows_client: self.follows_client,
                 client_traces,
@@ -436,7 +436,7 @@ mod tests {
             resource: [("team", "a b"), ("tier", "1")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .to_vec(),
-            sampling: Sampling { share: 0.25, follows_client: true, client_traces: 1 },
+            sampling: TraceSampling { share: 0.25, follows_client: true, client_traces: 1 },
             captures_content: false,
         };
         assert_eq!(found, Some(expected));

@@ -93,11 +93,11 @@ pub(super) struct Copies {
     outbox: mpsc::Sender<Outgoing>,
     /// The backup of this replica.
     backup: Mutex<Option<String>>,
-    kept: Mutex<Kept>,
+    kept: Mutex<KeptCopies>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct KeptCopies {
     copies: VecDeque<KeptCopy>,
     bytes: usize,
 }
@@ -161,12 +161,12 @@ impl Copies {
         taken
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, KeptCopies> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl KeptCopies {
     fn push(&mut self, copy: KeptCopy) {
         self.bytes += copy.bytes();
         self.copies.push_back(copy);

@@ -266,7 +266,7 @@ struct PrefaceWait {
 }
 
 /// The protocol that the first bytes show.
-enum Protocol {
+enum HttpProtocol {
     /// HTTP/1, or the end of the stream.
     Http1,
     Http2,
@@ -304,22 +304,22 @@ impl TimedStream {
                 if !received.is_empty() && into.remaining() > 0 {
                     let _ = self.client.poll_read(context, into)?;
                 }
-                break Protocol::Http1;
+                break HttpProtocol::Http1;
             }
             wait.held += received.len();
             if wait.held == PREFACE.len() {
-                break Protocol::Http2;
+                break HttpProtocol::Http2;
             }
         };
         self.preface = None;
         match protocol {
-            Protocol::Http1 => {}
-            Protocol::Http2 if self.limits.http_2 => {
+            HttpProtocol::Http1 => {}
+            HttpProtocol::Http2 if self.limits.http_2 => {
                 into.put_slice(PREFACE);
                 self.frames = Some(Box::new(FrameBudget::new(self.client.begin_http_2())));
             }
             // What was read looks like an end of the stream before the first request.
-            Protocol::Http2 => self.refusal = HTTP_2_REFUSAL,
+            HttpProtocol::Http2 => self.refusal = HTTP_2_REFUSAL,
         }
         Poll::Ready(Ok(()))
     }

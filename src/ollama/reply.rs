@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::tolerant::{Count, Flag, Joiner, Label, Text};
+use super::tolerant::{Count, Flag, Joiner, LenientText, Text};
 use crate::model_name::ModelName;
 use crate::raw_fields::RawFields;
 
@@ -129,7 +129,7 @@ pub(super) struct ReplyLine {
     #[serde(default)]
     done: Flag,
     #[serde(default)]
-    done_reason: Label,
+    done_reason: LenientText,
     #[serde(default)]
     prompt_eval_count: Count,
     #[serde(default)]
@@ -151,7 +151,7 @@ struct ReplyMessage {
 #[derive(Deserialize)]
 struct ReplyToolCall {
     #[serde(default)]
-    id: Label,
+    id: LenientText,
     function: ReplyFunction,
 }
 

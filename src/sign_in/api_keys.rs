@@ -51,7 +51,7 @@ pub struct ApiKey {
 
 /// What became of a new key.
 #[derive(Debug)]
-pub enum Created {
+pub enum CreatedKey {
     /// The key, which cannot be shown again, and its identifier.
     Key(Secret, String),
     /// There are too many keys.
@@ -74,7 +74,7 @@ impl ApiKeyStore {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn create(&self, user: &str) -> Result<Created, RedisError> {
+    pub async fn create(&self, user: &str) -> Result<CreatedKey, RedisError> {
         let random: [u8; RANDOM_BYTES] = rand::random();
         let key = Secret::new(API_KEY_PREFIX.to_owned() + &hex(&random));
         let call = call("jarvis_create_api_key_1")
@@ -82,7 +82,7 @@ impl ApiKeyStore {
             .arg("user", user)
             .text("limit", MOST_KEYS);
         let id: String = self.redis.call_replicated(call).await?;
-        Ok(if id.is_empty() { Created::Full } else { Created::Key(key, id) })
+        Ok(if id.is_empty() { CreatedKey::Full } else { CreatedKey::Key(key, id) })
     }
 
     /// Returns all keys.

@@ -6,7 +6,7 @@ mod error;
 mod jwks;
 mod jwt;
 
-pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, Created};
+pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, CreatedKey};
 pub use error::SignInError;
 pub use jwt::{Claims, LEEWAY, LocalKey, issue};
 

@@ -19,8 +19,9 @@ use jarvis::api::openai::request::ChatCompletion;
 use jarvis::http::extract::caller::TrustedProxies;
 use jarvis::http::extract::object::Object;
 use jarvis::ollama::{Decoder, StreamEvent};
+use jarvis::secret::Secret;
 use jarvis::session::{Cursor, Role, User};
-use jarvis::sign_in::{LEEWAY, LocalKey, Secret};
+use jarvis::sign_in::{LEEWAY, LocalKey};
 use ring::hmac;
 
 /// A secret of tokens that is used nowhere else.

@@ -22,7 +22,7 @@ mod stream;
 mod tools;
 
 pub use errors::dialect;
-pub use schema::FrontDoc;
+pub use schema::OpenAiApiDoc;
 pub use shapes::ErrorReply;
 
 use axum::http::Method;

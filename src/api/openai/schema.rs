@@ -12,7 +12,7 @@ use crate::api::large_body::PIXEL;
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
 #[openapi(components(schemas(ErrorEnvelope)))]
-pub struct FrontDoc;
+pub struct OpenAiApiDoc;
 
 /// The body of a request for a chat completion; [`describe`] writes its schema.
 #[derive(ToSchema)]

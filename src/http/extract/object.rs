@@ -30,7 +30,7 @@ pub const TOO_MANY_VALUES: &str = "too_many_values";
 pub struct Object {
     text: Bytes,
     fields: BTreeMap<String, Field>,
-    budget: Budget,
+    budget: ValueBudget,
 }
 
 /// A field of an object, parsed once it was read.
@@ -123,7 +123,7 @@ impl Object {
             (name, Field { at: at..at + value.len(), value: OnceLock::new() })
         });
         let fields = fields.collect();
-        Ok(Self { text, fields, budget: Budget::default() })
+        Ok(Self { text, fields, budget: ValueBudget::default() })
     }
 
     /// Returns the value of a field. `null` counts as absent.
@@ -210,19 +210,19 @@ pub fn is_object(text: &str) -> bool {
 
 /// The values that the fields of one object may still have.
 #[derive(Debug)]
-struct Budget {
+struct ValueBudget {
     left: AtomicUsize,
     /// Whether a field had more.
     is_spent: AtomicBool,
 }
 
-impl Default for Budget {
+impl Default for ValueBudget {
     fn default() -> Self {
         Self { left: AtomicUsize::new(VALUES), is_spent: AtomicBool::new(false) }
     }
 }
 
-impl Budget {
+impl ValueBudget {
     fn spend<E: Error>(&self, values: usize) -> Result<(), E> {
         let Some(left) = self.left.load(Ordering::Relaxed).checked_sub(values) else {
             self.is_spent.store(true, Ordering::Relaxed);
@@ -236,7 +236,7 @@ impl Budget {
 /// Reads a JSON value within a budget, in which no name of a field has a special meaning. `Value` itself
 /// parses the text of a field that has the name of the library's `RawValue` marker.
 #[derive(Clone, Copy)]
-struct Plain<'a>(&'a Budget);
+struct Plain<'a>(&'a ValueBudget);
 
 impl Plain<'_> {
     fn scalar<E: Error>(self, value: impl Into<Value>) -> Result<Value, E> {

@@ -59,7 +59,7 @@ pub struct Found {
 
 /// The first turn of a session, which brought its own conversation.
 #[derive(Clone, Debug)]
-pub struct OwnTurn {
+pub struct AnsweredTurn {
     /// The generation that answers it.
     pub generation: GenerationId,
     /// The number of messages that it brought. They are the first ones of the session.
@@ -80,7 +80,7 @@ impl Store {
         &self,
         owner: &Owner,
         session: SessionId,
-    ) -> Result<Option<OwnTurn>, StoreError> {
+    ) -> Result<Option<AnsweredTurn>, StoreError> {
         let reply = self.call_describe(owner, session, "-".to_owned()).await?;
         parse_described(session, &reply)?;
         let Some(brought) = optional::<u64>(&reply, 11)? else { return Ok(None) };
@@ -90,7 +90,7 @@ impl Store {
         let generation = generation_of(question.id);
         let answer = self.find_message(owner, session, generation.0).await?;
         let answer = answer.map(|found| found.message);
-        Ok(Some(OwnTurn { generation, brought, question, answer }))
+        Ok(Some(AnsweredTurn { generation, brought, question, answer }))
     }
 
     /// Changes the title of the session and its marks.

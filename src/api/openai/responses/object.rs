@@ -40,7 +40,7 @@ pub enum OpenState {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct WrittenResponse<'a> {
     id: &'a str,
     object: &'static str,
     created_at: i64,
@@ -91,7 +91,7 @@ impl ResponseObject {
                 "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
             })
         });
-        let written = Written {
+        let written = WrittenResponse {
             id: &self.id,
             object: "response",
             created_at: self.request.created_at,

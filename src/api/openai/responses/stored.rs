@@ -31,7 +31,7 @@ use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::session::store::{OwnTurn, ReadFrom, ReadOutcome};
+use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome};
 use crate::session::{Cursor, Message, Owner, SessionId, StoreError};
 use crate::sign_in::Identity;
 
@@ -43,7 +43,7 @@ pub struct StoredResponse {
     /// What every state of the response shows.
     pub object: ResponseObject,
     /// Its turn.
-    pub turn: OwnTurn,
+    pub turn: AnsweredTurn,
     session: SessionId,
 }
 
