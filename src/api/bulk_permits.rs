@@ -19,10 +19,10 @@ const IMPORTS: usize = 2;
 const RETRY_SECONDS: u64 = 10;
 /// Bytes a second that a client has to send or read on average.
 const BYTES_PER_SECOND: u64 = 16 << 10;
-/// What a client may fall behind that pace, at most.
+/// The time by which a client may fall behind that pace, at most.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-/// What runs.
+/// The exports and imports that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bulk {
     /// An export.
@@ -96,7 +96,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The pace of a client that sends or reads a long body.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientPace {
-    /// What the client may fall behind.
+    /// The time by which the client may fall behind.
     delay: Duration,
     /// How long the client has taken.
     taken: Duration,

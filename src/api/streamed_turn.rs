@@ -25,7 +25,7 @@ use crate::telemetry::{CountedOpen, metric};
 /// clients get the first byte within a second.
 const FIRST_BYTE: Duration = Duration::from_millis(500);
 
-/// What a front has written, and the client was not sent yet.
+/// The bytes that a front has written and that were not sent yet.
 #[derive(Debug, Default)]
 pub struct FrontOutput {
     frames: VecDeque<String>,

@@ -226,7 +226,7 @@ pub struct Settings {
     #[command(flatten)]
     pub queue: QueueSettings,
 
-    /// What may be stored
+    /// Storage settings
     #[command(flatten)]
     pub storage: StorageSettings,
 

@@ -33,7 +33,7 @@ pub struct Collector {
     pub service: String,
     /// More attributes of the service.
     pub resource: Vec<(String, String)>,
-    /// Which traces are sampled.
+    /// The rule by which traces are sampled.
     pub sampling: TraceSampling,
     /// Whether spans have the content of conversations.
     pub captures_content: bool,
@@ -60,7 +60,7 @@ pub struct Batches {
     pub pause: Duration,
 }
 
-/// Which traces are sampled.
+/// The rule by which traces are sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TraceSampling {
     /// The share of traces that are sampled, 0 to 1.
@@ -71,7 +71,7 @@ pub struct TraceSampling {
     pub client_traces: u32,
 }
 
-/// What the standard variables say. The headers of requests are read again by the exporter.
+/// The values of the standard variables. The headers of requests are read again by the exporter.
 #[derive(Clone, Debug)]
 pub struct OtelVariables {
     is_on: bool,

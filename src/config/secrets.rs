@@ -123,7 +123,7 @@ pub(super) fn compared_token(text: &str) -> Result<Secret, String> {
 /// read, and none from a variable and a file.
 ///
 /// # Errors
-/// What is wrong, and what to do.
+/// The fault, and the remedy.
 pub(super) fn check_sources(parsed: &ArgMatches) -> Result<(), String> {
     let mut command = parsed;
     while let Some((_, below)) = command.subcommand() {

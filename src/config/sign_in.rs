@@ -29,7 +29,7 @@ pub enum SignInMode {
     Required,
 }
 
-/// What sign-in needs to know.
+/// The options of sign-in.
 #[derive(Clone, Debug, Default)]
 pub struct SignInOptions {
     /// Whether callers have to sign in.
@@ -106,7 +106,7 @@ impl SignInSettings {
     /// Checks the settings together.
     ///
     /// # Errors
-    /// What is wrong, and what to do.
+    /// The fault, and the remedy.
     pub(super) fn check(&self) -> Result<(), String> {
         let named = |name: &str| {
             Err(format!(

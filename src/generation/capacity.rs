@@ -1,4 +1,4 @@
-//! What this replica reports to the queue: the model hosts, a turn's ticket, and a returned slot.
+//! The reports of this replica to the queue: the model hosts, a turn's ticket, and a returned slot.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Copies of accepted turns and redo entries, in a second replica.
 //!
-//! What Redis acknowledged, a failover may lose, and the replica that would restore it may be dead.
+//! A failover may lose writes that Redis acknowledged, and the replica that would restore it may be dead.
 //! So each replica sends a copy of what it would restore to its backup, which is one of the replicas
 //! that watch its connections. When the sender is gone, the backup restores in its place. While
 //! Redis replicas acknowledge the writes, no copy is sent: they are the second copy then.
@@ -235,7 +235,7 @@ pub(super) async fn exchange(
     TaskEnd::Done
 }
 
-/// What a replica restores in the place of one that is gone.
+/// The turns and redo entries that a replica restores in the place of one that is gone.
 pub(super) struct Adopted {
     /// Ends, cancels and clears.
     ends: Vec<(Instant, RedoEntry)>,

@@ -87,7 +87,7 @@ pub struct EmbeddedSlice {
     pub bytes: usize,
 }
 
-/// What hosts report of a request for embeddings.
+/// The reports of hosts about a request for embeddings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EmbedUsage {
     /// Tokens of the texts; 0 where the hosts do not report them.

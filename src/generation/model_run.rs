@@ -66,7 +66,7 @@ pub(super) struct ModelRun {
     pub(super) context: ContextReport,
 }
 
-/// What a model run begins with.
+/// The beginning of a model run.
 pub(super) struct RunStart<'a> {
     /// The lease with the grant of a host.
     pub(super) lease: &'a Lease,
@@ -379,7 +379,7 @@ struct Opened {
     request: ModelRequest,
 }
 
-/// What a stream is opened from.
+/// The source of a stream.
 struct OpenFrom<'a> {
     so_far: &'a str,
     /// Whether the model of the slot is known to have written it.

@@ -1,4 +1,4 @@
-//! Which host may have the beginning of a conversation in its prompt cache, where the conversation
+//! The search for the host that may have the beginning of a conversation in its prompt cache, where the conversation
 //! comes with each request: the queue is given digests of the conversation and of its beginnings.
 //!
 //! The digests are keyed by the owner, because whoever finds that a question is answered sooner than

@@ -51,7 +51,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_millis(100);
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a client of HTTP/2 gets where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
+/// The reply to a client of HTTP/2 where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
 /// HTTP_1_1_REQUIRED (RFC 9113, section 7).
 const HTTP_2_REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0d";
 /// Streams of a connection of HTTP/2 at a time.

@@ -30,7 +30,7 @@ pub struct Problem {
     pub retryable: bool,
     /// Seconds before a retry.
     pub retry_after: Option<u64>,
-    /// What is left of the limits that refuse the request.
+    /// The state of the limits that refuse the request.
     pub standings: Option<Box<Standings>>,
 }
 

@@ -364,7 +364,7 @@ pub struct Sampling {
     pub frequency_penalty: Option<f64>,
 }
 
-/// What an answer has to be, beside free text.
+/// The rules for an answer: its format, and the tools that it may call.
 ///
 /// Both are JSON text and not values, because a model writes the fields of an object in the order in
 /// which its schema has them.
@@ -412,7 +412,7 @@ pub struct TurnSpec {
     /// How the next token is chosen, beside the temperature.
     #[serde(flatten)]
     pub sampling: Sampling,
-    /// What the answer has to be, beside free text.
+    /// The rules for the answer: its format, and the tools that it may call.
     #[serde(flatten)]
     pub rules: AnswerRules,
     /// Whether a model that can reason does so first, and with what effort.

@@ -49,7 +49,7 @@ pub struct ApiKey {
     pub last_used: Option<i64>,
 }
 
-/// What became of a new key.
+/// The outcome of the creation of a key.
 #[derive(Debug)]
 pub enum CreatedKey {
     /// The key, which cannot be shown again, and its identifier.
@@ -266,7 +266,7 @@ impl ApiKeys {
                         }
                     }
                 }
-                // What is open stays open: nobody can be told from a revoked key now.
+                // What is open stays open: no revoked key can be recognised now.
                 Err(error) => {
                     tracing::debug!(%error, "api keys not checked");
                     return;

@@ -19,7 +19,7 @@ pub struct LogFilter {
 struct Inner {
     /// The filter of the settings.
     default: Targets,
-    /// None where nothing logs, as in tests.
+    /// The handle of the filter; absent where nothing logs, as in tests.
     handle: Option<Handle<Targets, Registry>>,
     change: Mutex<Option<FilterChange>>,
 }

@@ -124,9 +124,9 @@ impl Services {
             }
             let start = Instant::now();
             while group.iter().any(|service| !service.process.has_ended()) {
-                let hurry = signals::count() > signals_before.max(1);
+                let is_urgent = signals::count() > signals_before.max(1);
                 for service in group {
-                    if (hurry && service.hurried) || start.elapsed() > service.grace {
+                    if (is_urgent && service.ends_at_once) || start.elapsed() > service.grace {
                         service.process.kill();
                     }
                 }

@@ -155,7 +155,7 @@ fn model(fields: &mut Fields<'_>) -> Option<String> {
     }
 }
 
-/// What happens to a turn whose client leaves.
+/// The fate of a turn whose client leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
@@ -214,7 +214,7 @@ pub struct ChatRequest {
     /// The tools that the model may call: functions.
     #[schema(required = false, schema_with = schema::tools)]
     pub tools: Option<String>,
-    /// Who wrote the message: the user, or a tool that the model called.
+    /// The author of the message: the user, or a tool that the model called.
     #[schema(required = false, schema_with = schema::role)]
     pub role: Role,
     /// The call whose result the message is, where `role` is tool: one of the last answer.
@@ -228,7 +228,7 @@ pub struct ChatRequest {
     #[serde(skip)]
     #[schema(ignore)]
     pub keeps_images: bool,
-    /// What happens to the turn where the client leaves before its end.
+    /// The fate of the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
     /// The client's identifier of the message, only over a WebSocket.

@@ -32,7 +32,7 @@ pub struct FoundMessage {
     pub session_id: SessionId,
     /// The message.
     pub message_id: Uuid,
-    /// Who wrote it.
+    /// The author of the message.
     pub role: Role,
     /// The text around the first of the words.
     pub excerpt: String,
@@ -77,7 +77,7 @@ impl SearchState {
     }
 }
 
-/// What a search has found in one session.
+/// The outcome of a search in one session.
 pub struct SearchOutcome {
     /// Whether the session has the words.
     pub is_match: bool,

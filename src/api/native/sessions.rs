@@ -97,7 +97,7 @@ pub async fn read(
     }))
 }
 
-/// What is to change in a session; a field that is absent or null stays as it is.
+/// The changes of a session; a field that is absent or null stays as it is.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
 pub struct SessionUpdate {

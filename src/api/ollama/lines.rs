@@ -15,9 +15,9 @@ use crate::session::{FinishReason, Message};
 /// The two forms of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// That of `/api/chat`, with a message.
+    /// The reply of `/api/chat`, with a message.
     Chat,
-    /// That of `/api/generate`, with a response.
+    /// The reply of `/api/generate`, with a response.
     Generate,
 }
 
@@ -174,7 +174,7 @@ impl Lines {
     }
 }
 
-/// What one line adds to an answer.
+/// The part of an answer that one line adds.
 #[derive(Default)]
 struct LinePart<'a> {
     text: &'a str,

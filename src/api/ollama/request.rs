@@ -24,11 +24,11 @@ pub struct AskedModel {
     pub model: String,
     /// Whether the reply is a stream of lines.
     pub stream: bool,
-    /// What the model is asked.
+    /// The question and its context.
     pub task: Task,
 }
 
-/// What a model is asked.
+/// The question to a model, and its context.
 #[derive(Clone, Debug)]
 pub enum Task {
     /// To be in memory. The service decides that, so there is nothing to do.

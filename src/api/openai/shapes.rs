@@ -63,7 +63,7 @@ pub struct FunctionCall {
     /// Always `function`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// What is called.
+    /// The function that is called.
     pub function: CalledFunctionReply,
 }
 

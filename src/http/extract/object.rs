@@ -20,7 +20,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Requests have fewer: 1,000 messages with 2,000 calls of tools and 128 tools with 116 KiB of schemas count
 /// as 74,000, and as 116,000 in Ollama's API, where the arguments of calls are objects.
 const VALUES: usize = 128 << 10;
-/// What an object counts as: its first field takes 640 bytes, and a value in a list 32.
+/// The number of values that an object counts as: its first field takes 640 bytes, and a value in a list 32.
 const OBJECT: usize = 8;
 /// The kind of the error of a field that holds more values, and the code of its request.
 pub const TOO_MANY_VALUES: &str = "too_many_values";
@@ -77,11 +77,11 @@ impl FieldFault {
     }
 }
 
-/// What is wrong with a field of too many values, for people.
+/// The complaint about a field of too many values, for people.
 const TOO_MANY_VALUES_TEXT: &str = "holds, with the other fields, more than 131072 values, of which an \
     object counts as eight; send fewer";
 
-/// What is wrong with an object of too many fields, for people.
+/// The complaint about an object of too many fields, for people.
 pub const TOO_MANY_FIELDS_TEXT: &str = "has more than 1024 fields; send fewer";
 
 impl From<Map<String, Value>> for Object {

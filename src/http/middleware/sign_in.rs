@@ -20,7 +20,7 @@ use crate::source::{Source, SourceKey};
 /// The subprotocol by which a browser sends its token: it cannot set a header of a WebSocket.
 const BEARER_PROTOCOL: &str = "bearer.";
 
-/// What this layer needs to know.
+/// The state of this layer.
 #[derive(Clone)]
 pub(super) struct SignInLayer {
     /// The check of tokens.

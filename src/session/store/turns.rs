@@ -44,7 +44,7 @@ pub struct NewTurn {
     pub content: String,
     /// The messages before it, in place of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
-    /// What the question has beside its text.
+    /// The parts of the question beside its text.
     pub attached: Attached,
     /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
@@ -496,7 +496,7 @@ impl Store {
     }
 
     /// Counts the replicas that are subscribed to a session: they have a client that listens, or a
-    /// turn of the session. None where Redis does not tell.
+    /// turn of the session. None where Redis does not report it.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -628,7 +628,7 @@ pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
 /// Returns the event of an acceptance as it is stored, without the question.
 fn accepted_event(at: &str, spec: &TurnSpec) -> String {
     let (timestamp, message_id) = (at.to_owned(), spec.message_id.clone());
-    // That a turn follows the path is nothing to tell.
+    // A turn that follows the path needs no mention.
     let anchor = spec.anchor.filter(|anchor| !matches!(anchor, Anchor::Behind(_)));
     Control::Accepted { timestamp, message_id, message: String::new(), anchor }.stored()
 }

@@ -1,4 +1,4 @@
-//! Which traces are sampled. The decision is made once, where a request arrives.
+//! The rule by which traces are sampled. The decision is made once, where a request arrives.
 //!
 //! A client's flag is a wish: without a bound, any client could have all of its requests recorded.
 //! The share is decided by a random number and not by the trace's identifier, which the client

@@ -10,7 +10,7 @@ use crate::http::problem::Problem;
 use crate::session::model::{Failure, ToolCall};
 use crate::session::{FinishReason, GenerationId, Message, SessionId, Status};
 
-/// What is stored of the request of a response, beside its messages.
+/// The part of the request of a response that is stored beside its messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoredRequest {
     /// Seconds since 1970.

@@ -40,7 +40,7 @@ const ITEMS: (i64, i64) = (100, 20);
 
 /// A response as it is stored.
 pub struct StoredResponse {
-    /// What every state of the response shows.
+    /// The fields that the response has in every state.
     pub object: ResponseObject,
     /// Its turn.
     pub turn: AnsweredTurn,
