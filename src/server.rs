@@ -172,7 +172,7 @@ impl Server {
     /// Returns the address of the listener for operators, where there is one.
     ///
     /// # Errors
-    /// The default where the system does not report the number.
+    /// The error of the system, which does not report it.
     pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
         self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
     }
