@@ -52,6 +52,19 @@ identifier! {
     GenerationId
 }
 
+impl GenerationId {
+    /// Returns the id of the generation's question: that of the generation with its last bit flipped, so
+    /// that the event of its acceptance finds it.
+    pub fn question(self) -> Uuid {
+        Uuid::from_u128(self.0.as_u128() ^ 1)
+    }
+
+    /// Returns the generation whose question this message is.
+    pub fn of_question(question: Uuid) -> Self {
+        Self(Uuid::from_u128(question.as_u128() ^ 1))
+    }
+}
+
 impl SessionId {
     /// Returns the first eight characters: enough to follow a session in the logs, too few to enter
     /// it.

@@ -3,7 +3,6 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::turns::generation_of_question as generation_of;
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::branch::Siblings;
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
@@ -87,7 +86,7 @@ impl Store {
         // One by one: a large question would leave no room for the answer.
         let question = self.page(owner, session, brought, 1).await?.messages.pop();
         let Some(question) = question else { return Ok(None) };
-        let generation = generation_of(question.id);
+        let generation = GenerationId::of_question(question.id);
         let answer = self.find_message(owner, session, generation.0).await?;
         let answer = answer.map(|found| found.message);
         Ok(Some(AnsweredTurn { generation, brought, question, answer }))

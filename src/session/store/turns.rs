@@ -116,7 +116,7 @@ impl Turn {
     /// Whether `message` is the user's message that the turn answers. A question that was to be answered
     /// once more, and that a failover lost, is stored as a new one.
     pub fn answers(&self, message: &Message) -> bool {
-        message.id == self.accepted.question.id || message.id == question_of(self.generation)
+        message.id == self.accepted.question.id || message.id == self.generation.question()
     }
 
     /// Returns the continuations of the answer that earlier writers stored.
@@ -254,7 +254,7 @@ impl Proposal {
         let stored = new.attached.question.as_ref().filter(|_| regenerated.is_some());
         let question = Message {
             // A question that is answered once more stays the same message.
-            id: stored.map_or_else(|| question_of(generation), |question| question.id),
+            id: stored.map_or_else(|| generation.question(), |question| question.id),
             user_id: Some(owner.user_id().to_owned()),
             timestamp: now,
             ..match &new.attached.question {
@@ -612,17 +612,6 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
     let hour = now.timestamp() / 3600;
     let name = format!("{hour} {} {}", key.body, key.key);
     GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
-}
-
-/// Returns the id of a generation's question: that of the generation with its last bit flipped, so
-/// that the event of its acceptance finds it.
-fn question_of(generation: GenerationId) -> Uuid {
-    Uuid::from_u128(generation.0.as_u128() ^ 1)
-}
-
-/// Returns the generation whose question this message is.
-pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
-    GenerationId(Uuid::from_u128(question.as_u128() ^ 1))
 }
 
 /// Returns the event of an acceptance as it is stored, without the question.
