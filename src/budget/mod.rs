@@ -21,13 +21,11 @@ use tracing::Instrument;
 
 pub use sessions::{Deletion, DueSession, ListEntry, ListOrder, ListPosition};
 
-use crate::redis::{Call, RedisError};
+use crate::redis::{Call, RedisError, keys};
 use crate::session::store::Evicted;
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
-/// The beginning of all keys of the index, which lie in one hash slot.
-const BUDGET: &str = "jarvis:{budget}";
 /// What a session takes besides its text: its keys, the fields of its hash, and its entries in the
 /// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
@@ -407,7 +405,7 @@ fn logged(outcome: Result<(), StoreError>) {
 }
 
 fn call(function: &'static str) -> Call {
-    Call::new(function).key("budget", BUDGET.to_owned())
+    Call::new(function).key("budget", keys::BUDGET.to_owned())
 }
 
 /// Returns the name of the caller whose budget a session counts for.

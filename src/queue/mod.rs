@@ -5,7 +5,6 @@
 //! one turn. Every step is one function in Redis; what is published on a channel is a hint.
 
 mod hosts;
-mod keys;
 mod lease;
 mod reconciler;
 mod store;
@@ -24,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions};
+use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions, keys};
 use crate::session::GenerationId;
 
 /// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
@@ -70,7 +69,7 @@ impl Queue {
         store: QueueStore,
         hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
     ) -> Result<Self, RedisError> {
-        let channel = keys::channel(store.replica());
+        let channel = keys::grants(store.replica());
         let inner = Arc::new(QueueInner {
             store,
             hosts: Box::new(hosts),

@@ -54,7 +54,7 @@ register {
     if not is_theirs then
       before, payer = nil, args.payer
     end
-    local sessions = base .. ':payer:' .. payer
+    local sessions = payer_key(base, payer)
     local is_new = not before and not redis.call('ZSCORE', sessions, args.session)
     local more = bytes - reserved(base, reservation_of(args.session, args.purpose, payer))
     local verdict, listed, token = 'ok', '', ''

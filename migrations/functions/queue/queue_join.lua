@@ -87,7 +87,7 @@ register {
       local start = tonumber(args.start) or fair_start(base, hosts, args.user, model)
       charge(base, args.user, start)
       ticket = {
-        key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
+        key = ticket_key(base, generation), generation = generation, replica = replica,
         user = args.user, source = args.source, networks = args.networks,
         running_limit = args.running_limit, model = model, session = args.session,
         prefixes = args.prefixes,

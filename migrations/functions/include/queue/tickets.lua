@@ -13,38 +13,6 @@
 --
 -- A generation holds a slot, and a replica holds the generation's ticket. The slots in use are the
 -- entries of :held:<host>; no separate count is kept.
---
--- Every key begins with the queue's name (keys.queue, `base` in what follows), and so lies in its
--- slot. Times are Redis's, in milliseconds.
---   :ticket:<generation>    hash: user, source, networks (around the source, the smallest first),
---                           running_limit (of the source; 0: none), model, session, prefixes (digests
---                           of the conversation and its beginnings, the longest first; absent where
---                           there are none), start, score, first, grants, replica (none: parked until
---                           a replica takes it over),
---                           host and since while it holds a slot, not:<host> → until when
---   :model:<model>          sorted set: waiting generations by score
---   :line:<replica>:<model> the same, of one replica
---   :lines:<model>          set: the replicas with a line of the model
---   :models                 set: the models that tickets wait for
---   :users                  sorted set: users by finish
---   :source:<network>       sorted set: waiting generations by score, of a source or of a wider
---                           network
---   :active:<source>        set: generations in lines or with a slot, where their number is bounded
---   :held_back:<source>     sorted set: waiting generations beyond that bound, by score
---   :replica:<replica>      hash: generation → host, '' while it waits; also the name of the channel
---                           of the replica's grants
---   :host:<host>            hash: slots, time (virtual), turn_ms (mean), full (until when),
---                           has:<model> → loaded | stored, via:<replica> → open | trial | shut
---   :hosts                  set: the names of the hosts
---   :held:<host>            hash: generation → since when it holds a slot
---   :reserved               sorted set: '<generation> <host>' of slots that parked tickets keep → until
---                           when
---   :ran:<session>          string: the host whose prompt cache has the session
---   :ran:<digest>           string: the host whose prompt cache has the conversation that came with a
---                           request
---   :reports                hash: replica → digest of the host table that it reported
---   :arrivals               string: the number of tickets so far
---   :promised               string: when there is room for the ticket that was refused last
 
 -- Arrivals that are distinct among equal starts: 24 bits of a score, which leaves 29 for starts.
 local ARRIVALS = 16777216
@@ -65,20 +33,15 @@ end
 
 -- Returns the ticket of a generation, or nil.
 local function read_ticket(base, generation)
-  local flat = redis.call('HGETALL', base .. ':ticket:' .. generation)
+  local flat = redis.call('HGETALL', ticket_key(base, generation))
   if #flat == 0 then
     return nil
   end
-  local ticket = { generation = generation, key = base .. ':ticket:' .. generation }
+  local ticket = { generation = generation, key = ticket_key(base, generation) }
   for i = 1, #flat, 2 do
     ticket[flat[i]] = flat[i + 1]
   end
   return ticket
-end
-
--- Returns the key of a line.
-local function line_of(base, replica, model)
-  return base .. ':line:' .. replica .. ':' .. model
 end
 
 -- Returns the networks whose waiting tickets are counted: the source of the ticket, and the wider
@@ -98,7 +61,7 @@ end
 -- network may have twice as many as the one before it.
 local function crowded_network(base, source, wider, share)
   for _, network in ipairs(networks_of(source, wider)) do
-    if redis.call('ZCARD', base .. ':source:' .. network) >= share then
+    if redis.call('ZCARD', source_key(base, network)) >= share then
       return network
     end
     share = 2 * share
@@ -108,7 +71,7 @@ end
 -- Counts a ticket as active where the active tickets of its source are bounded.
 local function activate(base, ticket)
   if (tonumber(ticket.running_limit) or 0) > 0 then
-    local active = base .. ':active:' .. ticket.source
+    local active = active_key(base, ticket.source)
     redis.call('SADD', active, ticket.generation)
     redis.call('EXPIRE', active, ACTIVE_SECONDS)
   end
@@ -119,55 +82,55 @@ end
 local function may_be_active(base, ticket)
   local limit = tonumber(ticket.running_limit) or 0
   return limit == 0 or ticket.first == '1'
-    or redis.call('SCARD', base .. ':active:' .. ticket.source) < limit
+    or redis.call('SCARD', active_key(base, ticket.source)) < limit
 end
 
 -- Adds a ticket to its line, from which slots are granted.
 local function enter_line(base, ticket)
-  redis.call('ZADD', line_of(base, ticket.replica, ticket.model), ticket.score, ticket.generation)
-  redis.call('SADD', base .. ':lines:' .. ticket.model, ticket.replica)
+  redis.call('ZADD', line_key(base, ticket.replica, ticket.model), ticket.score, ticket.generation)
+  redis.call('SADD', lines_key(base, ticket.model), ticket.replica)
   activate(base, ticket)
 end
 
 -- Adds a ticket to the queue, at its score.
 local function enter_queue(base, ticket)
-  redis.call('ZADD', base .. ':model:' .. ticket.model, ticket.score, ticket.generation)
-  redis.call('SADD', base .. ':models', ticket.model)
+  redis.call('ZADD', model_key(base, ticket.model), ticket.score, ticket.generation)
+  redis.call('SADD', models_key(base), ticket.model)
   for _, network in ipairs(networks_of(ticket.source, ticket.networks)) do
-    redis.call('ZADD', base .. ':source:' .. network, ticket.score, ticket.generation)
+    redis.call('ZADD', source_key(base, network), ticket.score, ticket.generation)
   end
-  redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, '')
+  redis.call('HSET', replica_key(base, ticket.replica), ticket.generation, '')
   if may_be_active(base, ticket) then
     enter_line(base, ticket)
   else
-    redis.call('ZADD', base .. ':held_back:' .. ticket.source, ticket.score, ticket.generation)
+    redis.call('ZADD', held_back_key(base, ticket.source), ticket.score, ticket.generation)
   end
 end
 
 -- Removes a ticket from the queue. It stays active until it is vacated.
 local function leave_queue(base, ticket)
-  local line = line_of(base, ticket.replica, ticket.model)
+  local line = line_key(base, ticket.replica, ticket.model)
   redis.call('ZREM', line, ticket.generation)
   if redis.call('EXISTS', line) == 0 then
-    redis.call('SREM', base .. ':lines:' .. ticket.model, ticket.replica)
+    redis.call('SREM', lines_key(base, ticket.model), ticket.replica)
   end
-  local waiting = base .. ':model:' .. ticket.model
+  local waiting = model_key(base, ticket.model)
   redis.call('ZREM', waiting, ticket.generation)
   if redis.call('EXISTS', waiting) == 0 then
-    redis.call('SREM', base .. ':models', ticket.model)
+    redis.call('SREM', models_key(base), ticket.model)
   end
   for _, network in ipairs(networks_of(ticket.source, ticket.networks)) do
-    redis.call('ZREM', base .. ':source:' .. network, ticket.generation)
+    redis.call('ZREM', source_key(base, network), ticket.generation)
   end
   if (tonumber(ticket.running_limit) or 0) > 0 then
-    redis.call('ZREM', base .. ':held_back:' .. ticket.source, ticket.generation)
+    redis.call('ZREM', held_back_key(base, ticket.source), ticket.generation)
   end
 end
 
 -- Lets tickets that are held back enter their lines where their source has room for them. It follows
 -- each call of `vacate` after which the ticket does not enter the queue again.
 local function promote(base, source)
-  local held_back = base .. ':held_back:' .. source
+  local held_back = held_back_key(base, source)
   while source ~= '' do
     local generation = redis.call('ZRANGE', held_back, 0, 0)[1]
     local ticket = generation and read_ticket(base, generation)
@@ -184,35 +147,35 @@ end
 -- Takes a ticket from its replica. Its slot is reserved for the replica that takes the turn over:
 -- the host's prompt cache has its answer so far.
 local function park(base, ticket, now)
-  redis.call('HDEL', base .. ':replica:' .. ticket.replica, ticket.generation)
+  redis.call('HDEL', replica_key(base, ticket.replica), ticket.generation)
   redis.call('HDEL', ticket.key, 'replica')
   redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
-  redis.call('ZADD', base .. ':reserved', now + RESERVED_MS, ticket.generation .. ' ' .. ticket.host)
+  redis.call('ZADD', reserved_key(base), now + RESERVED_MS, ticket.generation .. ' ' .. ticket.host)
 end
 
 -- Frees the slot or the position of a ticket; the ticket itself stays.
 local function vacate(base, ticket)
   if (tonumber(ticket.running_limit) or 0) > 0 then
-    redis.call('SREM', base .. ':active:' .. ticket.source, ticket.generation)
+    redis.call('SREM', active_key(base, ticket.source), ticket.generation)
   end
   if ticket.host and not ticket.replica then
-    redis.call('ZREM', base .. ':reserved', ticket.generation .. ' ' .. ticket.host)
+    redis.call('ZREM', reserved_key(base), ticket.generation .. ' ' .. ticket.host)
   end
   if ticket.host then
-    redis.call('HDEL', base .. ':held:' .. ticket.host, ticket.generation)
+    redis.call('HDEL', held_key(base, ticket.host), ticket.generation)
     redis.call('HDEL', ticket.key, 'host', 'since')
     ticket.host = nil
   elseif ticket.replica then
     leave_queue(base, ticket)
   end
   if ticket.replica then
-    redis.call('HDEL', base .. ':replica:' .. ticket.replica, ticket.generation)
+    redis.call('HDEL', replica_key(base, ticket.replica), ticket.generation)
   end
 end
 
 -- Frees some slots whose reservation is over.
 local function free_reserved(base, now)
-  local reserved = base .. ':reserved'
+  local reserved = reserved_key(base)
   for _, slot in ipairs(redis.call('ZRANGEBYSCORE', reserved, '-inf', now, 'LIMIT', 0, 50)) do
     local generation, host = string.match(slot, '^(%S+) (.*)$')
     local ticket = read_ticket(base, generation)
@@ -220,7 +183,7 @@ local function free_reserved(base, now)
       vacate(base, ticket)
       promote(base, ticket.source)
     elseif not ticket or ticket.host ~= host then
-      redis.call('HDEL', base .. ':held:' .. host, generation)
+      redis.call('HDEL', held_key(base, host), generation)
     end
     redis.call('ZREM', reserved, slot)
   end
@@ -228,13 +191,13 @@ end
 
 -- Returns the score of a new arrival. With `first`, it is lower than every start.
 local function score(base, start, first)
-  local arrival = (redis.call('INCR', base .. ':arrivals') % ARRIVALS) / ARRIVALS
+  local arrival = (redis.call('INCR', arrivals_key(base)) % ARRIVALS) / ARRIVALS
   return string.format('%.17g', first and arrival - 1 or start + arrival)
 end
 
 -- Charges a user for a turn with this start: the user's finish is at least one later.
 local function charge(base, user, start)
-  local users = base .. ':users'
+  local users = users_key(base)
   redis.call('ZADD', users, 'GT', start + 1, user)
   local beyond = redis.call('ZCARD', users) - USERS
   if beyond > 0 then
@@ -244,7 +207,7 @@ end
 
 -- Returns the models that tickets wait for, sorted.
 local function waiting_models(base)
-  local models = redis.call('SMEMBERS', base .. ':models')
+  local models = redis.call('SMEMBERS', models_key(base))
   table.sort(models)
   return models
 end
@@ -253,7 +216,7 @@ end
 local function count_waiting(base, models)
   local waiting = 0
   for _, model in ipairs(models) do
-    waiting = waiting + redis.call('ZCARD', base .. ':model:' .. model)
+    waiting = waiting + redis.call('ZCARD', model_key(base, model))
   end
   return waiting
 end
