@@ -55,7 +55,7 @@ register {
       used = IN_USE_SECONDS[args.in_use] and now + IN_USE_SECONDS[args.in_use] or used
     end
     redis.call('HSET', sessions_key(base), session, args.bytes .. ' ' .. payer)
-    redis.call('ZADD', payer_key(base, payer), score_of(used), session)
+    add_session(base, payer, session, used)
     if tonumber(args.seconds) < 0 then
       redis.call('ZREM', expiry_key(base), session)
     else

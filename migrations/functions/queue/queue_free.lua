@@ -48,7 +48,7 @@ register {
         park(base, ticket, now)
       elseif ticket and ticket.replica == replica then
         vacate(base, ticket)
-        promote(base, ticket.source)
+        promote(base, ticket)
         redis.call('HDEL', ticket.key, 'replica')
         redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
       else

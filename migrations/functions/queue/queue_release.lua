@@ -27,14 +27,10 @@ register {
       local mean = tonumber(redis.call('HGET', key, 'turn_ms')) or duration
       redis.call('HSET', key, 'turn_ms', mean + (duration - mean) * NEWEST)
     elseif ticket.grants == nil then
-      -- The turn never ran: the charge is returned, unless a later start was computed from it.
-      local finish = tonumber(redis.call('ZSCORE', users_key(base), ticket.user))
-      if finish == tonumber(ticket.start) + 1 then
-        redis.call('ZADD', users_key(base), ticket.start, ticket.user)
-      end
+      return_charge(base, ticket)
     end
     vacate(base, ticket)
-    promote(base, ticket.source)
+    promote(base, ticket)
     redis.call('DEL', ticket.key)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'

@@ -27,13 +27,7 @@ register {
       vacate(base, ticket)
       redis.call('PERSIST', ticket.key)
     else
-      ticket = {
-        key = ticket_key(base, args.generation), generation = args.generation,
-        source = args.source, running_limit = args.running_limit,
-      }
-      redis.call('HSET', ticket.key, 'user', args.user, 'source', args.source,
-        'networks', args.networks, 'running_limit', args.running_limit, 'model', args.model,
-        'session', args.session, 'start', start, 'first', '1', 'score', '-1')
+      ticket = create_ticket(base, args, start, true, '-1')
     end
     redis.call('HSET', ticket.key, 'replica', args.replica)
     ticket.replica = args.replica

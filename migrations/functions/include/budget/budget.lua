@@ -29,6 +29,7 @@ local IN_USE_SECONDS = { listened = 86400, turn = 172800 }
 -- For how long one with an open turn is not named again. A turn that ends is recorded at once.
 local NOT_AGAIN_SECONDS = 5
 
+-- Returns the time of Redis in seconds.
 local function now_seconds()
   local time = redis.call('TIME')
   return time[1] + time[2] / 1000000
@@ -39,20 +40,29 @@ local function score_of(seconds)
   return string.format('%.6f', seconds)
 end
 
+-- Returns whether a payer is the network of callers that are not signed in.
 local function is_anonymous(payer)
   return string.sub(payer, 1, 2) == 'a:'
+end
+
+-- Returns a payer and the networks around it, the widest first.
+local function networks_of(payer)
+  local networks = {}
+  if is_anonymous(payer) then
+    for stop in string.gmatch(payer, '()%.') do
+      networks[#networks + 1] = string.sub(payer, 1, stop - 1)
+    end
+  end
+  networks[#networks + 1] = payer
+  return networks
 end
 
 -- Returns the sorted sets in which the bytes of a payer count, and the member of each: those of the
 -- networks around it, the widest first, and its own.
 local function counts_of(base, payer)
-  if not is_anonymous(payer) then
-    return { { users_key(base), payer } }
-  end
-  local counts, set = {}, anonymous_key(base)
-  for stop in string.gmatch(payer .. '.', '()%.') do
-    local network = string.sub(payer, 1, stop - 1)
-    counts[#counts + 1] = { set, network }
+  local counts, set = {}, is_anonymous(payer) and anonymous_key(base) or users_key(base)
+  for i, network in ipairs(networks_of(payer)) do
+    counts[i] = { set, network }
     set = within_key(base, network)
   end
   return counts
@@ -78,12 +88,38 @@ local function add_bytes(base, payer, bytes)
   end
 end
 
+-- Returns the number and the text of an entry '<number> <text>' of a hash, or nil.
+local function read_entry(hash, field)
+  local number, text = string.match(redis.call('HGET', hash, field) or '', '^(%d+) (.*)$')
+  return tonumber(number), text
+end
+
 -- Returns the bytes of a recorded session and its payer, or nil.
 local function recorded(base, session)
-  local entry = redis.call('HGET', sessions_key(base), session)
-  if entry then
-    local bytes, payer = string.match(entry, '^(%d+) (.*)$')
-    return tonumber(bytes), payer
+  return read_entry(sessions_key(base), session)
+end
+
+-- Changes the numbers of sessions in the networks around a payer.
+local function count_sessions(base, payer, change)
+  local networks, counts = networks_of(payer), session_counts_key(base)
+  for i = 1, #networks - 1 do
+    if redis.call('HINCRBY', counts, networks[i], change) <= 0 then
+      redis.call('HDEL', counts, networks[i])
+    end
+  end
+end
+
+-- Adds a session to those of a payer, or notes another time for it.
+local function add_session(base, payer, session, time)
+  if redis.call('ZADD', payer_key(base, payer), score_of(time), session) == 1 then
+    count_sessions(base, payer, 1)
+  end
+end
+
+-- Removes a session from those of a payer.
+local function remove_session(base, payer, session)
+  if redis.call('ZREM', payer_key(base, payer), session) == 1 then
+    count_sessions(base, payer, -1)
   end
 end
 
@@ -105,7 +141,7 @@ local function forget(base, session)
   redis.call('ZREM', expiry_key(base), session)
   if bytes then
     redis.call('HDEL', sessions_key(base), session)
-    redis.call('ZREM', payer_key(base, payer), session)
+    remove_session(base, payer, session)
     add_bytes(base, payer, -bytes)
   end
 end
@@ -115,7 +151,7 @@ end
 local function set_aside(base, session, now)
   local bytes, payer = recorded(base, session)
   redis.call('HSET', sessions_key(base), session, '0 ' .. payer)
-  redis.call('ZREM', payer_key(base, payer), session)
+  remove_session(base, payer, session)
   redis.call('ZADD', expiry_key(base), score_of(now + REMOVE_AGAIN_SECONDS), session)
   add_bytes(base, payer, -bytes)
   redis.call('HSET', leaving_key(base), session, bytes)
@@ -125,7 +161,7 @@ end
 
 -- Lists a session for a user.
 local function list(base, payer, session, now)
-  redis.call('ZADD', payer_key(base, payer), score_of(now), session)
+  add_session(base, payer, session, now)
   if not recorded(base, session) then
     redis.call('HSET', sessions_key(base), session, '0 ' .. payer)
     redis.call('ZADD', expiry_key(base), score_of(now + LISTED_SECONDS), session)
@@ -136,18 +172,15 @@ end
 -- same purpose, and of no other.
 local PURPOSES = { 'import', 'claim' }
 
+-- Returns the name of a reservation, which the hash and the sorted set of them have in common.
 local function reservation_of(session, purpose, payer)
   return session .. ' ' .. purpose .. ' ' .. payer
 end
 
 -- Returns the bytes of a reservation, and the token of the call that reserved last.
 local function reserved(base, reservation)
-  local entry = redis.call('HGET', reserved_key(base), reservation)
-  if entry then
-    local bytes, token = string.match(entry, '^(%d+) (%S+)$')
-    return tonumber(bytes), token
-  end
-  return 0, nil
+  local bytes, token = read_entry(reserved_key(base), reservation)
+  return bytes or 0, token
 end
 
 -- Ends a reservation, if there is one.

@@ -30,6 +30,12 @@ local function within_key(base, network)
   return base .. ':within:' .. network
 end
 
+-- A hash: /48 or /56 → the sessions of all payers within it. Those of a payer are counted by its sorted
+-- set.
+local function session_counts_key(base)
+  return base .. ':session_counts'
+end
+
 -- A sorted set: users by bytes.
 local function users_key(base)
   return base .. ':users'

@@ -10,6 +10,9 @@ local function hold_slot(base, ticket, host, now)
   redis.call('HSET', host.held, ticket.generation, now)
   redis.call('HSET', ticket.key, 'host', host.name, 'since', now)
   ticket.grants = redis.call('HINCRBY', ticket.key, 'grants', 1)
+  if ticket.grants == 1 then
+    charge_wider_networks(base, ticket)
+  end
   ticket.host = host.name
   redis.call('HSET', replica_key(base, ticket.replica), ticket.generation, host.name)
   host.used = host.used + 1

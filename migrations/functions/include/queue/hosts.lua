@@ -111,13 +111,51 @@ local function report_hosts(base, replica, reported)
   end
 end
 
--- Returns the start of a new ticket.
-local function fair_start(base, hosts, user, model)
-  local start = tonumber(redis.call('ZSCORE', users_key(base), user)) or 0
+-- Returns the first round, from this one on, in which a wider network has room for one more ticket
+-- beside those that were granted there and those that wait for it. The rounds before it are full, and
+-- the number of those is looked for in steps that double and then halve.
+local function first_with_room(base, network, from)
+  local waiting, granted = source_key(base, network.name), math.max(network.finish - from, 0)
+  local function are_full(rounds)
+    local count = redis.call('ZCOUNT', waiting, from, '(' .. from + rounds)
+    return count + granted * network.width >= rounds * network.places
+  end
+  local full, beyond = 0, 1
+  while are_full(beyond) do
+    full, beyond = beyond, 2 * beyond
+  end
+  while beyond - full > 1 do
+    local middle = (full + beyond) / 2
+    if are_full(middle) then
+      full = middle
+    else
+      beyond = middle
+    end
+  end
+  return from + full
+end
+
+-- Returns the start of a new ticket, which these arguments describe, of a user with this finish: the
+-- first round in which each wider network around it has room.
+local function fair_start(base, hosts, args, finish)
+  local start = finish
   for _, host in ipairs(hosts) do
-    if host.time > start and has(host, model) then
+    if host.time > start and has(host, args.model) then
       start = host.time
     end
   end
+  local networks = wider_networks(args)
+  local is_first = #networks > 0 and redis.call('ZCARD', source_key(base, args.source)) == 0
+  for _, network in ipairs(networks) do
+    network.finish = finish_of(base, network.name)
+    network.places = is_first and network.width + 1 or network.width
+    start = math.max(start, math.floor(network.finish))
+  end
+  repeat
+    local before = start
+    for _, network in ipairs(networks) do
+      start = first_with_room(base, network, start)
+    end
+  until start == before
   return start
 end

@@ -5,8 +5,9 @@
 
 -- A hash: user, source, networks (around the source, the smallest first), running_limit (of the
 -- source; 0: none), model, session, prefixes (digests of the conversation and its beginnings, the
--- longest first; absent where there are none), start, score, first, grants, replica (none: parked
--- until a replica takes it over), host and since while it holds a slot, not:<host> → until when.
+-- longest first; absent where there are none), start (the round), finish_before (of the user, where
+-- the source is in wider networks), score, first, grants, replica (none: parked until a replica takes
+-- it over), host and since while it holds a slot, not:<host> → until when.
 local function ticket_key(base, generation)
   return base .. ':ticket:' .. generation
 end
@@ -32,7 +33,7 @@ local function lines_key(base, model)
   return base .. ':lines:' .. model
 end
 
--- A sorted set: users by finish.
+-- A sorted set: users, and wider networks of addresses, by finish.
 local function users_key(base)
   return base .. ':users'
 end
@@ -42,14 +43,16 @@ local function source_key(base, network)
   return base .. ':source:' .. network
 end
 
--- A set: the generations of a source in lines or with a slot, where their number is bounded.
-local function active_key(base, source)
-  return base .. ':active:' .. source
+-- A set: the generations of a source or of a wider network in lines or with a slot, where their number
+-- is bounded.
+local function active_key(base, network)
+  return base .. ':active:' .. network
 end
 
--- A sorted set: the waiting generations of a source beyond that bound, by score.
-local function held_back_key(base, source)
-  return base .. ':held_back:' .. source
+-- A sorted set: the waiting generations that a source or a wider network with as many active ones as
+-- it may have holds back, by score.
+local function held_back_key(base, network)
+  return base .. ':held_back:' .. network
 end
 
 -- A hash: generation → host, '' while it waits. Also the name of the channel of the replica's grants.
