@@ -280,7 +280,8 @@ impl QueueStore {
         self.free_as("self", &self.replica).await.map(drop)
     }
 
-    /// Returns how many tickets of the ticket's source may hold slots; 0 where there is no bound.
+    /// Returns how many tickets of the ticket's source may hold slots; 0 where there is no bound. The
+    /// function doubles it for each wider network.
     fn running_limit(&self, ticket: &Ticket) -> usize {
         if ticket.is_of_address { self.limits.running_of_address } else { 0 }
     }
