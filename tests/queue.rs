@@ -411,19 +411,20 @@ async fn after_redis_lost_everything_the_networks_of_a_site_wait_in_their_rounds
         let reply = world.store.join(ticket, None).await.expect("Redis");
         starts.push(reply.start.expect("a start"));
     }
-    for ticket in &site[..20] {
-        release(&world.store, ticket).await;
+    let mut left: Vec<_> = site.iter().zip(&starts).collect();
+    let mut now = left[0];
+    for _ in 0..20 {
+        release(&world.store, now.0).await;
+        left.retain(|(ticket, _)| !is_same(ticket, now.0));
+        let [next, ..] = running(&world.store, &site).await[..] else { panic!("an idle slot") };
+        now = *left.iter().find(|(ticket, _)| is_same(ticket, next)).expect("one of them");
     }
-    let [now, ..] = running(&world.store, &site[20..]).await[..] else { panic!("an idle slot") };
-    let of_now = site.iter().position(|ticket| ticket.generation == now.generation);
+    left.retain(|(ticket, _)| !is_same(ticket, now.0));
     world.server.cli(&["FLUSHALL"]);
-    let start = &starts[of_now.expect("a ticket")];
-    world.store.restore(now, &HostKey("a".into()), start).await.expect("Redis");
+    world.store.restore(now.0, &HostKey("a".into()), now.1).await.expect("Redis");
     world.store.report(&hosts).await.expect("Redis");
-    for (ticket, start) in site.iter().zip(&starts).skip(20) {
-        if ticket.generation != now.generation {
-            world.store.join(ticket, Some(start)).await.expect("Redis");
-        }
+    for (ticket, start) in left {
+        world.store.join(ticket, Some(start)).await.expect("Redis");
     }
     let late = ticket_of_site("site", 41);
     join(&world.store, &late).await;

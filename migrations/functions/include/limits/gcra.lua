@@ -5,19 +5,13 @@
 -- slot. Times are microseconds on Redis's own clock, and integers, so that nothing is rounded.
 
 -- A string: when all of the limit is back; it expires then.
-local function limit_key(base, limit)
-  return base .. ':' .. limit
-end
+local limit_key = key_of_each(':')
 
 -- A sorted set: the caller's open sockets, each <replica> <number>, by when its hold ends.
-local function sockets_key(base)
-  return base .. ':sockets'
-end
+local sockets_key = single_key(':sockets')
 
 -- A string: what was taken under this name is not taken again.
-local function once_key(base, name)
-  return base .. ':once:' .. name
-end
+local once_key = key_of_each(':once:')
 
 -- Returns the time of Redis in microseconds.
 local function now_us()

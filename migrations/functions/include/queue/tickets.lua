@@ -80,14 +80,20 @@ local function networks_of(ticket)
   return networks
 end
 
--- Returns the first network of a ticket to be that has as many waiting tickets as it may, or nil.
-local function crowded_network(base, args)
-  local share = tonumber(args.source_limit)
-  for _, network in ipairs(networks_of(args)) do
-    if redis.call('ZCARD', source_key(base, network.name)) >= share * network.width then
+-- Returns the name of the first of some networks that has as many tickets as it may, or nil.
+local function first_full(networks, share, count_of)
+  for _, network in ipairs(networks) do
+    if count_of(network.name) >= share * network.width then
       return network.name
     end
   end
+end
+
+-- Returns the first network of a ticket to be that has as many waiting tickets as it may, or nil.
+local function crowded_network(base, args)
+  return first_full(networks_of(args), tonumber(args.source_limit), function(name)
+    return redis.call('ZCARD', source_key(base, name))
+  end)
 end
 
 -- Returns the networks of a ticket in which the number of active tickets is bounded.
@@ -110,12 +116,9 @@ local function blocking_network(base, ticket)
   if ticket.first == '1' then
     return nil
   end
-  local limit = tonumber(ticket.running_limit)
-  for _, network in ipairs(bounded_networks(ticket)) do
-    if redis.call('SCARD', active_key(base, network.name)) >= limit * network.width then
-      return network.name
-    end
-  end
+  return first_full(bounded_networks(ticket), tonumber(ticket.running_limit), function(name)
+    return redis.call('SCARD', active_key(base, name))
+  end)
 end
 
 -- Adds a ticket to its line, from which slots are granted.
