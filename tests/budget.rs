@@ -522,6 +522,49 @@ async fn networks_of_one_56_and_of_one_48_store_twice_and_four_times_as_much_as_
 }
 
 #[tokio::test]
+async fn networks_of_one_56_and_of_one_48_have_twice_and_four_times_as_many_sessions_as_one() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), StorageLimits { caller_sessions: 3, ..wide() });
+    let room = async |number: u64| {
+        budget.room(&OWNER, &source_in_48(number), SessionId::random()).await.map(drop)
+    };
+    let mut sessions = Vec::new();
+    let mut stored = async |networks: &[u64]| {
+        let before = sessions.len();
+        for number in networks {
+            if room(*number).await.is_ok() {
+                sessions.push(ended_turn(&budget, &store, &source_in_48(*number), KIB).await);
+            }
+        }
+        sessions.len() - before
+    };
+    assert_eq!(stored(&[1, 1, 1, 1]).await, 3, "one /64");
+    assert_eq!(stored(&[2, 3, 4, 5]).await, 3, "a /56 with six sessions");
+    let others = [0x102, 0x103, 0x204, 0x205, 0x306, 0x307, 0x408];
+    assert_eq!(stored(&others).await, 6, "a /48 with twelve");
+    assert_eq!(room(0x509).await, Err(OverBudget::Sessions));
+    assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await.map(drop), Ok(()));
+    // A session that exists may go on, and one that is deleted is given back, once.
+    let existing = budget.room(&OWNER, &source_in_48(2), sessions[3]).await;
+    assert_eq!(existing.map(drop), Ok(()));
+    budget.record(&source_in_48(1), sessions[0]).await;
+    store.clear(&mut Clearing::new(&OWNER, sessions[0], true)).await.expect("deleted");
+    for _ in 0..2 {
+        budget.record(&source_in_48(1), sessions[0]).await;
+    }
+    assert_eq!(room(0x509).await, Ok(()));
+    ended_turn(&budget, &store, &source_in_48(0x509), KIB).await;
+    assert_eq!(room(0x60a).await, Err(OverBudget::Sessions));
+    for session in &sessions[1..] {
+        store.clear(&mut Clearing::new(&OWNER, *session, true)).await.expect("deleted");
+        budget.record_again(*session).await;
+    }
+    let counts = server.cli(&["HVALS", "jarvis:{budget}:session_counts"]);
+    assert_eq!(counts.split_whitespace().collect::<Vec<_>>(), ["1", "1"], "one is left");
+}
+
+#[tokio::test]
 async fn a_session_of_a_user_never_counts_as_anonymous_however_it_began() {
     let server = RedisServer::start();
     let store = store(&server).await;

@@ -10,13 +10,14 @@ use super::values::{lifetime, trimmed};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageSettings {
-    /// Stored sessions of one user, or of one address where no user is signed in, at most. Loopback
-    /// addresses have no such limit
+    /// Stored sessions of one user, or of one address where no user is signed in, at most; an IPv6 /56
+    /// may have twice as many, a /48 four times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_CALLER_SESSIONS", value_name = "N", default_value_t = 10_000)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub caller_sessions: u32,
 
-    /// Stored sessions of one user or address, in MiB. Loopback addresses have no such limit
+    /// Stored sessions of one user or address, in MiB; an IPv6 /56 may have twice as many, a /48 four
+    /// times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_CALLER_MIB", value_name = "MIB", default_value_t = 256)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub caller_mib: u32,

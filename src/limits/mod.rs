@@ -31,7 +31,7 @@ use self::store::{LimitStore, TakeOptions};
 use crate::config::LimitSettings;
 use crate::digest::sha256_hex;
 use crate::membership::MembershipStore;
-use crate::redis::Redis;
+use crate::redis::{Redis, keys};
 use crate::retry::{Backoff, retry};
 use crate::session::{GenerationId, Owner, SessionId};
 use crate::source::{Source, wider_networks};
@@ -315,7 +315,7 @@ impl RateLimits {
         });
         let mut digest = sha256_hex(subject.owner.key().as_bytes());
         digest.truncate(DIGEST_CHARACTERS);
-        let caller = format!("jarvis:{{limits:u:{digest}}}");
+        let caller = keys::limits_of_user(&digest);
         SlotCharges { caller, charges: charges.collect(), socket: None }
     }
 
@@ -333,7 +333,7 @@ impl RateLimits {
                 quota *= 2;
             }
         }
-        SlotCharges { caller: format!("jarvis:{{limits:a:{widest}}}"), charges, socket: None }
+        SlotCharges { caller: keys::limits_of_network(widest), charges, socket: None }
     }
 
     /// Takes all costs in all slots, or nothing in any.

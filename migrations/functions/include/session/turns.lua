@@ -33,6 +33,7 @@ local function hold(keys, generation, replica, fence)
   redis.call('HSET', keys.open, open_field(keys, generation), replica .. ' ' .. fence)
 end
 
+-- Returns the key under which what ended a generation is remembered.
 local function ended_key(keys, generation)
   return keys.ended .. ':' .. generation
 end
