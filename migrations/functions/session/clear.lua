@@ -122,8 +122,8 @@ register {
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')
-    redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting, keys.answer,
-      keys.images)
+    redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
+      keys.answer, keys.images)
     redis.call('HSET', keys.session, 'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES,
       'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then

@@ -27,7 +27,7 @@ register {
       return { 'exists' }
     end
     if not fields[3] then
-      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting,
+      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
         keys.answer, keys.images)
       redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'importing', 1,
         'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0,

@@ -7,11 +7,12 @@ use crate::session::model::SessionId;
 pub const BUCKETS: u16 = 256;
 
 /// The keys of a session, by the names that its functions declare.
-const SESSION_KEYS: [&str; 13] = [
+const SESSION_KEYS: [&str; 14] = [
     "session",
     "messages",
     "path",
     "branches",
+    "chains",
     "index",
     "waiting",
     "events",
@@ -83,7 +84,7 @@ mod tests {
         let keys = SessionKeys::of(SessionId::random());
         let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
         let slots = SESSION_KEYS.map(|name| slot(&keys.key(name)));
-        assert_eq!(slots, [slot(&keys.channel); 13]);
+        assert_eq!(slots, [slot(&keys.channel); 14]);
     }
 
     #[test]
