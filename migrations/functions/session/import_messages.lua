@@ -36,6 +36,7 @@ register {
       for _, field in ipairs({ 'events', 'tag', 'event_bytes' }) do
         redis.call('HSETNX', keys.session, field, 0)
       end
+      resume_log(keys)
     end
     local count = path_length(keys)
     -- Without the messages in between, none of these is added.
