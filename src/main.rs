@@ -19,7 +19,8 @@ use jarvis::config::{
 };
 use jarvis::redis::{Redis, migrations};
 use jarvis::server::redis_options;
-use jarvis::sign_in::{self, Secret};
+use jarvis::secret::Secret;
+use jarvis::sign_in;
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -12,8 +12,6 @@ pub mod native;
 pub mod ollama;
 pub mod openai;
 mod own_turn;
-#[cfg(test)]
-mod panics;
 pub mod permits;
 mod problems;
 mod responses;
@@ -158,3 +156,6 @@ fn has_dialect(path: &str) -> bool {
 fn dialect(path: &str, response: Response) -> Response {
     ollama::dialect(path, openai::dialect(path, response))
 }
+
+#[cfg(test)]
+mod tests;

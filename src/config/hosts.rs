@@ -11,7 +11,7 @@ use super::secrets::{OfFile, of_file};
 use super::sign_in::token;
 use super::url::{http_url, passwords};
 use super::values::{entries, model_name, or_blank, seconds, trimmed};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 use crate::tls::{Authorities, TlsOptions};
 
 /// The settings of the Ollama hosts, and of the models on them.

@@ -26,7 +26,7 @@ pub use otel::{Batches, Collector, Protocol, Sampling};
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
-pub use sign_in::{SecretSettings, SignInSettings};
+pub use sign_in::{IssuerOptions, SecretSettings, SignInMode, SignInOptions, SignInSettings};
 pub use storage::StorageSettings;
 pub use telemetry::{LogFormat, TelemetrySettings, log_filter};
 
@@ -40,7 +40,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::secrets::{OfFile, of_file};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]

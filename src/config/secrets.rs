@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::url::passwords;
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// Bytes of a file with a secret, at most.
 const LARGEST_FILE: u64 = 64 << 10;

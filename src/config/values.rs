@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, TypedValueParser};
 
 use crate::model_name::ModelName;
-use crate::session::User;
+use crate::owner::User;
 
 /// Parses the address and the port to listen on.
 ///

@@ -8,8 +8,8 @@ use std::mem::replace;
 
 use ring::hmac;
 
-use super::capacity::model_key;
 use crate::digest::hex;
+use crate::model_name;
 use crate::session::store::Turn;
 use crate::session::{Message, Owner, Role};
 use crate::source::SourceKey;
@@ -36,7 +36,7 @@ pub(super) fn prefixes(turn: &Turn, owner: &Owner, key: &SourceKey) -> Vec<Strin
     let begin = [
         "conversation",
         &caller,
-        &model_key(&spec.model),
+        &model_name::canonical(&spec.model),
         spec.system.as_deref().unwrap_or_default(),
         spec.rules.tools.as_deref().unwrap_or_default(),
     ];

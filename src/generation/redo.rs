@@ -65,6 +65,12 @@ pub(super) enum RedoEntry {
     Deleted(DeletedSessions),
 }
 
+impl From<DeletedSessions> for RedoEntry {
+    fn from(deleted: DeletedSessions) -> Self {
+        Self::Deleted(deleted)
+    }
+}
+
 impl RedoEntry {
     /// Returns the bytes of memory that the entry keeps.
     fn bytes(&self) -> usize {

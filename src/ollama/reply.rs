@@ -9,7 +9,6 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::tolerant::{Count, Flag, Joiner, Label, Text};
-use super::wire::ReplyCall;
 use crate::model_name::ModelName;
 use crate::raw_fields::RawFields;
 
@@ -161,6 +160,17 @@ struct ReplyFunction {
     name: String,
     #[serde(default)]
     arguments: Option<Box<RawValue>>,
+}
+
+/// A call of a tool that a model requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyCall {
+    /// The identifier, where the host has one.
+    pub id: Option<String>,
+    /// The name of the tool.
+    pub name: String,
+    /// The arguments, a JSON object as text.
+    pub arguments: String,
 }
 
 impl From<ReplyToolCall> for ReplyCall {

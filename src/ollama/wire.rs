@@ -6,7 +6,7 @@ use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::reply::Done;
+use super::reply::{Done, ReplyCall};
 
 /// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -277,17 +277,6 @@ impl Token {
     pub fn is_empty(&self) -> bool {
         self.content.is_empty() && self.thinking.is_empty() && self.tool_calls.is_empty()
     }
-}
-
-/// A call of a tool that a model requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplyCall {
-    /// The identifier, where the host has one.
-    pub id: Option<String>,
-    /// The name of the tool.
-    pub name: String,
-    /// The arguments, a JSON object as text.
-    pub arguments: String,
 }
 
 #[cfg(test)]

@@ -12,10 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::error::SignInError;
-use super::secret::Secret;
 use crate::digest::{hex, sha256_hex};
+use crate::owner::User;
 use crate::redis::{Call, Redis, RedisError};
-use crate::session::User;
+use crate::secret::Secret;
 
 /// The beginning of every API key.
 pub const API_KEY_PREFIX: &str = "sk-jarvis-";

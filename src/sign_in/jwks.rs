@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use reqwest::Url;
 use reqwest::redirect::Policy;
 use tokio::time::Instant;
 
 use super::error::SignInError;
 use super::jwt::{self, Claims};
+use crate::config::IssuerOptions;
 
 /// The time between two fetches, at least, however many unknown keys are asked for.
 const FETCH_EVERY: Duration = Duration::from_secs(10);
@@ -30,17 +30,6 @@ const LARGEST_SET: usize = 256 << 10;
 const MOST_KEYS: usize = 100;
 /// Bytes of a key's identifier, at most.
 const LONGEST_ID: usize = 256;
-
-/// The outside issuer, as it is configured.
-#[derive(Clone, Debug)]
-pub struct IssuerOptions {
-    /// The address of its key set: `https`, or `http` on loopback.
-    pub jwks_url: Url,
-    /// The claim `iss` of its tokens.
-    pub issuer: String,
-    /// The claim `aud` that its tokens must have for this service.
-    pub audience: String,
-}
 
 /// The keys of an outside issuer.
 pub(super) struct Issuer {

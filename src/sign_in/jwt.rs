@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, deco
 use serde::{Deserialize, Serialize};
 
 use super::error::SignInError;
-use super::secret::Secret;
+use crate::secret::Secret;
 
 /// The difference that is allowed between the clocks of an issuer and of a replica, in seconds.
 pub const LEEWAY: u64 = 5;

@@ -39,7 +39,8 @@ await run(async (context, browser) => {
 
   // The service finds what was said, and not only titles.
   const [, { content }] = await stored(id, base, token);
-  const word = content.trim().split(/\s+/).at(-1).toUpperCase();
+  // Not the last one, which is in the title.
+  const word = content.trim().split(/\s+/).at(-3).toUpperCase();
   await there.fill('input[type="search"]', word);
   const found = there.locator(".entries .excerpt");
   await found.waitFor();

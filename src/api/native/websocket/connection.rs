@@ -300,7 +300,7 @@ impl Connection {
     async fn receive(&mut self, packet: Packet) -> Result<(), CloseReason> {
         self.note_sign_of_life();
         #[cfg(test)]
-        crate::api::panics::panic_on_poison(&packet);
+        crate::api::tests::panic_on_poison(&packet);
         match packet {
             Packet::Text(text) => {
                 let bytes = text.len();
