@@ -71,7 +71,8 @@ pub const LIBRARIES: &[Library] = &[
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "drop_images", "evict",
             "finish", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
-            "note_continued", "open_turns", "put_image", "read", "restore", "rewind", "select", "start", "trace", "transfer", "update", "upstream_closed"
+            "note_continued", "open_turn", "open_turns", "put_image", "read", "restore", "rewind", "select", "start",
+            "transfer", "update", "upstream_closed"
         ]
     ),
     library!(

@@ -144,7 +144,8 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
         // Redis is either too full to run the function, or too full to load it. A function that
         // only reads shows which.
         Err(RedisError::OutOfMemory) => {
-            let open = Call::new("jarvis_open_turns_1").key("open", key.to_owned());
+            let open =
+                Call::new("jarvis_open_turns_1").key("open", key.to_owned()).arg("from", "0");
             match redis.call_readonly::<Vec<String>>(open).await {
                 Ok(_) => Probed::Full,
                 Err(error) => Probed::Refused(error),

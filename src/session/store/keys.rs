@@ -9,11 +9,12 @@ use crate::session::model::SessionId;
 pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
 /// The keys of a session, by the names that its functions declare.
-const SESSION_KEYS: [&str; 13] = [
+const SESSION_KEYS: [&str; 14] = [
     "session",
     "messages",
     "path",
     "branches",
+    "chains",
     "index",
     "waiting",
     "events",
@@ -85,7 +86,7 @@ mod tests {
     fn all_keys_of_a_session_lie_in_one_slot() {
         let keys = SessionKeys::of(SessionId::random());
         let slots = SESSION_KEYS.map(|name| hash_slot(&keys.key(name)));
-        assert_eq!(slots, [hash_slot(&keys.channel); 13]);
+        assert_eq!(slots, [hash_slot(&keys.channel); 14]);
     }
 
     #[test]
