@@ -146,6 +146,7 @@ impl Server {
             permits: permits(&settings.http, descriptors),
             bulk: BulkPermits::default(),
             unfinished_messages: MessageBudget::default(),
+            waiting_messages: MessageBudget::default(),
             source_key,
             metrics,
             log_filter,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::client::{chat, get, http, narrow, until_ok};
+use support::client::{Socket, chat, get, http, narrow, until_ok};
 use support::eventually;
 use support::metrics::{metrics, until_metric};
 use support::process::{LIMIT, Process, ollama_sim};
@@ -510,6 +510,40 @@ async fn turns_whose_acceptance_is_retried_hold_the_room_of_their_bodies() {
     assert!(held >= 1e6 * TURNS as f64, "{held} bytes: the turns are tried for 20 s");
     redis.resume();
     assert!(eventually(LIMIT, is_free).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn requests_that_wait_on_sockets_share_one_room() {
+    const SOCKETS: usize = 8;
+    let proxy = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+    let Setup { replica, redis, ollama: _ollama } = &setup("0", &[proxy]).await;
+    let open = async |address: &str| {
+        let opened = Socket::open_with(replica, "/ws", &[("x-forwarded-for", address)]).await;
+        opened.expect("a socket").0
+    };
+    let mut sockets = Vec::new();
+    for _ in 0..SOCKETS {
+        sockets.push(open("192.0.2.1").await);
+    }
+    let mut other = open("192.0.2.2").await;
+    redis.pause();
+    let request = json!({"type": "clear_history", "rest": "x".repeat(400_000)});
+    let is_refused = async |socket: &mut Socket| {
+        socket.say(&request).await;
+        let event = timeout(Duration::from_millis(500), socket.event()).await;
+        event.is_ok_and(|event| event["code"] == "too_many_requests")
+    };
+    let mut refused = 0;
+    for socket in &mut sockets {
+        refused += usize::from(is_refused(socket).await);
+    }
+    assert_eq!(refused, SOCKETS - 5, "2 MiB wait");
+    assert!(!is_refused(&mut other).await, "another address has its share");
+    redis.resume();
+    // The room comes back once the requests were carried out.
+    let last = sockets.last_mut().expect("a socket");
+    let is_taken = async || !is_refused(last).await;
+    assert!(eventually(LIMIT, is_taken).await, "the room does not come back");
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use testkit::server::{self, Server};
 
 /// The time that a server may take to be ready on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// The time limit of a request to a server of the fleet.
 /// The models of the sims: the one that everybody uses, and one that takes images.
 const MODELS: &str = "tinyllama:latest,vision:latest";
+/// The time limit of a request to a server of the fleet.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// The buckets that the open turns are spread over.
 const BUCKETS: u16 = 256;

@@ -59,6 +59,9 @@ pub struct AppState {
     pub bulk: BulkPermits,
     /// The budget of WebSocket messages that have not arrived whole.
     pub unfinished_messages: MessageBudget,
+    /// The budget of WebSocket messages that wait for others of their sockets. It is another one: a socket
+    /// whose message cannot arrive is closed, and one whose request cannot wait gets an error.
+    pub waiting_messages: MessageBudget,
     /// The key of the digests of clients' addresses.
     pub source_key: SourceKey,
     /// The renderer of the metrics.

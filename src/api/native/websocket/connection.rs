@@ -69,7 +69,7 @@ pub struct Connection {
     running: Option<RunningRequest>,
     running_bytes: usize,
     waiting: VecDeque<ClientRequest>,
-    /// The share of the running and the waiting requests in the bytes of messages of all sockets.
+    /// The share of the running and the waiting requests in those of all sockets.
     share: BudgetShare,
     /// A delta that must wait for the outcome of the running request.
     held: Option<Arc<Delta>>,
@@ -96,7 +96,7 @@ impl Connection {
         let sign_in = SignInWatch::new(validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
-        let share = shared.unfinished_messages.share(&subject.source);
+        let share = shared.waiting_messages.share(&subject.source);
         Self {
             shared,
             sign_in,
