@@ -49,12 +49,12 @@ pub(super) async fn read(State(shared): State<Shared>) -> Json<LogLevel> {
 }
 
 /// A filter that is to be in force, and for how long.
-pub(super) struct Change {
+pub(super) struct RequestedFilter {
     filter: String,
     seconds: i64,
 }
 
-impl ReadBody for Change {
+impl ReadBody for RequestedFilter {
     fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let filter = fields.required_text("filter", FILTER_LENGTH).to_owned();
@@ -69,7 +69,7 @@ impl ReadBody for Change {
 /// Puts a filter in force: `filter`, for `seconds`.
 pub(super) async fn change(
     State(shared): State<Shared>,
-    JsonBody(Change { filter, seconds }): JsonBody<Change>,
+    JsonBody(RequestedFilter { filter, seconds }): JsonBody<RequestedFilter>,
 ) -> Json<LogLevel> {
     if let Ok(filter) = log_filter(&filter) {
         shared.log_filter.change(filter, Duration::from_secs(seconds.unsigned_abs()));

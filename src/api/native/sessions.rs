@@ -113,14 +113,14 @@ pub struct SessionUpdate {
     archived: Option<bool>,
 }
 
-/// The fields of an [`Update`].
-pub struct Changed {
+/// The fields of a [`SessionUpdate`].
+pub struct ChangedFields {
     title: Option<String>,
     pinned: Option<bool>,
     archived: Option<bool>,
 }
 
-impl ReadBody for Changed {
+impl ReadBody for ChangedFields {
     fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
         let mut fields = Fields::new("body", object);
         let pinned = fields.flag("pinned");
@@ -145,7 +145,7 @@ pub async fn update(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-    JsonBody(Changed { title, pinned, archived }): JsonBody<Changed>,
+    JsonBody(ChangedFields { title, pinned, archived }): JsonBody<ChangedFields>,
 ) -> Result<Json<SessionInfo>, Problem> {
     let change = SessionChange { title: title.as_deref(), pinned, archived };
     in_time(shared.store.update(&owner, session, change)).await?;

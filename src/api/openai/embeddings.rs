@@ -73,9 +73,9 @@ struct EmbeddingUsage {
 }
 
 /// The body of a request, read and checked, and its room.
-pub struct EmbeddingBody(Embedding, HeldRoom);
+pub struct EmbeddingsBody(Embedding, HeldRoom);
 
-impl FromRequest<Shared> for EmbeddingBody {
+impl FromRequest<Shared> for EmbeddingsBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
@@ -163,7 +163,7 @@ pub async fn create(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbeddingBody(Embedding { model, request, is_base64 }, room): EmbeddingBody,
+    EmbeddingsBody(Embedding { model, request, is_base64 }, room): EmbeddingsBody,
 ) -> Result<Response, Problem> {
     let form = VectorForm { dimensions: request.dimensions, is_base64 };
     let reply = VectorReply::new("{\"object\":\"list\",\"data\":[", form, write);
