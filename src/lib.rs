@@ -6,6 +6,7 @@
 pub mod api;
 mod blocking;
 pub mod budget;
+mod byte_room;
 pub mod config;
 pub mod digest;
 pub mod follow;

@@ -22,7 +22,7 @@ use crate::http::extract::bearer::ExpectedToken;
 use crate::http::extract::caller::{ClientSources, TrustedProxies};
 use crate::http::listener::{self, ClientLimits};
 use crate::http::middleware::AllowLists;
-use crate::http::room::ByteRoom;
+use crate::http::room::ConnectionRoom;
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, descriptors};
 use crate::limits::RateLimits;
 use crate::membership::MembershipStore;
@@ -139,13 +139,14 @@ impl Server {
             generations,
             settings: Arc::new(api_settings),
             limits,
-            room: ByteRoom::new(settings.http.unread_mib, sources),
+            room: ConnectionRoom::new(settings.http.unread_mib, sources),
             sign_in: Arc::new(SignIn::start(&settings.sign_in.options(), &redis)?),
             lifecycle,
             sockets: TaskTracker::new(),
             permits: permits(&settings.http, descriptors),
             bulk: BulkPermits::default(),
             unfinished_messages: MessageBudget::default(),
+            waiting_messages: MessageBudget::default(),
             source_key,
             metrics,
             log_filter,

@@ -9,16 +9,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::client::{chat, get, http, narrow, until_ok};
+use support::client::{Socket, chat, get, http, narrow, until_ok};
 use support::eventually;
+use support::metrics::{metrics, until_metric};
 use support::process::{LIMIT, Process, ollama_sim};
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
 use support::setup::{Setup, setup, setup_with_large_window};
+use support::tokens::{SECRET, token};
 use testkit::folder::Folder;
 use testkit::server::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// As many connections as would hold more than a container of 512 MiB has, at 1 MiB each.
@@ -352,4 +356,222 @@ async fn a_large_body_and_a_large_reply_pass_where_nobody_holds_the_room() {
             assert_eq!(raw.response().await.expect("a response").status, 422);
         }
     }
+}
+
+/// Returns the bytes of texts that a replica holds of turns and embeddings, as it reports them.
+async fn held_text_bytes(replica: &Process) -> f64 {
+    let text = metrics(replica).await;
+    let held = text.lines().find_map(|line| line.strip_prefix("jarvis_held_text_bytes "));
+    held.expect("a figure").parse().expect("a number")
+}
+
+/// Begins a turn that has the only slot of the host of a test for minutes.
+async fn take_the_slot(replica: &Process) -> TcpStream {
+    let mut stream = narrow(replica).await;
+    let body = json!({"message": "[[tokens=600 rate=1]] go on", "stream": true}).to_string();
+    let head = format!(
+        "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    until_metric(replica, "a slot in use", |line| {
+        line.starts_with("jarvis_slots_used{") && line.ends_with(" 1")
+    })
+    .await;
+    stream
+}
+
+/// Sends requests at the same time. Returns the codes of those that are refused within some seconds; the
+/// others wait until the result is dropped.
+async fn refused_at_once(requests: Vec<reqwest::RequestBuilder>) -> (Vec<String>, JoinSet<String>) {
+    let mut waiting = JoinSet::new();
+    for request in requests {
+        waiting.spawn(async move {
+            let reply = request.send().await.expect("a reply");
+            let status = reply.status().as_u16();
+            let text = reply.text().await.expect("a text");
+            assert_eq!(status, 503, "{text}");
+            // Ollama's API has a text of its own for it.
+            let texts = ["take as much memory as they may", "maximum pending requests exceeded"];
+            if texts.iter().any(|known| text.contains(known)) { "texts".to_owned() } else { text }
+        });
+    }
+    let mut codes = Vec::new();
+    while let Ok(Some(code)) = timeout(Duration::from_secs(8), waiting.join_next()).await {
+        codes.push(code.expect("a refusal"));
+    }
+    (codes, waiting)
+}
+
+#[tokio::test]
+async fn texts_of_embeddings_that_wait_for_a_slot_are_held_within_the_room() {
+    const REQUESTS: usize = 40;
+    /// A quarter of the room, and what parsers and connections take beside it.
+    const MOST_KIB: f64 = (16.0 + 48.0) * 1024.0;
+    let settings = [("JARVIS_TRUSTED_PROXIES", "127.0.0.1"), ("JARVIS_OLLAMA_SLOTS", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("1", &settings).await;
+    let slot = take_the_slot(replica).await;
+    let before = replica.resident_kib().expect("a figure");
+    let embed = |address: &str, bytes: usize| {
+        let body = json!({"model": "tinyllama", "input": vec!["x".repeat(1_000); bytes / 1_000]});
+        let request = http().post(format!("{}/api/embed", replica.url)).json(&body);
+        request.header("x-forwarded-for", address)
+    };
+    let large = (0..REQUESTS).map(|_| embed("192.0.2.1", 1_900_000)).collect();
+    let (refused, waiting) = refused_at_once(large).await;
+    let more = replica.resident_kib().expect("a figure") - before;
+    let held = held_text_bytes(replica).await;
+    println!("{} wait of {REQUESTS}: {more:.0} KiB, {held} bytes of texts", waiting.len());
+    assert_eq!((refused.len(), waiting.len()), (REQUESTS - 8, 8), "{refused:?}");
+    assert!(refused.iter().all(|code| code == "texts"), "{refused:?}");
+    assert!(held <= f64::from(16 << 20), "{held} bytes");
+    assert!(more < MOST_KIB, "{more:.0} KiB");
+    // Texts that are small, and those of another address, wait with them.
+    let others = vec![embed("192.0.2.1", 40_000), embed("192.0.2.2", 1_900_000)];
+    let (refused, others) = refused_at_once(others).await;
+    assert!(refused.is_empty() && others.len() == 2, "{refused:?}");
+    drop((waiting, others, slot));
+    let is_free = async || held_text_bytes(replica).await == 0.0;
+    assert!(eventually(LIMIT, is_free).await, "the room does not come back");
+    let too_large = embed("192.0.2.3", 2_200_000).send().await.expect("a reply");
+    assert_eq!(too_large.status().as_u16(), 413);
+}
+
+#[tokio::test]
+async fn large_turns_that_wait_hold_no_more_than_a_bounded_room() {
+    const REQUESTS: usize = 100;
+    /// The room of 64 MiB, and what parsers leave to the allocator beside it.
+    const MOST_KIB: f64 = 128.0 * 1024.0;
+    let settings = [("JARVIS_OLLAMA_SLOTS", "1")];
+    let Setup { replica, redis: _redis, ollama: _ollama } =
+        &setup_with_large_window(&settings).await;
+    let slot = take_the_slot(replica).await;
+    let completion = || {
+        let long = json!({"role": "user", "content": "x".repeat(1_000_000)});
+        let question = json!({"role": "user", "content": "[[tokens=1]] hello"});
+        let body = json!({"model": "tinyllama", "messages": [long, question]});
+        http().post(format!("{}/v1/chat/completions", replica.url)).json(&body)
+    };
+    let response = || {
+        let body = json!({"model": "tinyllama", "input": "[[tokens=1]] hello",
+            "instructions": "x".repeat(1_000_000)});
+        http().post(format!("{}/v1/responses", replica.url)).json(&body)
+    };
+    let before = replica.resident_kib().expect("a figure");
+    let (refused, waiting) = refused_at_once((0..REQUESTS).map(|_| completion()).collect()).await;
+    let more = replica.resident_kib().expect("a figure") - before;
+    let held = held_text_bytes(replica).await;
+    println!("{} wait of {REQUESTS}: {more:.0} KiB, {held} bytes of texts", waiting.len());
+    assert!(refused.iter().all(|code| code == "texts"), "{refused:?}");
+    assert!((50..=67).contains(&waiting.len()), "{} wait", waiting.len());
+    assert!(held <= f64::from(64 << 20), "{held} bytes");
+    assert!(more < MOST_KIB, "{more:.0} KiB");
+    // A turn that is small waits with them, and history is read.
+    let small = json!({"message": "[[tokens=1]] small"});
+    let small = http().post(format!("{}/api/v1/chat", replica.url)).json(&small);
+    let (refused, small) = refused_at_once(vec![small]).await;
+    assert!(refused.is_empty() && small.len() == 1, "{refused:?}");
+    drop((waiting, small));
+    let is_free = async || held_text_bytes(replica).await == 0.0;
+    assert!(eventually(LIMIT, is_free).await, "turns without a client are cancelled");
+    // The instructions of a response are in memory several times, and count so.
+    let before = replica.resident_kib().expect("a figure");
+    let (refused, waiting) = refused_at_once((0..40).map(|_| response()).collect()).await;
+    let more = replica.resident_kib().expect("a figure") - before;
+    println!("{} responses wait of 40: {more:.0} KiB", waiting.len());
+    assert!(refused.iter().all(|code| code == "texts"), "{refused:?}");
+    assert!((10..=30).contains(&waiting.len()), "{} wait", waiting.len());
+    assert!(more < MOST_KIB, "{more:.0} KiB");
+    drop((waiting, slot));
+}
+
+#[tokio::test]
+async fn turns_whose_acceptance_is_retried_hold_the_room_of_their_bodies() {
+    const TURNS: usize = 4;
+    let Setup { replica, redis, ollama: _ollama } = &setup("0", &[]).await;
+    let send = async |key: Uuid| {
+        let long = json!({"role": "user", "content": "x".repeat(1_000_000)});
+        let question = json!({"role": "user", "content": "[[tokens=1]] hello"});
+        let body = json!({"model": "tinyllama", "messages": [long, question]});
+        let request = http().post(format!("{}/v1/chat/completions", replica.url)).json(&body);
+        let reply = request.header("idempotency-key", key.to_string()).send().await;
+        let reply = reply.expect("a reply");
+        (reply.status().as_u16(), reply.text().await.expect("a text"))
+    };
+    // The model is known from then on.
+    let _known = send(Uuid::new_v4()).await;
+    let is_free = async || held_text_bytes(replica).await == 0.0;
+    assert!(eventually(LIMIT, is_free).await, "a turn that has ended holds room");
+    redis.pause();
+    let replies = join_all((0..TURNS).map(|_| send(Uuid::new_v4()))).await;
+    assert!(replies.iter().all(|reply| reply.0 == 503), "{replies:?}");
+    let held = held_text_bytes(replica).await;
+    println!("{TURNS} turns that are retried: {held} bytes of texts");
+    assert!(held >= 1e6 * TURNS as f64, "{held} bytes: the turns are tried for 20 s");
+    redis.resume();
+    assert!(eventually(LIMIT, is_free).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn requests_that_wait_on_sockets_share_one_room() {
+    const SOCKETS: usize = 8;
+    let proxy = ("JARVIS_TRUSTED_PROXIES", "127.0.0.1");
+    let Setup { replica, redis, ollama: _ollama } = &setup("0", &[proxy]).await;
+    let open = async |address: &str| {
+        let opened = Socket::open_with(replica, "/ws", &[("x-forwarded-for", address)]).await;
+        opened.expect("a socket").0
+    };
+    let mut sockets = Vec::new();
+    for _ in 0..SOCKETS {
+        sockets.push(open("192.0.2.1").await);
+    }
+    let mut other = open("192.0.2.2").await;
+    redis.pause();
+    let request = json!({"type": "clear_history", "rest": "x".repeat(400_000)});
+    let is_refused = async |socket: &mut Socket| {
+        socket.say(&request).await;
+        let event = timeout(Duration::from_millis(500), socket.event()).await;
+        event.is_ok_and(|event| event["code"] == "too_many_requests")
+    };
+    let mut refused = 0;
+    for socket in &mut sockets {
+        refused += usize::from(is_refused(socket).await);
+    }
+    assert_eq!(refused, SOCKETS - 5, "2 MiB wait");
+    assert!(!is_refused(&mut other).await, "another address has its share");
+    redis.resume();
+    // The room comes back once the requests were carried out.
+    let last = sockets.last_mut().expect("a socket");
+    let is_taken = async || !is_refused(last).await;
+    assert!(eventually(LIMIT, is_taken).await, "the room does not come back");
+}
+
+#[tokio::test]
+async fn an_import_of_many_small_messages_costs_little_more_than_its_text() {
+    const MESSAGES: usize = 100_000;
+    /// As stored, a message of these has about 140 bytes.
+    const MOST_KIB: f64 = 32.0 * 1024.0;
+    let settings = [("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, redis: _redis, ollama: _ollama } = &setup("0", &settings).await;
+    let import = async |messages: usize| {
+        let line = r#"{"type":"message","role":"user","content":"x"}"#;
+        let body = format!(
+            "{{\"type\":\"export\",\"version\":1}}\n{{\"type\":\"session\"}}\n{}\n\
+             {{\"type\":\"session_end\",\"messages\":{messages}}}\n{{\"type\":\"end\"}}\n",
+            vec![line; messages].join("\n")
+        );
+        let bytes = body.len();
+        let request = http().post(format!("{}/api/v1/chat/import", replica.url));
+        let reply = request.bearer_auth(token("alice")).body(body).send().await.expect("a reply");
+        let status = reply.status().as_u16();
+        assert_eq!(status, 200, "{}", reply.text().await.expect("a text"));
+        bytes
+    };
+    import(10).await;
+    reset_peak(replica);
+    let before = peak_kib(replica);
+    let bytes = import(MESSAGES).await;
+    let more = peak_kib(replica) - before;
+    println!("an import of {MESSAGES} messages and {bytes} bytes: {more:.0} KiB");
+    assert!(more < MOST_KIB, "{more:.0} KiB");
 }

@@ -5,9 +5,10 @@ mod support;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::client::Reply;
+use support::client::{Reply, http, send};
 use support::owned::{Fleet, SESSIONS, ask, chat, id};
 use support::redis::RedisServer;
+use support::tokens::token;
 
 async fn patch(fleet: &Fleet, session: &str, body: &Value, user: &str) -> Reply {
     ask(&fleet.replicas[0], Method::PATCH, &format!("{SESSIONS}/{session}"), body, user).await
@@ -131,4 +132,54 @@ async fn a_search_finds_titles_and_messages_and_says_where_it_was_cut() {
         (&json!(true), &json!(1)),
         "titles only: {cut}"
     );
+}
+
+/// Returns how many functions Redis has called.
+fn function_calls(redis: &RedisServer) -> u64 {
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let of = |name: &str| {
+        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.split(',').next());
+        line.map_or(0, |calls| calls.trim_start_matches("calls=").parse().expect("a number"))
+    };
+    of("cmdstat_fcall:") + of("cmdstat_fcall_ro:")
+}
+
+#[tokio::test]
+async fn a_search_without_a_match_looks_at_a_bounded_number_of_sessions_a_request() {
+    const SESSIONS_STORED: usize = 450;
+    /// Sessions that one request looks at, at most.
+    const LOOKED_AT: u64 = 400;
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 2, "5000").await;
+    let session = |number: usize| {
+        format!(
+            "{{\"type\":\"session\",\"title\":\"{number}\"}}\n\
+             {{\"type\":\"message\",\"role\":\"user\",\"content\":\"question {number}\"}}\n\
+             {{\"type\":\"session_end\",\"messages\":1}}\n"
+        )
+    };
+    let sessions: String = (0..SESSIONS_STORED).map(session).collect();
+    let body = format!("{{\"type\":\"export\",\"version\":1}}\n{sessions}{{\"type\":\"end\"}}\n");
+    let url = format!("{}/api/v1/chat/import", fleet.replicas[0].url);
+    let reply = send(http().post(url).bearer_auth(token("alice")).body(body)).await;
+    assert_eq!((reply.status, &reply.body["sessions_imported"]), (200, &json!(SESSIONS_STORED)));
+    // A describe each, and a read each where words are searched; beside it runs what always runs.
+    for (query, calls_each) in [("pinned=true", 1), ("archived=true", 1), ("q=nowhere", 2)] {
+        let before = function_calls(&redis);
+        let path = format!("{SESSIONS}?{query}&limit=500");
+        let first = ask(&fleet.replicas[0], Method::GET, &path, &Value::Null, "alice").await.body;
+        let calls = function_calls(&redis) - before;
+        println!("{query}: {calls} calls of functions");
+        assert!(first["next_cursor"].is_string() && first["count"] == 0, "{query}: {first}");
+        assert!(calls <= calls_each * LOOKED_AT + 150, "{query}: {calls}");
+        assert_eq!(pages(&fleet, &format!("{query}&limit=500"), "alice").await.len(), 2);
+    }
+    assert_eq!(listed(&fleet, "limit=500", "alice").await.len(), SESSIONS_STORED);
+    // What is searched at the same time runs one after another.
+    let path = format!("{SESSIONS}?q=nowhere&limit=500");
+    let searches =
+        (0..4).map(|_| ask(&fleet.replicas[0], Method::GET, &path, &Value::Null, "alice"));
+    for reply in futures_util::future::join_all(searches).await {
+        assert!([200, 429].contains(&reply.status), "{}", reply.body);
+    }
 }

@@ -11,6 +11,8 @@ use testkit::server::{self, Server};
 
 /// The time that a server may take to be ready on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// The models of the sims: the one that everybody uses, and one that takes images.
+const MODELS: &str = "tinyllama:latest,vision:latest";
 /// The time limit of a request to a server of the fleet.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// The buckets that the open turns are spread over.
@@ -58,7 +60,7 @@ impl Fleet {
         for number in 0..plan.sims {
             let binary = plan.binaries.join("ollama-sim");
             let folder = Folder::at(&plan.dir)?;
-            let sim = server::Plan::host(binary, &["--slots", "1024"], folder);
+            let sim = server::Plan::host(binary, &["--slots", "1024", "--models", MODELS], folder);
             let sim = sim.named(format!("sim-{number}"));
             sims.push(Arc::new(unblock(move || Server::start(sim)).await?));
         }

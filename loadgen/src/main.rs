@@ -225,7 +225,8 @@ struct AttackArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
 
-    /// Pause after each attack, in seconds; replicas keep ended turns for a minute
+    /// Pause before the first measurement and after each attack, in seconds; replicas keep ended turns for
+    /// a minute
     #[arg(long, value_name = "SECONDS", default_value_t = 65, value_parser = clap::value_parser!(u64).range(1..=600))]
     pause: u64,
 

@@ -33,5 +33,10 @@ fn honest_sessions_notice_no_slow_connections_over_http_1_and_http_2() {
 
 #[test]
 fn honest_sessions_notice_no_garbage_and_no_address_that_opens_sockets_in_a_loop() {
-    attack("garbage,sockets");
+    attack("garbage,garbage-sockets,sockets");
+}
+
+#[test]
+fn honest_sessions_notice_no_floods_at_once_and_no_connections_and_queue_at_once() {
+    attack("floods,everything");
 }

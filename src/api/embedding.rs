@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
+use super::large_body::HeldRoom;
 use super::state::Shared;
 use crate::blocking;
 use crate::generation::{EmbedRequest, EmbedRun, EmbedUsage, EmbeddedSlice};
@@ -107,6 +108,15 @@ impl VectorReply {
     }
 }
 
+/// A request for the vectors of texts, and the room of its body. The texts have that room until they have
+/// room of their own.
+pub struct HeldRequest {
+    /// The request.
+    pub request: EmbedRequest,
+    /// The room of the body.
+    pub room: HeldRoom,
+}
+
 /// Returns the vectors of texts from hosts in the reply, and what the hosts report; no host is asked where
 /// there is no text. What no host has worked for costs the caller no turn.
 ///
@@ -118,7 +128,7 @@ pub async fn vectors(
     permit: TurnPermit,
     last_byte: LastByte,
     model: &str,
-    request: &EmbedRequest,
+    HeldRequest { request, room }: HeldRequest,
     reply: VectorReply,
 ) -> Result<(VectorReply, EmbedUsage), Problem> {
     if let Some(refusal) = permit.refusal() {
@@ -133,7 +143,7 @@ pub async fn vectors(
         if let Some(refusal) = shared.readiness.refusal() {
             return Err(refusal.into());
         }
-        let embedded = embed(shared, &permit, model, request, reply);
+        let embedded = embed(shared, &permit, model, (&request, room), reply);
         tokio::select! {
             embedded = timeout(shared.settings.request_timeout, embedded) => {
                 embedded.map_err(|_| out_of_time())?
@@ -159,10 +169,12 @@ async fn embed(
     shared: &Shared,
     permit: &TurnPermit,
     model: &str,
-    request: &EmbedRequest,
+    (request, room): (&EmbedRequest, HeldRoom),
     mut reply: VectorReply,
 ) -> Result<(VectorReply, EmbedUsage), Problem> {
     let mut run: EmbedRun<'_> = shared.generations.embed(permit, model, request).await?;
+    // The run holds the room of the texts.
+    drop(room);
     while let Some(slice) = run.next().await? {
         reply = reply.add(slice).await?;
         reply.make_room(shared, permit, request.texts.len()).await?;

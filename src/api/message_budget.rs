@@ -1,16 +1,16 @@
-//! The bytes of messages that have not arrived whole, of all sockets of the process together and of
-//! those of one network.
+//! The bytes of messages that have not arrived whole, and of those that wait for others of their socket, of
+//! all sockets of the process together and of those of one network.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::source::{NetworkNumber, Source};
 
-/// Bytes of the unfinished messages of all sockets, at most.
+/// Bytes of a budget, at most: of the unfinished, or of the waiting messages of all sockets.
 const PROCESS_BYTES: usize = 8 << 20;
 /// Bytes of those of one IPv4 address or IPv6 /48, at most, so that none keeps the others out.
 const NETWORK_BYTES: usize = PROCESS_BYTES / 4;
-/// Bytes of an unfinished message that are not counted, so that a socket which sends little is
+/// Bytes of a share that are not counted, so that a socket which sends little is
 /// never refused because of others.
 const FREE_BYTES: usize = 4 << 10;
 

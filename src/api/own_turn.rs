@@ -72,7 +72,7 @@ impl OwnTurn {
         asked: OwnQuestion,
     ) -> Result<AcceptedTurn, Problem> {
         let Self { session, kind, key, is_by_proxy } = self;
-        let OwnQuestion { spec, conversation, question, images, digest, is_background } = asked;
+        let OwnQuestion { spec, conversation, mut question, images, digest, is_background } = asked;
         let has_own_key = key.is_some() && !is_by_proxy;
         let cancel_on_disconnect = !is_background && key.is_none();
         let turn = NewTurn {
@@ -81,7 +81,7 @@ impl OwnTurn {
                 needs_listener: !is_background && !has_own_key,
                 ..spec
             },
-            content: question.content.clone(),
+            content: std::mem::take(&mut question.content),
             conversation: Some(conversation),
             attached: Attached { question: Some(Box::new(question)), images },
             key: key.map(|key| IdempotencyKey {

@@ -20,7 +20,7 @@ use crate::http::extract::caller::TrustedProxies;
 use crate::http::middleware::AllowLists;
 use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
-use crate::http::room::ByteRoom;
+use crate::http::room::ConnectionRoom;
 use crate::lifecycle::Lifecycle;
 use crate::limits::{LimitRefusal, RateLimits, Standing};
 use crate::readiness::Readiness;
@@ -43,7 +43,7 @@ pub struct AppState {
     /// The limits of callers.
     pub limits: RateLimits,
     /// The room for unfinished bodies and unread replies.
-    pub room: ByteRoom,
+    pub room: ConnectionRoom,
     /// The check of tokens.
     pub sign_in: Arc<SignIn>,
     /// Whether this replica accepts turns.
@@ -59,6 +59,9 @@ pub struct AppState {
     pub bulk: BulkPermits,
     /// The budget of WebSocket messages that have not arrived whole.
     pub unfinished_messages: MessageBudget,
+    /// The budget of WebSocket messages that wait for others of their sockets. It is another one: a socket
+    /// whose message cannot arrive is closed, and one whose request cannot wait gets an error.
+    pub waiting_messages: MessageBudget,
     /// The key of the digests of clients' addresses.
     pub source_key: SourceKey,
     /// The renderer of the metrics.

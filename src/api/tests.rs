@@ -22,7 +22,7 @@ use crate::http::connections::AddressConnections;
 use crate::http::extract::caller::ClientSources;
 use crate::http::listener;
 use crate::http::middleware::panics::catch;
-use crate::http::room::ByteRoom;
+use crate::http::room::ConnectionRoom;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::telemetry::LogFilter;
 
@@ -84,7 +84,7 @@ async fn a_body_that_panics_ends_its_connection_and_no_other() {
         http_2: false,
     };
     let (room, of_addresses) =
-        (ByteRoom::new(1, ClientSources::default()), AddressConnections::default());
+        (ConnectionRoom::new(1, ClientSources::default()), AddressConnections::default());
     let serving = listener::serve(socket, router, room, limits, of_addresses, lifecycle.clone());
     let serving = lifecycle.spawn("http listener", serving);
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -14,6 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::capacity;
 use super::failures::queue_full;
+use super::held_texts::HeldTexts;
 use super::{EmbedRequest, Generations, SubmitError};
 use crate::limits::{Subject, TurnPermit};
 use crate::model_name;
@@ -68,6 +69,8 @@ pub struct EmbedRun<'a> {
     /// The texts that a host has now.
     under_way: Option<Range<usize>>,
     has_ended: bool,
+    /// The room of the texts.
+    _texts: HeldTexts,
     /// A drain waits for what is under way.
     _task: TaskTrackerToken,
 }
@@ -124,7 +127,8 @@ impl From<OllamaError> for SliceError {
 }
 
 impl Generations {
-    /// Begins a request for the vectors of texts. It takes a slot only with its first slice.
+    /// Begins a request for the vectors of texts, and takes the room of the texts until its end. It takes a
+    /// slot only with its first slice.
     ///
     /// # Errors
     /// Any [`SubmitError`] but those of a session. No host has worked then.
@@ -138,6 +142,8 @@ impl Generations {
             return Err(SubmitError::Draining);
         }
         let task = self.tasks.token();
+        let network = permit.subject.source.widest_network();
+        let texts = self.texts.take(network, request.memory())?;
         self.check_model(model).await?;
         let ticket = ticket(&permit.subject, model);
         if let Room::NoneFor(after) = self.queue.room(&ticket.model, &ticket.source).await {
@@ -159,6 +165,7 @@ impl Generations {
             is_worked_for: false,
             under_way: None,
             has_ended: false,
+            _texts: texts,
             _task: task,
         })
     }

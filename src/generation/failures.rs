@@ -27,6 +27,13 @@ pub(super) fn queue_full(after: Option<Duration>) -> Failure {
     later("queue_full", "The queue is full", after)
 }
 
+/// Returns the failure of a turn whose texts there is no room for.
+pub(super) fn texts_full() -> Failure {
+    let what = "The texts of the requests that wait take as much memory as they may, and those of one \
+        address a quarter; send less text, or later";
+    later("queue_full", what, RETRY_AFTER)
+}
+
 /// Returns the failure of a turn that waited as long as it may for a host with its model.
 pub(super) fn no_host() -> Failure {
     later("no_model_host", "No model host can be reached", RETRY_AFTER)

@@ -11,6 +11,7 @@ mod copies;
 mod deletion;
 mod embedding;
 mod failures;
+mod held_texts;
 mod hosted_models;
 mod images;
 #[cfg(test)]
@@ -53,7 +54,7 @@ use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
 use crate::session::store::{
-    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Selection, Transfer,
+    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Selection, StoredSize, Transfer,
 };
 use crate::session::{Cursor, Feeds, GenerationId, Image, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
@@ -64,6 +65,7 @@ pub use crate::ollama::{EmbedKind, EmbedRequest, LoadedModel, ModelDetails};
 use copies::Copies;
 pub use deletion::DeletedAll;
 pub use embedding::{EmbedRun, EmbedUsage, EmbeddedSlice};
+use held_texts::{HeldTexts, TextRoom};
 use redo::{RedoEntry, RedoLog};
 use takeover::TurnSuccessor;
 use turn_state::TurnState;
@@ -101,6 +103,7 @@ pub struct Generations {
     running: Arc<Mutex<HashSet<GenerationId>>>,
     redo: Arc<RedoLog>,
     images: Arc<images::HeldImages>,
+    texts: TextRoom,
     copies: Arc<Copies>,
     tasks: TaskTracker,
     /// Cancelled when the drain limit is over, and the remaining turns are handed over.
@@ -127,6 +130,17 @@ pub struct GenerationSettings {
     pub limits: RateLimits,
     /// The key of the digests of conversations.
     pub source_key: SourceKey,
+}
+
+/// What the acceptance of a turn needs, and holds until its outcome.
+struct Accepting {
+    proposal: Proposal,
+    images: Vec<Image>,
+    /// The source of the request.
+    source: String,
+    /// The bytes that the turn stores, about.
+    bytes: u64,
+    texts: HeldTexts,
 }
 
 /// An accepted turn.
@@ -304,6 +318,7 @@ impl Generations {
             running: Arc::default(),
             redo: Arc::default(),
             images: Arc::default(),
+            texts: TextRoom::default(),
             copies: Arc::new(copies),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -334,13 +349,19 @@ impl Generations {
         self.redo.push(entry);
     }
 
-    /// Runs a turn in a task of its own.
-    fn run(&self, turn: Arc<store::Turn>, state: TurnState) {
+    /// Runs a turn of another replica, or one that a failover lost, in a task of its own.
+    fn run_again(&self, turn: Arc<store::Turn>, state: TurnState) {
+        let texts = self.texts.take_if_free(turn.memory());
+        self.run(turn, state, texts);
+    }
+
+    /// Runs a turn in a task of its own, which holds the room of its texts.
+    fn run(&self, turn: Arc<store::Turn>, state: TurnState, texts: HeldTexts) {
         self.copies.send(&self.store, &RedoEntry::Accepted(Arc::clone(&turn)));
         let listed = panics::Listed::new(self.clone(), turn.generation);
         let (generations, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let _listed = listed;
+            let _held = (listed, texts);
             let unheard = Arc::clone(&turn);
             tokio::select! {
                 () = panics::run(&generations, turn, state) => {}
@@ -384,7 +405,7 @@ impl Generations {
         &self,
         owner: &Owner,
         session: SessionId,
-        new: NewTurn,
+        mut new: NewTurn,
         turn_permit: &mut Option<TurnPermit>,
     ) -> Result<Submitted, SubmitError> {
         if self.store.lifecycle().is_draining() {
@@ -392,15 +413,29 @@ impl Generations {
         }
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
-        let (permit, grant) = match self.admits(owner, session, &new).await {
+        let network = turn_permit.as_ref().and_then(|it| it.subject.source.widest_network());
+        let size = new.stored_size();
+        let admitted = match self.texts.take(network, new.memory()) {
+            Ok(texts) => {
+                self.admits(owner, session, &new, size).await.map(|grants| (grants, texts))
+            }
+            Err(refused) => Err(refused),
+        };
+        let ((permit, grant), texts) = match admitted {
             Ok(admitted) => admitted,
             Err(refused) => {
                 // Boxed, because it is rare.
                 return Box::pin(self.repeated(owner, session, &new)).await?.ok_or(refused);
             }
         };
-        let proposal = Proposal::new(owner, session, &new);
-        let accepted = Box::pin(self.accept_and_record(owner, session, &new, &proposal)).await;
+        let accepting = Accepting {
+            proposal: Proposal::new(owner, session, &new),
+            source: new.spec.source.clone(),
+            bytes: size.whole,
+            images: std::mem::take(&mut new.attached.images),
+            texts,
+        };
+        let accepted = Box::pin(self.accept_and_record(owner, session, &accepting)).await;
         if let Err(StoreError::Full) = &accepted
             && let Some(repeat) = Box::pin(self.repeated(owner, session, &new)).await?
         {
@@ -409,10 +444,9 @@ impl Generations {
         if let Ok(submitted) = &accepted {
             permit.accepted(submitted.created_session);
         } else if let Err(StoreError::Redis(_)) = &accepted
-            && proposal.has_key()
+            && accepting.proposal.has_key()
         {
-            let permits = (turn_permit.take(), permit);
-            self.retry_accept(owner, session, new, proposal, permits);
+            self.retry_accept(owner, session, accepting, (turn_permit.take(), permit));
         }
         match accepted {
             Err(StoreError::Absent) if *owner != Owner::Anonymous => {
@@ -455,16 +489,16 @@ impl Generations {
         &self.budget
     }
 
-    /// Checks that Redis may store the request, that a host has the model or may be back with it while the turn waits, that the question
-    /// may fit into the model's context window, that the queue has room, that the caller may store
-    /// another turn, and that its address may begin another session.
+    /// Checks that Redis may store the request, that a host has the model or may be back with it while the
+    /// turn waits, that the question may fit into the model's context window, that the queue has room,
+    /// that the caller may store another turn, and that its address may begin another session.
     async fn admits(
         &self,
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
+        stored: StoredSize,
     ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
-        let stored = new.stored_size();
         if stored.request > store::REQUEST_BYTES {
             return Err(SubmitError::RequestTooLarge);
         }
@@ -525,17 +559,16 @@ impl Generations {
         &self,
         owner: &Owner,
         session: SessionId,
-        new: &NewTurn,
-        proposal: &Proposal,
+        accepting: &Accepting,
     ) -> Result<Submitted, StoreError> {
-        let images = &new.attached.images;
+        let Accepting { proposal, images, .. } = accepting;
         if images.is_empty() {
-            return self.accept(proposal, &[]).await;
+            return self.accept(accepting).await;
         }
         let mut accepted = Err(StoreError::ImagesAbsent);
         for _ in 0..IMAGE_PUTS {
             self.put_images(owner, session, images).await?;
-            accepted = self.accept(proposal, images).await;
+            accepted = self.accept(accepting).await;
             // A clear, or the refusal of the same images in another turn, may have removed them.
             if !matches!(accepted, Err(StoreError::ImagesAbsent)) {
                 break;
@@ -560,29 +593,29 @@ impl Generations {
         &self,
         owner: &Owner,
         session: SessionId,
-        new: &NewTurn,
-        proposal: &Proposal,
+        accepting: &Accepting,
     ) -> Result<Submitted, StoreError> {
-        let accepted = self.accept_with_images(owner, session, new, proposal).await;
+        let accepted = self.accept_with_images(owner, session, accepting).await;
         if let Ok(Submitted { repeated: false, waits, .. }) = accepted
-            && (waits || new.stored_size().whole > RECORDED_AT_END)
+            && (waits || accepting.bytes > RECORDED_AT_END)
         {
-            self.budget.record(&new.spec.source, session).await;
+            self.budget.record(&accepting.source, session).await;
         }
         accepted
     }
 
     /// Has Redis accept a turn, and runs the turn if it is new.
-    async fn accept(&self, proposal: &Proposal, images: &[Image]) -> Result<Submitted, StoreError> {
+    async fn accept(&self, accepting: &Accepting) -> Result<Submitted, StoreError> {
+        let Accepting { proposal, images, texts, .. } = accepting;
         match self.store.accept(proposal).await? {
             Acceptance::New { turn, began, before, created } => {
                 let generation = turn.generation;
                 if !images.is_empty() {
-                    self.images.push(&turn, images.to_vec());
+                    self.images.push(&turn, images.clone());
                 }
                 let state =
                     if began { TurnState::Running { writers: 1 } } else { TurnState::Waiting };
-                self.run(turn, state);
+                self.run(turn, state, texts.clone());
                 Ok(Submitted {
                     generation,
                     before: Some(before),
@@ -604,32 +637,32 @@ impl Generations {
     /// Retries the acceptance of a turn whose call failed: Redis may have accepted and published
     /// the turn, and lost it with a failover. A repeat with the same key then finds this turn.
     ///
-    /// The permits are used up where the turn is accepted now, and given back otherwise.
+    /// The permits are used up where the turn is accepted now, and given back otherwise. The room of the
+    /// turn's texts stays taken until then.
     fn retry_accept(
         &self,
         owner: &Owner,
         session: SessionId,
-        mut new: NewTurn,
-        proposal: Proposal,
+        mut accepting: Accepting,
         (turn_permit, session_permit): (Option<TurnPermit>, SessionPermit),
     ) {
         let (generations, stop, owner) = (self.clone(), self.stop.clone(), owner.clone());
-        let memory = self.images.reserve_retry(&new.attached.images);
+        let memory = self.images.reserve_retry(&accepting.images);
         if memory.is_none() {
             // A turn that was accepted is still found; of one that was not, the client has the error.
-            new.attached.images = Vec::new();
+            accepting.images = Vec::new();
         }
         self.tasks.spawn(async move {
             let _memory = memory;
-            let accept = || generations.accept_and_record(&owner, session, &new, &proposal);
+            let accept = || generations.accept_and_record(&owner, session, &accepting);
             let is_retryable = |error: &StoreError| matches!(error, StoreError::Redis(_));
-            let accepting = retry(Backoff::redis(), accept, is_retryable);
+            let accepted = retry(Backoff::redis(), accept, is_retryable);
             let accepted = tokio::select! {
-                accepted = timeout(RETRY_ACCEPT_LIMIT, accepting) => accepted,
+                accepted = timeout(RETRY_ACCEPT_LIMIT, accepted) => accepted,
                 () = stop.cancelled() => return,
             };
             if accepted.is_err() {
-                generations.drop_images(&owner, session, &new.attached.images).await;
+                generations.drop_images(&owner, session, &accepting.images).await;
             }
             if let Ok(Ok(submitted)) = accepted {
                 session_permit.accepted(submitted.created_session);

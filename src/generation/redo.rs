@@ -135,7 +135,7 @@ impl Finished {
             };
             if turn.epoch != self.writer.turn().epoch {
                 // The history was cleared, and the client has sent the same request once more.
-                generations.run(turn, state);
+                generations.run_again(turn, state);
                 return Ok(());
             }
             let is_running = matches!(state, TurnState::Running { .. });
@@ -158,7 +158,7 @@ async fn restore(generations: &Generations, turn: &Arc<Turn>) -> Result<(), Stor
     };
     tracing::info!(generation = %turn.generation, "turn restored from a copy");
     turn_spans::end_lost_writer(turn, 2, None);
-    generations.run(Arc::clone(turn), state);
+    generations.run_again(Arc::clone(turn), state);
     Ok(())
 }
 

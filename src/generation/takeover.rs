@@ -140,7 +140,7 @@ async fn take_over(
             let writers = if let TurnState::Running { writers } = state { writers } else { 0 };
             turn_spans::end_lost_writer(&turn, writers, Some(&open.replica));
         }
-        generations.run(turn, state);
+        generations.run_again(turn, state);
     }
     failed.map_or(Ok(taken), Err)
 }

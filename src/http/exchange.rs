@@ -30,7 +30,7 @@ use crate::http::peer::{ClientConnection, Http2Connection, LINGER_BYTES, LINGER_
 use crate::http::peer::{LINGER_LIMIT, LastByte, StreamGuard, connection_error};
 use crate::http::problem::Problem;
 use crate::http::room::{
-    self, ByteRoom, FREE_BYTES, REPLY_BYTES, RoomPermit, TakenRoom, WholeBodyRoom,
+    self, ConnectionRoom, FREE_BYTES, REPLY_BYTES, RoomPermit, TakenRoom, WholeBodyRoom,
 };
 use crate::http::stream_limit::{PIECE_BYTES, gave_piece, took_pieces};
 
@@ -51,7 +51,7 @@ const ROOM_LIMIT: Duration = Duration::from_mins(2);
 /// Where the connection breaks before there is a response.
 pub async fn handle(
     router: Router,
-    room: ByteRoom,
+    room: ConnectionRoom,
     request: Request<Incoming>,
     address: SocketAddr,
     client: Arc<ClientConnection>,
@@ -246,7 +246,7 @@ impl BodyRoom {
         body: &Incoming,
         headers: &HeaderMap,
         peer: IpAddr,
-        (room, whole): (&ByteRoom, WholeBodyRoom),
+        (room, whole): (&ConnectionRoom, WholeBodyRoom),
         http_2: Option<&Arc<Http2Connection>>,
     ) -> Self {
         let declared = body.size_hint().upper().and_then(|size| usize::try_from(size).ok());

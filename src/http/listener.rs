@@ -27,7 +27,7 @@ use crate::http::frames::FrameBudget;
 use crate::http::middleware::headers;
 use crate::http::peer::{ClientConnection, OrderlyClose};
 use crate::http::problem::Problem;
-use crate::http::room::ByteRoom;
+use crate::http::room::ConnectionRoom;
 use crate::http::stream_limit::{PIECE_BYTES, StreamExecutor};
 use crate::lifecycle::{Lifecycle, Phase, TaskEnd, catch_panic};
 use crate::telemetry::{count_slow_reader, metric};
@@ -111,7 +111,7 @@ impl ClientLimits {
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
-    room: ByteRoom,
+    room: ConnectionRoom,
     limits: ClientLimits,
     of_addresses: AddressConnections,
     lifecycle: Lifecycle,
@@ -190,7 +190,7 @@ async fn answer_probe(
     client: Arc<ClientConnection>,
     address: SocketAddr,
     router: Router,
-    room: ByteRoom,
+    room: ConnectionRoom,
 ) {
     let limits = ClientLimits {
         read: PROBE_LIMIT,

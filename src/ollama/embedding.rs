@@ -46,6 +46,13 @@ pub struct EmbedRequest {
     pub dimensions: Option<u32>,
 }
 
+impl EmbedRequest {
+    /// Returns the bytes of memory that the texts take.
+    pub fn memory(&self) -> usize {
+        self.texts.iter().map(|text| text.len() + size_of::<String>()).sum()
+    }
+}
+
 /// The vectors of texts, as the host sent them.
 #[derive(Debug)]
 pub struct Vectors {

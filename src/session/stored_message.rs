@@ -89,6 +89,20 @@ pub fn json_size(value: &impl Serialize) -> usize {
     serde_json::to_writer(&mut counter, value).map_or(usize::MAX, |()| counter.0)
 }
 
+/// What stands before the id of a message in its header.
+const BEFORE_ID: &str = "{\"i\":\"";
+
+/// Replaces the id in a stored message, and with it that of its generation where the two are the same.
+/// Returns `false` where the message does not begin as [`header`] writes it.
+pub fn replace_id(entry: &mut String, id: Uuid) -> bool {
+    let at = BEFORE_ID.len()..BEFORE_ID.len() + uuid::fmt::Hyphenated::LENGTH;
+    if !entry.starts_with(BEFORE_ID) || entry.get(at.clone()).is_none() {
+        return false;
+    }
+    entry.replace_range(at, &id.to_string());
+    true
+}
+
 /// Returns the header of a message as it is stored.
 pub fn header(message: &Message) -> String {
     let generation = message.generation_id.map(|generation| {

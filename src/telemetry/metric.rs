@@ -175,6 +175,8 @@ metrics! {
         [type: &["auth", "bad", "branch", "cancel", "chat", "clear_history", "edit", "get_history", "ping", "regenerate"]];
     /// Open event streams (server-sent events).
     GAUGE EVENT_STREAMS = "jarvis_event_streams";
+    /// Bytes of memory that the texts of turns and of requests for embeddings take, of those beyond 64 KiB.
+    GAUGE HELD_TEXT_BYTES = "jarvis_held_text_bytes";
     /// Clients that came back with a cursor, by what they got: every event since (recovered), a
     /// snapshot in place of events that are no longer kept (snapshot), or nothing, as they had all of
     /// the generation (complete).

@@ -41,6 +41,9 @@ pub enum Connections {
     /// Bytes that are no HTTP, frames that are no WebSocket's, fragments of messages that never end,
     /// floods of pings.
     Garbage,
+    /// Sockets that are established: pings, requests that are refused, messages that stay unfinished for
+    /// nearly as long as they may, and events that are not asked for.
+    GarbageSockets,
 }
 
 /// The bytes that one connection sends.
@@ -147,6 +150,21 @@ fn bytes(kind: Connections, number: usize, address: &str, random: &mut StdRng) -
         (Connections::Garbage, _) => {
             let pings = masked(WEBSOCKET_PING, true, b"1234").repeat(PINGS);
             (socket(&pings), pings, second / 5)
+        }
+        // Less than a socket is closed for: 100 pings a second, and 20 bad messages in ten seconds.
+        (Connections::GarbageSockets, 0) => {
+            (socket(&[]), masked(WEBSOCKET_PING, true, b"1234").repeat(PINGS), second / 5)
+        }
+        (Connections::GarbageSockets, 1) => {
+            (socket(&[]), masked(TEXT, true, br#"{"type":"chat","message":" "}"#), second)
+        }
+        (Connections::GarbageSockets, 2) => {
+            let begin = masked(TEXT, false, &[b' '; 4000]);
+            let end = masked(CONTINUATION, true, b"{}");
+            (socket(&[]), [begin, end].concat(), second)
+        }
+        (Connections::GarbageSockets, _) => {
+            (socket(&[]), masked(TEXT, true, br#"{"type":"get_history","limit":500}"#), second / 2)
         }
     };
     Bytes { first, then, every }

@@ -14,6 +14,8 @@ use super::target::{Addresses, Target};
 
 const CHAT: &str = "/api/v1/chat/";
 const MODEL: &str = "tinyllama:latest";
+/// A model that takes images, so that they are stored.
+const VISION: &str = "vision:latest";
 /// The requests of a flood that are under way at the same time, at most.
 const AT_ONCE: usize = 64;
 /// The time limit of one request.
@@ -30,12 +32,16 @@ const GIF: &str = "R0lGODlh";
 const IMAGE: usize = 4 * 1_398_000;
 /// The bytes of a conversation, nearly as many as a request may bring.
 const CONVERSATION: usize = 1_000_000;
-/// The texts of one request for embeddings.
-const TEXTS: usize = 256;
+/// The texts of one request for embeddings, as many as it may have, and the bytes of each: nearly as many
+/// as a body may have.
+const TEXTS: usize = 2048;
+const TEXT: usize = 950;
 /// The values of a body that nobody reads, of 7 bytes each.
 const VALUES: usize = 1_000_000;
-/// A body beyond the bound of 512 KiB.
-const TOO_LARGE: usize = 600 << 10;
+/// A body that is no chat, beyond the bound of one without images, which is known only once it was read.
+const NO_CHAT: usize = 600 << 10;
+/// A body beyond the bound of one with images.
+const TOO_LARGE: usize = 7 << 20;
 /// The characters of a message within the bound of characters that fits in no context.
 const TOO_LONG: usize = 32_000;
 /// The running turns that an address may have in the fleet under attack.
@@ -48,7 +54,8 @@ pub const QUEUE_ADDRESSES: usize = 12;
 /// The kind of requests that a flood sends.
 #[derive(Clone, Copy, Debug)]
 pub enum Flood {
-    /// Bodies that are too large, questions that are too long, and turns beyond a share of the queue.
+    /// Bodies that are no chat or too large, questions that are too long, and turns beyond a share of the
+    /// queue.
     /// With three replicas each of them goes to one, which bears all of it.
     Refused,
     /// Short turns, each in a new session.
@@ -73,6 +80,7 @@ pub struct FloodPlan {
 
 /// The bodies of the requests, made once.
 struct Bodies {
+    no_chat: Bytes,
     too_large: Bytes,
     too_long: Bytes,
     /// The paths and bodies of the largest requests.
@@ -82,14 +90,16 @@ struct Bodies {
 impl Bodies {
     fn new() -> Self {
         let image = GIF.to_owned() + &"A".repeat(IMAGE);
-        let image = json!({"message": "see", "images": [image]});
+        let image =
+            json!({"message": "[[tokens=1 rate=0]] see", "model": VISION, "images": [image]});
         let kept = json!({"model": MODEL, "background": true, "input": [
             {"role": "user", "content": "x".repeat(CONVERSATION)},
             {"role": "user", "content": "[[tokens=1 rate=0]] hello"}]});
-        let embed = json!({"model": MODEL, "input": vec!["x".repeat(2_000); TEXTS]});
+        let embed = json!({"model": MODEL, "input": vec!["x".repeat(TEXT); TEXTS]});
         let values = vec![r#"{"":0}"#; VALUES].join(",");
         let values = format!(r#"{{"model":"{MODEL}","messages":[],"unknown":[{values}]}}"#);
         Self {
+            no_chat: Bytes::from(vec![b' '; NO_CHAT]),
             too_large: Bytes::from(vec![b' '; TOO_LARGE]),
             too_long: body(&"字".repeat(TOO_LONG)),
             large: [
@@ -140,7 +150,9 @@ async fn send(target: &Target, plan: FloodPlan, bodies: &Bodies, number: usize) 
         }
         Flood::Sessions => (plan.addresses.of(number), body("[[tokens=1 rate=0]] hello")),
         Flood::Refused if number.is_multiple_of(3) => {
-            (plan.addresses.of(number / 3), bodies.too_large.clone())
+            let is_read = (number / 3).is_multiple_of(2);
+            let body = if is_read { &bodies.no_chat } else { &bodies.too_large };
+            (plan.addresses.of(number / 3), body.clone())
         }
         Flood::Refused if number % 3 == 1 => {
             (plan.addresses.of(number / 3), bodies.too_long.clone())

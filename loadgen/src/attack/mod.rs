@@ -34,7 +34,8 @@ const REPLICAS: usize = 3;
 /// The concurrent generations of the one model host: of all honest sessions and of all running turns
 /// of attackers.
 const SLOTS: &str = "256";
-/// The time in which the honest sessions begin, and the buffers of their beginning are freed.
+/// The time in which the honest sessions begin, and the buffers of their beginning are freed. A rest follows,
+/// after which a replica holds as many ended turns of theirs as it ever does.
 const WARM_UP: Duration = Duration::from_secs(5);
 /// The time after the last attack in which new honest turns begin.
 const LAST: Duration = Duration::from_secs(1);
@@ -76,7 +77,11 @@ pub async fn run(attack: Attack) -> anyhow::Result<AttackReport> {
     let count = u32::try_from(attack.attacks.len())?;
     let load = Options {
         replicas: Replicas::new(fleet.urls()),
-        duration: WARM_UP + attack.duration + (attack.duration + attack.rest) * count + LAST,
+        duration: WARM_UP
+            + attack.rest
+            + attack.duration
+            + (attack.duration + attack.rest) * count
+            + LAST,
         own_addresses: true,
         ..attack.load.clone()
     };
@@ -117,7 +122,7 @@ async fn start(attack: &Attack) -> anyhow::Result<Fleet> {
 
 /// Measures the baseline and each attack; the first row is the baseline.
 async fn all(fleet: &Fleet, attack: &Attack, tally: &Tally) -> anyhow::Result<Vec<Row>> {
-    sleep(WARM_UP).await;
+    sleep(WARM_UP + attack.rest).await;
     tally.take_honest();
     let mut rows = Vec::with_capacity(attack.attacks.len() + 1);
     let before = memory(fleet).await?;

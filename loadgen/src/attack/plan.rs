@@ -1,6 +1,7 @@
 //! The attacks: what each sends, and from which addresses.
 
 use clap::ValueEnum;
+use futures_util::future::join_all;
 
 use super::Attack;
 use super::connections::{self, Connections};
@@ -9,6 +10,10 @@ use super::target::{Addresses, Target};
 
 /// The addresses of a flood from many addresses. Each may send 120 turns a minute.
 const MANY: usize = 500;
+
+/// The second byte of the first addresses of attacks, and how many attacks have addresses behind it.
+const FIRST_BLOCK: u8 = 64;
+const BLOCK: u8 = 16;
 
 /// An attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,10 +34,16 @@ pub enum AttackKind {
     SlowHttp2,
     /// Garbage, fragments that never end, floods of pings
     Garbage,
+    /// Sockets that are established, and then misbehave within what keeps them open
+    GarbageSockets,
     /// One address that opens sockets in a loop
     Sockets,
     /// One address that fills its share of the queue
     Queue,
+    /// Refused requests, new sessions and large bodies at once
+    Floods,
+    /// Slow connections, garbage, sockets and the queue at once
+    Everything,
 }
 
 impl AttackKind {
@@ -47,14 +58,44 @@ impl AttackKind {
             Self::SlowHttp1 => "slow connections, HTTP/1",
             Self::SlowHttp2 => "slow connections, HTTP/2",
             Self::Garbage => "garbage, endless fragments, pings",
+            Self::GarbageSockets => "established sockets misbehave",
             Self::Sockets => "one address opens sockets",
             Self::Queue => "one address fills the queue",
+            Self::Floods => "all floods at once",
+            Self::Everything => "slow, garbage, sockets, queue at once",
+        }
+    }
+
+    /// Returns the attacks that run at once in this one.
+    fn parts(self) -> &'static [Self] {
+        match self {
+            Self::Floods => &[Self::Refused, Self::Sessions, Self::Large],
+            Self::Everything => &[
+                Self::SlowHttp1,
+                Self::SlowHttp2,
+                Self::Garbage,
+                Self::GarbageSockets,
+                Self::Sockets,
+                Self::Queue,
+            ],
+            _ => &[],
         }
     }
 
     /// Attacks until the time is over.
     pub async fn run(self, target: &Target, attack: &Attack) {
-        let addresses = |count| Addresses { attack: 64 + self as u8, count };
+        let parts = self.parts();
+        if parts.is_empty() {
+            return self.run_from(FIRST_BLOCK, target, attack).await;
+        }
+        // The parts claim other addresses than the attacks alone, and than those of another one.
+        let block = FIRST_BLOCK + BLOCK * (1 + u8::from(self == Self::Everything));
+        join_all(parts.iter().map(|part| part.run_from(block, target, attack))).await;
+    }
+
+    /// Attacks from the addresses of this block.
+    async fn run_from(self, block: u8, target: &Target, attack: &Attack) {
+        let addresses = |count| Addresses { attack: block + self as u8, count };
         let flood = |flood, count| {
             let plan =
                 FloodPlan { flood, per_minute: attack.per_minute, addresses: addresses(count) };
@@ -73,8 +114,10 @@ impl AttackKind {
             Self::SlowHttp1 => hold(Connections::SlowHttp1).await,
             Self::SlowHttp2 => hold(Connections::SlowHttp2).await,
             Self::Garbage => hold(Connections::Garbage).await,
+            Self::GarbageSockets => hold(Connections::GarbageSockets).await,
             Self::Sockets => connections::open_in_a_loop(target, addresses(1)).await,
             Self::Queue => flood(Flood::Queue, 1).await,
+            Self::Floods | Self::Everything => {}
         }
     }
 }

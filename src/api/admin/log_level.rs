@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::api::state::Shared;
 use crate::config::log_filter;
-use crate::http::extract::body::JsonBody;
-use crate::http::extract::fields::Fields;
-use crate::http::problem::Problem;
+use crate::http::extract::body::{JsonBody, ReadBody};
+use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::object::Object;
 use crate::telemetry::{FilterInForce, LogFilter};
 
 /// Characters of a filter, at most.
@@ -48,23 +48,33 @@ pub(super) async fn read(State(shared): State<Shared>) -> Json<LogLevel> {
     LogLevel::of(&shared.log_filter)
 }
 
+/// A filter that is to be in force, and for how long.
+pub(super) struct RequestedFilter {
+    filter: String,
+    seconds: i64,
+}
+
+impl ReadBody for RequestedFilter {
+    fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let filter = fields.required_text("filter", FILTER_LENGTH).to_owned();
+        let seconds = fields.integer("seconds", 1, LONGEST_SECONDS).unwrap_or(DEFAULT_SECONDS);
+        if let (Err(expected), false) = (log_filter(&filter), fields.is_refused("filter")) {
+            fields.refuse("filter", "value_error", expected);
+        }
+        fields.finish(Self { filter, seconds })
+    }
+}
+
 /// Puts a filter in force: `filter`, for `seconds`.
 pub(super) async fn change(
     State(shared): State<Shared>,
-    JsonBody(body): JsonBody,
-) -> Result<Json<LogLevel>, Problem> {
-    let mut fields = Fields::new("body", &body);
-    let text = fields.required_text("filter", FILTER_LENGTH).to_owned();
-    let seconds = fields.integer("seconds", 1, LONGEST_SECONDS).unwrap_or(DEFAULT_SECONDS);
-    let filter = log_filter(&text);
-    if let (Err(expected), false) = (&filter, fields.is_refused("filter")) {
-        fields.refuse("filter", "value_error", expected.clone());
-    }
-    fields.finish(())?;
-    if let Ok(filter) = filter {
+    JsonBody(RequestedFilter { filter, seconds }): JsonBody<RequestedFilter>,
+) -> Json<LogLevel> {
+    if let Ok(filter) = log_filter(&filter) {
         shared.log_filter.change(filter, Duration::from_secs(seconds.unsigned_abs()));
     }
-    Ok(LogLevel::of(&shared.log_filter))
+    LogLevel::of(&shared.log_filter)
 }
 
 /// Puts the filter of the settings in force again.

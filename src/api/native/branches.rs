@@ -21,7 +21,7 @@ use crate::api::responses::{
     InvalidFields, SessionNotFound, TooManyConnections, TurnFailed, Unavailable,
 };
 use crate::api::state::Shared;
-use crate::http::extract::body::{JsonBody, parse_object};
+use crate::http::extract::body::{JsonBody, ReadBody, parse_object};
 use crate::http::extract::caller::Caller;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
@@ -186,6 +186,15 @@ pub struct Branch {
     message_id: Uuid,
 }
 
+/// The message whose branch is to be selected.
+pub struct BranchTarget(Uuid);
+
+impl ReadBody for BranchTarget {
+    fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
+        branch_target(object).map(Self)
+    }
+}
+
 /// The result of a selection.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Selected)]
@@ -212,9 +221,8 @@ pub async fn select(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-    JsonBody(body): JsonBody,
+    JsonBody(BranchTarget(message_id)): JsonBody<BranchTarget>,
 ) -> Result<Json<Selected>, Problem> {
-    let message_id = branch_target(&body)?;
     in_time(shared.generations.select(&owner, session, message_id)).await?;
     Ok(Json(Selected { status: "selected", session_id: session, message_id }))
 }

@@ -117,12 +117,14 @@ pub(super) async fn answer(
     if request.stream == Some(true) {
         let socket = shared.admit(&permit.subject.source)?;
         let accepted = turns::submit(&shared, permit, session, &mut request, key).await?;
-        drop(room);
+        drop((request, room));
         return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;
     }
     let AcceptedTurn { submitted, mut guard } =
         turns::submit(&shared, permit, session, &mut request, key).await?;
-    drop(room);
+    // As this request spells it: a repeat may spell the model of the first one differently.
+    let model = request.spec(&shared.settings.default_model).model;
+    drop((request, room));
     let answer = async {
         let follow = shared.follow(&caller.owner, session, submitted).await?;
         Ok(follow.answer().await?)
@@ -154,8 +156,7 @@ pub(super) async fn answer(
         response: message.content,
         thinking: message.thinking,
         session_id: session,
-        // As this request spells it: a repeat may spell the model of the first one differently.
-        model: request.spec(&shared.settings.default_model).model,
+        model,
         status: "success",
         timestamp: rfc3339(&message.timestamp),
         response_time: started.elapsed().as_secs_f64(),

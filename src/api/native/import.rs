@@ -2,7 +2,8 @@
 //!
 //! One session after another is read, stored in batches that nobody sees, and made visible in one
 //! step. Its identifier follows from the caller and its content, so that a repeat imports nothing
-//! twice.
+//! twice. Until its last line a session is in memory, as it will be stored, within a room that all
+//! imports share.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::bulk_permits::{Bulk, ClientPace};
+use crate::api::bulk_permits::{Bulk, BulkPermits, ClientPace};
 use crate::api::native::import_lines::{
     BYTES, ImportError, ImportLine, ImportLines, LineFault, MessageLine, SessionLine, too_large,
 };
@@ -26,6 +27,7 @@ use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, OverBudgetReply, Unavailable};
 use crate::api::state::Shared;
 use crate::blocking;
+use crate::byte_room::RoomPermit;
 use crate::generation::SubmitError;
 use crate::http::extract::body::check_encoding;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -36,9 +38,14 @@ use crate::session::{GenerationId, Message, Owner, Role, SessionId, Status};
 const NAMESPACE: Uuid = Uuid::from_u128(0x2c3e_9a71_54d0_4b6f_8e13_70ab_5cd2_e941);
 /// How long an import takes, at most.
 const LIMIT: Duration = Duration::from_mins(10);
-/// Messages of one session, at most: it is kept in memory until its last line, and small messages take
-/// several times their bytes there.
+/// Messages of one session, at most.
 const SESSION_MESSAGES: usize = 100_000;
+/// Bytes that the entry of a message takes in memory beside its text, about; in Redis its numbers and
+/// its id in the indices of the session take more.
+const ENTRY_BYTES: u64 = 32;
+const STORED_BYTES: u64 = 160;
+/// The room of a session grows in steps of so many bytes.
+const ROOM_STEP: u64 = 1 << 20;
 /// Attempts to store a session whose messages a failover loses meanwhile.
 const ATTEMPTS: u32 = 3;
 
@@ -85,7 +92,8 @@ pub async fn import(
     let _permit = shared.bulk.take(Bulk::Import, &owner)?;
     let pace = ClientPace::new(shared.settings.read_timeout);
     let lines = ImportLines::new(request.into_body().into_data_stream(), pace);
-    let mut import = Import { shared, owner, lines, reply: ImportReply::default(), open: None };
+    let reply = ImportReply::default();
+    let mut import = Import { shared, owner, lines, reply, open: None, room: None };
     let late = || {
         let detail = "The import took too long; send it again, and it goes on where it is.";
         Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
@@ -108,6 +116,8 @@ struct Import {
     reply: ImportReply,
     /// The session whose messages are being read.
     open: Option<OpenSession>,
+    /// The room of that session.
+    room: Option<RoomPermit>,
 }
 
 impl Import {
@@ -149,6 +159,7 @@ impl Import {
             (ImportLine::Session(session), None) => self.open = Some(OpenSession::new(session)),
             (ImportLine::Message(message), Some(mut open)) => {
                 open.add(*message, &self.owner, self.shared.store.session_bytes())?;
+                self.make_room(open.memory())?;
                 self.open = Some(open);
             }
             (ImportLine::SessionEnd(messages), Some(open)) if messages == open.count() => {
@@ -163,10 +174,31 @@ impl Import {
         Ok(())
     }
 
+    /// Takes the room of a session that has grown to so many bytes.
+    fn make_room(&mut self, bytes: u64) -> Result<(), Problem> {
+        let held = self.room.as_ref().map_or(0, RoomPermit::bytes) as u64;
+        if bytes <= held {
+            return Ok(());
+        }
+        let wanted = usize::try_from(bytes.next_multiple_of(ROOM_STEP)).unwrap_or(usize::MAX);
+        self.room = match self.room.take() {
+            Some(room) => room.resize(wanted),
+            None => self.shared.bulk.import_room(wanted),
+        };
+        if self.room.is_none() {
+            let problem = BulkPermits::no_import_room();
+            return Err(at_line(problem, self.lines.number));
+        }
+        Ok(())
+    }
+
     /// Stores a session, unless it is there.
     async fn store(&mut self, open: OpenSession) -> Result<(), Problem> {
         let count = open.count();
-        let (imported, bytes) = open.finish(&self.owner, &self.shared.settings.default_model);
+        let bytes = open.bytes + STORED_BYTES * count;
+        let imported = open.finish(&self.owner, &self.shared.settings.default_model);
+        // Held until the session is stored.
+        let _room = self.room.take();
         let (shared, owner) = (&self.shared, &self.owner);
         let store = &shared.store;
         let number = self.lines.number;
@@ -229,8 +261,8 @@ struct OpenSession {
     created_at: DateTime<Utc>,
     first_question: Option<String>,
     last_model: Option<String>,
-    /// The messages with the identifier of none, which follows from the whole content.
-    messages: Vec<Message>,
+    /// The messages as they are stored, but for their ids, which follow from the whole content.
+    entries: Vec<String>,
     bytes: u64,
     digest: Sha256,
 }
@@ -241,7 +273,7 @@ impl OpenSession {
             created_at: line.created_at.unwrap_or_else(Utc::now),
             first_question: None,
             last_model: None,
-            messages: Vec::new(),
+            entries: Vec::new(),
             bytes: 0,
             digest: Sha256::new(),
             line,
@@ -256,7 +288,12 @@ impl OpenSession {
     }
 
     fn count(&self) -> u64 {
-        self.messages.len() as u64
+        self.entries.len() as u64
+    }
+
+    /// Returns the bytes of memory that the messages take.
+    fn memory(&self) -> u64 {
+        self.bytes + self.count() * ENTRY_BYTES
     }
 
     /// Adds a message to a session that may take so many bytes.
@@ -278,6 +315,8 @@ impl OpenSession {
         let is_answer = *role == Role::Assistant;
         let timestamp = timestamp.unwrap_or(self.created_at);
         let message = Message {
+            id: Uuid::nil(),
+            generation_id: is_answer.then_some(GenerationId(Uuid::nil())),
             content: line.content,
             thinking: line.thinking,
             user_id: (line.role == Role::User).then(|| owner.user_id().to_owned()),
@@ -287,10 +326,10 @@ impl OpenSession {
             usage: line.usage,
             ..message(line.role, timestamp)
         };
-        let Some(entry) = ImportedSession::entry(&message) else {
+        let Some(mut entry) = ImportedSession::entry(&message) else {
             return Err(LineFault::new("thinking", "value_error", "must not hold U+0003"));
         };
-        if self.messages.len() >= SESSION_MESSAGES {
+        if self.entries.len() >= SESSION_MESSAGES {
             let msg = format!("a session has at most {SESSION_MESSAGES} messages in an import");
             return Err(LineFault::new("messages", "too_long", msg));
         }
@@ -299,32 +338,24 @@ impl OpenSession {
             let msg = format!("a session has at most {bytes_limit} bytes of messages as stored");
             return Err(LineFault::new("content", "too_long", msg));
         }
-        self.messages.push(message);
+        entry.shrink_to_fit();
+        self.entries.push(entry);
         Ok(())
     }
 
-    /// Returns the session as it is stored, and its bytes.
-    fn finish(self, owner: &Owner, default_model: &str) -> (ImportedSession, u64) {
+    /// Returns the session as it is stored.
+    fn finish(self, owner: &Owner, default_model: &str) -> ImportedSession {
         let digest = self.digest.finalize();
         let mut name = owner.key().into_bytes();
         name.push(b'\n');
         name.extend_from_slice(&digest);
         let session = SessionId(Uuid::new_v5(&NAMESPACE, &name));
-        let entries = self.messages.into_iter().enumerate().filter_map(|(number, message)| {
-            let id = Uuid::new_v5(&session.0, &number.to_be_bytes());
-            let generation_id = (message.role == Role::Assistant).then_some(GenerationId(id));
-            ImportedSession::entry(&Message { id, generation_id, ..message })
-        });
         let title = self.line.title.or(self.first_question).unwrap_or_default();
         let model = self.line.model.or(self.last_model).unwrap_or_else(|| default_model.to_owned());
-        let imported = ImportedSession {
-            session,
-            title,
-            model,
-            created_at: self.created_at,
-            entries: entries.collect(),
-        };
-        (imported, self.bytes)
+        let (created_at, entries) = (self.created_at, self.entries);
+        let mut imported = ImportedSession { session, title, model, created_at, entries };
+        imported.name_messages();
+        imported
     }
 }
 

@@ -20,7 +20,8 @@ use crate::session::{Owner, SessionInfo, StoreError};
 
 /// Pages of the index that one request reads, at most: entries whose sessions are gone are left out.
 const PAGES: usize = 4;
-/// Entries of such a page, at least, where not each session is listed.
+/// Entries of such a page where not each session is listed. Each of them is described, and a search reads
+/// its messages.
 const SEARCHED_AT_ONCE: usize = 100;
 /// Sessions that are described at the same time.
 const AT_ONCE: usize = 16;
@@ -45,7 +46,7 @@ pub struct SessionList {
 }
 
 /// The sessions that are listed.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Marks {
     pinned: Option<bool>,
     archived: Option<bool>,
@@ -95,6 +96,8 @@ pub async fn list(
     fields.finish(())?;
     let (after, searched) = parsed.map_or((None, 0), |(after, searched)| (Some(after), searched));
     let search = Search::new(words).map(|search| (search, SearchState::after(searched)));
+    let looks_for = search.is_some() || marks != Marks::default();
+    let _permit = if looks_for { Some(shared.bulk.search(&owner).await?) } else { None };
     let pages = Pages { shared: &shared, owner: &owner, limit, marks };
     Ok(Json(in_time(pages.collect(after, search)).await?))
 }
@@ -126,14 +129,13 @@ impl Pages<'_> {
         mut after: Option<ListPosition>,
         mut search: Option<(Search, SearchState)>,
     ) -> Result<SessionList, StoreError> {
-        let lists_all =
-            search.is_none() && self.marks.pinned.is_none() && self.marks.archived.is_none();
+        let lists_all = search.is_none() && self.marks == Marks::default();
         let budget = self.shared.generations.budget();
         let (mut sessions, mut matches) = (Vec::new(), Vec::new());
         let mut is_last = false;
         'pages: for _ in 0..PAGES {
             let missing = self.limit - sessions.len();
-            let wanted = if lists_all { missing } else { missing.max(SEARCHED_AT_ONCE) };
+            let wanted = if lists_all { missing } else { SEARCHED_AT_ONCE };
             let entries =
                 budget.list(self.owner, ListOrder::Newest, after.as_ref(), wanted).await?;
             is_last = entries.len() < wanted;

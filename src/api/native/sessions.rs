@@ -14,9 +14,10 @@ use crate::api::problems::in_time;
 use crate::api::responses::{InvalidFields, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
 use crate::generation::CancelOutcome;
-use crate::http::extract::body::JsonBody;
+use crate::http::extract::body::{JsonBody, ReadBody};
 use crate::http::extract::caller::Caller;
-use crate::http::extract::fields::Fields;
+use crate::http::extract::fields::{FieldError, Fields};
+use crate::http::extract::object::Object;
 use crate::http::extract::path::SessionPath;
 use crate::http::extract::query::QueryFields;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -112,6 +113,24 @@ pub struct SessionUpdate {
     archived: Option<bool>,
 }
 
+/// The fields of a [`SessionUpdate`].
+pub struct ChangedFields {
+    title: Option<String>,
+    pinned: Option<bool>,
+    archived: Option<bool>,
+}
+
+impl ReadBody for ChangedFields {
+    fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
+        let mut fields = Fields::new("body", object);
+        let pinned = fields.flag("pinned");
+        let archived = fields.flag("archived");
+        let title = fields.has("title").then(|| fields.required_text("title", TITLE_CHARACTERS));
+        let title = title.map(str::to_owned);
+        fields.finish(Self { title, pinned, archived })
+    }
+}
+
 /// Changes the title of a session, or marks it.
 #[utoipa::path(
     patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
@@ -126,13 +145,9 @@ pub async fn update(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-    JsonBody(body): JsonBody,
+    JsonBody(ChangedFields { title, pinned, archived }): JsonBody<ChangedFields>,
 ) -> Result<Json<SessionInfo>, Problem> {
-    let mut fields = Fields::new("body", &body);
-    let pinned = fields.flag("pinned");
-    let archived = fields.flag("archived");
-    let title = fields.has("title").then(|| fields.required_text("title", TITLE_CHARACTERS));
-    let change = fields.finish(SessionChange { title, pinned, archived })?;
+    let change = SessionChange { title: title.as_deref(), pinned, archived };
     in_time(shared.store.update(&owner, session, change)).await?;
     Ok(Json(in_time(shared.store.describe(&owner, session)).await?.info))
 }
@@ -173,6 +188,15 @@ pub struct Cancel {
     generation_id: Option<GenerationId>,
 }
 
+/// The generation to cancel, where the client names one.
+pub struct CancelTarget(Option<GenerationId>);
+
+impl ReadBody for CancelTarget {
+    fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
+        cancel_target(object).map(Self)
+    }
+}
+
 /// The result of a cancel.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Cancelled)]
@@ -200,9 +224,8 @@ pub async fn cancel(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-    JsonBody(body): JsonBody,
+    JsonBody(CancelTarget(generation)): JsonBody<CancelTarget>,
 ) -> Result<Json<CancelResult>, Problem> {
-    let generation = cancel_target(&body)?;
     match shared.generations.cancel(&owner, session, generation).await? {
         CancelOutcome::Cancelled { generation, upstream_closed } => {
             let status = "cancelled";

@@ -35,7 +35,7 @@ pub async fn submit(
         return Err(refusal.into());
     }
     let default_model = &shared.settings.default_model;
-    // Redis keeps the images from here on, and the request lives as long as the answer.
+    // Redis keeps the images from here on.
     let images = std::mem::take(&mut request.image_data);
     let question = Message {
         images: request.images.clone(),

@@ -12,7 +12,8 @@ use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
 use super::shapes::OllamaErrorReply;
-use crate::api::embedding::{self, TEXTS, VectorForm, VectorReply, WriteVector};
+use crate::api::embedding::{self, HeldRequest, TEXTS, VectorForm, VectorReply, WriteVector};
+use crate::api::large_body::CONVERSATION_BYTES;
 use crate::api::state::Shared;
 use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
 use crate::http::peer::LastByte;
@@ -45,22 +46,23 @@ pub struct EmbeddingReply {
     embedding: Vec<f64>,
 }
 
-/// The body of a request for the vectors of texts, read and checked. It goes before the host is asked.
+/// The body of a request for the vectors of texts, read and checked, with its room.
 pub struct EmbedBody {
     model: String,
-    request: EmbedRequest,
+    held: HeldRequest,
 }
 
 impl FromRequest<Shared> for EmbedBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Ok(fields::read(request, shared, Self::read).await?.0)
+        let read = fields::read(request, shared, CONVERSATION_BYTES, Self::read).await;
+        read.map(|((model, request), room)| Self { model, held: HeldRequest { request, room } })
     }
 }
 
 impl EmbedBody {
-    fn read(body: &RawJsonObject) -> Result<Self, Problem> {
+    fn read(body: &RawJsonObject) -> Result<(String, EmbedRequest), Problem> {
         let fields = RequestFields::new(&body.fields, "");
         let model = request::model(fields)?;
         let request = EmbedRequest {
@@ -75,32 +77,33 @@ impl EmbedBody {
                 ),
             },
         };
-        Ok(Self { model, request })
+        Ok((model, request))
     }
 }
 
-/// The body of a request for the vector of one text, read and checked.
+/// The body of a request for the vector of one text, read and checked, with its room.
 pub struct EmbeddingBody {
     model: String,
-    request: EmbedRequest,
+    held: HeldRequest,
 }
 
 impl FromRequest<Shared> for EmbeddingBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Ok(fields::read(request, shared, Self::read).await?.0)
+        let read = fields::read(request, shared, CONVERSATION_BYTES, Self::read).await;
+        read.map(|((model, request), room)| Self { model, held: HeldRequest { request, room } })
     }
 }
 
 impl EmbeddingBody {
-    fn read(body: &RawJsonObject) -> Result<Self, Problem> {
+    fn read(body: &RawJsonObject) -> Result<(String, EmbedRequest), Problem> {
         let fields = RequestFields::new(&body.fields, "");
         let model = request::model(fields)?;
         let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
         let texts = prompt.into_iter().map(str::to_owned).collect();
         let kind = EmbedKind::Raw;
-        Ok(Self { model, request: EmbedRequest { kind, texts, truncate: true, dimensions: None } })
+        Ok((model, EmbedRequest { kind, texts, truncate: true, dimensions: None }))
     }
 }
 
@@ -114,12 +117,12 @@ pub async fn embed(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbedBody { model, request }: EmbedBody,
+    EmbedBody { model, held }: EmbedBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let head = format!("{{\"model\":{},\"embeddings\":[", Value::from(&*model));
     let reply = VectorReply::new(&head, VectorForm::default(), AS_SENT);
-    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, held, reply).await;
     let (reply, usage) = embedded.map_err(|problem| of_model(&model, problem))?;
     let EmbedUsage { tokens, load_duration } = usage;
     let total_duration = nanoseconds(started.elapsed());
@@ -139,11 +142,11 @@ pub async fn embeddings(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    EmbeddingBody { model, request }: EmbeddingBody,
+    EmbeddingBody { model, held }: EmbeddingBody,
 ) -> Result<Response, Problem> {
-    let tail = if request.texts.is_empty() { "[]}" } else { "}" };
+    let tail = if held.request.texts.is_empty() { "[]}" } else { "}" };
     let reply = VectorReply::new("{\"embedding\":", VectorForm::default(), AS_SENT);
-    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, held, reply).await;
     let (reply, _) = embedded.map_err(|problem| of_model(&model, problem))?;
     Ok(reply.end(tail))
 }

@@ -2,12 +2,12 @@
 //! another type is refused.
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::Request;
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::errors::invalid;
-use crate::api::large_body::{self, HeldRoom, WITH_IMAGES};
+use crate::api::large_body::{self, HeldRoom};
 use crate::api::state::Shared;
 use crate::http::extract::body::json_position;
 use crate::http::extract::object::{
@@ -21,26 +21,18 @@ pub struct RawJsonObject {
     pub fields: Object,
 }
 
-impl FromRequest<Shared> for RawJsonObject {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        Ok(large_body::read(request, shared, WITH_IMAGES, Self::of).await?.0)
-    }
-}
-
-/// Reads the body of a request, in which a turn may bring its conversation. The room of the body is kept
-/// until it is dropped.
+/// Reads the body of a request, of at most `most` bytes. The room of the body is kept until it is dropped.
 ///
 /// # Errors
 /// Where it is no object, or `read` refuses it.
 pub async fn read<T: Send + 'static>(
     request: Request,
     shared: &Shared,
+    most: usize,
     read: impl FnOnce(&RawJsonObject) -> Result<T, Problem> + Send + 'static,
 ) -> Result<(T, HeldRoom), Problem> {
     let parse = move |text: Bytes| read(&RawJsonObject::of(text)?);
-    large_body::read(request, shared, WITH_IMAGES, parse).await
+    large_body::read(request, shared, most, parse).await
 }
 
 impl RawJsonObject {

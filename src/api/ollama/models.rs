@@ -1,14 +1,14 @@
 //! The models of all hosts, in Ollama's dialect. Nothing that names a host or a file on it leaves.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::errors::of_model;
-use super::fields::{RawJsonObject, RequestFields};
+use super::fields::{self, RawJsonObject, RequestFields};
 use super::request;
 use super::schema::OllamaShowRequest;
 use super::shapes::OllamaErrorReply;
@@ -148,6 +148,19 @@ pub async fn ps(State(shared): State<Shared>) -> Result<Json<RunningModels>, Pro
     Ok(Json(RunningModels { models: loaded.into_iter().map(RunningModel::from).collect() }))
 }
 
+/// The model that a request names.
+pub struct ShowBody(String);
+
+impl FromRequest<Shared> for ShowBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let model = |body: &RawJsonObject| request::model(RequestFields::new(&body.fields, ""));
+        let read = fields::read(request, shared, shared.settings.max_body_bytes, model).await;
+        read.map(|(model, _)| Self(model))
+    }
+}
+
 /// Returns the description of one model, from a host that has it.
 #[utoipa::path(
     post, path = "/api/show", tag = "ollama", operation_id = "ollama_model",
@@ -156,10 +169,8 @@ pub async fn ps(State(shared): State<Shared>) -> Result<Json<RunningModels>, Pro
 )]
 pub async fn show(
     State(shared): State<Shared>,
-    body: RawJsonObject,
+    ShowBody(model): ShowBody,
 ) -> Result<Json<Map<String, Value>>, Problem> {
-    let model = request::model(RequestFields::new(&body.fields, ""))?;
-    drop(body);
     let described = shared.generations.describe_model(&model).await;
     let described = described.map_err(|error| of_model(&model, error.into()))?;
     Ok(Json(without_host(&model, described)))

@@ -14,7 +14,7 @@ use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
 use super::shapes::{ChatReply, GenerateReply, OllamaErrorReply};
 use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
-use crate::api::large_body::HeldRoom;
+use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
 use crate::api::streamed_turn::{self, FrontOutput};
@@ -35,7 +35,7 @@ impl FromRequest<Shared> for OllamaChatBody {
 
     async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
         let read = |body: &RawJsonObject| AskedModel::read(Shape::Chat, body);
-        let read = fields::read(request, shared, read).await;
+        let read = fields::read(request, shared, WITH_IMAGES, read).await;
         read.map(|(asked, room)| Self(asked, room))
     }
 }
@@ -48,7 +48,7 @@ impl FromRequest<Shared> for GenerateBody {
 
     async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
         let read = |body: &RawJsonObject| AskedModel::read(Shape::Generate, body);
-        let read = fields::read(request, shared, read).await;
+        let read = fields::read(request, shared, WITH_IMAGES, read).await;
         read.map(|(asked, room)| Self(asked, room))
     }
 }

@@ -8,6 +8,7 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::body;
+use super::messages::Messages;
 use super::request::ChatCompletion;
 use super::schema::{ChatCompletionEvent, ChatCompletionRequest};
 use super::shapes::{ChatCompletionReply, Choice, ErrorReply, completion_id, finish_reason};
@@ -55,18 +56,18 @@ pub async fn complete(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    CompletionBody(mut request, room): CompletionBody,
+    CompletionBody(request, room): CompletionBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
-    let (session, accepted) =
-        submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
+    let (model, include_usage) = (request.spec.model.clone(), request.include_usage);
+    let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);
     let AcceptedTurn { submitted, guard } = accepted;
     let follow = shared.follow(&caller.owner, session, submitted).await?;
     if let Some(socket) = socket {
-        let writer = CompletionWriter::new(follow, created, &request, guard);
+        let writer = CompletionWriter::new(follow, created, (&model, include_usage), guard);
         let (output, validity) = (FrontOutput::default(), caller.validity);
         return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
@@ -83,7 +84,7 @@ pub async fn complete(
         id: completion_id(generation),
         object: "chat.completion",
         created,
-        model: request.spec.model,
+        model,
         choices: [Choice {
             index: 0,
             finish_reason: finish_reason(&answer),
@@ -101,24 +102,17 @@ async fn submit(
     owner: &Owner,
     permit: TurnPermit,
     headers: &HeaderMap,
-    request: &mut ChatCompletion,
+    request: ChatCompletion,
 ) -> Result<(SessionId, AcceptedTurn), Problem> {
     let turn = OwnTurn::begin(shared, owner, headers, "openai\n")?;
-    let conversation = OwnConversation::new(request.messages.before.clone());
+    let digest = request.digest();
+    let ChatCompletion { spec, messages: Messages { before, question, images }, .. } = request;
+    let conversation = OwnConversation::new(before);
     let conversation = conversation.map_err(|error| {
         let refused = FieldError::new("body", "messages", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
-    let digest = request.digest();
-    let asked = OwnQuestion {
-        spec: request.spec.clone(),
-        conversation,
-        question: request.messages.question.clone(),
-        // Redis keeps the images from here on, and the request lives as long as the answer.
-        images: std::mem::take(&mut request.messages.images),
-        digest,
-        is_background: false,
-    };
+    let asked = OwnQuestion { spec, conversation, question, images, digest, is_background: false };
     let session = turn.session;
     Ok((session, turn.submit(shared, permit, asked).await?))
 }

@@ -14,8 +14,8 @@ use super::params::{INVALID_TYPE, INVALID_VALUE, Params, UNSUPPORTED_VALUE, erro
 use super::request::model;
 use super::schema::EmbeddingRequest;
 use super::shapes::ErrorReply;
-use crate::api::embedding::{self, TEXTS, VectorForm, VectorReply};
-use crate::api::large_body::CONVERSATION_BYTES;
+use crate::api::embedding::{self, HeldRequest, TEXTS, VectorForm, VectorReply};
+use crate::api::large_body::{CONVERSATION_BYTES, HeldRoom};
 use crate::api::state::Shared;
 use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
 use crate::http::extract::fields::FieldError;
@@ -72,12 +72,16 @@ struct EmbeddingUsage {
     total_tokens: u64,
 }
 
-impl FromRequest<Shared> for Embedding {
+/// The body of a request, read and checked, and its room.
+pub struct EmbeddingsBody(Embedding, HeldRoom);
+
+impl FromRequest<Shared> for EmbeddingsBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = body::read(request, shared, CONVERSATION_BYTES, |object, _| Self::read(object));
-        Ok(read.await?.0)
+        let read = |object: &Object, _: &[u8]| Embedding::read(object);
+        let read = body::read(request, shared, CONVERSATION_BYTES, read).await;
+        read.map(|(embedding, room)| Self(embedding, room))
     }
 }
 
@@ -159,11 +163,12 @@ pub async fn create(
     State(shared): State<Shared>,
     permit: TurnPermit,
     last_byte: LastByte,
-    Embedding { model, request, is_base64 }: Embedding,
+    EmbeddingsBody(Embedding { model, request, is_base64 }, room): EmbeddingsBody,
 ) -> Result<Response, Problem> {
     let form = VectorForm { dimensions: request.dimensions, is_base64 };
     let reply = VectorReply::new("{\"object\":\"list\",\"data\":[", form, write);
-    let embedded = embedding::vectors(&shared, permit, last_byte, &model, &request, reply).await;
+    let held = HeldRequest { request, room };
+    let embedded = embedding::vectors(&shared, permit, last_byte, &model, held, reply).await;
     let (reply, EmbedUsage { tokens, .. }) = embedded.map_err(of_input)?;
     let usage = EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens };
     let usage = serde_json::to_string(&usage).map_err(|_| Problem::internal())?;

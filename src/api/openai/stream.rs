@@ -5,7 +5,6 @@
 
 use super::chunks::Chunks;
 use super::errors::error_json;
-use super::request::ChatCompletion;
 use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
@@ -23,15 +22,15 @@ pub struct CompletionWriter {
 }
 
 impl CompletionWriter {
-    /// Begins to write a turn.
+    /// Begins to write a turn of this model, with its usage at the end where that is wanted.
     pub fn new(
         follow: Follow,
         created: i64,
-        request: &ChatCompletion,
+        (model, include_usage): (&str, bool),
         guard: Option<CancelOnDrop>,
     ) -> Self {
         let generation = follow.generation();
-        let chunks = Chunks::new(generation, created, &request.spec.model, request.include_usage);
+        let chunks = Chunks::new(generation, created, model, include_usage);
         Self { follow, chunks, guard }
     }
 

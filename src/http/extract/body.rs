@@ -22,12 +22,23 @@ const BODY_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimit(pub usize);
 
-/// A body that is a JSON object, whatever its Content-Type. A missing body, and `null`, is an empty
-/// object.
-pub struct JsonBody(pub Object);
+/// What a handler reads of a body.
+pub trait ReadBody: Sized + Send + 'static {
+    /// Reads the fields of a body.
+    ///
+    /// # Errors
+    /// Every field that is not valid.
+    fn read(object: &Object) -> Result<Self, Vec<FieldError>>;
+}
 
-impl<S> FromRequest<S> for JsonBody
+/// A body that is a JSON object, whatever its Content-Type, with what a handler reads of it. A missing
+/// body, and `null`, is an empty object. The fields are read where the body is parsed: a field is parsed
+/// once it is read, and a large one would delay every other connection of the handler's thread.
+pub struct JsonBody<T>(pub T);
+
+impl<T, S> FromRequest<S> for JsonBody<T>
 where
+    T: ReadBody,
     S: Send + Sync,
     BodyLimit: FromRef<S>,
 {
@@ -35,7 +46,7 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = whole_body(request, BodyLimit::from_ref(state).0).await?;
-        blocking::run(body.len(), move || parse_object(body.into()).map(Self)).await
+        blocking::run(body.len(), move || Ok(Self(T::read(&parse_object(body.into())?)?))).await
     }
 }
 
@@ -135,4 +146,45 @@ fn is_without_room(error: &axum::Error) -> bool {
 /// Returns the position at which a text stops being JSON.
 pub fn json_position(error: &serde_json::Error) -> String {
     format!("not valid JSON, at line {} column {}", error.line(), error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{self, ThreadId};
+
+    use axum::body::Body;
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Limit;
+
+    impl FromRef<Limit> for BodyLimit {
+        fn from_ref(_: &Limit) -> Self {
+            Self(1 << 20)
+        }
+    }
+
+    /// Notes on which thread a field is read, which parses it.
+    struct ReadOn(ThreadId);
+
+    impl ReadBody for ReadOn {
+        fn read(object: &Object) -> Result<Self, Vec<FieldError>> {
+            assert!(object.get("title").is_ok_and(|title| title.is_some()));
+            Ok(Self(thread::current().id()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_field_is_read_beside_the_connections_on_every_route() {
+        let read = async |bytes: usize| {
+            let body = format!("{{\"title\":\"{}\"}}", "x".repeat(bytes));
+            let read = JsonBody::from_request(Request::new(Body::from(body)), &Limit).await;
+            let JsonBody(ReadOn(thread)) = read.unwrap_or_else(|_| panic!("an object"));
+            thread
+        };
+        let here = thread::current().id();
+        assert_eq!(read(1_000).await, here);
+        assert_ne!(read(100_000).await, here);
+    }
 }

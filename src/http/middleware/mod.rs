@@ -22,7 +22,7 @@ use axum::response::Response;
 use tower::ServiceBuilder;
 
 use crate::config::origins::AllowedHosts;
-use crate::http::room::ByteRoom;
+use crate::http::room::ConnectionRoom;
 use crate::lifecycle::Lifecycle;
 use crate::limits::RequestKind;
 use crate::sign_in::SignIn;
@@ -67,7 +67,7 @@ pub fn stack(
     lists: Arc<AllowLists>,
     sign_in: Arc<SignIn>,
     limits: LimitLayer,
-    room: ByteRoom,
+    room: ConnectionRoom,
     lifecycle: Lifecycle,
 ) -> Router {
     let rules = limits.rules;

@@ -8,7 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::public::is_public;
-use crate::http::room::{ByteRoom, REPLY_BYTES, TakenRoom, large_size, no_room};
+use crate::http::room::{ConnectionRoom, REPLY_BYTES, TakenRoom, large_size, no_room};
 use crate::limits::RequestKind;
 
 /// The one reply that is large, belongs to no caller, and is made for each request.
@@ -18,7 +18,7 @@ const METRICS: &str = "/metrics";
 #[derive(Clone)]
 pub(super) struct RoomLayer {
     /// The room of the process.
-    pub room: ByteRoom,
+    pub room: ConnectionRoom,
     /// Returns the kind of a request to this method and path.
     pub kind: fn(&Method, &str) -> RequestKind,
 }

@@ -6,7 +6,7 @@ use fred::prelude::Value;
 
 use super::StoreError;
 use super::history::parse_stored_message;
-use crate::session::model::{Message, Role};
+use crate::session::model::{Message, Role, ToolCall};
 use crate::session::reasoning::Shape;
 use crate::session::stored_message;
 
@@ -86,6 +86,14 @@ impl OwnConversation {
     /// Returns the bytes that the messages take as they are stored, about.
     pub(super) fn stored_bytes(&self) -> usize {
         self.bytes + self.messages.len() * STORED_MESSAGE_BYTES
+    }
+
+    /// Returns the bytes of memory that all messages take together, without images, about.
+    pub(super) fn memory(&self) -> usize {
+        let calls: usize = self.messages.iter().map(|message| message.tool_calls.len()).sum();
+        let (messages, calls) =
+            (self.messages.len() * size_of::<Message>(), calls * size_of::<ToolCall>());
+        self.bytes + messages + calls
     }
 
     /// Returns the bytes of a message that a client sends: of its text, and of what belongs to tools,

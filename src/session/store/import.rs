@@ -1,6 +1,7 @@
 //! Imported sessions: written in batches that nobody sees, and then made visible in one step.
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::{SessionKeys, Store, StoreError, field, unexpected};
 use crate::session::model::{Message, Owner, Role, SessionId, rfc3339};
@@ -36,6 +37,16 @@ impl ImportedSession {
             Role::System | Role::User | Role::Tool => message.content.clone(),
         };
         Some(format!("{}\n{content}", stored_message::header(message)))
+    }
+
+    /// Gives each message the id that follows from the session and its position, in the place of the one
+    /// with which it was made. So a message is in memory once, as it is stored.
+    pub fn name_messages(&mut self) {
+        for (number, entry) in self.entries.iter_mut().enumerate() {
+            let id = Uuid::new_v5(&self.session.0, &number.to_be_bytes());
+            // Every entry begins with its header.
+            stored_message::replace_id(entry, id);
+        }
     }
 
     /// Returns the messages from this one on that go with one call.
@@ -112,5 +123,37 @@ impl Store {
             Some("absent") => Err(StoreError::Absent),
             _ => Err(unexpected("import")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::message;
+    use super::*;
+    use crate::session::model::GenerationId;
+
+    #[test]
+    fn a_message_that_is_named_later_is_the_one_that_had_its_id_from_the_beginning() {
+        let session = SessionId::random();
+        let now = Utc::now();
+        let entry = |role, id: Uuid| {
+            let generation_id = (role == Role::Assistant).then_some(GenerationId(id));
+            let content = "{\"i\":\"no id\"}".to_owned();
+            let message = Message { id, content, generation_id, ..message(role, now) };
+            ImportedSession::entry(&message).expect("an entry")
+        };
+        let roles = [Role::User, Role::Assistant, Role::Tool];
+        let mut imported = ImportedSession {
+            session,
+            title: String::new(),
+            model: String::new(),
+            created_at: now,
+            entries: roles.map(|role| entry(role, Uuid::nil())).to_vec(),
+        };
+        imported.name_messages();
+        let id = |number: usize| Uuid::new_v5(&session.0, &number.to_be_bytes());
+        let named: Vec<_> =
+            roles.iter().enumerate().map(|(number, role)| entry(*role, id(number))).collect();
+        assert_eq!(imported.entries, named);
     }
 }

@@ -82,6 +82,18 @@ impl NewTurn {
         let images = attached.images.iter().map(|image| image.reference.bytes).sum::<u64>();
         StoredSize { request, whole: request + texts as u64 + images }
     }
+
+    /// Returns the bytes of memory that the turn takes from its acceptance to its end, without images,
+    /// about: the question is also in the feed of its session; what a front shows again of the request is
+    /// in the question, in its header, and with the client that waits.
+    pub fn memory(&self) -> usize {
+        let Self { spec, content, conversation, attached, .. } = self;
+        let request = attached.question.as_ref().and_then(|question| question.request.as_ref());
+        2 * content.len()
+            + spec.bytes()
+            + conversation.as_ref().map_or(0, OwnConversation::memory)
+            + 3 * request.map_or(0, String::len)
+    }
 }
 
 /// What a turn takes as it is stored, in bytes.
@@ -177,6 +189,16 @@ impl Turn {
             + header.len()
             + event.len()
             + conversation.as_ref().map_or(0, OwnConversation::bytes)
+            + self.spec.bytes()
+    }
+
+    /// Returns the bytes of memory that the turn takes while it waits or runs, about.
+    pub fn memory(&self) -> usize {
+        let Accepted { question, header, conversation, .. } = &*self.accepted;
+        2 * question.content.len()
+            + header.len()
+            + question.request.as_ref().map_or(0, String::len)
+            + conversation.as_ref().map_or(0, OwnConversation::memory)
             + self.spec.bytes()
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message as Packet, Utf8Bytes};
 
+use crate::api::message_budget::BudgetShare;
 use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
@@ -66,7 +67,10 @@ pub struct Connection {
     socket: Socket,
     reader: Reader,
     running: Option<RunningRequest>,
+    running_bytes: usize,
     waiting: VecDeque<ClientRequest>,
+    /// The share of the running and the waiting requests in those of all sockets.
+    share: BudgetShare,
     /// A delta that must wait for the outcome of the running request.
     held: Option<Arc<Delta>>,
     view: SocketView,
@@ -92,6 +96,7 @@ impl Connection {
         let sign_in = SignInWatch::new(validity, shared.settings.auth_grace);
         let heartbeat = Box::pin(sleep(shared.settings.heartbeat));
         let view = SocketView::new(reader.cursor());
+        let share = shared.waiting_messages.share(&subject.source);
         Self {
             shared,
             sign_in,
@@ -101,7 +106,9 @@ impl Connection {
             socket,
             reader,
             running: None,
+            running_bytes: 0,
             waiting: VecDeque::new(),
+            share,
             held: None,
             view,
             snapshot: None,
@@ -141,35 +148,44 @@ impl Connection {
     async fn receive_rest(&mut self) {
         let rest = async {
             while let Ok(packet) = self.socket.receive_rest().await {
-                self.enqueue(&packet);
+                self.enqueue(packet).await;
             }
         };
         let _ = timeout(FINISH_LIMIT, rest).await;
     }
 
     /// Queues a request whose reply cannot be delivered.
-    fn enqueue(&mut self, packet: &Packet) {
-        if let Packet::Text(text) = packet
-            && let Ok(message) = wire::parse_client_message(text.as_bytes())
+    async fn enqueue(&mut self, packet: Packet) {
+        let Packet::Text(text) = packet else { return };
+        let bytes = text.len();
+        let parse = move || wire::parse_client_message(text.as_bytes());
+        if let Ok(message) = blocking::run(bytes, parse).await
             // A request for a reply alone takes no room of one with an effect.
             && !message.is_read()
-            && self.has_room(text.len())
+            && self.takes_room(bytes)
         {
             count(message.kind());
-            let bytes = text.len();
             self.waiting.push_back(ClientRequest { message, last_event: 0, bytes });
         }
     }
 
-    /// Returns whether one more request of so many bytes may wait.
-    fn has_room(&self, bytes: usize) -> bool {
-        let waiting: usize = self.waiting.iter().map(|request| request.bytes).sum();
-        self.waiting.len() < WAITING_REQUESTS && waiting + bytes <= WAITING_BYTES
+    /// Returns whether one more request of so many bytes may wait, and takes the room for it.
+    fn takes_room(&mut self, bytes: usize) -> bool {
+        let waiting = self.waiting_bytes() + bytes;
+        self.waiting.len() < WAITING_REQUESTS
+            && waiting <= WAITING_BYTES
+            && self.share.set(self.running_bytes + waiting)
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(|request| request.bytes).sum()
     }
 
     fn into_parts(self: Box<Self>) -> (Socket, Unfinished) {
-        let Self { shared, subject, session, trace, socket, running, waiting, .. } = *self;
-        (socket, Unfinished { shared, subject, session, trace, running, waiting })
+        let Self { shared, subject, session, trace, socket, running, waiting, share, .. } = *self;
+        let requests =
+            Unfinished { shared, subject, session, trace, running, waiting, _share: share };
+        (socket, requests)
     }
 
     /// Sends the first event, shortly after the head of the handshake's response.
@@ -179,8 +195,8 @@ impl Connection {
             () = sleep(WELCOME_DELAY) => None,
         };
         let sent = self.send(welcome).await;
-        if let (Err(_), Some(packet)) = (&sent, &early) {
-            self.enqueue(packet);
+        if let (Err(_), Some(packet)) = (&sent, early.clone()) {
+            self.enqueue(packet).await;
         }
         sent?;
         if !recovered {
@@ -277,6 +293,7 @@ impl Connection {
         };
         // What waits was sent by a caller that is signed in no more.
         self.waiting.clear();
+        self.share.set(self.running_bytes);
         Err(CloseReason::server(CloseCode::Policy, reason))
     }
 
@@ -345,8 +362,9 @@ impl Connection {
         if message == ClientMessage::Ping {
             return self.send(wire::pong()).await;
         }
-        if !self.has_room(bytes) {
-            let detail = "too many requests wait on this connection; retry after 1 s";
+        if !self.takes_room(bytes) {
+            let detail = "too many requests, or too large ones, wait on this connection or on others; \
+                retry after 1 s";
             let status = StatusCode::TOO_MANY_REQUESTS;
             let problem = Problem::new(status, "too_many_requests", detail).retry_after(1);
             return self.send(wire::error(&problem, message.message_id())).await;
@@ -365,11 +383,14 @@ impl Connection {
         let Some(request) = self.waiting.pop_front() else { return };
         let (shared, subject) = (&self.shared, &self.subject);
         let trace = self.trace.as_deref().copied();
+        self.running_bytes = request.bytes;
         self.running = Some(RunningRequest::begin(shared, subject, self.session, trace, request));
     }
 
     async fn finish_request(&mut self, outcome: RequestOutcome) -> Result<(), CloseReason> {
         let last_event = self.running.take().map_or(0, |running| running.last_event);
+        self.running_bytes = 0;
+        self.share.set(self.waiting_bytes());
         match outcome {
             RequestOutcome::Submitted { submitted, request, past } => {
                 self.accepted(submitted, &request, past, last_event).await?;
@@ -523,6 +544,7 @@ struct Unfinished {
     trace: Option<Box<TraceContext>>,
     running: Option<RunningRequest>,
     waiting: VecDeque<ClientRequest>,
+    _share: BudgetShare,
 }
 
 impl Unfinished {

@@ -67,11 +67,11 @@ pub async fn create(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ResponseBody(mut request, room): ResponseBody,
+    ResponseBody(request, room): ResponseBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
-    let created = submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
+    let created = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);
     let CreatedResponse { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
@@ -106,42 +106,39 @@ async fn submit(
     owner: &Owner,
     permit: TurnPermit,
     headers: &HeaderMap,
-    request: &mut ResponseRequest,
+    request: ResponseRequest,
 ) -> Result<CreatedResponse, Problem> {
     let turn = OwnTurn::begin(shared, owner, headers, "openai-response\n")?;
     let session = turn.session;
     let digest = request.digest();
-    // Redis keeps the images from here on, and the request lives as long as the answer.
-    let mut images = std::mem::take(&mut request.images);
-    let earlier = match request.previous {
+    let ResponseRequest { spec, input, mut images, previous, shown, .. } = request;
+    let earlier = match previous {
         Some(previous) => earlier_messages(shared, owner, previous, &mut images).await?,
         None => Vec::new(),
     };
-    let stored = StoredRequest {
-        created_at: Utc::now().timestamp(),
-        earlier: earlier.len() as u64,
-        shown: request.shown.clone(),
-    };
-    let instructions = request.shown.instructions.as_ref().map_or(0, String::len);
-    let messages = input::conversation(earlier, &request.input, instructions, images.into_images())
+    let stored =
+        StoredRequest { created_at: Utc::now().timestamp(), earlier: earlier.len() as u64, shown };
+    let instructions = stored.shown.instructions.as_ref().map_or(0, String::len);
+    let messages = input::conversation(earlier, &input, instructions, images.into_images())
         .map_err(|error| Problem::from(vec![error]))?;
+    drop(input);
     let question = Message { request: serde_json::to_string(&stored).ok(), ..messages.question };
     let conversation = OwnConversation::new(messages.before).map_err(|error| {
         let refused = FieldError::new("body", "input", "invalid_value", error.to_string());
         Problem::from(vec![refused])
     })?;
     let asked = OwnQuestion {
-        spec: request.spec.clone(),
+        spec,
         conversation,
         question,
         images: messages.images,
         digest,
-        is_background: request.shown.background,
+        is_background: stored.shown.background,
     };
     let accepted = turn.submit(shared, permit, asked).await?;
     let object = if accepted.submitted.repeated {
         // The response shows when it was created, not when it was asked for again.
-        StoredResponse::read(shared, owner, session).await?.object
+        StoredResponse::read(shared, owner, session).await?.into_object()
     } else {
         ResponseObject::new(session, accepted.submitted.generation, stored)
     };

@@ -1,5 +1,6 @@
 //! Stored responses: retrieved, streamed again, cancelled, deleted, listed by their input.
 
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::Json;
@@ -10,6 +11,7 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
 use super::super::params::{INVALID_VALUE, UNSUPPORTED_VALUE};
@@ -38,6 +40,11 @@ use crate::sign_in::Identity;
 /// Items of a page of an input: the most, and the default.
 const ITEMS: (i64, i64) = (100, 20);
 
+/// Responses that are read at the same time, at most: their requests and answers are in memory several
+/// times, as they are stored, parsed and written, which is more than the room of one page.
+const READ_AT_ONCE: usize = 16;
+static READING: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(READ_AT_ONCE)));
+
 /// A response as it is stored.
 pub struct StoredResponse {
     /// The fields that the response has in every state.
@@ -45,6 +52,7 @@ pub struct StoredResponse {
     /// Its turn.
     pub turn: AnsweredTurn,
     session: SessionId,
+    _reading: OwnedSemaphorePermit,
 }
 
 impl StoredResponse {
@@ -53,21 +61,24 @@ impl StoredResponse {
     /// # Errors
     /// Where the caller has none of this session, or Redis does not reply.
     pub async fn read(shared: &Shared, owner: &Owner, session: SessionId) -> Result<Self, Problem> {
-        let turn = in_time(async {
-            match shared.store.own_turn(owner, session).await {
-                Ok(turn) => Ok(turn),
-                Err(StoreError::Absent) => Err(not_found()),
-                Err(error) => Err(error.into()),
-            }
+        let read = in_time(async {
+            // The semaphore is never closed.
+            let reading = Arc::clone(&READING).acquire_owned().await.map_err(|_| not_found())?;
+            let turn = match shared.store.own_turn(owner, session).await {
+                Ok(turn) => turn.ok_or_else(not_found)?,
+                Err(StoreError::Absent) => return Err(not_found()),
+                Err(error) => return Err(error.into()),
+            };
+            Ok((turn, reading))
         });
-        let turn = turn.await?.ok_or_else(not_found)?;
+        let (turn, reading) = read.await?;
         let request = turn.question.request.as_deref().ok_or_else(not_found)?;
         let request: StoredRequest = serde_json::from_str(request).map_err(|error| {
             tracing::error!(%error, "stored request of a response unreadable");
             Problem::internal()
         })?;
         let object = ResponseObject::new(session, turn.generation, request);
-        Ok(Self { object, turn, session })
+        Ok(Self { object, turn, session, _reading: reading })
     }
 
     /// Returns the response as JSON, in its state now.
@@ -88,6 +99,11 @@ impl StoredResponse {
         };
         let state = if begun { OpenState::InProgress } else { OpenState::Queued };
         Ok(self.object.open(state))
+    }
+
+    /// Returns what every state of the response shows, and drops the rest.
+    pub fn into_object(self) -> ResponseObject {
+        self.object
     }
 
     /// Returns the messages that it got, with its question: all of them, or those of its own input.
@@ -191,11 +207,12 @@ pub async fn retrieve(
     let permit = shared.admit(&subject.source)?;
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let (generation, start) = (stored.turn.generation, Some(Cursor::START));
+    let object = stored.into_object();
     let follow = Follow::resume(feeds, store, owner, session, generation, start);
     // A cursor before the beginning is never that of a client which has the end.
     let Resumed::Following { follow, .. } = in_time(follow).await? else { return Err(not_found()) };
     let after = after.map(i64::unsigned_abs);
-    let (writer, output) = ResponseWriter::again(*follow, stored.object, after);
+    let (writer, output) = ResponseWriter::again(*follow, object, after);
     streamed_turn::respond(&shared, writer, output, permit, caller.validity, last_byte).await
 }
 
@@ -227,6 +244,8 @@ pub async fn cancel(
     if let CancelOutcome::Cancelled { upstream_closed, .. } = outcome {
         tracing::debug!(upstream_closed, elapsed = ?begun.elapsed(), "response cancelled");
     }
+    // What is read once more does not wait for what was read before.
+    drop(stored);
     let stored = retrievable(&shared, &owner, session).await?;
     Ok(json_reply(stored.json(&shared, &owner).await?))
 }
