@@ -59,7 +59,8 @@ pub async fn complete(
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
-    let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+    let socket =
+        if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
     let (session, accepted) =
         submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     drop(room);
