@@ -64,6 +64,10 @@ pub enum TurnFailed {
     )]
     BrokeOff(ProblemDetails<'static>),
     /// The answer did not end within its time.
-    #[response(status = 504, description = "Out of time", content_type = "application/problem+json")]
+    #[response(
+        status = 504,
+        description = "Out of time",
+        content_type = "application/problem+json"
+    )]
     OutOfTime(ProblemDetails<'static>),
 }
