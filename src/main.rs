@@ -18,8 +18,9 @@ use jarvis::config::{
     Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
 };
 use jarvis::redis::{Redis, migrations};
+use jarvis::secret::Secret;
 use jarvis::server::redis_options;
-use jarvis::sign_in::{self, Secret};
+use jarvis::sign_in;
 use jarvis::telemetry::{self, Secrets, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 

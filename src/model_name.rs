@@ -100,6 +100,12 @@ impl FromStr for ModelName {
     }
 }
 
+/// Returns the whole form of a model's name, by which models are compared. One that does not parse, which
+/// no host has, stays as it is.
+pub fn canonical(model: &str) -> String {
+    ModelName::parse(model).map_or_else(|_| model.to_owned(), |name| name.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -30,9 +30,10 @@ use crate::ollama::{Fleet, FleetConfig, HostConfig};
 use crate::queue::{Queue, QueueLimits, QueueStore};
 use crate::readiness::Readiness;
 use crate::redis::{Conditions, Redis, RedisOptions};
+use crate::secret::Secret;
 use crate::session::store::SessionLimits;
 use crate::session::{Feeds, Store};
-use crate::sign_in::{Secret, SignIn};
+use crate::sign_in::SignIn;
 use crate::source::SourceKey;
 use crate::telemetry::LogFilter;
 use crate::{source_key, telemetry};
@@ -171,7 +172,7 @@ impl Server {
     /// Returns the address of the listener for operators, where there is one.
     ///
     /// # Errors
-    /// Where the system does not tell it.
+    /// The error of the system, which does not report it.
     pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
         self.admin.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
     }

@@ -16,7 +16,7 @@ const IPV6_PREFIXES: [u32; 3] = [48, 56, 64];
 const DIGEST_BYTES: usize = 8;
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
-/// What separates the digests of an address's networks.
+/// The separator of the digests of an address's networks.
 const SEPARATOR: char = '.';
 
 /// The source of a client: the digest of its IPv4 address, or the digests of its IPv6 networks /48,

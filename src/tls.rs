@@ -57,7 +57,7 @@ impl Authorities {
     /// Parses certificates in PEM.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(pem: &str) -> Result<Self, String> {
         let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let certificates = parsed.map_err(|_| "the file is no PEM of certificates".to_owned())?;
@@ -77,7 +77,7 @@ impl ClientKey {
     /// Parses a private key in PEM. The error does not quote it.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub fn parse(pem: &str) -> Result<Self, String> {
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes());
         key.map(|key| Self(Arc::new(key)))

@@ -27,7 +27,7 @@ use jarvis::session::store::{
     message,
 };
 use jarvis::session::{Control, GenerationId, Owner, Role, SessionId, Store, Tag};
-use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 use jarvis::source::Source;
 use support::eventually;
 use support::process::LIMIT;
@@ -194,7 +194,7 @@ async fn every_call_of_limits(redis: &Redis, server: &RedisServer) {
 async fn every_call_of_api_keys(redis: &Redis) {
     let keys = ApiKeyStore::new(redis.clone());
     let created = keys.create("user").await.expect("Redis");
-    let Created::Key(key, id) = created else { panic!("no room") };
+    let CreatedKey::Key(key, id) = created else { panic!("no room") };
     let digest = sha256_hex(key.expose().as_bytes());
     assert_eq!(keys.check(&[digest]).await.expect("Redis"), [Some("user".to_owned())]);
     assert_eq!(keys.list().await.expect("Redis").len(), 1);

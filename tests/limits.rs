@@ -16,7 +16,7 @@ use jarvis::limits::{LimitKind, RateLimits, RequestKind, Standing, Subject};
 use jarvis::membership::MembershipStore;
 use jarvis::session::Owner;
 use jarvis::session::model::User;
-use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 use jarvis::source::SourceKey;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -690,7 +690,7 @@ async fn an_api_key_that_is_valid_costs_one_request_of_its_address_however_it_is
     let settings = [PROXY, ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "1000")];
     let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
     let store = ApiKeyStore::new(connect(&redis.url()).await);
-    let Created::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+    let CreatedKey::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
     let url = format!("{}/api/v1/models", replica.url);
     for left in [999, 998] {
         let request = http().get(&url).bearer_auth(key.expose());
@@ -961,7 +961,7 @@ async fn each_api_key_has_limits_of_its_own_within_those_of_its_user() {
     let store = ApiKeyStore::new(connect(&redis.url()).await);
     let mut keys = Vec::new();
     for _ in 0..3 {
-        let Created::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+        let CreatedKey::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
         keys.push(key);
     }
     let ask = async |number: usize| {
@@ -1158,7 +1158,7 @@ async fn a_socket_that_renews_its_sign_in_by_an_api_key_has_the_limits_of_that_k
     let settings = [SIGN_IN, ("JARVIS_KEY_TURNS_PER_MINUTE", "1")];
     let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
     let store = ApiKeyStore::new(connect(&redis.url()).await);
-    let Created::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+    let CreatedKey::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
     let bearer = format!("Bearer {}", token("alice"));
     let headers = [("authorization", &*bearer)];
     let (mut socket, ..) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");

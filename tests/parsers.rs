@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jarvis::api::native::input::ChatRequest;
 use jarvis::api::ollama::Shape;
-use jarvis::api::ollama::fields::JsonObject;
+use jarvis::api::ollama::fields::RawJsonObject;
 use jarvis::api::ollama::request::{AskedModel, Task};
 use jarvis::api::openai::request::ChatCompletion;
 use jarvis::http::extract::object::Object;
@@ -248,7 +248,7 @@ fn the_largest_requests_are_read_by_each_front() {
     let object = Object::parse(&text).expect("an object");
     let request = ChatCompletion::read(&object, &text).expect("valid");
     assert_eq!(request.messages.before.len(), 999);
-    let body = JsonObject::parse(largest(true).to_string().into_bytes()).expect("an object");
+    let body = RawJsonObject::parse(largest(true).to_string().into_bytes()).expect("an object");
     let asked = AskedModel::read(Shape::Chat, &body).map_err(|problem| problem.detail);
     assert!(matches!(asked.expect("valid").task, Task::Answer(_)));
     let input = vec!["word ".repeat(200); 2048];

@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use jarvis::digest::sha256_hex;
-use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, send, until_ok};
@@ -711,7 +711,7 @@ async fn an_api_key_signs_in_until_it_is_revoked_on_every_replica_and_in_open_so
 async fn the_last_use_of_an_api_key_is_written_at_most_once_a_minute_and_a_guess_is_none() {
     let redis = RedisServer::start();
     let store = ApiKeyStore::new(connect(&redis.url()).await);
-    let Created::Key(key, id) = store.create("alice").await.expect("a reply") else {
+    let CreatedKey::Key(key, id) = store.create("alice").await.expect("a reply") else {
         panic!("no room")
     };
     let digest = sha256_hex(key.expose().as_bytes());
@@ -728,7 +728,7 @@ async fn the_last_use_of_an_api_key_is_written_at_most_once_a_minute_and_a_guess
     }
     // All are listed, in more than one step.
     for at in 0..300 {
-        assert!(matches!(store.create(&format!("user {at}")).await, Ok(Created::Key(..))));
+        assert!(matches!(store.create(&format!("user {at}")).await, Ok(CreatedKey::Key(..))));
     }
     let listed = store.list().await.expect("keys");
     assert_eq!(listed.len(), 301);

@@ -286,8 +286,9 @@ impl Turn {
             None => self.generation = Some(generation.clone()),
             Some(known) if known == generation => {}
             Some(known) => {
-                self.flaws
-                    .push(Flaw::Forgotten(format!("accepted as {known}, told as {generation}")));
+                self.flaws.push(Flaw::Forgotten(format!(
+                    "accepted as {known}, reported as {generation}"
+                )));
                 self.generation = Some(generation.clone());
             }
         }
@@ -304,8 +305,8 @@ impl Turn {
 
     fn begin(&mut self, event: &Event) {
         // A stored answer comes again, from its beginning and without cursors.
-        let told_again = self.sends > 1 && event.cursor.is_none();
-        if told_again {
+        let replayed = self.sends > 1 && event.cursor.is_none();
+        if replayed {
             self.held.clear();
         } else if !(self.may_start && self.stage == Stage::Asked) {
             self.expect_stage(Stage::Received, event);
@@ -367,11 +368,11 @@ impl Turn {
         self.stage = Stage::Ended;
         let whole = whole.unwrap_or_default();
         if whole != self.held {
-            let (held, told) = (self.held.len(), whole.len());
+            let (held, reported) = (self.held.len(), whole.len());
             if whole.starts_with(&self.held) {
-                self.flaws.push(Flaw::Lost(told - held));
+                self.flaws.push(Flaw::Lost(reported - held));
             } else {
-                let text = format!("full_response has {told} bytes, the pieces have {held}");
+                let text = format!("full_response has {reported} bytes, the pieces have {held}");
                 self.flaws.push(Flaw::Wrong(text));
             }
         }
@@ -591,17 +592,17 @@ mod tests {
 
     #[test]
     fn a_repeat_may_be_answered_after_the_end_and_is_checked_again() {
-        let told_again = |events: Vec<Event>| -> Vec<Event> {
+        let replayed = |events: Vec<Event>| -> Vec<Event> {
             events.into_iter().map(|event| Event { cursor: None, ..event }).collect()
         };
         let mut turn = Turn::new("q".to_owned(), ANSWER.to_owned());
         turn.sent();
         turn.sent();
-        for event in clean().iter().chain(&told_again(clean())) {
+        for event in clean().iter().chain(&replayed(clean())) {
             turn.take(event);
         }
         assert_eq!(turn.take_flaws(), []);
-        let mut short = told_again(clean());
+        let mut short = replayed(clean());
         short.remove(3);
         for event in &short {
             turn.take(event);

@@ -45,7 +45,7 @@ enum Command {
     Roll(RollArguments),
     /// Attacks on a private fleet, one after another, beside honest sessions
     Attack(AttackArguments),
-    /// What jarvis costs, compared with ollama-sim alone
+    /// Measure the cost of jarvis, compared with ollama-sim alone
     Bench(BenchArguments),
     /// Many idle sockets: memory, their return after a replica's death, and one session for many
     Sockets(SocketsArguments),

@@ -83,7 +83,7 @@ pub struct Report {
     pub recovery_ms: Times,
     pub slowest_recoveries: Vec<Recovery>,
     pub whole_answer_ms: Times,
-    pub told_recovery_ms: Times,
+    pub announced_recovery_ms: Times,
     pub flaws: Vec<Found>,
     /// The reasons why the run failed, in words; empty for a good one.
     pub broken: Vec<String>,
@@ -123,7 +123,7 @@ impl Report {
             recovery_ms: Times::of(&measured.recovery),
             slowest_recoveries: measured.slowest.clone(),
             whole_answer_ms: Times::of(&measured.whole_answer),
-            told_recovery_ms: Times::of(&measured.told_recovery),
+            announced_recovery_ms: Times::of(&measured.announced_recovery),
             flaws: measured.flaws.clone(),
             broken: Vec::new(),
         };
@@ -198,7 +198,7 @@ impl Report {
             ("time to first token", &self.first_token_ms),
             ("gap between tokens", &self.gap_ms),
             ("recovery, connection lost", &self.recovery_ms),
-            ("recovery, told to come back", &self.told_recovery_ms),
+            ("recovery, loss announced", &self.announced_recovery_ms),
             ("lost request to whole answer", &self.whole_answer_ms),
         ] {
             let _ = writeln!(table, "{}", times.row(name));

@@ -115,7 +115,7 @@ pub struct Measured {
     /// The times from a lost connection of a plain request to its whole answer.
     pub whole_answer: Histogram<u64>,
     /// The same where the replica had announced the end with a retry time.
-    pub told_recovery: Histogram<u64>,
+    pub announced_recovery: Histogram<u64>,
     /// Errors by code.
     pub errors: BTreeMap<String, u64>,
     /// The first flaws.
@@ -151,7 +151,7 @@ impl Default for Tally {
                 recovery: times(),
                 slowest: Vec::new(),
                 whole_answer: times(),
-                told_recovery: times(),
+                announced_recovery: times(),
                 errors: BTreeMap::new(),
                 flaws: Vec::new(),
                 part_gap: times(),
@@ -174,7 +174,7 @@ pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(micros);
 }
 
-/// What honest sessions saw in one part of a run.
+/// The measurements of honest sessions in one part of a run.
 #[derive(Debug)]
 pub struct Honest {
     /// The times between one piece of an answer and the next.

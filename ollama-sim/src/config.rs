@@ -48,7 +48,7 @@ pub struct Config {
     #[arg(long, env = "OLLAMA_SIM_LISTEN", default_value = "127.0.0.1:11434")]
     pub listen: SocketAddr,
 
-    /// What makes the answers
+    /// The engine that makes the answers
     #[arg(long, env = "OLLAMA_SIM_ENGINE", value_enum, default_value = "scripted")]
     pub engine: EngineKind,
 

@@ -28,7 +28,7 @@ pub fn is_name(text: &str) -> bool {
 /// of the fields in a schema is lost in the parsed value, and a model writes its answer in that order.
 ///
 /// # Errors
-/// What is wrong with it, where it has more bytes than `most`.
+/// Returns the complaint about a text that has more bytes than `most`.
 pub fn bounded(sent: Option<&str>, value: &Value, most: usize) -> Result<String, String> {
     let text = sent.map_or_else(|| value.to_string(), str::to_owned);
     if text.len() > most {

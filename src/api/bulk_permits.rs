@@ -19,10 +19,10 @@ const IMPORTS: usize = 2;
 const RETRY_SECONDS: u64 = 10;
 /// Bytes a second that a client has to send or read on average.
 const BYTES_PER_SECOND: u64 = 16 << 10;
-/// What a client may fall behind that pace, at most.
+/// The time by which a client may fall behind that pace, at most.
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-/// What runs.
+/// The exports and imports that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bulk {
     /// An export.
@@ -95,15 +95,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The pace of a client that sends or reads a long body.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// What the client may fall behind.
+pub struct ClientPace {
+    /// The time by which the client may fall behind.
     delay: Duration,
     /// How long the client has taken.
     taken: Duration,
     bytes: u64,
 }
 
-impl Pace {
+impl ClientPace {
     /// Creates the pace of a client that may be silent for so long, and for 30 s at most.
     pub fn new(silence: Duration) -> Self {
         Self { delay: silence.min(LONGEST_DELAY), taken: Duration::ZERO, bytes: 0 }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_client_may_fall_behind_a_pace_by_a_bounded_time() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(90 * second);
+        let mut pace = ClientPace::new(90 * second);
         assert_eq!(pace.left(), 30 * second);
         // Slower than the pace by half.
         let mut seconds = 0;
@@ -170,10 +170,10 @@ mod tests {
         }
         assert_eq!(seconds, 60);
         // Faster, and then silent.
-        let mut pace = Pace::new(90 * second);
+        let mut pace = ClientPace::new(90 * second);
         pace.add_bytes(64 << 20);
         pace.add_time(10 * second);
         assert_eq!(pace.left_for_next(), 30 * second);
-        assert_eq!(Pace::new(2 * second).left(), 2 * second);
+        assert_eq!(ClientPace::new(2 * second).left(), 2 * second);
     }
 }

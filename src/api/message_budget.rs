@@ -18,7 +18,7 @@ const FREE_BYTES: usize = 4 << 10;
 #[derive(Clone, Default)]
 pub struct MessageBudget(Arc<Mutex<Charged>>);
 
-/// What is charged.
+/// The bytes that are charged, and the time of the charge.
 #[derive(Default)]
 struct Charged {
     total: usize,
@@ -34,7 +34,7 @@ impl MessageBudget {
     }
 }
 
-/// What one socket takes of the budget, until it is dropped.
+/// The share of one socket in the budget; dropping it gives the share back.
 pub struct BudgetShare {
     charged: Arc<Mutex<Charged>>,
     /// The network whose bytes are bounded, too; none of a loopback address.

@@ -12,8 +12,6 @@ pub mod native;
 pub mod ollama;
 pub mod openai;
 mod own_turn;
-#[cfg(test)]
-mod panics;
 pub mod permits;
 mod problems;
 mod responses;
@@ -45,8 +43,8 @@ use crate::web;
 /// listener of their own, their routes are there alone.
 pub fn router(shared: &Shared) -> Router {
     let mut description = admin::docs::ApiDoc::openapi();
-    description.merge(openai::FrontDoc::openapi());
-    description.merge(ollama::FrontDoc::openapi());
+    description.merge(openai::OpenAiApiDoc::openapi());
+    description.merge(ollama::OllamaApiDoc::openapi());
     let mut routes = OpenApiRouter::with_openapi(description)
         .routes(routes!(native::chat::send))
         .routes(routes!(native::sessions::read, native::sessions::update, native::sessions::delete))
@@ -158,3 +156,6 @@ fn has_dialect(path: &str) -> bool {
 fn dialect(path: &str, response: Response) -> Response {
     ollama::dialect(path, openai::dialect(path, response))
 }
+
+#[cfg(test)]
+mod tests;

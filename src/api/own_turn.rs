@@ -21,7 +21,7 @@ pub struct OwnTurn {
     is_by_proxy: bool,
 }
 
-/// What a request asks.
+/// The parts of a request that brings its own conversation.
 pub struct OwnQuestion {
     /// The request without its messages.
     pub spec: TurnSpec,

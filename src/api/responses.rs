@@ -48,7 +48,7 @@ pub struct TooManyConnections(ProblemDetails<'static>);
     description = "As much is stored for this caller as there may be; see `code` and Retry-After",
     content_type = "application/problem+json"
 )]
-pub struct OverBudget(ProblemDetails<'static>);
+pub struct OverBudgetReply(ProblemDetails<'static>);
 
 /// The responses to a turn that has no answer.
 #[derive(IntoResponses)]

@@ -25,14 +25,14 @@ use crate::telemetry::{CountedOpen, metric};
 /// clients get the first byte within a second.
 const FIRST_BYTE: Duration = Duration::from_millis(500);
 
-/// What a front has written, and the client was not sent yet.
+/// The bytes that a front has written and that were not sent yet.
 #[derive(Debug, Default)]
-pub struct Output {
+pub struct FrontOutput {
     frames: VecDeque<String>,
     has_ended: bool,
 }
 
-impl Output {
+impl FrontOutput {
     /// Adds a frame.
     pub fn push(&mut self, frame: String) {
         self.frames.push_back(frame);
@@ -68,10 +68,13 @@ pub trait TurnWriter: Send + 'static {
     ///
     /// # Errors
     /// Why the turn ended without an answer.
-    fn advance(&mut self, output: &mut Output) -> impl Future<Output = Result<(), Problem>> + Send;
+    fn advance(
+        &mut self,
+        output: &mut FrontOutput,
+    ) -> impl Future<Output = Result<(), Problem>> + Send;
 
     /// Returns whether the turn is so far that its first byte can be sent before the time for it.
-    fn has_begun(&self, output: &Output) -> bool {
+    fn has_begun(&self, output: &FrontOutput) -> bool {
         !output.is_empty()
     }
 
@@ -79,7 +82,7 @@ pub trait TurnWriter: Send + 'static {
     ///
     /// # Errors
     /// Why the response is an error with its own status.
-    fn begin(&mut self, output: &mut Output) -> Result<(), Problem>;
+    fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem>;
 
     /// Returns the frame of an error. A client takes a stream that only ends for a whole answer.
     fn error(&mut self, problem: &Problem) -> String;
@@ -91,7 +94,7 @@ pub trait TurnWriter: Send + 'static {
 /// A turn that is streamed.
 pub struct StreamedTurn<W> {
     writer: W,
-    output: Output,
+    output: FrontOutput,
     lifecycle: Lifecycle,
     heartbeat: Duration,
     /// When the client has got nothing for so long.
@@ -112,7 +115,7 @@ pub struct StreamedTurn<W> {
 pub async fn respond<W: TurnWriter>(
     shared: &Shared,
     mut writer: W,
-    mut output: Output,
+    mut output: FrontOutput,
     permit: SocketPermit,
     validity: Validity,
     last_byte: LastByte,

@@ -15,13 +15,13 @@ use crate::lifecycle::Phase;
 use crate::session::model::Failure;
 use crate::session::{Message, Status};
 
-/// What ends the wait for an answer.
-pub struct Waiting {
+/// The guards of a request that waits for an answer: each may end the wait.
+pub struct PendingReply {
     /// Cancels the turn when the client goes away.
     pub guard: Option<CancelOnDrop>,
     /// Whether a proxy sends the request again elsewhere where it breaks off.
     pub is_by_proxy: bool,
-    /// Tells that the client has sent its last byte, or is gone.
+    /// Resolves when the client has sent its last byte, or is gone.
     pub last_byte: LastByte,
     /// When the wait ends.
     pub end: Instant,
@@ -34,7 +34,7 @@ pub struct Waiting {
 pub async fn answer<E: Into<Problem>>(
     shared: &Shared,
     follow: BoxFuture<'_, Result<Box<Message>, E>>,
-    Waiting { mut guard, is_by_proxy, last_byte, end }: Waiting,
+    PendingReply { mut guard, is_by_proxy, last_byte, end }: PendingReply,
 ) -> Result<Message, Problem> {
     let mut whole = pin!(timeout_at(end, follow));
     let answered = loop {

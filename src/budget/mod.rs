@@ -28,7 +28,7 @@ use crate::telemetry::metric;
 
 /// The beginning of all keys of the index, which lie in one hash slot.
 const BUDGET: &str = "jarvis:{budget}";
-/// What a session takes besides its text: its keys, the fields of its hash, and its entries in the
+/// The bytes that a session takes besides its text: its keys, the fields of its hash, and its entries in the
 /// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
 /// The smallest memory of Redis that is shared out, in bytes: one with less is full without any session,
@@ -328,11 +328,11 @@ impl Budget {
     }
 }
 
-/// What a call listed and reserved, for [`Budget::withdraw`]. Of a caller that is not signed in, and
+/// The entry and the bytes that a call reserved, for [`Budget::withdraw`]. Of a caller that is not signed in, and
 /// while Redis does not reply, that is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoomGrant {
-    /// What the room is for.
+    /// The use of the room.
     purpose: &'static str,
     /// When the session was listed, where it was not before.
     listed: String,
@@ -340,7 +340,7 @@ pub struct RoomGrant {
     token: String,
 }
 
-/// What a caller is about to store in a session.
+/// The bytes that a caller is about to store in a session.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     Turn { bytes: u64 },
@@ -369,7 +369,7 @@ impl InUse {
     }
 }
 
-/// What a call of the index left to do.
+/// The work that a call of the index left.
 #[derive(Debug, Default)]
 struct CatchUp {
     /// Anonymous sessions to remove.

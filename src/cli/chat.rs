@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use jarvis::retry::{Backoff, retry};
-use jarvis::sign_in::Secret;
+use jarvis::secret::Secret;
 use reqwest::Url;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;

@@ -5,7 +5,7 @@ use jarvis::config::KeyCommand;
 use jarvis::redis::{Redis, migrations};
 use jarvis::server::redis_options;
 use jarvis::session::model::rfc3339;
-use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 
 /// Carries out one of the commands.
 ///
@@ -17,12 +17,12 @@ pub async fn run(command: &KeyCommand) -> anyhow::Result<()> {
     let store = ApiKeyStore::new(redis);
     match command {
         KeyCommand::Create { user, .. } => match store.create(user).await? {
-            Created::Key(key, id) => {
+            CreatedKey::Key(key, id) => {
                 // The key alone goes to the standard output, for scripts.
                 println!("{}", key.expose());
                 eprintln!("jarvis: key {id} of {user}; it cannot be shown again");
             }
-            Created::Full => anyhow::bail!("there are too many keys; revoke some first"),
+            CreatedKey::Full => anyhow::bail!("there are too many keys; revoke some first"),
         },
         KeyCommand::List { .. } => {
             for key in store.list().await? {

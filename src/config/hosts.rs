@@ -11,7 +11,7 @@ use super::secrets::{OfFile, of_file};
 use super::sign_in::token;
 use super::url::{http_url, passwords};
 use super::values::{entries, model_name, or_blank, seconds, trimmed};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 use crate::tls::{Authorities, TlsOptions};
 
 /// The settings of the Ollama hosts, and of the models on them.
@@ -140,7 +140,7 @@ impl HostSettings {
     /// Checks that the URLs name at least one host, and each host once.
     ///
     /// # Errors
-    /// What is wrong, and what to do.
+    /// The fault, and the remedy.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         let urls: Vec<&Url> = self.hosts().map(|(url, _)| url).collect();
         check_hosts(&urls)
@@ -156,7 +156,7 @@ impl HostSettings {
 /// Checks the URLs of all Ollama hosts.
 ///
 /// # Errors
-/// What is wrong, and what to do.
+/// The fault, and the remedy.
 pub fn check_hosts(urls: &[&Url]) -> Result<(), &'static str> {
     if urls.is_empty() {
         return Err("--ollama-urls names no host; expected at least one URL");
@@ -186,7 +186,7 @@ fn is_same_host(one: &Url, other: &Url) -> bool {
 /// Parses the entries of a file.
 ///
 /// # Errors
-/// What is wrong with the first entry that is wrong.
+/// The fault of the first entry that is not valid.
 fn ollama_hosts(text: &str) -> Result<Vec<OllamaHost>, String> {
     let entries = text.split([',', '\n']).map(ollama_host);
     entries.filter_map(Result::transpose).collect()
@@ -195,7 +195,7 @@ fn ollama_hosts(text: &str) -> Result<Vec<OllamaHost>, String> {
 /// Parses an entry of the list; a blank entry names no host.
 ///
 /// # Errors
-/// What is wrong with the URL or the number of slots.
+/// The fault of the URL or of the number of slots.
 fn ollama_host(text: &str) -> Result<Option<OllamaHost>, String> {
     if text.trim().is_empty() {
         return Ok(None);

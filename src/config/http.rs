@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::origins::{self, AllowedHosts, listed_host, listed_origin};
 use super::secrets::{OfFile, compared_token, of_file};
 use super::values::{entries, listen_address, or_blank, seconds, trimmed};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// The settings of the HTTP server.
 #[derive(Clone, Debug, Args)]

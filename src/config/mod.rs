@@ -22,11 +22,11 @@ pub use hosts::{HostSettings, OllamaHost, check_hosts};
 pub use http::HttpSettings;
 pub use limits::LimitSettings;
 use otel::OtelVariables;
-pub use otel::{Batches, Collector, Protocol, Sampling};
+pub use otel::{Batches, Collector, Protocol, TraceSampling};
 pub use queue::QueueSettings;
 pub use redis::RedisSettings;
 pub use replica::ReplicaSettings;
-pub use sign_in::{SecretSettings, SignInSettings};
+pub use sign_in::{IssuerOptions, SecretSettings, SignInMode, SignInOptions, SignInSettings};
 pub use storage::StorageSettings;
 pub use telemetry::{LogFormat, TelemetrySettings, log_filter};
 
@@ -40,7 +40,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::secrets::{OfFile, of_file};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -226,7 +226,7 @@ pub struct Settings {
     #[command(flatten)]
     pub queue: QueueSettings,
 
-    /// What may be stored
+    /// Storage settings
     #[command(flatten)]
     pub storage: StorageSettings,
 

@@ -24,7 +24,7 @@ pub enum AllowedHosts {
 /// default port of its scheme. [`ANY`] stays as it is.
 ///
 /// # Errors
-/// What is wrong, and what to write instead.
+/// The fault, and the right form.
 pub fn listed_origin(text: &str) -> Result<String, String> {
     const EXPECTED: &str = "expected a scheme and a host, as in https://app.example, or * for any";
     let text = text.trim();
@@ -54,7 +54,7 @@ pub fn listed_origin(text: &str) -> Result<String, String> {
 /// left out, as web clients do. [`ANY`] stays as it is.
 ///
 /// # Errors
-/// What is wrong, and what to write instead.
+/// The fault, and the right form.
 pub fn listed_host(text: &str) -> Result<String, String> {
     let expected = || "expected a host name, as in chat.example or chat.example:8443".to_owned();
     let text = text.trim();

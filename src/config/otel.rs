@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use super::secrets;
 use super::url::{http_url, passwords};
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// The path of a collector that takes spans over HTTP, behind a URL that names none.
 const PATH: &str = "v1/traces";
@@ -36,8 +36,8 @@ pub struct Collector {
     pub service: String,
     /// More attributes of the service.
     pub resource: Vec<(String, String)>,
-    /// Which traces are sampled.
-    pub sampling: Sampling,
+    /// The rule by which traces are sampled.
+    pub sampling: TraceSampling,
     /// The headers of requests that come from a file. The exporter reads those of the variables itself.
     pub headers: Vec<(String, Secret)>,
     /// Whether spans have the content of conversations.
@@ -65,9 +65,9 @@ pub struct Batches {
     pub pause: Duration,
 }
 
-/// Which traces are sampled.
+/// The rule by which traces are sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
+pub struct TraceSampling {
     /// The share of traces that are sampled, 0 to 1.
     pub share: f64,
     /// Whether the flag of a client's trace counts.
@@ -76,8 +76,8 @@ pub struct Sampling {
     pub client_traces: u32,
 }
 
-/// What the standard variables say. The headers of requests are read again by the exporter, unless they
-/// come from a file.
+/// The values of the standard variables. The headers of requests are read again by the exporter, unless
+/// they come from a file.
 #[derive(Clone, Debug)]
 pub struct OtelVariables {
     is_on: bool,
@@ -91,12 +91,12 @@ pub struct OtelVariables {
     resource: Vec<(String, String)>,
     share: f64,
     follows_client: bool,
-    headers: Headers,
+    headers: CollectorHeaders,
 }
 
 /// The headers of requests to the collector.
 #[derive(Clone, Debug, Default)]
-struct Headers {
+struct CollectorHeaders {
     /// Where they come from a file: its path, and they.
     of_file: Option<(PathBuf, Vec<(String, Secret)>)>,
     /// All values, which may hold a token, and the parts of each.
@@ -122,7 +122,7 @@ impl Default for OtelVariables {
             resource: Vec::new(),
             share: 1.0,
             follows_client: true,
-            headers: Headers::default(),
+            headers: CollectorHeaders::default(),
         }
     }
 }
@@ -202,7 +202,7 @@ impl OtelVariables {
             batches: self.batches,
             service: self.service.clone().unwrap_or_else(|| "jarvis".to_owned()),
             resource: self.resource.clone(),
-            sampling: Sampling {
+            sampling: TraceSampling {
                 share: self.share,
                 follows_client: self.follows_client,
                 client_traces,
@@ -343,7 +343,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 
     /// Reads and checks the headers of requests: from a variable, or from the file that the variable with
     /// `_FILE` behind its name names.
-    fn headers(&self) -> Result<Headers, String> {
+    fn headers(&self) -> Result<CollectorHeaders, String> {
         let (name, of_variable) = self.of_traces("HEADERS");
         let (file_name, file) = self.of_traces("HEADERS_FILE");
         let text = match (&of_variable, &file) {
@@ -354,7 +354,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
             (Some(text), None) => text.clone(),
             (None, Some(path)) => secrets::read(path)
                 .map_err(|why| format!("invalid value for {file_name}: {why}"))?,
-            (None, None) => return Ok(Headers::default()),
+            (None, None) => return Ok(CollectorHeaders::default()),
         };
         let name = if file.is_some() { file_name } else { name };
         let (mut headers, mut secrets) = (Vec::new(), Vec::new());
@@ -370,7 +370,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
             headers.push((header, Secret::new(value)));
         }
         let of_file = file.map(|path| (PathBuf::from(path), headers));
-        Ok(Headers { of_file, secrets })
+        Ok(CollectorHeaders { of_file, secrets })
     }
 }
 
@@ -482,7 +482,7 @@ mod tests {
             resource: [("team", "a b"), ("tier", "1")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .to_vec(),
-            sampling: Sampling { share: 0.25, follows_client: true, client_traces: 1 },
+            sampling: TraceSampling { share: 0.25, follows_client: true, client_traces: 1 },
             headers: Vec::new(),
             captures_content: false,
         };

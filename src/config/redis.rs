@@ -72,7 +72,7 @@ impl RedisSettings {
     /// Checks the settings together.
     ///
     /// # Errors
-    /// What is wrong, and what to do.
+    /// The fault, and the remedy.
     pub(super) fn check(&self) -> Result<(), String> {
         let (has_certificate, has_key) =
             (self.redis_cert_file.is_some(), self.redis_key_file.is_some());

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::url::passwords;
-use crate::sign_in::Secret;
+use crate::secret::Secret;
 
 /// Bytes of a file with a secret, at most.
 const LARGEST_FILE: u64 = 64 << 10;
@@ -123,7 +123,7 @@ pub(super) fn compared_token(text: &str) -> Result<Secret, String> {
 /// read, and none from a variable and a file.
 ///
 /// # Errors
-/// What is wrong, and what to do.
+/// The fault, and the remedy.
 pub(super) fn check_sources(parsed: &ArgMatches) -> Result<(), String> {
     let mut command = parsed;
     while let Some((_, below)) = command.subcommand() {

@@ -11,13 +11,47 @@ use url::Host;
 use super::secrets::{OfFile, of_file};
 use super::url::{http_url, passwords};
 use super::values::{seconds, trimmed};
-use crate::session::User;
-use crate::sign_in::{IssuerOptions, Secret, SignInMode, SignInOptions};
+use crate::owner::User;
+use crate::secret::Secret;
 
 /// Bytes of the secret of tokens, at least: a shorter one can be found by trying (RFC 7518, 3.2).
 const SHORTEST_SECRET: usize = 32;
 /// Bytes of an issuer's or an audience's name, at most: an owner is stored with each session.
 const LONGEST_CLAIM: usize = 255;
+
+/// Whether callers have to sign in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SignInMode {
+    /// A caller without a token is anonymous.
+    #[default]
+    Optional,
+    /// A caller without a token is refused.
+    Required,
+}
+
+/// The options of sign-in.
+#[derive(Clone, Debug, Default)]
+pub struct SignInOptions {
+    /// Whether callers have to sign in.
+    pub mode: SignInMode,
+    /// The secret of the service's own tokens; without it there are none.
+    pub secret: Option<Secret>,
+    /// The outside issuer; without it there is none.
+    pub issuer: Option<IssuerOptions>,
+    /// The audience that a token of the service's own must name, where it names some.
+    pub audience: Option<String>,
+}
+
+/// The outside issuer, as it is configured.
+#[derive(Clone, Debug)]
+pub struct IssuerOptions {
+    /// The address of its key set: `https`, or `http` on loopback.
+    pub jwks_url: Url,
+    /// The claim `iss` of its tokens.
+    pub issuer: String,
+    /// The claim `aud` that its tokens must have for this service.
+    pub audience: String,
+}
 
 /// The settings of sign-in.
 #[derive(Clone, Debug, Args)]
@@ -72,7 +106,7 @@ impl SignInSettings {
     /// Checks the settings together.
     ///
     /// # Errors
-    /// What is wrong, and what to do.
+    /// The fault, and the remedy.
     pub(super) fn check(&self) -> Result<(), String> {
         let named = |name: &str| {
             Err(format!(

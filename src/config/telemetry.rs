@@ -86,7 +86,7 @@ impl TelemetrySettings {
     /// Checks settings together that are valid each.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The fault.
     pub(super) fn check(&self) -> Result<(), String> {
         self.otel.check(self.url())
     }
@@ -110,7 +110,7 @@ impl TelemetrySettings {
 /// Parses the directives of a filter of log lines. Empty ones count as absent.
 ///
 /// # Errors
-/// What is expected.
+/// The expected form.
 pub fn log_filter(text: &str) -> Result<Targets, String> {
     let directives: Vec<&str> =
         text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();

@@ -8,12 +8,12 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, TypedValueParser};
 
 use crate::model_name::ModelName;
-use crate::session::User;
+use crate::owner::User;
 
 /// Parses the address and the port to listen on.
 ///
 /// # Errors
-/// What is expected.
+/// The expected form.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let expected = "expected an IP address and a port, as in 127.0.0.1:10200";
     text.trim().parse().map_err(|_| expected.to_owned())
@@ -43,7 +43,7 @@ pub(super) fn user_name(text: &str) -> Result<String, String> {
 /// Parses how long a token is valid: a number and a unit, at most a year.
 ///
 /// # Errors
-/// What is expected.
+/// The expected form.
 pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
     const LONGEST: u64 = 366 * 86_400;
     let text = text.trim();

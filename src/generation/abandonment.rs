@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub(super) struct Abandonment {
     limit: Duration,
     alone_since: Instant,
-    /// None for a turn that is never abandoned.
+    /// The time of the check; a turn that is never abandoned has none.
     next_check: Option<Instant>,
 }
 

@@ -1,10 +1,10 @@
-//! What this replica reports to the queue: the model hosts, a turn's ticket, and a returned slot.
+//! The reports of this replica to the queue: the model hosts, a turn's ticket, and a returned slot.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::prefixes::prefixes;
-use crate::model_name::ModelName;
+use crate::model_name;
 use crate::ollama::{BreakerState, Fleet, HostState, OllamaError};
 use crate::queue::{HostAccess, HostKey, HostReport, Returned, Ticket, TicketSource};
 use crate::session::Owner;
@@ -71,12 +71,6 @@ fn openness(breaker: BreakerState) -> f64 {
     }
 }
 
-/// Returns the name by which the queue knows a model. No host has a model whose name does not
-/// parse.
-pub(super) fn model_key(model: &str) -> String {
-    ModelName::parse(model).map_or_else(|_| model.to_owned(), |name| name.to_string())
-}
-
 /// Creates the ticket of a turn. Slots are shared fairly between sources: signed-in users and the
 /// addresses of anonymous callers. A loopback address is no source: there, sessions share the slots.
 /// `owner` is that of the session, and `key` that of digests of what it says.
@@ -88,7 +82,7 @@ pub(super) fn ticket(turn: &Turn, owner: &Owner, key: &SourceKey) -> Ticket {
         user: if source.name.is_empty() { session.clone() } else { source.name.clone() },
         is_of_address: *owner == Owner::Anonymous && !source.name.is_empty(),
         source,
-        model: model_key(&turn.spec.model),
+        model: model_name::canonical(&turn.spec.model),
         session,
         prefixes: prefixes(turn, owner, key),
         has_text: false,

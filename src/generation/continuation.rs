@@ -38,7 +38,7 @@ pub(super) struct Continued {
     tokens: TokensBefore,
 }
 
-/// What is known of the tokens before a stream.
+/// The tokens before a stream, as far as they are known.
 enum TokensBefore {
     /// The stream begins the answer.
     Begins,
@@ -54,7 +54,7 @@ enum TokensBefore {
 enum TokenLimit {
     /// So many: with the answer so far they are surely below the answer's limit.
     Room(u32),
-    /// What the answer's limit leaves once the answer is counted behind a prompt of so many tokens.
+    /// Returns the rest of the answer's limit once the answer is counted behind a prompt of so many tokens.
     BehindPrompt(u64),
 }
 

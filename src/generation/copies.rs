@@ -1,6 +1,6 @@
 //! Copies of accepted turns and redo entries, in a second replica.
 //!
-//! What Redis acknowledged, a failover may lose, and the replica that would restore it may be dead.
+//! A failover may lose writes that Redis acknowledged, and the replica that would restore it may be dead.
 //! So each replica sends a copy of what it would restore to its backup, which is one of the replicas
 //! that watch its connections. When the sender is gone, the backup restores in its place. While
 //! Redis replicas acknowledge the writes, no copy is sent: they are the second copy then.
@@ -93,11 +93,11 @@ pub(super) struct Copies {
     outbox: mpsc::Sender<Outgoing>,
     /// The backup of this replica.
     backup: Mutex<Option<String>>,
-    kept: Mutex<Kept>,
+    kept: Mutex<KeptCopies>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct KeptCopies {
     copies: VecDeque<KeptCopy>,
     bytes: usize,
 }
@@ -161,12 +161,12 @@ impl Copies {
         taken
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, KeptCopies> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl KeptCopies {
     fn push(&mut self, copy: KeptCopy) {
         self.bytes += copy.bytes();
         self.copies.push_back(copy);
@@ -235,7 +235,7 @@ pub(super) async fn exchange(
     TaskEnd::Done
 }
 
-/// What a replica restores in the place of one that is gone.
+/// The turns and redo entries that a replica restores in the place of one that is gone.
 pub(super) struct Adopted {
     /// Ends, cancels and clears.
     ends: Vec<(Instant, RedoEntry)>,

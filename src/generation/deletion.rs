@@ -15,7 +15,6 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::Generations;
-use super::redo::RedoEntry;
 use crate::budget::{Deletion, DueSession};
 use crate::lifecycle::TaskEnd;
 use crate::retry::{Backoff, retry};
@@ -152,7 +151,7 @@ impl Generations {
             let step = step.into_inner();
             deleted += step.sessions.len() as u64;
             done = due.iter().map(|due| due.session).collect();
-            self.keep(RedoEntry::Deleted(step));
+            self.keep(step);
         }
     }
 

@@ -16,6 +16,7 @@ use super::capacity;
 use super::failures::queue_full;
 use super::{EmbedRequest, Generations, SubmitError};
 use crate::limits::{Subject, TurnPermit};
+use crate::model_name;
 use crate::ollama::{HostId, OllamaError, Vectors};
 use crate::queue::{Grant, Lease, Returned, Room, Ticket, TicketStatus};
 use crate::retry::Backoff;
@@ -86,7 +87,7 @@ pub struct EmbeddedSlice {
     pub bytes: usize,
 }
 
-/// What hosts report of a request for embeddings.
+/// The reports of hosts about a request for embeddings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EmbedUsage {
     /// Tokens of the texts; 0 where the hosts do not report them.
@@ -405,7 +406,7 @@ fn ticket(subject: &Subject, model: &str) -> Ticket {
         user: if source.name.is_empty() { session.clone() } else { source.name.clone() },
         is_of_address: subject.owner == Owner::Anonymous && !source.name.is_empty(),
         source,
-        model: capacity::model_key(model),
+        model: model_name::canonical(model),
         session,
         prefixes: Vec::new(),
         has_text: false,

@@ -1,4 +1,4 @@
-//! What clients get of the models on the hosts beside generations: descriptions, and which of them are in
+//! The replies about the models on the hosts that are no generations: descriptions, and which of them are in
 //! memory.
 
 use serde_json::{Map, Value};

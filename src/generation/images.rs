@@ -22,7 +22,7 @@ use crate::session::{GenerationId, Image, ImageRef, Owner, SessionId, StoreError
 /// Bytes of images that are held in memory, at most: of accepted turns, of which the oldest go beyond it;
 /// and as many of turns whose acceptance is retried.
 const BYTES: usize = 64 << 20;
-/// What a message has in the place of an image that the model cannot get.
+/// The text in the place of an image that the model cannot get.
 const UNSEEN: &str = "[an image that this model cannot see]";
 const LOST: &str = "[an image that is no longer stored]";
 

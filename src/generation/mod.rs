@@ -47,6 +47,7 @@ use crate::budget::{Budget, OverBudget, RoomGrant, StorageLimits};
 use crate::lifecycle::Phase;
 use crate::limits::{LimitRefusal, RateLimits, SessionPermit, TurnPermit};
 use crate::membership::{Membership, MembershipStore, Renewal};
+use crate::model_name;
 use crate::ollama::{Fleet, ModelRefusal, OllamaError};
 use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
@@ -317,7 +318,8 @@ impl Generations {
     }
 
     /// Keeps an entry for the case that a failover loses what it wrote, here and in another replica.
-    fn keep(&self, entry: RedoEntry) {
+    fn keep(&self, entry: impl Into<RedoEntry>) {
+        let entry = entry.into();
         self.copies.send(&self.store, &entry);
         self.redo.push(entry);
     }
@@ -466,7 +468,7 @@ impl Generations {
             return Err(SubmitError::TooLong(failure));
         }
         let queue_source = capacity::ticket_source(owner, &new.spec.source);
-        match self.queue.room(&capacity::model_key(model), &queue_source).await {
+        match self.queue.room(&model_name::canonical(model), &queue_source).await {
             Room::NoneFor(after) => {
                 return Err(SubmitError::QueueFull(failures::queue_full(after)));
             }

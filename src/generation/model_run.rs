@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use super::Generations;
-use super::capacity;
 use super::context::{Beginning, ChosenContext, Conversation};
 use super::continuation::{self, Continued, Opening};
 use super::images::{NoImages, ReadImages, add_images};
@@ -14,6 +13,7 @@ use super::stop::{Stopped, cancelled};
 use super::turn_spans;
 use super::writer::Writer;
 use super::writer_state::Fenced;
+use crate::model_name;
 use crate::ollama::{Done, DoneReason, HostId, ModelRequest, OllamaError, ReplyCall, Slot};
 use crate::queue::Lease;
 use crate::retry::Backoff;
@@ -49,13 +49,24 @@ pub(super) enum RunEnd {
     Impossible(Failure),
 }
 
+impl RunEnd {
+    /// Returns why the model ended, or the code of the failure.
+    pub(super) fn outcome(&self) -> Result<FinishReason, &str> {
+        match self {
+            Self::Completed { reason, .. } => Ok(*reason),
+            Self::Failed(error) => Err(error.code()),
+            Self::Impossible(failure) => Err(&failure.code),
+        }
+    }
+}
+
 /// The end of a model run, with the context that the model was given.
 pub(super) struct ModelRun {
     pub(super) end: RunEnd,
     pub(super) context: ContextReport,
 }
 
-/// What a model run begins with.
+/// The beginning of a model run.
 pub(super) struct RunStart<'a> {
     /// The lease with the grant of a host.
     pub(super) lease: &'a Lease,
@@ -299,7 +310,7 @@ fn out_of_tokens(mut context: ContextReport, prompt_tokens: u64, answer_tokens: 
 /// Begins to measure the host of the grant.
 fn pace(turn: &Turn, lease: &Lease) -> Pace {
     let host = lease.grant().map(|grant| grant.host.0.clone()).unwrap_or_default();
-    Pace::begin(host, capacity::model_key(&turn.spec.model))
+    Pace::begin(host, model_name::canonical(&turn.spec.model))
 }
 
 /// Returns the runner of the turn's model on the host of the grant, as the host listed it last; none
@@ -368,7 +379,7 @@ struct Opened {
     request: ModelRequest,
 }
 
-/// What a stream is opened from.
+/// The source of a stream.
 struct OpenFrom<'a> {
     so_far: &'a str,
     /// Whether the model of the slot is known to have written it.

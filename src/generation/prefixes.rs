@@ -1,4 +1,4 @@
-//! Which host may have the beginning of a conversation in its prompt cache, where the conversation
+//! The search for the host that may have the beginning of a conversation in its prompt cache, where the conversation
 //! comes with each request: the queue is given digests of the conversation and of its beginnings.
 //!
 //! The digests are keyed by the owner, because whoever finds that a question is answered sooner than
@@ -8,8 +8,8 @@ use std::mem::replace;
 
 use ring::hmac;
 
-use super::capacity::model_key;
 use crate::digest::hex;
+use crate::model_name;
 use crate::session::store::Turn;
 use crate::session::{Message, Owner, Role};
 use crate::source::SourceKey;
@@ -36,7 +36,7 @@ pub(super) fn prefixes(turn: &Turn, owner: &Owner, key: &SourceKey) -> Vec<Strin
     let begin = [
         "conversation",
         &caller,
-        &model_key(&spec.model),
+        &model_name::canonical(&spec.model),
         spec.system.as_deref().unwrap_or_default(),
         spec.rules.tools.as_deref().unwrap_or_default(),
     ];

@@ -65,6 +65,12 @@ pub(super) enum RedoEntry {
     Deleted(DeletedSessions),
 }
 
+impl From<DeletedSessions> for RedoEntry {
+    fn from(deleted: DeletedSessions) -> Self {
+        Self::Deleted(deleted)
+    }
+}
+
 impl RedoEntry {
     /// Returns the bytes of memory that the entry keeps.
     fn bytes(&self) -> usize {
@@ -158,10 +164,10 @@ async fn restore(generations: &Generations, turn: &Arc<Turn>) -> Result<(), Stor
 
 /// The entries of the last minute.
 #[derive(Default)]
-pub(super) struct RedoLog(Mutex<Kept>);
+pub(super) struct RedoLog(Mutex<KeptEntries>);
 
 #[derive(Default)]
-struct Kept {
+struct KeptEntries {
     entries: VecDeque<KeptEntry>,
     bytes: usize,
 }
@@ -183,12 +189,12 @@ impl RedoLog {
         self.kept().bytes
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, KeptEntries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl KeptEntries {
     fn push(&mut self, at: Instant, entry: RedoEntry) {
         // Counted once, as what an entry keeps may change while it is applied.
         let bytes = entry.bytes();
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn entries_are_removed_by_time_though_no_other_is_added() {
-        let mut kept = Kept::default();
+        let mut kept = KeptEntries::default();
         let cancel = || {
             let session = SessionId::random();
             RedoEntry::Cancelled(Cancellation::new(&Owner::Anonymous, session, None))

@@ -20,6 +20,7 @@ use super::turn_spans;
 use super::turn_state::TurnState;
 use super::writer::Writer;
 use super::writer_state::Fenced;
+use crate::model_name;
 use crate::ollama::HostId;
 use crate::session::model::{ContextReport, Failure, ToolCall, rfc3339};
 use crate::session::store::{Turn, message};
@@ -203,7 +204,7 @@ async fn answer(
         let began = Instant::now();
         let run = run_model(generations, turn, feed, writer, start).await;
         if let Ok(run) = &run {
-            turn_spans::end_model_run(span, run, writer.text());
+            turn_spans::end_model_run(span, run.end.outcome(), writer.text());
         }
         if run.is_err() && generations.renewal.was_late_since(began) {
             // This replica was paused or cut off, and another ticket may have got its slot
@@ -334,7 +335,7 @@ async fn finish(
 /// Counts the end of a turn, with the code of its failure.
 fn count_end(turn: &Turn, outcome: &'static str, header: &Message, writer: &Writer) {
     metrics::counter!(metric::TURNS_TOTAL, "outcome" => outcome).increment(1);
-    let gen_ai = GenAi::of_model(capacity::model_key(&turn.spec.model));
+    let gen_ai = GenAi::of_model(model_name::canonical(&turn.spec.model));
     match &header.error {
         None => gen_ai.completed(writer.age()),
         Some(failure) => {

@@ -5,7 +5,6 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::model_run::{ModelRun, RunEnd};
 use crate::ollama::HostId;
 use crate::session::model::ContinuedHow;
 use crate::session::store::{Fence, Turn};
@@ -92,14 +91,12 @@ pub(super) fn model_run(turn: &Turn, host: Option<&HostId>, attempt: i64) -> Spa
     span
 }
 
-/// Ends the span of a run, whose answer so far is this one.
-pub(super) fn end_model_run(mut span: Span, run: &ModelRun, answer: &str) {
-    match &run.end {
-        RunEnd::Completed { reason, .. } => {
-            span.set_list("gen_ai.response.finish_reasons", finish_reason(*reason));
-        }
-        RunEnd::Failed(error) => span.fail(error.code()),
-        RunEnd::Impossible(failure) => span.fail(&failure.code),
+/// Ends the span of a run with its outcome, a reason or the code of a failure. The answer so far is this
+/// one.
+pub(super) fn end_model_run(mut span: Span, outcome: Result<FinishReason, &str>, answer: &str) {
+    match outcome {
+        Ok(reason) => span.set_list("gen_ai.response.finish_reasons", finish_reason(reason)),
+        Err(code) => span.fail(code),
     }
     if span.is_recorded() && traces::is_captured() {
         span.set("gen_ai.output.messages", traces::content("assistant", answer));

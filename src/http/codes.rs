@@ -145,6 +145,14 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
+    use crate::telemetry::metric::{FAILURES, REFUSALS};
+
+    #[test]
+    fn every_code_that_is_a_label_of_a_metric_is_one_that_clients_may_get() {
+        for code in FAILURES.iter().chain(REFUSALS) {
+            assert!(is_listed(code), "{code}");
+        }
+    }
 
     #[test]
     fn the_codes_of_the_protocol_page_are_those_of_the_code() {

@@ -357,7 +357,7 @@ enum Beside {
     Watch(BoxFuture<'static, io::Error>),
     /// HTTP/2: the stream counts as open, and takes the body in pieces.
     Stream {
-        /// What is left of the last frame.
+        /// The rest of the last frame.
         rest: Bytes,
         connection: Arc<Http2Connection>,
         /// The room of a reply whose size is known, until it was handed over: of the connection, and

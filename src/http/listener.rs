@@ -51,7 +51,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_millis(100);
 /// The first bytes of a client that uses HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a client of HTTP/2 gets where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
+/// The reply to a client of HTTP/2 where HTTP/2 is off: an empty SETTINGS frame, and GOAWAY with the code
 /// HTTP_1_1_REQUIRED (RFC 9113, section 7).
 const HTTP_2_REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0d";
 /// Streams of a connection of HTTP/2 at a time.
@@ -266,7 +266,7 @@ struct PrefaceWait {
 }
 
 /// The protocol that the first bytes show.
-enum Protocol {
+enum HttpProtocol {
     /// HTTP/1, or the end of the stream.
     Http1,
     Http2,
@@ -304,22 +304,22 @@ impl TimedStream {
                 if !received.is_empty() && into.remaining() > 0 {
                     let _ = self.client.poll_read(context, into)?;
                 }
-                break Protocol::Http1;
+                break HttpProtocol::Http1;
             }
             wait.held += received.len();
             if wait.held == PREFACE.len() {
-                break Protocol::Http2;
+                break HttpProtocol::Http2;
             }
         };
         self.preface = None;
         match protocol {
-            Protocol::Http1 => {}
-            Protocol::Http2 if self.limits.http_2 => {
+            HttpProtocol::Http1 => {}
+            HttpProtocol::Http2 if self.limits.http_2 => {
                 into.put_slice(PREFACE);
                 self.frames = Some(Box::new(FrameBudget::new(self.client.begin_http_2())));
             }
             // What was read looks like an end of the stream before the first request.
-            Protocol::Http2 => self.refusal = HTTP_2_REFUSAL,
+            HttpProtocol::Http2 => self.refusal = HTTP_2_REFUSAL,
         }
         Poll::Ready(Ok(()))
     }

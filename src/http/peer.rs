@@ -51,7 +51,7 @@ pub struct ClientConnection {
     refused_unread: AtomicBool,
     /// Running requests of HTTP/2, and one more once HTTP/2 has begun.
     streams: AtomicUsize,
-    /// What the requests of HTTP/2 share, once it has begun.
+    /// The state that the requests of HTTP/2 share, once it has begun.
     http_2: OnceLock<Arc<Http2Connection>>,
     /// Whether bytes wait for the client to make room.
     is_blocked: AtomicBool,
@@ -239,7 +239,7 @@ impl ClientConnection {
     }
 }
 
-/// What the requests of one HTTP/2 connection share.
+/// The state that the requests of one HTTP/2 connection share.
 pub struct Http2Connection {
     /// Pieces of responses that were handed over.
     pieces: AtomicUsize,

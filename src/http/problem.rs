@@ -30,7 +30,7 @@ pub struct Problem {
     pub retryable: bool,
     /// Seconds before a retry.
     pub retry_after: Option<u64>,
-    /// What is left of the limits that refuse the request, or that its refusal costs.
+    /// The state of the limits that refuse the request, or from which its refusal takes.
     pub standings: Option<Box<Standings>>,
 }
 

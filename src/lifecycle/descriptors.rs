@@ -7,7 +7,7 @@ const RESERVED: u64 = 512;
 const OTHER_CONNECTIONS: u64 = 256;
 /// Connections of health probes when all others are in use, at most.
 const PROBES: u64 = 128;
-/// The limit that is assumed where the kernel does not tell it.
+/// The limit that is assumed where the kernel does not report it.
 const USUAL_LIMIT: u64 = 1024;
 
 /// Raises the limit of this process as far as it may, and returns it.

@@ -1,6 +1,6 @@
 //! The life of a process: its phase, its essential tasks, and panics that end one task alone.
 //!
-//! Of the crate this module uses `telemetry` only, so that every module above may use it.
+//! This module uses only `telemetry` of the crate, so that every module above may use it.
 
 pub mod descriptors;
 mod failure;

@@ -23,11 +23,11 @@ pub enum Phase {
 /// The life of one process. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
-    shared: Arc<Shared>,
+    shared: Arc<PhaseState>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct PhaseState {
     phase: watch::Sender<Phase>,
     /// The first essential task that failed.
     failure: watch::Sender<Option<TaskFailure>>,

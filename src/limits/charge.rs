@@ -1,10 +1,10 @@
-//! What one request takes from the limits that lie in one hash slot, and what is left then.
+//! The charge of one request on the limits in one hash slot, and their state after it.
 
 use std::time::Duration;
 
 use super::policy::{LimitKind, LimitRefusal, Standing, interval_us};
 
-/// What a request takes from one limit.
+/// The charge of a request on one limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Charge {
     pub kind: LimitKind,
@@ -14,7 +14,7 @@ pub(super) struct Charge {
     pub quota: u64,
     /// 0 takes nothing, and needs one to be left; a negative cost gives back.
     pub cost: i64,
-    /// Of what is given back: when all of the limit was to be back right after it was taken, in
+    /// For a charge that is given back: when all of the limit was to be back right after it was taken, in
     /// microseconds of the clock that decided. What has come back by itself since is not given back.
     pub taken_until: u64,
 }
@@ -100,7 +100,7 @@ pub(super) struct SlotOutcome {
     pub is_taken: bool,
     /// The open sockets of the caller, where the request opens one.
     pub sockets: Option<u64>,
-    /// Of each charge, in their order, the microseconds until all of the limit is back.
+    /// For each charge, in their order, the microseconds until all of the limit is back.
     pub backlogs: Vec<u64>,
     /// When it was decided, in microseconds of the clock that decided: that of Redis, or this
     /// replica's.

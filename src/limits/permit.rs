@@ -14,7 +14,7 @@ use crate::session::SessionId;
 
 /// A request that no limit refuses.
 pub struct Admission {
-    /// What is left of each limit.
+    /// The state of each limit.
     pub standings: Vec<Standing>,
     /// The right to one turn, where the request begins one.
     pub turn: Option<TurnPermit>,
@@ -41,11 +41,11 @@ pub struct SessionPermit {
     pub(super) limits: RateLimits,
     pub(super) taken: Vec<Taken>,
     pub(super) session: SessionId,
-    /// What is taken where the session is new although this replica knows it: it was deleted since.
+    /// The charge where the session is new although this replica knows it: it was deleted since.
     pub(super) if_new: Option<SlotCharges>,
 }
 
-/// What was taken from the limits in one hash slot.
+/// The charges that were taken from the limits in one hash slot.
 pub(super) struct Taken {
     pub slot: SlotCharges,
     pub is_local: bool,

@@ -1,4 +1,4 @@
-//! What is limited, and what is left of a limit.
+//! The limits, and the state of a limit.
 
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ pub(super) fn quota(settings: &LimitSettings, kind: LimitKind) -> u64 {
     })
 }
 
-/// Whose limits a request counts for.
+/// The subject whose limits a request counts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The caller.
@@ -122,7 +122,7 @@ pub struct Subject {
     pub source: Source,
 }
 
-/// What a request is, which decides the limits that it counts for.
+/// The kind of a request, which decides the limits that it counts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// Any request.
@@ -140,7 +140,7 @@ pub struct Standing {
     pub kind: LimitKind,
     /// All of it.
     pub quota: u64,
-    /// What has not come back yet; more than the quota where more tokens were used than were left.
+    /// The part of the quota that is in use; more than the quota where more tokens were used than were left.
     pub used: u64,
     /// The time until all of it is back; zero for what is open at a time.
     pub reset: Duration,
@@ -165,7 +165,7 @@ impl Standing {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.detail())]
 pub struct LimitRefusal {
-    /// What is left of each limit; first the one that refuses.
+    /// The state of each limit; first the one that refuses.
     pub standings: Vec<Standing>,
     /// The time until the same request is not refused, if the caller does nothing else.
     pub retry_after: Duration,

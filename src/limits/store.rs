@@ -19,7 +19,7 @@ pub(super) struct LimitStore {
     membership: MembershipStore,
 }
 
-/// What a call takes beside the costs.
+/// The arguments of a call beside the costs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TakeOptions<'a> {
     /// Takes also what is not left, because it was used already.

@@ -80,17 +80,17 @@ struct Observation {
     counter: Option<i64>,
     /// When the counter was first observed.
     since: Instant,
-    subscription: Subscription,
+    subscription: OwnSubscription,
 }
 
 impl Observation {
     fn new(counter: Option<i64>, since: Instant) -> Self {
-        Self { counter, since, subscription: Subscription::Unknown }
+        Self { counter, since, subscription: OwnSubscription::Unknown }
     }
 
     fn gone(&self, timing: Timing, in_doubt: bool, now: Instant) -> Option<GoneReason> {
         let lost = match self.subscription {
-            Subscription::Lost(lost) if !in_doubt => Some(lost.max(self.since)),
+            OwnSubscription::Lost(lost) if !in_doubt => Some(lost.max(self.since)),
             _ => None,
         };
         if self.counter == Some(SIGNED_OFF) {
@@ -105,7 +105,7 @@ impl Observation {
 
 /// A replica's subscription to its channel, on the server that replies now.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Subscription {
+enum OwnSubscription {
     /// It was not seen on this server.
     Unknown,
     /// It was there at the last look.
@@ -192,10 +192,10 @@ impl Detector {
         self.server = Some(sighting.server);
         for seen in self.observations.values_mut() {
             match seen.subscription {
-                _ if !is_same => seen.subscription = Subscription::Unknown,
+                _ if !is_same => seen.subscription = OwnSubscription::Unknown,
                 // What happened in the pause was not seen.
-                Subscription::Lost(_) if pause >= self.timing.still => {
-                    seen.subscription = Subscription::Lost(now);
+                OwnSubscription::Lost(_) if pause >= self.timing.still => {
+                    seen.subscription = OwnSubscription::Lost(now);
                 }
                 _ => {}
             }
@@ -234,10 +234,10 @@ impl Detector {
         }
         if let Some(seen) = self.observations.get_mut(name) {
             seen.subscription = match (watched.is_subscribed, seen.subscription) {
-                (Some(true), _) => Subscription::Seen,
-                (Some(false), Subscription::Seen) => Subscription::Lost(now),
+                (Some(true), _) => OwnSubscription::Seen,
+                (Some(false), OwnSubscription::Seen) => OwnSubscription::Lost(now),
                 (Some(false), known) => known,
-                (None, _) => Subscription::Unknown,
+                (None, _) => OwnSubscription::Unknown,
             };
         }
     }

@@ -19,7 +19,7 @@ pub(super) const SIGNED_OFF: i64 = -1;
 /// Every replica's heartbeat by its name.
 pub type Heartbeats = HashMap<String, i64>;
 
-/// What one heartbeat shows of the other replicas.
+/// The state of the other replicas that one heartbeat shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sighting {
     /// The server that replied, by a number that is another one after each of its starts.

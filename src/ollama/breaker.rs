@@ -47,7 +47,7 @@ pub enum BreakerState {
 
 /// The kind of admission that a generation got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(super) enum BreakerAdmission {
     /// The breaker is closed.
     Normal,
     /// The generation is the one trial that shows whether the model works again.
@@ -85,10 +85,10 @@ impl Breakers {
     ///
     /// # Errors
     /// The time after which the caller may retry.
-    pub(super) fn admit(&self, model: &ModelName) -> Result<Admission, Duration> {
+    pub(super) fn admit(&self, model: &ModelName) -> Result<BreakerAdmission, Duration> {
         let mut state = lock(&self.state);
         let admit = |breaker: &mut Breaker| breaker.admit(Instant::now());
-        state.models.get_mut(model).map_or(Ok(Admission::Normal), admit)
+        state.models.get_mut(model).map_or(Ok(BreakerAdmission::Normal), admit)
     }
 
     /// Ends a trial of this model, whatever its outcome.
@@ -182,14 +182,14 @@ impl Breaker {
         }
     }
 
-    fn admit(&mut self, now: Instant) -> Result<Admission, Duration> {
+    fn admit(&mut self, now: Instant) -> Result<BreakerAdmission, Duration> {
         match self.opened {
-            None => Ok(Admission::Normal),
+            None => Ok(BreakerAdmission::Normal),
             Some((from, _)) if now < from => Err(from - now),
             Some(_) if self.admitted.is_some_and(|at| now < at + TRIAL_TIMEOUT) => Err(TRIAL_RETRY),
             Some(_) => {
                 self.admitted = Some(now);
-                Ok(Admission::Trial)
+                Ok(BreakerAdmission::Trial)
             }
         }
     }
@@ -284,17 +284,17 @@ mod tests {
     #[test]
     fn one_trial_at_a_time_is_admitted() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
-        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
+        assert_eq!(breaker.admit(now), Ok(BreakerAdmission::Normal));
         breaker.open(now);
         assert_eq!(breaker.admit(now), Err(PAUSE));
         now += PAUSE;
-        assert_eq!(breaker.admit(now), Ok(Admission::Trial));
+        assert_eq!(breaker.admit(now), Ok(BreakerAdmission::Trial));
         assert_eq!(breaker.admit(now), Err(TRIAL_RETRY));
         now += TRIAL_TIMEOUT;
-        assert_eq!(breaker.admit(now), Ok(Admission::Trial), "the first had no outcome");
+        assert_eq!(breaker.admit(now), Ok(BreakerAdmission::Trial), "the first had no outcome");
         breaker.begun();
-        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
-        assert_eq!(breaker.admit(now), Ok(Admission::Normal));
+        assert_eq!(breaker.admit(now), Ok(BreakerAdmission::Normal));
+        assert_eq!(breaker.admit(now), Ok(BreakerAdmission::Normal));
     }
 
     #[test]

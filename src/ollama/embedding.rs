@@ -98,7 +98,7 @@ impl Vectors {
 
 /// The body of a request for embeddings.
 #[derive(Serialize)]
-pub(super) struct EmbedBody<'a> {
+pub(super) struct HostEmbedBody<'a> {
     model: &'a str,
     #[serde(flatten)]
     texts: Texts<'a>,
@@ -145,7 +145,7 @@ impl EmbedRequest {
         model: &'a str,
         num_ctx: Option<u32>,
         keep_alive: &'a KeepAlive,
-    ) -> EmbedBody<'a> {
+    ) -> HostEmbedBody<'a> {
         let texts = self.texts.get(texts).unwrap_or_default();
         let texts = match self.kind {
             EmbedKind::Normalised => Texts::Several {
@@ -155,7 +155,7 @@ impl EmbedRequest {
             },
             EmbedKind::Raw => Texts::One { prompt: texts.first().map_or("", String::as_str) },
         };
-        EmbedBody { model, texts, options: EmbedOptions { num_ctx }, keep_alive }
+        HostEmbedBody { model, texts, options: EmbedOptions { num_ctx }, keep_alive }
     }
 }
 

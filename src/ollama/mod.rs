@@ -28,11 +28,11 @@ pub use fleet::{Fleet, FleetConfig, HostConfig};
 pub use host::{HostId, HostName};
 pub use ndjson::{Decoder, LINE_LIMIT, StreamEvent};
 pub use pool::{HostState, Slot};
-pub use reply::{Done, DoneReason, LoadedModel, Model, ModelDetails};
+pub use reply::{Done, DoneReason, LoadedModel, Model, ModelDetails, ReplyCall};
 pub use stream::TokenStream;
 pub use wire::{
-    CalledFunction, ChatMessage, ChatRole, ModelRequest, Options, RawJson, ReplyCall,
-    RequestedCall, Think, Token,
+    CalledFunction, ChatMessage, ChatRole, ModelRequest, Options, RawJson, RequestedCall, Think,
+    Token,
 };
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -8,14 +8,14 @@ use std::time::Duration;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleResult, TimeoutType, Timeouts};
 
-use super::breaker::{Admission, BreakerState};
+use super::breaker::{BreakerAdmission, BreakerState};
 use super::catalogue::{Catalogue, FRESH};
 use super::embedding::{EmbedRequest, Vectors};
 use super::error::{ModelRefusal, OllamaError};
 use super::host::{Host, HostId, HostName};
 use super::reply::Model;
 use super::stream::TokenStream;
-use super::wire::{Always, ChatBody, GenerateBody, ModelRequest, Options, Think};
+use super::wire::{Always, HostChatBody, HostGenerateBody, ModelRequest, Options, Think};
 use crate::model_name::ModelName;
 use crate::telemetry::traces::TraceContext;
 
@@ -99,8 +99,8 @@ impl Member {
     /// Takes a slot. The caller has a grant for one, so it only waits for a stream that is closing.
     pub(super) async fn take(self: Arc<Self>, model: Model) -> Result<Slot, OllamaError> {
         let trial = match self.host.breakers.admit(&model.key) {
-            Ok(Admission::Normal) => None,
-            Ok(Admission::Trial) => {
+            Ok(BreakerAdmission::Normal) => None,
+            Ok(BreakerAdmission::Trial) => {
                 Some(Trial { host: Arc::clone(&self.host), model: model.key.clone() })
             }
             Err(retry_after) => {
@@ -215,7 +215,7 @@ impl Slot {
         request: &ModelRequest,
         prompt: &str,
     ) -> Result<TokenStream, OllamaError> {
-        let body = GenerateBody {
+        let body = HostGenerateBody {
             model: &self.model.name,
             prompt,
             images: request.messages.iter().flat_map(|message| &message.images).collect(),
@@ -281,8 +281,8 @@ impl Slot {
         options: &'a Options,
         think: Think,
         render_only: bool,
-    ) -> ChatBody<'a> {
-        ChatBody {
+    ) -> HostChatBody<'a> {
+        HostChatBody {
             model: &self.model.name,
             messages: &request.messages,
             options,

@@ -12,7 +12,7 @@ use super::error::OllamaError;
 use super::fleet::Fleet;
 use super::pool::Member;
 use super::reply::Model;
-use super::wire::{Always, ChatBody, Options, Think};
+use super::wire::{Always, HostChatBody, Options, Think};
 use crate::retry::Backoff;
 
 /// How long preloading waits for hosts that do not reply.
@@ -88,7 +88,7 @@ async fn preload_on(member: &Arc<Member>, listing: &Listing, models: &[String], 
 /// Loads a model: a conversation without messages generates nothing.
 async fn load(member: &Member, model: &Model, num_ctx: Option<u32>) -> Result<(), OllamaError> {
     let options = Options { num_predict: 1, num_ctx, ..Options::default() };
-    let body = ChatBody {
+    let body = HostChatBody {
         model: &model.name,
         messages: &[],
         options: &options,

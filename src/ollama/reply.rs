@@ -8,8 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::tolerant::{Count, Flag, Joiner, Label, Text};
-use super::wire::ReplyCall;
+use super::tolerant::{Count, Flag, Joiner, LenientText, Text};
 use crate::model_name::ModelName;
 use crate::raw_fields::RawFields;
 
@@ -130,7 +129,7 @@ pub(super) struct ReplyLine {
     #[serde(default)]
     done: Flag,
     #[serde(default)]
-    done_reason: Label,
+    done_reason: LenientText,
     #[serde(default)]
     prompt_eval_count: Count,
     #[serde(default)]
@@ -152,7 +151,7 @@ struct ReplyMessage {
 #[derive(Deserialize)]
 struct ReplyToolCall {
     #[serde(default)]
-    id: Label,
+    id: LenientText,
     function: ReplyFunction,
 }
 
@@ -161,6 +160,17 @@ struct ReplyFunction {
     name: String,
     #[serde(default)]
     arguments: Option<Box<RawValue>>,
+}
+
+/// A call of a tool that a model requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyCall {
+    /// The identifier, where the host has one.
+    pub id: Option<String>,
+    /// The name of the tool.
+    pub name: String,
+    /// The arguments, a JSON object as text.
+    pub arguments: String,
 }
 
 impl From<ReplyToolCall> for ReplyCall {

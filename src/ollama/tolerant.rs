@@ -146,7 +146,7 @@ pub(super) struct Flag(pub Option<bool>);
 
 /// A short text; `None` where the field is absent or not a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Label(pub Option<String>);
+pub(super) struct LenientText(pub Option<String>);
 
 /// A value that is read from JSON of any type.
 trait Lenient: Default {
@@ -208,7 +208,7 @@ impl Lenient for Flag {
     }
 }
 
-impl Lenient for Label {
+impl Lenient for LenientText {
     fn of_number(_: f64) -> Self {
         Self(None)
     }
@@ -272,7 +272,7 @@ macro_rules! deserialize_leniently {
     )*};
 }
 
-deserialize_leniently!(Count, Flag, Label);
+deserialize_leniently!(Count, Flag, LenientText);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::reply::Done;
+use super::reply::{Done, ReplyCall};
 
 /// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -215,7 +215,7 @@ impl From<&str> for KeepAlive {
 
 /// The body of `/api/chat`.
 #[derive(Serialize)]
-pub(super) struct ChatBody<'a> {
+pub(super) struct HostChatBody<'a> {
     pub model: &'a str,
     pub messages: &'a [ChatMessage],
     pub options: &'a Options,
@@ -232,7 +232,7 @@ pub(super) struct ChatBody<'a> {
 
 /// The body of `/api/generate`.
 #[derive(Serialize)]
-pub(super) struct GenerateBody<'a> {
+pub(super) struct HostGenerateBody<'a> {
     pub model: &'a str,
     pub prompt: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "borrowed_texts")]
@@ -279,17 +279,6 @@ impl Token {
     }
 }
 
-/// A call of a tool that a model requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplyCall {
-    /// The identifier, where the host has one.
-    pub id: Option<String>,
-    /// The name of the tool.
-    pub name: String,
-    /// The arguments, a JSON object as text.
-    pub arguments: String,
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -302,7 +291,7 @@ mod tests {
             Options { temperature: 0.0, num_predict: 0, num_ctx: Some(2048), ..Options::default() };
         let keep_alive = KeepAlive::from("-1");
         let messages = [ChatMessage::text(ChatRole::User, "hi".to_owned())];
-        let body = ChatBody {
+        let body = HostChatBody {
             model: "m",
             messages: &messages,
             options: &options,
@@ -332,7 +321,7 @@ mod tests {
         let schema = r#"{"type": "object", "properties": {"z": {}, "a": {}}}"#;
         let schema = RawJson::new(schema.to_owned()).expect("JSON");
         let keep_alive = KeepAlive::from("-1");
-        let body = ChatBody {
+        let body = HostChatBody {
             model: "m",
             messages: &[],
             options: &Options::default(),

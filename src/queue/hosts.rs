@@ -23,7 +23,7 @@ pub enum HostAccess {
     Shut,
 }
 
-/// What a replica reports of a host.
+/// The report of a replica about a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostReport {
     /// The host.

@@ -49,7 +49,7 @@ pub struct Ticket {
     pub has_text: bool,
 }
 
-/// What Redis knows of a ticket.
+/// The state of a ticket in Redis.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TicketStatus {
     /// The ticket holds a slot.

@@ -20,7 +20,7 @@ const DOUBTED_FOR: Duration = Duration::from_secs(10);
 /// Servers that are remembered, at most. Beyond it all are forgotten.
 const SERVERS: usize = 64;
 
-/// What is known of the Redis replicas of each server.
+/// The known Redis replicas of each server.
 #[derive(Debug, Default)]
 pub(super) struct Replication {
     servers: Mutex<HashMap<Option<Server>, Arc<Acknowledgements>>>,

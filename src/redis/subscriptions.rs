@@ -58,7 +58,7 @@ pub struct Subscriptions {
 
 struct Shard {
     wanted: Arc<Mutex<HashSet<String>>>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<SubscriptionChange>,
     health: Arc<Health>,
 }
 
@@ -102,7 +102,7 @@ impl Health {
     }
 }
 
-enum Change {
+enum SubscriptionChange {
     Subscribe(String, oneshot::Sender<Result<(), RedisError>>),
     Unsubscribe(String),
 }
@@ -145,7 +145,7 @@ impl Subscriptions {
         let shard = self.shard(channel);
         lock(&shard.wanted).insert(channel.to_owned());
         let (done, subscribed) = oneshot::channel();
-        let change = Change::Subscribe(channel.to_owned(), done);
+        let change = SubscriptionChange::Subscribe(channel.to_owned(), done);
         if shard.changes.send(change).await.is_err() {
             return Err(closing());
         }
@@ -166,7 +166,7 @@ impl Subscriptions {
             }
         }
         // Without room the channel stays subscribed, and the listener ignores its messages.
-        let _ = shard.changes.try_send(Change::Unsubscribe(channel.to_owned()));
+        let _ = shard.changes.try_send(SubscriptionChange::Unsubscribe(channel.to_owned()));
     }
 
     fn shard(&self, channel: &str) -> &Shard {
@@ -256,7 +256,7 @@ enum SubscribingEnd {
 async fn keep_subscribed(
     client: &Client,
     wanted: &Mutex<HashSet<String>>,
-    changes: &mut mpsc::Receiver<Change>,
+    changes: &mut mpsc::Receiver<SubscriptionChange>,
     listener: &dyn Listener,
     health: &Health,
 ) -> SubscribingEnd {
@@ -272,10 +272,10 @@ async fn keep_subscribed(
     loop {
         tokio::select! {
             change = changes.recv() => match change {
-                Some(Change::Subscribe(channel, done)) => {
+                Some(SubscriptionChange::Subscribe(channel, done)) => {
                     let _ = done.send(subscribe(client, &channel).await.map_err(classify));
                 }
-                Some(Change::Unsubscribe(channel)) => {
+                Some(SubscriptionChange::Unsubscribe(channel)) => {
                     let wanted_again = lock(wanted).contains(&channel);
                     if !wanted_again {
                         let _ = client.sunsubscribe(channel).await;

@@ -46,20 +46,20 @@ pub struct Reader {
     /// The number of the feed's history that the cursor was known in last.
     history: u64,
     /// Attempts to read Redis; boxed, because an idle socket makes none.
-    attempts: Option<Box<Attempts>>,
+    attempts: Option<Box<ReadAttempts>>,
     /// The queue position that was delivered last.
     queued: Option<Queued>,
 }
 
 /// Attempts to read Redis that have not succeeded yet.
-struct Attempts {
+struct ReadAttempts {
     /// The time since which Redis has not known this reader's cursor.
     unknown_since: Option<Instant>,
     /// The pauses between two reads of Redis.
     backoff: Backoff,
 }
 
-impl Attempts {
+impl ReadAttempts {
     fn new() -> Self {
         Self { unknown_since: None, backoff: Backoff::redis() }
     }
@@ -183,7 +183,7 @@ impl Reader {
     async fn attempt_catch_up(&mut self) {
         if let Err(error) = self.catch_up(GRACE).await {
             tracing::debug!(%error, "reader waiting for redis");
-            let attempts = self.attempts.get_or_insert_with(|| Box::new(Attempts::new()));
+            let attempts = self.attempts.get_or_insert_with(|| Box::new(ReadAttempts::new()));
             let _ = attempts.backoff.pause().await;
         }
     }
@@ -215,7 +215,7 @@ impl Reader {
             ReadOutcome::Behind => self.lost = true,
             ReadOutcome::Absent if self.cursor == Cursor::START => {}
             ReadOutcome::Absent | ReadOutcome::Unknown => {
-                let attempts = self.attempts.get_or_insert_with(|| Box::new(Attempts::new()));
+                let attempts = self.attempts.get_or_insert_with(|| Box::new(ReadAttempts::new()));
                 // The feed may have waited for its return already.
                 let since = || lost_since.unwrap_or_else(Instant::now);
                 let since = *attempts.unknown_since.get_or_insert_with(since);

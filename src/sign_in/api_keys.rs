@@ -12,10 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::error::SignInError;
-use super::secret::Secret;
 use crate::digest::{hex, sha256_hex};
+use crate::owner::User;
 use crate::redis::{Call, Redis, RedisError};
-use crate::session::User;
+use crate::secret::Secret;
 
 /// The beginning of every API key.
 pub const API_KEY_PREFIX: &str = "sk-jarvis-";
@@ -49,9 +49,9 @@ pub struct ApiKey {
     pub last_used: Option<i64>,
 }
 
-/// What became of a new key.
+/// The outcome of the creation of a key.
 #[derive(Debug)]
-pub enum Created {
+pub enum CreatedKey {
     /// The key, which cannot be shown again, and its identifier.
     Key(Secret, String),
     /// There are too many keys.
@@ -74,7 +74,7 @@ impl ApiKeyStore {
     ///
     /// # Errors
     /// [`RedisError`].
-    pub async fn create(&self, user: &str) -> Result<Created, RedisError> {
+    pub async fn create(&self, user: &str) -> Result<CreatedKey, RedisError> {
         let random: [u8; RANDOM_BYTES] = rand::random();
         let key = Secret::new(API_KEY_PREFIX.to_owned() + &hex(&random));
         let call = call("jarvis_create_api_key_1")
@@ -82,7 +82,7 @@ impl ApiKeyStore {
             .arg("user", user)
             .text("limit", MOST_KEYS);
         let id: String = self.redis.call_replicated(call).await?;
-        Ok(if id.is_empty() { Created::Full } else { Created::Key(key, id) })
+        Ok(if id.is_empty() { CreatedKey::Full } else { CreatedKey::Key(key, id) })
     }
 
     /// Returns all keys.
@@ -266,7 +266,7 @@ impl ApiKeys {
                         }
                     }
                 }
-                // What is open stays open: nobody can be told from a revoked key now.
+                // What is open stays open: no revoked key can be recognised now.
                 Err(error) => {
                     tracing::debug!(%error, "api keys not checked");
                     return;

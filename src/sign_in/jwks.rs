@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use reqwest::Url;
 use reqwest::redirect::Policy;
 use tokio::time::Instant;
 
 use super::error::SignInError;
 use super::jwt::{self, Claims};
+use crate::config::IssuerOptions;
 
 /// The time between two fetches, at least, however many unknown keys are asked for.
 const FETCH_EVERY: Duration = Duration::from_secs(10);
@@ -31,29 +31,18 @@ const MOST_KEYS: usize = 100;
 /// Bytes of a key's identifier, at most.
 const LONGEST_ID: usize = 256;
 
-/// The outside issuer, as it is configured.
-#[derive(Clone, Debug)]
-pub struct IssuerOptions {
-    /// The address of its key set: `https`, or `http` on loopback.
-    pub jwks_url: Url,
-    /// The claim `iss` of its tokens.
-    pub issuer: String,
-    /// The claim `aud` that its tokens must have for this service.
-    pub audience: String,
-}
-
 /// The keys of an outside issuer.
 pub(super) struct Issuer {
     options: IssuerOptions,
     client: reqwest::Client,
-    clock: Clock,
+    clock: KeyClock,
     state: Mutex<State>,
     /// Held during a fetch, so that there is one at a time.
     fetching: tokio::sync::Mutex<()>,
 }
 
 /// Returns the time by which keys age.
-type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+type KeyClock = Box<dyn Fn() -> Instant + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -79,7 +68,7 @@ impl Issuer {
         Self::with_clock(options, Box::new(Instant::now))
     }
 
-    fn with_clock(options: IssuerOptions, clock: Clock) -> anyhow::Result<Arc<Self>> {
+    fn with_clock(options: IssuerOptions, clock: KeyClock) -> anyhow::Result<Arc<Self>> {
         super::crypto::install();
         // A redirect could lead to a server that the operator did not name.
         let client = reqwest::Client::builder().timeout(FETCH_LIMIT).redirect(Policy::none());

@@ -7,13 +7,13 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, deco
 use serde::{Deserialize, Serialize};
 
 use super::error::SignInError;
-use super::secret::Secret;
+use crate::secret::Secret;
 
 /// The difference that is allowed between the clocks of an issuer and of a replica, in seconds.
 pub const LEEWAY: u64 = 5;
 /// The type of a token that signs a caller in.
 const ACCESS: &str = "access";
-/// The latest expiry that is told from others: the year 9999.
+/// The latest expiry that is kept apart from others: the year 9999.
 const LATEST: f64 = 253_402_300_799.0;
 
 /// The claims that are read. `exp` and `nbf` are checked by the library.

@@ -5,13 +5,10 @@ mod crypto;
 mod error;
 mod jwks;
 mod jwt;
-mod secret;
 
-pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, Created};
+pub use api_keys::{API_KEY_PREFIX, ApiKey, ApiKeyStore, CreatedKey};
 pub use error::SignInError;
-pub use jwks::IssuerOptions;
 pub use jwt::{Claims, LEEWAY, LocalKey, issue};
-pub use secret::Secret;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,32 +18,10 @@ use jsonwebtoken::Algorithm;
 
 use self::api_keys::{ApiKeys, CheckedKey};
 use self::jwks::Issuer;
+use crate::config::{SignInMode, SignInOptions};
 use crate::lifecycle::TaskEnd;
+use crate::owner::{Owner, User};
 use crate::redis::Redis;
-use crate::session::{Owner, User};
-
-/// Whether callers have to sign in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum SignInMode {
-    /// A caller without a token is anonymous.
-    #[default]
-    Optional,
-    /// A caller without a token is refused.
-    Required,
-}
-
-/// What sign-in needs to know.
-#[derive(Clone, Debug, Default)]
-pub struct SignInOptions {
-    /// Whether callers have to sign in.
-    pub mode: SignInMode,
-    /// The secret of the service's own tokens; without it there are none.
-    pub secret: Option<Secret>,
-    /// The outside issuer; without it there is none.
-    pub issuer: Option<IssuerOptions>,
-    /// The audience that a token of the service's own must name, where it names some.
-    pub audience: Option<String>,
-}
 
 /// A caller, and how long it stays signed in.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! What several modules count alike.
+//! The counters that several modules share.
 
 use metrics::Gauge;
 

@@ -44,9 +44,9 @@ pub(super) fn report_suppressed() {
 
 /// The lines of each kind: as many entries as there are places in the code that log.
 #[derive(Default)]
-struct LineCounts(Mutex<HashMap<callsite::Identifier, Kind>>);
+struct LineCounts(Mutex<HashMap<callsite::Identifier, LineKind>>);
 
-struct Kind {
+struct LineKind {
     name: &'static str,
     since: Instant,
     lines: u32,
@@ -54,13 +54,13 @@ struct Kind {
 }
 
 impl LineCounts {
-    fn kinds(&self) -> MutexGuard<'_, HashMap<callsite::Identifier, Kind>> {
+    fn kinds(&self) -> MutexGuard<'_, HashMap<callsite::Identifier, LineKind>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn passes(&self, metadata: &'static Metadata<'static>, now: Instant) -> bool {
         let mut kinds = self.kinds();
-        let kind = kinds.entry(metadata.callsite()).or_insert_with(|| Kind {
+        let kind = kinds.entry(metadata.callsite()).or_insert_with(|| LineKind {
             name: metadata.name(),
             since: now,
             lines: 0,

@@ -19,14 +19,14 @@ pub struct LogFilter {
 struct Inner {
     /// The filter of the settings.
     default: Targets,
-    /// None where nothing logs, as in tests.
+    /// The handle of the filter; absent where nothing logs, as in tests.
     handle: Option<Handle<Targets, Registry>>,
-    change: Mutex<Option<Change>>,
+    change: Mutex<Option<FilterChange>>,
 }
 
 /// A filter in place of that of the settings.
 #[derive(Clone)]
-struct Change {
+struct FilterChange {
     filter: Targets,
     until: Instant,
 }
@@ -63,7 +63,7 @@ impl LogFilter {
         let change = self.inner.change().clone();
         let default = self.inner.default.clone();
         match change {
-            Some(Change { filter, until }) => {
+            Some(FilterChange { filter, until }) => {
                 let left = until.saturating_duration_since(Instant::now());
                 FilterInForce { filter, default, left: Some(left) }
             }
@@ -75,7 +75,7 @@ impl LogFilter {
     /// runtime.
     pub fn change(&self, filter: Targets, time: Duration) {
         let until = Instant::now() + time;
-        self.set(Some(Change { filter, until }));
+        self.set(Some(FilterChange { filter, until }));
         let this = self.clone();
         tokio::spawn(async move {
             sleep_until(until).await;
@@ -92,7 +92,7 @@ impl LogFilter {
         self.set(None);
     }
 
-    fn set(&self, next: Option<Change>) {
+    fn set(&self, next: Option<FilterChange>) {
         {
             let mut change = self.inner.change();
             let filter = next.as_ref().map_or(&self.inner.default, |next| &next.filter);
@@ -111,7 +111,7 @@ impl LogFilter {
 }
 
 impl Inner {
-    fn change(&self) -> MutexGuard<'_, Option<Change>> {
+    fn change(&self) -> MutexGuard<'_, Option<FilterChange>> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

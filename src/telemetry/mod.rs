@@ -30,7 +30,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::line_limit::{LineLimit, report_suppressed};
-use self::metric::Kind;
+use self::metric::MetricKind;
 use self::runtime::RuntimeSamples;
 use crate::config::{LogFormat, TelemetrySettings};
 
@@ -134,7 +134,7 @@ pub fn no_metrics() -> anyhow::Result<PrometheusHandle> {
 /// Sets the buckets of every histogram.
 fn with_buckets(mut builder: PrometheusBuilder) -> anyhow::Result<PrometheusBuilder> {
     for metric in metric::ALL {
-        if let Kind::Histogram(bounds) = metric.kind {
+        if let MetricKind::Histogram(bounds) = metric.kind {
             builder =
                 builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
         }

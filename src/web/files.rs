@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// What a first chat may cost, in bytes: the page, its script, its style and its icon.
+    /// The bytes that a first chat may cost: the page, its script, its style and its icon.
     const FIRST_CHAT: usize = 100 * 1024;
 
     fn accepted(value: &'static str) -> Encoding {

@@ -11,7 +11,7 @@ pub const PING: u8 = 6;
 /// The flag of complete fields.
 pub const END_HEADERS: u8 = 4;
 
-/// What a connection begins with.
+/// The bytes with which a connection begins.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Returns a frame.

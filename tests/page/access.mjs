@@ -2,7 +2,7 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { readFileSync } from "node:fs";
-import { ask, check, connected, open, run, tell, until } from "./browser.mjs";
+import { ask, check, connected, open, run, report, until } from "./browser.mjs";
 
 const require = createRequire(fileURLToPath(new URL("../../web/", import.meta.url)));
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
@@ -14,7 +14,7 @@ async function findings(page, where) {
     window.axe.run(document, { resultTypes: ["violations"] }),
   );
   const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" ")}`);
-  tell({ where, findings: found });
+  report({ where, findings: found });
   check(found.length === 0, `${where}: ${found.join("\n")}`);
   const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   check(over <= 0, `${where}: ${over} pixels too wide`);
@@ -66,5 +66,5 @@ await run(async (first, browser) => {
   await page.waitForFunction(() => document.documentElement.dataset.theme === "dark");
   await connected(page);
   check((await paper()) === dark && dark !== "rgb(253, 253, 251)", `the colour is ${await paper()}`);
-  tell({ check: "themes" });
+  report({ check: "themes" });
 });

@@ -1,5 +1,5 @@
 // Another answer, an edited question, and the way back, the same in two tabs and after a reload.
-import { ask, base, connected, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, connected, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 /** Waits until a page shows these questions, this last answer, and the places among alternatives. */
 async function shows(page, questions, answer, places) {
@@ -33,11 +33,11 @@ await run(async (context) => {
 
   await one.getByTitle("Another answer").click();
   await both([say("first")], "first", ["2 / 2"]);
-  tell({ check: "regenerated" });
+  report({ check: "regenerated" });
 
   await two.getByTitle("The answer before").click();
   await both([say("first")], "first", ["1 / 2"]);
-  tell({ check: "selected" });
+  report({ check: "selected" });
 
   await ask(two, say("second"));
   await both([say("first"), say("second")], "second", ["1 / 2"]);
@@ -46,14 +46,14 @@ await run(async (context) => {
   await one.press(".editor textarea", "Enter");
   await both([say("instead")], "instead", ["2 / 2"]);
   same((await stored(id)).map(({ content }) => content).join("|"), `${say("instead")}|instead`, "what is stored");
-  tell({ check: "edited" });
+  report({ check: "edited" });
 
   await one.getByTitle("The question before").click();
   await both([say("first"), say("second")], "second", ["1 / 2", "1 / 2"]);
   same(await shown(one), await shown(two), "the two tabs");
   await one.reload();
   await shows(one, [say("first"), say("second")], "second", ["1 / 2", "1 / 2"]);
-  tell({ check: "back" });
+  report({ check: "back" });
 
   // An edit that was refused is sent again as that edit.
   await one.evaluate(() => localStorage.setItem("jarvis.settings", '{"model":"nosuch:1b"}'));
@@ -67,7 +67,7 @@ await run(async (context) => {
   await one.keyboard.press("Escape");
   await one.getByRole("button", { name: "Ask again" }).click();
   await both([say("first"), say("third")], "third", ["1 / 2", "1 / 2", "2 / 2"]);
-  tell({ check: "edited again" });
+  report({ check: "edited again" });
 
   // An answer that failed is generated again; its question is not asked anew.
   const fails = "[[rate=400 fault=status@400 say]]fourth";
@@ -75,5 +75,5 @@ await run(async (context) => {
   await one.getByRole("button", { name: "Ask again" }).click();
   const places = ["1 / 2", "1 / 2", "2 / 2", "2 / 2"];
   await both([say("first"), say("third"), fails], "fourth", places);
-  tell({ check: "failed" });
+  report({ check: "failed" });
 });

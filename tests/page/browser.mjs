@@ -13,8 +13,8 @@ export const LIMIT = 30_000;
 /** The base address of the service, and what follows it on the command line. */
 export const [base, ...rest] = process.argv.slice(2);
 
-/** Tells the test something: one line of JSON. */
-export function tell(what) {
+/** Reports to the test: one line of JSON. */
+export function report(what) {
   console.log(JSON.stringify(what));
 }
 

@@ -1,5 +1,5 @@
 // A chat streams, is stored, and is shown alike by a second tab and after a reload.
-import { ask, base, check, drawn, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, drawn, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 await run(async (context) => {
   const one = await open(context);
@@ -23,7 +23,7 @@ await run(async (context) => {
   same(await one.textContent(".asked"), question.content, "the question");
   same(await drawn(two), await drawn(one), "the second tab");
   check(await one.getAttribute(".answer", "aria-busy") === "false", "an answer that ended is not busy");
-  tell({ check: "streams" });
+  report({ check: "streams" });
 
   // From the second tab, with all that Markdown has.
   await ask(two, "[[rate=400 say]]# One\n\n- a **b** `c`\n- d\n\n```js\nlet x = 1;\n```\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\nעברית קודם, then `code` & &amp; <i>x</i>\n\n1. e\n2. f\n");
@@ -42,7 +42,7 @@ await run(async (context) => {
   const rtl = one.locator(".answer p", { hasText: "עברית" });
   same(await rtl.evaluate((it) => getComputedStyle(it).direction), "rtl", "the direction");
   check((await one.title()).includes("count"), "the title names the conversation");
-  tell({ check: "markdown" });
+  report({ check: "markdown" });
 
   // A reload in the middle of an answer.
   await ask(one, "[[count tokens=150 rate=60]] again");
@@ -54,5 +54,5 @@ await run(async (context) => {
   same(await shown(one), (await stored(id)).at(-1).content.trim(), "the answer");
   same(await drawn(two), await drawn(one), "the second tab");
   check((await one.locator(".question").count()) === 3, "three questions");
-  tell({ check: "reload" });
+  report({ check: "reload" });
 });

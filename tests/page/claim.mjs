@@ -1,5 +1,5 @@
 // A conversation from before the sign-in moves to the account.
-import { ask, base, check, open, rest, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 const [token] = rest;
 
@@ -23,5 +23,5 @@ await run(async (context) => {
   await ask(page, "[[count tokens=10]] after");
   await until(page, "complete", 2);
   check((await page.evaluate(() => localStorage.getItem("jarvis.sessions"))) === "[]", "the local list is empty");
-  tell({ check: "claimed" });
+  report({ check: "claimed" });
 });

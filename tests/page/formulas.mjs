@@ -1,5 +1,5 @@
 // Formulas are drawn by the browser, from a chunk that is loaded with the first one; money is none.
-import { ask, check, drawn, open, run, same, tell, until } from "./browser.mjs";
+import { ask, check, drawn, open, run, same, report, until } from "./browser.mjs";
 
 const TEXT = String.raw`The root is $x = \frac{-b \pm \sqrt{d}}{2a}$, which costs $5 and not $6.
 
@@ -30,12 +30,12 @@ await run(async (context) => {
     return [height(it.querySelector("math mi")), height(it.querySelector("math mfrac"))];
   });
   check(fraction > 1.4 * line, `a fraction is ${fraction} high, a letter ${line}`);
-  tell({ check: "drawn" });
+  report({ check: "drawn" });
 
   const live = await drawn(page);
   await page.reload();
   await until(page, "complete", 2);
   await page.waitForFunction(() => document.querySelectorAll("math").length === 3);
   same(await drawn(page), live, "after a reload");
-  tell({ check: "reload" });
+  report({ check: "reload" });
 });

@@ -1,5 +1,5 @@
 // The longest frame while a long answer streams as fast as it can, and how far the page is moved by it.
-import { ask, connected, open, rest, run, tell, until } from "./browser.mjs";
+import { ask, connected, open, rest, run, report, until } from "./browser.mjs";
 
 const [tokens] = rest;
 
@@ -44,5 +44,5 @@ await run(async (context) => {
     };
   });
   const at = (share) => Math.round(frames[Math.floor((frames.length - 1) * share)]);
-  tell({ length, frames: frames.length, median: at(0.5), p99: at(0.99), longest: at(1), task: Math.round(tasks), shift });
+  report({ length, frames: frames.length, median: at(0.5), p99: at(0.99), longest: at(1), task: Math.round(tasks), shift });
 });

@@ -1,6 +1,6 @@
 // Images: by the field for files and by paste, sent, answered, and shown again by their number.
 import { createHash } from "node:crypto";
-import { ask, check, open, rest, run, same, shown, tell, until } from "./browser.mjs";
+import { ask, check, open, rest, run, same, shown, report, until } from "./browser.mjs";
 
 const [seeing, blind] = rest;
 const PIXEL = Buffer.from(
@@ -48,7 +48,7 @@ await run(async (context) => {
   check(isDrawn, "they are drawn");
   check((await page.locator(".question").count()) === 1, "the question stands once");
   check((await page.locator(".attached").count()) === 0, "nothing is left in the field");
-  tell({ check: "sent" });
+  report({ check: "sent" });
 
   await page.reload();
   await until(page, "complete");
@@ -56,7 +56,7 @@ await run(async (context) => {
   await ask(page, "[[images]] and now?");
   await until(page, "complete", 2);
   check((await shown(page)).startsWith("2 images: "), "they are a part of what follows");
-  tell({ check: "later" });
+  report({ check: "later" });
 
   await choose(page, blind);
   await page.setInputFiles("#images", file);
@@ -65,11 +65,11 @@ await run(async (context) => {
   await page.waitForSelector(".question.refused .trouble");
   check((await page.locator(".question.refused .pictures img").count()) === 1, "the image stays");
   await page.waitForSelector(".question.refused .trouble button:has-text('Choose a model')");
-  tell({ check: "refused" });
+  report({ check: "refused" });
 
   for (let more = 0; more < 5; more += 1) await page.setInputFiles("#images", { ...file, name: `${more}.png` });
   await page.waitForSelector('.refusal[role="alert"]');
   same(await page.textContent(".refusal"), "A message has at most 4 images.", "one too many");
   check((await page.locator(".attached li").count()) === 4, "four are kept");
-  tell({ check: "bounded" });
+  report({ check: "bounded" });
 });

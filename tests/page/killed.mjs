@@ -1,5 +1,5 @@
 // The replica that writes is killed, or hangs, while the page shows its answer. No reload.
-import { ask, check, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, check, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 await run(async (context) => {
   const page = await open(context);
@@ -7,7 +7,7 @@ await run(async (context) => {
   await ask(page, "[[count tokens=300 rate=60]] survive");
   await until(page, "streaming");
   await page.waitForFunction(() => document.querySelector(".prose").textContent.length > 60);
-  tell({ begun: session(page) });
+  report({ begun: session(page) });
   const began = Date.now();
   await page.waitForFunction(() => !document.querySelector(".light").matches(".open"), null, { polling: 20 });
   const noticed = Date.now() - began;
@@ -19,5 +19,5 @@ await run(async (context) => {
   check(messages.length === 2 && (await page.locator("article").count()) === 2, "one question, one answer");
   check(await page.evaluate(() => window.isSamePage === true), "the page was loaded again");
   check(messages.at(-1).content.trim().endsWith("300"), messages.at(-1).content);
-  tell({ noticed, back });
+  report({ noticed, back });
 });

@@ -1,6 +1,6 @@
 // The list of conversations: what is pinned, archived, and saved as a file.
 import { readFileSync } from "node:fs";
-import { ask, check, connected, open, run, same, session, stored, tell, until } from "./browser.mjs";
+import { ask, check, connected, open, run, same, session, stored, report, until } from "./browser.mjs";
 
 /** The titles under each heading, as they are shown. */
 function shownList(page) {
@@ -53,7 +53,7 @@ await run(async (context) => {
   };
   same(await marks(ids[0]), '{"pinned":true,"archived":false}', "the marks of the first");
   same(await marks(ids[1]), '{"pinned":false,"archived":true}', "the marks of the second");
-  tell({ check: "marks" });
+  report({ check: "marks" });
 
   await page.getByRole("button", { name: "Archived (1)" }).click();
   await lists(page, { Pinned: ["apples"], Today: ["plums"], Archived: ["pears"] });
@@ -63,7 +63,7 @@ await run(async (context) => {
   await choose(page, "pears", "Take out of the archive");
   await choose(page, "apples", "Unpin");
   await lists(page, { Today: ["plums", "pears", "apples"] });
-  tell({ check: "back" });
+  report({ check: "back" });
 
   // The menu is one of the keyboard, too, and gives the focus back.
   await page.focus(`.entries a[href="#${ids[2]}"]`);
@@ -74,7 +74,7 @@ await run(async (context) => {
   await page.keyboard.press("Escape");
   same(await focused(), "More of plums", "what opened the menu");
   check((await page.locator(".menu").count()) === 0, "the menu is open");
-  tell({ check: "keyboard" });
+  report({ check: "keyboard" });
 
   const download = page.waitForEvent("download");
   await choose(page, "plums", "Save as Markdown");
@@ -83,5 +83,5 @@ await run(async (context) => {
   const [question, answer] = await stored(ids[2]);
   const wanted = `# plums\n\n## You\n\n${question.content}\n\n## Answer\n\n${answer.content}\n`;
   same(readFileSync(await file.path(), "utf8"), wanted, "the file");
-  tell({ check: "saved" });
+  report({ check: "saved" });
 });

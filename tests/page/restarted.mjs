@@ -1,5 +1,5 @@
 // An answer that begins anew, and a cursor that cannot be resumed.
-import { ask, base, check, connected, open, rest, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, connected, open, rest, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 const [other] = rest;
 
@@ -30,10 +30,10 @@ await run(async (context) => {
   await page.reload();
   await until(page, "complete");
   same(await page.innerHTML(".prose"), live, "after a reload");
-  tell({ check: "restarted" });
+  report({ check: "restarted" });
 
   // While the page is away, more happens than the log of the session holds.
-  tell({ leave: session(page) });
+  report({ leave: session(page) });
   await page.waitForFunction(() => !document.querySelector(".light").matches(".open"));
   const id = session(page);
   for (let turn = 0; turn < 70; turn += 1) {
@@ -41,7 +41,7 @@ await run(async (context) => {
     const reply = await fetch(new URL("/api/v1/chat", other), { method: "POST", body });
     check(reply.ok, await reply.text());
   }
-  tell({ back: id });
+  report({ back: id });
   await connected(page);
   await page.waitForFunction(() => [...document.querySelectorAll(".asked")].at(-1)?.textContent.endsWith(" 69"));
   const asked = await page.locator(".asked").allTextContents();
@@ -67,7 +67,7 @@ await run(async (context) => {
   await until(page, "complete", count + 1);
   same(await shown(page), (await lastOf(id)).content.trim(), "the answer");
   check(base !== other, "two replicas");
-  tell({ check: "history" });
+  report({ check: "history" });
 });
 
 /** The newest stored message of a long session. */

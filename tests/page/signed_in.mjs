@@ -1,5 +1,5 @@
 // The service requires a sign-in: the page asks for it, and keeps the token in its tab alone.
-import { ask, base, check, connected, rest, run, same, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, connected, rest, run, same, stored, report, until } from "./browser.mjs";
 
 const [token] = rest;
 
@@ -19,7 +19,7 @@ await run(async (context, browser) => {
   await connected(page);
   await ask(page, "[[count tokens=30]] of alice");
   await until(page, "complete");
-  tell({ check: "signed in" });
+  report({ check: "signed in" });
 
   // The list is the service's: another browser has it, too.
   await page.reload();
@@ -39,7 +39,8 @@ await run(async (context, browser) => {
 
   // The service finds what was said, and not only titles.
   const [, { content }] = await stored(id, base, token);
-  const word = content.trim().split(/\s+/).at(-1).toUpperCase();
+  // Not the last one, which is in the title.
+  const word = content.trim().split(/\s+/).at(-3).toUpperCase();
   await there.fill('input[type="search"]', word);
   const found = there.locator(".entries .excerpt");
   await found.waitFor();
@@ -47,7 +48,7 @@ await run(async (context, browser) => {
   await there.fill('input[type="search"]', `${word} nothing-has-this`);
   await there.getByText("Nothing has these words.").waitFor();
   await there.fill('input[type="search"]', "");
-  tell({ check: "search" });
+  report({ check: "search" });
 
   // All conversations leave as a file, and come back where they are gone.
   await there.locator(".account").click();
@@ -70,12 +71,12 @@ await run(async (context, browser) => {
   const back = new URL(there.url()).hash.slice(1);
   check(back !== id, "the conversation has another identifier");
   same((await stored(back, base, token)).at(-1).content, content, "the answer that came back");
-  tell({ check: "files" });
+  report({ check: "files" });
 
   same((await stored(back, base, token)).length, 2, "the stored messages");
   await there.locator(".account").click();
   await there.getByRole("button", { name: "Sign out" }).click();
   await there.waitForFunction(() => document.querySelectorAll(".answer").length === 0);
   check((await there.evaluate(() => sessionStorage.length)) === 0, "the token is forgotten");
-  tell({ check: "list" });
+  report({ check: "list" });
 });

@@ -1,5 +1,5 @@
 // What a user does beside asking: stop, drafts, errors, the list, and XSS that stays text.
-import { ask, base, check, connected, open, run, same, session, shown, stored, tell, until } from "./browser.mjs";
+import { ask, base, check, connected, open, run, same, session, shown, stored, report, until } from "./browser.mjs";
 
 await run(async (context) => {
   const page = await open(context);
@@ -13,7 +13,7 @@ await run(async (context) => {
   same(cancelled.status, "cancelled", "the stored status");
   same(await shown(page), cancelled.content.trim(), "the text so far");
   same(await page.textContent('[role="status"]'), "The answer was stopped.", "the status line");
-  tell({ check: "stop" });
+  report({ check: "stop" });
 
   await page.fill("#question", "half a thought");
   await page.reload();
@@ -29,7 +29,7 @@ await run(async (context) => {
   same(await page.inputValue("#question"), "another draft", "the draft of a conversation not begun");
   await page.click(`.entries a[href="#${id}"]`);
   await page.waitForFunction(() => document.querySelector("#question").value === "half a thought");
-  tell({ check: "drafts" });
+  report({ check: "drafts" });
 
   // An answer that runs in another conversation has a badge, and then a mark.
   await ask(page, "[[count tokens=200 rate=40]] in the background");
@@ -44,7 +44,7 @@ await run(async (context) => {
   await page.click(`.entries a[href="#${id}"]`);
   await until(page, "complete");
   same(await shown(page), (await stored(id)).at(-1).content.trim(), "the answer");
-  tell({ check: "badge" });
+  report({ check: "badge" });
 
   // By the keyboard alone: rename and delete.
   const openMenu = async (steps) => {
@@ -73,7 +73,7 @@ await run(async (context) => {
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelectorAll(".entries li").length === 0);
   check((await stored(id)).length === 0, "the session is deleted");
-  tell({ check: "list" });
+  report({ check: "list" });
 
   await page.evaluate(() => localStorage.setItem("jarvis.settings", '{"model":"nosuch:1b"}'));
   await page.reload();
@@ -86,7 +86,7 @@ await run(async (context) => {
   await page.getByRole("button", { name: "Ask again" }).click();
   await until(page, "complete");
   check((await page.locator(".question").count()) === 1, "the question is there once");
-  tell({ check: "error" });
+  report({ check: "error" });
 
   const requests = [];
   page.on("request", (request) => requests.push(request.url()));
@@ -135,5 +135,5 @@ await run(async (context) => {
     return { ...tries, hit: window.hit ?? null };
   });
   check(policy.html === false && policy.hit === null, JSON.stringify(policy));
-  tell({ check: "inert" });
+  report({ check: "inert" });
 });

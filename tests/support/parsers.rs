@@ -12,15 +12,16 @@ use jarvis::api::native::import_lines::ImportLine;
 use jarvis::api::native::input::ChatRequest;
 use jarvis::api::native::wire::{self, ClientMessage, parse_client_message};
 use jarvis::api::ollama::Shape;
-use jarvis::api::ollama::fields::JsonObject;
+use jarvis::api::ollama::fields::RawJsonObject;
 use jarvis::api::ollama::request::{AskedModel, Task};
 use jarvis::api::openai::embeddings::Embedding;
 use jarvis::api::openai::request::ChatCompletion;
 use jarvis::http::extract::caller::{ClientAddress, TrustedProxies};
 use jarvis::http::extract::object::Object;
 use jarvis::ollama::{Decoder, StreamEvent};
+use jarvis::secret::Secret;
 use jarvis::session::{Cursor, Role, User};
-use jarvis::sign_in::{LEEWAY, LocalKey, Secret};
+use jarvis::sign_in::{LEEWAY, LocalKey};
 use ring::hmac;
 
 /// A secret of tokens that is used nowhere else.
@@ -114,7 +115,7 @@ pub fn embedding_body(bytes: &[u8]) {
 
 /// Any bytes are a chat or a prompt of Ollama's API within its bounds, or an error of the client.
 pub fn ollama_body(bytes: &[u8]) {
-    let Ok(body) = JsonObject::parse(bytes.to_vec()) else { return };
+    let Ok(body) = RawJsonObject::parse(bytes.to_vec()) else { return };
     for shape in [Shape::Chat, Shape::Generate] {
         match AskedModel::read(shape, &body) {
             Ok(AskedModel { model, task: Task::Answer(question), .. }) => {

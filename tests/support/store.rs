@@ -9,7 +9,7 @@ use jarvis::session::model::{
 };
 use jarvis::session::store::{NewTurn, Turn, message};
 use jarvis::session::{Control, Message, Role, Status, Tag, TurnSpec, Usage};
-use jarvis::sign_in::{ApiKeyStore, Created};
+use jarvis::sign_in::{ApiKeyStore, CreatedKey};
 use jarvis::tls::TlsOptions;
 
 use super::eventually;
@@ -87,7 +87,7 @@ pub fn whole_answer(turn: &Turn) -> (Message, [(Tag, Control); 2]) {
 /// Makes an API key of a user. Returns the keys of this Redis, the key and its identifier.
 pub async fn user_key(redis: &RedisServer, user: &str) -> (ApiKeyStore, String, String) {
     let keys = ApiKeyStore::new(connect(&redis.url()).await);
-    let Created::Key(key, id) = keys.create(user).await.expect("a reply") else {
+    let CreatedKey::Key(key, id) = keys.create(user).await.expect("a reply") else {
         panic!("no room")
     };
     (keys, key.expose().to_owned(), id)

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { saveMarkdown } from "./files";
 import { Icon } from "./icons";
 import * as sessions from "./sessions";
@@ -129,7 +129,7 @@ function Menu(props: {
   const { begin, act } = props;
   const { id, title, pinned = false, archived = false } = props.entry;
   const menu = useRef<HTMLDivElement>(null);
-  useEffect(() => menu.current?.querySelector("button")?.focus(), []);
+  useLayoutEffect(() => menu.current?.querySelector("button")?.focus(), []);
   const item = (icon: Parameters<typeof Icon>[0]["name"], label: ComponentChildren, does: () => void) => (
     <button type="button" class="quiet" onClick={does}>
       <Icon name={icon} />

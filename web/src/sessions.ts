@@ -71,7 +71,7 @@ function start(): string {
   return listed(unsent) ? unsent : kept.uuid();
 }
 
-// Tabs tell each other what runs; nothing depends on it but a mark in the list.
+// Tabs announce to each other which turns run; nothing depends on it but a mark in the list.
 const channel = "BroadcastChannel" in window ? new BroadcastChannel("jarvis") : undefined;
 /** How long a tab's word holds, and how often it is repeated, in milliseconds. */
 const HOLDS = 5000;
@@ -79,33 +79,33 @@ const REPEAT = 2000;
 
 const tab = kept.uuid();
 
-interface Told {
+interface Announcement {
   tab: string;
   running: string[];
-  /** Whether the tab is new, and has heard nothing of the others. */
+  /** Whether the tab is new, and has no announcement of the others. */
   isNew?: boolean;
 }
 
-channel?.addEventListener("message", ({ data }: MessageEvent<Told>) => {
-  if (data.isNew) tell();
+channel?.addEventListener("message", ({ data }: MessageEvent<Announcement>) => {
+  if (data.isNew) announce();
   const others = new Map(elsewhere.peek());
   others.delete(data.tab);
   if (data.running.length) others.set(data.tab, { ...data, until: Date.now() + HOLDS });
   elsewhere.value = others;
 });
 
-function tell(): void {
+function announce(): void {
   const running = [...open.peek().values()].filter(({ busy }) => busy.value).map(({ id }) => id);
-  channel?.postMessage({ tab, running } satisfies Told);
+  channel?.postMessage({ tab, running } satisfies Announcement);
 }
-channel?.postMessage({ tab, running: [], isNew: true } satisfies Told);
+channel?.postMessage({ tab, running: [], isNew: true } satisfies Announcement);
 
 effect(() => {
   for (const { busy } of open.value.values()) void busy.value;
-  tell();
+  announce();
 });
 setInterval(() => {
-  if ([...open.peek().values()].some(({ busy }) => busy.peek())) tell();
+  if ([...open.peek().values()].some(({ busy }) => busy.peek())) announce();
   const fresh = [...elsewhere.peek()].filter(([, { until }]) => until > Date.now());
   if (fresh.length < elsewhere.peek().size) elsewhere.value = new Map(fresh);
 }, REPEAT);

@@ -112,7 +112,7 @@ impl Run {
     ///
     /// # Errors
     /// Fails where it is time to stop.
-    pub fn succeeds_patiently(&self, what: &str) -> anyhow::Result<bool> {
+    pub fn succeeds_after_retries(&self, what: &str) -> anyhow::Result<bool> {
         let (start, mut progress) = (Instant::now(), Progress::new());
         self.quiet(|| progress.show(&format!("{what} … {} s", start.elapsed().as_secs())))
     }

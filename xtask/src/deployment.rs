@@ -132,7 +132,7 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
     Ok(Outcome { ok, text })
 }
 
-/// What happens to the deployment, one after another.
+/// The events that happen to the deployment, one after another.
 fn steps(compose: &Compose) -> anyhow::Result<()> {
     let up = |count: &str| {
         let scale = format!("jarvis={count}");
@@ -268,7 +268,7 @@ fn image() -> anyhow::Result<String> {
     Ok(format!("jarvis:{}", name.context("docker-compose.yml names no image of jarvis")?))
 }
 
-/// What clients without a key got.
+/// The outcomes of clients without a key.
 #[derive(Default)]
 struct Keyless {
     answers: u64,

@@ -71,9 +71,9 @@ pub fn apt_install(packages: &[&str]) -> anyhow::Result<bool> {
     let install: Vec<&str> =
         ["install", "-y", "--no-install-recommends"].iter().chain(packages).copied().collect();
     // The lists of a new machine are empty, and those of an old one name packages that are gone.
-    Ok(apt(&install).succeeds_patiently("installing")?
-        || (apt(&["update"]).succeeds_patiently("updating the lists")?
-            && apt(&install).succeeds_patiently("installing")?))
+    Ok(apt(&install).succeeds_after_retries("installing")?
+        || (apt(&["update"]).succeeds_after_retries("updating the lists")?
+            && apt(&install).succeeds_after_retries("installing")?))
 }
 
 /// Takes one program out of a package of Debian without installing it, and returns its path. The
@@ -95,11 +95,11 @@ pub fn apt_unpack(package: &str, program: &str) -> anyhow::Result<Option<PathBuf
     ));
     let script =
         format!("cd \"$0\" && apt-get -qq download {package} && dpkg-deb -x ./{package}_*.deb .");
-    let download = || run("sh", ["-c", &script]).arg(&place).succeeds_patiently("downloading");
+    let download = || run("sh", ["-c", &script]).arg(&place).succeeds_after_retries("downloading");
     if !download()? {
         let Some(root) = as_root()? else { return Ok(None) };
         let update = run(root[0], root[1..].iter().chain(&["apt-get", "-qq", "update"]));
-        if !update.succeeds_patiently("updating the lists")? || !download()? {
+        if !update.succeeds_after_retries("updating the lists")? || !download()? {
             return Ok(None);
         }
     }

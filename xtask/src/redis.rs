@@ -58,7 +58,7 @@ pub fn private(services: &Services, path: &Path, data: &Path) -> anyhow::Result<
         .args(["--appendonly", "yes", "--appendfsync", "everysec"])
         .args(["--lazyfree-lazy-expire", "yes", "--lazyfree-lazy-server-del", "yes"])
         .args(["--lazyfree-lazy-user-del", "yes"]);
-    let service = services.start(Service::new(program, 0).with_grace(GRACE).unhurried())?;
+    let service = services.start(Service::new(program, 0).with_grace(GRACE).with_whole_grace())?;
     service.wait_until(START_LIMIT, "does not answer", || answers(path).is_some())?;
     Ok(format!("redis+unix://{socket}"))
 }

@@ -22,7 +22,7 @@ pub struct Service {
     /// The time that it may take to end by itself.
     grace: Duration,
     /// Whether a second Ctrl-C kills it at once: not where it has data to write.
-    hurried: bool,
+    ends_at_once: bool,
 }
 
 impl Service {
@@ -32,7 +32,12 @@ impl Service {
         program.signal_at_owners_death = "TERM";
         // The log is a file: some programs would colour it all the same.
         program = program.env("NO_COLOR", "1");
-        Self { process: Process::new(program), stage, grace: Duration::from_secs(5), hurried: true }
+        Self {
+            process: Process::new(program),
+            stage,
+            grace: Duration::from_secs(5),
+            ends_at_once: true,
+        }
     }
 
     /// Sets the time that it may take to end by itself.
@@ -42,8 +47,8 @@ impl Service {
     }
 
     /// Makes a second Ctrl-C not kill it at once.
-    pub fn unhurried(mut self) -> Self {
-        self.hurried = false;
+    pub fn with_whole_grace(mut self) -> Self {
+        self.ends_at_once = false;
         self
     }
 
@@ -124,9 +129,9 @@ impl Services {
             }
             let start = Instant::now();
             while group.iter().any(|service| !service.process.has_ended()) {
-                let hurry = signals::count() > signals_before.max(1);
+                let is_urgent = signals::count() > signals_before.max(1);
                 for service in group {
-                    if (hurry && service.hurried) || start.elapsed() > service.grace {
+                    if (is_urgent && service.ends_at_once) || start.elapsed() > service.grace {
                         service.process.kill();
                     }
                 }

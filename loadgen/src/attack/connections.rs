@@ -43,7 +43,7 @@ pub enum Connections {
     Garbage,
 }
 
-/// What one connection sends.
+/// The bytes that one connection sends.
 struct Bytes {
     first: Vec<u8>,
     then: Vec<u8>,

@@ -45,7 +45,7 @@ pub const QUEUE_SHARE: usize = 20;
 /// The addresses that fill their shares of the queue, each with 503 for what is beyond.
 pub const QUEUE_ADDRESSES: usize = 12;
 
-/// What a flood sends.
+/// The kind of requests that a flood sends.
 #[derive(Clone, Copy, Debug)]
 pub enum Flood {
     /// Bodies that are too large, questions that are too long, and turns beyond a share of the queue.
@@ -63,7 +63,7 @@ pub enum Flood {
 /// A flood.
 #[derive(Clone, Copy, Debug)]
 pub struct FloodPlan {
-    /// What is sent.
+    /// The kind of requests.
     pub flood: Flood,
     /// The requests a minute.
     pub per_minute: u32,

@@ -44,7 +44,7 @@ impl Memory {
     }
 }
 
-/// What one attack did to the honest sessions and to the servers.
+/// The effects of one attack on the honest sessions and on the servers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// The attack.
@@ -59,7 +59,7 @@ pub struct Row {
     pub peak: Memory,
     /// After the rest that follows the attack.
     pub after: Memory,
-    /// What the attackers saw.
+    /// The replies that the attackers got, with their number.
     pub seen: BTreeMap<String, u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What all attacks share: the replicas, the time, the addresses that the attackers claim, and what
+//! The state that all attacks share: the replicas, the time, the addresses that the attackers claim, and what
 //! they saw.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a stream costs over OpenAI's API, beside jarvis's own WebSocket and the model host alone.
+//! The cost of a stream over OpenAI's API, beside jarvis's own WebSocket and the model host alone.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! What it costs to look: one replica with its logs, its metrics, a scrape each second, and the spans of
+//! The cost of observation: one replica with its logs, its metrics, a scrape each second, and the spans of
 //! every turn, beside one that records nothing, under the same load in turn.
 
 use std::sync::Arc;
@@ -130,7 +130,7 @@ async fn receive(stream: TcpStream, bytes: &AtomicUsize) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the metrics each second, as a Prometheus that is in a hurry does.
+/// Reads the metrics each second, as often as a Prometheus may.
 fn scrape(fleet: &Fleet) -> tokio::task::JoinHandle<()> {
     let (url, client) = (format!("{}/metrics", fleet.replicas[0].url), fleet.http.clone());
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! What jarvis costs, compared with the model host alone, in one run on one machine.
+//! The cost of jarvis, compared with the model host alone, in one run on one machine.
 
 pub(crate) mod cost;
 mod fronts;

@@ -164,7 +164,7 @@ struct Watch {
 struct Lost {
     at: Instant,
     /// Whether the replica had announced the end with a retry time.
-    told: bool,
+    announced: bool,
     /// The time of the last connection, and the attempts until then.
     connected: Option<Instant>,
     attempts: u32,
@@ -180,10 +180,10 @@ impl Watch {
         Instant::now() >= self.limit
     }
 
-    /// Records a lost connection; `told` where the replica had announced it with a retry time.
-    fn lost(&mut self, told: bool) {
+    /// Records a lost connection; `announced` where the replica had announced it with a retry time.
+    fn lost(&mut self, announced: bool) {
         let at = Instant::now();
-        self.lost.get_or_insert(Lost { at, told, connected: None, attempts: 0 });
+        self.lost.get_or_insert(Lost { at, announced, connected: None, attempts: 0 });
     }
 
     /// Records an attempt to connect again, and whether it succeeded.
@@ -289,8 +289,8 @@ impl Client {
         let tally = &self.shared.tally;
         let now = Instant::now();
         let mut measured = tally.measured();
-        if lost.told {
-            record(&mut measured.told_recovery, now - lost.at);
+        if lost.announced {
+            record(&mut measured.announced_recovery, now - lost.at);
         } else if self.name == "rest" {
             record(&mut measured.whole_answer, now - lost.at);
         } else {

@@ -53,7 +53,7 @@ pub async fn turn(client: &mut Client, turn: &mut Turn, watch: &mut Watch) -> Ou
         match response.status().as_u16() {
             200 => {}
             204 => {
-                turn.forgotten("204 before its end was told");
+                turn.forgotten("204 before its end was delivered");
                 return Outcome::Failed("no_content".to_owned());
             }
             _ => {

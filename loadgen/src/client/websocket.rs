@@ -128,7 +128,7 @@ pub async fn idle(client: &mut Client, line: &mut Line, until: Instant) {
                 if event.cursor.is_some() {
                     line.cursor.clone_from(&event.cursor);
                 }
-                if !told_again(client, line, &event) && event.generation_id.is_some() {
+                if !is_replayed(client, line, &event) && event.generation_id.is_some() {
                     let flaw = Flaw::Reordered(format!("{} after the end", event.kind));
                     let generation = event.generation_id.as_deref();
                     client.shared.tally.flaw(client.name, &client.session, generation, &flaw);
@@ -207,7 +207,7 @@ fn read(frame: Option<Result<Message, Error>>) -> Heard {
 
 /// Returns whether an event belongs to the turn before, whose repeated message is answered only
 /// now.
-fn told_again(client: &Client, line: &mut Line, event: &Event) -> bool {
+fn is_replayed(client: &Client, line: &mut Line, event: &Event) -> bool {
     let Some(turn) = &mut line.repeated else { return false };
     if event.generation_id.is_none() || event.generation_id.as_deref() != turn.generation() {
         return false;
@@ -227,7 +227,7 @@ fn hear(
     if event.cursor.is_some() {
         line.cursor.clone_from(&event.cursor);
     }
-    if told_again(client, line, event) {
+    if is_replayed(client, line, event) {
         return None;
     }
     if event.kind == "error" && event.generation_id.is_none() {

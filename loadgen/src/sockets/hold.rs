@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// The time between two lines.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
 
-/// What one process has seen so far.
+/// The counts of one process so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldStatus {
     /// The sockets that were greeted.

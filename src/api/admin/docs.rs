@@ -129,19 +129,19 @@ const FILES: [&str; 9] = [
 ];
 
 /// A file of the page, whose bytes all responses share.
-struct StaticFile {
+struct DocsFile {
     bytes: Bytes,
     content_type: HeaderValue,
     is_gzipped: bool,
 }
 
 /// The files of the page, by name.
-static PAGE: LazyLock<HashMap<&str, StaticFile>> = LazyLock::new(|| {
+static PAGE: LazyLock<HashMap<&str, DocsFile>> = LazyLock::new(|| {
     let config = Arc::new(Config::from("/openapi.json"));
     FILES.iter().filter_map(|name| Some((*name, load(name, Arc::clone(&config))?))).collect()
 });
 
-fn load(name: &str, config: Arc<Config<'static>>) -> Option<StaticFile> {
+fn load(name: &str, config: Arc<Config<'static>>) -> Option<DocsFile> {
     let file = match utoipa_swagger_ui::serve(name, config) {
         Ok(file) => file?,
         Err(error) => {
@@ -163,7 +163,7 @@ fn load(name: &str, config: Arc<Config<'static>>) -> Option<StaticFile> {
         other => other,
     };
     let content_type = HeaderValue::from_str(content_type).ok()?;
-    Some(StaticFile { bytes, content_type, is_gzipped: file.gzpipped })
+    Some(DocsFile { bytes, content_type, is_gzipped: file.gzpipped })
 }
 
 fn respond(name: &str) -> Response {

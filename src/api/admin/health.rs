@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
+use crate::config::SignInMode;
 use crate::generation::{ModelInfo, SubmitError};
 use crate::http::middleware;
 use crate::http::problem::{Problem, ProblemDetails};
@@ -20,7 +21,7 @@ use crate::http::rate_limit::Standings;
 use crate::limits::Standing;
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
-use crate::sign_in::{SignInError, SignInMode};
+use crate::sign_in::SignInError;
 use crate::source::Source;
 use crate::telemetry::metric;
 use crate::web;

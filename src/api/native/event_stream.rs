@@ -339,7 +339,7 @@ impl EventStream {
                     return None;
                 }
                 change = next_change(&mut sign_in) => {
-                    // The client of a stream is not told before: it can send nothing to prevent it.
+                    // The client of a stream is not notified before: it can send nothing to prevent it.
                     if !matches!(change, SignInChange::Expiring(_)) {
                         self.disarm();
                         return None;

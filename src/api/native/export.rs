@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::api::bulk_permits::{Bulk, BulkPermit, Pace};
+use crate::api::bulk_permits::{Bulk, BulkPermit, ClientPace};
 use crate::api::native::ownership::SignedIn;
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
@@ -75,7 +75,7 @@ pub async fn export(
     SignedIn(owner): SignedIn,
 ) -> Result<Response, Problem> {
     let permit = shared.bulk.take(Bulk::Export, &owner)?;
-    let (pace, ends) = (Pace::new(shared.settings.read_timeout), Instant::now() + LIMIT);
+    let (pace, ends) = (ClientPace::new(shared.settings.read_timeout), Instant::now() + LIMIT);
     let (client_until, deadline) = watch::channel(None);
     tokio::spawn(hold(permit, deadline, ends + RETRY_LIMIT));
     let export = Export {
@@ -135,7 +135,7 @@ struct Export {
     exported: HashSet<SessionId>,
     messages: u64,
     ends: Instant,
-    pace: Pace,
+    pace: ClientPace,
     /// Since when the client reads what it has got.
     client_since: Instant,
     /// Until when the client has to have read it; none while the next part is made.

@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::bulk_permits::{Bulk, Pace};
+use crate::api::bulk_permits::{Bulk, ClientPace};
 use crate::api::native::import_lines::{
-    BYTES, ImportError, ImportLine, LineFault, Lines, MessageLine, SessionLine, too_large,
+    BYTES, ImportError, ImportLine, ImportLines, LineFault, MessageLine, SessionLine, too_large,
 };
 use crate::api::native::ownership::SignedIn;
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, OverBudget, Unavailable};
+use crate::api::responses::{InvalidFields, OverBudgetReply, Unavailable};
 use crate::api::state::Shared;
 use crate::blocking;
 use crate::generation::SubmitError;
@@ -70,7 +70,7 @@ pub struct ImportReply {
             description = "The body is too large"),
         (status = 415, body = ProblemDetails, content_type = "application/problem+json",
             description = "The body is compressed"),
-        InvalidFields, OverBudget, Unavailable,
+        InvalidFields, OverBudgetReply, Unavailable,
     ),
 )]
 pub async fn import(
@@ -83,8 +83,8 @@ pub async fn import(
         return Err(too_large());
     }
     let _permit = shared.bulk.take(Bulk::Import, &owner)?;
-    let pace = Pace::new(shared.settings.read_timeout);
-    let lines = Lines::new(request.into_body().into_data_stream(), pace);
+    let pace = ClientPace::new(shared.settings.read_timeout);
+    let lines = ImportLines::new(request.into_body().into_data_stream(), pace);
     let mut import = Import { shared, owner, lines, reply: ImportReply::default(), open: None };
     let late = || {
         let detail = "The import took too long; send it again, and it goes on where it is.";
@@ -104,7 +104,7 @@ impl Default for ImportReply {
 struct Import {
     shared: Shared,
     owner: Owner,
-    lines: Lines,
+    lines: ImportLines,
     reply: ImportReply,
     /// The session whose messages are being read.
     open: Option<OpenSession>,

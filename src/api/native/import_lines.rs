@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
-use crate::api::bulk_permits::Pace;
+use crate::api::bulk_permits::ClientPace;
 use crate::api::native::export::VERSION;
 use crate::api::native::input::TITLE_CHARACTERS;
 use crate::http::extract::fields::FieldError;
@@ -81,7 +81,7 @@ impl From<Problem> for ImportError {
 }
 
 /// The lines of a body.
-pub struct Lines {
+pub struct ImportLines {
     chunks: BodyDataStream,
     buffer: BytesMut,
     /// The bytes of the buffer that were searched for the end of a line.
@@ -90,12 +90,12 @@ pub struct Lines {
     /// The number of the last line, from 1.
     pub number: usize,
     has_ended: bool,
-    pace: Pace,
+    pace: ClientPace,
 }
 
-impl Lines {
+impl ImportLines {
     /// Reads the lines of a body, which arrives at this pace.
-    pub fn new(chunks: BodyDataStream, pace: Pace) -> Self {
+    pub fn new(chunks: BodyDataStream, pace: ClientPace) -> Self {
         let buffer = BytesMut::new();
         Self { chunks, buffer, searched: 0, bytes: 0, number: 0, has_ended: false, pace }
     }
@@ -374,8 +374,8 @@ mod tests {
 
     use super::*;
 
-    fn pace() -> Pace {
-        Pace::new(Duration::from_secs(30))
+    fn pace() -> ClientPace {
+        ClientPace::new(Duration::from_secs(30))
     }
 
     fn fault(line: &str) -> (&'static str, &'static str) {
@@ -429,7 +429,7 @@ mod tests {
                 .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
                 .collect();
             let body = Body::from_stream(stream::iter(chunks));
-            let mut lines = Lines::new(body.into_data_stream(), pace());
+            let mut lines = ImportLines::new(body.into_data_stream(), pace());
             let mut found = Vec::new();
             while let Some(line) = lines.next().await.expect("a body") {
                 let line = String::from_utf8(line.to_vec()).expect("text");
@@ -446,8 +446,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
             Some((Ok::<_, std::convert::Infallible>(Bytes::from_static(b"\n\n")), ()))
         });
-        let pace = Pace::new(Duration::from_millis(300));
-        let mut lines = Lines::new(Body::from_stream(drops).into_data_stream(), pace);
+        let pace = ClientPace::new(Duration::from_millis(300));
+        let mut lines = ImportLines::new(Body::from_stream(drops).into_data_stream(), pace);
         let refused = tokio::time::timeout(Duration::from_secs(20), lines.next()).await;
         let refused = refused.expect("an end").expect_err("too slow");
         let ImportError::Other(problem) = refused else { panic!("{refused:?}") };
@@ -459,13 +459,13 @@ mod tests {
         let endless = stream::repeat_with(|| {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 1 << 16]))
         });
-        let mut lines = Lines::new(Body::from_stream(endless).into_data_stream(), pace());
+        let mut lines = ImportLines::new(Body::from_stream(endless).into_data_stream(), pace());
         let refused = lines.next().await.expect_err("too long");
         assert!(matches!(refused, ImportError::Line(LineFault { kind: "line_too_long", .. })));
         let short = stream::repeat_with(|| {
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'\n'; 1 << 16]))
         });
-        let mut lines = Lines::new(Body::from_stream(short).into_data_stream(), pace());
+        let mut lines = ImportLines::new(Body::from_stream(short).into_data_stream(), pace());
         let refused = lines.next().await.expect_err("too large");
         let ImportError::Other(problem) = refused else { panic!("{refused:?}") };
         assert_eq!((problem.status.as_u16(), &*problem.code), (413, "body_too_large"));

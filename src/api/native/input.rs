@@ -22,14 +22,10 @@ pub const MESSAGE_CHARACTERS: usize = 32_768;
 const SYSTEM_CHARACTERS: usize = MESSAGE_CHARACTERS;
 /// Characters of a session's title, at most.
 pub const TITLE_CHARACTERS: usize = 200;
-/// Characters of a model's name, at most.
-pub const MODEL_CHARACTERS: usize = 256;
 const MESSAGE_ID_CHARACTERS: usize = 128;
 /// The field of a WebSocket's message with the client's own identifier of it, where `message_id` names
 /// another message.
 pub const IDEMPOTENCY_KEY: &str = "idempotency_key";
-/// Characters of the identifier of a call, at most.
-pub const TOOL_CALL_ID_CHARACTERS: usize = 256;
 const TEMPERATURE: (f64, f64) = (0.0, 2.0);
 const DEFAULT_TEMPERATURE: f64 = 0.7;
 const DEFAULT_MAX_TOKENS: u32 = 1000;
@@ -126,7 +122,7 @@ fn image_kind(fault: ImageFault) -> &'static str {
 
 /// Reads the call whose result the message is; none of a user's message.
 fn tool_call(fields: &mut Fields<'_>) -> Option<String> {
-    let id = fields.text("tool_call_id", TOOL_CALL_ID_CHARACTERS);
+    let id = fields.text("tool_call_id", schema::TOOL_CALL_ID_CHARACTERS);
     match fields.text("role", usize::MAX) {
         None | Some("user") => None,
         Some("tool") => {
@@ -147,7 +143,7 @@ fn model(fields: &mut Fields<'_>) -> Option<String> {
     if !fields.has("model") {
         return None;
     }
-    let name = fields.required_text("model", MODEL_CHARACTERS).trim();
+    let name = fields.required_text("model", schema::MODEL_CHARACTERS).trim();
     match ModelName::parse(name) {
         Ok(_) => Some(name.to_owned()),
         // A value that is not text has its error already.
@@ -159,7 +155,7 @@ fn model(fields: &mut Fields<'_>) -> Option<String> {
     }
 }
 
-/// What happens to a turn whose client leaves.
+/// The fate of a turn whose client leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDisconnect {
@@ -218,7 +214,7 @@ pub struct ChatRequest {
     /// The tools that the model may call: functions.
     #[schema(required = false, schema_with = schema::tools)]
     pub tools: Option<String>,
-    /// Who wrote the message: the user, or a tool that the model called.
+    /// The author of the message: the user, or a tool that the model called.
     #[schema(required = false, schema_with = schema::role)]
     pub role: Role,
     /// The call whose result the message is, where `role` is tool: one of the last answer.
@@ -232,7 +228,7 @@ pub struct ChatRequest {
     #[serde(skip)]
     #[schema(ignore)]
     pub keeps_images: bool,
-    /// What happens to the turn where the client leaves before its end.
+    /// The fate of the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
     /// The client's identifier of the message, only over a WebSocket.

@@ -111,7 +111,7 @@ fn mark(fields: &mut Fields<'_>, name: &str) -> Option<bool> {
     }
 }
 
-/// What one request lists.
+/// The selection of one request for a list.
 struct Pages<'a> {
     shared: &'a Shared,
     owner: &'a Owner,

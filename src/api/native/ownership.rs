@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::problems::in_time;
-use crate::api::responses::{InvalidFields, OverBudget, SessionNotFound, Unavailable};
+use crate::api::responses::{InvalidFields, OverBudgetReply, SessionNotFound, Unavailable};
 use crate::api::state::Shared;
 use crate::generation::DeletedAll;
 use crate::http::extract::caller::Caller;
@@ -37,7 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SignedIn {
     params(("session_id" = SessionId, Path)),
     responses(
         (status = 200, body = SessionInfo, description = "The session is the caller's"),
-        SessionNotFound, InvalidFields, OverBudget, Unavailable,
+        SessionNotFound, InvalidFields, OverBudgetReply, Unavailable,
     ),
 )]
 pub async fn claim(

@@ -5,10 +5,14 @@ use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::{ArrayBuilder, ObjectBuilder};
 use utoipa::{IntoParams, ToSchema};
 
-use super::input::{MODEL_CHARACTERS, TOOL_CALL_ID_CHARACTERS};
 use crate::api::answer_rules::{NAME_PATTERN, STOP_BYTES, STOPS, TOOLS};
 use crate::api::large_body::PIXEL;
 use crate::session::image::MESSAGE_IMAGES;
+
+/// Characters of a model's name, at most.
+pub const MODEL_CHARACTERS: usize = 256;
+/// Characters of the identifier of a call, at most.
+pub const TOOL_CALL_ID_CHARACTERS: usize = 256;
 
 /// The header that resumes an event stream.
 #[derive(IntoParams)]

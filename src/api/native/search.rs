@@ -32,7 +32,7 @@ pub struct FoundMessage {
     pub session_id: SessionId,
     /// The message.
     pub message_id: Uuid,
-    /// Who wrote it.
+    /// The author of the message.
     pub role: Role,
     /// The text around the first of the words.
     pub excerpt: String,
@@ -77,8 +77,8 @@ impl SearchState {
     }
 }
 
-/// What a search has found in one session.
-pub struct Found {
+/// The outcome of a search in one session.
+pub struct SearchOutcome {
     /// Whether the session has the words.
     pub is_match: bool,
     /// The message that has them; none where the title does.
@@ -103,9 +103,9 @@ impl Search {
         owner: &Owner,
         info: &SessionInfo,
         state: &mut SearchState,
-    ) -> Result<Found, StoreError> {
+    ) -> Result<SearchOutcome, StoreError> {
         if self.excerpt(&info.title).is_some() {
-            return Ok(Found { is_match: true, message: None });
+            return Ok(SearchOutcome { is_match: true, message: None });
         }
         let session = info.session_id;
         let (mut before, mut bytes) = (None, 0);
@@ -113,7 +113,7 @@ impl Search {
             let limit = state.left().min(READ_MESSAGES);
             if limit == 0 || bytes >= SESSION_BYTES {
                 state.is_cut |= before.unwrap_or(info.message_count) > 0;
-                return Ok(Found { is_match: false, message: None });
+                return Ok(SearchOutcome { is_match: false, message: None });
             }
             let page = match before {
                 None => store.newest(owner, session, limit, READ_BYTES).await,
@@ -121,7 +121,9 @@ impl Search {
             };
             let Page { messages, first, .. } = match page {
                 // It was deleted meanwhile.
-                Err(StoreError::Absent) => return Ok(Found { is_match: false, message: None }),
+                Err(StoreError::Absent) => {
+                    return Ok(SearchOutcome { is_match: false, message: None });
+                }
                 page => page?,
             };
             let read: usize = messages.iter().map(|message| message.content.len()).sum();
@@ -130,10 +132,10 @@ impl Search {
             state.messages += messages.len() as u64;
             let found = messages.iter().rev().find_map(|message| self.found(info, message));
             if found.is_some() {
-                return Ok(Found { is_match: true, message: found });
+                return Ok(SearchOutcome { is_match: true, message: found });
             }
             if first == 0 || messages.is_empty() {
-                return Ok(Found { is_match: false, message: None });
+                return Ok(SearchOutcome { is_match: false, message: None });
             }
             before = Some(first);
         }

@@ -97,10 +97,10 @@ pub async fn read(
     }))
 }
 
-/// What is to change in a session; a field that is absent or null stays as it is.
+/// The changes of a session; a field that is absent or null stays as it is.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only its description is used; `Fields` reads the body")]
-pub struct Update {
+pub struct SessionUpdate {
     /// The title: 1 to 200 characters, not blank.
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     title: Option<String>,
@@ -115,7 +115,7 @@ pub struct Update {
 /// Changes the title of a session, or marks it.
 #[utoipa::path(
     patch, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
-    request_body = Option<Update>,
+    request_body = Option<SessionUpdate>,
     params(("session_id" = SessionId, Path)),
     responses(
         (status = 200, body = SessionInfo),
@@ -139,7 +139,7 @@ pub async fn update(
 
 /// The result of a deletion.
 #[derive(Serialize, ToSchema)]
-pub struct Deletion {
+pub struct DeletionReply {
     /// Always "success".
     status: &'static str,
     message: String,
@@ -151,7 +151,7 @@ pub struct Deletion {
     delete, path = "/api/v1/chat/sessions/{session_id}", tag = "sessions",
     params(("session_id" = SessionId, Path)),
     responses(
-        (status = 200, body = Deletion),
+        (status = 200, body = DeletionReply),
         SessionNotFound, InvalidFields, Unavailable,
     ),
 )]
@@ -159,10 +159,10 @@ pub async fn delete(
     State(shared): State<Shared>,
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
-) -> Result<Json<Deletion>, Problem> {
+) -> Result<Json<DeletionReply>, Problem> {
     let messages_deleted = in_time(shared.generations.clear(&owner, session, true)).await?;
     let message = format!("Session {session} cleared");
-    Ok(Json(Deletion { status: "success", message, messages_deleted }))
+    Ok(Json(DeletionReply { status: "success", message, messages_deleted }))
 }
 
 /// A request to cancel a generation.
@@ -176,7 +176,7 @@ pub struct Cancel {
 /// The result of a cancel.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Cancelled)]
-pub struct CancelReply {
+pub struct CancelResult {
     /// Always "cancelled".
     status: &'static str,
     generation_id: GenerationId,
@@ -190,7 +190,7 @@ pub struct CancelReply {
     request_body = Option<Cancel>,
     params(("session_id" = SessionId, Path)),
     responses(
-        (status = 200, body = CancelReply),
+        (status = 200, body = CancelResult),
         SessionNotFound, InvalidFields, Unavailable,
         (status = 409, body = ProblemDetails, content_type = "application/problem+json",
             description = "The generation has already ended"),
@@ -201,12 +201,12 @@ pub async fn cancel(
     Caller(owner): Caller,
     SessionPath(session): SessionPath,
     JsonBody(body): JsonBody,
-) -> Result<Json<CancelReply>, Problem> {
+) -> Result<Json<CancelResult>, Problem> {
     let generation = cancel_target(&body)?;
     match shared.generations.cancel(&owner, session, generation).await? {
         CancelOutcome::Cancelled { generation, upstream_closed } => {
             let status = "cancelled";
-            Ok(Json(CancelReply { status, generation_id: generation, upstream_closed }))
+            Ok(Json(CancelResult { status, generation_id: generation, upstream_closed }))
         }
         CancelOutcome::AlreadyEnded => Err(already_ended()),
     }

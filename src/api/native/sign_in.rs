@@ -8,12 +8,12 @@ use tokio::time::{Sleep, sleep};
 
 use crate::sign_in::Validity;
 
-/// How long before the expiry of its token a client is told of it.
+/// How long before the expiry of its token a client is notified.
 const NOTICE: Duration = Duration::from_mins(1);
 /// The longest wait between two looks at the clock, which may be set.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
-/// What changed in a caller's sign-in.
+/// A change of a caller's sign-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignInChange {
     /// The token expires at this time, soon.

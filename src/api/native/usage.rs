@@ -1,4 +1,4 @@
-//! What a caller has used of its limits.
+//! The use that a caller has made of its limits.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,7 +9,7 @@ use crate::api::state::Shared;
 use crate::http::middleware::LimitedCaller;
 use crate::limits::Standing;
 
-/// What a caller has used of its limits.
+/// The use that a caller has made of its limits.
 #[derive(Serialize, ToSchema)]
 pub struct UsageReport {
     /// The caller: the subject of its token, or "anonymous".
@@ -18,26 +18,26 @@ pub struct UsageReport {
     limits: Vec<LimitUsage>,
 }
 
-/// What a caller has used of one limit.
+/// The use that a caller has made of one limit.
 #[derive(Serialize, ToSchema)]
 struct LimitUsage {
     /// The name of the limit, as in the header RateLimit.
     limit: &'static str,
-    /// What is counted: requests, turns, tokens, sessions or sockets.
+    /// The unit that is counted: requests, turns, tokens, sessions or sockets.
     unit: &'static str,
     /// All of it.
     quota: u64,
     /// Seconds in which all of it comes back; null for what is open at a time.
     window_seconds: Option<u64>,
-    /// What has not come back yet.
+    /// The part of the quota that is in use.
     used: u64,
-    /// What is left.
+    /// The part of the quota that is left.
     remaining: u64,
     /// Seconds until all of it is back; null for what is open at a time.
     reset_seconds: Option<u64>,
 }
 
-/// Tells what the caller has used of its limits, this request included.
+/// Returns the use that the caller has made of its limits, this request included.
 #[utoipa::path(
     get, path = "/api/v1/usage", tag = "service",
     responses((status = 200, body = UsageReport, description = "Every limit of the caller")),

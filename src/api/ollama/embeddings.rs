@@ -7,11 +7,11 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::errors::{invalid, of_model};
-use super::fields::{self, Fields, JsonObject};
+use super::fields::{self, RawJsonObject, RequestFields};
 use super::lines::nanoseconds;
 use super::request;
 use super::schema::{OllamaEmbedRequest, OllamaEmbeddingRequest};
-use super::shapes::ErrorReply;
+use super::shapes::OllamaErrorReply;
 use crate::api::embedding::{self, TEXTS, VectorForm, VectorReply, WriteVector};
 use crate::api::state::Shared;
 use crate::generation::{EmbedKind, EmbedRequest, EmbedUsage};
@@ -60,8 +60,8 @@ impl FromRequest<Shared> for EmbedBody {
 }
 
 impl EmbedBody {
-    fn read(body: &JsonObject) -> Result<Self, Problem> {
-        let fields = Fields::new(&body.fields, "");
+    fn read(body: &RawJsonObject) -> Result<Self, Problem> {
+        let fields = RequestFields::new(&body.fields, "");
         let model = request::model(fields)?;
         let request = EmbedRequest {
             kind: EmbedKind::Normalised,
@@ -94,8 +94,8 @@ impl FromRequest<Shared> for EmbeddingBody {
 }
 
 impl EmbeddingBody {
-    fn read(body: &JsonObject) -> Result<Self, Problem> {
-        let fields = Fields::new(&body.fields, "");
+    fn read(body: &RawJsonObject) -> Result<Self, Problem> {
+        let fields = RequestFields::new(&body.fields, "");
         let model = request::model(fields)?;
         let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
         let texts = prompt.into_iter().map(str::to_owned).collect();
@@ -108,7 +108,7 @@ impl EmbeddingBody {
 #[utoipa::path(
     post, path = "/api/embed", tag = "ollama", operation_id = "ollama_embed",
     request_body = OllamaEmbedRequest,
-    responses((status = 200, body = EmbedReply), ErrorReply),
+    responses((status = 200, body = EmbedReply), OllamaErrorReply),
 )]
 pub async fn embed(
     State(shared): State<Shared>,
@@ -133,7 +133,7 @@ pub async fn embed(
 #[utoipa::path(
     post, path = "/api/embeddings", tag = "ollama", operation_id = "ollama_embeddings",
     request_body = OllamaEmbeddingRequest,
-    responses((status = 200, body = EmbeddingReply), ErrorReply),
+    responses((status = 200, body = EmbeddingReply), OllamaErrorReply),
 )]
 pub async fn embeddings(
     State(shared): State<Shared>,
@@ -149,7 +149,7 @@ pub async fn embeddings(
 }
 
 /// Reads the texts: one, or a list.
-fn texts(fields: Fields<'_>) -> Result<Vec<String>, Problem> {
+fn texts(fields: RequestFields<'_>) -> Result<Vec<String>, Problem> {
     let list = match fields.value("input")? {
         None => return Ok(Vec::new()),
         Some(Value::String(text)) => return Ok(vec![text.clone()]),

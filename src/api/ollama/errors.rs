@@ -21,7 +21,7 @@ const NAME_CHARACTERS: usize = 128;
 /// An error as Ollama sends it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OllamaError)]
-pub struct ErrorObject {
+pub struct OllamaErrorObject {
     /// The text.
     pub error: String,
 }
@@ -41,7 +41,7 @@ pub fn dialect(path: &str, mut response: Response) -> Response {
 
 /// Returns an error as JSON.
 pub fn error_json(problem: &Problem) -> String {
-    serde_json::to_string(&ErrorObject { error: text(problem) }).unwrap_or_default()
+    serde_json::to_string(&OllamaErrorObject { error: text(problem) }).unwrap_or_default()
 }
 
 /// Creates the error of a request that cannot be understood, or asks for what is not supported.

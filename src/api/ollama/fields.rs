@@ -16,12 +16,12 @@ use crate::http::extract::object::{
 use crate::http::problem::Problem;
 
 /// The body of a request: a JSON object, whatever its content type.
-pub struct JsonObject {
+pub struct RawJsonObject {
     /// The fields.
     pub fields: Object,
 }
 
-impl FromRequest<Shared> for JsonObject {
+impl FromRequest<Shared> for RawJsonObject {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
@@ -37,13 +37,13 @@ impl FromRequest<Shared> for JsonObject {
 pub async fn read<T: Send + 'static>(
     request: Request,
     shared: &Shared,
-    read: impl FnOnce(&JsonObject) -> Result<T, Problem> + Send + 'static,
+    read: impl FnOnce(&RawJsonObject) -> Result<T, Problem> + Send + 'static,
 ) -> Result<(T, HeldRoom), Problem> {
-    let parse = move |text: Bytes| read(&JsonObject::of(text)?);
+    let parse = move |text: Bytes| read(&RawJsonObject::of(text)?);
     large_body::read(request, shared, WITH_IMAGES, parse).await
 }
 
-impl JsonObject {
+impl RawJsonObject {
     /// Parses a body.
     ///
     /// # Errors
@@ -98,13 +98,13 @@ impl<'a> From<&'a Map<String, Value>> for FieldSource<'a> {
 
 /// The fields of one object. `null` counts as absent.
 #[derive(Clone, Copy)]
-pub struct Fields<'a> {
+pub struct RequestFields<'a> {
     object: FieldSource<'a>,
     /// The path of the object, with a dot at its end; empty for the request itself.
     path: &'a str,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RequestFields<'a> {
     /// Reads an object with this path, which ends with a dot unless it is empty.
     pub fn new(object: impl Into<FieldSource<'a>>, path: &'a str) -> Self {
         Self { object: object.into(), path }
@@ -229,21 +229,21 @@ mod tests {
     #[test]
     fn a_body_that_is_no_object_is_refused_with_ollamas_text_where_it_has_one() {
         let refused = |body: &[u8]| {
-            let problem = JsonObject::parse(body.to_vec()).err().expect("refused");
+            let problem = RawJsonObject::parse(body.to_vec()).err().expect("refused");
             (problem.status.as_u16(), problem.detail)
         };
         assert_eq!(refused(b""), (400, "missing request body".to_owned()));
         assert_eq!(refused(b" \n"), (400, "missing request body".to_owned()));
         assert_eq!(refused(b"[]"), (400, "the body must be a JSON object".to_owned()));
         assert!(refused(b"{\"model\"").1.starts_with("not valid JSON, at line 1"));
-        assert!(JsonObject::parse(b"\xef\xbb\xbf{}".to_vec()).is_ok());
+        assert!(RawJsonObject::parse(b"\xef\xbb\xbf{}".to_vec()).is_ok());
     }
 
     #[test]
     fn a_field_that_cannot_be_read_is_refused_where_it_is_read() {
         let many = format!(r#"{{"a": "\ud800", "b": 1, "c": [{}]}}"#, vec!["{}"; 20_000].join(","));
-        let body = JsonObject::parse(many.into_bytes()).expect("an object");
-        let fields = Fields::new(&body.fields, "");
+        let body = RawJsonObject::parse(many.into_bytes()).expect("an object");
+        let fields = RequestFields::new(&body.fields, "");
         assert_eq!(fields.integer("b"), Ok(Some(1)));
         let refused = fields.text("a").expect_err("no character");
         assert!(refused.detail.starts_with("a: holds a lone surrogate"), "{}", refused.detail);
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn the_text_of_a_field_keeps_the_order_of_what_is_in_it() {
         let body = br#"{"format": 1, "a": {}, "format": {"z": 1, "a": 2}}"#.to_vec();
-        let body = JsonObject::parse(body).expect("an object");
+        let body = RawJsonObject::parse(body).expect("an object");
         assert_eq!(body.text_of("format"), Some(r#"{"z": 1, "a": 2}"#));
         assert_eq!(body.text_of("tools"), None);
     }

@@ -15,9 +15,9 @@ use crate::session::{FinishReason, Message};
 /// The two forms of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// That of `/api/chat`, with a message.
+    /// The reply of `/api/chat`, with a message.
     Chat,
-    /// That of `/api/generate`, with a response.
+    /// The reply of `/api/generate`, with a response.
     Generate,
 }
 
@@ -86,7 +86,7 @@ impl Lines {
 
     /// Returns a line without text, while the turn waits.
     pub fn heartbeat(&self) -> String {
-        self.line(&Part::default(), "\"done\":false")
+        self.line(&LinePart::default(), "\"done\":false")
     }
 
     /// Returns the line of a text at this byte of the answer; none where all of it was sent.
@@ -95,7 +95,7 @@ impl Lines {
     /// [`Diverged`].
     pub fn text(&mut self, offset: u64, text: &str) -> Result<Option<String>, Diverged> {
         let new = self.text.add(offset, text)?;
-        Ok((!new.is_empty()).then(|| self.line(&Part::text(new), "\"done\":false")))
+        Ok((!new.is_empty()).then(|| self.line(&LinePart::text(new), "\"done\":false")))
     }
 
     /// Returns the line of reasoning at this byte of it; none where all of it was sent, and where the
@@ -105,7 +105,7 @@ impl Lines {
             return None;
         }
         let new = self.reasoning.add(offset, text);
-        let part = Part { reasoning: &new, ..Part::default() };
+        let part = LinePart { reasoning: &new, ..LinePart::default() };
         (!new.is_empty()).then(|| self.line(&part, "\"done\":false"))
     }
 
@@ -117,18 +117,18 @@ impl Lines {
         let unsent = answer.thinking.as_deref().filter(|_| self.reasoning.is_empty());
         let reasoning = unsent.and_then(|whole| self.reasoning(0, whole));
         let rest = self.text.end(&answer.content)?;
-        let rest = (!rest.is_empty()).then(|| self.line(&Part::text(rest), "\"done\":false"));
+        let rest = (!rest.is_empty()).then(|| self.line(&LinePart::text(rest), "\"done\":false"));
         let calls = (!answer.tool_calls.is_empty()).then(|| {
-            let part = Part { tool_calls: &answer.tool_calls, ..Part::default() };
+            let part = LinePart { tool_calls: &answer.tool_calls, ..LinePart::default() };
             self.line(&part, "\"done\":false")
         });
-        let last = self.line(&Part::default(), &self.done(answer));
+        let last = self.line(&LinePart::default(), &self.done(answer));
         Ok(reasoning.into_iter().chain(rest).chain(calls).chain([last]).collect())
     }
 
     /// Returns a whole answer as one object.
     pub fn whole(&self, answer: &Message) -> String {
-        let part = Part {
+        let part = LinePart {
             text: &answer.content,
             reasoning: answer.thinking.as_deref().unwrap_or_default(),
             tool_calls: &answer.tool_calls,
@@ -139,7 +139,7 @@ impl Lines {
     /// Returns the reply to a request that has nothing to answer.
     pub fn without_answer(&self, done_reason: &str) -> String {
         let end = format!("\"done\":true,\"done_reason\":\"{done_reason}\"");
-        self.line(&Part::default(), &end)
+        self.line(&LinePart::default(), &end)
     }
 
     fn done(&self, answer: &Message) -> String {
@@ -153,7 +153,7 @@ impl Lines {
         format!("\"done\":true,\"done_reason\":\"{reason}\",{figures}")
     }
 
-    fn line(&self, part: &Part<'_>, end: &str) -> String {
+    fn line(&self, part: &LinePart<'_>, end: &str) -> String {
         let Self { model, .. } = self;
         let at = Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true);
         let text = quoted(part.text);
@@ -174,15 +174,15 @@ impl Lines {
     }
 }
 
-/// What one line adds to an answer.
+/// The part of an answer that one line adds.
 #[derive(Default)]
-struct Part<'a> {
+struct LinePart<'a> {
     text: &'a str,
     reasoning: &'a str,
     tool_calls: &'a [ToolCall],
 }
 
-impl<'a> Part<'a> {
+impl<'a> LinePart<'a> {
     fn text(text: &'a str) -> Self {
         Self { text, ..Self::default() }
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::errors::invalid;
-use super::fields::Fields;
+use super::fields::RequestFields;
 use crate::http::problem::Problem;
 use crate::session::image::RequestImages;
 use crate::session::model::ToolCall;
@@ -14,7 +14,7 @@ use crate::session::{Image, ImageRef, Message, Role};
 
 /// The conversation of a request.
 #[derive(Clone, Debug)]
-pub struct Messages {
+pub struct OllamaMessages {
     /// The messages before the question, oldest first.
     pub before: Vec<Message>,
     /// The message that is answered.
@@ -23,7 +23,7 @@ pub struct Messages {
     pub images: Vec<Image>,
 }
 
-impl Messages {
+impl OllamaMessages {
     /// Creates the conversation of one message of the user, after instructions.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Messages {
     pub fn of_prompt(
         system: Option<&str>,
         prompt: &str,
-        fields: Fields<'_>,
+        fields: RequestFields<'_>,
     ) -> Result<Self, Problem> {
         let before = system.map(|text| of_role(Role::System, text.to_owned()));
         let mut question = of_role(Role::User, prompt.to_owned());
@@ -93,7 +93,7 @@ fn read_message(
     path: &str,
     images: &mut RequestImages,
 ) -> Result<Message, Problem> {
-    let fields = Fields::new(object, path);
+    let fields = RequestFields::new(object, path);
     let role = fields.text("role")?.unwrap_or_default();
     let role = match role.to_ascii_lowercase().as_str() {
         "system" => Role::System,
@@ -117,7 +117,10 @@ fn read_message(
 }
 
 /// Reads the images of a message, in base64, and adds them to those of the request.
-fn read_images(fields: Fields<'_>, images: &mut RequestImages) -> Result<Vec<ImageRef>, Problem> {
+fn read_images(
+    fields: RequestFields<'_>,
+    images: &mut RequestImages,
+) -> Result<Vec<ImageRef>, Problem> {
     let mut of_message = Vec::new();
     for value in fields.list("images")?.unwrap_or_default() {
         let Some(text) = value.as_str() else {
@@ -131,7 +134,7 @@ fn read_images(fields: Fields<'_>, images: &mut RequestImages) -> Result<Vec<Ima
 
 /// Reads the calls of tools in the message at this place. A call without an identifier gets one: the
 /// packages do not send it back.
-fn tool_calls(fields: Fields<'_>, at: usize) -> Result<Vec<ToolCall>, Problem> {
+fn tool_calls(fields: RequestFields<'_>, at: usize) -> Result<Vec<ToolCall>, Problem> {
     let list = fields.list("tool_calls")?.unwrap_or_default();
     if list.len() > OwnConversation::CALLS {
         let text = format!("must have at most {} calls", OwnConversation::CALLS);

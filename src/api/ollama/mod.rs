@@ -21,7 +21,7 @@ pub(crate) mod turns;
 
 pub use errors::dialect;
 pub use lines::Shape;
-pub use schema::{FrontDoc, describe};
+pub use schema::{OllamaApiDoc, describe};
 
 use axum::http::Method;
 

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::errors::of_model;
-use super::fields::{Fields, JsonObject};
+use super::fields::{RawJsonObject, RequestFields};
 use super::request;
 use super::schema::OllamaShowRequest;
-use super::shapes::ErrorReply;
+use super::shapes::OllamaErrorReply;
 use crate::api::state::Shared;
 use crate::generation::{LoadedModel, ModelDetails, ModelInfo};
 use crate::http::problem::Problem;
@@ -36,7 +36,7 @@ const WITH_FILES: [&str; 2] = ["FROM", "ADAPTER"];
 /// A version.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OllamaVersion)]
-pub struct Version {
+pub struct VersionReply {
     /// The version of Ollama's API.
     version: &'static str,
 }
@@ -44,10 +44,10 @@ pub struct Version {
 /// Returns the version of Ollama whose API this is.
 #[utoipa::path(
     get, path = "/api/version", tag = "ollama", operation_id = "ollama_version",
-    responses((status = 200, body = Version), ErrorReply),
+    responses((status = 200, body = VersionReply), OllamaErrorReply),
 )]
-pub async fn version() -> Json<Version> {
-    Json(Version { version: VERSION })
+pub async fn version() -> Json<VersionReply> {
+    Json(VersionReply { version: VERSION })
 }
 
 /// A model.
@@ -85,7 +85,7 @@ pub struct ListedModels {
 /// Returns the models of all hosts, each once.
 #[utoipa::path(
     get, path = "/api/tags", tag = "ollama", operation_id = "ollama_models",
-    responses((status = 200, body = ListedModels), ErrorReply),
+    responses((status = 200, body = ListedModels), OllamaErrorReply),
 )]
 pub async fn tags(State(shared): State<Shared>) -> Result<Json<ListedModels>, Problem> {
     let models = shared.models().await?.into_iter().map(ListedModel::from).collect();
@@ -141,7 +141,7 @@ pub struct RunningModels {
 /// Returns the models that are in the memory of any host, each once.
 #[utoipa::path(
     get, path = "/api/ps", tag = "ollama", operation_id = "ollama_loaded_models",
-    responses((status = 200, body = RunningModels), ErrorReply),
+    responses((status = 200, body = RunningModels), OllamaErrorReply),
 )]
 pub async fn ps(State(shared): State<Shared>) -> Result<Json<RunningModels>, Problem> {
     let loaded = shared.generations.loaded_models().await?;
@@ -152,13 +152,13 @@ pub async fn ps(State(shared): State<Shared>) -> Result<Json<RunningModels>, Pro
 #[utoipa::path(
     post, path = "/api/show", tag = "ollama", operation_id = "ollama_model",
     request_body = OllamaShowRequest,
-    responses((status = 200, body = Object), ErrorReply),
+    responses((status = 200, body = Object), OllamaErrorReply),
 )]
 pub async fn show(
     State(shared): State<Shared>,
-    body: JsonObject,
+    body: RawJsonObject,
 ) -> Result<Json<Map<String, Value>>, Problem> {
-    let model = request::model(Fields::new(&body.fields, ""))?;
+    let model = request::model(RequestFields::new(&body.fields, ""))?;
     drop(body);
     let described = shared.generations.describe_model(&model).await;
     let described = described.map_err(|error| of_model(&model, error.into()))?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
+use super::fields::RequestFields;
 use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::http::problem::Problem;
 use crate::session::model::Sampling;
@@ -33,7 +33,7 @@ impl AnswerOptions {
     /// The first one that is of another type, or out of its bounds.
     pub fn read(options: Option<&Map<String, Value>>) -> Result<Self, Problem> {
         let none = Map::new();
-        let options = Fields::new(options.unwrap_or(&none), "options.");
+        let options = RequestFields::new(options.unwrap_or(&none), "options.");
         let temperature = options.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_TEMPERATURE);
         let top_k = match options.integer("top_k")? {
             Some(top_k) => Some(
@@ -64,7 +64,7 @@ impl AnswerOptions {
 }
 
 /// Reads the texts that end the answer: one, or a list.
-fn stops(options: Fields<'_>) -> Result<Vec<String>, Problem> {
+fn stops(options: RequestFields<'_>) -> Result<Vec<String>, Problem> {
     let Some(value) = options.value("stop")? else { return Ok(Vec::new()) };
     let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     let texts: Option<Vec<String>> =

@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::errors::{invalid, model_not_found};
-use super::fields::{Fields, JsonObject};
+use super::fields::{RawJsonObject, RequestFields};
 use super::lines::Shape;
-use super::messages::Messages;
+use super::messages::OllamaMessages;
 use super::options::AnswerOptions;
 use super::rules;
 use crate::digest::sha256_hex;
@@ -24,11 +24,11 @@ pub struct AskedModel {
     pub model: String,
     /// Whether the reply is a stream of lines.
     pub stream: bool,
-    /// What the model is asked.
+    /// The question and its context.
     pub task: Task,
 }
 
-/// What a model is asked.
+/// The question to a model, and its context.
 #[derive(Clone, Debug)]
 pub enum Task {
     /// To be in memory. The service decides that, so there is nothing to do.
@@ -45,7 +45,7 @@ pub struct Question {
     /// The request without its messages.
     pub spec: TurnSpec,
     /// The messages.
-    pub messages: Messages,
+    pub messages: OllamaMessages,
 }
 
 impl AskedModel {
@@ -53,8 +53,8 @@ impl AskedModel {
     ///
     /// # Errors
     /// The first field that is not valid, or asks for what is not supported.
-    pub fn read(shape: Shape, body: &JsonObject) -> Result<Self, Problem> {
-        let fields = Fields::new(&body.fields, "");
+    pub fn read(shape: Shape, body: &RawJsonObject) -> Result<Self, Problem> {
+        let fields = RequestFields::new(&body.fields, "");
         let model = model(fields)?;
         let stream = fields.flag("stream")?.unwrap_or(true);
         let think = reasoning(fields)?;
@@ -67,7 +67,7 @@ impl AskedModel {
             Shape::Chat => {
                 rules.tools = rules::tools(body)?;
                 let list = fields.list("messages")?.unwrap_or_default();
-                if list.is_empty() { None } else { Some(Messages::read(list)?) }
+                if list.is_empty() { None } else { Some(OllamaMessages::read(list)?) }
             }
             Shape::Generate => of_prompt(fields)?,
         };
@@ -111,7 +111,7 @@ impl Question {
 ///
 /// # Errors
 /// Where it is absent, or no name.
-pub fn model(fields: Fields<'_>) -> Result<String, Problem> {
+pub fn model(fields: RequestFields<'_>) -> Result<String, Problem> {
     let name = fields.text("model")?.filter(|name| !name.is_empty());
     // An older name of the field, which some clients still use.
     let name = name.or(fields.text("name")?).unwrap_or_default().trim();
@@ -122,7 +122,7 @@ pub fn model(fields: Fields<'_>) -> Result<String, Problem> {
 }
 
 /// Reads the conversation of `/api/generate`; none where there is nothing to answer.
-fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
+fn of_prompt(fields: RequestFields<'_>) -> Result<Option<OllamaMessages>, Problem> {
     for (name, text) in [
         ("raw", "is not supported: send the prompt without the template of the model"),
         ("template", "is not supported: the model's own template is used"),
@@ -142,11 +142,11 @@ fn of_prompt(fields: Fields<'_>) -> Result<Option<Messages>, Problem> {
             "prompt: must have at most {most} bytes with the system text"
         )));
     }
-    Messages::of_prompt(system, prompt, fields).map(Some)
+    OllamaMessages::of_prompt(system, prompt, fields).map(Some)
 }
 
 /// Reads whether the model reasons. As with Ollama, a model that can does unless it is told not to.
-fn reasoning(fields: Fields<'_>) -> Result<Reasoning, Problem> {
+fn reasoning(fields: RequestFields<'_>) -> Result<Reasoning, Problem> {
     Ok(match fields.value("think")? {
         None | Some(Value::Bool(true)) => Reasoning::On,
         Some(Value::Bool(false)) => Reasoning::Off,
@@ -180,7 +180,7 @@ mod tests {
     use crate::session::Role;
 
     fn read(shape: Shape, body: &Value) -> Result<AskedModel, (u16, String)> {
-        let body = JsonObject::parse(body.to_string().into_bytes()).expect("an object");
+        let body = RawJsonObject::parse(body.to_string().into_bytes()).expect("an object");
         AskedModel::read(shape, &body).map_err(|problem| (problem.status.as_u16(), problem.detail))
     }
 
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    fn roles_and_texts(messages: &Messages) -> Vec<(Role, &str)> {
+    fn roles_and_texts(messages: &OllamaMessages) -> Vec<(Role, &str)> {
         let all = messages.before.iter().chain([&messages.question]);
         all.map(|message| (message.role, message.content.as_str())).collect()
     }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::errors::invalid;
-use super::fields::{Fields, JsonObject};
+use super::fields::{RawJsonObject, RequestFields};
 use crate::api::answer_rules::{FORMAT_BYTES, TOOLS, TOOLS_BYTES, bounded};
 use crate::http::problem::Problem;
 
@@ -11,8 +11,8 @@ use crate::http::problem::Problem;
 ///
 /// # Errors
 /// Where it is neither `"json"` nor a schema, or too large.
-pub fn format(body: &JsonObject) -> Result<Option<String>, Problem> {
-    match Fields::new(&body.fields, "").value("format")? {
+pub fn format(body: &RawJsonObject) -> Result<Option<String>, Problem> {
+    match RequestFields::new(&body.fields, "").value("format")? {
         None => Ok(None),
         Some(Value::String(format)) if format.is_empty() => Ok(None),
         Some(Value::String(format)) if format == "json" => Ok(Some("\"json\"".to_owned())),
@@ -32,8 +32,8 @@ pub fn format(body: &JsonObject) -> Result<Option<String>, Problem> {
 ///
 /// # Errors
 /// Where they are no list of functions, or too many.
-pub fn tools(body: &JsonObject) -> Result<Option<String>, Problem> {
-    let fields = Fields::new(&body.fields, "");
+pub fn tools(body: &RawJsonObject) -> Result<Option<String>, Problem> {
+    let fields = RequestFields::new(&body.fields, "");
     let list = fields.list("tools")?.unwrap_or_default();
     let Some(tools) = fields.value("tools")?.filter(|_| !list.is_empty()) else { return Ok(None) };
     if list.len() > TOOLS {
@@ -50,7 +50,7 @@ pub fn tools(body: &JsonObject) -> Result<Option<String>, Problem> {
 }
 
 /// Returns the text of a field as it was sent.
-fn text(body: &JsonObject, name: &str, value: &Value, most: usize) -> Result<String, Problem> {
+fn text(body: &RawJsonObject, name: &str, value: &Value, most: usize) -> Result<String, Problem> {
     bounded(body.text_of(name), value, most).map_err(|msg| invalid(format!("{name}: {msg}")))
 }
 
@@ -58,8 +58,8 @@ fn text(body: &JsonObject, name: &str, value: &Value, most: usize) -> Result<Str
 mod tests {
     use super::*;
 
-    fn body(text: &str) -> JsonObject {
-        JsonObject::parse(text.as_bytes().to_vec()).expect("an object")
+    fn body(text: &str) -> RawJsonObject {
+        RawJsonObject::parse(text.as_bytes().to_vec()).expect("an object")
     }
 
     #[test]

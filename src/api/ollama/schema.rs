@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use utoipa::{OpenApi, ToSchema};
 
-use super::errors::ErrorObject;
+use super::errors::OllamaErrorObject;
 use crate::api::answer_rules::{STOP_BYTES, STOPS};
 use crate::api::embedding::TEXTS;
 use crate::api::large_body::PIXEL;
@@ -11,8 +11,8 @@ use crate::session::image::MESSAGE_IMAGES;
 
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ErrorObject)))]
-pub struct FrontDoc;
+#[openapi(components(schemas(OllamaErrorObject)))]
+pub struct OllamaApiDoc;
 
 /// The body of a request for a chat; [`describe`] writes its schema, as those of the others.
 #[derive(ToSchema)]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
-use super::errors::ErrorObject;
+use super::errors::OllamaErrorObject;
 
 /// The reply of `/api/chat`, or one line of it.
 #[derive(Serialize, ToSchema)]
@@ -15,7 +15,7 @@ pub struct ChatReply {
     /// RFC 3339, UTC.
     pub created_at: String,
     /// The message of the model, or its next part.
-    pub message: ReplyMessage,
+    pub message: MessageReply,
     /// Whether this is the end.
     pub done: bool,
     /// `stop`, `length`, `load` or `unload`; at the end.
@@ -49,7 +49,7 @@ pub struct GenerateReply {
 #[derive(Serialize, ToSchema)]
 #[schema(as = OllamaReplyMessage)]
 #[allow(dead_code, reason = "only its description is used")]
-pub struct ReplyMessage {
+pub struct MessageReply {
     /// Always `assistant`.
     pub role: String,
     /// The text.
@@ -98,4 +98,4 @@ pub struct Figures {
 #[derive(IntoResponses)]
 #[response(status = "default", description = "An error", content_type = "application/json")]
 #[allow(dead_code, reason = "only its description is used")]
-pub struct ErrorReply(ErrorObject);
+pub struct OllamaErrorReply(OllamaErrorObject);

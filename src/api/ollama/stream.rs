@@ -5,7 +5,7 @@
 
 use super::errors::{error_json, of_model};
 use super::lines::Lines;
-use crate::api::streamed_turn::{Output, TurnWriter};
+use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
 use crate::http::problem::Problem;
@@ -33,7 +33,7 @@ impl AnswerWriter {
 impl TurnWriter for AnswerWriter {
     const CONTENT_TYPE: &'static str = "application/x-ndjson";
 
-    async fn advance(&mut self, output: &mut Output) -> Result<(), Problem> {
+    async fn advance(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         let update = self.follow.next().await?;
         // Where the answer begins anew, `Lines` compares it with what was sent.
         if let Update::Delta(delta) = &update {
@@ -59,7 +59,7 @@ impl TurnWriter for AnswerWriter {
         Ok(())
     }
 
-    fn begin(&mut self, output: &mut Output) -> Result<(), Problem> {
+    fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         if output.is_empty() {
             output.push(self.lines.heartbeat());
         }

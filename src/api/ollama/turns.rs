@@ -6,19 +6,19 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
 use super::errors::{JSON, invalid, of_model};
-use super::fields::{self, JsonObject};
+use super::fields::{self, RawJsonObject};
 use super::lines::{Clock, Lines, Shape};
-use super::messages::Messages;
+use super::messages::OllamaMessages;
 use super::request::{AskedModel, Question, Task};
 use super::schema::{OllamaChatRequest, OllamaGenerateRequest};
-use super::shapes::{ChatReply, ErrorReply, GenerateReply};
+use super::shapes::{ChatReply, GenerateReply, OllamaErrorReply};
 use super::stream::{AnswerWriter, whole};
 use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::HeldRoom;
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
-use crate::api::streamed_turn::{self, Output};
-use crate::api::whole_turn::{self, Waiting, completed};
+use crate::api::streamed_turn::{self, FrontOutput};
+use crate::api::whole_turn::{self, PendingReply, completed};
 use crate::follow::AcceptedTurn;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
@@ -28,13 +28,13 @@ use crate::session::{Owner, SessionId};
 use crate::sign_in::Identity;
 
 /// The body of a request for a chat, read and checked, and its room.
-pub struct ChatBody(AskedModel, HeldRoom);
+pub struct OllamaChatBody(AskedModel, HeldRoom);
 
-impl FromRequest<Shared> for ChatBody {
+impl FromRequest<Shared> for OllamaChatBody {
     type Rejection = Problem;
 
     async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = |body: &JsonObject| AskedModel::read(Shape::Chat, body);
+        let read = |body: &RawJsonObject| AskedModel::read(Shape::Chat, body);
         let read = fields::read(request, shared, read).await;
         read.map(|(asked, room)| Self(asked, room))
     }
@@ -47,7 +47,7 @@ impl FromRequest<Shared> for GenerateBody {
     type Rejection = Problem;
 
     async fn from_request(request: extract::Request, shared: &Shared) -> Result<Self, Problem> {
-        let read = |body: &JsonObject| AskedModel::read(Shape::Generate, body);
+        let read = |body: &RawJsonObject| AskedModel::read(Shape::Generate, body);
         let read = fields::read(request, shared, read).await;
         read.map(|(asked, room)| Self(asked, room))
     }
@@ -60,7 +60,7 @@ impl FromRequest<Shared> for GenerateBody {
     responses(
         (status = 200, description = "The whole answer, or its lines",
             content((ChatReply = "application/json"), (String = "application/x-ndjson"))),
-        ErrorReply,
+        OllamaErrorReply,
     ),
 )]
 pub async fn chat(
@@ -69,7 +69,7 @@ pub async fn chat(
     permit: TurnPermit,
     last_byte: LastByte,
     headers: HeaderMap,
-    ChatBody(asked, room): ChatBody,
+    OllamaChatBody(asked, room): OllamaChatBody,
 ) -> Result<Response, Problem> {
     let request = Request { shared, caller, permit, last_byte, headers, asked, room };
     Box::pin(request.answer(Shape::Chat)).await
@@ -82,7 +82,7 @@ pub async fn chat(
     responses(
         (status = 200, description = "The whole answer, or its lines",
             content((GenerateReply = "application/json"), (String = "application/x-ndjson"))),
-        ErrorReply,
+        OllamaErrorReply,
     ),
 )]
 pub async fn generate(
@@ -134,11 +134,11 @@ impl Request {
         let follow = shared.follow(&caller.owner, session, submitted).await?;
         if let Some(socket) = socket {
             let writer = AnswerWriter::new(follow, lines, &model, guard);
-            let (output, validity) = (Output::default(), caller.validity);
+            let (output, validity) = (FrontOutput::default(), caller.validity);
             return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte)
                 .await;
         }
-        let waiting = Waiting {
+        let waiting = PendingReply {
             guard,
             is_by_proxy: idempotency::is_by_proxy(&headers),
             last_byte,
@@ -162,7 +162,7 @@ async fn submit(
     let turn = OwnTurn::begin(shared, owner, headers, "ollama\n")?;
     let digest = question.digest();
     let Question { spec, messages } = question;
-    let Messages { before, question, images } = messages;
+    let OllamaMessages { before, question, images } = messages;
     let conversation = OwnConversation::new(before).map_err(|error| invalid(error.to_string()))?;
     let asked = OwnQuestion { spec, conversation, question, images, digest, is_background: false };
     let session = turn.session;

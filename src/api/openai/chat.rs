@@ -16,8 +16,8 @@ use crate::api::idempotency::{self, IdempotencyKeyHeader};
 use crate::api::large_body::{HeldRoom, WITH_IMAGES};
 use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::state::Shared;
-use crate::api::streamed_turn::{self, Output};
-use crate::api::whole_turn::{self, Waiting, completed};
+use crate::api::streamed_turn::{self, FrontOutput};
+use crate::api::whole_turn::{self, PendingReply, completed};
 use crate::follow::AcceptedTurn;
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
@@ -68,11 +68,11 @@ pub async fn complete(
     let follow = shared.follow(&caller.owner, session, submitted).await?;
     if let Some(socket) = socket {
         let writer = CompletionWriter::new(follow, created, &request, guard);
-        let (output, validity) = (Output::default(), caller.validity);
+        let (output, validity) = (FrontOutput::default(), caller.validity);
         return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
     let generation = submitted.generation;
-    let waiting = Waiting {
+    let waiting = PendingReply {
         guard,
         is_by_proxy: idempotency::is_by_proxy(&headers),
         last_byte,

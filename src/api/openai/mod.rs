@@ -22,12 +22,19 @@ mod stream;
 mod tools;
 
 pub use errors::dialect;
-pub use schema::{FrontDoc, describe};
+pub use schema::OpenAiApiDoc;
 pub use shapes::ErrorReply;
 
 use axum::http::Method;
+use serde_json::Value;
 
 use crate::limits::RequestKind;
+
+/// Writes the schemas that a type cannot describe exactly into the API's description.
+pub fn describe(document: &mut Value) {
+    schema::describe(document);
+    responses::schema::describe(document);
+}
 
 /// Returns whether a path is one of this front's.
 pub fn serves(path: &str) -> bool {

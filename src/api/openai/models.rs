@@ -19,7 +19,7 @@ const PATH: &str = "/v1/models/";
 /// A model.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiModel)]
-pub struct Model {
+pub struct ModelObject {
     /// The name, such as `tinyllama:latest`.
     id: String,
     /// Always `model`.
@@ -30,7 +30,7 @@ pub struct Model {
     owned_by: &'static str,
 }
 
-impl From<ModelInfo> for Model {
+impl From<ModelInfo> for ModelObject {
     fn from(model: ModelInfo) -> Self {
         let created = DateTime::parse_from_rfc3339(&model.modified);
         let created = created.map_or(0, |time| time.timestamp());
@@ -45,7 +45,7 @@ pub struct ModelList {
     /// Always `list`.
     object: &'static str,
     /// The models, by name.
-    data: Vec<Model>,
+    data: Vec<ModelObject>,
 }
 
 /// Returns the models of all hosts.
@@ -54,7 +54,7 @@ pub struct ModelList {
     responses((status = 200, body = ModelList), ErrorReply),
 )]
 pub async fn list(State(shared): State<Shared>) -> Result<Json<ModelList>, Problem> {
-    let data = shared.models().await?.into_iter().map(Model::from).collect();
+    let data = shared.models().await?.into_iter().map(ModelObject::from).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -62,9 +62,12 @@ pub async fn list(State(shared): State<Shared>) -> Result<Json<ModelList>, Probl
 #[utoipa::path(
     get, path = "/v1/models/{model}", tag = "openai", operation_id = "openai_model",
     params(("model" = String, Path, description = "The name; it may hold slashes")),
-    responses((status = 200, body = Model), ErrorReply),
+    responses((status = 200, body = ModelObject), ErrorReply),
 )]
-pub async fn retrieve(State(shared): State<Shared>, uri: Uri) -> Result<Json<Model>, Problem> {
+pub async fn retrieve(
+    State(shared): State<Shared>,
+    uri: Uri,
+) -> Result<Json<ModelObject>, Problem> {
     let name = uri.path().strip_prefix(PATH).unwrap_or_default();
     let name = urlencoding::decode(name).map_or_else(|_| name.to_owned(), Into::into);
     let models = shared.models().await?;

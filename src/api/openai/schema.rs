@@ -5,7 +5,6 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::errors::ErrorEnvelope;
 use super::params::HINT_CHARACTERS;
-use super::responses;
 use crate::api::answer_rules::{NAME_PATTERN, STOP_BYTES, STOPS};
 use crate::api::embedding::TEXTS;
 use crate::api::large_body::PIXEL;
@@ -13,7 +12,7 @@ use crate::api::large_body::PIXEL;
 /// The parts of the description that belong to no handler.
 #[derive(OpenApi)]
 #[openapi(components(schemas(ErrorEnvelope)))]
-pub struct FrontDoc;
+pub struct OpenAiApiDoc;
 
 /// The body of a request for a chat completion; [`describe`] writes its schema.
 #[derive(ToSchema)]
@@ -50,7 +49,6 @@ pub fn describe(document: &mut Value) {
             ],
         });
     }
-    responses::schema::describe(document);
 }
 
 /// A model's name, with its host, namespace and tag or without: a part of what is read, in the way

@@ -63,14 +63,14 @@ pub struct FunctionCall {
     /// Always `function`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// What is called.
-    pub function: CalledFunction,
+    /// The function that is called.
+    pub function: CalledFunctionReply,
 }
 
 /// The function of a call.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiCalledFunction)]
-pub struct CalledFunction {
+pub struct CalledFunctionReply {
     /// The name.
     pub name: String,
     /// The arguments: a JSON object, as text.
@@ -79,7 +79,7 @@ pub struct CalledFunction {
 
 impl From<ToolCall> for FunctionCall {
     fn from(ToolCall { id, name, arguments }: ToolCall) -> Self {
-        let function = CalledFunction { name, arguments };
+        let function = CalledFunctionReply { name, arguments };
         Self { index: None, id, kind: "function", function }
     }
 }

@@ -6,7 +6,7 @@
 use super::chunks::Chunks;
 use super::errors::error_json;
 use super::request::ChatCompletion;
-use crate::api::streamed_turn::{Output, TurnWriter};
+use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
 use crate::follow::{CancelOnDrop, Follow, Update, final_message};
 use crate::http::problem::Problem;
@@ -35,7 +35,7 @@ impl CompletionWriter {
         Self { follow, chunks, guard }
     }
 
-    fn end(&mut self, answer: Message, output: &mut Output) -> Result<(), Problem> {
+    fn end(&mut self, answer: Message, output: &mut FrontOutput) -> Result<(), Problem> {
         if let Some(guard) = &mut self.guard {
             guard.disarm();
         }
@@ -51,7 +51,7 @@ impl CompletionWriter {
 impl TurnWriter for CompletionWriter {
     const CONTENT_TYPE: &'static str = "text/event-stream";
 
-    async fn advance(&mut self, output: &mut Output) -> Result<(), Problem> {
+    async fn advance(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         match self.follow.next().await? {
             // What follows begins anew, and `Chunks` compares it with what was sent.
             Update::Restart => Ok(()),
@@ -74,7 +74,7 @@ impl TurnWriter for CompletionWriter {
         }
     }
 
-    fn begin(&mut self, output: &mut Output) -> Result<(), Problem> {
+    fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         output.push_first(event(&self.chunks.role()));
         Ok(())
     }

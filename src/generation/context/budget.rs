@@ -1,4 +1,4 @@
-//! Which turns fit into a prompt: its bounds in tokens, messages and bytes.
+//! The choice of the turns that fit into a prompt: its bounds in tokens, messages and bytes.
 
 use super::past_turns::PastTurn;
 use super::tokens::{TokenEstimate, text_bytes};
@@ -19,7 +19,7 @@ pub(super) struct PromptSize {
     pub(super) messages: f64,
     /// Bytes as they are stored.
     pub(super) bytes: f64,
-    /// What the images take of the room for them.
+    /// The share of the images in the room for them.
     pub(super) images: f64,
 }
 

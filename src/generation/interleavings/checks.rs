@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::holder::parts;
-use super::world::{Submission, World};
+use super::world::{SubmittedTurn, World};
 use crate::session::store::Selection;
 use crate::session::{GenerationId, Message, Owner, Role, Status};
 
@@ -98,7 +98,7 @@ impl World<'_> {
         }
     }
 
-    fn may_have_no_answer(&self, turn: &Submission) -> bool {
+    fn may_have_no_answer(&self, turn: &SubmittedTurn) -> bool {
         // The turn was cancelled while it waited, or before a failover lost all of it. A clear that
         // is applied again clears turns that were accepted before that.
         if turn.cancelled || turn.before_redo {
@@ -114,11 +114,11 @@ impl World<'_> {
     }
 
     /// Returns the ends that holders wrote, each once: the copy of an end is the same end.
-    fn ends(&self, turn: &Submission) -> HashSet<Uuid> {
+    fn ends(&self, turn: &SubmittedTurn) -> HashSet<Uuid> {
         turn.enders.iter().map(|at| self.holders[*at].end.0.id).collect()
     }
 
-    fn check_answer(&self, turn: &Submission, message: &Message) {
+    fn check_answer(&self, turn: &SubmittedTurn, message: &Message) {
         let stored = stored(message);
         if let [ender] = turn.enders[..]
             && message.status == Some(Status::Complete)
@@ -144,7 +144,7 @@ impl World<'_> {
 
     fn check_cancelled(
         &self,
-        turn: &Submission,
+        turn: &SubmittedTurn,
         message: &Message,
         delivered: Option<&[String; 2]>,
     ) {

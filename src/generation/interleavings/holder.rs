@@ -18,7 +18,7 @@ pub(super) const ANSWER: usize = 40;
 /// Characters of an answer that are reasoning, where the model reasons.
 const REASONING: usize = 15;
 
-/// What a holder writes at the end of a turn.
+/// The writes of a holder at the end of a turn.
 pub(super) type End = (Message, Vec<(Tag, Control)>);
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]

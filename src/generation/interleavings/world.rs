@@ -25,7 +25,7 @@ const CLAIMS: u32 = 3;
 
 /// A turn that Redis accepted.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(super) struct Submission {
+pub(super) struct SubmittedTurn {
     pub(super) generation: GenerationId,
     key: Option<u8>,
     pub(super) question: String,
@@ -51,7 +51,7 @@ pub(super) struct Submission {
 
 /// A copy that replica 0 keeps for another replica. Copies of cancels and clears are not needed:
 /// replica 0 makes these itself.
-struct Copy {
+struct SentCopy {
     sender: usize,
     turn: TurnCopy,
     /// Text and end of the answer, once that has ended.
@@ -74,12 +74,12 @@ pub(super) struct World<'a> {
     pub(super) owner: Owner,
     pub(super) alive: [bool; REPLICAS],
     pub(super) holders: Vec<Holder>,
-    pub(super) submissions: Vec<Submission>,
+    pub(super) submissions: Vec<SubmittedTurn>,
     pub(super) client: Client,
     pub(super) failovers: usize,
     /// Whether a failover lost the session with its claim, and the user began it anew.
     pub(super) begun_anew: bool,
-    copies: Vec<Copy>,
+    copies: Vec<SentCopy>,
     redos: Vec<Redo>,
     /// The redos that were not applied since the last failover.
     pending: Vec<usize>,
@@ -166,7 +166,7 @@ impl<'a> World<'a> {
         self.alive[holder.replica] && !holder.stopped && !holder.finished
     }
 
-    fn submission(&mut self, generation: GenerationId) -> &mut Submission {
+    fn submission(&mut self, generation: GenerationId) -> &mut SubmittedTurn {
         let at = self.order_of(generation);
         &mut self.submissions[at]
     }
@@ -276,7 +276,7 @@ impl<'a> World<'a> {
             }
         }
         let stored_epoch = self.stored_epoch();
-        let submission = Submission {
+        let submission = SubmittedTurn {
             generation: turn.generation,
             key,
             question,
@@ -316,7 +316,7 @@ impl<'a> World<'a> {
     fn hold(&mut self, by: usize, turn: Arc<Turn>, state: WriterState) {
         // Two bytes each, so that no offset is a count of characters by chance.
         if by > 0 {
-            self.copies.push(Copy { sender: by, turn: TurnCopy::of(&turn), end: None });
+            self.copies.push(SentCopy { sender: by, turn: TurnCopy::of(&turn), end: None });
         }
         let letter = char::from_u32(0x430 + self.holders.len() as u32 % 32).unwrap_or('x');
         let reasons = self.order_of(turn.generation).is_multiple_of(2);
@@ -349,7 +349,7 @@ impl<'a> World<'a> {
         if holder.finished && holder.replica > 0 {
             let end = Some((holder.state.text().to_owned(), holder.end.clone()));
             let (sender, turn) = (holder.replica, TurnCopy::of(&holder.turn));
-            self.copies.push(Copy { sender, turn, end });
+            self.copies.push(SentCopy { sender, turn, end });
         }
         self.claim_for_end(at).await;
     }
@@ -380,22 +380,22 @@ impl<'a> World<'a> {
     async fn adopt(&mut self) {
         let alive = self.alive;
         let copies = std::mem::take(&mut self.copies);
-        let (copies, left) = copies.into_iter().partition(|copy: &Copy| !alive[copy.sender]);
+        let (copies, left) = copies.into_iter().partition(|copy: &SentCopy| !alive[copy.sender]);
         self.copies = left;
-        let (ended, open): (Vec<Copy>, Vec<Copy>) =
+        let (ended, open): (Vec<SentCopy>, Vec<SentCopy>) =
             Vec::into_iter(copies).partition(|copy| copy.end.is_some());
-        let is_open = |copy: &Copy| {
+        let is_open = |copy: &SentCopy| {
             !ended.iter().any(|other| {
                 (other.sender, other.turn.generation) == (copy.sender, copy.turn.generation)
             })
         };
-        let open: Vec<Copy> = open.into_iter().filter(is_open).collect();
-        for Copy { turn, end, .. } in ended {
+        let open: Vec<SentCopy> = open.into_iter().filter(is_open).collect();
+        for SentCopy { turn, end, .. } in ended {
             let turn = Arc::new(turn.adopt().expect("a copy"));
             let Some((text, end)) = end else { continue };
             self.holders.push(Holder::of_end(0, turn, text, end));
         }
-        for Copy { turn, .. } in open {
+        for SentCopy { turn, .. } in open {
             let turn = Arc::new(turn.adopt().expect("a copy"));
             if self.stores[0].open_turn(&turn).await.expect("the open turns").is_some() {
                 // It is claimed as every other turn is.

@@ -6,7 +6,8 @@ use axum::http::{HeaderMap, header};
 use ring::digest::SHA256_OUTPUT_LEN;
 use ring::hmac;
 
-use crate::sign_in::{Secret, SignInError};
+use crate::secret::Secret;
+use crate::sign_in::SignInError;
 
 /// A token that a request must send, as `Authorization: Bearer <token>`.
 #[derive(Clone)]

@@ -90,7 +90,7 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
         .map(|address: IpAddr| address.to_canonical())
 }
 
-/// What the source of a request follows from. Cloning is cheap, and clones share the key.
+/// The rules by which the source of a request is found. Cloning is cheap, and clones share the key.
 #[derive(Clone, Debug, Default)]
 pub struct ClientSources {
     /// The proxies in front.

@@ -20,7 +20,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Requests have fewer: 1,000 messages with 2,000 calls of tools and 128 tools with 116 KiB of schemas count
 /// as 74,000, and as 116,000 in Ollama's API, where the arguments of calls are objects.
 const VALUES: usize = 128 << 10;
-/// What an object counts as: its first field takes 640 bytes, and a value in a list 32.
+/// The number of values that an object counts as: its first field takes 640 bytes, and a value in a list 32.
 const OBJECT: usize = 8;
 /// The kind of the error of a field that holds more values, and the code of its request.
 pub const TOO_MANY_VALUES: &str = "too_many_values";
@@ -30,7 +30,7 @@ pub const TOO_MANY_VALUES: &str = "too_many_values";
 pub struct Object {
     text: Bytes,
     fields: BTreeMap<String, Field>,
-    budget: Budget,
+    budget: ValueBudget,
 }
 
 /// A field of an object, parsed once it was read.
@@ -77,11 +77,11 @@ impl FieldFault {
     }
 }
 
-/// What is wrong with a field of too many values, for people.
+/// The complaint about a field of too many values, for people.
 const TOO_MANY_VALUES_TEXT: &str = "holds, with the other fields, more than 131072 values, of which an \
     object counts as eight; send fewer";
 
-/// What is wrong with an object of too many fields, for people.
+/// The complaint about an object of too many fields, for people.
 pub const TOO_MANY_FIELDS_TEXT: &str = "has more than 1024 fields; send fewer";
 
 impl From<Map<String, Value>> for Object {
@@ -123,7 +123,7 @@ impl Object {
             (name, Field { at: at..at + value.len(), value: OnceLock::new() })
         });
         let fields = fields.collect();
-        Ok(Self { text, fields, budget: Budget::default() })
+        Ok(Self { text, fields, budget: ValueBudget::default() })
     }
 
     /// Returns the value of a field. `null` counts as absent.
@@ -210,19 +210,19 @@ pub fn is_object(text: &str) -> bool {
 
 /// The values that the fields of one object may still have.
 #[derive(Debug)]
-struct Budget {
+struct ValueBudget {
     left: AtomicUsize,
     /// Whether a field had more.
     is_spent: AtomicBool,
 }
 
-impl Default for Budget {
+impl Default for ValueBudget {
     fn default() -> Self {
         Self { left: AtomicUsize::new(VALUES), is_spent: AtomicBool::new(false) }
     }
 }
 
-impl Budget {
+impl ValueBudget {
     fn spend<E: Error>(&self, values: usize) -> Result<(), E> {
         let Some(left) = self.left.load(Ordering::Relaxed).checked_sub(values) else {
             self.is_spent.store(true, Ordering::Relaxed);
@@ -236,7 +236,7 @@ impl Budget {
 /// Reads a JSON value within a budget, in which no name of a field has a special meaning. `Value` itself
 /// parses the text of a field that has the name of the library's `RawValue` marker.
 #[derive(Clone, Copy)]
-struct Plain<'a>(&'a Budget);
+struct Plain<'a>(&'a ValueBudget);
 
 impl Plain<'_> {
     fn scalar<E: Error>(self, value: impl Into<Value>) -> Result<Value, E> {

@@ -1,4 +1,4 @@
-//! Tells load balancers that this replica is not serving.
+//! Announces to load balancers that this replica is not serving.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -15,7 +15,7 @@ const NOT_SERVING_STATUS: HeaderName = HeaderName::from_static("x-jarvis-not-ser
 /// Closes the connection after the response while the replica drains, so that a load balancer does
 /// not keep it for the next request. Before and after the replica serves, a 503 becomes a 502 where
 /// the balancer requested that.
-pub(super) async fn tell_balancer(
+pub(super) async fn announce_drain(
     State(lifecycle): State<Lifecycle>,
     request: Request,
     next: Next,

@@ -1,18 +1,18 @@
-//! The headers that tell browsers how to treat every response, errors included.
+//! The headers by which browsers treat every response, errors included.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-/// What no page may do with a response that is no page.
+/// The policy of a response that is no page.
 const CLOSED_POLICY: &str =
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// What the page at `/docs` needs: its own scripts, styles in its elements, and pictures in its styles.
+/// The policy of the page at `/docs`: its own scripts, styles in its elements, and pictures in its styles.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
     img-src 'self' data:; font-src 'self' data:; connect-src 'self'; base-uri 'self'; \
     form-action 'none'; frame-ancestors 'none'";
-/// What the page at `/` needs: its own files, and this service's API. No text becomes HTML or a script
+/// The policy of the page at `/`: its own files, and this service's API. No text becomes HTML or a script
 /// anywhere in it (Trusted Types), and nothing is loaded from another place. The images of a user's own
 /// files have addresses within the tab (`blob:`).
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; \
@@ -40,14 +40,14 @@ pub fn secured(path: &str, mut response: Response) -> Response {
     response
 }
 
-/// What is served at a path.
+/// The kind of content at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PathKind {
     /// The page that displays the API's description, and its files.
     Docs,
     /// The page, to a browser, and what the service is, to a program.
     Root,
-    /// What is the same for everybody.
+    /// The service's own content, which is the same for every caller.
     Public,
     /// Everything else, which may belong to a caller.
     Callers,

@@ -19,7 +19,7 @@ use crate::session::Owner;
 use crate::sign_in::Identity;
 use crate::source::{Source, SourceKey};
 
-/// What this layer needs to know.
+/// The state of this layer.
 #[derive(Clone)]
 pub struct LimitLayer {
     /// The limits.
@@ -28,11 +28,11 @@ pub struct LimitLayer {
     pub proxies: TrustedProxies,
     /// The key of the digests of addresses.
     pub source_key: SourceKey,
-    /// What the fronts know of their routes.
+    /// The rules of the fronts about their routes.
     pub rules: FrontRules,
 }
 
-/// What a request was admitted with, until its handler takes it.
+/// The permits of an admitted request, until its handler takes them.
 #[derive(Clone, Default)]
 struct Admitted(Arc<Mutex<(Option<TurnPermit>, Option<UserSocket>)>>);
 
@@ -42,13 +42,13 @@ impl Admitted {
     }
 }
 
-/// Whose limits a request counts for, as handlers extract it.
+/// The subject whose limits a request counts for, as handlers extract it.
 #[derive(Clone)]
 pub struct LimitedCaller(pub Arc<Subject>);
 
 /// The socket that a request opens.
 pub struct OpenedSocket {
-    /// Whose it is.
+    /// The subject.
     pub subject: Arc<Subject>,
     /// Its hold over all replicas, where the sockets of its caller are limited.
     pub hold: Option<UserSocket>,

@@ -43,7 +43,7 @@ pub struct AllowLists {
     pub hosts: AllowedHosts,
 }
 
-/// What the layers need to know of the fronts, which alone know their routes.
+/// The rules of the fronts for the layers: only a front knows its routes.
 #[derive(Clone, Copy)]
 pub struct FrontRules {
     /// Returns what a request to this method and path is.
@@ -94,7 +94,7 @@ fn outer(
         ServiceBuilder::new()
             .layer(from_fn(headers::secure))
             .layer(from_fn(request_id::assign))
-            .layer(from_fn_with_state(lifecycle, drain::tell_balancer))
+            .layer(from_fn_with_state(lifecycle, drain::announce_drain))
             .layer(from_fn(access_log::record))
             .layer(from_fn_with_state(dialect, translate))
             .layer(from_fn_with_state(Arc::clone(&lists), host::check))

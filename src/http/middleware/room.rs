@@ -14,12 +14,12 @@ use crate::limits::RequestKind;
 /// The one reply that is large, belongs to no caller, and is made for each request.
 const METRICS: &str = "/metrics";
 
-/// What this layer needs to know.
+/// The state of this layer.
 #[derive(Clone)]
 pub(super) struct RoomLayer {
     /// The room of the process.
     pub room: ByteRoom,
-    /// What a request to this method and path is.
+    /// Returns the kind of a request to this method and path.
     pub kind: fn(&Method, &str) -> RequestKind,
 }
 

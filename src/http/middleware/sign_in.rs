@@ -9,17 +9,18 @@ use axum::response::{IntoResponse, Response};
 
 use super::limits::{LimitLayer, with_headers};
 use super::public::is_public;
+use crate::config::SignInMode;
 use crate::http::extract::bearer::bearer;
 use crate::http::extract::caller::TrustedProxies;
 use crate::http::problem::Problem;
 use crate::limits::RateLimits;
-use crate::sign_in::{API_KEY_PREFIX, Identity, SignIn, SignInError, SignInMode};
+use crate::sign_in::{API_KEY_PREFIX, Identity, SignIn, SignInError};
 use crate::source::{Source, SourceKey};
 
 /// The subprotocol by which a browser sends its token: it cannot set a header of a WebSocket.
 const BEARER_PROTOCOL: &str = "bearer.";
 
-/// What this layer needs to know.
+/// The state of this layer.
 #[derive(Clone)]
 pub(super) struct SignInLayer {
     /// The check of tokens.

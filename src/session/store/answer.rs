@@ -37,7 +37,7 @@ pub struct Appended {
     pub is_published: bool,
 }
 
-/// What a writer takes back of its answer.
+/// The part of its answer that a writer takes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakenBack {
     /// Bytes of the answer that stay.

@@ -6,6 +6,7 @@ use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::keys::TOMBSTONE_SECONDS;
 use super::transfer::transfer_tag;
 use super::{SessionKeys, Store, StoreError, field, json, message, unexpected};
 use crate::session::cursor::Tag;
@@ -14,9 +15,6 @@ use crate::session::model::{
     FinishReason, GenerationId, Message, Owner, Role, SessionId, Status, rfc3339,
 };
 use crate::session::stored_message;
-
-/// How long the counters of a deleted session are kept, so that its cursors are not used again.
-pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
 /// A request to cancel a generation.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
-//! What a session takes in Redis, and its removal.
+//! The bytes of a session in Redis, and its removal.
 
 use super::cancel::Clearing;
 use super::{SessionKeys, Store, StoreError, field, unexpected};
 use crate::session::model::{Owner, SessionId};
 
-/// What one session takes in Redis.
+/// The bytes of one session in Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
     /// The owner of the session.

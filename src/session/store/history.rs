@@ -3,7 +3,6 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::turns::generation_of_question as generation_of;
 use super::{SessionKeys, Store, StoreError, field, optional, unexpected};
 use crate::session::branch::Siblings;
 use crate::session::model::{GenerationId, Message, Owner, Role, SessionId, SessionInfo, rfc3339};
@@ -59,7 +58,7 @@ pub struct Found {
 
 /// The first turn of a session, which brought its own conversation.
 #[derive(Clone, Debug)]
-pub struct OwnTurn {
+pub struct AnsweredTurn {
     /// The generation that answers it.
     pub generation: GenerationId,
     /// The number of messages that it brought. They are the first ones of the session.
@@ -80,17 +79,17 @@ impl Store {
         &self,
         owner: &Owner,
         session: SessionId,
-    ) -> Result<Option<OwnTurn>, StoreError> {
+    ) -> Result<Option<AnsweredTurn>, StoreError> {
         let reply = self.call_describe(owner, session, "-".to_owned()).await?;
         parse_described(session, &reply)?;
         let Some(brought) = optional::<u64>(&reply, 11)? else { return Ok(None) };
         // One by one: a large question would leave no room for the answer.
         let question = self.page(owner, session, brought, 1).await?.messages.pop();
         let Some(question) = question else { return Ok(None) };
-        let generation = generation_of(question.id);
+        let generation = GenerationId::of_question(question.id);
         let answer = self.find_message(owner, session, generation.0).await?;
         let answer = answer.map(|found| found.message);
-        Ok(Some(OwnTurn { generation, brought, question, answer }))
+        Ok(Some(AnsweredTurn { generation, brought, question, answer }))
     }
 
     /// Changes the title of the session and its marks.

@@ -13,10 +13,10 @@ pub const PART_BYTES: usize = 256 << 10;
 /// How long images are kept whose message is not accepted in a session that is not there.
 const PUT_SECONDS: u64 = 120;
 
-/// What a turn's question has beside its text.
+/// The parts of a turn's question beside its text.
 #[derive(Clone, Debug, Default)]
 pub struct Attached {
-    /// Who wrote the question, the call whose result it is, the names of its images, and the request
+    /// The author of the question, the call whose result it is, the names of its images, and the request
     /// as its front shows it again; a user's text where there is none.
     pub question: Option<Box<Message>>,
     /// The images of the question, and of the messages that the turn brings with it. Redis has them

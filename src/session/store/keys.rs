@@ -6,6 +6,9 @@ use crate::session::model::SessionId;
 /// The number of buckets, each with an index of its open turns.
 pub const BUCKETS: u16 = 256;
 
+/// How long the counters of a deleted session are kept, so that its cursors are not used again.
+pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
+
 /// The keys of a session, by the names that its functions declare.
 const SESSION_KEYS: [&str; 13] = [
     "session",

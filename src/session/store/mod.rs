@@ -26,7 +26,7 @@ pub use cancel::{CancelReply, Cancellation, Clearing};
 pub use conversation::{ConversationTooLarge, OwnConversation};
 pub use copies::TurnCopy;
 pub use eviction::{Evicted, Measured};
-pub use history::{Described, Found, OwnTurn, Page, REPLY_BYTES, SessionChange, message};
+pub use history::{AnsweredTurn, Described, Found, Page, REPLY_BYTES, SessionChange, message};
 pub use images::Attached;
 pub use import::{ImportStep, ImportedSession};
 pub use keys::{BUCKETS, bucket, channel, open_turns};

@@ -19,7 +19,7 @@ pub struct OpenTurn {
     pub generation: GenerationId,
     /// The replica that holds the turn.
     pub replica: String,
-    /// That replica's right to write the answer.
+    /// The fence of that replica.
     pub fence: Fence,
 }
 

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cancel::TOMBSTONE_SECONDS;
+use super::keys::TOMBSTONE_SECONDS;
 use super::{SessionKeys, Store, StoreError, Turn, field, unexpected};
 use crate::session::cursor::Tag;
 use crate::session::model::{Owner, SessionId};

@@ -44,7 +44,7 @@ pub struct NewTurn {
     pub content: String,
     /// The messages before it, in place of a stored history: the turn begins a new session.
     pub conversation: Option<OwnConversation>,
-    /// What the question has beside its text.
+    /// The parts of the question beside its text.
     pub attached: Attached,
     /// The idempotency key, where the client sent one.
     pub key: Option<IdempotencyKey>,
@@ -116,7 +116,7 @@ impl Turn {
     /// Whether `message` is the user's message that the turn answers. A question that was to be answered
     /// once more, and that a failover lost, is stored as a new one.
     pub fn answers(&self, message: &Message) -> bool {
-        message.id == self.accepted.question.id || message.id == question_of(self.generation)
+        message.id == self.accepted.question.id || message.id == self.generation.question()
     }
 
     /// Returns the continuations of the answer that earlier writers stored.
@@ -254,7 +254,7 @@ impl Proposal {
         let stored = new.attached.question.as_ref().filter(|_| regenerated.is_some());
         let question = Message {
             // A question that is answered once more stays the same message.
-            id: stored.map_or_else(|| question_of(generation), |question| question.id),
+            id: stored.map_or_else(|| generation.question(), |question| question.id),
             user_id: Some(owner.user_id().to_owned()),
             timestamp: now,
             ..match &new.attached.question {
@@ -496,7 +496,7 @@ impl Store {
     }
 
     /// Counts the replicas that are subscribed to a session: they have a client that listens, or a
-    /// turn of the session. None where Redis does not tell.
+    /// turn of the session. None where Redis does not report it.
     ///
     /// # Errors
     /// [`RedisError`].
@@ -614,21 +614,10 @@ fn generation_of(session: SessionId, key: &IdempotencyKey, now: DateTime<Utc>) -
     GenerationId(Uuid::new_v5(&session.0, name.as_bytes()))
 }
 
-/// Returns the id of a generation's question: that of the generation with its last bit flipped, so
-/// that the event of its acceptance finds it.
-fn question_of(generation: GenerationId) -> Uuid {
-    Uuid::from_u128(generation.0.as_u128() ^ 1)
-}
-
-/// Returns the generation whose question this message is.
-pub(super) fn generation_of_question(question: Uuid) -> GenerationId {
-    GenerationId(Uuid::from_u128(question.as_u128() ^ 1))
-}
-
 /// Returns the event of an acceptance as it is stored, without the question.
 fn accepted_event(at: &str, spec: &TurnSpec) -> String {
     let (timestamp, message_id) = (at.to_owned(), spec.message_id.clone());
-    // That a turn follows the path is nothing to tell.
+    // A turn that follows the path needs no mention.
     let anchor = spec.anchor.filter(|anchor| !matches!(anchor, Anchor::Behind(_)));
     Control::Accepted { timestamp, message_id, message: String::new(), anchor }.stored()
 }

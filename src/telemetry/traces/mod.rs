@@ -27,7 +27,7 @@ use crate::config::Collector;
 /// The tracing of this process; empty where no collector is set.
 static TRACING: OnceLock<Tracing> = OnceLock::new();
 
-/// What makes spans.
+/// The tracer.
 struct Tracing {
     tracer: SdkTracer,
     sampler: Sampler,

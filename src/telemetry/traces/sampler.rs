@@ -1,4 +1,4 @@
-//! Which traces are sampled. The decision is made once, where a request arrives.
+//! The rule by which traces are sampled. The decision is made once, where a request arrives.
 //!
 //! A client's flag is a wish: without a bound, any client could have all of its requests recorded.
 //! The share is decided by a random number and not by the trace's identifier, which the client
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::TraceContext;
-use crate::config::Sampling;
+use crate::config::TraceSampling;
 
 /// The time in which the traces are counted that clients force.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -16,19 +16,19 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Decides about each trace.
 #[derive(Debug)]
 pub(super) struct Sampler {
-    sampling: Sampling,
+    sampling: TraceSampling,
     /// The beginning of the window, and the traces in it that clients forced.
     forced: Mutex<(Instant, u32)>,
 }
 
 impl Sampler {
-    pub(super) fn new(sampling: Sampling) -> Self {
+    pub(super) fn new(sampling: TraceSampling) -> Self {
         Self { sampling, forced: Mutex::new((Instant::now(), 0)) }
     }
 
     /// Returns whether the trace of a request is sampled, with the context that its client sent.
     pub(super) fn samples(&self, client: Option<&TraceContext>) -> bool {
-        let Sampling { share, follows_client, .. } = self.sampling;
+        let TraceSampling { share, follows_client, .. } = self.sampling;
         let is_in_share = || share > 0.0 && rand::random::<f64>() < share;
         match client.filter(|_| follows_client) {
             None => is_in_share(),
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     /// Returns how many of a thousand traces are sampled, with this flag of their client.
-    fn sampled(sampling: Sampling, flag: Option<bool>) -> usize {
+    fn sampled(sampling: TraceSampling, flag: Option<bool>) -> usize {
         let sampler = Sampler::new(sampling);
         let client = flag.map(TraceContext::root);
         (0..1000).filter(|_| sampler.samples(client.as_ref())).count()
@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_clients_flag_turns_sampling_off_and_forces_only_a_few_traces_a_second() {
-        let with = |share, client_traces| Sampling { share, client_traces, follows_client: true };
+        let with =
+            |share, client_traces| TraceSampling { share, client_traces, follows_client: true };
         for (sampling, none, off, on) in [
             (with(1.0, 1), 1000..=1000, 0, 1000..=1000),
             // A slow machine may take more than a second.
@@ -75,14 +76,15 @@ mod tests {
             assert_eq!(sampled(sampling, Some(false)), off, "{sampling:?}");
             assert!(on.contains(&sampled(sampling, Some(true))), "{sampling:?}");
         }
-        let ignores = Sampling { share: 1.0, follows_client: false, client_traces: 9 };
+        let ignores = TraceSampling { share: 1.0, follows_client: false, client_traces: 9 };
         assert_eq!(sampled(ignores, Some(false)), 1000);
-        assert_eq!(sampled(Sampling { share: 0.0, ..ignores }, Some(true)), 0);
+        assert_eq!(sampled(TraceSampling { share: 0.0, ..ignores }, Some(true)), 0);
     }
 
     #[test]
     fn the_traces_that_clients_force_are_counted_by_the_second() {
-        let sampler = Sampler::new(Sampling { share: 0.0, client_traces: 2, follows_client: true });
+        let sampler =
+            Sampler::new(TraceSampling { share: 0.0, client_traces: 2, follows_client: true });
         let now = Instant::now();
         let forced = |at: Duration| (0..9).filter(|_| sampler.may_force(now + at)).count();
         assert_eq!(forced(Duration::from_millis(900)), 2);

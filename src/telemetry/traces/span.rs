@@ -21,7 +21,7 @@ pub struct Span {
     recorded: Option<Box<Recorded>>,
 }
 
-/// What is known of a span that is sampled.
+/// The data of a span that is sampled.
 #[derive(Debug)]
 struct Recorded {
     name: Cow<'static, str>,
@@ -43,7 +43,7 @@ impl Span {
     ) -> Self {
         let is_sampled = TRACING.get().is_some_and(|on| on.sampler.samples(client.as_ref()));
         let context = match client {
-            // Whoever is called next is told that this service records nothing.
+            // The next service gets the flag that this one records nothing.
             Some(client) if !is_sampled => Some(TraceContext { is_sampled, ..client }),
             Some(client) => Some(TraceContext { span: new_span_id(), is_sampled, ..client }),
             None => is_sampled.then(|| TraceContext::root(true)),

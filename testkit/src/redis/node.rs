@@ -28,7 +28,7 @@ const ADMIN: &str = "tests";
 /// The file of Redis users that operators install, and the password in it that they replace.
 const ACL_FILE: &str = "deploy/redis.acl";
 const ACL_PASSWORD: &str = "CHANGE-THIS-PASSWORD";
-/// What operators append to the passwords of Redis replicas and of sentinels, by one replacement.
+/// The text that operators append to the passwords of Redis replicas and of sentinels, by one replacement.
 const OF_REPLICAS: &str = "-OF-REPLICAS";
 const OF_SENTINELS: &str = "-OF-SENTINELS";
 /// The default user of tests that need more than the file gives it.

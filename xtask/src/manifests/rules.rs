@@ -1,4 +1,4 @@
-//! What the schemas cannot see: names that have to agree, within the manifests and with the code.
+//! The rules that schemas cannot express: names that have to agree, within the manifests and with the code.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ const AFTER_DRAIN: u64 = 5;
 /// CPU that is left for pods on a minikube with 2 CPUs, in thousandths.
 const LOCAL_MILLI_CPU: u64 = 1000;
 
-/// What the code knows, as its own checked documents list it.
+/// The names that the code knows, as its own checked documents list them.
 pub struct Known {
     /// The environment variables of a replica.
     variables: BTreeSet<String>,

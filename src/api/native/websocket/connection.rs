@@ -16,7 +16,7 @@ use crate::api::native::input::ChatRequest;
 use crate::api::native::sessions::already_ended;
 use crate::api::native::sign_in::{SignInChange, SignInWatch, next_change};
 use crate::api::native::websocket::request::{
-    ClientRequest, RequestKind, RequestOutcome, RunningRequest,
+    ClientRequest, RequestOutcome, RunningRequest, SocketRequestKind,
 };
 use crate::api::native::websocket::socket::{CloseReason, Socket};
 use crate::api::native::websocket::view::SocketView;
@@ -199,18 +199,18 @@ impl Connection {
             let step = tokio::select! {
                 () = &mut drains => return draining(),
                 packet = self.socket.receive() => match packet {
-                    Ok(packet) => Step::Received(packet),
+                    Ok(packet) => SocketStep::Received(packet),
                     Err(end) => return end,
                 },
-                outcome = outcome(&mut self.running) => Step::Finished(outcome),
-                snapshot = snapshot(&mut self.snapshot) => Step::Snapshot(snapshot),
+                outcome = outcome(&mut self.running) => SocketStep::Finished(outcome),
+                snapshot = snapshot(&mut self.snapshot) => SocketStep::Snapshot(snapshot),
                 delivered = self.reader.next(),
-                    if self.held.is_none() && self.snapshot.is_none() => Step::Delivered(delivered),
-                () = &mut self.heartbeat => Step::Heartbeat,
-                change = next_change(&mut self.sign_in) => Step::SignIn(change),
+                    if self.held.is_none() && self.snapshot.is_none() => SocketStep::Delivered(delivered),
+                () = &mut self.heartbeat => SocketStep::Heartbeat,
+                change = next_change(&mut self.sign_in) => SocketStep::SignIn(change),
             };
             let done = match step {
-                Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+                SocketStep::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
                 // Boxed, because every idle socket would reserve the room of the largest step.
                 step => Box::pin(self.take(step)).await,
             };
@@ -220,22 +220,22 @@ impl Connection {
         }
     }
 
-    async fn take(&mut self, step: Step) -> Result<(), CloseReason> {
+    async fn take(&mut self, step: SocketStep) -> Result<(), CloseReason> {
         match step {
-            Step::Received(packet) => self.receive(packet).await,
-            Step::Finished(outcome) => self.finish_request(outcome).await,
-            Step::Snapshot(snapshot) => self.send_snapshot(snapshot).await,
-            Step::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
-            Step::Delivered(Delivered::Lost) => {
+            SocketStep::Received(packet) => self.receive(packet).await,
+            SocketStep::Finished(outcome) => self.finish_request(outcome).await,
+            SocketStep::Snapshot(snapshot) => self.send_snapshot(snapshot).await,
+            SocketStep::Delivered(Delivered::Delta(delta)) => self.deliver(delta).await,
+            SocketStep::Delivered(Delivered::Lost) => {
                 self.request_snapshot();
                 Ok(())
             }
-            Step::Delivered(Delivered::Transferred) => Err(CloseReason::server(
+            SocketStep::Delivered(Delivered::Transferred) => Err(CloseReason::server(
                 CloseCode::Policy,
                 "the session belongs to a user now; sign in to continue",
             )),
-            Step::Heartbeat => self.send_heartbeat().await,
-            Step::SignIn(change) => self.sign_in_changed(change).await,
+            SocketStep::Heartbeat => self.send_heartbeat().await,
+            SocketStep::SignIn(change) => self.sign_in_changed(change).await,
         }
     }
 
@@ -300,7 +300,7 @@ impl Connection {
     async fn receive(&mut self, packet: Packet) -> Result<(), CloseReason> {
         self.note_sign_of_life();
         #[cfg(test)]
-        crate::api::panics::panic_on_poison(&packet);
+        crate::api::tests::panic_on_poison(&packet);
         match packet {
             Packet::Text(text) => {
                 let bytes = text.len();
@@ -475,8 +475,8 @@ impl Connection {
         let Some(event) = delta.event() else { return false };
         matches!(
             (&event.control, self.running.as_ref().map(|running| running.kind)),
-            (Control::Started { .. }, Some(RequestKind::WholeTurn))
-                | (Control::Cancelled {}, Some(RequestKind::Cancel))
+            (Control::Started { .. }, Some(SocketRequestKind::WholeTurn))
+                | (Control::Cancelled {}, Some(SocketRequestKind::Cancel))
         )
     }
 
@@ -509,7 +509,7 @@ impl Connection {
 }
 
 /// The next step of a socket.
-enum Step {
+enum SocketStep {
     Received(Packet),
     Finished(RequestOutcome),
     Snapshot(Snapshot),
@@ -534,7 +534,9 @@ impl Unfinished {
     async fn finish(mut self) {
         let mut running = self.running.take();
         loop {
-            if let Some(request) = running.take_if(|running| running.kind != RequestKind::Read) {
+            if let Some(request) =
+                running.take_if(|running| running.kind != SocketRequestKind::Read)
+            {
                 request.outcome.await;
             }
             let Some(request) = self.waiting.pop_front() else { return };

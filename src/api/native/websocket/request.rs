@@ -18,7 +18,7 @@ use crate::follow::{self, TurnOutcome};
 use crate::generation::{CancelOutcome, Submitted};
 use crate::http::middleware;
 use crate::http::problem::Problem;
-use crate::limits::{LimitRefusal, RequestKind as LimitedKind, Subject, TurnPermit};
+use crate::limits::{LimitRefusal, RequestKind, Subject, TurnPermit};
 use crate::session::store::{Found, Page};
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::sign_in::{SignInError, Validity};
@@ -37,7 +37,7 @@ pub struct ClientRequest {
 /// A request that runs.
 pub struct RunningRequest {
     /// The kind of the request.
-    pub kind: RequestKind,
+    pub kind: SocketRequestKind,
     /// The number of the last event that was sent before the request arrived.
     pub last_event: u64,
     /// The outcome, once the request has been handled.
@@ -54,10 +54,12 @@ impl RunningRequest {
         ClientRequest { message, last_event, .. }: ClientRequest,
     ) -> Self {
         let kind = match &message {
-            ClientMessage::Chat(request) if request.stream == Some(false) => RequestKind::WholeTurn,
-            ClientMessage::Cancel { .. } => RequestKind::Cancel,
-            message if message.is_read() => RequestKind::Read,
-            _ => RequestKind::Other,
+            ClientMessage::Chat(request) if request.stream == Some(false) => {
+                SocketRequestKind::WholeTurn
+            }
+            ClientMessage::Cancel { .. } => SocketRequestKind::Cancel,
+            message if message.is_read() => SocketRequestKind::Read,
+            _ => SocketRequestKind::Other,
         };
         // At this level the lines of every other one have its fields.
         let span = tracing::error_span!(
@@ -75,7 +77,7 @@ impl RunningRequest {
 
 /// The kind of a request, which decides the events that wait for its outcome.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum RequestKind {
+pub enum SocketRequestKind {
     /// A turn whose client wants the whole answer at once.
     WholeTurn,
     /// A cancel.
@@ -198,8 +200,8 @@ async fn admit(
 ) -> Result<Option<TurnPermit>, LimitRefusal> {
     let kind = match message {
         ClientMessage::Ping | ClientMessage::Auth { .. } => return Ok(None),
-        ClientMessage::Chat(_) => LimitedKind::Turn,
-        _ => LimitedKind::Plain,
+        ClientMessage::Chat(_) => RequestKind::Turn,
+        _ => RequestKind::Plain,
     };
     let may_repeat = message.message_id().is_some();
     Ok(shared.limits.admit(subject, kind, may_repeat).await?.turn)

@@ -122,7 +122,7 @@ impl Socket {
         let transport = Transport {
             io: Some(TokioIo::new(upgraded)),
             ahead: Bytes::new(),
-            output: Output::Sent,
+            output: SocketOutput::Sent,
             input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
             has_grown: false,
             refusal: None,
@@ -184,7 +184,7 @@ impl Socket {
     /// # Errors
     /// Where there is no further message.
     pub async fn receive_rest(&mut self) -> Result<Message, CloseReason> {
-        self.frames.get_mut().output = Output::Dropped;
+        self.frames.get_mut().output = SocketOutput::Dropped;
         self.receive().await
     }
 
@@ -243,12 +243,12 @@ impl Socket {
 
     /// Returns the bytes that the library has not sent yet, and drops its output from now on.
     async fn unsent(&mut self) -> Vec<u8> {
-        self.frames.get_mut().output = Output::Kept(Vec::new());
+        self.frames.get_mut().output = SocketOutput::Kept(Vec::new());
         // It does not wait, because nothing is sent.
         let _ = self.frames.flush().await;
-        match std::mem::replace(&mut self.frames.get_mut().output, Output::Dropped) {
-            Output::Kept(bytes) => bytes,
-            Output::Sent | Output::Dropped => Vec::new(),
+        match std::mem::replace(&mut self.frames.get_mut().output, SocketOutput::Dropped) {
+            SocketOutput::Kept(bytes) => bytes,
+            SocketOutput::Sent | SocketOutput::Dropped => Vec::new(),
         }
     }
 }
@@ -269,7 +269,7 @@ struct Transport {
     io: Option<TokioIo<Upgraded>>,
     /// Bytes that were read and not taken yet, fewer than [`READ_AHEAD`].
     ahead: Bytes,
-    output: Output,
+    output: SocketOutput,
     input: Input,
     /// Whether the library's buffers have grown.
     has_grown: bool,
@@ -327,7 +327,7 @@ fn too_late() -> CloseReason {
 }
 
 /// The destination of the bytes that the library writes.
-enum Output {
+enum SocketOutput {
     Sent,
     Kept(Vec<u8>),
     Dropped,
@@ -345,7 +345,7 @@ impl Transport {
         Self {
             io: self.io.take(),
             ahead: std::mem::take(&mut self.ahead),
-            output: std::mem::replace(&mut self.output, Output::Dropped),
+            output: std::mem::replace(&mut self.output, SocketOutput::Dropped),
             input: Input { scanner: FrameScanner::default(), share, begun: None, deadline: None },
             has_grown: false,
             refusal: self.refusal.take(),
@@ -438,17 +438,17 @@ impl AsyncWrite for Transport {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.output {
-            Output::Sent => return Pin::new(self.io()?).poll_write(context, bytes),
-            Output::Kept(kept) => kept.extend_from_slice(bytes),
-            Output::Dropped => {}
+            SocketOutput::Sent => return Pin::new(self.io()?).poll_write(context, bytes),
+            SocketOutput::Kept(kept) => kept.extend_from_slice(bytes),
+            SocketOutput::Dropped => {}
         }
         Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.output {
-            Output::Sent => Pin::new(self.io()?).poll_flush(context),
-            Output::Kept(_) | Output::Dropped => Poll::Ready(Ok(())),
+            SocketOutput::Sent => Pin::new(self.io()?).poll_flush(context),
+            SocketOutput::Kept(_) | SocketOutput::Dropped => Poll::Ready(Ok(())),
         }
     }
 

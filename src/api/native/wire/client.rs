@@ -9,8 +9,9 @@ use crate::http::extract::body::json_position;
 use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
 use crate::http::extract::object::{NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
 use crate::http::problem::Problem;
+use crate::secret::Secret;
 use crate::session::{Anchor, GenerationId};
-use crate::sign_in::{LONGEST_TOKEN, Secret};
+use crate::sign_in::LONGEST_TOKEN;
 
 /// A message of a client over a WebSocket.
 #[derive(Clone, Debug, PartialEq)]

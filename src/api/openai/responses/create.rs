@@ -21,7 +21,7 @@ use crate::api::own_turn::{OwnQuestion, OwnTurn};
 use crate::api::problems::in_time;
 use crate::api::state::Shared;
 use crate::api::streamed_turn;
-use crate::api::whole_turn::{self, Waiting, completed};
+use crate::api::whole_turn::{self, PendingReply, completed};
 use crate::follow::AcceptedTurn;
 use crate::http::extract::fields::FieldError;
 use crate::http::peer::LastByte;
@@ -45,7 +45,7 @@ impl FromRequest<Shared> for ResponseBody {
 }
 
 /// A response whose turn was accepted.
-struct Created {
+struct CreatedResponse {
     session: SessionId,
     object: ResponseObject,
     accepted: AcceptedTurn,
@@ -74,7 +74,7 @@ pub async fn create(
         if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
     let created = submit(&shared, &caller.owner, permit, &headers, &mut request).await?;
     drop(room);
-    let Created { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
+    let CreatedResponse { session, object, accepted: AcceptedTurn { submitted, guard } } = created;
     let is_background = object.request.shown.background;
     if is_background && socket.is_none() {
         let reply = if submitted.repeated {
@@ -91,7 +91,7 @@ pub async fn create(
         let validity = caller.validity;
         return streamed_turn::respond(&shared, writer, output, socket, validity, last_byte).await;
     }
-    let waiting = Waiting {
+    let waiting = PendingReply {
         guard,
         is_by_proxy: idempotency::is_by_proxy(&headers),
         last_byte,
@@ -108,7 +108,7 @@ async fn submit(
     permit: TurnPermit,
     headers: &HeaderMap,
     request: &mut ResponseRequest,
-) -> Result<Created, Problem> {
+) -> Result<CreatedResponse, Problem> {
     let turn = OwnTurn::begin(shared, owner, headers, "openai-response\n")?;
     let session = turn.session;
     let digest = request.digest();
@@ -146,7 +146,7 @@ async fn submit(
     } else {
         ResponseObject::new(session, accepted.submitted.generation, stored)
     };
-    Ok(Created { session, object, accepted })
+    Ok(CreatedResponse { session, object, accepted })
 }
 
 /// Returns the conversation of an earlier response with its answer, without its instructions. Its

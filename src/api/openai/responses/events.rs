@@ -65,12 +65,12 @@ enum GrowingState {
 
 /// The kind of a growing text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ItemKind {
     Reasoning,
     Message,
 }
 
-impl Kind {
+impl ItemKind {
     fn event(self, end: &str) -> String {
         match self {
             Self::Reasoning => format!("response.reasoning_text.{end}"),
@@ -142,7 +142,7 @@ impl Events {
     /// [`Diverged`].
     pub fn add_reasoning(&mut self, offset: u64, text: &str) -> Result<(), Diverged> {
         self.reasoning.sent.add(offset, text)?;
-        self.grow(Kind::Reasoning);
+        self.grow(ItemKind::Reasoning);
         Ok(())
     }
 
@@ -152,8 +152,8 @@ impl Events {
     /// [`Diverged`].
     pub fn add_text(&mut self, offset: u64, text: &str) -> Result<(), Diverged> {
         self.message.sent.add(offset, text)?;
-        self.close(Kind::Reasoning, "completed");
-        self.grow(Kind::Message);
+        self.close(ItemKind::Reasoning, "completed");
+        self.grow(ItemKind::Message);
         Ok(())
     }
 
@@ -168,14 +168,14 @@ impl Events {
         self.reasoning.sent.end(reasoning)?;
         self.message.sent.end(&answer.content)?;
         if !reasoning.is_empty() {
-            self.grow(Kind::Reasoning);
+            self.grow(ItemKind::Reasoning);
             // It was whole when the text began, however that ended.
             let is_whole = !answer.content.is_empty();
-            self.close(Kind::Reasoning, if is_whole { "completed" } else { item_status });
+            self.close(ItemKind::Reasoning, if is_whole { "completed" } else { item_status });
         }
         if has_message(answer) {
-            self.grow(Kind::Message);
-            self.close(Kind::Message, item_status);
+            self.grow(ItemKind::Message);
+            self.close(ItemKind::Message, item_status);
         }
         for (at, call) in answer.tool_calls.iter().enumerate() {
             let (id, index) = (self.response.call_id(at), self.output_index);
@@ -215,15 +215,17 @@ impl Events {
     }
 
     /// Writes the events of the pieces that a text has beyond those that were written.
-    fn grow(&mut self, kind: Kind) {
+    fn grow(&mut self, kind: ItemKind) {
         let growing = self.growing(kind);
         if growing.state == GrowingState::Absent {
             growing.state = GrowingState::Open;
             let (item, part) = match kind {
-                Kind::Reasoning => {
+                ItemKind::Reasoning => {
                     (self.response.reasoning_item("in_progress", None), reasoning_part(""))
                 }
-                Kind::Message => (self.response.message_item("in_progress", None), text_part("")),
+                ItemKind::Message => {
+                    (self.response.message_item("in_progress", None), text_part(""))
+                }
             };
             self.item("added", &item);
             self.part(kind, "response.content_part.added", &json!({"part": part}));
@@ -234,7 +236,7 @@ impl Events {
     }
 
     /// Writes the events of a text's last piece and its end, where the text is open.
-    fn close(&mut self, kind: Kind, status: &str) {
+    fn close(&mut self, kind: ItemKind, status: &str) {
         if self.growing(kind).state != GrowingState::Open {
             return;
         }
@@ -246,12 +248,12 @@ impl Events {
         growing.state = GrowingState::Done;
         let text = growing.sent.as_str().to_owned();
         let (item, part, mut done) = match kind {
-            Kind::Reasoning => (
+            ItemKind::Reasoning => (
                 self.response.reasoning_item(status, Some(&text)),
                 reasoning_part(&text),
                 json!({"text": text}),
             ),
-            Kind::Message => (
+            ItemKind::Message => (
                 self.response.message_item(status, Some(&text)),
                 text_part(&text),
                 json!({"text": text, "logprobs": []}),
@@ -263,26 +265,26 @@ impl Events {
         self.output_index += 1;
     }
 
-    fn delta(&mut self, kind: Kind, bytes: usize) {
+    fn delta(&mut self, kind: ItemKind, bytes: usize) {
         let growing = self.growing(kind);
         let piece = growing.rest().get(..bytes).unwrap_or_default().to_owned();
         growing.cut += bytes;
         let delta = match kind {
-            Kind::Reasoning => json!({"delta": piece}),
-            Kind::Message => json!({"delta": piece, "logprobs": []}),
+            ItemKind::Reasoning => json!({"delta": piece}),
+            ItemKind::Message => json!({"delta": piece, "logprobs": []}),
         };
         self.part(kind, &kind.event("delta"), &delta);
     }
 
     /// Writes an event about the one part of an item.
-    fn part(&mut self, kind: Kind, name: &str, about: &Value) {
+    fn part(&mut self, kind: ItemKind, name: &str, about: &Value) {
         if self.is_known() {
             self.next += 1;
             return;
         }
         let id = match kind {
-            Kind::Reasoning => self.response.reasoning_id(),
-            Kind::Message => self.response.message_id(),
+            ItemKind::Reasoning => self.response.reasoning_id(),
+            ItemKind::Message => self.response.message_id(),
         };
         let place = json!({"item_id": id, "output_index": self.output_index, "content_index": 0});
         let text = format!("{},{}", fields(&place), fields(about));
@@ -318,10 +320,10 @@ impl Events {
         self.after.is_some_and(|after| self.number() <= after)
     }
 
-    fn growing(&mut self, kind: Kind) -> &mut Growing {
+    fn growing(&mut self, kind: ItemKind) -> &mut Growing {
         match kind {
-            Kind::Reasoning => &mut self.reasoning,
-            Kind::Message => &mut self.message,
+            ItemKind::Reasoning => &mut self.reasoning,
+            ItemKind::Message => &mut self.message,
         }
     }
 }

@@ -27,7 +27,7 @@ enum ItemContent {
     Call(ToolCall),
     /// The result of the call with this identifier.
     Result(String, String),
-    /// What the model reasoned earlier. A model never gets its earlier reasoning again.
+    /// Earlier reasoning of the model. A model never gets its earlier reasoning again.
     Reasoning,
 }
 

@@ -10,7 +10,7 @@ use crate::http::problem::Problem;
 use crate::session::model::{Failure, ToolCall};
 use crate::session::{FinishReason, GenerationId, Message, SessionId, Status};
 
-/// What is stored of the request of a response, beside its messages.
+/// The part of the request of a response that is stored beside its messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoredRequest {
     /// Seconds since 1970.
@@ -40,7 +40,7 @@ pub enum OpenState {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct WrittenResponse<'a> {
     id: &'a str,
     object: &'static str,
     created_at: i64,
@@ -91,7 +91,7 @@ impl ResponseObject {
                 "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
             })
         });
-        let written = Written {
+        let written = WrittenResponse {
             id: &self.id,
             object: "response",
             created_at: self.request.created_at,

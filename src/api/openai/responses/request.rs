@@ -39,7 +39,7 @@ pub struct ResponseRequest {
     pub previous: Option<SessionId>,
     /// Whether the response is streamed.
     pub stream: bool,
-    /// What the response shows again.
+    /// The fields of the request that the response repeats.
     pub shown: Shown,
 }
 

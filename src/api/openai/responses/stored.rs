@@ -31,7 +31,7 @@ use crate::http::extract::query::QueryFields;
 use crate::http::middleware::LimitedCaller;
 use crate::http::peer::LastByte;
 use crate::http::problem::Problem;
-use crate::session::store::{OwnTurn, ReadFrom, ReadOutcome};
+use crate::session::store::{AnsweredTurn, ReadFrom, ReadOutcome};
 use crate::session::{Cursor, Message, Owner, SessionId, StoreError};
 use crate::sign_in::Identity;
 
@@ -40,10 +40,10 @@ const ITEMS: (i64, i64) = (100, 20);
 
 /// A response as it is stored.
 pub struct StoredResponse {
-    /// What every state of the response shows.
+    /// The fields that the response has in every state.
     pub object: ResponseObject,
     /// Its turn.
-    pub turn: OwnTurn,
+    pub turn: AnsweredTurn,
     session: SessionId,
 }
 

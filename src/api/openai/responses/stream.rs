@@ -5,7 +5,7 @@
 
 use super::events::Events;
 use super::object::ResponseObject;
-use crate::api::streamed_turn::{Output, TurnWriter};
+use crate::api::streamed_turn::{FrontOutput, TurnWriter};
 use crate::api::whole_turn::completed;
 use crate::follow::{CancelOnDrop, Follow, FollowError, Update, final_message};
 use crate::http::problem::Problem;
@@ -34,7 +34,7 @@ pub struct ResponseWriter {
 impl TurnWriter for ResponseWriter {
     const CONTENT_TYPE: &'static str = "text/event-stream";
 
-    async fn advance(&mut self, output: &mut Output) -> Result<(), Problem> {
+    async fn advance(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         if self.update.is_none() {
             self.update = Some(self.follow.next().await?);
         }
@@ -70,11 +70,11 @@ impl TurnWriter for ResponseWriter {
         Ok(())
     }
 
-    fn has_begun(&self, _: &Output) -> bool {
+    fn has_begun(&self, _: &FrontOutput) -> bool {
         self.events.has_answer()
     }
 
-    fn begin(&mut self, output: &mut Output) -> Result<(), Problem> {
+    fn begin(&mut self, output: &mut FrontOutput) -> Result<(), Problem> {
         if let Some(failure) = self.failure.take_if(|_| self.may_refuse) {
             return Err(failure);
         }
@@ -99,13 +99,17 @@ impl ResponseWriter {
         follow: Follow,
         response: ResponseObject,
         guard: Option<CancelOnDrop>,
-    ) -> (Self, Output) {
+    ) -> (Self, FrontOutput) {
         let may_refuse = !response.request.shown.background;
         Self::of(follow, Events::new(response, None), may_refuse, guard)
     }
 
     /// Begins to write a response again, behind the event with the number `after`.
-    pub fn again(follow: Follow, response: ResponseObject, after: Option<u64>) -> (Self, Output) {
+    pub fn again(
+        follow: Follow,
+        response: ResponseObject,
+        after: Option<u64>,
+    ) -> (Self, FrontOutput) {
         Self::of(follow, Events::new(response, after), false, None)
     }
 
@@ -114,16 +118,16 @@ impl ResponseWriter {
         events: Events,
         may_refuse: bool,
         guard: Option<CancelOnDrop>,
-    ) -> (Self, Output) {
+    ) -> (Self, FrontOutput) {
         let (update, is_fresh, failure) = (None, true, None);
         let mut writer = Self { follow, events, update, is_fresh, failure, may_refuse, guard };
-        let mut output = Output::default();
+        let mut output = FrontOutput::default();
         writer.take(&mut output);
         (writer, output)
     }
 
     /// Adds the events that were written.
-    fn take(&mut self, output: &mut Output) {
+    fn take(&mut self, output: &mut FrontOutput) {
         for event in self.events.take() {
             output.push(event.text);
         }
