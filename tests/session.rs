@@ -1264,6 +1264,41 @@ fn large_image() -> Image {
     images.into_images().remove(0)
 }
 
+#[tokio::test]
+async fn after_a_claim_the_user_and_the_holder_of_its_turn_read_an_image_and_no_anonymous_caller() {
+    let redis = RedisServer::start();
+    let (replica, session) = (Replica::on(&redis.url()).await, SessionId::random());
+    let (store, images) = (&replica.store, [large_image()]);
+    let image = &images[0].reference;
+    store.put_images(&Owner::Anonymous, session, None, &images).await.unwrap();
+    let (turn, began) = replica.accept(session, "what is it?").await;
+    assert!(began);
+    let alice = Owner::User(User::local("alice").expect("a user"));
+    let found = |read: Result<Option<bytes::Bytes>, StoreError>| match read {
+        Ok(data) => Ok(data.is_some()),
+        Err(error) => Err(error.to_string()),
+    };
+    let absent = || Err(StoreError::Absent.to_string());
+    assert_eq!(found(store.image(&Owner::Anonymous, session, image).await), Ok(true));
+    assert_eq!(found(store.image(&alice, session, image).await), absent());
+    store.transfer(&mut Transfer::new(&alice, session)).await.unwrap();
+    assert_eq!(found(store.image(&alice, session, image).await), Ok(true));
+    assert_eq!(found(store.image(&Owner::Anonymous, session, image).await), absent());
+    // The holder names the anonymous caller until it has read the transfer.
+    assert_eq!(turn.owner, Owner::Anonymous);
+    assert_eq!(found(store.image_of_turn(&turn, image).await), Ok(true));
+    let mut other = turn.clone();
+    other.fence.0 = uuid::Uuid::nil();
+    assert_eq!(found(store.image_of_turn(&other, image).await), absent());
+    replica.answer(&turn, &["a cat"]).await;
+    assert_eq!(replica.finish(&turn, 5).await, Written::Ok);
+    assert_eq!(
+        found(store.image_of_turn(&turn, image).await),
+        absent(),
+        "it holds no turn any more"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_takes_redis_longer_than_five_milliseconds_in_a_session_of_64_mib() {
     // Filling makes an append-only file so long that a child rewrites it meanwhile, and shares the

@@ -260,8 +260,7 @@ impl Settings {
     pub fn secret_files(&self) -> Vec<&Path> {
         let of_urls = self.redis.secret_files().chain(self.hosts.secret_files());
         let of_callers = self.sign_in.secret_files().chain(self.http.secret_files());
-        let of_collector = self.telemetry.otlp_url_file.iter().map(OfFile::path);
-        of_urls.chain(of_callers).chain(of_collector).collect()
+        of_urls.chain(of_callers).chain(self.telemetry.secret_files()).collect()
     }
 }
 

@@ -98,7 +98,7 @@ local function was_written_by(stored, transferred, owner)
   return stored == owner or (transferred and owner == ANONYMOUS)
 end
 
--- As `owned`, for writes that were acknowledged before: by the holder of a turn, which its fence
+-- As `owned`, for what was acknowledged before: calls of the holder of a turn, which its fence
 -- proves, and by a replica that applies them again after a failover.
 local function owned_before(keys, owner, ...)
   local found = session_fields(keys, 'owner', 'deleted', 'transferred', ...)
