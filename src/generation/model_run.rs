@@ -364,7 +364,8 @@ fn expected(
 
 /// Returns whether the next runner is expected to write what the last one would have written.
 fn writes_the_same(turn: &Turn, last: Option<&Runner>, next: Option<&Runner>) -> bool {
-    turn.spec.temperature <= 0.0 && next.is_some() && last == next
+    // Where the request has none, the model's own may be any.
+    turn.spec.temperature.is_some_and(|it| it <= 0.0) && next.is_some() && last == next
 }
 
 /// An opened stream of a host, with the context that the model was given.

@@ -409,8 +409,9 @@ impl AnswerRules {
 pub struct TurnSpec {
     /// The requested model, or the default one.
     pub model: String,
-    /// The temperature, 0 to 2.
-    pub temperature: f64,
+    /// The temperature, 0 to 2; the model's own where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub temperature: Option<f64>,
     /// The largest number of tokens of the answer, at least 1.
     pub max_tokens: u32,
     /// The system prompt.
@@ -525,7 +526,7 @@ impl TurnSpec {
     pub(crate) fn least(model: &str, max_tokens: u32) -> Self {
         Self {
             model: model.to_owned(),
-            temperature: 0.0,
+            temperature: Some(0.0),
             max_tokens,
             system: None,
             seed: None,

@@ -38,7 +38,7 @@ pub async fn connect(url: &str) -> Redis {
 pub fn turn_spec(model: &str) -> TurnSpec {
     TurnSpec {
         model: model.to_owned(),
-        temperature: 0.0,
+        temperature: Some(0.0),
         max_tokens: 1000,
         system: None,
         seed: None,

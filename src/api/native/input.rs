@@ -377,7 +377,7 @@ impl ChatRequest {
     pub fn spec(&self, default_model: &str) -> TurnSpec {
         TurnSpec {
             model: self.model.as_deref().unwrap_or(default_model).to_owned(),
-            temperature: self.temperature,
+            temperature: Some(self.temperature),
             max_tokens: self.max_tokens,
             system: self.system.clone(),
             seed: self.seed,

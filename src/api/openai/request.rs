@@ -46,7 +46,7 @@ impl ChatCompletion {
         let spec = TurnSpec {
             model,
             // Whatever the sign of zero is, the request is the same.
-            temperature: temperature + 0.0,
+            temperature: Some(temperature + 0.0),
             max_tokens: token_limit(&mut params)?,
             system: None,
             seed: params.integer("seed", i64::MIN)?,
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(
             request.spec,
             TurnSpec {
-                temperature: 1.0,
+                temperature: Some(1.0),
                 sampling: Sampling { top_p: Some(1.0), ..Sampling::default() },
                 ..TurnSpec::least("m", u32::MAX)
             }
@@ -245,7 +245,7 @@ mod tests {
                 ..TurnSpec::least("Llama3", 5)
             }
         );
-        assert!(request.spec.temperature.is_sign_positive());
+        assert!(request.spec.temperature.is_some_and(f64::is_sign_positive));
         assert!(request.stream && request.include_usage);
     }
 

@@ -146,7 +146,7 @@ impl ResponseRequest {
         let tokens = max_output_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         let spec = TurnSpec {
             model,
-            temperature,
+            temperature: Some(temperature),
             max_tokens: tokens.unwrap_or(u32::MAX),
             system: instructions.filter(|text| !text.is_empty()),
             seed: None,
@@ -325,7 +325,7 @@ mod tests {
     fn a_request_without_options_has_the_defaults_of_openai() {
         let request = read(&with("stream", json!(null))).expect("valid");
         let wanted = TurnSpec {
-            temperature: 1.0,
+            temperature: Some(1.0),
             sampling: Sampling {
                 top_p: Some(1.0),
                 presence_penalty: Some(0.0),
@@ -356,7 +356,7 @@ mod tests {
         });
         let read = read(&request).expect("valid");
         let wanted = TurnSpec {
-            temperature: 0.5,
+            temperature: Some(0.5),
             system: Some("be brief".to_owned()),
             sampling: Sampling {
                 top_p: Some(0.25),
