@@ -12,6 +12,7 @@ pub mod digest;
 pub mod follow;
 pub mod generation;
 pub mod http;
+mod json_schema;
 pub mod lifecycle;
 pub mod limits;
 pub mod membership;

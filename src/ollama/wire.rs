@@ -289,8 +289,12 @@ mod tests {
 
     #[test]
     fn a_request_leaves_no_choice_to_ollama() {
-        let options =
-            Options { temperature: Some(0.0), num_predict: 0, num_ctx: Some(2048), ..Options::default() };
+        let options = Options {
+            temperature: Some(0.0),
+            num_predict: 0,
+            num_ctx: Some(2048),
+            ..Options::default()
+        };
         let keep_alive = KeepAlive::from("-1");
         let messages = [ChatMessage::text(ChatRole::User, "hi".to_owned())];
         let body = HostChatBody {

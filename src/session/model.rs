@@ -389,6 +389,13 @@ pub struct AnswerRules {
     /// The tools that the model may call, as the model host takes them: a list of functions.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tools: Option<String>,
+    /// Whether the arguments of a call have to obey the schema of its function, where the function is
+    /// `strict`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub strict_calls: bool,
+    /// Whether the answer has one call of a tool at most.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub single_call: bool,
 }
 
 impl AnswerRules {
@@ -577,6 +584,8 @@ mod tests {
             rules: AnswerRules {
                 format: Some("{\"z\":1,\"a\":2}".to_owned()),
                 tools: Some("[]".to_owned()),
+                strict_calls: true,
+                single_call: true,
             },
             ..spec(Reasoning::On)
         };

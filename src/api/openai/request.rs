@@ -87,6 +87,7 @@ impl ChatCompletion {
             "functions",
             "moderation",
             "prediction",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "top_logprobs",
             "verbosity",
@@ -263,6 +264,7 @@ mod tests {
             ("audio", json!({}), "unsupported_parameter"),
             ("functions", json!([]), "unsupported_parameter"),
             ("prediction", json!({}), "unsupported_parameter"),
+            ("prompt_cache_options", json!({}), "unsupported_parameter"),
             ("verbosity", json!("low"), "unsupported_parameter"),
             ("web_search_options", json!({}), "unsupported_parameter"),
             ("reasoning_effort", json!("minimal"), "unsupported_value"),
@@ -354,6 +356,13 @@ mod tests {
                 "unsupported_parameter",
             ),
             (
+                json!([{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",
+                    "function": {"name": "f", "arguments": "{}"}}]},
+                    {"role": "tool", "content": "x", "tool_call_id": "c", "name": "g"}]),
+                "messages[1].name",
+                "invalid_value",
+            ),
+            (
                 json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
@@ -421,7 +430,7 @@ mod tests {
         let messages = json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny", "name": "weather"},
         ]);
         let Messages { before, question, images: _ } =
             read(&with("messages", messages)).expect("valid").messages;
