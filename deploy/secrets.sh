@@ -14,6 +14,21 @@ password() {
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
+# Copies standard input, with $2 in the place of each $1. Everything here is built into the shell: every user of the
+# machine can read the arguments of a program, and a password must not be among them.
+replace() {
+    while IFS= read -r rest || [ -n "$rest" ]; do
+        line=
+        while :; do
+            case $rest in
+                *"$1"*) line=$line${rest%%"$1"*}$2 rest=${rest#*"$1"} ;;
+                *) break ;;
+            esac
+        done
+        printf '%s\n' "$line$rest"
+    done
+}
+
 # Writes standard input to a file in one step: no half of a file is left behind.
 write() {
     cat >"$1.new"
@@ -28,7 +43,8 @@ fi
 if ! [ -s "$k8s/users.acl" ] || ! [ -s "$k8s/jarvis.env" ]; then
     mkdir -p "$k8s"
     secret=$(password)
-    sed -e "s/CHANGE-THIS-PASSWORD-OF-REPLICAS/$(password)/" -e "s/CHANGE-THIS-PASSWORD-OF-SENTINELS/$(password)/" \
-        -e "s/CHANGE-THIS-PASSWORD/$secret/" "$acl" | write "$k8s/users.acl"
+    replace CHANGE-THIS-PASSWORD-OF-REPLICAS "$(password)" <"$acl" |
+        replace CHANGE-THIS-PASSWORD-OF-SENTINELS "$(password)" |
+        replace CHANGE-THIS-PASSWORD "$secret" | write "$k8s/users.acl"
     echo "JARVIS_REDIS_URL=redis://jarvis:$secret@redis:6379" | write "$k8s/jarvis.env"
 fi

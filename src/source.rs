@@ -20,7 +20,8 @@ pub const KEY_BYTES: usize = 32;
 const SEPARATOR: char = '.';
 
 /// The source of a client: the digest of its IPv4 address, or the digests of its IPv6 networks /48,
-/// /56 and /64, joined by points. Empty for a loopback address, for which no limit by address holds.
+/// /56 and /64, joined by points. Empty for a client on the same machine, for which no limit by address
+/// holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Source(pub String);
 
@@ -74,16 +75,21 @@ impl SourceKey {
         self.is_agreed().then(key)
     }
 
-    /// Returns the source of a client at this address.
+    /// Returns the source of a client whose connection has this address. On loopback it has no limits.
     pub fn source(&self, address: IpAddr) -> Source {
+        let address = address.to_canonical();
+        if address.is_loopback() { Source::default() } else { self.forwarded(address) }
+    }
+
+    /// Returns the source of a client at this address, which a proxy has named. A loopback address has
+    /// limits as any other then: what is forwarded may be the client's own choice.
+    pub fn forwarded(&self, address: IpAddr) -> Source {
         let key = self.0.key.read().unwrap_or_else(PoisonError::into_inner);
         let digest = |network: IpAddr| {
             let tag = hmac::sign(&key, network.to_string().as_bytes());
             hex(&tag.as_ref()[..DIGEST_BYTES])
         };
         match address.to_canonical() {
-            IpAddr::V4(address) if address.is_loopback() => Source::default(),
-            IpAddr::V6(address) if address.is_loopback() => Source::default(),
             IpAddr::V4(address) => Source(digest(address.into())),
             IpAddr::V6(address) => {
                 let digests = IPV6_PREFIXES.map(|bits| {
@@ -180,6 +186,10 @@ mod tests {
             assert!(source(address).is_empty(), "{address}");
         }
         assert!(!source("10.0.0.1").is_empty());
+        for address in ["127.0.0.1", "::1"] {
+            let source = SourceKey::new(b"a key").forwarded(address.parse().expect("an address"));
+            assert!(source.is_limited(), "{address}, as a proxy has named it");
+        }
     }
 
     #[test]

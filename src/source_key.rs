@@ -10,12 +10,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::digest::hex;
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Redis, RedisError, keys};
 use crate::retry::Backoff;
 use crate::source::{KEY_BYTES, SourceKey};
 
-/// The key of Redis that holds the key.
-const KEY: &str = "jarvis:{source}:key";
 /// Time between two checks: a Redis that lost its data has no key, or another one.
 const CHECK_EVERY: Duration = Duration::from_mins(1);
 
@@ -43,7 +41,7 @@ pub(crate) async fn follow(redis: Redis, key: SourceKey) {
 
 /// Stores the key that is held where Redis has none, and takes the one that Redis has.
 async fn agree(redis: &Redis, key: &SourceKey, held: &mut String) -> Result<(), RedisError> {
-    let stored = redis.get_or_set(KEY, held).await?;
+    let stored = redis.get_or_set(keys::SOURCE_KEY, held).await?;
     if stored != *held || !key.is_agreed() {
         key.agree(stored.as_bytes());
         *held = stored;

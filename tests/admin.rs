@@ -10,6 +10,8 @@ use support::client::{get, http, post, send, until_ok};
 use support::eventually;
 use support::process::{LIMIT, Process, logged, ollama_sim};
 use support::redis::RedisServer;
+use support::setup::{Setup, setup};
+use support::tokens::{SECRET, token};
 use testkit::Port;
 
 /// A replica with a port for operators.
@@ -96,6 +98,37 @@ async fn the_port_of_operators_takes_no_change_from_a_page_and_keeps_the_token_o
     let refused = send(of_name.header("host", "evil.example")).await;
     assert_eq!((refused.status, &refused.body["code"]), (403, &json!("host_not_allowed")));
     assert_eq!(admin.get("/admin/log-level").await.body["seconds_left"], Value::Null);
+}
+
+#[tokio::test]
+async fn where_callers_have_to_sign_in_metrics_are_open_to_operators_alone() {
+    const METRICS: &str = "a-token-of-the-metrics";
+    let required = [("JARVIS_AUTH", "required"), ("JARVIS_JWT_SECRET", SECRET)];
+    let Setup { replica, .. } = &setup("0", &required).await;
+    let ask = async |replica: &Process, path: &str, bearer: &str| {
+        let request = http().get(format!("{}{path}", replica.url));
+        send(if bearer.is_empty() { request } else { request.bearer_auth(bearer) }).await
+    };
+    for path in ["/metrics", "/metrics/"] {
+        for bearer in ["", "wrong", METRICS, &token("alice")] {
+            let refused = ask(replica, path, bearer).await;
+            let code = &refused.body["code"];
+            assert_eq!((refused.status, code), (401, &json!("sign_in_required")), "{bearer}");
+            let detail = refused.body["detail"].as_str().expect("a text");
+            assert!(detail.contains("JARVIS_METRICS_TOKEN"), "{detail}");
+            assert!(!refused.body.to_string().contains("jarvis_ready"));
+        }
+    }
+    for probe in ["/health", "/health/live", "/health/ready", "/docs", "/openapi.json", "/"] {
+        assert_eq!(ask(replica, probe, "").await.status, 200, "{probe}");
+    }
+    let with_token = [&required[..], &[("JARVIS_METRICS_TOKEN", METRICS)]].concat();
+    let Setup { replica, .. } = &setup("0", &with_token).await;
+    assert_eq!(ask(replica, "/metrics", METRICS).await.status, 200);
+    assert_eq!(ask(replica, "/metrics", &token("alice")).await.status, 401);
+    let admin = Admin::start(&required).await;
+    assert_eq!(admin.get("/metrics").await.status, 200);
+    assert_eq!(ask(&admin.replica, "/metrics", &token("alice")).await.status, 404);
 }
 
 #[tokio::test]

@@ -347,6 +347,80 @@ async fn what_turns_store_that_wait_counts_for_their_caller_before_they_run() {
 }
 
 #[tokio::test]
+async fn small_turns_that_wait_in_many_sessions_count_as_they_are_stored() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "20"]);
+    let settings = [
+        ("JARVIS_CALLER_MIB", "1"),
+        ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
+        ("JARVIS_ADDRESS_TURNS_PER_MINUTE", "0"),
+    ];
+    let replica = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&replica, "/health/ready").await;
+    let (url, client) = (format!("{}/api/v1/chat/", replica.url), http());
+    let mut streams = Vec::new();
+    let mut refused = None;
+    // A control character takes six bytes of JSON.
+    let system = "\u{1}".repeat(1_000);
+    'sessions: for _ in 0..40 {
+        let session = SessionId::random();
+        for turn in 0..9 {
+            let tokens = if turn == 0 { 2_000 } else { 1 };
+            let body = json!({"message": format!("[[tokens={tokens}]] x"), "stream": true,
+                "session_id": session, "system": system, "max_tokens": 3_000});
+            let request = client.post(&url).header("x-forwarded-for", "192.0.2.1");
+            let reply = request.json(&body).send().await.expect("a reply");
+            if reply.status() != 200 {
+                refused = Some((streams.len(), reply));
+                break 'sessions;
+            }
+            streams.push(reply);
+        }
+    }
+    let (turns, refused) = refused.expect("they count for nobody");
+    assert_eq!(refused.status(), 429);
+    let problem: serde_json::Value = refused.json().await.expect("a problem");
+    assert_eq!(problem["code"], "quota_exceeded", "{problem}");
+    assert!((90..=160).contains(&turns), "{turns} turns of 6 kB in 1 MiB");
+    let counted =
+        redis.cli(&["GET", "jarvis:{budget}:total"]).trim().parse::<u64>().expect("bytes");
+    let keys = redis.cli(&["KEYS", "jarvis:{b*:s:*"]);
+    let taken = keys.lines().map(|key| {
+        let bytes = redis.cli(&["MEMORY", "USAGE", key, "SAMPLES", "0"]);
+        bytes.trim().parse::<u64>().expect("bytes")
+    });
+    let taken: u64 = taken.sum();
+    println!("{turns} turns: {counted} bytes counted, {taken} taken");
+    assert!(taken < counted * 13 / 10, "{counted} bytes counted, {taken} taken");
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_as_it_is_stored_is_refused_and_leaves_nothing() {
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&["--rate", "0"]);
+    let replica = jarvis(&redis.url(), &ollama.url, &[]);
+    until_ok(&replica, "/health/ready").await;
+    let ask = async |quotes: usize| {
+        // Each of them is within its bound. A quote takes two bytes of JSON, and four of JSON within JSON.
+        let text = |length: usize| "\"".repeat(length.min(quotes));
+        let function = json!({"name": "f", "description": text(64_000)});
+        let body = json!({"message": "[[tokens=1]] x", "system": "\u{1}".repeat(32_768),
+            "tools": [{"type": "function", "function": function}],
+            "format": {"type": "object", "description": text(32_000)}});
+        let request = http().post(format!("{}/api/v1/chat/", replica.url)).json(&body);
+        send(request).await
+    };
+    let refused = ask(64_000).await;
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    assert_eq!(refused.body["code"], "validation_failed", "{}", refused.body);
+    assert!(refused.body["detail"].as_str().expect("a text").contains("524288 bytes"));
+    assert_eq!(redis.cli(&["KEYS", "jarvis:{b*"]).trim(), "");
+    // A part of it is not refused for its size, whatever else a model makes of it.
+    let smaller = ask(10_000).await;
+    assert!(!smaller.body.to_string().contains("524288 bytes"), "{}", smaller.body);
+}
+
+#[tokio::test]
 async fn an_idempotency_key_counts_for_its_session_and_goes_with_it() {
     let server = RedisServer::start();
     let store = store(&server).await;
@@ -519,6 +593,49 @@ async fn networks_of_one_56_and_of_one_48_store_twice_and_four_times_as_much_as_
     assert_eq!(stored(&[2, 3, 4, 5]).await, 2, "a /56 with five sessions");
     assert_eq!(stored(&[0x102, 0x103, 0x204, 0x205, 0x306, 0x307]).await, 5, "a /48 with ten");
     assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await.map(drop), Ok(()));
+}
+
+#[tokio::test]
+async fn networks_of_one_56_and_of_one_48_have_twice_and_four_times_as_many_sessions_as_one() {
+    let server = RedisServer::start();
+    let store = store(&server).await;
+    let budget = Budget::new(store.clone(), StorageLimits { caller_sessions: 3, ..wide() });
+    let room = async |number: u64| {
+        budget.room(&OWNER, &source_in_48(number), SessionId::random()).await.map(drop)
+    };
+    let mut sessions = Vec::new();
+    let mut stored = async |networks: &[u64]| {
+        let before = sessions.len();
+        for number in networks {
+            if room(*number).await.is_ok() {
+                sessions.push(ended_turn(&budget, &store, &source_in_48(*number), KIB).await);
+            }
+        }
+        sessions.len() - before
+    };
+    assert_eq!(stored(&[1, 1, 1, 1]).await, 3, "one /64");
+    assert_eq!(stored(&[2, 3, 4, 5]).await, 3, "a /56 with six sessions");
+    let others = [0x102, 0x103, 0x204, 0x205, 0x306, 0x307, 0x408];
+    assert_eq!(stored(&others).await, 6, "a /48 with twelve");
+    assert_eq!(room(0x509).await, Err(OverBudget::Sessions));
+    assert_eq!(budget.room(&OWNER, "another", SessionId::random()).await.map(drop), Ok(()));
+    // A session that exists may go on, and one that is deleted is given back, once.
+    let existing = budget.room(&OWNER, &source_in_48(2), sessions[3]).await;
+    assert_eq!(existing.map(drop), Ok(()));
+    budget.record(&source_in_48(1), sessions[0]).await;
+    store.clear(&mut Clearing::new(&OWNER, sessions[0], true)).await.expect("deleted");
+    for _ in 0..2 {
+        budget.record(&source_in_48(1), sessions[0]).await;
+    }
+    assert_eq!(room(0x509).await, Ok(()));
+    ended_turn(&budget, &store, &source_in_48(0x509), KIB).await;
+    assert_eq!(room(0x60a).await, Err(OverBudget::Sessions));
+    for session in &sessions[1..] {
+        store.clear(&mut Clearing::new(&OWNER, *session, true)).await.expect("deleted");
+        budget.record_again(*session).await;
+    }
+    let counts = server.cli(&["HVALS", "jarvis:{budget}:session_counts"]);
+    assert_eq!(counts.split_whitespace().collect::<Vec<_>>(), ["1", "1"], "one is left");
 }
 
 #[tokio::test]

@@ -18,10 +18,12 @@ use jarvis::queue::{Queue, QueueLimits, QueueStore};
 use jarvis::session::model::ToolCall;
 use jarvis::session::store::{
     Acceptance, Begin, Cancellation, Claim, Clearing, IdempotencyKey, NewTurn, OwnConversation,
-    Proposal, Restored, SessionLimits, Turn, Written, bucket, channel, message,
+    Proposal, REQUEST_BYTES, ReadFrom, ReadOutcome, Restored, SessionLimits, Turn, Written, bucket,
+    channel, message,
 };
 use jarvis::session::{
-    Control, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store, StoreError, Tag,
+    Control, Cursor, Feeds, GenerationId, Message, Owner, Role, SessionId, Status, Store,
+    StoreError, Tag,
 };
 use jarvis::source::SourceKey;
 use jarvis::tls::TlsOptions;
@@ -411,6 +413,43 @@ async fn no_call_takes_redis_longer_than_five_milliseconds_for_the_largest_conve
                 taken.own_conversation().map(|own| own.messages().len()),
                 Some(messages.len())
             );
+            let lost = server.cli(&["KEYS", "jarvis:{b*"]);
+            server.cli(&[&["DEL"], &lost.lines().collect::<Vec<_>>()[..]].concat());
+            assert_eq!(other.restore(&taken).await.expect("Redis"), Restored::Waiting);
+            assert_eq!(other.begin(&taken).await.expect("Redis"), Begin::Began);
+            other.cancel(&Cancellation::new(&OWNER, session, None)).await.expect("cancelled");
+            store.clear(&mut Clearing::new(&OWNER, session, true)).await.expect("deleted");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn no_call_takes_redis_longer_than_five_milliseconds_for_the_largest_request() {
+    let (server, store, other) = two_stores().await;
+    // An instruction that a response shows again: it is stored for the model, and once more as JSON within
+    // JSON. Each character takes so many bytes of the bound.
+    for (shape, character, bytes) in
+        [("letters", "x", 2), ("quotes", "\"", 6), ("control", "\u{1}", 13)]
+    {
+        let instructions = character.repeat((REQUEST_BYTES as usize - 4096) / bytes);
+        let shown = serde_json::to_string(&[&instructions]).expect("JSON");
+        let text = "x".repeat(OwnConversation::BYTES - instructions.len());
+        let mut new = own_turn(&text, Vec::new());
+        new.spec.system = Some(instructions);
+        let question = Message { request: Some(shown), ..message(Role::User, Utc::now()) };
+        new.attached.question = Some(Box::new(question));
+        let size = new.stored_size().request;
+        assert!((REQUEST_BYTES - 8192..=REQUEST_BYTES).contains(&size), "{shape}: {size}");
+        takes_redis_moments(shape, &server, "jarvis_claim_1", async || {
+            let session = SessionId::random();
+            accepted(&store, session, &new).await;
+            assert!(store.own_turn(&OWNER, session).await.expect("Redis").is_some());
+            let read = store.read(&OWNER, session, ReadFrom::Cursor(Cursor::START, 0)).await;
+            assert!(matches!(read, Ok(ReadOutcome::Window { .. })), "{read:?}");
+            let open = store.open_turns(bucket(session)).await.expect("open turns").remove(0);
+            let claimed = other.claim(&open).await.expect("a claim");
+            let Claim::Running(taken, 2) = claimed else { panic!("{claimed:?}") };
             let lost = server.cli(&["KEYS", "jarvis:{b*"]);
             server.cli(&[&["DEL"], &lost.lines().collect::<Vec<_>>()[..]].concat());
             assert_eq!(other.restore(&taken).await.expect("Redis"), Restored::Waiting);

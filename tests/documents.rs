@@ -189,3 +189,37 @@ fn every_redis_of_the_deployments_frees_large_values_in_the_background() {
         }
     }
 }
+
+/// Returns the rows of the table below a heading of a document, without its head.
+fn rows<'a>(document: &'a str, heading: &str) -> Vec<&'a str> {
+    let (_, section) = document.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
+    let section = section.split("\n## ").next().unwrap_or_default();
+    section.lines().filter(|line| line.starts_with("| ")).skip(2).collect()
+}
+
+#[test]
+fn every_threat_and_every_point_of_owasp_names_a_test_that_is_there() {
+    let (text, names) = (read("SECURITY.md"), tests());
+    for (heading, least) in
+        [("## Threats", 25), ("## OWASP API Security Top 10", 10), ("## WebSockets", 10)]
+    {
+        let rows = rows(&text, heading);
+        assert!(rows.len() >= least, "{heading} has {} rows", rows.len());
+        for row in rows {
+            let last = row.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
+            let is_test =
+                |quote: &&str| quote.matches('_').count() >= 3 && matches_one(quote, &names);
+            assert!(quoted(last).iter().any(is_test), "no test in the last cell of {row}");
+        }
+    }
+}
+
+#[test]
+fn a_release_needs_crates_without_a_known_hole_and_every_test_run_their_sources() {
+    let release = read(".github/workflows/release.yml");
+    let (test, build) = release.split_once("\n  build:").expect("two jobs");
+    assert!(test.contains("cargo deny --locked check advisories"), "advisories are not checked");
+    assert!(build.trim_start().starts_with("needs: test"), "a build does not need the checks");
+    let check = read("xtask/src/check.rs");
+    assert!(check.contains(r#"["deny", "check", "bans", "licenses", "sources"]"#), "{check}");
+}

@@ -54,6 +54,8 @@ async fn whole_turn(store: &Store, session: SessionId, key: Option<&str>) {
     let proposal = Proposal::new(&owner, session, &keyed_turn(key));
     let accepted = store.accept(&proposal).await.expect("accepted");
     let Acceptance::New { turn, .. } = accepted else { panic!("a second turn") };
+    let open = store.open_turn(&turn).await.expect("Redis").expect("an open turn");
+    assert_eq!((open.generation, open.fence), (turn.generation, turn.fence));
     let (tag, next) = (Tag::random(), Tag::random());
     store.restore(&turn).await.expect("Redis");
     store.begin(&turn).await.expect("Redis");

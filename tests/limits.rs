@@ -630,8 +630,16 @@ async fn each_failed_sign_in_costs_its_address_a_request_and_the_last_one_is_429
             let request = http().get(url(path)).bearer_auth(bearer);
             code_of(&send(request.header("x-forwarded-for", address)).await)
         };
-        for _ in 0..4 {
-            assert_eq!(ask().await, (401, "token_invalid".to_owned()), "{path}");
+        for left in (0..4).rev() {
+            let request = http().get(url(path)).bearer_auth(bearer);
+            let refused = send(request.header("x-forwarded-for", address)).await;
+            assert_eq!(code(&refused), (401, "token_invalid"), "{path}");
+            // It shows what it cost: one of four, of which one comes back in 15 s.
+            let standing = format!("\"address-requests\";r={left};t=");
+            let shown = header(&refused, "ratelimit");
+            assert!(shown.starts_with(&standing), "{path} {left}: {shown}");
+            let policy = header(&refused, "ratelimit-policy");
+            assert_eq!(policy, "\"address-requests\";q=4;w=60", "{path}");
         }
         for _ in 0..20 {
             assert_eq!(ask().await, (429, "rate_limited".to_owned()), "{path}");
@@ -645,6 +653,8 @@ async fn each_failed_sign_in_costs_its_address_a_request_and_the_last_one_is_429
         let headers = [("authorization", "Bearer wrong"), ("x-forwarded-for", "192.0.2.5")];
         let Err((head, _)) = open(&replica, &headers).await else { panic!("a socket") };
         assert_eq!(head.status.as_u16(), if number < 4 { 401 } else { 429 });
+        let left = head.headers["ratelimit"].to_str().expect("a text");
+        assert!(left.starts_with("\"address-requests\";r="), "{left}");
     }
     // The right token of the metrics costs nothing, and loopback is free.
     for _ in 0..20 {
@@ -652,7 +662,7 @@ async fn each_failed_sign_in_costs_its_address_a_request_and_the_last_one_is_429
         let metrics = metrics.header("x-forwarded-for", "192.0.2.3").send().await;
         assert_eq!(metrics.expect("a response").status(), 200);
         let local = send(http().get(url("/api/v1/models")).bearer_auth("wrong")).await;
-        assert_eq!(code(&local), (401, "token_invalid"));
+        assert_eq!((code(&local), header(&local, "ratelimit")), ((401, "token_invalid"), ""));
     }
 }
 
@@ -1032,4 +1042,141 @@ async fn a_turn_costs_one_call_for_its_user_one_beside_it_for_its_address_and_no
         assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 4, "both");
         assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 3, "again");
     }
+}
+
+#[tokio::test]
+async fn open_metrics_cost_an_address_a_request_and_loopback_none() {
+    let settings = [PROXY, ("JARVIS_ADDRESS_REQUESTS_PER_MINUTE", "3")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let ask = async |address: &str| {
+        let request = http().get(format!("{}/metrics", replica.url));
+        send(request.header("x-forwarded-for", address)).await
+    };
+    for left in (0..3).rev() {
+        let reply = ask("192.0.2.1").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let shown = header(&reply, "ratelimit");
+        assert!(shown.starts_with(&format!("\"address-requests\";r={left};t=")), "{shown}");
+    }
+    let refused = ask("192.0.2.1").await;
+    assert_eq!(code(&refused), (429, "rate_limited"));
+    assert!(header(&refused, "retry-after").parse::<u32>().is_ok_and(|seconds| seconds <= 20));
+    assert_eq!(ask("192.0.2.2").await.status, 200, "another address");
+    for _ in 0..20 {
+        let reply = get(&replica, "/metrics").await;
+        assert_eq!((reply.status, header(&reply, "ratelimit")), (200, ""));
+        assert_eq!(get(&replica, "/health/ready").await.status, 200);
+    }
+}
+
+/// What streams a turn: the method, the path and the body, and where the code of a refusal is.
+fn streams() -> [(&'static str, Value, &'static str, &'static str); 5] {
+    const LONG: &str = "[[tokens=2000]] go on";
+    let messages = json!([{"role": "user", "content": LONG}]);
+    let of_model = |name: &str, value: Value, stream: bool| {
+        let mut body = json!({"model": "tinyllama", name: value});
+        if stream {
+            body["stream"] = json!(true);
+        }
+        body
+    };
+    let openais = ("/error/code", "rate_limit_exceeded");
+    let ollamas = ("/error", "This user may have 1 sockets at a time; retry after 5 s.");
+    [
+        ("/api/v1/chat", json!({"message": LONG, "stream": true}), "/code", "rate_limited"),
+        (
+            "/v1/chat/completions",
+            of_model("messages", messages.clone(), true),
+            openais.0,
+            openais.1,
+        ),
+        ("/v1/responses", of_model("input", json!(LONG), true), openais.0, openais.1),
+        ("/api/chat", of_model("messages", messages, false), ollamas.0, ollamas.1),
+        ("/api/generate", of_model("prompt", json!(LONG), false), ollamas.0, ollamas.1),
+    ]
+}
+
+#[tokio::test]
+async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
+    let settings = [
+        SIGN_IN,
+        ("JARVIS_USER_SOCKETS", "1"),
+        // One comes back in ten seconds.
+        ("JARVIS_USER_TURNS_PER_MINUTE", "6"),
+        ("JARVIS_OLLAMA_SLOTS", "64"),
+    ];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("20", &settings).await;
+    let of = |request: RequestBuilder, user: &str| request.bearer_auth(token(user));
+    let url = |path: &str| format!("{}{path}", replica.url);
+    let used = async |user: &str| {
+        usage(usage_of(&replica, user), "user-sockets").await["used"].as_u64().expect("a number")
+    };
+    for (path, body, at, refusal) in streams() {
+        let user = path;
+        let ask = || of(http().post(url(path)).json(&body), user);
+        let open = ask().send().await.expect("a response");
+        assert_eq!(open.status(), 200, "{path}");
+        let left = open.headers()["ratelimit"].to_str().expect("a text").to_owned();
+        assert!(left.contains("\"user-sockets\";r=0;t=0"), "{path}: {left}");
+        assert_eq!(used(user).await, 1, "{path}");
+        let refused = send(ask()).await;
+        assert_eq!(refused.status, 429, "{path}: {}", refused.body);
+        assert_eq!(refused.body.pointer(at), Some(&json!(refusal)), "{path}");
+        assert_eq!(header(&refused, "retry-after"), "5", "{path}");
+        // Its turn was given back, and sockets and streams are counted together.
+        let turns = usage(usage_of(&replica, user), "user-turns").await["used"].clone();
+        assert_eq!(turns, 1, "{path}");
+        let bearer = format!("Bearer {}", token(user));
+        let authorization = [("authorization", &*bearer)];
+        let socket = self::open(&replica, &authorization).await;
+        assert!(socket.is_err_and(|(head, _)| head.status.as_u16() == 429), "{path}");
+        // Another user has its own, and a turn that is not streamed takes none.
+        assert_eq!(used("bob").await, 0);
+        let mut whole = body.clone();
+        whole["stream"] = json!(false);
+        let short = whole.to_string().replace("2000", "1");
+        let whole = http().post(url(path)).body(short).header("content-type", "application/json");
+        assert_eq!(send(of(whole, user)).await.status, 200, "{path}");
+        drop(open);
+        assert!(eventually(LIMIT, async || used(user).await == 0).await, "{path} stays held");
+    }
+    // A response that is streamed again counts as well.
+    let body = json!({"model": "tinyllama", "input": "[[tokens=2000]] go on", "background": true});
+    let created = send(of(http().post(url("/v1/responses")).json(&body), "carol")).await;
+    let id = created.body["id"].as_str().expect("an id");
+    let again = || of(http().get(url(&format!("/v1/responses/{id}?stream=true"))), "carol");
+    let open = again().send().await.expect("a response");
+    assert_eq!((open.status().as_u16(), used("carol").await), (200, 1));
+    let refused = send(again()).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
+    drop(open);
+    assert!(eventually(LIMIT, async || used("carol").await == 0).await, "it stays held");
+}
+
+#[tokio::test]
+async fn a_socket_that_renews_its_sign_in_by_an_api_key_has_the_limits_of_that_key() {
+    let settings = [SIGN_IN, ("JARVIS_KEY_TURNS_PER_MINUTE", "1")];
+    let Setup { replica, redis, ollama: _ollama } = setup("1000", &settings).await;
+    let store = ApiKeyStore::new(connect(&redis.url()).await);
+    let CreatedKey::Key(key, _) = store.create("alice").await.expect("Redis") else { panic!() };
+    let bearer = format!("Bearer {}", token("alice"));
+    let headers = [("authorization", &*bearer)];
+    let (mut socket, ..) = Socket::open_with(&replica, "/ws", &headers).await.expect("a socket");
+    let mut say = async |message: Value, until: &str| {
+        socket.say(&message).await;
+        socket.until(until).await.pop().expect("an event")
+    };
+    let turn = json!({"message": "[[tokens=1]] hi"});
+    for _ in 0..3 {
+        say(turn.clone(), "stream_end").await;
+    }
+    say(json!({"type": "auth", "token": key.expose()}), "authenticated").await;
+    say(turn.clone(), "stream_end").await;
+    let refused = say(turn.clone(), "error").await;
+    assert_eq!(refused["code"], "rate_limited");
+    assert!(refused["message"].as_str().expect("a text").contains("API key"), "{refused}");
+    // With a token there is no key any more.
+    say(json!({"type": "auth", "token": token("alice")}), "authenticated").await;
+    say(turn, "stream_end").await;
 }

@@ -141,17 +141,26 @@ async fn behind_nginx_a_client_counts_by_the_address_that_connected_and_not_by_i
     let replicas = [jarvis(&redis.url(), &ollama.url, &settings)];
     until_ok(&replicas[0], "/health/ready").await;
     let nginx = Nginx::start(&replicas).await;
-    // The test is a first proxy, which names its client last; nginx adds the address of the test.
-    let open = async |forwarded_for: &str| {
-        let mut request = format!("ws://{}/ws", nginx.ours).into_client_request().expect("a URL");
+    let open_at = async |server: &str, forwarded_for: &str| {
+        let mut request = format!("ws://{server}/ws").into_client_request().expect("a URL");
         let value = forwarded_for.parse().expect("a value");
         request.headers_mut().insert("x-forwarded-for", value);
         tokio_tungstenite::connect_async(request).await
     };
-    let held = open("198.51.100.1, 192.0.2.1").await;
+    let is_refused = |opened: &Result<_, Error>| matches!(opened, Err(Error::Http(response)) if response.status() == 429);
+    // Whatever it claims, it has the address that connected, which is the machine's own here: as a proxy
+    // names it, it has limits all the same.
+    let open = async |claim: &str| open_at(&nginx.ours, claim).await;
+    let held = open("127.0.0.1").await;
     assert!(held.is_ok());
-    let refused = open("198.51.100.2, 192.0.2.1:4711").await;
-    assert!(matches!(&refused, Err(Error::Http(response)) if response.status() == 429));
+    for claim in ["127.0.0.1", "::1", "192.0.2.1", "192.0.2.2, 127.0.0.1", "unknown"] {
+        assert!(is_refused(&open(claim).await), "{claim}");
+    }
+    // The test is a proxy in front of nginx, which names its client last.
+    let open = async |claim: &str| open_at(&nginx.behind_a_proxy, claim).await;
+    let held_behind = open("198.51.100.1, 192.0.2.1").await;
+    assert!(held_behind.is_ok());
+    assert!(is_refused(&open("198.51.100.2, 192.0.2.1:4711").await));
     assert!(open("198.51.100.1, 192.0.2.2").await.is_ok());
 }
 

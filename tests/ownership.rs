@@ -10,7 +10,8 @@ use support::client::{http, joined, send, until_ok};
 use support::eventually;
 use support::metrics::{metrics, settled_copies, until_metric_line};
 use support::owned::{
-    CHAT, Fleet, SESSIONS, ask, chat, claim, expected, id, listed, messages_until, open, read,
+    CHAT, Fleet, MODEL, SESSIONS, ask, chat, claim, expected, id, listed, messages_until, open,
+    read,
 };
 use support::process::{LIMIT, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisServer};
@@ -251,24 +252,27 @@ async fn seen_by(
     user: &str,
 ) -> (u16, Vec<(String, String)>, Vec<u8>, Vec<String>) {
     begin_timing(redis);
-    let url = format!("{}{}", fleet.replicas[0].url, path.replace("ID", session));
-    let mut request = http().request(method.clone(), url);
+    // The identifier as OpenAI's API writes it, which has no hyphens.
+    let digits = session.replace('-', "");
+    let named = |text: &str| text.replace("DIGITS", &digits).replace("ID", session);
+    let mut request =
+        http().request(method.clone(), format!("{}{}", fleet.replicas[0].url, named(path)));
     if !body.is_null() {
-        request = request.json(
-            &serde_json::from_str::<Value>(&body.to_string().replace("ID", session)).expect("JSON"),
-        );
+        request =
+            request.json(&serde_json::from_str::<Value>(&named(&body.to_string())).expect("JSON"));
     }
     let request = if user.is_empty() { request } else { request.bearer_auth(token(user)) };
     let reply = request.send().await.expect("a reply");
     let headers = reply
         .headers()
         .iter()
-        .filter(|(name, _)| !["date", "ratelimit", "x-request-id"].contains(&name.as_str()));
+        .filter(|(name, _)| !["date", "ratelimit", "x-request-id"].contains(&name.as_str()))
+        .filter(|(name, _)| !name.as_str().starts_with("x-ratelimit-"));
     let headers =
         headers.map(|(name, value)| (name.to_string(), value.to_str().expect("a text").to_owned()));
     let (status, headers) = (reply.status().as_u16(), headers.collect());
-    let body = reply.bytes().await.expect("a body").to_vec();
-    (status, headers, body, calls_about(redis, session))
+    let body = reply.text().await.expect("a body").replace(&digits, "DIGITS");
+    (status, headers, body.into_bytes(), calls_about(redis, session))
 }
 
 #[tokio::test]
@@ -283,6 +287,11 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
     let asked = json!({"message": "hi", "session_id": "ID"});
     let streamed = json!({"message": "hi", "session_id": "ID", "stream": true});
     let title = json!({"title": "mine now"});
+    let message = id();
+    let beside = json!({"message_id": message});
+    let beside_streamed = json!({"message_id": message, "stream": true});
+    let edited = json!({"message_id": message, "message": "hi"});
+    let edited_streamed = json!({"message_id": message, "message": "hi", "stream": true});
     let of_session = |rest: &str| format!("{SESSIONS}/ID{rest}");
     let generation = format!("/events?generation_id={}", id());
     for (method, path, body) in [
@@ -294,6 +303,11 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
         (Method::GET, of_session(&generation), &none),
         (Method::POST, of_session("/cancel"), &empty),
         (Method::POST, of_session("/claim"), &empty),
+        (Method::POST, of_session("/regenerate"), &beside),
+        (Method::POST, of_session("/regenerate"), &beside_streamed),
+        (Method::POST, of_session("/edit"), &edited),
+        (Method::POST, of_session("/edit"), &edited_streamed),
+        (Method::POST, of_session("/branch"), &beside),
         (Method::POST, CHAT.to_owned(), &asked),
         (Method::POST, CHAT.to_owned(), &streamed),
     ] {
@@ -357,6 +371,46 @@ async fn another_s_session_costs_the_same_calls_and_bytes_as_one_that_never_was(
         assert_eq!(reply.status, status, "{method} {path}");
     }
     assert_eq!(chat(&fleet.replicas[0], &nil, "hi", "bob").await.status, 422);
+}
+
+#[tokio::test]
+async fn another_s_response_costs_the_same_calls_and_bytes_as_one_that_never_was() {
+    let redis = RedisServer::start();
+    let fleet = Fleet::on(&redis.url(), 1, "500").await;
+    let input = json!({"model": MODEL, "input": "[[tokens=3]] hi"});
+    let created = ask(&fleet.replicas[0], Method::POST, "/v1/responses", &input, "alice").await;
+    assert_eq!(created.status, 200, "{}", created.body);
+    let response = created.body["id"].as_str().expect("an id").to_owned();
+    let alices: Uuid = response.trim_start_matches("resp_").parse().expect("a UUID");
+    let (alices, never) = (alices.to_string(), id());
+    until_metric_line(&fleet.replicas[0], "jarvis_turns_open 0").await;
+    let none = Value::Null;
+    let next = json!({"model": MODEL, "input": "hi", "previous_response_id": "resp_DIGITS"});
+    let mut next_streamed = next.clone();
+    next_streamed["stream"] = json!(true);
+    let of_response = |rest: &str| format!("/v1/responses/resp_DIGITS{rest}");
+    for (method, path, body, status) in [
+        (Method::GET, of_response(""), &none, 404),
+        (Method::GET, of_response("?stream=true"), &none, 404),
+        (Method::GET, of_response("?stream=true&starting_after=1"), &none, 404),
+        (Method::GET, of_response("/input_items"), &none, 404),
+        (Method::POST, of_response("/cancel"), &none, 404),
+        (Method::DELETE, of_response(""), &none, 404),
+        (Method::POST, "/v1/responses".to_owned(), &next, 400),
+        (Method::POST, "/v1/responses".to_owned(), &next_streamed, 400),
+    ] {
+        for user in ["bob", ""] {
+            let request = (&method, path.as_str(), body);
+            let theirs = seen_by(&fleet, &redis, request, &alices, user).await;
+            let nobody = seen_by(&fleet, &redis, request, &never, user).await;
+            assert_eq!(theirs.0, status, "{method} {path}");
+            assert!(!theirs.3.is_empty(), "{method} {path}");
+            assert_eq!(theirs, nobody, "{method} {path} {user:?}");
+        }
+    }
+    let path = format!("/v1/responses/{response}");
+    let mine = ask(&fleet.replicas[0], Method::GET, &path, &none, "alice").await;
+    assert_eq!((mine.status, &mine.body["status"]), (200, &json!("completed")));
 }
 
 #[tokio::test]

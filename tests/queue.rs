@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jarvis::queue::{
     Freed, Grant, HostAccess, HostKey, HostReport, Lease, Queue, QueueLimits, QueueStore, Returned,
-    Room, Ticket, TicketSource, TicketStatus, Waiting,
+    Room, Ticket, TicketReply, TicketSource, TicketStatus, Waiting,
 };
 use jarvis::redis::Redis;
 use jarvis::session::GenerationId;
@@ -55,6 +55,12 @@ fn ticket_of_address(address: &str, networks: &[&str]) -> Ticket {
     let networks = networks.iter().map(|network| (*network).to_owned()).collect();
     let source = TicketSource { name: address.to_owned(), networks };
     Ticket { source, is_of_address: true, ..ticket(address, MODEL) }
+}
+
+/// A ticket of this /64 of a site, which has 16 of them in each /56.
+fn ticket_of_site(site: &str, number: usize) -> Ticket {
+    let wider = format!("{site}.{}", number / 16);
+    ticket_of_address(&format!("{wider}.{number}"), &[&wider, site])
 }
 
 async fn join(store: &QueueStore, ticket: &Ticket) -> TicketStatus {
@@ -339,6 +345,96 @@ async fn an_address_runs_a_bounded_number_of_turns_in_order_and_blocks_no_other(
     }
 }
 
+/// Returns the tickets that hold a slot.
+async fn running<'a>(store: &QueueStore, tickets: &'a [Ticket]) -> Vec<&'a Ticket> {
+    let ids: Vec<_> = tickets.iter().map(|ticket| ticket.generation).collect();
+    let replies = store.statuses(&ids).await.expect("Redis");
+    let is_running =
+        |(_, reply): &(_, TicketReply)| matches!(reply.status, TicketStatus::Granted(_));
+    tickets.iter().zip(replies).filter(is_running).map(|(ticket, _)| ticket).collect()
+}
+
+#[tokio::test]
+async fn ninety_networks_of_one_site_delay_another_address_by_a_few_turns_only() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let site: Vec<_> = (0..90).map(|number| ticket_of_site("site", number)).collect();
+    for ticket in &site {
+        join(&world.store, ticket).await;
+    }
+    for begun in 0..3 {
+        // Turns of the site run before each newcomer, and others take their places in the queue.
+        for number in 0..10 {
+            let [first, ..] = running(&world.store, &site).await[..] else {
+                panic!("an idle slot")
+            };
+            release(&world.store, first).await;
+            join(&world.store, &ticket_of_site("site", 100 + 10 * begun + number)).await;
+        }
+        let other = ticket_of_address(&format!("other-{begun}"), &["other-56", "other-48"]);
+        let status = join(&world.store, &other).await;
+        let is_soon = matches!(status, TicketStatus::Waiting(w) if w.position <= 5);
+        assert!(is_soon, "{begun}: {status:?}");
+        release(&world.store, &other).await;
+    }
+}
+
+#[tokio::test]
+async fn four_busy_networks_of_a_site_delay_their_neighbours_little() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    for _ in 0..50 {
+        for number in [0, 1, 16, 17] {
+            join(&world.store, &ticket_of_site("site", number)).await;
+        }
+    }
+    for number in 2..6 {
+        let ticket = ticket_of_site("site", number);
+        let status = join(&world.store, &ticket).await;
+        let is_soon = matches!(status, TicketStatus::Waiting(w) if w.position <= 10);
+        assert!(is_soon, "{number}: {status:?}");
+        release(&world.store, &ticket).await;
+    }
+    // A turn that left does not count against the next one of its source.
+    let (again, elsewhere) = (ticket_of_site("site", 2), ticket_of_address("other", &[]));
+    let status = join(&world.store, &again).await;
+    assert!(matches!(status, TicketStatus::Waiting(w) if w.position <= 10), "{status:?}");
+    let status = join(&world.store, &elsewhere).await;
+    assert!(matches!(status, TicketStatus::Waiting(w) if w.position <= 5), "{status:?}");
+}
+
+#[tokio::test]
+async fn after_redis_lost_everything_the_networks_of_a_site_wait_in_their_rounds() {
+    let hosts = [host("a", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let site: Vec<_> = (0..40).map(|number| ticket_of_site("site", number)).collect();
+    let mut starts = Vec::new();
+    for ticket in &site {
+        let reply = world.store.join(ticket, None).await.expect("Redis");
+        starts.push(reply.start.expect("a start"));
+    }
+    let mut left: Vec<_> = site.iter().zip(&starts).collect();
+    let mut now = left[0];
+    for _ in 0..20 {
+        release(&world.store, now.0).await;
+        left.retain(|(ticket, _)| !is_same(ticket, now.0));
+        let [next, ..] = running(&world.store, &site).await[..] else { panic!("an idle slot") };
+        now = *left.iter().find(|(ticket, _)| is_same(ticket, next)).expect("one of them");
+    }
+    left.retain(|(ticket, _)| !is_same(ticket, now.0));
+    world.server.cli(&["FLUSHALL"]);
+    world.store.restore(now.0, &HostKey("a".into()), now.1).await.expect("Redis");
+    world.store.report(&hosts).await.expect("Redis");
+    for (ticket, start) in left {
+        world.store.join(ticket, Some(start)).await.expect("Redis");
+    }
+    let late = ticket_of_site("site", 41);
+    join(&world.store, &late).await;
+    let at = position(&world.store, &late).await.expect("it waits");
+    let other = ticket_of_address("other", &[]);
+    let status = join(&world.store, &other).await;
+    assert!(matches!(status, TicketStatus::Waiting(w) if w.position <= 5), "{status:?}");
+    assert!(at > 5, "{at}: the rounds of the site are full");
+}
+
 #[tokio::test]
 async fn a_user_with_two_hundred_turns_delays_the_others_little() {
     let hosts = [host("a", 4, &[MODEL]), host("b", 2, &[MODEL]), host("c", 1, &[MODEL])];
@@ -349,6 +445,66 @@ async fn a_user_with_two_hundred_turns_delays_the_others_little() {
     );
     assert!(all_busy, "a slot was free while a turn waited");
     assert!(with <= without * 1.3, "{with} against {without}");
+}
+
+#[tokio::test]
+async fn one_site_runs_at_most_four_times_the_turns_of_an_address() {
+    let hosts = [host("a", 60, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let limits = QueueLimits { running_of_address: 3, ..LIMITS };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    // Five /64 in each of four /56, with ten turns each.
+    let numbers = (0..4).flat_map(|wider| (0..5).map(move |number| 16 * wider + number));
+    let numbers: Vec<_> = numbers.collect();
+    let mut site: Vec<_> = numbers
+        .iter()
+        .flat_map(|number| std::iter::repeat_with(|| ticket_of_site("site", *number)).take(10))
+        .collect();
+    for ticket in &site {
+        join(&store, ticket).await;
+    }
+    let mut released = 0;
+    while !site.is_empty() {
+        let running: Vec<Ticket> = running(&store, &site).await.into_iter().cloned().collect();
+        let mut of_each: HashMap<&str, usize> = HashMap::new();
+        for ticket in &running {
+            for network in std::iter::once(&ticket.source.name).chain(&ticket.source.networks) {
+                *of_each.entry(network).or_default() += 1;
+            }
+        }
+        for (network, turns) in &of_each {
+            let most = 12 >> network.matches('.').count();
+            assert!(*turns <= most, "{turns} turns of {network} after {released}");
+        }
+        let mut waits_for_itself = site.len() > running.len();
+        if released == 0 {
+            assert_eq!(of_each["site"], 12, "the slots are free");
+            let other = ticket_of_address("other", &[]);
+            assert!(matches!(join(&store, &other).await, TicketStatus::Granted(_)));
+            release(&store, &other).await;
+            // Of those that are held back one leaves, too.
+            let waiting =
+                site.iter().rev().find(|ticket| !running.iter().any(|r| is_same(r, ticket)));
+            let waiting = waiting.expect("tickets that are held back").clone();
+            release(&store, &waiting).await;
+            site.retain(|ticket| !is_same(ticket, &waiting));
+            waits_for_itself = true;
+        }
+        assert!(!running.is_empty() || !waits_for_itself, "no turn runs, and {} wait", site.len());
+        let over = &running[released % running.len()];
+        release(&store, over).await;
+        site.retain(|ticket| !is_same(ticket, over));
+        released += 1;
+    }
+    assert_eq!(released, numbers.len() * 10 - 1);
+    for kind in ["active", "held_back", "source"] {
+        let left = world.server.cli(&["KEYS", &format!("jarvis:{{queue}}:{kind}:*")]);
+        assert_eq!(left.trim(), "", "tickets that are over leave nothing");
+    }
+}
+
+fn is_same(one: &Ticket, other: &Ticket) -> bool {
+    one.generation == other.generation
 }
 
 /// 29 users send 100 turns and one sends `greedy`, all at once; every turn takes one step. Returns
@@ -885,7 +1041,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let index = any::<prop::sample::Index>;
     prop_oneof![
-        6 => (0u8..4, 0u8..3, 0u8..3)
+        6 => (0u8..7, 0u8..3, 0u8..3)
             .prop_map(|(user, model, replica)| Op::Join { user, model, replica }),
         4 => index().prop_map(Op::Release),
         2 => (index(), any::<bool>()).prop_map(|(which, excluded)| Op::GiveBack { which, excluded }),
@@ -896,8 +1052,29 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Turns of the one address that may run.
-const RUNNING_OF_ADDRESS: usize = 2;
+/// Turns of an address that may run.
+const RUNNING_OF_ADDRESS: usize = 1;
+
+/// A ticket of three users, of an IPv4 address, or of three /64 of one site.
+fn ticket_of(user: u8, model: &str) -> Ticket {
+    let name = format!("u{user}");
+    let ticket = match user {
+        0 => ticket_of_address(&name, &[]),
+        4 | 5 => ticket_of_address(&name, &["p56-0", "p48"]),
+        6 => ticket_of_address(&name, &["p56-1", "p48"]),
+        _ => ticket(&name, model),
+    };
+    Ticket { model: model.to_owned(), ..ticket }
+}
+
+/// The networks of a ticket whose running turns are bounded, with the bound of each.
+fn bounds(ticket: &Ticket) -> Vec<(&str, usize)> {
+    if !ticket.is_of_address {
+        return Vec::new();
+    }
+    let networks = std::iter::once(&ticket.source.name).chain(&ticket.source.networks);
+    networks.enumerate().map(|(at, name)| (name.as_str(), RUNNING_OF_ADDRESS << at)).collect()
+}
 
 /// A ticket as the test knows it.
 struct Known {
@@ -935,7 +1112,7 @@ fn for_each_case<T: std::fmt::Debug>(
 async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let models = ["m0:latest", "m1:latest", "m2:latest"];
     let table =
-        [host("a", 2, &models[..1]), host("b", 1, &models[..2]), host("c", 1, &models[1..])];
+        [host("a", 3, &models[..1]), host("b", 2, &models[..2]), host("c", 2, &models[1..])];
     let limits = QueueLimits { running_of_address: RUNNING_OF_ADDRESS, ..LIMITS };
     let store = |name: &str| QueueStore::new(redis.clone(), name.to_owned(), limits);
     let stores: Vec<_> = ["r0", "r1", "r2"].map(store).into();
@@ -948,8 +1125,7 @@ async fn check(redis: &Redis, ops: Vec<Op>) -> Result<(), TestCaseError> {
         match op {
             Op::Join { user, model, replica } => {
                 let (replica, model) = (usize::from(replica), models[usize::from(model)]);
-                let ticket = ticket(&format!("u{user}"), model);
-                let ticket = Ticket { is_of_address: user == 0, ..ticket };
+                let ticket = ticket_of(user, model);
                 join(&stores[replica], &ticket).await;
                 let excluded = Vec::new();
                 known.push(Known { ticket, replica, parked: false, reserved: None, excluded });
@@ -1018,22 +1194,27 @@ async fn check_invariants(
 ) -> Result<(), TestCaseError> {
     let mut used: HashMap<String, usize> = HashMap::new();
     let mut waiting = Vec::new();
-    let of_address = known.iter().filter(|one| one.ticket.is_of_address).count();
-    let mut running_of_address = 0;
+    let mut of_network: HashMap<&str, usize> = HashMap::new();
+    for (network, _) in known.iter().flat_map(|one| bounds(&one.ticket)) {
+        *of_network.entry(network).or_default() += 1;
+    }
+    let mut running: HashMap<&str, usize> = HashMap::new();
     for one in known {
         match status(&stores[one.replica], &one.ticket).await {
             TicketStatus::Granted(grant) => {
                 *used.entry(grant.host.0).or_default() += 1;
                 // An answer with text, which excluded a host here, is not held back.
-                let counts = one.ticket.is_of_address && one.excluded.is_empty();
-                running_of_address += usize::from(counts);
+                for (network, bound) in bounds(&one.ticket) {
+                    let running = running.entry(network).or_default();
+                    *running += usize::from(one.excluded.is_empty());
+                    prop_assert!(*running <= bound, "{network} runs {running} turns");
+                }
             }
             TicketStatus::Waiting(_) => waiting.push(one),
             TicketStatus::Gone => prop_assert!(one.parked, "a ticket was lost"),
             other => prop_assert!(false, "{other:?}"),
         }
     }
-    prop_assert!(running_of_address <= RUNNING_OF_ADDRESS, "an address runs too many turns");
     for host in &stores[0].tick().await.expect("Redis").hosts {
         let mine = used.get(&host.name.0).copied().unwrap_or(0);
         let reserved = known.iter().filter(|one| one.reserved.as_ref() == Some(&host.name.0));
@@ -1043,7 +1224,8 @@ async fn check_invariants(
         let idle = host.used < host.slots;
         let usable = |one: &Known| {
             let view = seen[one.replica].iter().find(|view| view.name == host.name);
-            let may_run = !one.ticket.is_of_address || of_address <= RUNNING_OF_ADDRESS;
+            let has_room = |(network, bound): (&str, usize)| of_network[network] <= bound;
+            let may_run = bounds(&one.ticket).into_iter().all(has_room);
             view.is_some_and(|view| {
                 view.via == HostAccess::Open && view.models.contains_key(&one.ticket.model)
             }) && !one.excluded.contains(&host.name.0)
@@ -1055,8 +1237,8 @@ async fn check_invariants(
 }
 
 #[test]
-fn a_new_user_waits_for_at_most_one_turn_of_each_other_user() {
-    let joins = (0u8..5, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
+fn a_new_user_waits_for_at_most_one_turn_of_each_other_user_and_a_few_of_each_site() {
+    let joins = (0u8..12, 1usize..8).prop_map(|(user, turns)| (Some(user), turns));
     let ends = (1usize..6).prop_map(|turns| (None, turns));
     let steps = prop::collection::vec(prop_oneof![joins, ends], 1..30);
     for_each_case(40, &steps, &check_fairness);
@@ -1069,15 +1251,23 @@ async fn check_fairness(
     let store = replica(redis, "r1");
     store.report(&[host("a", 1, &[MODEL]), host("b", 1, &[MODEL])]).await.expect("Redis");
     let (mut waiting, mut running): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
-    // For each new user: the others' turns that were granted before the first of the user's own,
-    // and their limit, which is one more where the user had turns of this round before.
+    // For each new user: the others' turns that were granted before the first of the user's own, those
+    // of the networks around them, too, and the rounds in which they may be: one more where the user
+    // had turns of this round before.
     let mut passed_by: HashMap<String, (BTreeMap<String, usize>, usize)> = HashMap::new();
     let mut known = HashSet::new();
     for (user, turns) in steps {
         for _ in 0..turns {
             if let Some(user) = user {
-                let ticket = ticket(&format!("u{user}"), MODEL);
-                if !waiting.iter().chain(&running).any(|other| other.user == ticket.user) {
+                let ticket = match user {
+                    0..5 => ticket(&format!("u{user}"), MODEL),
+                    // Two sites, with /64 in two /56 of each.
+                    user => {
+                        ticket_of_site(["s1", "s2"][usize::from(user % 2)], 6 * usize::from(user))
+                    }
+                };
+                let is_new = !waiting.iter().chain(&running).any(|other| other.user == ticket.user);
+                if is_new && user < 5 {
                     let most = if known.insert(ticket.user.clone()) { 1 } else { 2 };
                     passed_by.insert(ticket.user.clone(), (BTreeMap::new(), most));
                 }
@@ -1094,13 +1284,22 @@ async fn check_fairness(
                 }
                 passed_by.remove(&ticket.user);
                 for (others, _) in passed_by.values_mut() {
-                    *others.entry(ticket.user.clone()).or_default() += 1;
+                    for network in std::iter::once(&ticket.user).chain(&ticket.source.networks) {
+                        *others.entry(network.clone()).or_default() += 1;
+                    }
                 }
                 running.push(ticket);
             }
             waiting = still;
             for (user, (others, most)) in &passed_by {
-                let kept = others.values().all(|turns| turns <= most);
+                // A /56 has two turns in a round and a /48 four, and each one more that is the only
+                // one of its source.
+                let in_round = |name: &str| match name.matches('.').count() {
+                    0 if name.starts_with('s') => 5,
+                    1 => 3,
+                    _ => 1,
+                };
+                let kept = others.iter().all(|(name, turns)| *turns <= most * in_round(name));
                 prop_assert!(kept, "{user} was passed by: {others:?}");
             }
         }
@@ -1167,6 +1366,55 @@ async fn among_twenty_thousand_tickets_every_step_takes_less_than_a_millisecond(
         let each = all.iter().sum::<Duration>() / u32::try_from(calls).expect("a count");
         println!("{function}: {calls} calls, {each:?} each");
         assert!(each < Duration::from_millis(5), "{function}: {each:?} each");
+    }
+}
+
+#[tokio::test]
+async fn no_call_takes_redis_longer_than_five_milliseconds_with_the_queue_full_of_networks() {
+    let hosts = [host("a", 100, &[MODEL]), host("b", 100, &[MODEL]), host("c", 1, &[MODEL])];
+    let world = World::with(&hosts).await;
+    let limits = QueueLimits { waiting: 1000, waiting_of_source: 100, running_of_address: 8 };
+    let store = QueueStore::new(world.redis.clone(), "r1".to_owned(), limits);
+    let mut costs = Costs { server: &world.server, of: HashMap::new() };
+    // Of three sites: all /64 with one turn each, a few with many, and both.
+    let number = |turn: usize| match turn % 3 {
+        0 => turn,
+        1 => [0, 1, 16, 17, 32][turn % 5],
+        _ => turn % 20 * 8,
+    };
+    let ticket = |turn: usize| ticket_of_site(["s0", "s1", "s2"][turn % 3], number(turn));
+    let mut tickets = Vec::new();
+    for turn in 0..1400 {
+        let ticket = ticket(turn);
+        let status = costs.of("join", join(&store, &ticket)).await;
+        if matches!(status, TicketStatus::Waiting(_) | TicketStatus::Granted(_)) {
+            tickets.push(ticket);
+        }
+    }
+    let waiting = costs.of("tick", store.tick()).await.expect("Redis").waiting;
+    assert!((900..=1000).contains(&waiting), "{waiting}");
+    for turn in 0..300 {
+        let at = turn * 37 % tickets.len();
+        costs.of("release", release(&store, &tickets.swap_remove(at))).await;
+        let ticket = ticket(turn);
+        costs.of("room", store.room(MODEL, &ticket.source)).await.expect("Redis");
+        costs.of("join", join(&store, &ticket)).await;
+        tickets.push(ticket);
+    }
+    for ticket in running(&store, &tickets).await {
+        let grant = granted(&store, ticket).await;
+        let why = Returned { excluded: Duration::ZERO, full: Duration::ZERO, has_text: false };
+        let given_back = store.give_back(ticket.generation, &grant, why);
+        costs.of("give_back", given_back).await.expect("Redis");
+    }
+    for ticket in &tickets {
+        costs.of("release", release(&store, ticket)).await;
+    }
+    for (function, mut each) in costs.of {
+        each.sort_unstable();
+        let (median, most) = (each[each.len() / 2], each[each.len() - 1]);
+        println!("{function}: {} calls, {median:?} at p50, {most:?} at most", each.len());
+        assert!(most < Duration::from_millis(5), "{function}: {most:?}");
     }
 }
 

@@ -148,6 +148,8 @@ fn no_refusal_of_an_invalid_value_holds_the_secret_by_variable_or_by_argument() 
 #[tokio::test]
 async fn no_output_of_a_replica_holds_a_secret() {
     let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    // Every host gets the token; a URL with a password has a header of its own.
+    let second = ollama_sim(&["--rate", "0"]);
     let password = format!(">{REDIS}");
     redis.cli(&["ACL", "SETUSER", "jarvis", "resetpass", &password]);
     let redis_url = redis.url_as(&format!("jarvis:{REDIS}"));
@@ -160,7 +162,7 @@ async fn no_output_of_a_replica_holds_a_secret() {
     let (address, spans) = collector().await;
     let (otlp, host) = (
         format!("http://ann:{COLLECTOR}@{address}"),
-        ollama.url.replacen("//", &format!("//ann:{HOST}@"), 1),
+        format!("{},{}", ollama.url.replacen("//", &format!("//ann:{HOST}@"), 1), second.url),
     );
     let secrets = [JWT, METRICS, OLLAMA, SOURCE, COLLECTOR, HOST, REDIS, &key, &token];
     let mut outputs = Vec::new();
@@ -173,6 +175,7 @@ async fn no_output_of_a_replica_holds_a_secret() {
             ("JARVIS_SOURCE_KEY", SOURCE),
             ("JARVIS_OTLP_URL", &otlp),
             ("JARVIS_OLLAMA_URLS", &host),
+            ("JARVIS_OLLAMA_TOKEN", OLLAMA),
             ("JARVIS_REDIS_URL", &redis_url),
             ("JARVIS_TRUSTED_PROXIES", "127.0.0.1"),
             ("JARVIS_READ_TIMEOUT", "2"),
@@ -532,5 +535,84 @@ async fn no_reply_and_no_event_names_the_address_of_a_host_or_of_redis_when_they
         for port in &ports {
             assert!(!text.contains(&format!(":{port}")), "{port}: {text}");
         }
+    }
+}
+
+/// Returns the folder of stand-ins for these programs, each of which notes its arguments in a file and
+/// becomes the program, or nothing where there is none.
+fn noting(folder: &std::path::Path, programs: &[&str]) -> std::path::PathBuf {
+    let (bin, noted) = (folder.join("bin"), folder.join("arguments"));
+    std::fs::create_dir(&bin).expect("a folder");
+    for program in programs {
+        let real = std::env::var("PATH").expect("a path").split(':').find_map(|place| {
+            let real = std::path::Path::new(place).join(program);
+            real.exists().then(|| real.display().to_string())
+        });
+        let becomes = match real.filter(|_| *program != "redis-server") {
+            Some(real) => format!("exec {real} \"$@\""),
+            None => "exit 0".to_owned(),
+        };
+        let noted = noted.display();
+        let text = format!("#!/bin/sh\nprintf '%s\\n' \"$0 $*\" >>'{noted}'\n{becomes}\n");
+        let file = bin.join(program);
+        std::fs::write(&file, text).expect("a program");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    bin
+}
+
+#[test]
+fn no_program_of_the_deployments_gets_a_password_among_its_arguments() {
+    const PROGRAMS: [&str; 11] =
+        ["sed", "awk", "perl", "grep", "od", "tr", "cat", "mv", "mkdir", "dirname", "redis-server"];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = Folder::temporary().expect("a folder");
+    let bin = noting(folder.path(), &PROGRAMS);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("a path"));
+    let copy = folder.path().join("root");
+    std::fs::create_dir_all(copy.join("deploy")).expect("a folder");
+    std::fs::copy(root.join("deploy/redis.acl"), copy.join("deploy/redis.acl")).expect("a copy");
+    let script = root.join("deploy/secrets.sh");
+    let ran = Command::new("sh").arg(script).arg(&copy).env("PATH", &path).output().expect("sh");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let of_k8s = copy.join("k8s/components/redis/written-by-deploy-secrets.sh");
+    let [env, acl, url] = [copy.join(".env"), of_k8s.join("users.acl"), of_k8s.join("jarvis.env")]
+        .map(|file| std::fs::read_to_string(file).expect("a file of secrets"));
+    assert!(!acl.contains("CHANGE-THIS") && acl.contains("user sentinel on >"), "{acl}");
+    assert_eq!(
+        acl.lines().count(),
+        std::fs::read_to_string(root.join("deploy/redis.acl")).expect("a file").lines().count()
+    );
+    let is_password =
+        |word: &&str| word.len() == 64 && word.bytes().all(|it| it.is_ascii_hexdigit());
+    let texts = [env, acl, url].join("\n");
+    let words = texts.split(|letter: char| !letter.is_ascii_alphanumeric());
+    let passwords: std::collections::BTreeSet<&str> = words.filter(is_password).collect();
+    assert_eq!(passwords.len(), 4, "one of compose, and three users");
+
+    // The script by which compose's Redis gets its users.
+    let compose = std::fs::read_to_string(root.join("docker-compose.yml")).expect("a file");
+    let entry = compose.lines().find(|line| line.contains("entrypoint:") && line.contains(".acl"));
+    let entry = entry.and_then(|line| line.split_once(": ")).expect("the entry point of Redis").1;
+    let entry: Vec<String> = serde_json::from_str(entry).expect("a list");
+    let users = folder.path().join("users.acl");
+    let script = entry[2]
+        .replace("$$", "$")
+        .replace(
+            "/usr/local/etc/redis/redis.acl",
+            &root.join("deploy/redis.acl").display().to_string(),
+        )
+        .replace("/tmp/users.acl", &users.display().to_string());
+    let mut started = Command::new("sh");
+    started.args(["-c", &script, "redis"]).env("PATH", &path).env("JARVIS_REDIS_PASSWORD", REDIS);
+    let started = started.output().expect("sh");
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    let users = std::fs::read_to_string(users).expect("users");
+    assert!(users.contains(&format!("user jarvis on >{REDIS} ")), "{users}");
+
+    let noted = std::fs::read_to_string(folder.path().join("arguments")).expect("arguments");
+    assert!(noted.contains("/od ") && noted.contains("/redis-server --aclfile"), "{noted}");
+    for password in passwords.into_iter().chain([REDIS]) {
+        assert!(!noted.contains(password), "{noted}");
     }
 }

@@ -125,7 +125,7 @@ fn bad_tokens() -> Vec<(&'static str, String, &'static str)> {
 }
 
 fn is_public(path: &str) -> bool {
-    path == "/" || path.starts_with("/health") || path == "/metrics"
+    path == "/" || path.starts_with("/health")
 }
 
 /// Every route of the description, and those that it leaves out: method, path and body.
@@ -244,6 +244,9 @@ async fn every_route_opens_only_to_the_token_that_may_use_it_in_both_modes() {
                     (is_openais || is_ollamas) && token == "rubbish" && mode == "optional";
                 let (status, code) = match refusal {
                     _ if is_public(&path) => (200, ""),
+                    // They are for operators, and no token of a caller opens them.
+                    _ if path == "/metrics" && mode == "optional" => (200, ""),
+                    _ if path == "/metrics" => (401, "sign_in_required"),
                     Some(_) if is_placeholder => as_a_stranger(&path, ""),
                     Some(_) if is_openais => (401, "invalid_api_key"),
                     Some(_) if is_ollamas => (401, "an error"),

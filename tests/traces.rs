@@ -415,12 +415,34 @@ async fn spans_have_the_beginning_of_question_and_answer_only_where_that_is_swit
     assert_eq!(output[0]["parts"][0]["content"], answer);
 }
 
+#[tokio::test]
+async fn headers_from_a_file_reach_the_collector_over_http_and_no_log_line() {
+    let (redis, ollama) = (RedisServer::start(), ollama_sim(&["--rate", "0"]));
+    let spans = Spans::serve().await;
+    let folder = testkit::folder::Folder::temporary().expect("a folder");
+    let file = folder.path().join("headers");
+    std::fs::write(&file, "authorization=Bearer%20s3cret-100%2525\n").expect("a file");
+    let file = file.to_str().expect("a path");
+    let settings = [("JARVIS_LOG", "trace"), ("OTEL_EXPORTER_OTLP_HEADERS_FILE", file)];
+    let (replica, log) =
+        logged(&redis.url(), &ollama.url, &[&settings[..], &to(&spans.url)].concat());
+    until_ok(&replica, "/health/ready").await;
+    let reply = post(&replica, "/api/v1/chat", &json!({"message": "[[tokens=3]] hi"})).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    spans.named("POST /api/v1/chat").await;
+    let headers = spans.headers.lock().expect("no panic").clone();
+    assert!(headers.contains("Bearer s3cret-100%25"), "{headers}");
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(!log.contains("s3cret-100"), "a log line has the header");
+}
+
 #[test]
 fn a_wrong_standard_variable_ends_the_start_with_its_name_and_status_64() {
     for (name, value) in [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://ann:s3cret@host"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "s3cret"),
+        ("OTEL_EXPORTER_OTLP_HEADERS_FILE", "/nothing"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
         ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
     ] {

@@ -1,4 +1,4 @@
-//! Permits of WebSockets and event streams: bounds in all and by address. A permit is taken before
+//! Permits of WebSockets, event streams and streamed turns: bounds in all, by address and by user. A permit is taken before
 //! the upgrade, so that no more are open than may be.
 
 use std::collections::HashMap;
@@ -114,9 +114,12 @@ impl SocketPermit {
         permit
     }
 
-    /// Returns what is left of the sockets of the permit's address; none on loopback.
-    pub fn standing(&self) -> Option<Standing> {
-        SocketPermits { inner: Arc::clone(&self.inner) }.standing(&self.source)
+    /// Returns what is left of the sockets of the permit's address, and of those of its user where its
+    /// request was admitted without them.
+    pub fn standings(&self) -> Vec<Standing> {
+        let of_user = self.user.as_ref().and_then(|user| user.standing().cloned());
+        let of_address = SocketPermits { inner: Arc::clone(&self.inner) }.standing(&self.source);
+        of_user.into_iter().chain(of_address).collect()
     }
 }
 

@@ -71,6 +71,11 @@ impl From<SubmitError> for Problem {
             }
             SubmitError::NoModelHost => Self::unavailable("no_model_host", &detail, 5),
             SubmitError::QueueFull(failure) | SubmitError::TooLong(failure) => failure.into(),
+            SubmitError::RequestTooLarge => {
+                let errors = vec![FieldError::new("body", "system", "too_long", detail.clone())];
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self { errors, ..Self::new(status, "validation_failed", detail) }
+            }
             SubmitError::OverBudget(_) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
                     .retry_after(OVER_BUDGET_SECONDS)

@@ -22,7 +22,7 @@ use crate::http::problem::Problem;
 use crate::http::rate_limit::Standings;
 use crate::http::room::ConnectionRoom;
 use crate::lifecycle::Lifecycle;
-use crate::limits::{LimitRefusal, RateLimits, Standing};
+use crate::limits::{LimitRefusal, RateLimits, Standing, Subject};
 use crate::readiness::Readiness;
 use crate::session::{Feeds, Owner, SessionId, Store};
 use crate::sign_in::SignIn;
@@ -158,6 +158,18 @@ impl AppState {
                 Problem { standings, ..problem.retry_after(FULL_ADDRESS_RETRY.as_secs()) }
             }
         })
+    }
+
+    /// Takes the permit for the stream of a turn, whose request was admitted without one: that it is
+    /// streamed stands in its body.
+    ///
+    /// # Errors
+    /// As [`AppState::admit`], and a 429 where the user has as many sockets and streams as it may have.
+    pub async fn admit_stream(&self, subject: &Subject) -> Result<SocketPermit, Problem> {
+        let permit = self.admit(&subject.source)?;
+        // Boxed, because the call to Redis is large.
+        let user = Box::pin(self.limits.open_stream(subject)).await;
+        Ok(permit.with(user.map_err(|refusal| Problem::limited(&refusal))?))
     }
 
     /// Follows a submitted turn.

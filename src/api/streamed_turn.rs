@@ -132,7 +132,7 @@ pub async fn respond<W: TurnWriter>(
         begun?;
     }
     writer.begin(&mut output)?;
-    let standings = permit.standing().into_iter().collect();
+    let standings = permit.standings();
     let turn = StreamedTurn {
         writer,
         output,

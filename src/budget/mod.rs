@@ -21,13 +21,11 @@ use tracing::Instrument;
 
 pub use sessions::{Deletion, DueSession, ListEntry, ListOrder, ListPosition};
 
-use crate::redis::{Call, RedisError};
+use crate::redis::{Call, RedisError, keys};
 use crate::session::store::Evicted;
 use crate::session::{Owner, SessionId, Store, StoreError};
 use crate::telemetry::metric;
 
-/// The beginning of all keys of the index, which lie in one hash slot.
-const BUDGET: &str = "jarvis:{budget}";
 /// The bytes that a session takes besides its text: its keys, the fields of its hash, and its entries in the
 /// indexes. `MEMORY USAGE` of the keys of a session with one short turn, rounded up.
 const SESSION_BYTES: u64 = 4096;
@@ -41,9 +39,11 @@ const RESERVED: Duration = Duration::from_mins(21);
 /// The bounds of what is stored.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageLimits {
-    /// Sessions of one user, or of one network of anonymous callers.
+    /// Sessions of one user, or of one network of anonymous callers. The next wider network may have
+    /// twice as many, and so on.
     pub caller_sessions: u64,
-    /// Bytes of the sessions of one user, or of one network of anonymous callers.
+    /// Bytes of the sessions of one user, or of one network of anonymous callers. The next wider network
+    /// may have twice as many, and so on.
     pub caller_bytes: u64,
     /// Bytes of all anonymous sessions; at most half of what Redis may use.
     pub anonymous_bytes: u64,
@@ -65,12 +65,12 @@ impl Default for StorageLimits {
 /// Why nothing more is stored for a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverBudget {
-    /// The caller has its largest number of sessions, and this is another one.
+    /// The caller, or a network around it, has its largest number of sessions, and this is another one.
     #[error(
         "As many sessions are stored for this caller as there may be; delete some, or use one that exists."
     )]
     Sessions,
-    /// The caller's sessions take as much as they may.
+    /// The sessions of the caller, or of a network around it, take as much as they may.
     #[error(
         "As much is stored for this caller as there may be; delete sessions, or try again later."
     )]
@@ -407,7 +407,7 @@ fn logged(outcome: Result<(), StoreError>) {
 }
 
 fn call(function: &'static str) -> Call {
-    Call::new(function).key("budget", BUDGET.to_owned())
+    Call::new(function).key("budget", keys::BUDGET.to_owned())
 }
 
 /// Returns the name of the caller whose budget a session counts for.

@@ -3,11 +3,14 @@
 //! The exporter's library would replace a value that cannot be used by the default, and log that. Here
 //! it ends the start, as a wrong setting does.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
 
+use super::secrets;
 use super::url::{http_url, passwords};
+use crate::secret::Secret;
 
 /// The path of a collector that takes spans over HTTP, behind a URL that names none.
 const PATH: &str = "v1/traces";
@@ -35,6 +38,8 @@ pub struct Collector {
     pub resource: Vec<(String, String)>,
     /// The rule by which traces are sampled.
     pub sampling: TraceSampling,
+    /// The headers of requests that come from a file. The exporter reads those of the variables itself.
+    pub headers: Vec<(String, Secret)>,
     /// Whether spans have the content of conversations.
     pub captures_content: bool,
 }
@@ -71,7 +76,8 @@ pub struct TraceSampling {
     pub client_traces: u32,
 }
 
-/// The values of the standard variables. The headers of requests are read again by the exporter.
+/// The values of the standard variables. The headers of requests are read again by the exporter, unless
+/// they come from a file.
 #[derive(Clone, Debug)]
 pub struct OtelVariables {
     is_on: bool,
@@ -85,8 +91,16 @@ pub struct OtelVariables {
     resource: Vec<(String, String)>,
     share: f64,
     follows_client: bool,
-    /// Values of headers, which may hold a token.
-    secrets: Vec<String>,
+    headers: CollectorHeaders,
+}
+
+/// The headers of requests to the collector.
+#[derive(Clone, Debug, Default)]
+struct CollectorHeaders {
+    /// Where they come from a file: its path, and they.
+    of_file: Option<(PathBuf, Vec<(String, Secret)>)>,
+    /// All values, which may hold a token, and the parts of each.
+    secrets: Vec<Secret>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +122,7 @@ impl Default for OtelVariables {
             resource: Vec::new(),
             share: 1.0,
             follows_client: true,
-            secrets: Vec::new(),
+            headers: CollectorHeaders::default(),
         }
     }
 }
@@ -162,7 +176,7 @@ impl OtelVariables {
             resource: read.pairs("OTEL_RESOURCE_ATTRIBUTES")?,
             share,
             follows_client,
-            secrets: read.header_values()?,
+            headers: read.headers()?,
         })
     }
 
@@ -193,6 +207,13 @@ impl OtelVariables {
                 follows_client: self.follows_client,
                 client_traces,
             },
+            headers: self
+                .headers
+                .of_file
+                .iter()
+                .flat_map(|(_, headers)| headers)
+                .cloned()
+                .collect(),
             captures_content,
         })
     }
@@ -216,7 +237,13 @@ impl OtelVariables {
     /// Returns what no log line may hold.
     pub(super) fn secrets(&self) -> Vec<String> {
         let of_url = self.url.iter().flat_map(|(url, _)| passwords(url.as_str()));
-        self.secrets.iter().cloned().chain(of_url).collect()
+        let of_headers = self.headers.secrets.iter().map(|secret| secret.expose().to_owned());
+        of_headers.chain(of_url).collect()
+    }
+
+    /// Returns the file that the headers come from.
+    pub(super) fn header_file(&self) -> Option<&Path> {
+        self.headers.of_file.as_ref().map(|(path, _)| path.as_path())
     }
 
     fn with_path(&self, url: &Url) -> Url {
@@ -309,37 +336,56 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         share.ok_or_else(|| wrong(NAME, "a number from 0 to 1"))
     }
 
-    /// Returns the pairs of a list, with their values decoded.
+    /// Returns the pairs of a variable, with their values decoded.
     fn pairs(&self, name: &str) -> Result<Vec<(String, String)>, String> {
-        let text = self.of(name).unwrap_or_default();
-        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        let pair = |entry: &str| {
-            let (key, value) = entry.split_once('=')?;
-            let value = urlencoding::decode(value.trim()).ok()?;
-            let is_key = !key.trim().is_empty();
-            is_key.then(|| (key.trim().to_owned(), value.into_owned()))
-        };
-        entries.map(pair).collect::<Option<_>>().ok_or_else(|| {
-            wrong(name, "name=value and commas between them, with values percent-encoded in UTF-8")
-        })
+        pairs(name, &self.of(name).unwrap_or_default())
     }
 
-    /// Checks the headers of requests, and returns their values.
-    fn header_values(&self) -> Result<Vec<String>, String> {
-        let (name, _) = self.of_traces("HEADERS");
-        let mut values = Vec::new();
-        for (header, value) in self.pairs(&name)? {
+    /// Reads and checks the headers of requests: from a variable, or from the file that the variable with
+    /// `_FILE` behind its name names.
+    fn headers(&self) -> Result<CollectorHeaders, String> {
+        let (name, of_variable) = self.of_traces("HEADERS");
+        let (file_name, file) = self.of_traces("HEADERS_FILE");
+        let text = match (&of_variable, &file) {
+            // The exporter would send both.
+            (Some(_), Some(_)) => {
+                return Err(format!("{name} and {file_name} are both set; keep one"));
+            }
+            (Some(text), None) => text.clone(),
+            (None, Some(path)) => secrets::read(path)
+                .map_err(|why| format!("invalid value for {file_name}: {why}"))?,
+            (None, None) => return Ok(CollectorHeaders::default()),
+        };
+        let name = if file.is_some() { file_name } else { name };
+        let (mut headers, mut secrets) = (Vec::new(), Vec::new());
+        for (header, value) in pairs(&name, text.trim())? {
             let is_header = axum::http::HeaderName::try_from(&header).is_ok()
                 && axum::http::HeaderValue::try_from(&value).is_ok();
             if !is_header {
                 return Err(wrong(&name, "names and values that HTTP allows"));
             }
             // A token stands behind the name of its scheme.
-            values.extend(value.split(' ').map(str::to_owned));
-            values.push(value);
+            secrets.extend(value.split(' ').map(Secret::new));
+            secrets.push(Secret::new(value.as_str()));
+            headers.push((header, Secret::new(value)));
         }
-        Ok(values)
+        let of_file = file.map(|path| (PathBuf::from(path), headers));
+        Ok(CollectorHeaders { of_file, secrets })
     }
+}
+
+/// Returns the pairs of a list, with their values decoded.
+fn pairs(name: &str, text: &str) -> Result<Vec<(String, String)>, String> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let pair = |entry: &str| {
+        let (key, value) = entry.split_once('=')?;
+        let value = urlencoding::decode(value.trim()).ok()?;
+        let is_key = !key.trim().is_empty();
+        is_key.then(|| (key.trim().to_owned(), value.into_owned()))
+    };
+    entries.map(pair).collect::<Option<_>>().ok_or_else(|| {
+        wrong(name, "name=value and commas between them, with values percent-encoded in UTF-8")
+    })
 }
 
 fn one_of(name: &str, value: Option<&str>, known: &[&str]) -> Result<(), String> {
@@ -437,6 +483,7 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .to_vec(),
             sampling: TraceSampling { share: 0.25, follows_client: true, client_traces: 1 },
+            headers: Vec::new(),
             captures_content: false,
         };
         assert_eq!(found, Some(expected));
@@ -508,5 +555,44 @@ mod tests {
         for secret in ["Secret1", "Secret2", "Bearer Secret1"] {
             assert!(secrets.iter().any(|known| known == secret), "{secrets:?}");
         }
+    }
+
+    #[test]
+    fn headers_may_come_from_a_file_and_from_one_place_only() {
+        let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).expect("a file");
+            path.to_str().expect("a path").to_owned()
+        };
+        let good = file("good", "authorization=Bearer%20Secret1, x=100%25\n");
+        let bad = file("bad", "Secret");
+        let url = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:1");
+        for name in ["OTEL_EXPORTER_OTLP_HEADERS_FILE", "OTEL_EXPORTER_OTLP_TRACES_HEADERS_FILE"] {
+            let variables = read(&[url, (name, &good)]).expect("variables");
+            let collector = variables.collector(None, 1, false).expect("a collector");
+            let headers: Vec<_> =
+                collector.headers.iter().map(|(name, value)| (&**name, value.expose())).collect();
+            assert_eq!(headers, [("authorization", "Bearer Secret1"), ("x", "100%")]);
+            assert_eq!(variables.header_file().and_then(Path::to_str), Some(&*good));
+            assert!(variables.secrets().iter().any(|secret| secret == "Secret1"));
+            let shown = format!("{variables:?} {collector:?}");
+            assert!(!shown.contains("Secret1"), "{shown}");
+            for (given, expected) in [
+                (&[(name, &*bad)][..], "name=value"),
+                (&[(name, "/nothing")], "cannot read"),
+                (&[(name, &good), ("OTEL_EXPORTER_OTLP_HEADERS", "a=Secret")], "both set"),
+                (&[(name, &good), ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=Secret")], "both set"),
+            ] {
+                let refused = read(given).expect_err("a refusal");
+                assert!(refused.contains(name) && refused.contains(expected), "{refused}");
+                assert!(!refused.contains("Secret"), "{refused}");
+            }
+        }
+        // The exporter reads those of a variable itself.
+        let of_variable = ("OTEL_EXPORTER_OTLP_HEADERS", "a=b");
+        assert_eq!(collector(&[url, of_variable], None).expect("a collector").headers, []);
+        std::fs::remove_dir_all(folder).expect("removed");
     }
 }

@@ -21,8 +21,8 @@ pub struct QueueSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub queue_share: u32,
 
-    /// Running turns of one address where no user is signed in, at most; more wait. Loopback addresses
-    /// have no such limit
+    /// Running turns of one address where no user is signed in, at most; more wait. An IPv6 /56 may have
+    /// twice as many, a /48 four times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_ADDRESS_TURNS", value_name = "N", default_value_t = 64)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub address_turns: u32,

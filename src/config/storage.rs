@@ -10,19 +10,20 @@ use super::values::{lifetime, trimmed};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageSettings {
-    /// Stored sessions of one user, or of one address where no user is signed in, at most. Loopback
-    /// addresses have no such limit
+    /// Stored sessions of one user, or of one address where no user is signed in, at most; an IPv6 /56
+    /// may have twice as many, a /48 four times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_CALLER_SESSIONS", value_name = "N", default_value_t = 10_000)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub caller_sessions: u32,
 
-    /// Stored sessions of one user or address, in MiB. Loopback addresses have no such limit
+    /// Stored sessions of one user or address, in MiB; an IPv6 /56 may have twice as many, a /48 four
+    /// times. Loopback addresses have no such limit
     #[arg(long, env = "JARVIS_CALLER_MIB", value_name = "MIB", default_value_t = 256)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=1_000_000)))]
     pub caller_mib: u32,
 
     /// Stored sessions of all callers that are not signed in, in MiB, and at most half of the `maxmemory`
-    /// of Redis; beyond three quarters of it the idle ones go
+    /// of Redis, in a cluster of its smallest primary; beyond three quarters of it the idle ones go
     #[arg(long, env = "JARVIS_ANONYMOUS_MIB", value_name = "MIB", default_value_t = 1024)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(1..=10_000_000)))]
     pub anonymous_mib: u32,

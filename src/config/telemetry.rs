@@ -1,5 +1,7 @@
 //! Settings of logs and spans.
 
+use std::path::Path;
+
 use clap::builder::{BoolishValueParser, EnumValueParser};
 use clap::{Args, ValueEnum};
 use reqwest::Url;
@@ -91,6 +93,11 @@ impl TelemetrySettings {
 
     fn url(&self) -> Option<&Url> {
         self.otlp_url.as_ref().or(self.otlp_url_file.as_ref().map(|file| &file.value))
+    }
+
+    /// Returns the files that secrets were read from.
+    pub(super) fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        self.otlp_url_file.iter().map(OfFile::path).chain(self.otel.header_file())
     }
 
     /// Returns the passwords in the collector's URL, and the values of its headers.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::Generations;
 use super::deletion::DeletedSessions;
@@ -19,6 +19,7 @@ use super::redo::{self, Finished, KEPT, RedoEntry};
 use super::writer::Writer;
 use crate::lifecycle::TaskEnd;
 use crate::redis::Listener;
+use crate::retry::Backoff;
 use crate::session::store::{Cancellation, Clearing, Selection, Transfer, TurnCopy};
 use crate::session::{Control, Message, Store, StoreError, Tag};
 use crate::telemetry::{CountedOpen, metric};
@@ -27,9 +28,10 @@ use crate::telemetry::{CountedOpen, metric};
 const COPY_BYTES: usize = 256 << 10;
 /// Copies that wait to be sent, at most.
 const WAITING: usize = 256;
-/// Attempts to send a copy, and the pause between them: the backup may have died just now.
+/// Attempts to send a copy, and the pauses between them: the backup may have died just now, and others
+/// have lost theirs with it.
 const ATTEMPTS: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(500);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(1));
 /// Bytes of copies that are kept for other replicas, at most. Beyond it the oldest go.
 const BYTES: usize = 64 << 20;
 /// Copies that are kept for other replicas, at most.
@@ -219,10 +221,10 @@ pub(super) async fn exchange(
     };
     while let Some(copy) = waiting.recv().await {
         let payload = format!("{}\n{}", store.replica(), copy.json);
-        let mut outcome = "unheard";
+        let (mut outcome, mut backoff) = ("unheard", BACKOFF);
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
-                sleep(PAUSE).await;
+                let _ = backoff.pause().await;
             }
             let Some(backup) = copies.backup() else { break };
             if store.send_copy(&backup, payload.clone()).await.unwrap_or(false) {

@@ -182,7 +182,7 @@ impl Generations {
 
     /// Returns the bytes of an image, which are put back where Redis has lost them.
     async fn image(&self, turn: &Turn, image: &ImageRef) -> Option<Bytes> {
-        let read = async || match self.store.image(&turn.owner, turn.session, image).await {
+        let read = async || match self.store.image_of_turn(turn, image).await {
             Err(StoreError::Absent) => Ok(None),
             read => read,
         };

@@ -54,7 +54,7 @@ use crate::queue::{HostReport, Queue, Room};
 use crate::retry::{Backoff, retry};
 use crate::session::model::Failure;
 use crate::session::store::{
-    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Selection, Transfer,
+    self, Acceptance, Cancellation, Clearing, NewTurn, Proposal, Selection, StoredSize, Transfer,
 };
 use crate::session::{Cursor, Feeds, GenerationId, Image, Owner, SessionId, Store, StoreError};
 use crate::source::SourceKey;
@@ -77,8 +77,9 @@ const UPSTREAM_CLOSE: Duration = Duration::from_millis(500);
 /// available.
 const RETRY_ACCEPT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Bytes of a turn that are recorded only when it ends, at most.
-const RECORDED_AT_END: u64 = 16 << 10;
+/// Bytes of a turn as it is stored that are recorded only when it ends, at most, where it waits for no
+/// other turn of its session.
+const RECORDED_AT_END: u64 = 8 << 10;
 
 /// How often the images of one turn are put, where what was put is gone before its acceptance.
 const IMAGE_PUTS: u32 = 3;
@@ -153,6 +154,8 @@ pub struct Submitted {
     pub repeated: bool,
     /// Whether the turn is new and created its session, which may have been deleted before.
     pub created_session: bool,
+    /// Whether the turn is new and waits for earlier turns of its session.
+    pub waits: bool,
 }
 
 /// The outcome of a cancel.
@@ -206,6 +209,13 @@ pub enum SubmitError {
     /// The question cannot fit into the model's context window.
     #[error("{}", .0.message)]
     TooLong(Failure),
+    /// What the turn needs besides its text is too large to be stored.
+    #[error(
+        "The instruction, tools, format and metadata of the request have more than {} bytes together \
+         as JSON; send less.",
+        store::REQUEST_BYTES
+    )]
+    RequestTooLarge,
     /// The caller may store nothing more.
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
@@ -238,7 +248,7 @@ impl SubmitError {
             Self::Store(StoreError::KeyReused) => "idempotency_key_reused",
             Self::Store(StoreError::Occupied) => "session_exists",
             Self::Store(StoreError::MessageAbsent) => "message_not_found",
-            Self::Store(StoreError::WrongRole(_)) => "validation_failed",
+            Self::Store(StoreError::WrongRole(_)) | Self::RequestTooLarge => "validation_failed",
             Self::Store(StoreError::TooManySiblings) => "too_many_siblings",
             Self::Store(StoreError::TurnRuns(_)) => "turn_running",
             Self::Store(StoreError::OutOfMemory) => "store_full",
@@ -404,8 +414,11 @@ impl Generations {
         // A turn that cannot run soon is refused before it becomes a part of the conversation. The
         // repeat of an accepted turn is not refused.
         let network = turn_permit.as_ref().and_then(|it| it.subject.source.widest_network());
+        let size = new.stored_size();
         let admitted = match self.texts.take(network, new.memory()) {
-            Ok(texts) => self.admits(owner, session, &new).await.map(|grants| (grants, texts)),
+            Ok(texts) => {
+                self.admits(owner, session, &new, size).await.map(|grants| (grants, texts))
+            }
             Err(refused) => Err(refused),
         };
         let ((permit, grant), texts) = match admitted {
@@ -418,7 +431,7 @@ impl Generations {
         let accepting = Accepting {
             proposal: Proposal::new(owner, session, &new),
             source: new.spec.source.clone(),
-            bytes: new.bytes(),
+            bytes: size.whole,
             images: std::mem::take(&mut new.attached.images),
             texts,
         };
@@ -461,6 +474,7 @@ impl Generations {
             before,
             repeated: true,
             created_session: false,
+            waits: false,
         };
         Ok(found.map(repeat))
     }
@@ -475,15 +489,19 @@ impl Generations {
         &self.budget
     }
 
-    /// Checks that a host has the model or may be back with it while the turn waits, that the question
-    /// may fit into the model's context window, that the queue has room, that the caller may store
-    /// another turn, and that its address may begin another session.
+    /// Checks that Redis may store the request, that a host has the model or may be back with it while the
+    /// turn waits, that the question may fit into the model's context window, that the queue has room,
+    /// that the caller may store another turn, and that its address may begin another session.
     async fn admits(
         &self,
         owner: &Owner,
         session: SessionId,
         new: &NewTurn,
+        stored: StoredSize,
     ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
+        if stored.request > store::REQUEST_BYTES {
+            return Err(SubmitError::RequestTooLarge);
+        }
         let model = &new.spec.model;
         match self.fleet.check(model).await {
             Err(OllamaError::NoHost | OllamaError::ModelNotFound { .. })
@@ -515,7 +533,7 @@ impl Generations {
             }
         };
         let (room, permit) = tokio::join!(
-            self.budget.room_with(owner, source, session, new.bytes()),
+            self.budget.room_with(owner, source, session, stored.whole),
             Box::pin(begun)
         );
         let grant = room?;
@@ -568,8 +586,9 @@ impl Generations {
         accepted
     }
 
-    /// Has Redis accept a turn, and records what it stores where that is much, at once: the caller's next
-    /// turn is to find it. What little ones store is recorded when they end.
+    /// Has Redis accept a turn, and records what it stores where that is much, or where it waits for other
+    /// turns of its session, at once: the caller's next turn is to find it. What a little one stores that
+    /// runs next is recorded when it ends: there are no more of those than the queue has positions.
     async fn accept_and_record(
         &self,
         owner: &Owner,
@@ -577,8 +596,8 @@ impl Generations {
         accepting: &Accepting,
     ) -> Result<Submitted, StoreError> {
         let accepted = self.accept_with_images(owner, session, accepting).await;
-        if let Ok(Submitted { repeated: false, .. }) = accepted
-            && accepting.bytes > RECORDED_AT_END
+        if let Ok(Submitted { repeated: false, waits, .. }) = accepted
+            && (waits || accepting.bytes > RECORDED_AT_END)
         {
             self.budget.record(&accepting.source, session).await;
         }
@@ -602,11 +621,16 @@ impl Generations {
                     before: Some(before),
                     repeated: false,
                     created_session: created,
+                    waits: !began,
                 })
             }
-            Acceptance::Same { generation, before } => {
-                Ok(Submitted { generation, before, repeated: true, created_session: false })
-            }
+            Acceptance::Same { generation, before } => Ok(Submitted {
+                generation,
+                before,
+                repeated: true,
+                created_session: false,
+                waits: false,
+            }),
         }
     }
 

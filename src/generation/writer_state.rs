@@ -16,9 +16,12 @@ const WRITE_BYTES: usize = 64 << 10;
 /// Bytes of an answer as JSON, at most: with the rest of its event it stays below 512 KiB.
 const ANSWER_JSON_BYTES: usize = 500 << 10;
 /// The pause of a turn that was accepted again, so that earlier turns of its session are restored
-/// before it.
+/// before it. It is no retry, and needs no jitter: each writer is refused, and restores its turn, at a
+/// time of its own, and a shorter pause would leave the earlier turns less time.
 const RESTORED_PAUSE: Duration = Duration::from_secs(1);
-/// A waiting turn tries to begin at least this often, in case a hint is lost.
+/// A waiting turn tries to begin at least this often, in case a hint is lost. The turns that wait were
+/// accepted at different times, and a hint wakes those of one session only, eight at most: so the calls
+/// are spread without jitter.
 const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 /// How long after its last acknowledged write a refused writer may restore its turn: shorter than
 /// Redis keeps what ended the turn.

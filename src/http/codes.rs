@@ -93,7 +93,7 @@ pub const CODES: &[ErrorCode] = &[
     code(
         "session_full",
         409,
-        "the session holds its largest number of bytes: clear it, or begin another",
+        "the session holds its largest number of bytes, messages or branches: clear it, or begin another",
     ),
     code("session_not_found", 404, "the caller has no such session"),
     code("sign_in_required", 401, "the service requires a token, and the request has none"),

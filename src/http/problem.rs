@@ -12,7 +12,7 @@ use crate::http::codes::is_listed;
 use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::{TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
 use crate::http::rate_limit::Standings;
-use crate::limits::LimitRefusal;
+use crate::limits::{LimitRefusal, Standing};
 use crate::sign_in::SignInError;
 
 /// An error for a client.
@@ -30,7 +30,7 @@ pub struct Problem {
     pub retryable: bool,
     /// Seconds before a retry.
     pub retry_after: Option<u64>,
-    /// The state of the limits that refuse the request.
+    /// The state of the limits that refuse the request, or from which its refusal takes.
     pub standings: Option<Box<Standings>>,
 }
 
@@ -183,6 +183,13 @@ impl Problem {
         let problem = Self::new(status, code, refusal.to_string());
         let standings = Some(Box::new(Standings(refusal.standings.clone())));
         Self { standings, ..problem }.retry_after(refusal.retry_seconds())
+    }
+
+    /// Tells what is left of these limits, from which the refused request took.
+    #[must_use]
+    pub fn with_standings(self, standings: Vec<Standing>) -> Self {
+        let standings = Some(Box::new(Standings(standings))).filter(|it| !it.0.is_empty());
+        Self { standings, ..self }
     }
 
     /// Adds a time to retry to a 503 without one.

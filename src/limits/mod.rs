@@ -31,7 +31,7 @@ use self::store::{LimitStore, TakeOptions};
 use crate::config::LimitSettings;
 use crate::digest::sha256_hex;
 use crate::membership::MembershipStore;
-use crate::redis::Redis;
+use crate::redis::{Redis, keys};
 use crate::retry::{Backoff, retry};
 use crate::session::{GenerationId, Owner, SessionId};
 use crate::source::{Source, wider_networks};
@@ -56,8 +56,12 @@ struct Refused {
     may_hold_socket: bool,
 }
 
-/// One request of an address that was taken in advance.
-pub struct RequestTaken(Vec<Taken>);
+/// One request of an address that was taken for what has no caller.
+pub struct RequestTaken {
+    taken: Vec<Taken>,
+    /// What is left of the address's requests; nothing where they are not limited.
+    pub standings: Vec<Standing>,
+}
 
 /// The limits of callers. Cloning is cheap, and clones share everything.
 #[derive(Clone)]
@@ -166,24 +170,51 @@ impl RateLimits {
         Ok(Admission { standings, turn, socket })
     }
 
-    /// Takes one request from the limit of an address, for what has no caller: a failed sign-in.
-    /// A loopback address has no limit.
+    /// Holds one more stream of a user, for a request that was admitted before its body showed that its
+    /// turn is streamed. Streams count as sockets. None where those of the caller are not limited.
+    ///
+    /// # Errors
+    /// [`LimitRefusal`], which is counted.
+    pub async fn open_stream(&self, subject: &Subject) -> Result<Option<UserSocket>, LimitRefusal> {
+        let mut slot = self.user_slot(subject, &[]);
+        slot.socket = self.next_socket(subject);
+        let Some((name, _)) = &slot.socket else { return Ok(None) };
+        let mut socket = self.inner.sockets.hold(slot.caller.clone(), name.clone());
+        match self.take_all(vec![slot], TakeOptions::default()).await {
+            Ok(taken) => {
+                let mut left = taken.iter().flat_map(|(slot, outcome)| standings(slot, outcome));
+                socket.standing = left.find(|standing| standing.kind == LimitKind::UserSockets);
+                socket.admitted();
+                Ok(Some(socket))
+            }
+            Err(Refused { refusal, may_hold_socket }) => {
+                if !may_hold_socket {
+                    socket.refused();
+                }
+                Err(counted(refusal))
+            }
+        }
+    }
+
+    /// Takes one request from the limit of an address, for what has no caller: a failed sign-in, or open
+    /// metrics. A client on the same machine has no limit.
     ///
     /// # Errors
     /// [`LimitRefusal`], which is counted.
     pub async fn take_request(&self, source: &Source) -> Result<RequestTaken, LimitRefusal> {
         let slot = self.address_slot(&source.0, &[(LimitKind::AddressRequests, 1)]);
         if slot.is_empty() {
-            return Ok(RequestTaken(Vec::new()));
+            return Ok(RequestTaken { taken: Vec::new(), standings: Vec::new() });
         }
         let taken = Box::pin(self.take_all(vec![slot], TakeOptions::default())).await;
         let taken = taken.map_err(|refused| counted(refused.refusal))?;
-        let taken = taken.iter().map(|(slot, outcome)| Taken::of(slot, outcome));
-        Ok(RequestTaken(taken.collect()))
+        let left = taken.iter().flat_map(|(slot, outcome)| standings(slot, outcome)).collect();
+        let taken = taken.iter().map(|(slot, outcome)| Taken::of(slot, outcome)).collect();
+        Ok(RequestTaken { taken, standings: left })
     }
 
     /// Gives back a request that was taken in advance.
-    pub async fn give_back_request(&self, RequestTaken(taken): RequestTaken) {
+    pub async fn give_back_request(&self, RequestTaken { taken, .. }: RequestTaken) {
         for taken in &taken {
             self.give_back(taken).await;
         }
@@ -290,12 +321,19 @@ impl RateLimits {
             address.push((LimitKind::AddressTurns, 1));
         }
         let mut user = self.user_slot(subject, &user);
-        let sockets = self.quota(LimitKind::UserSockets);
-        if kind == RequestKind::Socket && subject.owner != Owner::Anonymous && sockets > 0 {
-            user.socket = Some((self.inner.sockets.next_name(), sockets));
+        if kind == RequestKind::Socket {
+            user.socket = self.next_socket(subject);
         }
         let slots = [user, self.address_slot(&subject.source.0, &address)];
         slots.into_iter().filter(|slot| !slot.is_empty()).collect()
+    }
+
+    /// Returns the name of one more socket of a caller, and how many it may have open; none where they are
+    /// not limited.
+    fn next_socket(&self, subject: &Subject) -> Option<(String, u64)> {
+        let limit = self.quota(LimitKind::UserSockets);
+        let is_limited = subject.owner != Owner::Anonymous && limit > 0;
+        is_limited.then(|| (self.inner.sockets.next_name(), limit))
     }
 
     /// Returns the charges of a user, and of the API key by which it signed in.
@@ -315,7 +353,7 @@ impl RateLimits {
         });
         let mut digest = sha256_hex(subject.owner.key().as_bytes());
         digest.truncate(DIGEST_CHARACTERS);
-        let caller = format!("jarvis:{{limits:u:{digest}}}");
+        let caller = keys::limits_of_user(&digest);
         SlotCharges { caller, charges: charges.collect(), socket: None }
     }
 
@@ -333,7 +371,7 @@ impl RateLimits {
                 quota *= 2;
             }
         }
-        SlotCharges { caller: format!("jarvis:{{limits:a:{widest}}}"), charges, socket: None }
+        SlotCharges { caller: keys::limits_of_network(widest), charges, socket: None }
     }
 
     /// Takes all costs in all slots, or nothing in any.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::runtime::Handle;
 
+use super::policy::Standing;
 use super::store::{HOLD, LimitStore};
 
 /// How often the holds of open sockets are renewed, so that two renewals may fail.
@@ -41,6 +42,8 @@ pub struct UserSocket {
     name: String,
     /// Whether Redis may hold it.
     is_held: bool,
+    /// What was left of the user's sockets when it was opened, where its response is to tell.
+    pub(super) standing: Option<Standing>,
 }
 
 impl UserSockets {
@@ -64,7 +67,7 @@ impl UserSockets {
     /// ends meanwhile.
     pub fn hold(&self, caller: String, name: String) -> UserSocket {
         self.open().entry(caller.clone()).or_default().insert(name.clone(), false);
-        UserSocket { sockets: self.clone(), caller, name, is_held: true }
+        UserSocket { sockets: self.clone(), caller, name, is_held: true, standing: None }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, HashMap<String, bool>>> {
@@ -138,6 +141,11 @@ impl UserSockets {
 }
 
 impl UserSocket {
+    /// Returns what was left of the user's sockets when it was opened, where its response is to tell.
+    pub fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
     /// Notes that Redis holds the socket.
     pub(super) fn admitted(&self) {
         if let Some(sockets) = self.sockets.open().get_mut(&self.caller) {

@@ -19,7 +19,7 @@ use crate::lifecycle::{Lifecycle, TaskEnd};
 
 pub use self::detector::{Detector, GoneReason, GoneReplica, Timing};
 pub use self::renewal::Renewal;
-pub use self::store::{HEARTBEATS, Heartbeats, MembershipStore, QUEUE, Sighting, Watched};
+pub use self::store::{Heartbeats, MembershipStore, Sighting, Watched};
 
 /// Heartbeats in one replica lease, at least.
 const HEARTBEATS_PER_LEASE: u32 = 10;

@@ -5,14 +5,8 @@ use std::time::{Duration, Instant};
 
 use fred::prelude::Value;
 
-use crate::redis::{Call, Redis, RedisError};
+use crate::redis::{Call, Redis, RedisError, keys};
 
-/// A hash: replica → the counter that it renews, -1 once it has signed off. The hash lies in the
-/// hash slot of the queue, because a replica's tickets are freed only while its heartbeat stands
-/// still.
-pub const HEARTBEATS: &str = "jarvis:{queue}:heartbeats";
-/// The beginning of the keys of the queue and of the names of the replicas' channels.
-pub const QUEUE: &str = "jarvis:{queue}";
 /// The counter of a replica that has signed off.
 pub(super) const SIGNED_OFF: i64 = -1;
 
@@ -69,8 +63,8 @@ impl MembershipStore {
     /// [`RedisError`].
     pub async fn heartbeat(&self, all: bool, watched: Vec<String>) -> Result<Sighting, RedisError> {
         let call = Call::new("jarvis_heartbeat_1")
-            .key("queue", QUEUE.to_owned())
-            .key("heartbeats", HEARTBEATS.to_owned())
+            .key("queue", keys::QUEUE.to_owned())
+            .key("heartbeats", keys::heartbeats())
             .arg("replica", self.replica.as_str())
             .flag("all", all)
             .rest("watched", watched.iter().map(|name| name.as_str().into()));
@@ -113,7 +107,7 @@ impl MembershipStore {
 }
 
 fn call(function: &'static str) -> Call {
-    Call::new(function).key("heartbeats", HEARTBEATS.to_owned())
+    Call::new(function).key("heartbeats", keys::heartbeats())
 }
 
 fn sighting(reply: Value, all: bool, names: Vec<String>) -> Option<Sighting> {

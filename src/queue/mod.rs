@@ -2,10 +2,9 @@
 //!
 //! The right to run is a ticket that holds a slot, in the name of a replica, and is freed with it.
 //! Slots go to tickets in fair order: one user's fifty turns delay another's first by no more than
-//! one turn. Every step is one function in Redis; what is published on a channel is a hint.
+//! one turn, and those of all networks of one site by a few. Every step is one function in Redis; what is published on a channel is a hint.
 
 mod hosts;
-mod keys;
 mod lease;
 mod reconciler;
 mod store;
@@ -24,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions};
+use crate::redis::{Listener, MESSAGES, Redis, RedisError, Subscriptions, keys};
 use crate::session::GenerationId;
 
 /// The queue, as one replica takes part in it. Cloning is cheap, and clones share everything.
@@ -70,7 +69,7 @@ impl Queue {
         store: QueueStore,
         hosts: impl Fn() -> Vec<HostReport> + Send + Sync + 'static,
     ) -> Result<Self, RedisError> {
-        let channel = keys::channel(store.replica());
+        let channel = keys::grants(store.replica());
         let inner = Arc::new(QueueInner {
             store,
             hosts: Box::new(hosts),

@@ -6,11 +6,10 @@ use std::time::Duration;
 use fred::prelude::Value;
 
 use super::hosts::{HostKey, HostReport, HostUse, Report};
-use super::keys;
 use super::ticket::{
     Grant, QueueLimits, Returned, Room, Ticket, TicketReply, TicketSource, TicketStatus, Waiting,
 };
-use crate::redis::{Call, Redis, RedisError};
+use crate::redis::{Call, Redis, RedisError, keys};
 use crate::session::GenerationId;
 
 /// Tickets whose status is read in one call, so that no call blocks Redis for long.
@@ -259,8 +258,8 @@ impl QueueStore {
 
     async fn free_as(&self, counter: &str, replica: &str) -> Result<Freed, RedisError> {
         loop {
-            let call = keys::call("jarvis_queue_free_1")
-                .key("heartbeats", keys::HEARTBEATS.to_owned())
+            let call = queue_call("jarvis_queue_free_1")
+                .key("heartbeats", keys::heartbeats())
                 .arg("replica", replica)
                 .arg("counter", counter);
             let reply: String = self.redis.call(call).await?;
@@ -281,21 +280,28 @@ impl QueueStore {
         self.free_as("self", &self.replica).await.map(drop)
     }
 
-    /// Returns how many tickets of the ticket's source may hold slots; 0 where there is no bound.
+    /// Returns how many tickets of the ticket's source may hold slots; 0 where there is no bound. The
+    /// function doubles it for each wider network.
     fn running_limit(&self, ticket: &Ticket) -> usize {
         if ticket.is_of_address { self.limits.running_of_address } else { 0 }
     }
 
     /// Creates a call about a ticket of this replica.
     fn call(&self, function: &'static str, generation: GenerationId) -> Call {
-        let call = keys::call(function).text("generation", generation);
+        let call = queue_call(function).text("generation", generation);
         call.arg("replica", self.replica.as_str())
     }
 
     /// Creates a call about this replica.
     fn call_of_replica(&self, function: &'static str) -> Call {
-        keys::call(function).arg("replica", self.replica.as_str())
+        queue_call(function).arg("replica", self.replica.as_str())
     }
+}
+
+/// Creates a call of a function of the queue, which makes the rest of each key
+/// (`migrations/functions/include/queue/keys.lua`).
+fn queue_call(function: &'static str) -> Call {
+    Call::new(function).key("queue", keys::QUEUE.to_owned())
 }
 
 fn ticket_reply(value: &Value) -> Result<TicketReply, RedisError> {

@@ -13,7 +13,8 @@ pub struct QueueLimits {
     /// Tickets of one source that may wait. The next wider network may have twice as many, and so
     /// on.
     pub waiting_of_source: usize,
-    /// Tickets of one address that may hold slots.
+    /// Tickets of one address that may hold slots. The next wider network may have twice as many, and so
+    /// on.
     pub running_of_address: usize,
 }
 
@@ -22,7 +23,8 @@ pub struct QueueLimits {
 pub struct TicketSource {
     /// The signed-in user, or the address; empty where no share is bounded.
     pub name: String,
-    /// The wider networks around an address, whose shares are bounded, too; the smallest first.
+    /// The wider networks around an address, which have shares, rounds and bounds of their own; the
+    /// smallest first.
     pub networks: Vec<String>,
 }
 

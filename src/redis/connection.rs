@@ -16,6 +16,7 @@ use super::client::{ManagedClient, RedisOptions, config};
 use super::condition::{Condition, refused_for};
 use super::error::{DOUBTFUL, RedisError, is_missing_function, is_redirection, is_unavailable};
 use super::functions::Call;
+use super::keys;
 use super::replication::Replication;
 use super::sentinel::{self, Primary};
 use super::watchdog::Disturbances;
@@ -217,7 +218,7 @@ impl Redis {
     /// # Errors
     /// Any [`RedisError`].
     pub async fn publish(&self, channel: &str, payload: String) -> Result<u64, RedisError> {
-        let slot = fred::util::redis_keyslot(channel.as_bytes());
+        let slot = keys::hash_slot(channel);
         let command = CustomCommand::new_static("SPUBLISH", node_of(Some(slot)), false);
         let arguments: Vec<Value> = vec![channel.into(), payload.into()];
         let made = Instant::now();

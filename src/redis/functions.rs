@@ -7,6 +7,8 @@
 
 use fred::prelude::Value;
 
+use super::keys;
+
 /// A file of Lua.
 #[derive(Debug)]
 pub struct SourceFile {
@@ -69,12 +71,13 @@ pub const LIBRARIES: &[Library] = &[
         commands: [
             "accept", "append", "begin", "cancel", "claim", "clear", "describe", "drop_images", "evict",
             "finish", "image", "import_commit", "import_messages", "listeners", "measure", "message", "messages",
-            "note_continued", "open_turns", "put_image", "read", "restore", "rewind", "select", "start", "trace", "transfer", "update", "upstream_closed"
+            "note_continued", "open_turn", "open_turns", "put_image", "read", "restore", "rewind", "select", "start",
+            "transfer", "update", "upstream_closed"
         ]
     ),
     library!(
         "budget",
-        include: ["budget"],
+        include: ["keys", "budget"],
         commands: [
             "budget_delete_all", "budget_delete_next", "budget_deletions", "budget_forget",
             "budget_list", "budget_record", "budget_room", "budget_unlist", "budget_withdraw"
@@ -87,7 +90,7 @@ pub const LIBRARIES: &[Library] = &[
     ),
     library!(
         "queue",
-        include: ["tickets", "hosts", "grants", "outlook"],
+        include: ["keys", "tickets", "hosts", "grants", "outlook"],
         commands: [
             "queue_free", "queue_give_back", "queue_holdings", "queue_join", "queue_release",
             "queue_report", "queue_restore", "queue_room", "queue_statuses", "queue_tick"
@@ -139,7 +142,7 @@ impl Call {
     /// Adds a key. The first key decides the node.
     #[must_use]
     pub fn key(mut self, name: &'static str, key: String) -> Self {
-        self.slot.get_or_insert_with(|| fred::util::redis_keyslot(key.as_bytes()));
+        self.slot.get_or_insert_with(|| keys::hash_slot(&key));
         self.keys.push(key.into());
         self.named(name, |names| &mut names.keys)
     }
@@ -300,7 +303,7 @@ pub mod declaration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
 
     use super::declaration::{DECLARED, parse};
@@ -363,6 +366,25 @@ mod tests {
         assert_eq!(accept.rest, Some("conversation"));
         let commands: usize = LIBRARIES.iter().map(|library| library.commands.len()).sum();
         assert_eq!(DECLARED.len(), commands, "each command is a function of its own");
+    }
+
+    #[test]
+    fn every_key_is_built_in_one_place_of_its_library() {
+        for library in LIBRARIES {
+            let mut places: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for file in library.includes.iter().chain(library.commands) {
+                let lines = file.text.lines().filter(|line| !line.trim_start().starts_with("--"));
+                for literal in lines.flat_map(|line| line.split('\'').skip(1).step_by(2)) {
+                    let name = literal.strip_prefix(':').unwrap_or_default();
+                    if name.starts_with(|first: char| first.is_ascii_lowercase()) {
+                        places.entry(literal).or_default().push(file.path);
+                    }
+                }
+            }
+            for (key, files) in places {
+                assert_eq!(files.len(), 1, "{}: {key} stands in {files:?}", library.name);
+            }
+        }
     }
 
     #[test]

@@ -35,13 +35,16 @@ impl Memory {
     }
 }
 
-/// Returns the limit of primaries with these limits: 0 where one of them has none.
-fn limit_of_all(limits: Vec<u64>) -> u64 {
-    if limits.contains(&0) { 0 } else { limits.into_iter().sum() }
+/// Returns the limit of the smallest of these primaries: 0 where none has a limit. Not that of all of them
+/// together: a client chooses the identifier of its session and so its primary, and strangers could fill
+/// one of them.
+fn smallest_limit(limits: &[u64]) -> u64 {
+    limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0)
 }
 
-/// Notes the limit of all primaries, and sets the gauges to the memory of the fullest primary. A primary that does not reply in time is
-/// left out, and so is one whose user may not run `INFO`.
+/// Notes the limit of the smallest primary, and sets the gauges to the memory of the
+/// fullest primary. A primary that does not reply in time is left out, and so is one whose user may not run
+/// `INFO`.
 pub(super) async fn record(redis: &Redis) {
     let client = redis.client();
     let nodes = client.cached_cluster_state().map(|state| state.unique_primary_nodes());
@@ -61,8 +64,10 @@ pub(super) async fn record(redis: &Redis) {
     });
     let memories: Vec<_> = join_all(memories).await;
     // A primary that did not reply changes nothing about the limit.
-    if let Some(limits) = memories.iter().map(|memory| memory.map(|memory| memory.max)).collect() {
-        redis.set_memory_limit(limit_of_all(limits));
+    let limits: Option<Vec<u64>> =
+        memories.iter().map(|memory| memory.map(|memory| memory.max)).collect();
+    if let Some(limits) = limits {
+        redis.set_memory_limit(smallest_limit(&limits));
     }
     let fullest = memories.into_iter().flatten().max_by(|one, other| {
         one.fullness().total_cmp(&other.fullness()).then(one.used.cmp(&other.used))
@@ -86,7 +91,13 @@ mod tests {
         assert!((memory.fullness() - 0.25).abs() < f64::EPSILON);
         assert!(Memory { used: 1000, max: 0 }.fullness() <= 0.0);
         assert_eq!(Memory::parse("# Memory\r\nused_memory:x\r\n"), None);
-        assert_eq!(limit_of_all(vec![4000, 2000]), 6000);
-        assert_eq!(limit_of_all(vec![4000, 0]), 0, "one of them is never full");
+    }
+
+    #[test]
+    fn strangers_fill_at_most_half_of_each_primary() {
+        // Half of this limit is theirs: all of it may lie on any one of the primaries.
+        assert_eq!(smallest_limit(&[4000, 2000, 3000]), 2000);
+        assert_eq!(smallest_limit(&[4000, 0]), 4000, "the one without a limit is never full");
+        assert_eq!(smallest_limit(&[0, 0]), 0);
     }
 }

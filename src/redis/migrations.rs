@@ -14,12 +14,10 @@ use fred::types::{Expiration, SetOptions};
 use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::LIBRARIES;
+use super::keys::{MIGRATIONS as RECORD, MIGRATIONS_LOCK as LOCK};
 use super::layout::{LAYOUT, LAYOUT_FIELD, check, checksum, files};
 use crate::retry::Backoff;
 
-/// A hash: the layout, and the checksum of each file of Lua that was applied, by its path.
-const RECORD: &str = "jarvis:{migrations}:applied";
-const LOCK: &str = "jarvis:{migrations}:lock";
 const LOCK_MILLISECONDS: i64 = 10_000;
 /// Pauses of a replica that waits for another one to apply the migrations.
 const LOCK_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));

@@ -6,6 +6,7 @@ mod condition;
 pub mod connection;
 mod error;
 pub mod functions;
+pub mod keys;
 pub mod layout;
 mod memory;
 pub mod migrations;

@@ -16,7 +16,7 @@ use super::condition::{Condition, Probed};
 use super::connection::Redis;
 use super::error::RedisError;
 use super::functions::Call;
-use super::{memory, migrations};
+use super::{keys, memory, migrations};
 use crate::retry::Backoff;
 use crate::telemetry::metric;
 
@@ -28,10 +28,8 @@ const INTERVAL_IN_TROUBLE: Duration = Duration::from_millis(250);
 const PROBES_A_MEMORY: u32 = 5;
 /// Time limit of a probe.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Buckets of sessions; the keys of each bucket lie in one hash slot.
-const BUCKETS: u16 = 256;
-/// A key in the hash slot of the queue.
-const QUEUE: &str = "jarvis:{queue}:probe";
+/// The rest of the keys with which probes are made.
+const PROBE: &str = "probe";
 /// The commands that need a permission for channels.
 const CHANNELS: [&str; 2] = ["SPUBLISH", "SSUBSCRIBE"];
 
@@ -118,9 +116,9 @@ impl Conditions {
 
 /// Probes every primary at once. The worst result counts.
 async fn probe(redis: &Redis) -> Probed {
-    let keys = keys(redis);
+    let probed_keys = probed_keys(redis);
     let mut worst = Probed::Usable;
-    for probed in join_all(keys.iter().map(|key| probe_one(redis, key))).await {
+    for probed in join_all(probed_keys.iter().map(|key| probe_one(redis, key))).await {
         match (&worst, &probed) {
             (_, Probed::Usable) | (Probed::Full, Probed::Full) | (Probed::Refused(_), _) => {}
             _ => worst = probed,
@@ -146,7 +144,8 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
         // Redis is either too full to run the function, or too full to load it. A function that
         // only reads shows which.
         Err(RedisError::OutOfMemory) => {
-            let open = Call::new("jarvis_open_turns_1").key("open", key.to_owned());
+            let open =
+                Call::new("jarvis_open_turns_1").key("open", key.to_owned()).arg("from", "0");
             match redis.call_readonly::<Vec<String>>(open).await {
                 Ok(_) => Probed::Full,
                 Err(error) => Probed::Refused(error),
@@ -157,20 +156,20 @@ async fn probe_one(redis: &Redis, key: &str) -> Probed {
 }
 
 /// Returns a key on each primary, and the key in the hash slot of the queue.
-fn keys(redis: &Redis) -> Vec<String> {
-    let mut keys = vec![QUEUE.to_owned()];
-    let bucket = |bucket: u16| format!("jarvis:{{b{bucket}}}:probe");
+fn probed_keys(redis: &Redis) -> Vec<String> {
+    let mut probed = vec![keys::in_queue(PROBE)];
+    let bucket = |bucket: u16| keys::in_bucket(bucket, PROBE);
     let Some(cluster) = redis.client().cached_cluster_state() else {
-        keys.push(bucket(0));
-        return keys;
+        probed.push(bucket(0));
+        return probed;
     };
     let mut seen = Vec::new();
-    for key in (0..BUCKETS).map(bucket) {
-        let node = cluster.get_server(fred::util::redis_keyslot(key.as_bytes()));
+    for key in (0..keys::BUCKETS).map(bucket) {
+        let node = cluster.get_server(keys::hash_slot(&key));
         if let Some(node) = node.filter(|node| !seen.contains(node)) {
             seen.push(node);
-            keys.push(key);
+            probed.push(key);
         }
     }
-    keys
+    probed
 }

@@ -3,6 +3,8 @@
 //! The fields of the header have names of one letter, because each session of each stranger has
 //! such headers.
 
+use std::io;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -67,6 +69,24 @@ enum OfGeneration {
     /// The one with the id of the answer.
     Same(u8),
     Other(GenerationId),
+}
+
+/// Returns the bytes that a value takes as JSON. Nothing is kept of the text.
+pub fn json_size(value: &impl Serialize) -> usize {
+    struct Counter(usize);
+    impl io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    // A value that cannot be written is never small.
+    serde_json::to_writer(&mut counter, value).map_or(usize::MAX, |()| counter.0)
 }
 
 /// What stands before the id of a message in its header.
@@ -187,6 +207,14 @@ mod tests {
     use crate::session::image::{ImageFormat, ImageRef};
     use crate::session::model::ContinuedHow;
     use crate::session::store::message;
+
+    #[test]
+    fn the_size_of_a_value_is_that_of_its_json() {
+        for text in ["", "plain", "\"quoted\" \\ \u{1}\n", "字🏳️‍🌈"] {
+            let json = serde_json::to_string(&[text]).expect("JSON");
+            assert_eq!(json_size(&[text]), json.len(), "{json}");
+        }
+    }
 
     #[test]
     fn a_header_reads_back_as_it_was_written() {

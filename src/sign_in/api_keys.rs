@@ -14,13 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::error::SignInError;
 use crate::digest::{hex, sha256_hex};
 use crate::owner::User;
-use crate::redis::{Call, Redis, RedisError};
+use crate::redis::{Call, Redis, RedisError, keys};
 use crate::secret::Secret;
 
 /// The beginning of every API key.
 pub const API_KEY_PREFIX: &str = "sk-jarvis-";
-/// A hash: the identifier of a key → its record, as `include/api_keys/keys.lua` describes it.
-const KEYS: &str = "jarvis:{api_keys}:keys";
 /// Characters of a key's digest that are its identifier.
 const IDENTIFIER_CHARACTERS: usize = 16;
 /// Random bytes of a key.
@@ -140,7 +138,7 @@ impl ApiKeyStore {
 }
 
 fn call(function: &'static str) -> Call {
-    Call::new(function).key("keys", KEYS.to_owned())
+    Call::new(function).key("keys", keys::API_KEYS.to_owned())
 }
 
 /// Returns whether a token has the form of an API key.

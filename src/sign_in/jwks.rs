@@ -35,10 +35,14 @@ const LONGEST_ID: usize = 256;
 pub(super) struct Issuer {
     options: IssuerOptions,
     client: reqwest::Client,
+    clock: KeyClock,
     state: Mutex<State>,
     /// Held during a fetch, so that there is one at a time.
     fetching: tokio::sync::Mutex<()>,
 }
+
+/// Returns the time by which keys age.
+type KeyClock = Box<dyn Fn() -> Instant + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -61,13 +65,17 @@ impl Issuer {
     /// # Errors
     /// Where no HTTP client can be made.
     pub fn new(options: IssuerOptions) -> anyhow::Result<Arc<Self>> {
+        Self::with_clock(options, Box::new(Instant::now))
+    }
+
+    fn with_clock(options: IssuerOptions, clock: KeyClock) -> anyhow::Result<Arc<Self>> {
         super::crypto::install();
         // A redirect could lead to a server that the operator did not name.
         let client = reqwest::Client::builder().timeout(FETCH_LIMIT).redirect(Policy::none());
         let is_loopback = options.jwks_url.scheme() == "http";
         let client = if is_loopback { client.no_proxy() } else { client };
         let (state, fetching) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Arc::new(Self { options, client: client.build()?, state, fetching }))
+        Ok(Arc::new(Self { options, client: client.build()?, clock, state, fetching }))
     }
 
     /// Returns the name of the issuer.
@@ -92,10 +100,14 @@ impl Issuer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn since(&self, before: Instant) -> Duration {
+        (self.clock)().saturating_duration_since(before)
+    }
+
     /// Returns the keys that are young enough, and whether they have to be fetched again.
     fn known(&self) -> (Option<Arc<HashMap<String, Key>>>, bool) {
         let state = self.state();
-        let age = state.fetched.map(|fetched| fetched.elapsed());
+        let age = state.fetched.map(|fetched| self.since(fetched));
         let usable = age.is_some_and(|age| age < TOO_OLD);
         let is_stale = age.is_none_or(|age| age >= STALE);
         (usable.then(|| Arc::clone(&state.keys)), is_stale)
@@ -125,7 +137,7 @@ impl Issuer {
 
     /// Returns whether a fetch was begun a moment ago.
     fn was_tried(&self) -> bool {
-        self.state().tried.is_some_and(|tried| tried.elapsed() < FETCH_EVERY)
+        self.state().tried.is_some_and(|tried| self.since(tried) < FETCH_EVERY)
     }
 
     /// Fetches the keys, unless that was tried a moment ago. Waits for a fetch that runs.
@@ -134,12 +146,12 @@ impl Issuer {
         if self.was_tried() {
             return;
         }
-        self.state().tried = Some(Instant::now());
+        self.state().tried = Some((self.clock)());
         match self.fetch().await {
             Ok(keys) => {
                 let mut state = self.state();
                 state.keys = Arc::new(keys);
-                state.fetched = Some(Instant::now());
+                state.fetched = Some((self.clock)());
             }
             // The address and the issuer's answer are the operator's business, not the client's.
             Err(error) => tracing::warn!(%error, "keys of the issuer not read"),
@@ -208,4 +220,114 @@ fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
         _ => return None,
     };
     jwk.common.key_algorithm.as_ref().is_none_or(|named| *named == name).then_some(algorithm)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const SET: &str = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k",
+        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    /// What a test knows and sets: the issuer is away or not, and how far the clock is ahead.
+    #[derive(Default)]
+    struct Served {
+        ahead: Mutex<Duration>,
+        is_away: AtomicBool,
+        fetches: AtomicUsize,
+    }
+
+    impl Served {
+        fn set_ahead(&self, time: Duration) {
+            *self.ahead.lock().expect("no panic") += time;
+        }
+
+        fn fetches(&self) -> usize {
+            self.fetches.load(Ordering::SeqCst)
+        }
+    }
+
+    async fn issuer() -> (Arc<Issuer>, Arc<Served>) {
+        let served = Arc::<Served>::default();
+        let of_route = Arc::clone(&served);
+        let answer = async move || {
+            of_route.fetches.fetch_add(1, Ordering::SeqCst);
+            if of_route.is_away.load(Ordering::SeqCst) {
+                Err(StatusCode::INTERNAL_SERVER_ERROR)
+            } else {
+                Ok(SET)
+            }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let routes = Router::new().route("/keys", get(answer));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let options = IssuerOptions {
+            jwks_url: format!("{url}/keys").parse().expect("a URL"),
+            issuer: url,
+            audience: "jarvis".to_owned(),
+        };
+        let of_clock = Arc::clone(&served);
+        let clock = move || Instant::now() + *of_clock.ahead.lock().expect("no panic");
+        (Issuer::with_clock(options, Box::new(clock)).expect("an issuer"), served)
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let wait = async {
+            while !condition() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), wait).await.expect("in time");
+    }
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    #[tokio::test]
+    async fn keys_are_fetched_again_after_five_minutes_and_delay_nobody() {
+        let (issuer, served) = issuer().await;
+        assert!(issuer.key("k").await.is_ok());
+        served.set_ahead(4 * MINUTE);
+        assert!(issuer.key("k").await.is_ok());
+        assert_eq!(served.fetches(), 1, "the keys are young");
+        served.set_ahead(MINUTE);
+        let fetched = issuer.state().fetched;
+        assert!(issuer.key("k").await.is_ok());
+        until(|| served.fetches() == 2 && issuer.state().fetched > fetched).await;
+        // They are young again.
+        served.set_ahead(4 * MINUTE);
+        assert!(issuer.key("k").await.is_ok());
+        assert_eq!(served.fetches(), 2);
+    }
+
+    #[tokio::test]
+    async fn old_keys_outlive_an_issuer_that_is_away_by_an_hour_and_come_back_with_it() {
+        let (issuer, served) = issuer().await;
+        assert!(issuer.key("k").await.is_ok());
+        served.is_away.store(true, Ordering::SeqCst);
+        for minute in (5..60).step_by(6) {
+            served.set_ahead(if minute == 5 { 5 * MINUTE } else { 6 * MINUTE });
+            let before = served.fetches();
+            assert!(issuer.key("k").await.is_ok(), "minute {minute}");
+            until(|| served.fetches() == before + 1).await;
+        }
+        // It is minute 59.
+        assert!(issuer.key("k").await.is_ok());
+        served.set_ahead(MINUTE);
+        let refused = issuer.key("k").await.err();
+        assert!(matches!(refused, Some(SignInError::NoKeys)), "{refused:?}");
+        // The issuer is back, and is asked within ten seconds.
+        served.is_away.store(false, Ordering::SeqCst);
+        assert!(issuer.key("k").await.is_err(), "asked more than once in ten seconds");
+        served.set_ahead(FETCH_EVERY);
+        assert!(issuer.key("k").await.is_ok());
+    }
 }

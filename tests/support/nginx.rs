@@ -10,12 +10,14 @@ use super::process::{LIMIT, Process};
 /// One nginx.
 pub struct Nginx {
     process: testkit::Process,
-    _ports: [Port; 2],
+    _ports: [Port; 3],
     folder: Folder,
     /// The address with the rules of deploy/nginx.
     pub ours: String,
     /// The address with only the rules that a WebSocket needs: bodies are buffered.
     pub plain: String,
+    /// The address with the rules of deploy/nginx, for clients that another proxy on this machine names.
+    pub behind_a_proxy: String,
 }
 
 /// What nginx does with a replica after a failure.
@@ -41,10 +43,11 @@ impl Nginx {
 
     async fn with(replicas: &[Process], failures: Failures) -> Self {
         let folder = Folder::temporary().expect("a folder");
-        let ports = [(); 2].map(|()| Port::reserve().expect("a port"));
-        let [ours, plain] = ports.each_ref().map(|port| format!("127.0.0.1:{}", port.number()));
+        let ports = [(); 3].map(|()| Port::reserve().expect("a port"));
+        let [ours, plain, behind_a_proxy] =
+            ports.each_ref().map(|port| format!("127.0.0.1:{}", port.number()));
         let file = folder.path().join("nginx.conf");
-        let config = config(folder.path(), replicas, failures, [&ours, &plain]);
+        let config = config(folder.path(), replicas, failures, [&ours, &plain, &behind_a_proxy]);
         std::fs::write(&file, config).expect("nginx.conf");
         let (prefix, file) = (folder.path().display().to_string(), file.display().to_string());
         let program = Program::new("nginx", "nginx", folder.path());
@@ -56,7 +59,7 @@ impl Nginx {
         process.start().unwrap_or_else(|error| panic!("{error:#}"));
         let listens = async || tokio::net::TcpStream::connect(&plain).await.is_ok();
         assert!(eventually(LIMIT, listens).await, "nginx does not listen");
-        Self { process, _ports: ports, folder, ours, plain }
+        Self { process, _ports: ports, folder, ours, plain, behind_a_proxy }
     }
 
     /// Returns its access log: a line a request, the status first.
@@ -81,7 +84,7 @@ fn config(
     folder: &Path,
     replicas: &[Process],
     failures: Failures,
-    [ours, plain]: [&str; 2],
+    [ours, plain, behind_a_proxy]: [&str; 3],
 ) -> String {
     let rules = programs::workspace().join("deploy/nginx");
     let rules = rules.display();
@@ -102,6 +105,8 @@ fn config(
              include {rules}/http.conf;\nupstream replicas {{\n{servers}keepalive 64;\n}}\n\
              map \"\" $jarvis {{ default replicas; }}\n\
              server {{ listen {ours}; include {rules}/jarvis.conf; }}\n\
+             server {{ listen {behind_a_proxy}; set_real_ip_from 127.0.0.1;\n\
+             real_ip_header X-Forwarded-For; include {rules}/jarvis.conf; }}\n\
              server {{ listen {plain}; location / {{\nproxy_pass http://replicas;\n\
              proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\n\
              proxy_set_header Connection $jarvis_connection;\n}} }}\n",

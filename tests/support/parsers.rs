@@ -16,7 +16,7 @@ use jarvis::api::ollama::fields::RawJsonObject;
 use jarvis::api::ollama::request::{AskedModel, Task};
 use jarvis::api::openai::embeddings::Embedding;
 use jarvis::api::openai::request::ChatCompletion;
-use jarvis::http::extract::caller::TrustedProxies;
+use jarvis::http::extract::caller::{ClientAddress, TrustedProxies};
 use jarvis::http::extract::object::Object;
 use jarvis::ollama::{Decoder, StreamEvent};
 use jarvis::secret::Secret;
@@ -170,16 +170,19 @@ pub fn forwarded_for(bytes: &[u8]) {
             headers.append("x-forwarded-for", value);
         }
     }
-    assert_eq!(PROXIES.client(stranger, &headers), stranger);
-    let client = PROXIES.client(proxy, &headers);
+    let alone = PROXIES.client(stranger, &headers);
+    assert_eq!((alone.address, alone.is_forwarded), (stranger, false));
+    let ClientAddress { address: client, is_forwarded } = PROXIES.client(proxy, &headers);
     assert_eq!(client, client.to_canonical());
+    assert!(is_forwarded || client == proxy, "{client} was named by nobody");
     // A trusted client is one of a request that no other address is named in.
     if !is_trusted(&client) {
         let last = headers.get_all("x-forwarded-for").iter().next_back();
         assert!(last.is_some(), "{client} was named by nobody");
     }
     headers.append("x-forwarded-for", HeaderValue::from_static(seen));
-    assert_eq!(PROXIES.client(proxy, &headers), stranger);
+    let seen = PROXIES.client(proxy, &headers);
+    assert_eq!((seen.address, seen.is_forwarded), (stranger, true));
 }
 
 /// No bytes are a token without the secret; with it, a token is refused or names a user that may be

@@ -1,6 +1,7 @@
 //! The addresses that a server listens on.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use anyhow::Context;
@@ -35,6 +36,12 @@ impl Address {
             host => host,
         };
         format!("http://{}", Self { host: host.to_owned(), port: self.port })
+    }
+
+    /// Returns whether only programs on this machine reach the server.
+    pub fn is_loopback(&self) -> bool {
+        let is_address = |host: &str| host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback());
+        self.host == "localhost" || is_address(&self.host)
     }
 
     /// Returns another port of the host.

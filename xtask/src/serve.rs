@@ -55,8 +55,11 @@ fn start(services: &Services, listen: &Address, count: Option<usize>) -> anyhow:
             Ok(missing.unwrap_or_else(|| format!("ready at {listen}")))
         })?,
         Some(count) => {
-            // nginx passes on the client's address.
-            settings.push(("JARVIS_TRUSTED_PROXIES", "127.0.0.0/8".to_owned()));
+            // nginx passes on the client's address. On loopback every client is on this machine, and has no
+            // limits as long as no proxy is trusted: a loopback address that is forwarded has.
+            if !listen.is_loopback() {
+                settings.push(("JARVIS_TRUSTED_PROXIES", "127.0.0.0/8".to_owned()));
+            }
             several(services, listen, &settings, count)?;
         }
     }

@@ -17,15 +17,15 @@ register {
   arguments = { 'payer', 'deletion', 'lease_seconds' },
   run = function(keys, args)
     local base = keys.budget
-    local list, deleting = base .. ':payer:' .. args.payer, base .. ':deleting:' .. args.deletion
+    local list, deleting = payer_key(base, args.payer), deleting_key(base, args.deletion)
     if redis.call('EXISTS', deleting) == 0 then
       if redis.call('EXISTS', list) == 0 then
         return { 0, '0' }
       end
       redis.call('RENAME', list, deleting)
-      redis.call('HSET', base .. ':deletion_owners', args.deletion,
+      redis.call('HSET', deletion_owners_key(base), args.deletion,
         string.format('%.0f ', now_seconds() * 1000000) .. args.payer)
-      redis.call('ZADD', base .. ':deletions', score_of(now_seconds() + args.lease_seconds),
+      redis.call('ZADD', deletions_key(base), score_of(now_seconds() + args.lease_seconds),
         args.deletion)
     end
     local began = deletion_owner(base, args.deletion)

@@ -18,14 +18,14 @@ register {
   rest = 'deleted',
   run = function(keys, args)
     local base = keys.budget
-    local deleting, deletions = base .. ':deleting:' .. args.deletion, base .. ':deletions'
+    local deleting, deletions = deleting_key(base, args.deletion), deletions_key(base)
     local _, payer = deletion_owner(base, args.deletion)
     for _, session in ipairs(args.deleted) do
       local _, recorded_payer = recorded(base, session)
       -- One that is listed again was created again since, or the end of its turn recorded it, which
       -- looks at it once more.
       if payer and recorded_payer == payer
-        and not redis.call('ZSCORE', base .. ':payer:' .. payer, session) then
+        and not redis.call('ZSCORE', payer_key(base, payer), session) then
         forget(base, session)
       end
       redis.call('ZREM', deleting, session)
@@ -33,11 +33,11 @@ register {
     local next_ones = redis.call('ZRANGE', deleting, 0, args.limit - 1)
     if #next_ones == 0 then
       redis.call('ZREM', deletions, args.deletion)
-      redis.call('HDEL', base .. ':deletion_owners', args.deletion)
+      redis.call('HDEL', deletion_owners_key(base), args.deletion)
     else
       redis.call('ZADD', deletions, score_of(now_seconds() + args.lease_seconds), args.deletion)
     end
-    local reply, list = {}, base .. ':payer:' .. (payer or '')
+    local reply, list = {}, payer_key(base, payer or '')
     for _, session in ipairs(next_ones) do
       reply[#reply + 1] = session
       reply[#reply + 1] = redis.call('ZSCORE', list, session) and '1' or '0'

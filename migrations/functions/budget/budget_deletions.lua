@@ -13,17 +13,17 @@ register {
   arguments = { 'lease_seconds' },
   run = function(keys, args)
     local base, now, found = keys.budget, now_seconds(), {}
-    local due = redis.call('ZRANGEBYSCORE', base .. ':deletions', '-inf', score_of(now), 'LIMIT', 0,
+    local due = redis.call('ZRANGEBYSCORE', deletions_key(base), '-inf', score_of(now), 'LIMIT', 0,
       SESSIONS_AT_ONCE)
     for _, deletion in ipairs(due) do
-      redis.call('ZADD', base .. ':deletions', score_of(now + args.lease_seconds), deletion)
+      redis.call('ZADD', deletions_key(base), score_of(now + args.lease_seconds), deletion)
       local began, payer = deletion_owner(base, deletion)
       if payer then
         found[#found + 1] = deletion
         found[#found + 1] = began
         found[#found + 1] = payer
       else
-        redis.call('ZREM', base .. ':deletions', deletion)
+        redis.call('ZREM', deletions_key(base), deletion)
       end
     end
     return found

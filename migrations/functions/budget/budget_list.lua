@@ -20,7 +20,7 @@ register {
   arguments = { 'payer', 'order', 'score', 'session', 'limit' },
   run = function(keys, args)
     local base = keys.budget
-    local key, limit, page = base .. ':payer:' .. args.payer, tonumber(args.limit), {}
+    local key, limit, page = payer_key(base, args.payer), tonumber(args.limit), {}
     local newest = args.order == 'newest'
     local function add(entries, is_after)
       for i = 1, #entries, 2 do

@@ -54,12 +54,12 @@ register {
     if is_anonymous(payer) then
       used = IN_USE_SECONDS[args.in_use] and now + IN_USE_SECONDS[args.in_use] or used
     end
-    redis.call('HSET', base .. ':sessions', session, args.bytes .. ' ' .. payer)
-    redis.call('ZADD', base .. ':payer:' .. payer, score_of(used), session)
+    redis.call('HSET', sessions_key(base), session, args.bytes .. ' ' .. payer)
+    add_session(base, payer, session, used)
     if tonumber(args.seconds) < 0 then
-      redis.call('ZREM', base .. ':expiry', session)
+      redis.call('ZREM', expiry_key(base), session)
     else
-      redis.call('ZADD', base .. ':expiry', score_of(now + args.seconds), session)
+      redis.call('ZADD', expiry_key(base), score_of(now + args.seconds), session)
     end
     add_bytes(base, payer, tonumber(args.bytes) - (before or 0))
     local remove, although_listened = sessions_to_remove(base, args.total_limit, session, now, left)

@@ -9,10 +9,10 @@
 --                                           payer has recorded is about to be the payer's
 --             reserve_seconds               until the reservation of the bytes ends; 0 for none
 --             sessions_limit, bytes_limit   of one payer; 0 for none. Each wider network around an
---                                           anonymous payer may have twice the bytes of the last one
+--                                           anonymous payer may have twice as much as the last one
 --             total_limit                   bytes of all anonymous sessions
--- Reply:      ok, or sessions: the payer has as many sessions as it may, and this is another one; or
---             bytes: the payer's sessions take as much as they may; or total: all anonymous sessions
+-- Reply:      ok, or sessions: the payer, or a network around it, has as many sessions as it may, and this
+--             is another one; or bytes: its sessions take as much as they may; or total: all anonymous sessions
 --             take as much as they may
 --             when the session was listed, where it was not before; else empty
 --             the token of the reservation, where bytes were reserved; else empty
@@ -29,6 +29,21 @@ local function has_too_much(base, payer, more, limit)
       return true
     end
     limit = 2 * limit
+  end
+  return false
+end
+
+-- Whether a payer, or a network around it, has as many sessions as it may.
+local function has_too_many(base, payer, limit)
+  if redis.call('ZCARD', payer_key(base, payer)) >= limit then
+    return true
+  end
+  local networks = networks_of(payer)
+  for i = #networks - 1, 1, -1 do
+    limit = 2 * limit
+    if tonumber(redis.call('HGET', session_counts_key(base), networks[i]) or 0) >= limit then
+      return true
+    end
   end
   return false
 end
@@ -54,12 +69,11 @@ register {
     if not is_theirs then
       before, payer = nil, args.payer
     end
-    local sessions = base .. ':payer:' .. payer
-    local is_new = not before and not redis.call('ZSCORE', sessions, args.session)
+    local is_new = not before and not redis.call('ZSCORE', payer_key(base, payer), args.session)
     local more = bytes - reserved(base, reservation_of(args.session, args.purpose, payer))
     local verdict, listed, token = 'ok', '', ''
     local sessions_limit, bytes_limit = tonumber(args.sessions_limit), tonumber(args.bytes_limit)
-    if is_new and sessions_limit > 0 and redis.call('ZCARD', sessions) >= sessions_limit then
+    if is_new and sessions_limit > 0 and has_too_many(base, payer, sessions_limit) then
       verdict = 'sessions'
     elseif bytes_limit > 0 and has_too_much(base, payer, more, bytes_limit) then
       verdict = 'bytes'

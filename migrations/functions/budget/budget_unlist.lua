@@ -16,7 +16,7 @@ register {
   rest = 'sessions',
   run = function(keys, args)
     local base, before = keys.budget, now_seconds() - args.seconds
-    local key = base .. ':payer:' .. args.payer
+    local key = payer_key(base, args.payer)
     for _, session in ipairs(args.sessions) do
       local score = redis.call('ZSCORE', key, session)
       if score and tonumber(score) <= before then

@@ -21,7 +21,7 @@ register {
     if token == args.token then
       release(base, reservation)
     end
-    local sessions = base .. ':payer:' .. args.payer
+    local sessions = payer_key(base, args.payer)
     local score = redis.call('ZSCORE', sessions, session)
     if score and tonumber(score) == tonumber(args.listed) then
       local bytes, payer = recorded(base, session)

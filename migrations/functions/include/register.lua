@@ -1,4 +1,19 @@
--- Registration of commands as Redis Functions. Every library begins with this file.
+-- What every library begins with: the registration of commands as Redis Functions, and how the functions
+-- are made that build keys.
+
+-- Returns the function that builds a key from what all keys of a library begin with.
+local function single_key(kind)
+  return function(base)
+    return base .. kind
+  end
+end
+
+-- Returns the function that builds the keys of a kind, from the beginning and a name.
+local function key_of_each(kind)
+  return function(base, name)
+    return base .. kind .. name
+  end
+end
 
 -- Returns the values of a call by their names. The values after the last name are a list under the
 -- name `rest`.

@@ -13,7 +13,7 @@ register {
   rest = 'sockets',
   run = function(keys, args)
     for _, socket in ipairs(args.sockets) do
-      redis.call('ZREM', keys.caller .. ':sockets', socket)
+      redis.call('ZREM', sockets_key(keys.caller), socket)
     end
     return 1
   end,

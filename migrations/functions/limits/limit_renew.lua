@@ -13,7 +13,7 @@ register {
   arguments = { 'seconds' },
   rest = 'sockets',
   run = function(keys, args)
-    hold_sockets(keys.caller .. ':sockets', args.sockets, now_us(), tonumber(args.seconds))
+    hold_sockets(sockets_key(keys.caller), args.sockets, now_us(), tonumber(args.seconds))
     return 1
   end,
 }

@@ -39,7 +39,7 @@ register {
         end
       end
     end
-    local sockets, sockets_limit, count = base .. ':sockets', tonumber(args.sockets_limit), 0
+    local sockets, sockets_limit, count = sockets_key(base), tonumber(args.sockets_limit), 0
     if sockets_limit > 0 then
       count = count_sockets(sockets, now)
       if verdict == 'taken' and args.socket ~= '' and count >= sockets_limit
@@ -50,7 +50,7 @@ register {
         held = redis.call('ZRANGE', sockets, 0, -1)
       end
     end
-    local once = args.once ~= '' and base .. ':once:' .. args.once
+    local once = args.once ~= '' and once_key(base, args.once)
     local is_first = not once or redis.call('EXISTS', once) == 0
     if verdict == 'taken' and is_first then
       take_all(limits, now)

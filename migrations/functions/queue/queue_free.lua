@@ -39,7 +39,7 @@ register {
     if args.counter ~= 'self' and counter and counter ~= args.counter then
       return 'alive'
     end
-    local held = base .. ':replica:' .. replica
+    local held = replica_key(base, replica)
     local some = some_fields(held)
     for i = 1, math.min(#some, FREED_AT_ONCE) do
       local generation = some[i]
@@ -48,7 +48,7 @@ register {
         park(base, ticket, now)
       elseif ticket and ticket.replica == replica then
         vacate(base, ticket)
-        promote(base, ticket.source)
+        promote(base, ticket)
         redis.call('HDEL', ticket.key, 'replica')
         redis.call('EXPIRE', ticket.key, PARKED_SECONDS)
       else
@@ -60,7 +60,7 @@ register {
       return 'more'
     end
     report_hosts(base, replica, {})
-    redis.call('HDEL', base .. ':reports', replica)
+    redis.call('HDEL', reports_key(base), replica)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'
   end,

@@ -28,7 +28,7 @@ register {
       end
       redis.call('HSET', ticket.key, 'not:' .. args.host, now + tonumber(args.excluded_ms))
       if tonumber(args.full_ms) > 0 then
-        redis.call('HSET', base .. ':host:' .. args.host, 'full', now + tonumber(args.full_ms))
+        redis.call('HSET', host_key(base, args.host), 'full', now + tonumber(args.full_ms))
       end
       enter_queue(base, ticket)
     end

@@ -16,7 +16,7 @@ register {
   keys = { 'queue' },
   arguments = { 'replica', 'from' },
   run = function(keys, args)
-    local held = keys.queue .. ':replica:' .. args.replica
+    local held = replica_key(keys.queue, args.replica)
     local scan = redis.call('HSCAN', held, args.from, 'COUNT', SCANNED_AT_ONCE)
     local reply = { scan[1] }
     for i = 1, #scan[2], 2 do

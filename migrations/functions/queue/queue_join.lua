@@ -7,7 +7,8 @@
 --             prefixes                       digests of the conversation and its beginnings, the
 --                                            longest first, or empty
 --             networks                       around the source, the smallest first
---             running_limit                  tickets of the source that may run, or 0
+--             running_limit                  tickets of the source that may run, or 0; each wider
+--                                            network may have twice those of the last one
 --             has_text                       1 where the answer has text, else 0
 --             start                          of a ticket that Redis lost, or empty
 --             waiting_limit, source_limit    tickets that may wait, in all and of one source; each
@@ -44,16 +45,17 @@ register {
     if ticket then
       -- The ticket was taken over, or its answer has text now: it keeps its position or a better
       -- one.
-      local held_host, source = ticket.host, ticket.source
+      local held_host = ticket.host
       vacate(base, ticket)
       ticket.replica = replica
       if not is_same then
+        promote(base, ticket)
         ticket.user, ticket.source = args.user, args.source
         ticket.networks, ticket.running_limit = args.networks, args.running_limit
         redis.call('HSET', ticket.key, 'user', ticket.user, 'source', ticket.source,
-          'networks', ticket.networks, 'running_limit', ticket.running_limit)
+          'networks', ticket.networks, 'running_limit', ticket.running_limit,
+          'finish_before', ticket.start)
         charge(base, ticket.user, tonumber(ticket.start))
-        promote(base, source)
       end
       if first and ticket.first ~= '1' then
         ticket.first, ticket.score = '1', score(base, 0, true)
@@ -78,26 +80,18 @@ register {
           local view = outlook(base, hosts, models, model, replica, now)
           return { 'full', promise_room(base, view, limit, now) }
         end
-        local network = crowded_network(base, args.source, args.networks,
-          tonumber(args.source_limit))
+        local network = crowded_network(base, args)
         if network then
           return { 'crowded', network_eta_ms(base, hosts, models, network, replica, now) }
         end
       end
-      local start = tonumber(args.start) or fair_start(base, hosts, args.user, model)
+      local finish = finish_of(base, args.user)
+      local start = tonumber(args.start) or fair_start(base, hosts, args, finish)
       charge(base, args.user, start)
-      ticket = {
-        key = base .. ':ticket:' .. generation, generation = generation, replica = replica,
-        user = args.user, source = args.source, networks = args.networks,
-        running_limit = args.running_limit, model = model, session = args.session,
-        prefixes = args.prefixes,
-        start = string.format('%.17g', start), first = first and '1' or '0', grants = 0,
-      }
-      ticket.score = score(base, start, first)
-      redis.call('HSET', ticket.key, 'replica', replica, 'user', ticket.user, 'source', ticket.source,
-        'networks', ticket.networks, 'running_limit', ticket.running_limit, 'model', model,
-        'session', ticket.session, 'start', ticket.start, 'first', ticket.first,
-        'score', ticket.score)
+      ticket = create_ticket(base, args, start, first, score(base, start, first))
+      if args.start == '' and args.networks ~= '' then
+        redis.call('HSET', ticket.key, 'finish_before', finish)
+      end
       if args.prefixes ~= '' then
         redis.call('HSET', ticket.key, 'prefixes', args.prefixes)
       end

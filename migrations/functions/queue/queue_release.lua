@@ -18,23 +18,19 @@ register {
     local base, now = keys.queue, now_ms()
     local ticket = read_ticket(base, args.generation)
     if not ticket or ticket.replica ~= args.replica then
-      redis.call('HDEL', base .. ':replica:' .. args.replica, args.generation)
+      redis.call('HDEL', replica_key(base, args.replica), args.generation)
       return 'gone'
     end
     if ticket.host then
-      local key = base .. ':host:' .. ticket.host
+      local key = host_key(base, ticket.host)
       local duration = now - tonumber(ticket.since)
       local mean = tonumber(redis.call('HGET', key, 'turn_ms')) or duration
       redis.call('HSET', key, 'turn_ms', mean + (duration - mean) * NEWEST)
     elseif ticket.grants == nil then
-      -- The turn never ran: the charge is returned, unless a later start was computed from it.
-      local finish = tonumber(redis.call('ZSCORE', base .. ':users', ticket.user))
-      if finish == tonumber(ticket.start) + 1 then
-        redis.call('ZADD', base .. ':users', ticket.start, ticket.user)
-      end
+      return_charge(base, ticket)
     end
     vacate(base, ticket)
-    promote(base, ticket.source)
+    promote(base, ticket)
     redis.call('DEL', ticket.key)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'

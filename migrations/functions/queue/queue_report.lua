@@ -15,7 +15,7 @@ register {
   run = function(keys, args)
     local base, now = keys.queue, now_ms()
     report_hosts(base, args.replica, cjson.decode(args.hosts))
-    redis.call('HSET', base .. ':reports', args.replica, args.digest)
+    redis.call('HSET', reports_key(base), args.replica, args.digest)
     dispatch(base, read_hosts(base, now), now)
     return 'ok'
   end,

@@ -27,22 +27,16 @@ register {
       vacate(base, ticket)
       redis.call('PERSIST', ticket.key)
     else
-      ticket = {
-        key = base .. ':ticket:' .. args.generation, generation = args.generation,
-        source = args.source, running_limit = args.running_limit,
-      }
-      redis.call('HSET', ticket.key, 'user', args.user, 'source', args.source,
-        'networks', args.networks, 'running_limit', args.running_limit, 'model', args.model,
-        'session', args.session, 'start', start, 'first', '1', 'score', '-1')
+      ticket = create_ticket(base, args, start, true, '-1')
     end
     redis.call('HSET', ticket.key, 'replica', args.replica)
     ticket.replica = args.replica
     -- Redis may have lost the user's charge, too. Without it, a new ticket would start before those
     -- that waited.
     charge(base, args.user, start)
-    local key = base .. ':host:' .. args.host
+    local key = host_key(base, args.host)
     advance_time({ key = key, time = tonumber(redis.call('HGET', key, 'time')) or 0 }, start)
-    local host = { name = args.host, held = base .. ':held:' .. args.host, used = 0 }
+    local host = { name = args.host, held = held_key(base, args.host), used = 0 }
     hold_slot(base, ticket, host, now)
     return tostring(ticket.grants)
   end,

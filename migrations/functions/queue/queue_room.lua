@@ -19,7 +19,7 @@ register {
       local view = outlook(base, read_hosts(base, now), models, args.model, args.replica, now)
       return { 'full', tostring(promise_room(base, view, limit, now)) }
     end
-    local network = crowded_network(base, args.source, args.networks, tonumber(args.source_limit))
+    local network = crowded_network(base, args)
     if network then
       local hosts = read_hosts(base, now)
       return { 'full', tostring(network_eta_ms(base, hosts, models, network, args.replica, now)) }

@@ -16,7 +16,7 @@ register {
     local base, now = keys.queue, now_ms()
     local hosts, models, views, reply = read_hosts(base, now), waiting_models(base), {}, {}
     for i, generation in ipairs(args.generations) do
-      local found = redis.call('HMGET', base .. ':ticket:' .. generation, 'replica', 'host', 'grants',
+      local found = redis.call('HMGET', ticket_key(base, generation), 'replica', 'host', 'grants',
         'start', 'model', 'score')
       if found[1] ~= args.replica then
         reply[i] = { 'gone' }

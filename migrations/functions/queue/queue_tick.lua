@@ -18,8 +18,8 @@ register {
     local hosts = read_hosts(base, now)
     dispatch(base, hosts, now)
     local reply = {
-      redis.call('HGET', base .. ':reports', args.replica) or '',
-      tostring(redis.call('HLEN', base .. ':replica:' .. args.replica)),
+      redis.call('HGET', reports_key(base), args.replica) or '',
+      tostring(redis.call('HLEN', replica_key(base, args.replica))),
       tostring(count_waiting(base, waiting_models(base))),
     }
     for _, host in ipairs(hosts) do

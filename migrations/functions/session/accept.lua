@@ -31,7 +31,8 @@
 --             absent        the session is another owner's
 --             occupied      the turn brings a conversation, and the session exists
 --             busy          the session has waiting_limit waiting turns, or is being imported
---             full          the session would hold more than bytes_limit bytes, or has MOST_MESSAGES
+--             full          the session would hold more than bytes_limit bytes, or has MOST_MESSAGES, or
+--                           as many branches as it may
 --             images        an image that the turn names is not there: it is to be put again
 --             message, role, running, siblings   why the turn does not go beside that message
 -- Called by:  Store::accept, Store::find
@@ -91,20 +92,25 @@ register {
     if args.own_conversation ~= '0' and found.owner and not found.deleted then
       return { 'occupied' }
     end
+    if args.anchor ~= '' and (not found.owner or found.deleted) then
+      return { 'absent' }
+    end
+    -- Before the anchor, whose message may be large.
+    if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
+      return { 'busy' }
+    end
     local position = true
     if args.anchor ~= '' then
-      if not found.owner or found.deleted then
-        return { 'absent' }
+      if fields[9] then
+        -- A conversation that came with its turn does not branch: its front finds it by position.
+        return { 'message' }
       end
-      -- A conversation that came with its turn does not branch: its front finds it by position.
-      local refusal = fields[9] and 'message' or anchor_refusal(keys, args.anchor, found.generation)
+      local refusal, parent = anchor_refusal(keys, args.anchor, found.generation)
       if refusal then
         return { refusal }
       end
-      position = anchor_position(keys, args.anchor)
-    end
-    if fields[8] or redis.call('LLEN', keys.waiting) >= tonumber(args.waiting_limit) then
-      return { 'busy' }
+      position = anchor_position(keys, args.anchor, parent)
+      found.anchor_parent = parent
     end
     if tonumber(fields[4] or '0') + image_bytes(keys) + bytes_of_turn(args)
       > tonumber(args.bytes_limit) or redis.call('HLEN', keys.index) >= MOST_MESSAGES then

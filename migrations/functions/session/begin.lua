@@ -30,7 +30,7 @@ register {
     end
     local anchor, position, refusal = waiting[5], nil, nil
     if anchor then
-      position, refusal = anchor_position(keys, anchor)
+      position, refusal = anchor_position(keys, anchor, tonumber(waiting[6] or nil))
       if refusal == 'elsewhere' then
         return 'elsewhere'
       elseif refusal and redis.call('HINCRBY', keys.session, 'orphaned', 1) < ORPHAN_TRIES then

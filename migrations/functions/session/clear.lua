@@ -1,5 +1,5 @@
 -- Clears the session's history and cancels its turns, or deletes the session. The log stays, of a
--- deleted session for a while; it has no text of its own.
+-- deleted session for LOG_SECONDS; it has no text of its own.
 --
 -- Keys:       those of the session
 -- Arguments:  owner
@@ -8,7 +8,8 @@
 --             tag, event            of the cleared event
 --             cancel_event          of each turn that is cancelled
 --             now
---             tombstone_seconds     how long the log of a deleted session is kept
+--             tombstone_seconds     how long a deleted session is known to be deleted, and its idempotency
+--                                   keys are kept
 --             new_epoch             random part of the session's new epoch
 --             again                 in a repeat after a failover, the epoch's time and the cancelled
 --                                   generations of the first reply; else empty
@@ -19,6 +20,9 @@
 -- Reply:      <number of messages before, or -1 where there is nothing to clear>
 --             <time of the new epoch> and each generation that was cancelled
 -- Called by:  Store::clear
+
+-- How long the log of a deleted session is kept, for readers that are late: it counts for nobody.
+local LOG_SECONDS = 300
 
 -- Returns the epoch that begins now.
 local function next_epoch(current, random)
@@ -122,15 +126,16 @@ register {
     end
     push_event(keys, args.tag, 'cleared', '-', args.event)
     local title = redis.call('HGET', keys.messages, 'title')
-    redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting, keys.answer,
-      keys.images)
+    redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
+      keys.answer, keys.images)
     redis.call('HSET', keys.session, 'bytes', redis.call('HLEN', keys.idempotency) * KEY_BYTES,
       'updated', args.now, 'epoch', epoch)
     if args.delete == '1' then
       redis.call('HSET', keys.session, 'deleted', 1)
       redis.call('HDEL', keys.session, 'model', 'pinned', 'archived')
       redis.call('EXPIRE', keys.session, args.tombstone_seconds)
-      for _, name in ipairs({ 'events', 'idempotency', 'key_order' }) do
+      redis.call('EXPIRE', keys.events, LOG_SECONDS)
+      for _, name in ipairs({ 'idempotency', 'key_order' }) do
         redis.call('EXPIRE', keys[name], args.tombstone_seconds)
       end
     else

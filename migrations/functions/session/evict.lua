@@ -30,8 +30,8 @@ register {
     if not listening.err and listening[2] > 0 then
       return 'listened'
     end
-    redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.branches, keys.index,
-      keys.waiting, keys.events, keys.answer, keys.images, keys.idempotency, keys.key_order)
+    redis.call('UNLINK', keys.session, keys.messages, keys.path, keys.branches, keys.chains,
+      keys.index, keys.waiting, keys.events, keys.answer, keys.images, keys.idempotency, keys.key_order)
     return 'removed'
   end,
 }

@@ -2,8 +2,11 @@
 --
 -- Keys:       session, images
 -- Arguments:  owner
---             digest   of the image
---             part     its number, from 0
+--             generation  and
+--             fence       of the running turn whose holder reads, which may name the anonymous caller
+--                         from before a transfer; else both are -
+--             digest      of the image
+--             part        its number, from 0
 -- Reply:      ok <number of parts> <the part>
 --             none     there is no such image, or no such part
 --             absent   the owner has no such session
@@ -13,9 +16,9 @@ register {
   version = 1,
   flags = { 'no-writes' },
   keys = { 'session', 'images' },
-  arguments = { 'owner', 'digest', 'part' },
+  arguments = { 'owner', 'generation', 'fence', 'digest', 'part' },
   run = function(keys, args)
-    if not owned_before(keys, args.owner) then
+    if not owned(keys, args.owner) and not of_writer(keys, args) then
       return { 'absent' }
     end
     local parts = parts_of(keys, args.digest)

@@ -27,7 +27,7 @@ register {
       return { 'exists' }
     end
     if not fields[3] then
-      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting,
+      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
         keys.answer, keys.images)
       redis.call('HSET', keys.session, 'owner', args.owner, 'deleted', 1, 'importing', 1,
         'epoch', fields[4] or FIRST_EPOCH, 'last_message', 0,
@@ -36,6 +36,7 @@ register {
       for _, field in ipairs({ 'events', 'tag', 'event_bytes' }) do
         redis.call('HSETNX', keys.session, field, 0)
       end
+      resume_log(keys)
     end
     local count = path_length(keys)
     -- Without the messages in between, none of these is added.

@@ -37,6 +37,8 @@ register {
     local generation, held = args.generation, tonumber(args.held)
     local kept = redis.call('LLEN', keys.events)
     local first = tip - kept + 1
+    -- The log of a deleted session is gone before the session is.
+    local dropped_tag = kept == 0 and fields[2] or fields[5]
     if tag == '-' then
       number, tag, generation, held = tip, fields[2], '-', 0
       local start = words(fields[4] or '')
@@ -57,7 +59,7 @@ register {
     if number >= first then
       stored_tag = words(line(redis.call('LINDEX', keys.events, number - first), 1))[2]
     elseif number > 0 then
-      stored_tag = fields[5]
+      stored_tag = dropped_tag
     end
     if stored_tag ~= tag then
       return { 'unknown' }

@@ -80,6 +80,7 @@ register {
       -- waits for them, or until they expire.
       return 'waiting'
     end
+    found.anchor_parent = anchor_parent(keys, args.anchor)
     admit(keys, args, found, args.epoch, false, args.event_number)
     -- A clear from after this turn is applied again to all of it, though a later turn began it.
     redis.call('HSET', keys.session, 'began', 0)

@@ -13,11 +13,15 @@ use utoipa::ToSchema;
 
 use crate::api::responses::Unavailable;
 use crate::api::state::Shared;
+use crate::config::SignInMode;
 use crate::generation::{ModelInfo, SubmitError};
 use crate::http::middleware;
 use crate::http::problem::{Problem, ProblemDetails};
+use crate::http::rate_limit::Standings;
+use crate::limits::Standing;
 use crate::readiness::NotReady;
 use crate::session::model::rfc3339;
+use crate::sign_in::SignInError;
 use crate::source::Source;
 use crate::telemetry::metric;
 use crate::web;
@@ -25,6 +29,9 @@ use crate::web;
 /// How long a health reply waits for the model hosts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const APP: &str = "jarvis";
+/// Why callers get no metrics where they have to sign in.
+const CLOSED_METRICS: &str = "The metrics are for operators: set JARVIS_METRICS_TOKEN and send it, or ask \
+    the port of JARVIS_ADMIN_LISTEN.";
 /// The names of the services in health replies, and of the replica itself.
 const REDIS: &str = "redis";
 const OLLAMA: &str = "ollama";
@@ -219,25 +226,82 @@ async fn services(shared: &Shared) -> Services {
     }
 }
 
-/// Returns the metrics of this replica in Prometheus's text format.
+/// Returns the metrics of this replica in Prometheus's text format. Without a token of their own they are
+/// open where callers need not sign in, and then cost their address a request; else they are closed.
 #[utoipa::path(
     get, path = "/metrics", tag = "service",
     responses(
         (status = 200, body = String, content_type = "text/plain"),
         (status = 401, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The service has a token for its metrics, and the request has not"),
+            description = "The request has not the token of the metrics, or there is none and callers have \
+                to sign in"),
         (status = 429, body = ProblemDetails, content_type = "application/problem+json",
-            description = "The address sent as many requests without the token as it may send requests"),
+            description = "The address sent as many requests as it may"),
         (status = 503, body = ProblemDetails, content_type = "application/problem+json",
             description = "The replica holds as many bytes of unread replies as it may"),
     ),
 )]
-pub async fn metrics(State(shared): State<Shared>, source: Source, headers: HeaderMap) -> Response {
-    if let Some(expected) = &shared.settings.metrics_token
-        && let Err(error) = expected.check(&headers)
-    {
-        return middleware::refuse(&shared.limits, &source, &error).await.into_response();
+pub async fn metrics(
+    State(shared): State<Shared>,
+    source: Source,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let standings = open_metrics(&shared, &source, &headers).await?;
+    let mut response = rendered(&shared);
+    response.extensions_mut().insert(Standings(standings));
+    Ok(response)
+}
+
+/// Returns the metrics to an operator, whom the token of the metrics alone may keep out.
+pub async fn operator_metrics(
+    State(shared): State<Shared>,
+    source: Source,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    check_metrics_token(&shared, &source, &headers).await?;
+    Ok(rendered(&shared))
+}
+
+/// Admits a request for the metrics on the port of callers, and returns what it leaves of the limits of
+/// its address.
+async fn open_metrics(
+    shared: &Shared,
+    source: &Source,
+    headers: &HeaderMap,
+) -> Result<Vec<Standing>, Problem> {
+    check_metrics_token(shared, source, headers).await?;
+    if shared.settings.metrics_token.is_some() {
+        return Ok(Vec::new());
     }
+    if shared.sign_in.mode() == SignInMode::Required {
+        // A caller that is signed in is no operator.
+        let error = SignInError::Required;
+        let problem = Box::pin(middleware::refuse(&shared.limits, source, &error)).await;
+        return Err(match problem.status {
+            StatusCode::UNAUTHORIZED => Problem { detail: CLOSED_METRICS.to_owned(), ..problem },
+            _ => problem,
+        });
+    }
+    if source.is_limited() && !shared.source_key.is_agreed() {
+        // Its digest is by a key that no other replica has.
+        return Ok(Vec::new());
+    }
+    let taken = Box::pin(shared.limits.take_request(source)).await;
+    Ok(taken.map_err(|refusal| Problem::limited(&refusal))?.standings)
+}
+
+async fn check_metrics_token(
+    shared: &Shared,
+    source: &Source,
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
+    match shared.settings.metrics_token.as_ref().map(|expected| expected.check(headers)) {
+        Some(Err(error)) => Err(middleware::refuse(&shared.limits, source, &error).await),
+        _ => Ok(()),
+    }
+}
+
+fn rendered(shared: &Shared) -> Response {
     metrics_process::Collector::default().collect();
     let is_ready = shared.readiness.not_ready().is_none();
     metrics::gauge!(metric::READY).set(f64::from(u8::from(is_ready)));

@@ -19,7 +19,7 @@ use crate::http::problem;
 pub fn router(shared: Shared, lists: AllowLists) -> Router {
     let lifecycle = shared.lifecycle.clone();
     let routes = Router::new()
-        .route("/metrics", get(health::metrics))
+        .route("/metrics", get(health::operator_metrics))
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

@@ -115,7 +115,7 @@ pub(super) async fn answer(
     let (session, key) = address(&headers, &caller.owner, &request)?;
     tracing::Span::current().record("session", session.redacted());
     if request.stream == Some(true) {
-        let socket = shared.admit(&permit.subject.source)?;
+        let socket = shared.admit_stream(&permit.subject).await?;
         let accepted = turns::submit(&shared, permit, session, &mut request, key).await?;
         drop((request, room));
         return event_stream::of_turn(shared, caller, session, accepted, last_byte, socket).await;

@@ -357,7 +357,7 @@ impl EventStream {
     }
 
     fn into_response(self) -> Response {
-        let standings = self.permit.standing().into_iter().collect();
+        let standings = self.permit.standings();
         let heartbeat = KeepAlive::new().interval(self.shared.settings.heartbeat);
         let events = stream::unfold(Box::new(self), Self::next);
         let mut response = Sse::new(events).keep_alive(heartbeat).into_response();

@@ -127,7 +127,7 @@ impl Request {
                 return Ok(([(header::CONTENT_TYPE, JSON)], line).into_response());
             }
         };
-        let socket = stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+        let socket = if stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
         let submitted = submit(&shared, &caller.owner, permit, &headers, *question).await;
         let (session, AcceptedTurn { submitted, guard }) = submitted.map_err(named)?;
         drop(room);

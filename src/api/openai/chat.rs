@@ -60,7 +60,8 @@ pub async fn complete(
 ) -> Result<Response, Problem> {
     let started = Instant::now();
     let created = Utc::now().timestamp();
-    let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+    let socket =
+        if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
     let (model, include_usage) = (request.spec.model.clone(), request.include_usage);
     let (session, accepted) = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);

@@ -36,6 +36,16 @@ impl<S: Sync> FromRequestParts<S> for Identity {
     }
 }
 
+/// The address of a client, and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether a trusted proxy has forwarded the request. Its X-Forwarded-For chose the address then, also
+    /// where no entry could be read.
+    pub is_forwarded: bool,
+}
+
 /// The networks of the proxies in front whose X-Forwarded-For is believed.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(pub Arc<[IpNet]>);
@@ -49,8 +59,8 @@ impl TrustedProxies {
     /// Returns the address of the client: the connection's, or, where that is a trusted proxy's, the
     /// nearest address in X-Forwarded-For that is no trusted proxy's. An entry that is no address
     /// ends the search.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let mut address = peer.to_canonical();
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
+        let (mut address, mut is_forwarded) = (peer.to_canonical(), false);
         let values = headers.get_all("x-forwarded-for").iter().rev();
         // Each proxy appends the address that connected to it. What stands to the left of the first
         // address that is not trusted is the client's own claim.
@@ -60,13 +70,14 @@ impl TrustedProxies {
             }
             match hop.trim() {
                 "" => {}
-                hop => match parse_hop(hop) {
-                    Some(before) => address = before,
-                    None => break,
-                },
+                hop => {
+                    is_forwarded = true;
+                    let Some(before) = parse_hop(hop) else { break };
+                    address = before;
+                }
             }
         }
-        address
+        ClientAddress { address, is_forwarded }
     }
 }
 
@@ -89,9 +100,13 @@ pub struct ClientSources {
 }
 
 impl ClientSources {
-    /// Returns the source of a request on a connection of this address.
+    /// Returns the source of a request on a connection of this address. Only a client whose own
+    /// connection comes from loopback has no limits: one that a proxy forwards cannot choose that.
     pub fn of(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
-        self.key.source(self.proxies.client(peer, headers))
+        match self.proxies.client(peer, headers) {
+            ClientAddress { address, is_forwarded: true } => self.key.forwarded(address),
+            ClientAddress { address, is_forwarded: false } => self.key.source(address),
+        }
     }
 }
 
@@ -122,7 +137,45 @@ mod tests {
             headers.append("x-forwarded-for", value.to_vec().try_into().expect("a value"));
         }
         let proxies = TrustedProxies(networks.collect());
-        proxies.client(peer.parse().expect("an address"), &headers).to_string()
+        proxies.client(peer.parse().expect("an address"), &headers).address.to_string()
+    }
+
+    #[test]
+    fn a_forwarded_loopback_address_has_limits() {
+        let sources = |trusted: &[&str], peer: &str, forwarded: &[&'static str]| {
+            let networks = trusted.iter().map(|network| network.parse().expect("a network"));
+            let proxies = TrustedProxies(networks.collect());
+            let mut headers = HeaderMap::new();
+            for value in forwarded {
+                headers.append("x-forwarded-for", (*value).try_into().expect("a value"));
+            }
+            let sources = ClientSources { proxies, key: SourceKey::default() };
+            sources.of(peer.parse().expect("an address"), &headers)
+        };
+        let trusted = &["127.0.0.0/8", "::1/128", "10.0.0.0/8"][..];
+        for (peer, forwarded) in [
+            ("10.0.0.1", &["127.0.0.1"][..]),
+            ("10.0.0.1", &["::1"]),
+            ("10.0.0.1", &["[::ffff:127.0.0.1]:80"]),
+            ("10.0.0.1", &["127.0.0.1, 10.0.0.2"]),
+            // A proxy on the same machine, whose client is there, too, or claims to be.
+            ("127.0.0.1", &["127.0.0.1"]),
+            ("::1", &["127.0.0.1", "::1"]),
+            // The client chose that nothing can be read.
+            ("127.0.0.1", &["unknown"]),
+            ("127.0.0.1", &["127.0.0.1, _x"]),
+        ] {
+            assert!(sources(trusted, peer, forwarded).is_limited(), "{peer} {forwarded:?}");
+        }
+        for (trusted, peer, forwarded) in [
+            (trusted, "127.0.0.1", &[][..]),
+            (trusted, "::1", &["", " , "]),
+            // Whatever a client on the same machine sends, its connection is from there.
+            (&[], "127.0.0.1", &["127.0.0.1"]),
+            (&[], "::ffff:127.0.0.1", &["192.0.2.1"]),
+        ] {
+            assert!(!sources(trusted, peer, forwarded).is_limited(), "{peer} {forwarded:?}");
+        }
     }
 
     #[test]

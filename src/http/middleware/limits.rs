@@ -61,7 +61,8 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     if is_public(request.uri().path()) {
-        return next.run(request).await;
+        // Open metrics take a request of their address themselves.
+        return with_headers(next.run(request).await, Vec::new());
     }
     if source.is_limited() && !layer.source_key.is_agreed() {
         // Its digest is by a key that no other replica has.

@@ -87,23 +87,28 @@ pub async fn identify(
         };
     }
     let paid = limits.take_request(source).await.map_err(|refusal| Problem::limited(&refusal))?;
-    let identified = sign_in.identify(token).await;
-    if identified.as_ref().err().is_none_or(|error| !error.is_of_caller()) {
-        limits.give_back_request(paid).await;
+    match sign_in.identify(token).await {
+        Err(error) if error.is_of_caller() => {
+            Err(Problem::not_signed_in(&error).with_standings(paid.standings))
+        }
+        identified => {
+            limits.give_back_request(paid).await;
+            identified.map_err(|error| Problem::not_signed_in(&error))
+        }
     }
-    identified.map_err(|error| Problem::not_signed_in(&error))
 }
 
 /// Returns the refusal of a sign-in that failed, after it took one request from the limit of its
 /// address: where none is left, the refusal by the limit.
 pub async fn refuse(limits: &RateLimits, source: &Source, error: &SignInError) -> Problem {
     tracing::debug!(%error, "sign-in refused");
-    if error.is_of_caller()
-        && let Err(refusal) = limits.take_request(source).await
-    {
-        return Problem::limited(&refusal);
+    if !error.is_of_caller() {
+        return Problem::not_signed_in(error);
     }
-    Problem::not_signed_in(error)
+    match limits.take_request(source).await {
+        Ok(taken) => Problem::not_signed_in(error).with_standings(taken.standings),
+        Err(refusal) => Problem::limited(&refusal),
+    }
 }
 
 impl FromRef<SignInLayer> for TrustedProxies {

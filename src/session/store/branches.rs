@@ -8,10 +8,9 @@ use crate::session::cursor::Tag;
 use crate::session::event::Control;
 use crate::session::model::{GenerationId, Owner, SessionId};
 
-/// Strands that one call selects, at most, so that no call blocks Redis for long.
-const STRANDS: usize = 8;
-/// Attempts to select a branch while others change the branches.
-const ATTEMPTS: usize = 64;
+/// Calls of one selection, at most. Nearly every one is a single call; each looks into 200 chains, or
+/// joins 50 strands.
+const CALLS: usize = 1000;
 
 /// A selection of the branch of a message, which can be applied again after a failover lost it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,16 +59,15 @@ impl Selection {
 }
 
 impl Store {
-    /// Selects the branch of a message. Returns whether another one was selected before. A repeat changes nothing; one after a failover changes nothing
-    /// either, where the session has gone on since.
+    /// Selects the branch of a message. Returns whether another one was selected before. A repeat changes
+    /// nothing; one after a failover changes nothing either, where the session has gone on since.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::MessageAbsent`], [`StoreError::TurnRuns`],
     /// [`StoreError::Redis`].
     pub async fn select(&self, selection: &mut Selection) -> Result<bool, StoreError> {
-        let mut has_moved = false;
-        for _ in 0..ATTEMPTS {
-            let heads = self.trace(selection).await?;
+        let mut from = String::new();
+        for _ in 0..CALLS {
             let call = SessionKeys::of(selection.session)
                 .call("jarvis_select_1")
                 .arg("owner", selection.owner.key())
@@ -79,7 +77,7 @@ impl Store {
                 .arg("event", json(&Control::Selected { message: selection.message }))
                 .arg("tip", selection.tip.as_str())
                 .arg("epoch", selection.epoch.as_str())
-                .rest("heads", heads.into_iter().rev().take(STRANDS).map(Into::into));
+                .arg("from", from.as_str());
             let reply: Vec<String> = self.redis.call_replicated(call).await?;
             match reply.first().map(String::as_str) {
                 Some("ok") => {
@@ -87,11 +85,11 @@ impl Store {
                         selection.tip = field(&reply, 1)?;
                         selection.epoch = field(&reply, 2)?;
                     }
-                    return Ok(has_moved || field::<u8>(&reply, 3)? == 1);
+                    return Ok(field::<u8>(&reply, 3)? == 1);
                 }
-                // Another event is written for the next step.
-                Some("moved") => {
-                    has_moved = true;
+                Some("more") => {
+                    from = field(&reply, 1)?;
+                    // Another event is written where a later step writes one, too.
                     selection.tag = Tag::random();
                 }
                 Some("busy") => {
@@ -105,34 +103,5 @@ impl Store {
             }
         }
         Err(unexpected("branches"))
-    }
-
-    /// Returns the first messages of the strands that lead to a message, those farthest from the
-    /// selected path first.
-    async fn trace(&self, selection: &Selection) -> Result<Vec<String>, StoreError> {
-        let names = ["session", "messages", "path", "branches", "index", "open"];
-        let (mut heads, mut number) = (Vec::new(), String::new());
-        loop {
-            let call = SessionKeys::of(selection.session)
-                .call_with("jarvis_trace_1", &names)
-                .arg("owner", selection.owner.key())
-                .arg("generation", selection.generation())
-                .text("id", selection.message)
-                .arg("number", number.as_str());
-            let mut reply: Vec<String> = self.redis.call_readonly(call).await?;
-            match reply.first().map(String::as_str) {
-                Some("ok") => {
-                    heads.extend(reply.drain(1..));
-                    return Ok(heads);
-                }
-                Some("more") => {
-                    number = field(&reply, 1)?;
-                    heads.extend(reply.drain(2..));
-                }
-                Some("none") => return Err(StoreError::MessageAbsent),
-                Some("absent") => return Err(StoreError::Absent),
-                _ => return Err(unexpected("trace")),
-            }
-        }
     }
 }

@@ -22,6 +22,10 @@ pub struct OwnConversation {
     has_images: bool,
 }
 
+/// Bytes of a stored message besides its text and what belongs to tools, about: the rest of its header, and
+/// what Redis takes for it (`MESSAGE_BYTES` in `messages.lua`).
+const STORED_MESSAGE_BYTES: usize = 280;
+
 /// The error for a conversation with more messages or bytes than a turn may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -77,6 +81,11 @@ impl OwnConversation {
     /// Returns the bytes of all messages together.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Returns the bytes that the messages take as they are stored, about.
+    pub(super) fn stored_bytes(&self) -> usize {
+        self.bytes + self.messages.len() * STORED_MESSAGE_BYTES
     }
 
     /// Returns the bytes of memory that all messages take together, without images, about.

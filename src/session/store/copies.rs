@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::turns::{Accepted, Claimed, Fence, IdempotencyKey, Turn};
 use super::{OwnConversation, Store, StoreError};
-use crate::redis::{Listener, RedisError, Subscriptions};
+use crate::redis::{Listener, RedisError, Subscriptions, keys};
 use crate::session::cursor::Tag;
 use crate::session::model::{Continuation, GenerationId, Owner, Runner, SessionId, TurnSpec};
 use crate::telemetry::traces::TraceContext;
@@ -92,12 +92,6 @@ impl TurnCopy {
     }
 }
 
-/// Returns the channel on which a replica receives the copies that it keeps for others. Each has a
-/// hash slot of its own, so that the copies of all replicas are spread over the nodes.
-fn channel(replica: &str) -> String {
-    format!("jarvis:{{copies:{replica}}}")
-}
-
 impl Store {
     /// Returns whether Redis replicas hold the turns, ends, cancels and clears that Redis
     /// acknowledged in the last ten seconds, as far as that was asked for.
@@ -110,7 +104,7 @@ impl Store {
     /// # Errors
     /// [`RedisError`].
     pub async fn send_copy(&self, to: &str, payload: String) -> Result<bool, RedisError> {
-        Ok(self.redis.publish(&channel(to), payload).await? > 0)
+        Ok(self.redis.publish(&keys::copies(to), payload).await? > 0)
     }
 
     /// Receives the copies that this replica is to keep, until the result is dropped.
@@ -123,7 +117,7 @@ impl Store {
     ) -> Result<Subscriptions, RedisError> {
         let subscriptions = Subscriptions::start_with(&self.redis, listener, 1, MESSAGES)?;
         // A subscription that fails is tried again.
-        let _ = subscriptions.subscribe(&channel(&self.replica)).await;
+        let _ = subscriptions.subscribe(&keys::copies(&self.replica)).await;
         Ok(subscriptions)
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fred::prelude::Value;
 
-use super::{SessionKeys, Store, StoreError, unexpected};
+use super::{SessionKeys, Store, StoreError, Turn, unexpected};
 use crate::redis::Call;
 use crate::session::image::{Image, ImageRef, REQUEST_IMAGE_BYTES};
 use crate::session::model::{Message, Owner, SessionId};
@@ -81,7 +81,7 @@ impl Store {
         Ok(self.redis.call(call).await?)
     }
 
-    /// Returns the bytes of an image; none where the session does not have them.
+    /// Returns the bytes of an image; none where the owner's session does not have them.
     ///
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Redis`].
@@ -91,11 +91,39 @@ impl Store {
         session: SessionId,
         image: &ImageRef,
     ) -> Result<Option<Bytes>, StoreError> {
+        let of_nobody = || {
+            image_call("jarvis_image_1", owner, session).arg("generation", "-").arg("fence", "-")
+        };
+        self.read_image(of_nobody, image).await
+    }
+
+    /// Returns the bytes of an image for the holder of a running turn, also where its session has become
+    /// a user's since the turn was accepted; none where the session does not have them.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], [`StoreError::Redis`].
+    pub async fn image_of_turn(
+        &self,
+        turn: &Turn,
+        image: &ImageRef,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let of_holder = || {
+            image_call("jarvis_image_1", &turn.owner, turn.session)
+                .text("generation", turn.generation)
+                .text("fence", turn.fence.0)
+        };
+        self.read_image(of_holder, image).await
+    }
+
+    /// Reads the parts of an image by calls that name who reads.
+    async fn read_image(
+        &self,
+        call: impl Fn() -> Call,
+        image: &ImageRef,
+    ) -> Result<Option<Bytes>, StoreError> {
         let mut bytes = Vec::new();
         for part in 0.. {
-            let call = image_call("jarvis_image_1", owner, session)
-                .arg("digest", image.digest.as_str())
-                .text("part", part);
+            let call = call().arg("digest", image.digest.as_str()).text("part", part);
             let mut reply: Vec<Bytes> = self.redis.call_readonly(call).await?;
             match (reply.first().map(|first| &first[..]), reply.len()) {
                 (Some(b"ok"), 3) => {}

@@ -1,20 +1,20 @@
 //! The keys of sessions, and the buckets and hash slots in which they lie.
 
 use crate::redis::Call;
+pub use crate::redis::keys::BUCKETS;
+use crate::redis::keys::in_bucket;
 use crate::session::model::SessionId;
-
-/// The number of buckets, each with an index of its open turns.
-pub const BUCKETS: u16 = 256;
 
 /// How long the counters of a deleted session are kept, so that its cursors are not used again.
 pub(super) const TOMBSTONE_SECONDS: u64 = 60 * 60;
 
 /// The keys of a session, by the names that its functions declare.
-const SESSION_KEYS: [&str; 13] = [
+const SESSION_KEYS: [&str; 14] = [
     "session",
     "messages",
     "path",
     "branches",
+    "chains",
     "index",
     "waiting",
     "events",
@@ -34,12 +34,12 @@ pub fn bucket(session: SessionId) -> u16 {
 
 /// Returns the key of a bucket's open turns.
 pub fn open_turns(bucket: u16) -> String {
-    format!("jarvis:{{b{bucket}}}:open")
+    in_bucket(bucket, "open")
 }
 
 /// Returns the name of a session's hash and of its channel.
 pub fn channel(session: SessionId) -> String {
-    format!("jarvis:{{b{}}}:s:{session}", bucket(session))
+    in_bucket(bucket(session), &format!("s:{session}"))
 }
 
 /// Returns the session of a channel.
@@ -80,13 +80,13 @@ impl SessionKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::keys::hash_slot;
 
     #[test]
     fn all_keys_of_a_session_lie_in_one_slot() {
         let keys = SessionKeys::of(SessionId::random());
-        let slot = |key: &str| fred::util::redis_keyslot(key.as_bytes());
-        let slots = SESSION_KEYS.map(|name| slot(&keys.key(name)));
-        assert_eq!(slots, [slot(&keys.channel); 13]);
+        let slots = SESSION_KEYS.map(|name| hash_slot(&keys.key(name)));
+        assert_eq!(slots, [hash_slot(&keys.channel); 14]);
     }
 
     #[test]

@@ -33,7 +33,10 @@ pub use keys::{BUCKETS, bucket, channel, open_turns};
 pub use read::{ReadFrom, ReadOutcome};
 pub use takeover::{Claim, OpenTurn};
 pub use transfer::Transfer;
-pub use turns::{Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, Restored, Turn};
+pub use turns::{
+    Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, REQUEST_BYTES, Restored,
+    StoredSize, Turn,
+};
 
 use super::branch::Anchor;
 use super::event::Control;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::keys::{bucket, open_turns};
+use super::keys::open_turns;
 use super::turns::{Accepted, Claimed, Fence, StoredTurn, Turn};
 use super::{OwnConversation, SessionKeys, Store, StoreError, claimed_event, field, unexpected};
 use crate::redis::Call;
@@ -23,6 +23,15 @@ pub struct OpenTurn {
     pub fence: Fence,
 }
 
+impl OpenTurn {
+    /// Reads who holds a turn, as the index has it.
+    fn of_stored(session: SessionId, generation: GenerationId, holder: &str) -> Option<Self> {
+        let (replica, fence) = holder.split_once(' ')?;
+        let fence = Fence(fence.parse().ok()?);
+        Some(Self { session, generation, replica: replica.to_owned(), fence })
+    }
+}
+
 /// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
@@ -35,26 +44,32 @@ pub enum Claim {
 }
 
 impl Store {
-    /// Returns the open turns of one bucket, a number below [`BUCKETS`].
+    /// Returns the open turns of one bucket, a number below [`super::BUCKETS`]. They are read in parts: any
+    /// number of sessions may be in one bucket. A turn that begins or ends meanwhile may be missing.
     ///
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn open_turns(&self, bucket: u16) -> Result<Vec<OpenTurn>, StoreError> {
-        let call = Call::new("jarvis_open_turns_1").key("open", open_turns(bucket));
-        let open: HashMap<String, String> = self.redis.call_readonly(call).await?;
-        open.iter()
-            .map(|(turn, holder)| {
-                let (session, generation) = turn.split_once(' ')?;
-                let (replica, fence) = holder.split_once(' ')?;
-                Some(OpenTurn {
-                    session: session.parse().ok()?,
-                    generation: generation.parse().ok()?,
-                    replica: replica.to_owned(),
-                    fence: Fence(fence.parse().ok()?),
-                })
-            })
-            .map(|turn| turn.ok_or_else(|| unexpected("open turn")))
-            .collect()
+        let mut open = HashMap::new();
+        let mut from = "0".to_owned();
+        loop {
+            let call = Call::new("jarvis_open_turns_1").key("open", open_turns(bucket));
+            let call = call.arg("from", from.as_str());
+            let mut reply = self.redis.call_readonly::<Vec<String>>(call).await?.into_iter();
+            from = reply.next().ok_or_else(|| unexpected("open turns"))?;
+            // A scan may return an entry twice.
+            while let (Some(turn), Some(holder)) = (reply.next(), reply.next()) {
+                open.insert(turn, holder);
+            }
+            if from == "0" {
+                break;
+            }
+        }
+        let read = |(turn, holder): (&String, &String)| {
+            let (session, generation) = turn.split_once(' ')?;
+            OpenTurn::of_stored(session.parse().ok()?, generation.parse().ok()?, holder)
+        };
+        open.iter().map(|entry| read(entry).ok_or_else(|| unexpected("open turn"))).collect()
     }
 
     /// Returns an unfinished turn as the index of its bucket has it; none where it has ended or a
@@ -63,8 +78,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Redis`].
     pub async fn open_turn(&self, turn: &Turn) -> Result<Option<OpenTurn>, StoreError> {
-        let open = self.open_turns(bucket(turn.session)).await?;
-        Ok(open.into_iter().find(|open| open.generation == turn.generation))
+        let keys = SessionKeys::of(turn.session);
+        let call = keys.call_with("jarvis_open_turn_1", &["session", "open"]);
+        let call = call.text("generation", turn.generation);
+        let holder: String = self.redis.call_readonly(call).await?;
+        if holder.is_empty() {
+            return Ok(None);
+        }
+        let open = OpenTurn::of_stored(turn.session, turn.generation, &holder);
+        open.map(Some).ok_or_else(|| unexpected("open turn"))
     }
 
     /// Claims a turn from the replica that holds it, if the fence is still the same.

@@ -19,12 +19,19 @@ use crate::session::event::{Control, Hint, Queued};
 use crate::session::model::{
     Continuation, GenerationId, Message, Owner, Role, Runner, SessionId, TurnSpec, rfc3339,
 };
-use crate::session::stored_message;
+use crate::session::stored_message::{self, json_size};
 use crate::telemetry::traces::{self, TraceContext};
 
 /// How long an idempotency key is remembered.
 const KEY_SECONDS: u64 = 24 * 60 * 60;
 const TITLE_CHARACTERS: usize = 80;
+/// Bytes of the request of a turn and of its question's header, at most, as they are stored: so that no
+/// call that reads or writes them takes Redis long.
+pub const REQUEST_BYTES: u64 = 512 << 10;
+/// Bytes of a stored turn and header besides what their sizes are taken of, about.
+const REST_BYTES: usize = 400;
+/// Bytes of the name of an image in a header, about.
+const IMAGE_NAME_BYTES: usize = 90;
 
 /// The key by which a repeated request is recognised.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,15 +63,24 @@ impl NewTurn {
         Self { spec, content, conversation: None, attached: Attached::default(), key: None }
     }
 
-    /// Returns the bytes that the turn brings, about as many as it stores.
-    pub fn bytes(&self) -> u64 {
-        let Self { spec, content, conversation, attached, .. } = self;
-        let request = attached.question.as_ref().and_then(|question| question.request.as_ref());
-        let texts = content.len()
-            + spec.bytes()
-            + conversation.as_ref().map_or(0, OwnConversation::bytes)
-            + request.map_or(0, String::len);
-        texts as u64 + attached.images.iter().map(|image| image.reference.bytes).sum::<u64>()
+    /// Returns the bytes that the turn takes as it is stored. A text in JSON takes up to six times its
+    /// length.
+    pub fn stored_size(&self) -> StoredSize {
+        let Self { spec, content, conversation, attached, key } = self;
+        let turn = StoredTurn {
+            spec,
+            own_conversation: conversation.is_some(),
+            idempotency: key.clone(),
+            trace: None,
+        };
+        let header = attached.question.as_ref().map_or(0, |question| {
+            let Message { request, tool_call_id, tool_name, images, .. } = &**question;
+            json_size(&(request, tool_call_id, tool_name)) + images.len() * IMAGE_NAME_BYTES
+        });
+        let request = (json_size(&turn) + header + REST_BYTES) as u64;
+        let texts = content.len() + conversation.as_ref().map_or(0, OwnConversation::stored_bytes);
+        let images = attached.images.iter().map(|image| image.reference.bytes).sum::<u64>();
+        StoredSize { request, whole: request + texts as u64 + images }
     }
 
     /// Returns the bytes of memory that the turn takes from its acceptance to its end, without images,
@@ -78,6 +94,15 @@ impl NewTurn {
             + conversation.as_ref().map_or(0, OwnConversation::memory)
             + 3 * request.map_or(0, String::len)
     }
+}
+
+/// What a turn takes as it is stored, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredSize {
+    /// Bytes of its request without the text, and of the header of its question.
+    pub request: u64,
+    /// Bytes of everything that it brings.
+    pub whole: u64,
 }
 
 /// The right to write one answer. Redis compares it for equality, never for order.

@@ -3,13 +3,16 @@
 //! The library sends batches from a thread of its own, on which no client of tokio can run. So the
 //! client runs on the runtime of the process, and the thread waits for its answer.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::KeyValue;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{
     Compression, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
@@ -81,12 +84,33 @@ fn over_http(collector: &Collector) -> anyhow::Result<OtlpExporter> {
         .with_http()
         .with_http_client(client)
         .with_endpoint(url.as_str())
+        .with_headers(headers(collector))
         .with_timeout(collector.timeout);
     Ok(match compression(collector) {
         Some(gzip) => exporter.with_compression(gzip),
         None => exporter,
     }
     .build()?)
+}
+
+/// Returns the headers that come from a file. The exporter decodes their values.
+fn headers(collector: &Collector) -> HashMap<String, String> {
+    let encoded = |text: &str| urlencoding::encode(text).into_owned();
+    let headers = collector.headers.iter();
+    headers.map(|(name, value)| (name.clone(), encoded(value.expose()))).collect()
+}
+
+/// Returns the same for gRPC. What HTTP does not allow was refused with the settings.
+fn metadata(collector: &Collector) -> MetadataMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &collector.headers {
+        let pair = (HeaderName::try_from(name), HeaderValue::try_from(value.expose()));
+        if let (Ok(name), Ok(mut value)) = pair {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+    MetadataMap::from_headers(headers)
 }
 
 /// Returns how batches are compressed; none where they are not.
@@ -98,6 +122,7 @@ fn over_grpc(collector: &Collector) -> anyhow::Result<OtlpExporter> {
     let exporter = OtlpExporter::builder()
         .with_tonic()
         .with_endpoint(collector.url.as_str())
+        .with_metadata(metadata(collector))
         .with_timeout(collector.timeout);
     let exporter = match collector.url.scheme() {
         "https" => exporter.with_tls_config(ClientTlsConfig::new().with_native_roots()),

@@ -90,6 +90,7 @@ fn quoted(text: &str, start: &str, end: char, prefix: &str) -> BTreeSet<String> 
 pub fn check(resources: &Resources, known: &Known) -> Vec<String> {
     let mut wrong = Vec::new();
     selectors(resources, &mut wrong);
+    balancers(resources, &mut wrong);
     variables(resources, known, &mut wrong);
     scaling(resources, &mut wrong);
     paths(resources, known, &mut wrong);
@@ -147,6 +148,19 @@ fn selectors(resources: &Resources, wrong: &mut Vec<String>) {
         };
         if resources.of("Service").filter(is_scraped).count() != 1 {
             wrong.push(format!("the monitor {} finds no service with its port", name(monitor)));
+        }
+    }
+}
+
+/// Checks that what is published keeps the addresses of its clients, to which limits belong: with the
+/// default policy a node may put its own in their place.
+fn balancers(resources: &Resources, wrong: &mut Vec<String>) {
+    for service in resources.of("Service").filter(|it| *at(it, "/spec/type") == "LoadBalancer") {
+        if *at(service, "/spec/externalTrafficPolicy") != "Local" {
+            wrong.push(format!(
+                "the service {} hides its clients' addresses: set externalTrafficPolicy to Local",
+                name(service)
+            ));
         }
     }
 }
@@ -377,4 +391,29 @@ pub fn compose(documents: &[Value], known: &Known) -> Vec<String> {
         wrong.push("compose: jarvis has less than its drain to end".into());
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_load_balancer_that_hides_its_clients_addresses_is_named() {
+        let wrong = |spec: Value| {
+            let service = json!({"kind": "Service", "metadata": {"name": "nginx"}, "spec": spec});
+            let mut wrong = Vec::new();
+            balancers(&Resources::new(vec![service]), &mut wrong);
+            wrong
+        };
+        let hidden = wrong(json!({"type": "LoadBalancer"}));
+        assert!(hidden.len() == 1 && hidden[0].contains("nginx"), "{hidden:?}");
+        assert_eq!(
+            wrong(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"})).len(),
+            1
+        );
+        let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+        assert!(wrong(local).is_empty() && wrong(json!({"clusterIP": "None"})).is_empty());
+    }
 }

@@ -10,31 +10,6 @@
 -- It is also the list of a user's sessions. A session is listed before it is created or becomes the
 -- user's, so that none is missing where a replica is killed in between; an entry without a session
 -- goes when it is read. The sessions themselves are the truth.
---
--- Every key begins with the budget's name (keys.budget, `base` in what follows), and so lies in its
--- slot. Times are Redis's, in seconds.
---   :sessions        hash: session → <bytes> <payer>; 0 bytes for a user's session that was never
---                    recorded, and for an anonymous one that a replica is about to remove
---   :expiry          sorted set: sessions that expire, by when; one with 0 bytes, by when another
---                    replica looks for it
---   :payer:<payer>   sorted set: the payer's sessions by when they were recorded last, in seconds with
---                    six decimals. An anonymous session in the future was in use when it
---                    should go
---   :anonymous       sorted set: the widest networks of anonymous callers by bytes
---   :within:<network>  sorted set: the networks within a /48 or a /56 by bytes
---   :users           sorted set: users by bytes
---   :total           string: the bytes of all anonymous sessions
---   :leaving         hash: session → the bytes of an anonymous session that a replica is about to
---                    remove. They count in :total, and for no network
---   :leaving_bytes   string: the sum of those
---   :reserved        hash: '<session> <purpose> <payer>' → '<bytes> <token>': bytes that an import or
---                    a claim is about to store, which count for the payer until they are recorded or
---                    the reservation ends. The token is that of the call which reserved last.
---   :reservations    sorted set: the fields of :reserved, by when each ends
---   :deleting:<deletion>  sorted set: the sessions that are left of a deletion of all sessions of a
---                    user; it was the user's list when the deletion began
---   :deletions       sorted set: deletions that have not ended, by when another replica resumes them
---   :deletion_owners hash: deletion → <when it began, in microseconds> <payer>
 
 -- Sessions that one call removes or names, at most, and those that it looks at for that.
 local SESSIONS_AT_ONCE = 20
@@ -54,6 +29,7 @@ local IN_USE_SECONDS = { listened = 86400, turn = 172800 }
 -- For how long one with an open turn is not named again. A turn that ends is recorded at once.
 local NOT_AGAIN_SECONDS = 5
 
+-- Returns the time of Redis in seconds.
 local function now_seconds()
   local time = redis.call('TIME')
   return time[1] + time[2] / 1000000
@@ -64,21 +40,30 @@ local function score_of(seconds)
   return string.format('%.6f', seconds)
 end
 
+-- Returns whether a payer is the network of callers that are not signed in.
 local function is_anonymous(payer)
   return string.sub(payer, 1, 2) == 'a:'
+end
+
+-- Returns a payer and the networks around it, the widest first.
+local function networks_of(payer)
+  local networks = {}
+  if is_anonymous(payer) then
+    for stop in string.gmatch(payer, '()%.') do
+      networks[#networks + 1] = string.sub(payer, 1, stop - 1)
+    end
+  end
+  networks[#networks + 1] = payer
+  return networks
 end
 
 -- Returns the sorted sets in which the bytes of a payer count, and the member of each: those of the
 -- networks around it, the widest first, and its own.
 local function counts_of(base, payer)
-  if not is_anonymous(payer) then
-    return { { base .. ':users', payer } }
-  end
-  local counts, set = {}, base .. ':anonymous'
-  for stop in string.gmatch(payer .. '.', '()%.') do
-    local network = string.sub(payer, 1, stop - 1)
-    counts[#counts + 1] = { set, network }
-    set = base .. ':within:' .. network
+  local counts, set = {}, is_anonymous(payer) and anonymous_key(base) or users_key(base)
+  for i, network in ipairs(networks_of(payer)) do
+    counts[i] = { set, network }
+    set = within_key(base, network)
   end
   return counts
 end
@@ -99,27 +84,53 @@ local function add_bytes(base, payer, bytes)
     end
   end
   if is_anonymous(payer) then
-    redis.call('INCRBY', base .. ':total', bytes)
+    redis.call('INCRBY', total_key(base), bytes)
   end
+end
+
+-- Returns the number and the text of an entry '<number> <text>' of a hash, or nil.
+local function read_entry(hash, field)
+  local number, text = string.match(redis.call('HGET', hash, field) or '', '^(%d+) (.*)$')
+  return tonumber(number), text
 end
 
 -- Returns the bytes of a recorded session and its payer, or nil.
 local function recorded(base, session)
-  local entry = redis.call('HGET', base .. ':sessions', session)
-  if entry then
-    local bytes, payer = string.match(entry, '^(%d+) (.*)$')
-    return tonumber(bytes), payer
+  return read_entry(sessions_key(base), session)
+end
+
+-- Changes the numbers of sessions in the networks around a payer.
+local function count_sessions(base, payer, change)
+  local networks, counts = networks_of(payer), session_counts_key(base)
+  for i = 1, #networks - 1 do
+    if redis.call('HINCRBY', counts, networks[i], change) <= 0 then
+      redis.call('HDEL', counts, networks[i])
+    end
+  end
+end
+
+-- Adds a session to those of a payer, or notes another time for it.
+local function add_session(base, payer, session, time)
+  if redis.call('ZADD', payer_key(base, payer), score_of(time), session) == 1 then
+    count_sessions(base, payer, 1)
+  end
+end
+
+-- Removes a session from those of a payer.
+local function remove_session(base, payer, session)
+  if redis.call('ZREM', payer_key(base, payer), session) == 1 then
+    count_sessions(base, payer, -1)
   end
 end
 
 -- Counts the bytes no more of a session that a replica was about to remove: it is removed, or recorded
 -- again.
 local function settle(base, session)
-  local bytes = redis.call('HGET', base .. ':leaving', session)
+  local bytes = redis.call('HGET', leaving_key(base), session)
   if bytes then
-    redis.call('HDEL', base .. ':leaving', session)
-    redis.call('INCRBY', base .. ':total', -bytes)
-    redis.call('INCRBY', base .. ':leaving_bytes', -bytes)
+    redis.call('HDEL', leaving_key(base), session)
+    redis.call('INCRBY', total_key(base), -bytes)
+    redis.call('INCRBY', leaving_bytes_key(base), -bytes)
   end
 end
 
@@ -127,10 +138,10 @@ end
 local function forget(base, session)
   settle(base, session)
   local bytes, payer = recorded(base, session)
-  redis.call('ZREM', base .. ':expiry', session)
+  redis.call('ZREM', expiry_key(base), session)
   if bytes then
-    redis.call('HDEL', base .. ':sessions', session)
-    redis.call('ZREM', base .. ':payer:' .. payer, session)
+    redis.call('HDEL', sessions_key(base), session)
+    remove_session(base, payer, session)
     add_bytes(base, payer, -bytes)
   end
 end
@@ -139,21 +150,21 @@ end
 -- names it, too. One that is in use is recorded again.
 local function set_aside(base, session, now)
   local bytes, payer = recorded(base, session)
-  redis.call('HSET', base .. ':sessions', session, '0 ' .. payer)
-  redis.call('ZREM', base .. ':payer:' .. payer, session)
-  redis.call('ZADD', base .. ':expiry', score_of(now + REMOVE_AGAIN_SECONDS), session)
+  redis.call('HSET', sessions_key(base), session, '0 ' .. payer)
+  remove_session(base, payer, session)
+  redis.call('ZADD', expiry_key(base), score_of(now + REMOVE_AGAIN_SECONDS), session)
   add_bytes(base, payer, -bytes)
-  redis.call('HSET', base .. ':leaving', session, bytes)
-  redis.call('INCRBY', base .. ':total', bytes)
-  redis.call('INCRBY', base .. ':leaving_bytes', bytes)
+  redis.call('HSET', leaving_key(base), session, bytes)
+  redis.call('INCRBY', total_key(base), bytes)
+  redis.call('INCRBY', leaving_bytes_key(base), bytes)
 end
 
 -- Lists a session for a user.
 local function list(base, payer, session, now)
-  redis.call('ZADD', base .. ':payer:' .. payer, score_of(now), session)
+  add_session(base, payer, session, now)
   if not recorded(base, session) then
-    redis.call('HSET', base .. ':sessions', session, '0 ' .. payer)
-    redis.call('ZADD', base .. ':expiry', score_of(now + LISTED_SECONDS), session)
+    redis.call('HSET', sessions_key(base), session, '0 ' .. payer)
+    redis.call('ZADD', expiry_key(base), score_of(now + LISTED_SECONDS), session)
   end
 end
 
@@ -161,25 +172,22 @@ end
 -- same purpose, and of no other.
 local PURPOSES = { 'import', 'claim' }
 
+-- Returns the name of a reservation, which the hash and the sorted set of them have in common.
 local function reservation_of(session, purpose, payer)
   return session .. ' ' .. purpose .. ' ' .. payer
 end
 
 -- Returns the bytes of a reservation, and the token of the call that reserved last.
 local function reserved(base, reservation)
-  local entry = redis.call('HGET', base .. ':reserved', reservation)
-  if entry then
-    local bytes, token = string.match(entry, '^(%d+) (%S+)$')
-    return tonumber(bytes), token
-  end
-  return 0, nil
+  local bytes, token = read_entry(reserved_key(base), reservation)
+  return bytes or 0, token
 end
 
 -- Ends a reservation, if there is one.
 local function release(base, reservation)
   local bytes = reserved(base, reservation)
-  if redis.call('ZREM', base .. ':reservations', reservation) == 1 then
-    redis.call('HDEL', base .. ':reserved', reservation)
+  if redis.call('ZREM', reservations_key(base), reservation) == 1 then
+    redis.call('HDEL', reserved_key(base), reservation)
     add_bytes(base, string.match(reservation, '^%S+ %S+ (.*)$'), -bytes)
   end
 end
@@ -197,8 +205,8 @@ local function reserve(base, reservation, bytes, token, ends)
   local payer = string.match(reservation, '^%S+ %S+ (.*)$')
   bytes = math.max(bytes, (reserved(base, reservation)))
   release(base, reservation)
-  redis.call('HSET', base .. ':reserved', reservation, string.format('%.0f %s', bytes, token))
-  redis.call('ZADD', base .. ':reservations', score_of(ends), reservation)
+  redis.call('HSET', reserved_key(base), reservation, string.format('%.0f %s', bytes, token))
+  redis.call('ZADD', reservations_key(base), score_of(ends), reservation)
   add_bytes(base, payer, bytes)
 end
 
@@ -207,7 +215,7 @@ end
 -- long ago and never recorded: they may exist, which the caller looks for. Returns also anonymous
 -- sessions that a replica named to remove did not remove.
 local function forget_expired(base, now)
-  local expired = redis.call('ZRANGEBYSCORE', base .. ':expiry', '-inf', score_of(now), 'LIMIT', 0,
+  local expired = redis.call('ZRANGEBYSCORE', expiry_key(base), '-inf', score_of(now), 'LIMIT', 0,
     SESSIONS_AT_ONCE)
   local unrecorded, left = {}, {}
   for _, session in ipairs(expired) do
@@ -217,13 +225,13 @@ local function forget_expired(base, now)
       if is_anonymous(payer) then
         found, seconds = left, REMOVE_AGAIN_SECONDS
       end
-      redis.call('ZADD', base .. ':expiry', score_of(now + seconds), session)
+      redis.call('ZADD', expiry_key(base), score_of(now + seconds), session)
       found[#found + 1] = session
     else
       forget(base, session)
     end
   end
-  local ended = redis.call('ZRANGEBYSCORE', base .. ':reservations', '-inf', score_of(now), 'LIMIT',
+  local ended = redis.call('ZRANGEBYSCORE', reservations_key(base), '-inf', score_of(now), 'LIMIT',
     0, SESSIONS_AT_ONCE)
   for _, reservation in ipairs(ended) do
     release(base, reservation)
@@ -233,7 +241,7 @@ end
 
 -- Returns when a deletion began and its payer, or nil where it has ended.
 local function deletion_owner(base, deletion)
-  local entry = redis.call('HGET', base .. ':deletion_owners', deletion)
+  local entry = redis.call('HGET', deletion_owners_key(base), deletion)
   if entry then
     return string.match(entry, '^(%d+) (.*)$')
   end
@@ -249,7 +257,7 @@ local REFUSE_SHARE = 0.9
 
 -- Returns the bytes that all anonymous sessions take beyond this share of the limit.
 local function bytes_over(base, limit, share)
-  return tonumber(redis.call('GET', base .. ':total') or '0') - share * tonumber(limit)
+  return tonumber(redis.call('GET', total_key(base)) or '0') - share * tonumber(limit)
 end
 
 -- Whether an anonymous payer may store nothing more, because all of them take too much. First that
@@ -262,7 +270,7 @@ local function is_total_used(base, limit, payer)
   if bytes_over(base, limit, LARGEST_SHARE) < 0 then
     return false
   end
-  local largest = redis.call('ZRANGE', base .. ':anonymous', 0, 0, 'REV', 'WITHSCORES')
+  local largest = redis.call('ZRANGE', anonymous_key(base), 0, 0, 'REV', 'WITHSCORES')
   local bytes = counted(counts_of(base, payer)[1])
   return bytes > 0 and bytes >= tonumber(largest[2] or '0') / 2
 end
@@ -288,7 +296,7 @@ local function way_to_largest(base, networks)
       end
     end
     way[#way + 1] = largest
-    largest.within = largest.within or largest_networks(base .. ':within:' .. largest.payer)
+    largest.within = largest.within or largest_networks(within_key(base, largest.payer))
     networks = largest.within
   end
   return way
@@ -308,8 +316,8 @@ local function sessions_to_remove(base, limit, in_use, now, left)
     return remove, although_listened
   end
   local over = bytes_over(base, limit, REMOVE_SHARE)
-    - tonumber(redis.call('GET', base .. ':leaving_bytes') or '0')
-  local networks = over > 0 and largest_networks(base .. ':anonymous') or {}
+    - tonumber(redis.call('GET', leaving_bytes_key(base)) or '0')
+  local networks = over > 0 and largest_networks(anonymous_key(base)) or {}
   local looked = 0
   while over > 0 and #remove + #although_listened < SESSIONS_AT_ONCE and looked < LOOKED_AT_ONCE do
     looked = looked + 1
@@ -318,7 +326,7 @@ local function sessions_to_remove(base, limit, in_use, now, left)
     if not largest or way[1].bytes <= 0 then
       break
     end
-    largest.sessions = largest.sessions or redis.call('ZRANGE', base .. ':payer:' .. largest.payer, 0,
+    largest.sessions = largest.sessions or redis.call('ZRANGE', payer_key(base, largest.payer), 0,
       SESSIONS_AT_ONCE, 'WITHSCORES')
     local session, used = largest.sessions[largest.next], largest.sessions[largest.next + 1]
     local bytes, depth = session and recorded(base, session), #way

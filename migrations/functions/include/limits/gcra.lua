@@ -3,11 +3,17 @@
 --
 -- Every key begins with the caller's name (keys.caller, `base` in what follows), and so lies in its
 -- slot. Times are microseconds on Redis's own clock, and integers, so that nothing is rounded.
---   :<limit>        string: when all of the limit is back; it expires then
---   :sockets        sorted set: the caller's open sockets, each <replica> <number>, by when its hold
---                   ends
---   :once:<name>    string: what was taken under this name is not taken again
 
+-- A string: when all of the limit is back; it expires then.
+local limit_key = key_of_each(':')
+
+-- A sorted set: the caller's open sockets, each <replica> <number>, by when its hold ends.
+local sockets_key = single_key(':sockets')
+
+-- A string: what was taken under this name is not taken again.
+local once_key = key_of_each(':once:')
+
+-- Returns the time of Redis in microseconds.
 local function now_us()
   local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]
@@ -20,7 +26,7 @@ local function parse_limits(base, flat)
   local limits = {}
   for i = 1, #flat, 5 do
     limits[#limits + 1] = {
-      key = base .. ':' .. flat[i],
+      key = limit_key(base, flat[i]),
       window = tonumber(flat[i + 1]) * tonumber(flat[i + 2]),
       interval = tonumber(flat[i + 2]),
       cost = tonumber(flat[i + 3]),

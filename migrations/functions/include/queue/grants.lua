@@ -10,8 +10,11 @@ local function hold_slot(base, ticket, host, now)
   redis.call('HSET', host.held, ticket.generation, now)
   redis.call('HSET', ticket.key, 'host', host.name, 'since', now)
   ticket.grants = redis.call('HINCRBY', ticket.key, 'grants', 1)
+  if ticket.grants == 1 then
+    charge_wider_networks(base, ticket)
+  end
   ticket.host = host.name
-  redis.call('HSET', base .. ':replica:' .. ticket.replica, ticket.generation, host.name)
+  redis.call('HSET', replica_key(base, ticket.replica), ticket.generation, host.name)
   host.used = host.used + 1
   activate(base, ticket)
 end
@@ -34,13 +37,13 @@ local function grant(base, ticket, host, now, caller)
     host.fields['via:' .. ticket.replica] = 'shut'
     redis.call('HSET', host.key, 'via:' .. ticket.replica, 'shut')
   end
-  redis.call('SET', base .. ':ran:' .. ticket.session, host.name, 'EX', RAN_SECONDS)
+  redis.call('SET', ran_key(base, ticket.session), host.name, 'EX', RAN_SECONDS)
   local whole = string.match(ticket.prefixes or '', '%S+')
   if whole then
-    redis.call('SET', base .. ':ran:' .. whole, host.name, 'EX', RAN_SECONDS)
+    redis.call('SET', ran_key(base, whole), host.name, 'EX', RAN_SECONDS)
   end
   if ticket.generation ~= caller then
-    redis.call('SPUBLISH', base .. ':replica:' .. ticket.replica,
+    redis.call('SPUBLISH', replica_key(base, ticket.replica),
       ticket.generation .. ' ' .. ticket.grants .. ' ' .. host.name)
   end
 end
@@ -51,13 +54,13 @@ end
 local function worth_of_caches(base, ticket)
   local worth, tried = {}, 1
   for digest in string.gmatch(ticket.prefixes or '', '%S+') do
-    local name = redis.call('GET', base .. ':ran:' .. digest)
+    local name = redis.call('GET', ran_key(base, digest))
     if name and not worth[name] then
       worth[name] = 1 + 1 / tried
     end
     tried = tried + 1
   end
-  local ran = redis.call('GET', base .. ':ran:' .. ticket.session)
+  local ran = redis.call('GET', ran_key(base, ticket.session))
   if ran then
     worth[ran] = ticket.first == '1' and 8 or 2
   end
@@ -114,12 +117,12 @@ local function first_served(base, hosts, model, now)
     return nil
   end
   local lines = {}
-  for _, replica in ipairs(redis.call('SMEMBERS', base .. ':lines:' .. model)) do
+  for _, replica in ipairs(redis.call('SMEMBERS', lines_key(base, model))) do
     local function serves_it(host)
       return serves(host, model, replica)
     end
     if any_free(hosts, serves_it) then
-      local line = line_of(base, replica, model)
+      local line = line_key(base, replica, model)
       local head = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
       lines[#lines + 1] = { line = line, score = tonumber(head[2]) }
     end

@@ -8,13 +8,13 @@ local HOST_SECONDS = 3600
 -- Returns all hosts, sorted by name. Their other fields are read on demand, by host_field.
 local function read_hosts(base, now)
   local hosts = {}
-  local names = redis.call('SMEMBERS', base .. ':hosts')
+  local names = redis.call('SMEMBERS', hosts_key(base))
   table.sort(names)
   for i, name in ipairs(names) do
-    local key = base .. ':host:' .. name
+    local key = host_key(base, name)
     local fields = redis.call('HMGET', key, 'slots', 'time', 'turn_ms', 'full')
     local full = tonumber(fields[4]) or 0
-    local held = base .. ':held:' .. name
+    local held = held_key(base, name)
     hosts[i] = {
       name = name, key = key, held = held,
       slots = tonumber(fields[1]) or 0, time = tonumber(fields[2]) or 0,
@@ -78,9 +78,9 @@ end
 local function report_hosts(base, replica, reported)
   local named = {}
   for _, seen in ipairs(reported) do
-    local key = base .. ':host:' .. seen.name
+    local key = host_key(base, seen.name)
     named[seen.name] = true
-    redis.call('SADD', base .. ':hosts', seen.name)
+    redis.call('SADD', hosts_key(base), seen.name)
     redis.call('PERSIST', key)
     redis.call('HSET', key, 'slots', seen.slots, 'via:' .. replica, seen.via)
     -- A replica that cannot reach a host has no news of its models.
@@ -96,28 +96,66 @@ local function report_hosts(base, replica, reported)
       end
     end
   end
-  for _, name in ipairs(redis.call('SMEMBERS', base .. ':hosts')) do
-    local key = base .. ':host:' .. name
+  for _, name in ipairs(redis.call('SMEMBERS', hosts_key(base))) do
+    local key = host_key(base, name)
     if not named[name] and redis.call('HDEL', key, 'via:' .. replica) == 1 then
       local seen = false
       for _, field in ipairs(redis.call('HKEYS', key)) do
         seen = seen or string.sub(field, 1, 4) == 'via:'
       end
       if not seen then
-        redis.call('SREM', base .. ':hosts', name)
+        redis.call('SREM', hosts_key(base), name)
         redis.call('EXPIRE', key, HOST_SECONDS)
       end
     end
   end
 end
 
--- Returns the start of a new ticket.
-local function fair_start(base, hosts, user, model)
-  local start = tonumber(redis.call('ZSCORE', base .. ':users', user)) or 0
+-- Returns the first round, from this one on, in which a wider network has room for one more ticket
+-- beside those that were granted there and those that wait for it. The rounds before it are full, and
+-- the number of those is looked for in steps that double and then halve.
+local function first_with_room(base, network, from)
+  local waiting, granted = source_key(base, network.name), math.max(network.finish - from, 0)
+  local function are_full(rounds)
+    local count = redis.call('ZCOUNT', waiting, from, '(' .. from + rounds)
+    return count + granted * network.width >= rounds * network.places
+  end
+  local full, beyond = 0, 1
+  while are_full(beyond) do
+    full, beyond = beyond, 2 * beyond
+  end
+  while beyond - full > 1 do
+    local middle = (full + beyond) / 2
+    if are_full(middle) then
+      full = middle
+    else
+      beyond = middle
+    end
+  end
+  return from + full
+end
+
+-- Returns the start of a new ticket, which these arguments describe, of a user with this finish: the
+-- first round in which each wider network around it has room.
+local function fair_start(base, hosts, args, finish)
+  local start = finish
   for _, host in ipairs(hosts) do
-    if host.time > start and has(host, model) then
+    if host.time > start and has(host, args.model) then
       start = host.time
     end
   end
+  local networks = wider_networks(args)
+  local is_first = #networks > 0 and redis.call('ZCARD', source_key(base, args.source)) == 0
+  for _, network in ipairs(networks) do
+    network.finish = finish_of(base, network.name)
+    network.places = is_first and network.width + 1 or network.width
+    start = math.max(start, math.floor(network.finish))
+  end
+  repeat
+    local before = start
+    for _, network in ipairs(networks) do
+      start = first_with_room(base, network, start)
+    end
+  until start == before
   return start
 end

@@ -57,7 +57,7 @@ local function promise_room(base, view, limit, now)
   if not view.round_ms then
     return -1
   end
-  local key = base .. ':promised'
+  local key = promised_key(base)
   local next_ms = (tonumber(redis.call('GET', key)) or 0) + view.round_ms / #view.ends - now
   local after_ms = math.max(eta_ms(view, 1), math.min(math.floor(next_ms), eta_ms(view, limit)))
   redis.call('SET', key, string.format('%.17g', now + after_ms), 'PX', after_ms + 1)
@@ -68,15 +68,15 @@ end
 local function position(base, view, of_score)
   local before = 0
   for _, model in ipairs(view.models) do
-    before = before + redis.call('ZCOUNT', base .. ':model:' .. model, '-inf', '(' .. of_score)
+    before = before + redis.call('ZCOUNT', model_key(base, model), '-inf', '(' .. of_score)
   end
   return before + 1
 end
 
 -- Returns the time until the first waiting ticket of a network leaves the queue, or -1.
 local function network_eta_ms(base, hosts, models, network, replica, now)
-  local first = redis.call('ZRANGE', base .. ':source:' .. network, 0, 0)[1]
-  local ticket = redis.call('HMGET', base .. ':ticket:' .. first, 'model', 'score')
+  local first = redis.call('ZRANGE', source_key(base, network), 0, 0)[1]
+  local ticket = redis.call('HMGET', ticket_key(base, first), 'model', 'score')
   local view = outlook(base, hosts, models, ticket[1], replica, now)
   return eta_ms(view, position(base, view, ticket[2]))
 end

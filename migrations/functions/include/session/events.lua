@@ -16,6 +16,15 @@ local function drop_event(keys)
   return redis.call('HINCRBY', keys.session, 'event_bytes', -#dropped)
 end
 
+-- Goes on with the log of a deleted session that is begun again. Its events may be gone, which takes
+-- less time than that the deletion is forgotten.
+local function resume_log(keys)
+  if redis.call('EXISTS', keys.events) == 0 then
+    redis.call('HSET', keys.session, 'event_bytes', 0, 'dropped_tag',
+      redis.call('HGET', keys.session, 'tag') or '0')
+  end
+end
+
 -- Returns the tag that is stored with an event: the sum of its own tag and the tags of all events
 -- before it, 48 bits behind a digit that is never 0. So an equal number and tag mean the same
 -- events up to there: an event that is written again after a failover has its old tag only where

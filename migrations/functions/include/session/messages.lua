@@ -9,6 +9,9 @@ local BATCH_MESSAGES = 250
 -- What Redis takes for a message besides its header and content, about: fields of two hashes and an
 -- entry of the path.
 local MESSAGE_BYTES = 160
+-- What Redis takes for a turn that waits besides its question and its request, about: two fields, and
+-- its entries in `waiting` and in the index of open turns.
+local WAITING_BYTES = 600
 -- Messages of a session, at most: a call that cuts or selects a branch copies the path.
 local MOST_MESSAGES = 150000
 -- From so many messages on, Redis keeps a hash of them as a table in any case.
@@ -101,14 +104,14 @@ end
 local function put_waiting_question(keys, generation, header, content, turn)
   local question = header .. '\n' .. content
   redis.call('HSET', keys.messages, generation, question, 'turn:' .. generation, turn)
-  redis.call('HINCRBY', keys.session, 'bytes', #question + #turn)
+  redis.call('HINCRBY', keys.session, 'bytes', #question + #turn + WAITING_BYTES)
 end
 
 -- Removes the question and the request of a turn that no longer waits, and returns them.
 local function take_waiting_question(keys, generation)
   local stored = redis.call('HMGET', keys.messages, generation, 'turn:' .. generation)
   redis.call('HDEL', keys.messages, generation, 'turn:' .. generation)
-  redis.call('HINCRBY', keys.session, 'bytes', -#stored[1] - #stored[2])
+  redis.call('HINCRBY', keys.session, 'bytes', -#stored[1] - #stored[2] - WAITING_BYTES)
   return stored[1], stored[2]
 end
 

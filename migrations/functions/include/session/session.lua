@@ -36,10 +36,13 @@
 --                ascend.
 --   branches     hash of a session that has branched: the parts of other branches, and the siblings.
 --                `branches.lua` has its fields
+--   chains       sorted set of such a session, by which the strand of a message is found. `branches.lua`
+--                has its members
 --   index        hash: id of a message → its number. The id of an answer is its generation's, and
 --                that of a question is its generation's with the last bit flipped.
 --   waiting      list: accepted turns that have not begun, in the order of acceptance, each
---                <generation> <fence> <replica> <number of its accepted event>[ <anchor>]
+--                <generation> <fence> <replica> <number of its accepted event>
+--                [ <anchor>[ <number of the message before that of the anchor>]]
 --   events       list: the last events, each
 --                <number> <tag> <running generation|-> <length of its answer> <kind>
 --                <generation, = where it is the running one, or ->\n<json>
@@ -56,11 +59,11 @@
 -- field owner is the truth; whatever else names an owner (a turn that is held, a redo entry, an
 -- index) may name the one from before a transfer.
 
-local SESSION_KEYS = { 'session', 'messages', 'path', 'branches', 'index', 'waiting', 'events', 'answer',
-  'images', 'idempotency', 'key_order', 'open', 'ended' }
+local SESSION_KEYS = { 'session', 'messages', 'path', 'branches', 'chains', 'index', 'waiting', 'events',
+  'answer', 'images', 'idempotency', 'key_order', 'open', 'ended' }
 -- Those that expire with the session.
-local EXPIRING_KEYS = { 'session', 'messages', 'path', 'branches', 'index', 'waiting', 'events', 'answer',
-  'images', 'idempotency', 'key_order' }
+local EXPIRING_KEYS = { 'session', 'messages', 'path', 'branches', 'chains', 'index', 'waiting', 'events',
+  'answer', 'images', 'idempotency', 'key_order' }
 
 -- The shortest expiry of a session with an open turn; longer than a turn waits and runs.
 local OPEN_SECONDS = 86400
@@ -95,7 +98,7 @@ local function was_written_by(stored, transferred, owner)
   return stored == owner or (transferred and owner == ANONYMOUS)
 end
 
--- As `owned`, for writes that were acknowledged before: by the holder of a turn, which its fence
+-- As `owned`, for what was acknowledged before: calls of the holder of a turn, which its fence
 -- proves, and by a replica that applies them again after a failover.
 local function owned_before(keys, owner, ...)
   local found = session_fields(keys, 'owner', 'deleted', 'transferred', ...)
@@ -137,7 +140,7 @@ local function keep(keys)
     seconds = math.max(seconds, OPEN_SECONDS)
   end
   -- An expiry within a tenth is exact enough, and saves nine calls in most turns. What a clear
-  -- removed, or a turn that waits began, may be without one.
+  -- removed, or a turn that waits began, may be without one. `chains` begins with `branches`.
   local left = redis.call('TTL', keys.messages)
   local has_all = redis.call('TTL', keys.path) ~= -1 and redis.call('TTL', keys.index) ~= -1
     and redis.call('TTL', keys.waiting) ~= -1 and redis.call('TTL', keys.images) ~= -1

@@ -33,6 +33,7 @@ local function hold(keys, generation, replica, fence)
   redis.call('HSET', keys.open, open_field(keys, generation), replica .. ' ' .. fence)
 end
 
+-- Returns the key under which what ended a generation is remembered.
 local function ended_key(keys, generation)
   return keys.ended .. ':' .. generation
 end
@@ -190,8 +191,10 @@ local function admit(keys, args, found, epoch, begins, number)
     end
     if not found.owner then
       -- The keys of a session that expires do not all expire in one moment.
-      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.index, keys.waiting, keys.events,
-        keys.answer, keys.idempotency, keys.key_order)
+      redis.call('UNLINK', keys.messages, keys.path, keys.branches, keys.chains, keys.index, keys.waiting,
+        keys.events, keys.answer, keys.idempotency, keys.key_order)
+    else
+      resume_log(keys)
     end
     redis.call('HSET', keys.session, 'owner', owner, 'created', args.now, 'epoch', epoch,
       'idle_seconds', idle_seconds, 'unanswered', 1, 'last_message', 0,
@@ -239,7 +242,8 @@ local function admit(keys, args, found, epoch, begins, number)
     number = number or written
     put_waiting_question(keys, args.generation, args.header, args.content, args.turn)
     insert_waiting(keys, args.generation .. ' ' .. args.fence .. ' ' .. args.replica .. ' ' .. number
-      .. (anchor and ' ' .. anchor or ''), number)
+      .. (anchor and ' ' .. anchor or '')
+      .. (found.anchor_parent and string.format(' %.0f', found.anchor_parent) or ''), number)
   end
   keep(keys)
 end
@@ -258,7 +262,7 @@ end
 local function take_waiting(keys, entry, generation, fence, replica)
   local known = words(entry)
   local moved = generation .. ' ' .. fence .. ' ' .. replica .. ' ' .. known[4]
-    .. (known[5] and ' ' .. known[5] or '')
+    .. (known[5] and ' ' .. known[5] or '') .. (known[6] and ' ' .. known[6] or '')
   redis.call('LINSERT', keys.waiting, 'BEFORE', entry, moved)
   redis.call('LREM', keys.waiting, 1, entry)
   hold(keys, generation, replica, fence)

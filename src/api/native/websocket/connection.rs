@@ -406,6 +406,9 @@ impl Connection {
             RequestOutcome::SignedIn(validity) => {
                 let expires_at = validity.expires.map(rfc3339_of);
                 self.sign_in = SignInWatch::new(&validity, self.shared.settings.auth_grace);
+                // What follows counts for the limits of the new key, or of none.
+                let key = validity.key_id().map(str::to_owned);
+                self.subject = Arc::new(Subject { key, ..Subject::clone(&self.subject) });
                 self.send(ServerEvent::Authenticated { expires_at }.json()).await?;
             }
             RequestOutcome::AlreadySelected(message_id) => {

@@ -136,7 +136,7 @@ pub async fn upgrade(
         let protocol = HeaderValue::from_static(PROTOCOL);
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
-    let standings = permit.standing().into_iter().collect();
+    let standings = permit.standings();
     response.extensions_mut().insert(Standings(standings));
     let tracker = shared.sockets.clone();
     let trace = TraceContext::of_client(request.headers());

@@ -70,7 +70,8 @@ pub async fn create(
     ResponseBody(request, room): ResponseBody,
 ) -> Result<Response, Problem> {
     let started = Instant::now();
-    let socket = request.stream.then(|| shared.admit(&permit.subject.source)).transpose()?;
+    let socket =
+        if request.stream { Some(shared.admit_stream(&permit.subject).await?) } else { None };
     let created = submit(&shared, &caller.owner, permit, &headers, request).await?;
     drop(room);
     let CreatedResponse { session, object, accepted: AcceptedTurn { submitted, guard } } = created;

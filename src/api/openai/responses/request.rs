@@ -15,6 +15,8 @@ use crate::http::extract::fields::FieldError;
 use crate::http::extract::object::Object;
 use crate::session::image::RequestImages;
 use crate::session::model::{Effort, Reasoning, Sampling};
+use crate::session::store::REQUEST_BYTES;
+use crate::session::stored_message::json_size;
 use crate::session::{SessionId, TurnSpec};
 
 /// The bounds of `metadata`, as OpenAI has them: pairs, and characters of a name and of a value.
@@ -22,9 +24,8 @@ const PAIRS: usize = 16;
 const NAME_CHARACTERS: usize = 64;
 const VALUE_CHARACTERS: usize = 512;
 
-/// Bytes as JSON of what a response shows again of its request, at most: it is stored with the question, and
-/// each reply has it.
-const SHOWN_BYTES: usize = 1 << 20;
+/// Bytes that a stored response has besides what its request brings, about.
+const STORED_BESIDES: u64 = 4 << 10;
 
 /// A request for a response.
 #[derive(Clone, Debug)]
@@ -141,7 +142,6 @@ impl ResponseRequest {
             truncation: "disabled".to_owned(),
             user,
         };
-        check_size(&shown)?;
         params.finish()?;
         let tokens = max_output_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         let spec = TurnSpec {
@@ -166,6 +166,7 @@ impl ResponseRequest {
             is_kept: store,
             anchor: None,
         };
+        check_size(&spec, &shown)?;
         Ok(Self { spec, input, images, previous, stream, shown })
     }
 
@@ -177,17 +178,21 @@ impl ResponseRequest {
     }
 }
 
-/// Checks the bytes of what the response shows again.
-fn check_size(shown: &Shown) -> Result<(), FieldError> {
-    let bytes = serde_json::to_string(shown).map_or(usize::MAX, |json| json.len());
-    if bytes <= SHOWN_BYTES {
+/// Checks the bytes of the request as it is stored: once for the model, and once as the response shows it
+/// again, as JSON within JSON.
+fn check_size(spec: &TurnSpec, shown: &Shown) -> Result<(), FieldError> {
+    let shown_again = serde_json::to_string(shown).unwrap_or_default();
+    let bytes = json_size(spec) + json_size(&shown_again);
+    if bytes as u64 + STORED_BESIDES <= REQUEST_BYTES {
         return Ok(());
     }
+    let instructions = json_size(&shown.instructions);
+    let largest = if instructions >= json_size(&shown.tools) { "instructions" } else { "tools" };
     let msg = format!(
-        "must have at most {SHOWN_BYTES} bytes as JSON, with the other parameters that the response shows"
+        "must have fewer bytes: with the other parameters that the response shows it has {bytes} as it is \
+         stored, once for the model and once to be shown, and may have {REQUEST_BYTES}"
     );
-    // The other texts have bounds of their own.
-    Err(super::super::params::error("instructions", INVALID_VALUE, msg))
+    Err(super::super::params::error(largest, INVALID_VALUE, msg))
 }
 
 /// Reads a penalty, which the response shows; without it there is none, whatever the model's own is.
@@ -438,10 +443,13 @@ mod tests {
         let long = |name: &str, character: &str, length: usize| {
             read(&with(name, json!(character.repeat(length))))
         };
-        // Each character takes six bytes as JSON.
-        assert!(long("instructions", "\u{1}", SHOWN_BYTES / 7).is_ok());
-        let refused = long("instructions", "\u{1}", SHOWN_BYTES / 6).expect_err("too long");
-        assert_eq!(refused, ("instructions".to_owned(), "invalid_value"));
+        // As they are stored: a control character takes 13 bytes, a quote 6, and a letter 2.
+        for (character, bytes) in [("\u{1}", 13), ("\"", 6), ("x", 2)] {
+            let most = REQUEST_BYTES as usize / bytes;
+            assert!(long("instructions", character, most - (8 << 10) / bytes).is_ok());
+            let refused = long("instructions", character, most + 1).expect_err("too long");
+            assert_eq!(refused, ("instructions".to_owned(), "invalid_value"));
+        }
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
             assert!(long(name, "字", HINT_CHARACTERS).is_ok());
             let refused = long(name, "字", HINT_CHARACTERS + 1).expect_err(name);

@@ -204,7 +204,7 @@ pub async fn retrieve(
     if !stream {
         return Ok(json_reply(stored.json(&shared, &owner).await?));
     }
-    let permit = shared.admit(&subject.source)?;
+    let permit = shared.admit_stream(&subject).await?;
     let (feeds, store) = (shared.feeds.clone(), shared.store.clone());
     let (generation, start) = (stored.turn.generation, Some(Cursor::START));
     let object = stored.into_object();
