@@ -371,7 +371,7 @@ mod tests {
                 frequency_penalty: Some(2.0),
                 ..Sampling::default()
             },
-            rules: AnswerRules { format: Some("\"json\"".to_owned()), tools: None },
+            rules: AnswerRules { format: Some("\"json\"".to_owned()), ..AnswerRules::default() },
             think: Reasoning::Effort(Effort::High),
             is_kept: true,
             is_detached: true,

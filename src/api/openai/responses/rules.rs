@@ -68,7 +68,7 @@ fn format(params: &mut Params<'_>, body: &[u8]) -> Result<(Option<String>, Strin
             let name = json!(format.required_text("name")?);
             let description = json!(format.text("description")?);
             // The host enforces the schema either way.
-            let strict = json!(format.flag("strict")?);
+            let strict = format.flag("strict")?.unwrap_or(false);
             let schema = format.required("schema")?;
             Params::of_value(schema, "text.format.schema")?;
             // The order of its fields is lost in the parsed value.
