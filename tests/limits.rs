@@ -1108,7 +1108,7 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("20", &settings).await;
     let of = |request: RequestBuilder, user: &str| request.bearer_auth(token(user));
     let url = |path: &str| format!("{}{path}", replica.url);
-    let used = async |user: &str| {
+    let held = async |user: &str| {
         usage(usage_of(&replica, user), "user-sockets").await["used"].as_u64().expect("a number")
     };
     for (path, body, at, refusal) in streams() {
@@ -1118,7 +1118,7 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
         assert_eq!(open.status(), 200, "{path}");
         let left = open.headers()["ratelimit"].to_str().expect("a text").to_owned();
         assert!(left.contains("\"user-sockets\";r=0;t=0"), "{path}: {left}");
-        assert_eq!(used(user).await, 1, "{path}");
+        assert_eq!(held(user).await, 1, "{path}");
         let refused = send(ask()).await;
         assert_eq!(refused.status, 429, "{path}: {}", refused.body);
         assert_eq!(refused.body.pointer(at), Some(&json!(refusal)), "{path}");
@@ -1131,14 +1131,14 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
         let socket = self::open(&replica, &authorization).await;
         assert!(socket.is_err_and(|(head, _)| head.status.as_u16() == 429), "{path}");
         // Another user has its own, and a turn that is not streamed takes none.
-        assert_eq!(used("bob").await, 0);
+        assert_eq!(held("bob").await, 0);
         let mut whole = body.clone();
         whole["stream"] = json!(false);
         let short = whole.to_string().replace("2000", "1");
         let whole = http().post(url(path)).body(short).header("content-type", "application/json");
         assert_eq!(send(of(whole, user)).await.status, 200, "{path}");
         drop(open);
-        assert!(eventually(LIMIT, async || used(user).await == 0).await, "{path} stays held");
+        assert!(eventually(LIMIT, async || held(user).await == 0).await, "{path} stays held");
     }
     // A response that is streamed again counts as well.
     let body = json!({"model": "tinyllama", "input": "[[tokens=2000]] go on", "background": true});
@@ -1146,12 +1146,12 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
     let id = created.body["id"].as_str().expect("an id");
     let again = || of(http().get(url(&format!("/v1/responses/{id}?stream=true"))), "carol");
     let open = again().send().await.expect("a response");
-    assert_eq!((open.status().as_u16(), used("carol").await), (200, 1));
+    assert_eq!((open.status().as_u16(), held("carol").await), (200, 1));
     let refused = send(again()).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
     assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
     drop(open);
-    assert!(eventually(LIMIT, async || used("carol").await == 0).await, "it stays held");
+    assert!(eventually(LIMIT, async || held("carol").await == 0).await, "it stays held");
 }
 
 #[tokio::test]
