@@ -22,9 +22,11 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, send, until_ok};
 use support::eventually;
+use support::fleet::ready_replicas;
 use support::metrics::until_metric_line;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
 use support::redis::{RedisCluster, RedisServer};
+use support::redis_time::{begin_timing, longest, takes_moments, timed_calls};
 use support::setup::{Setup, setup};
 use support::store::connect;
 use support::tokens::{SECRET, token};
@@ -81,10 +83,7 @@ async fn admitted_of_a_burst(redis: &str) -> usize {
     let ollama = ollama_sim(&["--rate", "10000"]);
     // All may run at once, and nothing but the limit of turns refuses one.
     let hosts = format!("{};slots=200", ollama.url);
-    let replicas: Vec<Process> = (0..3).map(|_| jarvis(redis, &hosts, &[SIGN_IN])).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(3, redis, &hosts, &[SIGN_IN]).await;
     let client = http();
     let warm = |replica: &Process| client.get(format!("{}/health/live", replica.url)).send();
     for attempt in 0..10 {
@@ -1041,6 +1040,46 @@ async fn a_turn_costs_one_call_for_its_user_one_beside_it_for_its_address_and_no
         let session = id();
         assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 4, "both");
         assert_eq!(cost(tokens, Some("alice"), Some("192.0.2.1"), &session).await, 3, "again");
+    }
+}
+
+#[tokio::test]
+async fn no_call_of_the_limits_takes_redis_longer_than_five_milliseconds_with_1_000_sockets() {
+    // As many as the setting allows.
+    const SOCKETS: u32 = 1000;
+    let server = RedisServer::start_with(&["--appendonly", "no"]);
+    let redis = connect(&server.url()).await;
+    let membership = MembershipStore::new(redis.clone(), "r1".to_owned());
+    let settings = LimitSettings {
+        user_sockets: SOCKETS,
+        user_requests_per_minute: 1_000_000,
+        ..LimitSettings::default()
+    };
+    let limits = RateLimits::start(&redis, membership, settings);
+    let mut numbers = 0..;
+    let medians = takes_moments("1,000 sockets of a user", async || {
+        let subject = caller(&format!("user-{}", numbers.next().expect("a number")), None, "::1");
+        begin_timing(&server);
+        let mut open = Vec::new();
+        for _ in 0..SOCKETS {
+            let admitted = limits.admit(&subject, RequestKind::Socket, false).await;
+            open.extend(admitted.map_err(|refusal| refusal.to_string()).expect("admitted").socket);
+        }
+        assert_eq!(open.len(), SOCKETS as usize);
+        let refused = limits.admit(&subject, RequestKind::Socket, false).await;
+        assert!(refused.is_err(), "one more");
+        limits.usage(&subject).await;
+        limits.renew_sockets().await;
+        drop(open);
+        let held = || server.cli(&["KEYS", "jarvis:{limits:*:sockets"]);
+        let none = eventually(LIMIT, async || held().trim().is_empty()).await;
+        assert!(none, "{}", held());
+        longest(timed_calls(&server))
+    });
+    let medians = medians.await;
+    for function in ["take", "renew", "release"] {
+        let function = format!("jarvis_limit_{function}_1");
+        assert!(medians.iter().any(|(called, _)| *called == function), "{function}: {medians:?}");
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,8 +15,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::client::{Reply, Socket, get, http, joined, kinds, send, until_ok};
 use support::eventually;
+use support::fleet::ready_replicas;
+use support::host::stat;
 use support::nginx::Nginx;
 use support::process::{LIMIT, Process, jarvis, ollama_sim};
+use support::raw::reads_head_and_events_apart;
 use support::raw_http::{Framing, Raw};
 use support::redis::RedisServer;
 use tokio_tungstenite::tungstenite::Error;
@@ -51,7 +55,7 @@ fn other_apis(question: &str) -> [(&'static str, Value, &'static str); 4] {
 }
 
 async fn running(ollama: &Process) -> u64 {
-    get(ollama, "/sim/stats").await.body["running"].as_u64().expect("a number")
+    stat(ollama, "running").await
 }
 
 async fn fleet() -> (RedisServer, Process, Vec<Process>) {
@@ -59,10 +63,7 @@ async fn fleet() -> (RedisServer, Process, Vec<Process>) {
     let ollama = ollama_sim(&["--rate", "20", "--slots", "64"]);
     // nginx passes the name of its upstream on where it has no rules of ours.
     let slots = [("JARVIS_OLLAMA_SLOTS", "64"), ("JARVIS_ALLOWED_HOSTS", "*")];
-    let replicas: Vec<_> = (0..3).map(|_| jarvis(&redis.url(), &ollama.url, &slots)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(3, &redis.url(), &ollama.url, &slots).await;
     (redis, ollama, replicas)
 }
 
@@ -131,6 +132,18 @@ async fn a_thousand_refused_posts_behind_nginx_disturb_none_of_fifty_chats() {
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(log.lines().count() >= POSTS, "{}", log.lines().count());
+}
+
+#[tokio::test]
+async fn the_head_of_the_handshake_comes_alone_through_nginx_too() {
+    /// The pause of a replica before the welcome.
+    const WELCOME_DELAY: Duration = Duration::from_millis(50);
+    let redis = RedisServer::start();
+    let ollama = ollama_sim(&[]);
+    let settings = [("JARVIS_ALLOWED_HOSTS", "*")];
+    let replicas = ready_replicas(1, &redis.url(), &ollama.url, &settings).await;
+    let nginx = Nginx::start(&replicas).await;
+    reads_head_and_events_apart(&nginx.ours, 12, WELCOME_DELAY).await;
 }
 
 #[tokio::test]

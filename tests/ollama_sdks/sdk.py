@@ -17,6 +17,7 @@ import sys
 from typing import Any, Callable
 
 from ollama import AsyncClient, Client, ResponseError
+from sdk_checks import run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -215,18 +216,15 @@ def read(key: str, text: str, url: str) -> None:
     answer, last = "", None
     for number, part in enumerate(stream):
         if number == 2:
-            print(json.dumps({"begun": True}), flush=True)
+            show({"begun": True})
         answer, last = answer + (part.message.content or ""), part
     assert last and last.done
-    print(json.dumps({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
-                      "prompt_eval_count": last.prompt_eval_count}), flush=True)
+    show({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
+          "prompt_eval_count": last.prompt_eval_count})
 
 
 if sys.argv[1] == "read":
     read(*sys.argv[2:5])
 else:
     TOKEN, *URLS = sys.argv[2:]
-    for check in CHECKS:
-        for url in URLS:
-            check(url)
-        print(json.dumps({"check": check.__name__}), flush=True)
+    run(CHECKS, URLS)
