@@ -1,9 +1,10 @@
 //! Takes what a request costs from the limits of its caller, before the body is read, and tells in
 //! the response what is left.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{FromRef, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -59,6 +60,9 @@ pub(super) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
+    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+        layer.proxies.note_untrusted_forward(peer.ip(), request.headers());
+    }
     if is_public(request.uri().path()) {
         // Open metrics take a request of their address themselves.
         return with_headers(next.run(request).await, Vec::new());
