@@ -840,7 +840,8 @@ async fn metrics_for_autoscaling_have_the_true_values() {
 }
 
 #[tokio::test]
-async fn a_host_that_runs_fewer_at_a_time_than_its_slots_is_reported_and_one_that_runs_all_is_not() {
+async fn a_host_that_runs_fewer_at_a_time_than_its_slots_is_reported_and_one_that_runs_all_is_not()
+{
     for (parallel, unused) in [("1", 3), ("4", 0)] {
         let redis = RedisServer::start();
         let sim = ollama_sim(&["--rate", "100", "--slots", parallel]);

@@ -258,9 +258,13 @@ fn the_image_knows_its_revision_and_every_builder_may_choose_the_profile() {
     let (file, compose) = (read("Dockerfile"), read("docker-compose.yml"));
     let (_, last) = file.rsplit_once("cargo auditable build").expect("a build");
     let before = file.split("cargo auditable build").nth(1).expect("two builds");
-    assert!(last.contains("--profile \"$PROFILE\"") && before.contains("JARVIS_REVISION=$REVISION"));
+    assert!(
+        last.contains("--profile \"$PROFILE\"") && before.contains("JARVIS_REVISION=$REVISION")
+    );
     assert_eq!(file.matches("--profile \"$PROFILE\"").count(), 2, "both have one profile");
-    for argument in ["REVISION: ${JARVIS_REVISION:-unknown}", "PROFILE: ${JARVIS_BUILD_PROFILE:-dist}"] {
+    for argument in
+        ["REVISION: ${JARVIS_REVISION:-unknown}", "PROFILE: ${JARVIS_BUILD_PROFILE:-dist}"]
+    {
         assert!(compose.contains(argument), "{argument}");
     }
     assert!(read("deploy/upgrade.sh").contains("export JARVIS_REVISION"));

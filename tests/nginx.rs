@@ -344,7 +344,9 @@ fn checkable(configuration: &str, folder: &std::path::Path) -> String {
         depth += if line.ends_with('{') { 1 } else { -i32::from(line.trim() == "}") };
         let bare = line.trim();
         // These and `resolve` are of nginx 1.27.3 and later.
-        if is_in_upstream && (bare.starts_with("resolver ") || bare.starts_with("resolver_timeout ")) {
+        if is_in_upstream
+            && (bare.starts_with("resolver ") || bare.starts_with("resolver_timeout "))
+        {
             continue;
         }
         if is_in_upstream && bare.starts_with("server ") {

@@ -167,7 +167,9 @@ async fn a_model_host_is_used_over_tls_with_an_authority_of_its_own_and_a_token(
 
 /// Returns the values that the component adds to the arguments of Redis.
 fn arguments_of_component(component: &str) -> Vec<String> {
-    let added = component.lines().filter_map(|line| line.split_once("/args/-, value: ")?.1.strip_suffix('}'));
+    let added = component
+        .lines()
+        .filter_map(|line| line.split_once("/args/-, value: ")?.1.strip_suffix('}'));
     added.map(|value| value.trim_matches('"').to_owned()).collect()
 }
 
@@ -215,7 +217,8 @@ async fn the_component_of_kubernetes_serves_redis_over_tls_by_the_files_that_its
     }
     // The probes of the component, where there is a client.
     let Some(client) = testkit::programs::find("redis-cli") else { return };
-    let probes: Vec<_> = component.lines().filter(|line| line.contains("Probe/exec/command")).collect();
+    let probes: Vec<_> =
+        component.lines().filter(|line| line.contains("Probe/exec/command")).collect();
     assert_eq!(probes.len(), 3);
     for probe in probes {
         let (_, words) = probe.split_once("value: [redis-cli, ").expect("a command");

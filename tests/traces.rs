@@ -139,9 +139,8 @@ async fn two_killed_writers_their_successor_and_the_socket_are_one_trace_at_a_re
     }
     // Each successor names the writer that it continues.
     let claims = || all.iter().filter(|span| span.name() == "claim turn");
-    let claim_of = |writer: &Received| {
-        claims().find(|claim| claim.parent() == writer.id()).expect("a claim")
-    };
+    let claim_of =
+        |writer: &Received| claims().find(|claim| claim.parent() == writer.id()).expect("a claim");
     assert_eq!(claims().count(), 2);
     assert_eq!(claim_of(second).links(), [(TRACE.to_owned(), lost.id())]);
     assert_eq!(claim_of(third).links(), [(TRACE.to_owned(), second.id())]);

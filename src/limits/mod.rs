@@ -173,10 +173,7 @@ impl RateLimits {
         let turn = (kind == RequestKind::Turn).then(|| TurnPermit {
             limits: self.clone(),
             subject: Arc::clone(subject),
-            taken: taken
-                .iter()
-                .filter_map(|(slot, outcome)| Taken::turns(slot, outcome))
-                .collect(),
+            taken: taken.iter().filter_map(|(slot, outcome)| Taken::turns(slot, outcome)).collect(),
             requests: taken
                 .iter()
                 .filter_map(|(slot, outcome)| Taken::requests(slot, outcome))

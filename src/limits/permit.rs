@@ -95,8 +95,7 @@ impl Taken {
         given: impl Fn(LimitKind) -> bool,
     ) -> Option<Self> {
         let slot = slot.reversed(outcome, given);
-        (outcome.is_taken && !slot.is_empty())
-            .then_some(Self { slot, is_local: outcome.is_local })
+        (outcome.is_taken && !slot.is_empty()).then_some(Self { slot, is_local: outcome.is_local })
     }
 }
 

@@ -137,6 +137,7 @@ fn parse(reply: Value, count: usize, has_sockets: bool) -> Option<(SlotOutcome, 
         _ => (false, false),
     };
     let sockets = if has_sockets { Some(sockets.as_u64()?) } else { None };
-    let outcome = SlotOutcome { is_taken, is_known, sockets, backlogs, at: now.as_u64()?, is_local: false };
+    let outcome =
+        SlotOutcome { is_taken, is_known, sockets, backlogs, at: now.as_u64()?, is_local: false };
     Some((outcome, held.convert().ok()?))
 }

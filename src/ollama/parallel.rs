@@ -133,7 +133,8 @@ impl Parallelism {
 
 impl Drop for Parallelism {
     fn drop(&mut self) {
-        metrics::gauge!(metric::HOST_SLOTS_UNUSED, "host" => self.host.as_str().to_owned()).set(0.0);
+        metrics::gauge!(metric::HOST_SLOTS_UNUSED, "host" => self.host.as_str().to_owned())
+            .set(0.0);
     }
 }
 

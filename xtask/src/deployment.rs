@@ -30,6 +30,10 @@ const LAST_POSTS: usize = 20;
 const TURN_LIMIT: Duration = Duration::from_mins(1);
 /// The time between two steps.
 const PAUSE: Duration = Duration::from_secs(8);
+/// Bytes of the image, at most.
+const IMAGE_BYTES: f64 = 35e6;
+/// How long a changed line may take to be built by the profile `release`.
+const REBUILD_LIMIT: Duration = Duration::from_mins(1);
 /// The load ends this long after the last step.
 const LOAD_SECONDS: &str = "110";
 
@@ -49,9 +53,16 @@ pub fn check() -> anyhow::Result<Outcome> {
     let compose = Compose::new()?;
     step("image", || {
         ensure!(compose.run(&["build", "jarvis"]).shown()? == 0, "the image is not built");
-        let size = run("docker", ["image", "inspect", "--format", "{{.Size}}", &image()?]).output();
-        let bytes = size.trim().parse::<f64>().context("no size of the image")?;
-        Ok(format!("{:.1} MB", bytes / 1e6))
+        let size = inspect("{{.Size}}")?.parse::<f64>().context("no size of the image")?;
+        ensure!(size <= IMAGE_BYTES, "the image has {:.1} MB", size / 1e6);
+        let revision = inspect("{{index .Config.Labels \"org.opencontainers.image.revision\"}}")?;
+        ensure!(revision == self::revision()?, "the label of the image names {revision}");
+        Ok(format!("{:.1} MB of {revision:.8}", size / 1e6))
+    })?;
+    step("rebuild", || {
+        let took = rebuild()?;
+        ensure!(took <= REBUILD_LIMIT, "a changed line took {} s to build", took.as_secs());
+        Ok(format!("a changed line is built in {} s", took.as_secs()))
     })?;
     let services = Services::default();
     let host = Program::new("ollama-sim", paths::release("ollama-sim"), &paths::logs()).args([
@@ -90,6 +101,7 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
             ensure!(Instant::now() < until, "no replica gets ready");
             pause(Duration::from_millis(200));
         }
+        compose.check_build_info()?;
         Ok("three replicas behind nginx".to_owned())
     })?;
     let ends = Arc::new(AtomicBool::new(false));
@@ -237,7 +249,9 @@ impl Compose {
             .env("JARVIS_PORT", self.port.number().to_string())
             .env("JARVIS_OLLAMA_URLS", format!("http://{}", self.host()))
             .env("JARVIS_OLLAMA_SLOTS", "64")
+            .env("JARVIS_REVISION", revision().unwrap_or_default())
             .env("JARVIS_REDIS_PASSWORD", "of-make-verify")
+            .env("JARVIS_REDIS_ADMIN_PASSWORD", "of-operators-of-make-verify")
     }
 
     fn run(&self, arguments: &[&str]) -> Run {
@@ -246,6 +260,22 @@ impl Compose {
 
     fn must(&self, arguments: &[&str]) -> anyhow::Result<()> {
         must(&self.run(arguments))
+    }
+
+    /// Checks that the metrics of a replica name what it was built from. They are on the port of
+    /// operators, which is published nowhere: the machine reaches it at the container's address.
+    fn check_build_info(&self) -> anyhow::Result<()> {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
+        let replica = self.a_container("jarvis")?;
+        let found = run("docker", ["inspect", "--format", format, &replica]).output();
+        let inside = found.split_whitespace().find(|it| it.starts_with(SUBNET));
+        let address = inside.context("a replica has no address in the network of its clients")?;
+        let url = format!("http://{address}:10201/metrics");
+        let metrics = http::send("GET", &url, None, replicas::HEALTH_LIMIT)?.text()?;
+        let line = metrics.lines().find(|line| line.starts_with("jarvis_build_info{"));
+        let line = line.context("a replica has no jarvis_build_info")?;
+        ensure!(line.contains(&revision()?), "the metrics of a replica name {line}");
+        Ok(())
     }
 
     fn a_container(&self, service: &str) -> anyhow::Result<String> {
@@ -259,6 +289,49 @@ fn must(command: &Run) -> anyhow::Result<()> {
     let (code, printed) = command.read()?;
     ensure!(code == 0, "{printed}");
     Ok(())
+}
+
+/// Returns the revision of this folder.
+fn revision() -> anyhow::Result<String> {
+    let (code, printed) = run("git", ["rev-parse", "HEAD"]).read()?;
+    ensure!(code == 0, "git names no revision:\n{printed}");
+    Ok(printed.trim().to_owned())
+}
+
+/// Returns a part of what the engine knows of the image.
+fn inspect(format: &str) -> anyhow::Result<String> {
+    Ok(run("docker", ["image", "inspect", "--format", format, &image()?])
+        .output()
+        .trim()
+        .to_owned())
+}
+
+/// Builds a copy of this folder by the profile `release`, changes a line, and returns how long the
+/// second build takes.
+fn rebuild() -> anyhow::Result<Duration> {
+    let copy = paths::run().join("verify/image");
+    let _ = std::fs::remove_dir_all(&copy);
+    let (code, files) = run("git", ["ls-files"]).read()?;
+    ensure!(code == 0, "git lists no files:\n{files}");
+    for file in files.lines().filter(|file| paths::root().join(file).is_file()) {
+        let to = copy.join(file);
+        std::fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+        std::fs::copy(paths::root().join(file), to)?;
+    }
+    let build = || -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let tag = format!("{PROJECT}:rebuilt");
+        let build = run("docker", ["build", "--build-arg", "PROFILE=release", "--tag", &tag]);
+        ensure!(build.arg(&copy).shown()? == 0, "the copy is not built");
+        Ok(began.elapsed())
+    };
+    build()?;
+    let library = copy.join("src/lib.rs");
+    let text = std::fs::read_to_string(&library)?;
+    std::fs::write(&library, format!("{text}\n// Another line.\n"))?;
+    let took = build()?;
+    let _ = run("docker", ["image", "rm", &format!("{PROJECT}:rebuilt")]).read();
+    Ok(took)
 }
 
 /// The name of the image in docker-compose.yml.

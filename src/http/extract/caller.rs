@@ -235,7 +235,8 @@ mod tests {
             let file = format!("k8s/components/{component}/kustomization.yaml");
             let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
             let text = std::fs::read_to_string(root.join(file)).expect("a file");
-            let setting = text.lines().find_map(|it| it.trim().strip_prefix("- JARVIS_TRUSTED_PROXIES="));
+            let setting =
+                text.lines().find_map(|it| it.trim().strip_prefix("- JARVIS_TRUSTED_PROXIES="));
             let trusted: Vec<_> = setting.expect("a setting").split(',').collect();
             for pod in ["10.244.0.7", "172.20.3.4", "192.168.9.9", "100.64.1.1", "fd00::7"] {
                 assert_eq!(client(&trusted, pod, &[b"203.0.113.9"]), "203.0.113.9", "{component}");
