@@ -32,6 +32,9 @@ const TURN_LIMIT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_secs(8);
 /// Bytes of the image, at most.
 const IMAGE_BYTES: f64 = 35e6;
+/// What Redis says once its append-only file is written.
+const WRITTEN: [&str; 3] =
+    ["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_last_bgrewrite_status:ok"];
 /// How long a changed line may take to be built by the profile `release`.
 const REBUILD_LIMIT: Duration = Duration::from_mins(1);
 /// The load ends this long after the last step.
@@ -110,6 +113,10 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
             let (url, ends) = (format!("{}/api/v1/chat/", compose.url()), Arc::clone(&ends));
             spawn(move || keyless(&url, client, &ends))
         })
+        .chain(std::iter::once({
+            let (url, ends) = (format!("{}/api/embed", compose.url()), Arc::clone(&ends));
+            spawn(move || embeddings(&url, &ends))
+        }))
         .collect();
     let report = paths::run().join("verify/deployment.json");
     let arguments = ["run", "--replicas", &compose.url(), "--seconds", LOAD_SECONDS];
@@ -126,6 +133,7 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
         keyless.add(post.join().unwrap_or_default());
     }
     steps?;
+    step("backup", || backup(compose))?;
     let (code, printed) = load?;
     keyless.add(down(compose)?);
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
@@ -217,6 +225,66 @@ fn down(compose: &Compose) -> anyhow::Result<Keyless> {
         all.add(post.join().unwrap_or_default());
     }
     Ok(all)
+}
+
+/// Makes a backup, and restores it over what came after it, by the commands of docs/OPERATIONS.md as
+/// they stand there.
+fn backup(compose: &Compose) -> anyhow::Result<String> {
+    let folder = paths::run().join("verify/backup");
+    std::fs::create_dir_all(&folder)?;
+    let url = format!("{}/api/v1/chat/", compose.url());
+    let begin = || -> anyhow::Result<String> {
+        let body = json!({"message": "[[tokens=3]] one of the backup"}).to_string();
+        let reply = http::send("POST", &url, Some(&body), TURN_LIMIT)?.text()?;
+        let reply: Value = serde_json::from_str(&reply)?;
+        Ok(reply["session_id"].as_str().context("a turn has no session")?.to_owned())
+    };
+    let status = |session: &str| -> anyhow::Result<u16> {
+        let url = format!("{}/api/v1/chat/sessions/{session}", compose.url());
+        Ok(http::send("GET", &url, None, replicas::HEALTH_LIMIT)?.status)
+    };
+    let shell = |line: &str| compose.environment(run("sh", ["-c", line])).read();
+    let inside = |line: &str| shell(&format!("cd '{}' && {line}", folder.display()));
+    let before = begin()?;
+    for line in commands("### Make a backup")? {
+        let (code, printed) = inside(&line)?;
+        ensure!(code == 0, "{line}: {printed}");
+    }
+    let after = begin()?;
+    for line in commands("### Restore")? {
+        // Ollama is no part of this deployment.
+        let line =
+            line.replace("up --detach", "up --detach --no-build --no-deps redis jarvis nginx");
+        let until = Instant::now() + TURN_LIMIT;
+        loop {
+            let (code, printed) = inside(&line)?;
+            let is_written = WRITTEN.iter().all(|word| printed.contains(word));
+            // Redis may still read the file.
+            if code == 0 && (is_written || !line.contains("INFO persistence")) {
+                break;
+            }
+            ensure!(Instant::now() < until, "{line}: {printed}");
+            pause(Duration::from_millis(500));
+        }
+    }
+    let ready = format!("{}/health/ready", compose.url());
+    let until = Instant::now() + replicas::LIVE_LIMIT;
+    while !http::is_ok(&ready, replicas::HEALTH_LIMIT) {
+        ensure!(Instant::now() < until, "no replica gets ready after the restore");
+        pause(Duration::from_millis(200));
+    }
+    let found = [status(&before)?, status(&after)?];
+    ensure!(found == [200, 404], "before and after the backup: {found:?}");
+    Ok("restored over a later conversation".to_owned())
+}
+
+/// Returns the commands of compose below a heading of docs/OPERATIONS.md.
+fn commands(heading: &str) -> anyhow::Result<Vec<String>> {
+    let page = std::fs::read_to_string(paths::root().join("docs/OPERATIONS.md"))?;
+    let (_, section) = page.split_once(heading).with_context(|| format!("no {heading}"))?;
+    let block = section.split("```bash\n").nth(1).and_then(|rest| rest.split("```").next());
+    let lines = block.with_context(|| format!("{heading} has no commands"))?.lines();
+    Ok(lines.filter(|line| !line.starts_with('#')).map(str::to_owned).collect())
 }
 
 /// docker-compose.yml, as a project of its own.
@@ -356,6 +424,18 @@ impl Keyless {
         self.errors.extend(other.errors);
     }
 
+    /// Asks for one vector.
+    fn embed(&mut self, url: &str, text: &str) {
+        let body = json!({"model": "tinyllama", "input": text}).to_string();
+        let reply = http::send("POST", url, Some(&body), TURN_LIMIT)
+            .and_then(|reply| Ok((reply.status, reply.text()?)));
+        match reply {
+            Ok((200, _)) => self.answers += 1,
+            Ok((status, text)) => self.errors.push(format!("embedding: {status} {text}")),
+            Err(error) => self.errors.push(format!("embedding: {error:#}")),
+        }
+    }
+
     /// Asks for one whole answer.
     fn ask(&mut self, url: &str, message: &str) {
         let body = json!({"message": message}).to_string();
@@ -379,6 +459,19 @@ fn keyless(url: &str, client: usize, ends: &AtomicBool) -> Keyless {
             break;
         }
         seen.ask(url, &format!("[[tokens={TOKENS}]] {client} {turn}"));
+    }
+    seen
+}
+
+/// Asks for one vector after another until it `ends`.
+fn embeddings(url: &str, ends: &AtomicBool) -> Keyless {
+    let mut seen = Keyless::default();
+    for number in 0.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        seen.embed(url, &format!("text {number}"));
+        pause(Duration::from_millis(50));
     }
     seen
 }
