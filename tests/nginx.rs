@@ -358,10 +358,10 @@ fn checkable(configuration: &str, folder: &std::path::Path) -> String {
         text.push('\n');
     }
     let place = folder.display();
-    text.replace("/etc/nginx/jarvis", &rules)
+    text.replace("/tmp/", &format!("{place}/"))
+        .replace("/etc/nginx/jarvis", &rules)
         .replace("/etc/nginx/rules", &rules)
         .replace("listen 10200", &format!("listen unix:{place}/listen.sock"))
-        .replace("/tmp/", &format!("{place}/"))
 }
 
 #[test]
