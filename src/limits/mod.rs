@@ -164,8 +164,11 @@ impl RateLimits {
         let mut standings: Vec<Standing> =
             taken.iter().flat_map(|(slot, outcome)| standings(slot, outcome)).collect();
         if let Some(refusal) = &refusal {
-            standings
-                .extend(refusal.standings.iter().filter(|it| !it.kind.is_of_requests()).cloned());
+            let is_new = |it: &&Standing| {
+                !it.kind.is_of_requests() && standings.iter().all(|other| other.kind != it.kind)
+            };
+            let others: Vec<Standing> = refusal.standings.iter().filter(is_new).cloned().collect();
+            standings.extend(others);
         }
         if let Some(socket) = &socket {
             socket.admitted();

@@ -214,14 +214,13 @@ mod tests {
     #[test]
     fn what_waits_without_the_end_of_another_stream_says_nothing() {
         let (mut streams, now) = (Streams::default(), Instant::now());
-        let first = streams.begin();
-        streams.first_token(first, 4, now);
-        streams.end(first, now);
         for _ in 0..20 {
+            let other = streams.begin();
+            streams.first_token(other, 4, now);
             // A slow prompt, long after the end of the other stream.
             let next = streams.begin();
-            let later = now + 2 * SOON;
-            assert_eq!(streams.first_token(next, 4, later), Finding::None);
+            streams.end(other, now);
+            assert_eq!(streams.first_token(next, 4, now + 2 * SOON), Finding::None);
             streams.end(next, now);
         }
     }
