@@ -1,7 +1,8 @@
 //! The part of `verify` that needs a container engine: the image and compose, under load.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
@@ -137,18 +138,14 @@ fn tried(compose: &Compose, services: &Services, host: Program) -> anyhow::Resul
     let (code, printed) = load?;
     keyless.add(down(compose)?);
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
-    let ok = code == 0 && keyless.errors.is_empty() && keyless.answers > 0;
+    let ok = code == 0 && keyless.errors() == 0 && keyless.answers() > 0;
     line("sessions", &format!("{} turns, {} failed", report["turns"], report["failed"]), None);
-    let longest = keyless.longest.as_secs_f64();
-    line("no key", &format!("{} answers, the longest {longest:.1} s", keyless.answers), None);
-    for error in &keyless.errors {
-        line("no key", error, None);
-    }
+    keyless.show();
     if code != 0 {
         line("sessions", &printed, None);
     }
-    let errors = keyless.errors.len();
-    let text = format!("{} turns, {errors} errors", keyless.answers + number(&report["turns"]));
+    let errors = keyless.errors();
+    let text = format!("{} turns, {errors} errors", keyless.answers() + number(&report["turns"]));
     Ok(Outcome { ok, text })
 }
 
@@ -168,8 +165,10 @@ fn steps(compose: &Compose) -> anyhow::Result<()> {
         ])
     };
     let a_replica = || compose.a_container("jarvis");
-    let timed = |name: &str, act: &dyn Fn() -> anyhow::Result<()>| {
+    let timed = |name: &'static str, act: &dyn Fn() -> anyhow::Result<()>| {
+        // What a step has caused shows within the pause after it.
         pause(PAUSE);
+        set_step(name);
         step(name, || act().map(|()| String::new()))
     };
     timed("stop", &|| {
@@ -195,6 +194,7 @@ fn steps(compose: &Compose) -> anyhow::Result<()> {
 
 /// Stops everything while answers are written, which their clients get whole.
 fn down(compose: &Compose) -> anyhow::Result<Keyless> {
+    set_step("down");
     let posts: Vec<_> = (0..LAST_POSTS)
         .map(|client| {
             let url = format!("{}/api/v1/chat/", compose.url());
@@ -409,9 +409,21 @@ fn image() -> anyhow::Result<String> {
     Ok(format!("jarvis:{}", name.context("docker-compose.yml names no image of jarvis")?))
 }
 
-/// The outcomes of clients without a key.
+/// The step that is being taken, by which the outcomes of clients are told apart.
+static STEP: Mutex<&str> = Mutex::new(QUIET);
+/// The time before the first step.
+const QUIET: &str = "before";
+
+fn set_step(name: &'static str) {
+    *STEP.lock().unwrap_or_else(PoisonError::into_inner) = name;
+}
+
+/// The outcomes of clients without a key, by the step in which each request was sent.
 #[derive(Default)]
-struct Keyless {
+struct Keyless(BTreeMap<&'static str, StepOutcomes>);
+
+#[derive(Default)]
+struct StepOutcomes {
     answers: u64,
     longest: Duration,
     errors: Vec<String>,
@@ -419,35 +431,59 @@ struct Keyless {
 
 impl Keyless {
     fn add(&mut self, other: Self) {
-        self.answers += other.answers;
-        self.longest = self.longest.max(other.longest);
-        self.errors.extend(other.errors);
+        for (step, outcomes) in other.0 {
+            let all = self.0.entry(step).or_default();
+            all.answers += outcomes.answers;
+            all.longest = all.longest.max(outcomes.longest);
+            all.errors.extend(outcomes.errors);
+        }
+    }
+
+    fn answers(&self) -> u64 {
+        self.0.values().map(|outcomes| outcomes.answers).sum()
+    }
+
+    fn errors(&self) -> usize {
+        self.0.values().map(|outcomes| outcomes.errors.len()).sum()
+    }
+
+    /// Prints a line for each step, with its errors below.
+    fn show(&self) {
+        for (step, StepOutcomes { answers, longest, errors }) in &self.0 {
+            let longest = longest.as_secs_f64();
+            let text =
+                format!("{answers} answers, the longest {longest:.1} s, {} errors", errors.len());
+            line(step, &text, None);
+            for error in errors {
+                line(step, error, None);
+            }
+        }
+    }
+
+    /// Sends a request, and notes whether its reply is what it has to be.
+    fn send(&mut self, url: &str, body: &Value, is_right: impl Fn(&str) -> bool) {
+        let step = *STEP.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = Instant::now();
+        let reply = http::send("POST", url, Some(&body.to_string()), TURN_LIMIT)
+            .and_then(|reply| Ok((reply.status, reply.text()?)));
+        let outcomes = self.0.entry(step).or_default();
+        outcomes.longest = outcomes.longest.max(began.elapsed());
+        match reply {
+            Ok((200, text)) if is_right(&text) => outcomes.answers += 1,
+            Ok((status, text)) => outcomes.errors.push(format!("{url}: {status} {text}")),
+            Err(error) => outcomes.errors.push(format!("{url}: {error:#}")),
+        }
     }
 
     /// Asks for one vector.
     fn embed(&mut self, url: &str, text: &str) {
-        let body = json!({"model": "tinyllama", "input": text}).to_string();
-        let reply = http::send("POST", url, Some(&body), TURN_LIMIT)
-            .and_then(|reply| Ok((reply.status, reply.text()?)));
-        match reply {
-            Ok((200, _)) => self.answers += 1,
-            Ok((status, text)) => self.errors.push(format!("embedding: {status} {text}")),
-            Err(error) => self.errors.push(format!("embedding: {error:#}")),
-        }
+        let body = json!({"model": "tinyllama", "input": text});
+        self.send(url, &body, |text| text.contains("\"embeddings\""));
     }
 
     /// Asks for one whole answer.
     fn ask(&mut self, url: &str, message: &str) {
-        let body = json!({"message": message}).to_string();
-        let began = Instant::now();
-        let text = http::send("POST", url, Some(&body), TURN_LIMIT)
-            .and_then(|answer| Ok((answer.status, answer.text()?)));
-        match text {
-            Ok((200, text)) if is_whole(&text) => self.answers += 1,
-            Ok((status, text)) => self.errors.push(format!("{status} {text}")),
-            Err(error) => self.errors.push(format!("{error:#}")),
-        }
-        self.longest = self.longest.max(began.elapsed());
+        self.send(url, &json!({"message": message}), is_whole);
     }
 }
 
