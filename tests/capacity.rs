@@ -821,7 +821,7 @@ async fn metrics_for_autoscaling_have_the_true_values() {
             "jarvis_queue_depth 2".to_owned(),
             "jarvis_turns_per_slot 3".to_owned(),
             format!("jarvis_slots_used{{host=\"{}\"}} 1", sim.url),
-            format!("jarvis_slots_total{{host=\"{}\"}} 1", sim.url),
+            format!("jarvis_slots{{host=\"{}\"}} 1", sim.url),
         );
         until("the figures", LIMIT, async || {
             let metrics = metrics(&replicas[0]).await;
@@ -832,4 +832,27 @@ async fn metrics_for_autoscaling_have_the_true_values() {
     let (replies, ()) = tokio::join!(join_all(turns), figures);
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert!(metrics(&replicas[0]).await.contains("jarvis_queue_wait_seconds"));
+}
+
+#[tokio::test]
+async fn a_host_that_runs_fewer_at_a_time_than_its_slots_is_reported_and_one_that_runs_all_is_not()
+{
+    for (parallel, unused) in [("1", 3), ("4", 0)] {
+        let redis = RedisServer::start();
+        let sim = ollama_sim(&["--rate", "100", "--slots", parallel]);
+        let (replica, log) =
+            support::process::logged(&redis.url(), &format!("{};slots=4", sim.url), &[]);
+        until_ok(&replica, "/health/ready").await;
+        let turns = (0..16).map(|_| async {
+            let reply = chat(&replica, &id(), "[[tokens=30]] go").await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+        });
+        join_all(turns).await;
+        let line = format!("jarvis_host_slots_unused{{host=\"{}\"}} {unused}", sim.url);
+        let is_set = async || metrics(&replica).await.contains(&line);
+        until(&line, LIMIT, is_set).await;
+        let log = std::fs::read_to_string(log).expect("a log");
+        let warnings = log.matches("model host runs fewer requests than its slots").count();
+        assert_eq!(warnings, usize::from(unused > 0), "{parallel}: {log}");
+    }
 }

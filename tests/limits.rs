@@ -770,6 +770,63 @@ async fn a_repeat_and_a_refused_request_cost_no_turn_and_a_repeat_is_answered_wi
 }
 
 #[tokio::test]
+async fn a_repeat_of_a_known_key_is_answered_where_no_request_is_left() {
+    let settings = [SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "1")];
+    let Setup { replica, redis, ollama } = setup("20", &settings).await;
+    // A balancer asks another replica again.
+    let other = jarvis(&redis.url(), &ollama.url, &settings);
+    until_ok(&other, "/health/ready").await;
+    let post = async |replica: &Process, key: Option<&str>| {
+        let body = json!({"message": "[[tokens=20]] hello"});
+        let request = http().post(format!("{}/api/v1/chat", replica.url));
+        let request = request.bearer_auth(token("alice")).json(&body);
+        send(match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        })
+        .await
+    };
+    let key = id();
+    let (first, second) = tokio::join!(post(&replica, Some(&key)), async {
+        let runs = async || get(&ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, runs).await, "the turn does not run");
+        post(&other, Some(&key)).await
+    });
+    assert_eq!(first.status, 200, "{}", first.body);
+    assert_eq!(second.status, 200, "while the turn runs: {}", second.body);
+    assert_eq!(second.body["generation_id"], first.body["generation_id"]);
+    for replica in [&replica, &other] {
+        let repeat = post(replica, Some(&key)).await;
+        assert_eq!(repeat.body["generation_id"], first.body["generation_id"], "{}", repeat.body);
+        let left = header(&repeat, "ratelimit");
+        assert!(left.contains("\"user-requests\";r=0;t="), "{left}");
+    }
+    for unknown in [None, Some(&*id())] {
+        assert_eq!(code(&post(&other, unknown).await), (429, "rate_limited"), "{unknown:?}");
+    }
+    // The repeats of one key that cost nothing are bounded.
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += u32::from(post(&replica, Some(&key)).await.status == 429);
+    }
+    assert!((5..20).contains(&refused), "{refused}");
+}
+
+#[tokio::test]
+async fn a_repeat_while_a_request_is_left_gives_it_back() {
+    let settings = [SIGN_IN, ("JARVIS_USER_REQUESTS_PER_MINUTE", "2")];
+    let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;
+    let key = id();
+    for _ in 0..4 {
+        let request = turn(&replica).bearer_auth(token("alice")).header("idempotency-key", &key);
+        let reply = send(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let left = header(&reply, "ratelimit");
+        assert!(left.contains("\"user-requests\";r=1;t="), "{left}");
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_while_a_turn_is_left_gives_it_back() {
     let settings = [SIGN_IN, ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
     let Setup { replica, redis: _redis, ollama: _ollama } = setup("1000", &settings).await;

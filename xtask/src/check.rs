@@ -17,7 +17,8 @@ use crate::{install, manifests, paths, redis};
 
 const CARGO_DENY: &str = "0.20.2";
 /// The shell scripts.
-const SHELL: [&str; 3] = [".ci/run", "deploy/secrets.sh", "deploy/upgrade.sh"];
+const SHELL: [&str; 4] =
+    [".ci/run", "deploy/redis-tls.sh", "deploy/secrets.sh", "deploy/upgrade.sh"];
 /// The characters of a commit's subject, at most.
 const SUBJECT: usize = 72;
 /// The newest commits, whose subjects are checked.

@@ -201,7 +201,7 @@ async fn a_turn_that_is_accepted_after_its_client_got_an_error_uses_its_permit_u
     let limits = &world.generations.limits;
     let subject = Subject { owner: alice(), key: None, source: Source::default() };
     let subject = Arc::new(subject);
-    let admission = limits.admit(&subject, RequestKind::Turn, false).await;
+    let admission = limits.admit(&subject, RequestKind::Turn, None).await;
     let mut permit = admission.map_err(|refusal| refusal.to_string()).expect("a turn").turn;
     assert!(permit.is_some());
     let used = async || {
