@@ -16,6 +16,7 @@ pub mod digest;
 pub mod follow;
 pub mod generation;
 pub mod http;
+mod json_schema;
 pub mod lifecycle;
 pub mod limits;
 pub mod membership;

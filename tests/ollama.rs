@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::client::{Reply, get, http, post, send, until_ok, with};
+use support::client::{Reply, chat, get, http, post, send, until_ok, with};
 use support::ended_streams::revoked_and_drained;
 use support::fronts::{
     Waiting, a_client_that_leaves_stops_its_model, asked_with_one_key,
@@ -93,6 +93,22 @@ async fn a_chat_is_the_models_answer_with_its_figures() {
         }
     }
     assert_ne!(sent["request"]["keep_alive"], "1h");
+}
+
+#[tokio::test]
+async fn a_request_without_a_temperature_leaves_the_models_own() {
+    let Setup { replica, ollama, redis: _redis } = setup("2000", &[]).await;
+    let prompt = json!({"model": MODEL, "prompt": "[[tokens=2]] hi", "stream": false});
+    let unset = with(asked("[[tokens=2]] hi"), "options", json!({"temperature": null, "seed": 1}));
+    for (path, request) in [(CHAT, asked("[[tokens=2]] hi")), (CHAT, unset), (GENERATE, prompt)] {
+        assert_eq!(post(&replica, path, &request).await.status, 200);
+        let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+        assert_eq!(sent["request"]["options"].get("temperature"), None, "{sent}");
+    }
+    // The native front has a default of its own.
+    assert_eq!(chat(&replica, "", "[[tokens=2]] hi").await.status, 200);
+    let sent = host_requests(&ollama, CHAT).await.pop().expect("a request");
+    assert_eq!(sent["options"]["temperature"].as_f64(), Some(0.7));
 }
 
 #[tokio::test]

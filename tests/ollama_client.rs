@@ -39,7 +39,7 @@ fn request(text: &str) -> ModelRequest {
     ModelRequest {
         messages: vec![ChatMessage::text(ChatRole::User, text.to_owned())],
         options: Options {
-            temperature: 0.0,
+            temperature: Some(0.0),
             num_predict: 1000,
             num_ctx: Some(4096),
             seed: Some(1),

@@ -23,6 +23,16 @@ async fn ollamas_node_package_works_unchanged() {
     Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_ollamas_own_error_in_its_python_package() {
+    Sdk::Python.meets_a_full_queue(SCRIPTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_ollamas_own_error_in_its_node_package() {
+    Sdk::Node.meets_a_full_queue(SCRIPTS).await;
+}
+
 /// Kills the replica that writes an answer while the package reads it from the other one.
 async fn reads_the_whole_text(sdk: Sdk) {
     let request = json!({

@@ -525,6 +525,53 @@ async fn a_tool_is_called_and_its_result_is_answered_streamed_or_not() {
 }
 
 #[tokio::test]
+async fn a_call_of_a_strict_tool_obeys_its_schema_or_the_completion_fails() {
+    let Setup { replica, ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather", "strict": true, "parameters": {
+            "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+            "additionalProperties": false}}}]);
+    let ask = |question: &str| with(asked(question), "tools", tools.clone());
+    let reply = post(&replica, COMPLETIONS, &ask("[[call=weather]] how is it?")).await.body;
+    let call = &reply["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!(call["arguments"], r#"{"city":"word"}"#, "{reply}");
+    // The text before the calls is there; the calls are not.
+    let wrong = ask("[[tokens=5]] [[call=weather wrong]] how is it?");
+    let reply = post(&replica, COMPLETIONS, &wrong).await;
+    assert_eq!(envelope(&reply), (502, "server_error", None, "tool_call_invalid"));
+    assert_eq!(reply.headers["x-should-retry"], "false");
+    let stream = streamed(&replica, &wrong).await;
+    let last = stream.data.last().expect("an error");
+    assert_eq!((&last["error"]["code"], stream.done), (&json!("tool_call_invalid"), false));
+    assert!(!stream.raw.contains("tool_calls"), "{}", stream.raw);
+    // The model's mistake is not its host's: nothing was asked again.
+    let chats = host_requests(&ollama, "/api/chat").await;
+    assert_eq!(chats.len(), 3, "{chats:?}");
+    let mut lenient = wrong;
+    lenient["tools"][0]["function"]["strict"] = json!(false);
+    let reply = post(&replica, COMPLETIONS, &lenient).await.body;
+    assert_eq!(reply["choices"][0]["finish_reason"], "tool_calls", "{reply}");
+}
+
+#[tokio::test]
+async fn an_answer_without_parallel_calls_has_its_first_one() {
+    let Setup { replica, ollama: _ollama, redis: _redis } = setup("500", &[]).await;
+    let tools = ["one", "two"].map(|name| json!({"type": "function", "function": {"name": name}}));
+    let request = with(asked("[[call=one]] and [[call=two]]"), "tools", json!(tools));
+    for (parallel, wanted) in [(true, &["one", "two"][..]), (false, &["one"])] {
+        let request = with(request.clone(), "parallel_tool_calls", json!(parallel));
+        let reply = post(&replica, COMPLETIONS, &request).await.body;
+        let calls = reply["choices"][0]["message"]["tool_calls"].as_array().expect("calls");
+        let names: Vec<_> = calls.iter().map(|call| &call["function"]["name"]).collect();
+        assert_eq!(names, wanted, "{reply}");
+        let stream = streamed(&replica, &request).await;
+        let chunks = stream.data.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"]);
+        let calls: Vec<_> = chunks.filter_map(Value::as_array).flatten().collect();
+        assert_eq!(calls.len(), wanted.len(), "{}", stream.raw);
+    }
+}
+
+#[tokio::test]
 async fn completions_are_no_sessions_of_their_caller() {
     let settings = [
         ("JARVIS_TRUSTED_PROXIES", "127.0.0.1/32"),

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::client::{Reply, get, http, post, send, until_ok, with};
@@ -246,6 +247,36 @@ async fn a_response_without_a_stream_is_streamed_later_and_a_running_one_is_join
     assert_eq!(joined(&all), expected("[[tokens=60]] go on"));
     assert_eq!(response["status"], "completed");
     is_resumed_after_every_event(two, &id, &all).await;
+}
+
+#[tokio::test]
+async fn a_running_response_is_resumed_after_every_number_at_each_replica() {
+    const EVENTS: usize = 100;
+    let fleet = Fleet::start("20", &[]).await;
+    let [one, two] = &*fleet.replicas else { panic!("two replicas") };
+    let request = with(asked("[[tokens=60]] go on"), "background", json!(true));
+    let id = id_of(&post(one, RESPONSES, &request).await.body);
+    let begun = async || retrieved(two, &id).await.body["status"] == "in_progress";
+    assert!(eventually(LIMIT, begun).await, "it does not begin");
+    let client = http();
+    let open = |after: usize| {
+        let url = if after.is_multiple_of(2) { &one.url } else { &two.url };
+        client.get(format!("{url}{RESPONSES}/{id}?stream=true&starting_after={after}")).send()
+    };
+    let opened = join_all((0..EVENTS).map(open)).await;
+    // All of them were there before the end, most of them before their first event.
+    assert_eq!(retrieved(one, &id).await.body["status"], "in_progress");
+    let read = opened.into_iter().map(async |response| {
+        let response = response.expect("a response");
+        assert_eq!(response.status(), 200);
+        events_of(&response.text().await.expect("a body"))
+    });
+    let (all, rests) = tokio::join!(resumed(two, &id, None), join_all(read));
+    assert_eq!(whole(&all)["status"], "completed");
+    assert!((30..EVENTS).contains(&all.len()), "{}", all.len());
+    for (after, rest) in rests.into_iter().enumerate() {
+        assert_eq!(rest, all.get(after + 1..).unwrap_or_default(), "after {after}");
+    }
 }
 
 #[tokio::test]
@@ -671,132 +702,4 @@ async fn a_waiting_response_has_its_first_byte_soon_and_heartbeats_without_a_bla
     }
     assert!(raw.contains("\n:\n"), "{raw}");
     assert_eq!(whole(&events_of(&raw))["status"], "completed");
-}
-
-/// What the schema of Open Responses requires of a response (`ResponseResource`, openresponses.org).
-const RESPONSE_FIELDS: [&str; 32] = [
-    "id",
-    "object",
-    "created_at",
-    "completed_at",
-    "status",
-    "incomplete_details",
-    "model",
-    "previous_response_id",
-    "instructions",
-    "output",
-    "error",
-    "tools",
-    "tool_choice",
-    "truncation",
-    "parallel_tool_calls",
-    "text",
-    "top_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "top_logprobs",
-    "temperature",
-    "reasoning",
-    "user",
-    "usage",
-    "max_output_tokens",
-    "max_tool_calls",
-    "store",
-    "background",
-    "service_tier",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-];
-
-fn has_fields(value: &Value, fields: &[&str]) {
-    for field in fields {
-        assert!(value.get(field).is_some(), "no {field} in {value}");
-    }
-}
-
-fn is_as_open_responses_has_it(response: &Value) {
-    has_fields(response, &RESPONSE_FIELDS);
-    for item in response["output"].as_array().expect("items") {
-        has_fields(item, &["type", "id", "status"]);
-        match item["type"].as_str().expect("a type") {
-            "message" => {
-                assert_eq!(item["role"], "assistant");
-                for part in item["content"].as_array().expect("parts") {
-                    has_fields(part, &["type", "text", "annotations", "logprobs"]);
-                }
-            }
-            "function_call" => has_fields(item, &["call_id", "name", "arguments"]),
-            kind => panic!("an item of type {kind}"),
-        }
-    }
-    for tool in response["tools"].as_array().expect("tools") {
-        has_fields(tool, &["type", "name", "description", "parameters", "strict"]);
-    }
-}
-
-/// The fields of an event beside its type and its number.
-fn event_fields(kind: &str) -> &'static [&'static str] {
-    match kind {
-        "response.created" | "response.in_progress" | "response.completed" => &["response"],
-        "response.output_item.added" | "response.output_item.done" => &["output_index", "item"],
-        "response.content_part.added" | "response.content_part.done" => {
-            &["item_id", "output_index", "content_index", "part"]
-        }
-        "response.output_text.delta" => &["item_id", "output_index", "content_index", "delta"],
-        "response.output_text.done" => &["item_id", "output_index", "content_index", "text"],
-        "response.function_call_arguments.delta" => &["item_id", "output_index", "delta"],
-        "response.function_call_arguments.done" => &["item_id", "output_index", "arguments"],
-        _ => panic!("an event of type {kind}"),
-    }
-}
-
-#[tokio::test]
-async fn the_cases_of_open_responses_compliance_suite_have_what_its_schema_requires() {
-    let redis = RedisServer::start();
-    let ollama = ollama_sim(&["--rate", "2000", "--models", "tinyllama,vision"]);
-    let replica = jarvis(&redis.url(), &ollama.url, &[]);
-    until_ok(&replica, "/health/ready").await;
-    let message =
-        |role: &str, content: Value| json!({"type": "message", "role": role, "content": content});
-    let user = |text: &str| message("user", json!(text));
-    let pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgY\
-        GBgAAAABQABpfZFQAAAAABJRU5ErkJggg==";
-    let shown = json!([{"type": "input_text", "text": "What is it?"},
-        {"type": "input_image", "image_url": pixel}]);
-    let tool = json!([{"type": "function", "name": "get_weather", "description": "The weather.",
-        "parameters": {"type": "object", "properties": {"location": {"type": "string"}},
-            "required": ["location"]}}]);
-    let call = json!({"model": MODEL, "input": [user("[[call=get_weather]] How is it?")],
-        "tools": tool});
-    let asked = |input: Value| json!({"model": MODEL, "input": input});
-    for (request, wanted) in [
-        (asked(json!([user("Say hello.")])), "message"),
-        (asked(json!([message("system", json!("Be a pirate.")), user("Say hello.")])), "message"),
-        (call, "function_call"),
-        (with(asked(json!([message("user", shown)])), "model", json!("vision:latest")), "message"),
-        (
-            asked(json!([
-                user("My name is Alice."),
-                message("assistant", json!("Hello Alice!")),
-                user("What is my name?"),
-            ])),
-            "message",
-        ),
-    ] {
-        let reply = post(&replica, RESPONSES, &request).await;
-        assert_eq!((reply.status, &reply.body["status"]), (200, &json!("completed")), "{request}");
-        is_as_open_responses_has_it(&reply.body);
-        assert_eq!(reply.body["output"][0]["type"], wanted, "{}", reply.body);
-        let events = created(&replica, &request).await;
-        for event in &events {
-            let kind = event["type"].as_str().expect("a type");
-            has_fields(event, &["sequence_number"]);
-            has_fields(event, event_fields(kind));
-            if let Some(response) = event.get("response") {
-                is_as_open_responses_has_it(response);
-            }
-        }
-        assert_eq!(whole(&events)["output"][0]["type"], wanted);
-    }
 }

@@ -100,6 +100,7 @@ pub const FAILURES: &[&str] = &[
     "queue_timeout",
     "repetition",
     "store_unavailable",
+    "tool_call_invalid",
     "upstream_busy",
     "upstream_error",
     "upstream_interrupted",

@@ -2,6 +2,7 @@
 
 Usage: sdk.py checks TOKEN URL URL: runs every check at each replica in turn, and prints one JSON object
 a line: {"check": its name}. TOKEN signs in a user who may begin two turns a minute.
+Usage: sdk.py full URL URL: checks the error of two replicas whose queue is full, and prints the same.
 Usage: sdk.py read KEY QUESTION URL: reads the streamed chat with this idempotency key, prints
 {"begun": true} at its third part, and at its end {"text", "done_reason", "eval_count",
 "prompt_eval_count"}.
@@ -181,6 +182,12 @@ def errors(url: str) -> None:
     raises(404, "model 'no' not found", lambda: client(url).embed("no", "x"))
 
 
+def queue_full(url: str) -> None:
+    for stream in [False, True]:
+        raises(503, "server busy", lambda: client(url).chat(MODEL, question("hi"), stream=stream))
+        raises(503, "server busy", lambda: client(url).generate(MODEL, "hi", stream=stream))
+
+
 def rate_limit(url: str) -> None:
     def ask() -> object:
         return client(url, TOKEN).chat(MODEL, question("[[tokens=1]] hi"))
@@ -226,5 +233,8 @@ def read(key: str, text: str, url: str) -> None:
 if sys.argv[1] == "read":
     read(*sys.argv[2:5])
 else:
-    TOKEN, *URLS = sys.argv[2:]
+    if sys.argv[1] == "full":
+        CHECKS, URLS = [queue_full], sys.argv[2:]
+    else:
+        TOKEN, *URLS = sys.argv[2:]
     run(CHECKS, URLS)

@@ -68,7 +68,7 @@ pub fn completion_body(bytes: &[u8]) {
     match ChatCompletion::read(&object, bytes) {
         Ok(request) => {
             let ChatCompletion { spec, messages, .. } = &request;
-            assert!((0.0..=2.0).contains(&spec.temperature));
+            assert!(spec.temperature.is_none_or(|it| (0.0..=2.0).contains(&it)));
             assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
             assert!(messages.question.role != Role::Assistant && messages.before.len() < 1000);
             for rule in [&spec.rules.format, &spec.rules.tools].into_iter().flatten() {
@@ -169,7 +169,7 @@ pub fn ollama_body(bytes: &[u8]) {
             Ok(AskedModel { model, task: Task::Answer(question), .. }) => {
                 let spec = &question.spec;
                 assert!(spec.model == model && !model.trim().is_empty());
-                assert!((0.0..=2.0).contains(&spec.temperature));
+                assert!(spec.temperature.is_none_or(|it| (0.0..=2.0).contains(&it)));
                 assert!(spec.max_tokens >= 1 && spec.stop.len() <= 4);
                 assert!(question.messages.question.role != Role::Assistant);
                 assert!(question.messages.before.len() < 1000);

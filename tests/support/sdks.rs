@@ -11,7 +11,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::client::{http, post};
+use super::client::{get, http, post};
+use super::eventually;
+use super::process::LIMIT;
 use super::setup::pair;
 use super::tokens::{SECRET, token};
 
@@ -49,6 +51,33 @@ impl Sdk {
         let pair = pair(&HOST, &[]).await;
         let [one, two] = &pair.replicas;
         assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await.join(" "), checks);
+    }
+
+    /// Has the script of this folder ask two replicas whose queue is full, and compares the names of what
+    /// has passed.
+    pub async fn meets_a_full_queue(self, folder: &str) {
+        let settings = [("JARVIS_OLLAMA_SLOTS", "1"), ("JARVIS_QUEUE_LIMIT", "1")];
+        let pair = pair(&HOST, &settings).await;
+        let [one, two] = &pair.replicas;
+        let url = format!("{}/api/v1/chat/", one.url);
+        let hold = async || {
+            let body = json!({"message": "[[tokens=3000 rate=1]] on and on", "stream": true});
+            http().post(&url).json(&body).send().await.expect("a response")
+        };
+        let running = hold().await;
+        let runs = async || get(&pair.ollama, "/sim/stats").await.body["running"] == 1;
+        assert!(eventually(LIMIT, runs).await, "the turn does not begin");
+        let held = [running, hold().await];
+        let body = json!({"message": "[[tokens=1]] hi"});
+        let is_full = async || {
+            let [one, two] =
+                [post(one, "/api/v1/chat/", &body).await, post(two, "/api/v1/chat/", &body).await];
+            one.body["code"] == "queue_full" && two.body["code"] == "queue_full"
+        };
+        assert!(held.iter().all(|held| held.status() == 200));
+        assert!(eventually(LIMIT, is_full).await, "the queue has no end");
+        let driver = self.run(folder, &["full", &one.url, &two.url]);
+        assert_eq!(driver.checks().await, ["queue_full"]);
     }
 
     /// Begins an answer at one replica by this request, has the script of this folder read it from

@@ -62,7 +62,7 @@ impl AskedModel {
         fields.flag("truncate")?;
         fields.flag("shift")?;
         fields.unsupported("logprobs", "is not supported")?;
-        let mut rules = AnswerRules { format: rules::format(body)?, tools: None };
+        let mut rules = AnswerRules { format: rules::format(body)?, ..AnswerRules::default() };
         let messages = match shape {
             Shape::Chat => {
                 rules.tools = rules::tools(body)?;

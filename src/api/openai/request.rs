@@ -46,7 +46,7 @@ impl ChatCompletion {
         let max_tokens = token_limit(&mut params)?;
         let spec = TurnSpec {
             // Whatever the sign of zero is, the request is the same.
-            temperature: temperature + 0.0,
+            temperature: Some(temperature + 0.0),
             seed: params.integer("seed", i64::MIN)?,
             stop: stops(&mut params)?,
             sampling: Sampling {
@@ -80,6 +80,7 @@ impl ChatCompletion {
             "functions",
             "moderation",
             "prediction",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "top_logprobs",
             "verbosity",
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(
             request.spec,
             TurnSpec {
-                temperature: 1.0,
+                temperature: Some(1.0),
                 sampling: Sampling { top_p: Some(1.0), ..Sampling::default() },
                 ..TurnSpec::least("m", u32::MAX)
             }
@@ -238,7 +239,7 @@ mod tests {
                 ..TurnSpec::least("Llama3", 5)
             }
         );
-        assert!(request.spec.temperature.is_sign_positive());
+        assert!(request.spec.temperature.is_some_and(f64::is_sign_positive));
         assert!(request.stream && request.include_usage);
     }
 
@@ -256,6 +257,7 @@ mod tests {
             ("audio", json!({}), "unsupported_parameter"),
             ("functions", json!([]), "unsupported_parameter"),
             ("prediction", json!({}), "unsupported_parameter"),
+            ("prompt_cache_options", json!({}), "unsupported_parameter"),
             ("verbosity", json!("low"), "unsupported_parameter"),
             ("web_search_options", json!({}), "unsupported_parameter"),
             ("reasoning_effort", json!("minimal"), "unsupported_value"),
@@ -347,6 +349,13 @@ mod tests {
                 "unsupported_parameter",
             ),
             (
+                json!([{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",
+                    "function": {"name": "f", "arguments": "{}"}}]},
+                    {"role": "tool", "content": "x", "tool_call_id": "c", "name": "g"}]),
+                "messages[1].name",
+                "invalid_value",
+            ),
+            (
                 json!([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
                 "messages[0].content[0].type",
                 "unsupported_value",
@@ -414,7 +423,7 @@ mod tests {
         let messages = json!([
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": null, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny", "name": "weather"},
         ]);
         let Messages { before, question, images: _ } =
             read(&with("messages", messages)).expect("valid").messages;
