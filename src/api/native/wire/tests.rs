@@ -159,7 +159,7 @@ fn reasoning_is_encoded_beside_the_answer() {
     let message = Message { thinking: Some("hm".to_owned()), ..stored(Status::Complete, None) };
     let mut events = vec![sent(reasoning)];
     events.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
-    let running = |text| history(&[], false, Some((GENERATION, text))).0.to_string();
+    let running = |text| history(&[], false, Some((GENERATION, text)), None).0.to_string();
     events.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
     insta::assert_snapshot!(lines(&events), @r#"
     {"type":"stream_thinking","content":"hm","offset":4,"generation_id":"GENERATION","cursor":"CURSOR"}
@@ -177,7 +177,7 @@ fn a_history_is_never_larger_than_an_event_may_be() {
     let long = Message { content: "\u{1}\"三".repeat(20_000), ..stored(Status::Complete, None) };
     let messages = vec![long; 8];
     let answer = "\n三".repeat(100_000);
-    let (json, shown) = history(&messages, false, Some((GENERATION, &answer)));
+    let (json, shown) = history(&messages, false, Some((GENERATION, &answer)), None);
     assert!(json.len() <= EVENT_BYTES, "{} bytes", json.len());
     let history: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(history["has_more"], true);
