@@ -3,6 +3,7 @@
 mod cli {
     pub mod chat;
     pub mod keys;
+    pub mod sessions;
 }
 
 use std::error::Error;
@@ -18,7 +19,6 @@ use jarvis::config::{
     Cli, Command, RedisSettings, SecretSettings, ServerAddress, Settings, settings_table,
 };
 use jarvis::redis::{Redis, migrations};
-use jarvis::secret::Secret;
 use jarvis::server::redis_options;
 use jarvis::sign_in;
 use jarvis::telemetry::{self, Secrets, Telemetry};
@@ -47,9 +47,11 @@ async fn main() -> ExitCode {
         Command::Serve(settings) => Box::pin(serve(&settings, &secrets)).await,
         Command::Migrate { redis } => migrate(&redis).await,
         Command::Health(server) => health(&server).await,
-        Command::Chat { server, token, token_file } => {
-            let token = token.or(token_file.map(|file| file.value));
-            Box::pin(chat(&server, token.as_ref())).await
+        Command::Chat { client, session, model, question } => {
+            Box::pin(cli::chat::chat(&client, session, model, question)).await
+        }
+        Command::Sessions { client, limit, words } => {
+            cli::sessions::list(&client, limit, &words.join(" ")).await
         }
         Command::Key(command) => cli::keys::run(&command).await,
         Command::Token { user, ttl, secret } => token(&user, ttl, &secret),
@@ -154,10 +156,6 @@ fn token(user: &str, ttl: Duration, secret: &SecretSettings) -> anyhow::Result<(
     })?;
     println!("{}", sign_in::issue(secret, user, ttl)?);
     Ok(())
-}
-
-async fn chat(server: &ServerAddress, token: Option<&Secret>) -> anyhow::Result<()> {
-    cli::chat::chat(&server.reachable()?, token).await
 }
 
 async fn health(server: &ServerAddress) -> anyhow::Result<()> {

@@ -1127,7 +1127,8 @@ async fn a_streamed_turn_counts_as_a_socket_of_its_user_over_each_front() {
         let turns = usage(usage_of(&replica, user), "user-turns").await["used"].clone();
         assert_eq!(turns, 1, "{path}");
         let bearer = format!("Bearer {}", token(user));
-        let socket = self::open(&replica, &[("authorization", &bearer)]).await;
+        let authorization = [("authorization", &*bearer)];
+        let socket = self::open(&replica, &authorization).await;
         assert!(socket.is_err_and(|(head, _)| head.status.as_u16() == 429), "{path}");
         // Another user has its own, and a turn that is not streamed takes none.
         assert_eq!(used("bob").await, 0);

@@ -1,11 +1,12 @@
 //! `jarvis chat`: a chat in the terminal, over a WebSocket. A lost connection loses nothing, because
 //! the client reconnects with its cursor, to any replica.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
+use jarvis::config::ClientSettings;
 use jarvis::retry::{Backoff, retry};
 use jarvis::secret::Secret;
 use reqwest::Url;
@@ -29,44 +30,54 @@ const FIRST_RECONNECT_LIMIT: Duration = Duration::from_secs(1);
 const RECONNECT_LIMIT: Duration = Duration::from_mins(1);
 /// Pauses between two attempts.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+/// Bytes of the input that follows a question, at most: more is no valid message.
+const LARGEST_INPUT: u64 = 128 << 10;
 /// Lines that are typed ahead, at most.
 const TYPED_AHEAD: usize = 16;
 
 type ClientSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Chats until an empty line, the end of the input, or Ctrl-C while no answer is running.
+/// Asks one question, where there is one, and else chats until an empty line, the end of the input, or
+/// Ctrl-C while no answer is running.
 ///
 /// # Errors
-/// Where no server replies at `url`, and where a lost connection cannot be restored.
-pub async fn chat(url: &Url, token: Option<&Secret>) -> anyhow::Result<()> {
-    let mut client = ChatClient::open(url, token).await.map_err(|error| {
-        let wrong = if is_refused_sign_in(&error) {
-            format!("{url} needs a valid token; set JARVIS_TOKEN, as jarvis token prints one")
-        } else {
-            format!(
-                "no server replies at {url}; start one in another terminal: jarvis serve, or make \
-                 run"
-            )
-        };
-        error.context(wrong)
-    })?;
+/// Where no server replies, a lost connection cannot be restored, or the one question has no answer.
+pub async fn chat(
+    settings: &ClientSettings,
+    session: Option<Uuid>,
+    model: Option<String>,
+    question: Option<String>,
+) -> anyhow::Result<()> {
+    let url = settings.server.reachable()?;
+    let mut client = ChatClient::open(&url, settings.token(), session, model).await?;
     let screen = &mut Screen::new();
-    screen.line(&format!("\n  {url}, session {}. An empty line or Ctrl-D ends.\n", client.session));
-    let mut lines = typed_lines();
-    loop {
-        screen.plain(&screen.bold("> "));
-        let line = tokio::select! {
-            line = client.next_line(&mut lines) => line?,
-            _ = tokio::signal::ctrl_c() => None,
-        };
-        let question = line.unwrap_or_default();
-        if question.trim().is_empty() {
-            screen.plain("\n");
-            let _ = client.socket.close(None).await;
-            return Ok(());
+    let outcome = match question {
+        Some(question) => {
+            screen.keeps_answers = !screen.terminal;
+            client.answer_once(question, screen).await
         }
-        client.ask(question.trim(), screen).await?;
+        None => client.converse(screen).await,
+    };
+    let _ = client.socket.close(None).await;
+    outcome
+}
+
+/// Returns the question, followed by the input where that is not a terminal.
+async fn with_input(question: String) -> anyhow::Result<String> {
+    if std::io::stdin().is_terminal() {
+        return Ok(question);
     }
+    let read = || {
+        let mut input = String::new();
+        std::io::stdin().lock().take(LARGEST_INPUT + 1).read_to_string(&mut input).map(|_| input)
+    };
+    let input = tokio::task::spawn_blocking(read).await?.context("the input is no text")?;
+    ensure!(
+        input.len() as u64 <= LARGEST_INPUT,
+        "the input is longer than {LARGEST_INPUT} bytes; send less of it"
+    );
+    let input = input.trim_end();
+    Ok(if input.is_empty() { question } else { format!("{question}\n\n{input}") })
 }
 
 /// Returns the typed lines. A thread reads them, so that the command ends without another line.
@@ -87,15 +98,74 @@ struct ChatClient {
     url: Url,
     token: Option<Secret>,
     session: String,
+    /// The model; the server's default where there is none.
+    model: Option<String>,
     cursor: String,
     socket: ClientSocket,
 }
 
 impl ChatClient {
-    async fn open(url: &Url, token: Option<&Secret>) -> anyhow::Result<Self> {
-        let (socket, session) = connect(url, token, "", "", CONNECT_LIMIT).await?;
+    async fn open(
+        url: &Url,
+        token: Option<&Secret>,
+        session: Option<Uuid>,
+        model: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let session = session.map(|session| session.to_string()).unwrap_or_default();
+        let connecting = connect(url, token, &session, "", CONNECT_LIMIT);
+        let (socket, session) = connecting.await.map_err(|error| {
+            let wrong = if is_refused_sign_in(&error) {
+                format!("{url} needs a valid token; set JARVIS_TOKEN, as jarvis token prints one")
+            } else {
+                format!(
+                    "no server replies at {url}; start one in another terminal: jarvis serve, or \
+                     make run"
+                )
+            };
+            error.context(wrong)
+        })?;
         let (url, token) = (url.clone(), token.cloned());
-        Ok(Self { url, token, session, cursor: String::new(), socket })
+        Ok(Self { url, token, session, model, cursor: String::new(), socket })
+    }
+
+    /// Asks one question, and displays its answer.
+    async fn answer_once(&mut self, question: String, screen: &mut Screen) -> anyhow::Result<()> {
+        let question = with_input(question).await?;
+        let end = self.ask(question.trim(), screen).await?;
+        if screen.terminal {
+            screen.note(&format!("go on with: jarvis chat --session {}\n", self.session));
+        }
+        match end {
+            AnswerEnd::Complete => Ok(()),
+            AnswerEnd::Cancelled => bail!("the answer was cancelled"),
+            AnswerEnd::Failed(message) => bail!(message),
+        }
+    }
+
+    /// Answers one typed line after another.
+    async fn converse(&mut self, screen: &mut Screen) -> anyhow::Result<()> {
+        let (url, session) = (&self.url, &self.session);
+        screen.note(&format!("\n  {url}, session {session}. An empty line or Ctrl-D ends.\n\n"));
+        let mut lines = typed_lines();
+        loop {
+            if screen.terminal {
+                screen.plain(&screen.bold("> "));
+            }
+            let line = tokio::select! {
+                line = self.next_line(&mut lines) => line?,
+                _ = tokio::signal::ctrl_c() => None,
+            };
+            let question = line.unwrap_or_default();
+            if question.trim().is_empty() {
+                if screen.terminal {
+                    screen.plain("\n");
+                }
+                return Ok(());
+            }
+            if let AnswerEnd::Failed(message) = self.ask(question.trim(), screen).await? {
+                screen.note(&format!("\n{message}\n"));
+            }
+        }
     }
 
     /// Waits for a line, and keeps the connection alive meanwhile.
@@ -115,15 +185,15 @@ impl ChatClient {
     }
 
     /// Sends a question, and displays the answer. Ctrl-C cancels the answer.
-    async fn ask(&mut self, question: &str, screen: &mut Screen) -> anyhow::Result<()> {
+    async fn ask(&mut self, question: &str, screen: &mut Screen) -> anyhow::Result<AnswerEnd> {
         // The server runs one turn for an identifier, however often the question is sent.
-        let question =
-            json!({"type": "chat", "message": question, "message_id": Uuid::new_v4().to_string()});
+        let question = json!({"type": "chat", "message": question, "model": self.model,
+            "message_id": Uuid::new_v4().to_string()});
         let mut answer = DisplayedAnswer::default();
         let mut lost = send(&mut self.socket, &question).await.err();
         loop {
             if let Some(error) = lost.take() {
-                screen.remark(&format!("[{error}; reconnecting]"));
+                screen.note(&format!(" [{error}; reconnecting] "));
                 self.reconnect().await?;
                 if !answer.accepted {
                     lost = send(&mut self.socket, &question).await.err();
@@ -140,8 +210,8 @@ impl ChatClient {
             match event {
                 Ok(event) => {
                     self.remember(&event);
-                    if answer.show(&event, screen) {
-                        return Ok(());
+                    if let Some(end) = answer.show(&event, screen) {
+                        return Ok(end);
                     }
                 }
                 Err(error) => lost = Some(error),
@@ -225,6 +295,15 @@ async fn next_event(socket: &mut ClientSocket) -> anyhow::Result<Value> {
     }
 }
 
+/// How an answer ended.
+#[derive(Debug, PartialEq, Eq)]
+enum AnswerEnd {
+    Complete,
+    Cancelled,
+    /// There is none, or not all of it; the text says why.
+    Failed(String),
+}
+
 /// The displayed part of an answer.
 #[derive(Debug, Default)]
 struct DisplayedAnswer {
@@ -237,8 +316,8 @@ struct DisplayedAnswer {
 }
 
 impl DisplayedAnswer {
-    /// Displays an event, and returns whether it is the last one.
-    fn show(&mut self, event: &Value, screen: &mut Screen) -> bool {
+    /// Displays an event, and returns the end of the answer where it is that.
+    fn show(&mut self, event: &Value, screen: &mut Screen) -> Option<AnswerEnd> {
         let text = |field: &str| event[field].as_str().unwrap_or_default();
         let number = |field: &str| event[field].as_u64().and_then(|n| usize::try_from(n).ok());
         match text("type") {
@@ -249,33 +328,34 @@ impl DisplayedAnswer {
                 let eta = eta.map(|eta| format!(", about {eta:.0} s")).unwrap_or_default();
                 screen.status(&format!("waiting at position {position}{eta}"));
             }
-            "stream_thinking" => {
+            "stream_thinking" if screen.terminal => {
                 self.thinking = true;
                 screen.plain(&screen.dim(text("content")));
             }
-            "stream_chunk" => {
+            "stream_chunk" if !screen.keeps_answers => {
                 if std::mem::take(&mut self.thinking) {
                     screen.plain("\n\n");
                 }
                 self.show_text(text("content"), number("offset").unwrap_or(self.shown), screen);
             }
-            "stream_restart" => {
+            "stream_restart" if !screen.keeps_answers => {
                 self.shown = number("from").unwrap_or(0);
-                screen.remark("[taken back from here]");
+                screen.note(" [taken back from here] ");
             }
             "stream_end" | "cancelled" => {
                 // The events may have left out text.
                 self.show_text(text("full_response"), 0, screen);
-                screen.plain(if text("type") == "cancelled" { " [cancelled]\n\n" } else { "\n\n" });
-                return true;
+                let is_cancelled = text("type") == "cancelled";
+                if is_cancelled {
+                    screen.note(" [cancelled]");
+                }
+                screen.plain(if screen.terminal { "\n\n" } else { "\n" });
+                return Some(if is_cancelled { AnswerEnd::Cancelled } else { AnswerEnd::Complete });
             }
-            "error" => {
-                screen.line(&format!("\n{}\n", text("message")));
-                return true;
-            }
+            "error" => return Some(AnswerEnd::Failed(text("message").to_owned())),
             _ => {}
         }
-        false
+        None
     }
 
     /// Displays the part of `text`, which begins at `offset`, that is not displayed yet.
@@ -287,16 +367,20 @@ impl DisplayedAnswer {
     }
 }
 
-/// Standard output, which may be a terminal.
+/// Standard output, which may be a terminal. Where it is none, it gets answers alone, and everything
+/// else goes to standard error.
 struct Screen {
     terminal: bool,
+    /// Whether an answer is displayed at its end only, because what is taken back would stay.
+    keeps_answers: bool,
     /// Whether a status is displayed that the next text replaces.
     status: bool,
 }
 
 impl Screen {
     fn new() -> Self {
-        Self { terminal: std::io::stdout().is_terminal(), status: false }
+        let terminal = std::io::stdout().is_terminal();
+        Self { terminal, keeps_answers: false, status: false }
     }
 
     fn styled(&self, code: u8, text: &str) -> String {
@@ -318,26 +402,20 @@ impl Screen {
         let _ = write!(out, "{clear}{text}").and_then(|()| out.flush());
     }
 
-    fn line(&mut self, text: &str) {
-        let text = self.dim(text);
-        self.plain(&format!("{text}\n"));
-    }
-
-    /// Displays a remark within the answer.
-    fn remark(&mut self, text: &str) {
-        let text = self.dim(&format!(" {text} "));
-        self.plain(&text);
+    /// Displays a text that is no part of an answer.
+    fn note(&mut self, text: &str) {
+        if self.terminal {
+            let text = self.dim(text);
+            self.plain(&text);
+        } else {
+            eprintln!("{}", text.trim());
+        }
     }
 
     /// Displays a line that the next text replaces; without a terminal, a separate line.
     fn status(&mut self, text: &str) {
-        if self.terminal {
-            let text = self.dim(text);
-            self.plain(&text);
-            self.status = true;
-        } else {
-            self.line(text);
-        }
+        self.note(text);
+        self.status = self.terminal;
     }
 }
 
@@ -347,20 +425,20 @@ mod tests {
 
     #[test]
     fn text_is_displayed_once_though_a_reconnect_repeats_it() {
-        let screen = &mut Screen { terminal: false, status: false };
+        let screen = &mut Screen { terminal: false, keeps_answers: false, status: false };
         let mut answer = DisplayedAnswer::default();
         let chunk = |offset: usize, content: &str| json!({"type": "stream_chunk", "content": content, "offset": offset, "done": false});
         let mut shown = |event: Value| {
             let last = answer.show(&event, screen);
             (answer.shown, last)
         };
-        assert_eq!(shown(chunk(0, "one ")), (4, false));
-        assert_eq!(shown(chunk(0, "one two ")), (8, false));
-        assert_eq!(shown(chunk(0, "one ")), (8, false));
+        assert_eq!(shown(chunk(0, "one ")), (4, None));
+        assert_eq!(shown(chunk(0, "one two ")), (8, None));
+        assert_eq!(shown(chunk(0, "one ")), (8, None));
         // The end holds the text that a gap left out.
-        assert_eq!(shown(chunk(14, "four")), (8, false));
-        assert_eq!(shown(json!({"type": "stream_restart", "from": 4})), (4, false));
+        assert_eq!(shown(chunk(14, "four")), (8, None));
+        assert_eq!(shown(json!({"type": "stream_restart", "from": 4})), (4, None));
         let end = json!({"type": "stream_end", "full_response": "one two three four"});
-        assert_eq!(shown(end), (18, true));
+        assert_eq!(shown(end), (18, Some(AnswerEnd::Complete)));
     }
 }

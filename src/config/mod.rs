@@ -1,6 +1,7 @@
 //! Every setting, parsed and checked before anything is opened. One file a group.
 
 mod address;
+mod client;
 mod hosts;
 mod http;
 mod keep_alive;
@@ -18,6 +19,7 @@ mod url;
 mod values;
 
 pub use address::ServerAddress;
+pub use client::ClientSettings;
 pub use hosts::{HostSettings, OllamaHost, check_hosts};
 pub use http::HttpSettings;
 pub use limits::LimitSettings;
@@ -38,9 +40,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-
-use self::secrets::{OfFile, of_file};
-use crate::secret::Secret;
+use uuid::Uuid;
 
 /// A chat service in front of Ollama whose answers survive the replica that writes them.
 #[derive(Debug, Parser)]
@@ -66,17 +66,29 @@ pub enum Command {
     Health(ServerAddress),
     /// Chats with a running server in this terminal; a lost connection loses nothing
     Chat {
-        /// The server
+        /// The server, and the caller
         #[command(flatten)]
-        server: ServerAddress,
-        /// Token or API key of the caller; only as a variable, because arguments are public
-        #[arg(long, env = "JARVIS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-        #[arg(value_parser = sign_in::token)]
-        token: Option<Secret>,
-        /// File with the token or API key of the caller, in place of the variable
-        #[arg(long, env = "JARVIS_TOKEN_FILE", value_name = "FILE")]
-        #[arg(value_parser = of_file(sign_in::token))]
-        token_file: Option<OfFile<Secret>>,
+        client: ClientSettings,
+        /// The session to go on with; a new one where absent
+        #[arg(long, value_name = "ID")]
+        session: Option<Uuid>,
+        /// The model; the server's default where absent
+        #[arg(long, value_name = "NAME")]
+        model: Option<String>,
+        /// One question; what is piped in follows it. Without one, a conversation of lines
+        question: Option<String>,
+    },
+    /// Lists the caller's sessions, the one that was used last first
+    Sessions {
+        /// The server, and the caller
+        #[command(flatten)]
+        client: ClientSettings,
+        /// Sessions to list, at most
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=500))]
+        limit: u16,
+        /// Words: only sessions whose title or messages have all of them
+        words: Vec<String>,
     },
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
@@ -194,10 +206,7 @@ impl Cli {
             Command::Migrate { redis } => redis.passwords(),
             Command::Token { secret, .. } => secret.secrets(),
             Command::Key(command) => command.redis().passwords(),
-            Command::Chat { token, token_file, .. } => {
-                let of_file = token_file.iter().map(|file| &file.value);
-                token.iter().chain(of_file).map(|token| token.expose().to_owned()).collect()
-            }
+            Command::Chat { client, .. } | Command::Sessions { client, .. } => client.secrets(),
             Command::Health(_) | Command::Settings => Vec::new(),
         }
     }
