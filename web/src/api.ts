@@ -184,7 +184,7 @@ export async function hasVanished(session: string, generation: string): Promise<
   }
 }
 
-export const models = () => call<{ models: Model[] }>("GET", "/api/v1/chat/models");
+export const models = () => call<{ models: Model[]; default?: string }>("GET", "/api/v1/chat/models");
 export const usage = (as?: string) => call<UsageReport>("GET", "/api/v1/usage", undefined, as);
 export const describe = (id: string) => call<SessionInfo>("GET", `${SESSIONS}/${id}?limit=0`);
 export const rename = (id: string, title: string) =>

@@ -15,8 +15,6 @@ import type { Picture } from "./pictures";
 import { request } from "./settings";
 import type { Failure, ServerEvent } from "./wire";
 
-/** The longest question, in characters. */
-export const LONGEST_QUESTION = 32_768;
 /** Messages of the first page of a history, which a slow connection has to carry before anything is
  * seen, and of each further one. */
 const FIRST_PAGE = 20;
@@ -90,7 +88,7 @@ export class Conversation implements LinkOwner, OutboxOwner {
 
   constructor(
     readonly id: string,
-    private readonly user = "",
+    private readonly user = () => "",
   ) {
     this.outbox = new Outbox(id, this);
     const written = this.outbox.stored.filter(({ regenerates }) => !regenerates);
@@ -145,8 +143,8 @@ export class Conversation implements LinkOwner, OutboxOwner {
   }
 
   private outgoing(fields: Partial<Outgoing> & { message: string }): Outgoing {
-    const user = this.user ? { user: this.user } : {};
-    return { ...request(), message_id: kept.uuid(), ...user, ...fields };
+    const user = this.user();
+    return { ...request(), message_id: kept.uuid(), ...(user && { user }), ...fields };
   }
 
   /** Selects the branch of another message. */

@@ -15,6 +15,8 @@ use crate::http::problem::Problem;
 pub struct Models {
     models: Vec<ModelInfo>,
     count: usize,
+    /// The model of a request that names none.
+    default: String,
 }
 
 /// Returns the models of all hosts.
@@ -24,7 +26,8 @@ pub struct Models {
 )]
 pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<Models>, Problem> {
     let models = shared.models().await?;
-    Ok(Json(Models { count: models.len(), models }))
+    let default = shared.settings.default_model.clone();
+    Ok(Json(Models { count: models.len(), models, default }))
 }
 
 /// The names of the models of all hosts.
