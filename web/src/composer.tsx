@@ -221,7 +221,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             <Icon name="image" />
             <span class="hidden">Add images</span>
           </button>
-          <ModelChoice class="model" label="Model of the next answer" />
+          <ModelChoice class="model" label="Model that answers" />
           <button
             type="button"
             class="quiet chosen"

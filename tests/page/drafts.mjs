@@ -1,0 +1,133 @@
+// What is written and not sent, in two tabs and over reloads; and what two tabs keep together.
+import { ask, base, check, connected, open, run, same, session, stored, report, until } from "./browser.mjs";
+import { eventually, steer, takeDown } from "./socket.mjs";
+
+const say = (text) => `[[rate=400 say]]${text}`;
+const value = (page) => page.inputValue("#question");
+const kept = (page, key) => page.evaluate((key) => JSON.parse(localStorage.getItem(`jarvis.${key}`)), key);
+
+await run(async (context) => {
+  const page = await open(context);
+  await ask(page, say("first"));
+  await until(page, "complete");
+  const id = session(page);
+  {
+    // The draft of a conversation that was not begun is found again.
+    await page.click(".begin");
+    await page.waitForFunction((id) => location.hash.slice(1) !== id, id);
+    const fresh = session(page);
+    await page.fill("#question", "not begun");
+    await page.click(`.entries a[href="#${id}"]`);
+    await page.waitForFunction(() => document.querySelector("#question").value === "");
+    await page.click(".begin");
+    await page.waitForFunction(() => document.querySelector("#question").value === "not begun");
+    same(session(page), fresh, "the conversation");
+    await page.fill("#question", "");
+    await page.click(`.entries a[href="#${id}"]`);
+    report({ check: "not begun" });
+  }
+
+  const tab = await open(context, `${base}#${id}`);
+  await until(tab, "complete");
+  {
+    // Two tabs have one draft.
+    await page.fill("#question", "in one tab");
+    await eventually(tab, async () => (await value(tab)) === "in one tab", "the draft in the other tab");
+    await tab.fill("#question", "in one tab, and the other");
+    await eventually(page, async () => (await value(page)) === "in one tab, and the other", "the draft in the first");
+    await tab.fill("#question", "");
+    await ask(tab, say("second"));
+    await until(page, "complete", 2);
+    await page.fill("#question", "not erased");
+    await tab.fill("#question", "not erased!");
+    await page.reload();
+    await connected(page);
+    same(await value(page), "not erased!", "the draft after a reload");
+    await page.fill("#question", "");
+    report({ check: "two tabs" });
+  }
+  {
+    // What is written in the place of a question.
+    await page.getByTitle("Edit the question").last().click();
+    await page.fill(".editor textarea", "half an edit");
+    await page.reload();
+    await page.waitForSelector(".editor textarea");
+    same(await page.inputValue(".editor textarea"), "half an edit", "the edit after a reload");
+    await page.click(".begin");
+    await page.waitForFunction((id) => location.hash.slice(1) !== id, id);
+    await page.click(`.entries a[href="#${id}"]`);
+    await page.waitForSelector(".editor textarea");
+    same(await page.inputValue(".editor textarea"), "half an edit", "the edit after another conversation");
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await page.reload();
+    await until(page, "complete", 2);
+    check((await page.locator(".editor").count()) === 0, "a cancelled edit is gone");
+    report({ check: "edit" });
+  }
+  {
+    // The identifier of an anonymous conversation is its only key: no tab drops another one's.
+    await tab.evaluate(() => {
+      // A tab that did not hear of the other ones' conversations.
+      addEventListener("storage", (event) => event.stopImmediatePropagation(), true);
+    });
+    const ids = [];
+    for (const one of [page, tab, page, tab]) {
+      await one.click(".begin");
+      await one.waitForFunction((ids) => !ids.includes(location.hash.slice(1)), [id, ...ids]);
+      await ask(one, say("more"));
+      await until(one, "complete");
+      ids.push(session(one));
+    }
+    const listed = (await kept(page, "sessions")).map((entry) => entry.id);
+    check([id, ...ids].every((it) => listed.includes(it)), `${listed.length} of 5 are listed`);
+    await tab.close();
+    report({ check: "list" });
+  }
+  {
+    // A question that is stopped before its answer begins is no part of the conversation; its text is kept.
+    const busy = Array.from({ length: 8 }, () => {
+      const body = JSON.stringify({ message: "[[tokens=900 rate=40]] busy" });
+      return fetch(new URL("/api/v1/chat", base), { method: "POST", body }).catch(() => {});
+    });
+    await page.waitForTimeout(800);
+    await page.click(".begin");
+    await ask(page, say("changed my mind"));
+    await page.waitForSelector(".answer.waiting");
+    await page.waitForTimeout(300);
+    await page.getByTitle("Stop the answer").click();
+    await page.getByText("You stopped this question before its answer began").waitFor();
+    check((await page.locator(".answer").count()) === 0, "there is no answer");
+    check((await page.locator(".question").count()) === 1, "the question is there once");
+    await page.reload();
+    await page.getByText("You stopped this question before its answer began").waitFor();
+    report({ check: "stopped" });
+
+    // One that waits, and is cancelled by another client while events are missed.
+    const other = await context.newPage();
+    const wire = await steer(other);
+    await other.goto(`${base}#${crypto.randomUUID()}`);
+    await connected(other);
+    await ask(other, say("cancelled elsewhere"));
+    await other.waitForSelector(".answer.waiting");
+    takeDown(wire);
+    const reply = await fetch(new URL(`/api/v1/chat/sessions/${session(other)}/cancel`, base), { method: "POST", body: "{}" });
+    check(reply.ok, await reply.text());
+    // What was missed is not stored any more, and a snapshot takes its place.
+    let isReplaced = false;
+    wire.down = (event, pass, { inject }) => {
+      if (event.type === "connection") {
+        pass({ ...event, resumed: true, recovered: false });
+        inject({ type: "history", messages: [], count: 0, has_more: false });
+        isReplaced = true;
+      } else if (event.type !== "cancelled") {
+        pass();
+      }
+    };
+    wire.isDown = false;
+    await eventually(other, async () => isReplaced && (await other.locator(".answer").count()) === 0, "the turn is gone");
+    await eventually(other, async () => (await other.getByTitle("Stop the answer").count()) === 0, "nothing is open");
+    await other.close();
+    await Promise.all(busy);
+    report({ check: "missed" });
+  }
+});
