@@ -84,50 +84,58 @@ await run(async (context) => {
     report({ check: "list" });
   }
   {
-    // A question that is stopped before its answer begins is no part of the conversation; its text is kept.
-    const busy = Array.from({ length: 8 }, () => {
-      const body = JSON.stringify({ message: "[[tokens=900 rate=40]] busy" });
-      return fetch(new URL("/api/v1/chat", base), { method: "POST", body }).catch(() => {});
-    });
-    await page.waitForTimeout(800);
+    // A question that is taken back before its turn began is no part of the conversation; its text is kept.
     await page.click(".begin");
+    await ask(page, "[[tokens=900 rate=20]] long");
+    await until(page, "streaming");
     await ask(page, say("changed my mind"));
     await page.waitForSelector(".answer.waiting");
-    await page.waitForTimeout(300);
-    await page.getByTitle("Stop the answer").click();
+    await page.getByRole("button", { name: "Take it back" }).click();
     await page.getByText("You stopped this question before its answer began").waitFor();
-    check((await page.locator(".answer").count()) === 0, "there is no answer");
-    check((await page.locator(".question").count()) === 1, "the question is there once");
+    check((await page.locator(".answer").count()) === 1, "one answer");
+    check((await page.locator(".question").count()) === 2, "each question is there once");
+    await page.press("#question", "Escape");
+    await until(page, "cancelled");
     await page.reload();
     await page.getByText("You stopped this question before its answer began").waitFor();
-    report({ check: "stopped" });
-
+    await page.getByRole("button", { name: "Ask again" }).click();
+    await until(page, "complete");
+    same((await stored(session(page))).at(-1).content, "changed my mind", "the answer");
+    report({ check: "taken back" });
+  }
+  {
     // One that waits, and is cancelled by another client while events are missed.
     const other = await context.newPage();
     const wire = await steer(other);
     await other.goto(`${base}#${crypto.randomUUID()}`);
     await connected(other);
+    await ask(other, "[[tokens=900 rate=20]] long");
+    await until(other, "streaming");
     await ask(other, say("cancelled elsewhere"));
     await other.waitForSelector(".answer.waiting");
+    const generation = await other.getAttribute(".answer.waiting", "data-generation");
     takeDown(wire);
-    const reply = await fetch(new URL(`/api/v1/chat/sessions/${session(other)}/cancel`, base), { method: "POST", body: "{}" });
+    const cancel = new URL(`/api/v1/chat/sessions/${session(other)}/cancel`, base);
+    const reply = await fetch(cancel, { method: "POST", body: JSON.stringify({ generation_id: generation }) });
     check(reply.ok, await reply.text());
     // What was missed is not stored any more, and a snapshot takes its place.
     let isReplaced = false;
     wire.down = (event, pass, { inject }) => {
-      if (event.type === "connection") {
+      if (event.type === "connection" && !isReplaced) {
+        isReplaced = true;
         pass({ ...event, resumed: true, recovered: false });
         inject({ type: "history", messages: [], count: 0, has_more: false });
-        isReplaced = true;
-      } else if (event.type !== "cancelled") {
+      } else if (event.type !== "cancelled" || event.generation_id !== generation) {
         pass();
       }
     };
     wire.isDown = false;
-    await eventually(other, async () => isReplaced && (await other.locator(".answer").count()) === 0, "the turn is gone");
+    await eventually(other, () => isReplaced, "a snapshot");
+    await eventually(other, async () => (await other.locator(`[data-generation="${generation}"]`).count()) === 0, "the turn is gone");
+    await other.press("#question", "Escape");
+    await until(other, "cancelled");
     await eventually(other, async () => (await other.getByTitle("Stop the answer").count()) === 0, "nothing is open");
     await other.close();
-    await Promise.all(busy);
     report({ check: "missed" });
   }
 });

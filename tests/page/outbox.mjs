@@ -83,8 +83,8 @@ await run(async (context) => {
   {
     const page = await context.newPage();
     await page.route("**/api/v1/chat", async (route) => {
-      await page.waitForTimeout(700);
-      await route.continue();
+      await new Promise((resolve) => setTimeout(resolve, 700));
+      await route.continue().catch(() => {});
     });
     await page.goto(base);
     await connected(page);

@@ -215,10 +215,11 @@ export class Conversation implements LinkOwner, OutboxOwner {
     this.messages.value = this.messages.value.filter((message) => message !== question);
   }
 
-  /** Stops the running answer, or else the one that waits longest. */
-  stop(): void {
+  /** Stops an answer; without one the running answer, or else the one that waits longest. */
+  stop(answer?: Message): void {
     const isStreaming = ({ status }: Message) => status.value === "streaming";
-    const open = this.messages.value.find(isStreaming) ?? this.messages.value.find((it) => it.isOpen);
+    const { value: messages } = this.messages;
+    const open = answer ?? messages.find(isStreaming) ?? messages.find((it) => it.isOpen);
     if (!open) return;
     this.stopping.value = open.id;
     this.sendStop();

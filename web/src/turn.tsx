@@ -211,6 +211,16 @@ function Answer({ message, conversation }: { message: Message; conversation: Con
       <h2 class="hidden">Answer</h2>
       <Reasoning message={message} isGrowing={isGrowing && text === ""} />
       {status === "waiting" && <Waiting notes={notes} />}
+      {status === "waiting" && conversation.messages.value.some((other) => other.isOpen && other !== message) && (
+        <button
+          type="button"
+          class="back"
+          aria-disabled={conversation.stopping.value === message.id}
+          onClick={() => conversation.stop(message)}
+        >
+          Take it back
+        </button>
+      )}
       {isGrowing && text === "" && <p class="pending">Thinking</p>}
       <div class="prose">
         <Markdown text={text} isGrowing={isGrowing} />
