@@ -197,6 +197,14 @@ fn messages_are_parsed_as_the_contract_requires() {
     assert_eq!(kind(r#"{"type":"get_history","limit":5,"before":null}"#), Ok("get_history"));
     assert_eq!(kind(r#"{"type":"clear_history"}"#), Ok("clear_history"));
     assert_eq!(kind(r#"{"type":"cancel"}"#), Ok("cancel"));
+    let id = |text: &str| {
+        parse_client_message(text.as_bytes()).map(|message| message.message_id().map(str::to_owned))
+    };
+    assert_eq!(id(r#"{"type":"get_history","message_id":"x"}"#), Ok(Some("x".to_owned())));
+    let branch = r#"{"type":"branch","message_id":"11111111-2222-4333-8444-555555555555"}"#;
+    assert_eq!(id(branch), Ok(None));
+    let named = branch.replace('}', r#","idempotency_key":"x"}"#);
+    assert_eq!(id(&named), Ok(Some("x".to_owned())));
 }
 
 #[test]
