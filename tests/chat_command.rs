@@ -190,8 +190,11 @@ async fn one_question_is_answered_whole_though_its_replica_is_killed() {
     let asking = ended(&arguments, "", None);
     let killing = async {
         until_metric(&replica, "a first token", |text| {
-            text.lines()
-                .any(|line| line.contains("time_to_first_token_count") && line.ends_with(" 1"))
+            text.lines().any(|line| {
+                line.contains("time_to_first_token")
+                    && line.contains("_count")
+                    && line.ends_with(" 1")
+            })
         })
         .await;
         replica.kill();

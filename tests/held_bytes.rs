@@ -527,7 +527,8 @@ async fn requests_that_wait_on_sockets_share_one_room() {
     }
     let mut other = open("192.0.2.2").await;
     redis.pause();
-    let request = json!({"type": "clear_history", "rest": "x".repeat(400_000)});
+    let message = "[[tokens=1]] hello";
+    let request = json!({"type": "chat", "message": message, "rest": "x".repeat(400_000)});
     let is_refused = async |socket: &mut Socket| {
         socket.say(&request).await;
         let event = timeout(Duration::from_millis(500), socket.event()).await;

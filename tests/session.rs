@@ -21,8 +21,8 @@ use jarvis::session::store::{
     SessionLimits, TakenBack, Transfer, Turn, Written, bucket, channel, message, open_turns,
 };
 use jarvis::session::{
-    Anchor, Change, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role, SessionId,
-    Status, Store, StoreError, Tag, TurnSpec, User,
+    Anchor, Change, Control, Cursor, Delivered, Delta, Feeds, Message, Owner, Reader, Role,
+    SessionId, Status, Store, StoreError, Tag, TurnSpec, User,
 };
 use support::eventually;
 use support::redis::{RedisCluster, RedisSentinels, RedisServer};
@@ -1076,12 +1076,33 @@ async fn open_turns_of_one_bucket_are_read_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_large_to_be_published_is_read_at_once() {
+    let redis = RedisServer::start();
+    let (here, there) = (Replica::on(&redis.url()).await, Replica::on(&redis.url()).await);
+    let session = SessionId::random();
+    here.whole_turn(session, "q", &["a"]).await;
+    let mut reader = there.reader(session, None).await;
+    let text = "x".repeat(1 << 20);
+    let (turn, _) = here.accept(session, &text).await;
+    let Change::Event { event, .. } = &delta(&mut reader).await.change else { panic!("no event") };
+    assert_eq!(event.generation, Some(turn.generation));
+    let Control::Accepted { message, .. } = &event.control else {
+        panic!("{}", event.control.kind())
+    };
+    assert_eq!(message.len(), text.len());
+    here.answer(&turn, &["b"]).await;
+    assert_eq!(here.finish(&turn, 1).await, Written::Ok);
+    assert_eq!(read_until(&mut reader, "ended").await, "started [b] done ended(b)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_a_deleted_session_goes_within_minutes_and_cursors_go_on_behind_it() {
     let redis = RedisServer::start();
     let replica = Replica::on(&redis.url()).await;
     let (session, owner) = (SessionId::random(), Owner::Anonymous);
     let mut reader = replica.reader(session, None).await;
     replica.whole_turn(session, "q", &["a"]).await;
+    read_until(&mut reader, "ended").await;
     replica.store.clear(&mut Clearing::new(&owner, session, true)).await.unwrap();
     read_until(&mut reader, "cleared").await;
     let events = format!("{}:events", channel(session));

@@ -23,7 +23,7 @@ pub struct LimitSettings {
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(..=1_000_000_000)))]
     pub user_tokens_per_day: u32,
 
-    /// WebSockets and event streams of sessions that one user has open at a time; 0: any number
+    /// WebSockets, event streams and streamed turns that one user has open at a time; 0: any number
     #[arg(long, env = "JARVIS_USER_SOCKETS", value_name = "N", default_value_t = 100)]
     #[arg(value_parser = trimmed(clap::value_parser!(u32).range(..=1000)))]
     pub user_sockets: u32,

@@ -30,7 +30,7 @@ pub(super) fn queue_full(after: Option<Duration>) -> Failure {
 /// Returns the failure of a turn whose texts there is no room for.
 pub(super) fn texts_full() -> Failure {
     let what = "The texts of the requests that wait take as much memory as they may, and those of one \
-        address a quarter; send less text, or later";
+        address a quarter of it; send less text";
     later("queue_full", what, RETRY_AFTER)
 }
 

@@ -209,11 +209,12 @@ pub enum SubmitError {
     /// The question cannot fit into the model's context window.
     #[error("{}", .0.message)]
     TooLong(Failure),
-    /// What the turn needs besides its text is too large to be stored.
+    /// The request is too large to be stored.
     #[error(
-        "The instruction, tools, format and metadata of the request have more than {} bytes together \
-         as JSON; send less.",
-        store::REQUEST_BYTES
+        "The request is too large to be stored: instruction, tools, format and metadata may have {} bytes \
+         together as JSON, and {} with the question; send less.",
+        store::REQUEST_BYTES,
+        store::QUESTION_BYTES
     )]
     RequestTooLarge,
     /// The caller may store nothing more.
@@ -499,7 +500,7 @@ impl Generations {
         new: &NewTurn,
         stored: StoredSize,
     ) -> Result<(SessionPermit, RoomGrant), SubmitError> {
-        if stored.request > store::REQUEST_BYTES {
+        if stored.is_too_large() {
             return Err(SubmitError::RequestTooLarge);
         }
         let model = &new.spec.model;

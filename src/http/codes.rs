@@ -73,7 +73,11 @@ pub const CODES: &[ErrorCode] = &[
     code("not_an_object", 0, "the message is not a JSON object"),
     code("not_found", 404, "there is nothing at this path"),
     code("origin_not_allowed", 403, "the page's origin is not in the list of allowed origins"),
-    code("queue_full", 503, "the queue has its largest number of waiting turns"),
+    code(
+        "queue_full",
+        503,
+        "the queue has its largest number of waiting turns, or their texts take as much memory as they may ([HARDENING.md](HARDENING.md#memory-of-what-waits))",
+    ),
     code("queue_timeout", 503, "the turn waited in the queue for the longest time allowed"),
     code(
         "quota_exceeded",
@@ -110,7 +114,11 @@ pub const CODES: &[ErrorCode] = &[
         503,
         "the replica has its largest number of open sockets and streams, or holds as many bytes of unfinished requests and unread replies as it may",
     ),
-    code("too_many_requests", 0, "16 requests, or 1 MiB of them, wait on this socket"),
+    code(
+        "too_many_requests",
+        0,
+        "16 requests, or 1 MiB of them, wait on this socket, or too many bytes of requests on all sockets, or on those of this address",
+    ),
     code(
         "too_many_siblings",
         409,

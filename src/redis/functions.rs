@@ -362,7 +362,7 @@ mod tests {
         let arguments = ["owner", "generation", "fence", "revision", "offset", "listens", "text"];
         assert_eq!(append.arguments, arguments);
         let accept = &DECLARED["jarvis_accept_1"];
-        assert_eq!(accept.keys.len(), 13);
+        assert_eq!(accept.keys.len(), 14);
         assert_eq!(accept.rest, Some("conversation"));
         let commands: usize = LIBRARIES.iter().map(|library| library.commands.len()).sum();
         assert_eq!(DECLARED.len(), commands, "each command is a function of its own");

@@ -358,6 +358,7 @@ impl<'a> Hint<'a> {
                 }))
             }
             "w" => Ok(Hint::PositionRequested),
+            // Also "l": the log has an event whose message is too large to be published.
             _ => Err(Unreadable),
         }
     }

@@ -86,25 +86,30 @@ impl AttackKind {
     pub async fn run(self, target: &Target, attack: &Attack) {
         let parts = self.parts();
         if parts.is_empty() {
-            return self.run_from(FIRST_BLOCK, target, attack).await;
+            return self.run_from(FIRST_BLOCK, target, attack, attack.connections).await;
         }
         // The parts claim other addresses than the attacks alone, and than those of another one.
         let block = FIRST_BLOCK + BLOCK * (1 + u8::from(self == Self::Everything));
-        join_all(parts.iter().map(|part| part.run_from(block, target, attack))).await;
+        let holding = parts.iter().filter(|part| part.holds_connections()).count();
+        let connections = attack.connections / holding.max(1);
+        join_all(parts.iter().map(|part| part.run_from(block, target, attack, connections))).await;
     }
 
-    /// Attacks from the addresses of this block.
-    async fn run_from(self, block: u8, target: &Target, attack: &Attack) {
+    /// Returns whether the attack holds connections.
+    fn holds_connections(self) -> bool {
+        matches!(self, Self::SlowHttp1 | Self::SlowHttp2 | Self::Garbage | Self::GarbageSockets)
+    }
+
+    /// Attacks from the addresses of this block, and with so many connections where it holds some.
+    async fn run_from(self, block: u8, target: &Target, attack: &Attack, connections: usize) {
         let addresses = |count| Addresses { attack: block + self as u8, count };
         let flood = |flood, count| {
             let plan =
                 FloodPlan { flood, per_minute: attack.per_minute, addresses: addresses(count) };
             floods::run(target, plan)
         };
-        let hold = |kind| {
-            let (count, seed) = (attack.connections, attack.load.seed);
-            connections::run(target, kind, count, addresses(MANY), seed)
-        };
+        let hold =
+            |kind| connections::run(target, kind, connections, addresses(MANY), attack.load.seed);
         match self {
             Self::Refused => flood(Flood::Refused, MANY).await,
             Self::RefusedOne => flood(Flood::Refused, 1).await,

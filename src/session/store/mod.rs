@@ -34,8 +34,8 @@ pub use read::{ReadFrom, ReadOutcome};
 pub use takeover::{Claim, OpenTurn};
 pub use transfer::Transfer;
 pub use turns::{
-    Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, REQUEST_BYTES, Restored,
-    StoredSize, Turn,
+    Acceptance, Begin, Fence, IdempotencyKey, NewTurn, Proposal, QUESTION_BYTES, REQUEST_BYTES,
+    Restored, StoredSize, Turn,
 };
 
 use super::branch::Anchor;

@@ -28,6 +28,8 @@ const TITLE_CHARACTERS: usize = 80;
 /// Bytes of the request of a turn and of its question's header, at most, as they are stored: so that no
 /// call that reads or writes them takes Redis long.
 pub const REQUEST_BYTES: u64 = 512 << 10;
+/// The same with the text of the question.
+pub const QUESTION_BYTES: u64 = (1 << 20) + (64 << 10);
 /// Bytes of a stored turn and header besides what their sizes are taken of, about.
 const REST_BYTES: usize = 400;
 /// Bytes of the name of an image in a header, about.
@@ -80,7 +82,8 @@ impl NewTurn {
         let request = (json_size(&turn) + header + REST_BYTES) as u64;
         let texts = content.len() + conversation.as_ref().map_or(0, OwnConversation::stored_bytes);
         let images = attached.images.iter().map(|image| image.reference.bytes).sum::<u64>();
-        StoredSize { request, whole: request + texts as u64 + images }
+        let question = request + content.len() as u64;
+        StoredSize { request, question, whole: request + texts as u64 + images }
     }
 
     /// Returns the bytes of memory that the turn takes from its acceptance to its end, without images,
@@ -101,8 +104,17 @@ impl NewTurn {
 pub struct StoredSize {
     /// Bytes of its request without the text, and of the header of its question.
     pub request: u64,
+    /// Bytes of these and of the text.
+    pub question: u64,
     /// Bytes of everything that it brings.
     pub whole: u64,
+}
+
+impl StoredSize {
+    /// Whether a call of Redis that reads or writes the turn would take too long.
+    pub fn is_too_large(self) -> bool {
+        self.request > REQUEST_BYTES || self.question > QUESTION_BYTES
+    }
 }
 
 /// The right to write one answer. Redis compares it for equality, never for order.

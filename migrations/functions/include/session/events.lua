@@ -8,6 +8,11 @@
 
 local EVENTS_KEPT = 128
 local EVENT_BYTES_KEPT = 1048576
+-- The largest message that is published with its event. To copy a larger one twice more would take longer
+-- than a call may.
+local PUBLISHED_BYTES = 262144
+-- What is published in its place: no replica can read it, and each reads the log instead.
+local READ_INSTEAD = 'l'
 
 -- Drops the oldest event. Returns the bytes of the events that are left.
 local function drop_event(keys)
@@ -49,7 +54,8 @@ local function event_header(entry)
 end
 
 -- Appends a control event to the log, and publishes it with the stored tag of the event before it,
--- and with its message where it has one. Returns its number.
+-- and with its message where it has one. With a large message, only that there is something to read is
+-- published. Returns its number.
 local function push_event(keys, own_tag, kind, generation, json, message)
   local previous = redis.call('HGET', keys.session, 'tag') or '0'
   local tag = summed_tag(previous, own_tag)
@@ -65,8 +71,12 @@ local function push_event(keys, own_tag, kind, generation, json, message)
     kept = kept - 1
   end
   redis.call('HSET', keys.session, 'tag', tag)
-  redis.call('SPUBLISH', keys.session,
-    'e' .. previous .. ' ' .. entry .. (message and '\n' .. message or ''))
+  if message and #message > PUBLISHED_BYTES then
+    redis.call('SPUBLISH', keys.session, READ_INSTEAD)
+  else
+    redis.call('SPUBLISH', keys.session,
+      'e' .. previous .. ' ' .. entry .. (message and '\n' .. message or ''))
+  end
   return number
 end
 
