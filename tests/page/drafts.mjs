@@ -62,16 +62,20 @@ await run(async (context) => {
     await page.reload();
     await until(page, "complete", 2);
     check((await page.locator(".editor").count()) === 0, "a cancelled edit is gone");
+    await tab.close();
     report({ check: "edit" });
   }
   {
     // The identifier of an anonymous conversation is its only key: no tab drops another one's.
-    await tab.evaluate(() => {
-      // A tab that did not hear of the other ones' conversations.
+    const deaf = await context.newPage();
+    await deaf.addInitScript(() => {
+      // It did not hear of the other ones' conversations yet.
       addEventListener("storage", (event) => event.stopImmediatePropagation(), true);
     });
+    await deaf.goto(`${base}#${id}`);
+    await until(deaf, "complete", 2);
     const ids = [];
-    for (const one of [page, tab, page, tab]) {
+    for (const one of [page, deaf, page, deaf]) {
       await one.click(".begin");
       await one.waitForFunction((ids) => !ids.includes(location.hash.slice(1)), [id, ...ids]);
       await ask(one, say("more"));
@@ -80,7 +84,7 @@ await run(async (context) => {
     }
     const listed = (await kept(page, "sessions")).map((entry) => entry.id);
     check([id, ...ids].every((it) => listed.includes(it)), `${listed.length} of 5 are listed`);
-    await tab.close();
+    await deaf.close();
     report({ check: "list" });
   }
   {

@@ -118,22 +118,19 @@ await run(async (context) => {
 
   // An answer that ends after the stored messages were read and before they arrive.
   {
-    const { page, wire } = await steered(context, id);
-    await until(page, "complete", 2);
     let late;
-    wire.down = (event, pass) => {
-      if (event.type === "history") late = pass;
-      else pass();
-    };
-    await page.getByTitle("Another answer").last().click();
-    await eventually(page, () => late, "the history at the beginning of the turn");
-    await page.waitForFunction(() => document.querySelectorAll(".answer.complete").length === 2);
+    const { page } = await steered(context, id, {
+      down: (event, pass) => {
+        if (event.type === "history" && !late) late = pass;
+        else pass();
+      },
+    });
+    await connected(page);
+    await eventually(page, () => late, "the history");
     await ask(page, say("three"));
+    await until(page, "complete");
+    late();
     await until(page, "complete", 3);
-    const pass = late;
-    wire.down = undefined;
-    pass();
-    await page.waitForTimeout(300);
     const texts = await asked(page);
     same(texts.join("|"), [say("one"), say("two"), say("three")].join("|"), "the questions");
     same(await shown(page), "three", "the answer");
