@@ -161,7 +161,7 @@ fn reasoning_is_encoded_beside_the_answer() {
     let message = Message { thinking: Some("hm".to_owned()), ..stored(Status::Complete, None) };
     let mut events = vec![sent(reasoning)];
     events.extend(replay(&message, false, AFTER)[..3].iter().map(ToString::to_string));
-    let running = |text| history(&[], false, Some((GENERATION, text))).0.to_string();
+    let running = |text| history(&[], false, Some((GENERATION, text)), None).0.to_string();
     events.extend([running("\u{2}hm"), running("\u{2}hm\u{3}He")]);
     insta::assert_snapshot!(lines(&events), @r#"
     {"type":"stream_thinking","content":"hm","offset":4,"generation_id":"GENERATION","cursor":"CURSOR"}
@@ -179,7 +179,7 @@ fn a_history_is_never_larger_than_an_event_may_be() {
     let long = Message { content: "\u{1}\"三".repeat(20_000), ..stored(Status::Complete, None) };
     let messages = vec![long; 8];
     let answer = "\n三".repeat(100_000);
-    let (json, shown) = history(&messages, false, Some((GENERATION, &answer)));
+    let (json, shown) = history(&messages, false, Some((GENERATION, &answer)), None);
     assert!(json.len() <= EVENT_BYTES, "{} bytes", json.len());
     let history: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(history["has_more"], true);
@@ -199,6 +199,14 @@ fn messages_are_parsed_as_the_contract_requires() {
     assert_eq!(kind(r#"{"type":"get_history","limit":5,"before":null}"#), Ok("get_history"));
     assert_eq!(kind(r#"{"type":"clear_history"}"#), Ok("clear_history"));
     assert_eq!(kind(r#"{"type":"cancel"}"#), Ok("cancel"));
+    let id = |text: &str| {
+        parse_client_message(text.as_bytes()).map(|message| message.message_id().map(str::to_owned))
+    };
+    assert_eq!(id(r#"{"type":"get_history","message_id":"x"}"#), Ok(Some("x".to_owned())));
+    let branch = r#"{"type":"branch","message_id":"11111111-2222-4333-8444-555555555555"}"#;
+    assert_eq!(id(branch), Ok(None));
+    let named = branch.replace('}', r#","idempotency_key":"x"}"#);
+    assert_eq!(id(&named), Ok(Some("x".to_owned())));
 }
 
 #[test]
