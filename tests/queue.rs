@@ -402,6 +402,28 @@ async fn four_busy_networks_of_a_site_delay_their_neighbours_little() {
 }
 
 #[tokio::test]
+async fn a_turn_that_left_a_full_site_does_not_count_against_its_source() {
+    let world = World::with(&[host("a", 1, &[MODEL])]).await;
+    let site: Vec<_> = (0..40).map(|number| ticket_of_site("site", number)).collect();
+    for ticket in &site {
+        join(&world.store, ticket).await;
+    }
+    let late = ticket_of_site("site", 41);
+    join(&world.store, &late).await;
+    let at = position(&world.store, &late).await.expect("it waits");
+    assert!(at > 20, "{at}: the rounds of the site are full");
+    for ticket in site[1..].iter().chain([&late]) {
+        release(&world.store, ticket).await;
+    }
+    for turn in 0..10 {
+        join(&world.store, &ticket(&format!("u{}", turn % 5), MODEL)).await;
+    }
+    let again = ticket_of_site("site", 41);
+    join(&world.store, &again).await;
+    assert_eq!(position(&world.store, &again).await, Some(6), "after one turn of each other user");
+}
+
+#[tokio::test]
 async fn after_redis_lost_everything_the_networks_of_a_site_wait_in_their_rounds() {
     let hosts = [host("a", 1, &[MODEL])];
     let world = World::with(&hosts).await;
