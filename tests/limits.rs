@@ -515,9 +515,10 @@ async fn refusals(limits: &RateLimits, callers: &[Arc<Subject>]) -> Vec<Option<L
     let mut outcomes = Vec::new();
     for number in 0..80_usize {
         let kind = if number % 5 == 0 { RequestKind::Plain } else { RequestKind::Turn };
-        let key = number.to_string();
-        let repeats = number.is_multiple_of(4).then_some(&*key);
-        let outcome = match limits.admit(&callers[(number + number / 5) % 3], kind, repeats).await {
+        // Each has a key of its own, so that none repeats another.
+        let key = (number % 4 == 0).then(id);
+        let caller = &callers[(number + number / 5) % 3];
+        let outcome = match limits.admit(caller, kind, key.as_deref()).await {
             Ok(admission) => {
                 let refusal = admission.turn.as_ref().and_then(|turn| turn.refusal().cloned());
                 match admission.turn {
