@@ -11,43 +11,16 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_python_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "generated",
-        "asynchronous",
-        "options",
-        "conversation",
-        "formatted",
-        "tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "error_in_a_stream",
-    ];
-    Sdk::Python.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed generated asynchronous options conversation formatted tools \
+        images embedded errors rate_limit error_in_a_stream";
+    Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ollamas_node_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "generated",
-        "options",
-        "formatted",
-        "tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "error_in_a_stream",
-        "leaves",
-    ];
-    Sdk::Node.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed generated options formatted tools images embedded errors \
+        rate_limit error_in_a_stream leaves";
+    Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,47 +15,16 @@ const LONG: &str = "[[tokens=150 rate=60]] a long answer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_python_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "helper",
-        "asynchronous",
-        "stop_and_limit",
-        "seed",
-        "conversation",
-        "json_schema",
-        "tools",
-        "strict_tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "error_in_a_stream",
-    ];
-    Sdk::Python.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed helper asynchronous stop_and_limit seed conversation \
+        json_schema tools strict_tools images embedded errors rate_limit error_in_a_stream";
+    Sdk::Python.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_node_package_works_unchanged() {
-    let checks = [
-        "models",
-        "whole",
-        "streamed",
-        "helper",
-        "stop_and_limit",
-        "seed",
-        "conversation",
-        "json_schema",
-        "tools",
-        "strict_tools",
-        "images",
-        "embedded",
-        "errors",
-        "rate_limit",
-        "leaves",
-    ];
-    Sdk::Node.passes_signed_in(SCRIPTS, &checks).await;
+    let checks = "models whole streamed helper stop_and_limit seed conversation json_schema \
+        tools strict_tools images embedded errors rate_limit leaves";
+    Sdk::Node.passes_signed_in(SCRIPTS, checks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use std::path::Path;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, ETAG, HeaderMap, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use support::client::{get, http, until_ok};
+use support::fleet::ready_replicas;
 use support::metrics::metrics;
 use support::nginx::Nginx;
 use support::process::{Process, jarvis, ollama_sim};
@@ -29,7 +30,7 @@ const LONGEST_FRAME: u64 = 1000;
 struct Fleet {
     replicas: Vec<Process>,
     nginx: Nginx,
-    _ollama: Process,
+    ollama: Process,
     _redis: RedisServer,
 }
 
@@ -40,12 +41,9 @@ async fn fleet(settings: &[(&str, &str)]) -> Fleet {
     let ollama = ollama_sim(&[&models[..], &["--rate", "200", "--slots", "8"]].concat());
     let settings =
         [&[("JARVIS_LEASE_MS", "2000"), ("JARVIS_OLLAMA_SLOTS", "8")], settings].concat();
-    let replicas: Vec<_> = (0..2).map(|_| jarvis(&redis.url(), &ollama.url, &settings)).collect();
-    for replica in &replicas {
-        until_ok(replica, "/health/ready").await;
-    }
+    let replicas = ready_replicas(2, &redis.url(), &ollama.url, &settings).await;
     let nginx = Nginx::deployed(&replicas).await;
-    Fleet { replicas, nginx, _ollama: ollama, _redis: redis }
+    Fleet { replicas, nginx, ollama, _redis: redis }
 }
 
 impl Fleet {
@@ -111,6 +109,48 @@ async fn images_are_chosen_pasted_sent_and_a_part_of_what_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_and_lost_with_a_connection_is_asked_for_again() {
+    let checks = ["first history", "branch", "slow", "refused", "late", "earlier", "stop"];
+    passes(&fleet(&[]).await, "lost.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_is_asked_once_in_its_order_and_kept_until_the_service_has_it() {
+    let checks = [
+        "in doubt",
+        "lost reply",
+        "order",
+        "elsewhere",
+        "reload",
+        "deleted",
+        "refused",
+        "other conversation",
+        "bounds",
+    ];
+    passes(&fleet(&[]).await, "outbox.mjs", &["vision:latest"], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_and_not_sent_survives_reloads_and_is_the_same_in_two_tabs() {
+    let checks = ["not begun", "two tabs", "edit", "list", "taken back", "missed"];
+    passes(&fleet(&[]).await, "drafts.mjs", &[], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_chooses_reaches_the_model_and_the_focus_is_never_lost() {
+    let fleet = fleet(&[]).await;
+    let checks = ["model", "settings", "copy", "drop", "calm", "focus"];
+    passes(&fleet, "settings.mjs", &[&fleet.ollama.url], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_in_begins_anew_and_a_sign_out_leaves_nothing_of_the_user() {
+    let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let checks = ["declined", "renewed", "signed out"];
+    passes(&fleet, "sign_out.mjs", &[&token("alice")], &checks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn formulas_are_drawn_and_loaded_only_where_there_are_some() {
     let fleet = fleet(&[]).await;
     passes(&fleet, "formulas.mjs", &[], &["drawn", "reload"]).await;
@@ -118,8 +158,8 @@ async fn formulas_are_drawn_and_loaded_only_where_there_are_some() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn axe_finds_nothing_in_either_theme_wide_or_at_320_pixels() {
-    let fleet = fleet(&[]).await;
-    let mut driver = fleet.run("access.mjs", &[]);
+    let fleet = fleet(&[("JARVIS_JWT_SECRET", SECRET)]).await;
+    let mut driver = fleet.run("access.mjs", &[&token("alice")]);
     let (mut looked, mut themes) = (0, false);
     while let Some(line) = driver.line().await {
         if let Some(findings) = line["findings"].as_array() {
@@ -128,7 +168,7 @@ async fn axe_finds_nothing_in_either_theme_wide_or_at_320_pixels() {
         }
         themes |= line["check"] == "themes";
     }
-    assert_eq!((looked, themes), (18, true));
+    assert_eq!((looked, themes), (38, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

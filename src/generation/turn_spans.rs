@@ -30,6 +30,9 @@ pub(super) fn writer(turn: &Turn, replica: &str) -> Span {
     let mut span = Span::child_at(turn.trace(), of_writer(turn), name);
     if let Some(continued) = continued {
         span.link(continued);
+        // It ends at once, so that the link is known also where this writer dies, too.
+        let mut claimed = Span::child_of(of_writer(turn), "claim turn");
+        claimed.link(continued);
     }
     describe(&mut span, turn, Some(replica));
     span

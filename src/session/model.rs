@@ -527,10 +527,9 @@ impl TurnSpec {
     }
 }
 
-#[cfg(test)]
 impl TurnSpec {
     /// Returns the request of a turn at this model, with the least that a turn needs.
-    pub(crate) fn least(model: &str, max_tokens: u32) -> Self {
+    pub fn least(model: &str, max_tokens: u32) -> Self {
         Self {
             model: model.to_owned(),
             temperature: Some(0.0),

@@ -18,6 +18,7 @@ import sys
 from typing import Any, Callable
 
 from ollama import AsyncClient, Client, ResponseError
+from sdk_checks import run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -222,11 +223,11 @@ def read(key: str, text: str, url: str) -> None:
     answer, last = "", None
     for number, part in enumerate(stream):
         if number == 2:
-            print(json.dumps({"begun": True}), flush=True)
+            show({"begun": True})
         answer, last = answer + (part.message.content or ""), part
     assert last and last.done
-    print(json.dumps({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
-                      "prompt_eval_count": last.prompt_eval_count}), flush=True)
+    show({"text": answer, "done_reason": last.done_reason, "eval_count": last.eval_count,
+          "prompt_eval_count": last.prompt_eval_count})
 
 
 if sys.argv[1] == "read":
@@ -236,7 +237,4 @@ else:
         CHECKS, URLS = [queue_full], sys.argv[2:]
     else:
         TOKEN, *URLS = sys.argv[2:]
-    for check in CHECKS:
-        for url in URLS:
-            check(url)
-        print(json.dumps({"check": check.__name__}), flush=True)
+    run(CHECKS, URLS)

@@ -15,6 +15,7 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
+from sdk_checks import run
 
 MODEL = "tinyllama"
 URLS: list[str] = []
@@ -212,7 +213,4 @@ CHECKS = [whole, streamed, helper, asynchronous, background, cancel_and_delete, 
           json_schema, tools, strict_tools, errors]
 
 URLS = sys.argv[1:]
-for check in CHECKS:
-    for url in URLS:
-        check(url)
-    print(json.dumps({"check": check.__name__}), flush=True)
+run(CHECKS, URLS)

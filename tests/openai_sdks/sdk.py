@@ -21,6 +21,7 @@ from typing import Any, Callable
 import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
+from sdk_checks import run, show
 
 MODEL = "tinyllama"
 # A PNG of one pixel.
@@ -291,12 +292,12 @@ def read(key: str, text: str, url: str) -> None:
         if chunk is None:
             break
         if number == 2:
-            print(json.dumps({"begun": True}), flush=True)
+            show({"begun": True})
         if chunk.choices:
             answer += chunk.choices[0].delta.content or ""
             finish_reason = chunk.choices[0].finish_reason or finish_reason
         usage = chunk.usage.to_dict() if chunk.usage else usage
-    print(json.dumps({"text": answer, "finish_reason": finish_reason, "usage": usage}), flush=True)
+    show({"text": answer, "finish_reason": finish_reason, "usage": usage})
 
 
 if sys.argv[1] == "read":
@@ -306,7 +307,4 @@ else:
         CHECKS, URLS = [queue_full], sys.argv[2:]
     else:
         TOKEN, *URLS = sys.argv[2:]
-    for check in CHECKS:
-        for url in URLS:
-            check(url)
-        print(json.dumps({"check": check.__name__}), flush=True)
+    run(CHECKS, URLS)

@@ -2,10 +2,12 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { readFileSync } from "node:fs";
-import { ask, check, connected, open, run, report, until } from "./browser.mjs";
+import { ask, check, connected, open, rest, run, report, until } from "./browser.mjs";
 
 const require = createRequire(fileURLToPath(new URL("../../web/", import.meta.url)));
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+const [token] = rest;
 
 /** Runs axe with every rule it has for WCAG 2.2 AA and good practice. */
 async function findings(page, where) {
@@ -22,6 +24,53 @@ async function findings(page, where) {
 
 const MARKDOWN =
   "[[rate=2000 say]]## A heading\n\nText with `code`, **bold** and [a link](https://a.example).\n\n- [x] done\n- open\n\n> quoted\n\n```python\ndef f(x):  # a comment\n    return 'a long line that has to be scrolled' + str(x) * 42\n```\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n1. one\n2. two";
+
+const PIXEL = Buffer.from(
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg==",
+  "base64",
+);
+
+/** What comes up more rarely: alternatives, a formula, an editor, images, a refusal, a menu, an account. */
+async function more(page, where) {
+  const toList = async () => {
+    const menu = page.locator("#menu");
+    if (await menu.isVisible()) await menu.click();
+  };
+  await page.getByTitle("Another answer").first().click();
+  await page.waitForSelector(".siblings .place");
+  await ask(page, "[[rate=2000 say]]A formula: $a^2 + b^2 = c^2$");
+  await page.waitForSelector(".prose math");
+  await until(page, "complete", 2);
+  await page.getByTitle("Edit the question").first().click();
+  await findings(page, `${where}, alternatives, a formula and an editor`);
+  await page.keyboard.press("Escape");
+
+  await page.locator(".composer select.model").selectOption("vision:latest");
+  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.waitForSelector(".attached img");
+  await findings(page, `${where}, images that wait`);
+  await ask(page, "[[images]] what?");
+  await until(page, "complete", 3);
+  await page.locator(".composer select.model").selectOption("tinyllama:latest");
+  await page.setInputFiles("#images", { name: "pixel.png", mimeType: "image/png", buffer: PIXEL });
+  await page.waitForSelector(".attached img");
+  await ask(page, "[[images]] and now?");
+  await page.waitForSelector(".question.refused .trouble");
+  await findings(page, `${where}, images and a refusal`);
+  await page.getByRole("button", { name: "Remove it" }).click();
+
+  await toList();
+  await page.getByTitle("More").first().click();
+  await page.waitForSelector(".menu");
+  await findings(page, `${where}, the menu of a conversation`);
+  await page.keyboard.press("Escape");
+  await page.click(".account");
+  await page.getByLabel("Token or API key").fill(token);
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name: "Signed in as alice" }).waitFor();
+  await findings(page, `${where}, an account`);
+  await page.keyboard.press("Escape");
+}
 
 await run(async (first, browser) => {
   await first.close();
@@ -52,6 +101,8 @@ await run(async (first, browser) => {
         await page.waitForSelector("dialog", { state: "detached" });
       }
       if (width === 320) await findings(page, `${where}, the list`);
+      if (width === 320) await page.keyboard.press("Escape");
+      await more(page, where);
       await context.close();
     }
   }

@@ -1,10 +1,23 @@
 // The longest frame while a long answer streams as fast as it can, and how far the page is moved by it.
-import { ask, connected, open, rest, run, report, until } from "./browser.mjs";
+import { ask, base, connected, rest, run, report, until } from "./browser.mjs";
 
 const [tokens] = rest;
 
 await run(async (context) => {
-  const page = await open(context);
+  // From the beginning of the navigation to a field that takes a question, and to an open connection.
+  const page = await context.newPage();
+  await page.addInitScript(() => {
+    const now = () => Math.round(performance.now());
+    const look = () => {
+      if (document.activeElement?.id === "question") window.usable ??= now();
+      if (document.querySelector(".light.open")) window.connected ??= now();
+      if (!window.usable || !window.connected) requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+  });
+  await page.goto(base);
+  await page.waitForFunction(() => window.usable && window.connected);
+  const { usable, connected: online } = await page.evaluate(() => ({ usable: window.usable, connected: window.connected }));
   // As many tokens as there are, and not the usual thousand.
   await page.evaluate(() => localStorage.setItem("jarvis.settings", '{"maxTokens":-1}'));
   await page.reload();
@@ -44,5 +57,5 @@ await run(async (context) => {
     };
   });
   const at = (share) => Math.round(frames[Math.floor((frames.length - 1) * share)]);
-  report({ length, frames: frames.length, median: at(0.5), p99: at(0.99), longest: at(1), task: Math.round(tasks), shift });
+  report({ usable, online, length, frames: frames.length, median: at(0.5), p99: at(0.99), longest: at(1), task: Math.round(tasks), shift });
 });

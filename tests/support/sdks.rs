@@ -37,20 +37,20 @@ pub struct Driver {
 
 impl Sdk {
     /// Has the script of this folder check two replicas that sign users in, and compares the names of
-    /// what has passed.
-    pub async fn passes_signed_in(self, folder: &str, checks: &[&str]) {
+    /// what has passed, which spaces separate.
+    pub async fn passes_signed_in(self, folder: &str, checks: &str) {
         let settings = [("JARVIS_JWT_SECRET", SECRET), ("JARVIS_USER_TURNS_PER_MINUTE", "2")];
         let pair = pair(&HOST, &settings).await;
         let [one, two] = &pair.replicas;
         let driver = self.run(folder, &["checks", &token("alice"), &one.url, &two.url]);
-        assert_eq!(driver.checks().await, checks);
+        assert_eq!(driver.checks().await.join(" "), checks);
     }
 
     /// Has the script of this folder check two replicas, and compares the names of what has passed.
-    pub async fn passes(self, folder: &str, checks: &[&str]) {
+    pub async fn passes(self, folder: &str, checks: &str) {
         let pair = pair(&HOST, &[]).await;
         let [one, two] = &pair.replicas;
-        assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await, checks);
+        assert_eq!(self.run(folder, &[&one.url, &two.url]).checks().await.join(" "), checks);
     }
 
     /// Has the script of this folder ask two replicas whose queue is full, and compares the names of what
@@ -106,7 +106,9 @@ impl Sdk {
         let mut command = match self {
             Self::Python => {
                 let mut command = Command::new(run_folder().join("venv/bin/python"));
-                command.arg(scripts.join("sdk.py")).env("PYTHONDONTWRITEBYTECODE", "1");
+                let support = scripts.with_file_name("support");
+                command.arg(scripts.join("sdk.py")).env("PYTHONPATH", support);
+                command.env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
             Self::Node => {

@@ -16,6 +16,8 @@ const REMEDIES: Record<string, Remedy> = {
   token_invalid: "sign-in",
   validation_failed: "edit",
   session_not_found: "new",
+  images_lost: "edit",
+  stopped: "edit",
 };
 
 /** Returns the remedy for a failure. */

@@ -55,7 +55,7 @@ async function send(
   path: string,
   headers: Record<string, string>,
   body: BodyInit | null,
-  limit: number,
+  limit: number | AbortSignal,
   as: string = token.value,
 ): Promise<Response> {
   let response: Response;
@@ -64,7 +64,7 @@ async function send(
       method,
       headers: as ? { ...headers, authorization: `Bearer ${as}` } : headers,
       body,
-      signal: AbortSignal.timeout(limit),
+      signal: typeof limit === "number" ? AbortSignal.timeout(limit) : limit,
       credentials: "omit",
     });
   } catch {
@@ -132,36 +132,59 @@ export interface UsageReport {
 /** Asks a question that has images, which a WebSocket cannot send. Its answer comes over the WebSocket,
  * as those of all turns of the session do. `key` makes a repeat the same turn. Returns its generation.
  * Throws `ApiError`. */
-export async function askWithImages(key: string, question: object): Promise<string> {
+export async function askWithImages(
+  key: string,
+  question: object,
+  signal: AbortSignal,
+): Promise<string> {
   const headers = { ...JSON_BODY, "idempotency-key": key };
   const body = JSON.stringify({ ...question, stream: true });
-  return generationOf(await send("POST", "/api/v1/chat", headers, body, UPLOAD_LIMIT));
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(UPLOAD_LIMIT)]);
+  return generationOf(await send("POST", "/api/v1/chat", headers, body, limit));
 }
 
-/** Reads the events of a stream until one names its generation, and no further. */
-async function generationOf(response: Response): Promise<string> {
+/** Reads the events of a stream until they have this, and no further. Undefined where they do not. */
+async function readUntil(response: Response, pattern: RegExp): Promise<string | undefined> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       text += value ?? "";
-      const generation = /"generation_id":"([0-9a-f-]{36})"/.exec(text)?.[1];
-      if (generation) return generation;
-      if (done) break;
+      const found = pattern.exec(text)?.[1];
+      if (found || done) return found;
     }
   } catch {
-    // The connection was lost: the question is sent again.
+    return undefined;
   } finally {
     reader.cancel().catch(() => {});
   }
+}
+
+async function generationOf(response: Response): Promise<string> {
+  const generation = await readUntil(response, /"generation_id":"([0-9a-f-]{36})"/);
+  if (generation) return generation;
   const message = "The connection was lost before the service had the question.";
   throw new ApiError(0, { code: "unreachable", message, retryable: true });
 }
 
 const SESSIONS = "/api/v1/chat/sessions";
+/** The time within which the events of a turn that ended come. */
+const EVENTS_LIMIT = 5000;
 
-export const models = () => call<{ models: Model[] }>("GET", "/api/v1/chat/models");
+/** Whether a turn was cancelled, or is not known at all. False where that cannot be seen soon. */
+export async function hasVanished(session: string, generation: string): Promise<boolean> {
+  const path = `${SESSIONS}/${session}/events?generation_id=${generation}`;
+  try {
+    const response = await send("GET", path, {}, null, EVENTS_LIMIT);
+    const end = /"type":"(cancelled|stream_start|stream_end|response|error)"/;
+    return response.body !== null && (await readUntil(response, end)) === "cancelled";
+  } catch (error) {
+    return error instanceof ApiError && error.status === 404;
+  }
+}
+
+export const models = () => call<{ models: Model[]; default?: string }>("GET", "/api/v1/chat/models");
 export const usage = (as?: string) => call<UsageReport>("GET", "/api/v1/usage", undefined, as);
 export const describe = (id: string) => call<SessionInfo>("GET", `${SESSIONS}/${id}?limit=0`);
 export const rename = (id: string, title: string) =>

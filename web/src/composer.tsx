@@ -1,18 +1,22 @@
 /** The field for the next question, and what belongs to it. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { LONGEST_QUESTION } from "./conversation";
 import type { Conversation } from "./conversation";
-import { openDialog } from "./dialogs";
+import { ModelChoice, openDialog } from "./dialogs";
 import { Icon } from "./icons";
+import { tooLong } from "./length";
+import { MOST_OUTGOING } from "./outbox";
 import { ACCEPTED, MOST_BYTES, MOST_PICTURES, readPicture } from "./pictures";
 import type { Picture } from "./pictures";
-import { ask, readDraft, writeDraft } from "./sessions";
-import { settings } from "./settings";
+import { ask, draftChanges, leaving, readDraft, writeDraft } from "./sessions";
 import { Status } from "./status";
 
 /** The images that wait for their question, by session. They last as long as the tab. */
 const attached = new Map<string, Picture[]>();
+
+function imagesOf(data: DataTransfer | null): File[] {
+  return [...(data?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
+}
 
 export function Composer({ conversation }: { conversation: Conversation }) {
   const { id } = conversation;
@@ -21,6 +25,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
   const files = useRef<HTMLInputElement>(null);
   const [pictures, setPictures] = useState(() => attached.get(id) ?? []);
   const [trouble, setTrouble] = useState("");
+  const long = tooLong(text);
   const isRunning = conversation.messages.value.some((message) => message.isOpen);
 
   useEffect(() => {
@@ -29,6 +34,47 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     setTrouble("");
     field.current?.focus();
   }, [id]);
+
+  // Another tab has the same draft.
+  const changes = draftChanges.value;
+  useEffect(() => {
+    setText(readDraft(id));
+  }, [changes]);
+
+  // The images of a user who signed out go, too.
+  const left = leaving.value;
+  useEffect(() => {
+    if (left === 0) return;
+    attached.clear();
+    setPictures([]);
+  }, [left]);
+
+  // A file that is dropped beside the field would be opened in place of the page.
+  useEffect(() => {
+    const over = (event: DragEvent) => {
+      if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+    };
+    const drop = (event: DragEvent) => {
+      if (!event.dataTransfer?.types.includes("Files") || event.defaultPrevented) return;
+      event.preventDefault();
+      const images = imagesOf(event.dataTransfer);
+      if (images.length) void add(images);
+      else setTrouble("Only images can be added to a message.");
+    };
+    addEventListener("dragover", over);
+    addEventListener("drop", drop);
+    return () => {
+      removeEventListener("dragover", over);
+      removeEventListener("drop", drop);
+    };
+  }, [id]);
+
+  // A button that goes, as the answer ends, leaves its focus to the field.
+  const stopped = useRef(false);
+  useLayoutEffect(() => {
+    if (stopped.current && !isRunning) field.current?.focus();
+    if (!isRunning) stopped.current = false;
+  }, [isRunning]);
 
   // The field grows with its text.
   useLayoutEffect(() => {
@@ -71,7 +117,12 @@ export function Composer({ conversation }: { conversation: Conversation }) {
 
   const send = () => {
     const question = text.trim();
-    if (!question || !ask(question, pictures)) return;
+    if (!question || long) return;
+    if (conversation.outbox.isFull) {
+      setTrouble(`${MOST_OUTGOING} messages are on their way; wait until one of them was taken.`);
+      return;
+    }
+    if (!ask(question, pictures)) return;
     change("");
     attach([]);
     setTrouble("");
@@ -79,7 +130,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
 
   /** Takes the images of what was pasted or dropped; what has none is left to the browser. */
   const take = (event: Event, data: DataTransfer | null) => {
-    const images = [...(data?.files ?? [])].filter(({ type }) => type.startsWith("image/"));
+    const images = imagesOf(data);
     if (!images.length) return;
     event.preventDefault();
     void add(images);
@@ -95,7 +146,6 @@ export function Composer({ conversation }: { conversation: Conversation }) {
     }
   };
 
-  const { model } = settings.value;
   return (
     <form
       class="composer"
@@ -104,8 +154,6 @@ export function Composer({ conversation }: { conversation: Conversation }) {
         send();
       }}
       onPaste={(event) => take(event, event.clipboardData)}
-      onDragOver={(event) => event.preventDefault()}
-      onDrop={(event) => take(event, event.dataTransfer)}
     >
       <Status conversation={conversation} />
       <div class="field">
@@ -117,7 +165,6 @@ export function Composer({ conversation }: { conversation: Conversation }) {
           ref={field}
           rows={1}
           dir="auto"
-          maxLength={LONGEST_QUESTION}
           placeholder="Write a message"
           aria-describedby="keys"
           value={text}
@@ -146,9 +193,9 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             ))}
           </ul>
         )}
-        {trouble && (
+        {(long || trouble) && (
           <p class="refusal" role="alert">
-            {trouble}
+            {long || trouble}
           </p>
         )}
         <input
@@ -174,9 +221,15 @@ export function Composer({ conversation }: { conversation: Conversation }) {
             <Icon name="image" />
             <span class="hidden">Add images</span>
           </button>
-          <button type="button" class="quiet chosen" onClick={() => openDialog("settings")}>
+          <ModelChoice class="model" label="Model that answers" />
+          <button
+            type="button"
+            class="quiet chosen"
+            title="Settings"
+            onClick={() => openDialog("settings")}
+          >
             <Icon name="sliders" />
-            <span class="label">{model ? model.replace(/:latest$/, "") : "Default model"}</span>
+            <span class="hidden">Settings</span>
           </button>
           <span id="keys" class="keys">
             Enter sends, Shift+Enter begins a line{isRunning && ", Escape stops"}
@@ -186,13 +239,16 @@ export function Composer({ conversation }: { conversation: Conversation }) {
               type="button"
               class="round stop"
               title="Stop the answer"
-              onClick={() => conversation.stop()}
+              onClick={() => {
+                stopped.current = true;
+                conversation.stop();
+              }}
             >
               <Icon name="stop" />
               <span class="hidden">Stop the answer</span>
             </button>
           )}
-          <button type="submit" class="round" title="Send" disabled={!text.trim()}>
+          <button type="submit" class="round" title="Send" disabled={!text.trim() || long !== ""}>
             <Icon name="send" />
             <span class="hidden">Send</span>
           </button>

@@ -3,196 +3,51 @@
  * message that was just sent. */
 
 import { batch, computed, signal } from "@preact/signals";
-import { ApiError, askWithImages } from "./api";
+import * as api from "./api";
 import * as kept from "./kept";
 import { Link } from "./link";
 import type { LinkOwner } from "./link";
+import { fromStored, Message, questionOf } from "./message";
+import type { Notes, Status } from "./message";
+import { isUnknown, Outbox } from "./outbox";
+import type { Outgoing, OutboxOwner } from "./outbox";
 import type { Picture } from "./pictures";
 import { request } from "./settings";
-import type {
-  ContextReport,
-  Continuation,
-  Failure,
-  ServerEvent,
-  Siblings,
-  StoredMessage,
-  Usage,
-} from "./wire";
+import type { Failure, ServerEvent } from "./wire";
 
-export type Status =
-  /** A question that the service has not accepted yet. */
-  | "sending"
-  /** A question that the service refused. */
-  | "refused"
-  /** An answer that waits for a model host, or for the turn before it. */
-  | "waiting"
-  | "streaming"
-  | "complete"
-  | "cancelled"
-  | "failed";
-
-/** What is known of an answer beside its text. */
-export interface Notes {
-  model?: string;
-  position?: number;
-  eta?: number | null;
-  finish?: string;
-  usage?: Usage;
-  context?: ContextReport;
-  continued?: Continuation[];
-  failure?: Failure;
-}
-
-/** A text is drawn again after twice as long as the last time took: one that is slow to draw, such as a
- * table of a thousand rows, leaves the browser time for its user. */
-const REST = 2;
-/** A browser that shows nothing, or sleeps, does not count as slow, in milliseconds. */
-const LONGEST_REST = 500;
-
-/** The longest question, in characters. */
-export const LONGEST_QUESTION = 32_768;
-
-const encoder = new TextEncoder();
-const decoder = new TextDecoder();
-
-/** One message. The text of an answer grows outside of the signals, and is shown once a frame. */
-export class Message {
-  readonly text = signal("");
-  readonly reasoning = signal("");
-  readonly status = signal<Status>("complete");
-  readonly notes = signal<Notes>({});
-  /** The images of a question: those that this tab sent, and else their number alone. */
-  readonly pictures = signal<Picture[] | number>(0);
-  /** The alternatives of the message, where it has some. */
-  readonly siblings = signal<Siblings | undefined>(undefined);
-  /** The question in whose place this one is asked, until the service has it. */
-  edits?: string | undefined;
-  private raw = "";
-  private bytes = 0;
-  private rawReasoning = "";
-  private reasoningBytes = 0;
-  private frame = 0;
-  private drawn = 0;
-  private cost = 0;
-
-  constructor(
-    public id: string,
-    readonly role: "user" | "assistant",
-    status: Status,
-    text = "",
-  ) {
-    this.status.value = status;
-    this.replace(text);
-  }
-
-  /** Adds a piece. One that is there already is left out; false where one before it is missing. */
-  append(content: string, offset: number, kind: "text" | "reasoning"): boolean {
-    const have = kind === "text" ? this.bytes : this.reasoningBytes;
-    const piece = encoder.encode(content);
-    if (offset > have) return false;
-    if (offset + piece.length <= have) return true;
-    const rest = offset === have ? content : decoder.decode(piece.subarray(have - offset));
-    if (kind === "text") {
-      this.raw += rest;
-      this.bytes = offset + piece.length;
-    } else {
-      this.rawReasoning += rest;
-      this.reasoningBytes = offset + piece.length;
-    }
-    this.frame ||= requestAnimationFrame((now) => this.showLater(now));
-    return true;
-  }
-
-  /** Shows the text in this frame, or in one that comes when the browser has rested. */
-  private showLater(now: number): void {
-    if (now - this.drawn < Math.min(this.cost * REST, LONGEST_REST)) {
-      this.frame = requestAnimationFrame((later) => this.showLater(later));
-      return;
-    }
-    this.drawn = now;
-    this.show();
-    const begun = performance.now();
-    // After the frame was laid out and painted.
-    setTimeout(() => {
-      this.cost = performance.now() - begun;
-    });
-  }
-
-  /** Takes back what came after this many bytes; with 0 the reasoning, too. */
-  cut(bytes: number): void {
-    this.raw = decoder.decode(encoder.encode(this.raw).subarray(0, bytes));
-    this.bytes = Math.min(bytes, this.bytes);
-    if (bytes === 0) [this.rawReasoning, this.reasoningBytes] = ["", 0];
-    this.show();
-  }
-
-  /** Replaces the whole text. */
-  replace(text: string, reasoning = this.rawReasoning): void {
-    if (text !== this.raw) this.bytes = encoder.encode(text).length;
-    if (reasoning !== this.rawReasoning) this.reasoningBytes = encoder.encode(reasoning).length;
-    [this.raw, this.rawReasoning] = [text, reasoning];
-    this.show();
-  }
-
-  note(notes: Notes): void {
-    this.notes.value = { ...this.notes.value, ...notes };
-  }
-
-  get isOpen(): boolean {
-    return this.status.value === "waiting" || this.status.value === "streaming";
-  }
-
-  private show(): void {
-    cancelAnimationFrame(this.frame);
-    this.frame = 0;
-    batch(() => {
-      this.text.value = this.raw;
-      this.reasoning.value = this.rawReasoning;
-    });
-  }
-}
-
-/** A message on its way. It is kept until the service has it, also over a reload; its identifier is
- * the idempotency key, so that sending it again never asks twice. */
-interface Outgoing {
-  message_id: string;
-  message: string;
-  /** What is asked anew: the question in whose place this one is asked, or the answer beside which
-   * another one is generated. */
-  edits?: string;
-  regenerates?: string;
-  [field: string]: unknown;
-}
-
-/** Returns what is sent over the WebSocket. */
-function sent({ message_id, edits, regenerates, ...outgoing }: Outgoing): object {
-  if (!edits && !regenerates) return { type: "chat", message_id, ...outgoing };
-  const type = edits ? "edit" : "regenerate";
-  return { ...outgoing, type, message_id: edits ?? regenerates, idempotency_key: message_id };
-}
-
-/** A question with images on its way. Images are too large for what a browser keeps, so that it is lost
- * where the tab ends before the service has it. */
-interface WithPictures {
-  outgoing: Outgoing;
-  pictures: Picture[];
-  isSending: boolean;
-}
-
-/** The pause before a question with images is sent again, in milliseconds. */
-const UPLOAD_PAUSE = 1000;
-/** Messages on their way, at most: more turns of one session would not be accepted. */
-const MOST_OUTGOING = 8;
-/** Messages of a page of history. */
+/** Messages of the first page of a history, which a slow connection has to carry before anything is
+ * seen, and of each further one. */
+const FIRST_PAGE = 20;
 const PAGE = 50;
+/** Messages that are read to see what another client asked: the question, and the one before it. */
+const NEWEST = 2;
+/** The pauses before something that failed is tried again, in milliseconds: doubled up to a bound. */
+const FIRST_PAUSE = 1000;
+const LONGEST_PAUSE = 30_000;
 
-/** The identifier of the question of a generation: the same with the last bit flipped. */
-function questionOf(generation: string): string {
-  const last = (Number.parseInt(generation.slice(-1), 16) ^ 1).toString(16);
-  return generation.slice(0, -1) + last;
+/** A turn that was cancelled before it began. Its question is not stored, unless it began meanwhile. */
+interface Withdrawn {
+  generation: string;
+  question: Message | undefined;
+  /** The question in whose place it was asked. */
+  edits?: string | undefined;
+  /** Whether this tab stopped it. */
+  isOwn: boolean;
 }
 
-export class Conversation implements LinkOwner {
+/** A `get_history` whose reply is not here yet. It is sent again on each connection. */
+interface Reading {
+  /** The identifier that the reply repeats. */
+  id: string;
+  limit: number;
+  /** The first message that is shown, where those before it are asked for. */
+  before?: string | undefined;
+  /** Answers that ended since it was sent: the reply may have been read before. */
+  ended: Set<string>;
+  withdrawn: Withdrawn[];
+}
+
+export class Conversation implements LinkOwner, OutboxOwner {
   readonly messages = signal<Message[]>([]);
   readonly hasMore = signal(false);
   /** Whether the stored messages are there. */
@@ -201,34 +56,59 @@ export class Conversation implements LinkOwner {
   readonly failure = signal<Failure | undefined>(undefined);
   /** When the token of this tab expires, where that is soon. */
   readonly expiresAt = signal("");
+  readonly outbox: Outbox;
+  /** The generation that is to be stopped, until it has ended. */
+  readonly stopping = signal("");
+  /** The message whose branch is to be selected, until it is, and the identifier of the request. */
+  readonly selecting = signal<{ id: string; message: string } | undefined>(undefined);
   /** Whether a turn is open, or a message on its way. */
-  readonly busy = computed(() =>
-    this.messages.value.some(
-      ({ status: { value } }) => value === "waiting" || value === "streaming" || value === "sending",
-    ),
+  readonly busy = computed(
+    () =>
+      this.outbox.items.value.length > 0 ||
+      this.selecting.value !== undefined ||
+      this.messages.value.some(({ isOpen }) => isOpen),
   );
   readonly link: Link;
-  private outgoing: Outgoing[];
-  private withPictures: WithPictures[] = [];
-  /** What a `history` that was asked for is about. */
-  private asked: "newest" | "older" | "" = "";
-  /** Whether the stored messages are to be read again, because another branch was selected. */
+  private reading: Reading | undefined;
+  /** Whether the stored messages are to be read again, because they changed since they were asked for. */
   private isStale = false;
+  /** Whether the snapshot is missing that follows a connection whose cursor could not be resumed. */
+  private awaitsSnapshot = false;
+  private withdrawn: Withdrawn[] = [];
+  private pause = FIRST_PAUSE;
+  private timer = 0;
+  /** The failure that is shown because the stored messages cannot be read. */
+  private readFailure: Failure | undefined;
   /** The messages beside which generations go, until those have ended. */
   private readonly beside = new Map<string, string>();
+  /** Generations that another client asked for, until they begin. */
+  private readonly foreign = new Set<string>();
   /** Called once for each turn that ended, with its answer. */
   onEnd: (answer: Message) => void = () => {};
 
-  constructor(readonly id: string) {
-    this.outgoing = kept.read<Outgoing[]>(`outgoing.${id}`, []);
-    this.messages.value = this.outgoing
-      .filter(({ regenerates }) => !regenerates)
-      .map(({ message_id, message, edits }) => {
-        const question = new Message(message_id, "user", "sending", message);
-        question.edits = edits;
-        return question;
-      });
+  constructor(
+    readonly id: string,
+    private readonly user = () => "",
+  ) {
+    this.outbox = new Outbox(id, this);
+    const written = this.outbox.stored.filter(({ regenerates }) => !regenerates);
+    this.messages.value = written.map((item) => this.written(item));
     this.link = new Link(id, this);
+  }
+
+  /** The question of a message that the browser kept. */
+  private written(item: Outgoing): Message {
+    const { message_id: id, message, edits, failure, pictures } = item;
+    const question = new Message(id, "user", failure ? "refused" : "sending", message);
+    question.edits = edits;
+    if (failure) question.note({ failure });
+    if (pictures) {
+      question.pictures.value = pictures;
+      void this.outbox.picturesOf(item).then((all) => {
+        if (all.length && question.pictures.peek() === pictures) question.pictures.value = all;
+      });
+    }
+    return question;
   }
 
   /** Whether the conversation has nothing in it, as far as is known. */
@@ -237,100 +117,129 @@ export class Conversation implements LinkOwner {
   }
 
   isAwaiting(): boolean {
-    return this.busy.peek() || this.asked !== "";
+    return this.busy.peek() || this.isReading() || this.stopping.peek() !== "";
+  }
+
+  isReading(): boolean {
+    return this.reading !== undefined || this.awaitsSnapshot;
+  }
+
+  send(message: object): boolean {
+    return this.link.send(message);
   }
 
   /** Generates another answer beside one. False where as many turns are on their way as may be. */
   regenerate(answer: Message): boolean {
-    if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
+    if (this.outbox.isFull) return this.isFull();
     this.failure.value = undefined;
-    this.sendKept({ ...request(), message_id: kept.uuid(), message: "", regenerates: answer.id });
+    this.outbox.add(this.outgoing({ message: "", regenerates: answer.id }));
     return true;
+  }
+
+  private isFull(): false {
+    const message = "As many messages are on their way as may be; wait until one was taken.";
+    this.failure.value = { code: "outgoing_full", message, retryable: false };
+    return false;
+  }
+
+  private outgoing(fields: Partial<Outgoing> & { message: string }): Outgoing {
+    const user = this.user();
+    return { ...request(), message_id: kept.uuid(), ...(user && { user }), ...fields };
   }
 
   /** Selects the branch of another message. */
   select(message: string): void {
     this.failure.value = undefined;
-    this.link.send({ type: "branch", message_id: message });
+    this.selecting.value = { id: kept.uuid(), message };
+    this.sendSelection();
   }
 
-  private sendKept(outgoing: Outgoing): void {
-    this.keep((kept) => [...kept, outgoing]);
-    this.link.send(sent(outgoing));
+  private sendSelection(): void {
+    const { value } = this.selecting;
+    if (!value) return;
+    this.link.send({ type: "branch", message_id: value.message, idempotency_key: value.id });
   }
 
   /** Sends a question; with `edits`, in the place of that one. False where as many are on their way as
    * may be. */
   ask(text: string, pictures: Picture[] = [], edits?: string): boolean {
-    if (this.outgoing.length + this.withPictures.length >= MOST_OUTGOING) return false;
-    const outgoing: Outgoing = {
-      ...request(),
-      message_id: kept.uuid(),
-      message: text,
-      ...(edits && { edits }),
-    };
+    if (this.outbox.isFull) return this.isFull();
+    const outgoing = this.outgoing({ message: text, ...(edits && { edits }) });
     const question = new Message(outgoing.message_id, "user", "sending", text);
     question.edits = edits;
-    question.pictures.value = pictures;
+    // The images of a question that is edited stay.
+    const edited = edits && this.messages.value.find(({ id }) => id === edits);
+    question.pictures.value = edited ? edited.pictures.peek() : pictures;
     this.failure.value = undefined;
     this.messages.value = [...this.messages.value, question];
-    if (pictures.length) {
-      const withPictures = { outgoing, pictures, isSending: false };
-      this.withPictures.push(withPictures);
-      void this.upload(withPictures);
-    } else {
-      this.sendKept(outgoing);
-    }
+    this.outbox.add(outgoing, edits ? [] : pictures);
     return true;
   }
 
-  /** Sends a question with images, again and again until the service has it or refuses it. */
-  private async upload(question: WithPictures): Promise<void> {
-    if (question.isSending) return;
-    question.isSending = true;
-    const { outgoing, pictures } = question;
-    const images = pictures.map(({ data }) => data);
-    while (this.withPictures.includes(question)) {
-      try {
-        const question = { ...outgoing, session_id: this.id, images };
-        const generation = await askWithImages(outgoing.message_id, question);
-        // The event of the acceptance says the same, where no connection was lost.
-        batch(() => this.accepted(generation, outgoing.message, outgoing.message_id));
-        return;
-      } catch (error) {
-        if (error instanceof ApiError && error.status !== 0) {
-          return this.refused(outgoing.message_id, error.failure);
-        }
-      }
-      await new Promise((resolve) => setTimeout(resolve, UPLOAD_PAUSE));
+  /** Asks a question again that was refused. Where it is not known what became of it, it is the same
+   * request once more, so that it is not asked twice; else it is asked as the settings are now. */
+  askAgain(question: Message): boolean {
+    if (this.outbox.isFull) return this.isFull();
+    const { failure } = question.notes.peek();
+    const item = this.outbox.refusedItem(question.id);
+    const pictures = question.pictures.peek();
+    if (item && failure && isUnknown(failure)) {
+      question.status.value = "sending";
+      this.outbox.add(item, Array.isArray(pictures) ? pictures : []);
+      return true;
     }
+    const text = question.text.peek();
+    this.discard(question);
+    return this.ask(text, Array.isArray(pictures) ? pictures : [], question.edits);
   }
 
-  private refused(messageId: string, failure: Failure): void {
-    const question = this.messages.value.find(({ id }) => id === messageId);
-    if (question?.status.value !== "sending") return;
-    this.delivered(messageId);
+  uploaded({ message, message_id }: Outgoing, generation: string): void {
+    // The event of the acceptance says the same, where no connection was lost.
+    batch(() => this.accepted(generation, message, message_id));
+  }
+
+  refused({ message_id, regenerates }: Outgoing, failure: Failure): void {
+    const question = this.messages.value.find(({ id }) => id === message_id);
+    if (regenerates || !question) {
+      this.failure.value = failure;
+      return;
+    }
     question.note({ failure });
     question.status.value = "refused";
+    this.onEnd(question);
   }
 
   /** Takes a question that was refused off the page. */
   discard(question: Message): void {
+    this.outbox.discard(question.id);
     this.messages.value = this.messages.value.filter((message) => message !== question);
   }
 
-  /** Stops the running answer, or else the one that waits. */
-  stop(): void {
-    this.link.send({ type: "cancel" });
+  /** Stops an answer; without one the running answer, or else the one that waits longest. */
+  stop(answer?: Message): void {
+    const isStreaming = ({ status }: Message) => status.value === "streaming";
+    const { value: messages } = this.messages;
+    const open = answer ?? messages.find(isStreaming) ?? messages.find((it) => it.isOpen);
+    if (!open) return;
+    this.stopping.value = open.id;
+    this.sendStop();
+  }
+
+  private sendStop(): void {
+    if (!this.stopping.value) return;
+    this.link.send({ type: "cancel", generation_id: this.stopping.value });
   }
 
   loadOlder(): void {
-    const first = this.messages.value.find(({ status }) => status.value !== "sending");
-    if (this.asked || !first) return;
-    if (this.link.send({ type: "get_history", limit: PAGE, before: first.id })) this.asked = "older";
+    const first = this.messages.value.find(({ isStored }) => isStored);
+    if (this.reading || !first) return;
+    this.read(PAGE, first.id);
   }
 
+  /** Closes the connection; what is on its way stays kept, and is sent when the session is opened. */
   close(): void {
+    clearTimeout(this.timer);
+    this.outbox.close();
     this.link.close();
   }
 
@@ -341,16 +250,13 @@ export class Conversation implements LinkOwner {
   private apply(event: ServerEvent): void {
     switch (event.type) {
       case "connection":
-        this.asked = "";
-        if (!event.resumed && this.link.send({ type: "get_history", limit: PAGE })) {
-          this.asked = "newest";
-        }
-        for (const outgoing of this.outgoing) this.link.send(sent(outgoing));
-        return;
+        return this.connected(event);
       case "history":
         return this.takeHistory(event);
       case "history_cleared":
-        this.messages.value = this.messages.value.filter(({ status }) => status.value === "sending");
+        this.messages.value = this.messages.value.filter(
+          ({ status: { value } }) => value === "sending" || value === "refused",
+        );
         this.hasMore.value = false;
         return;
       case "message_received": {
@@ -360,6 +266,7 @@ export class Conversation implements LinkOwner {
         return this.accepted(generation, event.message, event.message_id);
       }
       case "branch_selected":
+        this.selecting.value = undefined;
         return this.readAgain();
       case "auth_expiring":
         this.expiresAt.value = event.expires_at;
@@ -372,6 +279,44 @@ export class Conversation implements LinkOwner {
       default:
         if (event.generation_id) this.progress(event, event.generation_id);
     }
+  }
+
+  /** A connection is open: whatever was asked for and did not come is asked for again. */
+  private connected({ resumed, recovered }: Extract<ServerEvent, { type: "connection" }>): void {
+    if (resumed && recovered && this.awaitsSnapshot) {
+      // The snapshot was lost with the connection before.
+      this.awaitsSnapshot = false;
+      return this.link.restart();
+    }
+    this.awaitsSnapshot = resumed && !recovered;
+    const isNewest = this.reading !== undefined && this.reading.before === undefined;
+    if (!resumed && !isNewest) this.read(FIRST_PAGE);
+    else if (this.reading) this.sendReading();
+    else if (!this.loaded.value && !this.awaitsSnapshot) this.read(FIRST_PAGE);
+    this.outbox.connected();
+    this.sendSelection();
+    this.sendStop();
+  }
+
+  /** Reads stored messages: those before a message, or the newest. */
+  private read(limit: number, before?: string): void {
+    const withdrawn = [...(this.reading?.withdrawn ?? []), ...this.withdrawn];
+    this.withdrawn = [];
+    this.reading = { id: kept.uuid(), limit, before, ended: new Set(), withdrawn };
+    this.sendReading();
+  }
+
+  private sendReading(): void {
+    clearTimeout(this.timer);
+    if (!this.reading) return;
+    const { id: message_id, limit, before } = this.reading;
+    this.link.send({ type: "get_history", limit, message_id, ...(before && { before }) });
+  }
+
+  /** Reads the newest stored messages again, because they changed. */
+  private readAgain(limit = PAGE): void {
+    if (this.reading) this.isStale = true;
+    else this.read(limit);
   }
 
   /** Applies an event of a generation. */
@@ -418,10 +363,24 @@ export class Conversation implements LinkOwner {
         return;
       }
       case "cancelled":
-        this.end(answer, "cancelled", event.full_response, {});
-        return;
+        return this.cancelled(answer, event.full_response);
       default:
     }
+  }
+
+  private cancelled(answer: Message, text: string): void {
+    const { id } = answer;
+    const withdrawn = {
+      generation: id,
+      question: this.messages.value.find((message) => message.id === questionOf(id)),
+      edits: this.beside.get(id),
+      isOwn: this.stopping.value === id,
+    };
+    const hadBegun = answer.status.value === "streaming";
+    this.end(answer, "cancelled", text, {});
+    if (hadBegun) return;
+    this.withdrawn.push(withdrawn);
+    this.readAgain();
   }
 
   private end(answer: Message, status: Status, text: string, notes: Notes): void {
@@ -432,6 +391,9 @@ export class Conversation implements LinkOwner {
   }
 
   private ended(answer: Message): void {
+    this.reading?.ended.add(answer.id);
+    this.foreign.delete(answer.id);
+    if (this.stopping.value === answer.id) this.stopping.value = "";
     // What is stored now tells the alternatives.
     if (this.beside.delete(answer.id)) this.readAgain();
     this.onEnd(answer);
@@ -439,6 +401,8 @@ export class Conversation implements LinkOwner {
 
   /** A turn beside another message begins: what followed there is a branch of its own from now on. */
   private takePlace(generation: string): void {
+    // The event of a question does not tell whether it has images.
+    if (this.foreign.delete(generation)) this.readAgain(NEWEST);
     const beside = this.beside.get(generation);
     const at = this.messages.value.findIndex(({ id }) => id === beside);
     if (at < 0) return;
@@ -451,14 +415,8 @@ export class Conversation implements LinkOwner {
     this.readAgain();
   }
 
-  /** Reads the stored messages again. */
-  private readAgain(): void {
-    this.isStale = this.asked !== "" || !this.link.send({ type: "get_history", limit: PAGE });
-    if (!this.isStale) this.asked = "newest";
-  }
-
   private failed(event: Extract<ServerEvent, { type: "error" }>): void {
-    const { code, message, retryable, retry_after: seconds } = event;
+    const { code, message, retryable, retry_after: seconds, message_id: id } = event;
     const failure: Failure = { code, message, retryable };
     if (seconds) failure.retryAt = Date.now() + seconds * 1000;
     if (event.generation_id) {
@@ -469,17 +427,36 @@ export class Conversation implements LinkOwner {
       this.ended(answer);
       return;
     }
-    if (event.message_id) this.delivered(event.message_id);
-    const question = this.messages.value.find(({ id }) => id === event.message_id);
-    if (question?.status.value === "sending") {
-      this.refused(question.id, failure);
-    } else if (this.asked) {
-      this.asked = "";
-      this.loaded.value = true;
-      this.failure.value = failure;
-    } else {
-      this.failure.value = failure;
+    if (id && this.outbox.failed(id, failure)) return;
+    if (id && id === this.reading?.id) return this.readFailed(failure);
+    if (id && id === this.selecting.value?.id) {
+      if (isUnknown(failure)) return this.later(failure, () => this.sendSelection());
+      this.selecting.value = undefined;
+    } else if (this.stopping.value) {
+      // Its end is on the way, or was seen.
+      if (code === "already_ended" || code === "generation_not_found") this.stopping.value = "";
+      else this.later(failure, () => this.sendStop());
+      return;
     }
+    if (code !== "already_ended") this.failure.value = failure;
+  }
+
+  private readFailed(failure: Failure): void {
+    this.failure.value = this.readFailure = failure;
+    const isNewest = this.reading?.before === undefined;
+    if (isNewest && (failure.retryable || isUnknown(failure))) {
+      this.later(failure, () => this.sendReading());
+      return;
+    }
+    this.reading = undefined;
+    this.loaded.value = true;
+  }
+
+  /** Does something after the pause that a failure names, and longer each time. */
+  private later({ retryAt = 0 }: Failure, action: () => void): void {
+    clearTimeout(this.timer);
+    this.timer = window.setTimeout(action, Math.max(this.pause, retryAt - Date.now()));
+    this.pause = Math.min(this.pause * 2, LONGEST_PAUSE);
   }
 
   /** Returns the answer of a generation; one that is new stands after all that is there. */
@@ -488,129 +465,155 @@ export class Conversation implements LinkOwner {
     if (known) return known;
     const answer = new Message(generation, "assistant", "waiting");
     const at = this.messages.value.findIndex(({ id }) => id === questionOf(generation));
-    const rest = this.messages.value.findIndex(({ status }) => status.value === "sending");
-    const place = at >= 0 ? at + 1 : rest >= 0 ? rest : this.messages.value.length;
-    this.messages.value = this.messages.value.toSpliced(place, 0, answer);
+    this.messages.value = this.messages.value.toSpliced(at >= 0 ? at + 1 : this.next(), 0, answer);
     return answer;
+  }
+
+  /** The place of what was accepted last: before all that is on its way. */
+  private next(): number {
+    const sending = this.messages.value.findIndex(({ status }) => status.value === "sending");
+    return sending < 0 ? this.messages.value.length : sending;
   }
 
   /** A turn was accepted: this tab's question gets the identifier that it is stored under. */
   private accepted(generation: string, text: string, messageId?: string): void {
     const id = questionOf(generation);
-    // The event of a question that went over REST does not name this tab's identifier.
-    const isSent = ({ outgoing }: WithPictures) => outgoing.message === text;
-    messageId ??= this.withPictures.find(isSent)?.outgoing.message_id;
     const own = this.messages.value.find((message) => message.id === messageId);
     const stored = this.messages.value.find((message) => message.id === id);
-    if (messageId) this.delivered(messageId);
+    if (own) this.messages.value = this.messages.value.filter((message) => message !== own);
     if (own && stored) {
       stored.pictures.value = own.pictures.value;
-      this.discard(own);
     } else if (own) {
       own.id = id;
       own.edits = undefined;
       own.status.value = "complete";
       // Turns run in the order of their acceptance, and this tab may have sent before others did.
-      const others = this.messages.value.filter((message) => message !== own);
-      const rest = others.findIndex(({ status }) => status.value === "sending");
-      const place = rest < 0 ? others.length : rest;
-      this.messages.value = others.toSpliced(place, 0, own);
+      this.messages.value = this.messages.value.toSpliced(this.next(), 0, own);
     } else if (!stored && text) {
       const question = new Message(id, "user", "complete", text);
-      const rest = this.messages.value.findIndex(({ status }) => status.value === "sending");
-      const place = rest < 0 ? this.messages.value.length : rest;
-      this.messages.value = this.messages.value.toSpliced(place, 0, question);
+      this.messages.value = this.messages.value.toSpliced(this.next(), 0, question);
+      this.foreign.add(generation);
     }
     this.answer(generation);
+    if (messageId) this.outbox.delivered(messageId);
   }
 
-  private delivered(messageId: string): void {
-    this.withPictures = this.withPictures.filter(({ outgoing }) => outgoing.message_id !== messageId);
-    this.keep((kept) => kept.filter(({ message_id }) => message_id !== messageId));
-  }
-
-  /** Changes what is on its way, here and in the browser, where another tab may have added to it. */
-  private keep(change: (outgoing: Outgoing[]) => Outgoing[]): void {
-    this.outgoing = change(this.outgoing);
-    const key = `outgoing.${this.id}`;
-    const all = change(kept.read<Outgoing[]>(key, [])).slice(-MOST_OUTGOING);
-    kept.write(key, all.length ? all : undefined);
-  }
-
-  /** Takes a page of stored messages: one that was asked for, or a snapshot in place of all. */
   private takeHistory(event: Extract<ServerEvent, { type: "history" }>): void {
-    const { asked } = this;
-    this.asked = "";
-    if (this.isStale) this.readAgain();
+    const { reading } = this;
+    if (event.message_id === undefined) return this.takeSnapshot(event);
+    // A reply to a request that another one replaced.
+    if (event.message_id !== reading?.id) return;
+    this.reading = undefined;
+    this.pause = FIRST_PAUSE;
+    if (this.failure.value === this.readFailure) this.failure.value = undefined;
+    this.readFailure = undefined;
+    const first = event.messages[0]?.id;
+    if (reading.limit === NEWEST && event.has_more && !this.messages.value.some(({ id }) => id === first)) {
+      // More happened than so few messages tell.
+      this.isStale = true;
+    } else if (reading.before === undefined) {
+      const isOpen = ({ isOpen }: Message) => isOpen;
+      this.merge(event, (message) => isOpen(message) || reading.ended.has(message.id));
+      for (const withdrawn of reading.withdrawn) this.giveBack(withdrawn, event);
+    } else {
+      this.takeOlder(event, reading.before);
+    }
+    if (this.isStale) {
+      this.isStale = false;
+      this.read(PAGE);
+    }
+  }
+
+  /** Takes a page of what is before the first message that is shown. */
+  private takeOlder(event: Extract<ServerEvent, { type: "history" }>, before: string): void {
+    const first = this.messages.value.find(({ isStored }) => isStored);
+    // Another branch was selected meanwhile.
+    if (first?.id !== before) return;
     const page = event.messages.map(fromStored).filter((message) => message !== undefined);
     const inPage = new Set(page.map(({ id }) => id));
-    if (asked === "older") {
-      this.hasMore.value = event.has_more;
-      this.messages.value = [
-        ...page,
-        ...this.messages.value.filter(({ id }) => !inPage.has(id)),
-      ];
-      return;
-    }
-    const open = new Map(this.messages.value.map((message) => [message.id, message]));
-    // An answer that this page shows already goes on in its place, so that nothing jumps.
-    const merged = page.map((message) => {
-      const known = open.get(message.id);
-      if (!known || known.role !== message.role) return message;
-      if (message.status.value !== "complete" || known.text.value !== message.text.value) {
-        known.replace(message.text.value, message.reasoning.value);
-      }
-      known.notes.value = message.notes.value;
-      known.siblings.value = message.siblings.value;
-      known.status.value = message.status.value;
-      return known;
-    });
+    this.hasMore.value = event.has_more;
+    this.messages.value = [...page, ...this.messages.value.filter(({ id }) => !inPage.has(id))];
+  }
+
+  /** Takes the messages that stand in place of all that is shown. */
+  private takeSnapshot(event: Extract<ServerEvent, { type: "history" }>): void {
+    this.awaitsSnapshot = false;
     // A snapshot has every answer that has begun. A turn that waits is in neither, nor its question.
-    const isSnapshot = asked === "";
-    const waits = ({ status: { value } }: Message) =>
-      value === "waiting" || (value === "streaming" && !isSnapshot);
-    const questions = new Set(this.messages.value.filter(waits).map(({ id }) => questionOf(id)));
-    const rest = this.messages.value.filter(
-      (message) =>
-        !inPage.has(message.id) &&
-        (waits(message) ||
-          questions.has(message.id) ||
-          message.status.value === "sending" ||
-          message.status.value === "refused"),
-    );
-    this.messages.value = [...merged, ...rest];
+    this.merge(event, ({ status }) => status.value === "waiting");
     if (event.answer) {
       const { generation_id: generation, content, thinking = "" } = event.answer;
       const answer = this.answer(generation);
       answer.status.value = "streaming";
       answer.replace(content, thinking);
     }
-    this.hasMore.value = event.has_more;
-    this.loaded.value = true;
+    // What was asked for before may be older than this.
+    if (this.reading && this.reading.before === undefined) this.read(this.reading.limit);
+    for (const { id, status } of this.messages.value) {
+      if (status.value === "waiting") void this.settle(id);
+    }
   }
-}
 
-function fromStored(stored: StoredMessage): Message | undefined {
-  if (stored.role !== "user" && stored.role !== "assistant") return undefined;
-  const id = stored.role === "assistant" ? (stored.generation_id ?? stored.id) : stored.id;
-  const message = new Message(id, stored.role, stored.status ?? "complete", stored.content);
-  if (stored.thinking) message.replace(stored.content, stored.thinking);
-  message.pictures.value = stored.images?.length ?? 0;
-  message.siblings.value = stored.siblings;
-  const { model, finish_reason: finish, usage, context, continued, error } = stored;
-  message.notes.value = {
-    ...(model && { model }),
-    ...(finish && { finish }),
-    ...(usage && { usage }),
-    ...(context && { context }),
-    ...(continued && { continued }),
-    ...(error && {
-      failure: {
-        code: error.code ?? "internal",
-        message: error.message ?? "The answer could not be completed.",
-        retryable: true,
-      },
-    }),
-  };
-  return message;
+  /** Asks what became of a turn that waited before events were missed: its end may be among them. */
+  private async settle(generation: string): Promise<void> {
+    const isGone = await api.hasVanished(this.id, generation);
+    const answer = this.messages.value.find(({ id }) => id === generation);
+    if (isGone && answer?.status.value === "waiting") batch(() => this.cancelled(answer, ""));
+  }
+
+  /** Shows these messages in place of those that are shown; `stays` says which answers stay though
+   * they, and their questions, are not among them. */
+  private merge(
+    event: Extract<ServerEvent, { type: "history" }>,
+    stays: (answer: Message) => boolean,
+  ): void {
+    const page = event.messages.map(fromStored).filter((message) => message !== undefined);
+    const inPage = new Set(page.map(({ id }) => id));
+    const shown = this.messages.value;
+    const known = new Map(shown.map((message) => [message.id, message]));
+    const ended: Message[] = [];
+    // An answer that this page shows already goes on in its place, so that nothing jumps.
+    const merged = page.map((message) => {
+      const before = known.get(message.id);
+      if (!before || before.role !== message.role) return message;
+      if (before.isOpen) ended.push(before);
+      before.update(message);
+      return before;
+    });
+    // A page that begins with a message that is shown follows what is shown before that.
+    const at = shown.findIndex(({ id }) => id === page[0]?.id);
+    const earlier = shown.slice(0, Math.max(at, 0)).filter(({ id, isStored }) => isStored && !inPage.has(id));
+    const answers = shown.filter((message) => message.role === "assistant" && stays(message));
+    const open = new Set(answers.flatMap(({ id }) => [id, questionOf(id)]));
+    const rest = shown.filter(
+      (message) =>
+        !inPage.has(message.id) &&
+        !earlier.includes(message) &&
+        (open.has(message.id) ||
+          message.status.value === "sending" ||
+          message.status.value === "refused"),
+    );
+    this.messages.value = [...earlier, ...merged, ...rest];
+    if (!earlier.length) this.hasMore.value = event.has_more;
+    this.loaded.value = true;
+    for (const answer of ended) this.ended(answer);
+  }
+
+  /** The question of a turn that this tab stopped before it began is in no history: it is kept here. */
+  private giveBack(
+    { question, edits, isOwn }: Withdrawn,
+    event: Extract<ServerEvent, { type: "history" }>,
+  ): void {
+    if (!question || !isOwn || event.messages.some(({ id }) => id === question.id)) return;
+    const failure: Failure = {
+      code: "stopped",
+      message: "You stopped this question before its answer began, so the service has not kept it.",
+      retryable: false,
+    };
+    const pictures = question.pictures.peek();
+    const outgoing = this.outgoing({ message: question.text.peek(), ...(edits && { edits }) });
+    this.outbox.addRefused(outgoing, Array.isArray(pictures) && !edits ? pictures : [], failure);
+    const copy = this.written({ ...outgoing, failure });
+    copy.pictures.value = pictures;
+    this.messages.value = [...this.messages.value, copy];
+  }
 }

@@ -20,12 +20,19 @@ export function openDialog(name: Name): void {
 }
 
 const models = signal<api.Model[]>([]);
+/** The model that answers where none was chosen; empty until the service has said it. */
+const defaultModel = signal("");
 const modelTrouble = signal("");
+
+/** Whether the models were read. */
+export const knowsModels = () => models.peek().length > 0;
 
 /** Reads the models that the hosts have. */
 export async function readModels(): Promise<void> {
   try {
-    models.value = (await api.models()).models;
+    const { models: all, default: usual = "" } = await api.models();
+    models.value = all;
+    defaultModel.value = usual;
     modelTrouble.value = "";
   } catch (error) {
     if (error instanceof api.ApiError) modelTrouble.value = sentence(error.failure.message);
@@ -93,27 +100,46 @@ const THEMES: [Theme, string][] = [
   ["dark", "Dark"],
 ];
 
+const short = (model: string) => model.replace(/:latest$/, "");
+
+/** Chooses the model of the next answers. */
+export function ModelChoice({ class: name, label }: { class?: string; label: string }) {
+  const { model } = settings.value;
+  const { value: usual } = defaultModel;
+  const names = models.value.map(({ name }) => name).filter((name) => name !== usual || name === model);
+  if (model && !names.includes(model)) names.unshift(model);
+  return (
+    <select
+      class={name}
+      aria-label={label}
+      title={label}
+      value={model}
+      onPointerDown={() => void readModels()}
+      onFocus={() => void readModels()}
+      onChange={(event) => (settings.value = { ...settings.peek(), model: event.currentTarget.value })}
+    >
+      <option value="">{usual ? `${short(usual)} (default)` : "Default model"}</option>
+      {names.map((name) => (
+        <option key={name} value={name}>
+          {short(name)}
+        </option>
+      ))}
+    </select>
+  );
+}
+
 function SettingsDialog() {
-  const { model, temperature, system, maxTokens, think } = settings.value;
+  const { temperature, system, maxTokens, think } = settings.value;
   const set = (change: Partial<Settings>) => {
     settings.value = { ...settings.peek(), ...change };
   };
   useEffect(() => void readModels(), []);
-  const names = models.value.map(({ name }) => name);
-  if (model && !names.includes(model)) names.unshift(model);
   return (
     <Dialog title="Settings">
       <p class="hint">They hold from the next message on, in every conversation of this browser.</p>
       <label class="row">
         <span>Model</span>
-        <select value={model} onChange={(event) => set({ model: event.currentTarget.value })}>
-          <option value="">Default of the service</option>
-          {names.map((name) => (
-            <option key={name} value={name}>
-              {name}
-            </option>
-          ))}
-        </select>
+        <ModelChoice label="Model" />
       </label>
       {modelTrouble.value && <p class="trouble">{modelTrouble.value}</p>}
       <label class="row">

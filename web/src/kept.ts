@@ -27,6 +27,12 @@ export function write(key: string, value: unknown): void {
   }, undefined);
 }
 
+/** Returns the keys of localStorage that begin like this. */
+export function keys(start: string): string[] {
+  const begins = (key: string) => key.startsWith(PREFIX + start);
+  return guarded(() => Object.keys(localStorage).filter(begins), []).map((key) => key.slice(PREFIX.length));
+}
+
 /** Calls `changed` when another tab writes this key. */
 export function watch(key: string, changed: () => void): void {
   addEventListener("storage", (event) => {

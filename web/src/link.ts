@@ -16,6 +16,12 @@ const LONGEST_PAUSE = 8000;
 const SILENCE = 1200;
 /** The same while nothing is awaited. */
 const IDLE_SILENCE = 20_000;
+/** The limit while stored messages are on their way: they are large, and a frame is heard only when it is
+ * whole. */
+const READING_SILENCE = 10_000;
+/** How often each limit is doubled, at most. One that was too short for a slow connection is doubled
+ * until a ping or a piece of an answer comes through. */
+const MOST_DOUBLINGS = 4;
 const PULSE = 100;
 
 export type LinkState =
@@ -33,6 +39,8 @@ export interface LinkOwner {
   handle(event: ServerEvent): void;
   /** Whether anything is awaited of the service. */
   isAwaiting(): boolean;
+  /** Whether stored messages are awaited. */
+  isReading(): boolean;
 }
 
 export class Link {
@@ -42,6 +50,8 @@ export class Link {
   private attempt = 0;
   private heard = 0;
   private pinged = 0;
+  /** Connections in a row that ended by their silence. */
+  private silences = 0;
   private attemptTimer = 0;
   private retryTimer = 0;
   private readonly pulse: number;
@@ -154,6 +164,7 @@ export class Link {
       return;
     }
     if (event.cursor) this.cursor = event.cursor;
+    if (event.type === "pong" || event.type === "stream_chunk") this.silences = 0;
     if (event.type === "connection") {
       clearTimeout(this.attemptTimer);
       this.attempt = 0;
@@ -173,7 +184,10 @@ export class Link {
     if (this.state.value.kind !== "open") return;
     const now = Date.now();
     if (this.pinged) {
-      if (now - this.pinged > SILENCE) this.lost();
+      const limit = (this.owner.isReading() ? READING_SILENCE : SILENCE) * 2 ** this.silences;
+      if (now - this.pinged <= limit) return;
+      this.silences = Math.min(this.silences + 1, MOST_DOUBLINGS);
+      this.lost();
     } else if (now - this.heard > (this.owner.isAwaiting() ? SILENCE : IDLE_SILENCE)) {
       this.ping();
     }

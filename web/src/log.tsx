@@ -2,6 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Conversation } from "./conversation";
+import { keepFocus } from "./focus";
 import { JumpButton, Trouble, Turn } from "./turn";
 
 /** The distance from the end, in pixels, within which the reader counts as at the end. */
@@ -11,6 +12,7 @@ export function Log({ conversation }: { conversation: Conversation }) {
   const messages = conversation.messages.value;
   const scroller = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
+  const log = useRef<HTMLDivElement>(null);
   const follows = useRef(true);
   const lastTop = useRef(0);
   const [isAway, setAway] = useState(false);
@@ -29,6 +31,8 @@ export function Log({ conversation }: { conversation: Conversation }) {
     if (scroller.current) observer.observe(scroller.current);
     return () => observer.disconnect();
   }, []);
+
+  useEffect(() => (log.current ? keepFocus(log.current) : undefined), []);
 
   useLayoutEffect(() => {
     follows.current = true;
@@ -90,7 +94,7 @@ export function Log({ conversation }: { conversation: Conversation }) {
           </button>
         )}
         {/* A growing text is not read out piece by piece: the status line tells what happens. */}
-        <div role="log" aria-live="off" aria-label="Conversation">
+        <div ref={log} role="log" aria-live="off" aria-label="Conversation">
           {messages.map((message) => (
             <Turn key={keyOf(message)} message={message} conversation={conversation} />
           ))}

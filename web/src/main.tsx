@@ -4,7 +4,7 @@ import { effect } from "@preact/signals";
 import { render } from "preact";
 import * as api from "./api";
 import { Composer } from "./composer";
-import { Dialogs, openDialog } from "./dialogs";
+import { Dialogs, knowsModels, openDialog, readModels } from "./dialogs";
 import { Icon } from "./icons";
 import { Log } from "./log";
 import * as sessions from "./sessions";
@@ -51,7 +51,7 @@ function skip(event: Event): void {
   document.getElementById("question")?.focus();
 }
 
-sessions.begin();
+sessions.follow();
 
 effect(() => {
   const title = sessions.titleOf(sessions.current.value);
@@ -72,6 +72,11 @@ effect(() => {
 sessions.refresh().catch((error: unknown) => {
   // A token of an earlier visit that is not good any more: the socket says so, too.
   if (error instanceof api.ApiError && error.status === 401) openDialog("account");
+});
+
+// The model that will answer is in sight. Where a sign-in is required, it is known after that.
+effect(() => {
+  if (sessions.conversation.value.link.state.value.kind === "open" && !knowsModels()) void readModels();
 });
 
 render(<Page />, document.getElementById("page")!);

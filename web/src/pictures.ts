@@ -1,4 +1,5 @@
-/** Images that go with a question: read from files, and made small enough to be sent. */
+/** Images that go with a question: read from files, made small enough to be sent, and kept until the
+ * service has them. */
 
 export interface Picture {
   name: string;
@@ -7,6 +8,7 @@ export interface Picture {
   /** An address within this tab, under which it is shown. */
   url: string;
   bytes: number;
+  blob: Blob;
 }
 
 /** Images of one question, and bytes of all of them, at most: the bounds of the service. */
@@ -24,8 +26,11 @@ export const ACCEPTED = FORMATS.join(",");
 /** Reads the file of an image. Throws an `Error` with a text for the user. */
 export async function readPicture(file: File): Promise<Picture> {
   const isPlain = FORMATS.includes(file.type) && file.size <= PLAIN_BYTES;
-  const blob = isPlain ? file : await drawnAgain(file);
-  return { name: file.name, data: await base64(blob), url: URL.createObjectURL(blob), bytes: blob.size };
+  return pictureOf(file.name, isPlain ? file : await drawnAgain(file));
+}
+
+async function pictureOf(name: string, blob: Blob): Promise<Picture> {
+  return { name, data: await base64(blob), url: URL.createObjectURL(blob), bytes: blob.size, blob };
 }
 
 async function drawnAgain(file: File): Promise<Blob> {
@@ -52,4 +57,60 @@ function base64(blob: Blob): Promise<string> {
     reader.onerror = () => reject(new Error("The file cannot be read."));
     reader.readAsDataURL(blob);
   });
+}
+
+/** What is kept of an image: localStorage has no room for it. */
+interface KeptPicture {
+  name: string;
+  blob: Blob;
+}
+
+const STORE = "pictures";
+
+/** Does one thing with the kept images. Throws where the browser keeps none, as in a private window. */
+function stored<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open("jarvis", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
+    opening.onerror = () => reject(opening.error);
+    opening.onsuccess = () => {
+      const database = opening.result;
+      const transaction = database.transaction(STORE, mode);
+      const request = act(transaction.objectStore(STORE));
+      transaction.oncomplete = () => {
+        database.close();
+        resolve(request.result);
+      };
+      transaction.onabort = () => {
+        database.close();
+        reject(transaction.error);
+      };
+    };
+  });
+}
+
+/** Keeps the images of a message until `dropPictures`. */
+export async function keepPictures(messageId: string, pictures: Picture[]): Promise<void> {
+  const values: KeptPicture[] = pictures.map(({ name, blob }) => ({ name, blob }));
+  await stored("readwrite", (store) => store.put(values, messageId)).catch(() => {});
+}
+
+/** Returns the kept images of a message; none where the browser has not kept them. */
+export async function keptPictures(messageId: string): Promise<Picture[]> {
+  try {
+    const values = await stored("readonly", (store) => store.get(messageId) as IDBRequest<KeptPicture[]>);
+    return await Promise.all((values ?? []).map(({ name, blob }) => pictureOf(name, blob)));
+  } catch {
+    return [];
+  }
+}
+
+export async function dropPictures(messageId: string): Promise<void> {
+  await stored("readwrite", (store) => store.delete(messageId)).catch(() => {});
+}
+
+/** Drops the kept images of all messages but these. */
+export async function dropPicturesBut(messages: ReadonlySet<string>): Promise<void> {
+  const keys = await stored("readonly", (store) => store.getAllKeys()).catch(() => []);
+  for (const key of keys) if (!messages.has(String(key))) await dropPictures(String(key));
 }

@@ -4,9 +4,13 @@
 import { batch, computed, effect, signal } from "@preact/signals";
 import * as api from "./api";
 import { Conversation } from "./conversation";
-import type { Message } from "./conversation";
 import * as kept from "./kept";
+import type { Message } from "./message";
+import { forget, undelivered } from "./outbox";
+import type { Outgoing } from "./outbox";
+import { dropPicturesBut } from "./pictures";
 import type { Picture } from "./pictures";
+import { settings } from "./settings";
 
 export interface Entry {
   id: string;
@@ -129,27 +133,56 @@ export function show(id: string): void {
   });
 }
 
-/** Shows a new conversation. */
+/** Conversations that this tab began and in which nothing was asked yet, the last shown last. */
+const begun: string[] = [];
+
+/** Shows a new conversation: one that was begun and has a draft is gone on with. */
 export function showNew(): void {
-  const { isEmpty, loaded } = conversation.value;
-  if (!(isEmpty && loaded.value)) {
-    show(kept.uuid());
-  }
+  const { id, isEmpty, loaded } = conversation.value;
+  if (isEmpty && loaded.value) return;
+  const isWaiting = (other: string) => other !== id && isNew(other) && readDraft(other) !== "";
+  const unsent = kept.read("unsent", "");
+  show(begun.findLast(isWaiting) ?? (listed(unsent) && isWaiting(unsent) ? unsent : begin()));
+}
+
+/** Returns the identifier of a conversation that was not there before. */
+function begin(): string {
+  const id = kept.uuid();
+  begun.push(id);
+  return id;
 }
 
 function opened(id: string): Conversation {
-  const conversation = new Conversation(id);
+  const conversation = new Conversation(id, () => userId.peek());
   conversation.onEnd = (answer: Message) => {
     touch(id);
     if (id !== current.peek()) unread.value = new Set([...unread.peek(), id]);
     // The list is read again at the next end, or when the page becomes visible.
     if (userId.peek()) refresh().catch(() => {});
     ended.value = answer;
+    openUndelivered();
   };
   return conversation;
 }
 
-/** The answer that ended last, for the status line. */
+/** Opens the conversations in which a message of an earlier visit is on its way still, as far as there
+ * is room; the others follow as these end. */
+function openUndelivered(): void {
+  if (api.token.peek() && !userId.peek()) return;
+  const conversations = new Map(open.peek());
+  for (const other of [...conversations.values()]) {
+    if (other.id === current.peek() || other.busy.peek()) continue;
+    other.close();
+    conversations.delete(other.id);
+  }
+  for (const id of undelivered(userId.peek())) {
+    if (conversations.size > MOST_BACKGROUND) break;
+    if (listed(id) && !conversations.has(id)) conversations.set(id, opened(id));
+  }
+  open.value = conversations;
+}
+
+/** The answer that ended last, or the question that was refused last, for the status line. */
 export const ended = signal<Message | undefined>(undefined);
 
 /** Sends a question in the session that is shown; with `edits`, in the place of that one. */
@@ -157,10 +190,22 @@ export function ask(text: string, pictures: Picture[] = [], edits?: string): boo
   const { value } = conversation;
   return batch(() => {
     if (!value.ask(text, pictures, edits)) return false;
-    if (kept.read("unsent", "") === value.id) kept.write("unsent", undefined);
-    touch(value.id, title(text));
+    asked(value.id, text);
     return true;
   });
+}
+
+/** Asks a question of the session that is shown again, which was refused. */
+export function askAgain(question: Message): void {
+  const { value } = conversation;
+  batch(() => {
+    if (value.askAgain(question)) asked(value.id, question.text.peek());
+  });
+}
+
+function asked(id: string, text: string): void {
+  if (kept.read("unsent", "") === id) kept.write("unsent", undefined);
+  touch(id, title(text));
 }
 
 /** The first words of a question. */
@@ -178,12 +223,13 @@ function touch(id: string, otherwise = ""): void {
   if (!known && !otherwise) return;
   const entry = { ...known, id, title: known?.title || otherwise, updated: Date.now() };
   const entries = [entry, ...list.peek().filter((other) => other.id !== id)];
-  if (list === local) keepLocal(entries);
-  else remote.value = entries;
+  if (list === remote) remote.value = entries;
+  else keepLocal((all) => [entry, ...all.filter((other) => other.id !== id)]);
 }
 
-function keepLocal(entries: Entry[]): void {
-  local.value = entries.slice(0, MOST_ENTRIES);
+/** Changes the list of this browser, to which another tab may have added. */
+function keepLocal(change: (entries: Entry[]) => Entry[]): void {
+  local.value = change(kept.read<Entry[]>("sessions", local.peek())).slice(0, MOST_ENTRIES);
   kept.write("sessions", local.value);
 }
 
@@ -196,7 +242,10 @@ async function learnTitle(id: string): Promise<void> {
   try {
     const info = await api.describe(id);
     if (!userId.peek() && !local.peek().some((entry) => entry.id === id)) {
-      keepLocal([...local.peek(), toEntry(info)].sort((one, two) => two.updated - one.updated));
+      const isOther = (entry: Entry) => entry.id !== id;
+      keepLocal((all) =>
+        [...all.filter(isOther), toEntry(info)].sort((one, two) => two.updated - one.updated),
+      );
     }
   } catch {
     // A new one, or another's.
@@ -215,7 +264,10 @@ export async function refresh(): Promise<void> {
     remote.value = [];
     return;
   }
-  if (!userId.peek()) userId.value = (await api.usage()).user_id;
+  if (!userId.peek()) {
+    userId.value = (await api.usage()).user_id;
+    openUndelivered();
+  }
   const entries: Entry[] = [];
   let cursor: string | null = "";
   while (cursor !== null && entries.length < MOST_ENTRIES) {
@@ -230,31 +282,67 @@ export async function refresh(): Promise<void> {
 export async function signIn(token: string): Promise<void> {
   const { user_id } = await api.usage(token);
   const same = user_id === userId.peek();
+  if (!same && userId.peek()) forgetUser();
   api.setToken(token);
   userId.value = user_id;
   // A socket of the same user takes the new token and stays open.
-  if (!same || !conversation.peek().link.send({ type: "auth", token })) reopen();
+  if (same) renew(token);
+  else changeCaller();
   await refresh();
+  openUndelivered();
+}
+
+function renew(token: string): void {
+  for (const { link } of open.peek().values()) {
+    if (!link.send({ type: "auth", token })) link.restart();
+  }
+}
+
+/** The anonymous conversation that was shown before the sign-in. */
+let before = "";
+
+/** Opens what is shown anew, as another caller. An anonymous conversation stays where it is, and a new one
+ * is shown in its place: to the user it would be one that does not exist. */
+function changeCaller(): void {
+  before = local.peek().some(({ id }) => id === current.peek()) ? current.peek() : "";
+  for (const other of open.peek().values()) other.close();
+  batch(() => {
+    open.value = new Map();
+    show(before ? begin() : current.peek());
+  });
 }
 
 /** Signs out: the token is forgotten, and what is shown is not the user's any more. */
 export function signOut(): void {
+  forgetUser();
   api.setToken("");
   userId.value = "";
   remote.value = [];
   for (const other of open.peek().values()) other.close();
   batch(() => {
     open.value = new Map();
-    show(kept.uuid());
+    show(begin());
   });
 }
 
-/** Opens the conversation that is shown anew, as another caller. */
-function reopen(): void {
-  const id = current.peek();
-  for (const other of open.peek().values()) other.close();
-  open.value = new Map([[id, opened(id)]]);
+/** Forgets what the user wrote in this browser: drafts, messages on their way, and the instructions. What
+ * belongs to the anonymous conversations stays. */
+function forgetUser(): void {
+  const anonymous = new Set(local.peek().map(({ id }) => id));
+  const isKept = (id: string) => anonymous.has(id);
+  keepDrafts((drafts) => drafts.filter(([key]) => isKept(key.split("/")[0]!)));
+  for (const key of kept.keys("outgoing.")) {
+    const id = key.slice("outgoing.".length);
+    if (!isKept(id)) forget(id);
+  }
+  kept.write("unsent", undefined);
+  begun.length = 0;
+  settings.value = { ...settings.peek(), system: "" };
+  leaving.value += 1;
 }
+
+/** Counts the sign-outs: what a tab holds of a user is dropped with each. */
+export const leaving = signal(0);
 
 /** Moves the anonymous sessions of this browser to the user's account; returns how many were moved. */
 export async function claimAll(): Promise<number> {
@@ -267,10 +355,13 @@ export async function claimAll(): Promise<number> {
       // One that expired, or is another's, can never be claimed.
       if (!(error instanceof api.ApiError && error.status === 404)) throw error;
     }
-    keepLocal(local.peek().filter((entry) => entry.id !== id));
+    keepLocal((all) => all.filter((entry) => entry.id !== id));
   }
   await refresh();
-  if (moved) reopen();
+  const { id, isEmpty } = conversation.peek();
+  // Whoever moved the conversation that was shown goes on with it.
+  if (moved && before && isEmpty && readDraft(id) === "") show(before);
+  before = "";
   return moved;
 }
 
@@ -305,38 +396,72 @@ export async function mark(id: string, marks: api.Marks): Promise<void> {
 
 /** Lists a session as the service has it now. It keeps its place. */
 function changed(info: api.SessionInfo): void {
-  for (const list of [local, remote]) {
-    list.value = list
-      .peek()
-      .map((entry) => (entry.id === info.session_id ? { ...toEntry(info), updated: entry.updated } : entry));
-  }
-  kept.write("sessions", local.value);
+  const renewed = (entries: Entry[]) =>
+    entries.map((entry) =>
+      entry.id === info.session_id ? { ...toEntry(info), updated: entry.updated } : entry,
+    );
+  remote.value = renewed(remote.peek());
+  keepLocal(renewed);
 }
 
 /** Deletes a session, here and at the service. Throws where the service does not answer. */
 export async function remove(id: string): Promise<void> {
-  await api.remove(id);
-  keepLocal(local.peek().filter((entry) => entry.id !== id));
+  const shown = open.peek().get(id);
+  // A message that arrived after the deletion would begin the session anew.
+  shown?.outbox.close();
+  try {
+    await api.remove(id);
+  } catch (error) {
+    shown?.outbox.reopen();
+    throw error;
+  }
+  keepLocal((all) => all.filter((entry) => entry.id !== id));
   remote.value = remote.peek().filter((entry) => entry.id !== id);
-  writeDraft(id, "");
-  kept.write(`outgoing.${id}`, undefined);
-  if (id === current.peek()) show(kept.uuid());
+  keepDrafts((drafts) => drafts.filter(([key]) => key.split("/")[0] !== id));
+  forget(id);
+  batch(() => {
+    shown?.close();
+    open.value = new Map([...open.peek()].filter(([other]) => other !== id));
+    if (id === current.peek()) show(begin());
+  });
 }
 
-/** Reads what was written and not sent in a session. */
-export function readDraft(id: string): string {
-  return kept.read<Record<string, string>>("drafts", {})[id] ?? "";
+/** Reads what was written and not sent in a session; with `question`, in the place of that one. */
+export function readDraft(id: string, question = ""): string {
+  return kept.read<Record<string, string>>("drafts", {})[draftKey(id, question)] ?? "";
 }
 
-/** Keeps what was written and not sent in a session. */
-export function writeDraft(id: string, text: string): void {
-  const drafts = kept.read<Record<string, string>>("drafts", {});
+/** Keeps what was written and not sent in a session; with `question`, in the place of that one. */
+export function writeDraft(id: string, text: string, question = ""): void {
+  const key = draftKey(id, question);
   // The one that was written last is the last to go.
-  delete drafts[id];
-  if (text) drafts[id] = text;
-  const entries = Object.entries(drafts).slice(-MOST_DRAFTS);
-  kept.write("drafts", entries.length ? Object.fromEntries(entries) : undefined);
-  if (text && isNew(id)) kept.write("unsent", id);
+  keepDrafts((drafts) => [...drafts.filter(([other]) => other !== key), ...(text ? [[key, text] as Draft] : [])]);
+  if (text && !question && isNew(id)) {
+    kept.write("unsent", id);
+    if (!begun.includes(id)) begun.push(id);
+  }
+}
+
+const draftKey = (id: string, question: string) => (question ? `${id}/${question}` : id);
+
+type Draft = [key: string, text: string];
+
+function keepDrafts(change: (drafts: Draft[]) => Draft[]): void {
+  const drafts = change(Object.entries(kept.read<Record<string, string>>("drafts", {}))).slice(-MOST_DRAFTS);
+  kept.write("drafts", drafts.length ? Object.fromEntries(drafts) : undefined);
+}
+
+/** Counts the changes of drafts by other tabs: a session has one draft, in however many tabs. */
+export const draftChanges = signal(0);
+kept.watch("drafts", () => (draftChanges.value += 1));
+
+/** Puts a text into the field for the next question, behind what is there. */
+export function writeAgain(text: string): void {
+  const { id } = conversation.peek();
+  const draft = readDraft(id);
+  writeDraft(id, draft ? `${draft}\n${text}` : text);
+  draftChanges.value += 1;
+  document.getElementById("question")?.focus();
 }
 
 function isNew(id: string): boolean {
@@ -344,7 +469,7 @@ function isNew(id: string): boolean {
 }
 
 /** Opens the session that the address names, and follows the address from now on. */
-export function begin(): void {
+export function follow(): void {
   const id = current.peek();
   // The address names the session, so that a reload and a second tab find it. What follows the # stays
   // in the browser.
@@ -354,14 +479,17 @@ export function begin(): void {
     const { id, loaded, messages } = conversation.value;
     if (loaded.value && messages.value.length > 0) void learnTitle(id);
   });
-  addEventListener("hashchange", follow);
-  addEventListener("popstate", follow);
+  addEventListener("hashchange", go);
+  addEventListener("popstate", go);
+  openUndelivered();
+  const due = kept.keys("outgoing.").flatMap((key) => kept.read<Outgoing[]>(key, []));
+  void dropPicturesBut(new Set(due.map(({ message_id }) => message_id)));
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "visible" && userId.peek()) refresh().catch(() => {});
   });
 }
 
-function follow(): void {
+function go(): void {
   const named = location.hash.slice(1);
   if (listed(named) && named !== current.peek()) show(named);
 }

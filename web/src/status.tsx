@@ -5,6 +5,7 @@ import { duration, sentence } from "./advice";
 import type { Conversation } from "./conversation";
 import { openDialog } from "./dialogs";
 import type { LinkState } from "./link";
+import type { Message } from "./message";
 import { ended } from "./sessions";
 
 /** A connection that is back within this time is not worth a word, in milliseconds. */
@@ -69,8 +70,24 @@ function troubleOf(state: LinkState): string {
   }
 }
 
+function reason({ notes }: Message): string {
+  const { failure } = notes.value;
+  return failure ? sentence(failure.message) : "";
+}
+
 /** What the newest answer does, in words that change rarely. */
 function progress(conversation: Conversation): string {
+  const { value: doubt } = conversation.outbox.trouble;
+  if (doubt) return `The message is not taken yet, and is sent again. ${sentence(doubt.message)}`;
+  const { value: last } = ended;
+  if (last?.status.value === "refused" && conversation.messages.value.includes(last)) {
+    return `The message was refused. ${reason(last)}`;
+  }
+  const { value: failure } = conversation.failure;
+  if (failure) return sentence(failure.message);
+  if (conversation.outbox.items.value.some(({ regenerates }) => regenerates)) {
+    return "Another answer is on its way.";
+  }
   const message = conversation.messages.value.findLast(({ role }) => role === "assistant");
   if (!message) return "";
   switch (message.status.value) {
@@ -80,6 +97,7 @@ function progress(conversation: Conversation): string {
       return `Number ${position} in the queue${eta == null ? "" : `, about ${duration(eta)}`}.`;
     }
     case "streaming":
+      if (conversation.stopping.value === message.id) return "The answer is being stopped.";
       return "The answer is being written.";
     case "complete":
       // Only what ended while this page was open is news.
@@ -87,7 +105,7 @@ function progress(conversation: Conversation): string {
     case "cancelled":
       return ended.value === message ? "The answer was stopped." : "";
     case "failed":
-      return ended.value === message ? "The answer failed." : "";
+      return ended.value === message ? `The answer failed. ${reason(message)}` : "";
     default:
       return "";
   }

@@ -3,12 +3,13 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { duration, remedyOf, sentence } from "./advice";
 import { CopyButton } from "./code";
-import { LONGEST_QUESTION } from "./conversation";
-import type { Conversation, Message, Notes } from "./conversation";
+import type { Conversation } from "./conversation";
 import { Icon } from "./icons";
+import { tooLong } from "./length";
 import { Markdown } from "./markdown";
+import type { Message, Notes } from "./message";
 import type { Picture } from "./pictures";
-import { ask, showNew } from "./sessions";
+import { askAgain, readDraft, showNew, writeAgain, writeDraft } from "./sessions";
 import { openDialog } from "./dialogs";
 import type { Failure } from "./wire";
 
@@ -23,20 +24,29 @@ export function Turn({ message, conversation }: { message: Message; conversation
 function Question({ message, conversation }: { message: Message; conversation: Conversation }) {
   const status = message.status.value;
   const { failure } = message.notes.value;
-  const [isEdited, setEdited] = useState(false);
+  // What was being written in its place, before a reload.
+  const [isEdited, setEdited] = useState(() => readDraft(conversation.id, message.id) !== "");
   const button = useRef<HTMLButtonElement>(null);
   const close = () => {
+    writeDraft(conversation.id, "", message.id);
     setEdited(false);
     requestAnimationFrame(() => button.current?.focus());
   };
   return (
     <article class={`question ${status}`} data-status={status}>
       <h2 class="hidden">You</h2>
-      {isEdited ? (
+      {isEdited && status === "complete" ? (
         <Editor
-          text={message.text.value}
+          text={readDraft(conversation.id, message.id) || message.text.value}
+          onChange={(text) => writeDraft(conversation.id, text, message.id)}
           onCancel={close}
-          onSave={(text) => conversation.ask(text, [], message.id) && setEdited(false)}
+          onSave={(text) => {
+            if (!conversation.ask(text, [], message.id)) return;
+            writeDraft(conversation.id, "", message.id);
+            setEdited(false);
+            // The answer is awaited in the field for the next question.
+            document.getElementById("question")?.focus();
+          }}
         />
       ) : (
         <div class="asked" dir="auto">
@@ -52,8 +62,8 @@ function Question({ message, conversation }: { message: Message; conversation: C
             type="button"
             class="quiet"
             title="Edit the question"
-            disabled={conversation.busy.value}
-            onClick={() => setEdited(true)}
+            aria-disabled={conversation.busy.value}
+            onClick={() => !conversation.busy.value && setEdited(true)}
           >
             <Icon name="pencil" />
             <span class="hidden">Edit the question</span>
@@ -64,9 +74,16 @@ function Question({ message, conversation }: { message: Message; conversation: C
         <Trouble
           failure={failure}
           again={() => {
+            askAgain(message);
+            document.getElementById("question")?.focus();
+          }}
+          edit={() => {
             conversation.discard(message);
-            const { value: pictures } = message.pictures;
-            ask(message.text.value, typeof pictures === "number" ? [] : pictures, message.edits);
+            writeAgain(message.text.value);
+          }}
+          remove={() => {
+            conversation.discard(message);
+            document.getElementById("question")?.focus();
           }}
         />
       )}
@@ -77,14 +94,16 @@ function Question({ message, conversation }: { message: Message; conversation: C
 /** The field in which a question is asked anew. The one before stays, as an alternative. */
 function Editor(props: {
   text: string;
+  onChange: (text: string) => void;
   onSave: (text: string) => void;
   onCancel: () => void;
 }) {
   const [text, setText] = useState(props.text);
+  const trouble = tooLong(text);
   const field = useRef<HTMLTextAreaElement>(null);
   useEffect(() => field.current?.focus(), []);
   const save = () => {
-    if (text.trim()) props.onSave(text.trim());
+    if (text.trim() && !trouble) props.onSave(text.trim());
   };
   return (
     <form
@@ -99,9 +118,11 @@ function Editor(props: {
         aria-label="Your question"
         dir="auto"
         rows={Math.min(text.split("\n").length + 1, 12)}
-        maxLength={LONGEST_QUESTION}
         value={text}
-        onInput={(event) => setText(event.currentTarget.value)}
+        onInput={(event) => {
+          setText(event.currentTarget.value);
+          props.onChange(event.currentTarget.value);
+        }}
         onKeyDown={(event) => {
           if (event.key === "Escape") props.onCancel();
           else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -110,8 +131,13 @@ function Editor(props: {
           }
         }}
       />
+      {trouble && (
+        <p class="refusal" role="alert">
+          {trouble}
+        </p>
+      )}
       <div class="actions">
-        <button type="submit" disabled={!text.trim()}>
+        <button type="submit" disabled={!text.trim() || trouble !== ""}>
           Ask
         </button>
         <button type="button" onClick={props.onCancel}>
@@ -135,8 +161,8 @@ function Siblings({ message, conversation }: { message: Message; conversation: C
         type="button"
         class="quiet"
         title={title}
-        disabled={isBusy || !other}
-        onClick={() => other && conversation.select(other)}
+        aria-disabled={isBusy || !other}
+        onClick={() => !isBusy && other && conversation.select(other)}
       >
         <Icon name={by < 0 ? "left" : "right"} />
         <span class="hidden">{title}</span>
@@ -185,6 +211,16 @@ function Answer({ message, conversation }: { message: Message; conversation: Con
       <h2 class="hidden">Answer</h2>
       <Reasoning message={message} isGrowing={isGrowing && text === ""} />
       {status === "waiting" && <Waiting notes={notes} />}
+      {status === "waiting" && conversation.messages.value.some((other) => other.isOpen && other !== message) && (
+        <button
+          type="button"
+          class="back"
+          aria-disabled={conversation.stopping.value === message.id}
+          onClick={() => conversation.stop(message)}
+        >
+          Take it back
+        </button>
+      )}
       {isGrowing && text === "" && <p class="pending">Thinking</p>}
       <div class="prose">
         <Markdown text={text} isGrowing={isGrowing} />
@@ -228,6 +264,8 @@ function Footer(props: { message: Message; notes: Notes; conversation: Conversat
   const { message, notes, conversation } = props;
   const { model, usage, context, continued, finish } = notes;
   const facts: string[] = [];
+  const isAgain = conversation.outbox.items.value.some(({ regenerates }) => regenerates === message.id);
+  if (isAgain) facts.push("another answer is on its way");
   if (message.status.value === "cancelled") facts.push("stopped");
   if (finish === "length") facts.push("reached the longest answer that was allowed");
   if (finish === "repetition") facts.push("ended because the model repeated itself");
@@ -249,8 +287,8 @@ function Footer(props: { message: Message; notes: Notes; conversation: Conversat
         type="button"
         class="quiet"
         title="Another answer"
-        disabled={conversation.busy.value}
-        onClick={() => conversation.regenerate(message)}
+        aria-disabled={conversation.busy.value}
+        onClick={() => !conversation.busy.value && conversation.regenerate(message)}
       >
         <Icon name="again" />
         <span class="hidden">Another answer</span>
@@ -261,7 +299,15 @@ function Footer(props: { message: Message; notes: Notes; conversation: Conversat
 }
 
 /** An error, and what to do about it. */
-export function Trouble({ failure, again }: { failure: Failure; again?: () => void }) {
+export function Trouble(props: {
+  failure: Failure;
+  again?: () => void;
+  /** Puts what was refused back into the field. */
+  edit?: () => void;
+  /** Takes what was refused off the page. */
+  remove?: () => void;
+}) {
+  const { failure, again, edit, remove } = props;
   const wait = useCountdown(failure.retryAt);
   const remedy = remedyOf(failure);
   return (
@@ -286,6 +332,16 @@ export function Trouble({ failure, again }: { failure: Failure; again?: () => vo
         {again && (
           <button type="button" disabled={wait > 0} onClick={again}>
             {wait > 0 ? `Ask again in ${duration(wait)}` : "Ask again"}
+          </button>
+        )}
+        {edit && (
+          <button type="button" onClick={edit}>
+            Change it
+          </button>
+        )}
+        {remove && (
+          <button type="button" onClick={remove}>
+            Remove it
           </button>
         )}
       </div>

@@ -104,6 +104,8 @@ export type ServerEvent = Common &
         count: number;
         has_more: boolean;
         answer?: { generation_id: string; thinking?: string; content: string; offset: number };
+        /** The identifier of the request that it replies to; absent in one that comes unrequested. */
+        message_id?: string;
       }
     | { type: "history_cleared"; session_id: string }
     | { type: "pong" }

@@ -243,6 +243,15 @@ fn missing<'a>(
     Ok(Some(packages.iter().filter(is_missing).copied().collect()))
 }
 
+/// Installs the library whose tokens tests send. Returns its name.
+///
+/// # Errors
+/// Fails where it cannot be installed.
+pub fn token_packages() -> anyhow::Result<String> {
+    python_with(&["pyjwt", "cryptography"])?;
+    Ok("pyjwt".to_owned())
+}
+
 /// Returns schemathesis.
 ///
 /// # Errors

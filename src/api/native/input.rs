@@ -231,8 +231,9 @@ pub struct ChatRequest {
     /// The fate of the turn where the client leaves before its end.
     #[schema(required = false, default = "continue")]
     pub on_disconnect: OnDisconnect,
-    /// The client's identifier of the message, only over a WebSocket.
-    #[schema(ignore)]
+    /// The client's own identifier of the message, which its `message_received` repeats; empty means
+    /// none.
+    #[schema(required = false, max_length = 128)]
     pub message_id: Option<String>,
 }
 
@@ -247,6 +248,7 @@ impl ChatRequest {
         (request.images, request.image_data) = images(&mut fields);
         request.session_id = fields.session();
         request.on_disconnect = on_disconnect(&mut fields);
+        request.message_id = own_id(&mut fields, "message_id");
         fields.finish(request)
     }
 
@@ -461,7 +463,8 @@ fn refuse_images(fields: &mut Fields<'_>) {
 
 /// Reads the client's own identifier of a message of a WebSocket. An empty one counts as absent, as an
 /// empty `session_id` does.
-fn own_id(fields: &mut Fields<'_>, field: &str) -> Option<String> {
+/// Reads the client's own identifier of a request from this field; an empty one is none.
+pub fn own_id(fields: &mut Fields<'_>, field: &str) -> Option<String> {
     let id = fields.text(field, MESSAGE_ID_CHARACTERS);
     id.filter(|id| !id.is_empty()).map(str::to_owned)
 }

@@ -12,19 +12,23 @@ use crate::http::problem::Problem;
 
 /// The models of all hosts.
 #[derive(Serialize, ToSchema)]
-pub struct Models {
+#[schema(as = Models)]
+pub struct ModelList {
     models: Vec<ModelInfo>,
     count: usize,
+    /// The model of a request that names none.
+    default: String,
 }
 
 /// Returns the models of all hosts.
 #[utoipa::path(
     get, path = "/api/v1/chat/models", tag = "models",
-    responses((status = 200, body = Models), Unavailable),
+    responses((status = 200, body = ModelList), Unavailable),
 )]
-pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<Models>, Problem> {
+pub async fn chat_models(State(shared): State<Shared>) -> Result<Json<ModelList>, Problem> {
     let models = shared.models().await?;
-    Ok(Json(Models { count: models.len(), models }))
+    let default = shared.settings.default_model.clone();
+    Ok(Json(ModelList { count: models.len(), models, default }))
 }
 
 /// The names of the models of all hosts.

@@ -76,21 +76,13 @@ impl AskedModel {
             None => Task::Load,
             Some(messages) => {
                 let spec = TurnSpec {
-                    model: model.clone(),
                     temperature: options.temperature,
-                    max_tokens: options.max_tokens,
-                    system: None,
                     seed: options.seed,
                     stop: options.stop,
                     sampling: options.sampling,
                     rules,
                     think,
-                    message_id: None,
-                    source: String::new(),
-                    needs_listener: false,
-                    is_detached: false,
-                    is_kept: false,
-                    anchor: None,
+                    ..TurnSpec::least(&model, options.max_tokens)
                 };
                 Task::Answer(Box::new(Question { spec, messages }))
             }

@@ -43,12 +43,10 @@ impl ChatCompletion {
         let stream = params.flag("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut params, stream)?;
         let temperature = params.number("temperature", 0.0, 2.0)?.unwrap_or(DEFAULT_SAMPLING);
+        let max_tokens = token_limit(&mut params)?;
         let spec = TurnSpec {
-            model,
             // Whatever the sign of zero is, the request is the same.
             temperature: Some(temperature + 0.0),
-            max_tokens: token_limit(&mut params)?,
-            system: None,
             seed: params.integer("seed", i64::MIN)?,
             stop: stops(&mut params)?,
             sampling: Sampling {
@@ -59,12 +57,7 @@ impl ChatCompletion {
             },
             rules: tools::rules(&mut params, text)?,
             think: effort(&mut params, "reasoning_effort")?,
-            message_id: None,
-            source: String::new(),
-            needs_listener: false,
-            is_detached: false,
-            is_kept: false,
-            anchor: None,
+            ..TurnSpec::least(&model, max_tokens)
         };
         // These change nothing about an answer: who asks, and hints for OpenAI's own caches.
         for name in ["user", "safety_identifier", "prompt_cache_key"] {

@@ -143,8 +143,8 @@ async fn handle(
             }
             submitted
         }
-        ClientMessage::History { limit, before } => {
-            in_time(history(&shared.store, owner, session, limit, before)).await
+        ClientMessage::History { limit, before, .. } => {
+            in_time(history(&shared.store, owner, session, limit, (before, id.as_deref()))).await
         }
         ClientMessage::ClearHistory => {
             match in_time(async {
@@ -158,7 +158,7 @@ async fn handle(
                 Err(problem) => Err(problem),
             }
         }
-        ClientMessage::Branch { message } => {
+        ClientMessage::Branch { message, .. } => {
             match in_time(shared.generations.select(owner, session, message)).await {
                 Ok(true) => Ok(RequestOutcome::Published),
                 Ok(false) => Ok(RequestOutcome::AlreadySelected(message)),
@@ -203,8 +203,9 @@ async fn admit(
         ClientMessage::Chat(_) => RequestKind::Turn,
         _ => RequestKind::Plain,
     };
-    let may_repeat = message.message_id().is_some();
-    Ok(shared.limits.admit(subject, kind, may_repeat).await?.turn)
+    // The prefix keeps the name apart from those of REST.
+    let key = message.message_id().map(|id| format!("ws\n{id}"));
+    Ok(shared.limits.admit(subject, kind, key.as_deref()).await?.turn)
 }
 
 async fn submit(
@@ -233,7 +234,7 @@ async fn history(
     owner: &Owner,
     session: SessionId,
     limit: u64,
-    before: Option<Uuid>,
+    (before, id): (Option<Uuid>, Option<&str>),
 ) -> Result<RequestOutcome, Problem> {
     let page = match before {
         None => store.newest(owner, session, limit, wire::EVENT_BYTES).await,
@@ -251,5 +252,5 @@ async fn history(
         Err(StoreError::Absent) => (Vec::new(), 0),
         Err(error) => return Err(error.into()),
     };
-    Ok(RequestOutcome::Reply(wire::history(&messages, first > 0, None).0))
+    Ok(RequestOutcome::Reply(wire::history(&messages, first > 0, None, id).0))
 }

@@ -4,7 +4,9 @@ use axum::http::StatusCode;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::api::native::input::{ChatRequest, IDEMPOTENCY_KEY, branch_target, cancel_target};
+use crate::api::native::input::{
+    ChatRequest, IDEMPOTENCY_KEY, branch_target, cancel_target, own_id,
+};
 use crate::http::extract::body::json_position;
 use crate::http::extract::fields::{FieldError, Fields, PAGE_LIMIT};
 use crate::http::extract::object::{NotAnObject, Object, TOO_MANY_FIELDS_TEXT, TOO_MANY_VALUES};
@@ -26,11 +28,15 @@ pub enum ClientMessage {
         limit: u64,
         /// The message that follows the requested ones.
         before: Option<Uuid>,
+        /// The client's identifier of the request, which the reply repeats.
+        message_id: Option<String>,
     },
     /// A request to select the branch of a message.
     Branch {
         /// The message.
         message: Uuid,
+        /// The client's identifier of the request, which an error repeats.
+        message_id: Option<String>,
     },
     /// A request to clear the history.
     ClearHistory,
@@ -73,6 +79,9 @@ impl ClientMessage {
     pub fn message_id(&self) -> Option<&str> {
         match self {
             Self::Chat(request) => request.message_id.as_deref(),
+            Self::History { message_id, .. } | Self::Branch { message_id, .. } => {
+                message_id.as_deref()
+            }
             _ => None,
         }
     }
@@ -122,7 +131,7 @@ pub fn parse_client_message(text: &[u8]) -> Result<ClientMessage, BadMessage> {
         "edit" => {
             ChatRequest::from_edit_message(&object, text).map(Box::new).map(ClientMessage::Chat)
         }
-        "branch" => branch_target(&object).map(|message| ClientMessage::Branch { message }),
+        "branch" => branch_request(&object),
         "get_history" | "history" => history_request(&object),
         "clear_history" => Ok(ClientMessage::ClearHistory),
         "cancel" => cancel_target(&object).map(|generation| ClientMessage::Cancel { generation }),
@@ -154,11 +163,19 @@ fn auth_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
     fields.finish(ClientMessage::Auth { token })
 }
 
+fn branch_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
+    let mut fields = Fields::new("body", object);
+    let message_id = own_id(&mut fields, IDEMPOTENCY_KEY);
+    let message = branch_target(object)?;
+    fields.finish(ClientMessage::Branch { message, message_id })
+}
+
 fn history_request(object: &Object) -> Result<ClientMessage, Vec<FieldError>> {
     let mut fields = Fields::new("body", object);
     // Clients of the original may request more than fits in one reply; `has_more` reports the rest.
     let (most, default) = PAGE_LIMIT;
     let limit = fields.integer("limit", 1, i64::MAX).unwrap_or(default).min(most);
     let before = fields.uuid("before");
-    fields.finish(ClientMessage::History { limit: limit.unsigned_abs(), before })
+    let message_id = own_id(&mut fields, "message_id");
+    fields.finish(ClientMessage::History { limit: limit.unsigned_abs(), before, message_id })
 }

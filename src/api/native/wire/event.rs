@@ -141,6 +141,8 @@ pub enum ServerEvent<'a> {
         has_more: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         answer: Option<RunningAnswer<'a>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message_id: Option<&'a str>,
     },
 }
 

@@ -269,17 +269,19 @@ pub fn pong() -> Utf8Bytes {
 /// the running answer that does not fit follows as chunks.
 pub fn snapshot(snapshot: &Snapshot) -> (Utf8Bytes, Cursor) {
     let running = snapshot.running.as_ref().map(|(id, text)| (*id, text.as_str()));
-    let (json, shown) = history(&snapshot.messages, snapshot.has_more, running);
+    let (json, shown) = history(&snapshot.messages, snapshot.has_more, running, None);
     (json, snapshot.cursor_after(shown))
 }
 
 /// Encodes a `history` event of the newest of `messages` that fit, and of as much of the running
 /// answer as fits beside them, reasoning first. `more` reports whether there are older messages. The
-/// number of stored bytes of the encoded answer is returned, too.
+/// number of stored bytes of the encoded answer is returned, too. A reply repeats the client's
+/// identifier of its request.
 pub fn history(
     messages: &[Message],
     more: bool,
     answer: Option<(GenerationId, &str)>,
+    message_id: Option<&str>,
 ) -> (Utf8Bytes, usize) {
     let room = EVENT_BYTES - FRAME_BYTES;
     let mut left = if answer.is_some() { room / 2 } else { room };
@@ -309,6 +311,7 @@ pub fn history(
         has_more: more || fitting.len() < messages.len(),
         messages: &fitting,
         answer,
+        message_id,
     };
     (event.write(used + shown), shown)
 }

@@ -148,12 +148,8 @@ impl ResponseRequest {
         params.finish()?;
         let tokens = max_output_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
         let spec = TurnSpec {
-            model,
             temperature: Some(temperature),
-            max_tokens: tokens.unwrap_or(u32::MAX),
             system: instructions.filter(|text| !text.is_empty()),
-            seed: None,
-            stop: Vec::new(),
             sampling: Sampling {
                 top_p: Some(top_p),
                 presence_penalty: Some(presence_penalty),
@@ -162,12 +158,9 @@ impl ResponseRequest {
             },
             rules,
             think,
-            message_id: None,
-            source: String::new(),
-            needs_listener: false,
             is_detached: background,
             is_kept: store,
-            anchor: None,
+            ..TurnSpec::least(&model, tokens.unwrap_or(u32::MAX))
         };
         check_size(&spec, &shown)?;
         Ok(Self { spec, input, images, previous, stream, shown })

@@ -1,0 +1,54 @@
+// A WebSocket between the page and the service that a script steers: it holds, drops, changes and cuts.
+
+/** Puts itself between the page and the service. `up` gets each message of the page, and `down` each
+ * event of the service, with a function that passes it on, and the connection. */
+export async function steer(page, { up, down } = {}) {
+  const wire = { connections: 0, sent: [], isDown: false, up, down, last: undefined };
+  await page.routeWebSocket(/\/ws\?/, (socket) => {
+    if (wire.isDown) return void socket.close();
+    wire.connections += 1;
+    const server = socket.connectToServer();
+    const connection = {
+      number: wire.connections,
+      url: socket.url(),
+      /** Sends an event to the page, as if it came from the service. */
+      inject: (event) => socket.send(JSON.stringify(event)),
+      /** Ends the connection without a word of the service. */
+      cut: () => {
+        connection.isCut = true;
+        void server.close();
+        void socket.close();
+      },
+    };
+    wire.last = connection;
+    socket.onMessage((text) => {
+      const message = JSON.parse(text);
+      wire.sent.push(message);
+      const pass = (changed = message) => connection.isCut || server.send(JSON.stringify(changed));
+      if (wire.up) wire.up(message, pass, connection);
+      else pass();
+    });
+    server.onMessage((text) => {
+      const event = JSON.parse(text);
+      const pass = (changed = event) => connection.isCut || socket.send(JSON.stringify(changed));
+      if (wire.down) wire.down(event, pass, connection);
+      else pass();
+    });
+  });
+  return wire;
+}
+
+/** Ends the connection, and keeps the page from another one until `wire.isDown` is false. */
+export function takeDown(wire) {
+  wire.isDown = true;
+  wire.last.cut();
+}
+
+/** Waits until something holds. */
+export async function eventually(page, holds, what) {
+  const end = Date.now() + 15_000;
+  while (!(await holds())) {
+    if (Date.now() > end) throw new Error(`not within 15 s: ${what}`);
+    await page.waitForTimeout(20);
+  }
+}
